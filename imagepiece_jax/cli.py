@@ -133,8 +133,8 @@ def weights():
 def macs():
     """Define --macs, which stands for two fields of the config: see `_parse`."""
     help_text = (
-        "a share of the dense model's multiply-adds, such as 0.5, which the method "
-        "recommended for the model gets; docs/comparison.md says which, and why"
+        "a share of the dense model's multiply-adds, such as 0.5, that the recommended "
+        "method reduces it to; docs/comparison.md says which, and why"
     )
     parser = _Parser("macs", fields.share(), "float", literal)
     return flags.DEFINE(parser, "macs", None, help_text, allow_override=True)
@@ -242,7 +242,7 @@ def evaluated_images():
                 f"is {chosen.value!r}, but config.eval.sets is empty",
                 field="--set",
                 value=chosen.value,
-                hint="drop it, or name images by --data",
+                hint="drop it, or name images with --data",
             )
         own = one_of("--set", chosen.value, sets) if chosen.value else {}
         only = {chosen.value: own} if chosen.value else {}
@@ -379,9 +379,11 @@ def _unknown(name):
 
 
 def _unexpected(word):
-    """The InputError for a word that belongs to no flag."""
+    """The InputError for a word that is no flag's value."""
     hint = f"did you mean --config {word}?" if ".py" in word else "see --help for flags"
-    return InputError("belongs to no flag", field=repr(word), value=word, hint=hint)
+    return InputError(
+        "is an unexpected argument", field=repr(word), value=word, hint=hint
+    )
 
 
 # The config of a command line

@@ -47,7 +47,11 @@ def main():
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.training.recover import recover
 
-    check_folder("--out", checked_folder(out))
+    try:
+        folder = checked_folder(out)
+    except InputError as error:
+        raise error.but(place=f"--out {out}") from error
+    check_folder("--out", folder)
     config, vit = load_with_config(**typed)
     config.data.resize = RESIZE.value or config.data.resize
     preprocessing = RunConfig.from_config(config).preprocessing()

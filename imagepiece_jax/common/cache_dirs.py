@@ -62,7 +62,7 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
 
     Returns the folder, and whether it was made just now; (None, False) where the
     environment sets JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE itself,
-    and where the folder cannot be made or is another user's.
+    and where the folder cannot be created or is another user's.
     """
     variable = "JAX_COMPILATION_CACHE_DIR"
     if variable in os.environ or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:

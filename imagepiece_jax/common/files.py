@@ -136,7 +136,7 @@ def make_folder(flag, path):
         if isinstance(error, FileExistsError):
             reason = os.strerror(errno.ENOTDIR)
         raise InputError(
-            f"{path} cannot be made ({reason})",
+            f"{path} cannot be created ({reason})",
             field=flag,
             value=path,
             hint="choose another",
@@ -154,7 +154,7 @@ def check_folder(flag, path):
         nearest = nearest.parent
     problem = None
     if not nearest.is_dir():
-        problem = f"{path} cannot be made ({os.strerror(errno.ENOTDIR)})"
+        problem = f"{path} cannot be created ({os.strerror(errno.ENOTDIR)})"
     elif not os.access(nearest, os.W_OK | os.X_OK):
         problem = f"{path} cannot be written ({os.strerror(errno.EACCES)})"
     if problem is not None:
@@ -196,7 +196,7 @@ def check_writable(flag, path, read=(), writes=()):
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in PROTECTED and suffix not in writes:
         raise InputError(
-            f"{path} exists, and this command writes no {suffix}",
+            f"{path} already exists, and this command does not write {suffix} files",
             field=flag,
             value=path,
             hint="choose another name",

@@ -76,7 +76,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
             raise InputError(
                 field="argument",
                 value=argument,
-                allowed="none, as get_config() of this file takes none",
+                allowed="none, because get_config() in this file takes no argument",
             )
         config = get_config(argument) if argument else get_config()
         if not isinstance(config, ConfigDict):

@@ -50,7 +50,7 @@ def no_image(folder) -> InputError:
     return InputError(
         "holds no images",
         place=f"folder {folder}",
-        allowed=f"files with the ending of an image, such as {SOME_EXTENSIONS}",
+        allowed=f"image files with extensions such as {SOME_EXTENSIONS}",
     )
 
 
@@ -250,7 +250,7 @@ def record_unreadable(damaged, row, total, consequence):
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
         raise InputError(
-            f"{count} of {total} images cannot be read, the first is {file} ({reason})",
+            f"{count} of {total} images cannot be read; the first is {file} ({reason})",
             value=count,
             allowed=f"at most {MAX_SHARE:.0%}",
         )

@@ -105,11 +105,15 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
     if labels_by_name is not None and two_orders:
         label, text, number = two_orders
         raise InputError(
-            f"has classes in one order as text and in another as numbers: class {label}"
-            f" is {text!r} or {number!r}, which no name of the model's classes settles",
+            "has classes that sort in one order as text and in another as numbers, and "
+            f"the model's class names do not say whether class {label} is {text!r} or "
+            f"{number!r}",
             place=place,
-            allowed=f"the model's names, whole numbers from 0 to {num_classes - 1} as "
-            "labels, or numbers of equal length, such as 02 and 10",
+            allowed=(
+                "names of the model's classes, whole numbers from 0 to "
+                f"{num_classes - 1} as labels, or numbers of equal length, such as 02 "
+                "and 10"
+            ),
         )
     return [*range(len(names))]
 

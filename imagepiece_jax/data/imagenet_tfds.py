@@ -49,15 +49,15 @@ def open_imagenet(split, num_classes, data_dir):
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
         raise InputError(
-            f"is {value!r}, but config.data.dir {str(where)!r} has no "
-            "complete array_record files of it",
+            f"is {value!r}, but config.data.dir {str(where)!r} has no complete "
+            "array_record files of it",
             field="config.data.name",
             value=value,
             hint=(
-                "make them in a clone from the tars or parquet files of ImageNet in "
-                "FOLDER by `python -m tools.prepare_imagenet --source FOLDER --dir "
-                f"{where}`, or try `python train.py --config configs/quickstart.py`, "
-                "which needs no files"
+                "in a clone of the repository, `python -m tools.prepare_imagenet "
+                f"--source FOLDER --dir {where}` makes them from ImageNet's tar or "
+                "parquet files in FOLDER; `python train.py --config "
+                "configs/quickstart.py` needs no files"
             ),
         ) from error
     note = dict(builder.info.metadata.items())

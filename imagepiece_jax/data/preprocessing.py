@@ -229,7 +229,7 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     if actual != sides(size):
         why = ""
         if small:
-            why = f", as evaluation at up to {SMALL}x{SMALL} resizes no image"
+            why = f", because evaluation at up to {SMALL}x{SMALL} resizes no image"
         raise InputError(
             f"has {size_text(actual)} pixels and is not resized{why}",
             field="the image",

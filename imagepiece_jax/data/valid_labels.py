@@ -26,7 +26,7 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
         labels = _of_file(text, source.num_classes)
     if len(labels) == 1:
         raise InputError(
-            f"is {text}, which leaves class {labels[0]} alone",
+            f"is {text}, which leaves only class {labels[0]}",
             field=FLAG,
             value=text,
             allowed="two classes or more",
@@ -44,7 +44,9 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
 
 def _of_file(path, num_classes):
     """The labels in a file, in rising order. InputError for anything else in it."""
-    allowed = f"{OF_DATA}, or a file of labels from 0 to {num_classes - 1}, one a line"
+    allowed = (
+        f"{OF_DATA}, or a file of labels from 0 to {num_classes - 1}, one per line"
+    )
     try:
         words = pathlib.Path(path).read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -57,7 +59,7 @@ def _of_file(path, num_classes):
     for word in words:
         if not word.isdecimal() or int(word) >= num_classes:
             raise InputError(
-                f"{path} has {word!r}",
+                f"{path} has the label {word!r}",
                 field=FLAG,
                 value=word,
                 allowed=allowed,

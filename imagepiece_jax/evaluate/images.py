@@ -84,7 +84,7 @@ def labeled_images(
             allowed="weights with a head (train.py --config.init.weights trains one)",
             hint="or take its vectors by the command predict with --json",
         )
-    check_single_label(vit.problem_type, path, "accuracy takes")
+    check_single_label(vit.problem_type, path, "accuracy")
     every = eval_source(run, run.eval.best_set, names)
     if not every.labeled:
         raise InputError(

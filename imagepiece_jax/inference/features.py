@@ -233,7 +233,8 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
             field="layers",
             value=layers,
             allowed=(
-                f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
+                f"a number of last blocks from 0 to {depth}, or blocks from 0 to "
+                f"{depth - 1}"
             ),
         )
     return tuple(blocks)

@@ -59,7 +59,7 @@ class ProgramOutputs:
         for field, value in self._options.items():
             if not self.maps and value != DEFAULTS[field]:
                 raise InputError(
-                    "is of features, but output is 'logits'",
+                    "is an option of features, but output is 'logits'",
                     field=field,
                     value=value,
                     allowed="output 'features' or 'patches'",

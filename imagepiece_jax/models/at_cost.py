@@ -247,7 +247,7 @@ def _at_cost(method, model, grid, allowed=MISS):
         raise error
     if miss > allowed:
         name = methods.name_of(method)
-        problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
+        problem = f"is {method.macs:g}, but the nearest cost of {name!r} is {macs:.3f}"
         limit = f"costs within {allowed:g} of one that it reaches"
         method.refuse("macs", limit, problem)
     return found

@@ -33,11 +33,11 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
         return 0.5 * (1 + np.tanh(logits / 2))
     if kind is None:
         raise InputError(
-            f"is {problem_type!r}, whose outputs are no probabilities",
+            f"is {problem_type!r}, whose outputs are not probabilities",
             field="problem_type",
             value=problem_type,
             allowed=f"{SINGLE_LABEL}, {MULTI_LABEL}",
-            hint="its numbers are vit.model.apply(vit.variables, images).logits",
+            hint="vit.model.apply(vit.variables, images).logits has its numbers",
         )
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
@@ -47,11 +47,11 @@ def check_single_label(problem_type: str, place: str, reader: str) -> None:
     """Raise InputError for weights whose images have several labels, or numbers.
 
     place: the weights, in words
-    reader: what takes an image to have one label
+    reader: what needs one label per image, such as "accuracy"
     """
     if problem_type != SINGLE_LABEL:
         raise InputError(
-            f"is {problem_type!r}, but {reader} an image to have one label",
+            f"is {problem_type!r}, but {reader} needs one label per image",
             field="problem_type",
             place=place,
             value=problem_type,

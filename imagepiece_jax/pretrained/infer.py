@@ -523,12 +523,12 @@ def _unknown(lacking, partial, sizes, parts):
         problem += f"width {width}"
         hint = f"name a model of width {width}{candidates}, or {give}"
         return InputError(problem, field="name", value=name, hint=hint)
-    problem = "is in no tensor"
-    also = f" (the same holds for {', '.join(rest)})" if rest else ""
+    problem = "cannot be read from the tensors"
+    also = f" (nor can {', '.join(rest)})" if rest else ""
     if name:
         tags = [tag for tag in _names_with_normalization(name) if tag != name]
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
-        problem += f", nor set by {name!r}{also}"
+        problem += f"{also}, and {name!r} does not set it"
         return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
     ways = [give]
     if candidates:

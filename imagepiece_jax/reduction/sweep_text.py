@@ -43,9 +43,9 @@ def parse_sweep(text):
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name == methods.AUTO:
         raise InputError(
-            f"has {name}, which is no method",
+            f"names {name!r}, which is not a method",
             value=name,
-            hint="--macs 0.5 without --sweep takes the recommended one",
+            hint="for the recommended method give --macs=0.5 without --sweep",
         )
     if name not in methods.METHODS:
         similar = closest(name, methods.METHODS)
@@ -87,7 +87,7 @@ def parse_sweeps(texts):
         for reduction, full in parsed:
             if full in seen:
                 raise InputError(
-                    "is there already",
+                    "is given twice",
                     field=label(reduction),
                     place=f"--sweep {text}",
                     hint="name each reduction only once",

@@ -202,9 +202,11 @@ class InitialWeights:
         run = self._run
         fresh = self._run.init.fresh
         if fresh and not run.init.weights:
-            problem = f"is {fresh}, but config.init.weights, for the rest, is empty"
+            problem = (
+                f"is {fresh}, but config.init.weights, for all other parts, is empty"
+            )
             hint = "name a weights file or the folder of a run there, or set "
-            hint += "config.init.fresh=() to train everything anew"
+            hint += "config.init.fresh=() to train all of it from scratch"
             run.init.refuse("fresh", problem=problem, hint=hint)
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)

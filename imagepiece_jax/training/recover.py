@@ -91,9 +91,9 @@ def recover(
         )
     if steps is not None and minutes is not None:
         raise InputError(
-            "is given, and steps are, too",
+            "is given together with steps",
             field="minutes",
-            hint="drop one",
+            allowed="one of the two",
         )
     recipe = Recipe.of(
         vit,
@@ -396,8 +396,8 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
             field="images",
             value=total,
             allowed=(
-                f"{FEWEST + batch_size} or more, {FEWEST} of which are held out, and "
-                f"{batch_size} are a batch"
+                f"{FEWEST + batch_size} or more: {FEWEST} that are held out and a "
+                f"batch of {batch_size}"
             ),
         )
     held = min(MOST, max(FEWEST, total // HELD_OUT))

@@ -88,7 +88,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
         return None, None
     place = f"config.teacher.weights {teacher.weights}"
     problem = initial.teacher.description.problem_type
-    check_single_label(problem, place, "distillation takes")
+    check_single_label(problem, place, "distillation")
     if run.reduction.needs_teacher:
         for field in teacher.fields:
             allowed = f"an empty field: {method!r} learns from a model like its own"

@@ -45,7 +45,7 @@ def write_folder(
     source: a name of the weights
     blocks: those in figures; none stands for all
     Yields a line on each reduction, and one on the files.
-    Raises InputError where the folder cannot be made.
+    Raises InputError where the folder cannot be created.
     """
     figures = pathlib.Path(out) / "figures"
     methods = []

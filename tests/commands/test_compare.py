@@ -50,7 +50,7 @@ def test_an_out_that_is_a_file_is_refused_before_a_note_is_printed(tmp_path):
     path = tiny_context.pretrained(tmp_path).source.path
     words = [*MODEL, "--weights", path, "--data=digits", "--limit=30"]
     ended = call(compare.main, *words, "--out", path)
-    assert sentence(ended).startswith(f"--out {path} cannot be made")
+    assert sentence(ended).startswith(f"--out {path} cannot be created")
     assert ended.out == ""
 
 

@@ -272,7 +272,7 @@ def test_photographs_and_weights_are_not_replaced(tmp_path):
         path = tmp_path / name
         check_writable("--out", path)
         path.touch()
-        with pytest.raises(InputError, match=f"--out {path} exists, and this"):
+        with pytest.raises(InputError, match=f"--out {path} already exists, and this"):
             check_writable("--out", path)
     check_writable("--plot", path, writes=[".png"])
     for name in ("config.json", "classes.json", "run.json"):
@@ -288,7 +288,7 @@ def test_a_folder_is_checked_and_not_made(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with refused("--out", path, "cannot be made (Not a directory)"):
+        with refused("--out", path, "cannot be created (Not a directory)"):
             files.check_folder("--out", path)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with refused("--out", tmp_path / "a", "cannot be written (Permission denied)"):

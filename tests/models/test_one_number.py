@@ -164,9 +164,9 @@ def test_numbers_of_numpy_are_numbers(value):
     [
         (50, "reduction.macs", "did you mean 0.5?"),
         (np.int64(50), "reduction.macs", "did you mean 0.5?"),
-        ("0.5", "reduction.name", "did you mean the number 0.5, or auto with macs=0.5"),
-        ("50%", "reduction.name", "did you mean the number 0.5"),
-        ("50", "reduction.name", "did you mean the number 0.5"),
+        ("0.5", "reduction.name", "did you mean the name 'auto' with macs=0.5"),
+        ("50%", "reduction.name", "with macs=0.5 (in Python, the number 0.5)"),
+        ("50", "reduction.name", "with macs=0.5 (in Python, the number 0.5)"),
         (1.0, "reduction.macs", "allowed: numbers above 0 and below 1, such as 0.5"),
         (1, "reduction.macs", "below 1"),
         (7.5, "reduction.macs", "below 1"),

@@ -251,7 +251,9 @@ def test_a_model_with_norms_behind_its_branches(tmp_path):
     with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
         imagepiece_jax.load(tmp_path)
     path = tmp_path / "model.safetensors"
-    with pytest.raises(InputError, match="post_norm is in no tensor; .* post_norm=.."):
+    with pytest.raises(
+        InputError, match="post_norm cannot be read from the tensors; .* post_norm=.."
+    ):
         imagepiece_jax.load(path, **{k: UNTOLD[k] for k in {*UNTOLD} - {"post_norm"}})
     agrees(path, *expected, **UNTOLD | {"post_norm": True})
 
@@ -271,7 +273,7 @@ def test_the_pool_of_a_file_is_what_the_caller_says(tmp_path, pool):
     agrees(tmp_path, *expected)
     untold = {k: v for k, v in UNTOLD.items() if k != "pool"}
     path = tmp_path / "model.safetensors"
-    with pytest.raises(InputError, match="pool is in no tensor"):
+    with pytest.raises(InputError, match="pool cannot be read from the tensors"):
         imagepiece_jax.load(path, **untold)
     agrees(path, *expected, **untold | POOLS[pool])
 

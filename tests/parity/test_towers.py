@@ -183,7 +183,9 @@ def test_processors_of_images_and_text_in_one_file(tmp_path):
     images = tmp_path / "preprocessor_config.json"
     content = {"image_processor": json.loads(images.read_text())}
     images.unlink()
-    with pytest.raises(InputError, match="mean is in no tensor.* std.; place its"):
+    with pytest.raises(
+        InputError, match="mean cannot be read from the tensors.* std.; place its"
+    ):
         imagepiece_jax.load(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps(content))
     compare(tmp_path, truth(model))

@@ -336,7 +336,7 @@ def test_what_is_no_tower_of_ours_is_refused(tmp_path, changes, field, value, pr
 def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
     path = llava(tmp_path)
     (path / "preprocessor_config.json").unlink()
-    message = "mean is in no tensor .* std.; place its"
+    message = "mean cannot be read from the tensors .* std.; place its"
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(path)
     fields = {"mean": HALF, "std": HALF}

@@ -175,7 +175,7 @@ def test_a_killed_run_leaves_no_file_of_its_lock(tmp_path, locks):
 
 def test_a_workdir_is_locked_before_the_plan_is_printed(tmp_path, capsys):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/run cannot be made"):
+    with pytest.raises(InputError, match="file/run cannot be created"):
         trainer.train_and_evaluate(quickstart.get_config(), tmp_path / "file" / "run")
     assert capsys.readouterr().out == ""
 

@@ -292,7 +292,7 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     fields |= {"data.workers": 2, "data.threads": 2}
     config = configured(PLAIN, NO_REDUCTION, **fields)
     with pytest.raises(
-        InputError, match="^5 of 400 images cannot be read, the first is"
+        InputError, match="^5 of 400 images cannot be read; the first is"
     ):
         trainer.train_and_evaluate(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before

@@ -101,7 +101,8 @@ def create(name: str = "none", **fields) -> Method:
         listed = f"the methods are {', '.join(names())}"
         hint = suggestion(word, names(), listed)
         if (meant := share_meant(name)) is not None:
-            hint = f"did you mean the number {meant:g}, or auto with macs={meant:g}?"
+            hint = f"did you mean the name 'auto' with macs={meant:g} "
+            hint += f"(in Python, the number {meant:g})?"
         raise InputError(field="name", value=name, hint=hint)
     kind = _imported("recommended", "Recommended") if name == AUTO else METHODS[name]
     contract.check_method(kind, Method)
