@@ -11,6 +11,6 @@ if __name__ == "__main__":
     script = "paper"
     if sys.argv[1:] and sys.argv[1] in STUDIES:
         script = sys.argv.pop(1)
-        cache_dirs.keep_programs()  # before the script imports JAX
+    cache_dirs.keep_programs()  # before the script imports JAX
     # It ends the process.
     runpy.run_module(f"experiments.{script}", run_name="__main__", alter_sys=True)

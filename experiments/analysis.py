@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 
-from experiments import intervals, merges, published, render, tables
-from experiments.render import interval
-from experiments.rows import TableRow, find
+from experiments import intervals, merges, published, tables
+from experiments.study import interval
+from experiments.tables import BLANK, TableRow, find
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import split_reduction
@@ -27,7 +28,7 @@ STEM_FIGURES = {
 }
 
 
-def reassess(context):
+def reassess(paper):
     """Table 5: how many merged tokens count as attentive one block later; reassess.md.
 
     Tokens that a merge has just made of patches that were all among the least
@@ -39,22 +40,22 @@ def reassess(context):
     rows = (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
     models = []
     for row in rows:
-        models += find(context, row)
-    pretrained, reduction = models[0] if models else (context.pretrained, REDUCTION)
+        models += find(paper, row)
+    pretrained, reduction = models[0] if models else (paper.pretrained, REDUCTION)
     lines = []
-    for block, figures in attentive_ratios(context, pretrained, reduction).items():
-        line = [int(block) + 1, render.number(published.REASSESS.get(int(block)))]
+    for block, figures in attentive_ratios(paper, pretrained, reduction).items():
+        line = [int(block) + 1, published.text(published.REASSESS.get(int(block)))]
         line += [interval(figures["own"]), figures["rule"]]
         lines.append([*line, interval(figures["candidates"])])
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
-    text = render.table(head, lines)
+    text = markdown_table(head, lines)
     title = "merged tokens judged again"
-    facts = render.facts(context, {"stem": pretrained.model.stem})
-    render.page(context, "reassess", title, text, facts)
+    facts = paper.facts({"stem": pretrained.model.stem})
+    paper.write_page("reassess", title, text, facts)
 
 
-def attentive_ratios(context, pretrained, reduction):
+def attentive_ratios(paper, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     fields, _ = split_reduction(reduction)
     share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
@@ -88,10 +89,10 @@ def attentive_ratios(context, pretrained, reduction):
             for _, here in after
         }
 
-    return context.analyze("reassess", pretrained, reduction, measure, summarize)
+    return paper.inside("reassess", pretrained, reduction, measure, summarize)
 
 
-def similarity(context):
+def similarity(paper):
     """Table 6: cosine similarity of merged pairs, first and last merge; similarity.md.
 
     An image has the mean over the pairs that a step merged, by the keys that it matched
@@ -100,12 +101,12 @@ def similarity(context):
     lines = []
     for row in ROWS:
         printed = published.SIMILARITY.get(row.name, (None, None))
-        line = [row.name, *(render.number(value, 4) for value in printed)]
-        models = find(context, row)
+        line = [row.name, *(published.text(value, 4) for value in printed)]
+        models = find(paper, row)
         if not models:
-            lines.append([*line, *[render.BLANK] * 5])
+            lines.append([*line, *[BLANK] * 5])
             continue
-        estimates = first_and_last(context, *models[0])
+        estimates = first_and_last(paper, *models[0])
         line += [interval(estimates[f"lowest {at}"], 4) for at in ENDS]
         gap = statistics.Estimate(*estimates["gap"])
         line += [statistics.format_difference(gap, 4)]
@@ -114,14 +115,14 @@ def similarity(context):
     head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
     head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
     head += [f"{at} merge, all images" for at in ENDS]
-    count = lowest_count(len(context.images))
-    chosen = f"{count} of {len(context.images)} images, anew for each figure"
-    facts = render.facts(context, {"lowest 1 % (published: 500 of 50,000)": chosen})
+    count = lowest_count(len(paper.images))
+    chosen = f"{count} of {len(paper.images)} images, anew for each figure"
+    facts = paper.facts({"lowest 1 % (published: 500 of 50,000)": chosen})
     title = "likeness of merged pairs"
-    render.page(context, "similarity", title, render.table(head, lines), facts)
+    paper.write_page("similarity", title, markdown_table(head, lines), facts)
 
 
-def first_and_last(context, pretrained, reduction):
+def first_and_last(paper, pretrained, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
     merging = _merging(pretrained, reduction)
     ends = dict(zip(ENDS, (merging[0], merging[-1]), strict=True))
@@ -145,7 +146,7 @@ def first_and_last(context, pretrained, reduction):
             estimates[f"lowest {at}"] = lowest_mean(values)
         return estimates
 
-    return context.analyze("similarity", pretrained, reduction, measure, summarize)
+    return paper.inside("similarity", pretrained, reduction, measure, summarize)
 
 
 def _merging(pretrained, reduction):
@@ -169,7 +170,7 @@ def lowest_mean(values: np.ndarray) -> statistics.Estimate:
     return intervals.bootstrap(lambda index: lowest(values[index]), len(values))
 
 
-def overlap(context):
+def overlap(paper):
     """Table 7: share of ToMe's first merged tokens that are well attended; overlap.md.
 
     Percent of the tokens merged in the first block that are among the top k % by that
@@ -178,14 +179,14 @@ def overlap(context):
     """
     lines = []
     for size, values in published.OVERLAP.items():
-        cells = [render.number(value) for value in values]
+        cells = [published.text(value) for value in values]
         lines.append(
             [f"ToMe, {published.SIZES[size]}", f"not said ({published.LABEL})", *cells]
         )
     for row in ROWS:
-        models = find(context, row)
+        models = find(paper, row)
         for kind in KINDS if models else ():
-            shares = attended_shares(context, *models[0])
+            shares = attended_shares(paper, *models[0])
             figures = [shares[f"{kind} {k}"] for k in published.OVERLAP_K]
             cells = [interval(figure) for figure in figures]
             lines.append([row.name, f"{kind} (measured)", *cells])
@@ -196,12 +197,12 @@ def overlap(context):
         "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"
-    text = render.table(head, lines)
-    facts = render.facts(context)
-    render.page(context, "overlap", title, text, note, facts)
+    text = markdown_table(head, lines)
+    facts = paper.facts()
+    paper.write_page("overlap", title, text, note, facts)
 
 
-def attended_shares(context, pretrained, reduction):
+def attended_shares(paper, pretrained, reduction):
     """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
     site = _merging(pretrained, reduction)[0]
 
@@ -222,10 +223,10 @@ def attended_shares(context, pretrained, reduction):
         names = [name for name in arrays if name != "index"]
         return {name: intervals.mean(arrays[name]) for name in names}
 
-    return context.analyze("overlap", pretrained, reduction, measure, summarize)
+    return paper.inside("overlap", pretrained, reduction, measure, summarize)
 
 
-def lcb_similarity(context):
+def lcb_similarity(paper):
     """Table 8: likeness of ImagePiece's first pairs by stem; lcb-similarity.md.
 
     Likeness of the merged pairs and of all pairs that could have been merged, and how
@@ -233,24 +234,24 @@ def lcb_similarity(context):
     """
     lines = []
     for stem, row in STEMS.items():
-        line = [row.name, render.number(published.LCB_SIMILARITY[stem], 4)]
-        models = find(context, row, by_stem=True)
+        line = [row.name, published.text(published.LCB_SIMILARITY[stem], 4)]
+        models = find(paper, row, by_stem=True)
         if not models:
-            lines.append([*line, "", *[render.BLANK] * len(STEM_FIGURES)])
+            lines.append([*line, "", *[BLANK] * len(STEM_FIGURES)])
         for pretrained, reduction in models:
-            estimates = first_merge(context, pretrained, reduction)
+            estimates = first_merge(paper, pretrained, reduction)
             cells = [interval(estimates[name], 3) for name in STEM_FIGURES]
             lines.append([*line, pretrained.source.seed, *cells])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     note = {"merge": "ImagePiece's first"}
-    if context.models.trains:
+    if paper.models.trains:
         note["convolutional stem"] = "fresh, and has learned little"
-    text = render.table([*head, *STEM_FIGURES.values()], lines)
+    text = markdown_table([*head, *STEM_FIGURES.values()], lines)
     title = "likeness of candidates by stem"
-    render.page(context, "lcb-similarity", title, text, render.facts(context, note))
+    paper.write_page("lcb-similarity", title, text, paper.facts(note))
 
 
-def first_merge(context, pretrained, reduction):
+def first_merge(paper, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site = _merging(pretrained, reduction)[0]
     patch = pretrained.model_with(reduction).patch_size
@@ -271,4 +272,4 @@ def first_merge(context, pretrained, reduction):
         estimates = {name: intervals.mean(arrays[name]) for name in means}
         return estimates | {"lowest": lowest_mean(pairs)}
 
-    return context.analyze("lcb-similarity", pretrained, reduction, measure, summarize)
+    return paper.inside("lcb-similarity", pretrained, reduction, measure, summarize)

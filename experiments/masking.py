@@ -12,82 +12,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import intervals, published, render, tables
-from experiments.rows import DENSE, find
+from experiments import intervals, published, tables
+from experiments.tables import BLANK, DENSE, TableRow, find
 from imagepiece_jax.common import plotting
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate.cache import Split
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
 MAX_MASKS = max(published.MASKS)
+COUNTS = (0, *published.MASKS)
 ROWS = (
     *(DENSE, tables.DYNAMICVIT, tables.EVIT, tables.TOME),
     *(tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH, tables.DENSE_CONV),
 )
 
 
-def masking(context):
+def masking(paper):
     """Measure every model at every number of squares; masking.md and a plot."""
-    models = {}
+    rights = {}
     for row in ROWS:
-        for pretrained, reduction in find(context, row)[:1]:
+        for model in find(paper, row)[:1]:
+            vit, reduction = model
             # Fresh selectors say nothing of the method.
-            if not pretrained.lacks_selectors(reduction):
-                models[row] = pretrained, reduction
-    counts = (0, *published.MASKS)
-    by_row = {
-        row: [_rights(context, model, count) for count in counts]
-        for row, model in models.items()
-    }
-    head = ["model", "figure", *(f"{count} masks" for count in counts), "mean, masked"]
+            if not vit.lacks_selectors(reduction):
+                rights[row] = [rights_of(paper, model, count) for count in COUNTS]
     lines = []
+    series = {}
     for row in ROWS:
-        lines += _lines(row, by_row.get(row), by_row.get(DENSE))
-    path = context.out / "masking.png"
-    series = {
-        row.name: [*zip(counts, map(intervals.accuracy, rights), strict=True)]
-        for row, rights in by_row.items()
-    }
+        lines += published_lines(row)
+        lines += measured_lines(row, rights.get(row), rights.get(DENSE))
+        if row in rights:
+            accuracies = map(intervals.accuracy, rights[row])
+            series[row.name] = list(zip(COUNTS, accuracies, strict=True))
+    path = paper.out / "masking.png"
     plotting.draw_curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
-    title = "accuracy behind random masks"
+    head = ["model", "figure", *(f"{count} masks" for count in COUNTS), "mean, masked"]
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
-    text = render.table(head, lines)
-    facts = render.facts(context, more)
-    render.page(context, "masking", title, text, facts)
+    title = "accuracy behind random masks"
+    table = markdown_table(head, lines)
+    paper.write_page("masking", title, table, paper.facts(more))
 
 
-def _lines(row, rights, dense):
-    """Published, measured, and paired with dense: the lines of one model."""
-    lines = []
-    if row.name in published.MASKING:
-        printed = [render.number(acc1) for acc1 in published.MASKING[row.name]]
-        lines.append(
-            [row.name, f"acc1, %, DeiT-S ({published.LABEL})", "", *printed, ""]
-        )
+def published_lines(row: TableRow) -> list[list[str]]:
+    if row.name not in published.MASKING:
+        return []
+    figures = [published.text(acc1) for acc1 in published.MASKING[row.name]]
+    label = f"acc1, %, DeiT-S ({published.LABEL})"
+    return [[row.name, label, "", *figures, ""]]
+
+
+def measured_lines(row: TableRow, rights, dense) -> list[list[str]]:
+    """Accuracy, and paired with the dense model's: the lines of one model.
+
+    rights, dense: bool [counts, mask seeds, images]; None: not measured
+    """
+    name = "acc1, % (measured)"
     if rights is None:
-        blanks = [render.BLANK] * (len(published.MASKS) + 2)
-        return [*lines, [row.name, "acc1, % (measured)", *blanks]]
-    masked = 100 * np.mean(rights[1:], axis=(0, 1))  # [images]
+        return [[row.name, name, *[BLANK] * (len(COUNTS) + 1)]]
+    masked = masked_mean(rights)
     estimates = [*map(intervals.accuracy, rights), intervals.mean(masked)]
-    lines.append([row.name, "acc1, % (measured)", *map(format_estimate, estimates)])
+    lines = [[row.name, name, *map(format_estimate, estimates)]]
     if dense is not None and row != DENSE:
         changes = [*map(intervals.difference, rights, dense)]
-        changes += [intervals.mean(masked - 100 * np.mean(dense[1:], axis=(0, 1)))]
+        changes.append(intervals.mean(masked - masked_mean(dense)))
         cells = map(format_difference, changes)
         lines.append([row.name, "to dense, points (paired)", *cells])
     return lines
 
 
-def _rights(context, model, count):
+def masked_mean(rights) -> np.ndarray:
+    """Percent of the masked images of each image that are right. [images]."""
+    return 100 * np.mean(rights[1:], axis=(0, 1))
+
+
+def rights_of(paper, model, count: int) -> list[np.ndarray]:
     """bool [mask seeds, images]; without squares one evaluation stands for all."""
     if count == 0:
-        return [context.evaluate(*model).right] * len(SEEDS)
-    return [
-        context.evaluate(*model, covered(context.images, count, seed)).right
-        for seed in SEEDS
-    ]
+        return [paper.evaluate(*model).right] * len(SEEDS)
+    rights = []
+    for seed in SEEDS:
+        images = covered(paper.images, count, seed)
+        rights.append(paper.evaluate(*model, images).right)
+    return rights
 
 
 def covered(images, count, seed) -> Split:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import intervals, render, study
+from experiments import intervals, study
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
@@ -156,7 +157,7 @@ def grid(found, fate, prop_attn) -> str:
         row = of_schedules(method, fate, prop_attn)
         lines.append([selector, *(_figures(found.get(cell)) for cell in row)])
     title = f"{fate}, {'with' if prop_attn else 'without'} proportional attention"
-    return render.table([f"KL / acc1 at {COST}: {title}", *SCHEDULES], lines)
+    return markdown_table([f"KL / acc1 at {COST}: {title}", *SCHEDULES], lines)
 
 
 def costs(found, chosen) -> str:
@@ -165,7 +166,7 @@ def costs(found, chosen) -> str:
         [str(cell), *(_figures(found.get(cell.at(cost))) for cost in COSTS)]
         for cell in chosen
     ]
-    return render.table(["set", *map(str, COSTS)], lines)
+    return markdown_table(["set", *map(str, COSTS)], lines)
 
 
 def _figures(measured):
@@ -222,7 +223,7 @@ def shares_table(found) -> str:
             estimate = intervals.bootstrap(share, values.shape[2])
             line = [label, f"{values.shape[0]} x {values.shape[1]}", name]
             lines.append([*line, statistics.format_estimate(estimate)])
-    return render.table(["fate", "cells", "part", "share of log KL, %"], lines)
+    return markdown_table(["fate", "cells", "part", "share of log KL, %"], lines)
 
 
 # Tests
@@ -308,7 +309,7 @@ def clock(recovered: Answers, left_out: tuple[str, ...] = ()) -> str:
 
     columns = [stays(name) for name in head]
     rows = [list(itertools.compress(row, columns)) for row in rows if stays(row[0])]
-    return render.table(list(itertools.compress(head, columns)), rows)
+    return markdown_table(list(itertools.compress(head, columns)), rows)
 
 
 def _acc1(right) -> str:

@@ -76,3 +76,8 @@ OVERLAP = {
 
 # Table 8, DeiT-S: similarity at the first merge by stem.
 LCB_SIMILARITY = {"patch": 0.5293, "conv": 0.8091}
+
+
+def text(figure: float | None, digits: int = 2) -> str:
+    """A published figure; blank where there is none."""
+    return "" if figure is None else f"{figure:.{digits}f}"

@@ -1,35 +1,40 @@
-"""The tables of docs, between their marks.
+"""The file of results, docs/tables/results.json, and the tables of docs.
 
-python -m experiments.results
+python -m experiments.results [runs/compare/compare.json ..]
 
-A table stands between the lines "<!-- table NAME -->" and "<!-- /table -->". Most are
-made from the rows of docs/tables/results.json (`experiments.records`), the others from
-the points of the experiments that are over (`parts`, `retokenization`,
-`trained_schedules`) and from published figures (`schedule`).
+A row of the file is a figure with its method, setting, cost, interval and right
+answers, and names its source: model, weights, data, versions, commit and command. The
+comparisons that are named replace rows of the same methods, model and images.
+
+A table of a page stands between the lines "<!-- table NAME -->" and "<!-- /table -->".
+Most are made from the rows, the others from the points of the experiments that are over
+(`parts`, `retokenization`, `trained_schedules`), from the runs of `recover`, and from
+published figures (`schedule`).
 """
 
+import dataclasses
+import json
+import pathlib
 import re
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from experiments import (
-    intervals,
-    parts,
-    records,
-    recover,
-    render,
-    retokenization,
-    schedule,
-    study,
-)
+from experiments import intervals, parts, recover, retokenization, schedule, study
 from experiments import trained_schedules as trained
-from experiments.records import MethodResult, Results
-from imagepiece_jax.common.files import replace_file
+from experiments.tables import TOKENS_LEFT
+from imagepiece_jax.common.files import read_json, replace_file
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
+from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 
-ROOT = records.ROOT
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILE = ROOT / "docs" / "tables" / "results.json"
+PLOT = ROOT / "docs" / "tables" / "bundles.png"
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/imagepiece.md"),
     *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
@@ -41,11 +46,186 @@ MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTAL
 KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
 
 
+# The file
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """One run of a command, which gave figures."""
+
+    study: str  # comparison, controls, scratch or retokenization
+    model: str
+    weights: str | None  # a digest of the tensors; None: the command trained them
+    training: str  # how the weights came to be
+    data: str
+    images: int
+    command: str
+    commit: str
+    versions: Mapping[str, str]  # by package; {} where a run did not record them
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult:
+    """Accuracy of a method in one setting. Intervals are 95 %, [value, low, high]."""
+
+    source: str  # name of its Origin
+    method: str
+    setting: Mapping[str, Any]
+    gmacs: float
+    acc1: list[float]
+    tokens: int | None = None
+    share: float | None = None  # of the dense MACs, where methods are matched at it
+    right: str | None = None  # which images, bits in base64 (`numpy.packbits`)
+    parts: list[float] | None = None  # a figure a fold or seed
+    # Points more than others, by name, where `right` does not say.
+    differences: Mapping[str, list[float]] | None = None
+
+    def bits(self, images: int) -> np.ndarray:
+        """The images that were right, bool [images]."""
+        return decode_bits(self.right, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All rows, and the runs that they are from, by name."""
+
+    sources: Mapping[str, Origin]
+    rows: tuple[MethodResult, ...]
+
+    def __post_init__(self):
+        named = {row.source for row in self.rows}
+        if named != set(self.sources):
+            found = sorted(named ^ set(self.sources))
+            allowed = "sources with rows"
+            raise InputError(field="source", value=found, allowed=allowed)
+        keys = set()
+        for row in self.rows:
+            source = self.sources[row.source]
+            if row.right is not None:
+                accuracy = 100 * row.bits(source.images).mean()
+                if abs(accuracy - row.acc1[0]) > 1e-6:
+                    raise InputError(field="acc1", value=row.acc1, allowed=accuracy)
+            key = (source.study, source.model, source.data, row.method, row.share)
+            key += (json.dumps(row.setting, sort_keys=True),)
+            if key in keys:
+                raise InputError("stands there twice", field="a row", value=key)
+            keys.add(key)
+
+    def of(self, name: str) -> list[MethodResult]:
+        """The rows of a study."""
+        return [row for row in self.rows if self.sources[row.source].study == name]
+
+
+def read_results(text: str) -> Results:
+    """The results of a JSON."""
+    content = json.loads(text)
+    rows = tuple(MethodResult(**row) for row in content["results"])
+    sources = content["sources"].items()
+    return Results({name: Origin(**source) for name, source in sources}, rows)
+
+
+def dump_results(results: Results) -> str:
+    """The JSON, a line for each source and row, without what a row does not have."""
+    sources = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(dataclasses.asdict(origin))}"
+        for name, origin in results.sources.items()
+    )
+    rows = ",\n".join(
+        f"  {json.dumps({k: v for k, v in vars(row).items() if v is not None})}"
+        for row in results.rows
+    )
+    return f'{{\n"sources": {{\n{sources}\n}},\n"results": [\n{rows}\n]\n}}\n'
+
+
+def take_in(results: Results, report: Mapping[str, Any]) -> Results:
+    """`results` with the rows of a comparison.
+
+    They stand where the first of the rows was that they replace: those of the same
+    methods, model and images.
+    """
+    if report["metric"] != "gmacs":
+        allowed = "gmacs, whose settings are the same on every device"
+        raise InputError(field="metric", value=report["metric"], allowed=allowed)
+    shares = ",".join(f"{share:g}" for share in report["shares"])
+    data = report["images"]["data"]
+    resize = report["images"]["resize"]
+    trained = report["trained_as"]
+    origin = Origin(
+        study="comparison",
+        model=report["fields"]["name"],
+        weights=report["digest"],
+        training="off the shelf" if trained == "none" else f"trained with {trained}",
+        data=data,
+        images=report["dense"]["images"],
+        command=f"python -m imagepiece_jax compare --weights {report['weights']} "
+        f"--data {data} --resize {resize} --shares {shares}",
+        commit=report["git"],
+        versions=report["versions"],
+    )
+    name = f"comparison-{origin.commit[:7]}"
+    dense = report["dense"] | {"method": "dense", "setting": {}, "share": None}
+    fields = ("method", "setting", "share", "acc1", "gmacs", "tokens", "right")
+    added = [
+        MethodResult(name, **{field: line[field] for field in fields})
+        for line in (dense, *report["settings"])
+    ]
+    methods = {row.method for row in added}
+
+    def is_replaced(row):
+        old = results.sources[row.source]
+        same = (old.study, old.model, old.data) == ("comparison", origin.model, data)
+        return same and row.method in methods
+
+    replaced = [is_replaced(row) for row in results.rows]
+    place = replaced.index(True) if any(replaced) else len(replaced)
+    rows = [row for row in results.rows if not is_replaced(row)]
+    rows[place:place] = added  # so that the first model of the file stays it
+    sources = {**results.sources, name: origin}
+    used = {row.source for row in rows}
+    return Results({k: v for k, v in sources.items() if k in used}, tuple(rows))
+
+
+def compared(results: Results) -> tuple[MethodResult, list[MethodResult]]:
+    """The dense model of the first model and images compared, and its reductions."""
+    rows = results.of("comparison")
+    dense = next(row for row in rows if row.method == "dense")
+
+    def images_of(row):
+        return results.sources[row.source].model, results.sources[row.source].data
+
+    same = [row for row in rows if row.share and images_of(row) == images_of(dense)]
+    return dense, same
+
+
+def comparison_report(results: Results) -> dict:
+    """A comparison as `compare` writes it, of the first model and images.
+
+    Differences are worked out anew, over all of its rows.
+    """
+    dense, settings = compared(results)
+    first = results.sources[dense.source]
+    rights = {(row.method, row.share): row.bits(first.images) for row in settings}
+    return {
+        "metric": "gmacs",
+        "timing": None,
+        "shares": sorted({row.share for row in settings}, reverse=True),
+        "dense": dataclasses.asdict(dense),
+        "settings": [
+            dataclasses.asdict(row) | {"reached": row.gmacs / dense.gmacs}
+            for row in settings
+        ],
+        "comparisons": compare.comparisons(rights, dense.bits(first.images)),
+    }
+
+
+# The tables
+
+
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
     kinds = {f"imagepiece {kind} {compare.CONTROL}": kind for kind in KINDS[1:]}
     kinds["imagepiece"] = KINDS[0]
-    return _by_share(records.compared(results)[1], lambda row: kinds.get(row.method))
+    return _by_share(compared(results)[1], lambda row: kinds.get(row.method))
 
 
 def fixed_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
@@ -68,9 +248,7 @@ def controls_table(
 
     The last row has the means over the shares; their intervals are paired by image.
     """
-    evit = {
-        row.share: row for row in records.compared(results)[1] if row.method == "evit"
-    }
+    evit = {row.share: row for row in compared(results)[1] if row.method == "evit"}
     contrasts = [("merge", kind) for kind in (*KINDS[1:], "evit")] + [("drop", "evit")]
     rows = []
     right = {kind: [] for kind in (*KINDS, "evit")}
@@ -94,7 +272,7 @@ def controls_table(
     head = ["share of the dense MACs", "keep, merge", "ImagePiece", "dropping", "EViT"]
     head += ["ImagePiece - dropping", "ImagePiece - random pairs"]
     head += ["ImagePiece - ToMe's matching", "ImagePiece - EViT", "dropping - EViT"]
-    return render.table(head, [*rows, line])
+    return markdown_table(head, [*rows, line])
 
 
 def mean_points(right, base) -> np.ndarray:
@@ -107,23 +285,23 @@ def _change(row, to):
     return format_estimate(change and Estimate(*change), signs=True)
 
 
-def scratch_table(results: Results, study: str) -> str:
-    """Models trained from random weights with their reduction."""
-    rows = results.of(study)
+def scratch_table(results: Results, name: str) -> str:
+    """Models of a study, trained from random weights with their reduction."""
+    rows = results.of(name)
     bases = sorted(set().union(*(row.differences or () for row in rows)))
     lines = [
-        [row.method, f"{row.gmacs:.5f}", row.tokens, render.interval(row.acc1)]
+        [row.method, f"{row.gmacs:.5f}", row.tokens, study.interval(row.acc1)]
         + [" ".join(f"{part:.1f}" for part in row.parts)]
         + [_change(row, base) for base in bases]
         for row in rows
     ]
-    head = ["system", "GMACs", render.TOKENS_LEFT, "acc1, %", "by seed"]
-    return render.table([*head, *(f"points to {base}" for base in bases)], lines)
+    head = ["system", "GMACs", TOKENS_LEFT, "acc1, %", "by seed"]
+    return markdown_table([*head, *(f"points to {base}" for base in bases)], lines)
 
 
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
-    report = records.comparison_report(results)
+    report = comparison_report(results)
     runs = retokenization.read_runs()
     points = parts.read_points()
     crossed = parts.measured_cells(points)
@@ -167,12 +345,18 @@ def filled(text: str, by_name: Mapping[str, str]) -> str:
     return MARKED.sub(lambda part: f"{part[1]}\n{by_name[part[2]]}\n\n{part[3]}", text)
 
 
-def main():
-    by_name = tables(records.read_results(records.FILE.read_text("utf-8")))
+def main(words):
+    results = read_results(FILE.read_text("utf-8"))
+    for word in words:
+        results = take_in(results, read_json(word))
+    if words:
+        replace_file(FILE, dump_results(results))
+        compare_tables.draw_plot(PLOT, comparison_report(results))
+    by_name = tables(results)
     for name in PAGES:
         path = ROOT / name
         replace_file(path, filled(path.read_text("utf-8"), by_name))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

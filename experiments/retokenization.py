@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from experiments import intervals, published, render
+from experiments import intervals, published
 from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "retokenization"
@@ -105,13 +106,13 @@ def declared_table(declared: Sequence[Contrast]) -> str:
         line = [each.name, each.claim, points, f"at most {each.bound:g}"]
         lines.append([*line, f"{each.p:.3g}", f"{holm:.3g}", each.verdict(holm)])
     head = ["", "claim", "points", "tested: it is", "p", "p, Holm", "verdict"]
-    return render.table(head, lines)
+    return markdown_table(head, lines)
 
 
 def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
     """Differences that were not tested."""
     lines = [[name, _mean(points, 2)] for name, points in _described(runs)]
-    return render.table(["", "points"], lines)
+    return markdown_table(["", "points"], lines)
 
 
 def _described(runs):
@@ -150,7 +151,7 @@ def accuracy_table(runs: Mapping[str, Sequence[dict]], field: str, title: str) -
             each = [accuracy(runs[name]), *each]
             lines.append([label, *(_mean(accuracies, 1) for accuracies in each)])
     head = ["acc1, %", "as trained", *map(title.format, columns)]
-    return render.table(head, lines)
+    return markdown_table(head, lines)
 
 
 def merges_table(runs: Mapping[str, Sequence[dict]]) -> str:
@@ -165,7 +166,7 @@ def merges_table(runs: Mapping[str, Sequence[dict]]) -> str:
             line.append(_mean([value for value, _, _ in values], digits))
         lines.append(line)
     head = ["", *(f"{stem} stem, DeiT-S ({published.LABEL})" for stem in STEMS)]
-    return render.table([*head, *(TITLES[name] for name in names)], lines)
+    return markdown_table([*head, *(TITLES[name] for name in names)], lines)
 
 
 def _measures():

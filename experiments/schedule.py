@@ -14,7 +14,8 @@ import itertools
 import math
 from typing import NamedTuple
 
-from experiments import published, render, tables
+from experiments import published, tables
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 
@@ -114,7 +115,7 @@ def schedule_table() -> str:
         for rate in RATES
     ]
     head = ["keep", "schedule B, ms", "schedule A, ms", "predicted, ms"]
-    return render.table(head, rows)
+    return markdown_table(head, rows)
 
 
 def overhead_table() -> str:
@@ -129,7 +130,7 @@ def overhead_table() -> str:
         ["ImagePiece + ToMe, beyond ImagePiece: published", more],
         ["the same, predicted", model.tome_instead],
     ]
-    return render.table(["part", "ms"], [[name, f"{ms:.4f}"] for name, ms in rows])
+    return markdown_table(["part", "ms"], [[name, f"{ms:.4f}"] for name, ms in rows])
 
 
 def efficiency_table() -> str:
@@ -142,7 +143,7 @@ def efficiency_table() -> str:
         cells += [f"{gmacs(row):.3f}", tables.plan_tokens(row)]
         rows.append([*cells, f"{acc1:.2f}", f"{speed:.1f}", f"{efficiency(row):.2f}"])
     head = ["DeiT-S with", "taken to be", "GMACs", "tokens left", "acc1, %", "img/s"]
-    return render.table([*head, "MACs/s, dense = 1"], rows)
+    return markdown_table([*head, "MACs/s, dense = 1"], rows)
 
 
 def rounding_table() -> str:
@@ -150,4 +151,4 @@ def rounding_table() -> str:
     variants = [*itertools.product(ROUNDINGS, BASES, ROUNDINGS)]
     rows = [variant for variant in variants if tokens_left(*variant) == TOKENS]
     head = [f"{len(rows)} of {len(variants)}: merges are rounded by", "a share of"]
-    return render.table([*head, "prunes, of image tokens, by"], rows)
+    return markdown_table([*head, "prunes, of image tokens, by"], rows)

@@ -1,13 +1,18 @@
-"""What studies share: cells that run once, a JSON file each, and a model's answers.
+"""What studies share: results that are measured once, a JSON file each, and pages.
 
 A study is one script. It lists its cells, measures each into FOLDER/NAME.json, and
-writes its page from the files that are there.
+writes its page from the files that are there. The tables of the paper share results:
+theirs are named by the setting that decides them.
 """
 
+import dataclasses
 import fnmatch
+import functools
+import hashlib
 import importlib.metadata
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -101,22 +106,77 @@ def run(
     waiting = []
     for cell in cells:
         path = path_of(cell, folder)
-        if not path.exists():
+        if path.exists():
+            read_result(path, identity)
+        else:
             waiting.append(cell)
-            continue
-        found = read_json(path)
-        if any(found.get(name) != value for name, value in identity.items()):
-            problem = "is of other weights or images"
-            raise InputError(problem, place=path, hint="give another --out")
     make_folder("--out", folder)
     for number, cell in enumerate(waiting, start=1):
         print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
-        began = time.monotonic()
-        result = {"name": cell.name, **identity, **measure(cell)}
-        result["versions"] = versions()
-        result["seconds"] = round(time.monotonic() - began, 1)
-        write(path_of(cell, folder), result)
+        own = {"name": cell.name, **identity}
+        write_result(path_of(cell, folder), own, functools.partial(measure, cell))
         parallel.forget_programs()
+
+
+def read_result(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file. Raises InputError where it is of another identity."""
+    found = read_json(path)
+    if any(found.get(name) != value for name, value in identity.items()):
+        problem = "is of other weights or images"
+        raise InputError(problem, place=path, hint="give another --out")
+    return found
+
+
+def write_result(
+    path: pathlib.Path,
+    identity: Mapping[str, Any],
+    measure: Callable[[], Mapping[str, Any]],
+):
+    """Measure, and write a file with versions and the seconds that it took."""
+    began = time.monotonic()
+    result = {**identity, **measure()}
+    result["versions"] = versions()
+    result["seconds"] = round(time.monotonic() - began, 1)
+    write(path, result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Results of settings, in a folder: a file each, which is written once.
+
+    It takes the place of a `cache.ResultCache`, whose results are lines of one file.
+    """
+
+    folder: pathlib.Path
+
+    def path(self, setting: Mapping[str, Any]) -> pathlib.Path:
+        """Kind and method of a setting, and a digest of all of it."""
+        text = json.dumps(setting, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        method = setting["reduction"]["name"]
+        return pathlib.Path(self.folder, f"{setting['kind']}.{method}.{digest}.json")
+
+    def __contains__(self, setting: Mapping[str, Any]) -> bool:
+        return self.path(setting).exists()
+
+    def result(
+        self,
+        setting: Mapping[str, Any],
+        measure: Callable[[], Mapping[str, Any]],
+        what: str,
+    ) -> dict[str, Any]:
+        """The result of a setting: that of its file, else of measure().
+
+        setting, result: JSON values by name
+        what: the subject of the measurement, for stderr
+        """
+        path = self.path(setting)
+        identity = {"setting": json.loads(json.dumps(setting))}
+        if not path.exists():
+            print(f"measuring {what} ..", file=sys.stderr, flush=True)
+            make_folder("--out", self.folder)
+            write_result(path, identity, lambda: {"result": measure()})
+        return read_result(path, identity)["result"]
 
 
 def path_of(cell: Any, folder: pathlib.Path) -> pathlib.Path:
@@ -210,13 +270,16 @@ def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]
         raise InputError(problem, field="the images", hint="fetch them again")
 
 
-def reader(vit, read: Callable[..., Mapping[str, Any]]) -> Callable[..., dict]:
+def reader(
+    vit, read: Callable[..., Mapping[str, Any]], model: Any = None
+) -> Callable[..., dict]:
     """A function of batches that returns read(outputs, batch), [images, ..] by name.
 
     It is compiled at the first batch, for all calls. Images of another size than the
     model's are resized on the device.
 
     vit: a Pretrained
+    model: another ViT with its variables; None: its own
     """
     size = sides(vit.image_size)
 
@@ -226,7 +289,7 @@ def reader(vit, read: Callable[..., Mapping[str, Any]]) -> Callable[..., dict]:
         return jax.image.resize(images, (len(images), *size, 3), "cubic")
 
     step = accuracy.model_step(
-        vit.model, precision="highest", measure=read, alter=sized
+        model or vit.model, precision="highest", measure=read, alter=sized
     )
     variables = parallel.replicate(vit.variables)
 
@@ -268,7 +331,20 @@ def stored_right(right: np.ndarray) -> dict[str, Any]:
 
 def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
     """Right answers [images] of `stored` and `stored_right`."""
-    return decode_bits(found["right"], found["images"])
+    try:
+        return decode_bits(found["right"], found["images"])
+    except ValueError as error:
+        raise InputError(
+            f"has {error}, but {found['images']} images",
+            place="the file of a result",
+            field="right",
+            hint="remove the file, and it is measured again",
+        ) from error
+
+
+def interval(values: Iterable[float], digits: int = 1) -> str:
+    """A JSON list, [value, low, high], as text."""
+    return statistics.format_estimate(Estimate(*values), digits)
 
 
 def unpacked(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,45 @@
 """Tables of accuracy and speed: the paper's 1, 2, 3, 9, and its ablation.
 
-The paper's ImagePiece has a convolutional stem and its baselines have not, so each stem
-has its own dense model here.
+A row is a model, measured beside published figures. The paper's ImagePiece has a
+convolutional stem and its baselines have not, so each stem has its own dense model
+here.
 """
 
+import dataclasses
 import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from experiments import intervals, published, render
+import numpy as np
+
+from experiments import intervals, published
 from experiments.controls import CONTROLS
-from experiments.rows import DENSE, TableRow, present
+from experiments.models import Model
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.reduction import settings
 
+BLANK = "not measured"
+TOKENS_LEFT = "tokens left, with class token"
+UNTRAINED = "keep tokens by fresh weights: their rows say what the counts cost"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """A model of a table."""
+
+    name: str
+    reduction: Mapping[str, Any] = dataclasses.field(hash=False)
+    stem: str = "patch"
+    # The reduction that it is trained with, where the row's is put on afterwards.
+    trained: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+
+
+DENSE = TableRow("DeiT", settings.DENSE)
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
 # What its published speed fits: see `schedule.efficiency_table`.
@@ -51,34 +79,263 @@ TABLE3 = (
 )
 
 
-def table1(context):
+# Rows, measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Answers to a row's images, a model a seed, and those of the dense models."""
+
+    row: TableRow
+    pretrained: Pretrained
+    reduction: Mapping[str, Any]
+    results: tuple[Any, ...]  # an `Answers` a seed
+    bases: tuple[Any, ...] = ()  # dense, of the same seeds
+    speed: Mapping[str, float] | None = None
+
+    @property
+    def rights(self) -> np.ndarray:
+        """The images that were right. bool [seeds, images]."""
+        return np.stack([each.right for each in self.results])
+
+    @property
+    def accuracy(self) -> statistics.Estimate:
+        return intervals.accuracy(self.rights)
+
+    @property
+    def difference(self) -> statistics.Estimate | None:
+        """Points to the dense model of the same seed; None where there is none."""
+        if not self.bases:
+            return None
+        bases = [each.right for each in self.bases]
+        return intervals.difference(self.rights, bases)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.results[0].figures
+
+
+# Of the rows of a table, by name; None: there is no such model
+Results = Mapping[str, Measured | None]
+
+
+def find(paper, row: TableRow, by_stem: bool = False) -> list[Model]:
+    """The models of a row, one a seed, as `Models.find` has them."""
+    trained = row.reduction if row.trained is None else row.trained
+    models = paper.models.find(trained, row.stem, by_stem)
+    if row.trained is None:
+        return models
+    return [(vit, row.reduction) for vit, _ in models]
+
+
+def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results:
+    """Measure the rows of a table, and the dense model.
+
+    Raises InputError where there is not one model.
+    """
+    every = dict.fromkeys((DENSE, *rows))
+    models = {row: find(paper, row, by_stem) for row in every}
+    for vit, reduction in itertools.chain(*models.values()):
+        vit.model_with(reduction)  # fail before anything is measured
+    results = {}
+    for row, found in models.items():
+        results[row.name] = None
+        if found:
+            results[row.name] = measure_row(paper, row, found, models[DENSE])
+    if not any(results.values()):
+        names = ", ".join(str(vit.source.path) for vit in paper.models.weights)
+        problem = f"has no model but {names or 'none'}"
+        allowed = "--weights of a row, --runs with trained ones, or --small"
+        raise InputError(problem, field="this table", value=names, allowed=allowed)
+    return results
+
+
+def measure_row(
+    paper, row: TableRow, models: list[Model], dense: list[Model]
+) -> Measured:
+    """Measure a row's models and the dense ones.
+
+    The first dense model stands in for those of other seeds.
+    """
+    bases = {}
+    for vit, reduction in dense:
+        bases[vit.source.seed] = paper.evaluate(vit, reduction)
+    first = next(iter(bases.values()), None)
+    results = []
+    beside = []
+    for vit, reduction in models:
+        results.append(paper.evaluate(vit, reduction))
+        if bases:
+            beside.append(bases.get(vit.source.seed, first))
+    vit, reduction = models[0]
+    return Measured(
+        row=row,
+        pretrained=vit,
+        reduction=reduction,
+        results=tuple(results),
+        bases=tuple(beside),
+        speed=paper.speed(vit, reduction),
+    )
+
+
+# As text
+
+
+def table(rows, results: Results, printed: Mapping, whose: str) -> str:
+    """The Markdown table of rows. One without a model and figures is left out.
+
+    printed: published (acc1, img/s) by a row's name; img/s may be None
+    whose: the size that these are of, for the heading
+    """
+    label = f"{whose}, {published.LABEL}"
+    timed = any(speed for _, speed in printed.values())
+    several = any(each and len(each.results) > 1 for each in results.values())
+    head = ["model", f"acc1, % ({label})"]
+    if timed:
+        head.append(f"img/s, RTX 3090 ({label})")
+    head += ["weights", "acc1, % (measured)", "to dense, points (paired)"]
+    if several:
+        head.append("acc1 by seed")
+    head += [TOKENS_LEFT, "GMACs", "x dense by MACs", "x dense, measured"]
+    lines = []
+    for row in rows:
+        measured = results[row.name]
+        if measured is None and row.name not in printed:
+            continue
+        acc1, speed = printed.get(row.name, (None, None))
+        line = [row.name, published.text(acc1)]
+        if timed:
+            line.append(published.text(speed, 1))
+        if measured is None:
+            blank = [BLANK] * (len(head) - len(line) - 1)
+            lines.append([*line, "none", *blank])
+            continue
+        line[0] += matched_fields(measured)
+        line += measured_cells(measured, results[DENSE.name], several)
+        lines.append(line)
+    return markdown_table(head, lines)
+
+
+def matched_fields(measured: Measured) -> str:
+    """Fields of the reduction that were matched, and are not the row's: " (r=9)"."""
+    differs = settings.differences(measured.reduction, measured.row.reduction)
+    fields = [f"{k}={v}" for k, v in differs.items() if k != "name"]
+    return f" ({', '.join(fields)})" if fields else ""
+
+
+def measured_cells(
+    measured: Measured, dense: Measured | None, several: bool
+) -> list[str]:
+    """The measured cells of a line; several: whether it has accuracies by seed."""
+    gmacs = measured.facts["gmacs"]
+    use = measured.pretrained.use(measured.reduction)
+    if measured.facts["untrained_selectors"]:
+        use += ", untrained selectors"
+    difference = ""
+    if measured.row != DENSE:
+        difference = statistics.format_difference(measured.difference)
+    cells = [use, statistics.format_estimate(measured.accuracy), difference]
+    if several:
+        seeds = [f"{each['acc1']:.1f}" for each in measured.results]
+        cells.append(" ".join(seeds))
+    ratio = f"{dense.facts['gmacs'] / gmacs:.2f}" if dense else ""
+    cells += [measured.facts["tokens"], f"{gmacs:.3f}", ratio]
+    return [*cells, speed_cell(measured.speed)]
+
+
+def speed_cell(speed: Mapping[str, float] | None) -> str:
+    """ "1.54 (1.50 to 1.57)", times as fast as dense."""
+    if speed is None:
+        return BLANK
+    low = speed["ratio_min"]
+    high = speed["ratio_max"]
+    return f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def facts(paper, results: Results) -> str:
+    """Images and models of a table, and the rows that it lacks."""
+    more = {}
+    lacking = [name for name, measured in results.items() if measured is None]
+    if lacking:
+        more["no model of"] = "; ".join(lacking)
+    measured = [each for each in results.values() if each is not None]
+    if any(each.facts["untrained_selectors"] for each in measured):
+        more["untrained selectors"] = UNTRAINED
+    return paper.facts(more)
+
+
+def present(
+    paper,
+    name: str,
+    title: str,
+    rows: tuple[TableRow, ...],
+    *,
+    by_stem: bool = False,
+    more: Callable[[Results], str] | None = None,
+    sizes: tuple[str, ...] = ("deit_s",),
+):
+    """Measure rows, and write the page of their table.
+
+    more: makes a further table of the results
+    sizes: as `printed_for` takes them
+    """
+    results = measure(paper, rows, by_stem)
+    text = table(rows, results, *printed_for(results, sizes))
+    further = more(results) if more else ""
+    paper.write_page(name, title, text, facts(paper, results), further)
+
+
+def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]:
+    """Published (acc1, img/s) by row of the models' own size, and whose these are.
+
+    sizes: those that the paper prints a table of; the first stands in for any other
+    """
+    size = size_of(results)
+    if size not in sizes:
+        size = sizes[0]
+    return published.ACCURACY_SPEED[size], published.SIZES[size]
+
+
+def size_of(results: Results) -> str | None:
+    """The models' size, such as "deit_s"; None for one that has no name."""
+    first = next(each for each in results.values() if each is not None)
+    fields = first.pretrained.source.config.as_dict
+    named = MODELS.get(fields["name"], {})
+    same = all(fields.get(k) in (None, v) for k, v in named.items())
+    return fields["name"] if same else None
+
+
+# The tables
+
+
+def table1(paper):
     """Methods that prune: every row that there is a model for, as table1.md."""
     title = "comparison with pruning methods"
-    present(context, "table1", title, TABLE1, sizes=("deit_s", "deit_ti"))
+    present(paper, "table1", title, TABLE1, sizes=("deit_s", "deit_ti"))
 
 
-def table2(context):
+def table2(paper):
     """Methods that merge: every row that there is a model for, as table2.md."""
-    present(context, "table2", "comparison with merging methods", TABLE2)
+    present(paper, "table2", "comparison with merging methods", TABLE2)
 
 
-def table3(context):
+def table3(paper):
     """Tokens left at similar accuracy, as table3.md."""
     title = "tokens left at similar accuracy"
-    present(context, "table3", title, TABLE3, more=(printed_tokens,))
+    present(paper, "table3", title, TABLE3, more=printed_tokens)
 
 
-def printed_tokens(_):
+def printed_tokens(_) -> str:
     """Table of the published token counts beside those of the plans, of DeiT-S."""
     lines = []
     for name, tokens in published.OUTPUT_TOKENS.items():
         row = next(row for row in TABLE3 if row.name == name)
         lines.append([name, tokens, plan_tokens(row)])
     head = ["DeiT-S", f"tokens ({published.LABEL})", "tokens of our plan"]
-    return render.table(head, lines)
+    return markdown_table(head, lines)
 
 
-def plan_tokens(row):
+def plan_tokens(row: TableRow) -> int:
     """Tokens of DeiT-S after the last block, class token included."""
     model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return model.plan[-1].mlp_tokens
@@ -113,18 +370,18 @@ PAIRS = tuple(itertools.starmap(_pair, itertools.product(("patch", "conv"), COMB
 COMBINATIONS = (DENSE, *itertools.chain(*PAIRS))
 
 
-def combinations(context):
+def combinations(paper):
     """ImagePiece added to other methods, as combos.md."""
     title = "ImagePiece added to other methods"
-    present(context, "combos", title, COMBINATIONS, more=(_gains,))
+    present(paper, "combos", title, COMBINATIONS, more=gains)
 
 
-def _gains(results):
-    """Table of the gains of each combination, on the same images."""
+def gains(results: Results) -> str:
+    """Table of the gain of each combination, on the same images."""
     lines = []
     for single, combined in PAIRS:
-        pair = results[single.name], results[combined.name]
-        if None in pair or any(m.facts["untrained_selectors"] for m in pair):
+        pair = (results[single.name], results[combined.name])
+        if None in pair or any(each.facts["untrained_selectors"] for each in pair):
             continue
         gain = intervals.difference(pair[1].rights, pair[0].rights)
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
@@ -132,7 +389,7 @@ def _gains(results):
     if not lines:
         return ""
     head = ["added to", "its GMACs", "combined", "gain, points (paired)"]
-    return render.table(head, lines)
+    return markdown_table(head, lines)
 
 
 # Ablation: published is the stem alone, 79.81 without it, 80.22 with it (DeiT-S).
@@ -167,24 +424,25 @@ STEMS = (DENSE, DENSE_CONV, IMAGEPIECE, IMAGEPIECE_PATCH)
 ABLATION = (*STEMS, *switched("patch"), *switched("conv"))
 
 
-def ablation(context):
+def ablation(paper):
     """ImagePiece's stem and every switch of it, as ablation.md.
 
     Where models are trained here, the stem and the schedule alone.
     """
-    trains = context.models.trains
-    rows = (*STEMS, switched("patch")[0]) if trains else ABLATION
+    rows = ABLATION
+    if paper.models.trains:
+        rows = (*STEMS, switched("patch")[0])
     title = "local coherence bias and switches"
-    present(context, "ablation", title, rows, by_stem=True, more=(_to_default,))
+    present(paper, "ablation", title, rows, by_stem=True, more=switches_table)
 
 
-def _to_default(results):
+def switches_table(results: Results) -> str:
     """Table of each switch beside the default, on the same images."""
     lines = []
     for default in (IMAGEPIECE_PATCH, IMAGEPIECE):
         base = results.get(default.name)
         for name, measured in results.items():
-            if base is None or measured in (None, base):
+            if base is None or measured is None or measured is base:
                 continue
             row = measured.row
             switch = row.reduction["name"] in ("imagepiece", *CONTROLS)
@@ -195,4 +453,5 @@ def _to_default(results):
             lines.append([name, statistics.format_difference(change), costs])
     if not lines:
         return ""
-    return render.table(["changed", "to the default, points (paired)", "GMACs"], lines)
+    head = ["changed", "to the default, points (paired)", "GMACs"]
+    return markdown_table(head, lines)

@@ -7,7 +7,8 @@ which code its runs were made.
 
 import numpy as np
 
-from experiments import intervals, render, retokenization, study
+from experiments import intervals, retokenization, study
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = retokenization.FOLDER.parent / "trained_schedules"
@@ -38,7 +39,7 @@ def systems_table(acc1: dict[str, np.ndarray]) -> str:
         + [" ".join(f"{each:.1f}" for each in acc1[system])]
         for system, title in SYSTEMS.items()
     ]
-    return render.table(["system", "acc1, %", "by seed"], lines)
+    return markdown_table(["system", "acc1, %", "by seed"], lines)
 
 
 def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
@@ -63,4 +64,4 @@ def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     ]
     change = statistics.format_difference(intervals.student(ours - older))
     lines.append(["points", *(f"{each:+.1f}" for each in ours - older), change])
-    return render.table(["acc1, %", *(f"seed {s}" for s in seeds), "mean"], lines)
+    return markdown_table(["acc1, %", *(f"seed {s}" for s in seeds), "mean"], lines)

@@ -8,10 +8,11 @@ import jax
 import pytest
 
 from configs import quickstart
-from experiments.images import Images
+from experiments.paper import Images
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import machine, parallel, xla_options
 from imagepiece_jax.data import worker_pool
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
 from imagepiece_jax.reduction.layer_plan import Counts
@@ -166,8 +167,9 @@ def test_a_training_step_is_measured_on_one_device(monkeypatch):
 
 def test_experiments_read_batches_that_all_devices_share(monkeypatch):
     monkeypatch.setattr(parallel, "local_devices", lambda: [None] * 8)
-    fields = {"crop": {"resize": "none"}, "batch_size": 100, "workers": 0}
-    images = Images.open("digits", 10, 16, **fields)
+    digits = open_source("digits", "val", num_classes=10)
+    fields = {"name": "digits", "image_size": 16, "crop": {"resize": "none"}}
+    images = Images(source=digits, most=100, **fields)
     assert images.batch_size == 104
     batches = list(images.batches())
     assert {batch["image"].shape[:2] for batch in batches} == {(8, 13)}

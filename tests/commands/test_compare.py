@@ -19,8 +19,8 @@ from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.models.variables import variable_shapes
 from tests.benchmark.small import TINY, tiny_config
 from tests.command import call, sentence
-from tests.experiments import tiny_context
-from tests.experiments.tiny_context import MODEL
+from tests.experiments import tiny_paper
+from tests.experiments.tiny_paper import MODEL
 from tests.models import tiny
 from tests.pictures import write_csv
 
@@ -34,7 +34,7 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypat
         raise InputError("stopped")
 
     monkeypatch.setattr(comparing, "compare", stop)
-    path = tiny_context.pretrained(tmp_path).source.path
+    path = tiny_paper.pretrained(tmp_path).source.path
     words = [*MODEL, "--weights", path, "--data=digits", "--resize=none"]
     for more in ([], ["--limit=400"], ["--limit=30"]):
         call(compare.main, *words, *more, "--out", tmp_path / "out")
@@ -47,7 +47,7 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypat
 
 
 def test_an_out_that_is_a_file_is_refused_before_a_note_is_printed(tmp_path):
-    path = tiny_context.pretrained(tmp_path).source.path
+    path = tiny_paper.pretrained(tmp_path).source.path
     words = [*MODEL, "--weights", path, "--data=digits", "--limit=30"]
     ended = call(compare.main, *words, "--out", path)
     assert sentence(ended).startswith(f"--out {path} cannot be created")
@@ -68,7 +68,7 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     config = tmp_path / "mine" / "half.py"
     config.parent.mkdir()
     config.write_text(HALF)
-    path = tiny_context.pretrained(tmp_path).source.path
+    path = tiny_paper.pretrained(tmp_path).source.path
     words = ["--config", config, *MODEL[2:], "--weights", path, "--limit=30"]
     words += ["--data=digits", "--resize=none"]
     words += ["--methods=random", "--shares=0.9", "--out", tmp_path / "out"]

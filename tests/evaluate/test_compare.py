@@ -32,7 +32,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
-from tests.experiments import tiny_context
+from tests.experiments import tiny_paper
 from tests.models import tiny
 from tests.models.test_learned_contract import LEARNED
 from tests.refused import refused
@@ -254,10 +254,10 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
 def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
-    model = create_model(**tiny_context.FIELDS, reduction=own)
+    model = create_model(**tiny_paper.FIELDS, reduction=own)
     variables = tiny.fill(variable_shapes(model, 16))
     made = Guessing()
-    made.vit = tiny.loaded(tmp_path, own, variables, **tiny_context.FIELDS)
+    made.vit = tiny.loaded(tmp_path, own, variables, **tiny_paper.FIELDS)
     (one, other), _ = compare._entries(made, "dynamicvit", (0.65, 0.9), "gmacs")
     assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
     assert set(one.setting) == {"macs", "blocks"}
@@ -390,8 +390,8 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
 @pytest.mark.slow
 def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     """At its third setting; random tokens, dropped at blocks 3, 6 and 9, do not fit."""
-    weights = tiny_context.pretrained(tmp_path)
-    images = tiny_context.images()
+    weights = tiny_paper.pretrained(tmp_path)
+    images = tiny_paper.images()
 
     def compared():
         cache = ResultCache(tmp_path)
@@ -425,17 +425,17 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
 
 def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     """Of two blocks the first with norm and head; images of five, four, .. patches."""
-    weights = tiny_context.pretrained(tmp_path, depth=2)
-    context = tiny_context.context(tmp_path / "out", weights)
-    smaller, fewer = compare.floors(context.checkpoint(weights))
+    weights = tiny_paper.pretrained(tmp_path, depth=2)
+    study = tiny_paper.study(tmp_path / "out", weights)
+    smaller, fewer = compare.floors(study.weights(weights))
     patch = weights.model.patch_size
     sizes = [floor.setting["image_size"] for floor, _ in smaller]
     assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
     assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
     costs = [floor.reached for floor, _ in smaller]
     assert [1, *costs] == sorted({1, *costs}, reverse=True)
-    pixels = np.concatenate([batch["image"][0] for batch in context.images.batches()])
-    labels = np.concatenate([batch["label"][0] for batch in context.images.batches()])
+    pixels = np.concatenate([batch["image"][0] for batch in study.images.batches()])
+    labels = np.concatenate([batch["label"][0] for batch in study.images.batches()])
     images = normalize(pixels, MEAN, STD)
 
     def check(floor, model, params, images):
@@ -446,32 +446,31 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
         assert decode_bits(found, 24).tolist() == right.tolist()
 
     variables = weights.variables
-    short = create_model(**tiny_context.FIELDS | {"depth": 1})
+    short = create_model(**tiny_paper.FIELDS | {"depth": 1})
     first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
     check(fewer[0], short, first, images)
 
-    made = compare.smaller_images(context.images, sizes[0]).alter(images, None, None)
+    made = compare.smaller_images(study.images, sizes[0]).alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     want = Image.fromarray(channel).resize(sizes[0], Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
     resized = {"image_size": sizes[0], "depth": 2}
-    model = create_model(**tiny_context.FIELDS | resized)
+    model = create_model(**tiny_paper.FIELDS | resized)
     tensors = convert.to_timm(variables)
     params = convert.from_timm(
         positions.fit(tensors, model, sizes[0]), variable_shapes(model, sizes[0])
     )["params"]
     check(smaller[0], model, params, made)
-    context.cache.close()
 
 
 def test_floors_are_compared_as_methods_are(tmp_path, capsys):
     """The model's own counts fit neither fewer patches nor fewer blocks."""
     counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
-    weights = tiny_context.pretrained(tmp_path, depth=3)
+    weights = tiny_paper.pretrained(tmp_path, depth=3)
     weights = weights.with_reduction(counts)
-    context = tiny_context.context(tmp_path / "out", weights)
-    found = compare.compare(context.checkpoint(weights), (0.6,), ["tome"], floors=True)
+    study = tiny_paper.study(tmp_path / "out", weights)
+    found = compare.compare(study.weights(weights), (0.6,), ["tome"], floors=True)
     methods = [line["method"] for line in found["settings"]]
     assert methods[0] == "tome" and methods[-2:] == ["smaller images", "first blocks"]
     said = capsys.readouterr().err
@@ -481,11 +480,9 @@ def test_floors_are_compared_as_methods_are(tmp_path, capsys):
     assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
     page = compare_tables.page(found, plot="p.png")
     assert "| image_size=(" in page.replace("`", "") and "depth=2" in page
-    context.cache.close()
 
 
 def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path):
-    weights = tiny_context.pretrained(tmp_path, depth=1, patch_size=8)
-    context = tiny_context.context(tmp_path / "out", weights)
-    assert compare.nearest_floors(context.checkpoint(weights), (0.6,)) == []
-    context.cache.close()
+    weights = tiny_paper.pretrained(tmp_path, depth=1, patch_size=8)
+    study = tiny_paper.study(tmp_path / "out", weights)
+    assert compare.nearest_floors(study.weights(weights), (0.6,)) == []

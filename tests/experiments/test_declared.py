@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import records, retokenization
+from experiments import results, retokenization
 from tests import markdown
 
 SEEDS = 6
@@ -129,7 +129,7 @@ def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, to_dense,
 
 
 def test_systems_are_in_the_file_of_results(declared):
-    stored = records.read_results(records.FILE.read_text("utf-8"))
+    stored = results.read_results(results.FILE.read_text("utf-8"))
     rows = {row.method: row for row in stored.of("retokenization")}
     assert rows.keys() == set(retokenization.TITLES.values())
     for name, title in retokenization.TITLES.items():

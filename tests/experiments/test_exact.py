@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from experiments import finetune, hyperspeed, published, tables
+from experiments import hyperspeed, models, published, tables
 from imagepiece_jax.reduction import settings
 from tests.models import tiny
 
@@ -76,7 +76,7 @@ def test_published_claims_can_be_recomputed():
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160).source.config
-    target = one.gmacs(finetune.REFERENCE)
+    target = one.gmacs(models.REFERENCE)
     found = one.reduction_at_cost(
         {**reduction, "macs": target / one.gmacs(settings.DENSE)}, allowed=0.1
     )

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import masking
-from experiments.context import Answers, OffTheShelf, Settings
 from experiments.masking import SIDE, corners_of, cover
+from experiments.models import OffTheShelf
+from experiments.paper import Answers, Study
 from experiments.published import MASKS
-from experiments.rows import DENSE
+from experiments.tables import DENSE
 from imagepiece_jax.evaluate import statistics
 
 INDEX = np.array([[3, 0, 7]])
@@ -64,39 +65,30 @@ class Twenty:
         return [{"image": image, "index": INDEX}]
 
 
-class FakeContext:
+CALLS = []
+
+
+class Fading(Study):
     """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
-    images = Twenty()
-    settings = Settings(speed=False)
-
-    def __init__(self, out):
-        self.out = out
-        self.calls = []
-        weights = types.SimpleNamespace(
-            model=types.SimpleNamespace(stem="patch"),
-            lacks_selectors=lambda reduction: reduction["name"] == "dynamicvit",
-        )
-        self.models = OffTheShelf(weights)
-
-    def evaluate(self, pretrained, reduction, images=None):
-        if images is None:
-            return self._result(0)
-        (batch,) = images.batches()
-        self.calls.append((reduction["name"], images.setting, batch["corners"]))
-        return self._result(images.setting["masks"])
-
-    def _result(self, count):
-        result = Answers.__new__(Answers)
-        result.right = np.arange(20) < 18 - count // 5
-        return result
+    def evaluate(self, vit, reduction, images=None):
+        count = 0
+        if images is not None:
+            (batch,) = images.batches()
+            CALLS.append((reduction["name"], images.setting, batch["corners"]))
+            count = images.setting["masks"]
+        return Answers({}, np.arange(20) < 18 - count // 5)
 
 
 def test_all_methods_get_the_same_masks(tmp_path):
-    context = FakeContext(tmp_path)
-    masking.masking(context)
+    weights = types.SimpleNamespace(
+        model=types.SimpleNamespace(stem="patch"),
+        lacks_selectors=lambda reduction: reduction["name"] == "dynamicvit",
+    )
+    models = OffTheShelf(weights)
+    masking.masking(Fading(models=models, images=Twenty(), out=tmp_path))
     by_method = {}
-    for name, setting, corners in context.calls:
+    for name, setting, corners in CALLS:
         by_method.setdefault(name, []).append((str(setting), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])
     assert len(dense) == 18 and set(by_method) == {"evit", "tome", "imagepiece"}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import controls, hyperspeed, published, tables
-from experiments.context import Answers, OffTheShelf, Settings
-from experiments.rows import find
+from experiments.models import OffTheShelf
+from experiments.paper import Answers, Study
+from experiments.tables import find
 from imagepiece_jax.evaluate.cache import plan_facts
 from tests import markdown
 from tests.models import tiny
@@ -25,77 +26,64 @@ class Photographs:
         return IMAGES
 
 
-class Monotone:
-    """A context of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
+class Monotone(Study):
+    """A study of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
-    images = Photographs()
-    settings = Settings(speed=False)
-
-    def __init__(self, out):
-        size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
-        self.out = out
-        self.pretrained = tiny.loaded("none", **size, stem="patch")
-        self.models = OffTheShelf(self.pretrained)
-
-    def evaluate(self, pretrained, reduction):
-        result = Answers.__new__(Answers)
-        model = pretrained.model_with(reduction)
-        result.figures = plan_facts(model, 224) | {"untrained_selectors": False}
-        share = (result["gmacs"] / 1.3) ** 0.25
-        result.right = np.arange(IMAGES) < round(IMAGES * share)
-        return result
-
-    def speed(self, pretrained, reduction):
-        return None
+    def evaluate(self, vit, reduction, images=None):
+        model = vit.model_with(reduction)
+        figures = plan_facts(model, 224) | {"untrained_selectors": False}
+        share = (figures["gmacs"] / 1.3) ** 0.25
+        return Answers(figures, np.arange(IMAGES) < round(IMAGES * share))
 
 
 @pytest.fixture
-def context(tmp_path):
-    return Monotone(tmp_path)
+def study(tmp_path):
+    size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
+    models = OffTheShelf(tiny.loaded("none", **size, stem="patch"))
+    return Monotone(models=models, images=Photographs(), out=tmp_path)
 
 
-def lines(context, page):
+def lines(study, page):
     """{first cells: the other cells} of all table lines of a page."""
-    text = (context.out / f"{page}.md").read_text()
+    text = (study.out / f"{page}.md").read_text()
     rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in rows}
 
 
-def points(context, reduction, base):
+def points(study, reduction, base):
     """Points that one reduction has more than the other."""
     rights = [
-        context.evaluate(context.pretrained, each).right.sum()
-        for each in (reduction, base)
+        study.evaluate(study.pretrained, each).right.sum() for each in (reduction, base)
     ]
     return 100 * (int(rights[0]) - int(rights[1])) / IMAGES
 
 
-def test_gains_are_the_combinations_over_their_methods(context):
-    tables.combinations(context)
-    gains = lines(context, "combos")
+def test_gains_are_the_combinations_over_their_methods(study):
+    tables.combinations(study)
+    gains = lines(study, "combos")
     for single, combined in tables.PAIRS[:3]:
-        gain = points(context, combined.reduction, single.reduction)
-        costs = [context.pretrained.gmacs_with(r.reduction) for r in (single, combined)]
+        gain = points(study, combined.reduction, single.reduction)
+        costs = [study.pretrained.gmacs_with(r.reduction) for r in (single, combined)]
         assert gains[single.name][:2] == [f"{cost:.3f}" for cost in costs]
         assert gains[single.name][2].startswith(f"{gain:+.1f} [")
 
 
-def test_ablation_compares_with_the_default(context):
+def test_ablation_compares_with_the_default(study):
     default = tables.IMAGEPIECE_PATCH.reduction
     changed = tables.switched("patch")
     with controls.registered():
-        tables.ablation(context)
-        found = {row.name: points(context, row.reduction, default) for row in changed}
-    changes = lines(context, "ablation")
+        tables.ablation(study)
+        found = {row.name: points(study, row.reduction, default) for row in changed}
+    changes = lines(study, "ablation")
     for row in changed:
         change = found[row.name]
         assert changes[row.name][0].startswith(f"{change:+.1f} [")
     assert not set(changes) & {row.name for row in tables.switched("conv")}
 
 
-def test_table1_has_both_counts_of_spvit(context):
-    tables.table1(context)
-    rows = lines(context, "table1")
+def test_table1_has_both_counts_of_spvit(study):
+    tables.table1(study)
+    rows = lines(study, "table1")
     ours = rows["SPViT"]
     other = rows["SPViT, keep .7, .49, .343"]
     assert ours[:2] == other[:2]  # one published row
@@ -110,18 +98,18 @@ def test_a_row_without_retraining_is_of_the_model_as_trained():
             return [(run, run) for run in runs if run == reduction]
 
     row = next(row for row in tables.TABLE3 if row.name == "ImagePiece, keep .6")
-    context = types.SimpleNamespace(models=Runs())
-    assert find(context, row) == [(runs[0], runs[1])]
+    study = types.SimpleNamespace(models=Runs())
+    assert find(study, row) == [(runs[0], runs[1])]
 
 
-def test_hyperspeed_compares_curves_where_all_have_points(context):
-    hyperspeed.hyperspeed(context)
-    text = (context.out / "hyperspeed.md").read_text()
+def test_hyperspeed_compares_curves_where_all_have_points(study):
+    hyperspeed.hyperspeed(study)
+    text = (study.out / "hyperspeed.md").read_text()
     assert "mean acc1 from 0.483 to 0.650 GMACs" in text
     # One curve of accuracy by MACs: the means differ by how straight lines cut it.
     span = np.linspace(0.483, 0.650, 1001)
     mean = 100 * np.mean((span / 1.3) ** 0.25)
-    found = lines(context, "hyperspeed")
+    found = lines(study, "hyperspeed")
     names = [name for name in hyperspeed.SWEEPS if name != "ImagePiece"]
     for name in (*names, "ImagePiece, patch stem"):
         (cell,) = (
@@ -133,7 +121,7 @@ def test_hyperspeed_compares_curves_where_all_have_points(context):
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]
     assert found["ToMe"][-1].startswith(f"{dense - drop:.2f}")
-    assert (context.out / "hyperspeed_gmacs.png").exists()
+    assert (study.out / "hyperspeed_gmacs.png").exists()
 
 
 # Areas under curves, and plots of them

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from experiments import intervals, records, results
+from experiments import intervals, results
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.evaluate.cache import encode_bits
@@ -19,12 +19,12 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def stored():
-    return records.read_results(records.FILE.read_text("utf-8"))
+    return results.read_results(results.FILE.read_text("utf-8"))
 
 
 def test_the_file_is_read_back_as_it_was(stored):
-    text = records.FILE.read_text("utf-8")
-    assert records.dump_results(stored) == text
+    text = results.FILE.read_text("utf-8")
+    assert results.dump_results(stored) == text
     assert len(text.splitlines()) > len(stored.rows)
 
 
@@ -40,7 +40,7 @@ def test_tables_of_the_pages_are_made_from_the_file(tables):
         assert results.filled(text, tables) == text, name
         used += results.MARKED.findall(text)
     assert {name for _, name, _ in used} == set(tables)
-    assert records.PLOT.is_file()
+    assert results.PLOT.is_file()
 
 
 def cochran(right):
@@ -80,16 +80,16 @@ def comparison(**more):
 
 
 def test_a_comparison_replaces_older_rows_of_its_methods_alone(stored):
-    once = records.take_in(stored, comparison())
+    once = results.take_in(stored, comparison())
     assert once.rows[: len(stored.rows)] == stored.rows
     assert len(once.rows) == len(stored.rows) + 3
     assert once.sources["comparison-0000000"].model == "tiny"
     again = comparison(git="1" * 40, settings=[line("tome", 0.5, setting={"r": 4})])
-    twice = records.take_in(once, again)
+    twice = results.take_in(once, again)
     assert len(twice.rows) == len(once.rows)
     assert [row.source[-7:] for row in twice.rows[-3:]] == ["1" * 7, "1" * 7, "0" * 7]
     # The first model of the file is that of the tables, also when it is measured anew.
-    assert records.comparison_report(twice) == records.comparison_report(stored)
+    assert results.comparison_report(twice) == results.comparison_report(stored)
     dense = next(row for row in stored.rows if row.method == "dense")
     first = stored.sources[dense.source]
     anew = comparison(
@@ -98,11 +98,11 @@ def test_a_comparison_replaces_older_rows_of_its_methods_alone(stored):
         dense=line("dense", 0.99),
         settings=[line("evit", 0.5)],
     )
-    measured = records.comparison_report(records.take_in(twice, anew))
+    measured = results.comparison_report(results.take_in(twice, anew))
     assert measured["dense"]["source"] == "comparison-0000000"
     assert len(measured["settings"]) > 50
     with pytest.raises(InputError) as error:
-        records.take_in(stored, comparison(metric="ms"))
+        results.take_in(stored, comparison(metric="ms"))
     assert (error.value.field, error.value.value) == ("metric", "ms")
 
 
@@ -116,17 +116,18 @@ def test_only_tables_between_the_marks_are_written(tmp_path, monkeypatch, tables
     page.write_text(before.replace(line, "| `evit` | 99 |") + "99\n", "utf-8")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "tables", lambda _: tables)
-    results.main()
+    results.main([])
     assert page.read_text("utf-8") == before + "99\n"
 
 
 def test_a_command_takes_a_comparison_in(tmp_path, monkeypatch, stored):
-    (tmp_path / "results.json").write_text(records.dump_results(stored))
+    (tmp_path / "results.json").write_text(results.dump_results(stored))
     (tmp_path / "new.json").write_text(json.dumps(comparison()))
-    monkeypatch.setattr(records, "FILE", tmp_path / "results.json")
-    monkeypatch.setattr(records, "PLOT", tmp_path / "plot.png")
-    records.main([str(tmp_path / "new.json")])
-    found = records.read_results((tmp_path / "results.json").read_text("utf-8"))
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
+    monkeypatch.setattr(results, "PLOT", tmp_path / "plot.png")
+    monkeypatch.setattr(results, "PAGES", ())  # the others are those of the docs
+    results.main([str(tmp_path / "new.json")])
+    found = results.read_results((tmp_path / "results.json").read_text("utf-8"))
     assert len(found.rows) == len(stored.rows) + 3 and (tmp_path / "plot.png").is_file()
 
 
@@ -166,7 +167,7 @@ def both_sides(one, other):
 
 def test_figures_of_the_comparison(stored):
     """docs/tables/bundles.md, by method and share."""
-    report = records.comparison_report(stored)
+    report = results.comparison_report(stored)
     behind = compare_tables.comparison(report, "imagepiece", 0.6, "tome")["points"]
     value, high, low = (f"{-x:.1f}" for x in behind)
     rights = {(r.method, r.share): r.bits(1000) for r in stored.of("comparison")}

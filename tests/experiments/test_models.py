@@ -6,12 +6,12 @@ import types
 import pytest
 
 from configs import quickstart
-from experiments import finetune
-from experiments.finetune import Finetuner, label
-from experiments.rows import DENSE, TableRow, measure, table
+from experiments import models
+from experiments.models import Finetuner, label
+from experiments.tables import DENSE, TableRow, measure, table
 from imagepiece_jax.data import digits
 from imagepiece_jax.reduction import settings
-from tests.experiments import tiny_context
+from tests.experiments import tiny_paper
 
 EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
 
@@ -25,14 +25,14 @@ def config(monkeypatch):
     config.model.stem = "patch"
     config.epochs = 1
     config.batch_size = 70
-    for name, value in (tiny_context.SIZE | {"mlp_ratio": 2.0}).items():
+    for name, value in (tiny_paper.SIZE | {"mlp_ratio": 2.0}).items():
         config.model[name] = value
     config.warmup_epochs = 0.0
     return config
 
 
 def finetuner(tmp_path, config):
-    given = tiny_context.pretrained(tmp_path, depth=config.model.depth)
+    given = tiny_paper.pretrained(tmp_path, depth=config.model.depth)
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
 
 
@@ -48,7 +48,7 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     calls = []
     run = types.SimpleNamespace(reduction=None)
     monkeypatch.setattr(maker, "_trained", lambda *given: calls.append(given) or run)
-    unmatched = (settings.DENSE, finetune.REFERENCE)
+    unmatched = (settings.DENSE, models.REFERENCE)
     for reduction in unmatched:
         maker.find(reduction, "patch", False)
     maker.find(EVIT, "conv", True)
@@ -60,7 +60,7 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     assert fitted != EVIT and fitted["blocks"] == (1,)
     cost = maker._dense.gmacs
     step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
-    assert abs(cost(fitted) - cost(finetune.REFERENCE)) <= step
+    assert abs(cost(fitted) - cost(models.REFERENCE)) <= step
 
 
 def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
@@ -123,9 +123,9 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     evit = EVIT | {"blocks": (0,)}
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
-    context = tiny_context.context(tmp_path / "out", models=maker)
+    study = tiny_paper.study(tmp_path / "out", models=maker)
     rows = (DENSE, TableRow("EViT", evit))
-    found = measure(context, rows, by_stem=True)
+    found = measure(study, rows, by_stem=True)
     assert len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     assert names == ["dense_patch_seed1", f"{label(evit)}_patch_seed1"] + [
@@ -139,4 +139,3 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     ((again, _),) = maker.find(evit, "patch", True)
     assert capfd.readouterr().out.count("this run is complete") == 2
     assert again.digest == found["EViT"].pretrained.digest
-    context.cache.close()

@@ -1,9 +1,10 @@
 """A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
 
-from experiments.context import Context, OffTheShelf, Settings
-from experiments.images import Images
-from imagepiece_jax.common.timer import Rules
-from imagepiece_jax.evaluate.cache import ResultCache
+import pathlib
+
+from experiments.models import OffTheShelf
+from experiments.paper import Images, Study
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
@@ -29,7 +30,7 @@ MODEL = [
     "--config.reduction.prune_blocks=(2,)",
 ]
 
-PROGRAMS = {}  # of all contexts, whose models are mostly the same
+PROGRAMS = {}  # of all studies, whose models are mostly the same
 
 
 def pretrained(folder, seed=0, **fields):
@@ -44,18 +45,14 @@ def pretrained(folder, seed=0, **fields):
 
 def images(count=24):
     """Some of the digits that training never sees."""
-    options = {"crop": {"resize": "none"}, "batch_size": 12, "workers": 0}
-    return Images.open("digits", 10, 16, limit=count, **options)
+    source = open_source("digits", "val", num_classes=10).spread(count)
+    crop = {"resize": "none"}
+    return Images(source=source, name="digits", image_size=16, most=12, crop=crop)
 
 
-def context(folder, weights=None, **given):
-    """A Context of the tiny model `weights`, without speeds.
-
-    given: `models`, `images`, and fields of its Settings
-    """
-    shelf = None if weights is None else OffTheShelf(weights)
-    models = given.pop("models", shelf)
-    used = given.pop("images") if "images" in given else images()
-    quick = {"out": str(folder), "speed": False, "rules": Rules(2, 1, 0.0)}
-    settings = Settings(**quick | given)
-    return Context(ResultCache(folder), settings, models, used, PROGRAMS)
+def study(folder, weights=None, **given):
+    """A Study of the tiny model `weights`, without speeds; given: its fields."""
+    if weights is not None:
+        given["models"] = OffTheShelf(weights)
+    fields = {"images": images(), "programs": PROGRAMS, **given}
+    return Study(out=pathlib.Path(folder), **fields)

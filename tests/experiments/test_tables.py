@@ -8,14 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import analysis, merges, rows
-from experiments.context import Answers, TrainedRuns
-from experiments.rows import DENSE, TableRow
+from experiments import analysis, merges, tables
+from experiments import study as helper
+from experiments.models import TrainedRuns
+from experiments.tables import DENSE, TableRow
+from imagepiece_jax.benchmark.workloads import Clock
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
-from tests.experiments import tiny_context
+from tests.experiments import tiny_paper
 from tests.models import tiny
 from tests.oracles import log_softmax
 
@@ -24,21 +27,19 @@ TOME = {"name": "tome", "r": 4}
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    return tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
+    return tiny_paper.pretrained(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory, pretrained):
-    ctx = tiny_context.context(tmp_path_factory.mktemp("out"), pretrained)
-    yield ctx
-    ctx.cache.close()
+def study(tmp_path_factory, pretrained):
+    return tiny_paper.study(tmp_path_factory.mktemp("out"), pretrained)
 
 
-def test_figures_are_those_of_plain_numpy(context, pretrained):
-    found = context.evaluate(pretrained, settings.DENSE)
+def test_figures_are_those_of_plain_numpy(study, pretrained):
+    found = study.evaluate(pretrained, settings.DENSE)
     model = pretrained.model
     variables = pretrained.variables
-    batches = list(context.images.batches())
+    batches = list(study.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
     outputs = jax.jit(model.apply)(variables, normalize(pixels, MEAN, STD))
@@ -54,20 +55,20 @@ def test_figures_are_those_of_plain_numpy(context, pretrained):
     assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
-def test_a_line_has_the_whole_setting(context, pretrained):
-    context.evaluate(pretrained, TOME)
-    text = (context.out / "points.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in text]
-    (line,) = [x for x in lines if x["setting"]["reduction"].get("r") == 4]
-    setting = line["setting"]
-    result = line["result"]
+def test_a_file_has_the_whole_setting(study, pretrained):
+    study.evaluate(pretrained, TOME)
+    (path,) = (study.out / "results").glob("accuracy.tome.*.json")
+    found = json.loads(path.read_text())
+    setting = found["setting"]
+    result = found["result"]
     assert setting["use"] == "off-the-shelf" and setting["data"] == "digits"
     assert setting["fields"]["embed_dim"] == 8 and setting["images"] == 24
     assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
     assert setting["weights"] == pretrained.digest and setting["seed"] == 0
-    assert setting["digest"] == context.images.source.digest
+    assert setting["digest"] == study.images.source.digest
     assert result["tokens_per_block"] == [[65, 61], [61, 57], [57, 53], [53, 49]]
-    assert result["tokens"] == 49
+    assert result["tokens"] == 49 and result["gmacs"] > 0
+    assert {"jax", "device", "commit"} <= set(found["versions"])
 
 
 def slow_ratio(outputs, place, after, count):
@@ -83,22 +84,20 @@ def slow_ratio(outputs, place, after, count):
 
 
 @pytest.fixture(scope="module")
-def observed(context, pretrained):
+def observed(study, pretrained):
     """ImagePiece's model and its outputs for all images."""
     reduction = {"name": "imagepiece"}
     model = merges.observed(pretrained.model_with(reduction))
     variables = pretrained.variables
-    batches = [batch["image"] for batch in context.images.batches()]
+    batches = [batch["image"] for batch in study.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
     return model, jax.jit(model.apply)(variables, pixels)
 
 
 @pytest.mark.slow
-def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
-    context, pretrained, observed
-):
+def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, observed):
     model, outputs = observed
-    found = analysis.attentive_ratios(context, pretrained, {"name": "imagepiece"})
+    found = analysis.attentive_ratios(study, pretrained, {"name": "imagepiece"})
     assert list(found) == ["1", "2"]
     sites = {site.block: site for site in merges.sites(model)}
     for block, rule in ((1, "(a)"), (2, "(b)")):
@@ -115,11 +114,11 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
 
 
 @pytest.mark.slow
-def test_observing_changes_no_decision(context, pretrained, observed):
+def test_observing_changes_no_decision(study, pretrained, observed):
     _, outputs = observed
     model = pretrained.model_with({"name": "imagepiece"})
     variables = pretrained.variables
-    pixels = normalize(context.images.batches()[0]["image"][0], MEAN, STD)
+    pixels = normalize(study.images.batches()[0]["image"][0], MEAN, STD)
     direct = jax.jit(model.apply)(variables, pixels)
     np.testing.assert_allclose(direct.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(direct.results, outputs.results, strict=True):
@@ -127,22 +126,22 @@ def test_observing_changes_no_decision(context, pretrained, observed):
 
 
 @pytest.mark.slow
-def test_overlap_of_a_model(context, pretrained):
+def test_overlap_of_a_model(study, pretrained):
     """ToMe's grows with k; ImagePiece's with the top 70 % is nothing."""
-    tome = analysis.attended_shares(context, pretrained, TOME)
+    tome = analysis.attended_shares(study, pretrained, TOME)
     values = [tome[f"src {k}"][0] for k in (15, 20, 30, 70)]
     assert values == sorted(values) and 0 < values[-1] <= 100
-    ours = analysis.attended_shares(context, pretrained, {"name": "imagepiece"})
+    ours = analysis.attended_shares(study, pretrained, {"name": "imagepiece"})
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
 
 
 @pytest.mark.slow
-def test_similarity_is_one_of_both_tables(context, pretrained):
+def test_similarity_is_one_of_both_tables(study, pretrained):
     reduction = {"name": "imagepiece"}
-    ends = analysis.first_and_last(context, pretrained, reduction)
+    ends = analysis.first_and_last(study, pretrained, reduction)
     first, low, high = ends["lowest first"]
     assert -1 <= low <= first <= high <= 1
-    merge = analysis.first_merge(context, pretrained, reduction)
+    merge = analysis.first_merge(study, pretrained, reduction)
     assert merge["pairs"] == ends["all first"] and merge["distance"][0] >= 1
 
 
@@ -159,10 +158,10 @@ ROWS = (
 )
 
 
-def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(context):
-    found = rows.measure(context, ROWS)
+def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
+    found = tables.measure(study, ROWS)
     printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
-    text = rows.table(ROWS, found, printed, "DeiT-S")
+    text = tables.table(ROWS, found, printed, "DeiT-S")
     head, _, dense, tome, imagepiece = text.split("\n")
     assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
@@ -170,56 +169,54 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(context):
     assert imagepiece.count("not measured") == 6 and "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
     fitted = dataclasses.replace(found["ToMe"], reduction=TOME | {"r": 5})
-    assert "| ToMe (r=5) | 79.36" in rows.table(
+    assert "| ToMe (r=5) | 79.36" in tables.table(
         ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}, ""
     )
-    assert "ImagePiece" not in rows.table(ROWS, found, {}, "")
-    notes = rows.facts(context, found)
+    assert "ImagePiece" not in tables.table(ROWS, found, {}, "")
+    notes = tables.facts(study, found)
     assert "| no model of | ImagePiece |" in notes
     assert "| 24 images of digits, evenly spaced |" in notes
     assert "One checkpoint for all rows" in notes
     assert "not to be compared with" in notes
 
 
-def test_published_figures_of_another_size_are_labeled(context):
+def test_published_figures_of_another_size_are_labeled(study):
     """The tiny model has no published figures, so DeiT-S's stand in their column."""
     sizes = ("deit_s", "deit_ti")
-    assert rows.printed_for(rows.measure(context, ROWS), sizes)[1] == "DeiT-S"
+    assert tables.printed_for(tables.measure(study, ROWS), sizes)[1] == "DeiT-S"
     fields = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
     weights = tiny.loaded("w.npz", **fields)
     ours = {"DeiT": SimpleNamespace(pretrained=weights)}
-    printed, whose = rows.printed_for(ours, sizes)
+    printed, whose = tables.printed_for(ours, sizes)
     assert whose == "DeiT-Ti" and printed["ImagePiece"] == (72.61, 9450.2)
-    assert rows.printed_for(ours, sizes[:1])[1] == "DeiT-S"
+    assert tables.printed_for(ours, sizes[:1])[1] == "DeiT-S"
 
 
 @pytest.mark.slow
-def test_untrained_selectors_are_labeled(context):
+def test_untrained_selectors_are_labeled(study):
     row = TableRow("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
-    found = rows.measure(context, (row,))
-    assert "off-the-shelf, untrained selectors" in rows.table((row,), found, {}, "")
-    assert "untrained selectors" in rows.facts(context, found)
+    found = tables.measure(study, (row,))
+    assert "off-the-shelf, untrained selectors" in tables.table((row,), found, {}, "")
+    assert "untrained selectors" in tables.facts(study, found)
 
 
-def test_no_model_at_all_is_a_mistake(context, pretrained):
-    conv = tiny.loaded(pretrained.source.path, **tiny_context.FIELDS | {"stem": "conv"})
-    lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
+def test_no_model_at_all_is_a_mistake(study, pretrained):
+    conv = tiny.loaded(pretrained.source.path, **tiny_paper.FIELDS | {"stem": "conv"})
+    lonely = tiny_paper.study(study.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
-        rows.measure(lonely, ROWS[:2])
-    lonely.cache.close()
+        tables.measure(lonely, ROWS[:2])
 
 
 @pytest.mark.slow
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
-    dense = [tiny_context.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
+    dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
     reduced = [vit.with_reduction(TOME) for vit in dense]
     runs = TrainedRuns((*dense, *reduced))
-    several = tiny_context.context(tmp_path / "out", models=runs)
-    found = rows.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
-    several.cache.close()
+    several = tiny_paper.study(tmp_path / "out", models=runs)
+    found = tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
-    text = rows.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
+    text = tables.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
     accuracies = " ".join(f"{result['acc1']:.1f}" for result in found.results)
     assert "acc1 by seed" in text and f"| {accuracies} |" in text
     means = [
@@ -231,16 +228,17 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
 
 @pytest.mark.slow
 def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
-    timed = tiny_context.context(tmp_path, pretrained, speed=True, speed_batch_size=2)
+    clock = Clock(2, Rules(2, 1, 0.0))
+    timed = tiny_paper.study(tmp_path, pretrained, clock=clock)
     found = timed.speed(pretrained, TOME)
     assert timed.speed(pretrained, TOME) == found
-    timed.cache.close()
     assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
     assert found["ratio"] == pytest.approx(found["dense_ms"] / found["ms"], rel=1e-6)
-    assert (tmp_path / "points.jsonl").read_text().count("\n") == 1
+    assert len(list((tmp_path / "results").glob("speed.tome.*.json"))) == 1
 
 
-def test_a_cached_result_with_other_bits_than_images_is_refused():
-    assert Answers({"right": "AA==", "images": 8}).right.tolist() == [False] * 8
-    with pytest.raises(InputError, match="result.right has 8 bits, but 20 images; rem"):
-        Answers({"right": "AA==", "images": 20})
+def test_a_result_with_other_bits_than_images_is_refused():
+    few = {"right": "AA==", "images": 8}
+    assert helper.unpacked_right(few).tolist() == [False] * 8
+    with pytest.raises(InputError, match="right has 8 bits, but 20 images; remove"):
+        helper.unpacked_right(few | {"images": 20})

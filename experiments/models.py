@@ -1,21 +1,22 @@
-"""Short fine-tunings of all methods on a small set, alike in everything else.
+"""Models of the paper's tables: one checkpoint, trained runs, or short fine-tunings.
 
-Every seed starts with a dense fine-tuning of --weights. From its last weights
-every method trains for as long again, the dense model too, by the same config: so all
-have seen the same images equally often, and methods that need a teacher have one. Each
-run is one of train.py's in a folder of its own: a stopped one resumes, a finished one
-is only read.
+Fine-tunings are of all methods on a small set, alike in everything else. Every seed
+starts with a dense fine-tuning of --weights. From its last weights every method trains
+for as long again, the dense model too, by the same config: so all have seen the same
+images equally often, and methods that need a teacher have one. Each run is one of
+train.py's in a folder of its own: a stopped one resumes, a finished one is only read.
 """
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Mapping
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments.context import Models
+from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.registry import open_source
@@ -24,8 +25,92 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import load
+from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.trainer import train_and_evaluate
+
+# A model, and the reduction that it is measured with
+Model = tuple[Pretrained, Mapping]
+
+
+class Models:
+    """Where the models of a table come from."""
+
+    trains: bool  # whether they are trained here
+    note: str  # a sentence on how they came to be
+    weights: tuple[Pretrained, ...]  # that are there: their classes must be the data's
+
+    def find(self, reduction: Mapping, stem: str, by_stem: bool) -> list[Model]:
+        """The models of one row, one a seed; none where there is no such model.
+
+        by_stem: models that are trained here have either stem, each at its own cost;
+            else the patch stem, all at equal GMACs
+        """
+
+    def sizes(self) -> set[tuple[int, int]]:
+        """(classes, image size) of all models."""
+        return {(vit.model.num_classes, vit.image_size) for vit in self.weights}
+
+    @property
+    def class_names(self):
+        """Names of the first model's classes, by label; None where it has none."""
+        return self.weights[0].class_names if self.weights else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OffTheShelf(Models):
+    """One checkpoint, which every reduction is applied to without training."""
+
+    pretrained: Pretrained
+    trains = False
+    note = (
+        "One checkpoint for all rows, off the shelf: but for the reduction that it was "
+        "trained with, no row is a measure of a method as published."
+    )
+
+    @property
+    def weights(self):
+        return (self.pretrained,)
+
+    def find(self, reduction, stem, by_stem):
+        same = self.pretrained.model.stem == stem
+        return [(self.pretrained, reduction)] if same else []
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedRuns(Models):
+    """Runs, each matched with a row by its stem and all fields of its reduction."""
+
+    weights: tuple[Pretrained, ...]
+    trains = False
+    note = "Trained models, each with the reduction it was trained with."
+
+    def find(self, reduction, stem, by_stem):
+        wanted = settings.with_defaults(reduction)
+        found = []
+        for run in self.weights:
+            same = settings.with_defaults(run.reduction) == wanted
+            if same and run.model.stem == stem:
+                found.append((run, run.reduction))
+        return found
+
+
+def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
+    """All runs in a folder, by name. Raises InputError where there are none."""
+    configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
+    if not configs:
+        problem = f"{folder} has no run"
+        allowed = "a folder of runs"
+        raise InputError(problem, field="--runs", value=folder, allowed=allowed)
+    return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
+
+
+def package_config(name: str) -> ConfigDict:
+    """One of the package's configs, by its file name."""
+    return config_files.load_config(f"{config_files.CONFIGS}/{name}")
+
+
+# Fine-tuning
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
 # Published trainings freeze the backbone for longer than a small run lasts.
@@ -33,7 +118,7 @@ LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 
 
 class Finetuner(Models):
-    """`context.Models` that are short runs in `folder`, trained when they are needed.
+    """Short runs in a folder, trained when they are needed.
 
     config: how they are trained
     pretrained: the weights that they start from
@@ -43,6 +128,7 @@ class Finetuner(Models):
 
     trains = True
     weights = ()
+    class_names = None
 
     def __init__(self, config, pretrained, data, folder, seeds):
         self.config = config
@@ -160,7 +246,7 @@ def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 
 
-def of_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
+def take_from_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
     """Set the fields of a Finetuner's config that the weights decide.
 
     typed: whether it is the user's; then InputError where its stem, class token or
