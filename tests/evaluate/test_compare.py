@@ -387,6 +387,14 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
     assert compare_tables.advice(floor).startswith("take the dense model: nothing")
 
 
+@pytest.fixture
+def on_digits(tmp_path):
+    """Makes MeasuredWeights of tiny weights on digits."""
+    with contextlib.closing(ResultCache(tmp_path / "out")) as cache:
+        images = tiny_paper.images()
+        yield lambda weights: MeasuredWeights(weights, images, cache)
+
+
 @pytest.mark.slow
 def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     """At its third setting; random tokens, dropped at blocks 3, 6 and 9, do not fit."""
@@ -423,19 +431,19 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     assert report["dense"]["acc1"][0] == 100 * right.mean()
 
 
-def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
+def test_floors_are_the_dense_weights_made_cheaper(tmp_path, on_digits):
     """Of two blocks the first with norm and head; images of five, four, .. patches."""
     weights = tiny_paper.pretrained(tmp_path, depth=2)
-    study = tiny_paper.study(tmp_path / "out", weights)
-    smaller, fewer = compare.floors(study.weights(weights))
+    measured = on_digits(weights)
+    smaller, fewer = compare.floors(measured)
     patch = weights.model.patch_size
     sizes = [floor.setting["image_size"] for floor, _ in smaller]
     assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
     assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
     costs = [floor.reached for floor, _ in smaller]
     assert [1, *costs] == sorted({1, *costs}, reverse=True)
-    pixels = np.concatenate([batch["image"][0] for batch in study.images.batches()])
-    labels = np.concatenate([batch["label"][0] for batch in study.images.batches()])
+    pixels = np.concatenate([batch["image"][0] for batch in measured.images.batches()])
+    labels = np.concatenate([batch["label"][0] for batch in measured.images.batches()])
     images = normalize(pixels, MEAN, STD)
 
     def check(floor, model, params, images):
@@ -450,7 +458,7 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
     check(fewer[0], short, first, images)
 
-    made = compare.smaller_images(study.images, sizes[0]).alter(images, None, None)
+    made = compare.smaller_images(measured.images, sizes[0]).alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     want = Image.fromarray(channel).resize(sizes[0], Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.
@@ -464,13 +472,12 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     check(smaller[0], model, params, made)
 
 
-def test_floors_are_compared_as_methods_are(tmp_path, capsys):
+def test_floors_are_compared_as_methods_are(tmp_path, on_digits, capsys):
     """The model's own counts fit neither fewer patches nor fewer blocks."""
     counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_paper.pretrained(tmp_path, depth=3)
     weights = weights.with_reduction(counts)
-    study = tiny_paper.study(tmp_path / "out", weights)
-    found = compare.compare(study.weights(weights), (0.6,), ["tome"], floors=True)
+    found = compare.compare(on_digits(weights), (0.6,), ["tome"], floors=True)
     methods = [line["method"] for line in found["settings"]]
     assert methods[0] == "tome" and methods[-2:] == ["smaller images", "first blocks"]
     said = capsys.readouterr().err
@@ -482,7 +489,6 @@ def test_floors_are_compared_as_methods_are(tmp_path, capsys):
     assert "| image_size=(" in page.replace("`", "") and "depth=2" in page
 
 
-def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path):
+def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path, on_digits):
     weights = tiny_paper.pretrained(tmp_path, depth=1, patch_size=8)
-    study = tiny_paper.study(tmp_path / "out", weights)
-    assert compare.nearest_floors(study.weights(weights), (0.6,)) == []
+    assert compare.nearest_floors(on_digits(weights), (0.6,)) == []
