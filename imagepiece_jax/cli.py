@@ -226,7 +226,8 @@ def valid_labels():
 def evaluated_images():
     """Define --data, --set, --resize and --limit.
 
-    Returns a function that writes all but the last into a config, and returns the last.
+    Returns a function that writes all but the last into a config, and returns the last;
+    and the holder of --data.
     """
     name = data("config.data")
     resized = resize()
@@ -251,7 +252,7 @@ def evaluated_images():
         config.data.resize = resized.value or config.data.resize
         return count.value
 
-    return read
+    return read, name
 
 
 def sweep(help_text):
@@ -300,7 +301,7 @@ def run(main, *, compiles=True):
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return process.discard_output()
         except (Exception, KeyboardInterrupt) as error:
-            line, status = process.ending(error)
+            line, status = process.ending(_as_typed(error))
             if line is None:
                 raise
         print(line, file=sys.stderr)
@@ -310,6 +311,14 @@ def run(main, *, compiles=True):
         signal.signal(signal.SIGINT, process.interrupt)
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+
+
+def _as_typed(error):
+    """The same error, an InputError about --macs by the name of this flag."""
+    typed = "macs" in flags.FLAGS and flags.FLAGS["macs"].value is not None
+    if typed and isinstance(error, InputError):
+        return error.renamed({"config.reduction.macs": "--macs"})
+    return error
 
 
 def _keep_programs():

@@ -93,8 +93,8 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     averaged = []
 
-    def load_as(*args, **options):
-        averaged.append(options["averaged"])
+    def load_as(weights, *args, **options):
+        averaged.append(weights.averaged)
         raise ZeroDivisionError
 
     monkeypatch.setattr(with_config, "load_as", load_as)

@@ -14,7 +14,7 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, one_of
-from imagepiece_jax.pretrained.with_config import load_with_config
+from imagepiece_jax.pretrained import with_config
 from imagepiece_jax.reduction.settings import DENSE, label
 from imagepiece_jax.reduction.sweep_text import sweep_of
 
@@ -52,9 +52,10 @@ def load_for_configs(path, configs: dict, base=None) -> dict:
         the weights' own model, and before it "dense", the model without its reduction
     Raises InputError where a config does not agree with the weights.
     """
-    pairs = {k: load_with_config(path, config) for k, config in configs.items()}
+    loaded = with_config.load_for_configs(path, configs)
+    pairs = {name: (configs[name], vit) for name, vit in loaded.items()}
     if base is not None:
-        config, vit = load_with_config(path, *base)
+        config, vit = with_config.load_with_config(path, *base)
         if config.reduction.name != DENSE["name"]:
             dense = config.copy_and_resolve_references()
             with dense.unlocked():

@@ -23,7 +23,7 @@ from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
-IMAGES = cli.evaluated_images()
+IMAGES, DATA = cli.evaluated_images()
 VALID_LABELS = cli.valid_labels()
 SHARES = cli.listed(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "of the dense model's cost"
@@ -65,8 +65,7 @@ def main():
     from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import valid_labels
-    from imagepiece_jax.data.registry import short_name
+    from imagepiece_jax.data import registry, valid_labels
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.evaluate.images import eval_batches, labeled_images
@@ -79,6 +78,8 @@ def main():
     extras.check("the plot of a comparison", "matplotlib")
     compare.chosen(METHODS.value)
     reductions = parse_sweeps(SWEEP.value)
+    if DATA.value:
+        registry.check_found(DATA.value)
     config, vit = load_with_config(**typed)
     if macs:  # the reduction is one to compare, not that of the training
         reductions = [parse_label(vit.reduction[LABEL])]
@@ -92,7 +93,7 @@ def main():
         print(f"note: {note}", flush=True)
     images = Split(
         {
-            "data": short_name(config.data.name),
+            "data": registry.short_name(config.data.name),
             "digest": source.digest,
             "images": len(source),
             "limit": limit,

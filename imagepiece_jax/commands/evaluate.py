@@ -21,7 +21,7 @@ from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
-IMAGES = cli.evaluated_images()
+IMAGES, DATA = cli.evaluated_images()
 VALID_LABELS = cli.valid_labels()
 JSON = cli.text("json", None, "write the results here, too")
 OPTIMIZED = cli.switch(
@@ -54,6 +54,8 @@ def main():
     own = runs.own_files(typed["path"])
     if JSON.value:
         check_writable("--json", JSON.value, own)
+    if DATA.value:
+        registry.check_found(DATA.value)
     config, vit = load_with_config(**typed)
     limit = IMAGES(config)
     model = vit.model

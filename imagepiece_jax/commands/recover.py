@@ -42,7 +42,7 @@ def main():
     from imagepiece_jax.common.files import check_folder, check_room
     from imagepiece_jax.common.process import without_interrupts
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data.unlabeled import open_unlabeled
+    from imagepiece_jax.data.unlabeled import check_found, open_unlabeled
     from imagepiece_jax.pretrained.save import checked_folder, save
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.training.recover import recover
@@ -52,6 +52,10 @@ def main():
     except InputError as error:
         raise error.but(place=f"--out {out}") from error
     check_folder("--out", folder)
+    try:
+        check_found(images)
+    except InputError as error:
+        raise error.renamed({"images": "--data"}) from error
     config, vit = load_with_config(**typed)
     config.data.resize = RESIZE.value or config.data.resize
     preprocessing = RunConfig.from_config(config).preprocessing()

@@ -73,6 +73,18 @@ def open_source(
     )
 
 
+def check_found(name: str):
+    """Raise InputError, as `open_source`, for data that are not there or of no kind.
+
+    ImageNet's files are in a folder that the name does not say: they are not looked at.
+    """
+    kind, _, path = name.partition(":")
+    has_path = kind in ("folder", "csv") and path
+    there = has_path and os.path.exists(os.path.expanduser(path))
+    if not there and name not in ("imagenet2012", "digits"):
+        open_source(name, "val")
+
+
 def own_files(name: str) -> list[str]:
     """Files of the data `name`, apart from images, that must not be overwritten."""
     kind, _, path = name.partition(":")

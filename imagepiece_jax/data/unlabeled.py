@@ -82,6 +82,14 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     return ArraySource(pixels)
 
 
+def check_found(images: str):
+    """Raise InputError, as `open_unlabeled`, for a path or data that are not there."""
+    if is_data(images):
+        registry.check_found(images)
+    elif not os.path.exists(os.path.expanduser(images)):
+        open_unlabeled(images)
+
+
 def is_data(name: str) -> bool:
     """Whether it names data, not a path: "csv:FILE", "digits"."""
     kinds = {known.partition(":")[0] for known in registry.NAMES}

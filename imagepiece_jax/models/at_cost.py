@@ -7,7 +7,7 @@ import math
 import sys
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.fields import is_integer, is_number
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import fields_of
@@ -121,8 +121,13 @@ def fields_at_cost(reduction, model, grid, name=None, allowed=MISS):
     allowed: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
-    method, _ = read_reduction(reduction)
-    found = method_at_cost(method, model, grid, name, allowed)
+    try:
+        method, _ = read_reduction(reduction)
+        found = method_at_cost(method, model, grid, name, allowed)
+    except InputError as error:
+        if is_number(reduction):
+            raise error.renamed({"reduction.macs": "reduction"}) from error
+        raise
     return _with_counts(as_fields(reduction), found, model, grid, name)
 
 

@@ -259,9 +259,9 @@ class ModelConfig(CheckedFields):
         self, reduction: Reduction, allowed: float = MISS
     ) -> Mapping[str, Any]:
         """As `at_cost.fields_at_cost`, for a model of these fields."""
-        reduction = as_fields(reduction)
-        if reduction.get("macs") is None:
-            return reduction
+        fields = as_fields(reduction)
+        if fields.get("macs") is None:
+            return fields
         model = self.create()
         size = self._all_fields["image_size"]
         grid = patch_grid(size, model.patch_size, cut=True)

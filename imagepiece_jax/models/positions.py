@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,13 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides
 
 log = logging.getLogger("imagepiece_jax.models")
+
+
+class Trained(NamedTuple):
+    """Positions as they were trained."""
+
+    values: np.ndarray  # [1, N, D] float32
+    image_size: int | tuple[int, int]  # of the images that they were trained for
 
 
 def fit(

@@ -87,6 +87,8 @@ class Pretrained:
     drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # tensors by timm's names that other reductions have learned
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # those that the model's were resized from; None: its own are as they were trained
+    trained_positions: positions.Trained | None = None
     # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None
     # of weights that `recover` has made; None: they are as they were trained
@@ -269,9 +271,28 @@ class Pretrained:
         is_own = images.shape == sides(self.image_size)  # which need be no multiple
         grid = patch_grid(images.image_size, self.model.patch_size, cut=is_own)
         model = self._planned(self.model, self.reduction, grid)
+        params, trained_size = self._with_trained_positions()
+        resized = positions.fit(params, model, images.image_size, trained_size)
+        changes = {"preprocessing": images}
+        if resized is not params:
+            trained = positions.Trained(params["pos_embed"], trained_size)
+            changes["trained_positions"] = trained
+        return self._with_model(model, resized, **changes)
+
+    def _with_trained_positions(self):
+        """(parameters with positions as they were trained, the size of their images).
+
+        Positions that something has changed since they were resized stay.
+        """
         params = self.variables["params"]
-        params = positions.fit(params, model, images.image_size, self.image_size)
-        return self._with_model(model, params, preprocessing=images)
+        if self.trained_positions is None:
+            return params, self.image_size
+        values, size = self.trained_positions
+        trained = {**params, "pos_embed": values}
+        resized = positions.fit(trained, self.model, self.image_size, size)
+        if np.array_equal(resized["pos_embed"], params["pos_embed"]):
+            return trained, size
+        return params, self.image_size
 
     @short_traceback
     def first_blocks(self, depth: int) -> "Pretrained":

@@ -5,9 +5,12 @@ complete what these say (`infer.completed`). A model is created by that, and fil
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, short_traceback
@@ -74,20 +77,18 @@ def load(
     requested = ModelConfig.from_fields(changes)
     if changes.get("arch"):
         requested = requested.with_all_parts()
-    description = read_description(path)
-    if checkpoint != "best" and description.run is None:
+    weights = SavedWeights(path, checkpoint, averaged)
+    if checkpoint != "best" and weights.description.run is None:
         raise InputError(
-            f"is {checkpoint!r}, but {description} is no run",
+            f"is {checkpoint!r}, but {weights.description} is no run",
             field="checkpoint",
             value=checkpoint,
             allowed="'best'",
         )
     vit = load_as(
-        description,
+        weights,
         requested,
         reduction=reduction,
-        checkpoint=checkpoint,
-        averaged=averaged,
         num_classes=num_classes,
         preprocessing=preprocessing,
         seed=seed,
@@ -101,30 +102,56 @@ def load(
     return vit
 
 
+class SavedWeights:
+    """Weights at a path, whose files are read once.
+
+    checkpoint: of a run; of other weights it does not count
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        checkpoint: str = "best",
+        averaged: bool = False,
+    ):
+        self.description = read_description(path)
+        self.checkpoint = checkpoint
+        self.averaged = averaged
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """What the files hold, read at first use."""
+        description = self.description
+        path = description.path
+        if description.run is not None:
+            tensors = runs.read_checkpoint(path, self.checkpoint, self.averaged)
+            return Contents(tensors, NO_FIELDS)
+        if path.is_dir():
+            return layouts.read_folder(path, self.averaged, description.tower)
+        return layouts.read_weights(path, self.averaged)
+
+
 def load_as(
-    description: Description,
+    weights: SavedWeights,
     requested: ModelConfig = NO_FIELDS,
     otherwise: ModelConfig = NO_FIELDS,
     *,
     reduction: Reduction = None,
-    checkpoint: str = "best",
-    averaged: bool = False,
     num_classes: int | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     seed: int | None = None,
     abstract: bool = False,
-    contents: Contents | None = None,
 ) -> Pretrained:
-    """As `load`, which has the other arguments; only of a run `checkpoint` counts.
+    """As `load`, which has the other arguments.
 
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
     abstract: variables are shapes and types; no values of a run are read
-    contents: of the path, where they are read already
     """
-    if contents is None and description.run is None:
-        # Tensors show the sizes that a run's config says.
-        contents = read_contents(description, averaged=averaged)
+    description = weights.description
+    contents = None
+    if description.run is None:  # tensors show the sizes that a run's config says
+        contents = weights.contents
     trained = completed(description, contents, requested, otherwise)
     config = trained.requested_config(requested)
     fresh = ()
@@ -142,15 +169,13 @@ def load_as(
         trained.class_names,
         trained.problem_type,
         name=None if config.name in registry.MODELS else config.name,
-        source=trained.source(config, checkpoint, averaged),
+        source=trained.source(config, weights.checkpoint, weights.averaged),
         recovery=trained.recovery,
     )
     if abstract:
         return vit
-    if contents is None:
-        contents = read_contents(description, checkpoint, averaged)
     exact = reduction is None and seed is None
-    return _fill(vit, trained, contents, fresh, seed, exact)
+    return _fill(vit, trained, weights.contents, fresh, seed, exact)
 
 
 def _create(trained, config, reduction, prop_attn):
@@ -185,10 +210,16 @@ def _fill(vit, trained, contents, fresh, seed, exact):
     learned = _learned(tensors, trained.untrained)
     if seed is not None:
         fresh = (*fresh, *convert.lacking_selectors(learned, vit.variables))
+    trained_size = trained.config.image_size
+    resized = positions.fit(tensors, vit.model, size, trained_size)
+    trained_positions = None
+    if resized is not tensors:
+        values = np.asarray(tensors["pos_embed"], np.float32)
+        trained_positions = positions.Trained(values, trained_size)
     variables, drawn = convert.model_variables(
         vit.model,
         size,
-        positions.fit(tensors, vit.model, size, trained.config.image_size),
+        resized,
         vit.place,
         fresh=fresh,
         seed=seed or 0,
@@ -201,6 +232,7 @@ def _fill(vit, trained, contents, fresh, seed, exact):
         vit,
         variables=variables,
         selectors=learned,
+        trained_positions=trained_positions,
         projector=contents.projector,
         drawn=digests(variables, drawn),
     )
@@ -229,18 +261,6 @@ def read_description(path: str | os.PathLike) -> Description:
         run=run,
         seed=run.get("seed", 0),
     )
-
-
-def read_contents(
-    description: Description, checkpoint: str = "best", averaged: bool = False
-) -> Contents:
-    """What the files at the path hold; arguments as of `load`."""
-    path = description.path
-    if description.run is not None:
-        return Contents(runs.read_checkpoint(path, checkpoint, averaged), NO_FIELDS)
-    if path.is_dir():
-        return layouts.read_folder(path, averaged, description.tower)
-    return layouts.read_weights(path, averaged)
 
 
 def _learned(tensors, untrained):

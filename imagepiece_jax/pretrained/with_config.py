@@ -23,8 +23,8 @@ from imagepiece_jax.models.config import (
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained import infer, runs
 from imagepiece_jax.pretrained.load import (
+    SavedWeights,
     load_as,
-    read_description,
     unknown_normalization,
 )
 from imagepiece_jax.reduction import settings
@@ -58,13 +58,53 @@ def load_with_config(
     Typed fields go over those of the weights, and these over configs/base.py, but none
     may contradict what the weights decide. A full config counts as typed.
 
-    path, checkpoint, averaged, abstract: as `load_as` takes them
+    path, checkpoint, averaged: as `SavedWeights` takes them
     config: a full one, which is changed, or with `overrides` that of configs/base.py;
         None: the weights say it all
     overrides: the typed fields; None: the config is full
     normalization: the typed --mean and --std; None: the command has no such flags
+    abstract: variables are shapes and types, as of `load_as`
     Raises InputError for the first contradiction.
     """
+    weights = _weights(path, checkpoint, averaged)
+    vit = _load_merged(weights, config, overrides, normalization, abstract)
+    vit.warn_of_recovery(stacklevel=2)
+    if normalization is not None and not vit.source.normalized:
+        print(f"note: {unknown_normalization(path)}", flush=True)
+    return config, vit
+
+
+def load_for_configs(
+    path: str | os.PathLike, configs: Mapping[str, "ConfigDict"]
+) -> dict[str, Pretrained]:
+    """The model of each full config, by name, of weights that are read once.
+
+    Raises InputError as `load_with_config`.
+    """
+    weights = _weights(path)
+    loaded = {}
+    for name, config in configs.items():
+        loaded[name] = _load_merged(weights, config)
+        loaded[name].warn_of_recovery(stacklevel=2)
+    return loaded
+
+
+def _weights(path, *options):
+    """The SavedWeights that --weights names."""
+    try:
+        return SavedWeights(path, *options)
+    except InputError as error:
+        raise in_config(error.renamed({"path": "--weights"})) from error
+
+
+def _load_merged(
+    weights, config, overrides=None, normalization=None, abstract=False
+) -> Pretrained:
+    """The model of a config, into which the weights' fields are merged.
+
+    Arguments are those of `load_with_config`.
+    """
+    description = weights.description
     full = overrides is None and config is not None
     flags = normalization or {}
     try:
@@ -77,10 +117,8 @@ def load_with_config(
         raise error.renamed(flags_of(*flags)) from error
     said = {infer.FLAGS: flagged, infer.TYPED: requested}
     requested = infer.merged("in a command", said)
-    options = {"checkpoint": checkpoint, "averaged": averaged, "abstract": abstract}
+    options = {"abstract": abstract, "seed": description.seed}
     try:
-        description = read_description(path)
-        options["seed"] = description.seed
         if config is not None:
             if full and description.run is not None:
                 _check_run(description, config.to_dict(), requested)
@@ -92,15 +130,13 @@ def load_with_config(
             DataConfig.from_config(fields)  # its mistakes, by their paths
             options["preprocessing"] = read_fields(fields["data"])
             options["seed"] = config.seed
-        vit = load_as(description, requested, **options)
+        vit = load_as(weights, requested, **options)
     except InputError as error:
-        raise _as_typed(error, flags, full and runs.is_run(path)) from error
-    vit.warn_of_recovery(stacklevel=2)
-    if normalization is not None and not vit.source.normalized:
-        print(f"note: {unknown_normalization(path)}", flush=True)
+        of_run = full and description.run is not None
+        raise _as_typed(error, flags, of_run) from error
     if config is not None:
         _write_model(config, vit)
-    return config, vit
+    return vit
 
 
 def _as_typed(error, flags, of_run):

@@ -14,11 +14,9 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
 from imagepiece_jax.pretrained.infer import IN_NO_TENSOR, partial_config
-from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.load import (
+    SavedWeights,
     load_as,
-    read_contents,
-    read_description,
     unknown_normalization,
 )
 from imagepiece_jax.pretrained.runs import IMAGENET
@@ -27,16 +25,8 @@ from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.logging import say
 
 
-class NamedWeights:
-    """The weights that a field of a run's config names, whose files are read once."""
-
-    def __init__(self, path):
-        self.description = read_description(path)
-
-    @functools.cached_property
-    def contents(self) -> Contents:
-        """What the files hold, read at first use."""
-        return read_contents(self.description)
+class NamedWeights(SavedWeights):
+    """The weights that a field of a run's config names."""
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
@@ -49,8 +39,7 @@ class NamedWeights:
 
     def load(self, **options) -> Pretrained:
         """The dense model, with options of `load_as`."""
-        options |= {"reduction": DENSE, "contents": self.contents}
-        return load_as(self.description, **options)
+        return load_as(self, reduction=DENSE, **options)
 
 
 def _named(fields):

@@ -162,23 +162,23 @@ def test_numbers_of_numpy_are_numbers(value):
 @pytest.mark.parametrize(
     "value, field, text",
     [
-        (50, "reduction.macs", "did you mean 0.5?"),
-        (np.int64(50), "reduction.macs", "did you mean 0.5?"),
+        (50, "reduction", "did you mean 0.5?"),
+        (np.int64(50), "reduction", "did you mean 0.5?"),
         ("0.5", "reduction.name", "did you mean the name 'auto' with macs=0.5"),
         ("50%", "reduction.name", "with macs=0.5 (in Python, the number 0.5)"),
         ("50", "reduction.name", "with macs=0.5 (in Python, the number 0.5)"),
-        (1.0, "reduction.macs", "allowed: numbers above 0 and below 1, such as 0.5"),
-        (1, "reduction.macs", "below 1"),
-        (7.5, "reduction.macs", "below 1"),
-        (0, "reduction.macs", "above 0"),
-        (-0.5, "reduction.macs", "above 0"),
-        (float("inf"), "reduction.macs", "below 1"),
-        (0.9999999, "reduction.macs", "below 1"),
+        (1.0, "reduction", "allowed: numbers above 0 and below 1, such as 0.5"),
+        (1, "reduction", "below 1"),
+        (7.5, "reduction", "below 1"),
+        (0, "reduction", "above 0"),
+        (-0.5, "reduction", "above 0"),
+        (float("inf"), "reduction", "below 1"),
+        (0.9999999, "reduction", "below 1"),
         (True, "reduction", "a share of the MACs such as 0.5"),
         (np.bool_(True), "reduction", "a share of the MACs such as 0.5"),
         ([0.5], "reduction", "a share of the MACs such as 0.5"),
         ("autto", "reduction.name", "did you mean auto?"),
-        (0.05, "reduction.macs", "the nearest cost of 'attended' is 0.309"),
+        (0.05, "reduction", "the nearest cost of 'attended' is 0.309"),
     ],
     ids=str,
 )
@@ -188,8 +188,10 @@ def test_what_is_no_share_is_told_what_is(value, field, text):
 
 
 def test_nan_and_a_missing_cost():
-    for reduction in (float("nan"), HALF | {"macs": float("nan")}):
-        with pytest.raises(InputError, match="macs is nan; allowed: numbers above 0"):
+    nan = float("nan")
+    for field, reduction in (("", nan), (".macs", HALF | {"macs": nan})):
+        said = f"^reduction{field} is nan; allowed: numbers above 0"
+        with pytest.raises(InputError, match=said):
             create_model("deit_ti", reduction=reduction)
     for reduction in ("auto", {"name": "auto"}):
         with refused("reduction.macs", None, "is missing; allowed: numbers above 0"):

@@ -45,6 +45,10 @@ def test_the_same_weights_at_another_size(tmp_path, dense, size):
     for found in (
         loaded.with_reduction(TOME).at_size(size),
         loaded.at_size(size).with_reduction(TOME),
+        loaded.at_size(40).with_reduction(TOME).at_size(size),  # resized once
+        imagepiece_jax.load(file, image_size=40, **GIVEN)
+        .at_size(size)
+        .with_reduction(TOME),
     ):
         assert found.model == wanted.model and found.image_size == size
         assert same(found.variables, wanted.variables)
@@ -52,6 +56,11 @@ def test_the_same_weights_at_another_size(tmp_path, dense, size):
         assert found.source.image_size == wanted.source.image_size == tiny.SIDE
         assert found.digest == wanted.digest != loaded.digest
     assert same(loaded.at_size(tiny.SIDE).variables, loaded.variables)
+    assert same(loaded.at_size(40).at_size(tiny.SIDE).variables, loaded.variables)
+    larger = loaded.at_size(40)
+    trained = jax.tree.map(lambda leaf: leaf + 1, larger.variables)  # since then
+    moved = dataclasses.replace(larger, variables=trained)
+    assert same(moved.at_size(40).variables, trained)
 
 
 def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():

@@ -20,7 +20,7 @@ from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.load import load_as
+from imagepiece_jax.pretrained.load import SavedWeights, load_as
 from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -89,7 +89,7 @@ def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization,
 
 def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
     run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
-    found = load_as(load.read_description(run), abstract=True).source.config
+    found = load_as(SavedWeights(run), abstract=True).source.config
     assert (found.mean, found.std) == (HALF, HALF)
     assert found.num_heads == 4  # of vit_mini, which its config only names
 
@@ -111,9 +111,7 @@ def test_a_field_that_contradicts_the_weights_is_named(
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     said = f"^{field}.* is {value!r}, but weights file {path} has {own}; allowed: .+$"
     with pytest.raises(InputError, match=said):
-        load_as(
-            load.read_description(path), ModelConfig.from_fields(OF | {field: value})
-        )
+        load_as(SavedWeights(path), ModelConfig.from_fields(OF | {field: value}))
 
 
 @pytest.mark.parametrize("field, value", [("post_norm", True), ("rotary", {})])
@@ -139,7 +137,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     path = run_folder(tmp_path / "run")
     _, found = load_with_config(path, runs.configured(changes), abstract=True)
     assert found.model.dtype == "bfloat16" and found.model.drop_path_rate == 0.5
-    own = load_as(load.read_description(path), abstract=True).reduction
+    own = load_as(SavedWeights(path), abstract=True).reduction
     assert settings.with_defaults(found.reduction) == settings.with_defaults(own)
 
 
@@ -173,9 +171,7 @@ def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
     for field, value in (("reduction.keep_rate", 2), ("model.depth", 7)):
         words = [f"--weights={run}", f"--config.{field}={value}"]
         assert sentence(call(evaluate.main, *words)).startswith(f"config.{field} is ")
-    leaves = jax.tree.leaves(
-        load_as(load.read_description(run), abstract=True).variables
-    )
+    leaves = jax.tree.leaves(load_as(SavedWeights(run), abstract=True).variables)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     with pytest.raises(InputError, match="checkpoint"):
         load.load(run)

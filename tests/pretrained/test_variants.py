@@ -8,7 +8,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import layouts
-from imagepiece_jax.pretrained.load import load, load_as, read_description
+from imagepiece_jax.pretrained.load import SavedWeights, load, load_as
 from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep
@@ -85,7 +85,7 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     spvit = {"name": "spvit", "blocks": (1,)}
     spvit["keep_rates"] = (0.5,)
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
-        found = load_as(read_description(path), reduction=reduction, seed=0)
+        found = load_as(SavedWeights(path), reduction=reduction, seed=0)
         assert found.untrained == lacking
         assert found.lacks_selectors(spvit) and not found.lacks_selectors(DYNAMICVIT)
 
@@ -120,8 +120,8 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
 
     def described(name, **changes):
-        description = read_description(run_folder(tmp_path / name, **changes))
-        return load_as(description, abstract=True).analyzed()
+        weights = SavedWeights(run_folder(tmp_path / name, **changes))
+        return load_as(weights, abstract=True).analyzed()
 
     usual = described("usual", **{"seed": 7})
     other = described("other", **PROPORTIONAL)
