@@ -142,7 +142,7 @@ class Once(recovery_step.Fit):
         images = self._normalized(pixels)
 
         def loss_of(trained):
-            own = self._answers(weights[0], trained, images)
+            own = self.answers_of(weights[0], trained, images)
             return self.comparison.loss(own, targets)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)

@@ -296,7 +296,7 @@ def run(main, *, compiles=True):
             if argv[1:] and not takes_words:
                 raise _unexpected(argv[1])
             if compiles:
-                _keep_programs()
+                keep_programs()
             return (main(argv[1:]) if takes_words else main()) or 0
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return process.discard_output()
@@ -321,7 +321,7 @@ def _as_typed(error):
     return error
 
 
-def _keep_programs():
+def keep_programs():
     if "jax" in sys.modules:  # which has read its settings
         return
     folder, is_new = cache_dirs.keep_programs()

@@ -279,7 +279,7 @@ def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsy
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delitem(sys.modules, "jax")  # as if it was not imported
-    cli._keep_programs()
+    cli.keep_programs()
     assert capsys.readouterr() == ("", "")
     assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
 

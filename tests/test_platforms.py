@@ -74,9 +74,9 @@ def registered(monkeypatch):
         "register_ffi_target",
         lambda target, handler, platform: found.setdefault(platform, library),
     )
-    fused._register.cache_clear()
+    fused.register_library.cache_clear()
     yield found
-    fused._register.cache_clear()
+    fused.register_library.cache_clear()
 
 
 def test_compiling_for_a_described_gpu_asks_no_driver(registered):
@@ -99,7 +99,7 @@ def test_shared_memory_is_that_of_the_card(registered, capability, fits):
 )
 def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
     monkeypatch.setattr(build.platform, "machine", lambda: machine)
-    command, _ = build._command("cpu", "c++", None)
+    command, _ = build.command_and_source("cpu", "c++", None)
     assert flag in command and "-fPIC" in command
 
 
@@ -135,23 +135,24 @@ def test_peak_rates_are_measured_in_sizes_that_fill_the_device(
 ):
     tried = []
     monkeypatch.setattr(device, "platform", lambda: platform)
-    arrays = lambda shape, _, count: tried.append(shape) or [None] * count  # noqa: E731
-    monkeypatch.setattr(device, "_normal", arrays)
-    monkeypatch.setattr(device, "_seconds", lambda *_: 1)
+    arrays = lambda key, shape, dtype: tried.append(shape)  # noqa: E731
+    monkeypatch.setattr(jax.random, "normal", arrays)
+    monkeypatch.setattr(device.timer, "measure", lambda *_: {"": [1]})
     device.peak_rates("bfloat16", None)
-    assert tried == [*((side, side) for side in sides), (copied // 4,)]
+    squares = [(side, side) for side in sides]
+    assert [*dict.fromkeys(tried)] == [*squares, (copied // 4,)]
 
 
 def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch_baselines._place() == "cpu"
+    assert torch_baselines.torch_device() == "cpu"
     monkeypatch.setattr(device, "platform", lambda: "gpu")
     with pytest.raises(InputError, match="--against needs PyTorch with CUDA here"):
-        torch_baselines._place()
+        torch_baselines.torch_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert torch_baselines._place() == "cuda"
+    assert torch_baselines.torch_device() == "cuda"
     torch.set_num_threads(threads)
 
 
@@ -182,7 +183,7 @@ def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatc
     monkeypatch.setattr(
         worker_pool.shutil, "disk_usage", lambda _: pytest.fail("asked")
     )
-    worker_pool._Processes(None, 0, 0, 1, 8).close()
+    worker_pool.Processes(None, 0, 0, 1, 8).close()
 
 
 # Imports the package and the tools without what Windows lacks; other packages have been
@@ -267,15 +268,15 @@ def test_imagenet_is_refused_without_array_record(as_on_windows):
 
 def test_threads_read_where_processes_inherit_no_files(monkeypatch):
     monkeypatch.setattr(worker_pool, "INHERITS_FILES", False)
-    monkeypatch.setattr(worker_pool, "_Processes", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(worker_pool, "Processes", lambda *_: pytest.fail("started"))
     threads = []
-    make = worker_pool._Threads
+    make = worker_pool.Threads
 
     def noted(work, count):
         threads.append(count)
         return make(work, count)
 
-    monkeypatch.setattr(worker_pool, "_Threads", noted)
+    monkeypatch.setattr(worker_pool, "Threads", noted)
     result = collections.namedtuple("result", "pixels")
 
     def work(number, allocate):

@@ -80,7 +80,7 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
 )
 def test_what_kernels_are_compared_with(reduction):
     arrays = agreement.random_inputs(0, 2, 12, 2, 8, "float32")
-    text = agreement._plain.lower(reduction, *arrays).as_text()
+    text = agreement.plain_answers.lower(reduction, *arrays).as_text()
     products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
     assert all("[HIGHEST, HIGHEST]" in line for line in products)
     assert products or reduction.rule == "prune"

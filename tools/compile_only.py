@@ -122,18 +122,18 @@ def _cell(count_and_ms):
 
 def _gmacs(config):
     """GMACs of one image, forward."""
-    model = RunConfig.from_config(_unplaced(config)).create_model()
+    model = RunConfig.from_config(unplaced(config)).create_model()
     return model_macs(model, config.image_size) / 1e9
 
 
-def _unplaced(config):
+def unplaced(config):
     """Return `config` with an attention and reductions that every device supports."""
     config = config.copy_and_resolve_references()
     config.model.update(attention="xla", kernels="plain")
     return config
 
 
-def _placed(model, config):
+def placed(model, config):
     """Return `model` with the attention and kernels of `config` on an H200."""
     requested = config.model
     return optimize.placed(model, h200.device(), requested.attention, requested.kernels)
@@ -142,11 +142,11 @@ def _placed(model, config):
 def inference_text(config):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
     return forward_text(
-        RunConfig.from_config(_unplaced(config)).create_model(),
+        RunConfig.from_config(unplaced(config)).create_model(),
         config.batch_size,
         config.image_size,
         dtype=config.model.dtype,
-        place=functools.partial(_placed, config=config),
+        place=functools.partial(placed, config=config),
     )
 
 
@@ -175,7 +175,7 @@ def train_text(config, devices=1):
     """
     mesh = jax.sharding.Mesh(np.array(h200.devices(devices)), (parallel.AXIS,))
     step, first_state, model, teacher = workloads.training_step(
-        _unplaced(config), lambda model: _placed(model, config)
+        unplaced(config), lambda model: placed(model, config)
     )
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     if teacher is not None:

@@ -63,7 +63,7 @@ def devices(count=1):
             "", platform="cuda", target_config=TARGET, topology=topology
         )
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
-        if any(map(_installed, ("xla_cuda13", "xla_cuda12"))):
+        if any(map(installed, ("xla_cuda13", "xla_cuda12"))):
             raise InputError(
                 "compiling for an H200 found JAX's CUDA wheels, which did not start",
                 hint="set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before JAX is used",
@@ -75,7 +75,7 @@ def devices(count=1):
     return described.devices
 
 
-def _installed(plugin):
+def installed(plugin):
     try:
         return importlib.util.find_spec(f"jax_plugins.{plugin}") is not None
     except ModuleNotFoundError:
@@ -102,14 +102,14 @@ def compile_for(fn, *args, options=None, donate=(), places=None):
     ]
     traced = jax.jit(fn, donate_argnums=donate).trace(*args)
     try:
-        lowered = _lowered(traced)
+        lowered = lower(traced)
         return lowered.compile(compiler_options=dict(options or {})).as_text()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"XLA cannot compile this for an H200: {reason}") from error
 
 
-def _lowered(traced):
+def lower(traced):
     try:
         return traced.lower(lowering_platforms=("cuda",))
     except (RuntimeError, AssertionError):

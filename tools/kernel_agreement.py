@@ -179,7 +179,7 @@ class Comparison:
 
     def add(self, reduction, arrays):
         """Compare both versions of `reduction` on one batch, image by image."""
-        plain = [np.asarray(a) for a in _plain(reduction, *arrays)]
+        plain = [np.asarray(a) for a in plain_answers(reduction, *arrays)]
         fused = [np.asarray(a) for a in _fused(reduction, *arrays)]
         same = np.all(plain[2] == fused[2], axis=1)
         same &= np.all(plain[1] == fused[1], axis=1)
@@ -260,7 +260,7 @@ def random_inputs(seed, batch, n, heads, width, dtype):
 
 
 @jax.jit(static_argnums=0)
-def _plain(reduction, *arrays):
+def plain_answers(reduction, *arrays):
     return reduction.plain(*arrays)
 
 

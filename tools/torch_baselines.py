@@ -95,7 +95,7 @@ def _model(size, **options):
 def _infer(size, case, variant, r=0):
     import torch
 
-    where = _place()
+    where = torch_device()
     dtype = getattr(torch, case.config.model.dtype)
     vit = _model(size).eval().to(where, dtype)
 
@@ -119,7 +119,7 @@ def _train(size, case, variant):
     import torch
 
     config = case.config
-    where = _place()
+    where = torch_device()
     rate = config.model.drop_path_rate
     vit = _model(size, drop_path_rate=rate).train().to(where)
     dtype = getattr(torch, config.model.dtype)
@@ -144,7 +144,7 @@ def _train(size, case, variant):
     return _workload(case, call, macs, variant, where)
 
 
-def _place():
+def torch_device():
     """PyTorch's name of JAX's device; set cores and precision as JAX's."""
     import torch
 

@@ -57,7 +57,7 @@ class ArrayRecords:
             position -= self._ends[file - 1]
         path = self._paths[file]
         try:
-            reader = _open_readers()(path)
+            reader = open_readers()(path)
             (record,) = reader.read([position])
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
@@ -66,13 +66,13 @@ class ArrayRecords:
 
 
 @functools.cache  # for all sets of records: descriptors are a matter of the process
-def _open_readers():
+def open_readers():
     """The function from a path to an open reader, which keeps those used last.
 
     A reader that it drops is closed once no thread reads with it any more: each thread
     may hold one more.
     """
-    return functools.lru_cache(most_open())(_reader)
+    return functools.lru_cache(most_open())(open_reader)
 
 
 def most_open():
@@ -95,7 +95,7 @@ def most_open():
     return max(1, int(SHARE * free))
 
 
-def _reader(path):
+def open_reader(path):
     """An open reader of an array_record file."""
     from array_record.python import array_record_module
 

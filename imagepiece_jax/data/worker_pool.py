@@ -82,9 +82,9 @@ class Prefetch:
         ahead = _results_ahead(size, workers, threads)
         with contextlib.ExitStack() as stack:
             if workers:
-                pool = _Processes(work, workers, threads, ahead, max_bytes)
+                pool = Processes(work, workers, threads, ahead, max_bytes)
             else:
-                pool = _Threads(work, threads)
+                pool = Threads(work, threads)
             joined = _joined(pool, join, count, size, ahead)
             if workers or threads:
                 # Joining copies whole batches: it is done while the device works.
@@ -161,7 +161,7 @@ def _joined_ahead(executor, groups):
     return iter(take, None)
 
 
-class _Threads:
+class Threads:
     """Work done by threads of this process; without any, by the one that asks."""
 
     def __init__(self, work, threads):
@@ -182,7 +182,7 @@ class _Threads:
             self._executor.shutdown(cancel_futures=True)
 
 
-class _Processes:
+class Processes:
     """Work done by processes, whose pixels come in `slots` places of shared memory.
 
     Number n has slot n % slots: it may be submitted once the result n - slots is of no
@@ -208,7 +208,7 @@ class _Processes:
                 self._workers.append(_Worker(file.fileno(), *arguments))
 
     def submit(self, number):
-        """As that of `_Threads`."""
+        """As that of `Threads`."""
         worker = self._workers[number % len(self._workers)]
         try:
             pickle.dump((number, number % self._slots), worker.tasks)

@@ -223,7 +223,7 @@ def joined(job: Job | None):
         "with the same command to resume from the newest checkpoint, if there is one"
     )
     where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
-    _end_at_abort(lost)
+    end_at_abort(lost)
     # Waiting is C++ code, in which Python's own handlers do not run
     # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training has a
     # request of its own, which saves.
@@ -239,12 +239,12 @@ def joined(job: Job | None):
             _wait_for_all()
             raise
         except jax.errors.JaxRuntimeError as error:
-            if _is_loss(error):
+            if is_loss(error):
                 _end(f"{error}\n{lost}")
-            _leave_quietly()
+            leave_quietly()
             raise
         except BaseException:
-            _leave_quietly()
+            leave_quietly()
             raise
 
 
@@ -363,7 +363,7 @@ def _wait_for_all():
     multihost_utils.sync_global_devices("all processes")
 
 
-def _end_at_abort(text):
+def end_at_abort(text):
     """From now on an abort of this process ends with `text` on stderr and status 1.
 
     JAX aborts from a C++ thread, where Python's signal handlers do not run: the C
@@ -378,13 +378,13 @@ def _end_at_abort(text):
     libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 
-def _leave_quietly():
+def leave_quietly():
     """Let this process report its own error and nothing after it.
 
     While it ends, the others are stopped, and JAX reports on them at length
     (test_a_process_that_fails_reports_only_its_own_error).
     """
-    _end_at_abort("")
+    end_at_abort("")
     # The last one comes first: both before JAX's own.
     atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
     atexit.register(sys.stderr.flush)
@@ -397,7 +397,7 @@ def _end(text):
     os._exit(LOST)
 
 
-def _is_loss(error):
+def is_loss(error):
     """Whether an exception of JAX reports that another process cannot be reached."""
     text = str(error).lower()
     return any(sign in text for sign in SIGNS)

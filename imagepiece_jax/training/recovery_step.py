@@ -256,10 +256,10 @@ class Fit:
             places = parallel.positions(len(images))
             keys = sample_keys(self.recipe.seed, step, places, Purpose.MIX)
             images = mix(images, parallel.reverse(images), keys, self.recipe.mixed)
-        targets = self._targets_of(teacher, images)
+        targets = self.targets_of(teacher, images)
 
         def loss_of(trained):
-            own = self._answers(student, trained, images)
+            own = self.answers_of(student, trained, images)
             return self.comparison.loss(own, targets)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)
@@ -269,19 +269,19 @@ class Fit:
         return State(optax.apply_updates(state.trained, updates), moments), loss
 
     def _answers_of_teacher(self, weights, pixels):
-        return self._targets_of(weights[1], self._normalized(pixels))
+        return self.targets_of(weights[1], self._normalized(pixels))
 
     def _measured(self, trained, weights, pixels, targets):
-        own = self._answers(weights[0], trained, self._normalized(pixels))
+        own = self.answers_of(weights[0], trained, self._normalized(pixels))
         return self.comparison.measure(own, targets)
 
     def _normalized(self, pixels):
         return normalize(pixels, self.model.mean, self.model.std)
 
-    def _targets_of(self, variables, images):
+    def targets_of(self, variables, images):
         return answers(self.dense, variables, images, self.comparison.read)
 
-    def _answers(self, variables, trained, images):
+    def answers_of(self, variables, trained, images):
         params = self.join(variables["params"], trained)
         batch, *size, channels = images.shape
         own = sides(self.vit.image_size)

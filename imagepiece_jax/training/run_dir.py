@@ -106,7 +106,7 @@ def record_start(workdir, config: dict):
     starts.append(
         {
             "git": files.git_revision(),
-            "time": _now(),
+            "time": time_now(),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -121,7 +121,7 @@ def record_start(workdir, config: dict):
 def record_end(workdir):
     """Add to the newest start in `run.json` that it took the run's last step."""
     starts = _starts(workdir)
-    starts[-1]["end"] = _now()
+    starts[-1]["end"] = time_now()
     files.write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
 
 
@@ -136,7 +136,7 @@ def wall_seconds(workdir) -> float | None:
     return (end - first).total_seconds()
 
 
-def _now():
+def time_now():
     return time.strftime(CLOCK)
 
 

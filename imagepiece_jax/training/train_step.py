@@ -131,7 +131,7 @@ def train_step(
         batch_stats, grads, sums = carry
         part, index = inputs
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
-        image, targets = _prepare(part, positions, state.step, index, run, model)
+        image, targets = prepare(part, positions, state.step, index, run, model)
         purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
         keys = {
             name: sample_keys(run.seed, state.step, positions, purpose)
@@ -237,11 +237,11 @@ def prepared_images(batch, step, *, run, model, count):
     """
     part = jax.tree.map(lambda x: x[0], batch)
     positions = parallel.positions(part["label"].shape[0])
-    image, _ = _prepare(part, positions, step, jnp.int32(0), run, model)
+    image, _ = prepare(part, positions, step, jnp.int32(0), run, model)
     return to_pixels(image[:count], model.mean, model.std)
 
 
-def _prepare(part, positions, step, index, run, model):
+def prepare(part, positions, step, index, run, model):
     """A micro-batch as it was read -> normalized, mixed images and soft targets.
 
     part: image uint8 [m, S, S, 3] and label int32 [m]

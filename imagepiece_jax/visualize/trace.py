@@ -119,14 +119,14 @@ def _stage(block, layer, before, after, matrix, seen):
     count = layer.counts.n_out
     stage = Stage(block, layer.step.site, count, **seen)
     if after is None:
-        weights = _patch_weights(matrix, before)
+        weights = patch_weights(matrix, before)
         return dataclasses.replace(stage, weights=weights)
     belongs = after[:, :, None] == np.arange(count)
     sizes = belongs.sum(axis=1, dtype=np.int32)
     return dataclasses.replace(stage, source=after, sizes=sizes)
 
 
-def _patch_weights(matrix, slots):
+def patch_weights(matrix, slots):
     """A token's weight, split equally among its patches. -> [B, n_out, n0] float32."""
     together = slots[:, :, None] == slots[:, None, :]
     patches = together.sum(axis=2)

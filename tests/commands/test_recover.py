@@ -1,6 +1,7 @@
 """The command that recovers: the folder that it leaves, and what it leaves alone."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -10,7 +11,6 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.common import files
 from imagepiece_jax.training import recovery_step
 from tests.command import call, sentence
 from tests.models import tiny
@@ -68,13 +68,13 @@ def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, w
 
 
 def test_ctrl_c_while_it_is_written_loses_nothing(words, tmp_path, monkeypatch):
-    finish = files._finish
+    fsync = os.fsync
 
-    def interrupted(*args):
+    def interrupted(number):
         signal.raise_signal(signal.SIGINT)
-        finish(*args)
+        fsync(number)
 
-    monkeypatch.setattr(files, "_finish", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     before = signal.getsignal(signal.SIGINT)
     call(recover.main, *words).ok()
     assert signal.getsignal(signal.SIGINT) is before

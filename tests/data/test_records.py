@@ -65,7 +65,7 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     """With room for one file, a thread that reads keeps its own open beside it."""
     reads = threading.Event()
     go_on = threading.Event()
-    make = records._reader
+    make = records.open_reader
 
     class Slow:
         def __init__(self, path):
@@ -78,8 +78,8 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
 
     monkeypatch.setattr(records, "most_open", lambda: 1)
     one_is_slow = lambda path: (Slow if path == files[0] else make)(path)  # noqa: E731
-    monkeypatch.setattr(records, "_reader", one_is_slow)
-    records._open_readers.cache_clear()
+    monkeypatch.setattr(records, "open_reader", one_is_slow)
+    records.open_readers.cache_clear()
     stored = ArrayRecords([(path, EACH) for path in files])
     found = []
     before = open_files(files)
@@ -94,7 +94,7 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     slow.join()
     assert found == [b"record 1"]
     assert open_files(files) - before == {files[8]}
-    records._open_readers.cache_clear()
+    records.open_readers.cache_clear()
 
 
 def open_files(files):

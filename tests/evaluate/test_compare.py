@@ -251,6 +251,13 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
     assert f"| {floor['reached']:.3f} (by MACs) |" in text
 
 
+def matched(checkpoint, method, shares):
+    """(settings, what is left out) of one of the methods that are compared."""
+    entries, absent = compare.match(checkpoint, shares, [method])
+    mine = [entry for entry in entries if entry.method == method]
+    return mine, [line for line in absent if line["method"] == method]
+
+
 def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
@@ -258,15 +265,15 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     variables = tiny.fill(variable_shapes(model, 16))
     made = Guessing()
     made.vit = tiny.loaded(tmp_path, own, variables, **tiny_paper.FIELDS)
-    (one, other), _ = compare._entries(made, "dynamicvit", (0.65, 0.9), "gmacs")
+    (one, other), _ = matched(made, "dynamicvit", (0.65, 0.9))
     assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
     assert set(one.setting) == {"macs", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
     made.vit = made.vit.with_reduction(settings.DENSE)
-    _, [absent] = compare._entries(made, "dynamicvit", SHARES, "gmacs")
+    _, [absent] = matched(made, "dynamicvit", SHARES)
     assert absent["reason"].startswith("reduction has a step")
-    _, [absent] = compare._entries(made, "dtem", (0.9,), "gmacs")
-    assert absent == {"share": None, "reason": "needs training"}
+    _, [absent] = matched(made, "dtem", (0.9,))
+    assert absent == {"method": "dtem", "share": None, "reason": "needs training"}
 
 
 def line(method, share, value, **more):
@@ -408,15 +415,15 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
             return compare.compare(made, (0.8, 0.6), ["random"])
 
     measured = []
-    real = MeasuredWeights._evaluate
+    result = ResultCache.result
 
-    def evaluate(self, reduction):
-        measured.append(reduction["name"])
+    def measure(self, setting, compute, said):
+        measured.append(setting["reduction"]["name"])
         if measured == ["none", "tome", "tome"]:
             raise KeyboardInterrupt
-        return real(self, reduction)
+        return result(self, setting, compute, said)
 
-    monkeypatch.setattr(MeasuredWeights, "_evaluate", evaluate)
+    monkeypatch.setattr(ResultCache, "result", measure)
     with pytest.raises(KeyboardInterrupt):
         compared()
     capsys.readouterr()

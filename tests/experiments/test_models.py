@@ -31,6 +31,20 @@ def config(monkeypatch):
     return config
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """Configs of the runs that a Finetuner would train, by name; nothing is."""
+    configs = {}
+
+    def train_run(config, workdir):
+        configs[workdir.name] = config
+        source = types.SimpleNamespace(path=workdir)
+        return types.SimpleNamespace(source=source, reduction=None)
+
+    monkeypatch.setattr(models, "train_run", train_run)
+    return configs
+
+
 def finetuner(tmp_path, config):
     given = tiny_paper.pretrained(tmp_path, depth=config.model.depth)
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
@@ -42,23 +56,24 @@ def test_folders_are_named_by_their_reduction():
 
 
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
-    tmp_path, config, monkeypatch
+    tmp_path, config, trained
 ):
     maker = finetuner(tmp_path, config)
-    calls = []
-    run = types.SimpleNamespace(reduction=None)
-    monkeypatch.setattr(maker, "_trained", lambda *given: calls.append(given) or run)
-    unmatched = (settings.DENSE, models.REFERENCE)
-    for reduction in unmatched:
+    for reduction in (settings.DENSE, models.REFERENCE):
         maker.find(reduction, "patch", False)
     maker.find(EVIT, "conv", True)
-    assert [given[0] for given in calls[::2]] == [*unmatched, EVIT]
-    assert [given[1:] for given in calls[-2:]] == [("conv", 0), ("conv", 1)]
+    names = [name for name in trained if not name.startswith("start")]
+    assert names == [
+        f"{name}_seed{seed}"
+        for name in ("dense_patch", "imagepiece_patch", f"{label(EVIT)}_conv")
+        for seed in (0, 1)
+    ]
     assert maker.find(EVIT, "conv", False) == []
     maker.find(EVIT, "patch", False)
-    fitted = calls[-1][0]
+    fitted = {**trained[list(trained)[-1]].reduction}
     assert fitted != EVIT and fitted["blocks"] == (1,)
-    cost = maker._dense.gmacs
+    assert fitted["keep_rate"] == maker.match(EVIT)["keep_rate"]
+    cost = maker.pretrained.gmacs_with
     step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
     assert abs(cost(fitted) - cost(models.REFERENCE)) <= step
 
@@ -71,26 +86,20 @@ def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
     assert not (tmp_path / "small").exists()
 
 
-def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch):
+def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
     maker = finetuner(tmp_path, config)
-    configs = {}
-
-    def run(config, name):
-        configs[name] = config
-        source = dataclasses.replace(maker.pretrained.source, path=tmp_path / name)
-        return dataclasses.replace(maker.pretrained, source=source)
-
-    monkeypatch.setattr(maker, "_run", run)
-    maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)
-    maker._trained({"name": "tome", "r": 4, "prop_attn": False}, "conv", 0)
-    start, learned, conv_start, tome = configs.values()
+    maker.seeds = [1]
+    maker.find({"name": "dynamicvit", "blocks": (1,)}, "patch", True)
+    maker.seeds = [0]
+    maker.find({"name": "tome", "r": 4, "prop_attn": False}, "conv", True)
+    start, learned, conv_start, tome = trained.values()
     assert start.reduction.name == "none" and start.init.fresh == ()
     assert start.init.weights == str(maker.pretrained.source.path) and start.seed == 1
     assert (
         learned.init.weights
         == learned.teacher.weights
-        == str(tmp_path / "start_patch_seed1")
+        == str(tmp_path / "small" / "start_patch_seed1")
     )
     assert learned.init.fresh == ("reducer",) and learned.reduction.backbone_lr == 1.0
     assert learned.reduction.frozen_epochs == 0.0
@@ -101,7 +110,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 
 @pytest.mark.parametrize("last, fresh", [("9", ()), ("ten", ("head",))])
 def test_the_head_is_fresh_where_a_class_has_another_name(
-    tmp_path, config, monkeypatch, last, fresh
+    tmp_path, config, trained, last, fresh
 ):
     maker = finetuner(tmp_path, config)
     names = [*"012345678", last]
@@ -109,12 +118,10 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     source = dataclasses.replace(vit.source, path=tmp_path, has_names_of_data=True)
     known = {"source": source, "class_names": tuple(names)}
     maker.pretrained = dataclasses.replace(vit, **known)
-    start = types.SimpleNamespace(path=tmp_path / "start")
-    run = types.SimpleNamespace(source=start)
-    configs = []
-    monkeypatch.setattr(maker, "_run", lambda config, _: configs.append(config) or run)
-    assert maker._start("patch", 0) == start.path
-    assert configs[0].init.fresh == fresh
+    maker.find(settings.DENSE, "patch", True)
+    assert trained["start_patch_seed0"].init.fresh == fresh
+    start = maker.folder / "start_patch_seed0"
+    assert trained["dense_patch_seed0"].init.weights == str(start)
 
 
 @pytest.mark.slow

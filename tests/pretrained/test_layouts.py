@@ -7,6 +7,7 @@ of CLIP's tower in torch and of Google's in Flax, with what these compute.
 import json
 import pathlib
 
+import chex
 import cv2
 import jax
 import numpy as np
@@ -66,15 +67,13 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
 def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     """In any order and number, and inside names; a classifier stands beside a tower."""
     tensors, _ = stored("transformers_vit")
-    expected = layouts._placed_names([*tensors], None)
+    expected = layouts.to_timm(tensors).tensors
     renamed = {}
     for name in tensors:
         of_block = name.replace(".layer.0.", f".layer.0.{inside}")
-        renamed[wrapped.format(of_block)] = name
+        renamed[wrapped.format(of_block)] = tensors[name]
     assert len(renamed) == len(tensors)
-    found = layouts._placed_names([*renamed], None)
-    assert [renamed[name] for name in found] == expected
-    assert {*layouts._dotted_names([*renamed]).values()} == {*tensors}
+    chex.assert_trees_all_equal(layouts.to_timm(renamed).tensors, expected)
 
 
 def test_a_pooler_with_a_norm_is_of_another_model():
@@ -88,9 +87,9 @@ def test_a_pooler_with_a_norm_is_of_another_model():
 
 
 def test_two_names_that_are_one_without_wrappers():
-    names = ["blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight"]
+    names = ("blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight")
     with pytest.raises(InputError, match="are the same part, blocks.0.norm1.weight"):
-        layouts._dotted_names(names)
+        layouts.to_timm(dict.fromkeys(names, np.ones(3)))
 
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073)}

@@ -34,7 +34,7 @@ def test_a_step_on_eight_devices():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not h200._installed("xla_cuda13"), reason="needs the CUDA wheels")
+@pytest.mark.skipif(not h200.installed("xla_cuda13"), reason="needs the CUDA wheels")
 def test_a_step_on_eight_described_gpus():
     script("check_gpus")
 

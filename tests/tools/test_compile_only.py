@@ -109,15 +109,15 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     def backend(**model):
         cfg = config(**model)
-        unplaced = RunConfig.from_config(compile_only._unplaced(cfg)).create_model()
-        return compile_only._placed(unplaced, cfg).backend
+        unplaced = RunConfig.from_config(compile_only.unplaced(cfg)).create_model()
+        return compile_only.placed(unplaced, cfg).backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == "xla"
     wide = config()
     wide.model.dtype = "float32"
-    unplaced = RunConfig.from_config(compile_only._unplaced(wide)).create_model()
-    assert compile_only._placed(unplaced, wide).backend == "xla"
+    unplaced = RunConfig.from_config(compile_only.unplaced(wide)).create_model()
+    assert compile_only.placed(unplaced, wide).backend == "xla"
 
 
 def test_the_command_reports_every_size_and_mode(monkeypatch):

@@ -70,7 +70,7 @@ def test_missing_wheels_are_reported_in_one_sentence(
         raise error("topology not implemented for cuda")
 
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
-    monkeypatch.setattr(h200, "_installed", lambda name: name in plugins)
+    monkeypatch.setattr(h200, "installed", lambda name: name in plugins)
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     with pytest.raises(InputError, match=f"H200.*CUDA wheels.*{message}"):
         h200.devices.__wrapped__()
@@ -80,7 +80,7 @@ def test_missing_wheels_are_reported_in_one_sentence(
 def here(monkeypatch):
     """This computer in place of the described GPU."""
     monkeypatch.setattr(h200, "devices", lambda: jax.devices("cpu"))
-    monkeypatch.setattr(h200, "_lowered", lambda traced: traced.lower())
+    monkeypatch.setattr(h200, "lower", lambda traced: traced.lower())
 
 
 def test_a_compile_error_is_one_line(here):
@@ -113,7 +113,7 @@ for k in hlo.kernels(h200.compile_for(f, x, w, qkv, options=options)):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not h200._installed("xla_cuda13"), reason="needs the CUDA wheels")
+@pytest.mark.skipif(not h200.installed("xla_cuda13"), reason="needs the CUDA wheels")
 def test_a_program_compiled_for_the_gpu():
     lines = start("-c", PROGRAM).ok().out.splitlines()
     product = 2 * (512 * 1024 + 1024 * 256 + 512 * 256), 2.0 * 512 * 1024 * 256

@@ -208,7 +208,7 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
 
 def test_an_abort_in_a_thread_ends_with_the_sentence():
     done = run(
-        "distributed._end_at_abort('error: gone')\n"
+        "distributed.end_at_abort('error: gone')\n"
         "print('begin', flush=True)\n"
         "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
     )
@@ -220,8 +220,8 @@ def test_a_process_that_fails_reports_only_its_own_error():
     done = run(
         "atexit.register(os.abort)\n"
         "atexit.register(os.write, 2, b'a long report')\n"
-        "distributed._end_at_abort('error: gone')\n"
-        "distributed._leave_quietly()\n"
+        "distributed.end_at_abort('error: gone')\n"
+        "distributed.leave_quietly()\n"
         "raise SystemExit('error: disk is full')"
     )
     assert (done.status, done.err) == (distributed.LOST, "error: disk is full\n")
@@ -238,4 +238,4 @@ def test_a_process_that_fails_reports_only_its_own_error():
     ],
 )
 def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost):
-    assert distributed._is_loss(RuntimeError(message)) == lost
+    assert distributed.is_loss(RuntimeError(message)) == lost

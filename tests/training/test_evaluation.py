@@ -104,7 +104,9 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     model = run.create_model()
     source = open_images(run, "val")
     transform = Preprocessing(16, resize="none")
-    samples = evaluation.SampleImages(run, tmp_path, model, source, transform)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    samples = evaluation.SampleImages(run, workdir, model, source, transform)
     two_images, _ = evaluation.examples(source, transform, 2)
     variables = runs.untrained(model, 16, seed=0)
     drawn = []
@@ -116,7 +118,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(token_pictures, "token_page", keep)
     assert samples.tokens(variables).shape[2] == 3
-    with Image.open(tmp_path / evaluation.PICTURE) as picture:
+    with Image.open(workdir / evaluation.PICTURE) as picture:
         assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20
     ((stages, grid),) = drawn
     assert grid == (8, 8)
@@ -131,6 +133,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
         pairs = zip(np.asarray(result.dest), slots, strict=True)
         slots = [oracles.compose(*pair) for pair in pairs]
     np.testing.assert_array_equal(slots, [row[2][1] for row in stages])
-    gone = samples._workdir = tmp_path / "gone"
-    with pytest.raises(RunError, match=rf"^{gone}/tokens.png cannot be written \(No s"):
+    workdir.rename(tmp_path / "away")
+    said = rf"^{workdir}/tokens.png cannot be written \(No s"
+    with pytest.raises(RunError, match=said):
         samples.tokens(variables)

@@ -52,43 +52,51 @@ def kl(teacher, student):
     return np.sum(p * (np.log(p) - np.log(q)), axis=-1)
 
 
+def answers(model, variables, images, read):
+    """`train_step.answers` in one program."""
+    run = tiny.compiled(lambda *args: train_step.answers(model, *args, read))
+    return run(variables, images)
+
+
 def stream(model, variables, images):
-    """The tokens after each block, by the module's own intermediates."""
-    _, found = model.apply(
-        variables, images, capture_intermediates=True, mutable=["intermediates"]
-    )
-    return [
-        np.asarray(found["intermediates"][f"blocks_{b}"]["__call__"][0][0].x)
-        for b in range(model.depth)
-    ]
+    """(logits, tokens after each block), by the module's own intermediates."""
+
+    @tiny.compiled
+    def run(variables, images):
+        outputs, found = model.apply(
+            variables, images, capture_intermediates=True, mutable=["intermediates"]
+        )
+        blocks = [
+            found["intermediates"][f"blocks_{b}"]["__call__"][0][0].x
+            for b in range(model.depth)
+        ]
+        return outputs.logits, blocks
+
+    return run(variables, images)
 
 
 def test_the_loss_is_that_of_its_definition(vit):
     fit = fit_of(vit)
     images = tiny.images(4)
     dense = vit.with_reduction(None)
-    both = [
-        train_step.answers(each.model, vit.variables, images, fit.comparison.read)
-        for each in (vit, dense)
-    ]
-    logits = [
-        np.asarray(each.model.apply(vit.variables, images).logits, np.float64)
-        for each in (vit, dense)
-    ]
-    by_hand = kl(logits[1], logits[0])
-    tokens = [stream(each.model, vit.variables, images) for each in (vit, dense)]
+    read = fit.comparison.read
+    both = [answers(each.model, vit.variables, images, read) for each in (vit, dense)]
+    seen = [stream(each.model, vit.variables, images) for each in (vit, dense)]
+    logits, tokens = zip(*seen, strict=True)
+    by_hand = kl(np.float64(logits[1]), np.float64(logits[0]))
     shares = [
         ((ours[:, 0] - theirs[:, 0]) ** 2).sum(-1) / (theirs[:, 0] ** 2).sum(-1)
         for ours, theirs in zip(*tokens, strict=True)
     ]
-    terms = fit.comparison.terms(*both)
+    terms = tiny.compiled(fit.comparison.terms)(*both)
     chex.assert_trees_all_close(terms["logits"], by_hand, rtol=1e-4, atol=1e-6)
     by_hand_tokens = np.mean(shares, axis=0)
     chex.assert_trees_all_close(terms["class_tokens"], by_hand_tokens, rtol=1e-4)
     # Blocks before the first reduction are the dense model's own.
     assert np.all(shares[0] == 0) and np.all(shares[2] > 0)
     total = np.mean(by_hand + 0.5 * by_hand_tokens)
-    assert float(fit.comparison.loss(*both)) == pytest.approx(total, rel=1e-4)
+    loss = tiny.compiled(fit.comparison.loss)(*both)
+    assert float(loss) == pytest.approx(total, rel=1e-4)
 
 
 def test_classes_that_are_each_by_themselves_have_a_divergence_each():
@@ -107,7 +115,7 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
 def test_a_patch_is_compared_with_the_token_that_has_it():
     vit = tiny.pretrained(DROPPING, num_classes=0)
     images = tiny.images(2)
-    found = train_step.answers(vit.model, vit.variables, images, ("patches",))
+    found = answers(vit.model, vit.variables, images, ("patches",))
     maps = imagepiece_jax.features(vit, images, reshape=False)
     kept = ~np.asarray(maps.dropped)
     assert 0 < kept.sum() < kept.size
@@ -159,15 +167,16 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
     images = tiny.images(4)
     params = vit.variables["params"]
     read = fit.comparison.read
-    targets = train_step.answers(fit.dense, vit.variables, images, read)
+    targets = answers(fit.dense, vit.variables, images, read)
 
     def loss(part):
-        return fit.comparison.loss(fit._answers(vit.variables, part, images), targets)
+        return fit.comparison.loss(fit.answers_of(vit.variables, part, images), targets)
 
-    whole = jax.grad(loss)(params)
+    gradient = tiny.compiled(jax.grad(loss))
+    whole = gradient(params)
     part = optimizer.trained_part(params, "biases")
     chex.assert_trees_all_close(
-        jax.grad(loss)(part),
+        gradient(part),
         optimizer.trained_part(whole, "biases"),
         rtol=1e-5,
         atol=1e-7,
@@ -193,10 +202,10 @@ def test_a_step_needs_no_gradient_of_what_stays():
         fit = fit_of(vit, parameters=which)
 
         def loss_and_gradient(trained, fit=fit):
-            targets = fit._targets_of(vit.variables, images)
+            targets = fit.targets_of(vit.variables, images)
 
             def loss(trained):
-                own = fit._answers(vit.variables, trained, images)
+                own = fit.answers_of(vit.variables, trained, images)
                 return fit.comparison.loss(own, targets)
 
             return jax.value_and_grad(loss)(trained)
@@ -249,7 +258,7 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     held = imagepiece_jax.normalize(images[places], vit.model.mean, vit.model.std)
     dense = vit.with_reduction(None)
     logits = {
-        name: np.asarray(each.model.apply(each.variables, held).logits, np.float64)
+        name: np.float64(tiny.compiled(each.model.apply)(each.variables, held).logits)
         for name, each in (("dense", dense), ("before", vit), ("after", better))
     }
     before = kl(logits["dense"], logits["before"])
@@ -490,8 +499,8 @@ def test_a_model_without_a_pool_is_compared_by_the_pool_it_could_have(class_toke
     pool = "token" if class_token else "mean"
     pooled = tiny.pretrained(MERGING, arch=arch | {"pool": pool}, num_classes=0)
     images = tiny.images(2)
-    found = train_step.answers(vit.model, vit.variables, images, ("patches",))
-    wanted = pooled.model.apply(vit.variables, images).pooled
+    found = answers(vit.model, vit.variables, images, ("patches",))
+    wanted = tiny.compiled(pooled.model.apply)(vit.variables, images).pooled
     np.testing.assert_allclose(found["logits"], wanted, rtol=1e-5, atol=1e-6)
     assert recovered(vit).recovery.measure == "change"
 

@@ -145,10 +145,10 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
 
     @tiny.compiled
     def step(trained, variables, images):
-        targets = fit._targets_of(variables, images)
+        targets = fit.targets_of(variables, images)
 
         def loss(trained):
-            own = fit._answers(variables, trained, images)
+            own = fit.answers_of(variables, trained, images)
             return fit.comparison.loss(own, targets), fit.comparison.measure(
                 own, targets
             )

@@ -84,7 +84,7 @@ def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
     def now():
         return time.strftime(run_dir.CLOCK, time.localtime(clock[0]))
 
-    monkeypatch.setattr(run_dir, "_now", now)
+    monkeypatch.setattr(run_dir, "time_now", now)
 
     def train(steps, compiling):
         run_dir.record_start(tmp_path, {})

@@ -21,9 +21,9 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.optimizer import adamw, create, trained_part
 from imagepiece_jax.training.train_step import (
-    _prepare,
     batch_shapes,
     init_state,
+    prepare,
     prepared_images,
     soft_cross_entropy,
     train_step,
@@ -333,8 +333,8 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     """Whatever device, micro-batch or neighbor is there; another step, other draws."""
     model = types.SimpleNamespace(mean=HALF, std=HALF)
     recipe = dataclasses.replace(PLAIN, seed=3, **AUGMENT)
-    prepare = functools.partial(_prepare, model=model, run=recipe)
-    program = parallel.pmap(prepare)
+    prepare_part = functools.partial(prepare, model=model, run=recipe)
+    program = parallel.pmap(prepare_part)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
     one = {"image": images, "label": np.arange(BATCH, dtype=np.int32)}

@@ -82,7 +82,7 @@ def test_weights_of_a_merged_token_are_split_among_its_patches():
     """Patches 0 and 2 are one token, patch 1 is dropped, patch 3 is the other token."""
     source = np.array([[0, -1, 0, 1]])
     matrix = np.array([[[0.8, 0.2], [0.5, 0.5]]])
-    weights = trace_module._patch_weights(matrix, source)
+    weights = trace_module.patch_weights(matrix, source)
     expected = [[0.4, 0, 0.4, 0.2], [0.25, 0, 0.25, 0.5]]
     np.testing.assert_allclose(weights[0], expected)
 

@@ -39,7 +39,7 @@ def find_shards(source, patterns, partial):
         name = os.path.basename(path)
         if not name.endswith(SUFFIXES) or OTHERS.fullmatch(name) or path in claimed:
             continue
-        split = _split_by_name(os.path.relpath(path, source))
+        split = split_by_name(os.path.relpath(path, source))
         if split is None:
             unknown.append(path)
         elif not patterns.get(split):
@@ -81,7 +81,7 @@ def _matching(source, split, pattern):
     return sorted(found)
 
 
-def _split_by_name(path):
+def split_by_name(path):
     """The split that a file's name says, else that of its folder; None without."""
     folder, name = os.path.split(path.lower())
     for text in (name, folder):

@@ -300,7 +300,7 @@ def _write_file(work, name, entries, short_side):
         "damaged": _sorted(damaged),
     }
     try:
-        _write_records(work / name, _sorted(stored))
+        write_records(work / name, _sorted(stored))
         replace_file(work / REPORTS / f"{name}.json", json.dumps(report))
     except (OSError, RuntimeError) as error:  # array_record raises the second
         reason = " ".join(str(error).split())
@@ -327,7 +327,7 @@ def _sorted(by_position):
     return [by_position[position] for position in sorted(by_position)]
 
 
-def _write_records(path, records):
+def write_records(path, records):
     from array_record.python import array_record_module
 
     # TFDS's options: groups of one, so that a record is read without its neighbors.

@@ -31,22 +31,22 @@ def library(device, capability=None):
     Returns a ctypes.CDLL, or, as a str, what is missing.
     """
     if device == "cpu":
-        compilers = _host_compilers()
+        compilers = host_compilers()
         wanted = "a C++ compiler (g++ or clang++)"
     else:
-        compilers = _cuda_compilers()
+        compilers = cuda_compilers()
         wanted = "nvcc"
     if not compilers:
         return f"{wanted}, and there is none"
     for compiler in compilers:
-        command, source = _command(device, compiler, capability)
+        command, source = command_and_source(device, compiler, capability)
         result = _built(command, source)
         if not isinstance(result, str):
             break
     return result
 
 
-def _command(device, compiler, capability):
+def command_and_source(device, compiler, capability):
     """(command without its output, main source) of a library."""
     headers = f"-I{jax.ffi.include_dir()}"
     if device == "cpu":
@@ -62,13 +62,13 @@ def _command(device, compiler, capability):
     return [compiler, *FLAGS, *flags, headers], SOURCES / "reduce_cuda.cu"
 
 
-def _host_compilers():
+def host_compilers():
     """C++ compilers at hand, the preferred first."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     return _unique(shutil.which(name) for name in names if name)
 
 
-def _cuda_compilers():
+def cuda_compilers():
     """The nvcc of PATH, of $CUDA_HOME, and of JAX's CUDA wheels."""
     paths = [shutil.which("nvcc")]
     home = os.environ.get("CUDA_HOME")

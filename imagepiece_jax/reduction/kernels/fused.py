@@ -34,7 +34,7 @@ def unsupported_reason(platform, capability=None):
     capability: of the GPU, such as "9.0"; None: it is none
     """
     if platform == "cpu":
-        return _register("cpu", None)
+        return register_library("cpu", None)
     if platform not in ("gpu", "cuda"):
         return f"a CPU or an NVIDIA GPU, not {platform!r}"
     try:
@@ -43,7 +43,7 @@ def unsupported_reason(platform, capability=None):
         capable = False
     if not capable:
         return f"an NVIDIA GPU of compute capability 8.0 or more, not {capability!r}"
-    return _register("cuda", str(capability))
+    return register_library("cuda", str(capability))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ _reduce.defvjp(_forward, _backward)
 
 
 @functools.cache
-def _register(device, capability):
+def register_library(device, capability):
     """Makes a library known to XLA and all GPUs, once; what is missing, or None."""
     library = build.library(device, capability)
     if isinstance(library, str):

@@ -15,8 +15,8 @@ from imagepiece_jax.reduction.layer_plan import Counts
 from tests.models import tiny
 from tests.runs import ROOT
 
-HOST = build._host_compilers()
-NVCC = build._cuda_compilers()
+HOST = build.host_compilers()
+NVCC = build.cuda_compilers()
 LIBRARY = _ctypes.__file__  # any shared library
 needs_host = pytest.mark.skipif(not HOST, reason="needs a C++ compiler")
 needs_nvcc = pytest.mark.skipif(not (HOST and NVCC), reason="needs nvcc")
@@ -95,8 +95,8 @@ def test_nvcc_is_looked_for_in_three_places(compilers, tmp_path, monkeypatch):
     places = ("bin/nvcc", "home/bin/nvcc", "nvidia/cu13/bin/nvcc")
     made = [str(compilers(place, "exit 1")) for place in places]
     (tmp_path / "nvidia/cu13/lib").mkdir()
-    assert build._cuda_compilers() == made
-    command, source = build._command("cuda", made[-1], "12.0")
+    assert build.cuda_compilers() == made
+    command, source = build.command_and_source("cuda", made[-1], "12.0")
     assert f"-L{tmp_path}/nvidia/cu13/lib" in command
     assert "-gencode=arch=compute_120,code=sm_120" in command
     assert source.exists()

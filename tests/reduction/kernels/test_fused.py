@@ -280,7 +280,7 @@ def test_cuda_kernels_are_loaded_on_every_local_gpu_before_xla_knows_them(
     monkeypatch.setattr(fused.jax, "local_devices", lambda: gpus)
     monkeypatch.setattr(fused.jax.ffi, "pycapsule", lambda handler: handler)
     monkeypatch.setattr(fused.jax.ffi, "register_ffi_target", register)
-    monkeypatch.setattr(fused, "_register", fused._register.__wrapped__)
+    monkeypatch.setattr(fused, "register_library", fused.register_library.__wrapped__)
     answer = fused.unsupported_reason("cuda", "9.0")
     if broken is None:
         assert answer is None

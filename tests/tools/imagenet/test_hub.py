@@ -238,7 +238,7 @@ def test_splits_by_names_and_by_flags(tmp_path):
         "test-00000-of-00028.parquet": "test",
     }
     for place, split in places.items():
-        assert shards._split_by_name(place) == split, place
+        assert shards.split_by_name(place) == split, place
     hub_shards.write_tars(tmp_path, SPLITS)
     for number, path in enumerate(sorted(tmp_path.glob("*.tar"))):
         path.rename(tmp_path / f"part-{number}.tar")

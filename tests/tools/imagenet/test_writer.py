@@ -116,7 +116,7 @@ def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypat
     full = tmp_path / "whole"
     parts = tmp_path / "parts"
     writer.write(small[0], full)
-    write_records = writer._write_records
+    write_records = writer.write_records
     written = []
 
     def second_stops(path, rows):
@@ -126,7 +126,7 @@ def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypat
             raise KeyboardInterrupt
         write_records(path, rows)
 
-    monkeypatch.setattr(writer, "_write_records", second_stops)
+    monkeypatch.setattr(writer, "write_records", second_stops)
     with pytest.raises(KeyboardInterrupt):
         writer.write(small[0], parts)
     assert writer.existing(parts) is None
@@ -151,7 +151,7 @@ def test_an_unfinished_set_resumes_with_its_settings(small, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer, "_write_records", stop)
+        patched.setattr(writer, "write_records", stop)
         with pytest.raises(KeyboardInterrupt):
             writer.write(small[0], tmp_path)
     message = "5.1.0.* has an unfinished set with --short_side 0; give the options"
