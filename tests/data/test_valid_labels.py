@@ -42,26 +42,26 @@ def test_a_file_of_labels_may_have_more_than_the_images(tmp_path):
     assert valid_labels.in_words(labels, 1000) == "3 of 1,000 classes"
 
 
-@pytest.mark.parametrize("text", ["1.5", "-1", "1000", "n01440764", ""])
-def test_a_file_of_anything_else_is_refused(tmp_path, text):
-    file = tmp_path / "labels.txt"
-    file.write_text(f"0\n{text}\n" if text else "")
-    with refused("--valid_labels", text or str(file), "from 0 to 999"):
-        valid_labels.read(str(file), source(0, 1))
-
-
-def test_a_file_that_would_leave_images_without_an_answer_is_refused(tmp_path):
-    file = tmp_path / "labels.txt"
-    file.write_text("0\n217\n")
-    with refused("--valid_labels", str(file), "lacks label 701"):
-        valid_labels.read(str(file), source(217, 701, 999))
-    with refused("--valid_labels", str(tmp_path), "Is a directory"):
-        valid_labels.read(str(tmp_path), source(0, 1))
-
-
-def test_one_class_is_no_choice():
-    with refused("--valid_labels", "data", "class 7"):
-        valid_labels.read("data", source(7, 7))
+@pytest.mark.parametrize(
+    "given, text, labels, value, said",
+    [
+        *(
+            ("labels.txt", f"0\n{text}\n", (0, 1), text, "from 0 to 999")
+            for text in ("1.5", "-1", "1000", "n01440764")
+        ),
+        ("labels.txt", "", (0, 1), "labels.txt", "from 0 to 999"),
+        ("labels.txt", "0\n217\n", (217, 701, 999), "labels.txt", "lacks label 701"),
+        (".", "", (0, 1), ".", "Is a directory"),
+        ("data", "", (7, 7), "data", "class 7"),
+    ],
+)
+def test_what_is_no_choice_is_refused(
+    tmp_path, monkeypatch, given, text, labels, value, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text(text)
+    with refused("--valid_labels", value, said):
+        valid_labels.read(given, source(*labels))
 
 
 def test_the_note_is_for_few_classes_and_a_choice_among_all():

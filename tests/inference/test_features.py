@@ -1,6 +1,7 @@
 """Feature maps of patches against maps worked out by hand."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -214,20 +215,23 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
         np.testing.assert_allclose(found, wanted[1:], rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_no_photograph_is_refused(tmp_path):
-    vit = tiny.pretrained(depth=1)
-    file = tmp_path / "a.png"
-    file.write_bytes(b"no image")
-    with refused(file, "no known image format"):
-        features.features(vit, [file])
-    with refused(tmp_path, None, "is a folder"):
-        features.features(vit, str(tmp_path))
-    with refused("images", None, "is empty"):
-        features.features(vit, [])
-    with refused("images", "int", "is int"):
-        features.features(vit, 7)
-    with refused("images", (20, 20, 3)):  # normalized, but no batch
-        features.features(vit, np.zeros((20, 20, 3), np.float32))
+@pytest.mark.parametrize(
+    "images, subject, value, said",
+    [
+        ([pathlib.Path("a.png")], "a.png", "no known image format", ""),
+        (".", ".", None, "is a folder"),
+        ([], "images", None, "is empty"),
+        (7, "images", "int", "is int"),
+        (np.zeros((20, 20, 3), np.float32), "images", (20, 20, 3), ""),  # no batch
+    ],
+)
+def test_what_is_no_photograph_is_refused(
+    tmp_path, monkeypatch, images, subject, value, said
+):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("a.png").write_bytes(b"no image")
+    with refused(subject, value, said):
+        features.features(tiny.pretrained(depth=1), images)
 
 
 @pytest.mark.slow

@@ -137,38 +137,44 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "option, value",
+    "option, value, found, said",
     [
-        *(("batch_size", size) for size in (0, True, None)),
-        *(("dtype", dtype) for dtype in ([], "int8", "float16")),
-        ("gelu", "relu"),
-        ("attention", "flash"),
-        *(("kernels", kernels) for kernels in ("quick", [])),
-        ("pixels", "no"),
-        *(("compiler_options", options) for options in (3, {"xla_no": 1})),
-        *(("device", device) for device in ("", "cuda:9", "cpu:x")),
-        *(("cache_dir", folder) for folder in (3, "/dev/null/x")),
+        *(("batch_size", size, size, "") for size in (0, True, None)),
+        *(("dtype", dtype, dtype, "") for dtype in ([], "int8", "float16")),
+        ("gelu", "relu", "relu", ""),
+        ("attention", "flash", "flash", ""),
+        *(("kernels", kernels, kernels, "") for kernels in ("quick", [])),
+        ("pixels", "no", "no", ""),
+        *(("compiler_options", given, given, "") for given in (3, {"xla_no": 1})),
+        *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
+        *(("cache_dir", folder, folder, "") for folder in (3, "/dev/null/x")),
+        ("batchsize", 8, "batchsize", "did you mean batch_size?"),
+        ("image_size", 16, "image_size", "allowed: tokens, batch_size, "),
     ],
 )
-def test_impossible_options(trained, option, value):
-    with refused(option, value) as caught:
+def test_impossible_options(trained, option, value, found, said):
+    with refused(option, found, said) as caught:
         optimized(*trained, **{option: value})
     assert "\n" not in str(caught.value)
 
 
-def test_options_and_variables_that_there_are_not(trained):
-    with refused("batchsize", "batchsize", "did you mean batch_size?"):
-        optimized(*trained, batchsize=8)
-    with refused("image_size", "image_size", "allowed: tokens, batch_size, "):
-        optimized(*trained, image_size=16)
-    stem = "batch_stats/patch_embed/norm_0/mean"
-    with refused(stem, (15,), "in the model it is no such variable"):
-        optimized(tiny.model(EVIT, depth=1), trained[1])
-    with refused(stem, "missing"):
-        optimized(trained[0], {"params": {}})
-    larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
-    with refused("params/pos_embed", (1, 26, 30), "in the model it is (1, 37, 30)"):
-        optimized(larger, trained[1])
+STEM = "batch_stats/patch_embed/norm_0/mean"
+POSITIONS = "params/pos_embed"
+LARGER = {"stem": "conv", "image_size": 24}
+
+
+@pytest.mark.parametrize(
+    "fields, kinds, name, value, said",
+    [
+        ({}, ("params", "batch_stats"), STEM, (15,), "in the model it is no such var"),
+        ({"stem": "conv"}, (), STEM, "missing", ""),
+        (LARGER, ("params", "batch_stats"), POSITIONS, (1, 26, 30), "is (1, 37, 30)"),
+    ],
+)
+def test_variables_of_another_model(trained, fields, kinds, name, value, said):
+    variables = {"params": {}} | {kind: trained[1][kind] for kind in kinds}
+    with refused(name, value, said):
+        optimized(tiny.model(EVIT, depth=1, **fields), variables)
 
 
 def test_pixels_are_normalized(trained, program, for_pixels):

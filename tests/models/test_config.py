@@ -59,6 +59,7 @@ WRONG = [
     ("reduction", {"name": "evit", 3: 4}),
 ]
 # (name of a reduction, its fields, the field that is named, its value)
+UNWEIGHTED = {"name": "tome", "prop_attn": False}
 REDUCTIONS = [
     ("tomee", {}, "reduction.name", "tomee"),
     (["evit"], {}, "reduction.name", ["evit"]),
@@ -88,11 +89,14 @@ REDUCTIONS = [
         ({"arch": {"rotary": {"base": 1}}}, "arch.rotary", {"base": 1}),
         ({"arch": {"rotary": {"origin": "centre"}}}, "arch.rotary.origin", "centre"),
         ({"arch": {"rotary": {"reference": 5}}}, "arch.rotary.reference", 5),
+        ({"reduction": UNWEIGHTED, "prop_attn": True}, "prop_attn", True),
+        ({"reduction": UNWEIGHTED | {"prop_attn": 1}}, "reduction.prop_attn", 1),
+        ({"name": None, "patch_size": 4}, "name", None),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value(fields, field, value):
     with refused(field, value):
-        create_model("deit_s", **fields)
+        create_model(**{"name": "deit_s"} | fields)
 
 
 @pytest.mark.parametrize("name", imagepiece_jax.__all__)
@@ -114,8 +118,6 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     assert create_model(None, arch=plain, **size).arch == turned
     other = create_model(None, arch=arch, resize="offset", **size).arch
     assert (other.resize, other.gelu) == ("offset", "quick")
-    with refused("name", None, "depth is empty"):
-        create_model(None, patch_size=4, embed_dim=8, num_heads=2)
 
 
 def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
@@ -124,13 +126,8 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
 
     assert used("tome") and not used("imagepiece") and not used("none")
     assert not used("tome", prop_attn=False) and used("evit", prop_attn=True)
-    without = {"name": "tome", "prop_attn": False}
-    assert not create_model("deit_ti", reduction=without).prop_attn
-    create_model("deit_ti", reduction=without, prop_attn=False)
-    with refused("prop_attn", True):
-        create_model("deit_ti", reduction=without, prop_attn=True)
-    with refused("reduction.prop_attn", 1):
-        create_model("deit_ti", reduction={"name": "tome", "prop_attn": 1})
+    assert not create_model("deit_ti", reduction=UNWEIGHTED).prop_attn
+    create_model("deit_ti", reduction=UNWEIGHTED, prop_attn=False)
 
 
 @pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])

@@ -34,6 +34,13 @@ def with_reducers(tree):
     return {**tree, "params": params}
 
 
+CONV = variables(stem="conv")
+PLAIN = convert.to_timm(variables())
+WIDER = convert.to_timm(variables(width=8))
+REDUCED = convert.to_timm(with_reducers(CONV))
+DEEPER = PLAIN | {"blocks.10.norm1.weight": np.zeros(6)}
+
+
 def test_layout_against_pytorch_definitions():
     """Linear is [out, in], convolution OIHW, qkv stacked; names as timm writes them."""
     state_dict = convert.to_timm(variables())
@@ -193,19 +200,23 @@ def test_remedy_names_every_part_that_differs():
     assert misfit(changed("blocks.0.norm1.weight", None)).fresh == ()
 
 
-def test_models_of_other_sizes_and_parts_are_named():
-    deeper = changed("blocks.10.norm1.weight", np.zeros(6))
-    with refused("", None, "width 6, but this model has depth 2 and width 6"):
-        convert.from_timm(deeper, variables())
-    with refused("", None, "width 8, but this model has depth 2 and width 6"):
-        convert.from_timm(convert.to_timm(variables(width=8)), variables())
-    conv = variables(stem="conv")
-    with refused("tensor patch_embed.norm.0.running_mean", None, "is missing"):
-        convert.from_timm(convert.to_timm(variables()), conv)
-    with refused("tensor reducer.1.Dense.0.weight", None, "is left over"):
-        convert.from_timm(convert.to_timm(with_reducers(conv)), conv)
+@pytest.mark.parametrize(
+    "tensors, like, subject, value, said",
+    [
+        (DEEPER, variables(), "", None, "width 6, but this model has depth 2 and w"),
+        (WIDER, variables(), "", None, "width 8, but this model has depth 2 and w"),
+        (PLAIN, CONV, "tensor patch_embed.norm.0.running_mean", None, "is missing"),
+        (REDUCED, CONV, "tensor reducer.1.Dense.0.weight", None, "is left over"),
+    ],
+)
+def test_models_of_other_sizes_and_parts_are_named(tensors, like, subject, value, said):
+    with refused(subject, value, said):
+        convert.from_timm(tensors, like)
+
+
+def test_a_part_that_no_model_has_is_named():
+    names = ("head", "blocks_0/mlp", "reducer", "heads")
     with refused("config.init.fresh", "heads"):
-        names = ("head", "blocks_0/mlp", "reducer", "heads")
         convert.check_parts(names, with_reducers(variables()), "config.init.fresh")
 
 

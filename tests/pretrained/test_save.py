@@ -239,14 +239,25 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize(
+    "folder, said",
+    [
+        (".", "^. holds {file}; allowed: a new"),
+        ("{file}", "is not a folder .Not a directory.; allowed"),
+        ("hf://me/m", "is an id of the hub; allowed: folders of"),
+        ("a\0b", "allowed: paths without a NUL byte"),
+    ],
+)
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
-def test_a_folder_with_something_else_is_refused(tmp_path, file):
+def test_what_is_no_folder_to_save_in(tmp_path, monkeypatch, file, folder, said):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / file).write_text("{}")
-    with pytest.raises(InputError, match=f"^{tmp_path} holds {file}; allowed: a new"):
-        imagepiece_jax.save(tmp_path, made())
+    with pytest.raises(InputError, match=said.format(file=file)):
+        imagepiece_jax.save(folder.format(file=file), made())
+    said = "folder is a Pretrained; .* pathlib.Path, before the model"
+    with pytest.raises(InputError, match=said):
+        imagepiece_jax.save(made(), folder)
     assert [path.name for path in tmp_path.iterdir()] == [file]
-    with pytest.raises(InputError, match="is not a folder .Not a directory.; allowed"):
-        imagepiece_jax.save(tmp_path / file, made())
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
@@ -350,14 +361,3 @@ def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
     assert apart < 0.5
     want = jax.image.resize(old, (8, 9, 32), "cubic")
     np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-5)
-
-
-def test_what_is_no_folder_to_save_in():
-    vit = made()
-    for folder, other, said in (
-        ("hf://me/m", vit, "is an id of the hub; allowed: folders of"),
-        (vit, "m", "folder is a Pretrained; .* pathlib.Path, before the model"),
-        ("a\0b", vit, "allowed: paths without a NUL byte"),
-    ):
-        with pytest.raises(InputError, match=said):
-            imagepiece_jax.save(folder, other)
