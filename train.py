@@ -1,6 +1,8 @@
 """Train a model: python train.py --config configs/deit_s_imagepiece.py"""
 
-from imagepiece_jax.__main__ import run
+import runpy
+
+COMMAND = "imagepiece_jax.commands.train"
 
 if __name__ == "__main__":
-    run("train")
+    runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)

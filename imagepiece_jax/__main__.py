@@ -27,12 +27,6 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def run(name):
-    """Run a command with the words of sys.argv as if it had been started itself."""
-    module = f"imagepiece_jax.commands.{name}"
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
 def main():
     name = sys.argv[1] if sys.argv[1:] else "--help"
     names = commands()
@@ -40,7 +34,8 @@ def main():
         print(listing())
     elif name in names:
         del sys.argv[1]
-        run(name)
+        module = f"imagepiece_jax.commands.{name}"
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         hint = suggestion(name, names, f"allowed: {', '.join(names)}")
         print(f"error: {name!r} is not a command; {hint}", file=sys.stderr)

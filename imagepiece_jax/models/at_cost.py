@@ -1,4 +1,4 @@
-"""A ViT with a reduction: by its fields, at a cost, or to a number of tokens."""
+"""Counts of tokens for a cost, or for a number of tokens that is left in the end."""
 
 import contextlib
 import dataclasses
@@ -10,14 +10,13 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.fields import is_integer, is_number
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.registry import fields_of
-from imagepiece_jax.reduction import contract, layer_plan, methods
-from imagepiece_jax.reduction.methods.method import Method, ModelFacts
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.recommended import recommendation
 from imagepiece_jax.reduction.settings import (
     LABEL,
     as_fields,
     asked,
+    fields_of_method,
     read_reduction,
     split_reduction,
     with_defaults,
@@ -28,80 +27,18 @@ MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 
 
-def with_plan(
-    model, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
-):
-    """A ViT with the plan of a reduction, which it notes as its `reduction`.
+def fields_to_note(reduction, method, model, grid, name):
+    """Fields of a reduction with a cost or a label, without prop_attn.
 
-    model: a ViT of the same sizes, with any plan
-    reduction: as `create_model` takes it, or a Method
-    grid: (height, width) of the images, in patches
-    name, prop_attn, masked: fields of a ModelConfig
-    tokens: exact number of image tokens in the end; None: the reduction's own
-    Raises InputError for a reduction that does not fit the model.
-    """
-    own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
-    method, prop_attn = read_reduction(reduction, prop_attn)
-    if tokens is None:
-        _, method = _chosen_with_counts(method, model, grid, name)
-    noted = method
-    try:
-        method = method.for_model(_model_facts(model, grid, name))
-    except InputError as error:
-        raise error.inside("reduction") from error
-    if tokens is not None:
-        noted = method = _ending_at(tokens, method, model, grid)
-    usual = usual_prop_attn(method, name)
-    if prop_attn is None:
-        prop_attn = usual
-    if not isinstance(prop_attn, bool):
-        raise InputError(field=own_field, value=prop_attn, allowed="True, False")
-    place = "" if tokens is None else f"tokens={tokens}"
-    try:
-        plan = _plan(method, model, grid, masked)
-        contract.check_plan(plan, model.arch, grid)
-    except InputError as error:
-        raise error.inside("reduction", place) from error
-    if tokens is None and not isinstance(reduction, Method):
-        fields = _as_asked(reduction, noted, model, grid, name)
-    else:
-        fields = _fields_of(noted)
-    if prop_attn != usual:
-        fields["prop_attn"] = prop_attn
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fields)
-
-
-def usual_prop_attn(method, name):
-    """Whether a Method has proportional attention where nobody says so.
-
-    name: of the model, whose weights may be used without it
-    """
-    usual = method.model_fields.get("prop_attn", False)
-    return fields_of(name).get("prop_attn", usual)
-
-
-def _fields_of(method):
-    """The name of a Method, and its fields that are not the default."""
-    usual = type(method)
-    fields = {k: v for k, v in vars(method).items() if v != getattr(usual, k)}
-    return {"name": methods.name_of(method), **fields}
-
-
-def _as_asked(reduction, method, model, grid, name):
-    """Fields of a reduction, without prop_attn, with counts in place of a cost.
-
-    The label stays where it asks this model for these fields: they may have been
-    changed since then, or the size of the images.
+    There are counts in place of the cost. The label stays where it asks this model for
+    these fields: they may have been changed since then, or the size of the images.
 
     method: what the reduction asks for, with counts in place of a cost
     """
-    reduction = as_fields(reduction)
     fields, _ = split_reduction(reduction)
     if fields.get("macs") is not None:
         return _with_counts(fields, method, model, grid, name)
-    text = reduction.get(LABEL)
-    if text is None:
-        return fields
+    text = reduction[LABEL]
     own = with_defaults(fields)
     try:
         wanted = with_defaults(fields_at_cost(parse_label(text), model, grid, name))
@@ -117,7 +54,7 @@ def fields_at_cost(reduction, model, grid, name=None, allowed=MISS):
     recommended method, and a line on stderr says so.
 
     model: a ViT of the model's sizes, with any plan
-    reduction, grid, name: as for `with_plan`
+    reduction, grid, name: as for `config.with_plan`
     allowed: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
@@ -154,10 +91,10 @@ def with_chosen(reduction, model, grid, name=None):
     Arguments are those of `fields_at_cost`.
     """
     method, prop_attn = read_reduction(reduction)
-    chosen = method.chosen(_model_facts(model, grid, name))
+    chosen = method.chosen(model.seen_by_methods(grid, name))
     if chosen is method:
         return reduction
-    fields = _fields_of(chosen)
+    fields = fields_of_method(chosen)
     if prop_attn is not None:
         fields["prop_attn"] = prop_attn
     return fields
@@ -165,19 +102,19 @@ def with_chosen(reduction, model, grid, name=None):
 
 def method_at_cost(method, model, grid, name=None, allowed=MISS):
     """A Method with counts of tokens in place of its cost, as `fields_at_cost`."""
-    chosen, found = _chosen_with_counts(method, model, grid, name, allowed)
+    chosen, found = chosen_with_counts(method, model, grid, name, allowed)
     if chosen is not method and parallel.is_main():
-        text = recommendation(_model_facts(model, grid, name)).text
+        text = recommendation(model.seen_by_methods(grid, name)).text
         line = _recommendation_line(text, found, model, grid)
         print(line, file=sys.stderr, flush=True)
     return found
 
 
-def _chosen_with_counts(method, model, grid, name, allowed=MISS):
+def chosen_with_counts(method, model, grid, name, allowed=MISS):
     """(the method, or the one chosen for "auto"; the same with counts for its cost)."""
     if method.macs is None:
         return method, method
-    of_model = _model_facts(model, grid, name)
+    of_model = model.seen_by_methods(grid, name)
     chosen = method.chosen(of_model)
     unbound = model.clone(parent=None)
     try:
@@ -192,7 +129,7 @@ def _recommendation_line(text, method, model, grid):
     text: the recommendation's
     method: the recommended one, with counts of tokens
     """
-    layers = _plan(method, model, grid)
+    layers = model.plan_of(method, grid)
     left = {i: layer.counts.n_out for i, layer in enumerate(layers) if layer.counts}
     if not left:
         return f"{text}: all tokens stay at this cost"
@@ -201,27 +138,9 @@ def _recommendation_line(text, method, model, grid):
     return f"{text} in {where}; counts {', '.join(map(str, left.values()))}"
 
 
-def _model_facts(model, grid, name):
-    return ModelFacts(
-        patches=math.prod(grid),
-        embed_dim=model.embed_dim,
-        class_token=model.arch.class_token,
-        pool=model.arch.pool,
-        classes=model.num_classes,
-        depth=model.depth,
-        name=name,
-    )
-
-
-def _plan(method, model, grid, masked=False):
-    steps = method.planned_steps(model.depth, math.prod(grid))
-    prefix = model.arch.prefix
-    return layer_plan.build(model.depth, math.prod(grid), steps, prefix, masked)
-
-
 def _counts(method, model, grid):
     """Image tokens after each block."""
-    plan = _plan(method, model, grid)
+    plan = model.plan_of(method, grid)
     return [layer.mlp_tokens - model.arch.prefix for layer in plan]
 
 
@@ -233,12 +152,12 @@ def _at_cost(method, model, grid, allowed=MISS):
     Raises InputError where no strength is so near.
     """
     size = tuple(side * model.patch_size for side in grid)
-    dense = model_macs(model.clone(plan=_plan(methods.create(), model, grid)), size)
+    dense = model_macs(model.clone(plan=model.plan_of(methods.create(), grid)), size)
     tried = []
 
     def try_strength(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
-        macs = model_macs(model.clone(plan=_plan(found, model, grid)), size) / dense
+        macs = model_macs(model.clone(plan=model.plan_of(found, grid)), size) / dense
         tried.append((abs(macs - method.macs), macs, found))
         return macs
 
@@ -258,7 +177,7 @@ def _at_cost(method, model, grid, allowed=MISS):
     return found
 
 
-def _ending_at(tokens, method, model, grid):
+def ending_at(tokens, method, model, grid):
     """A Method with counts that end at exactly `tokens` image tokens.
 
     Of the method's schedules that leave at most `tokens` the weakest is taken; counts

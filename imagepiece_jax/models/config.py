@@ -21,18 +21,18 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, short_traceback
+from imagepiece_jax.models import at_cost
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
-from imagepiece_jax.models.at_cost import MISS, fields_at_cost, with_plan
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import MODELS, fields_of
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
+from imagepiece_jax.reduction import contract, settings
 from imagepiece_jax.reduction import kernels as fused_kernels
-from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.settings import Reduction, as_fields
+from imagepiece_jax.reduction.settings import Reduction, as_fields, read_reduction
 
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
@@ -248,6 +248,8 @@ class ModelConfig(CheckedFields):
         model = with_plan(
             dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
         )
+        if fields["kernels"] == "plain":
+            return model
         kernels = fused_kernels.resolve_kernels(fields["kernels"], model)
         return model.clone(kernels=kernels)
 
@@ -256,7 +258,7 @@ class ModelConfig(CheckedFields):
         return model_macs(self.create(reduction), self.image_size) / 1e9
 
     def reduction_at_cost(
-        self, reduction: Reduction, allowed: float = MISS
+        self, reduction: Reduction, allowed: float = at_cost.MISS
     ) -> Mapping[str, Any]:
         """As `at_cost.fields_at_cost`, for a model of these fields."""
         fields = as_fields(reduction)
@@ -265,7 +267,62 @@ class ModelConfig(CheckedFields):
         model = self.create()
         size = self._all_fields["image_size"]
         grid = patch_grid(size, model.patch_size, cut=True)
-        return fields_at_cost(reduction, model, grid, self.name, allowed)
+        return at_cost.fields_at_cost(reduction, model, grid, self.name, allowed)
+
+
+def with_plan(
+    model, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
+):
+    """A ViT with the plan of a reduction, which it notes as its `reduction`.
+
+    model: a ViT of the same sizes, with any plan
+    reduction: as `create_model` takes it, or a Method
+    grid: (height, width) of the images, in patches
+    name, prop_attn, masked: fields of a ModelConfig
+    tokens: exact number of image tokens in the end; None: the reduction's own
+    Raises InputError for a reduction that does not fit the model.
+    """
+    own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
+    method, prop_attn = read_reduction(reduction, prop_attn)
+    if tokens is None and method.macs is not None:
+        _, method = at_cost.chosen_with_counts(method, model, grid, name)
+    noted = method
+    try:
+        method = method.for_model(model.seen_by_methods(grid, name))
+    except InputError as error:
+        raise error.inside("reduction") from error
+    if tokens is not None:
+        noted = method = at_cost.ending_at(tokens, method, model, grid)
+    usual = usual_prop_attn(method, name)
+    if prop_attn is None:
+        prop_attn = usual
+    if not isinstance(prop_attn, bool):
+        raise InputError(field=own_field, value=prop_attn, allowed="True, False")
+    place = "" if tokens is None else f"tokens={tokens}"
+    try:
+        plan = model.plan_of(method, grid, masked)
+        contract.check_plan(plan, model.arch, grid)
+    except InputError as error:
+        raise error.inside("reduction", place) from error
+    if tokens is not None or isinstance(reduction, Method):
+        fields = settings.fields_of_method(noted)
+    else:
+        asked = as_fields(reduction)
+        fields, _ = settings.split_reduction(asked)
+        if asked.get("macs") is not None or asked.get(settings.LABEL) is not None:
+            fields = at_cost.fields_to_note(asked, noted, model, grid, name)
+    if prop_attn != usual:
+        fields["prop_attn"] = prop_attn
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fields)
+
+
+def usual_prop_attn(method, name):
+    """Whether a Method has proportional attention where nobody says so.
+
+    name: of the model, whose weights may be used without it
+    """
+    usual = method.model_fields.get("prop_attn", False)
+    return fields_of(name).get("prop_attn", usual)
 
 
 @short_traceback

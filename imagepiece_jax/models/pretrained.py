@@ -18,9 +18,9 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.models import convert, positions
-from imagepiece_jax.models.at_cost import fields_at_cost, with_plan
+from imagepiece_jax.models.at_cost import fields_at_cost
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector

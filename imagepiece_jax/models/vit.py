@@ -1,6 +1,7 @@
 """The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +19,9 @@ from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
-from imagepiece_jax.reduction import contract, kernels, tokens
+from imagepiece_jax.reduction import contract, kernels, layer_plan, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
@@ -92,7 +94,7 @@ class ViT(nn.Module):
     # the last block computes only tokens that the head reads, if these are in the
     # prefix: for logits and pooled vectors
     head_only: bool = False
-    # name and fields of the reduction that made the plan, noted by `at_cost.with_plan`:
+    # name and fields of the reduction that made the plan, noted by `config.with_plan`:
     # the plan decides what is computed, and models of one plan are equal
     reduction: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
 
@@ -113,6 +115,31 @@ class ViT(nn.Module):
             if layer.step and isinstance(layer.step.reducer, nn.Module):
                 return True
         return False
+
+    @nn.nowrap
+    def plan_of(self, method: Method, grid, masked: bool = False):
+        """The `plan` that a Method makes for this model.
+
+        grid: (height, width) of the images, in patches
+        masked: as for `layer_plan.build`
+        Raises InputError for a method that does not fit.
+        """
+        patches = math.prod(grid)
+        steps = method.planned_steps(self.depth, patches)
+        return layer_plan.build(self.depth, patches, steps, self.arch.prefix, masked)
+
+    @nn.nowrap
+    def seen_by_methods(self, grid, name: str | None) -> ModelFacts:
+        """What a Method is told of this model, for images of a grid of patches."""
+        return ModelFacts(
+            patches=math.prod(grid),
+            embed_dim=self.embed_dim,
+            class_token=self.arch.class_token,
+            pool=self.arch.pool,
+            classes=self.num_classes,
+            depth=self.depth,
+            name=name,
+        )
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.models import convert, positions, registry
@@ -211,8 +212,10 @@ def _fill(vit, trained, contents, fresh, seed, exact):
     if seed is not None:
         fresh = (*fresh, *convert.lacking_selectors(learned, vit.variables))
     trained_size = trained.config.image_size
-    resized = positions.fit(tensors, vit.model, size, trained_size)
     trained_positions = None
+    resized = tensors
+    if sides(size) != sides(trained_size):
+        resized = positions.fit(tensors, vit.model, size, trained_size)
     if resized is not tensors:
         values = np.asarray(tensors["pos_embed"], np.float32)
         trained_positions = positions.Trained(values, trained_size)

@@ -100,6 +100,13 @@ def read_reduction(reduction, prop_attn=None):
         raise error.inside("reduction") from error
 
 
+def fields_of_method(method):
+    """The name of a Method, and its fields that are not the default."""
+    usual = type(method)
+    fields = {k: v for k, v in vars(method).items() if v != getattr(usual, k)}
+    return {"name": methods.name_of(method), **fields}
+
+
 def as_fields(reduction):
     """A reduction as a dict of a name and fields.
 

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.at_cost import MISS, fields_at_cost, with_plan
-from imagepiece_jax.models.config import ModelConfig, create_model, size_of
+from imagepiece_jax.models.at_cost import MISS, fields_at_cost
+from imagepiece_jax.models.config import (
+    ModelConfig,
+    create_model,
+    size_of,
+    with_plan,
+)
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.save import save
