@@ -15,11 +15,11 @@ from imagepiece_jax.common.machine import cores, memory_bytes
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError
 
-# Sides of the square products tried (the fastest counts), and bytes of the copied
-# array: more than any cache holds.
-TRIED = {"cpu": ((1024, 2048), 2**27)}
-TRIED_ELSEWHERE = ((4096, 8192, 16384), 2**30)
-INPUTS = 4  # different ones, in rotation
+# What peak rates are measured with: sides of square matrices, of which the fastest
+# counts, and bytes of a copied array, which is larger than any cache.
+PEAK_SIZES = {"cpu": ((1024, 2048), 2**27)}
+PEAK_SIZES_ELSEWHERE = ((4096, 8192, 16384), 2**30)
+INPUTS = 4  # different inputs that calls take in turn
 
 
 def use(name: str):
@@ -72,7 +72,7 @@ def _cpu_model():
 def job(call: Callable[[int], Any]) -> timer.TimedCall:
     """The TimedCall of `call(number)`, which returns JAX arrays.
 
-    On a CPU one call runs at a time, as in PyTorch.
+    On a CPU a call starts when the call before it has ended, as in PyTorch.
     """
     ahead = 0 if platform() == "cpu" else timer.AHEAD
     return timer.TimedCall(call, jax.block_until_ready, ahead)
@@ -106,19 +106,19 @@ def versions(libraries=()) -> dict[str, str]:
 
 
 class PeakRates(NamedTuple):
-    """FLOP/s of a matmul (2 per multiply-add); bytes/s of a copy, read and written."""
+    """The highest measured rates of a device."""
 
-    matmul: float
-    copy: float
+    matmul: float  # FLOP/s, 2 for each multiply-add
+    copy: float  # bytes/s, read and written
 
 
 def peak_rates(dtype: str, rules: timer.Rules) -> PeakRates:
-    """The highest rates of the default device, on random arrays.
+    """Measure the highest rates of the default device, on random arrays.
 
-    A model's share of the matmul rate says how much of the device it uses. Datasheets
-    state rates that no program reaches, so both are measured, before anything else.
+    A model's share of the matmul rate says how much of the device it uses. The rates
+    are measured because no program reaches those of datasheets.
     """
-    sides, copied = TRIED.get(platform(), TRIED_ELSEWHERE)
+    sides, copied = PEAK_SIZES.get(platform(), PEAK_SIZES_ELSEWHERE)
     rates = []
     for side in sides:
         factor, *inputs = _normal((side, side), dtype, INPUTS + 1)

@@ -31,13 +31,13 @@ TITLES = [title for title, _ in COLUMNS]
 
 
 def rows(programs, readings, setting):
-    """A dict of JSON values for each program.
+    """A row of JSON values for each program.
 
-    Ratios are to the first program; `mac_ratio` is what the MACs predict;
-    `ceiling_share` the model's share of the measured matmul rate.
+    "ratio" is the speed relative to the first program, "mac_ratio" the ratio that MACs
+    predict, and "ceiling_share" the program's share of the highest matmul rate.
 
-    programs: Workloads by name
-    readings: seconds per call by name, from `timer.measure`
+    programs: {name: Workload}
+    readings: {name: seconds of each call}, from `timer.measure`
     setting: fields that all rows share
     """
     first = next(iter(programs))
@@ -67,9 +67,10 @@ def _or_blank(value, unit):
 
 
 def weights(path):
-    """The weights in words; path: of trained ones, None: they are random."""
-    text = "random weights" if path is None else f"weights of {path}"
-    return f"{text}, random images"
+    """The weights and images in words; path: None for random weights."""
+    if path is None:
+        return "random weights, random images"
+    return f"weights of {path}, random images"
 
 
 def peak_rates(matmul, copy):
@@ -114,7 +115,7 @@ def _grouped(rows, field):
 
 
 def break_even(rows):
-    """Sentences: from which of several batch sizes on each program beats the first."""
+    """Sentences that say from which batch size on each program beats the first."""
     sentences = []
     for mode, group in _grouped(rows, "mode").items():
         first = group[0]["config"]
@@ -141,7 +142,10 @@ def _compared(ratios, first):
 
 
 def plot(path, rows):
-    """Write img/s over batch size as a PNG, a panel per mode; bars from low to high."""
+    """Write a PNG of images/s by batch size, with a panel for each mode.
+
+    Error bars reach from the lowest to the highest repeat.
+    """
     modes = _grouped(rows, "mode")
     figure = plotting.new_figure(7, 4.5 * len(modes), layout="constrained")
     columns = ("batch_size", "throughput", "throughput_min", "throughput_max")
@@ -169,11 +173,11 @@ def plot(path, rows):
 
 
 class Files:
-    """The result files of a run; a killed run keeps its measurements.
+    """The result files of a benchmark; one that is killed keeps its measurements.
 
-    json: gets a line for each row; None: not written
-    markdown: gets the tables
-    plot: a PNG
+    json: path of a file with a line for each row; None: not written
+    markdown: path of a file with the tables; None: not written
+    plot: path of a PNG; None: not written
     Raises InputError if one cannot be written, or two are the same file.
     """
 
@@ -184,16 +188,19 @@ class Files:
         self._markdown = markdown
         self._plot = plot
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
-            if path:
-                writes = [".png"] if flag == "plot" else []
-                check_writable(f"--{flag}", path, writes=writes)
-                first = flags.setdefault(os.path.realpath(path), flag)
-                if first != flag:
-                    raise InputError(
-                        f"{path} is also the file of --{first}",
-                        field=f"--{flag}",
-                        hint="choose another",
-                    )
+            if not path:
+                continue
+            writes = ()
+            if flag == "plot":
+                writes = (".png",)
+            check_writable(f"--{flag}", path, writes=writes)
+            first = flags.setdefault(os.path.realpath(path), flag)
+            if first != flag:
+                raise InputError(
+                    f"{path} is also the file of --{first}",
+                    field=f"--{flag}",
+                    hint="choose another",
+                )
 
     def add(self, rows):
         """Write the lines and the tables with further rows."""

@@ -18,7 +18,8 @@ from imagepiece_jax.pretrained import with_config
 from imagepiece_jax.reduction.settings import DENSE, label
 from imagepiece_jax.reduction.sweep_text import sweep_of
 
-FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
+# How libraries say that memory is full.
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
 
 
 def modes(values: list[str]) -> list[str]:
@@ -29,7 +30,7 @@ def modes(values: list[str]) -> list[str]:
 
 
 def batch_sizes(texts: list[str]) -> list[int]:
-    """["8,1", "2"] -> [8, 2, 1]: each once, the largest first.
+    """Batch sizes of --batch_size, the largest first: ["8,1", "2"] -> [8, 2, 1].
 
     Raises InputError for anything but whole numbers from 1.
     """
@@ -45,11 +46,11 @@ def batch_sizes(texts: list[str]) -> list[int]:
 
 
 def load_for_configs(path, configs: dict, base=None) -> dict:
-    """Load the weights at `path` for each config: (config, Pretrained) by name.
+    """Load the weights at `path` for each config; {name: (config, Pretrained)}.
 
-    configs: by name; each must agree with the weights
-    base: None where there are configs, else what `cli.config_or_base` returns; it gives
-        the weights' own model, and before it "dense", the model without its reduction
+    configs: {name: config}; each must agree with the weights
+    base: None where there are configs. Else what `cli.config_or_base` returns: the
+        weights' own model is loaded, and first the same without reduction, "dense"
     Raises InputError where a config does not agree with the weights.
     """
     loaded = with_config.load_for_configs(path, configs)
@@ -66,10 +67,12 @@ def load_for_configs(path, configs: dict, base=None) -> dict:
 
 
 def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
-    """(config, Pretrained or None) of one model by its reductions, the dense one first.
+    """One model with each reduction of --sweep: {label: (config, Pretrained or None)}.
 
-    pairs: as for `groups`; the last is the model
-    configs: that were named
+    The dense model comes first.
+
+    pairs: as for `groups`; the last one is the model
+    configs: the configs that the command line names
     Raises InputError for several configs, and for a reduction that does not fit.
     """
     if len(configs) > 1:
@@ -95,9 +98,11 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
 
 
 def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]:
-    """Cases that take turns, by name: a group for each batch size and mode, in order.
+    """Groups of Cases, each {name: Case}: one group for each batch size and mode.
 
-    pairs: (config, its Pretrained or None: random weights), by name
+    The programs of a group are measured in turns.
+
+    pairs: {name: (config, Pretrained, or None for random weights)}
     Raises InputError for mistakes that show without compiling.
     """
     turns = [*itertools.product(batch_sizes, modes)]
@@ -118,7 +123,7 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
 
 
 def _with_tokens(config):
-    """A config with tokens in place of its reduction's cost, found once for all."""
+    """A config whose reduction has counts of tokens instead of a cost."""
     if config.reduction.get("macs") is None:
         return config
     run = RunConfig.from_config(config)
@@ -129,11 +134,11 @@ def _with_tokens(config):
 
 
 def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:
-    """The rows of all programs of a group.
+    """Measure all programs of a group in turns; return their rows.
 
-    rules: of the timer
+    rules: the timer's rules
     peaks: PeakRates of the device
-    others: cases -> {name: Workload}, which take turns with them
+    others: cases -> {name: Workload} of further programs to measure with them
     Raises InputError if they do not fit in memory.
     """
     programs = {}
@@ -206,8 +211,8 @@ def _memory_errors(case):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, MemoryError)
-        if not full and not any(word in str(error) for word in FULL):
+        from_python = isinstance(error, MemoryError)
+        if not from_python and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         reason = f"the memory of {device.name()} is too small in mode {case.mode}"
         raise _too_large(case.batch_size, reason) from error

@@ -43,16 +43,21 @@ STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A job to time."""
+    """A program to time."""
 
     job: timer.TimedCall
-    images: int  # of a call
-    macs: float  # of a call
-    facts: dict  # for the report
+    images: int  # images in one call
+    macs: float  # MACs of one call
+    facts: dict  # further fields of its row in the report
 
 
 class Case:
-    """A config in one mode, batch size and dtype; vit: None for random weights."""
+    """A model to measure, in one mode, batch size and dtype.
+
+    config: its config, of which a copy gets the batch size and dtype
+    mode: one of MODES
+    vit: its Pretrained; None: random weights
+    """
 
     def __init__(self, config, mode, batch_size, dtype, vit=None):
         self.config = config.copy_and_resolve_references()
@@ -84,18 +89,14 @@ class Case:
             _source(run)
 
     def workload(self, streams: "InputStreams | None" = None) -> Workload:
-        """The compiled Workload; `streams` read images for end_to_end."""
+        """The compiled program; `streams` has the images of mode end_to_end."""
         if self.mode == "train":
             return self._train()
         fast = self._compiled(pixels=self.mode != "inference")
         if self.mode == "inference":
             call = on_noise(fast)
         elif self.mode == "copy":
-            rng = np.random.default_rng(0)
-            images = [_pixels(rng, fast.images.shape) for _ in range(INPUTS)]
-
-            def call(number):
-                return fast(images[number % INPUTS])
+            call = on_pixels(fast)
         else:
             batches = streams.batches(self.run)
 
@@ -112,7 +113,7 @@ class Case:
         if self.vit is None:
             variables = random_variables(self.model, size)
             prepared = Preprocessing(size)
-            name = self.config.model.name  # which DiffRate's schedules depend on
+            name = self.config.model.name  # DiffRate's schedules depend on it
             vit = Pretrained(self.model, variables, prepared, name=name)
         else:
             reduction = reduction_of(self.config.to_dict())
@@ -152,42 +153,52 @@ class Case:
 
 
 def on_noise(program):
-    """A call(number) of `program` on normalized images, which are on its device."""
+    """A function call(number) that runs `program` on random images on its device."""
     takes = program.images
     keys = jax.random.split(jax.random.key(0), INPUTS)
     images = [jax.random.normal(key, takes.shape, takes.dtype) for key in keys]
     return lambda number: program(images[number % INPUTS])
 
 
+def on_pixels(program):
+    """A function call(number) that runs `program` on random pixels of the host."""
+    rng = np.random.default_rng(0)
+    images = [_pixels(rng, program.images.shape) for _ in range(INPUTS)]
+    return lambda number: program(images[number % INPUTS])
+
+
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Times a model under a reduction in turns with their dense model."""
+    """Measures the speed of a model with a reduction, in turns with the dense model."""
 
     batch_size: int = 64
     rules: timer.Rules = timer.Rules()
 
     @property
     def setting(self) -> dict:
-        """All that decides the figures apart from the model, as JSON values."""
+        """All that decides a speed besides the model, as JSON values."""
         setting = {"device": device.name(), "batch_size": self.batch_size}
         return setting | dataclasses.asdict(self.rules)
 
     def __call__(
         self, vit: Pretrained, reduction: Mapping, tokens: int | None = None
     ) -> dict[str, float]:
-        """`timer.figures` relative to the dense model, whose `ms` is `dense_ms`.
+        """`timer.figures` relative to the dense model, whose time is "dense_ms".
 
-        tokens: given in place of logits; the dense program gives all patches
+        tokens: number of tokens that the program returns instead of logits, whereas the
+            dense program returns all patches; None: both return logits
         """
         jobs = {}
-        for name, taken in (("dense", DENSE), ("reduced", reduction)):
-            one = vit.with_reduction(taken, seed=0)
-            given = one.model.image_tokens if name == "dense" else tokens
+        for name, fields in (("dense", DENSE), ("reduced", reduction)):
+            variant = vit.with_reduction(fields, seed=0)
+            returned = tokens
+            if tokens and name == "dense":
+                returned = variant.model.image_tokens
             fast = optimize.optimize(
-                one,
+                variant,
                 batch_size=self.batch_size,
                 dtype=vit.model.dtype.name,
-                tokens=tokens and given,
+                tokens=returned,
             )
             jobs[name] = device.job(on_noise(fast))
         times = timer.measure(jobs, self.rules)
@@ -198,16 +209,17 @@ class Clock:
 def training_step(config, place=lambda model: model):
     """The training step of a config's last epoch, as `train.py` runs it.
 
-    place: makes of a model the one that computes, such as one with other kernels
-    Returns step(state, batch, teacher), first_state(variables of the model), the model,
-    and the model of a teacher or None.
+    place: function of a model that returns the one to run, such as with other kernels
+    Returns (step(state, batch, teacher), first_state(variables of the model), the
+        model, the model of the teacher or None).
     """
     run = RunConfig.from_config(config)
     method = run.reduction
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
-    teacher = placed = None
-    if method.needs_teacher or run.distill.active:  # timed as one of the student's size
+    teacher = None
+    placed = None
+    if method.needs_teacher or run.distill.active:  # a teacher of the student's size
         teacher = run.create_dense(drop_path_rate=0.0)
         teacher = teacher.clone(head_only=not method.needs_teacher)
         placed = place(teacher)
@@ -240,10 +252,14 @@ def random_variables(model, image_size):
 
 
 def _facts(model, seconds, compiled):
-    """Facts of a program that was compiled in so many seconds."""
-    cached = jax.config.jax_compilation_cache_dir  # where it may have been found
+    """What the report says of a compiled program besides its speed.
+
+    seconds: how long it took to compile
+    """
+    if jax.config.jax_compilation_cache_dir:  # it may have come from there
+        seconds = None
     return {
-        "compile_s": None if cached else seconds,
+        "compile_s": seconds,
         "peak_memory": device.needed(compiled),
         "attention": model.backend,
         "kernels": "plain" if model.kernels is None else "fused",
@@ -268,10 +284,10 @@ def _labelled(config, seed):
 
 
 class InputStreams(contextlib.ExitStack):
-    """Endless batches of runs' validation images, read by the project's own loader.
+    """Endless batches of validation images, read by the project's own loader.
 
-    Programs that use the same images share one loader: with a loader each, a program
-    would start its turn with batches that were read during another's.
+    Programs that use the same images share one loader. With a loader for each, a
+    program would start its turn with batches that were read during another's turn.
     """
 
     def __init__(self):
@@ -279,7 +295,7 @@ class InputStreams(contextlib.ExitStack):
         self._streams = {}
 
     def batches(self, run):
-        """Iterator over uint8 [batch size, S, S, 3], decoded and cropped."""
+        """Iterator over the batches of a run: uint8 [batch size, S, S, 3]."""
         key = (run.image_size, run.optim.batch_size, run.data)
         if key not in self._streams:
             self._streams[key] = self.enter_context(contextlib.closing(_read(run)))
@@ -287,7 +303,10 @@ class InputStreams(contextlib.ExitStack):
 
 
 def _source(run):
-    """Its test images. InputError if they are missing, too few, or of another size."""
+    """The test images of a run.
+
+    Raises InputError if they are missing, too few, or of another size.
+    """
     source = open_images(run, "val")
     length = len(source)
     size = run.optim.batch_size

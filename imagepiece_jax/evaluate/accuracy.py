@@ -28,8 +28,8 @@ class EvalResult:
     images: int
     throughput: float  # images a second
     # Arrays with a row for every image that this process read, in the order of the
-    # split: index (its place there), right and right5 (the label is the first, among
-    # the first five), loss, and further measures of the step.
+    # split: index (the image's place there), right (the label is the highest class),
+    # right5 (it is among the five highest), loss, and further measures of the step.
     each: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     @property
@@ -40,27 +40,37 @@ class EvalResult:
 
 def line(figures: Mapping[str, float], *more: str) -> str:
     """The figures of an EvalResult, and `more` texts, as one line."""
-    parts = [f"acc1 {figures['acc1']:.2f} %", f"acc5 {figures['acc5']:.2f} %"]
-    parts += [f"loss {figures['loss']:.4f}", f"images {figures['images']}", *more]
-    return "  ".join([*parts, f"throughput {figures['throughput']:.1f} img/s"])
+    parts = [
+        f"acc1 {figures['acc1']:.2f} %",
+        f"acc5 {figures['acc5']:.2f} %",
+        f"loss {figures['loss']:.4f}",
+        f"images {figures['images']}",
+        *more,
+        f"throughput {figures['throughput']:.1f} img/s",
+    ]
+    return "  ".join(parts)
 
 
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
 
-    The lower class of equal logits counts as larger, so a network that says the same
-    for every class is right for k classes only. A label whose logit is NaN never is.
+    Of equal logits the lower class counts as larger, so that a network whose logits are
+    all equal is right for k classes only. A label whose logit is NaN is never right.
     """
     chex.assert_rank([logits, labels], [2, 1])
     mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
     lower = classes[None, :] < labels[:, None]
-    ahead = jnp.sum((logits > mine) | ((logits == mine) & lower), axis=-1)
+    tied = (logits == mine) & lower
+    ahead = jnp.sum((logits > mine) | tied, axis=-1)
     return (ahead < k) & ~jnp.isnan(mine[:, 0])
 
 
 def _score(logits, label, valid=None):
-    """Arrays [m] of each image, by name; no class but the `valid` ones is an answer."""
+    """Arrays [m] by name: whether each image is right, and its loss.
+
+    valid: labels of the classes that may be answers; None: all
+    """
     if valid is not None:
         answers = np.isin(np.arange(logits.shape[-1]), valid)
         logits = jnp.where(answers, logits, -jnp.inf)
@@ -73,14 +83,19 @@ def _score(logits, label, valid=None):
 
 
 def _sums(each, mask):
-    """Sums over one device's batch, by name of the result."""
-    values = {"acc1": each["right"], "acc5": each["right5"], "loss": each["loss"]}
-    values["images"] = jnp.ones_like(mask)
-    # A masked image may give anything, NaN too: select, do not multiply.
-    return {
-        name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0))
-        for name, value in values.items()
+    """Sums over the images of one device's batch, by name of the figure."""
+    values = {
+        "acc1": each["right"],
+        "acc5": each["right5"],
+        "loss": each["loss"],
+        "images": jnp.ones_like(mask),
     }
+    sums = {}
+    for name, value in values.items():
+        # A masked image may give anything, NaN too: select, do not multiply.
+        real = jnp.where(mask > 0, value.astype(jnp.float32), 0)
+        sums[name] = jnp.sum(real)
+    return sums
 
 
 def model_step(
@@ -92,21 +107,21 @@ def model_step(
     valid: tuple[int, ...] | None = None,
     teacher: Callable[..., jax.Array] | None = None,
 ):
-    """The evaluation of a batch on all devices: step(replicated variables, batch).
+    """A compiled function that evaluates a batch: step(replicated variables, batch).
 
-    A device's batch is image uint8 [m, S, S, 3]; label, mask and index (of the image in
-    its set) [m]. The step returns sums over all devices, and arrays [m, ..] of each
-    image, both by name.
+    A device's batch has image uint8 [m, S, S, 3], and label, mask and index (the place
+    of the image in its set) [m]. The step returns sums over all devices, and arrays
+    [m, ..] with a row for each image, both by name.
 
-    model: `head_only` without a measure, which may read tokens
-    seed: of reducers that draw, by (seed, index): the same in every pass
-    precision: "highest" keeps all of float32 in products, of which GPUs otherwise round
-        the factors (TF32)
-    measure: (outputs, batch) -> more arrays of each image, by name
+    model: with a `measure` it returns its tokens too, else only the head's outputs
+    seed: seed of reducers that draw random numbers, which are the same in every pass
+    precision: "highest" keeps all bits of float32 factors, which GPUs otherwise round
+        (TF32)
+    measure: (outputs, batch) -> further arrays with a row for each image, by name
     alter: (images, batch, model) -> the normalized images that the model sees
     valid: labels of the classes that the model chooses among; None: all
-    teacher: (variables, normalized images) -> logits of another model, whose first
-        classes are the labels; its variables, replicated, are the step's last argument
+    teacher: (variables, normalized images) -> logits of another model, whose highest
+        class is the label; its replicated variables are the step's last argument
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
@@ -115,7 +130,8 @@ def model_step(
     def step(variables, batch, *of_teacher):
         keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
         images = normalize(batch["image"], model.mean, model.std)
-        images = images if alter is None else alter(images, batch, model)
+        if alter is not None:
+            images = alter(images, batch, model)
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
@@ -124,7 +140,9 @@ def model_step(
             label = jnp.argmax(teacher(*of_teacher, images), axis=-1)
         each = _score(outputs.logits, label, valid)
         sums = parallel.total(_sums(each, batch["mask"]))
-        return sums, each if measure is None else each | measure(outputs, batch)
+        if measure is not None:
+            each |= measure(outputs, batch)
+        return sums, each
 
     return parallel.pmap(step, program="evaluation")
 
@@ -132,7 +150,7 @@ def model_step(
 def program_step(
     program: Callable[[np.ndarray], jax.Array], valid: tuple[int, ...] | None = None
 ):
-    """A step as from `model_step`, but for a function of pixels: (anything, batch).
+    """A step like that of `model_step` for a compiled program; it ignores variables.
 
     program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
     valid: as for `model_step`
@@ -154,13 +172,13 @@ def program_step(
 def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
     """Accuracy and loss of one pass over all images.
 
-    The rate includes reading and decoding; the first batch, which may compile, is left
-    out. A set of one batch goes through the model once more: its rate is the model's,
-    without reading.
+    The throughput includes reading and decoding, but not the first batch, which may
+    compile. A set of one batch goes through the model once more, so that its throughput
+    is that of the model alone.
 
-    step: from `model_step` or `program_step`
-    variables: of the model, replicated
-    batches: as `loader.EvalBatches` gives them
+    step: a step of `model_step` or `program_step`
+    variables: the model's variables, replicated
+    batches: batches of `loader.EvalBatches`
     """
     return evaluate_each(step, [variables], batches)[0]
 
@@ -168,15 +186,18 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
 def evaluate_each(
     step, models: list, batches: Iterable[Mapping[str, Any]]
 ) -> list[EvalResult]:
-    """`evaluate` of several sets of variables in one pass: every image is read once."""
+    """Evaluate several sets of variables in one pass, which reads every image once.
+
+    models: replicated variables; other arguments are those of `evaluate`
+    """
     passes = [_Pass() for _ in models]
     began = None
-    seen = 0.0
+    images_before = 0.0
     pending = None
 
     def add(places, results):
-        for one, result in zip(passes, results, strict=True):
-            one.add(places, *result)
+        for own, result in zip(passes, results, strict=True):
+            own.add(places, *result)
 
     for batch in batches:
         results = [step(variables, batch) for variables in models]
@@ -184,7 +205,7 @@ def evaluate_each(
             add(*pending)
             if began is None:
                 began = time.perf_counter()
-                seen = passes[0].totals["images"]
+                images_before = passes[0].totals["images"]
         places = {name: np.array(batch[name]) for name in ("index", "mask")}
         pending = places, results
     add(*pending)
@@ -192,7 +213,7 @@ def evaluate_each(
         began = time.perf_counter()
         jax.block_until_ready([step(variables, batch) for variables in models])
     seconds = time.perf_counter() - began
-    return [one.result(seen, seconds) for one in passes]
+    return [own.result(images_before, seconds) for own in passes]
 
 
 def evaluate_program(
@@ -203,15 +224,14 @@ def evaluate_program(
     seed: int = 0,
     valid: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], statistics.Estimate]:
-    """Accuracy of a program that `inference.optimize` made, and that of its model.
+    """Accuracy of a program that `inference.optimize` made, and of its model.
 
-    model, variables: evaluated in float32 at highest precision with XLA's attention
-    program: the same model's for pixels, on the first device
-    batches: makes those of a split, of `batch_size` and `placement`
-    seed: of reducers that draw
-    valid: as for `model_step`
-    Returns the figures of both by name, "reference" and "optimized", and the paired
-    difference of acc1, in points, with its interval, which the program's have, too.
+    model, variables: the reference, evaluated in float32 with XLA's attention
+    program: the optimized model, which takes pixels, on the first device
+    batches: makes the batches of a split, of `batch_size` and `placement`
+    seed, valid: as for `model_step`
+    Returns ({"reference", "optimized"}: figures of both; the difference of acc1 in
+        points with its interval, which the optimized figures have too).
     """
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest", valid=valid)
@@ -219,18 +239,21 @@ def evaluate_program(
     parts = batches(batch_size=program.batch_size, placement=Placement())
     after = evaluate(program_step(program, valid), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
+    reference = {**before.figures, "dtype": "float32", "gelu": model.arch.gelu}
     fast = program.model
-    names = ("difference", "difference_low", "difference_high")
-    optimized = {"dtype": fast.dtype.name, "gelu": fast.arch.gelu}
-    result = {
-        "reference": before.figures | {"dtype": "float32", "gelu": model.arch.gelu},
-        "optimized": after.figures | optimized | dict(zip(names, change, strict=True)),
+    optimized = {
+        **after.figures,
+        "dtype": fast.dtype.name,
+        "gelu": fast.arch.gelu,
+        "difference": change.value,
+        "difference_low": change.low,
+        "difference_high": change.high,
     }
-    return result, change
+    return {"reference": reference, "optimized": optimized}, change
 
 
 class _Pass:
-    """Totals, and the arrays of each image, of one model."""
+    """Sums over the images so far, and arrays with a row for each, of one model."""
 
     def __init__(self):
         self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
@@ -238,15 +261,19 @@ class _Pass:
 
     def add(self, places, sums, each):
         sums = parallel.unreplicate(sums)
-        self.totals = {k: total + float(sums[k]) for k, total in self.totals.items()}
+        for name in self.totals:
+            self.totals[name] += float(sums[name])
         real = np.ravel(places["mask"]) > 0
         part = {"index": np.ravel(places["index"])[real]}
         for name, values in parallel.local(each).items():
             part[name] = values.reshape(-1, *values.shape[2:])[real]
         self.parts.append(part)
 
-    def result(self, seen, seconds):
-        joined = {k: np.concatenate([p[k] for p in self.parts]) for k in self.parts[0]}
+    def result(self, images_before, seconds):
+        """The EvalResult; `images_before` images were done before the `seconds`."""
+        joined = {}
+        for name in self.parts[0]:
+            joined[name] = np.concatenate([part[name] for part in self.parts])
         order = np.argsort(joined["index"], kind="stable")
         images = max(self.totals["images"], 1.0)
         return EvalResult(
@@ -254,6 +281,6 @@ class _Pass:
             acc5=100 * self.totals["acc5"] / images,
             loss=self.totals["loss"] / images,
             images=int(self.totals["images"]),
-            throughput=(self.totals["images"] - seen) / seconds,
+            throughput=(self.totals["images"] - images_before) / seconds,
             each={name: values[order] for name, values in joined.items()},
         )

@@ -1,8 +1,7 @@
-"""Measured results, each measured once: one line of JSON in a folder's points.jsonl.
+"""Measured results, stored as lines of JSON in a folder's points.jsonl.
 
-A result is identified by its full setting, and measured once for each. A line is on
-disk before the next measurement starts, so a command that was stopped resumes where it
-was.
+A result is measured once for each setting, which holds all that decides it. A result is
+on disk before the next measurement starts, so that a stopped command resumes there.
 """
 
 import base64
@@ -30,10 +29,10 @@ MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
 class ResultCache:
-    """All results in a folder; close it to let other processes measure into it.
+    """All results in a folder, which is locked until `close` is called.
 
-    again: measure everything once more, at its first use
-    versions: of libraries and device, for each new line
+    again: whether earlier results are measured anew when they are first needed
+    versions: versions of libraries and the device, which new lines carry
     Raises InputError where the folder cannot be written, or another process has it.
     """
 
@@ -58,17 +57,17 @@ class ResultCache:
         self._file.close()
 
     def __contains__(self, setting: dict) -> bool:
-        """Whether `result` of `setting` needs no measurement."""
+        """Whether the result of a setting is measured already."""
         return _key(setting) in self._results
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """The result of `measure()`, from the file if it has this setting.
+        """The stored result of a setting, or else that of `measure()`, which is stored.
 
         setting: all that decides the result, as JSON values
-        measure: returns a dict of JSON values
-        what: the subject of the measurement, for stderr
+        measure: makes the result, a dict of JSON values
+        what: what is measured, in words for stderr
         """
         key = _key(setting)
         if key in self._results:
@@ -122,46 +121,47 @@ def _read(file, path):
 class Split(NamedTuple):
     """Images to measure on."""
 
-    setting: Mapping[str, Any]  # decides figures on them: JSON values with "images"
-    batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes those of a pass
-    # Changes them on the device (accuracy.model_step); the same one is compiled once
-    # for a model.
+    # all that decides figures on these images, as JSON values; "images": their number
+    setting: Mapping[str, Any]
+    batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes the batches of one pass
+    # changes images on the device: `alter` of accuracy.model_step
     alter: Callable | None = None
     valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
-    """Weights under any reduction: figures on images, and speed, each measured once."""
+    """Accuracy and speed of weights with any reduction, each measured once."""
 
-    vit: Pretrained  # as `load` returns it
-    images: Split  # or an object with its fields
-    cache: ResultCache  # of the results
-    clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
-    seed: int | None = None  # of reducers that draw; None: that of the weights
-    tokens: int | None = None  # that are left of an image; None: the reduction's own
-    name: str = ""  # in lines on stderr; "": the reduction's
-    # Compiled evaluation steps, which several weights of one model may share.
+    vit: Pretrained  # a model of `load`
+    images: Split  # the images to evaluate on, or an object with the same fields
+    cache: ResultCache  # where results are stored
+    clock: Any = None  # a benchmark.workloads.Clock, which measures speed
+    seed: int | None = None  # seed of reducers that draw; None: that of the weights
+    tokens: int | None = None  # tokens that are left; None: as many as the reduction's
+    name: str = ""  # the name in lines on stderr; "": the reduction's
+    # compiled evaluation steps, which several weights of one model may share
     programs: dict = dataclasses.field(default_factory=dict)
 
     def evaluate(self, reduction: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures on the images, as JSON values; `right` has a bit for each image.
+        """Figures of the model with a reduction on the images, as JSON values.
 
-        reduction: of the model that is evaluated
+        "right" has a bit for each image: whether it is classified right.
         """
         setting = self.setting("accuracy", reduction)
+        name = self.name or settings.in_words(reduction)
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
-            f"{self.name or settings.in_words(reduction)}, {setting['images']} images",
+            f"{name}, {setting['images']} images",
         )
 
     def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
-        """Whether `evaluate` has its result already."""
+        """Whether `evaluate` has been measured already."""
         return self.setting("accuracy", reduction) in self.cache
 
     def speed(self, reduction: Mapping[str, Any]) -> dict[str, float]:
-        """Speed by the clock, in turns with the dense model."""
+        """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
             "fields": self.vit.source.config.as_dict,
@@ -176,7 +176,7 @@ class MeasuredWeights:
         )
 
     def setting(self, kind: str, reduction: Mapping[str, Any]) -> dict[str, Any]:
-        """All that decides figures of this kind on the images, as JSON values."""
+        """All that decides a result of this kind on the images, as JSON values."""
         return {
             "kind": kind,
             "weights": self.vit.digest,
@@ -216,10 +216,12 @@ class MeasuredWeights:
         }
 
     def _step(self, model):
-        """A compiled step, cached for other weights and images of the same model."""
+        """The compiled evaluation of a model, kept for other weights and images."""
         alter = self.images.alter
         valid = self.images.valid
-        seed = self.vit.source.seed if self.seed is None else self.seed
+        seed = self.seed
+        if seed is None:
+            seed = self.vit.source.seed
         key = model, seed, alter, valid
         if key not in self.programs:
             full = len(self.programs) >= MAX_PROGRAMS
@@ -234,7 +236,7 @@ class MeasuredWeights:
 
 
 def plan_facts(model, image_size) -> dict[str, Any]:
-    """Facts of a plan: GMACs, tokens into and out of each block, tokens at the end."""
+    """Cost of a model: GMACs, tokens into and out of each block, tokens at the end."""
     return {
         "gmacs": model_macs(model, image_size) / 1e9,
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],

@@ -1,12 +1,15 @@
-"""All methods on one checkpoint, matched in cost: what each loses, and the tests of it.
+"""Accuracy of all methods on one checkpoint at equal cost, and tests of differences.
 
-Every method stands at the strength of its own schedule whose cost is nearest to a share
-of the dense model's, by MACs (`macs`) or by time on this device; all other fields are
-its defaults, those that it was published with. Settings are chosen only by cost, so no
-image chooses. Differences are paired, on the same images: to the dense model, to ToMe
-and random tokens at the same share, and of a control (with the token counts of its
-method) to its method. All of them are one family of exact McNemar tests, corrected by
-Holm's rule. A sweep compares named reductions at any cost, only with the dense model.
+Every method runs at the strength of its own schedule whose cost is nearest to a share
+of the dense model's cost, by MACs or by time on this device. All other fields are the
+method's defaults, those that it was published with. Settings are chosen by cost alone,
+never by accuracy.
+
+Differences are paired: both models see the same images. A method is compared with the
+dense model, and with ToMe and random tokens at the same share. A control, which has the
+token counts of its method, is compared with that method, too. All comparisons are one
+family of exact McNemar tests, corrected by Holm's rule. A sweep compares named
+reductions at any cost with the dense model only.
 """
 
 import dataclasses
@@ -34,7 +37,7 @@ Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # and the dense model
 CONTROL = "(control)"  # ends the name of a variant that has its method's token counts
-FLOORS = ("smaller images", "first blocks")  # dense models that cost less
+FLOORS = ("smaller images", "first blocks")  # cheaper dense models
 RECOMMENDED = "attended"  # by README and docs
 VARIANTS = {
     f"imagepiece drop {CONTROL}": {"name": "imagepiece", "inattentive": "drop"},
@@ -60,13 +63,13 @@ def compare(
     metric: str = "gmacs",
     floors: bool = False,
 ) -> dict[str, Any]:
-    """Compare all methods, or these with ToMe and random tokens.
+    """Compare methods on one checkpoint; ToMe and random tokens are always among them.
 
-    checkpoint: whose reductions are compared
-    shares: of the dense model's cost, between 0 and 1
-    methods: by name; none stands for all
-    metric: "gmacs", or "ms" on this device
-    floors: with smaller images and with the first blocks, at the nearest cost by MACs
+    checkpoint: the weights whose tokens the methods reduce
+    shares: shares of the dense model's cost, between 0 and 1
+    methods: names of methods; empty: all methods
+    metric: what cost means: "gmacs", or "ms" for time on this device
+    floors: whether cheaper dense models (`FLOORS`) of the nearest MACs are compared too
     Returns a report of JSON values, of which `compare_tables` makes tables and a plot.
     Raises InputError for an unknown method, and where no method reaches a share.
     Source: McNemar (1947) and Holm (1979), as `statistics` has them.
@@ -79,13 +82,16 @@ def compare(
 def sweep(
     checkpoint: MeasuredWeights, reductions: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A report as of `compare`, without shares, of reductions that `check_fit`."""
+    """Compare named reductions with the dense model; a report as `compare` returns it.
+
+    reductions: fields of reductions that passed `check_fit`
+    """
     vit = checkpoint.vit
-    usual = settings.with_defaults(settings.DENSE)
+    dense_fields = settings.with_defaults(settings.DENSE)
     dense = vit.gmacs_with(settings.DENSE)
     entries = []
     for reduction in reductions:
-        if settings.with_defaults(reduction) == usual:
+        if settings.with_defaults(reduction) == dense_fields:
             continue
         name = settings.label(reduction)
         setting = settings.differences(reduction)
@@ -95,7 +101,7 @@ def sweep(
 
 
 def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
-    """Raise InputError for a reduction that does not fit the model, and name it."""
+    """Raise InputError, which names the reduction, for one that does not fit `vit`."""
     for reduction in reductions:
         try:
             vit.model_with(reduction)
@@ -104,6 +110,7 @@ def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
 
 
 def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):
+    """Evaluate the dense model and all `entries`, and make the report of `compare`."""
     vit = checkpoint.vit
     models = [(checkpoint, settings.DENSE)]
     models += [(checkpoint, entry.reduction) for entry in entries]
@@ -111,14 +118,18 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
         for floor, cheaper in nearest_floors(checkpoint, shares):
             entries = [*entries, floor]
             models.append((cheaper, settings.DENSE))
-    results = measure_all(
-        models,
-        key=lambda model: (id(model[0]), str(settings.with_defaults(model[1]))),
-        is_measured=lambda model: model[0].has_evaluated(model[1]),
-        measure=lambda model: model[0].evaluate(model[1]),
-    )
-    dense, *figures = map(_figures, results)
-    pairs = [*zip(entries, figures, strict=True)]
+    dense, *figures = map(_figures, _evaluate_all(models))
+    lines = []
+    rights = {}
+    for entry, own in zip(entries, figures, strict=True):
+        line = dict(vars(entry))
+        line["reduction"] = settings.with_defaults(entry.reduction)
+        line.update(own)
+        lines.append(line)
+        rights[entry.method, entry.share] = _right(own)
+    timing = None
+    if metric == "ms":
+        timing = checkpoint.clock.setting
     return {
         "weights": vit.source.name,
         "digest": vit.digest,
@@ -129,22 +140,32 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
         "valid_labels": checkpoint.images.valid,
         "metric": metric,
         "shares": list(shares),
-        "timing": checkpoint.clock.setting if metric == "ms" else None,
+        "timing": timing,
         "git": git_revision(),
         "versions": checkpoint.cache.versions,
         "left_out": list(absent),
         "dense": dense,
-        "settings": [
-            vars(entry)
-            | {"reduction": settings.with_defaults(entry.reduction)}
-            | figures
-            for entry, figures in pairs
-        ],
-        "comparisons": comparisons(
-            {(entry.method, entry.share): _right(figures) for entry, figures in pairs},
-            _right(dense),
-        ),
+        "settings": lines,
+        "comparisons": comparisons(rights, _right(dense)),
     }
+
+
+def _evaluate_all(models):
+    """Results of (MeasuredWeights, reduction) pairs, each evaluated once."""
+
+    def key(model):
+        weights, reduction = model
+        return id(weights), str(settings.with_defaults(reduction))
+
+    def is_measured(model):
+        weights, reduction = model
+        return weights.has_evaluated(reduction)
+
+    def measure(model):
+        weights, reduction = model
+        return weights.evaluate(reduction)
+
+    return measure_all(models, key, is_measured, measure)
 
 
 def match(
@@ -153,10 +174,12 @@ def match(
     methods: Iterable[str] = (),
     metric: str = "gmacs",
 ) -> tuple[list[MatchedMethod], list[dict[str, str]]]:
-    """The setting of every method at each share; arguments as `compare` takes them.
+    """Find the setting of every method at each share of the cost.
 
-    Returns the settings, method by method, and {"method", "share", "reason"} of those
-    that are left out; share None: a method at all shares.
+    Arguments are those of `compare`.
+
+    Returns (settings, method by method; a {"method", "share", "reason"} for each that
+        is left out, whose share is None where the method is left out at all shares).
     Raises InputError for an unknown method, and where no method reaches a share.
     """
     entries = []
@@ -170,8 +193,9 @@ def match(
         entries += found
         absent += [{"method": method, **line} for line in lines]
     if not entries:
+        listed = ",".join(f"{share:g}" for share in shares)
         raise InputError(
-            f"is {','.join(f'{share:g}' for share in shares)}",
+            f"is {listed}",
             field="--shares",
             value=shares,
             allowed="shares of the cost that some method has a setting of",
@@ -180,9 +204,9 @@ def match(
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """Methods to compare: these and the references; all where none is named.
+    """The methods to compare: the named ones and REFERENCES, or all without a name.
 
-    ImagePiece is followed by its control.
+    The control of ImagePiece comes right after it.
     Raises InputError for another name.
     """
     every = [name for name in METHODS if name != settings.DENSE["name"]]
@@ -204,11 +228,11 @@ def controlled(method: str) -> str | None:
 
 
 def _entries(checkpoint, method, shares, metric):
-    """(MatchedMethods, {"share", "reason"} of where there are none)."""
+    """(MatchedMethods of one method; {"share", "reason"} of shares without one)."""
     vit = checkpoint.vit
     settle = _by_time if metric == "ms" else _by_macs
     requested = VARIANTS.get(method, {"name": method})
-    if vit.reduction["name"] == requested["name"]:  # its own fields
+    if vit.reduction["name"] == requested["name"]:  # the checkpoint's own fields count
         own = {**vit.reduction, "counts": None, settings.LABEL: None}
         requested = {**own, **requested}
     try:
@@ -236,16 +260,17 @@ def _entries(checkpoint, method, shares, metric):
 
 
 def _by_macs(checkpoint, requested, share):
-    """(reduction, share reached) of the nearest cost."""
+    """(reduction, share reached) of the cost by MACs that is nearest to `share`."""
     vit = checkpoint.vit
     reduction = vit.reduction_at_cost({**requested, "macs": share})
     return reduction, vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
 
 
 def _by_time(checkpoint, requested, share):
-    """(reduction, share reached, its speed) of the nearest of MAX_TRIALS timed ones.
+    """(reduction, share reached, its speed) of the time that is nearest to `share`.
 
-    The first is the nearest by MACs, each further one as if time fell as MACs do.
+    Up to MAX_TRIALS reductions are timed: first the nearest by MACs, then each at the
+    MACs that would be right if time were proportional to them.
     """
     target = share
     tried = {}
@@ -322,13 +347,14 @@ def measure_all(
     is_measured: Callable[[Model], bool],
     measure: Callable[[Model], dict],
 ) -> list[dict]:
-    """`measure` of each; stderr says how many are left to be measured, and how long.
+    """Measure all models; stderr says how many are left, and about how long they take.
 
-    A model takes as long as the mean of those before, most of it to compile its
-    program; the first reads the images, too, and counts only for the second.
+    The estimate is the mean time of earlier models, most of which is compilation. The
+    first model also reads the images, so that its time counts only for the second.
 
-    key: of a model; of those with the same key one is measured
-    is_measured, measure: of a model; a measured one costs nothing
+    key: function of a model; of models with equal keys only one is measured
+    is_measured: function of a model: whether `measure` takes no time
+    measure: function of a model that returns its result
     """
     every = {key(model): model for model in models}
     waiting = [model for model in every.values() if not is_measured(model)]
@@ -341,8 +367,8 @@ def measure_all(
     for place, model in enumerate(waiting):
         text = f"{place + 1} of {len(waiting)}"
         if seconds:
-            usual = np.mean(seconds[1:] or seconds)
-            minutes = usual * (len(waiting) - place) / 60
+            mean = np.mean(seconds[1:] or seconds)
+            minutes = mean * (len(waiting) - place) / 60
             text += f", about {math.ceil(minutes)} min left"
         print(f"{text}: ", end="", file=sys.stderr, flush=True)
         began = time.monotonic()
@@ -352,30 +378,44 @@ def measure_all(
 
 
 def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:
-    """Every comparison, each pair once, with p before and after Holm's correction.
+    """Every comparison of two models, with p before and after Holm's correction.
 
-    rights: bool [images], those that each method answers right at each share
-    dense: those that the dense model does
+    rights: bool [images] by (method, share): whether it answers each image right
+    dense: bool [images], the same of the dense model
     """
     lines = []
     for (method, share), right in rights.items():
-        # ToMe's comparison with random tokens is that of random tokens with ToMe.
-        names = REFERENCES[:1] if method in REFERENCES else REFERENCES
-        names = () if share is None else names
-        if control_of := controlled(method):
-            names += (control_of,)
-        others = {"dense": dense} | {
-            name: rights[name, share]
-            for name in names
-            if name != method and (name, share) in rights
-        }
+        others = {"dense": dense}
+        for name in _compared_with(method, share):
+            if (name, share) in rights:
+                others[name] = rights[name, share]
         for name, other in others.items():
-            line = {"method": method, "share": share, "to": name}
-            line["points"] = list(statistics.paired_difference(right, other))
-            line["gained"], line["lost"] = statistics.discordant(right, other)
-            lines.append(line | {"p": statistics.mcnemar(right, other)})
+            gained, lost = statistics.discordant(right, other)
+            line = {
+                "method": method,
+                "share": share,
+                "to": name,
+                "points": list(statistics.paired_difference(right, other)),
+                "gained": gained,
+                "lost": lost,
+                "p": statistics.mcnemar(right, other),
+            }
+            lines.append(line)
     corrected = statistics.holm([line["p"] for line in lines])
     return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
+
+
+def _compared_with(method, share):
+    """The methods that one is compared with at a share, besides the dense model."""
+    names = []
+    if share is not None:
+        # Random tokens are compared with ToMe, so that ToMe need not be with them.
+        references = REFERENCES[:1] if method in REFERENCES else REFERENCES
+        names += [name for name in references if name != method]
+    control_of = controlled(method)
+    if control_of:
+        names.append(control_of)
+    return names
 
 
 def _figures(result):

@@ -4,7 +4,6 @@ p is that of McNemar's test, corrected by Holm's rule over all comparisons of th
 """
 
 import collections
-import itertools
 import json
 import os
 import pathlib
@@ -27,8 +26,8 @@ NAMES = {
     "imagepiece": "ImagePiece",
 }
 COSTS = {"gmacs": "MACs", "ms": "time"}
-LEVEL = -1.5  # points to dense from which on the rest is taken for no loss
-SIGNIFICANT = 0.05  # p below it is shown
+LEVEL = -1.5  # points to dense; a setting whose interval ends above it counts as level
+SIGNIFICANT = 0.05  # p below this is shown
 Report = Mapping[str, Any]
 
 
@@ -45,45 +44,55 @@ def write(folder: str | os.PathLike, report: Report) -> str:
 
 def page(report: Report, plot: str) -> str:
     """The page of the command: its tables and plot."""
-    if not report["shares"]:
-        parts = [_measured(report), swept_table(report), f"![Accuracy by MACs]({plot})"]
-        return "\n\n".join(["# Accuracy of a sweep", *parts, advice(report)]) + "\n"
-    parts = [
-        "# Accuracy at equal cost",
-        _measured(report),
-        table(report),
-        f"![Accuracy by share of the dense cost]({plot})",
-        settings_table(report),
-        absent_table(report),
-        advice(report),
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    if report["shares"]:
+        parts = [
+            "# Accuracy at equal cost",
+            _measured(report),
+            table(report),
+            f"![Accuracy by share of the dense cost]({plot})",
+            settings_table(report),
+        ]
+        if report["left_out"]:
+            parts.append(absent_table(report))
+    else:
+        parts = [
+            "# Accuracy of a sweep",
+            _measured(report),
+            swept_table(report),
+            f"![Accuracy by MACs]({plot})",
+        ]
+    parts.append(advice(report))
+    return "\n\n".join(parts) + "\n"
 
 
 def _measured(report):
-    """Table of the measurement: weights, images, the dense model, the clock."""
+    """Table of what was measured: weights, images, the dense model, the clock."""
     dense = report["dense"]
-    head = ["weights", "trained with", "images", "among"]
-    head += ["dense acc1, %", "dense GMACs"]
-    row = [f"`{report['weights']}`", report["trained_as"]]
-    row += [f"{dense['images']:,} of {report['images']['data']}"]
-    row += [valid_labels.in_words(report["valid_labels"], report["num_classes"])]
-    row += [statistics.format_estimate(Estimate(*dense["acc1"]))]
-    row += [f"{dense['gmacs']:.3f}"]
-    if report["timing"]:
-        timing = report["timing"]
-        head += ["timed on", "batch", "repeats"]
-        row += [timing["device"], timing["batch_size"], timing["repeats"]]
-    return markdown_table(head, [row])
+    classes = valid_labels.in_words(report["valid_labels"], report["num_classes"])
+    columns = {
+        "weights": f"`{report['weights']}`",
+        "trained with": report["trained_as"],
+        "images": f"{dense['images']:,} of {report['images']['data']}",
+        "among": classes,
+        "dense acc1, %": statistics.format_estimate(Estimate(*dense["acc1"])),
+        "dense GMACs": f"{dense['gmacs']:.3f}",
+    }
+    timing = report["timing"]
+    if timing:
+        columns["timed on"] = timing["device"]
+        columns["batch"] = timing["batch_size"]
+        columns["repeats"] = timing["repeats"]
+    return markdown_table([*columns], [[*columns.values()]])
 
 
 def advice(report: Report) -> str:
-    """One line on what to take: the cheapest setting level with the dense model.
+    """A line that names the cheapest setting that is level with the dense model.
 
-    Level means that the 95 % interval of its points to dense ends above LEVEL. Of
-    several at one share it is the recommended one, which costs the least time, or else
-    the most accurate. Where none is level the line names the most accurate of all.
-    Controls are left out, and by time the floors, which are not timed.
+    A setting is level where the 95 % interval of its points to dense ends above LEVEL.
+    Of several level settings at one share the line names the recommended method, which
+    takes the least time, or else the most accurate setting. Where no setting is level
+    it names the most accurate of all. Controls are left out, and so are floors in a
+    comparison by time, because floors are not timed.
     """
     found = []
     for line in report["settings"]:
@@ -112,9 +121,11 @@ def advice(report: Report) -> str:
 
 
 def _place(pair):
-    """The order of settings that are level with the dense model."""
+    """Sort key of level settings: cost, then the recommended method, then accuracy."""
     line, _ = pair
-    cost = line["reached"] if line["share"] is None else line["share"]
+    cost = line["share"]
+    if cost is None:
+        cost = line["reached"]
     return cost, line["method"] != RECOMMENDED, -line["acc1"][0]
 
 
@@ -127,9 +138,10 @@ def _typed(line):
 
 
 def comparison(report: Report, method: str, share: float, to: str) -> dict | None:
-    """Points that `method` has more than `to`, and their p; None where there is none.
+    """The comparison of `method` with `to` at a share; None where there is none.
 
-    ToMe's to random tokens is that of random tokens to ToMe, with the signs turned.
+    The report compares random tokens with ToMe. The comparison of ToMe with random
+    tokens is that one with the signs of its points reversed.
     """
     for line in report["comparisons"]:
         if line["share"] != share:
@@ -143,15 +155,16 @@ def comparison(report: Report, method: str, share: float, to: str) -> dict | Non
 
 
 def table(report: Report) -> str:
-    """acc1 and points to dense of the methods, by `order`, at each share."""
+    """Table of acc1 and points to dense: a row for each method, a column a share."""
     shares = report["shares"]
     lines = {(line["method"], line["share"]): line for line in report["settings"]}
-    rows = [
-        [f"`{method}`", *(_cell(report, lines.get((method, s))) for s in shares)]
-        for method in order(report)
-    ]
+    rows = []
+    for method in order(report):
+        cells = [_cell(report, lines.get((method, share))) for share in shares]
+        rows.append([f"`{method}`", *cells])
     head = [f"share of the dense {COSTS[report['metric']]}"]
-    return markdown_table([*head, *(f"{share:g}" for share in shares)], rows)
+    head += [f"{share:g}" for share in shares]
+    return markdown_table(head, rows)
 
 
 def _cell(report, line):
@@ -162,14 +175,15 @@ def _cell(report, line):
 
 
 def order(report: Report) -> list[str]:
-    """Methods by how far they are behind the highest accuracy, on average."""
+    """Methods by their mean distance to the highest accuracy, the best first."""
     behind = collections.defaultdict(list)
     for share in reached(report):
         lines = _at(report, share)
         best = lines[0]["acc1"][0]
         for line in lines:
             behind[line["method"]].append(best - line["acc1"][0])
-    return sorted(behind, key=lambda name: sum(behind[name]) / len(behind[name]))
+    means = {name: sum(points) / len(points) for name, points in behind.items()}
+    return sorted(means, key=means.get)
 
 
 def reached(report: Report) -> list[float]:
@@ -178,94 +192,115 @@ def reached(report: Report) -> list[float]:
 
 
 def _at(report, share):
-    """Settings at this share, the highest accuracy first."""
+    """The settings at a share, the most accurate first."""
     lines = [line for line in report["settings"] if line["share"] == share]
     return sorted(lines, key=lambda line: -line["acc1"][0])
 
 
 def settings_table(report: Report) -> str:
     """Table of every setting, by share and accuracy."""
-    timed = ["share reached"] if report["timing"] else []
-    head = ["share", "method", "setting", *timed, "GMACs"]
-    head += ["tokens left, with class token", "acc1, %", "points to dense, p if < .05"]
-    head += [f"points to {name}" for kind, name in NAMES.items() if kind != "dense"]
     rows = []
-    for line in itertools.chain(*(_at(report, share) for share in report["shares"])):
-        row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
-        if timed:
-            span = "by MACs"  # of a floor, which is not timed
-            if speed := line["speed"]:
-                span = f"{1 / speed['ratio_max']:.3f} to {1 / speed['ratio_min']:.3f}"
-            row.append(f"{line['reached']:.3f} ({span})")
-        row += [f"{line['gmacs']:.3f}", line["tokens"]]
-        row += [statistics.format_estimate(Estimate(*line["acc1"]))]
-        for to in NAMES:
-            change = comparison(report, line["method"], line["share"], to)
-            row.append("" if change is None else difference(change))
-        rows.append(row)
-    return markdown_table(head, rows)
+    for share in report["shares"]:
+        rows += [_settings_row(report, line) for line in _at(report, share)]
+    return markdown_table([*rows[0]], [[*row.values()] for row in rows])
+
+
+def _settings_row(report, line):
+    """{column: cell} of a setting in `settings_table`."""
+    row = {
+        "share": f"{line['share']:g}",
+        "method": f"`{line['method']}`",
+        "setting": fields(line["setting"]),
+    }
+    if report["timing"]:
+        span = "by MACs"  # of a floor, which is not timed
+        speed = line["speed"]
+        if speed:
+            span = f"{1 / speed['ratio_max']:.3f} to {1 / speed['ratio_min']:.3f}"
+        row["share reached"] = f"{line['reached']:.3f} ({span})"
+    row["GMACs"] = f"{line['gmacs']:.3f}"
+    row["tokens left, with class token"] = line["tokens"]
+    row["acc1, %"] = statistics.format_estimate(Estimate(*line["acc1"]))
+    for other, name in NAMES.items():
+        column = f"points to {name}"
+        if other == "dense":
+            column += ", p if < .05"
+        change = comparison(report, line["method"], line["share"], other)
+        row[column] = ""
+        if change is not None:
+            row[column] = difference(change)
+    return row
 
 
 def swept_table(report: Report) -> str:
     """Table of a sweep's settings, in the order in which they were named."""
-    head = ["setting", "acc1, %", "points to dense, p if < .05", "acc5, %"]
-    head += ["tokens, with class token", "GMACs"]
+    head = [
+        "setting",
+        "acc1, %",
+        "points to dense, p if < .05",
+        "acc5, %",
+        "tokens, with class token",
+        "GMACs",
+    ]
     rows = []
     for line in report["settings"]:
         change = comparison(report, line["method"], None, "dense")
-        untrained = " (untrained selectors)" * line["untrained_selectors"]
-        row = [f"`{line['method']}`{untrained}"]
-        row += [statistics.format_estimate(Estimate(*line["acc1"])), difference(change)]
-        row += [f"{line['acc5']:.1f}", line["tokens"], f"{line['gmacs']:.3f}"]
+        name = f"`{line['method']}`"
+        if line["untrained_selectors"]:
+            name += " (untrained selectors)"
+        row = [
+            name,
+            statistics.format_estimate(Estimate(*line["acc1"])),
+            difference(change),
+            f"{line['acc5']:.1f}",
+            line["tokens"],
+            f"{line['gmacs']:.3f}",
+        ]
         rows.append(row)
     return markdown_table(head, rows)
 
 
 def difference(line: Mapping[str, Any]) -> str:
-    """ "-1.8 [-3.0, -0.6], p = .023", of a comparison; p is left out from .05 on."""
-    p = f", {p_value(line['holm'])}" if line["holm"] < SIGNIFICANT else ""
-    return statistics.format_estimate(Estimate(*line["points"]), signs=True) + p
+    """A comparison as text, "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
+    text = statistics.format_estimate(Estimate(*line["points"]), signs=True)
+    if line["holm"] < SIGNIFICANT:
+        text += f", {p_value(line['holm'])}"
+    return text
 
 
 def p_value(p: float) -> str:
-    """ "p = .023", "p < .001"."""
+    """A p-value as text: "p = .023", "p < .001"."""
     return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
 
 
 def fields(setting: Mapping[str, Any]) -> str:
-    """ "keep_rate=0.9, merge_ratio=0.08"."""
+    """Fields of a setting as text: "keep_rate=0.9, merge_ratio=0.08"."""
     return ", ".join(f"{k}={as_tuple(v)}" for k, v in setting.items())
 
 
 def absent_table(report: Report) -> str:
-    """Table of methods without a setting at a share, or at any: `left_out`.
-
-    Empty where everything has one.
-    """
-    absent = report["left_out"]
-    if not absent:
-        return ""
-    rows = [
-        [f"`{line['method']}`", line["share"] or "all", line["reason"]]
-        for line in absent
-    ]
+    """Table of the methods that have no setting at a share, or at all shares."""
+    rows = []
+    for line in report["left_out"]:
+        rows.append([f"`{line['method']}`", line["share"] or "all", line["reason"]])
     return markdown_table(["not compared", "share", "why"], rows)
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG: accuracy by share of the cost, a curve per method, the best first.
+    """Write a PNG of accuracy by share of the cost, with a curve for each method.
 
     Bands are intervals of the paired difference to dense. A sweep is drawn by GMACs.
     """
     shares = reached(report)
-    curves = {
-        name: [(_cost(report, line), _around(report, line)) for line in lines]
-        for name, lines in _curves(report).items()
-    }
-    cost = f"share of the dense model's {COSTS[report['metric']]}"
+    curves = {}
+    for name, lines in _curves(report).items():
+        curves[name] = [(_cost(report, line), _around(report, line)) for line in lines]
+    cost = "GMACs an image"
+    if shares:
+        cost = f"share of the dense model's {COSTS[report['metric']]}"
     plotting.draw_curves(
         path,
-        cost if shares else "GMACs an image",
+        cost,
         "acc1, % (95 %, paired difference to dense)",
         curves,
         level=("dense", report["dense"]["acc1"][0]),
@@ -275,10 +310,12 @@ def draw_plot(path: str | os.PathLike, report: Report):
 
 
 def _curves(report):
-    """The settings of each method, by `order`, or as a sweep names them."""
+    """{method: its settings by cost}, in the order of `order`; of a sweep, as named."""
     curves = {name: [] for name in order(report)}
     for line in sorted(report["settings"], key=lambda line: line["gmacs"]):
-        name = line["method"] if report["shares"] else line["method"].split()[0]
+        name = line["method"]
+        if not report["shares"]:  # a sweep's names are "METHOD FIELD=VALUE"
+            name = name.split()[0]
         curves.setdefault(name, []).append(line)
     return curves
 
@@ -288,7 +325,7 @@ def _cost(report, line):
 
 
 def _around(report, line):
-    """The accuracy, and the ends of the interval of its difference to dense from it."""
+    """acc1, and the ends of a band around it as wide as the interval to dense."""
     change = comparison(report, line["method"], line["share"], "dense")
     value, low, high = change["points"]
     acc1 = line["acc1"][0]

@@ -37,8 +37,9 @@ def accuracy(right: ArrayLike) -> Estimate:
     right = np.asarray(right)
     n = right.size
     share = float(right.mean())
-    center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    scale = 1 + Z**2 / n
+    center = (share + Z**2 / (2 * n)) / scale
+    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / scale
     return Estimate(100 * share, 100 * (center - half), 100 * (center + half))
 
 

@@ -1,8 +1,9 @@
-"""Self-attention with scores for reducers, without building the N x N matrix.
+"""Self-attention, and the scores that reducers read, without an N x N matrix.
 
-The class token's attention row is one extra q.k product, so values can go through a
-fused kernel. Query, key and value are separate projections: each is one product with
-its bias in the epilogue and a contiguous result, where a joint one must be split.
+The attention row of the class token is computed by a product of its own, so that the
+attention itself can run as a fused kernel. Query, key and value are separate
+projections: each is one matrix product with a contiguous result, whereas the result of
+a joint projection would have to be split.
 """
 
 from typing import NamedTuple
@@ -57,7 +58,10 @@ def _unsupported_reason(device, dtype, head_dim):
 
 
 def padded_length(length, backend):
-    """The length with which `backend` can be trained: JAX refuses odd ones of cuDNN."""
+    """The number of tokens that `backend` can be trained with.
+
+    JAX refuses to train cuDNN's attention with an odd number of tokens.
+    """
     if backend == "cudnn":
         return length + length % 2
     return length
@@ -69,9 +73,9 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 
     query: [B, Q, H, d]; Q is N for cuDNN and where keys are padded
     key, value: [B, N, H, d]
-    key_bias: [B, N] float32, proportional attention's log sizes
-    length: keys from here on are padding, which no token attends to and whose gradient
-        is zero; as queries they are like any other, so that all outputs are finite
+    key_bias: [B, N] float32, the log sizes of proportional attention
+    length: number of tokens that are not padding. No token attends to padding, and its
+        gradient is zero. Padding attends to the tokens, so that all outputs are finite.
     """
     batch, padded = key.shape[:2]
     bias = None
@@ -85,9 +89,9 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
             "query_seq_lengths": jnp.full((batch,), padded, jnp.int32),
             "key_value_seq_lengths": jnp.full((batch,), length, jnp.int32),
         }
-    if bias is not None and backend == "cudnn":  # which wants a row for every query
+    if bias is not None and backend == "cudnn":  # cuDNN needs a row for every query
         bias = jnp.broadcast_to(bias.astype(query.dtype), (batch, 1, padded, padded))
-    # It adds float32 to bfloat16, whatever the user's own code may do.
+    # JAX's function adds float32 to bfloat16, which a user's setting may forbid.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
             query, key, value, bias=bias, implementation=backend, **lengths
@@ -95,7 +99,10 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 
 
 def read_by(weights, value):
-    """Values by attention weights. [B, H, N, M], [B, M, H, d] -> [B, N, H, d]."""
+    """Sums of values by attention weights.
+
+    [B, H, N, M], [B, M, H, d] -> [B, N, H, d]
+    """
     weights = weights.astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
@@ -103,9 +110,9 @@ def read_by(weights, value):
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     """Attention of the first Q tokens to every token. -> [B, H, Q, N] float32.
 
-    With a mask only a masked token itself attends to it: of exponentials P and the
-    mask's columns W, 1 on the diagonal, the map is (P W + eps / N) / (sum P W + eps),
-    finite when everything is masked (Rao et al. 2021, DynamicViT).
+    No token but itself attends to a masked token (Rao et al. 2021, DynamicViT). With
+    P = exp(logits), and W = mask but 1 on the diagonal, the map is
+    (P W + eps / N) / (sum P W + eps), which is finite even if all tokens are masked.
 
     query, key: [B, Q, H, d] and [B, N, H, d]
     key_bias: [B, N], added to the logits
@@ -131,10 +138,11 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
 
 
 def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
-    """Attention of one query to the tokens that are not masked, [B, H, d] float32.
+    """Attention of a single query to the tokens that are not masked.
 
     query: [1, 1, H, d]
     key, value, mask, key_bias, eps: as for `attend` and `attention_map`
+    Returns [B, H, d] float32.
     """
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
     logits = jnp.sum(products, axis=-1)
@@ -151,12 +159,13 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 
 
 def attention_columns(query, key, key_bias=None, live=None):
-    """Attention that each token receives, mean over heads and queries, [B, N] float32.
+    """Mean attention that each token receives, over heads and queries.
 
-    It builds the N x N matrix (Marin et al. 2023, Token Pooling).
+    This builds the N x N matrix (Marin et al. 2023, Token Pooling).
 
     query, key, key_bias: as for `attention_map`
     live: [B, N], 1 for the queries that count and 0 for others; None: all count
+    Returns [B, N] float32.
     """
     weights = attention_map(query, key, key_bias)
     if live is None:
@@ -167,7 +176,7 @@ def attention_columns(query, key, key_bias=None, live=None):
 
 
 def _pad(x, length):
-    """Arrays with zeros at the end of their tokens. [B, N, ...] -> [B, length, ...]."""
+    """Append tokens of zeros. [B, N, ...] -> [B, length, ...]."""
     missing = length - x.shape[1]
     if missing == 0:
         return x
@@ -177,16 +186,16 @@ def _pad(x, length):
 
 
 class Heads(NamedTuple):
-    """Projections of N tokens, prefix included."""
+    """Queries, keys and values of N tokens, the prefix included."""
 
-    query: jax.Array  # [B, N, H, d], or of the first tokens only
+    query: jax.Array  # [B, N, H, d], or [B, Q, H, d] of the first Q tokens
     key: jax.Array  # [B, N, H, d]
     value: jax.Array | None  # [B, N, H, d]; None: not computed yet
-    # "query", "key" and "value" before rotary positions turn them, and "input", x
-    # [B, N, D]: reducers compare tokens regardless of their positions
+    # "query", "key", "value" as they are before rotary positions turn them, and
+    # "input", the tokens x [B, N, D]; reducers compare tokens without positions
     unrotated: dict[str, jax.Array]
-    key_bias: jax.Array | None  # [B, N]: log sizes of proportional attention
-    mask: jax.Array | None  # [B, N]: of masked training
+    key_bias: jax.Array | None  # [B, N], log sizes of proportional attention
+    mask: jax.Array | None  # [B, N], 0 for the masked tokens of masked training
 
 
 class Attention(nn.Module):
@@ -213,15 +222,16 @@ class Attention(nn.Module):
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
-        """The projected result of attention, [B, N, D], and its `scores`.
+        """(result of attention [B, N, D], scores as the method `scores` returns them).
 
         x: [B, N, D], the normed tokens of `state`
         reads: names of the scores that reducers read
-        queries: number of first tokens that attend, with no reducer; None: all
+        queries: number of first tokens that attend, where nothing is reduced; None: all
         """
         length = x.shape[1]
         if train and state.mask is None and queries is None:
-            # Here x is written anyway: no copies of query, key and value for it.
+            # Padding x costs nothing, as it is written anyway. Padding query, key and
+            # value would copy them.
             x = _pad(x, padded_length(length, self.backend))
         heads = self.project(x, state, queries=queries)
         out = self.read(heads, length)
@@ -229,12 +239,13 @@ class Attention(nn.Module):
         return self.output(out)[:, :length], scores
 
     def project(self, x, state, with_value=True, queries=None) -> Heads:
-        """Queries, keys and values of the normed tokens x of `state`, padded or not.
+        """Queries, keys and values of tokens.
 
+        x: [B, N, D], the normed tokens of `state`, or more with padding
         queries: number of first tokens with a query; None: all
         """
-        # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
-        # then transposes whole arrays in the backward pass.
+        # One matrix of tokens: for [B, N, D] XLA may choose layouts with the batch
+        # innermost, and then transposes whole arrays in the backward pass.
         rows = x.reshape(-1, self.dim)
         heads = self.num_heads
         shape = (x.shape[0], -1, heads, self.dim // heads)
@@ -264,22 +275,22 @@ class Attention(nn.Module):
         return value.reshape(*x.shape[:2], self.num_heads, -1)
 
     def scores(self, heads, reads, state):
-        """Scores of the unpadded tokens of `state` for reducers and kernels.
+        """Scores of the tokens of `state` for reducers and kernels, without padding.
 
-        reads: their names
-        Returns arrays by name. "cls_attn", "attn_columns": [B, n] float32, as in Taps;
-            "key", "query", "value": [B, n, d], means over heads; "input": [B, n, D].
-            For kernels, with the prefix: "heads", (query, key) of the product, or
-            "projected", both before rotary positions turn them, [B, N, H, d] each.
+        reads: names of the scores
+        Returns a dict. "cls_attn" and "attn_columns" are [B, n] float32, as in Taps;
+            "key", "query" and "value" are means over heads, [B, n, d]; "input" is
+            [B, n, D]. Kernels read "heads", the (query, key) of attention, or
+            "projected", the same before rotary positions turn them: [B, N, H, d] each,
+            with the prefix.
         """
         length = state.x.shape[1]
-        prefix = state.num_prefix
         query = heads.query[:, :length]
         key = heads.key[:, :length]
         bias = heads.key_bias
         live = None
         if heads.mask is not None:
-            # Scores choose tokens: they see only live ones, and carry no gradient.
+            # Scores that choose tokens see only live tokens, and have no gradient.
             live = (heads.mask > 0.5).astype(jnp.float32)
             gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = gone if bias is None else bias + gone
@@ -293,20 +304,20 @@ class Attention(nn.Module):
             scores["projected"] = (projected_query, projected_key)
         if "cls_attn" in reads:
             row = class_attention(query[:, 0], key, bias)
-            scores["cls_attn"] = row[:, prefix:]
+            scores["cls_attn"] = state.image(row)
         if "attn_columns" in reads:
             received = attention_columns(query, key, bias, live)
-            scores["attn_columns"] = received[:, prefix:]
+            scores["attn_columns"] = state.image(received)
         for name in ("key", "query", "value"):
             if name in reads:
-                image = unrotated[name][:, prefix:length]
+                image = unrotated[name][:, state.num_prefix : length]
                 scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)
         if "input" in reads:
-            scores["input"] = unrotated["input"][:, prefix:length]
+            scores["input"] = unrotated["input"][:, state.num_prefix : length]
         return scores
 
     def weights(self, heads):
-        """Attention of every token to every token, [B, H, N, N] float32."""
+        """Attention weights of all tokens to all tokens, [B, H, N, N] float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def read(self, heads, length):
@@ -328,11 +339,11 @@ class Attention(nn.Module):
         return self.proj(rows).reshape(*out.shape[:2], self.dim)
 
     def _rotations(self, state):
-        """Cosines and sines of each token's rotary position, None without rotary."""
+        """(cosines, sines) of each token's rotary position; None without rotary."""
         rotary = self.arch.rotary
         width = self.dim // self.num_heads
         if rotary is None:
             return None
-        if state.grid:  # up to the first reduction the same for all images
+        if state.grid:  # nothing is reduced yet: all images have the same positions
             return rotary.grid_rotations(state.grid, width, state.num_prefix)
         return rotary.rotations(state.coordinates, width, state.num_prefix)

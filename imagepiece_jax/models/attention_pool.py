@@ -10,21 +10,22 @@ from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):
-    """Tokens x, sizes and mask (or None) that pooling by mean or map reads.
+    """(tokens, sizes, mask or None) that pooling by mean or by map reads.
 
     x: [B, N, D], all tokens of `state`
     """
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
-    front = state.num_prefix
-    return x[:, front:], state.effective_size[:, front:], state.mask
+    return state.image(x), state.image(state.effective_size), state.mask
 
 
 class AttentionPool(nn.Module):
-    """Attention from a learned probe, and an MLP, as in front of SigLIP's head.
+    """Attention from a learned probe to the tokens, and an MLP, as in SigLIP.
 
-    Zhai et al. 2022, "Scaling vision transformers", section 3.4. `prop_attn` adds
-    log(size) of a TokenState to the logits, and masked tokens are not read.
+    With `prop_attn` the logits get the log sizes of the tokens. Masked tokens are not
+    read.
+
+    Source: Zhai et al. 2022, "Scaling vision transformers", section 3.4.
     """
 
     dim: int
@@ -45,10 +46,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(hidden, self.arch.gelu, self.dtype)
 
     def __call__(self, x, state):
-        """The vector that the head gets, from normed tokens x of `state`.
-
-        [B, N, D] -> [B, D]
-        """
+        """The pooled vector [B, D] of x [B, N, D], the normed tokens of `state`."""
         x, size, mask = pooled_tokens(x, state, self.arch)
         query = self._query()
         key = self._heads(self.k(x))
@@ -66,10 +64,14 @@ class AttentionPool(nn.Module):
         return read + self.mlp(self.norm(read))
 
     def scores(self, x, state):
-        """The probe's attention to image tokens, mean over heads. -> [B, n] float32.
+        """The probe's attention to image tokens, mean over heads.
 
-        x [B, N, D], the normed tokens of `state`. The query is moved into the key's
-        projection, whose bias adds the same to all logits: a product with [D, H].
+        The query is the same for all tokens, so that it is multiplied into the weights
+        of the key's projection: one product of the tokens with [D, H]. The bias of the
+        projection adds the same to all logits, and is left out.
+
+        x: [B, N, D], the normed tokens of `state`
+        Returns [B, n] float32.
         """
         x, size, mask = pooled_tokens(x, state, self.arch)
         if self.is_initializing():
@@ -88,7 +90,7 @@ class AttentionPool(nn.Module):
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
         if self.arch.pool_include_prefix:
-            row = row[:, state.num_prefix :]
+            row = state.image(row)
         return row
 
     def _query(self):

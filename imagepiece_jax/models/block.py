@@ -21,21 +21,22 @@ from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """The step of one block, bound to a model: reduces a state by its scores."""
+    """The reduction of one block, from its tokens and their scores to fewer tokens."""
 
-    block: int
-    layer: LayerPlan
-    reducer: Any  # the step's, bound to its parameters
-    num_heads: int
-    kernel: Kernel | None = None  # a fused kernel that decides as the reducer does
-    keys: dict[str, jax.Array] | None = None  # random keys of the model's call
-    # attention of the head's probe to a state's image tokens; None: no probe
+    block: int  # index of the block
+    layer: LayerPlan  # the block's plan
+    reducer: Any  # the reducer of the plan's step, bound to its parameters
+    num_heads: int  # heads of attention
+    kernel: Kernel | None = None  # a fused kernel that decides what the reducer decides
+    keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
+    # function of a state: attention of the pool's probe to its image tokens; None where
+    # the model has no attention pool
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """The state after the reduction, and its record: (state, (result, taps)).
+        """(the reduced state, (what the reducer decided, the Taps that it read)).
 
-        scores: as `Attention.scores` gives them
+        scores: of the tokens of `state`, from `Attention.scores`
         """
         counts = self.layer.counts
         kernel = self.kernel_for(state)
@@ -54,26 +55,25 @@ class Reduction:
         return state, (result, taps)
 
     def kernel_for(self, state):
-        """The kernel that reduces `state`, or None where the reducer does."""
+        """The kernel that reduces `state`; None where the reducer has to."""
         if self.kernel and self.kernel.supports(state):
             return self.kernel
         return None
 
     def _taps(self, state, scores, train):
-        """What the reducer can read of a state. -> Taps."""
+        """The Taps of a state: all that the reducer can read."""
         reducer = self.reducer
-        prefix = state.num_prefix
         taps = Taps(
-            x=state.x[:, prefix:],
-            size=state.size[:, prefix:],
-            attn_size=state.effective_size[:, prefix:],
+            x=state.image(state.x),
+            size=state.image(state.size),
+            attn_size=state.image(state.effective_size),
             metric=scores.get(reducer.metric),
             cls_attn=scores.get("cls_attn"),
             attn_columns=scores.get("attn_columns"),
             shift=scores.get("shift"),
             mask=state.mask,
             grid=state.grid,
-            num_prefix=prefix,
+            num_prefix=state.num_prefix,
             num_heads=self.num_heads,
         )
         if reducer.metric == "token":
@@ -87,7 +87,7 @@ class Reduction:
         return taps
 
     def _rng(self, batch):
-        """Random keys of this block, fixed ones where the call has none. -> [batch]."""
+        """Random keys [batch] of this block; fixed ones where the call has no keys."""
         if self.keys is None:
             start = jax.random.key(0, impl="threefry2x32")
             keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(batch))
@@ -102,8 +102,8 @@ class Block(nn.Module):
     Fields without a comment are those of `vit.ViT`.
     """
 
-    index: int  # from 0
-    layer: LayerPlan  # its plan
+    index: int  # place of the block, from 0
+    layer: LayerPlan  # the block's plan
     dim: int  # width of the tokens
     num_heads: int
     mlp_ratio: float
@@ -112,7 +112,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
     remat: bool = False
-    # number of first tokens, of the prefix, that alone attend and leave; None: all do
+    # number of first tokens, all of the prefix, that attend and leave; None: all tokens
     queries: int | None = None
 
     def setup(self):
@@ -132,16 +132,18 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """State and scores of this block, and (result, taps) of its reduction or None.
+        """(state, scores, record): tokens that leave the block, and its scores.
 
-        state, scores: TokenState and scores of the block before
-        reduction: the Reduction of this block, if it has one
-        drop_path: a factor an image for either branch, [B] or None each
+        The record is (result, taps) of the reduction, or None without one.
+
+        state, scores: the TokenState and the scores of the block before
+        reduction: the Reduction of this block; None: it keeps all tokens
+        drop_path: factors of the two residual branches, each [B] or None
         """
         site = reduction and self.layer.step.site
         reads = self.layer.reads
         record = None
-        if self.queries and site == "mid":  # none of its tokens leaves
+        if self.queries and site == "mid":  # no image token leaves: nothing to reduce
             site = None
             reads = frozenset()
         attend = Block.attend
@@ -168,33 +170,32 @@ class Block(nn.Module):
         return state, scores, record
 
     def attend(self, state, factor, reads, train):
-        """x + attention(norm(x)), [B, N, D], and the attention's scores.
+        """(x + attention(norm(x)) [B, N, D], the scores of the attention).
 
-        factor: of the branch, drop path's, [B] or None
+        factor: drop path's factor of the branch, [B] or None
         """
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
         out = self._scaled(out)
         if "shift" in reads:
-            change = out[:, state.num_prefix :]
             live = None
             if state.mask is not None:
                 live = (state.mask > 0.5).astype(jnp.float32)
-            scores["shift"] = shift_shares(change, live)
+            scores["shift"] = shift_shares(state.image(out), live)
         return _add(self._outgoing(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
-        """The state, scores and record of an attention that reduces its tokens.
+        """(state, scores, record) of attention whose tokens are reduced on the way.
 
-        The reduction stands between the scores of all tokens and the values of those
-        that are left.
+        Queries and keys are of all tokens. Then the reduction takes place, and values
+        are computed only for the tokens that are left.
         """
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
         if self.queries:
             weights = weights[:, :, : self.queries]
         scores = self.attn.scores(heads, self.layer.reads, state)
-        size = state.size[:, state.num_prefix :]
+        size = state.image(state.size)
         state, record = reduction(state, scores, train)
         weights = tokens.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
@@ -214,7 +215,7 @@ class Block(nn.Module):
         return _add(x, out, factor)
 
     def _outgoing(self, state):
-        """`state` with only the tokens that leave the block, all of the prefix."""
+        """`state` with only the tokens that leave the block."""
         if not self.queries:
             return state
         x = state.x[:, : self.queries]
@@ -222,13 +223,13 @@ class Block(nn.Module):
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
     def _normed(self, x):
-        """The input of attention: x after the norm, unless the norm comes later."""
+        """The input of attention: norm(x), or x where the norm follows attention."""
         if self.arch.post_norm:
             return x
         return self.norm1(_rows(x)).reshape(x.shape)
 
     def _scaled(self, out):
-        """The output of attention as it is added to x."""
+        """The output of attention, normed and scaled as the residual branch is."""
         if self.arch.post_norm:
             out = self.norm1(_rows(out)).reshape(out.shape)
         if self.arch.layer_scale:
@@ -237,12 +238,20 @@ class Block(nn.Module):
 
 
 def _rows(x):
-    """All tokens as one matrix, whose layout XLA leaves. [B, N, D] -> [B N, D]."""
+    """All tokens as one matrix, whose layout XLA does not change.
+
+    [B, N, D] -> [B N, D]
+    """
     return x.reshape(-1, x.shape[-1])
 
 
 def _add(x, branch, factor):
-    """x + branch * factor. [B, N, D], any shape, [B] or None -> [B, N, D]."""
+    """x + branch * factor.
+
+    x: [B, N, D]
+    branch: as many numbers, in any shape
+    factor: [B] or None
+    """
     branch = _rows(branch)
     if factor is not None:
         factor = factor.astype(branch.dtype)[:, None]

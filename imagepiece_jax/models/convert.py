@@ -1,9 +1,9 @@
 """Conversion between this model's variables and timm's state dicts, checked strictly.
 
-A parameter's path here and its name there follow one rule: `blocks_3/attn/proj/kernel`
-is `blocks.3.attn.proj.weight`. PyTorch has outputs before inputs (linear [out, in],
-convolution OIHW), and timm stores q, k and v stacked, in this order, as one `attn.qkv`;
-where keys have no bias the others are `attn.q_bias` and `attn.v_bias`.
+Names follow one rule: `blocks_3/attn/proj/kernel` is `blocks.3.attn.proj.weight` in
+timm. PyTorch stores kernels with outputs before inputs (linear [out, in], convolution
+OIHW). timm stores q, k and v stacked in this order, as one `attn.qkv`; where keys have
+no bias, those of the others are `attn.q_bias` and `attn.v_bias`.
 """
 
 import re
@@ -29,7 +29,7 @@ _LEAVES = {
 _STACKED = {"attn": "qkv", "attn_pool": "kv"}  # module: projections in one tensor
 # PyTorch's order of a kernel's axes by its rank: linear layers and convolutions.
 _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
-SELECTOR = "reducer"  # parameters of one that learns, before its block's number
+SELECTOR = "reducer"  # beginning of the name of a learned reducer's parameters
 # Parts that another task, stem or method replaces while the rest still fits.
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 
@@ -37,8 +37,8 @@ _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 class Misfit(InputError):
     """Tensors that do not fit a model.
 
-    fresh: names of parts that would have to be new for the rest to fit, () where that
-        would not fit either
+    fresh: names of parts that have to be drawn anew so that all others fit; () where
+        others would not fit either
     """
 
     def __init__(self, problem: str, fresh: tuple[str, ...] = (), **facts: str):
@@ -49,11 +49,11 @@ class Misfit(InputError):
 class _Place(NamedTuple):
     """The place of a parameter in a timm state dict."""
 
-    path: str  # ours, without the collection: blocks_3/attn/q/kernel
-    name: str  # timm's: blocks.3.attn.qkv.weight
-    part: int | None  # 0, 1, 2 in a stacked tensor; None: it has its own
-    parts: int  # number of them in the tensor
-    shape: tuple[int, ...]  # of the full timm tensor
+    path: str  # our name, without the collection: blocks_3/attn/q/kernel
+    name: str  # timm's name: blocks.3.attn.qkv.weight
+    part: int | None  # its place, 0, 1, 2, in a stacked tensor; None: not stacked
+    parts: int  # number of parameters in a stacked tensor
+    shape: tuple[int, ...]  # shape of timm's whole tensor
 
 
 def model_variables(
@@ -67,18 +67,19 @@ def model_variables(
     exact: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model, from tensors or drawn.
+    """The variables of a model: from tensors, given, or drawn from a seed.
 
-    image_size: pixels a side, or (height, width), of the model
-    tensors: by timm's names
-    source: the place of the tensors, in words, such as "run runs/a"
-    fresh: parts to draw even if tensors have them, as `from_timm` names them; None:
-        the selectors that they lack
-    seed: of parts that are drawn
-    exact: whether selectors that the model lacks are refused too, not left out
-    given: variables to take as they are, without tensors
-    Returns the variables, NumPy arrays apart from drawn and given ones, and names of
-        the parts that are drawn.
+    image_size: pixels a side, or (height, width), of the model's images
+    tensors: {timm's name: array}
+    source: where the tensors are, in words, such as "run runs/a"
+    fresh: parts to draw even if tensors have them, as `from_timm` names them; None: the
+        selectors that the tensors lack
+    seed: seed of the parts that are drawn
+    exact: whether tensors of selectors that the model does not have are an error; else
+        they are left out
+    given: variables to take instead of tensors
+    Returns (variables, names of the parts that were drawn); what comes from tensors is
+        in NumPy arrays.
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
@@ -124,7 +125,7 @@ def model_variables(
 
 
 def _without_other_selectors(tensors, like):
-    """Tensors without those of selectors that the variables `like` do not have."""
+    """The tensors without those of selectors that are not among variables `like`."""
     own = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
     used = {}
     for name, tensor in tensors.items():
@@ -134,7 +135,7 @@ def _without_other_selectors(tensors, like):
 
 
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
-    """Selectors of `like` that tensors lack, or have in other shapes."""
+    """The selectors of `like` that tensors do not have, or have in other shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     lacking = []
     for selector, values in selectors_of(like).items():
@@ -164,7 +165,7 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
 
 
 def selectors_of(variables):
-    """Parameters of the reducers that learn, by the reducers' names."""
+    """{reducer's name: its parameters} of the reducers that learn."""
     params = variables["params"].items()
     return {name: values for name, values in params if name.startswith(SELECTOR)}
 
@@ -191,7 +192,7 @@ def from_timm(
 
 
 def check_fit(state_dict, like, fresh=()):
-    """The place of every parameter that is not `fresh`, by its path.
+    """{path: its _Place} of every parameter that is not `fresh`.
 
     Arguments are those of `from_timm`.
     Raises Misfit where tensors do not fit by their names, shapes and types.
@@ -270,7 +271,7 @@ def _axes(ndim):
 
 
 def _take(state_dict, place, dtype):
-    """The value of one parameter in this model's layout and type."""
+    """The value of one parameter, in this model's axes and type."""
     array = state_dict[place.name]
     if place.part is not None:
         array = np.split(array, place.parts)[place.part]
@@ -288,12 +289,12 @@ def _take(state_dict, place, dtype):
 
 
 def matches(path: str, names: Iterable[str]) -> bool:
-    """Whether a path lies in one of `names`, given with or without a block number."""
+    """Whether a path is in one of the parts `names`, with or without block number."""
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
 def _check_tensors(state_dict, places, needed, fresh):
-    """Misfit for the first tensor left over, missing, or of another shape or type."""
+    """Raise Misfit for a tensor that is left over, missing, or of another shape."""
     names = {place.name for place in places}
     problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
@@ -324,7 +325,7 @@ def _check_tensors(state_dict, places, needed, fresh):
 
 
 def _size_differs(state_dict, needed):
-    """A problem in words, if the file's model has another depth or width; else None."""
+    """What differs, in words, where a file has another depth or width; else None."""
 
     def size(shapes):
         blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
@@ -342,7 +343,7 @@ def _size_differs(state_dict, needed):
 
 
 def _remedy(wrong, places, fresh):
-    """The `fresh` that would allow all of the paths `wrong`; () if none does."""
+    """The `fresh` with which all paths `wrong` would be allowed; () if none is."""
 
     def among(parts, paths):
         return [part for part in parts if any(matches(path, [part]) for path in paths)]

@@ -12,13 +12,13 @@ from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 
-TRAINING_MACS = 3  # of an image in training: forward, and twice as much backward
+TRAINING_MACS = 3  # times those of inference: the backward pass costs twice as much
 
 
 def describe(model, others, image_size):
-    """The cost table of `model` against the first of `others`, and a line on all.
+    """The cost table of a model, and a line that compares it with other models.
 
-    `others` have no reduction; the model itself is left out of them.
+    others: dense models; the table has the first of them as its reference
     """
     table = cost_table(model, others[0], image_size)
     others = [other for other in dict.fromkeys(others) if other != model]

@@ -1,8 +1,7 @@
-"""Layers of blocks, and functions of them with a hand-written backward pass.
+"""Layers of blocks. GELU and layer norm have a backward pass written by hand.
 
-Automatic differentiation writes and reads full arrays for the backward pass. These
-functions keep only their input and compute the rest again, in float32 and in the same
-pass over the tokens.
+Automatic differentiation would store whole arrays for the backward pass. These
+functions store only their input, and compute the rest again in float32.
 """
 
 import functools
@@ -15,7 +14,7 @@ from flax import linen as nn
 from imagepiece_jax.common.nodes import node
 
 INIT = nn.initializers.normal(0.02, jnp.float32)
-QUICK = 1.702  # of QuickGELU
+QUICK = 1.702  # the factor of QuickGELU
 
 
 def dense(width, dtype=jnp.float32, **options):
@@ -38,7 +37,10 @@ class LayerNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor a channel (Touvron et al. 2021, CaiT). [..., D] -> [..., D]."""
+    """A learned factor for each channel (Touvron et al. 2021, CaiT).
+
+    [..., D] -> [..., D]
+    """
 
     @nn.compact
     def __call__(self, x):
@@ -49,7 +51,7 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU, or the product of a gate and a layer: [M, D] -> [M, D]."""
+    """Two linear layers with GELU between them, or SwiGLU. [M, D] -> [M, D]."""
 
     hidden_dim: int
     gelu: str = "exact"  # as in `architecture.Architecture`
@@ -73,9 +75,9 @@ class Mlp(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def padded_from(x, length):
-    """x [B, N, ...], whose rows from `length` on are padding and get no gradient.
+    """x [B, N, ...] itself, but tokens from `length` on, padding, get the gradient 0.
 
-    A fused kernel may leave anything there, even NaN.
+    A fused kernel may return any gradient for them, even NaN.
     """
     return x
 
@@ -88,9 +90,10 @@ padded_from.defvjp(
 
 @jax.custom_vjp
 def token_major(x):
-    """x [B, N, D], whose gradient stays in this order too.
+    """x [B, N, D] itself; its gradient keeps the layout [B, N, D] in memory.
 
-    For parameters of all images XLA would put the batch innermost, and transpose it.
+    XLA would otherwise move the batch innermost, for the gradients of positions, and
+    transpose whole arrays.
     """
     return x
 
@@ -106,11 +109,13 @@ token_major.defvjp(lambda x: (x, None), _token_major_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x, form="exact"):
-    """x Phi(x), elementwise; `form` "tanh" and "quick" are approximations.
+    """x Phi(x), elementwise (Hendrycks & Gimpel 2016, section 2).
 
-    Hendrycks & Gimpel 2016, section 2: 0.5 (1 + tanh u) or sigmoid(1.702 x) for Phi.
-    The backward pass needs only x: with "tanh" the forward pass is then, on GPUs, an
-    epilogue of the product before it.
+    form: "exact"; or an approximation of Phi: "tanh", 0.5 (1 + tanh u), or "quick",
+        sigmoid(1.702 x)
+
+    The backward pass needs only x, so that a GPU can compute "tanh" in the kernel of
+    the matrix product before it.
     """
     if form == "tanh":
         return jax.nn.gelu(x, approximate=True)
@@ -123,7 +128,7 @@ def gelu(x, form="exact"):
 
 
 def _share_below(x):
-    """Phi(x), by PyTorch's erf: much less work than JAX's erfc, within 1e-6."""
+    """Phi(x) by erf, as in PyTorch; JAX's own erfc takes much longer."""
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -154,19 +159,21 @@ gelu = node(gelu)
 def layer_norm(x, scale, bias, dtype, eps=1e-6):
     """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 
-    The backward pass needs x, which exists anyway, and two numbers a token.
+    The backward pass needs x, which is in memory anyway, and two numbers for each
+    token.
 
     x, scale, bias: [..., D], [D] and [D]
-    dtype: of the result; statistics are float32
-    eps: added to the variance
+    dtype: type of the result; statistics are float32
+    eps: is added to the variance
     """
     return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
 
 
 def _statistics(x, eps):
-    """Mean and 1 / deviation, [..., 1] float32.
+    """(mean, 1 / deviation), each [..., 1] float32.
 
-    By squared distances: in inference XLA makes one kernel of it, and nothing cancels.
+    The variance is the mean of squared distances: XLA makes one kernel of that, and
+    large numbers do not cancel as in E[x^2] - E[x]^2.
     """
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -182,7 +189,7 @@ def _normalized(x, mean, factor, scale, bias):
 
 
 def _norm_forward(x, scale, bias, dtype, eps):
-    # Without the barrier XLA would keep whole arrays of float32 instead.
+    # Without this barrier XLA would store whole arrays of float32 instead.
     mean, factor = jax.lax.optimization_barrier(_statistics(x, eps))
     out = _normalized(x, mean, factor, scale, bias).astype(dtype)
     return out, (x, mean, factor, scale)

@@ -26,10 +26,10 @@ def fit(
 ) -> Mapping[str, np.ndarray]:
     """Tensors with positions resized to the grid of a ViT, where they have a grid.
 
-    tensors: by timm's names
-    image_size: pixels a side, or (height, width), of the model
-    old: that of the images that the positions were trained for; None: a square
-    how: as for `resize`; None: as the model has it
+    tensors: {timm's name: array}
+    image_size: pixels a side, or (height, width), of the model's images
+    old: image size that the positions were trained for; None: images were square
+    how: as for `resize`; None: the model's own way
     """
     arch = model.arch
     embedding = tensors.get("pos_embed")
@@ -79,12 +79,12 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
 
 def _bicubic(old, new, offset):
     """Weights of PyTorch's bicubic interpolation along one axis. -> [new, old]."""
-    at = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
-    first = np.floor(at).astype(int)
+    place = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
+    first = np.floor(place).astype(int)
     weights = np.zeros((new, old))
     a = -0.75
     for step in (-1, 0, 1, 2):
-        distance = np.abs(at - first - step)
+        distance = np.abs(place - first - step)
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         column = np.clip(first + step, 0, old - 1)
@@ -95,6 +95,6 @@ def _bicubic(old, new, offset):
 
 def _linear(old, new):
     """Weights of linear interpolation between the outermost points. -> [new, old]."""
-    at = np.linspace(0, old - 1, new)
-    distance = np.abs(at[:, None] - np.arange(old))
+    place = np.linspace(0, old - 1, new)
+    distance = np.abs(place[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Rotary positions: queries and keys turned by the coordinates of their patches.
+"""Rotary positions: queries and keys are rotated by the coordinates of their patches.
 
-Neighboring channels of a head are the two parts of a plane, which turns by the token's
-coordinate times a frequency (Su et al. 2021, "RoFormer"), half of the planes with one
-coordinate and half with the other (Fang et al. 2023, "EVA-02"; Simeoni et al. 2025,
-"DINOv3"). Merged tokens have coordinates, too.
+Two channels of a head form a plane, which is rotated by the token's coordinate times a
+frequency (Su et al. 2021, "RoFormer"). Half of the planes are rotated by the row, half
+by the column (Fang et al. 2023, "EVA-02"; Simeoni et al. 2025, "DINOv3"). A merged
+token has the mean coordinates of its patches.
 """
 
 import dataclasses
@@ -24,25 +24,25 @@ from imagepiece_jax.common.fields import (
 
 @dataclasses.dataclass(frozen=True)
 class Rotary(CheckedFields):
-    """How patches get coordinates, and how these turn the channels of a head."""
+    """How patches get coordinates, and how these rotate the channels of a head."""
 
-    # "corner": rows and columns count from `start` and are scaled from the image's grid
-    # to `reference`; "center": an image of any size reaches from -1 to 1, a patch
-    # stands at its middle, and 1 is a full turn of the first plane
+    # "corner": rows and columns count from `start`, scaled from the image's grid to the
+    # grid `reference`; "center": an image of any size reaches from -1 to 1, a patch is
+    # at its center, and 1 is a full rotation of the first plane
     origin: str = choice("corner", ("corner", "center"))
-    # the factor between frequencies of the first plane and behind the last
+    # frequency of the first plane / frequency that one after the last would have
     temperature: float = number(10000.0, above=0)
-    # grid (height, width) of the training
+    # grid (height, width) that the model was trained with
     reference: tuple[float, float] | None = optional(
         several(None, number(), "None and two numbers of patches", length=2)
     )
-    start: float = number(0.0)  # the first row and column
-    axes: str = choice("yx", ("yx", "xy"))  # the first turns the first half of planes
-    # the channels of a plane are neighbors, or at one place in both halves of a head
+    start: float = number(0.0)  # number of the first row and of the first column
+    axes: str = choice("yx", ("yx", "xy"))  # the first rotates the first half of planes
+    # the two channels of a plane are neighbors, or at one place in each half of a head
     planes: str = choice("neighbors", ("neighbors", "halves"))
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
-        """(y, x) of all patches of a grid (height, width). -> [n, 2] float32."""
+        """(y, x) of each patch of a grid (height, width), [n, 2] float32."""
         sides = []
         for axis, side in enumerate(grid):
             place = np.arange(side)
@@ -57,11 +57,11 @@ class Rotary(CheckedFields):
         return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):
-        """Cosines and sines of a head's planes, [B, prefix + n, 1, width / 2] each.
+        """(cosines, sines) of the angles of planes, [B, prefix + n, 1, width / 2] each.
 
-        coordinates: [B, n, 2], (y, x) of the tokens; those of NumPy give NumPy's arrays
+        coordinates: [B, n, 2], (y, x) of the tokens, of NumPy or JAX, as the results
         width: channels of a head
-        prefix: number of tokens in front of them, which do not turn
+        prefix: number of tokens in front of them, which are not rotated
         """
         xp = coordinates.__array_namespace__()
         angles = self.angles(coordinates, width)
@@ -70,11 +70,11 @@ class Rotary(CheckedFields):
 
     @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(self, grid: tuple[int, int], width: int, prefix: int = 0):
-        """`rotations` of all patches of a grid, in NumPy."""
+        """`rotations` of all patches of a grid, as NumPy arrays."""
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
     def angles(self, coordinates, width):
-        """Angles of a head's planes, those of one coordinate after those of the other.
+        """Angles of a head's planes: those by one coordinate, then those by the other.
 
         [B, n, 2] -> [B, n, 1, width / 2]
         """
@@ -89,7 +89,10 @@ class Rotary(CheckedFields):
         return angles.reshape(*angles.shape[:2], 1, 2 * bands)
 
     def rotate(self, heads: jax.Array, rotations) -> jax.Array:
-        """Heads [B, N, H, d] turned in float32 by `rotations` [B or 1, N, 1, d / 2]."""
+        """Heads [B, N, H, d], rotated in float32.
+
+        rotations: (cosines, sines), [B or 1, N, 1, d / 2] each
+        """
         cos, sin = rotations
         x = heads.astype(jnp.float32)
         if self.planes == "halves":

@@ -1,4 +1,4 @@
-"""Stems, which make tokens of an image: patch projection, convolutions, their cost."""
+"""Stems, which turn an image into tokens: a patch projection, or convolutions."""
 
 import functools
 import math
@@ -22,9 +22,12 @@ def bias_init(fan_in):
 
 
 def conv_stem_widths(embed_dim, patch_size):
-    """Widths of the stride-2 convolutions, doubling up to D: a patch of 2**k has k.
+    """Widths of the stem's convolutions, each twice the one before, up to embed_dim.
 
-    Raises InputError for another patch size, or a width that cannot be halved so far.
+    A patch size of 2**k has k convolutions of stride 2.
+
+    Raises InputError where patch_size is no power of two, or embed_dim cannot be halved
+        so often.
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
@@ -41,9 +44,9 @@ def conv_stem_widths(embed_dim, patch_size):
 
 
 class PatchStem(nn.Module):
-    """One linear projection a patch: [B, H, W, 3] -> [B, H/p, W/p, D].
+    """A linear projection of each patch. [B, H, W, 3] -> [B, H/p, W/p, D].
 
-    As a matrix product, whose gradient is on CPUs twice as fast as a convolution's.
+    It is a matrix product: on CPUs its gradient is twice as fast as a convolution's.
     """
 
     embed_dim: int
@@ -68,12 +71,12 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """ImagePiece's local coherence bias: neighboring patches become alike.
+    """Convolutions that make neighboring patches alike: ImagePiece's coherence bias.
 
-    3x3 convolutions of stride 2, each with batch norm and ReLU, widths doubling up to D
-    (Xiao et al. 2021, "Early convolutions help transformers see better"), then one 1x1
-    with bias: [B, H, W, 3] -> [B, H/p, W/p, D] for a patch size that is a power of two.
-    Batch statistics are shared over `axis_name` when training.
+    3x3 convolutions of stride 2, each with batch norm and ReLU, then a 1x1 convolution
+    (Xiao et al. 2021, "Early convolutions help transformers see better").
+    [B, H, W, 3] -> [B, H/p, W/p, D], for a patch size that is a power of two. Training
+    shares batch statistics over the device axis `axis_name`.
     """
 
     embed_dim: int
@@ -105,7 +108,7 @@ class ConvStem(nn.Module):
                 dtype=self.dtype,
                 name=f"norm_{i}",
             )
-            # It adds float32 to bfloat16, whatever the user's own code may do.
+            # Flax adds float32 to bfloat16, which a user's setting may forbid.
             with jax.numpy_dtype_promotion("standard"):
                 x = norm(x)
             x = nn.relu(x)
@@ -120,11 +123,11 @@ class ConvStem(nn.Module):
 
 
 class FoldedStem(nn.Module):
-    """A stem of STEMS as inference computes it, its variables from `fold`.
+    """A stem as inference computes it, with the variables of `fold`.
 
-    Images of a patch stem are [B, H, W/p, 3 p] for nothing, and a convolution over p
-    rows reads them in place: a GPU needs no copy with the patches in order. Bias and
-    ReLU end the others, which a GPU does in one kernel.
+    A patch stem reads images as [B, H, W/p, 3 p], which needs no copy, by a convolution
+    over p rows; a GPU need not put the patches in order. In a stem of convolutions each
+    ends with bias and ReLU, which a GPU computes in the same kernel.
     """
 
     stem: str
@@ -151,7 +154,7 @@ class FoldedStem(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """A convolution with bias whose kernel, `shape` [out, h, w, in], is as cuDNN's."""
+    """A convolution with bias. Its kernel [out, h, w, in] has cuDNN's layout."""
 
     shape: tuple[int, int, int, int]
     strides: tuple[int, int]
@@ -177,9 +180,9 @@ STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs that turn an RGB image, cut to full patches, into tokens.
+    """MACs of a stem on one RGB image, cut to full patches.
 
-    stem: a name of STEMS
+    stem: a name in STEMS
     image_size: pixels a side, or (height, width)
     """
     tokens = math.prod(side // patch_size for side in sides(image_size))
@@ -196,12 +199,13 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 
 
 def fold(stem, params, stats):
-    """Parameters of a FoldedStem, float32, from a trained stem.
+    """The float32 parameters of a FoldedStem, from those of a trained stem.
 
-    Batch norms move into the kernel and the bias of the convolution before them.
+    Batch norms are multiplied into the kernel and bias of the convolution before them.
 
-    stem: a name of STEMS
-    params, stats: of the trained stem; stats are the batch norms' means and variances
+    stem: a name in STEMS
+    params: parameters of the trained stem
+    stats: means and variances of its batch norms
     """
     if stem == "patch":
         kernel = params["proj"]["kernel"]  # [p, p, 3, D]
@@ -226,5 +230,5 @@ def fold(stem, params, stats):
 
 
 def _channels(values):
-    """A value for each channel of images. [D] -> [1, 1, 1, D]."""
+    """Values of channels, as an array that broadcasts. [D] -> [1, 1, 1, D]."""
     return values.reshape(1, 1, 1, -1)

@@ -1,4 +1,4 @@
-"""Variables of a model: their shapes, fresh ones, and whether given ones fit it."""
+"""Variables of a model: their shapes, random ones, and a check of given ones."""
 
 import functools
 import hashlib
@@ -19,8 +19,8 @@ def variable_shapes(model, image_size):
     model = model.clone(axis_name=None)
     if model.has_selectors:
         return jax.tree.map(lambda x: x, _shapes(model, image_size))
-    # Reductions have no variables, and all blocks have the same: one is traced, for all
-    # plans and methods of a model.
+    # Here reductions have no variables, and all blocks have the same ones. One block is
+    # traced for all plans and methods of a model.
     one_block = model.clone(plan=(LayerPlan(0, 0),), prop_attn=False, kernels=None)
     of_one_block = _shapes(one_block, image_size)
     shapes = {}
@@ -36,9 +36,9 @@ def variable_shapes(model, image_size):
 
 
 def fresh_variables(model, image_size, seed, parts=None):
-    """Variables of `model` drawn from `seed`.
+    """Random variables of `model`, drawn from `seed`.
 
-    parts: names of those to draw; None: all
+    parts: names of the parts to draw; None: all
     """
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)

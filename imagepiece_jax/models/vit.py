@@ -30,29 +30,33 @@ STD = (0.229, 0.224, 0.225)
 
 @struct.dataclass
 class Outputs:
-    """Results of a forward pass; jit leaves out those that the caller does not use.
+    """Results of a forward pass; jit computes only those that the caller uses.
 
-    A `head_only` model has only tokens that the head reads, and no last "mid" step.
+    A `head_only` model returns only the tokens that its head reads, and skips a
+    reduction in the middle of its last block.
     """
 
     logits: jax.Array  # [B, num_classes] float32; `pooled` where there are no classes
-    pooled: jax.Array  # [B, D]: the head's input; without a pool [B, N, D], all tokens
-    tokens: jax.Array  # [B, N, D]: after the final norm
-    state: TokenState  # the tokens before the final norm
-    results: tuple  # the decision of each step that changes tokens
-    taps: tuple[Taps, ...]  # the input of each of these steps
-    # of the class token's and of the distillation token's head, if there are both
+    pooled: jax.Array  # [B, D], the head's input; all tokens [B, N, D] without a pool
+    tokens: jax.Array  # [B, N, D], all tokens after the final norm
+    state: TokenState  # all tokens before the final norm
+    results: tuple  # what each step that reduces tokens decided
+    taps: tuple[Taps, ...]  # what each of these steps read
+    # logits of the class token's head and of the distillation token's head; () where
+    # the model has no distillation token
     head_logits: tuple[jax.Array, ...] = ()
 
 
 def drop_path_scale(keys, depth, rate):
-    """Factor of each residual branch, [B, depth, 2] float32: 0, or 1 / (1 - p) (DeiT).
+    """Factors of all residual branches in training with drop path, as DeiT has it.
 
-    p grows linearly over the blocks; both branches of a block have it, and independent
-    draws.
+    A branch is dropped (factor 0) with the probability p, else it has the factor
+    1 / (1 - p). p grows linearly over the blocks. The two branches of a block have the
+    same p and are drawn independently.
 
-    keys: [B]
+    keys: [B] random keys, one for each image
     rate: p of the last block
+    Returns [B, depth, 2] float32.
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
@@ -69,30 +73,30 @@ class ViT(nn.Module):
     Parameters, scores, softmax and logits are float32.
     """
 
-    # for each block its numbers of tokens, and the step that reduces them, by
-    # `layer_plan.build`; images of any shape with as many patches have the same plan
+    # for each block its numbers of tokens and the step that reduces them, from
+    # `layer_plan.build`; images of other shapes with as many patches have the same plan
     plan: tuple[LayerPlan, ...]
     embed_dim: int  # width of a token
-    num_heads: int  # of attention
+    num_heads: int  # heads of attention
     patch_size: int = 16  # pixels a side
     num_classes: int = 1000  # 0: no head
-    mlp_ratio: float = 4.0  # width of the hidden layer of an MLP, in `embed_dim`
+    mlp_ratio: float = 4.0  # width of an MLP's hidden layer / embed_dim
     stem: str = "patch"  # or "conv" (`models.stems`)
     arch: Architecture = Architecture()  # the parts in which ViTs differ
-    mean: tuple[float, float, float] = MEAN  # pixels are normalized by these first
-    std: tuple[float, float, float] = STD
-    drop_path_rate: float = 0.0  # of the last block
+    mean: tuple[float, float, float] = MEAN  # that images are normalized by
+    std: tuple[float, float, float] = STD  # likewise
+    drop_path_rate: float = 0.0  # probability that training drops the last branches
     prop_attn: bool = False  # log(size) is added to the attention logits
     backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
-    dtype: jnp.dtype = jnp.float32  # of the layers' arithmetic
+    dtype: jnp.dtype = jnp.float32  # in which layers compute
     axis_name: str | None = None  # device axis over which batch norm is synchronized
-    remat: bool = False  # training computes the halves of a block again, backward
-    # the device whose fused kernels do the reductions that have one ("cpu", or a GPU's
-    # compute capability): same decisions, without scores and features in `taps`
+    remat: bool = False  # whether the backward pass computes activations again
+    # the device whose fused kernels replace reducers that have one: "cpu", or a GPU's
+    # compute capability; they decide the same, but leave scores out of `taps`
     kernels: str | None = None
-    folded: bool = False  # for inference: the stem has other variables (`stems.fold`)
-    # the last block computes only tokens that the head reads, if these are in the
-    # prefix: for logits and pooled vectors
+    folded: bool = False  # whether the stem has the variables of `stems.fold`
+    # whether the last block computes only the tokens that the head reads, where these
+    # are in the prefix; enough for logits and pooled vectors
     head_only: bool = False
     # name and fields of the reduction that made the plan, noted by `config.with_plan`:
     # the plan decides what is computed, and models of one plan are equal
@@ -110,7 +114,7 @@ class ViT(nn.Module):
 
     @property
     def has_selectors(self) -> bool:
-        """Whether a step has parameters, which learn what it selects."""
+        """Whether a reducer has parameters, by which it learns what to select."""
         for layer in self.plan:
             if layer.step and isinstance(layer.step.reducer, nn.Module):
                 return True
@@ -143,11 +147,13 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
-        """Outputs: logits, features and the decisions of reducers.
+        """Outputs of the model for images.
 
         images: [B, H, W, 3], normalized by `mean` and `std`
-        keys: {"drop_path": [B] keys, "reducer": [B] keys}; drop path needs its keys in
-            training, reducers that draw use theirs in evaluation too (else fixed ones)
+        train: whether drop path is drawn and batch norm takes the batch's statistics
+        keys: {"drop_path": [B] keys, "reducer": [B] keys}. Training with drop path
+            needs the first. Reducers that draw random numbers use the second, or fixed
+            keys without it.
         Raises InputError for images of another shape.
         """
         check_images(images)
@@ -183,7 +189,7 @@ class ViT(nn.Module):
     def _block(self, index):
         queries = None
         is_last = index == self.depth - 1
-        # Initialization runs the whole block, whose step may have parameters.
+        # Initialization runs all of a block, as its reducer may have parameters.
         if is_last and self.head_only and not self.is_initializing():
             queries = self.arch.head_tokens
         return Block(
@@ -197,7 +203,7 @@ class ViT(nn.Module):
         )
 
     def _shared(self):
-        """Fields that blocks and an attention pool have, too."""
+        """The fields of this model that its blocks and attention pool have, too."""
         return {
             "dim": self.embed_dim,
             "num_heads": self.num_heads,
@@ -208,7 +214,7 @@ class ViT(nn.Module):
         }
 
     def _reduction(self, index, keys, probe):
-        """The Reduction of a block, its reducer bound; None: it changes no tokens."""
+        """The Reduction of a block; None: the block keeps all tokens."""
         layer = self.plan[index]
         if layer.step is None:
             return None
@@ -225,7 +231,7 @@ class ViT(nn.Module):
         return Reduction(index, layer, reducer, self.num_heads, kernel, keys, probe)
 
     def _drop_path(self, keys, train):
-        """Factors of both residual branches of each block, [B] or None each."""
+        """For each block the factors of its two branches, each [B] or None."""
         if not (train and self.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
@@ -244,7 +250,7 @@ class ViT(nn.Module):
         arch = self.arch
         x = state.x
         if arch.pool == "token":
-            # The head reads a row or two; the norm of others is computed only if used.
+            # The head reads one or two tokens; jit leaves out the norm of the others.
             read = norm(x[:, : arch.head_tokens])
             pooled = read[:, 0]
         elif arch.pool == "mean":
@@ -281,21 +287,21 @@ class ViT(nn.Module):
         return LayerNorm(self.dtype, self.arch.norm_eps, name=name)
 
     def _mean(self, x, state):
-        """Mean of tokens, as attention counts them. [B, N, D] -> [B, D] float32."""
+        """Mean of tokens, weighted by their sizes. [B, N, D] -> [B, D] float32."""
         x, size, mask = pooled_tokens(x, state, self.arch)
         if mask is not None:
             size = size * mask
         total = jnp.sum(size, axis=1, keepdims=True)
-        # It is at least 1, but for an image in which all is masked.
+        # The total is 0 where all tokens of an image are masked.
         share = size / jnp.maximum(total, 1.0)
         terms = x.astype(jnp.float32) * share[:, :, None]
         return jnp.sum(terms, axis=1)
 
     def _embed(self, images, train):
-        """Tokens with positions, those of the prefix first. [B, H, W, 3]."""
+        """The TokenState of images [B, H, W, 3]: the prefix, then the patches."""
         arch = self.arch
         stem = self._stem()
-        # Pixels that fill no patch are cut, as a convolution of that stride would.
+        # Pixels that do not fill a patch are cut, as by a convolution of this stride.
         height, width = images.shape[1:3]
         height -= height % self.patch_size
         width -= width % self.patch_size
@@ -325,7 +331,7 @@ class ViT(nn.Module):
         )
 
     def _prefix(self, batch, dim):
-        """The learned tokens in front of the patches, [batch, count, dim] of each."""
+        """The learned tokens in front of the patches: arrays [batch, count, dim]."""
         arch = self.arch
         counts = {
             "cls_token": int(arch.class_token),
@@ -376,9 +382,9 @@ class ViT(nn.Module):
 def with_states(
     model: ViT, variables: Mapping[str, Any], images: jax.Array, **options: Any
 ) -> tuple[Outputs, tuple[TokenState, ...]]:
-    """The outputs of a model, and the tokens that each block leaves.
+    """(Outputs of a model, the TokenState after each of its blocks).
 
-    options: of `ViT.__call__`, such as train=True
+    options: arguments of `ViT.__call__`, such as train=True
     """
     states = []
 
@@ -396,10 +402,10 @@ def with_states(
 def final_norm(
     model: ViT, variables: Mapping[str, Any]
 ) -> Callable[[jax.Array], jax.Array]:
-    """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
+    """The norm after the last block as a function of tokens. [.., D] -> [.., D].
 
-    In a model without one, such as those whose pooled vector is normed, it changes
-    nothing.
+    It returns its argument for a model without that norm, such as one that norms the
+    pooled vector instead.
     """
     if not model.arch.final_norm:
         return lambda x: x

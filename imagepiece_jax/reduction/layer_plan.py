@@ -1,6 +1,6 @@
-"""Token counts of every block, in plain Python, before anything is traced.
+"""Numbers of tokens of every block, in plain Python, before anything is traced.
 
-A method names `Step`s; `build` turns them into a `LayerPlan` a block, which all read.
+A method has `Step`s, from which `build` makes a `LayerPlan` for each block.
 """
 
 import dataclasses
@@ -18,59 +18,59 @@ SITES = ("pre", "attention", "mid")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One reduction: at `block`, to the count of `rule`, decided by `reducer`."""
+    """A reduction of tokens at one block."""
 
     block: int
-    reducer: Any  # a frozen dataclass or an unbound Flax module (`reducers.Reducer`)
-    rule: Rule
-    site: str = "mid"  # one of SITES
-    # tokens that the step adds in masked training; None: it removes tokens there, too
+    reducer: (
+        Any  # decides which tokens leave: a `reducers.Reducer`, unbound if it learns
+    )
+    rule: Rule  # says how many tokens stay
+    site: str = "mid"  # where in the block it takes place: one of SITES
+    # number of tokens that masked training adds here; None: it removes tokens, too
     when_masked: int | None = None
-    tokens: int | None = None  # image tokens that it leaves, in place of the rule's
+    tokens: int | None = None  # number of image tokens that stay; None: the rule's
 
     @property
     def attention_block(self) -> int:
-        """The block whose attention its reducer reads, -1 where there is none before.
+        """The block whose attention the reducer reads; -1 where there is none.
 
-        At site "pre" that is the block before the step's.
+        At site "pre" that is the block before this one.
         """
         return self.block - 1 if self.site == "pre" else self.block
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Numbers of a step that changes something."""
+    """The numbers of tokens of a step that reduces them."""
 
-    n_in: int  # image tokens before it
-    n_out: int  # image tokens after it
-    candidates: int | None = None  # of a merge
-    stage: int = 1  # its number among the steps that change something
-    progress: float = 0.0  # share of the blocks before the attention that it reads
-    # Its counts in evaluation, for a step that removes nothing in masked training.
+    n_in: int  # image tokens before the step
+    n_out: int  # image tokens after the step
+    candidates: int | None = None  # tokens among which it merges; None: all
+    stage: int = 1  # number of this step among those that reduce tokens, from 1
+    progress: float = 0.0  # share of the model's blocks before the attention it reads
+    # The counts in evaluation; None but in masked training, which removes no tokens.
     evaluation: "Counts | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """Tokens of one block, and the step that reduces them."""
+    """The numbers of tokens of one block, and the step that reduces them."""
 
-    attn_tokens: int  # into its attention, prefix included
-    mlp_tokens: int  # into its MLP, prefix included
-    # A step that changes nothing is there, too, as it may have parameters.
+    attn_tokens: int  # tokens that enter attention, prefix included
+    mlp_tokens: int  # tokens that enter the MLP, prefix included
+    # The step, even where all tokens stay, as its reducer may have parameters.
     step: Step | None = None
-    # The numbers of its step, or None where no token leaves or is masked.
+    # The numbers of the step; None where no token leaves or is masked.
     counts: Counts | None = None
-    # What its own step, or that before the next block, reads of its attention.
+    # Scores of this block's attention that reducers read, here or at the next block.
     reads: frozenset[str] = frozenset()
 
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
-    """Counts of a step, or None where it changes nothing.
+    """The Counts of a step; None where all tokens stay.
 
-    n: image tokens before it; n0: before any step; stage: its number among the steps
-    that change something, from 1.
-
-    Raises InputError for a rule that leaves no token, or no whole number of them.
+    n, n0, stage: as `Rule.n_out` takes them
+    Raises InputError for a rule whose result is not a whole number of at least 1.
     """
     if step.tokens is None:
         n_out = step.rule.n_out(n, n0, stage)
@@ -95,16 +95,17 @@ def build(
     num_prefix: int = 1,
     masked: bool = False,
 ) -> tuple[LayerPlan, ...]:
-    """Token counts of every block.
+    """The plan of a model: a LayerPlan for each block.
 
-    depth: blocks of the model
-    n0: image tokens that enter block 0
-    steps: in any order, at most one a block
-    num_prefix: class, distillation and register tokens, which no step touches
-    masked: the plan of masked training, where a step with `when_masked` removes nothing
+    depth: number of blocks of the model
+    n0: number of image tokens before the first block
+    steps: reductions in any order, at most one for each block
+    num_prefix: number of class, distillation and register tokens, which all stay
+    masked: whether it is the plan of masked training, in which steps with `when_masked`
+        remove no tokens
     Raises InputError for a step outside the model and for two steps at one block.
     """
-    at = {}
+    by_block = {}
     for step in steps:
         if not is_integer(step.block) or not 0 <= step.block < depth:
             raise InputError(
@@ -112,20 +113,20 @@ def build(
                 value=step.block,
                 allowed=f"blocks 0 to {depth - 1} of the model",
             )
-        if step.block in at:
+        if step.block in by_block:
             raise InputError(
                 f"has two steps at block {step.block}",
                 value=step.block,
                 allowed="one step per block (its reducer may both drop and merge)",
             )
-        at[step.block] = step
+        by_block[step.block] = step
     plan = []
     reads = [frozenset()] * depth
     stage = 1
-    n = n0  # tokens in evaluation
-    present = n0  # tokens in this plan
+    n = n0  # image tokens in evaluation
+    present = n0  # image tokens in this plan
     for block in range(depth):
-        step = at.get(block)
+        step = by_block.get(block)
         counts = None
         if step:
             counts = count(step, n, n0, stage)
@@ -147,8 +148,12 @@ def build(
             )
             if step.attention_block >= 0:
                 reads[step.attention_block] |= step.reducer.reads
-        after = counts.n_out if counts else present
-        before = after if step and step.site == "pre" else present
+        before = present
+        after = present
+        if counts:
+            after = counts.n_out
+        if step and step.site == "pre":
+            before = after
         layer = LayerPlan(
             attn_tokens=before + num_prefix,
             mlp_tokens=after + num_prefix,
@@ -157,7 +162,7 @@ def build(
         )
         plan.append(layer)
         present = after
-    # What reads a block's attention is known only after the block behind it.
+    # The step of the next block may read a block's attention, too.
     complete = []
     for layer, names in zip(plan, reads, strict=True):
         complete.append(dataclasses.replace(layer, reads=names))

@@ -1,7 +1,7 @@
-"""Array code that all reductions share: ordering by counting, choosing, comparing.
+"""Array functions that all reductions share: ranking, choosing and comparing tokens.
 
-Nothing here sorts, scatters or accumulates along an axis: comparisons are counted, in
-one kernel. One pass is one kernel on a GPU, where starting them costs most.
+Nothing here sorts, scatters or accumulates along an axis. Ranks are found by counting
+comparisons, because that is one kernel on a GPU, where starting kernels costs most.
 """
 
 import chex
@@ -12,38 +12,39 @@ from imagepiece_jax.common.nodes import node
 
 
 def order_key(score):
-    """int32 keys in the order of a float `score`, equal where it is; a NaN comes last.
+    """int32 keys that compare as the floats `score` do; a NaN is the lowest.
 
-    Integers compare in one operation where floats with ties and NaN take several.
+    Integers compare in one operation, floats with ties and NaN in several.
     """
     score = score.astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(score, jnp.int32)
     infinity = 0x7F800000
     magnitude = bits & 0x7FFFFFFF
-    # Negative floats ascend as their bits descend; both zeros become 0.
+    # The bits of negative floats descend as the floats ascend; both zeros become 0.
     key = jnp.where(bits < 0, -magnitude, magnitude)
     return jnp.where(magnitude > infinity, -infinity, key)
 
 
 @node
 def rank(score):
-    """Place of each token by falling score, ties to the lower index. -> [B, n] int32.
+    """Place of each token in the order of falling scores, ties to the lower index.
 
     score: [B, n] float, where a NaN counts as minus infinity, or keys of `order_key`
+    Returns [B, n] int32.
     """
     chex.assert_rank(score, 2)
     key = score
     if not jnp.issubdtype(score.dtype, jnp.integer):
         key = order_key(score)
     mine, other = _indices(score)
-    # Integers: other > mine, or equal and earlier, is one comparison.
+    # For integers "higher, or equal and earlier" is a single comparison.
     other_key = key[:, None, :]
     own_key = key[:, :, None] + (other >= mine).astype(jnp.int32)
     return jnp.sum(other_key >= own_key, axis=-1, dtype=jnp.int32)
 
 
 def _indices(values):
-    """Index of both tokens of every pair: [B, n] -> [B, n, n] int32 twice."""
+    """Indices of both tokens of every pair. [B, n] -> [B, n, n] int32 twice."""
     shape = values.shape + values.shape[-1:]
     mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
@@ -52,10 +53,14 @@ def _indices(values):
 
 @node
 def place_among(keep):
-    """Place of each kept token among the kept, negative for others. [B, n] -> int32."""
+    """Place of each kept token among the kept ones, negative for other tokens.
+
+    keep: [B, n] bool
+    Returns [B, n] int32.
+    """
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
-    # Its own term makes the sum of a token that is not kept negative: one pass.
+    # A token that is not kept adds a penalty to its own sum, in the same pass.
     leaves = (other == mine) & ~keep[:, None, :]
     penalty = jnp.where(leaves, -keep.shape[1], 0)
     earlier = keep[:, None, :] & (other < mine)
@@ -65,7 +70,7 @@ def place_among(keep):
 
 @node
 def count_before(keep):
-    """How many kept tokens come before each token. [B, n] bool -> [B, n] int32."""
+    """Number of kept tokens before each token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
     earlier = keep[:, None, :] & (other < mine)
@@ -74,12 +79,13 @@ def count_before(keep):
 
 @node
 def invert(position, wanted):
-    """The index that holds each wanted position. -> [B, m] int32.
+    """The index at which `position` has each wanted value.
 
-    A position that no index holds gives 0, and one that several hold gives their sum.
+    A value that is nowhere gives 0. A value at several indices gives their sum.
 
-    position: [B, n] int, the position that each index holds
-    wanted: a length, for the positions 0..length-1, or [m] positions
+    position: [B, n] int
+    wanted: [m] values, or a number m for the values 0..m-1
+    Returns [B, m] int32.
     """
     chex.assert_rank(position, 2)
     if isinstance(wanted, int):
@@ -101,7 +107,7 @@ def pick(position, length, *values):
     values: [B, n] int32 each
     Returns [B, length] int32 for each of the values.
     """
-    # Else XLA works out all positions again for every one that is wanted.
+    # Without this barrier XLA computes all positions anew for each wanted one.
     position = jax.lax.optimization_barrier(position)
     wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]
     holds = position[:, None, :] == wanted
@@ -111,7 +117,7 @@ def pick(position, length, *values):
 
 @node
 def sums(values, axis):
-    """Sums of several int32 arrays of one shape along an axis, in one pass."""
+    """Sums of several int32 arrays along an axis, in one pass over all of them."""
 
     def add(a, b):
         return tuple(x + y for x, y in zip(a, b, strict=True))
@@ -120,9 +126,11 @@ def sums(values, axis):
 
 
 def largest(key, order, payload):
-    """Largest key of each row, its order and its payload, in one pass instead of two.
+    """(largest key, its order, its payload) of each row, in one pass.
 
-    key, order, payload: [..., n] int32; of equal keys the smallest order counts
+    key: [..., n] int32, of which the largest is wanted
+    order: [..., n] int32; of equal keys the one with the smallest order counts
+    payload: [..., n] int32
     """
 
     def better(a, b):
@@ -136,7 +144,10 @@ def largest(key, order, payload):
 
 
 def smallest(values, k):
-    """Mark the k smallest of each row, by k passes, ties to the lower index."""
+    """Whether each value is among the k smallest of its row, ties to the lower index.
+
+    It takes k passes.
+    """
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
@@ -149,9 +160,9 @@ def smallest(values, k):
 def squared_distances(x):
     """Squared distances of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
 
-    Summed from differences: |a|^2 + |b|^2 - 2 a.b is noise for nearly equal tokens. XLA
-    builds no array of the differences, as long as they are used once. What float32
-    cannot hold counts as its largest number.
+    Squares of differences are summed, because |a|^2 + |b|^2 - 2 a.b is noise for nearly
+    equal tokens. XLA stores no array of differences while they are used only once.
+    Distances beyond float32 count as its largest number.
     """
     difference = x[:, :, None] - x[:, None]
     squares = jnp.sum(difference**2, axis=-1)
@@ -171,12 +182,14 @@ def alternate(first, second):
 
 @node
 def gather_rows(x, index):
-    """Rows of each image: [B, n, ...] and an index [B, ...] in [0, n) of them.
+    """The rows of each image at an index.
 
-    Returns [B, ..., ...]: the shape of the index, then that of a row.
+    x: [B, n, ...]
+    index: [B, ...] in [0, n)
+    Returns the shape of the index, followed by that of a row.
     """
     batch, n = x.shape[:2]
-    # Rows of one matrix: an index of (image, row) would be an array of its own.
+    # Rows of one matrix: pairs of (image, row) would be one more array in memory.
     start = n * jnp.arange(batch, dtype=index.dtype)
     index = index + start.reshape(batch, *(1,) * (index.ndim - 1))
     flat = x.reshape(batch * n, *x.shape[2:])
@@ -186,7 +199,7 @@ def gather_rows(x, index):
 def cosine_within(x, eps=1e-6):
     """Cosine similarities of all pairs, in float32. [B, n, d] -> [B, n, n].
 
-    For a few rows: their lengths are read off the diagonal of one product.
+    Meant for few rows, whose squared lengths are the diagonal of one product.
     """
     chex.assert_rank(x, 3)
     x = x.astype(jnp.float32)
@@ -208,23 +221,23 @@ def cosine(a, b, eps=1e-6):
 
 @node
 def unit(x, eps=1e-6):
-    """Vectors of the last axis at length 1, in float32."""
+    """Vectors of the last axis, scaled to length 1, in float32."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squares + eps)
 
 
 def lengths(x):
-    """Lengths of vectors of the last axis, in float32, with a gradient at zero too."""
+    """Lengths of vectors of the last axis, in float32, also with a gradient at 0."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x**2, axis=-1)
     return jnp.sqrt(squares + 1e-12)
 
 
 def shift_shares(change, live=None):
-    """How far a layer moves each token, as shares of the live ones. -> [B, n] float32.
+    """How far a layer moves each token, as shares that add up to 1. -> [B, n] float32.
 
-    change: [B, n, D], what the layer adds to them
+    change: [B, n, D], what the layer adds to the tokens
     live: [B, n], 1 for the tokens that count and 0 for others; None: all count
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
@@ -239,11 +252,12 @@ def shift_shares(change, live=None):
 def class_attention(query, key, key_bias=None):
     """Attention of the class token to every token, mean over heads.
 
+    The softmax is over all N tokens, the prefix included.
+
     query: [B, H, d] of the class token
     key: [B, N, H, d]
-    key_bias: [B, N], added to the logits
-    Returns [B, N] float32. The softmax runs over all N columns, the class token's too:
-    callers drop those that they do not rank.
+    key_bias: [B, N], which is added to the logits
+    Returns [B, N] float32.
     """
     query = query.astype(jnp.float32)
     key = key.astype(jnp.float32)
@@ -263,8 +277,8 @@ def attention_row(logits, key_bias=None):
 
 @jax.custom_jvp
 def log_sum_exp(logits):
-    """log of the sum over axis 1 of exp: [B, N, H] float32 -> [B, H], in one pass."""
-    # Not minus infinity, whose difference with itself is NaN: e^-1e30 is 0 as well.
+    """log(sum(exp(logits))) over axis 1, in one pass. [B, N, H] float32 -> [B, H]."""
+    # -1e30 in place of minus infinity, whose difference with itself is NaN.
     logits = jnp.maximum(logits, -1e30)
 
     def join(a, b):
@@ -292,13 +306,14 @@ log_sum_exp = node(log_sum_exp)
 
 
 def uniqueness(key, margin, live=None):
-    """Shares of 1 - E, where E is PiToMe's energy of a token. -> [B, n] float32.
+    """How unlike the others each token is, as shares that add up to 1.
 
-    E is the mean over all tokens, itself included, of ELU(cosine - margin): high, and
-    at most 1, for one of many that are alike.
+    That is 1 - E by PiToMe's energy E, the mean of ELU(cosine - margin) over all
+    tokens. E is at most 1, and high for a token that is like many others.
 
     key: [B, n, d], means over heads
     live: [B, n], 1 for the tokens that count and 0 for others; None: all count
+    Returns [B, n] float32.
     Source: Tran et al. 2024, section 3.2.
     """
     alike = jax.nn.elu(cosine(key, key) - margin)

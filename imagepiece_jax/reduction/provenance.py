@@ -1,4 +1,4 @@
-"""Which token each patch is in, followed through the results of a model's steps."""
+"""Which token holds each patch, followed through the results of a model's steps."""
 
 import itertools
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Mixing, to_near
 
 
 def patch_slots(results, batch: int, patches: int) -> list:
-    """Image token that holds each patch, before the first step and after each.
+    """The image token that holds each patch, before the first step and after each.
 
     results: `Outputs.results`
-    Returns [batch, patches] int32 arrays, with DROPPED where no token does; None from
-    the first step on whose tokens overlap (Mixing) or are only masked (Masking).
+    Returns a list of [batch, patches] int32, DROPPED for patches that no token holds.
+        From the first Mixing or Masking on, its entries are None.
     """
     hard = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
     slots = [path.slot for path in follow([*hard])]
@@ -27,25 +27,27 @@ def patch_slots(results, batch: int, patches: int) -> list:
 
 
 class Path(NamedTuple):
-    """Which token each patch is in after some steps, and what it reads there.
+    """Where each patch is after some steps, and where its feature comes from.
 
-    After a Mixing a path starts anew, from the tokens that it made.
+    After a Mixing a path starts anew from the new tokens.
     """
 
-    slot: jax.Array | None = None  # [B, n], or DROPPED; None before the first step
-    # [B, n], the slot that a patch has its feature of; dropped ones may have one.
+    # [B, n] int: the token that holds each patch, or DROPPED; None before any step
+    slot: jax.Array | None = None
+    # [B, n] int: the token whose feature each patch takes, even if it was dropped
     read: jax.Array | None = None
-    # [B, n, D], what the token of a dropped patch was then; None: not requested.
+    # [B, n, D]: the last feature of each patch's token before it was dropped; None: not
+    # requested
     last: jax.Array | None = None
-    # The path before a Mixing, the Mixing and the tokens before it.
+    # (the path before a Mixing, the Mixing, the tokens before it); None: no Mixing yet
     mixed: tuple["Path", Mixing, jax.Array] | None = None
 
 
 def follow(results, taps=None, fill=None) -> list[Path]:
-    """A Path for before the first step, and one for after each.
+    """The Path before the first step, and the Path after each step.
 
-    results, taps: of `Outputs`; without taps for Assignments, and no `fill`
-    fill: what dropped patches read, as in `inference.features`; None: nothing
+    results, taps: those of `Outputs`; taps are needed for a Mixing, and for `fill`
+    fill: what dropped patches get, as in `inference.features`; None: nothing
     """
     paths = [Path()]
     for index, result in enumerate(results):
@@ -55,7 +57,7 @@ def follow(results, taps=None, fill=None) -> list[Path]:
 
 
 def _followed(path, result, x, fill):
-    """`path` after one more step, of tokens `x`."""
+    """The Path after one more step, whose tokens were `x`."""
     if isinstance(result, Mixing):
         return Path(mixed=(path, result, x))
     slot = compose(result.dest, path.slot)
@@ -71,17 +73,17 @@ def _followed(path, result, x, fill):
 
 
 def rows_of(values, slot):
-    """Rows of [B, n, ..], all of them where `slot` is None."""
+    """The rows of values [B, n, ..] at `slot`; all rows where that is None."""
     if slot is None:
         return values
     return gather_rows(values, jnp.maximum(slot, 0))
 
 
 def compose(outer, inner):
-    """Slots of `inner` sent through `outer`; dropped stays dropped.
+    """Two slot maps, one after the other: outer[inner], where DROPPED stays DROPPED.
 
     outer: [B, n] int
-    inner: [B, m] int in [0, n), or DROPPED; None: the n themselves
+    inner: [B, m] int in [0, n), or DROPPED; None: the identity
     Returns [B, m] int.
     """
     if inner is None:

@@ -1,7 +1,7 @@
-"""Reducers that several methods use, and what they make assignments of.
+"""Reducers that several methods use, and functions that make Assignments.
 
-A reducer reads `Taps` and chooses as many tokens as it is given counts for, by an
-`Assignment` (or a `Mixing`, or in masked training a `Masking`).
+A reducer reads `Taps` and `Counts`, and returns which tokens leave or merge: as an
+`Assignment`, a `Mixing`, or in masked training a `Masking`.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot_index
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
-# How tokens can be ranked, and the field of Taps that this reads. "auto" is class
-# attention here: `Method.for_model` names another for models without class token.
+# Scores by which tokens can be ranked: {name: the field of Taps that it reads}. "auto"
+# reads class attention; `Method.for_model` replaces it in models without class token.
 SCORES = {
     "auto": "cls_attn",
     "class": "cls_attn",
@@ -36,38 +36,38 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # The fields of Taps that it reads, of those of `contract.ON_REQUEST`.
+    # The fields of Taps that the reducer reads, of those in `contract.ON_REQUEST`.
     needs: ClassVar[frozenset[str]] = frozenset()
-    # Whether its slots are clusters, none of whose tokens the others join.
+    # Whether slots are clusters of equals, rather than tokens that others join.
     clusters: ClassVar[bool] = False
-    # The compared feature, one of METRICS, where it needs a metric.
+    # The feature to compare, one of METRICS; None: the reducer compares none.
     metric = None
 
     @property
     def reads(self) -> frozenset[str]:
-        """What attention computes for it: scores, and projections that it compares."""
+        """The scores and projections that attention has to compute for this reducer."""
         names = self.needs & {"cls_attn", "attn_columns", "shift", "key"}
         if "metric" in self.needs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
-        """MACs of what it computes itself, for one image of `n_in` image tokens."""
+        """MACs of the reducer itself, for one image of `n_in` image tokens."""
         return 0
 
     def draws(self, counts, train: bool) -> bool:
-        """Whether it draws for these counts, in training or not: reads `Taps.rng`."""
+        """Whether the reducer draws random numbers (reads `Taps.rng`) in this call."""
         return "rng" in self.needs
 
     def check_grid(self, grid: tuple[int, int] | None):
-        """Raise InputError for a grid (height, width) of patches that does not suit it.
+        """Raise InputError where the reducer does not work on a grid of tokens.
 
-        grid: None where a reduction before it left no grid
+        grid: (height, width); None where an earlier reduction left no grid
         """
 
 
 class MaskingReducer(Reducer):
-    """Base of reducers that draw a mask where they remove nothing."""
+    """Base of reducers that draw a random mask in plans that remove no tokens."""
 
     needs = frozenset({"rng"})
 
@@ -79,11 +79,13 @@ class MaskingReducer(Reducer):
 class Ranking(Reducer):
     """Base of reducers that rank tokens by a score, one of SCORES.
 
-    "class": the class token's attention; "received": attention that a token receives,
-    mean over queries; "energy": how little it is like the others (PiToMe, Tran et al.
-    2024); "shift": how far attention moves it (Representation Shift, Choi et al. 2025);
-    "probe": attention of the probe of the model's head. All are shares, positive and at
-    most 1 in sum, of which important tokens have more.
+    "class": the attention of the class token.
+    "received": the mean attention that a token receives.
+    "energy": how unlike the others a token is (PiToMe, Tran et al. 2024).
+    "shift": how far attention moves a token (Representation Shift, Choi et al. 2025).
+    "probe": the attention of the probe in the model's attention pool.
+
+    Scores are positive and add up to at most 1; important tokens have high ones.
     """
 
     score: str = dataclasses.field(default="auto", kw_only=True)
@@ -96,13 +98,13 @@ class Ranking(Reducer):
         return frozenset(names)
 
     def scores(self, taps, counts):
-        """Scores, [B, n] float32: masked tokens are never among the lowest."""
+        """The scores [B, n] float32, infinite for masked tokens."""
         score = getattr(taps, SCORES[self.score])
         if self.score == "energy":
             live = None
             if taps.mask is not None:
                 live = (taps.mask > 0.5).astype(jnp.float32)
-            margin = 0.75 * (1 - counts.progress)  # it falls with the depth
+            margin = 0.75 * (1 - counts.progress)  # falls with the depth
             score = ops.uniqueness(score, margin, live)
         if taps.mask is None:
             return score
@@ -113,9 +115,8 @@ class Ranking(Reducer):
 class TopK(Ranking):
     """Keep the tokens of the highest scores, in spatial order.
 
-    fuse: the last of the `n_out` tokens is the sum of the dropped ones weighted by
-    score, not normalized, and its gradient reaches the score (EViT, Liang et al. 2022,
-    by class attention).
+    fuse: whether the last of the `n_out` tokens is the sum of the others, weighted by
+        their scores, as in EViT (Liang et al. 2022); its gradient reaches the scores
     """
 
     fuse: bool = False
@@ -178,7 +179,10 @@ class Bipartite(Reducer):
 
 
 def keep_highest(score, n_out):
-    """Assignment that keeps the `n_out` highest of scores [B, n], in spatial order."""
+    """The Assignment that keeps the `n_out` tokens of the highest scores [B, n].
+
+    They keep their spatial order.
+    """
     place = ops.place_among(ops.rank(score) < n_out)
     dest = jnp.maximum(place, DROPPED)
     index = SlotIndex.one_each(ops.invert(place, n_out))
@@ -186,9 +190,10 @@ def keep_highest(score, n_out):
 
 
 def keep_and_sum(keep, weight, n_out):
-    """Assignment that keeps the `n_out - 1` tokens of `keep` [B, n], in spatial order.
+    """The Assignment that keeps some tokens and sums up all others.
 
-    The last slot is the sum of all others, by `weight` [B, n].
+    keep: [B, n] bool, True for `n_out - 1` tokens, which keep their spatial order
+    weight: [B, n], weights of the others in their sum, which is the last slot
     """
     dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
@@ -198,11 +203,12 @@ def keep_and_sum(keep, weight, n_out):
 
 @dataclasses.dataclass(frozen=True)
 class Dropping(Reducer):
-    """What `reducer` would merge is dropped: every slot keeps one token, as it is.
+    """Drops the tokens that `reducer` would merge: one token of each slot stays.
 
-    That is the token that others would join; of a cluster without such a token the one
-    that is nearest to its mean, the first of equally near ones. Raises InputError for a
-    reducer that learns, or sums.
+    The token that stays is the one that others would join. Of a cluster it is the one
+    that is nearest to the cluster's mean, or the first of equally near ones.
+
+    Raises InputError for a reducer that learns, or that adds a token.
     """
 
     reducer: Reducer
@@ -243,14 +249,15 @@ class Dropping(Reducer):
 
 
 def nearest_to_means(x, size, result):
-    """The token of each slot that is nearest to the slot's mean. -> [B, n_out] int32.
+    """The token of each slot that is nearest to the slot's mean.
 
-    By the mean squared distance to the members: so two tokens that weigh the same are
-    equally near, whatever rounding does.
+    That token has the least mean squared distance to the tokens of its slot. Measured
+    so, two tokens of the same weight are equally near whatever rounding does.
 
     x: [B, n, D]
     size: [B, n], weights of the means where the result has none
     result: an Assignment whose slots are means
+    Returns [B, n_out] int32.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     squares = ops.squared_distances(x)
@@ -267,10 +274,11 @@ def nearest_to_means(x, size, result):
 
 @node
 def find_partners(similarity, tokens):
-    """The most similar token of each row, of equally similar ones the first.
+    """The most similar token for each row; the first of equally similar ones.
 
-    similarity: [B, a, t] to the tokens, [B or 1, t] int32
-    Returns (best, partner), [B, a] int32 each, best by `ops.order_key`.
+    similarity: [B, a, t], of `a` tokens to `tokens`
+    tokens: [B or 1, t] int32
+    Returns ([B, a] `ops.order_key` of the highest similarity, [B, a] that token).
     """
     order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
@@ -279,15 +287,15 @@ def find_partners(similarity, tokens):
 
 
 def merge_in_place(absorbed, partners, counts):
-    """Assignment in which `absorbed` go to their partners and all others keep order.
+    """The Assignment in which some tokens merge into partners; others keep their order.
 
-    absorbed: [B, r] int32, distinct tokens that leave
-    partners: [B, r] int32, tokens that stay
+    absorbed: [B, r] int32, the tokens that leave, each once
+    partners: [B, r] int32, the tokens that they merge into, which stay
     """
     index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
     def before(tokens):
-        """Which of the absorbed stand before each token. [B, m] -> [B, m, r] int32."""
+        """Whether each absorbed token is before each token. [B, m] -> [B, m, r]."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 
@@ -307,11 +315,13 @@ def merge_in_place(absorbed, partners, counts):
 
 
 def keep_and_join(keep, absorbed, target, n):
-    """Assignment whose slots keep one token each and absorb others; the rest drops.
+    """The Assignment in which slots keep one token each and absorb others.
 
-    keep: [B, n_out] int32, tokens in the order of the slots
-    absorbed, target: [B, e] int32, other tokens, all distinct, and the slots they join
-    n: tokens in all
+    All other tokens are dropped.
+
+    keep: [B, n_out] int32, the tokens that slots keep, in the order of the slots
+    absorbed, target: [B, e] int32, further tokens, each once, and the slots they join
+    n: number of tokens before the step
     """
     n_out = keep.shape[1]
     slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), keep.shape)
@@ -327,12 +337,12 @@ def keep_and_join(keep, absorbed, target, n):
 
 
 def join_most_similar(metric, sources, targets, joining=None):
-    """The most similar target of each source; the first of equally similar ones.
+    """Pairs of sources and their most similar targets, the first of equal ones.
 
-    metric: [B, n, d], compared
+    metric: [B, n, d], the feature that is compared
     sources, targets: [B, a] and [B, t] int32, tokens
-    joining: how many sources join, the most similar ones; None: all, in their order
-    Returns (joining tokens, their partners), [B, r] int32 each.
+    joining: number of sources to pair, those with the highest similarity; None: all
+    Returns (sources, their targets), [B, r] int32 each.
     """
     side_a = ops.gather_rows(metric, sources)
     side_b = ops.gather_rows(metric, targets)

@@ -1,8 +1,8 @@
-"""Schedules: how many image tokens each block leaves, in plain Python.
+"""Schedules: how many image tokens are left after each block, in plain Python.
 
-A schedule has a shape and a strength: 0 is dense, 1 leaves as few tokens as it can.
-`models.at_cost` finds the strength for a cost. Fields such as `r` and `keep_rate` are
-each method's own, in methods/.
+A schedule has a shape and a strength: 0 keeps all tokens, 1 as few as the shape allows.
+`models.at_cost` finds the strength for a cost. Fields such as `r` and `keep_rate`
+belong to methods, and are in methods/.
 """
 
 import functools
@@ -22,17 +22,17 @@ DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 
 def constant(depth, strength, start=0):
-    """The same number leaves in every block from `start` on; fractions are rounded."""
+    """Shares that stay where every block from `start` on loses as many tokens."""
     return [1 - strength * max(0, block + 1 - start) for block in range(depth)]
 
 
 def proportional(depth, strength, start=0):
-    """The same share leaves in every block from `start` on."""
+    """Shares that stay where every block from `start` on loses the same share."""
     return [(1 - strength) ** max(0, block + 1 - start) for block in range(depth)]
 
 
 def stages(depth, strength, *blocks):
-    """The same share leaves at each of `blocks`; none: 3, 6 and 9."""
+    """Shares that stay where each of `blocks` (3, 6 and 9) loses the same share."""
     blocks = blocks or (3, 6, 9)
     shares = []
     for block in range(depth):
@@ -42,16 +42,16 @@ def stages(depth, strength, *blocks):
 
 
 def late(depth, strength, power=2.0):
-    """The share that has left after block l rises with (l / depth)^power.
+    """Shares that stay where the share that has left rises with (block / depth)^power.
 
-    power: above 0; 1 is an equal share of the initial tokens in every block
+    power: above 0; with 1 every block loses an equal share of the initial tokens
     Source: Later Is Better, 2026, arXiv 2610.07758.
     """
     return [1 - strength * ((block + 1) / depth) ** power for block in range(depth)]
 
 
 def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
-    """`shares` to a power that is 0 at strength 0, 1 at a half, and infinite at 1."""
+    """`shares` to the power of strength / (1 - strength), which is 1 at a half."""
     if strength >= 1:
         return [float(share == 1) for share in shares]
     power = strength / (1 - strength)
@@ -59,7 +59,7 @@ def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
 
 
 def stretched(counts, depth, strength):
-    """`counts` of 12 blocks stretched to `depth`, as shares, to a power."""
+    """Counts of a model of 12 blocks as shares for `depth` blocks, to a power."""
     points = [196, *counts]
     shares = []
     for block in range(depth):
@@ -71,7 +71,7 @@ def stretched(counts, depth, strength):
     return powered_shares(shares, strength)
 
 
-# Each: (depth, strength, *numbers) -> shares of the first count after each block.
+# {name: function (depth, strength, *numbers) -> share that stays after each block}
 SHAPES: dict[str, Callable[..., list[float]]] = {
     "constant": constant,
     "proportional": proportional,
@@ -80,8 +80,9 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
     "diffrate": functools.partial(stretched, DIFFRATE),
     "late": late,
 }
-MOST_NUMBERS = {"constant": 1, "proportional": 1, "late": 1}  # of stages any
-POWERED = "late"  # its number is a power, those of the others are blocks
+# How many numbers a schedule's text may have; "stages" may have any, others none.
+MAX_NUMBERS = {"constant": 1, "proportional": 1, "late": 1}
+POWERED = "late"  # the schedule whose number is a power; those of others are blocks
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
     "stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of whole "
@@ -90,7 +91,7 @@ ALLOWED = (
 
 
 def read(text: str) -> tuple[str, tuple[float, ...]]:
-    """The shape and its numbers in text such as "stages-3-6-9".
+    """(name of the shape, its numbers) from text such as "stages-3-6-9".
 
     Raises ValueError for a text that names no schedule.
     """
@@ -108,7 +109,7 @@ def read(text: str) -> tuple[str, tuple[float, ...]]:
     if name == "stages":
         fits = [*numbers] == sorted({*numbers})
     else:
-        fits = len(numbers) <= MOST_NUMBERS.get(name, 0)
+        fits = len(numbers) <= MAX_NUMBERS.get(name, 0)
     if name == POWERED and 0 in numbers:
         fits = False
     if not fits:
@@ -117,13 +118,13 @@ def read(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int, ...]:
-    """Image tokens after each block by a schedule, at least one.
+    """Number of image tokens after each block by a schedule, at least one.
 
-    text: as `read` takes it
-    depth: blocks of the model
-    patches: image tokens of the first block
-    strength: from 0, where all stay, to 1
-    Raises InputError for a block that a model of `depth` blocks has not.
+    text: a schedule, such as "stages-3-6-9"
+    depth: number of blocks of the model
+    patches: number of image tokens before the first block
+    strength: from 0, where all tokens stay, to 1
+    Raises InputError for a block that a model of `depth` blocks does not have.
     """
     name, numbers = read(text)
     for block in numbers:
@@ -139,14 +140,14 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
 
 
 def rounded(number: float) -> int:
-    """The nearest whole number; of two the higher, which binary rounding may miss."""
+    """The nearest whole number; of a half the higher, whatever binary rounding does."""
     return math.floor(number + 0.5 + 1e-9)
 
 
 def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
-    """The field `counts`: a schedule's text, or a count for each block.
+    """A value of the field `counts`: a schedule's text, or a count for each block.
 
-    Raises ValueError for another value, and InputError for counts that rise or are 0.
+    Raises ValueError for anything else, and InputError for counts that rise or are 0.
     """
     if isinstance(value, str):
         read(value)

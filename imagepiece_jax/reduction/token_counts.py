@@ -1,4 +1,4 @@
-"""Rules that count the image tokens a step leaves, in plain arithmetic."""
+"""Rules for how many image tokens a step leaves, in plain arithmetic."""
 
 import dataclasses
 import math
@@ -15,30 +15,31 @@ def floor(x):
 
 
 class Rule:
-    """Base of the counting rules, which are frozen dataclasses."""
+    """Base of counting rules, which are frozen dataclasses."""
 
     def n_out(self, n: int, n0: int, stage: int) -> int | None:
-        """Image tokens after the step; None where it changes nothing.
+        """Number of image tokens after the step; None where all of them stay.
 
-        n: image tokens before it; n0: before any step; stage: its number among the
-        steps that change something, from 1.
+        n: number of image tokens before the step
+        n0: number of image tokens before the first step
+        stage: number of this step among those that reduce tokens, from 1
         """
         raise NotImplementedError
 
     def fewest(self, n: int, stage: int) -> int:
-        """Fewest of `n` tokens that the step could leave, with the same reducer."""
+        """The fewest of `n` tokens that a step with this reducer could leave."""
         return 1
 
     def candidates(self, n: int) -> int | None:
-        """Tokens among which a merge looks for pairs; None: all, or it merges none."""
+        """Number of tokens among which a merge looks for pairs; None: all tokens."""
         return None
 
 
 class Matching(Rule):
-    """Base of rules of merges in pairs, of which at most one of two sides can leave."""
+    """Base of rules for merges in pairs, in which at most half of the tokens leave."""
 
     def removed(self, n: int) -> int:
-        """How many of `n` tokens are to leave, where so many can."""
+        """How many of `n` tokens should leave, even if it is more than half."""
         raise NotImplementedError
 
     def n_out(self, n, n0, stage):
@@ -49,7 +50,7 @@ class Matching(Rule):
         return n - self.half(n)
 
     def half(self, n):
-        """Tokens of the smaller side."""
+        """The most tokens that can leave: half of the candidates."""
         candidates = self.candidates(n)
         if candidates is None:
             candidates = n
@@ -58,10 +59,10 @@ class Matching(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Keep(Rule):
-    """ceil(rate * n) tokens stay, at least 1; `fused` adds one that sums the others."""
+    """ceil(rate * n) tokens stay, at least 1."""
 
     rate: float
-    fused: bool = False
+    fused: bool = False  # whether one more token is the sum of those that leave
 
     def n_out(self, n, n0, stage):
         count = max(1, ceil(self.rate * n))
@@ -75,10 +76,10 @@ class Keep(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class KeepInitial(Rule):
-    """floor(rate * n0) tokens stay, at least 1; `packages` adds one for each stage."""
+    """floor(rate * n0) tokens stay, at least 1."""
 
     rate: float
-    packages: bool = False
+    packages: bool = False  # whether each step so far has added one more token
 
     def n_out(self, n, n0, stage):
         count = max(1, floor(self.rate * n0))
@@ -92,7 +93,7 @@ class KeepInitial(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Remove(Matching):
-    """`count` tokens fewer, at most half of all."""
+    """`count` tokens leave, or half of all where that is less."""
 
     count: int
 
@@ -102,7 +103,7 @@ class Remove(Matching):
 
 @dataclasses.dataclass(frozen=True)
 class MergeTo(Matching):
-    """As many tokens as `Keep(rate)`, but at most half of all are merged away."""
+    """As many tokens leave as by `Keep(rate)`, or half of all where that is less."""
 
     rate: float
 
@@ -112,11 +113,11 @@ class MergeTo(Matching):
 
 @dataclasses.dataclass(frozen=True)
 class Merge(Matching):
-    """ImagePiece's merges, among the floor(candidate_ratio * n) least attended tokens.
+    """ImagePiece's rule: tokens merge among the floor(candidate_ratio * n) candidates.
 
-    ceil(merge_ratio * (n + 1)) of them: the class token counts in the published
-    arithmetic, 197 tokens merge by 16; with base="candidates" the same share of the
-    candidates.
+    ceil(merge_ratio * (n + 1)) tokens leave: the published arithmetic counts the class
+    token, so that 16 of 197 tokens leave. With base="candidates" the same share of the
+    candidates leaves.
     """
 
     merge_ratio: float
@@ -135,7 +136,7 @@ class Merge(Matching):
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Rule):
-    """`tokens`, independently of n."""
+    """`tokens` tokens stay, whatever n is."""
 
     tokens: int
 

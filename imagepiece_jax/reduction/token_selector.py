@@ -1,6 +1,6 @@
-"""Learned token selection: keep scores, mask draws and losses.
+"""Learned token selection: a network of scores, random masks and losses.
 
-In training nothing is removed: attention reads a mask drawn from the scores.
+Training removes no tokens: attention reads a mask that is drawn from the scores.
 """
 
 import jax
@@ -16,11 +16,10 @@ EPS = 1e-6
 
 
 class KeepScores(nn.Module):
-    """Log probabilities that a token is kept (index 0) or dropped (index 1).
+    """A network for the log probabilities that a token is kept (0) or dropped (1).
 
-    Half of a token's features stay its own, the other half gives way to their mean over
-    the live tokens; then three layers narrow down to two (DynamicViT, Rao et al. 2021,
-    section 3.2).
+    It keeps half of a token's features, replaces the other half by their mean over the
+    live tokens, and ends in three layers (DynamicViT, Rao et al. 2021, section 3.2).
     """
 
     @nn.compact
@@ -33,7 +32,7 @@ class KeepScores(nn.Module):
             return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
-        # Flax adds float32 to bfloat16, whatever the user's own code may do.
+        # Flax adds float32 to bfloat16, which a user's setting may forbid.
         with jax.numpy_dtype_promotion("standard"):
             x = norm(x)
         z = nn.gelu(dense(dim, "embed")(x), approximate=False)
@@ -44,7 +43,7 @@ class KeepScores(nn.Module):
             live = jnp.ones(x.shape[:2], jnp.float32)
         ones = (1,) * (x.ndim - 2)
         live = live.reshape(live.shape + ones).astype(jnp.float32)
-        # Where nothing is live the mean is zero, not 0 / 0.
+        # EPS makes the mean 0, and not 0 / 0, where no token is live.
         total = jnp.sum(live, axis=1, keepdims=True) + EPS
         mean = jnp.sum(live * common, axis=1, keepdims=True) / total
         mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
@@ -62,23 +61,24 @@ def keep_macs(n, dim):
 
 
 def gumbel(rng, shape):
-    """Gumbel(0, 1) noise, each image from its own key. [B] keys -> [B, *shape]."""
+    """Gumbel(0, 1) noise from a key for each image. [B] keys -> [B, *shape]."""
     return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32))(rng)
 
 
 def straight_through(value, slope):
-    """`value` to the last bit, with the gradient of `slope`; float32 of one shape."""
+    """Exactly `value`, but with the gradient of `slope`; float32 of one shape."""
     return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
 
 
 def draw_mask(scores, mask, rng):
-    """Tokens that stay live in a random draw. -> [B, n] float32, exactly 0 or 1.
+    """Draw which tokens stay live, by Gumbel noise on their scores.
 
-    The gradient is that of the softmax over scores and Gumbel noise, temperature 1.
+    The gradient is that of the softmax with temperature 1.
 
-    scores: [B, n, 2], log probabilities of being kept and dropped
-    mask: [B, n], 1 for tokens that are still live; None: all are
+    scores: [B, n, 2], log probabilities of being kept and of being dropped
+    mask: [B, n], 1 for tokens that are live so far; None: all are
     rng: [B] keys
+    Returns [B, n] float32, exactly 0 or 1.
     """
     noisy = scores + gumbel(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
@@ -87,10 +87,11 @@ def draw_mask(scores, mask, rng):
 
 
 def ratio_loss(shares, targets):
-    """Squared distance of live shares from their targets, mean over stages; 0 without.
+    """Mean squared distance of the shares of live tokens from their targets.
 
-    shares: an array per stage, of any shape: the mean of its squared distances counts
-    targets: a number per stage
+    shares: arrays of any shape, one for each step
+    targets: numbers, one for each step
+    Returns the mean over the steps; 0 without any.
     """
     errors = []
     for share, target in zip(shares, targets, strict=True):
@@ -99,7 +100,7 @@ def ratio_loss(shares, targets):
 
 
 def logit_loss(logits, teacher_logits):
-    """KL(teacher || student), mean over images. [B, C] twice -> []."""
+    """KL(teacher || student), mean over images; both logits are [B, C]."""
     student = jax.nn.log_softmax(logits.astype(jnp.float32))
     teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)
@@ -108,16 +109,17 @@ def logit_loss(logits, teacher_logits):
 
 
 def token_loss(outputs, teacher_outputs):
-    """Mean squared distance of live tokens from the teacher's, 0 where there are none.
+    """Mean squared distance of the student's live tokens from the teacher's.
 
-    Both are after the final norm. Where the student merged or dropped tokens, so are
-    the teacher's; tokens that it appended have no counterpart and count for nothing.
+    Tokens are compared after the final norm. The teacher's tokens are merged and
+    dropped as the student's are. Tokens that the student appended are left out. The
+    loss is 0 where no token is live.
     """
     state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
             state = tokens.apply(state, result)
-    teacher = jax.lax.stop_gradient(state.x[:, state.num_prefix :])
+    teacher = jax.lax.stop_gradient(state.image(state.x))
     n = teacher.shape[1]
     prefix = outputs.state.num_prefix
     mask = outputs.state.mask
@@ -134,7 +136,7 @@ def token_loss(outputs, teacher_outputs):
 
 
 def check_teacher(outputs, teacher_outputs):
-    """InputError unless the teacher saw the same patches in the same width."""
+    """Raise InputError for a teacher with other patches, width or classes."""
 
     student = _sizes_in_words(outputs)
     teacher = _sizes_in_words(teacher_outputs)
@@ -148,7 +150,7 @@ def check_teacher(outputs, teacher_outputs):
 
 
 def _sizes_in_words(outputs):
-    """Patches, width and classes of the model that gave `outputs`."""
+    """The patches, width and classes of the model of these outputs, in words."""
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.taps:  # of the first step, which saw all patches
         patches = outputs.taps[0].x.shape[1]

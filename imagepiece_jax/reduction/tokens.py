@@ -1,7 +1,7 @@
 """Token states, what reducers read and return, and how tokens move and merge.
 
-A token that several merge into is their mean by size, or by an Assignment's `weight`.
-Tokens are moved only by gathers, forward and backward: nothing here scatters.
+A merged token is the mean of its tokens, weighted by their sizes or by the `weight` of
+an Assignment. Forward and backward pass only gather; neither scatters.
 """
 
 import functools
@@ -17,33 +17,41 @@ from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_amon
 Array = jax.Array
 
 DROPPED = -1
-FEW = 24  # absorbed tokens of an image that are summed without a product
+FEW = 24  # up to so many absorbed tokens are summed without a matrix product
 
 
 @struct.dataclass
 class TokenState:
-    """Tokens between two blocks, prefix (class token) first."""
+    """Tokens between two blocks: first the prefix (class token), then the image."""
 
     x: Array  # [B, prefix + n, D]
-    # [B, prefix + n] float32: patches in each token, exact
+    # [B, prefix + n] float32: number of patches in each token, exact
     size: Array
-    # [B, n] float: 1 for live image tokens, 0 for those that are only masked; only in
-    # masked training
+    # [B, n] float: 1 for live image tokens, 0 for masked ones; None outside of masked
+    # training
     mask: Array | None = None
-    # [B, n, 2] float32: mean position of a token's patches; only rotary models
+    # [B, n, 2] float32: mean position of a token's patches; None without rotary
     coordinates: Array | None = None
-    # [B, prefix + n] float32, positive: how often proportional attention and pooling by
-    # mean count each token; None: its size
+    # [B, prefix + n] float32, positive: for how many tokens proportional attention and
+    # pooling by mean count each token; None: as many as its size
     attn_size: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
     # (height, width) of the patches; None after the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
+    def image(self, values):
+        """Values of the image tokens. [B, prefix + n, ..] -> [B, n, ..]."""
+        return values[:, self.num_prefix :]
+
+    def prefix(self, values):
+        """Values of the prefix. [B, prefix + n, ..] -> [B, prefix, ..]."""
+        return values[:, : self.num_prefix]
+
     @property
     def effective_size(self):
-        """How many tokens attention counts each token as, [B, prefix + n].
+        """For how many tokens attention counts each token, [B, prefix + n].
 
-        It is the size, where the state has no other.
+        That is `attn_size`, or the size where it is None.
         """
         return self.size if self.attn_size is None else self.attn_size
 
@@ -61,79 +69,79 @@ class TokenState:
 
 @struct.dataclass
 class Taps:
-    """What a reducer can read of a block, image tokens only.
+    """What a reducer can read of a block: values of its image tokens.
 
-    A field that the reducer's `needs` does not name is None. At site "pre" the
-    attention fields are those of the block before.
+    A field that the reducer's `needs` does not name is None. At site "pre" the fields
+    on attention are those of the block before.
     """
 
-    x: Array  # [B, n, D]: residual stream at the step's site
-    size: Array  # [B, n]: patches in each token
-    attn_size: Array | None = None  # [B, n]: how often attention counts each token
-    # [B, n, d], compared: mean over heads of key, query or value; the token; or
-    # the normed input of the attention
+    x: Array  # [B, n, D]: the tokens, in the residual stream at the step's site
+    size: Array  # [B, n]: number of patches in each token
+    attn_size: Array | None = None  # [B, n]: as `TokenState.effective_size`
+    # [B, n, d]: the feature to compare: mean over heads of key, query or value; the
+    # token itself; or the normed input of attention
     metric: Array | None = None
     key: Array | None = None  # [B, n, d]: mean over heads
     # [B, n] float32: attention of the class token, mean over heads
     cls_attn: Array | None = None
     # [B, n] float32: attention received, mean over heads and queries
     attn_columns: Array | None = None
-    # [B, n] float32: how far attention moves each token, as shares of the live ones
+    # [B, n] float32: how far attention moves each token, as shares that add up to 1
     shift: Array | None = None
     # [B, n] float32: attention of the head's probe, mean over heads
     probe: Array | None = None
-    mask: Array | None = None  # [B, n]: live tokens in masked training
-    # [B] keys of (seed, step, position in the global batch, block); in evaluation of
-    # (seed, index in the data set, block)
+    mask: Array | None = None  # [B, n]: as in TokenState
+    # [B] random keys of (seed, step, position in the global batch, block) in training,
+    # and of (seed, index in the data set, block) in evaluation
     rng: Array | None = None
     # (height, width) of the patches before the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     num_prefix: int = struct.field(pytree_node=False, default=1)
-    # heads of the block's attention: slices of D that belong together
+    # number of heads of the block's attention
     num_heads: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
 class SlotIndex:
-    """A slot map as token indices, the form in which tokens are gathered."""
+    """Which tokens each slot gets, as indices of tokens to gather."""
 
-    keep: Array  # [B, n_out]: one token of each slot
-    absorbed: Array  # [B, e]: tokens that join a slot beside the one that it keeps
-    target: Array  # [B, e]: the slot of each absorbed token, n_out for padding
-    # [B, m]: slots that absorb a token, in any order; others and repetitions allowed
+    keep: Array  # [B, n_out]: the token that each slot keeps
+    absorbed: Array  # [B, e]: all other tokens that are not dropped
+    target: Array  # [B, e]: the slot that absorbs each of them; n_out for padding
+    # [B, m]: all slots that absorb a token, in any order; further slots may be listed
     groups: Array
     group_keep: Array  # [B, m]: the tokens that the groups keep
 
     @classmethod
     def joining(cls, keep, absorbed, target, group_keep):
-        """A SlotIndex in which every absorbed token is a group of its own.
+        """A SlotIndex whose groups are the slots of the absorbed tokens, one for each.
 
         keep: [B, n_out], the token that each slot keeps
-        absorbed, target: [B, e], the other tokens, and their slots
+        absorbed, target: [B, e], the other tokens and their slots
         group_keep: [B, e], the tokens that those slots keep
         """
         return cls(keep, absorbed, target, groups=target, group_keep=group_keep)
 
     @classmethod
     def one_each(cls, keep):
-        """A SlotIndex whose slots have one token each. [B, n_out] -> SlotIndex."""
+        """A SlotIndex whose slots have one token each; keep: [B, n_out]."""
         no_tokens = jnp.zeros((keep.shape[0], 0), jnp.int32)
         return cls.joining(keep, no_tokens, no_tokens, no_tokens)
 
 
 @struct.dataclass
 class Assignment:
-    """A hard reduction: every token goes to one slot, or nowhere."""
+    """A hard reduction: every token goes to one slot, or is dropped."""
 
-    dest: Array  # [B, n] int32 in [0, n_out), every slot at least once, or DROPPED
-    weight: Array | None = None  # [B, n]: weights of the features; None: size
-    # [B, n]: what each token adds to its slot's attention size; None: its own
+    dest: Array  # [B, n] int32: the slot of each token, or DROPPED; no slot is empty
+    weight: Array | None = None  # [B, n]: weights of the features; None: the sizes
+    # [B, n]: what each token adds to its slot's attention size; None: its own one
     attn_size: Array | None = None
-    # the same map as token indices (`slot_index`), by which tokens are gathered; None:
-    # they are moved by a product
+    # the same map by `slot_index`, with which tokens are gathered; None: they are moved
+    # by a matrix product
     index: SlotIndex | None = None
-    n_out: int = struct.field(pytree_node=False, default=0)
-    # a slot's features are the weighted mean of its tokens, else their weighted sum
+    n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
+    # whether a slot is the weighted mean of its tokens, or else their weighted sum
     mean: bool = struct.field(pytree_node=False, default=True)
 
 
@@ -142,25 +150,26 @@ class Mixing:
     """A soft reduction: every slot is a weighted sum of all tokens."""
 
     matrix: Array  # [B, n_out, n]
-    # [B, n_out]: how often attention counts each slot; None: once
+    # [B, n_out]: for how many tokens attention counts each slot; None: for one
     attn_size: Array | None = None
 
 
 @struct.dataclass
 class Masking:
-    """A reduction that training only marks: shapes stay, attention reads the mask."""
+    """A reduction in training that masks tokens for attention and removes none."""
 
-    # [B, n] float: 1 for live tokens, differentiable by straight-through
+    # [B, n] float: 1 for live tokens and 0 for masked ones, with a straight-through
+    # gradient
     keep: Array
-    # [B, D]: one more token, always live (SPViT's package); None: no such token
+    # [B, D]: one more token, which is always live (SPViT's package); None: no such one
     append: Array | None = None
 
 
 def start(x, num_prefix=1, grid=None, coordinates=None):
-    """The TokenState of x [B, prefix + n, D], where every token is one patch.
+    """The TokenState of tokens x [B, prefix + n, D] of one patch each.
 
     grid: (height, width) of the patches
-    coordinates: [n, 2], those of the patches; None: the model does not use them
+    coordinates: [n, 2], of the patches; None: the model does not use coordinates
     """
     batch, total = x.shape[:2]
     if coordinates is not None:
@@ -175,11 +184,13 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
 
 
 def apply(state, result):
-    """The TokenState after a reduction, an Assignment, a Mixing or a Masking.
+    """The TokenState after a reduction.
 
-    The prefix stays in front. An Assignment moves tokens to the slots that it names:
-    features are the weighted mean (or sum) of a slot's tokens, sizes add up,
-    coordinates are the mean of a slot's patches. Without an index it is a product.
+    The prefix stays in front. The features of a slot of an Assignment are the weighted
+    mean (or sum) of its tokens, its size is the sum of their sizes, and its coordinates
+    are the mean over its patches.
+
+    result: an Assignment, a Mixing or a Masking
     """
     chex.assert_rank(state.x, 3)
     if isinstance(result, Masking):
@@ -187,9 +198,9 @@ def apply(state, result):
     if isinstance(result, Mixing):
         return _apply_mixing(state, result)
     index = result.index
-    prefix = state.num_prefix
-    chex.assert_shape(state.x, (None, prefix + result.dest.shape[1], None))
-    image_size = state.size[:, prefix:]
+    expected = state.num_prefix + result.dest.shape[1]
+    chex.assert_shape(state.x, (None, expected, None))
+    image_size = state.image(state.size)
     size = _totals(image_size, result)
     if index is None:
         share = _shares(result, image_size)
@@ -203,24 +214,29 @@ def apply(state, result):
             share = _shares(result, image_size)
             total = None
         x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
+    mask = state.mask
+    if mask is not None:
+        mask = _live(mask, result)
     return TokenState(
         x=x,
-        size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
-        mask=None if state.mask is None else _live(state.mask, result),
+        size=jnp.concatenate([state.prefix(state.size), size], axis=1),
+        mask=mask,
         coordinates=mean_coordinates(state, result),
         attn_size=_attn_sizes(state, result),
-        num_prefix=prefix,
+        num_prefix=state.num_prefix,
     )
 
 
 def merge_map(weights, result, size):
-    """Attention of merged tokens to merged tokens, without another softmax.
+    """The attention map of merged tokens, computed from that of the tokens.
 
-    Rows are the means of a slot's tokens, weighted as features are; columns add up.
+    A row is the weighted mean of its tokens' rows, as features are; a column is the sum
+    of its tokens' columns.
 
-    weights: [B, H, N, N], of all tokens before the merge, or only rows of the prefix
-    size: [B, n], of image tokens before the merge
-    Returns [B, H, N_out, N_out], or as many rows as there were of the prefix.
+    weights: [B, H, N, N], the attention of all tokens before the merge, or only rows of
+        the prefix
+    size: [B, n], sizes of the image tokens before the merge
+    Returns [B, H, N_out, N_out], or only rows of the prefix.
     Source: Lee et al. 2024, section 3.3.
     """
     batch, heads, rows, tokens = weights.shape
@@ -241,16 +257,18 @@ def merge_map(weights, result, size):
 
 
 def mean_coordinates(state, result):
-    """Coordinates of each slot of an Assignment: means over its patches.
+    """Mean coordinates of the patches in each slot of an Assignment.
 
     Returns [B, n_out, 2], or None where the state has no coordinates.
     """
     if state.coordinates is None:
         return None
-    size = state.size[:, state.num_prefix :]
-    weighted = (size * state.coordinates[..., axis] for axis in range(2))
-    columns = [_totals(values, result) for values in weighted]
-    return jnp.stack(columns, axis=-1) / _totals(size, result)[..., None]
+    size = state.image(state.size)
+    sums = []
+    for axis in range(2):
+        weighted = size * state.coordinates[..., axis]
+        sums.append(_totals(weighted, result))
+    return jnp.stack(sums, axis=-1) / _totals(size, result)[..., None]
 
 
 def _totals(values, result):
@@ -266,45 +284,47 @@ def _totals(values, result):
 
 
 def _attn_sizes(state, result):
-    """Attention sizes of prefix and slots, all positive; None where sizes are them."""
+    """`attn_size` of the TokenState after an Assignment: above 0, or None."""
     if state.attn_size is None and result.attn_size is None:
         return None
-    prefix = state.num_prefix
     added = result.attn_size
     if added is None:
-        added = state.attn_size[:, prefix:]
+        added = state.image(state.attn_size)
     total = _totals(added.astype(jnp.float32), result)
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return jnp.concatenate([state.effective_size[:, :prefix], total], axis=1)
+    return jnp.concatenate([state.prefix(state.effective_size), total], axis=1)
 
 
 def _apply_mixing(state, result):
-    """The TokenState after a Mixing: every token counts as one.
+    """The TokenState after a Mixing, whose sizes are all 1.
 
-    No patch is in one token alone, so sizes start anew.
+    No patch is in one token alone, so that patches cannot be counted.
     """
     matrix = result.matrix.astype(jnp.float32)
-    prefix = state.num_prefix
     x = _mixed(state.x, matrix)
     coordinates = state.coordinates
     if coordinates is not None:
         coordinates = mean_by(matrix, coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
-        both = [state.effective_size[:, :prefix], attn_size]
+        both = [state.prefix(state.effective_size), attn_size]
         attn_size = jnp.concatenate(both, axis=1)
     return TokenState(
         x=x,
         size=jnp.ones(x.shape[:2], jnp.float32),
         coordinates=coordinates,
         attn_size=attn_size,
-        num_prefix=prefix,
+        num_prefix=state.num_prefix,
     )
 
 
 def mean_by(weight, coordinates):
-    """Weighted means. [B, m, n] not negative, [B, n, 2] -> [B, m, 2]."""
-    # Where there is no weight at all, the mean of all.
+    """Weighted means of coordinates; plain means where all weights are 0.
+
+    weight: [B, m, n], 0 or more
+    coordinates: [B, n, 2]
+    Returns [B, m, 2].
+    """
     total = jnp.sum(weight, axis=-1, keepdims=True)
     weight = jnp.where(total > 0, weight, 1.0)
     weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
@@ -312,9 +332,9 @@ def mean_by(weight, coordinates):
 
 
 def _apply_masking(state, result):
-    """The TokenState after a Masking: its shape stays, or grows by a token.
+    """The TokenState after a Masking: as many tokens, or one more.
 
-    That token stands where those were, on average, that this step masks.
+    The coordinates of that token are the mean of those that this step masks.
     """
     before = state.mask
     coordinates = state.coordinates
@@ -325,7 +345,7 @@ def _apply_masking(state, result):
         if before is None:
             before = 1.0
         gone = before - result.keep
-        gone = jax.lax.stop_gradient(gone * state.size[:, state.num_prefix :])
+        gone = jax.lax.stop_gradient(gone * state.image(state.size))
         middle = mean_by(gone[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
@@ -344,10 +364,10 @@ def _apply_masking(state, result):
 
 
 def slot_index(dest, n_out, groups=None):
-    """SlotIndex of any slot map: a slot keeps its first token and absorbs the others.
+    """The SlotIndex of any slot map: each slot keeps the first of its tokens.
 
-    dest: [B, n] int in [0, n_out), or DROPPED
-    groups: how many slots can have several tokens; None: as many as any map can have
+    dest: [B, n] int, the slot of each token in [0, n_out), or DROPPED
+    groups: how many slots can have several tokens; None: as many as in any map
     """
     n = dest.shape[1]
     belongs = _belongs(dest, n_out)
@@ -365,7 +385,7 @@ def slot_index(dest, n_out, groups=None):
     number = jnp.arange(n - n_out)[None]
     real = number < jnp.sum(leaves, axis=-1, keepdims=True)
     several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
-    # Padding of `groups` names slot 0: its row is right there, too.
+    # Padding of `groups` names slot 0, whose row is computed once more.
     groups = invert(place_among(several), groups)
     target = jnp.where(real, gather_rows(dest, absorbed), n_out)
     return SlotIndex(
@@ -378,7 +398,7 @@ def slot_index(dest, n_out, groups=None):
 
 
 def _belongs(dest, n_out):
-    """Which tokens go to which slot. [B, n] -> [B, n_out, n] bool."""
+    """Whether each slot gets each token. [B, n] -> [B, n_out, n] bool."""
     dest = dest[:, None, :]
     slots = jnp.arange(n_out, dtype=dest.dtype)
     return dest == slots[None, :, None]
@@ -392,14 +412,14 @@ def sum_by_slot(values, dest, n_out):
 
 
 def _live(mask, result):
-    """Mask of the slots: one is live if any of its tokens is. [B, n] -> [B, n_out]."""
+    """The mask of slots: live if one of their tokens is. [B, n] -> [B, n_out]."""
     belongs = _belongs(result.dest, result.n_out)
     members = jnp.where(belongs, mask[:, None, :], 0)
     return jnp.max(members, axis=-1)
 
 
 def _shares(result, size):
-    """Factor of each token within its slot, [B, n] float32; None where all are 1."""
+    """Factor of each token in the sum of its slot, [B, n] float32; None: all are 1."""
     single = result.index is not None and not result.index.groups.shape[1]
     if result.weight is None and single and result.mean:
         return None
@@ -413,7 +433,7 @@ def _shares(result, size):
 
 
 def _mixed(x, matrix):
-    """The prefix, and sums of the other tokens by a matrix [B, n_out, n] float32."""
+    """The prefix of x, and sums of its image tokens by a matrix [B, n_out, n]."""
     prefix = x.shape[1] - matrix.shape[2]
     image = x[:, prefix:].astype(jnp.float32)
     mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
@@ -421,18 +441,18 @@ def _mixed(x, matrix):
     return jnp.concatenate(both, axis=1)
 
 
-# The map is known, so the backward pass is a gather too: without a rule of its own a
-# gather differentiates into a scatter-add, slow and on GPUs not deterministic.
+# Its backward pass is written by hand, as another gather: JAX would differentiate a
+# gather into a scatter-add, which is slow, and on GPUs not deterministic.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _move_by_index(x, weight, total, index, dest, mean):
     """Move tokens to their slots, in one pass over x.
 
-    Each slot reads the row of x that it keeps or, where it absorbs others, a row of a
-    small [B, m, D] array of weighted sums.
+    A slot of one token reads a row of x. A slot that absorbs others reads a row of a
+    small array [B, m, D] of weighted sums.
 
     x: [B, prefix + n, D]
-    weight: [B, n]
-    total: [B, n_out], sums of the weights by slot; None: the weights are shares
+    weight: [B, n], weights of the tokens
+    total: [B, n_out], by which sums are divided; None: the weights are shares already
     Returns [B, prefix + n_out, D].
     """
     prefix = x.shape[1] - dest.shape[1]
@@ -457,10 +477,11 @@ def _move_by_index(x, weight, total, index, dest, mean):
 
 
 def _group_rows(x, weight, total, index, prefix):
-    """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
+    """Weighted sums of the tokens of each group, [B, m, D] float32.
 
-    Few absorbed tokens are summed, without the copies that a product wants; many are
-    multiplied, whose cost does not grow with the square of their number.
+    Up to FEW absorbed tokens are gathered for each group and summed, because a matrix
+    product would need copies. For more tokens the product is cheaper, as the sums grow
+    with the square of their number.
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
     if index.absorbed.shape[1] > FEW:
@@ -487,7 +508,11 @@ def _group_rows(x, weight, total, index, prefix):
 
 
 def last_and_any(values, flags):
-    """Largest of int32 >= 0 and any of bool over the last axis, in one pass."""
+    """(largest of values, whether any of flags) over the last axis, in one pass.
+
+    values: int32 of 0 or more
+    flags: bool
+    """
 
     def join(a, b):
         largest = jnp.maximum(a[0], b[0])
@@ -532,12 +557,11 @@ _move_by_index = node(_move_by_index)
 
 
 def to_nearest_slot(x, result):
-    """Slot of every token: a dropped one has that of the token most like it.
+    """The slot of every token; a dropped token gets the slot of the most similar one.
 
-    A token is like another by cosine; of equally similar ones the first counts. Those
-    that merge are no dropped tokens.
+    Similarity is the cosine; of equally similar tokens the first counts.
 
-    x: [B, n, D], tokens before the step
+    x: [B, n, D], the tokens before the step
     result: an Assignment
     Returns [B, n] int.
     """

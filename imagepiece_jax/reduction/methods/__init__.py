@@ -11,9 +11,10 @@ from imagepiece_jax.reduction.methods.method import Method
 
 
 class _Methods(collections.UserDict):
-    """Each value is its class's name in the file with the key's name.
+    """{name of a method: its class}; the class is in the file with the method's name.
 
-    The class is imported by its first use: a program depends on its own method alone.
+    A class is imported when it is first used, so that a program loads only the method
+    that it runs.
     """
 
     def __getitem__(self, name) -> type[Method]:
@@ -24,13 +25,13 @@ class _Methods(collections.UserDict):
 
 
 def _imported(name, kind):
-    """The class `kind` in the file of a method. InputError where there is none."""
+    """The class `kind` in the file of a method. Raises InputError without one."""
     path = f"{__name__}.{name}"
     line = f"METHODS has {name}={kind!r},"
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name != path:  # what the file imports is missing
+        if error.name != path:  # the file is there, but a module that it imports is not
             raise
         raise InputError(
             f"but there is no {name}.py",
@@ -74,18 +75,18 @@ METHODS = _Methods(
 )
 
 
-AUTO = "auto"  # no method: the one that is recommended for a model
+AUTO = "auto"  # stands for the method that is recommended for a model
 
 
 def names() -> list[str]:
-    """What a reduction may be called."""
+    """The names that a reduction may have."""
     return sorted([*METHODS, AUTO])
 
 
 def name_of(method: Method) -> str:
     """The name of a method; "none" for one that is not in METHODS."""
     kind = type(method)
-    METHODS.get(kind.__module__.rpartition(".")[2])  # its class, not all classes
+    METHODS.get(kind.__module__.rpartition(".")[2])  # imports this class alone
     return next((k for k, v in METHODS.data.items() if v is kind), "none")
 
 

@@ -1,6 +1,6 @@
-"""ATC: merge the two most similar clusters, again and again (Haurum et al., ECCV 2024).
+"""ATC: agglomerative clustering of tokens (Haurum et al., ECCV 2024).
 
-Agglomerative clustering: as many merges as tokens that leave, one after the other.
+The two most similar clusters merge, again and again, until enough tokens have left.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
-# Distances of two clusters to all others, [B, n], and their members, [B, 1] -> [B, n].
+# {name: distance of a joined cluster to all others, by the distances a and b of its two
+# parts [B, n], and by their numbers of members m and n [B, 1]}
 LINKAGES = {
     "single": lambda a, b, m, n: jnp.minimum(a, b),
     "complete": lambda a, b, m, n: jnp.maximum(a, b),
@@ -23,11 +24,11 @@ LINKAGES = {
 
 
 def agglomerate(distance, merges, linkage):
-    """Join the two closest clusters, `merges` times; of equal distances the first.
+    """Join the two closest clusters `merges` times; of equal distances the first.
 
-    distance: [B, n, n], symmetric, of tokens
-    linkage: distance of two clusters, one of LINKAGES
-    Returns the first token of each token's cluster, [B, n] int32.
+    distance: [B, n, n], distances of tokens, symmetric
+    linkage: one of LINKAGES
+    Returns [B, n] int32: for each token the first token of its cluster.
     """
     batch, n, _ = distance.shape
     tokens = jnp.arange(n, dtype=jnp.int32)[None]
@@ -68,15 +69,15 @@ def agglomerate(distance, merges, linkage):
 
 @dataclasses.dataclass(frozen=True)
 class Agglomeration(Reducer):
-    """Clusters by cosine distance, each the mean of its patches, or of its tokens."""
+    """Clusters tokens by cosine distance, and replaces each cluster by its mean."""
 
     clusters = True
 
-    # of two clusters, "single" (the nearest members), "complete" (the farthest) or
-    # "average" (the mean over all pairs of this step's tokens)
+    # the distance of two clusters: that of their nearest members ("single"), of their
+    # farthest ("complete"), or the mean over all pairs of members ("average")
     linkage: str = "complete"
     metric: str = "key"
-    size_weighting: bool = True
+    size_weighting: bool = True  # whether means are over patches, not over tokens
     needs = frozenset({"metric"})
 
     def __call__(self, taps, counts, train=False):
@@ -95,16 +96,16 @@ class Agglomeration(Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class ATC(InStages):
-    """At the s-th of `blocks`, cluster into keep_rate ** s of the first count.
+    """At the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters.
 
-    Its authors weigh by size where they use proportional attention.
+    Its authors weight by size where they use proportional attention.
     """
 
     model_fields = {"prop_attn": True}
 
     linkage: str = choice("complete", tuple(LINKAGES))  # distance of two clusters
     metric: str = metric()
-    size_weighting: bool = switch(True)  # False: means over tokens, not over patches
+    size_weighting: bool = switch(True)  # whether means are over patches, not tokens
 
     def steps(self, depth):
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)

@@ -11,7 +11,7 @@ from imagepiece_jax.reduction.methods.method import InStages, score
 
 @dataclasses.dataclass(frozen=True)
 class Attended(InStages):
-    """At each of `blocks` a share of the tokens stays; nothing is dropped."""
+    """At each of `blocks` a share of the tokens stays, and the others merge into it."""
 
     model_fields = {"prop_attn": True}
 

@@ -1,4 +1,4 @@
-"""DiffRate: prune and merge in one step, by searched rates (Chen et al., ICCV 2023)."""
+"""DiffRate: prune and merge by numbers found in a search (Chen et al., ICCV 2023)."""
 
 import dataclasses
 import functools
@@ -22,27 +22,31 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 # block keeps after pruning, and after merging, class token included}}.
 # Source: compression_rate.json of the authors' code, OpenGVLab/DiffRate.
 TABLE = pathlib.Path(__file__).with_suffix(".json")
-ALL = sys.maxsize  # tokens stay after pruning: none is dropped
+ALL = sys.maxsize  # as the number of tokens to keep: none is dropped
 BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
-# The target whose accuracies the authors report; for DeiT-Ti the one of the same share.
+# GMACs of the schedules whose accuracies the authors report; for DeiT-Ti of as large a
+# share.
 DEFAULT = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
 def published(model):
-    """The schedules of a model: {GMACs: (tokens after pruning, after merging)}."""
+    """The schedules of a model: {GMACs: (counts after pruning, after merging)}."""
     lists = json.loads(TABLE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
 def _fitted(kept, model):
-    """A published list for a model of other sizes, as shares of the image tokens."""
+    """A published list of counts, stretched to a model of other sizes."""
     shares = stretched([tokens - 1 for tokens in kept], model.depth, strength=0.5)
     return _with_class_token(shares, model.patches)
 
 
 def _with_class_token(shares, patches):
-    """Tokens of each block, the class token and at least one other among them."""
+    """Counts of tokens by shares of the image tokens, class token included.
+
+    At least one image token stays.
+    """
     counts = [1 + rounded(patches * share) for share in shares]
     return tuple(max(2, count) for count in counts)
 
@@ -59,13 +63,14 @@ class AtMost(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class PruneAndMerge(Ranking):
-    """The `kept` highest scores stay, of which the last join the most similar others.
+    """Keeps the `kept` tokens of the highest scores, drops the rest, then merges.
 
-    All other tokens are dropped. Features are plain means; a token that joins adds to
-    the attention size only as much as it is like its partner (cosine of the tokens).
+    Of the tokens that are kept, those of the lowest scores merge into the most similar
+    others, until as many are left as the step's counts say. Features are plain means. A
+    token that merges adds its attention size times its cosine to its partner.
     """
 
-    kept: int
+    kept: int  # number of tokens that are not dropped
 
     def __call__(self, taps, counts, train=False):
         n = counts.n_in
@@ -73,7 +78,7 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
         order = rank(score)
         tokens = invert(order, min(max(self.kept, n_out), n))
-        if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens
+        if tokens.shape[1] == n_out:  # nothing merges, and arrays would be empty
             dest = jnp.where(order < n_out, order, DROPPED)
             index = SlotIndex.one_each(tokens)
             sizes = taps.attn_size
@@ -95,17 +100,18 @@ class PruneAndMerge(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class DiffRate(Method):
-    """Each block keeps so many tokens after pruning, and so many after merging.
+    """Each block prunes to a number of tokens, and then merges to another.
 
-    The schedules of MAE-B hold for models with its name, or whose head reads the mean.
+    MAE-B's schedules are for models with its name, or whose head reads the mean.
     """
 
     model_fields = {"prop_attn": True}
     amounts = ("target", "prune", "merge")
 
-    # GMACs of a published schedule of the model's size; None: the one of `DEFAULT`.
+    # GMACs of a published schedule for the model's size; None: those of `DEFAULT`
     target: float | None = optional(weight())
-    # Instead, tokens of each block after pruning and after merging, class token too.
+    # instead of a published schedule: tokens after pruning, and after merging, in each
+    # block, class token included
     prune: tuple[int, ...] | None = optional(counts(least=2))
     merge: tuple[int, ...] | None = optional(counts(least=2))
     score: str = score()
@@ -123,10 +129,10 @@ class DiffRate(Method):
                 self.refuse("merge", "as many tokens or fewer", problem)
 
     def for_model(self, model):
-        """With the lists of the model's size.
+        """The method with the published lists of the model's size.
 
-        Of a model without lists those of the nearest width are stretched, for `macs`
-        alone. Raises InputError without `macs`.
+        With `macs` a model of another size gets the stretched lists of the nearest
+        width. Raises InputError for such a model without `macs`.
         """
         method = super().for_model(model)
         if self.counts is not None:
@@ -156,13 +162,13 @@ class DiffRate(Method):
             listed = ", ".join(map(str, lists))
             self.refuse("target", listed, f"is {target} for {name}")
         prune, merge = lists[target]
-        if not has_list:  # its shape, which `macs` scales
+        if not has_list:  # only their shape counts, as `macs` scales them
             prune = _fitted(prune, model)
             merge = _fitted(merge, model)
         return dataclasses.replace(method, prune=prune, merge=merge)
 
     def scaled(self, strength, depth, patches):
-        """Both lists, as shares of all tokens, to a power."""
+        """The method with the shares in both lists to a power."""
 
         def powered(kept):
             shares = [(tokens - 1) / patches for tokens in kept]
@@ -173,7 +179,7 @@ class DiffRate(Method):
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def step_at(self, block, depth, tokens):
-        """None is dropped: all that leave join the most attended."""
+        """A Step that drops no token: all that leave merge into the most attended."""
         return Step(block, PruneAndMerge(ALL, score=self.score), AtMost(0))
 
     def steps(self, depth):

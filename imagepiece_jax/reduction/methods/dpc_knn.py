@@ -17,18 +17,19 @@ from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 
 def density_peaks(x, neighbors, n_out):
-    """Slot of each token, slots in the order of their centers. -> [B, n] int32.
+    """The cluster of each token; clusters are in the order of their centers.
 
-    Density is exp of minus the mean squared distance to the nearest tokens; centers are
-    the `n_out` tokens with the highest products of density and distance to the next
-    token of a higher density.
+    The density of a token is exp(- mean squared distance to its nearest tokens).
+    Centers are the `n_out` tokens with the highest product of density and distance to
+    the nearest token of a higher density.
 
     x: [B, n, D] float32
-    neighbors: how many tokens are the nearest, the token itself among them
+    neighbors: number of nearest tokens, the token itself among them
+    Returns [B, n] int32.
     """
     squares = ops.squared_distances(x) / x.shape[-1]
     near = ops.smallest(squares, neighbors)
-    # Its logarithm: far apart, all densities would be 0.
+    # The logarithm of the density, which would be 0 for all tokens far apart.
     density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
     denser = density[:, None, :] > density[:, :, None]
@@ -45,11 +46,11 @@ def density_peaks(x, neighbors, n_out):
 
 @dataclasses.dataclass(frozen=True)
 class DensityPeaks(Reducer):
-    """Cluster around density peaks; a cluster becomes the plain mean of its members."""
+    """Clusters tokens around density peaks, and replaces each cluster by its mean."""
 
     clusters = True
 
-    neighbors: int = 5
+    neighbors: int = 5  # as `density_peaks` takes it
 
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
@@ -60,7 +61,7 @@ class DensityPeaks(Reducer):
 
 
 class WeighedPeaks(nn.Module, Reducer):
-    """`DensityPeaks`, with means weighted by exp of a learned score."""
+    """As `DensityPeaks`, but means are weighted by exp(a learned score)."""
 
     neighbors: int = 5
 
@@ -78,11 +79,13 @@ class WeighedPeaks(nn.Module, Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class DpcKnn(InStages):
-    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count."""
+    """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
 
-    neighbors: int = count(5, least=1)  # in a token's density, itself included
-    learned_weights: bool = switch(False)  # True: of the members, for training
+    neighbors: int = count(5, least=1)  # tokens in a density, the token itself included
+    learned_weights: bool = switch(False)  # whether means have learned weights
 
     def steps(self, depth):
-        kind = WeighedPeaks if self.learned_weights else DensityPeaks
-        return self.stages(kind(self.neighbors), site="pre")
+        reducer = DensityPeaks(self.neighbors)
+        if self.learned_weights:
+            reducer = WeighedPeaks(self.neighbors)
+        return self.stages(reducer, site="pre")

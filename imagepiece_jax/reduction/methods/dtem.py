@@ -1,6 +1,6 @@
-"""DTEM: merge by a learned embedding (Lee & Hong, NeurIPS 2024).
+"""DTEM: merge tokens by a learned embedding (Lee & Hong, NeurIPS 2024).
 
-Training merges softly and removes nothing, so that the choice has a gradient.
+Training merges tokens only partly and removes none, so that choices have a gradient.
 """
 
 import dataclasses
@@ -18,18 +18,19 @@ from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
 
-NEIGHBORS = 3  # partners that a token may be spread over in training
-TEMPERATURE = 0.1 * 0.1  # of the soft choice: the authors divide twice
-TINY = 1e-12  # attention size of a token that is fully merged away: its log is read
+NEIGHBORS = 3  # number of partners over which training may spread a token
+TEMPERATURE = 0.1 * 0.1  # of the soft choice; the authors divide by 0.1 twice
+TINY = 1e-12  # attention size of a token that is merged away, so that it has a log
 
 
 def soft_top(similarity, merges):
-    """Soft choice of `merges` rows and of a column for each. [B, a, b] -> [B, a, b].
+    """Choose `merges` rows softly, and columns for each of them.
 
-    Each row's entries add up to how much of it is chosen, at most 1. One after the
-    other `merges` draws are made, each a softmax over the NEIGHBORS largest entries of
-    all rows, in which chosen rows count less.
+    There are `merges` draws. Each is a softmax over the NEIGHBORS largest entries of
+    all rows, in which rows count less the more of them is chosen already.
 
+    similarity: [B, a, b]
+    Returns [B, a, b]: how much of each row is chosen, by column; at most 1 in a row.
     Source: Lee & Hong 2024, section 3.2.
     """
     near = ops.smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
@@ -53,14 +54,15 @@ def soft_top(similarity, merges):
 
 
 def soft_merge(similarity, size, live, merges):
-    """The merges as a Mixing, whose tokens are ordered by falling size.
+    """The soft merges as a Mixing, whose tokens are in the order of falling size.
 
-    Those of the first `live` tokens at even places are spread over the others, and lose
-    as much of their size.
+    Of the first `live` tokens, those at even places are spread over those at odd
+    places, and lose as much of their size.
 
-    similarity: [B, a, b], of those at even places to the others
+    similarity: [B, a, b], of the tokens at even places to those at odd places
     size: [B, n], attention sizes
-    live, merges: tokens that evaluation would have here, and would merge
+    live: number of tokens that evaluation would have here
+    merges: number of them that evaluation would merge
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]
@@ -71,7 +73,7 @@ def soft_merge(similarity, size, live, merges):
     own = 1 - jnp.sum(spread, axis=-1)
     excess = jnp.clip(own, 0, 1) - own
     clipped = own + jax.lax.stop_gradient(excess)
-    # Rows of the tokens that grow, each between two that stay as they are.
+    # Rows of the tokens that grow, each between the rows of two that do not.
     safe = jnp.maximum(grown, TINY)
     to_b = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     rest = n - live
@@ -94,10 +96,9 @@ def soft_merge(similarity, size, live, merges):
 
 
 class Embedding(nn.Module, Reducer):
-    """ToMe's matching of learned embeddings; in a masked plan the soft one.
+    """Merges tokens as ToMe does, by a learned embedding of attention's input.
 
-    They are as wide as a head, twice as wide for tokens of 1,024 and more, and are of
-    attention's input, which learns nothing from them.
+    In masked training it merges softly. The input gets no gradient from the embedding.
     """
 
     metric = "input"
@@ -124,7 +125,7 @@ class Embedding(nn.Module, Reducer):
 
 
 def embedding_width(embed_dim, num_heads):
-    """Width of the compared embedding: a head's, twice that from 1,024 on."""
+    """Width of the embedding: that of a head, or twice that for widths from 1,024."""
     if embed_dim >= 1024:
         return 2 * embed_dim // num_heads
     return embed_dim // num_heads
@@ -132,12 +133,12 @@ def embedding_width(embed_dim, num_heads):
 
 @dataclasses.dataclass(frozen=True)
 class DTEM(Removal):
-    """In every block merge `r` tokens, or as many as half of the image tokens."""
+    """Every block merges `r` tokens away, at most half of its image tokens."""
 
     amounts = ("r", "r_list")
 
-    r: int = count(16)  # tokens that a block merges away
-    r_list: tuple[int, ...] | None = optional(counts())  # by block; then none
+    r: int = count(16)  # number of tokens that a block merges away
+    r_list: tuple[int, ...] | None = optional(counts())  # for each block; overrides r
 
     def steps(self, depth):
         steps = []
@@ -147,7 +148,7 @@ class DTEM(Removal):
         return tuple(steps)
 
     def param_groups(self, path):
-        """The embeddings learn, all else stays as it is."""
+        """Only the embeddings are trained."""
         if path.startswith("reducer_"):
             return ParamGroup()
         return ParamGroup(frozen_epochs=math.inf)

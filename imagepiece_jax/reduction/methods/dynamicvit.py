@@ -1,6 +1,6 @@
 """DynamicViT: a small network learns which tokens to keep (Rao et al., NeurIPS 2021).
 
-Training draws masks; it starts from a trained model, which is also its teacher.
+Training draws masks. It starts from a trained model, which is also the teacher.
 """
 
 import dataclasses
@@ -18,7 +18,10 @@ from imagepiece_jax.reduction.tokens import Masking
 
 
 class KeepPredictor(nn.Module, MaskingReducer):
-    """Keep what a learned score ranks highest; in a masked plan, mask a random draw."""
+    """Keeps the tokens of the highest learned scores.
+
+    In masked training it masks tokens by a random draw.
+    """
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -34,27 +37,26 @@ class KeepPredictor(nn.Module, MaskingReducer):
 
 @dataclasses.dataclass(frozen=True)
 class LearnedSelection(Method):
-    """What methods with a learned selector share: losses, a teacher, learning rates.
-
-    The weights are those of loss terms; cross entropy has 1.
-    """
+    """Base of methods with a learned selector: losses, a teacher, learning rates."""
 
     needs_teacher = True
 
-    # Share of live tokens against its target.
+    # Weights of loss terms, where cross entropy has the weight 1:
+    # shares of live tokens compared with their targets
     ratio_weight: float = weight(2.0, training=True)
-    kl_weight: float = weight(0.5, training=True)  # logits against the teacher's
-    # Live tokens against the teacher's, after the last norm.
+    # logits compared with the teacher's
+    kl_weight: float = weight(0.5, training=True)
+    # live tokens after the final norm compared with the teacher's
     token_weight: float = weight(0.5, training=True)
-    # Share of the rate that all but the selectors get.
+    # learning rate of the backbone / that of the selectors
     backbone_lr: float = rate(0.01, training=True)
-    # First epochs in which only the selectors learn.
+    # number of first epochs in which only the selectors learn
     frozen_epochs: float = weight(5.0, training=True)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """Live shares to their targets, logits and tokens to the teacher's.
+        """{name: loss term}, as means over the images of this device.
 
-        The means are over this device's images; `plan` is that of masked training.
+        plan: the plan of masked training
         Raises InputError for a teacher of other tokens, width or classes.
         """
         token_selector.check_teacher(outputs, teacher_outputs)
@@ -68,11 +70,11 @@ class LearnedSelection(Method):
         }
 
     def live_shares(self, masks):
-        """Share of live tokens in each image, at each masking step. -> [B] each."""
+        """Shares of live tokens in each image: an array [B] for each masking step."""
         return [jnp.mean(mask, axis=1) for mask in masks]
 
     def target_shares(self, plan):
-        """Share of the initial tokens that evaluation keeps at each masking step."""
+        """Shares of the initial tokens that evaluation keeps at the masking steps."""
         layers = [layer for layer in plan if layer.counts]
         shares = []
         for layer in layers:
@@ -82,7 +84,7 @@ class LearnedSelection(Method):
                 shares.append(step.rule.rate)
                 continue
             tokens = step.tokens
-            if step.rule.packages:  # which are no tokens that stay
+            if step.rule.packages:  # packages are not among the tokens that stay
                 tokens -= stage
             shares.append(tokens / layers[0].counts.n_in)
         return shares
@@ -92,9 +94,10 @@ class LearnedSelection(Method):
         return self.backbone_lr * lr
 
     def param_groups(self, path):
-        """Selectors follow the schedule, the backbone a share of it, later.
+        """How each parameter is trained.
 
-        Prefix tokens and positions stay as they are.
+        Selectors have the schedule's learning rate. The backbone learns slower, after
+        the frozen epochs. Prefix tokens and positions are not trained.
         """
         name = path.split("/")[0]
         if name.startswith("reducer_"):
@@ -106,7 +109,7 @@ class LearnedSelection(Method):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicViT(InStages, LearnedSelection):
-    """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
+    """Before the s-th of `blocks`, int(n0 * keep_rate**s) of n0 image tokens stay."""
 
     def steps(self, depth):
         return self.stages(KeepPredictor(), site="pre", when_masked=0)

@@ -12,14 +12,12 @@ from imagepiece_jax.reduction.token_counts import Keep
 
 @dataclasses.dataclass(frozen=True)
 class EViT(InStages):
-    """At each of `blocks` keep ceil(keep_rate * n) tokens; `fuse_token` adds one more.
+    """At each of `blocks`, the ceil(keep_rate * n) most attended image tokens stay."""
 
-    The fused token is the attention-weighted sum of the dropped ones.
-    """
-
-    fuse_token: bool = switch(False)  # the dropped ones become one more token
+    # whether one more token is the sum of the others, weighted by their scores
+    fuse_token: bool = switch(False)
     score: str = score()
-    # Epochs that keep all tokens, then so many to get to keep_rate.
+    # number of first epochs that keep all tokens, and of those until keep_rate
     rate_warmup_start: float = weight(0.0, training=True)
     rate_warmup_epochs: float = weight(0.0, training=True)
 
@@ -35,10 +33,10 @@ class EViT(InStages):
         return tuple(Step(block, reducer, rule) for block in self.blocks)
 
     def rate_at(self, epoch):
-        """Keep rate of an epoch: 1 until the start, then by a cosine to keep_rate.
+        """The keep rate in an epoch: 1 at first, then falling to keep_rate by a cosine.
 
-        EViT's authors change it every iteration (start 10, 100 epochs); by epoch there
-        are fewer programs to compile.
+        EViT's authors change it in every step (start 10, 100 epochs). Once an epoch
+        there are fewer programs to compile.
         """
         start = self.rate_warmup_start
         length = self.rate_warmup_epochs

@@ -17,9 +17,9 @@ from imagepiece_jax.reduction.tokens import Assignment
 
 @dataclasses.dataclass(frozen=True)
 class Cells(Reducer):
-    """Average the tokens of each cell of a `size` x `size` grid, row by row.
+    """Averages the tokens of each cell of a `size` x `size` grid.
 
-    Cells differ by at most one row and column where the patches do not divide evenly.
+    Where patches do not divide evenly, cells differ by at most one row and one column.
     """
 
     clusters = True
@@ -27,7 +27,7 @@ class Cells(Reducer):
     size: int
 
     def check_grid(self, grid):
-        """InputError unless `grid` (height, width) of patches is there and as large."""
+        """Raise InputError without a grid (height, width), or for a smaller one."""
         if grid is None:
             raise InputError(
                 "needs the grid of patches, but the tokens are reduced before",
@@ -68,7 +68,7 @@ class GridPooling(Method):
     block: int = count(6)  # the first block that sees the cells
 
     def scaled(self, strength, depth, patches):
-        """The same cells, in an earlier block."""
+        """The method with the same cells at an earlier block."""
         block = min(depth - 1, max(1, rounded((1 - strength) * depth)))
         return dataclasses.replace(self, block=block)
 

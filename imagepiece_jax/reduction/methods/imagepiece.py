@@ -21,25 +21,25 @@ from imagepiece_jax.reduction.token_counts import Keep, Merge
 
 @dataclasses.dataclass(frozen=True)
 class Retokenize(Ranking):
-    """Merge unimportant tokens with their most similar partners (ImagePiece, step II).
+    """Merges unimportant tokens into similar ones (ImagePiece, step II).
 
-    The `candidates` tokens of the lowest scores (the paper's is class attention),
-    ordered by score, alternate between two sides; those of side A whose best partner on
-    side B is most similar are merged into it, at its place. All other tokens keep their
-    order.
+    The candidates are the tokens of the lowest scores; the paper's score is class
+    attention. In the order of their scores they alternate between two sides, A and B.
+    The tokens of side A with the most similar partners on side B merge into these. All
+    other tokens keep their order.
     """
 
-    order: str = "descending"  # starts with the highest candidate
+    order: str = "descending"  # "descending" starts with the highest candidate
     parity: int = 0  # which of the first two candidates is on side A
-    metric: str = "key"  # the compared feature: "key", "query", "value" or "token"
-    size_weighting: bool = True  # a merged token is the mean over patches, not tokens
+    metric: str = "key"  # the feature to compare: "key", "query", "value" or "token"
+    size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def __call__(self, taps, counts, train=False):
         n = counts.n_in
         b = counts.candidates
         r = counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(self.scores(taps, counts))
-        # The candidates by their place, the highest first; side A before side B.
+        # Places of the candidates by falling score; side A comes before side B.
         place = np.arange(b)
         if self.order == "ascending":
             place = place[::-1]
@@ -57,42 +57,45 @@ class Retokenize(Ranking):
         return result.replace(weight=jnp.ones_like(taps.size))
 
     def similarity(self, taps, candidates, first):
-        """Side A, the `first` candidates, to side B. -> [B, first, b - first]."""
+        """Similarity of the first candidates (side A) to the others (side B).
+
+        Returns [B, first, b - first].
+        """
         metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
         return cosine_within(metric)[:, :first, first:]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePiece(Method):
-    """Merge steps over the least attended tokens, then prune steps by class attention.
+    """Steps that merge the least attended tokens, and steps that prune them.
 
-    `inattentive` says what becomes of the least attended tokens: "merge" is ImagePiece,
-    and "drop" a control with the same token counts.
+    `inattentive`: "merge" is ImagePiece. "drop" is a control with the same numbers of
+    tokens, in which the least attended tokens are dropped.
     """
 
     amounts = ("keep_rate", "merge_ratio")
 
-    keep_rate: float = rate(0.8)  # of the image tokens, at each prune step
-    merge_ratio: float = rate(0.08)  # of all tokens, class token included
-    candidate_ratio: float = rate(0.3)  # the least attended share, which may be merged
-    # "B": merge 0 1 3 4 6 7, prune 2 5 8; "A": one block later.
+    keep_rate: float = rate(0.8)  # share of image tokens that a prune step keeps
+    merge_ratio: float = rate(0.08)  # share of tokens that a merge step merges away
+    candidate_ratio: float = rate(0.3)  # share of tokens, the least attended, to merge
+    # "B" merges at blocks 0 1 3 4 6 7 and prunes at 2 5 8; "A" is one block later
     schedule: str = choice("B", ("A", "B"))
-    merge_blocks: tuple[int, ...] | None = optional(blocks())  # override the schedule
-    prune_blocks: tuple[int, ...] | None = optional(blocks())
-    # What merge_ratio counts; at most half of the candidates merge, into the others.
+    merge_blocks: tuple[int, ...] | None = optional(blocks())  # None: by the schedule
+    prune_blocks: tuple[int, ...] | None = optional(blocks())  # None: by the schedule
+    # what merge_ratio is a share of: all tokens, class token included, or candidates
     merge_base: str = choice("all", ("all", "candidates"))
-    # Candidates are split most attended first, or least.
+    # whether candidates alternate from the most or from the least attended on
     order: str = choice("descending", ("descending", "ascending"))
     parity: int = choice(0, (0, 1))  # which of the first two candidates may leave
     metric: str = metric()
-    size_weighting: bool = switch(True)  # a merged token is the mean over its patches
+    size_weighting: bool = switch(True)  # merged tokens are means over patches
     score: str = score()
     inattentive: str = choice("merge", ("merge", "drop"))
 
     def scaled(self, strength, depth, patches):
-        """Both rates together, from 1 and 0 through its own to the end of one.
+        """The method with both rates scaled in proportion; without pruning only one.
 
-        Where it does not prune, only the merge ratio.
+        With strength 1 the larger of 1 - keep_rate and merge_ratio becomes 1.
         """
         drop = 1 - self.keep_rate
         merge = self.merge_ratio
@@ -105,12 +108,12 @@ class ImagePiece(Method):
 
     def step_at(self, block, depth, tokens):
         steps = self.steps(depth)
-        at = {step.block: step for step in steps}
-        if block not in at:
-            listed = ", ".join(map(str, at))
+        by_block = {step.block: step for step in steps}
+        if block not in by_block:
+            listed = ", ".join(map(str, by_block))
             allowed = f"changes at {listed}, or other merge_blocks and prune_blocks"
             self.refuse("counts", allowed, f"changes at block {block}")
-        return at[block]
+        return by_block[block]
 
     def steps(self, depth):
         merge = self.merge_blocks
@@ -123,7 +126,7 @@ class ImagePiece(Method):
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int) -> Step:
-        """A step that merges unimportant tokens, or drops as many."""
+        """A Step that merges unimportant tokens, or drops as many."""
         rule = Merge(self.merge_ratio, self.candidate_ratio, self.merge_base)
         if self.inattentive == "drop":
             return Step(block, TopK(score=self.score), rule)
@@ -131,15 +134,15 @@ class ImagePiece(Method):
         return Step(block, Retokenize(*switches, score=self.score), rule)
 
     def prune_step(self, block: int) -> Step:
-        """A step that removes tokens; combinations with other methods override it."""
+        """A Step that prunes tokens; combinations with other methods override it."""
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):
-        """(merge blocks, prune blocks) of the schedule: merge, merge, prune, repeated.
+        """(merge blocks, prune blocks) of the schedule.
 
-        "B" counts the paper's layer numbers from one, "A" takes them as block indices;
-        "B" agrees with the reported speeds. Both leave out the last blocks: there are
-        depth // 4 cycles.
+        A schedule repeats merge, merge, prune depth // 4 times, and leaves the last
+        blocks alone. "B" reads the paper's layer numbers as counted from 1, and agrees
+        with its speeds; "A" reads them as counted from 0.
         """
         cycles = depth // 4
         if cycles == 0:

@@ -1,7 +1,8 @@
-"""ImagePiece + DynamicViT: retokenize, and where it prunes a learned score decides.
+"""ImagePiece + DynamicViT: ImagePiece's steps, where a learned score decides.
 
-Training by "mask" removes nothing at the prune steps and draws masks, as DynamicViT
-does; by "topk" it removes what evaluation would, by scores with noise, and is faster.
+Training in the mode "mask" masks tokens at the prune steps and removes none, as
+DynamicViT does. In the mode "topk" it removes as many tokens as evaluation does, by
+scores with noise, and is faster.
 """
 
 import dataclasses
@@ -22,9 +23,10 @@ from imagepiece_jax.reduction.token_counts import Keep
 
 
 class NoisyTopK(KeepPredictor):
-    """Keep what a learned score ranks highest, in training after Gumbel noise.
+    """Keeps the tokens of the highest learned scores, with Gumbel noise in training.
 
-    There a kept token's factor is 1 with the gradient of its keep probability.
+    In training a token that stays is multiplied by 1, whose gradient is that of its
+    probability to be kept.
     """
 
     @nn.compact
@@ -44,14 +46,14 @@ class NoisyTopK(KeepPredictor):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
-    """ImagePiece's steps; those that prune keep as many, by a learned score."""
+    """ImagePiece's steps, of which those that prune rank by a learned score."""
 
-    mode: str = choice("mask", ("mask", "topk"))  # training masks or removes tokens
-    # The score reads tokens before the MLP, or before the block.
+    mode: str = choice("mask", ("mask", "topk"))  # whether training masks or removes
+    # where the score reads tokens: before the MLP, or before the block
     predictor_pos: str = choice("mid", ("mid", "pre"))
 
     def prune_step(self, block):
-        """A step that prunes by a learned score; mode "mask" masks while training."""
+        """A Step that prunes by a learned score, or in the mode "mask" only masks."""
         reducer = NoisyTopK()
         when_masked = None
         if self.mode == "mask":
@@ -61,7 +63,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         return Step(block, reducer, rule, self.predictor_pos, when_masked)
 
     def target_shares(self, plan):
-        """Share that evaluation keeps up to each masking step, merges aside."""
+        """The share that evaluation keeps at each masking step, without its merges."""
         shares = []
         for layer in plan:
             evaluation = layer.counts and layer.counts.evaluation

@@ -1,4 +1,4 @@
-"""ImagePiece + ToMe: retokenize, and merge by similarity where ImagePiece prunes."""
+"""ImagePiece + ToMe: ImagePiece's steps, with ToMe's merge where it prunes."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from imagepiece_jax.reduction.token_counts import MergeTo
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceToMe(ImagePiece):
-    """ImagePiece's steps; those that prune merge to the same count, as ToMe does.
+    """ImagePiece's steps, of which those that prune merge to the same count as in ToMe.
 
-    Matching removes at most half of the tokens. `metric` is what both compare.
+    Such a merge removes at most half of the tokens.
     """
 
     def prune_step(self, block):

@@ -1,6 +1,6 @@
-"""MCTF: fuse by several criteria, one step ahead (Lee et al., CVPR 2024).
+"""MCTF: fuse tokens by several criteria at once (Lee et al., CVPR 2024).
 
-The training with a second pass at a random reduction is not part of this.
+The authors' training, with a second pass at a random reduction, is not part of this.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_amon
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 from imagepiece_jax.reduction.token_counts import Matching, floor
 
-FEWEST = 10  # tokens, class token included, that always stay
+FEWEST = 10  # so many tokens always stay, class token included
 
 
 def _removed(value):
@@ -36,9 +36,9 @@ def _removed(value):
 
 @dataclasses.dataclass(frozen=True)
 class FuseAway(Matching):
-    """`r` tokens fewer, or that share of them: at most half, and ten tokens stay."""
+    """`r` tokens leave, or that share of them; at most half, and FEWEST tokens stay."""
 
-    r: float
+    r: float  # a number of tokens, or below 1 a share
 
     def removed(self, n):
         r = min(self.r, n + 1 - FEWEST)
@@ -50,19 +50,21 @@ class FuseAway(Matching):
 
 @dataclasses.dataclass(frozen=True)
 class Fusion(Ranking):
-    """Fuse pairs between every other token and the rest, half in each direction.
+    """Fuses pairs of a token at an even and one at an odd position, in two halves.
 
-    Half of those that leave are tokens at even positions, prefix included, which join
-    the best of the others; then so many of the others, with what has joined them, join
-    the best of the even ones that are left. The best is by similarity of the tokens
-    times score and size, inverse, each to the power of 1 over its temperature. The
-    slots are the even ones, then the others by falling score of their best. Features
-    and rows of the map are weighted by score times size.
+    First, half of the tokens that leave are even ones, which join their best odd
+    partners. Then the other half are odd tokens, with all that has joined them, which
+    join the best of the even tokens that are left.
+
+    The best partner has the highest product of similarity, 1 / score and 1 / size, each
+    with the exponent 1 / its temperature. Slots are the even tokens that stay, then the
+    odd ones by the falling value of their best. Features and rows of the attention map
+    are weighted by score times size.
     """
 
-    similarity: float = 1.0
-    attention: float = 20.0
-    sizes: float = 40.0
+    similarity: float = 1.0  # temperature
+    attention: float = 20.0  # temperature of the score
+    sizes: float = 40.0  # temperature
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
 
@@ -77,7 +79,7 @@ class Fusion(Ranking):
         even = taps.num_prefix % 2  # the first image token at an even position
         score = self.affinity(x, 1 / received, 1 / size)
         score = score[:, even::2, 1 - even :: 2]
-        # Even ones, half of those that leave.
+        # First, half of those that leave: tokens at even positions join odd ones.
         first = merges // 2
         best, partner = find_partners(score, _places(score.shape[2]))
         order = rank(best)
@@ -85,7 +87,7 @@ class Fusion(Ranking):
         joined = gather_rows(partner, joining)
         place = place_among(order >= first)
         staying = invert(place, order.shape[1] - first)
-        # The others, by the same scores.
+        # Then the other half: odd tokens join the even ones that are left.
         back = gather_rows(score, staying).transpose(0, 2, 1)
         best, partner = find_partners(back, _places(back.shape[2]))
         order = rank(best)
@@ -123,20 +125,21 @@ def _places(length):
 
 @dataclasses.dataclass(frozen=True)
 class MCTF(Removal):
-    """In each of `blocks` (None: all but the first) `r` tokens fewer, or that share.
+    """Each of `blocks` fuses `r` tokens away, or that share of them.
 
-    With another score than "received" tokens fuse behind attention, which need not give
-    its map. Each criterion of `Fusion` counts to the power of 1 over its temperature.
+    With the score "received" tokens fuse inside attention, whose whole map is computed;
+    with another score they fuse after attention. Each criterion of `Fusion` has the
+    exponent 1 / its temperature.
     """
 
     amounts = ("r", "blocks")
 
-    # Tokens that a block loses; below 1 their share.
+    # number of tokens that a block loses, or below 1 their share
     r: float = checked(16, _removed, "integers, and shares of at least 0 and below 1")
-    blocks: tuple[int, ...] | None = optional(blocks())
-    similarity: float = positive(1.0)  # temperature of the similarity
-    attention: float = positive(20.0)  # of the attention received: little is better
-    sizes: float = positive(40.0)  # of the sizes: small is better
+    blocks: tuple[int, ...] | None = optional(blocks())  # None: all but the first
+    similarity: float = positive(1.0)  # temperature: similar tokens fuse
+    attention: float = positive(20.0)  # temperature: little attended tokens fuse
+    sizes: float = positive(40.0)  # temperature: small tokens fuse
     score: str = score("received")
 
     def scaled(self, strength, depth, patches):
@@ -146,7 +149,7 @@ class MCTF(Removal):
 
     def removed(self, depth):
         chosen = self.chosen_blocks(depth)
-        return [block in chosen for block in range(depth)]
+        return [int(block in chosen) for block in range(depth)]
 
     def chosen_blocks(self, depth):
         """The blocks that fuse tokens."""

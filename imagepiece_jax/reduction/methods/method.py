@@ -1,4 +1,4 @@
-"""The base of all methods: fields with checks, steps, and what training adds."""
+"""The base of all methods: their fields, their steps, and what training needs."""
 
 import dataclasses
 import itertools
@@ -13,69 +13,70 @@ from imagepiece_jax.reduction.token_counts import KeepInitial
 
 
 def score(default: str = "auto"):
-    """The field for the score that ranks tokens: docs/models.md compares them.
+    """A field for the score by which tokens are ranked; docs/models.md compares them.
 
-    One of `Ranking`, or "auto": "class" where there is a class token, else "received".
+    Its values are those of `Ranking`, and "auto": "class" in models with a class token,
+    "received" in others.
     """
     return fields.choice(default, tuple(SCORES))
 
 
 def metric():
-    """The field for the compared feature."""
+    """A field for the feature by which tokens are compared."""
     return fields.choice("key", METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-    """How one parameter is trained where that differs from the rest."""
+    """How a parameter is trained."""
 
-    # (rate of the schedule at this step, its peak) -> rate
+    # function (rate of the schedule, its peak rate) -> rate; None: the schedule's
     lr: Callable[[Any, float], Any] | None = None
-    frozen_epochs: float = 0.0  # first epochs without any update (infinity: all)
+    frozen_epochs: float = 0.0  # first epochs without updates; may be infinite
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a method's defaults may depend on."""
+    """The facts about a model on which defaults of a method may depend."""
 
-    depth: int  # blocks
+    depth: int  # number of blocks
     embed_dim: int
-    patches: int  # image tokens of the first block
+    patches: int  # number of image tokens before the first block
     class_token: bool = True
     pool: str = "token"  # what the head reads: "token", "mean" or "map"
     classes: int = 1000  # 0: the model has no head
-    name: str | None = None  # the public model's
+    name: str | None = None  # name of a public model
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(fields.CheckedFields):
-    """A token reduction; a subclass's fields are the fields of `config.reduction`.
+    """A method of token reduction; its fields are those of `config.reduction`.
 
-    Each field has a default and a check (`common.fields`). A method that trains in its
-    own way overrides some of the class's attributes, with a function or a value.
+    Each field has a default and a check (`common.fields`). A method with a training of
+    its own overrides some of the class attributes by a value or a function.
     """
 
-    # Its own fields that say how many tokens stay, and at which blocks.
+    # names of the fields that say how many tokens stay, and at which blocks
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
-    needs_teacher: ClassVar[bool] = False  # training compares with a frozen dense model
-    # Its fields of the model, where a config has no others.
+    needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
+    # defaults for fields of the model's config
     model_fields: ClassVar[Mapping[str, Any]] = {}
-    # (outputs, teacher_outputs, plan) -> {name: extra loss term}
+    # function (outputs, teacher_outputs, plan) -> {name: further loss term}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
-    # (path such as "blocks_3/attn/q/kernel") -> ParamGroup
+    # function (path such as "blocks_3/attn/q/kernel") -> ParamGroup
     param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
-    # (epoch) -> keep rate during that epoch, for warm-ups
+    # function (epoch) -> keep rate in that epoch
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
-    # Share of the dense model's MACs: `models.at_cost` finds the strength of `counts`,
-    # or of the method's own schedule, whose cost is nearest.
+    # Cost as a share of the dense model's MACs. `models.at_cost` finds the strength of
+    # the schedule, in `counts` or the method's own, whose cost is nearest.
     macs: float | None = fields.optional(fields.number(above=0, most=1))
-    # Image tokens after each block, or the name of a schedule, which needs `macs`.
+    # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = fields.optional(
         fields.checked(None, schedules.parse, schedules.ALLOWED)
     )
-    # "drop": tokens that the method would merge are dropped.
+    # "own": tokens leave as the method has it; "drop": those that it merges are dropped
     fate: str = fields.choice("own", ("own", "drop"))
 
     def __post_init__(self):
@@ -94,13 +95,13 @@ class Method(fields.CheckedFields):
                 self.refuse(name, "one of them", problem)
 
     def steps(self, depth: int) -> Sequence[Step]:
-        """The steps in a model of `depth` blocks, by the method's own fields."""
+        """The Steps in a model of `depth` blocks, by the method's own fields."""
         raise NotImplementedError
 
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
-        """The step of `counts` that leaves `tokens` image tokens at `block`.
+        """The Step at a block where `counts` leaves `tokens` image tokens.
 
-        Its rule says how few are allowed. InputError where the method does nothing.
+        Raises InputError for a block at which the method removes no tokens.
         """
         own = dataclasses.replace(self, counts=None, macs=None)
         if hasattr(self, "blocks"):
@@ -113,16 +114,19 @@ class Method(fields.CheckedFields):
         return steps[0]
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method with its own schedule at another strength.
+        """The method with another strength of its own schedule.
 
-        strength: 0 leaves all tokens, 1 as few as the schedule can
+        strength: from 0, where all tokens stay, to 1, where as few stay as can
         """
         if hasattr(self, "keep_rate"):
             return dataclasses.replace(self, keep_rate=round(1 - strength, 6))
         return self._powered(strength, depth, patches)
 
     def at_strength(self, strength: float, depth: int, patches: int) -> "Method":
-        """`scaled`, or by `counts`: its schedule, or its list to a power; no `macs`."""
+        """The method with another strength of the schedule that it has.
+
+        That is the schedule of `counts`, its list to a power, or the method's own one.
+        """
         free = dataclasses.replace(self, macs=None, counts=None)
         if self.counts is None:
             return free.scaled(strength, depth, patches)
@@ -132,7 +136,7 @@ class Method(fields.CheckedFields):
         return free.within_reach(counts, depth, patches)
 
     def _powered(self, strength, depth, patches):
-        """The method with its counts, as shares of `patches`, to a power."""
+        """The method with its shares of tokens after each block to a power."""
         plan = build(depth, patches, self.planned_steps(depth, patches), 0)
         shares = [layer.mlp_tokens / patches for layer in plan]
         powered = schedules.powered_shares(shares, strength)
@@ -140,9 +144,9 @@ class Method(fields.CheckedFields):
         return self.within_reach(counts, depth, patches)
 
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
-        """The steps in a model, by its own fields or by `counts`.
+        """The Steps in a model, by `counts` or by the method's own fields.
 
-        patches: image tokens of the first block
+        patches: number of image tokens before the first block
         Raises InputError for counts that the method or the model cannot have.
         """
         if self.counts is None:
@@ -159,7 +163,7 @@ class Method(fields.CheckedFields):
         return dropping
 
     def _counted(self, depth, patches):
-        """Steps to `counts`."""
+        """The Steps that leave as many tokens as `counts` lists."""
         if len(self.counts) != depth:
             allowed = f"{depth}, one for each block"
             self.refuse("counts", allowed, f"has {len(self.counts)} entries")
@@ -183,7 +187,7 @@ class Method(fields.CheckedFields):
         return steps
 
     def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
-        """The method with `counts`, or the nearest above that its steps can leave."""
+        """The method with `counts`, or more tokens where its steps must leave more."""
         reached = []
         n = patches
         stage = 1
@@ -199,15 +203,16 @@ class Method(fields.CheckedFields):
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
 
     def chosen(self, model: ModelFacts) -> "Method":
-        """The method itself; in place of "auto" the one recommended for a model."""
+        """The method itself; "auto" returns the method recommended for the model."""
         return self
 
     def for_model(self, model: ModelFacts) -> "Method":
-        """The method for a model: no score is "auto", no default that of another size.
+        """The method with fields that fit a model.
 
-        Beside `macs`, whose schedule is a shape alone, usual blocks of a model of 12
-        blocks stand at the same share of the depth where they would not fit.
-        Raises InputError for counts of tokens that the model does not have.
+        The score "auto" becomes "class" or "received". With `macs`, default blocks,
+        which are those of 12 blocks, move to the same share of a smaller depth.
+
+        Raises InputError for more tokens than the model has.
         """
         changes = {}
         if getattr(self, "score", None) == "auto":
@@ -219,10 +224,10 @@ class Method(fields.CheckedFields):
         return dataclasses.replace(self, **changes)
 
     def _blocks_for(self, depth):
-        """The default blocks at the same shares of a smaller depth.
+        """The default blocks at the same shares of a smaller depth; None: no change.
 
-        None where the method has others, where they fit as they are, or where two of
-        them would be one.
+        Blocks do not change where they are not the defaults, where they fit the depth,
+        and where two of them would be the same.
         """
         defaults = getattr(type(self), "blocks", None)
         if not defaults or self.blocks != defaults or max(defaults) < depth:
@@ -233,11 +238,10 @@ class Method(fields.CheckedFields):
         return blocks
 
     def check_most(self, field: str, most: int, allowed: str):
-        """Check that a count, or each of several, is allowed for a model.
+        """Raise InputError where a field has a number above `most`.
 
-        field: the field that has them
-        allowed: the range up to `most`, in words
-        Raises InputError for more than `most`.
+        field: name of a field with a number or a tuple of numbers
+        allowed: the numbers up to `most`, in words
         """
         if self.counts is not None or self.macs is not None:
             return  # the field does not count
@@ -252,8 +256,11 @@ class Method(fields.CheckedFields):
             self.refuse(field, allowed, problem)
 
     def named_fields(self, training: bool = True) -> dict[str, Any]:
-        """The fields by name; `training`: those that only training reads, too."""
-        # A field of all methods is named only where it says something.
+        """{name: value} of the fields.
+
+        training: whether fields that only training reads are among them
+        """
+        # Fields that all methods have are left out where they have their default.
         silent = {"macs": None, "counts": None, "fate": "own"}
         found = {}
         for field in dataclasses.fields(self):
@@ -275,7 +282,10 @@ class InStages(Method):
     blocks: tuple[int, ...] = fields.blocks(3, 6, 9)
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
-        """Steps that leave keep_rate**s of the initial tokens at the s-th block."""
+        """Steps that leave the share keep_rate**s of the tokens at the s-th block.
+
+        where: further fields of the Steps
+        """
         steps = []
         for stage, block in enumerate(sorted(self.blocks), start=1):
             rule = KeepInitial(self.keep_rate**stage)
@@ -284,30 +294,34 @@ class InStages(Method):
 
 
 class Removal(Method):
-    """Base of methods whose blocks lose `r` tokens each, or as `r_list` has it."""
+    """Base of methods whose blocks lose `r` tokens each, or those of `r_list`."""
 
     model_fields = {"prop_attn": True}
 
     def removed(self, depth: int) -> Sequence[int]:
-        """Tokens that each block is to lose."""
-        return (self.r,) * depth if self.r_list is None else self.r_list
+        """Number of tokens that each block should lose."""
+        if self.r_list is None:
+            return (self.r,) * depth
+        return self.r_list
 
     def for_model(self, model):
-        """The method for a model. Raises InputError for more than half of its tokens.
+        """The method with fields that fit a model.
 
-        A later block than the first has fewer, and loses at most half of those.
+        Raises InputError where a block should lose more than half of all tokens. A
+        later block has fewer tokens, and then loses at most half of those.
         """
-        listed = getattr(self, "r_list", None) is not None
-        field = "r_list" if listed else "r"
+        field = "r"
+        if getattr(self, "r_list", None) is not None:
+            field = "r_list"
         half = model.patches // 2
         allowed = f"0 to {half}, half of the first block's {model.patches} image tokens"
         self.check_most(field, half, allowed)
         return super().for_model(model)
 
     def scaled(self, strength, depth, patches):
-        """The method with the same proportions between the blocks.
+        """The method with another strength, and the same proportions between blocks.
 
-        At strength 1 the block that loses most loses all tokens.
+        With strength 1 the block that loses most would lose all tokens.
         """
         removed = self.removed(depth)
         if not any(removed):

@@ -1,4 +1,4 @@
-"""PiToMe: merge what there is much of, by energy (Tran et al., NeurIPS 2024)."""
+"""PiToMe: merge tokens that are like many others (Tran et al., NeurIPS 2024)."""
 
 import dataclasses
 import math
@@ -16,13 +16,14 @@ from imagepiece_jax.reduction.token_counts import MergeTo
 
 @dataclasses.dataclass(frozen=True)
 class ByEnergy(Ranking):
-    """Tokens of high energy, which are like many others, merge in pairs.
+    """Merges tokens of high energy, which are like many others, in pairs.
 
-    Ordered by falling energy they alternate between two sides, A and B.
+    In the order of falling energy, tokens alternate between two sides, A and B. Tokens
+    of side A merge into the most similar ones of side B.
 
-    protect: only the tokens of the highest energies are compared, twice as many as
-        merge, and all of side A join the most similar of side B; else all tokens are
-        compared, and those of side A leave that are most similar to their partners
+    protect: whether only the tokens of the highest energies are compared, twice as many
+        as merge, so that all of side A merge. Else all tokens are compared, and those
+        of side A merge that are most similar to their partners.
     """
 
     protect: bool
@@ -49,12 +50,13 @@ class ByEnergy(Ranking):
 class PiToMe(Method):
     """Every block keeps ceil(keep_rate * n) of its n image tokens, at least half.
 
-    The first half of the blocks matches all tokens, the second protects low energies.
+    The first half of the blocks compares all tokens. The second half compares only
+    tokens of high energy, which protects the others.
     """
 
     keep_rate: float = rate(0.9125)  # of the image tokens, in every block
-    late_first: bool = switch(False)  # the halves exchanged, as its authors do with MAE
-    metric: str = metric()  # after energies of keys
+    late_first: bool = switch(False)  # whether the halves are swapped, as for MAE
+    metric: str = metric()  # compares tokens; energies are always of keys
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

@@ -1,4 +1,4 @@
-"""What a share of the MACs alone stands for: the method recommended for a model.
+"""The method that is recommended for a model, where only a share of MACs is given.
 
 `reduction=0.5` is {"name": "auto", "macs": 0.5}.
 """
@@ -14,41 +14,44 @@ STAGES = 4  # of equal depth; tokens leave at the start of each but the first
 
 
 class Recommendation(NamedTuple):
-    """A method for one kind of model."""
+    """The method that is recommended for one kind of model."""
 
-    name: str
-    text: str  # which tokens stay or merge, in words
-    in_stages: bool = False  # its `blocks` stand at quarters of the depth
+    name: str  # name of the method
+    text: str  # what it does, in a few words
+    in_stages: bool = False  # whether its `blocks` are at quarters of the depth
 
 
-# By kind of model, off the shelf. docs/comparison.md is the page.
+# {kind of model: method}, for models that are not trained further. See
+# docs/comparison.md.
 TABLE = {
-    # The head reads the class token, whose attention ranks the tokens. Three blocks are
-    # the fastest at equal accuracy, and at .6 of the MACs level with the dense model:
-    # table "clock" of docs/comparison.md, `level` of docs/tables/parts/elsewhere.md.
-    # Quarters of the depth, blocks 3, 6 and 9 of 12, are where DynamicViT's authors
-    # prune DeiT, and LV-ViT of 16 and 20 blocks.
+    # The head reads the class token, whose attention ranks the tokens. Of equally
+    # accurate settings, those of three blocks are the fastest; at .6 of the MACs they
+    # are level with the dense model (table "clock" of docs/comparison.md, `level` of
+    # docs/tables/parts/elsewhere.md). DynamicViT's authors prune at quarters of the
+    # depth, too: DeiT at blocks 3, 6 and 9 of 12, and LV-ViT of 16 and 20 blocks.
     "class token": Recommendation("attended", "most attended", in_stages=True),
-    # Accuracy by another score than class attention was not measured where the head
-    # reads no class token (docs/tables/scores.md), and ToMe needs no score.
+    # The head reads no class token. Scores for such models were not measured
+    # (docs/tables/scores.md), and ToMe needs no score.
     "other pool": Recommendation("tome", "ToMe"),
-    # A map or features are read. At .75 and .6 of the MACs no method has a higher IoU
-    # with the dense model's maps than ToMe (docs/tables/saliency.md): .86 at .6, where
-    # the most attended in three blocks have .82 (docs/tables/parts/elsewhere.md).
+    # There is no head, and features are read. At .75 and .6 of the MACs no method has
+    # a higher IoU with the dense model's maps than ToMe (docs/tables/saliency.md): .86
+    # at .6, where "attended" has .82 (docs/tables/parts/elsewhere.md).
     "no classes": Recommendation("tome", "ToMe"),
 }
 
 
 def recommendation(model):
-    """The row of `TABLE` for a model's ModelFacts."""
+    """The Recommendation for a model; model: its ModelFacts."""
     if not model.classes:
         return TABLE["no classes"]
-    return TABLE["class token" if model.pool == "token" else "other pool"]
+    if model.pool == "token":
+        return TABLE["class token"]
+    return TABLE["other pool"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommended(Method):
-    """No method, until `chosen` knows the model; its other fields are passed on."""
+    """A placeholder for the recommended method, which `chosen` returns for a model."""
 
     amounts = ()
 
@@ -57,10 +60,10 @@ class Recommended(Method):
 
     def chosen(self, model):
         method = recommendation(model)
-        own = {name: getattr(self, name) for name in ("macs", "counts", "fate")}
+        own = {"macs": self.macs, "counts": self.counts, "fate": self.fate}
         if method.in_stages and self.counts is None:
-            quarters = (model.depth * part // STAGES for part in range(1, STAGES))
-            own["blocks"] = tuple(sorted({*quarters}))
+            quarters = {model.depth * part // STAGES for part in range(1, STAGES)}
+            own["blocks"] = tuple(sorted(quarters))
         return methods.create(method.name, **own)
 
     def steps(self, depth):

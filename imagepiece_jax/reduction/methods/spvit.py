@@ -1,7 +1,7 @@
-"""SPViT: heads vote which tokens stay, the others travel in a package (ECCV 2022).
+"""SPViT: heads vote which tokens stay; the others become one package (ECCV 2022).
 
-Every step leaves one more token, the package, which is never dropped: the mean of what
-it drops, weighted by keep probability (Kong et al.).
+A package is the mean of the tokens that a step drops, weighted by their probability of
+being kept (Kong et al.). Packages are never dropped.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from imagepiece_jax.reduction.tokens import Masking
 
 
 class Selector(nn.Module, MaskingReducer):
-    """Keep what the heads score highest and pack the rest into one token, at the end.
+    """Keeps the tokens that heads score highest; the last token packs the others.
 
-    In a masked plan a random draw is masked and the package appended.
+    In masked training, tokens are masked by a random draw, and the package is appended.
 
-    share_heads: one score network serves all heads
-    package_norm: as `package_weights` takes it
+    share_heads: whether one network scores the tokens of all heads
+    package_norm: `norm` of `package_weights`
     """
 
     share_heads: bool = True
@@ -40,7 +40,7 @@ class Selector(nn.Module, MaskingReducer):
         scores = self._scores(heads, taps.mask)  # [B, n, H, 2]
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
-        packages = counts.stage - 1  # of former steps, at the end
+        packages = counts.stage - 1  # those of earlier steps are the last tokens
         is_package = (jnp.arange(n) >= n - packages)[None]
         if counts.n_out < counts.n_in:
             score = jnp.where(is_package, jnp.inf, probability)
@@ -59,7 +59,7 @@ class Selector(nn.Module, MaskingReducer):
         return Masking(keep, append=package)
 
     def _scores(self, heads, mask):
-        """Each head's log probabilities, from its own features. -> [B, n, H, 2]."""
+        """Log probabilities by the features of each head, [B, n, H, 2]."""
         if self.share_heads:
             return token_selector.KeepScores(name="scores")(heads, mask)
         by_head = []
@@ -69,7 +69,7 @@ class Selector(nn.Module, MaskingReducer):
         return jnp.stack(by_head, axis=2)
 
     def _votes(self, heads):
-        """How much each head counts, from the means of all. -> [B, n, H], sum 1."""
+        """How much each head counts, by its mean feature: [B, n, H], with the sum 1."""
         count = heads.shape[2]
         dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
         z = jnp.mean(heads, axis=-1, dtype=jnp.float32)
@@ -87,12 +87,12 @@ class Selector(nn.Module, MaskingReducer):
 
 
 def package_weights(probability, dropped, norm):
-    """Weight of each token in the package, [B, n] float32, zero if nothing is dropped.
+    """Weight of each token in the package, [B, n] float32; all 0 if none is dropped.
 
-    probability: [B, n], of being kept
-    dropped: [B, n], 1 or True for those that are dropped
-    norm: "none" sums them by keep probability, "score" makes that a weighted mean,
-    "count" is the plain mean
+    probability: [B, n], probability of each token to be kept
+    dropped: [B, n], 1 or True for tokens that are dropped
+    norm: "none": a sum weighted by probability; "score": a mean weighted by
+        probability; "count": a plain mean
     """
     weight = dropped.astype(jnp.float32)
     if norm != "count":
@@ -100,13 +100,13 @@ def package_weights(probability, dropped, norm):
     if norm == "none":
         return weight
     total = jnp.sum(weight, axis=1, keepdims=True)
-    # Not just eps where nothing is dropped: the gradient would be a million.
+    # Where none is dropped the divisor is 1: with EPS the gradient would be a million.
     return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
-    """Before `blocks` keep shares of the initial tokens, and add one package each."""
+    """Before each of `blocks` a share of the initial tokens stays, and a package."""
 
     amounts = ("keep_rates", "blocks")
 
@@ -115,8 +115,8 @@ class SPViT(LearnedSelection):
         (0.617, 0.369, 0.137), rate(), "numbers from 0 to 1, one for each of blocks"
     )
     blocks: tuple[int, ...] = blocks(3, 6, 9)
-    package_norm: str = choice("score", ("none", "score", "count"))  # of the package
-    share_heads: bool = switch(True)  # one score network for all heads
+    package_norm: str = choice("score", ("none", "score", "count"))  # `package_weights`
+    share_heads: bool = switch(True)  # whether one network scores all heads
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,11 +125,11 @@ class SPViT(LearnedSelection):
         if len(rates) != len(blocks):
             self.refuse("keep_rates", f"one for each of blocks, {len(blocks)}")
         if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):
-            allowed = "blocks that rise, and shares of the first tokens that do not"
+            allowed = "blocks that rise, and shares of the initial tokens that do not"
             self.refuse("keep_rates", allowed, f"is {rates} at blocks {blocks}")
 
     def scaled(self, strength, depth, patches):
-        """The method with all its shares multiplied by one factor, at most 1 each."""
+        """The method with all shares multiplied by one factor, and at most 1."""
         least = min(share for share in self.keep_rates if share)
         scale = (1 - strength) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]
@@ -148,13 +148,14 @@ class SPViT(LearnedSelection):
         return Step(block, selector, rule, site="pre", when_masked=1)
 
     def live_shares(self, masks):
-        """Share of live tokens in this device's batch, at each masking step.
+        """The share of live tokens in this device's batch, at each masking step.
 
-        An image may keep more than another. Packages do not count.
+        The share is over all images, of which some may keep more tokens than others.
+        Packages do not count.
         """
         patches = masks[0].shape[1]
         return [jnp.mean(mask[:, :patches]) for mask in masks]
 
     def backbone_rate(self, lr, peak):
-        """`backbone_lr` times the peak, or the schedule's rate where that is less."""
+        """The backbone's learning rate: at most `backbone_lr` times the peak rate."""
         return jnp.minimum(self.backbone_lr * peak, lr)

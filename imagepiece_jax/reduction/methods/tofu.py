@@ -1,6 +1,6 @@
-"""ToFu: prune first, fuse later, matched as in ToMe (Kim et al., WACV 2024).
+"""ToFu: prune in early blocks, fuse in late ones (Kim et al., WACV 2024).
 
-By PiToMe's public code, in which pruning ends in the middle of the model.
+As in PiToMe's public code, pruning ends in the middle of the model.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from imagepiece_jax.reduction.token_counts import Matching, floor
 
 @dataclasses.dataclass(frozen=True)
 class MergeAway(Matching):
-    """floor((1 - rate) (n + 1)) tokens fewer, at most half: the class token counts."""
+    """floor((1 - rate) (n + 1)) tokens leave, at most half; 1 is the class token."""
 
     rate: float
 
@@ -28,17 +28,18 @@ class MergeAway(Matching):
 
 @dataclasses.dataclass(frozen=True)
 class Fuse(Bipartite):
-    """As ToMe, but merged tokens are plain means, scaled to keep their length.
+    """Merges as ToMe does, but into plain means whose length is scaled.
 
-    To the greatest length in the group, over that of the token merged into
-    ("destination", as published) or of the mean ("mean", so that it has that length).
+    The scale is the greatest length in the group, divided by the length of the token
+    that others merge into (rescale="destination", as published), or by that of the mean
+    (rescale="mean", so that the result has the greatest length).
     """
 
     rescale: str = "destination"
 
     def __call__(self, taps, counts, train=False):
         merged = super().__call__(taps, counts, train)
-        # The scale has a gradient, which gathers would turn into scatters.
+        # Sums in place of gathers, whose gradients would be scatters.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.dest[:, None, :] == slots
@@ -60,9 +61,9 @@ class Fuse(Bipartite):
 
 
 def _in_range(x):
-    """Tokens [B, n, D] in units whose squares fit into float32.
+    """Tokens [B, n, D], divided by a number so that their squares fit into float32.
 
-    Only quotients of their lengths are used, in which the unit cancels out.
+    Only ratios of their lengths are used, which stay the same.
     """
     x = x.astype(jnp.float32)
     size = jnp.abs(jax.lax.stop_gradient(x))
@@ -72,9 +73,9 @@ def _in_range(x):
 
 @dataclasses.dataclass(frozen=True)
 class ToFu(Method):
-    """Blocks lose floor((1 - keep_rate) N) of their N tokens, at most half.
+    """Every block loses floor((1 - keep_rate) N) of its N tokens, at most half.
 
-    Up to the middle one they drop them, then they fuse.
+    Blocks up to the middle of the model drop tokens, later ones fuse them.
     """
 
     keep_rate: float = rate(0.925)  # of all tokens, in every block
@@ -87,6 +88,8 @@ class ToFu(Method):
         rule = MergeAway(self.keep_rate)
         steps = []
         for block in range(depth):
-            reducer = discard if block <= depth // 2 else fuse
+            reducer = fuse
+            if block <= depth // 2:
+                reducer = discard
             steps.append(Step(block, reducer, rule))
         return tuple(steps)

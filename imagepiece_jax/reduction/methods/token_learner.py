@@ -23,9 +23,9 @@ def layer_norm(name):
 
 
 class Scores(nn.Module):
-    """One score a token for each of `num_tokens`: norm, D -> bottleneck -> S.
+    """An MLP that gives each token a score for each of the S new tokens.
 
-    [B, n, D] -> [B, n, S] float32; GELU in its tanh form.
+    [B, n, D] -> [B, n, S] float32
     """
 
     num_tokens: int
@@ -41,9 +41,9 @@ class Scores(nn.Module):
 
 
 class MlpLearner(nn.Module, Reducer):
-    """Version 1.1: each new token is a weighted mean of all, wherever they stand.
+    """Version 1.1: each new token is a weighted mean of all tokens.
 
-    Its weights are the softmax, over the tokens, of its scores.
+    The weights are the softmax of its scores over the tokens.
     """
 
     num_tokens: int
@@ -62,10 +62,13 @@ class MlpLearner(nn.Module, Reducer):
 
 
 class ConvLearner(nn.Module, Reducer):
-    """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid."""
+    """Version 1.0: each new token is a weighted sum of all tokens.
+
+    The weights are sigmoids of four 3 x 3 convolutions over the grid of patches.
+    """
 
     num_tokens: int
-    pooling: str = "sum"  # of the tokens; "mean": divided by their number
+    pooling: str = "sum"  # "mean" divides the sum by the number of tokens
 
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of tokens is there."""
@@ -101,14 +104,14 @@ class ConvLearner(nn.Module, Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class TokenLearner(Method):
-    """Before `block`, learn `num_tokens` tokens from all; the class token stays."""
+    """Before `block`, `num_tokens` learned tokens replace all image tokens."""
 
     amounts = ("num_tokens", "block")
 
-    num_tokens: int = count(16, least=1)  # that take the place of all image tokens
-    block: int = count(7)  # the first block that sees them
-    version: str = choice("v1.1", ("v1.1", "v1.0"))  # v1.0: convolutions and sigmoids
-    bottleneck_dim: int = count(64, least=1)  # of v1.1: width of its scoring MLP
+    num_tokens: int = count(16, least=1)
+    block: int = count(7)  # the first block that sees the new tokens
+    version: str = choice("v1.1", ("v1.1", "v1.0"))  # "v1.0": convolutions and sigmoids
+    bottleneck_dim: int = count(64, least=1)  # width of the scoring MLP of v1.1
     pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
 
     def for_model(self, model):
@@ -117,12 +120,16 @@ class TokenLearner(Method):
         return super().for_model(model)
 
     def scaled(self, strength, depth, patches):
-        """In an earlier block; between two blocks more tokens, of the same cost."""
+        """The method at an earlier block.
+
+        For a strength between those of two blocks there are more new tokens, so that
+        the cost is in between, too.
+        """
         place = max(1.0, (1 - strength) * depth)
         block = min(depth - 1, int(place))
-        behind = min(1.0, place - block)
-        a_block_s = (patches - self.num_tokens) / (depth - block)
-        tokens = self.num_tokens + rounded(behind * a_block_s)
+        fraction = min(1.0, place - block)
+        tokens_for_a_block = (patches - self.num_tokens) / (depth - block)
+        tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
     def step_at(self, block, depth, tokens):

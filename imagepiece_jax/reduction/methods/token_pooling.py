@@ -1,6 +1,6 @@
-"""Token Pooling: cluster the tokens, keep one a cluster (Marin et al., WACV 2023).
+"""Token Pooling: replace tokens by clusters of them (Marin et al., WACV 2023).
 
-Distances are those of the tokens themselves.
+Clusters are found by distances of the tokens themselves.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, slot_index
 
 @dataclasses.dataclass(frozen=True)
 class Clustering(Ranking):
-    """What both algorithms share: they start from the most significant tokens.
+    """Base of both algorithms, which start from the most significant tokens.
 
-    Their significance is the score, by default the attention that they receive in the
-    block before.
+    The significance of a token is its score, by default the attention that it receives
+    in the block before.
     """
 
     clusters = True
@@ -32,7 +32,7 @@ class Clustering(Ranking):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         first = rank(score) < counts.n_out
-        # Weights of a softmax can underflow; a cluster's must not add up to zero.
+        # Scores can underflow to 0, but the weights of a cluster need a sum above 0.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
         dest, share = self.cluster(squared_distances(x), weight, first, counts.n_out)
@@ -41,9 +41,9 @@ class Clustering(Ranking):
 
 
 class KMedoids(Clustering):
-    """A cluster becomes the member with the least weighted distance to the others.
+    """Replaces a cluster by its member with the least weighted distance to the others.
 
-    Slots are in the order of these tokens, which come through as they are.
+    Slots are in the order of these members.
     """
 
     def cluster(self, squares, weight, is_medoid, n_out):
@@ -70,9 +70,9 @@ class KMedoids(Clustering):
 
 
 class KMeans(Clustering):
-    """A cluster becomes the mean of its members, by their significance.
+    """Replaces a cluster by the mean of its members, weighted by significance.
 
-    Slots are in the order of the tokens that the centers started from.
+    Slots are in the order of the tokens from which the centers started.
     """
 
     def cluster(self, squares, weight, first, n_out):
@@ -92,8 +92,8 @@ class KMeans(Clustering):
 def _to_means(squares, share):
     """Squared distances of means to tokens. [B, n, n], [B, k, n] -> [B, k, n].
 
-    |x - sum p a|^2 = sum p |x - a|^2 - sum p q |a - b|^2 / 2 for shares p that add up
-    to one (q of b likewise): the means themselves are not needed.
+    The means themselves are not needed, because for shares p, q that add up to 1
+    |x - sum p a|^2 = sum p |x - a|^2 - sum p q |a - b|^2 / 2.
     """
     outer = jnp.einsum("bkj,bji->bki", share, squares, precision="highest")
     inner = jnp.sum(share * outer, axis=-1, keepdims=True) / 2
@@ -105,11 +105,11 @@ ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
 
 @dataclasses.dataclass(frozen=True)
 class TokenPooling(InStages):
-    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count."""
+    """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
 
     algorithm: str = choice("kmedoids", tuple(ALGORITHMS))
-    score: str = score("received")  # of significance
-    iterations: int = count(3, least=1)  # of the clustering
+    score: str = score("received")  # the significance of tokens
+    iterations: int = count(3, least=1)  # iterations of the algorithm
 
     def steps(self, depth):
         reducer = ALGORITHMS[self.algorithm](self.iterations, score=self.score)

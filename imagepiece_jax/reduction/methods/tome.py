@@ -11,21 +11,24 @@ from imagepiece_jax.reduction.token_counts import Remove
 
 @dataclasses.dataclass(frozen=True)
 class ToMe(Removal):
-    """In every block merge `r` tokens, at most half of the image tokens.
+    """Every block merges `r` tokens away, at most half of its image tokens.
 
-    `reducers.Bipartite` pairs them.
+    `reducers.Bipartite` finds the pairs.
     """
 
     amounts = ("r", "inflection", "r_list")
 
-    r: int = count(13)  # tokens that a block merges away; at most half of its tokens
-    # Spreads them linearly: -1 from 2 r in the first block to 0, 1 the reverse.
+    r: int = count(13)  # number of tokens that a block merges away, on average
+    # slope over the blocks: with -1 from 2 r in the first to 0 in the last, with 1 from
+    # 0 to 2 r
     inflection: float = number(0.0, least=-1, most=1)
-    r_list: tuple[int, ...] | None = optional(counts())  # by block, overrides both
+    r_list: tuple[int, ...] | None = optional(
+        counts()
+    )  # for each block; overrides both
     metric: str = metric()
 
     def removed(self, depth):
-        """Tokens that each block is to merge away, a tuple of `depth` ints.
+        """Number of tokens that each block should merge away, a tuple.
 
         Raises InputError for an `r_list` of more blocks.
         """
