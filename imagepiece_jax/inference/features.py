@@ -3,9 +3,9 @@
     maps = features(vit, images, layers=4)
     maps.pooled, maps.patches, maps.layers[0].patches
 
-Patches are followed through the reductions of a forward pass, so that every one has a
-feature: merged patches share that of their token, those of a soft reduction
-(TokenLearner) are put together from its tokens, and dropped ones are filled.
+Every patch has a feature, as patches are followed through the reductions of the forward
+pass. Patches in a merged token share its feature. A soft reduction (TokenLearner) gives
+patches a mean of its tokens. Dropped patches are filled as `fill` says.
 """
 
 import functools
@@ -31,27 +31,29 @@ from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.tokens import DROPPED
 
-# The first two by reduction.provenance, the others here.
+# What a dropped patch gets: see `features`.
 FILLS = ("nearest", "last", "zero", "class")
 
 
 class Layer(NamedTuple):
     """A feature for every patch after one block."""
 
-    patches: jax.Array  # [B, h, w, D]; [B, h w, D] without `reshape`
-    prefix: jax.Array  # [B, P, D], class, distillation and register tokens
-    dropped: jax.Array  # [B, h, w] bool, patches whose token was dropped before
+    patches: jax.Array  # [B, h, w, D], or [B, h w, D] without `reshape`
+    prefix: jax.Array  # [B, P, D]: class, distillation and register tokens
+    dropped: jax.Array  # [B, h, w] bool: whether the patch was dropped so far
 
 
 class Features(NamedTuple):
     """The result of `features`."""
 
-    pooled: jax.Array  # [B, D], the input of the model's head
-    patches: jax.Array  # these three as in a Layer, after the last norm
+    pooled: jax.Array  # [B, D]: the input of the model's head
+    # patches, prefix and dropped are as in a Layer, after the final norm
+    patches: jax.Array
     prefix: jax.Array
     dropped: jax.Array
-    layers: tuple[Layer, ...]  # of the requested blocks, in their order
-    tokens: jax.Array | None = None  # these four as in a TokenList, on request
+    layers: tuple[Layer, ...]  # the requested blocks, in the order of the request
+    # these four are as in a TokenList; None unless requested
+    tokens: jax.Array | None = None
     size: jax.Array | None = None
     source: jax.Array | None = None
     coordinates: jax.Array | None = None
@@ -68,18 +70,21 @@ def features(
     fill: str = "nearest",
     tokens: int | None = None,
 ) -> Features:
-    """Features of images from a model with any reduction or none; compiled once.
+    """Features of images from a model with any reduction or none.
+
+    The first call with a setting compiles a program, which later calls run.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
         which is normalized here; or one image or several as `Predictor` takes them
         (paths, PIL images, ..), which `vit.preprocessing` crops
     layers: number of last blocks, or indices of blocks from 0
-    norm: whether the features of `layers` pass the model's last norm
-    reshape: patches as a grid, else as a list
-    fill: the feature of a dropped patch, "nearest" (the one of the most similar kept
-        token), "last" (its own when it was dropped), "zero" or "class"
-    tokens: exact number of image tokens that the reduction leaves, which are then
-        returned; None: the reduction's own, and none are returned
+    norm: whether the final norm is applied to the features of `layers`
+    reshape: whether patches are returned as a grid, or else as a list
+    fill: the feature of a dropped patch: "nearest" (that of the most similar token that
+        was kept), "last" (its own one when it was dropped), "zero", or "class" (that of
+        the class token)
+    tokens: exact number of image tokens that the reduction leaves, which are returned,
+        too; None: as many as the reduction leaves, which are not returned
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
@@ -116,9 +121,9 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, listed):
 
 
 def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False):
-    """(variables, images) -> Features, with the arguments of `features`.
+    """A function (variables, images) -> Features; arguments are those of `features`.
 
-    blocks: indices from 0
+    blocks: indices of blocks from 0
     listed: whether the Features have the fields of a TokenList
     """
 
@@ -131,7 +136,7 @@ def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False
         check_outputs(outputs, grid)
         paths = follow(outputs.results, outputs.taps, fill)
 
-        @functools.cache  # `blocks` may have the last one, too
+        @functools.cache  # the last block may be among `blocks`, too
         def layer(block, norm):
             path = paths[steps[block]]
             prefix, patches, dropped = _mapped(states[block], path, fill, norm)
@@ -158,19 +163,19 @@ def feature_map(
     fill: str = "nearest",
     norm: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Features of all patches, row by row.
+    """Features of all patches, as a grid.
 
-    A patch of learned tokens is their mean by the weight that they gave it, normalized
-    per patch.
+    After a soft reduction (TokenLearner) a patch is the mean of the learned tokens,
+    weighted by how much they took from it.
 
-    outputs: of a model with any reduction or none
+    outputs: outputs of a model with any reduction or none
     grid: (height, width) of its patches
-    fill: the feature of a dropped patch, "nearest" (the final one of the kept token
-        most like its own at the step that dropped it, by cosine), "last" (that of its
-        token then), "zero" or "class" (the final feature of the first prefix token,
+    fill: the feature of a dropped patch: "nearest" (that of the token that was most
+        similar to its token, by cosine, at the step that dropped it), "last" (that of
+        its token at that step), "zero", or "class" (that of the first prefix token,
         which is the class token where there is one)
-    norm: function of [.., D] for tokens of any block (`final_norm`); None: the residual
-        stream, which is larger in later blocks
+    norm: function of [.., D] that norms tokens (`final_norm`); None: features are the
+        residual stream, which grows from block to block
     Returns [B, *grid, D].
     Raises InputError for another fill or grid, and for outputs of masked training.
     """
@@ -182,7 +187,7 @@ def feature_map(
 
 
 def _mapped(state, path, fill, norm):
-    """Prefix tokens [B, P, D], patches [B, h w, D] and which were dropped, [B, h w]."""
+    """(prefix tokens [B, P, D], patches [B, h w, D], whether dropped [B, h w])."""
     prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
     while True:
         gone = jnp.zeros(values.shape[:2], bool)
@@ -197,7 +202,7 @@ def _mapped(state, path, fill, norm):
         values = _spread(values, mixing.matrix).astype(x.dtype)
     if fill == "class":
         values = jnp.where(gone[..., None], prefix[:, :1], values)
-    if norm:  # once for both: every call is more to compile
+    if norm:  # applied once to both, which compiles faster
         both = norm(jnp.concatenate([prefix, values], axis=1))
         prefix, values = jnp.split(both, [state.num_prefix], axis=1)
     if fill == "zero":
@@ -206,12 +211,14 @@ def _mapped(state, path, fill, norm):
 
 
 def _spread(learned, matrix):
-    """Means of learned tokens [B, S, D] by the weights that made them. -> [B, n, D].
+    """Means of learned tokens, weighted by how much they took from each token.
 
-    matrix: [B, S, n]
+    learned: [B, S, D]
+    matrix: [B, S, n], the weights that made the learned tokens
+    Returns [B, n, D].
     """
     total = jnp.sum(matrix, axis=1, keepdims=True)
-    # A token that no learned one took from gets zero, not 0 / 0.
+    # A token from which no learned token took anything gets 0, not 0 / 0.
     total = jnp.where(total > 0, total, 1.0)
     share = matrix / total
     return jnp.einsum(
@@ -223,7 +230,10 @@ def _spread(learned, matrix):
 
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Blocks from 0 that `layers` of `features` names. Raises InputError for others."""
+    """Indices of the blocks that the argument `layers` of `features` names.
+
+    Raises InputError for blocks that the model does not have.
+    """
     blocks = layers
     if is_integer(layers) and 0 <= layers <= depth:
         blocks = range(depth - layers, depth)
@@ -241,7 +251,7 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def check_fill(fill: str, class_token: bool) -> None:
-    """Raise InputError for a fill that is unknown, or of a class token that is not."""
+    """Raise InputError for an unknown fill, and for "class" without a class token."""
     if fill == "class" and not class_token:
         raise InputError(
             "is 'class', but this model has no class token",

@@ -1,4 +1,4 @@
-"""A model with its weights as a program that needs only JAX, and facts about it."""
+"""A model and its weights as a program that needs only JAX, and facts about it."""
 
 import datetime
 import os
@@ -23,7 +23,7 @@ from imagepiece_jax.models.vit import ViT
 
 PLATFORMS = ("cpu", "cuda")
 IMAGES = "images"  # the name of a program's input
-LARGEST = 2**31  # bytes of a file: flatbuffers, which JAX writes with, holds no more
+LARGEST = 2**31  # the most bytes of a file in flatbuffers, JAX's format
 HALF = "bfloat16"
 
 
@@ -34,15 +34,14 @@ def serialized(
     pixels: bool = False,
     **outputs: Any,
 ) -> bytes:
-    """The program of images -> logits, [batch, classes] float32, by `jax.export`.
+    """A model as a file of `jax.export`: a program from images to logits.
 
-    vit: with XLA's attention and plain reductions, which both platforms have; layers
-        have the model's dtype
-    batch_size: None: open
-    pixels: images are uint8, and the program normalizes them; else float32
-    outputs: arguments of `ProgramOutputs`; several arrays are a tuple
-    Raises InputError where the batch is open and the model draws, and for weights that
-        are too large for one file.
+    vit: a model with XLA's attention and plain reductions, which run on all platforms
+    batch_size: number of images in a call; None: any
+    pixels: whether images are uint8, which the program normalizes; else float32
+    outputs: arguments of `ProgramOutputs`; several arrays are returned as a tuple
+    Raises InputError for any batch size with a model that draws random numbers, and for
+        weights that are too large for one file.
     """
     with extras.needed("a program"):
         from flatbuffers.builder import BuilderSizeError  # JAX writes files with it
@@ -57,7 +56,7 @@ def serialized(
 
     @jax.jit
     def program(images):
-        # A plain tuple: whoever reads the file has no class of this package.
+        # A plain tuple, because readers of the file do not have this package.
         results = tuple(forward(fixed, images))
         if len(results) == 1:
             return results[0]
@@ -71,7 +70,7 @@ def serialized(
 
 
 def _weight_bytes(model, variables, dtype):
-    """Bytes of the weights in a file, with layers of `dtype`."""
+    """The bytes that the weights have in a file, with layers of a dtype."""
 
     def weights(variables):
         return optimize.prepare(model, variables, dtype=dtype)[1]
@@ -81,7 +80,7 @@ def _weight_bytes(model, variables, dtype):
 
 
 def _too_large(model, variables):
-    """The InputError for weights that no file holds."""
+    """The InputError for weights that are too large for a file."""
     dtype = model.dtype.name
     needed = _weight_bytes(model, variables, dtype)
     half = _weight_bytes(model, variables, HALF)
@@ -101,12 +100,12 @@ def _too_large(model, variables):
 def load_program(path: str | os.PathLike) -> jax.export.Exported:
     """The program in a file: `jax.jit(load_program(path).call)(images)`.
 
-    Raises InputError where the file is no such program or damaged, or JAX refuses it:
-    it promises to read files of its versions from the last six months, no newer ones.
+    Raises InputError for a file that is damaged or something else, and for one that JAX
+        refuses: it promises to read only files of its versions of the last six months.
     """
     try:
         program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
-        program.mlir_module()  # whose own version JAX looks at no earlier
+        program.mlir_module()  # JAX checks its version only here
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except MemoryError:
@@ -127,7 +126,7 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
 
 
 def origin() -> dict[str, Any]:
-    """Versions and date of an export, which decide how long JAX reads the program."""
+    """The version and date of an export, which decide how long JAX can read it."""
     return {
         "jax": jax.__version__,
         "calling_convention": jax.config.jax_export_calling_convention_version,
@@ -136,12 +135,12 @@ def origin() -> dict[str, Any]:
 
 
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
-    """Path of the facts about the program in file `out`."""
+    """The path of the JSON file with facts about the program in file `out`."""
     return pathlib.Path(f"{out}.json")
 
 
 def read_facts(out: str | os.PathLike) -> dict[str, Any]:
-    """The facts about the program in file `out`; {} where there are none to read."""
+    """The facts about the program in file `out`; {} where they cannot be read."""
     try:
         return read_json(facts_file(out))
     except InputError:
@@ -154,10 +153,13 @@ def exported_images(
     pixels: bool = False,
     tokens: int | None = None,
 ) -> jax.ShapeDtypeStruct:
-    """The images of an exported program, with arguments and errors of `serialized`."""
+    """Shape and dtype of an exported program's images.
+
+    Arguments and errors are those of `serialized`.
+    """
     if batch_size is None:
         if draws(vit.model_with_tokens(tokens)):
-            # JAX has no random numbers of an open shape.
+            # JAX cannot draw random numbers of an unknown shape.
             raise InputError(
                 f"is open, but {vit.label} draws random numbers",
                 field="batch_size",
@@ -170,7 +172,7 @@ def exported_images(
 
 
 def draws(model: ViT) -> bool:
-    """Whether a step of the reduction draws random numbers, out of training too."""
+    """Whether a step of the reduction draws random numbers in evaluation."""
     for layer in model.plan:
         if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
             return True
@@ -184,11 +186,11 @@ def program_facts(
     outputs: ProgramOutputs | None = None,
     stored: Callable[[np.dtype], np.dtype] = np.dtype,
 ) -> dict[str, Any]:
-    """Input, output and model of the program, as JSON values.
+    """Facts about an exported program as JSON values: its input, output and model.
 
-    images: from `exported_images`
-    outputs: None: logits; of several arrays `output` is a list
-    stored: from a dtype of JAX to that of the file
+    images: a result of `exported_images`
+    outputs: what the program returns; None: logits
+    stored: function from a dtype of JAX to that in the file
     """
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model

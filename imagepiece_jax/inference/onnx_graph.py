@@ -1,9 +1,9 @@
-"""An ONNX graph from what JAX traces.
+"""An ONNX graph, made from what JAX traces (a jaxpr).
 
-Each equation becomes a node or a few, by the table PRIMITIVES and, for functions marked
-as one node (common.nodes), by NODES. What depends on no input is computed here and
-becomes a constant. Broadcasts are left to the operators, which broadcast themselves,
-until something needs all of an array.
+The table PRIMITIVES has a function for each of JAX's primitives that adds one or more
+nodes. NODES has one for each function that common.nodes marks as a single node. What
+depends on no input is computed here, and becomes a constant. Arrays are not broadcast
+until something needs all of an array, because ONNX's operators broadcast, too.
 """
 
 import collections
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 20  # the first with Gelu
-IR_VERSION = 10  # of ONNX files, of the time of that opset
-HEADS = 16  # the longest axis that is summed part by part
+IR_VERSION = 10  # version of ONNX's file format that came with this opset
+HEADS = 16  # axes up to this length are summed part by part
 
 
 def stored_dtype(dtype) -> np.dtype:
-    """A graph's dtype for one of JAX: integers but pixels are int64.
+    """The dtype in a graph for a dtype of JAX: all integers but uint8 are int64.
 
-    TopK, ArgMax and Gather have these, and nothing between them needs a cast.
+    TopK, ArgMax and Gather need int64, and so no casts are needed between them.
     """
     dtype = np.dtype(dtype)
     if dtype.kind in "iu" and dtype != np.uint8:
@@ -44,17 +44,17 @@ def stored_dtype(dtype) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph, or a constant that is not in it yet."""
+    """A tensor of the graph, or a constant that is not in the graph yet."""
 
-    # ints or multiples of the open batch; a 1 may stand for a side that JAX broadcast
+    # sides are ints, or multiples of the open batch; a 1 may stand for a broadcast side
     shape: tuple
-    dtype: np.dtype  # by `stored_dtype`
-    name: str | None = None  # in the graph
-    array: np.ndarray | None = None  # of a constant
+    dtype: np.dtype  # a result of `stored_dtype`
+    name: str | None = None  # name in the graph; None: a constant
+    array: np.ndarray | None = None  # the value of a constant
 
     @classmethod
     def constant(cls, array, dtype=None):
-        """The constant that is an array, a number or a list of them."""
+        """A constant, from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
         array = np.asarray(array, stored_dtype(array.dtype), order="C")
         return cls(array.shape, array.dtype, array=array)
@@ -65,11 +65,11 @@ class Value:
 
 
 class Graph:
-    """Nodes and constants of one ONNX graph under construction.
+    """An ONNX graph under construction: its nodes and constants.
 
-    images: the input, whose first side may be open, a dimension of jax.export
+    A node that is equal to an earlier one is not added again.
 
-    Nodes that repeat another are that one.
+    images: the input, whose first side may be open (a dimension of jax.export)
     """
 
     def __init__(self, images: Value):
@@ -78,19 +78,25 @@ class Graph:
         self.constants = {}
         self._cache = {}
         self._count = {}
-        # {name of a Value: (kind of its node, operands, attributes)}
+        # {name of a Value: (kind, operands and attributes of the node that makes it)}
         self._made = collections.defaultdict(lambda: (None, (), {}))
-        # {name of a Value: (kind, facts ..)} for later nodes
+        # {name of a Value: (kind of note, facts ..)}, which later nodes read
         self.notes = collections.defaultdict(lambda: (None,))
 
     # Nodes
 
     def op(self, kind, inputs: Sequence, shape, dtype, **attributes):
-        """The Value of a new node's only output; inputs: Values and arrays."""
+        """Add a node with one output; return its Value.
+
+        inputs: Values and arrays
+        """
         return self.ops(kind, inputs, [(shape, dtype)], **attributes)[0]
 
     def ops(self, kind, inputs, results, **attributes):
-        """The Values of a new node's outputs, each of (shape, dtype)."""
+        """Add a node; return the Values of its outputs.
+
+        results: (shape, dtype) of each output
+        """
         from onnx import helper
 
         inputs = [_as_value(each) for each in inputs]
@@ -111,9 +117,9 @@ class Graph:
         return values
 
     def name_of(self, value: Value, name: str | None = None) -> str:
-        """Name of a Value; a constant becomes an initializer, equal ones the same.
+        """The name of a Value. A constant becomes an initializer, equal ones the same.
 
-        name: of a new initializer; None: it is numbered
+        name: name of a new initializer; None: a number
         """
         if value.array is None:
             return value.name
@@ -125,7 +131,7 @@ class Graph:
         return self.constants[key][0]
 
     def finished(self, outputs: Mapping[str, Value]) -> "ModelProto":
-        """The model of `outputs`, by their names, and of all that they depend on."""
+        """The ONNX model of {name: output}, with all nodes that outputs depend on."""
         from onnx import helper, numpy_helper
 
         outputs = self._distinct(outputs)
@@ -163,7 +169,7 @@ class Graph:
         )
 
     def _distinct(self, outputs):
-        """Outputs as Values of which no two are the same: each has one name."""
+        """{name: output} in which no Value has two names, by adding copies."""
         from onnx import helper
 
         distinct = {}
@@ -187,10 +193,10 @@ class Graph:
     # Shapes
 
     def reshape(self, value, shape):
-        """`value` as an array of `shape`, one of whose sides at most is open."""
+        """`value` with another shape, in which at most one side is open."""
         shape = tuple(shape)
         kind, operands, _ = self._made[value.name]
-        if kind == "Reshape":  # of two in a row the second is enough
+        if kind == "Reshape":  # the second of two in a row is enough
             value = operands[0]
         if value.shape == shape:
             return value
@@ -202,7 +208,7 @@ class Graph:
     def transpose(self, value, order):
         """`value` with its axes in another order."""
         value, before = self.untransposed(value)
-        order = tuple(before[i] for i in order)  # of two in a row one is enough
+        order = tuple(before[i] for i in order)  # two in a row become one
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
@@ -211,9 +217,9 @@ class Graph:
         return self.op("Transpose", [value], shape, value.dtype, perm=order)
 
     def untransposed(self, value):
-        """The Value of which `value` is a transpose, and the order of its axes.
+        """(the Value of which `value` is a transpose, the order of its axes).
 
-        A Value that is no transpose comes back with its own order.
+        A Value that is not a transpose is returned itself, with its axes in order.
         """
         kind, operands, attributes = self._made[value.name]
         if kind != "Transpose":
@@ -241,7 +247,7 @@ class Graph:
         return out
 
     def expand(self, value, shape):
-        """`value` with all sides of `shape`, broadcast where it was not yet."""
+        """`value` broadcast to a shape."""
         shape = tuple(shape)
         if value.shape == shape:
             return value
@@ -250,19 +256,19 @@ class Graph:
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
     def output(self, value, shape):
-        """`value` as an output of the graph, from a node and with all sides."""
+        """`value` as an output of the graph: broadcast, and made by a node."""
         value = self.expand(value, shape)
         if value.array is None:
             return value
         return self.op("Identity", [value], shape, value.dtype)
 
     def expanded(self, equation, values):
-        """The first operands of an equation, as JAX has them. See `expand`."""
+        """The first operands of an equation, broadcast to the shapes that JAX says."""
         shapes = _shapes(equation.invars)
         return [self.expand(v, s) for v, s in zip(values, shapes, strict=False)]
 
     def _sides(self, shape):
-        """`shape` as int64 tensor; open sides are the batch, or that many times it."""
+        """A shape as an int64 tensor; open sides are multiples of the batch."""
         if not any(map(is_open, shape)):
             return np.array(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
@@ -279,10 +285,12 @@ class Graph:
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
     def elementwise(self, kind, *inputs, dtype=None, **attributes):
-        """A node that broadcasts its inputs, Values and numbers of their dtype.
+        """Add a node that broadcasts its inputs; return its Value.
 
-        Of one Value and constants it stands before a transpose: so the transposes
-        around each of several convolutions meet, and cancel.
+        A node of one transposed Value and constants is added before the transpose. So
+        the transposes between several convolutions come together and cancel.
+
+        inputs: Values, and numbers of their dtype
         """
         like = next(each.dtype for each in inputs if isinstance(each, Value))
         inputs = [_as_value(each, like) for each in inputs]
@@ -317,10 +325,10 @@ class Graph:
         return self.op("Cast", [value], value.shape, dtype, to=kind)
 
     def reduce(self, kind, value, axes, keep=False):
-        """ReduceSum and its like over `axes`; of truth values those of 0 and 1.
+        """Add a reduction such as ReduceSum over some axes; return its Value.
 
-        Integers are below 2^24, and reduced as float32: of integers OpenVINO 2026.4
-        leaves images of a batch out.
+        Truth values are reduced as 0 and 1, and integers, which are below 2^24, as
+        float32: OpenVINO 2026.4 reduces integers of only some images of a batch.
         """
         if value.dtype.kind in "bi":
             wide = self.cast(value, np.float32)
@@ -338,7 +346,7 @@ class Graph:
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
     def _sum_of_parts(self, value, axis, shape):
-        """ReduceSum over a short axis; as one node OpenVINO 2026.4 takes longer."""
+        """ReduceSum over a short axis by Split and Sum, which OpenVINO does faster."""
         count = value.shape[axis]
         parts = [(shape, value.dtype)] * count
         parts = self.ops("Split", [value], parts, axis=axis, num_outputs=count)
@@ -347,7 +355,7 @@ class Graph:
     # Equations
 
     def walk(self, closed, inputs: Sequence[Value]) -> list[Value]:
-        """Add the equations of a jaxpr, closed or not; the Values of its outputs."""
+        """Add all equations of a jaxpr, closed or not; return its outputs' Values."""
         jaxpr = getattr(closed, "jaxpr", closed)
         constants = map(Value.constant, getattr(closed, "consts", ()))
         values = dict(zip(jaxpr.constvars, constants, strict=True))
@@ -364,7 +372,7 @@ class Graph:
         return [*map(value, jaxpr.outvars)]
 
     def _equation(self, equation, values):
-        """The Values of an equation's outputs, from those of its operands."""
+        """Add an equation; return the Values of its outputs."""
         name = equation.primitive.name
         params = equation.params
         if name == nodes.PRIMITIVE:
@@ -382,7 +390,7 @@ class Graph:
         return _listed(PRIMITIVES[name](self, equation, *values))
 
     def _folded(self, equation, values):
-        """The results of an equation of constants, as constants."""
+        """The outputs of an equation whose operands are constants, as constants."""
         name = equation.primitive.name
         outputs = equation.outvars
         values = self.expanded(equation, values)
@@ -402,14 +410,14 @@ class Graph:
 
 
 def _as_value(given, dtype=None):
-    """A Value as it is, and a number or an array as a constant."""
+    """A Value itself, or the constant of a number or an array."""
     if isinstance(given, Value):
         return given
     return Value.constant(given, dtype)
 
 
 def _listed(results):
-    """One result or several as a list of them."""
+    """Results as a list: of one result or of several."""
     return results if isinstance(results, list | tuple) else [results]
 
 
@@ -418,7 +426,7 @@ def _shapes(atoms):
 
 
 def _needed(jaxpr):
-    """The equations that the outputs depend on."""
+    """The equations of a jaxpr on which its outputs depend."""
     live = set(map(id, jaxpr.outvars))
     needed = []
     for equation in reversed(jaxpr.eqns):
@@ -429,7 +437,7 @@ def _needed(jaxpr):
 
 
 def unknown(name):
-    """The InputError for what has no operator."""
+    """The InputError for a computation that has no ONNX operator."""
     return InputError(
         f"computes {name}, which has no ONNX operator here",
         place="the model",
@@ -439,12 +447,12 @@ def unknown(name):
 
 
 def is_open(side):
-    """Whether a side is the open batch, or a multiple of it."""
+    """Whether a side of a shape is the open batch, or a multiple of it."""
     return not isinstance(side, int | np.integer)
 
 
 def _permuted(constant, order):
-    """A constant that broadcasts with what has been transposed by `order`."""
+    """A constant, transposed so that it broadcasts with an array in another order."""
     array = constant.array
     if array.ndim == 0:
         return constant
@@ -452,16 +460,19 @@ def _permuted(constant, order):
     return Value.constant(array.reshape(sides).transpose(order))
 
 
-# Equations that call a function, by their parameter with its jaxpr.
+# {primitive that calls a function: its parameter with the function's jaxpr}
 CALLS = dict.fromkeys(("jit", "closed_call"), "jaxpr")
 CALLS |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
-# JAX's primitives as ONNX operators: (graph, equation, its Values) -> the Value of its
-# output, or the Values of several. Only constants come here by MOVES.
+# {JAX's primitive: function (graph, equation, Values of its operands) -> the Value of
+# its output, or those of several outputs}
 PRIMITIVES = {}
 
 
 def primitive(*names, expand=False):
-    """Enter a function in PRIMITIVES; `expand`: its operands are expanded first."""
+    """Decorator that enters a function in PRIMITIVES under these names.
+
+    expand: whether its operands are broadcast first
+    """
 
     def enter(fn):
         def expanded(graph, equation, *values):
@@ -490,9 +501,9 @@ COMPARISONS = {
 }
 
 
-# Equations of constants that are folded: those that move numbers, by their entries in
-# PRIMITIVES, and those that NumPy computes to the same bit. JAX would compile a program
-# for each such equation and shape.
+# Equations of constants that JAX does not compute, as it would compile a program for
+# each of them and each shape. MOVES are computed by their entries in PRIMITIVES, and
+# BY_NUMPY by NumPy, with the same bits.
 MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota"}
 BY_NUMPY = {
     "add": np.add,
@@ -507,8 +518,8 @@ BY_NUMPY = {
     "sub": np.subtract,
 }
 
-# Notes on a comparison of ranks with a number, for NODES: it is true for the tokens
-# before that place of their order, or for those from there on.
+# {comparison of ranks with a number: whether it is true for the tokens before that
+# place in their order, or for those from there on}, which NODES read as notes.
 SIDES = {"lt": "before", "ge": "from"}
 OPPOSITE = {"before": "from", "from": "before"}
 
@@ -545,7 +556,7 @@ def _comparison(graph, equation, *values):
     return out
 
 
-# Functions that are several operators: (Graph.elementwise, operands) -> result.
+# {primitive that takes several operators: function (Graph.elementwise, operands)}
 FORMULAS = {
     "erfc": lambda op, x: op("Sub", 1, op("Erf", x)),
     "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
@@ -666,7 +677,7 @@ def _split(graph, equation, x):
 
 @primitive("rev", expand=True)
 def _rev(graph, equation, x):
-    """By constant indices: not every runtime takes slices backward."""
+    """A Gather of constant indices, as not every runtime can slice backward."""
     for axis in map(int, equation.params["dimensions"]):
         if is_open(x.shape[axis]):
             raise unknown("the reverse of an open batch")
@@ -794,7 +805,7 @@ def _conv(graph, equation, x, kernel):
 
 @primitive("scan", expand=True)
 def _scan(graph, equation, *values):
-    """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
+    """The loop's steps, one after the other: ONNX's loops are slow, or missing."""
     body = equation.params["jaxpr"]
     carried = len(equation.outvars)
     outside = _shapes([*equation.invars, *equation.outvars])
@@ -807,13 +818,13 @@ def _scan(graph, equation, *values):
     return carry
 
 
-# Functions that are marked as one node, by their names: each takes the graph and the
-# arguments of the function, whose docstring describes it.
+# {name of a function that is marked as one node: function (graph, its arguments)}. What
+# is computed is in the docstring of the marked function.
 NODES = {}
 
 
 def translates(fn):
-    """Enter a function in NODES."""
+    """Decorator that enters a function in NODES."""
     NODES[fn.__name__] = fn
     return fn
 
@@ -892,7 +903,7 @@ def log_sum_exp(graph, logits):
 @translates
 def unit(graph, x, eps=1e-6):
     kind, *facts = graph.notes[x.name]
-    if kind == "rows":  # two sides of one array: all of it at once
+    if kind == "rows":  # of a slice of an array: all of the array at once
         full, *sides = facts
         return graph.slice(unit(graph, full, eps), *sides)
     x = graph.cast(x, np.float32)
@@ -905,7 +916,7 @@ def unit(graph, x, eps=1e-6):
 
 
 def _top(graph, x, count, largest):
-    """Values and int64 places of the first `count` of each row in order."""
+    """(values, int64 places) of the `count` largest or smallest of each row."""
     shape = (*x.shape[:-1], count)
     results = [(shape, x.dtype), (shape, np.int64)]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
@@ -973,7 +984,7 @@ def pick(graph, position, length, *values):
 
 
 def _kept_tokens(graph, keep, length):
-    """The first `length` indices of kept tokens, 0 after their end. -> [B, length]."""
+    """Indices [B, length] of the first kept tokens; 0 where there are fewer."""
     n = keep.shape[1]
     side, *facts = graph.notes[keep.name]
     if side in ("before", "from"):
@@ -996,7 +1007,7 @@ def sums(graph, values, axis):
 @translates
 def find_partners(graph, similarity, tokens):
     batch, a, t = similarity.shape
-    # Both at once: as ArgMax OpenVINO 2026.4 takes six times as long.
+    # TopK gives both at once; OpenVINO 2026.4 takes six times as long for ArgMax.
     best, place = _top(graph, similarity, 1, largest=True)
     best = graph.reshape(best, (batch, a))
     place = graph.reshape(place, (batch, a))
@@ -1022,7 +1033,7 @@ def gather_rows(graph, x, index):
 
 @translates
 def _move_by_index(graph, x, weight, total, index, dest, mean):
-    """Kept rows, and a product with the few that are absorbed."""
+    """Rows that are kept, plus a matrix product of the rows that are absorbed."""
     n_out = index.keep.shape[1]
     absorbs = index.groups.shape[1]
     batch = x.shape[0]
@@ -1060,7 +1071,10 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
 
 
 def _behind(graph, front, values):
-    """The same row for all images, and `values`. [p], [B, n] -> [B, p + n]."""
+    """The row `front` for all images, followed by values.
+
+    [p], [B, n] -> [B, p + n]
+    """
     if not len(front):
         return values
     batch, count = values.shape
@@ -1070,5 +1084,5 @@ def _behind(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    """An index and a number, added."""
+    """An index plus a number."""
     return graph.elementwise("Add", graph.cast(index, np.int64), by)

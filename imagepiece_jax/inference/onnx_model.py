@@ -21,11 +21,11 @@ from imagepiece_jax.models.pretrained import Pretrained
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-LARGEST = 2**31 - 1  # bytes of one file: protobuf, which writes it, holds no more
-ENTRY = 64  # bytes of a node or a tensor beside its own, at most
-SMALL = 1024  # bytes of a tensor that stays in the graph, where runtimes read shapes
-PAGE = 4096  # where tensors start, so that runtimes can map them into memory
-DIGITS = 16  # of the digest in a name
+LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
+ENTRY = 64  # more bytes than a node or a tensor takes besides its own
+SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
+PAGE = 4096  # tensors start at multiples of it, so that runtimes can map them
+DIGITS = 16  # digits of the digest in a file's name
 
 
 def onnx_model(
@@ -35,10 +35,10 @@ def onnx_model(
     pixels: bool = False,
     **outputs: Any,
 ) -> "ModelProto":
-    """The graph of images [batch, H, W, 3] -> logits [batch, classes], both float32.
+    """The ONNX graph of a model, from images [batch, H, W, 3] to logits, both float32.
 
-    Nodes are of opset `OPSET`: no Scatter, Loop, If or NonZero, and all shapes but the
-    batch are fixed. Weights are float32.
+    The graph is of opset `OPSET` and has no Scatter, Loop, If or NonZero. All shapes
+    but the batch are fixed. Weights are float32.
 
     batch_size, pixels, outputs: as `jax_export.serialized` takes them; integers of
         outputs are int64
@@ -72,13 +72,13 @@ def onnx_model(
 
 
 def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
-    """Write a graph to a file, and weights that it cannot hold to one beside it.
+    """Write a graph to a file; weights that it cannot hold go into a second file.
 
-    A kill leaves the old graph, whose weights are still there, or the new one: the file
-    of weights is written first, and has a name by its content, PATH.DIGEST.data.
+    The weights file is written first, under a name with its digest, PATH.DIGEST.data. A
+    process that is killed leaves the old graph with its weights, or the new one.
 
-    model: large weights are taken out of it
-    Returns the file of weights, or None.
+    model: the graph, from which large weights are removed
+    Returns the path of the weights file, or None.
     Raises RunError where they cannot be written.
     """
     path = pathlib.Path(path)
@@ -98,7 +98,7 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
 
 
 def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
-    """Remove the weights file of the graph that stood at `path` before.
+    """Remove the weights file of the graph that was at `path` before.
 
     name: the file's name in the facts about the earlier graph; nothing is removed
         unless `write_onnx` gives such names
@@ -112,7 +112,7 @@ def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None
 
 
 def _size(model):
-    """Bytes of a graph with its weights, or a few more."""
+    """The bytes of a graph with its weights, or a few more."""
     total = 0
     for node in model.graph.node:
         total += node.ByteSize() + ENTRY
@@ -122,7 +122,7 @@ def _size(model):
 
 
 def _move(tensor, file, location):
-    """Move a tensor's bytes to the end of `file`, whose name is to be `location`."""
+    """Move a tensor's bytes to the end of a file, whose name will be `location`."""
     from onnx.external_data_helper import set_external_data
 
     file.write(bytes(-file.tell() % PAGE))

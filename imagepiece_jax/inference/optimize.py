@@ -1,16 +1,16 @@
 """Compilation of a trained model into the fastest program for a device.
 
-`optimize` changes the cost of a program, never the function: weights are cast once, the
-stem's norms are folded into its convolutions, the last block computes only tokens that
-the head reads (`ViT.head_only`), attention is the device's fastest, and the compiler
-gets the options under which it fuses best. Only `gelu="tanh"`, on request, is another
-function.
+`optimize` makes a program faster and does not change what it computes. Weights are cast
+once, batch norms of the stem are folded into its convolutions, the last block computes
+only the tokens that the head reads (`ViT.head_only`), attention is the fastest that the
+device has, and the compiler gets the options with which it fuses best. Only
+`gelu="tanh"`, on request, computes another function.
 
-Left out, because it gains nothing: folding layer norms' scale and bias into the next
-product (compiled for an H200 it is the same program: a norm is one kernel either way),
-scaling queries (cuDNN's attention does) and joining class token and positions in
-advance (one kernel adds both). Images cannot be donated: no output has their size, so
-XLA refuses their memory.
+Some changes were tried and gain nothing: folding scale and bias of layer norms into the
+next product (the program for an H200 is the same, as a norm is one kernel either way),
+scaling queries in advance (cuDNN's attention scales them), and adding positions to the
+class token in advance (one kernel adds both). Images cannot be donated, because no
+output has their size.
 """
 
 import contextlib
@@ -45,25 +45,25 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import final_norm
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
-# Parts that compute in float32 for every dtype: casting would only lose digits.
+# Parts that compute in float32 whatever the dtype, so that casting would lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
-CONFIG = threading.Lock()  # of JAX, whose settings all threads share
+CONFIG = threading.Lock()  # held while settings of JAX, which threads share, change
 _normalized = jax.jit(as_normalized, static_argnames=("mean", "std"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
-    """A compiled model: `program(images)` gives logits, or a TokenList."""
+    """A compiled model: `program(images)` returns logits, or a TokenList."""
 
-    model: nn.Module  # as it was compiled, folded
-    variables: Mapping  # folded and cast
-    compiled: jax.stages.Compiled  # JAX's executable, for (variables, images)
-    images: jax.ShapeDtypeStruct  # shape and dtype that it takes
-    device: jax.Device  # where it runs
-    options: Mapping  # of the compiler
-    gmacs: float  # of one image
+    model: nn.Module  # the model that was compiled, with a folded stem
+    variables: Mapping  # its variables on the device
+    compiled: jax.stages.Compiled  # JAX's executable, a function of (variables, images)
+    images: jax.ShapeDtypeStruct  # shape and dtype of the images that it takes
+    device: jax.Device  # the device that it runs on
+    options: Mapping  # options of XLA
+    gmacs: float  # GMACs for one image
     dead_gmacs: float  # the part of these that is not computed (`cost.dead_macs`)
-    compile_seconds: float  # how long it took
+    compile_seconds: float  # how long compilation took
 
     @property
     def batch_size(self) -> int:
@@ -71,25 +71,27 @@ class Program:
 
     @property
     def memory(self):
-        """XLA's count in bytes, such as `memory.temp_size_in_bytes`."""
+        """XLA's memory analysis, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
     @short_traceback
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array | TokenList:
-        """Logits or tokens of images.
+        """Logits of images, or the TokenList of `optimize(tokens=..)`.
 
-        images: [b, H, W, 3] with 1 <= b <= batch_size, normalized floats, or uint8,
-            which is normalized first; only uint8 for a program of pixels. Fewer than
-            batch_size are padded to a full batch, at the cost of one
-        Returns [b, num_classes] float32, or the TokenList of `optimize(tokens=..)`.
+        images: [b, H, W, 3] normalized floats, or uint8, which is normalized first; a
+            program with `pixels` takes only uint8. Fewer images than batch_size are
+            padded, and take as long as a full batch
+        Returns [b, num_classes] float32, or a TokenList.
         Raises InputError for other shapes and types.
         """
         self._check(images)
         count = images.shape[0]
         missing = self.batch_size - count
         if missing:
-            pad = np.pad if isinstance(images, np.ndarray) else jnp.pad
-            images = pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            xp = jnp
+            if isinstance(images, np.ndarray):
+                xp = np
+            images = xp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         images = jax.device_put(images, self.device)
         if self.images.dtype != jnp.uint8 and images.dtype == jnp.uint8:
             images = _normalized(images, self.model.mean, self.model.std)
@@ -117,7 +119,7 @@ class Program:
         return f"<Program: {self.describe()}>"
 
     def describe(self) -> str:
-        """Model, cost and compilation in a few lines."""
+        """The model, its cost and its compilation in a few lines of text."""
         batch, *size, _ = self.images.shape
         kind = self.images.dtype
         model = self.model
@@ -170,37 +172,38 @@ def _of_type(kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileOptions(CheckedFields):
-    """The device and the form for which a model is compiled.
+    """How a model is compiled: the options of `optimize`.
 
     Raises InputError for a field that is not allowed.
     """
 
-    batch_size: int = fields.count(least=1)  # images at a time
-    # of weights and layers; norms, scores, softmax and logits stay float32; None:
-    # bfloat16, and float32 on CPUs, where bfloat16 is slow
+    batch_size: int = fields.count(least=1)  # number of images in a call
+    # type of weights and layers; norms, scores, softmax and logits stay float32; None:
+    # bfloat16, but float32 on CPUs, where bfloat16 is slow
     dtype: str | None = fields.optional(xla_options.layer_dtype())
-    # None: the model's; "tanh" is faster on GPUs, whose products end in it, but another
-    # function: DeiT-Ti, trained with the exact one, changes by -0.1 +- 0.2 points of
-    # acc1 (float32, 1,000 photographs, 95 %, paired)
+    # form of GELU; None: the model's. "tanh" is faster on GPUs, which compute it in the
+    # kernel of a product, but it is another function: DeiT-Ti, trained with the exact
+    # form, changes by -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %,
+    # paired)
     gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
     attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
-    # of the reductions, as config.model.kernels; None: on CPUs "auto" (they compile in
-    # a third of the time and run faster), elsewhere the model's
+    # kernels of the reductions, as config.model.kernels; None: the model's, but "auto"
+    # on CPUs, where fused kernels compile in a third of the time and run faster
     kernels: str | None = fields.optional(fields.choice(allowed=CHOICES))
-    # whether the program takes uint8 images and normalizes them itself, which saves
-    # three quarters of the copy to the device
+    # whether the program takes uint8 images and normalizes them, so that only a quarter
+    # of the bytes is copied to the device
     pixels: bool = fields.switch(False)
-    # in jax.devices(), or a platform such as "cpu" or "cuda" for its first, "cuda:1"
-    # for its second; None: the first of all
+    # a device in jax.devices(), or a platform such as "cpu" or "cuda" for its first
+    # device, or "cuda:1" for its second; None: the first of all devices
     device: jax.Device | str | None = fields.optional(
         fields.checked(None, _device, "devices")
     )
-    # XLA's, over those of common.xla_options
+    # options of XLA, which override those of common.xla_options
     compiler_options: Mapping[str, Any] | None = fields.optional(
         fields.checked(None, _of_type(Mapping), "dicts of options of XLA")
     )
-    # folder of compiled programs for later processes: JAX's persistent compilation
-    # cache for this program; JAX_COMPILATION_CACHE_DIR sets that of all programs
+    # folder that keeps the compiled program for later processes: JAX's persistent cache
+    # for this program; JAX_COMPILATION_CACHE_DIR sets one for all programs
     cache_dir: str | os.PathLike | None = fields.optional(
         fields.checked(None, _of_type(str | os.PathLike), "paths of a folder")
     )
@@ -209,9 +212,12 @@ class CompileOptions(CheckedFields):
     def from_options(
         cls, options: Mapping[str, Any], others: Sequence[str] = (), **given: Any
     ) -> "CompileOptions":
-        """These options and the given ones. Raises InputError for an unknown one.
+        """The CompileOptions of a caller's keyword arguments.
 
-        others: names of the caller's own arguments, for a suggestion
+        options: the arguments that the caller got from its own caller
+        others: names of the caller's other arguments, for suggestions
+        given: options that the caller sets itself
+        Raises InputError for an unknown option.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         names = [name for name in names if name not in given]
@@ -228,11 +234,11 @@ class CompileOptions(CheckedFields):
 
 @short_traceback
 def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> Program:
-    """A trained model, compiled for one device and images of the model's size.
+    """Compile a trained model for one device and images of the model's size.
 
-    tokens: number of image tokens that the program gives, a `TokenList`, in place of
-        logits; see `Pretrained.model_with_tokens`
-    options: batch_size, which must be there, and the other fields of `CompileOptions`:
+    tokens: number of image tokens that the program returns as a `TokenList`, in place
+        of logits; see `Pretrained.model_with_tokens`
+    options: batch_size, which is required, and the other fields of `CompileOptions`:
         dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
@@ -245,15 +251,17 @@ def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> P
 def compiler(
     vit: Pretrained, requested: CompileOptions, tokens: int | None = None
 ) -> Callable[[int], Program]:
-    """A function from a batch size to its Program, as `optimize` makes it.
+    """A function that compiles a Program for a batch size.
 
-    All Programs share the weights, which are on the device already.
+    All its Programs share the weights, which are copied to the device once.
+
+    requested: options; `batch_size` is not read
     Raises InputError for options that do not fit the model or the device.
     """
     size = sides(vit.image_size)
     model = vit.model_with_tokens(tokens)
     check_variables(model, vit.variables, size)
-    vit.warn_of_untrained(stacklevel=4)  # of who calls optimize or Predictor
+    vit.warn_of_untrained(stacklevel=4)  # names the line that calls optimize
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
@@ -300,7 +308,7 @@ def compiler(
 
 
 def placed(model, device, attention="auto", kernels=None):
-    """`model` with the attention and the kernels of `device`. See `optimize`."""
+    """A model with the attention and the kernels that a device has. See `optimize`."""
     head_dim = model.embed_dim // model.num_heads
     kernels = kernels or default_kernels(model, device)
     return model.clone(
@@ -310,7 +318,7 @@ def placed(model, device, attention="auto", kernels=None):
 
 
 def default_kernels(model, device):
-    """Kernels where nobody chose: "auto" on CPUs, elsewhere those of the model.
+    """The kernels where none are requested: "auto" on CPUs, else the model's.
 
     On CPUs fused reductions are faster.
     """
@@ -320,10 +328,10 @@ def default_kernels(model, device):
 
 
 def prepare(model, variables, *, dtype="bfloat16", gelu=None):
-    """(model, variables) in the form that `optimize` compiles.
+    """(model, variables) with a folded stem and weights of a dtype, to be compiled.
 
-    The stem is folded; weights are arrays of `dtype`, except those of STAYS_FLOAT32.
-    It can be traced, so `jax.eval_shape` gives the shapes without weights.
+    The parts STAYS_FLOAT32 stay float32. The function can be traced, so that
+    `jax.eval_shape` gives the shapes.
     """
     params = dict(variables["params"])
     if not model.folded:
@@ -342,9 +350,9 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
 
 
 def forward(model, listed=False):
-    """(variables, images) -> logits; images that are uint8 are normalized first.
+    """A function (variables, images) -> logits, which normalizes uint8 images.
 
-    listed: a `TokenList` in place of logits
+    listed: whether it returns a `TokenList` in place of logits
     """
     model = model.clone(head_only=not listed)
 
@@ -360,7 +368,7 @@ def forward(model, listed=False):
 
 
 def _check_options(options, device):
-    """InputError for an option unknown to XLA, which compiles next to nothing."""
+    """Raise InputError for an option that XLA does not know, by an empty program."""
     try:
         with jax.default_device(device):
             jax.jit(lambda: 0).lower().compile(compiler_options=options)
@@ -378,7 +386,7 @@ def _check_options(options, device):
 
 @contextlib.contextmanager
 def _cached_in(folder):
-    """JAX's persistent cache is in `folder` while entered; None changes nothing."""
+    """Context in which JAX's persistent cache is in `folder`; None: no change."""
     if folder is None:
         yield
         return

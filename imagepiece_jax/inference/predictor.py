@@ -20,27 +20,28 @@ from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
 
 class Prediction(NamedTuple):
-    """One of the classes that an image may show."""
+    """A class that an image may show, and its probability."""
 
-    label: str | int  # its name, or its index where classes have no names
-    index: int  # its place among the model's classes
-    probability: float  # from 0 to 1; of a multi-label model each by itself
+    label: str | int  # name of the class, or its index where classes have no names
+    index: int  # index of the class in the model
+    probability: float  # from 0 to 1; those of a multi-label model do not add up to 1
 
 
 class Predictor:
     """A compiled classifier: called with images, it returns the most probable classes.
 
-    Any number of threads may call it at once. It is compiled for one image, for eight
-    and for `batch_size`, each at first use, or by `warm_up`; fewer images are padded.
+    Several threads may call it at once. It compiles a program for one image, for eight
+    images and for `batch_size` images, each when it is first needed, or in `warm_up`.
+    Fewer images are padded.
 
-    vit: as from `load`
-    labels: a name for each class, or "imagenet" for those of ImageNet-1k; None: the
-        model's own (`class_names`) or, without any, indices
-    top: number of classes; None: 5, or all of fewer
+    vit: a model of `load`
+    labels: a name for each class, or "imagenet" for ImageNet-1k's names; None: the
+        model's own names (`class_names`), or indices
+    top: number of classes to return; None: 5, or all if there are fewer
     batch_size, options: as for `optimize`
-    resize: "deit" is DeiT's crop of evaluation, "none" for images of the right size;
-        None: the weights' own crop (`preprocessing`)
-    threads: number of threads that decode; None: one per core, 16 at most
+    resize: "deit" for DeiT's evaluation crop, "none" for images of the model's size;
+        None: the crop of the weights (`preprocessing`)
+    threads: number of threads that decode images; None: one per core, at most 16
     Raises InputError for an argument that does not fit.
     """
 
@@ -87,7 +88,7 @@ class Predictor:
                 stacklevel=3,  # behind short_traceback
             )
         if classes:
-            vit.probabilities(np.zeros(classes))  # which refuses a head of numbers
+            vit.probabilities(np.zeros(classes))  # raises InputError for a regression
         if threads is None:
             threads = min(16, os.cpu_count() or 1)
         if not is_integer(threads) or threads < 1:
@@ -118,7 +119,7 @@ class Predictor:
         return self._program(self.sizes[-1])
 
     def warm_up(self):
-        """Compile for all sizes now, and run each once."""
+        """Compile the programs for all sizes now, and run each of them once."""
         for size in self.sizes:
             program = self._program(size)
             np.asarray(program(np.zeros(program.images.shape, np.uint8)))
@@ -127,13 +128,13 @@ class Predictor:
     def __call__(self, images) -> list:
         """The most probable classes of one image, or of each of several.
 
-        images: one is the path of a file, its bytes, a file in binary mode, a PIL image
-            (all turned as their EXIF orientation says), or an array uint8: gray [H, W],
-            RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored; several are
-            an iterable of these or an array [B, H, W, 3 or 4]
-        Returns `top` Predictions, or from a model without classes the pooled vector,
-            [D] float32; of several images a list of these, with an InputError in the
-            place of one that cannot be read.
+        images: one image: the path of a file, its bytes, a file in binary mode, a PIL
+            image (all rotated by their EXIF orientation), or an array uint8: gray
+            [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored. Or
+            several: an iterable of these, or an array [B, H, W, 3 or 4]
+        Returns the `top` Predictions of an image; of a model without classes the pooled
+            vector, [D] float32. For several images it returns a list of these, with an
+            InputError for each image that cannot be read.
         Raises InputError for one image that cannot be read.
         """
         if not pictures.is_one(images):
@@ -144,11 +145,11 @@ class Predictor:
         return answer
 
     def stream(self, images: Iterable) -> Iterator:
-        """Yield the results of a call for several images, one after the other.
+        """Yield the result of each image, in order.
 
-        They come batch by batch, and no more than two batches are read ahead, so
-        `images` may go on forever. An error of it is raised after the results for the
-        images before.
+        Images are computed in batches, and at most two batches are read ahead, so that
+        `images` may be endless. An error that `images` raises is raised here after the
+        results of the images before it.
         """
         if pictures.is_one(images):
             images = [images]
@@ -194,7 +195,10 @@ class Predictor:
                 future.cancel()
 
     def _submitted(self, images):
-        """The Future of the next image's pixels, or of `images`'s error; or None."""
+        """The Future of the next image's pixels; None at the end of `images`.
+
+        It raises an error of `images` itself, and returns the InputError of one image.
+        """
         failed = concurrent.futures.Future()
         try:
             image = next(images)
@@ -205,7 +209,7 @@ class Predictor:
             return failed
         try:
             if not isinstance(image, pictures.FILES):
-                # Now: its owner may change or close it before a thread looks.
+                # Read it now: its owner may change or close it later.
                 image = pictures.rgb(image)
         except InputError as error:
             failed.set_result(error)
@@ -213,9 +217,9 @@ class Predictor:
         return self._threads.submit(self._pixels, image)
 
     def _pixels(self, image):
-        """[H, W, 3] uint8 as the programs take them, or the error of this image.
+        """The cropped image [H, W, 3] uint8, or its InputError.
 
-        `image` is a file, its bytes, or a result of `pictures.rgb`.
+        image: a file, its bytes, or a result of `pictures.rgb`
         """
         name = pictures.name_of(image)
         try:
@@ -226,7 +230,7 @@ class Predictor:
             return error.inside(place=name)
 
     def _most_probable(self, logits):
-        """The Predictions of an image, by falling logits [classes]."""
+        """The `top` Predictions of an image with these logits [classes]."""
         probabilities = self._probabilities(logits)
         order = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
@@ -241,7 +245,7 @@ class Predictor:
 
 
 def _names(labels, classes):
-    """The name of each class, by the requested labels."""
+    """The name of each class, as the argument `labels` requests."""
     if isinstance(labels, str) and labels == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):

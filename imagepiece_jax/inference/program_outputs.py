@@ -1,4 +1,4 @@
-"""What an exported program gives: logits, image tokens, or features of patches."""
+"""What an exported program returns: logits, image tokens, or features of patches."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,13 +14,14 @@ DEFAULTS = {"layers": (), "norm": True, "fill": "nearest"}  # of `features`
 
 
 class ProgramOutputs:
-    """The arrays that a program of `vit` gives, in the order of `names`.
+    """The arrays that a program of `vit` returns, in the order of `names`.
 
-    output: "logits", or pooled vectors of a model without classes; "features", the
-        fields of `features`; "patches", only a feature for every patch
-    tokens: exact number of image tokens that the reduction leaves. Their TokenList
-        takes the place of logits, and follows features
-    layers, norm, fill: of `features`; arrays of block 3 are "layer_3_patches" ..
+    output: "logits" (pooled vectors for a model without classes), "features" (all
+        fields of Features) or "patches" (only a feature for every patch)
+    tokens: exact number of image tokens that the reduction leaves. The fields of their
+        TokenList are returned in place of logits, or after features
+    layers, norm, fill: as `features` takes them; arrays of block 3 have names such as
+        "layer_3_patches"
     Raises InputError for arguments that do not fit the model.
     """
 
@@ -97,7 +98,10 @@ class ProgramOutputs:
         return {"features": self._options}
 
     def forward(self, model: ViT) -> Callable:
-        """(variables, images) -> the arrays, a tuple, by this form of the model."""
+        """A function (variables, images) -> tuple of the arrays.
+
+        model: the model in the form that is exported
+        """
         if not self.maps:
             run = optimize.forward(model, self.listed)
             if self.listed:

@@ -15,10 +15,10 @@ from imagepiece_jax.reduction.tokens import DROPPED, Masking, mean_by, sum_by_sl
 
 
 class TokenList(NamedTuple):
-    """The image tokens that a model ends with, in order of their rows and columns.
+    """The image tokens that a model ends with, sorted by row and column.
 
-    Tokens that are mixed from all patches (TokenLearner) have a size of 1 and stand at
-    the mean of the patches by weight; no patch is in only one of them.
+    A token that is mixed from all patches (TokenLearner) has the size 1, and the mean
+    coordinates of the patches by weight. Then no patch belongs to only one token.
     """
 
     tokens: jax.Array  # [B, K, D], after the last norm
