@@ -557,8 +557,8 @@ def candidates() -> list[Cell]:
 
 def choosing_places(count: int) -> np.ndarray:
     """Places among the `count` even rows whose images choose the recipe."""
-    held = max(recover.FEWEST, count // recover.HELD_OUT)
-    return evenly_spaced(count, min(recover.MOST, held))
+    held = max(recover.MIN_HELD_OUT, count // recover.HELD_OUT)
+    return evenly_spaced(count, min(recover.MAX_HELD_OUT, held))
 
 
 class Choice(NamedTuple):

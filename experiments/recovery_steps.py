@@ -62,7 +62,9 @@ def measure_steps(vit) -> dict[str, Any]:
     steps = {}
     jobs = {}
     for part in PARTS:
-        fit = recovery_step.Fit(vit, recovery_step.Recipe.of(vit, parameters=part))
+        fit = recovery_step.Fit(
+            vit, recovery_step.Recipe.for_model(vit, parameters=part)
+        )
         rate = fit.recipe.lr
 
         def step(number, fit=fit, rate=rate):
@@ -162,7 +164,7 @@ def try_views(vit, source, steps: int, seed: int) -> list[dict[str, Any]]:
     options = {"batch_size": BATCH, "placement": parallel.placement()}
     rows = []
     for kind, learn in (("fresh", learn_anew), ("views", learn_views)):
-        recipe = recovery_step.Recipe.of(vit, steps=steps, seed=seed)
+        recipe = recovery_step.Recipe.for_model(vit, steps=steps, seed=seed)
         fit = Once(vit, recipe)
         crop = TrainTransform(
             vit.image_size, "random_resized", recipe.area, shift=0, flip=True

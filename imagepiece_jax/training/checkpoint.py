@@ -1,13 +1,13 @@
 """Checkpoints of a run: atomic, verified by checksums, and exact.
 
     workdir/checkpoints/latest/STEP/    the newest steps, from which a run resumes
-    workdir/checkpoints/best/STEP/      apart from them: later steps do not remove it
+    workdir/checkpoints/best/STEP/      the best steps, which later steps do not remove
 
 Orbax writes a step in the background under a temporary name, renames it when it is
-complete and only then removes an older one: a kill or a full disk leaves no half step
-and loses no complete one. Arrays that are read are compared with their checksums; a
-damaged step is skipped for the one before. How many steps stay is KEEP, and which ones
-`common.orbax_files.StepWriter` decides. When a run saves and resumes: `trainer`.
+complete, and then removes an older step. So a kill or a full disk leaves no incomplete
+step, and loses no complete one. Arrays are compared with their checksums when they are
+read; a damaged step is skipped, and the one before it is taken. KEEP steps stay, which
+`common.orbax_files.StepWriter` chooses. `trainer` says when a run saves and resumes.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import RunLock, becomes_true
 
-KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
+KEEP = 2  # steps of each kind; the second is for a newest one that is damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a checkpoint says beside the arrays of the state: its data and evaluations.
+    """The facts in a checkpoint besides the state: its data and its evaluations.
 
-    All fields are values of JSON.
+    All fields are JSON values.
     """
 
     images: list[int]  # number of images in the training set and each evaluation set
@@ -49,9 +49,9 @@ class Progress:
     ) -> "Progress":
         """The progress after evaluations at `step`.
 
-        by_set: figures by the set's name, "" for the one set without a name
-        best_set: the set whose figure decides which step is the best
-        best_by: the name of that figure
+        by_set: {name of a set: its figures}; the name is "" for a single set
+        best_set: name of the set whose figure decides which step is the best
+        best_by: name of that figure
         """
         best = self.best
         last = self.last or {}
@@ -64,9 +64,9 @@ class Progress:
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
-        """The saved progress, once its data is seen to be this run's data.
+        """The progress in a checkpoint, whose data must be that of this run.
 
-        saved: the fields in a checkpoint
+        saved: the fields in the checkpoint
         names: `Data.names`
         Raises InputError where the run in `workdir` was begun with other data.
         """
@@ -89,17 +89,16 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Reading leaves the folder as it is.
+    """The checkpoints of one run. Reading them does not change the folder.
 
-    A state is any tree of arrays (flax structs, optax tuples, dicts, None); it is given
-    and returned unreplicated, as NumPy arrays. `meta` is a dict of JSON values. With
-    several processes, every process makes the same calls with the same values, on a
-    file system that all of them see; process 0 decides which steps are there.
+    A state is any tree of arrays (flax structs, optax tuples, dicts, None), which is
+    not replicated. Several processes make the same calls with the same values, on a
+    file system that they share. Process 0 decides which steps are there.
 
-    keep_every: multiples of so many steps are never removed; 0: none
+    keep_every: multiples of so many steps are never removed; 0: all may be removed
     lock: the RunLock of the workdir; None: it is not locked
-    Raises RunError where writing fails: from `save` itself, or, as writing continues in
-        the background, from the next `save`, `wait` or `close`.
+    Raises RunError where writing fails: in `save`, or, as writing continues in the
+        background, in the next `save`, `wait` or `close`.
     """
 
     def __init__(self, workdir, keep_every=0, lock=None):
@@ -120,13 +119,14 @@ class Checkpoints:
                 raise
 
     def save(self, step, state, meta, kind="latest"):
-        """Start saving `state`; returns when it may be changed again.
+        """Start saving a state; return when it may be changed again.
 
-        Steps from `step` on are removed: they are damaged, or were abandoned when the
-        run resumed from an earlier one. A step that is already there, complete and
-        equal, is left alone. The first save also removes what killed runs left
-        unfinished (not earlier: another process may be reading).
+        Steps from `step` on are removed, because they are damaged, or were abandoned
+        when the run resumed from an earlier step. A complete and equal step that is
+        there already stays. The first save also removes unfinished files of killed
+        runs; it does so only now because before, another process may be reading.
 
+        meta: a dict of JSON values
         kind: "latest", or "best"
         """
         leaves = _leaves_by_name(state)
@@ -145,15 +145,16 @@ class Checkpoints:
     def check_room(self, state, steps):
         """Raise InputError where the disk cannot hold a run's checkpoints.
 
-        Counted are the newest of each kind and one more being written, and those that
-        are never removed.
+        These are KEEP steps of each kind and one that is being written, and the steps
+        that are never removed.
 
-        state: any tree with its shapes and dtypes
-        steps: of the whole run
+        state: a tree with the shapes and dtypes of the state
+        steps: number of steps of the whole run
         """
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         count = len(KINDS) * (KEEP + 1)
-        count += steps // self._keep_every if self._keep_every else 0
+        if self._keep_every:
+            count += steps // self._keep_every
         there = next(p for p in (self._root, *self._root.parents) if p.exists())
         free = shutil.disk_usage(there).free
         present = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
@@ -170,14 +171,14 @@ class Checkpoints:
             )
 
     def latest_step(self):
-        """The newest step that was completely written (damaged or not), or None."""
+        """The newest complete step, even if it is damaged; None without any."""
         self.wait()
         return max(self._steps("latest"), default=None)
 
     def restore(self, abstract_state):
         """(state, meta, step) of the newest undamaged step.
 
-        abstract_state: the state's structure, whose leaves have `shape` and `dtype`
+        abstract_state: a tree as the state, whose leaves have `shape` and `dtype`
         Raises InputError for a step that does not fit it, and where there is none.
         """
         self.wait()
@@ -205,13 +206,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reported(self, kind):
-        """Raise any error of Orbax and TensorStore while writing as one RunError."""
+        """Context in which errors of Orbax and TensorStore become a RunError."""
         try:
             yield
         except (MemoryError, InputError, RunError):
             raise
         except Exception as error:
-            self._lock.check()  # a workdir that has vanished explains any other one
+            self._lock.check()  # raises where the workdir has vanished, the real cause
             complete = []
             with contextlib.suppress(OSError):  # the folder may be out of reach
                 complete = self._steps(kind)
@@ -222,13 +223,13 @@ class Checkpoints:
             ) from error
 
     def _holds(self, kind, step, content):
-        """Whether exactly this is already on disk, and undamaged."""
+        """Whether a step with exactly this content is on disk, undamaged."""
         if step not in self._steps(kind):
             return False
         try:
             folder = self._root / kind / str(step)
             if checksums.read_content(folder) != content:
-                return False  # without having read an array
+                return False  # no array has to be read
             checksums.read(folder, lambda _, table: table)
             return True
         except checksums.DamagedError:
@@ -238,7 +239,7 @@ class Checkpoints:
         return checksums.steps(self._root / kind)
 
     def _writer(self, kind):
-        # Made by the first save: making one writes, and removes unfinished steps.
+        # The first save makes writers, as these write, and remove unfinished steps.
         if not self._writers:
             self._while_writing.enter_context(orbax_files.patient_event_loops())
             orbax_files.log_no_raised_errors()
@@ -277,7 +278,7 @@ class Checkpoints:
 
 
 def _read_together(folder, choose):
-    """`checksums.read` in every process; damaged for one is damaged for all."""
+    """`checksums.read` in every process; damage that one finds is raised in all."""
     if not parallel.is_main():
         becomes_true(folder.exists)
     arrays = {}
@@ -294,7 +295,10 @@ def _read_together(folder, choose):
 
 
 def _fitting(wanted, folder, table):
-    """`table`; InputError for the first array that it and `wanted` differ in."""
+    """The table of a checkpoint's arrays, if it is that of the `wanted` ones.
+
+    Raises InputError for the first array that differs.
+    """
     for name in wanted | table:
         found = "{} {}".format(*table[name]) if name in table else "missing"
         needed = "missing"
@@ -318,7 +322,7 @@ def _leaves_by_name(tree):
 
 
 def _reason(error):
-    """Why something was not written, in few words: the system's if there are any."""
+    """Why writing failed, in few words, by the system's if there are any."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))

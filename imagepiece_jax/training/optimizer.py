@@ -1,8 +1,8 @@
 """DeiT's optimizer: learning rate, AdamW, decay mask and moving average.
 
-AdamW with decoupled weight decay, a linear warm-up that overlaps the cosine (at the end
-of the warm-up the cosine has already fallen a little), and a rate that is proportional
-to the global batch.
+AdamW has decoupled weight decay. The learning rate is proportional to the global batch.
+It rises linearly in the warm-up, and then follows a cosine that began with the run, so
+that it has fallen a little at the end of the warm-up.
 """
 
 import functools
@@ -19,10 +19,10 @@ NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
-    """(learning rate as a function of the step, optax transformation) of a run.
+    """(function from a step to its learning rate, optax transformation) of a run.
 
-    param_groups: of a method whose parameters have rates of their own, see
-        `scale_by_group`
+    param_groups: `Method.param_groups`, for parameters with rates of their own; None:
+        all have the same rate
     Raises InputError for a warm-up longer than the run.
     """
     if optim.warmup_epochs > optim.epochs:
@@ -64,10 +64,10 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
 
 
 def decay_mask(params):
-    """True where weight decay acts: on no 1-D parameter, bias, position, prefix token.
+    """Whether weight decay applies to each parameter: a tree of bools as `params`.
 
-    1-D covers the scales of layer and batch norm. The tree is that of `params`, of
-    Python bools.
+    It does not apply to parameters of one dimension (biases, scales of norms), to
+    positions, and to prefix tokens.
     """
 
     def decays(path, leaf):
@@ -78,7 +78,7 @@ def decay_mask(params):
 
 
 def check_part(part: PartConfig, init: InitConfig, model: ViT):
-    """Raise InputError where only a part is trained, but other parts have to learn."""
+    """Raise InputError where only a part is trained, but the rest must be, too."""
     if part.train == "all":
         return
     if model.has_selectors:
@@ -91,12 +91,12 @@ def check_part(part: PartConfig, init: InitConfig, model: ViT):
 
 
 def trained_part(params, which: str):
-    """The parameters that are trained, in the tree of all, with None for the others.
+    """The tree of parameters with None in place of those that are not trained.
 
-    JAX takes None for an empty tree, so that gradients, moments and exchanges between
-    devices exist only for what is trained.
+    JAX treats None as an empty tree. Gradients, moments and exchanges between devices
+    exist only for what is trained.
 
-    which: one of `config.TRAINED`
+    which: one of `config.run.TRAINED`
     """
     if which == "all":
         return params
@@ -104,15 +104,17 @@ def trained_part(params, which: str):
     def chosen(path, leaf):
         *module, name = (entry.key for entry in path)
         siblings = functools.reduce(operator.getitem, module, params)
-        of_norm = "scale" in siblings
-        of_vector = which == "biases" and name in ("bias", "gamma")
-        return leaf if of_norm or of_vector else None
+        in_norm = "scale" in siblings
+        is_bias = name in ("bias", "gamma")
+        if in_norm or (which == "biases" and is_bias):
+            return leaf
+        return None
 
     return jax.tree_util.tree_map_with_path(chosen, params)
 
 
 def with_trained(params, trained):
-    """`params`, with those of a `trained_part` in place of their own."""
+    """`params` with the parameters of a `trained_part` in place of its own."""
     return jax.tree.map(
         lambda new, old: old if new is None else new,
         trained,
@@ -122,7 +124,9 @@ def with_trained(params, trained):
 
 
 def adamw(optim: OptimConfig, rate):
-    """AdamW as an optax transformation; `rate` maps its step count to a rate.
+    """AdamW as an optax transformation.
+
+    rate: function from a step to its learning rate
 
     The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`, as
     in torch (the paper multiplies by only the schedule's factor). Gradients are first
@@ -143,12 +147,14 @@ def adamw(optim: OptimConfig, rate):
 
 
 def scale_by_group(group_of, rate, peak, steps_per_epoch):
-    """Scale AdamW's updates where a parameter has a rate of its own.
+    """An optax transformation that scales the updates of parameters by their group.
 
-    group_of: from a path ("blocks_3/attn/q/kernel") to its ParamGroup, or None. The
-        group's `lr` maps (the schedule's rate, its peak) to its rate; updates are zero
-        in its first `frozen_epochs`, in which moments change, as with a rate of zero
-    rate: the schedule's, by step, with which the updates were made
+    A group with a rate of its own has its updates multiplied by that rate, divided by
+    the schedule's. Updates are 0 in the group's frozen epochs, in which AdamW's moments
+    change, as with a rate of 0.
+
+    group_of: function from a path ("blocks_3/attn/q/kernel") to its ParamGroup or None
+    rate: function from a step to the schedule's rate
     peak: the schedule's highest rate
     """
 
@@ -175,9 +181,9 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
 
 
 def global_norm(tree):
-    """Root of the sum of the squares of all leaves together, float32 [].
+    """The norm of all leaves together, float32 [].
 
-    One sum over all of them: on GPUs one kernel, instead of one or two per leaf.
+    All leaves are in one sum, which on GPUs is one kernel for all of them.
     """
     leaves = [leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.concatenate(leaves) ** 2))
@@ -186,8 +192,8 @@ def global_norm(tree):
 def ema(average, new, decay):
     """Moving average over any tree: `average + (1 - decay) (new - average)`.
 
-    In this form an average that equals `new` stays equal to the last bit. Leaves keep
-    the dtype of `average`.
+    Written like this, an average that equals `new` stays exactly equal. Leaves keep the
+    dtype of `average`.
     """
     return jax.tree.map(
         lambda a, n: a + ((1.0 - decay) * (n - a)).astype(a.dtype), average, new
@@ -195,10 +201,10 @@ def ema(average, new, decay):
 
 
 def skip_update(finite, new, old):
-    """The optimizer's state `new` where `finite` (bool []), else `old`.
+    """The optimizer's state after a step, which is skipped unless `finite` (bool []).
 
-    Counts of schedules advance in any case, so that the rate stays that of the run's
-    step; Adam's own count, which corrects its moments, stays with them.
+    A skipped step changes only the counts of schedules, so that the rate is that of the
+    run's step. Adam's own count stays, as it corrects the moments.
     """
 
     def choose(new, old):

@@ -3,9 +3,9 @@
     better = imagepiece_jax.recover(vit, "photos")
     print(better.recovery)
 
-A few hundred images without labels, and minutes. Reduction, shapes and files stay what
-they are; numbers of the model change, by default its norms and biases. The teacher is
-the dense model of the same weights, which sees the same crops of the images.
+It takes a few hundred images without labels, and minutes. The reduction and all shapes
+stay; values of parameters change, by default of norms and biases. The teacher is the
+dense model with the same weights, which sees the same crops of the images.
 """
 
 import concurrent.futures
@@ -38,12 +38,12 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
-HELD_OUT = 5  # one image of so many is held out,
-FEWEST = 16  # so many at least,
-MOST = 500  # and so many at most
-MEASURES = 8  # on the way
-THREADS = 2  # that read and decode
-UNLIMITED = 2**31 - 1  # steps, where a clock ends them
+HELD_OUT = 5  # one image of so many is held out
+MIN_HELD_OUT = 16  # at least so many images are held out
+MAX_HELD_OUT = 500  # at most so many images are held out
+MEASURES = 8  # number of measures during the training
+THREADS = 2  # threads that read and decode images
+UNLIMITED = 2**31 - 1  # number of steps where a time limit ends the training
 
 log = logging.getLogger("imagepiece_jax.training")
 
@@ -59,24 +59,24 @@ def recover(
     seed: int = 0,
     parameters: str = "biases",
 ) -> Pretrained:
-    """The same model and reduction, whose weights have learned to work with it.
+    """Train a reduced model to answer as its dense form, with images without labels.
 
-    A fifth of the images, 16 to 500, is held out. What they measure chooses among the
-    weights of eight moments on the way; where none is better than at the start by more
-    than its 95 % interval, the weights come back unchanged. Ctrl-C ends the training,
-    and the best so far comes back. The same seed gives the same bits on the same
-    machine, for the same number of steps. OpenCV resizes the crops where it is
-    installed, else Pillow.
+    A fifth of the images, 16 to 500 of them, is held out. They measure the weights
+    eight times during the training, and the best weights are returned. If these are not
+    better than at the start by more than the 95 % interval, the weights stay unchanged.
+    Ctrl-C ends the training, and the best weights so far are returned. The same seed
+    and number of steps give the same bits on the same machine. OpenCV resizes the crops
+    where it is installed, else Pillow.
 
     vit: a model with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
         [H, W, 3], or the name of data as commands take it ("csv:FILE"); labels are not
         read
-    steps: of training; None: 500, or as many as fit in `minutes`
-    minutes: all of the time that it may take
-    batch_size: images a step, over all devices of this machine
-    parameters: that are trained, "norms", "biases" (norms, all other biases and factors
-        of layer scale) or "all"
+    steps: number of training steps; None: 500, or as many as fit in `minutes`
+    minutes: time limit for all of it; None: no limit
+    batch_size: images in a step, over all devices of this machine
+    parameters: which parameters are trained: "norms", "biases" (norms, all other biases
+        and factors of layer scale) or "all"
     Returns a Pretrained whose `recovery` is the report.
     Raises InputError for a dense model, for one with learned selectors, and for images
         that are too few, or all alike.
@@ -95,7 +95,7 @@ def recover(
             field="minutes",
             allowed="one of the two",
         )
-    recipe = Recipe.of(
+    recipe = Recipe.for_model(
         vit,
         parameters=parameters,
         steps=STEPS if steps is None else steps,
@@ -106,7 +106,7 @@ def recover(
 
 
 def check_recoverable(vit: Pretrained):
-    """Raise InputError for a model that has nothing to recover by its dense form."""
+    """Raise InputError for a model that cannot be recovered by its dense form."""
     if vit.recovery and vit.recovery.changed:
         before = settings.in_words(vit.recovery.reduction)
         raise InputError(
@@ -134,15 +134,15 @@ def check_recoverable(vit: Pretrained):
 def recovered(
     vit: Pretrained, source: Source, recipe: Recipe, minutes: float | None = None
 ) -> Pretrained:
-    """As `recover`, by a Recipe, from images of a Source.
+    """As `recover`, with a Recipe and the images of a Source.
 
-    minutes: all of the time that it may take, instead of the recipe's steps
+    minutes: time limit in place of the recipe's steps; None: the recipe's steps
     """
     began = time.monotonic()
     source = readable(source)
     learned, held = divided(source, recipe.batch_size)
     source.try_first(vit.preprocessing)
-    # Images are looked at before anything is compiled.
+    # Images are checked before anything is compiled.
     options = {"batch_size": recipe.batch_size, "placement": parallel.placement()}
     evaluation = EvalBatches(held, vit.preprocessing, **options)
     judging = list(evaluation.batches(threads=THREADS))
@@ -177,10 +177,10 @@ def recovered(
 
 
 def with_best(vit, course, images: int, seconds: float) -> Pretrained:
-    """The model with the best weights of a course, or its own, and the report.
+    """The model with its Recovery, and with the best weights if they are better.
 
-    images: that were learned from
-    seconds: that it took
+    images: number of images that it learned from
+    seconds: how long it took
     """
     recipe = course.fit.recipe
     start = course.start
@@ -211,11 +211,11 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
 
 
 class Course:
-    """A recovery on its way: the best state so far, and how it went.
+    """The training of a recovery: its loop, its measures, and the best state so far.
 
     start: the measure before the first step
-    end: on the monotonic clock, when the last measure is to be done; None: the steps of
-        the recipe are taken
+    end: the time, by the monotonic clock, at which the last measure should be done;
+        None: the recipe's steps are taken
     """
 
     def __init__(
@@ -223,17 +223,18 @@ class Course:
     ):
         self.fit = fit
         self.end = end
-        self.start = self.best = start
-        self.variables = None  # of the best; None: the start
-        self.done = 0  # steps
-        self.stopped = False
+        self.start = start
+        self.best = start  # the best measure
+        self.variables = None  # the variables of the best measure; None: at the start
+        self.done = 0  # number of steps that are done
+        self.stopped = False  # whether Ctrl-C has ended it
         self.curve = [(0, float(start["measure"].mean()))]
-        self.began = math.nan  # when the first step was done, which compiles
-        self.seconds_of_measure = 0.0  # of the last one
+        self.began = math.nan  # time after the first step, which compiles
+        self.seconds_of_measure = 0.0  # how long the last measure took
         self.due = 1  # number of the next measure
 
     def progress(self) -> tuple[float, float]:
-        """(how much is done, of how much): in steps, or in seconds."""
+        """(how much is done, how much there is to do), in steps or in seconds."""
         if self.end is None:
             return self.done, self.fit.recipe.steps
         if not self.done:
@@ -242,13 +243,13 @@ class Course:
         return time.monotonic() - self.began, max(whole, 1e-3)
 
     def run(self, batches: TrainBatches):
-        """Train to the end, and measure MEASURES times, for the last time there."""
+        """Train to the end; measure MEASURES times, the last time at the end."""
         images = batches.batches(threads=THREADS)
         with contextlib.closing(images), Display(self) as display:
             for batch in images:
                 rate = self.fit.recipe.rate(*self.progress())
                 loss = self.fit.take(batch["image"][:, 0], self.done, rate)
-                loss.block_until_ready()  # so that times are true, and Ctrl-C prompt
+                loss.block_until_ready()  # for true times and a prompt Ctrl-C
                 if not self.done:
                     self.began = time.monotonic()
                 self.done += 1
@@ -261,7 +262,7 @@ class Course:
                     return
 
     def note(self):
-        """Measure the state, and keep it where it is the best."""
+        """Measure the state, and keep its variables if it is the best so far."""
         began = time.monotonic()
         found = self.fit.measure()
         value = float(found["measure"].mean())
@@ -272,7 +273,10 @@ class Course:
         self.seconds_of_measure = time.monotonic() - began
 
     def seconds_left(self) -> float | None:
-        """The time to the end; of steps an estimate, by those after the first."""
+        """Seconds to the end: by the time limit, or estimated from the steps so far.
+
+        None: there are no steps to estimate by.
+        """
         done, whole = self.progress()
         if self.end is not None:
             return max(0.0, whole - done)
@@ -282,7 +286,7 @@ class Course:
 
 
 class Display:
-    """What a course says on stderr: a bar on a terminal, lines in a log."""
+    """The progress of a Course on stderr: a bar on a terminal, else lines."""
 
     FORM = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
@@ -291,8 +295,8 @@ class Display:
         self.bar = tqdm(
             total=1.0, desc="recover", bar_format=self.FORM, leave=True, disable=None
         )
-        self.due = time.monotonic() + INTERVAL  # of the next line
-        self.measured = 1  # measures that have been shown
+        self.due = time.monotonic() + INTERVAL  # time of the next line
+        self.measured = 1  # number of measures that were shown
 
     def __enter__(self):
         return self
@@ -301,7 +305,7 @@ class Display:
         self.bar.close()
 
     def show(self):
-        """Show a step that is done."""
+        """Show the progress after a step."""
         done, whole = self.course.progress()
         text = self.text()
         if not self.bar.disable:
@@ -328,10 +332,10 @@ class Display:
 
 @contextlib.contextmanager
 def stopping(course: Course):
-    """While entered, Ctrl-C ends the course after its current step.
+    """Context in which Ctrl-C ends the course after its current step.
 
-    Until the course has better weights than at its start, Ctrl-C raises
-    KeyboardInterrupt as usual. Outside the main thread nothing changes.
+    Until the course has better weights than at the start, Ctrl-C raises
+    KeyboardInterrupt as usual. It does nothing outside the main thread.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
@@ -352,13 +356,14 @@ def stopping(course: Course):
 
 
 def readable(source: Source) -> Source:
-    """The images of a source, without those that cannot be read.
+    """The images of a source without those that cannot be read.
 
-    A large source is not looked through: one in a hundred of its images may be damaged,
-    as in training. Of the images that are held out of a small one, that would be none.
+    A large source is returned unchecked: one in a hundred of its images may be damaged,
+    as in training. A small one is checked, because of its few held-out images none may
+    be.
     """
     total = len(source)
-    if total > HELD_OUT * MOST:
+    if total > HELD_OUT * MAX_HELD_OUT:
         return source
 
     def error_of(place):
@@ -380,45 +385,48 @@ def readable(source: Source) -> Source:
                 log.warning("%s: it is left out", error)
     finally:
         pool.shutdown(cancel_futures=True)
-    return source if len(places) == total else Subset(source, places)
+    if len(places) == total:
+        return source
+    return Subset(source, places)
 
 
 def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
-    """(images to learn from, images that are held out, evenly spaced).
+    """(images to learn from, images that are held out), the latter evenly spaced.
 
-    Raises InputError for too few.
+    Raises InputError for too few images.
     """
     total = len(source)
-    if total < FEWEST + batch_size:
+    needed = MIN_HELD_OUT + batch_size
+    if total < needed:
         problem = f"has {total} image" if total == 1 else f"has {total} images"
         raise InputError(
             problem,
             field="images",
             value=total,
             allowed=(
-                f"{FEWEST + batch_size} or more: {FEWEST} that are held out and a "
-                f"batch of {batch_size}"
+                f"{needed} or more: {MIN_HELD_OUT} that are held out and a batch of "
+                f"{batch_size}"
             ),
         )
-    held = min(MOST, max(FEWEST, total // HELD_OUT))
+    held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     places = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), places)
     return Subset(source, others), Subset(source, places)
 
 
 def check_different(batches: list[dict[str, np.ndarray]]):
-    """Raise InputError where images are all alike, or of one color each.
+    """Raise InputError for images that are all alike, or of one color each.
 
-    batches: of the images that are held out
+    batches: the batches of the held-out images
     """
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     flat = images.reshape(len(images), -1, 3)
     if np.all(flat == flat[:, :1]):
         raise InputError("are of one color each", field="images", allowed="photographs")
     distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
-    if distinct < FEWEST:
+    if distinct < MIN_HELD_OUT:
         raise InputError(
             f"are alike: {len(images)} that are held out show {distinct} pictures",
             field="images",
-            allowed=f"at least {FEWEST} different ones there",
+            allowed=f"at least {MIN_HELD_OUT} different ones there",
         )

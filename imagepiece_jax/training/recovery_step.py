@@ -1,7 +1,7 @@
-"""Recipe, loss and compiled programs of a recovery, without images and without an end.
+"""The recipe, the loss and the compiled programs of a recovery.
 
-The student is a reduced model; its teacher is the dense form of the same weights, which
-sees the same images.
+The student is a reduced model. The teacher is the dense model with the same weights,
+which sees the same images.
 """
 
 import dataclasses
@@ -40,33 +40,31 @@ from imagepiece_jax.training.train_step import (
     squared_error,
 )
 
-STEPS = 500  # where neither steps nor minutes are given
-RATE_OF_ALL = 2e-5  # of training all parameters: at 1e-4 DeiT-Ti gets worse
+STEPS = 500  # number of steps, where neither steps nor minutes are given
+RATE_OF_ALL = 2e-5  # learning rate for all parameters; with 1e-4 DeiT-Ti gets worse
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(CheckedFields):
     """How a model is recovered."""
 
-    # which parameters are trained
-    parameters: str = choice("biases", TRAINED)
+    parameters: str = choice("biases", TRAINED)  # which parameters are trained
     steps: int = count(STEPS, least=1)
     batch_size: int = count(32, least=1)
     seed: int = count(0, most=2**32 - 1)
-    lr: float = number(1e-3, above=0)  # of the first step; a cosine to 0
-    # Weights in the loss: of the class token after each block, and of the features of
-    # patches.
-    class_tokens: float = weight(0.5)
-    patches: float = weight(0.0)
-    mixed: float = rate(0.0)  # share of the images that are mixed with another one
+    lr: float = number(1e-3, above=0)  # the first learning rate; it falls to 0
+    class_tokens: float = weight(0.5)  # weight of class tokens in the loss
+    patches: float = weight(0.0)  # weight of the features of patches in the loss
+    mixed: float = rate(0.0)  # share of the images that are mixed with another image
     # smallest and largest share of an image's area that a random crop covers
     area: tuple[float, float] = several((0.4, 1.0), rate(), "two shares", 2)
 
     @classmethod
-    def of(cls, vit: Pretrained, **fields: Any) -> "Recipe":
-        """The recipe for a model, with the given `fields` in place of its defaults.
+    def for_model(cls, vit: Pretrained, **fields: Any) -> "Recipe":
+        """The recipe for a model, with the given fields in place of defaults.
 
-        An encoder, and a model without a class token, compares patches by default.
+        By default the loss compares patches, too, where the model has no classes or no
+        class token.
         """
         defaults = {}
         if fields.get("parameters") == "all":
@@ -79,15 +77,16 @@ class Recipe(CheckedFields):
 
     def rate(self, done: float, whole: float) -> float:
         """The learning rate after `done` of `whole`, both in steps or in seconds."""
-        share = min(1.0, done / whole)  # a measure may end after the time is over
+        share = min(1.0, done / whole)  # time may be over when a measure ends
         return self.lr * math.cos(math.pi / 2 * share) ** 2
 
 
 class Kind(NamedTuple):
     """How outputs of one kind are compared."""
 
-    measure: str  # its name in reports
-    distance: Callable[[jax.Array, jax.Array], jax.Array]  # [B, C] twice -> [B]
+    measure: str  # name of the distance in reports
+    # function (student, teacher), both [B, C], -> [B]
+    distance: Callable[[jax.Array, jax.Array], jax.Array]
 
 
 KINDS = {
@@ -99,10 +98,10 @@ KINDS = {
 
 
 def outputs_of(vit: Pretrained) -> str:
-    """What the outputs of a model are, one of `KINDS`.
+    """The kind of a model's outputs, one of `KINDS`.
 
-    A head without a bias is a projection of features, such as CLIP's, unless it has
-    names of classes or a problem that only classes have.
+    A head without a bias counts as a projection of features, such as CLIP's, unless its
+    classes have names, or its problem is one of several labels.
     """
     if not vit.model.num_classes:
         return "features"
@@ -116,7 +115,7 @@ def outputs_of(vit: Pretrained) -> str:
 
 
 class Comparison:
-    """What is compared of a student and its teacher: the loss, and the measure."""
+    """How student and teacher are compared: in the loss, and in the measure."""
 
     def __init__(self, vit: Pretrained, recipe: Recipe):
         self.outputs = outputs_of(vit)
@@ -127,9 +126,9 @@ class Comparison:
         self.read = tuple(name for name, weight in self.weights.items() if weight)
 
     def terms(self, student, teacher) -> dict[str, jax.Array]:
-        """The terms of the loss by name, [B] each, without weights.
+        """{name: term of the loss [B]}, without weights.
 
-        student, teacher: `train_step.answers`
+        student, teacher: results of `train_step.answers`
         """
         terms = {"logits": self.distance(student["logits"], teacher["logits"])}
         for name in self.read:
@@ -138,12 +137,14 @@ class Comparison:
         return terms
 
     def loss(self, student, teacher) -> jax.Array:
-        """The mean over a batch of the weighted sum of terms."""
-        terms = self.terms(student, teacher)
-        return jnp.mean(sum(self.weights.get(k, 1.0) * v for k, v in terms.items()))
+        """The weighted sum of all terms, as a mean over the batch."""
+        total = 0
+        for name, term in self.terms(student, teacher).items():
+            total = total + self.weights.get(name, 1.0) * term
+        return jnp.mean(total)
 
     def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """ "measure", what recovery makes small, and "agreement", [B] each."""
+        """{"measure": distance to the teacher, "agreement": same first class}, [B]."""
         terms = self.terms(student, teacher)
         measure = terms["logits"]
         if self.outputs == "features" and "patches" in terms:
@@ -154,27 +155,30 @@ class Comparison:
 
 
 def first_class(logits):
-    """The likeliest class; of a single one, whether it is likely. [B, C] -> [B]."""
+    """The most probable class; of a single class, whether it is probable.
+
+    [B, C] -> [B]
+    """
     if logits.shape[-1] == 1:
         return logits[:, 0] > 0
     return jnp.argmax(logits, -1)
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """What a training step changes."""
 
-    trained: Any  # a `trained_part`
-    moments: Any  # of the optimizer
+    trained: Any  # the parameters that are trained, a `trained_part`
+    moments: Any  # the optimizer's moments of them
 
 
 class Fit:
-    """The programs of a recovery, and the state between two of its steps.
+    """The compiled programs of a recovery, and its state.
 
     vit: the model to recover
-    teacher: whose answers it learns; it may take larger images, of which the student
-        sees smaller copies; None: its own dense form
-    split: from all parameters to those that are trained; None: by the recipe
-    join: from all parameters and the trained ones to those of the student
+    teacher: the model whose answers it learns. It may take larger images, which are
+        resized for the student. None: the model's own dense form
+    split: function from all parameters to those that are trained; None: by the recipe
+    join: function from all parameters and the trained ones to the student's
     """
 
     def __init__(
@@ -191,7 +195,7 @@ class Fit:
         teacher = teacher or vit.with_reduction(None)
         self.vit = vit
         self.recipe = recipe
-        self.image_size = teacher.image_size  # of the images that the programs take
+        self.image_size = teacher.image_size  # size of the images in batches
         self.model = vit.model.clone(kernels=None)
         self.dense = teacher.model.clone(kernels=None)
         self.comparison = Comparison(vit, recipe)
@@ -215,10 +219,10 @@ class Fit:
         self.state = parallel.replicate(State(trained, self.adam.init(trained)))
 
     def take(self, pixels, step: int, rate: float) -> jax.Array:
-        """Train on a batch; the loss, which is still on the devices, [devices].
+        """Take a training step; return its loss, [devices], without waiting for it.
 
         pixels: uint8 [devices, m, H, W, 3]
-        step: the number of this one, of which draws are a function
+        step: number of the step, from which random numbers are drawn
         rate: the learning rate
         """
         now = parallel.replicate((np.float32(rate), np.int32(step)))
@@ -226,24 +230,29 @@ class Fit:
         return loss
 
     def hold(self, batches: Iterable[dict[str, np.ndarray]]):
-        """Keep the images of the measure, with the teacher's answers to them."""
-        self.held = [
-            (batch, self._targets(self.weights, batch["image"])) for batch in batches
-        ]
+        """Keep the images of the measure, and the teacher's answers to them."""
+        self.held = []
+        for batch in batches:
+            targets = self._targets(self.weights, batch["image"])
+            self.held.append((batch, targets))
 
     def measure(self) -> dict[str, np.ndarray]:
-        """`Comparison.measure` of the images that are held out, [images] each."""
+        """`Comparison.measure` of the held-out images, arrays [images]."""
         parts = []
         for batch, targets in self.held:
             trained = self.state.trained
             image = batch["image"]
             found = self._measure(trained, self.weights, image, targets)
             real = batch["mask"].ravel() > 0
-            parts.append({k: v.ravel()[real] for k, v in parallel.local(found).items()})
-        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            local = parallel.local(found).items()
+            parts.append({name: values.ravel()[real] for name, values in local})
+        joined = {}
+        for name in parts[0]:
+            joined[name] = np.concatenate([part[name] for part in parts])
+        return joined
 
     def variables(self) -> dict[str, Any]:
-        """The student's variables now, on the host."""
+        """The student's present variables, on the host."""
         trained = parallel.unreplicate(self.state.trained)
         before = self.vit.variables
         params = jax.device_get(self.join(before["params"], trained))
@@ -292,11 +301,11 @@ class Fit:
 
 
 def mix(images, partners, keys, share):
-    """Mix some images with their partners, each as a convex sum.
+    """Mix some of the images with partners, as weighted means.
 
     images, partners: [B, H, W, 3]
-    keys: of the images, [B]
-    share: of the images that are mixed
+    keys: [B], a random key for each image
+    share: share of the images that are mixed
     Source: mixup, Zhang et al., 2018, with Beta(1, 1).
     """
     drawn = jax.vmap(lambda key: uniform(key, (2, 1, 1, 1)))(keys)

@@ -42,9 +42,9 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any  # {"params", "batch_stats"} averaged, or None
-    # Both are part of the state, so that a resumed run equals an uninterrupted one.
+    # The state has these two so that a resumed run equals an uninterrupted one.
     window: dict[str, jax.Array]  # sums of the metrics since the last logged step
-    skipped: jax.Array  # steps in a row, up to this one, that changed nothing
+    skipped: jax.Array  # number of skipped steps in a row, up to this one
 
     @property
     def variables(self):
@@ -55,7 +55,7 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
-    """A batch of the loader, as shapes and types.
+    """Shapes and types of a batch of the loader.
 
     leading: sizes of the first axes, [A, m] or [local devices, A, m]
     """
@@ -67,22 +67,23 @@ def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
 
 
 def token_counts(model: ViT) -> tuple:
-    """The token counts of every block: one program of a step for each."""
+    """The Counts of every block; models with the same ones share a program."""
     return tuple(layer.counts for layer in model.plan)
 
 
 def count_programs(run: RunConfig) -> int:
-    """Number of programs that the steps of a run compile to."""
+    """Number of programs that the training steps of a run compile to."""
     models = map(run.create_train_model, range(run.optim.epochs))
     return len(set(map(token_counts, models)))
 
 
 def init_state(variables, optimizer, with_ema, part="all"):
-    """State of step 0 from the model's variables.
+    """The TrainState before the first step.
 
+    variables: the model's variables
     optimizer: an optax transformation
-    part: of the parameters, that is trained: one of `config.TRAINED`
     with_ema: whether the run averages its weights
+    part: which parameters are trained, one of `config.run.TRAINED`
     """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
@@ -227,13 +228,14 @@ def train_step(
 
 
 def prepared_images(batch, step, *, run, model, count):
-    """The first `count` images of this device as `model` sees them, uint8.
+    """The first `count` images of a batch on this device, as the model sees them.
 
-    Inside `pmap`. Values that no pixel can show (noise of random erasing) are clipped.
+    It runs inside `pmap`. Values beyond those of pixels (noise of random erasing) are
+    clipped.
 
     batch: as `train_step` takes it
-    step: of the state that takes it, from 0
-    Returns [count, S, S, 3].
+    step: number of the step that takes the batch, from 0
+    Returns [count, S, S, 3] uint8.
     """
     part = jax.tree.map(lambda x: x[0], batch)
     positions = parallel.positions(part["label"].shape[0])
@@ -242,11 +244,11 @@ def prepared_images(batch, step, *, run, model, count):
 
 
 def prepare(part, positions, step, index, run, model):
-    """A micro-batch as it was read -> normalized, mixed images and soft targets.
+    """(normalized, augmented and mixed images, soft targets) of a micro-batch.
 
     part: image uint8 [m, S, S, 3] and label int32 [m]
-    positions: places in the global batch, [m]
-    index: the micro-batch's
+    positions: [m], places of the images in the global batch
+    index: number of the micro-batch
     """
     keys = None
     if run.augment.layers or run.augment.erase_prob:
@@ -269,9 +271,10 @@ def prepare(part, positions, step, index, run, model):
 
 
 def _sums(loss, logits, targets):
-    """Sums over this device's samples; right is the largest of an image's targets.
+    """Sums of the metrics over this device's images.
 
-    The label of a mixed image is the one with the larger share.
+    The label of an image is its largest target, which for a mixed image is that of the
+    image with the larger share.
     """
     samples, classes = targets.shape
     label = jnp.argmax(targets, axis=-1)
@@ -287,8 +290,8 @@ def _sums(loss, logits, targets):
 def soft_cross_entropy(logits, targets):
     """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
 
-    `targets` include label smoothing and mixup. It is float32 whatever the inputs are;
-    the mean over the batch is left to the caller, who knows devices and padding.
+    targets: [B, C], with label smoothing and mixup
+    Returns float32 whatever the inputs are.
     """
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])
@@ -297,17 +300,20 @@ def soft_cross_entropy(logits, targets):
 
 
 def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
-    """(loss by the labels, {"distill": loss by the teacher}), weighted means.
+    """(loss by the labels, {"distill": loss by the teacher}), with their weights.
 
-    (1 - weight) of the loss is by the labels, and `weight` by the teacher.
+    The weight of the second is `distill.weight`, and that of the first the rest.
 
-    outputs: the student's
-    targets: of the labels, [B, C]
+    outputs: Outputs of the student
+    targets: [B, C], class probabilities by the labels
     teacher_logits: [B, C]
     """
     first, *second = outputs.head_logits or (outputs.logits,)
-    answers = second[0] if second else first
-    term = distill.weight * jnp.mean(teacher_distance(distill, answers, teacher_logits))
+    answers = first
+    if second:  # the head of the distillation token
+        answers = second[0]
+    distance = teacher_distance(distill, answers, teacher_logits)
+    term = distill.weight * jnp.mean(distance)
     if distill.unlabeled:
         return jnp.float32(0), {"distill": term}
     loss = jnp.mean(soft_cross_entropy(first, targets))
@@ -315,14 +321,15 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
 
 
 def answers(model: ViT, variables, images, read: tuple[str, ...]):
-    """What is compared of a teacher and its student, by name, float32.
+    """Outputs of a model in which student and teacher are compared, by name, float32.
 
-    read: names from
-        "logits" [B, C]; of a model without classes its pooled vector, and of one
-            without a pool that of the class token, or else the mean of all tokens
-        "class_tokens" [B, depth, D], after each block
-        "patches" [B, n, D], for each patch its token after the last norm
-        "kept" [B, n] bool, whether a patch is in a token; with "patches"
+    "logits" [B, C]; the pooled vector of a model without classes. A model without a
+        pool has its class token there, or else the mean of its tokens.
+    "class_tokens" [B, depth, D]: the class token after each block.
+    "patches" [B, n, D]: for each patch its token after the final norm.
+    "kept" [B, n]: whether each patch is in a token; comes with "patches".
+
+    read: names of the outputs to return besides "logits"
     """
     if model.arch.pool == "none":
         pool = "token" if model.arch.class_token else "mean"
@@ -348,14 +355,17 @@ def class_tokens(states):
 
 
 def kl_divergence(student, teacher):
-    """KL(teacher || student) of the probabilities of logits. [B, C] twice -> [B]."""
+    """KL(teacher || student) of softmax(logits). [B, C] twice -> [B]."""
     student = jax.nn.log_softmax(student)
     teacher = jax.nn.log_softmax(teacher)
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
 def binary_kl_divergence(student, teacher):
-    """KL of the probabilities of each class by itself, added up. [B, C] -> [B]."""
+    """Sum over classes of KL(teacher || student) of sigmoid(logits).
+
+    [B, C] twice -> [B]
+    """
     total = 0.0
     for sign in (1, -1):
         ours = jax.nn.log_sigmoid(sign * student)
@@ -365,15 +375,15 @@ def binary_kl_divergence(student, teacher):
 
 
 def squared_error(student, teacher):
-    """Mean squared difference of outputs that are numbers. [B, C] twice -> [B]."""
+    """Mean squared difference of outputs. [B, C] twice -> [B]."""
     return jnp.mean((student - teacher) ** 2, axis=-1)
 
 
 def relative_change(student, teacher, kept=None):
-    """Squared distance of features as a share of the teacher's square.
+    """Squared distance of features, divided by the square of the teacher's.
 
-    student, teacher: [B, D], or [B, n, D], where each of n has a share of its own
-    kept: [B, n], zero where there is nothing to compare; None: all counts
+    student, teacher: [B, D], or [B, n, D] for n features of each image
+    kept: [B, n], 1 for features that count and 0 for others; None: all count
     Returns [B], means over n.
     """
     distance = jnp.sum((student - teacher) ** 2, axis=-1)
@@ -382,14 +392,15 @@ def relative_change(student, teacher, kept=None):
         return share
     if kept is None:
         return jnp.mean(share, axis=1)
-    return jnp.sum(share * kept, axis=1) / jnp.maximum(jnp.sum(kept, axis=1), 1)
+    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
+    return jnp.sum(share * kept, axis=1) / number
 
 
 def teacher_distance(distill: DistillConfig, logits, teacher_logits):
-    """Only the loss by the teacher, per image. [B, C] twice -> [B] float32.
+    """The loss by the teacher for each image. [B, C] twice -> [B] float32.
 
-    Soft: T^2 KL(teacher || student), both softmax(logits / T): what F.kl_div computes
-    from the student's logarithms. T^2 keeps the size of the gradient.
+    Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
+    student) of softmax(logits / T), where T^2 keeps the size of the gradient.
     """
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":

@@ -40,7 +40,9 @@ def vit():
 
 
 def fit_of(vit, **fields):
-    return recovery_step.Fit(vit, recovery_step.Recipe.of(vit, batch_size=8, **fields))
+    return recovery_step.Fit(
+        vit, recovery_step.Recipe.for_model(vit, batch_size=8, **fields)
+    )
 
 
 def kl(teacher, student):
@@ -285,7 +287,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
 def mixed_recovery():
     """A recovery with all that draws, of some steps."""
     vit = tiny.pretrained(DROPPING)
-    recipe = recovery_step.Recipe.of(vit, steps=8, batch_size=8, mixed=0.5)
+    recipe = recovery_step.Recipe.for_model(vit, steps=8, batch_size=8, mixed=0.5)
     return recover.recovered(vit, open_unlabeled(noise()), recipe)
 
 
@@ -338,7 +340,7 @@ def test_images_are_mixed_by_their_places_in_the_batch():
 
 
 def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
-    useless = functools.partial(recovery_step.Recipe.of, lr=1e3)
+    useless = functools.partial(recovery_step.Recipe.for_model, lr=1e3)
     monkeypatch.setattr(recovery_step.Recipe, "of", useless)
     lost = recovered(vit)
     assert not lost.recovery.changed

@@ -141,7 +141,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     outputs = MODELS[name][-1]
     assert recovery_step.outputs_of(vit) == outputs
     images = tiny.images(2, side=vit.image_size)
-    fit = recovery_step.Fit(vit, recovery_step.Recipe.of(vit, batch_size=2))
+    fit = recovery_step.Fit(vit, recovery_step.Recipe.for_model(vit, batch_size=2))
 
     @tiny.compiled
     def step(trained, variables, images):
