@@ -1,4 +1,4 @@
-"""Names of classes: ImageNet's, and those of weights compared with those of data."""
+"""Names of classes: those of ImageNet, and whether weights and data have the same."""
 
 import collections
 import functools
@@ -11,9 +11,9 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 
-# Synset and lemmas of each class, by label; its first lines state the source.
+# Synset and lemmas of each class, by label; the first lines state the source.
 TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
-# Names of the classes whose first lemma is another class's, too.
+# {synset: name} of classes whose first lemma is also that of another class
 DISTINCT = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
@@ -27,7 +27,7 @@ MAX_DIGITS = 9
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet-1k's classes by label: one lemma each, no two alike."""
+    """The names of ImageNet-1k's classes by label: a different lemma for each."""
     rows = imagenet_rows()
     return tuple(DISTINCT.get(synset, words.split(", ")[0]) for synset, words in rows)
 

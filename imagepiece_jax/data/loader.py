@@ -1,9 +1,9 @@
-"""Batches of training and evaluation, the same on any devices and after any restart.
+"""Batches of training and evaluation, which are the same on any devices.
 
-A run's images are numbered by (step, position in the global batch). `Placement` says
-which positions this process holds; order, crop and flip of a position are functions of
-(seed, step, position). So one device, eight devices, two hosts, any number of
-worker processes and threads and a restart at any step give the same arrays.
+Each image of a run has a step and a position in the global batch. `Placement` says
+which positions this process has. Order, crop and flip of an image are functions of
+(seed, step, position). So batches do not depend on the number of devices, hosts, worker
+processes and threads, nor on a restart.
 """
 
 import abc
@@ -22,16 +22,16 @@ from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unr
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
-# About, in the unit of work of a reading thread or process: single images would cost
-# more to hand over than to decode. Copies of one image stay in one chunk, so that it is
-# read and decoded once.
+# About so many images are read by one task of a thread or process, as handing over
+# single images would cost more than decoding them. Copies of one image are in the same
+# chunk, so that it is decoded once.
 CHUNK_IMAGES = 32
 
 # Fields of a sample besides its pixels, and their types in a batch.
 FIELDS = {
     "label": np.int32,
-    "mask": np.float32,  # 0: there is no image
-    "index": np.int32,  # in the source
+    "mask": np.float32,  # 1 for an image, 0 for padding
+    "index": np.int32,  # index in the source
 }
 
 # First word of every random stream, so that no two purposes share one.
@@ -40,9 +40,9 @@ _TRANSFORM = 1
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Whole batches in `length` images; the remainder is left out.
+    """The number of whole batches in `length` images; the rest is left out.
 
-    Raises InputError where there is none.
+    Raises InputError where images do not fill a batch.
     """
     if length < batch_size:
         raise InputError(
@@ -54,7 +54,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     return length // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # for every chunk, across one epoch's end
+@functools.lru_cache(maxsize=2)  # all chunks ask for it, also over an epoch's end
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
     order = _stream(seed, _ORDER, epoch, 0).permutation(length)
@@ -71,28 +71,30 @@ def _stream(seed, purpose, step, position):
 
 @dataclasses.dataclass(eq=False)
 class BatchSequence(abc.ABC):
-    """Batches in one order, this process's part of each; workers read them in chunks.
+    """A sequence of batches, of which this process has its part, read in chunks.
 
-    `grid` has the positions of its samples in the global batch [local devices, ..],
-    `steps` is the number of batches.
+    grid: [local devices, ..], positions of this process's images in the global batch
+    steps: number of batches
     """
 
     source: Source
     transform: Any
     _: dataclasses.KW_ONLY
-    batch_size: int  # of all processes together
-    placement: Placement = Placement()  # of the samples of a batch on devices
-    repeats: int = 1
+    batch_size: int  # images in a batch, over all processes
+    placement: Placement = Placement()  # how images are placed on devices
+    repeats: int = 1  # how often an image comes in a row
 
-    fields: ClassVar[tuple[str, ...]]  # of FIELDS, that a batch has
-    consequence: ClassVar[str]  # of an image that cannot be read, for the log
+    fields: ClassVar[tuple[str, ...]]  # the FIELDS that a batch has
+    consequence: ClassVar[
+        str
+    ]  # what follows for an image that cannot be read, in words
 
     @abc.abstractmethod
     def requests(self, number) -> Iterator["Request"]:
         """The images of chunk `number` of all batches."""
 
     def read(self, number, allocate) -> "Chunk":
-        """Chunk `number` of all batches, its pixels in an array allocate(shape)."""
+        """Read chunk `number` of all batches; allocate(shape) makes its pixels."""
         images = []
         samples = []
         for request in self.requests(number):
@@ -100,14 +102,14 @@ class BatchSequence(abc.ABC):
             for slot, arguments in request.calls.items():
                 images.append(self._transformed(image, own["index"], arguments))
                 samples.append(Sample(slot, own, errors))
-                errors = []  # of the first copy alone
+                errors = []  # are recorded for the first copy only
         pixels = allocate((len(images), *self.transform.shape, 3))
         for place, image in zip(pixels, images, strict=True):
             place[:] = image
         return Chunk(pixels, samples)
 
     def _first_readable(self, request):
-        """(image or None, its fields by name, the UnreadableImage before it)."""
+        """(first readable image or None, its fields, errors of those before it)."""
         errors = []
         for candidate in map(int, request.candidates):
             try:
@@ -127,12 +129,12 @@ class BatchSequence(abc.ABC):
             raise error.inside(place=self.source.name(index)) from error
 
     def join(self, chunks: list["Chunk"]) -> tuple:
-        """(one batch, its samples) from the chunks of the batch.
+        """(a batch, its samples), from the chunks of the batch.
 
-        The arrays are new each time, because JAX on CPU may use their memory as it is.
+        Arrays are new each time, because JAX on CPUs may use their memory directly.
         """
         batch = self.empty()
-        # The axes of devices and micro-batches as one: views.
+        # Views with one axis for devices and micro-batches.
         flat = {
             name: array.reshape(-1, *array.shape[self.grid.ndim :])
             for name, array in batch.items()
@@ -149,16 +151,16 @@ class BatchSequence(abc.ABC):
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """`grid` as one axis, the slots of a batch."""
+        """`grid` with one axis: the position of each slot of this process's batch."""
         return self.grid.ravel()
 
     @property
     def chunks(self) -> int:
-        """Number of chunks that a batch is read in."""
+        """Number of chunks of a batch."""
         return math.ceil(self.grid.size / CHUNK_IMAGES)
 
     def empty(self) -> dict[str, np.ndarray]:
-        """A new batch of this process, not filled: its arrays by name."""
+        """A new batch of this process without values: {name: array}."""
         shape = self.grid.shape
         image = np.empty((*shape, *self.transform.shape, 3), np.uint8)
         return {"image": image} | {
@@ -167,7 +169,7 @@ class BatchSequence(abc.ABC):
 
     @property
     def max_bytes(self) -> int:
-        """Bytes that the pixels of a chunk have at most, at any step of an epoch."""
+        """The most bytes of pixels that a chunk has at any step of an epoch."""
         images = 0
         for phase in range(self.repeats):
             places = (phase + self.positions) // self.repeats
@@ -193,18 +195,17 @@ class BatchSequence(abc.ABC):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class TrainBatches(BatchSequence):
-    """The batches start_step..stop_step-1 of a training.
+    """The batches of a training from start_step to stop_step - 1.
 
     A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
     devices and A accumulation steps. An image that cannot be read is replaced by the
     next readable one of the epoch's order and recorded in `source.unreadable`.
 
-    transform: called as (image, rng)
-    seed: of order, crops and flips, 0..2**64-1
-    repeats: every image of an epoch comes so many times in a row, each time with other
-        draws; an epoch has as many steps as without. A step then has just the images
-        that DeiT's sampler gives to its devices, however many these are, as long as
-        batches split evenly.
+    transform: function (image, rng)
+    seed: seed of order, crops and flips, 0..2**64-1
+    repeats: how often each image comes in a row, each time with other random crops; an
+        epoch has as many steps as without. A step has the images that DeiT's sampler
+        gives to all devices together, if batches split evenly
     Raises InputError for a batch that cannot be split or filled, and for another seed.
     Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
@@ -249,7 +250,7 @@ class EvalBatches(BatchSequence):
     (recorded in `source.unreadable`) and for the padding of the last batch, whose
     indices lie beyond the source.
 
-    transform: called as (image)
+    transform: function (image)
     Raises InputError for a batch that cannot be split.
     """
 
@@ -271,11 +272,11 @@ class EvalBatches(BatchSequence):
 
 
 class Sample(NamedTuple):
-    """One image of a batch."""
+    """An image of a batch, without its pixels."""
 
     slot: int  # its place in this process's part of the batch
-    fields: dict  # by name of FIELDS
-    errors: list  # the UnreadableImage tried before it
+    fields: dict  # {name in FIELDS: value}
+    errors: list  # UnreadableImages of files that were tried before it
 
 
 class Chunk(NamedTuple):
@@ -286,39 +287,39 @@ class Chunk(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The first readable image among `candidates`, for each slot of `calls`."""
+    """A request for one image, which is transformed once for each of some slots."""
 
-    candidates: Any
-    calls: dict  # from a slot to what the transform is called with besides the image
-    index: int = -1  # of the zeros with mask 0 that come where no image is readable
+    candidates: Any  # indices in the source, of which the first readable one is taken
+    calls: dict  # {slot: further arguments of the transform}
+    index: int = -1  # index of the padding that comes where no image is readable
 
 
 def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
-    """Slots of each chunk of a batch, in the order of their positions.
+    """The slots of each chunk of a batch, in the order of their positions.
 
-    positions: [slots], in the global batch
-    places: [slots], rise with the positions; slots of the same place hold copies
+    positions: [slots], positions in the global batch
+    places: [slots], the same for copies of one image, and rising with the positions
     """
     order = np.argsort(positions)
     places = places[order]
     count = math.ceil(len(order) / CHUNK_IMAGES)
     cuts = np.arange(1, count) * len(order) // count
-    cuts = np.searchsorted(places, places[cuts])  # to the first of its copies
+    cuts = np.searchsorted(places, places[cuts])  # before the first of some copies
     return [slots.tolist() for slots in np.split(order, cuts)]
 
 
 class Reader:
-    """Iterator over the batches of a sequence, once, which are read ahead.
+    """Iterator over the batches of a sequence, which are read ahead.
 
-    Unreadable images are recorded in the thread that takes the batches, and in the
-    order of the positions, so that the record does not depend on workers.
+    Unreadable images are recorded in the thread that takes batches, in the order of
+    positions, so that the record does not depend on workers.
 
-    workers, threads: as `Prefetch` has them
+    workers, threads: as `Prefetch` takes them
     """
 
     def __init__(self, sequence: BatchSequence, workers: int = 0, threads: int = 0):
         self._sequence = sequence
-        self._in_a_row = []  # errors since the last image that could be read
+        self._in_a_row = []  # errors since the last readable image
         self._joined = worker_pool.Prefetch(
             sequence.read,
             sequence.join,

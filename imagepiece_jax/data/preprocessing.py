@@ -1,8 +1,8 @@
-"""How an image is resized and cropped for evaluation: its numbers, and the crop.
+"""How images are resized and cropped for evaluation: the class `Preprocessing`.
 
-`Preprocessing` holds both. A run makes it from config.data (`IN_CONFIG` has the names
-of its fields there), `load` from a file of the weights or their public name; whatever
-reads images for a trained model calls it.
+A run makes one from config.data, where `IN_CONFIG` has the names of its fields. `load`
+makes one from files of the weights, or from their public name. All that reads images
+for a trained model calls it.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, sides, size_text
 from imagepiece_jax.errors import InputError
 
-DEIT_CROP = 0.875  # where a model has no crop of its own
-SMALL = 32  # pixels a side up to which a model without a crop of its own crops nothing
-LONGEST = 32  # long side / short side of resized images; photographs stay far below
+DEIT_CROP = 0.875  # the crop of models that state none
+SMALL = 32  # models that state no crop do not crop images up to so many pixels a side
+LONGEST = 32  # longer images are cut to this long side / short side before resizing
 
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
 RULES = ("timm", "transformers")
-# Fields of a Preprocessing, and their names in config.data.
+# {field of a Preprocessing: its name in config.data}
 IN_CONFIG = {
     "crop": "eval_crop",
     "crop_mode": "eval_crop_mode",
@@ -41,30 +41,31 @@ IN_CONFIG = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(CheckedFields):
-    """Evaluation's resize and center crop; called with uint8 [H, W, 3] -> [h, w, 3]."""
+    """Evaluation's resize and center crop: a function uint8 [H, W, 3] -> [h, w, 3]."""
 
-    # Pixels a side, or (height, width), that the model gets.
+    # size of the result: pixels a side, or (height, width)
     image_size: int | tuple[int, int] = image_size_field()
-    # Share of the resized image's sides that is cut out of its center. The short side
-    # is resized to int(image_size / crop), 256 for 224 and DeiT's 0.875; for a size
-    # that is no square the side that is shorter in proportion. None: DeiT's crop, and
-    # none for models of up to 32 pixels.
+    # sides of the crop / sides of the resized image. The short side of the image is
+    # resized to int(image_size / crop), which is 256 for 224 and DeiT's 0.875. None:
+    # DeiT's crop; no crop for models of up to 32 pixels
     crop: float | None = optional(number(above=0, most=1))
-    # "squash" resizes both sides so, whatever the aspect.
+    # "center" keeps the aspect of the image; "squash" resizes both sides alike
     crop_mode: str = choice("center", CROP_MODES)
-    # Pillow's, antialiased, by which published accuracies were measured.
+    # Pillow's, antialiased, with which published accuracies were measured
     interpolation: str = choice("bicubic", INTERPOLATIONS)
-    # Whose rule decides what the fields above leave open. timm resizes by one call of
-    # Pillow, and half a pixel in front of the crop is rounded to the even pixel, as by
-    # torchvision. transformers resizes rows before columns, as Pillow 13 does not
-    # always, and cuts half a pixel off.
+    # whose rule decides about details. timm resizes by one call of Pillow, and rounds
+    # the start of the crop to even pixels, as torchvision does. transformers resizes
+    # columns after rows, which Pillow 13 does not always do, and rounds down
     rule: str = choice("timm", RULES)
-    # "none": images have image_size already.
+    # "none": images have image_size already
     resize: str = choice("deit", RESIZES)
 
     @classmethod
     def from_fields(cls, image_size, fields) -> "Preprocessing":
-        """The Preprocessing with a dict of other fields. Raises InputError."""
+        """The Preprocessing for a size, with a dict of the other fields.
+
+        Raises InputError for anything else.
+        """
         if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
             raise InputError(
                 field="preprocessing",
@@ -80,12 +81,12 @@ class Preprocessing(CheckedFields):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Fields that are not the default, without the size, for `from_fields`."""
+        """The fields besides the size that differ from their defaults."""
         return _not_default({name: getattr(self, name) for name in IN_CONFIG})
 
     @property
     def resizes(self) -> bool:
-        """Whether images are resized and cropped, not taken as they are."""
+        """Whether images are resized and cropped at all."""
         small = self.crop is None and max(self.shape) <= SMALL
         return self.resize != "none" and not small
 
@@ -117,7 +118,7 @@ class Preprocessing(CheckedFields):
 
     @property
     def as_json(self) -> dict[str, object]:
-        """All that decides the pixels, as JSON values."""
+        """All fields that decide pixels, as JSON values."""
         size = list(self.shape)
         if not self.resizes:
             return {"image_size": size, "resize": "none"}
@@ -133,11 +134,11 @@ class Preprocessing(CheckedFields):
         return found
 
     def note(self, sizes, total: int) -> str | None:
-        """A line where images have the model's size, and are resized nevertheless.
+        """A note that images have the model's size already, and are still resized.
 
         sizes: (height, width) of some of `total` images, or of all
-        Returns None where one of them has another size, or where resizing leaves them
-        as they are.
+        Returns None where one of them has another size, or where resizing does not
+            change them.
         """
         sizes = list(sizes)
         if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
@@ -169,7 +170,7 @@ class Preprocessing(CheckedFields):
 
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a Preprocessing where config.data sets others than the default."""
+    """The fields of a Preprocessing that config.data sets to other than defaults."""
     found = {own: data[name] for own, name in IN_CONFIG.items() if name in data}
     return _not_default(found)
 
@@ -212,7 +213,10 @@ def _covering_size(image, tall, wide):
 
 
 def _middle(image):
-    """The image cut to LONGEST short sides: thin ones would be large once resized."""
+    """The middle of an image, at most LONGEST short sides long.
+
+    A very thin image would be huge once it is resized.
+    """
     height, width = image.shape[:2]
     longest = LONGEST * min(height, width)
     top = max(0, height - longest) // 2
@@ -221,9 +225,9 @@ def _middle(image):
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
-    """The image itself. Raises InputError where it does not have this size.
+    """The image itself, if it has this size already; else InputError is raised.
 
-    small: it is not resized because evaluation resizes no image for this size
+    small: whether it is not resized because of the small size
     """
     actual = image.shape[:2]
     if actual != sides(size):

@@ -1,6 +1,6 @@
-"""Images and labels by index: in files, and some of another source's.
+"""Sources of images and labels by index: files, and parts of another source.
 
-Nothing here knows batches, epochs or augmentation.
+Batches, epochs and augmentation are not known here.
 """
 
 import abc
@@ -17,15 +17,15 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.errors import InputError
 
 SPLITS = ("train", "val")
-SAMPLE = 64  # images that are read where a whole set would take too long
-THREADS = 16  # that ask for sizes of files, which takes long over a network
+SAMPLE = 64  # so many images are read where reading all would take too long
+THREADS = 16  # threads that ask for sizes of files, which is slow over a network
 
 
 class Source(abc.ABC):
     """Images and labels by index.
 
-    unreadable: its damaged files, by name, to the reason: `decode.record_unreadable`
-    class_names: a name or None for each class; None where the data names no classes
+    unreadable: {name of a damaged file: reason}, filled by `decode.record_unreadable`
+    class_names: a name or None for each class; None where the data have no names
     """
 
     def __init__(self, num_classes, class_names=None):
@@ -59,25 +59,25 @@ class Source(abc.ABC):
 
     @functools.cached_property
     def present_labels(self) -> tuple[int, ...]:
-        """The labels that images have, in rising order; of a part, all of the source's.
+        """The labels that images have, in rising order.
 
-        A source that does not list its labels has them all.
+        A part has those of its source. A source that does not list labels has all.
         """
         labels = getattr(self, "labels", range(self.num_classes))
         return tuple(np.unique(labels).tolist())
 
     @property
     def labeled(self) -> bool:
-        """Whether images have labels; else all of them are -1."""
+        """Whether images have labels; else all labels are -1."""
         return self.present_labels != (-1,)
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 hex digits that tell these images and labels from others.
+        """16 hex digits that differ for other images or labels.
 
-        It is made from the names in the set, labels, sizes in bytes and the content of
-        64 images, evenly spread: a corrected label and replaced images show, without
-        reading the whole set. Times and the folder do not count: data gets copied.
+        They are made from names, labels, sizes in bytes, and the content of 64 images,
+        so that a corrected label and replaced images show without reading all images.
+        The folder and times do not count, as data are copied.
         """
         count = len(self)
         total = hashlib.sha256(str(count).encode())
@@ -93,7 +93,7 @@ class Source(abc.ABC):
         return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
 
     def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Bytes that differ for other images, without reading them, for `digest`."""
+        """Bytes that differ for other images, for `digest`; no image is read."""
         names = "\0".join(self.name(int(index)) for index in indices)
         yield names.encode(errors="surrogateescape")
 

@@ -1,13 +1,12 @@
 """Transforms of one training image on the host: random crops and flips.
 
-Functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and `TrainTransform`,
-which chains them. Each function takes a fixed number of draws from its generator, so
-what comes after it does not depend on how many tries it needed. Evaluation's crop is
-`preprocessing.Preprocessing`. The `shape` of both is (height, width) of what they make.
+The functions take a uint8 RGB array [H, W, 3] and a NumPy Generator; `TrainTransform`
+calls them one after the other. Each takes a fixed number of random numbers, whatever
+the image, so that the functions after it always get the same ones. Evaluation's crop is
+`preprocessing.Preprocessing`.
 
-Resizing is bicubic with antialiasing: `resize_fast` differs from Pillow's, which
-evaluation uses, by about half a level of 256 on photographs, and takes a quarter of the
-time.
+Resizing is bicubic with antialiasing. `resize_fast` takes a quarter of the time of
+Pillow, which evaluation uses, and differs from it by about half a level of 256.
 """
 
 import dataclasses
@@ -27,18 +26,19 @@ else:
     # Workers are parallel over images; OpenCV's own threads would get in their way.
     cv2.setNumThreads(0)
 
-TRIES = 10
+TRIES = 10  # random boxes to try
 CROPS = ("random_resized", "shift", "none")
 _OPENCV = -0.75  # the parameter `a` of its cubic kernel
 _PILLOW = -0.5  # the same of Pillow's
 
 
 def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
-    """A random box inside height x width pixels.
+    """A random box inside an image of height x width pixels.
 
-    area: bounds of its share of the image's area, which is uniform
-    aspect: bounds of width / height, whose logarithm is uniform; after 10 boxes that do
-    not fit, it is the largest centered box within these bounds
+    After TRIES boxes that do not fit it is the largest centered box of such an aspect.
+
+    area: bounds of its share of the image's area, which is drawn uniformly
+    aspect: bounds of its width / height, whose logarithm is drawn uniformly
     Returns (top, left, box height, box width).
     Source: the Inception crop as DeiT uses it.
     """
@@ -74,10 +74,9 @@ def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
 
 
 def shift(image, rng, pixels):
-    """Move the image by up to `pixels` in either direction, padding with zeros.
+    """Move the image by up to `pixels` in each direction; fill with zeros.
 
-    The result has the same shape. DeiT does so with small images, by padding and a
-    random crop.
+    The shape does not change. DeiT does the same with small images.
     """
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * pixels + 1, size=2)
@@ -86,7 +85,7 @@ def shift(image, rng, pixels):
 
 
 def flip(image, rng):
-    """Mirror left and right with probability 1/2. Same shape."""
+    """Mirror the image left to right, with a probability of 1/2."""
     if rng.random() >= 0.5:
         return image
     if cv2 is None:
@@ -95,12 +94,14 @@ def flip(image, rng):
 
 
 def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize close to `resize_exactly`. uint8 [H, W, 3] -> [height, width, 3].
+    """Resize almost as `resize_exactly`, but faster. uint8 [H, W, 3].
 
-    OpenCV's bicubic has another kernel and does not widen it when it shrinks, so that
-    fine texture turns into noise. A short filter in front of it fixes both. Images more
-    than twice too large are first averaged down by a whole factor. Without OpenCV it is
-    `resize_exactly`.
+    OpenCV's bicubic kernel is another one, and is not widened when images shrink, so
+    that fine texture becomes noise. A short filter before it corrects both. Images of
+    more than twice the size are first averaged down by a whole factor. Without OpenCV
+    this is `resize_exactly`.
+
+    Returns [height, width, 3].
     """
     old = image.shape[:2]
     if old == (height, width):
@@ -118,7 +119,7 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _factor(old, new):
-    """Whole factor to average by: at least twice the new size is left."""
+    """The whole factor to average by; at least twice the new size is left."""
     return max(1, old // (2 * new))
 
 
@@ -132,10 +133,12 @@ def _filter(old, new):
 
 @functools.lru_cache(maxsize=1024)
 def _taps(scale):
-    """The filter before OpenCV's bicubic for old / new size `scale`, float32 [2n + 1].
+    """The filter before OpenCV's bicubic resize, float32 [2n + 1].
 
-    Least squares: filter and OpenCV's kernel in a row should be Pillow's kernel,
-    which is `scale` times as wide where it shrinks.
+    By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel,
+    which is `scale` times as wide when images shrink.
+
+    scale: old size / new size
     """
     wide = max(scale, 1.0)
     count = math.ceil(2 * wide)
@@ -160,13 +163,13 @@ def _cubic(x, a):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop and flip; called with (image, rng) -> [H, W, 3] uint8."""
+    """Random crop and flip: a function (image, rng) -> [H, W, 3] uint8."""
 
     image_size: int | tuple[int, int]  # pixels a side, or (height, width)
     crop: str  # "random_resized"; "shift" or "none" for images of this size
-    area: tuple[float, float]  # shares of an image's area that a random crop has
-    shift: int  # pixels, at most
-    flip: bool
+    area: tuple[float, float]  # bounds of a random crop's share of the image's area
+    shift: int  # by at most so many pixels images are shifted
+    flip: bool  # whether images are flipped at random
 
     @property
     def shape(self):

@@ -1,10 +1,10 @@
-"""Work ahead by threads and processes, over shared memory.
+"""Numbered tasks that threads and processes do ahead, with pixels in shared memory.
 
-Work is numbered. Worker `number % workers` does a number, and results are consumed in
-the order of the numbers, so neither workers nor threads change what comes out.
+Task `number` is done by worker `number % workers`, and results are taken in the order
+of the numbers, so that results do not depend on workers and threads.
 
 Workers are plain Python processes that import neither JAX nor the script that is run.
-Their pixels lie in one block of shared memory, divided into slots that are reused.
+Their pixels are in one block of shared memory, divided into slots that are reused.
 grain 0.2.18 delivers 0.74 times as many raw images per CPU second, and 0.91 to 1.03
 times as many JPEGs (500 x 375, 107 KB); it takes twice as long to the first batch, and
 twice the memory.
@@ -32,11 +32,11 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError, RunError
 
-GROUPS_AHEAD = 2  # being read, beside two that are joined already
-MIN_TASKS = 16  # a worker process is only started for so many numbers
+GROUPS_AHEAD = 2  # groups that are read ahead, besides two that are joined already
+MIN_TASKS = 16  # one worker process is started for so many tasks
 SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
 
-# A worker process gets memory and a pipe of this one as open files.
+# Whether a process can inherit open files: workers get the memory and a pipe so.
 INHERITS_FILES = os.name == "posix"
 
 # Usual causes of the signals that end a worker.
@@ -47,23 +47,25 @@ _CAUSES = {
 
 
 class Prefetch:
-    """Iterator over `groups` joined groups of `size` results each.
+    """Iterator over groups of results, which threads and processes prepare ahead.
 
-    work: called as work(number, allocate) for the numbers 0, 1, ..; returns a named
-    tuple whose field `pixels` is an array allocate(shape) of uint8 that it fills. It
-    must survive pickling, without what the script that is run defines
-    join: makes one of `size` results, in this process
-    max_bytes: of `pixels`, at most
-    workers, threads: processes that work ahead, and threads in each; without processes,
-    threads of this one; without both, the calling thread works on demand. There is at
-    most one process for every 16 numbers, and none on Windows: as many threads of this
-    one work there
+    close() ends threads and processes, and so do garbage collection and the end of the
+    interpreter. Processes end with this one, however it ends, and ignore Ctrl-C and
+    SIGTERM.
 
-    close() ends threads and processes, as do garbage collection and the end of the
-    interpreter. Processes also end with this one, however that ends, and leave Ctrl-C
-    and SIGTERM to it.
-    Raises what `work` raises; RunError where a process has died, InputError where there
-    is too little shared memory.
+    work: function (number, allocate) for the numbers 0, 1, ..; it returns a named tuple
+        whose field `pixels` is an array allocate(shape) of uint8. It is pickled, so
+        that it cannot use what the script defines that is run
+    join: function that makes one group of a list of `size` results, in this process
+    groups: number of groups
+    size: number of results in a group
+    max_bytes: the most bytes of the pixels of a result
+    workers: number of processes, at most one for every 16 tasks; on Windows threads of
+        this process take their place. 0: threads of this process
+    threads: number of threads in each process. 0 without processes: the calling thread
+        works on demand
+    Raises what `work` raises; RunError where a process has died; InputError for too
+        little shared memory.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class Prefetch:
                 pool = Threads(work, threads)
             joined = _joined(pool, join, count, size, ahead)
             if workers or threads:
-                # Joining copies whole batches: it is done while the device works.
+                # A thread joins groups, which copies batches, while the device works.
                 executor = concurrent.futures.ThreadPoolExecutor(1)
                 stack.callback(executor.shutdown)
                 joined = _joined_ahead(executor, joined)
-            stack.callback(pool.close)  # first: what waits for a result gets an error
+            stack.callback(pool.close)  # ends first, so that waiting threads end, too
             self._joined = joined
             self._close = weakref.finalize(self, stack.pop_all().close)
 
@@ -114,7 +116,7 @@ class Prefetch:
 def shared_bytes(
     groups: int, size: int, max_bytes: int, workers: int, threads: int
 ) -> int:
-    """Shared memory for the pixels of such a `Prefetch`; 0 without processes."""
+    """Bytes of shared memory that a Prefetch takes; 0 without processes."""
     workers, threads = _usable(groups * size, workers, threads)
     if not workers:
         return 0
@@ -122,7 +124,7 @@ def shared_bytes(
 
 
 def _usable(count, workers, threads):
-    """(processes, threads in each) that work on `count` numbers."""
+    """(number of processes, number of threads in each) for `count` tasks."""
     workers = min(workers, count // MIN_TASKS)
     if workers and not INHERITS_FILES:
         return 0, workers * max(threads, 1)
@@ -130,13 +132,13 @@ def _usable(count, workers, threads):
 
 
 def _results_ahead(size, workers, threads):
-    """Results that are there at once, of the group that is joined and of later ones."""
+    """The most results in memory at once: of a group and of those after it."""
     parallel = max(workers, 1) * max(threads, 1)
     return size + max(GROUPS_AHEAD * size, parallel)
 
 
 def _joined(pool, join, count, size, ahead):
-    """Iterator over the joined groups; at most `ahead` results are not joined yet."""
+    """Yield the joined groups; at most `ahead` tasks are started but not joined."""
     numbers = iter(range(count))
     pending = collections.deque()
 
@@ -151,7 +153,7 @@ def _joined(pool, join, count, size, ahead):
 
 
 def _joined_ahead(executor, groups):
-    """Iterator over `groups`, of which the next two are always being made."""
+    """Iterator over `groups`, of which a thread makes the next two ahead."""
     upcoming = collections.deque(executor.submit(next, groups, None) for _ in range(2))
 
     def take():
@@ -162,7 +164,7 @@ def _joined_ahead(executor, groups):
 
 
 class Threads:
-    """Work done by threads of this process; without any, by the one that asks."""
+    """Does tasks in threads of this process, or without threads when asked."""
 
     def __init__(self, work, threads):
         allocate = functools.partial(np.empty, dtype=np.uint8)
@@ -172,7 +174,7 @@ class Threads:
             self._executor = concurrent.futures.ThreadPoolExecutor(threads)
 
     def submit(self, number):
-        """A function that waits for the result of `number` and returns it."""
+        """Start a task; return a function that waits for its result."""
         if self._executor:
             return self._executor.submit(self._work, number).result
         return functools.partial(self._work, number)
@@ -183,10 +185,10 @@ class Threads:
 
 
 class Processes:
-    """Work done by processes, whose pixels come in `slots` places of shared memory.
+    """Does tasks in processes, whose pixels are in `slots` slots of shared memory.
 
-    Number n has slot n % slots: it may be submitted once the result n - slots is of no
-    use any more.
+    Task n has slot n % slots: it may start when the result of task n - slots is no
+    longer needed.
     """
 
     def __init__(self, work, workers, threads, slots, max_bytes):
@@ -197,7 +199,7 @@ class Processes:
         check_space(size)
         self._arrived = {}
         self._workers = []
-        # Without a name nothing is left of it, even if all processes are killed.
+        # A file without a name disappears even if all processes are killed.
         folder = SHARED if os.path.isdir(SHARED) else None
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)
@@ -208,7 +210,7 @@ class Processes:
                 self._workers.append(_Worker(file.fileno(), *arguments))
 
     def submit(self, number):
-        """As that of `Threads`."""
+        """Start a task; return a function that waits for its result."""
         worker = self._workers[number % len(self._workers)]
         try:
             pickle.dump((number, number % self._slots), worker.tasks)
@@ -243,8 +245,8 @@ class Processes:
 class _Worker:
     """A process that runs `_serve(memory, ..)`, and the pipes to and from it.
 
-    It leaves signals to this one: the run needs its batches while it finishes a step
-    and writes a checkpoint.
+    The process ignores signals: a run that stops still needs batches until it has
+    finished its step.
     """
 
     def __init__(self, memory, *arguments):
@@ -289,7 +291,7 @@ class _Worker:
 def check_space(size: int):
     """Raise InputError where less than `size` bytes of shared memory are free.
 
-    Too little shows here, and not as a process that dies when it writes.
+    Without this check a process would die when it writes.
     """
     if not os.path.isdir(SHARED):
         return
@@ -308,7 +310,7 @@ def check_space(size: int):
 
 
 def _serve(memory, results, payload, max_bytes, threads):
-    """All that a worker process does: tasks come on stdin, results go to a pipe."""
+    """The program of a worker process: it reads tasks on stdin, and pipes results."""
     memory = mmap.mmap(memory, 0)
     results = os.fdopen(results, "wb")
     receiving = threading.Lock()
