@@ -199,36 +199,36 @@ def _at(report, share):
 
 def settings_table(report: Report) -> str:
     """Table of every setting, by share and accuracy."""
+    head = ["share", "method", "setting"]
+    if report["timing"]:
+        head.append("share reached")
+    head += ["GMACs", "tokens left, with class token", "acc1, %"]
+    head.append("points to dense, p if < .05")
+    head += [f"points to {name}" for kind, name in NAMES.items() if kind != "dense"]
     rows = []
     for share in report["shares"]:
         rows += [_settings_row(report, line) for line in _at(report, share)]
-    return markdown_table([*rows[0]], [[*row.values()] for row in rows])
+    return markdown_table(head, rows)
 
 
 def _settings_row(report, line):
-    """{column: cell} of a setting in `settings_table`."""
-    row = {
-        "share": f"{line['share']:g}",
-        "method": f"`{line['method']}`",
-        "setting": fields(line["setting"]),
-    }
+    """The cells of a setting in `settings_table`."""
+    row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
     if report["timing"]:
         span = "by MACs"  # of a floor, which is not timed
         speed = line["speed"]
         if speed:
             span = f"{1 / speed['ratio_max']:.3f} to {1 / speed['ratio_min']:.3f}"
-        row["share reached"] = f"{line['reached']:.3f} ({span})"
-    row["GMACs"] = f"{line['gmacs']:.3f}"
-    row["tokens left, with class token"] = line["tokens"]
-    row["acc1, %"] = statistics.format_estimate(Estimate(*line["acc1"]))
-    for other, name in NAMES.items():
-        column = f"points to {name}"
-        if other == "dense":
-            column += ", p if < .05"
+        row.append(f"{line['reached']:.3f} ({span})")
+    row.append(f"{line['gmacs']:.3f}")
+    row.append(line["tokens"])
+    row.append(statistics.format_estimate(Estimate(*line["acc1"])))
+    for other in NAMES:
         change = comparison(report, line["method"], line["share"], other)
-        row[column] = ""
+        cell = ""
         if change is not None:
-            row[column] = difference(change)
+            cell = difference(change)
+        row.append(cell)
     return row
 
 
