@@ -40,11 +40,6 @@ class Description:
         """As sentences call it: "run runs/a"."""
         return f"{hub.kind(self.path)} {hub.path_text(self.path)}"
 
-    def requested_config(self, requested: ModelConfig) -> ModelConfig:
-        """`config` with requested fields, none of which the weights decide."""
-        is_folder = self.path.is_dir()  # where a name stands for its sizes
-        return self.config.with_requested(requested, str(self), is_folder)
-
     def without_classes(self) -> "Description":
         """The same for a model with a new head, of which it says nothing."""
         return dataclasses.replace(self, class_names=None, problem_type=SINGLE_LABEL)

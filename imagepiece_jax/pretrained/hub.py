@@ -65,8 +65,9 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
-    if exists(path):
-        return local(path)
+    found = local(path)
+    if os.path.exists(found):
+        return found
     raise InputError(
         f"is {path}: no such file or folder",
         field="path",

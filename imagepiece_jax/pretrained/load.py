@@ -154,7 +154,8 @@ def load_as(
     if description.run is None:  # tensors show the sizes that a run's config says
         contents = weights.contents
     trained = completed(description, contents, requested, otherwise)
-    config = trained.requested_config(requested)
+    is_folder = description.path.is_dir()  # where a name stands for its sizes
+    config = trained.config.with_requested(requested, str(trained), is_folder)
     fresh = ()
     if num_classes not in (None, config.num_classes):
         fresh = HEADS
@@ -223,7 +224,7 @@ def _fill(vit, trained, contents, fresh, seed, exact):
         vit.model,
         size,
         resized,
-        vit.place,
+        str(trained),
         fresh=fresh,
         seed=seed or 0,
         exact=exact,
