@@ -13,7 +13,6 @@ beside FOLDER from the files that are there.
 import dataclasses
 import functools
 import itertools
-import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,11 +32,7 @@ from imagepiece_jax.models.variables import digest
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
-FOLDER = "docs/tables/late/runs"
-OUT = cli.text("out", None, f"the folder of the cells' files; default: {FOLDER}")
-ONLY = cli.listed("only", None, "names of cells, or patterns; default: all")
-LIST = cli.switch("list", False, "print the names of all cells, and whether they are")
-TABLES = cli.switch("tables", False, "write the page of the cells that are there")
+FLAGS = study.Flags("docs/tables/late/runs")
 
 # Selectors, with the methods whose they are: merged, dropped. What class attention
 # drops are the tokens that are not among the most attended.
@@ -57,7 +52,6 @@ COSTS = (0.85, 0.75, 0.66)  # of the dense model's MACs
 NOISE = "noise .2"
 ODD = slice(1, None, 2)
 EVEN = slice(0, None, 2)
-SMALLEST = 1e-8  # a KL whose logarithm is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +92,13 @@ DENSE = Dense()
 def cells() -> Iterator[Any]:
     """All cells, in the order in which they run: what is tested comes first."""
     yield DENSE
-    order = (BASE, TESTED, *(name for name in SCHEDULES if name not in (BASE, TESTED)))
-    grid = itertools.product(order, (0.75, 0.66, 0.85), FATES, SELECTORS)
-    for schedule, macs, fate, selector in grid:
-        yield Cell(selector, fate, schedule, macs)
+    order = [BASE, TESTED]
+    order += [name for name in SCHEDULES if name not in order]
+    macs = (0.75, 0.66, 0.85)
+    for schedule, share, fate, selector in itertools.product(
+        order, macs, FATES, SELECTORS
+    ):
+        yield Cell(selector, fate, schedule, share)
 
 
 # A cell
@@ -155,24 +152,14 @@ class Study:
         """KL divergence and right answers of every image, by condition."""
         found = {}
         for name, images in self.images.items():
-            kl = study.divergence(self.dense[name], logits[name])
-            right = logits[name].argmax(axis=1) == study.labels(images)
+            own = logits[name]
+            kl = study.divergence(self.dense[name], own)
+            right = own.argmax(axis=1) == study.labels(images)
             found[name] = study.stored(kl, right)
         return found
 
 
 # Results
-
-
-class Judged(NamedTuple):
-    """KL divergences and right answers of some images, [images] each."""
-
-    kl: np.ndarray
-    right: np.ndarray
-
-    @property
-    def log_kl(self) -> np.ndarray:
-        return np.log(np.maximum(self.kl, SMALLEST))
 
 
 class Results:
@@ -181,12 +168,12 @@ class Results:
     def __init__(self, folder):
         self.files = study.read(cells(), folder)
 
-    def judged(self, cell, condition: str) -> Judged | None:
+    def judged(self, cell, condition: str) -> study.Judged | None:
         """Figures of a cell; None where it was not measured, or cannot be reached."""
         found = self.files.get(cell)
         if found is None or condition not in found:
             return None
-        return Judged(*study.unpacked(found[condition]))
+        return study.unpacked(found[condition])
 
     def unreachable(self, cell) -> bool:
         return "unreachable" in self.files.get(cell, {})
@@ -203,18 +190,20 @@ class Results:
 def primary(results: Results) -> list[study.Test]:
     """L1 to L7."""
     tests = []
-    for fate, macs in itertools.product(FATES, COSTS):
-        name = f"L{len(tests) + 1} {fate}, {macs:g}, mean of six selectors"
-        ours = results.mean_log_kl(fate, TESTED, macs, "clean")
-        theirs = results.mean_log_kl(fate, BASE, macs, "clean")
-        tests.append(study.paired_test(name, "log KL", ours, theirs))
+    for fate in FATES:
+        for macs in COSTS:
+            name = f"L{len(tests) + 1} {fate}, {macs:g}, mean of six selectors"
+            ours = results.mean_log_kl(fate, TESTED, macs, "clean")
+            theirs = results.mean_log_kl(fate, BASE, macs, "clean")
+            tests.append(study.paired_test(name, "log KL", ours, theirs))
+    name = "L7 class attention, dropped, 0.75"
     pair = []
     for schedule in (TESTED, BASE):
         cell = Cell("most attended", "dropped", schedule, 0.75)
         found = results.judged(cell, "clean")
         pair.append(None if found is None else found.log_kl)
-    name = "L7 class attention, dropped, 0.75"
-    return [*tests, study.paired_test(name, "log KL", *pair)]
+    tests.append(study.paired_test(name, "log KL", *pair))
+    return tests
 
 
 class Choice(NamedTuple):
@@ -232,16 +221,18 @@ def choose(results: Results, fate: str, macs: float) -> Choice | None:
         row = [Cell(selector, fate, schedule, macs) for selector in SELECTORS]
         if any(results.unreachable(cell) for cell in row):
             continue
-        found[schedule] = results.mean_log_kl(fate, schedule, macs, "clean")
-    if any(values is None for values in found.values()):
-        return None
+        log_kl = results.mean_log_kl(fate, schedule, macs, "clean")
+        if log_kl is None:
+            return None
+        found[schedule] = log_kl
     best = min(found, key=lambda schedule: found[schedule][EVEN].mean())
+    ours = found[best][ODD]
     level = []
-    for schedule, values in found.items():
-        change = statistics.mean_difference(values[ODD], found[best][ODD])
+    for schedule, log_kl in found.items():
+        change = statistics.mean_difference(log_kl[ODD], ours)
         if schedule != best and change.low <= 0:
             level.append(schedule)
-    change = statistics.mean_difference(found[best][ODD], found[BASE][ODD])
+    change = statistics.mean_difference(ours, found[BASE][ODD])
     return Choice(best, change, tuple(level))
 
 
@@ -257,30 +248,38 @@ over images."""
 def page(folder) -> str:
     """The tables of the cells that are there, as Markdown."""
     results = Results(folder)
-    blocks = ["# When tokens should leave", INTRODUCTION]
     head = (f"{TESTED} - {BASE}", "unit", "difference")
-    blocks += ["## Tests", study.tests_table(primary(results), *head)]
-    blocks += ["## Which schedule at which cost", choices_table(results)]
+    blocks = [
+        "# When tokens should leave",
+        INTRODUCTION,
+        "## Tests",
+        study.tests_table(primary(results), *head),
+        "## Which schedule at which cost",
+        choices_table(results),
+    ]
     titles = {"clean": "1,000 photographs", "noise": f"{NOISE}, odd rows"}
-    for condition, fate in itertools.product(titles, FATES):
-        blocks.append(f"## {fate.capitalize()}, {titles[condition]}")
-        blocks.append(figures_table(results, fate, condition))
-        blocks.append(differences_table(results, fate, condition))
+    for condition, title in titles.items():
+        for fate in FATES:
+            blocks.append(f"## {fate.capitalize()}, {title}")
+            blocks.append(figures_table(results, fate, condition))
+            blocks.append(differences_table(results, fate, condition))
     return study.page(blocks, cells(), results.files)
 
 
 def choices_table(results) -> str:
+    """The schedule that even rows choose, by fate and cost."""
     lines = []
     for fate, macs in itertools.product(FATES, COSTS):
+        line = [fate, f"{macs:g}"]
         choice = choose(results, fate, macs)
         if choice is None:
-            lines.append([fate, f"{macs:g}", "not measured yet", "", ""])
+            lines.append([*line, "not measured yet", "", ""])
             continue
         change = ""
         if choice.schedule != BASE:
             change = statistics.format_difference(choice.change, 3)
         level = ", ".join(choice.level) or "none"
-        lines.append([fate, f"{macs:g}", choice.schedule, change, level])
+        lines.append([*line, choice.schedule, change, level])
     head = ["fate", "MACs", "even rows choose", f"log KL to {BASE}, odd rows"]
     return markdown_table([*head, "not told from it on odd rows"], lines)
 
@@ -306,7 +305,8 @@ def figures_table(results, fate, condition) -> str:
         found = results.judged(cell, condition)
         if found is None:
             return ""
-        return f"{found.kl.mean():.4f} / {100 * found.right.mean():.1f}"
+        acc1 = 100 * found.right.mean()
+        return f"{found.kl.mean():.4f} / {acc1:.1f}"
 
     head = "KL / acc1"
     if dense is not None:
@@ -335,18 +335,13 @@ def differences_table(results, fate, condition) -> str:
 
 
 def main():
-    folder = pathlib.Path(OUT.value or FOLDER)
-    chosen = study.selected(cells(), ONLY.value)
-    if LIST.value:
-        study.print_list(chosen, folder)
-        return
-    if TABLES.value:
-        study.write_page(folder, page(folder))
+    chosen = FLAGS.chosen(cells(), page)
+    if not chosen:
         return
     weights = cli.required(WEIGHTS)
     photographs = open_source(cli.required(DATA), "val", num_classes=1000)
     whole = Study(weights, photographs)
-    study.run(chosen, folder, whole.digests, whole.measure)
+    study.run(chosen, FLAGS.folder, whole.digests, whole.measure)
 
 
 if __name__ == "__main__":

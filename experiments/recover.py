@@ -30,6 +30,7 @@ from scipy import special
 import imagepiece_jax
 from experiments import parts, study
 from experiments.imagenette import Imagenette
+from experiments.study import Judged
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.files import (
@@ -56,12 +57,9 @@ WEIGHTS = cli.weights()
 DATA = cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 FOLDER = "docs/tables/recover/runs"
-OUT = cli.text("out", None, f"the folder of the runs' files; default: {FOLDER}")
-ONLY = cli.listed("only", None, "names of runs, or patterns; default: all")
+FLAGS = study.Flags(FOLDER)
 KEEP = cli.text("keep", None, "a folder that keeps every recovered model")
-LIST = cli.switch("list", False, "print the names of all runs, and whether they are")
 TIME = cli.switch("time", False, "measure the time of the models instead")
-TABLES = cli.switch("tables", False, "write the page of the runs that are there")
 
 # The cells
 
@@ -318,15 +316,15 @@ class Study:
         """KL divergence from the teacher, and right answers, of photographs."""
         own = np.arange(len(self.photographs))[rows]
         images = Subset(self.photographs, own)
-        batches = self.batches(images, as_it_is(fit.image_size))
         divergences = []
         rights = []
-        for batch in batches:
+        for batch in self.batches(images, as_it_is(fit.image_size)):
             fit.hold([batch])
             found = fit.measure()
             divergences += rounded(found)
             rights.append(found["class"] == study.labels([batch]))
-        return {"kl": divergences, **study.stored_right(np.concatenate(rights))}
+        right = np.concatenate(rights)
+        return {"kl": divergences, **study.stored_right(right)}
 
     def judge_imagenette(self, fit) -> dict[str, Any]:
         """Right answers among 1,000 classes, of all of imagenette.
@@ -336,12 +334,14 @@ class Study:
         """
         images = self.needed_imagenette()
         rights = []
-        fit.held = []
+        answers = None
         for batch in self.batches(images, enlarged(fit.image_size)):
-            if not fit.held:
+            if answers is None:
                 fit.hold([batch])
-            fit.held = [(batch, fit.held[0][1])]
-            rights.append(fit.measure()["class"] == study.labels([batch]))
+                ((_, answers),) = fit.held
+            fit.held = [(batch, answers)]
+            found = fit.measure()
+            rights.append(found["class"] == study.labels([batch]))
         return study.stored_right(np.concatenate(rights))
 
     def needed_imagenette(self):
@@ -430,12 +430,14 @@ def adapters(params, seed: int) -> dict[str, dict[str, np.ndarray]]:
     Source: Hu et al., 2022, with a scale of 1.
     """
     rng = np.random.default_rng(seed)
+    leaves = traverse_util.flatten_dict(params, sep="/")
     found = {}
-    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+    for path, leaf in sorted(leaves.items()):
         if path.startswith("blocks_") and path.endswith("/kernel"):
             rows, columns = leaf.shape
-            a = rng.normal(0, rows**-0.5, (rows, RANK)).astype(np.float32)
-            found[path] = {"a": a, "b": np.zeros((RANK, columns), np.float32)}
+            a = rng.normal(0, rows**-0.5, (rows, RANK))
+            b = np.zeros((RANK, columns), np.float32)
+            found[path] = {"a": a.astype(np.float32), "b": b}
     return found
 
 
@@ -477,37 +479,30 @@ def rounded(found) -> list[float]:
 # Results, the choice and the tests
 
 
-class Judged(NamedTuple):
-    """KL divergences and right answers of some images, [images] each."""
-
-    kl: np.ndarray
-    right: np.ndarray
-
-
 class Results:
     """The files of a folder of runs."""
 
     def __init__(self, folder):
-        names = [cell.name for cell in cells()]
-        files = {name: pathlib.Path(folder, f"{name}.json") for name in names}
-        self.runs = {k: read_json(path) for k, path in files.items() if path.exists()}
+        files = study.read(cells(), folder)
+        self.runs = {cell.name: run for cell, run in files.items()}
+        self.times = None
         times = pathlib.Path(folder, "times.json")
-        self.times = read_json(times)["models"] if times.exists() else None
+        if times.exists():
+            self.times = read_json(times)["models"]
 
     def photographs(self, cell: Cell) -> Judged | None:
         """On the rows that judge the cell's fold; None where a run is missing."""
         run = self.runs.get(cell.name)
         if run is None:
             return None
-        found = judged(run["judged"])
+        judged = study.unpacked(run["judged"])
         if cell.way == OFF:
             _, rows = fold_rows(cell.fold)
-            found = Judged(found.kl[rows], found.right[rows])
+            judged = Judged(judged.kl[rows], judged.right[rows])
         if cell.fold == "B":  # which judges what fold A learns and chooses from
-            others = np.ones(len(found.kl), bool)
-            others[choosing_places(len(others))] = False
-            found = Judged(found.kl[others], found.right[others])
-        return found
+            choosing = choosing_places(len(judged.kl))
+            judged = Judged(*(np.delete(values, choosing) for values in judged))
+        return judged
 
     def crossfitted(self, student: str, way: str, seed=FIRST_SEED) -> Judged | None:
         """On the photographs, each judged by the fold that did not learn from it.
@@ -545,11 +540,6 @@ def answers(results) -> parts.Answers:
     return parts.Answers(photographs, imagenette)
 
 
-def judged(found: Mapping[str, Any]) -> Judged:
-    """What a run's file has of photographs, as arrays."""
-    return Judged(*study.unpacked(found))
-
-
 def candidates() -> list[Cell]:
     """The runs among which the recipe is chosen."""
     return [Cell(CHOICE_STUDENT, way, seed=CHOICE_SEED) for way in CANDIDATES]
@@ -576,9 +566,11 @@ def choose(results: Results) -> Choice:
     Base stays where the interval of the paired difference from it includes zero.
     """
     kl = {}
+    means = {}
     for cell in candidates():
-        kl[cell.way] = results.runs[cell.name]["selection"]["after"]
-    means = {way: float(np.mean(values)) for way, values in kl.items()}
+        run = results.runs[cell.name]
+        kl[cell.way] = run["selection"]["after"]
+        means[cell.way] = float(np.mean(kl[cell.way]))
     least = min(means, key=means.get)
     change = statistics.mean_difference(kl[least], kl[BASE])
     way = least if change.high < 0 else BASE
@@ -590,8 +582,13 @@ def same_time(times: Mapping[str, Any], student: str = CHOICE_STUDENT) -> str:
 
     Of two that are equally near it is the larger one.
     """
-    own = times[student]["seconds"][0]
-    return min(RIVALS, key=lambda size: abs(math.log(times[size]["seconds"][0] / own)))
+    own, *_ = times[student]["seconds"]
+
+    def distance(size):
+        median, *_ = times[size]["seconds"]
+        return abs(math.log(median / own))
+
+    return min(RIVALS, key=distance)
 
 
 def level_p(change) -> float:
@@ -600,8 +597,10 @@ def level_p(change) -> float:
     change: Estimate of a difference of accuracies in points
     """
     center = (change.low + change.high) / 2
-    error = (change.high - change.low) / 2 / special.ndtri(0.975)
-    return min(1.0, 2 * float(special.ndtr(-(center + MARGIN) / error)))
+    half = (change.high - change.low) / 2
+    error = half / special.ndtri(0.975)
+    below = float(special.ndtr(-(center + MARGIN) / error))
+    return min(1.0, 2 * below)
 
 
 def primary(results: Results) -> list[study.Test]:
@@ -660,15 +659,25 @@ def level_test(results, cost: str) -> study.Test:
 def page(folder) -> str:
     """The tables of the runs that are there, as Markdown."""
     results = Results(folder)
-    blocks = ["# What recovery gives back", INTRODUCTION]
-    blocks += ["## Tests", study.tests_table(primary(results))]
-    blocks.append(rival_accuracy(results))
-    blocks += ["## Recipes", recipes_table(results), choice_text(results)]
-    blocks += ["## Reductions and floors", students_table(results)]
-    blocks += ["## Seeds and folds", seeds_table(results)]
-    blocks += ["## Time", times_table(results)]
+    blocks = [
+        "# What recovery gives back",
+        INTRODUCTION,
+        "## Tests",
+        study.tests_table(primary(results)),
+        rival_accuracy(results),
+        "## Recipes",
+        recipes_table(results),
+        choice_text(results),
+        "## Reductions and floors",
+        students_table(results),
+        "## Seeds and folds",
+        seeds_table(results),
+        "## Time",
+        times_table(results),
+    ]
     every = list(cells())
-    return study.page(blocks, every, [c for c in every if c.name in results.runs])
+    measured = [cell for cell in every if cell.name in results.runs]
+    return study.page(blocks, every, measured)
 
 
 INTRODUCTION = """\
@@ -690,23 +699,23 @@ def rival_accuracy(results) -> str:
 
 def recipes_table(results) -> str:
     """Every way for the student of the choice, on odd rows."""
-    lines = []
-    off = Cell(CHOICE_STUDENT)
-    lines.append(["off the shelf", *figures(results, off), "", ""])
-    for way in WAYS:
-        cell = Cell(CHOICE_STUDENT, way, seed=CHOICE_SEED)
+    off = figures(results, Cell(CHOICE_STUDENT))
+    lines = [["off the shelf", *off, "", ""]]
+    for name, way in WAYS.items():
+        cell = Cell(CHOICE_STUDENT, name, seed=CHOICE_SEED)
         run = results.runs.get(cell.name)
         chosen = ""
         minutes = ""
         if run:
             chosen = f"{np.mean(run['selection']['after']):.4f}"
             minutes = f"{run['seconds_learning'] / 60:.1f}"
-        lines.append([WAYS[way].text, *figures(results, cell), chosen, minutes])
+        lines.append([way.text, *figures(results, cell), chosen, minutes])
     head = [STUDENTS[CHOICE_STUDENT].text, "KL", "points", "KL, selection", "minutes"]
     return markdown_table(head, lines)
 
 
 def choice_text(results) -> str:
+    """A sentence on the choice. Raises InputError for a run with another recipe."""
     if any(cell.name not in results.runs for cell in candidates()):
         return "The recipe is not chosen yet: candidates are missing."
     choice = choose(results)
@@ -723,12 +732,12 @@ def choice_text(results) -> str:
 
 def figures(results, cell) -> list[str]:
     """KL and points on the rows that judge a cell's fold."""
-    return judged_figures(
-        results.photographs(cell), results.photographs(Cell("dense", fold=cell.fold))
-    )
+    dense = Cell("dense", fold=cell.fold)
+    return judged_figures(results.photographs(cell), results.photographs(dense))
 
 
 def judged_figures(found: Judged | None, dense: Judged | None) -> list[str]:
+    """KL, and points to the dense model; blank where one is missing."""
     if found is None:
         return ["", ""]
     points = ""
@@ -742,27 +751,22 @@ def students_table(results) -> str:
     """Every student off the shelf and recovered, crossfitted where both folds are."""
     lines = []
     for name, student in STUDENTS.items():
-        off = results.crossfitted(name, OFF)
-        own = results.crossfitted(name, CHOSEN)
-        dense = results.crossfitted("dense", OFF)
-        rows = "all"
-        if own is None:
-            own = results.photographs(Cell(name, CHOSEN))
-            if own is not None:
-                off = results.photographs(Cell(name))
-                dense = results.photographs(Cell("dense"))
-                rows = "odd"
-        cells_of = [judged_figures(each, dense) for each in (off, own)]
+        off = Cell(name)
+        own = Cell(name, CHOSEN)
+        run = results.runs.get(off.name)
+        gmacs = f"{run['gmacs']:.2f}" if run else ""
         speed = ""
         if results.times and name in results.times:
-            speed = "{:.2f} [{:.2f}, {:.2f}]".format(*results.times[name]["ratio"])
-        run = results.runs.get(Cell(name).name)
-        gmacs = f"{run['gmacs']:.2f}" if run else ""
-        elsewhere = [elsewhere_points(results, Cell(name))]
-        elsewhere.append(elsewhere_points(results, Cell(name, CHOSEN)))
-        lines.append(
-            [student.text, gmacs, speed, rows, *cells_of[0], *cells_of[1], *elsewhere]
-        )
+            speed = study.spread(results.times[name]["ratio"])
+        line = [
+            student.text,
+            gmacs,
+            speed,
+            *crossfitted_figures(results, name),
+            elsewhere_points(results, off),
+            elsewhere_points(results, own),
+        ]
+        lines.append(line)
     head = ["model", "GMACs", "times as fast", "rows"]
     head += ["KL, off the shelf", "points, off the shelf"]
     head += ["KL, recovered", "points, recovered"]
@@ -770,7 +774,23 @@ def students_table(results) -> str:
     return markdown_table(head, lines)
 
 
+def crossfitted_figures(results, student: str) -> list[str]:
+    """Which rows judge, and the figures off the shelf and recovered on them."""
+    rows = "all"
+    off = results.crossfitted(student, OFF)
+    own = results.crossfitted(student, CHOSEN)
+    dense = results.crossfitted("dense", OFF)
+    if own is None:
+        own = results.photographs(Cell(student, CHOSEN))
+        if own is not None:
+            rows = "odd"
+            off = results.photographs(Cell(student))
+            dense = results.photographs(Cell("dense"))
+    return [rows, *judged_figures(off, dense), *judged_figures(own, dense)]
+
+
 def elsewhere_points(results, cell) -> str:
+    """Points to the dense model on imagenette; blank where one is missing."""
     own = results.imagenette(cell)
     dense = results.imagenette(Cell("dense"))
     if own is None or dense is None:
@@ -785,25 +805,35 @@ def seeds_table(results) -> str:
     for cell in cells():
         repeated = cell.student in ("three-0.5", "three-0.6", "shape-0.5")
         if cell.way == CHOSEN and repeated and cell.name in results.runs:
-            text = STUDENTS[cell.student].text
-            line = [text, FOLDS[cell.fold], cell.seed, *figures(results, cell)]
-            lines.append([*line, elsewhere_points(results, cell)])
+            line = [
+                STUDENTS[cell.student].text,
+                FOLDS[cell.fold],
+                cell.seed,
+                *figures(results, cell),
+                elsewhere_points(results, cell),
+            ]
+            lines.append(line)
+    if not lines:
+        return "No run yet."
     head = ["model", "judged rows", "seed", "KL", "points", "points, imagenette"]
-    return markdown_table(head, lines) if lines else "No run yet."
+    return markdown_table(head, lines)
 
 
 def times_table(results) -> str:
+    """Times of a batch, and beside the dense model's."""
     if not results.times:
         return "Not measured yet."
     lines = []
     for name, found in results.times.items():
-        seconds = "{:.1f} [{:.1f}, {:.1f}]".format(*(1e3 * s for s in found["seconds"]))
-        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*found["ratio"])
-        lines.append([STUDENTS[name].text, seconds, ratio])
-    size = STUDENTS[same_time(results.times)].text
+        milliseconds = [1e3 * seconds for seconds in found["seconds"]]
+        times = study.spread(milliseconds, 1)
+        lines.append([STUDENTS[name].text, times, study.spread(found["ratio"])])
     head = ["model", "ms, batch of 8", "times as fast as dense"]
-    note = "OpenVINO, in turns; brackets are the lowest and the highest. "
-    note += f"R2 compares {size}."
+    size = STUDENTS[same_time(results.times)].text
+    note = (
+        "OpenVINO, in turns; brackets are the lowest and the highest. "
+        f"R2 compares {size}."
+    )
     return f"{markdown_table(head, lines)}\n\n{note}"
 
 
@@ -841,22 +871,24 @@ def openvino_job(vit):
     import openvino
 
     shape = (BATCH, *sides(vit.image_size), 3)
-    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    draw = np.random.default_rng(0)
+    images = draw.normal(size=shape).astype(np.float32)
+    graph = onnx_model(vit, batch_size=BATCH)
     core = openvino.Core()
+    model = core.read_model(graph.SerializeToString())
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    graph = onnx_model(vit, batch_size=BATCH).SerializeToString()
-    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
-    return timer.TimedCall(lambda number: compiled([images])[0], lambda result: result)
+    compiled = core.compile_model(model, "CPU", hints)
+
+    def run(number):
+        return compiled([images])[0]
+
+    return timer.TimedCall(run, lambda result: result)
 
 
 def main():
-    folder = pathlib.Path(OUT.value or FOLDER)
-    chosen = study.selected(cells(), ONLY.value)
-    if LIST.value:
-        study.print_list(chosen, folder)
-        return
-    if TABLES.value:
-        study.write_page(folder, page(folder))
+    folder = FLAGS.folder
+    chosen = FLAGS.chosen(cells(), page)
+    if not chosen:
         return
     cli.required(WEIGHTS)
     check_folder("--out", folder)

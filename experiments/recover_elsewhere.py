@@ -31,6 +31,7 @@ import imagepiece_jax
 from experiments import dense_head, maps, quantize, study
 from experiments.damage import DAMAGE, damaged
 from experiments.imagenette import Imagenette
+from experiments.study import Judged
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import make_folder, read_json
@@ -52,12 +53,8 @@ RECOVERED = cli.text("recovered", None, "the folder of the recovered models")
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 ENCODER = cli.text("encoder", None, "weights of a DINOv2-S")
 DECODER = cli.text("decoder", None, "a weights file: the maps' head")
-FOLDER = "docs/tables/recover_elsewhere/runs"
-OUT = cli.text("out", None, f"the cells' folder; default: {FOLDER}")
-ONLY = cli.listed("only", None, "names of cells, or patterns; default: all")
-LIST = cli.switch("list", False, "print the names of all cells, and whether they are")
+FLAGS = study.Flags("docs/tables/recover_elsewhere/runs")
 TIME = cli.switch("time", False, "measure times instead")
-TABLES = cli.switch("tables", False, "write the page of the cells that are there")
 
 
 def attended(macs, counts="stages-3-6-9"):
@@ -91,6 +88,7 @@ ENCODERS = tuple(STUDENTS)[5:]
 OFF = "off"
 RECOVERED_FORM = "recovered"
 REVERSE = "from imagenette"
+NNCF = "int8-openvino"  # int8 by NNCF in OpenVINO
 FOLDS = {"A": slice(1, None, 2), "B": slice(0, None, 2)}  # the rows that judge
 SEED = 1
 STEPS = 125  # of 32 images, of the models that are recovered here
@@ -131,32 +129,36 @@ def cells() -> Iterator[Cell]:
     """All cells, in the order in which they run."""
     for fold in FOLDS:
         yield Cell("damage", "dense", OFF, fold)
-        for student, form in itertools.product(STORED, FORMS):
-            yield Cell("damage", student, form, fold)
-        for kind in ("bfloat16", "int8"):
-            yield Cell(kind, "dense", OFF, fold)
+        for student in STORED:
             for form in FORMS:
-                yield Cell(kind, "three-0.5", form, fold)
+                yield Cell("damage", student, form, fold)
+        for kind in ("bfloat16", "int8"):
+            yield from rounded_cells(kind, fold)
     yield Cell("damage", "three-0.5", REVERSE)
     yield Cell("imagenette", "dense")
-    for student, form in itertools.product(STORED[:3], FORMS):
-        yield Cell("imagenette", student, form)
+    for student in STORED[:3]:
+        for form in FORMS:
+            yield Cell("imagenette", student, form)
     yield Cell("imagenette", "three-0.5", REVERSE)
     yield Cell("large", "dense")
     for form in FORMS:
         yield Cell("large", "large-0.5", form)
-    for student, form in itertools.product(ENCODERS, FORMS):
-        yield Cell("maps", student, form)
+    for student in ENCODERS:
+        for form in FORMS:
+            yield Cell("maps", student, form)
     if importlib.util.find_spec("nncf"):
         for fold in FOLDS:
-            yield from openvino_cells(fold)
+            yield from rounded_cells(NNCF, fold)
 
 
-def openvino_cells(fold: str) -> Iterator[Cell]:
-    """int8 by NNCF in OpenVINO, where it is installed."""
-    yield Cell("int8-openvino", "dense", OFF, fold)
+def rounded_cells(kind: str, fold: str) -> Iterator[Cell]:
+    """The dense model and one student, rounded.
+
+    kind: NNCF: int8 in OpenVINO, where it is installed
+    """
+    yield Cell(kind, "dense", OFF, fold)
     for form in FORMS:
-        yield Cell("int8-openvino", "three-0.5", form, fold)
+        yield Cell(kind, "three-0.5", form, fold)
 
 
 # A cell
@@ -199,9 +201,10 @@ class Study:
             return "--imagenette"
         if cell.kind == "maps" and not (self.encoder and self.decoder):
             return "--encoder and --decoder"
-        stored = cell.student in STORED and cell.folder is not None
-        if stored and not pathlib.Path(self.recovered, cell.folder).exists():
-            return f"{self.recovered}/{cell.folder}"
+        if cell.student in STORED and cell.folder is not None:
+            folder = pathlib.Path(self.recovered, cell.folder)
+            if not folder.exists():
+                return str(folder)
         return None
 
     def model(self, cell: Cell):
@@ -234,7 +237,8 @@ class Study:
 
     def recover(self, cell: Cell, off):
         """A student that is recovered here, from the rows that do not judge."""
-        images = Subset(self.photographs, self.rows(cell.fold, learned=True))
+        learned = self.rows(cell.fold, learned=True)
+        images = Subset(self.photographs, learned)
         # Images of the photographs' size as they are; larger ones are enlarged.
         crop = Preprocessing(off.image_size, crop=1.0)
         vit = dataclasses.replace(off, preprocessing=crop)
@@ -244,8 +248,10 @@ class Study:
 
     def rows(self, fold: str, learned: bool = False) -> np.ndarray:
         """Places of the photographs that judge a fold, or that it learns from."""
-        others = {"A": "B", "B": "A"}[fold]
-        return np.arange(len(self.photographs))[FOLDS[others if learned else fold]]
+        if learned:
+            fold = {"A": "B", "B": "A"}[fold]
+        places = np.arange(len(self.photographs))
+        return places[FOLDS[fold]]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 a study lives as long as its process
     def clean(self, fold: str) -> list[dict[str, Any]]:
@@ -271,9 +277,12 @@ class Study:
 
     def judged(self, cell, logits, damage=CLEAN) -> dict[str, Any]:
         """KL divergence from the dense model on the same images, and right answers."""
-        right = logits.argmax(axis=1) == study.labels(self.clean(cell.fold))
-        kl = study.divergence(self.dense(cell.fold, damage), logits)
-        return study.stored(kl, right)
+        return self.beside(self.dense(cell.fold, damage), logits, cell.fold)
+
+    def beside(self, dense, logits, fold) -> dict[str, Any]:
+        """KL divergence from a dense model's logits, and right answers."""
+        right = logits.argmax(axis=1) == study.labels(self.clean(fold))
+        return study.stored(study.divergence(dense, logits), right)
 
     def under_damage(self, cell, vit) -> dict[str, Any]:
         answer = study.answerer(vit)
@@ -285,32 +294,39 @@ class Study:
 
     def in_bfloat16(self, cell, vit) -> dict[str, Any]:
         model = vit.model.clone(dtype=jnp.dtype("bfloat16"))
-        answer = study.answerer(dataclasses.replace(vit, model=model))
-        return {CLEAN: self.judged(cell, answer(self.clean(cell.fold)))}
+        vit = dataclasses.replace(vit, model=model)
+        answer = study.answerer(vit)
+        logits = answer(self.clean(cell.fold))
+        return {CLEAN: self.judged(cell, logits)}
 
     def in_int8(self, cell, vit, runtime="onnxruntime") -> dict[str, Any]:
         """Calibrated by images that the fold learns from."""
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             self.write_graphs(folder, vit, cell.fold, [runtime])
-            program = quantize.RUNTIMES[runtime](
-                folder / quantize.FILES[runtime, "int8"], study.THREADS
-            )
+            path = folder / quantize.FILES[runtime, "int8"]
+            program = quantize.RUNTIMES[runtime](path, study.THREADS)
             parts = []
             for batch in self.clean(cell.fold):
-                images = batch["image"].reshape(-1, *batch["image"].shape[2:])
-                images = images[batch["mask"].ravel() > 0]
-                parts.append(program(normalized(vit, images))[0])
-        return {CLEAN: self.judged(cell, np.concatenate(parts))}
+                images = batch["image"]
+                there = batch["mask"].ravel() > 0
+                pixels = images.reshape(-1, *images.shape[2:])[there]
+                outputs = program(normalized(vit, pixels))
+                parts.append(outputs[0])
+        logits = np.concatenate(parts)
+        return {CLEAN: self.judged(cell, logits)}
 
     def write_graphs(self, folder, vit, fold, runtimes):
         """The float32 graph, and the int8 ones that runtimes read."""
         write_onnx(folder / quantize.FILES[quantize.FLOAT], onnx_model(vit))
         learned = self.rows(fold, learned=True)
-        places = learned[evenly_spaced(len(learned), self.calibration)]
-        pixels = np.stack([self.photographs.read(int(place))[0] for place in places])
+        pixels = []
+        for place in evenly_spaced(len(learned), self.calibration):
+            image, _ = self.photographs.read(int(learned[place]))
+            pixels.append(image)
+        images = normalized(vit, np.stack(pixels))
         for runtime in runtimes:
-            quantize.QUANTIZERS[runtime](folder, normalized(vit, pixels))
+            quantize.QUANTIZERS[runtime](folder, images)
 
     def on_imagenette(self, cell, vit) -> dict[str, Any]:
         """Right answers among 1,000 classes, without the images of the reverse."""
@@ -318,8 +334,10 @@ class Study:
         learned = evenly_spaced(count, LEARNED_OF_IMAGENETTE)
         places = np.setdiff1d(np.arange(count), learned)
         images = Subset(self.imagenette, places)
-        crop = Preprocessing(sides(vit.image_size)[0], crop=DEIT_CROP)
-        logits = study.answerer(vit)(study.batches(images, crop))
+        side, _ = sides(vit.image_size)
+        crop = Preprocessing(side, crop=DEIT_CROP)
+        answer = study.answerer(vit)
+        logits = answer(study.batches(images, crop))
         right = logits.argmax(axis=1) == self.imagenette.labels[places]
         return {"imagenette": study.stored_right(right)}
 
@@ -327,21 +345,22 @@ class Study:
         """Beside the dense model on images that are enlarged as much."""
         answer = study.answerer(vit)
         logits = answer(self.clean(cell.fold))
-        right = logits.argmax(axis=1) == study.labels(self.clean(cell.fold))
-        kl = study.divergence(self.dense_at_large_size(cell.fold), logits)
-        return {CLEAN: study.stored(kl, right)}
+        dense = self.dense_at_large_size(cell.fold)
+        return {CLEAN: self.beside(dense, logits, cell.fold)}
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def dense_at_large_size(self, fold):
-        return study.answerer(self.dense_model(self.large))(self.clean(fold))
+        answer = study.answerer(self.dense_model(self.large))
+        return answer(self.clean(fold))
 
     def on_maps(self, cell, vit) -> dict[str, Any]:
         """Saliency maps and patch features beside the dense model's."""
         theirs, features = self.dense_maps(cell.fold)
         ours, own = self.maps_of(vit, cell.fold)
-        near = maps.cosine(own, features).mean(axis=1)
+        cosines = maps.cosine(own, features).mean(axis=1)
         found = maps.figures(ours, theirs)
-        return found | {"cosine": [round(float(value), 5) for value in near]}
+        found["cosine"] = [round(float(value), 5) for value in cosines]
+        return found
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def dense_maps(self, fold):
@@ -349,17 +368,22 @@ class Study:
 
     def maps_of(self, vit, fold):
         """(maps [images, H, W], patch features [images, patches, D])."""
-        head = dense_head.read_head(self.decoder, vit.model.embed_dim)
-        norm = final_norm(vit.model, vit.variables)
+        model = vit.model
+        head = dense_head.read_head(self.decoder, model.embed_dim)
+        norm = final_norm(model, vit.variables)
         size = sides(vit.image_size)
-        grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
+        grid = patch_grid(vit.image_size, model.patch_size, cut=True)
 
         def read(outputs, batch):
             patches = feature_map(outputs, grid, norm=norm)
-            flat = patches.reshape(len(patches), -1, patches.shape[3])
-            return {"map": dense_head.decode(head, patches, size), "patches": flat}
+            images, _, _, width = patches.shape
+            return {
+                "map": dense_head.decode(head, patches, size),
+                "patches": patches.reshape(images, -1, width),
+            }
 
-        found = study.reader(vit, read)(self.clean(fold))
+        answer = study.reader(vit, read)
+        found = answer(self.clean(fold))
         return found["map"], found["patches"]
 
 
@@ -367,7 +391,7 @@ MEASURES = {
     "damage": Study.under_damage,
     "bfloat16": Study.in_bfloat16,
     "int8": Study.in_int8,
-    "int8-openvino": functools.partial(Study.in_int8, runtime="OpenVINO"),
+    NNCF: functools.partial(Study.in_int8, runtime="OpenVINO"),
     "imagenette": Study.on_imagenette,
     "large": Study.at_large_size,
     "maps": Study.on_maps,
@@ -376,8 +400,11 @@ MEASURES = {
 
 def decisions(vit) -> list[tuple]:
     """How many tokens leave each block, and what decides which."""
-    plan = vit.model.plan
-    return [(layer.mlp_tokens, layer.step and layer.step.reducer) for layer in plan]
+    found = []
+    for layer in vit.model.plan:
+        reducer = layer.step.reducer if layer.step else None
+        found.append((layer.mlp_tokens, reducer))
+    return found
 
 
 def normalized(vit, pixels) -> np.ndarray:
@@ -393,38 +420,48 @@ TIMED = {"dense": OFF, "three-0.5": RECOVERED_FORM}
 
 def measure_times(whole: Study, rules=RULES, threads=study.THREADS) -> dict[str, Any]:
     """Seconds of a batch in turns: models, runtimes, and float32 beside int8."""
-    runtimes = ["onnxruntime", "OpenVINO"]
-    if not importlib.util.find_spec("openvino"):
-        runtimes.remove("OpenVINO")
-    quantizers = [name for name in runtimes if name != "OpenVINO"]
-    if "OpenVINO" in runtimes and importlib.util.find_spec("nncf"):
-        quantizers.append("OpenVINO")
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        programs = {}
-        for student, form in TIMED.items():
-            folder = pathlib.Path(name, student)
-            folder.mkdir()
-            vit = whole.model(Cell("int8", student, form))
-            whole.write_graphs(folder, vit, "A", quantizers)
-            for runtime, weights in quantize.FILES:
-                if weights == "int8" and runtime not in quantizers:
-                    continue
-                if runtime in runtimes:
-                    path = folder / quantize.FILES[runtime, weights]
-                    key = student, runtime, weights
-                    programs[key] = quantize.RUNTIMES[runtime](path, threads)
+        programs = timed_programs(whole, pathlib.Path(name), threads)
         for batch in BATCHES:
-            shape = batch, whole.size, whole.size, 3
+            shape = (batch, whole.size, whole.size, 3)
             images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
             jobs = {key: timed(program, images) for key, program in programs.items()}
             readings = timer.measure(jobs, rules, rest=lambda: time.sleep(0.1))
             for (student, runtime, weights), own in readings.items():
                 base = readings["dense", runtime, "float32"]
-                row = {"student": student, "runtime": runtime, "weights": weights}
-                row |= {"batch_size": batch, "seconds": timer.spread(own)}
-                rows.append(row | {"ratio": timer.spread(timer.speedups(base, own))})
+                row = {
+                    "student": student,
+                    "runtime": runtime,
+                    "weights": weights,
+                    "batch_size": batch,
+                    "seconds": timer.spread(own),
+                    "ratio": timer.spread(timer.speedups(base, own)),
+                }
+                rows.append(row)
     return {"repeats": rules.repeats, "versions": study.versions(), "rows": rows}
+
+
+def timed_programs(whole: Study, folder: pathlib.Path, threads: int) -> dict:
+    """Programs by (student, runtime, weights), of the runtimes that are installed."""
+    runtimes = ["onnxruntime"]
+    quantizers = ["onnxruntime"]
+    if importlib.util.find_spec("openvino"):
+        runtimes.append("OpenVINO")
+        if importlib.util.find_spec("nncf"):
+            quantizers.append("OpenVINO")
+    programs = {}
+    for student, form in TIMED.items():
+        own = folder / student
+        own.mkdir()
+        vit = whole.model(Cell("int8", student, form))
+        whole.write_graphs(own, vit, "A", quantizers)
+        for (runtime, weights), file in quantize.FILES.items():
+            installed = quantizers if weights == "int8" else runtimes
+            if runtime in installed:
+                program = quantize.RUNTIMES[runtime](own / file, threads)
+                programs[student, runtime, weights] = program
+    return programs
 
 
 def timed(program, images) -> timer.TimedCall:
@@ -438,62 +475,79 @@ class Results:
     """The files of a folder of cells."""
 
     def __init__(self, folder):
-        every = {*cells(), *openvino_cells("A"), *openvino_cells("B")}
+        every = set(cells())
+        for fold in FOLDS:
+            every.update(rounded_cells(NNCF, fold))
         self.files = study.read(every, folder)
+        self.times = []
         times = pathlib.Path(folder, "times.json")
-        self.times = read_json(times)["rows"] if times.exists() else []
+        if times.exists():
+            self.times = read_json(times)["rows"]
 
-    def fold(self, cell: Cell, condition: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(KL, right) of the rows that judge a fold.
+    def field(self, cell: Cell, name: str) -> Any:
+        """What a cell's file has by a name; None where it is not measured."""
+        found = self.files.get(cell, {})
+        return found.get(name)
+
+    def fold(self, cell: Cell, condition: str) -> Judged | None:
+        """Figures of the rows that judge a fold.
 
         Without the images of fold B by which `experiments recover` chose its recipe.
         """
-        found = self.files.get(cell, {}).get(condition)
+        found = self.field(cell, condition)
         if found is None:
             return None
-        kl, right = study.unpacked(found)
+        judged = study.unpacked(found)
         if cell.fold == "A" or cell.student in ("large-0.5", *ENCODERS):
-            return kl, right
-        choosing = evenly_spaced(len(kl), len(kl) // 5)
-        return np.delete(kl, choosing), np.delete(right, choosing)
+            return judged
+        count = len(judged.kl)
+        choosing = evenly_spaced(count, count // 5)
+        return Judged(*(np.delete(values, choosing) for values in judged))
 
-    def crossfitted(self, cell: Cell, condition: str = CLEAN):
-        """(KL, right) of both folds."""
-        both = [dataclasses.replace(cell, fold=fold) for fold in FOLDS]
-        found = [self.fold(each, condition) for each in both]
+    def crossfitted(self, cell: Cell, condition: str = CLEAN) -> Judged | None:
+        """Figures of both folds."""
+        found = []
+        for fold in FOLDS:
+            own = dataclasses.replace(cell, fold=fold)
+            found.append(self.fold(own, condition))
         if None in found:
             return None
-        return tuple(map(np.concatenate, zip(*found, strict=True)))
+        return Judged(*map(np.concatenate, zip(*found, strict=True)))
 
     def imagenette(self, cell: Cell) -> np.ndarray | None:
-        found = self.files.get(cell, {}).get("imagenette")
+        """Right answers."""
+        found = self.field(cell, "imagenette")
         return None if found is None else study.unpacked_right(found)
 
     def map_values(self, student: str, form: str, name: str) -> np.ndarray | None:
         """IoU or cosine of every image; NaN where the dense map has no pixel."""
-        found = self.files.get(Cell("maps", student, form))
-        return None if found is None else np.array(found[name], float)
+        found = self.field(Cell("maps", student, form), name)
+        return None if found is None else np.array(found, float)
 
 
 def primary(results: Results) -> list[study.Test]:
     """E1 to E8: figures of recovered models minus those off the shelf."""
-    pairs = {}
+    tests = []
+
+    def add(name, unit, pair):
+        off, own = pair
+        name = f"E{len(tests) + 1} {name}"
+        tests.append(recovery_test(name, unit, off, own))
+
     for damage in STRONG:
         pair = kl_pair(results, Cell("damage", "three-0.5"), damage)
-        pairs[f"3 blocks, .5, {damage}"] = pair
+        add(f"3 blocks, .5, {damage}", "KL", pair)
     for kind in ("bfloat16", "int8"):
         pair = kl_pair(results, Cell(kind, "three-0.5"))
-        pairs[f"3 blocks, .5, {kind}"] = pair
-    both = [results.fold(Cell("large", "large-0.5", form), CLEAN) for form in FORMS]
-    pairs["3 blocks, .5, 384 pixels"] = [found and found[0] for found in both]
-    tests = []
-    for name, (off, own) in pairs.items():
-        name = f"E{len(tests) + 1} {name}"
-        tests.append(recovery_test(name, "KL", off, own))
+        add(f"3 blocks, .5, {kind}", "KL", pair)
+    pair = []
+    for form in FORMS:
+        found = results.fold(Cell("large", "large-0.5", form), CLEAN)
+        pair.append(None if found is None else found.kl)
+    add("3 blocks, .5, 384 pixels", "KL", pair)
     for student in ("tome-0.5", "attended-0.5"):
-        both = [results.map_values(student, form, "iou") for form in FORMS]
-        name = f"E{len(tests) + 1} DINOv2-S, {STUDENTS[student].text}"
-        tests.append(recovery_test(name, "IoU", *both))
+        pair = [results.map_values(student, form, "iou") for form in FORMS]
+        add(f"DINOv2-S, {STUDENTS[student].text}", "IoU", pair)
     return tests
 
 
@@ -506,17 +560,20 @@ def recovery_test(name: str, unit: str, off, own) -> study.Test:
         return study.Test(name, unit, None)
     there = ~np.isnan(own - off)
     test = study.paired_test(name, unit, own[there], off[there])
-    gain = test.change.value if unit == "IoU" else -test.change.value
+    gain = test.change.value
+    if unit == "KL":
+        gain = -gain
     return test._replace(claim="holds" if gain > 0 else "worse")
 
 
 def kl_pair(results, cell, condition=CLEAN) -> list[np.ndarray | None]:
     """KL off the shelf and recovered, crossfitted."""
-    found = []
+    pair = []
     for form in FORMS:
-        each = results.crossfitted(dataclasses.replace(cell, form=form), condition)
-        found.append(None if each is None else each[0])
-    return found
+        own = dataclasses.replace(cell, form=form)
+        found = results.crossfitted(own, condition)
+        pair.append(None if found is None else found.kl)
+    return pair
 
 
 # The page
@@ -532,86 +589,119 @@ Photographs are judged by models that did not learn from them."""
 def page(folder) -> str:
     """The tables of the cells that are there, as Markdown."""
     results = Results(folder)
-    blocks = ["# Does recovery hold elsewhere?", INTRODUCTION]
     head = ("recovered - off the shelf", "unit", "difference")
-    blocks += ["## Tests", study.tests_table(primary(results), *head)]
-    blocks += ["## Damaged photographs", damage_table(results)]
-    blocks += ["## bfloat16 and int8", rounded_table(results)]
-    blocks += ["## imagenette", imagenette_table(results)]
-    blocks += ["## 384 pixels", large_table(results)]
-    blocks += ["## Maps of DINOv2-S", maps_table(results)]
-    blocks += ["## The fastest forms", times_table(results)]
+    blocks = [
+        "# Does recovery hold elsewhere?",
+        INTRODUCTION,
+        "## Tests",
+        study.tests_table(primary(results), *head),
+        "## Damaged photographs",
+        damage_table(results),
+        "## bfloat16 and int8",
+        rounded_table(results),
+        "## imagenette",
+        imagenette_table(results),
+        "## 384 pixels",
+        large_table(results),
+        "## Maps of DINOv2-S",
+        maps_table(results),
+        "## The fastest forms",
+        times_table(results),
+    ]
     return study.page(blocks, cells(), results.files)
 
 
-def figures(own, dense) -> str:
-    """ "0.123 / -1.0 [-2.0, 0.0]" of (KL, right) pairs; blank where one is missing."""
+def figures(own: Judged | None, dense: Judged | None) -> str:
+    """ "0.123 / -1.0 [-2.0, 0.0]", KL and points; blank where one is missing."""
     if own is None or dense is None:
         return ""
-    change = statistics.paired_difference(own[1], dense[1])
+    change = statistics.paired_difference(own.right, dense.right)
     points = statistics.format_estimate(change, signs=True)
-    return f"{own[0].mean():.3f} / {points}"
+    return f"{own.kl.mean():.3f} / {points}"
 
 
 def damage_table(results) -> str:
     """Students off the shelf and recovered, by damage; crossfitted."""
     conditions = (CLEAN, *DAMAGE)
+    cell = Cell("damage", "dense")
     dense = {}
+    dense_of_a = {}
+    line = ["dense", ""]
     for condition in conditions:
-        dense[condition] = results.crossfitted(Cell("damage", "dense"), condition)
-    accuracies = []
-    for condition in conditions:
-        found = dense[condition]
-        accuracies.append("" if found is None else f"{100 * found[1].mean():.1f} %")
-    lines = [["dense", "", *accuracies]]
-    for student, form in itertools.product(STORED, FORMS):
-        cell = Cell("damage", student, form)
-        row = [figures(results.crossfitted(cell, d), dense[d]) for d in conditions]
-        lines.append([STUDENTS[student].text, form, *row])
-    dense_of_a = {d: results.fold(Cell("damage", "dense"), d) for d in conditions}
+        found = results.crossfitted(cell, condition)
+        dense[condition] = found
+        dense_of_a[condition] = results.fold(cell, condition)
+        line.append("" if found is None else percent(found.right))
+    lines = [line]
+    for student in STORED:
+        for form in FORMS:
+            cell = Cell("damage", student, form)
+            line = [STUDENTS[student].text, form]
+            for condition in conditions:
+                own = results.crossfitted(cell, condition)
+                line.append(figures(own, dense[condition]))
+            lines.append(line)
     cell = Cell("damage", "three-0.5", REVERSE)
-    row = [figures(results.fold(cell, d), dense_of_a[d]) for d in conditions]
-    lines.append([f"{STUDENTS['three-0.5'].text}, odd rows", REVERSE, *row])
+    line = [f"{STUDENTS['three-0.5'].text}, odd rows", REVERSE]
+    for condition in conditions:
+        own = results.fold(cell, condition)
+        line.append(figures(own, dense_of_a[condition]))
+    lines.append(line)
     return markdown_table(["KL / points", "weights", *conditions], lines)
+
+
+def percent(right: np.ndarray) -> str:
+    return f"{100 * right.mean():.1f} %"
+
+
+def text_of(student: str) -> str:
+    return student if student == "dense" else STUDENTS[student].text
 
 
 def rounded_table(results) -> str:
     """bfloat16 and int8 beside float32, crossfitted."""
-    dense = results.crossfitted(Cell("damage", "dense"))
     kinds = {
         "damage": "float32",
         "bfloat16": "bfloat16",
         "int8": "int8, onnxruntime",
-        "int8-openvino": "int8, OpenVINO",
+        NNCF: "int8, OpenVINO",
     }
+    dense = results.crossfitted(Cell("damage", "dense"))
+    models = [("dense", OFF)]
+    models += [("three-0.5", form) for form in FORMS]
     lines = []
-    for student, form in (("dense", OFF), *(("three-0.5", form) for form in FORMS)):
-        text = "dense" if student == "dense" else STUDENTS[student].text
-        row = [results.crossfitted(Cell(kind, student, form)) for kind in kinds]
-        lines.append([text, form, *(figures(own, dense) for own in row)])
+    for student, form in models:
+        line = [text_of(student), form]
+        for kind in kinds:
+            own = results.crossfitted(Cell(kind, student, form))
+            line.append(figures(own, dense))
+        lines.append(line)
     head = ["KL / points, to dense float32", "weights", *kinds.values()]
     return markdown_table(head, lines)
 
 
 def imagenette_table(results) -> str:
     """Accuracies without the 500 images that the reverse learned from."""
-    dense = results.imagenette(Cell("imagenette", "dense"))
     forms = (*FORMS, REVERSE)
     lines = []
     for student in ("dense", *STORED[:3]):
-        text = "dense" if student == "dense" else STUDENTS[student].text
-        row = []
+        line = [text_of(student)]
         for form in forms:
-            own = results.imagenette(Cell("imagenette", student, form))
-            words = ""
-            if own is not None and dense is not None:
-                words = f"{100 * own.mean():.1f} %"
-            if words and student != "dense":
-                change = statistics.paired_difference(own, dense)
-                words += f" ({statistics.format_estimate(change, signs=True)})"
-            row.append(words)
-        lines.append([text, *row])
+            line.append(imagenette_figures(results, student, form))
+        lines.append(line)
     return markdown_table(["acc1 (points to dense)", *forms], lines)
+
+
+def imagenette_figures(results, student: str, form: str) -> str:
+    """ "80.1 % (-1.0 [-2.0, 0.0])"; blank where a model is missing."""
+    dense = results.imagenette(Cell("imagenette", "dense"))
+    own = results.imagenette(Cell("imagenette", student, form))
+    if own is None or dense is None:
+        return ""
+    if student == "dense":
+        return percent(own)
+    change = statistics.paired_difference(own, dense)
+    return f"{percent(own)} ({statistics.format_estimate(change, signs=True)})"
 
 
 def large_table(results) -> str:
@@ -619,9 +709,8 @@ def large_table(results) -> str:
     dense = results.fold(Cell("large", "dense"), CLEAN)
     line = [STUDENTS["large-0.5"].text]
     for form in FORMS:
-        line.append(
-            figures(results.fold(Cell("large", "large-0.5", form), CLEAN), dense)
-        )
+        own = results.fold(Cell("large", "large-0.5", form), CLEAN)
+        line.append(figures(own, dense))
     return markdown_table(["KL / points, odd rows", *FORMS], [line])
 
 
@@ -631,16 +720,12 @@ def maps_table(results) -> str:
     for student in ENCODERS:
         line = [STUDENTS[student].text]
         for name in ("iou", "cosine"):
-            found = [results.map_values(student, form, name) for form in FORMS]
-            for values in found:
-                mean = "" if values is None else f"{np.nanmean(values):.3f}"
-                line.append(mean)
-            change = ""
-            if None not in [None if v is None else 0 for v in found]:
-                there = ~np.isnan(found[1] - found[0])
-                change = statistics.mean_difference(found[1][there], found[0][there])
-                change = statistics.format_difference(change, 3)
-            line.append(change)
+            off = results.map_values(student, OFF, name)
+            own = results.map_values(student, RECOVERED_FORM, name)
+            for values in (off, own):
+                line.append("" if values is None else f"{np.nanmean(values):.3f}")
+            test = recovery_test(name, "", off, own)
+            line.append(statistics.format_difference(test.change, 3))
         lines.append(line)
     head = ["odd rows", "IoU, off", "IoU, recovered", "difference"]
     head += ["cosine, off", "cosine, recovered", "difference"]
@@ -651,47 +736,43 @@ def times_table(results) -> str:
     """Times beside the dense float32 model of the same runtime."""
     if not results.times:
         return "Not measured yet."
-    names = {"dense": "dense", "three-0.5": "3 blocks, .5, recovered"}
+    texts = {"dense": "dense", "three-0.5": "3 blocks, .5, recovered"}
+    forms = itertools.product(texts, ("onnxruntime", "OpenVINO"), ("float32", "int8"))
     lines = []
-    for (student, text), runtime in itertools.product(
-        names.items(), ("onnxruntime", "OpenVINO")
-    ):
-        for weights in ("float32", "int8"):
-            key = student, runtime, weights
-            rows = [
-                row
-                for row in results.times
-                if (row["student"], row["runtime"], row["weights"]) == key
-            ]
-            cells_of = []
-            for row in sorted(rows, key=lambda row: row["batch_size"]):
+    for form in forms:
+        student, runtime, weights = form
+        times = []
+        for row in sorted(results.times, key=lambda row: row["batch_size"]):
+            if (row["student"], row["runtime"], row["weights"]) == form:
                 milliseconds = 1e3 * row["seconds"][0]
-                ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
-                cells_of.append(f"{milliseconds:.1f} ({ratio})")
-            if cells_of:
-                lines.append([text, runtime, weights, *cells_of])
+                ratio = study.spread(row["ratio"])
+                times.append(f"{milliseconds:.1f} ({ratio})")
+        if times:
+            lines.append([texts[student], runtime, weights, *times])
     head = ["model", "runtime", "weights", *(f"ms, batch of {n}" for n in BATCHES)]
-    note = "In brackets: times as fast as the runtime's dense float32 model, in turns, "
-    note += "with the lowest and the highest."
+    note = (
+        "In brackets: times as fast as the runtime's dense float32 model, in turns, "
+        "with the lowest and the highest."
+    )
     return f"{markdown_table(head, lines)}\n\n{note}"
 
 
 def main():
-    folder = pathlib.Path(OUT.value or FOLDER)
-    chosen = study.selected(cells(), ONLY.value)
-    if LIST.value:
-        study.print_list(chosen, folder)
-        return
-    if TABLES.value:
-        study.write_page(folder, page(folder))
+    folder = FLAGS.folder
+    chosen = FLAGS.chosen(cells(), page)
+    if not chosen:
         return
     weights = cli.required(WEIGHTS)
     photographs = open_source(cli.required(DATA), "val", num_classes=1000)
+    recovered = cli.required(RECOVERED)
+    imagenette = None
+    if IMAGENETTE.value:
+        imagenette = Imagenette(IMAGENETTE.value)
     whole = Study(
         weights=weights,
         photographs=photographs,
-        recovered=pathlib.Path(cli.required(RECOVERED)),
-        imagenette=Imagenette(IMAGENETTE.value) if IMAGENETTE.value else None,
+        recovered=pathlib.Path(recovered),
+        imagenette=imagenette,
         encoder=ENCODER.value,
         decoder=DECODER.value,
     )

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from scipy import special, stats
 
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import (
@@ -42,9 +43,48 @@ from imagepiece_jax.evaluate.statistics import Estimate
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 THREADS = 2  # that read and decode
 DIGITS = 4  # of a KL divergence
+SMALLEST = 1e-8  # a KL whose logarithm is taken
 LEVEL = 0.05  # of all declared tests of a study together
 
 # Cells: whatever has a `name`
+
+
+class Flags:
+    """The flags that studies share: --out, --only, --list and --tables.
+
+    folder: the default of --out, which gets the files of the cells
+    """
+
+    def __init__(self, folder: str):
+        self._default = folder
+        out = f"the folder of the cells' files; default: {folder}"
+        only = "names of cells, or patterns; default: all"
+        listed = "print the names of all cells, and whether they are"
+        tables = "write the page of the cells that are there"
+        self._out = cli.text("out", None, out)
+        self._only = cli.listed("only", None, only)
+        self._list = cli.switch("list", False, listed)
+        self._tables = cli.switch("tables", False, tables)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return pathlib.Path(self._out.value or self._default)
+
+    def chosen(
+        self, cells: Iterable[Any], page: Callable[[pathlib.Path], str]
+    ) -> list[Any]:
+        """The cells of --only; none where --list or --tables asked for no measurement.
+
+        page: makes the page from the folder
+        """
+        cells = selected(cells, self._only.value)
+        if self._list.value:
+            print_list(cells, self.folder)
+            return []
+        if self._tables.value:
+            write_page(self.folder, page(self.folder))
+            return []
+        return cells
 
 
 def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
@@ -55,9 +95,10 @@ def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
     cells = list(cells)
     if not patterns:
         return cells
+    every = [cell.name for cell in cells]
     names = set()
     for pattern in patterns:
-        fitting = fnmatch.filter([cell.name for cell in cells], pattern)
+        fitting = fnmatch.filter(every, pattern)
         if not fitting:
             allowed = "names of runs, and patterns of them"
             hint = "--list prints them"
@@ -76,9 +117,12 @@ def print_list(cells: Iterable[Any], folder: pathlib.Path):
 def page(blocks: Iterable[str], cells: Iterable[Any], measured: Iterable[Any]) -> str:
     """A page of blocks of Markdown, which ends with the cells that are not measured."""
     blocks = [block for block in blocks if block]
-    missing = [cell.name for cell in cells if cell not in measured]
+    missing = []
+    for cell in cells:
+        if cell not in measured:
+            missing.append(f"`{cell.name}`")
     if missing:
-        names = ", ".join(f"`{name}`" for name in missing)
+        names = ", ".join(missing)
         blocks += ["## Missing", f"{len(missing)} cells: {names}."]
     return "\n\n".join(blocks) + "\n"
 
@@ -152,9 +196,10 @@ class Files:
     def path(self, setting: Mapping[str, Any]) -> pathlib.Path:
         """Kind and method of a setting, and a digest of all of it."""
         text = json.dumps(setting, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        digest = hashlib.sha256(text.encode()).hexdigest()
         method = setting["reduction"]["name"]
-        return pathlib.Path(self.folder, f"{setting['kind']}.{method}.{digest}.json")
+        name = f"{setting['kind']}.{method}.{digest[:12]}.json"
+        return pathlib.Path(self.folder, name)
 
     def __contains__(self, setting: Mapping[str, Any]) -> bool:
         return self.path(setting).exists()
@@ -185,20 +230,31 @@ def path_of(cell: Any, folder: pathlib.Path) -> pathlib.Path:
 
 def read(cells: Iterable[Any], folder: pathlib.Path) -> dict[Any, dict[str, Any]]:
     """The results of the cells that have a file."""
-    paths = {cell: path_of(cell, folder) for cell in cells}
-    return {cell: read_json(path) for cell, path in paths.items() if path.exists()}
+    results = {}
+    for cell in cells:
+        path = path_of(cell, folder)
+        if path.exists():
+            results[cell] = read_json(path)
+    return results
 
 
 def write(path: pathlib.Path, result: Mapping[str, Any]):
     """A JSON object, a line a field: the whole file, or none."""
-    lines = [f"{json.dumps(name)}: {json.dumps(result[name])}" for name in result]
-    replace_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    lines = []
+    for name, value in result.items():
+        lines.append(f"{json.dumps(name)}: {json.dumps(value)}")
+    fields = ",\n".join(lines)
+    replace_file(path, f"{{\n{fields}\n}}\n")
 
 
 def versions() -> dict[str, str]:
     """Of the libraries, the processor and the code."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return found | {"device": device.name(), "commit": git_revision()}
+    found = {}
+    for name in LIBRARIES:
+        found[name] = importlib.metadata.version(name)
+    found["device"] = device.name()
+    found["commit"] = git_revision()
+    return found
 
 
 # Declared tests
@@ -222,8 +278,8 @@ def paired_test(name: str, unit: str, ours, theirs, claim: str = "decided") -> T
     if ours is None or theirs is None:
         return Test(name, unit, None)
     change = statistics.mean_difference(ours, theirs)
-    p = float(stats.ttest_1samp(np.subtract(ours, theirs), 0.0).pvalue)
-    return Test(name, unit, change, p, claim)
+    test = stats.ttest_1samp(np.subtract(ours, theirs), 0.0)
+    return Test(name, unit, change, float(test.pvalue), claim)
 
 
 def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
@@ -235,24 +291,30 @@ def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
     digits: of differences; those of points have two at most
     """
     tests = list(tests)
+    corrected = statistics.holm([test.p for test in tests])
     lines = []
     absent = []
-    corrected = statistics.holm([test.p for test in tests])
     for test, p in zip(tests, corrected, strict=True):
         if test.change is None:
             absent.append(test.name)
             continue
         shown = min(digits, 2) if test.unit == "points" else digits
-        difference = statistics.format_difference(test.change, shown)
-        verdict = test.claim if p < LEVEL else "open"
-        line = [test.name, test.unit, difference, f"{test.p:.3g}", f"{p:.3g}"]
-        lines.append([*line, verdict])
+        line = [
+            test.name,
+            test.unit,
+            statistics.format_difference(test.change, shown),
+            f"{test.p:.3g}",
+            f"{p:.3g}",
+            test.claim if p < LEVEL else "open",
+        ]
+        lines.append(line)
     blocks = []
     if lines:
         head = head or ("test", "unit", "difference")
         blocks.append(markdown_table([*head, "p", "p, Holm", "verdict"], lines))
     if absent:
-        blocks.append(f"Not measured yet: {'; '.join(absent)}.")
+        names = "; ".join(absent)
+        blocks.append(f"Not measured yet: {names}.")
     return "\n\n".join(blocks)
 
 
@@ -301,14 +363,32 @@ def reader(
 
 def answerer(vit) -> Callable[[Iterable[Mapping[str, Any]]], np.ndarray]:
     """A function of batches that returns a model's logits, [images, classes]."""
-    answer = reader(vit, lambda outputs, batch: {"logits": outputs.logits})
+
+    def logits(outputs, batch):
+        return {"logits": outputs.logits}
+
+    answer = reader(vit, logits)
     return lambda images: answer(images)["logits"].astype(np.float32)
 
 
 def labels(images: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Labels of the images of batches, without padding."""
-    parts = [batch["label"].ravel()[batch["mask"].ravel() > 0] for batch in images]
+    parts = []
+    for batch in images:
+        there = batch["mask"].ravel() > 0
+        parts.append(batch["label"].ravel()[there])
     return np.concatenate(parts)
+
+
+class Judged(NamedTuple):
+    """Some images, judged: KL divergences and right answers, [images] each."""
+
+    kl: np.ndarray
+    right: np.ndarray
+
+    @property
+    def log_kl(self) -> np.ndarray:
+        return np.log(np.maximum(self.kl, SMALLEST))
 
 
 def divergence(dense: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -342,11 +422,17 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
         ) from error
 
 
+def spread(values: Iterable[float], digits: int = 2) -> str:
+    """Median, lowest and highest of timings, [3], as text."""
+    median, low, high = (f"{value:.{digits}f}" for value in values)
+    return f"{median} [{low}, {high}]"
+
+
 def interval(values: Iterable[float], digits: int = 1) -> str:
     """A JSON list, [value, low, high], as text."""
     return statistics.format_estimate(Estimate(*values), digits)
 
 
-def unpacked(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(KL divergences, right answers) [images] of `stored`."""
-    return np.array(found["kl"]), unpacked_right(found)
+def unpacked(found: Mapping[str, Any]) -> Judged:
+    """What `stored` made JSON values of."""
+    return Judged(np.array(found["kl"]), unpacked_right(found))

@@ -1,4 +1,6 @@
-"""Declared tests of a study: Student's by SciPy, Holm's rule by hand."""
+"""What studies share: results measured once; declared tests, by SciPy and by hand."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,10 +8,48 @@ import scipy.stats
 
 from experiments import study
 from experiments.study import Test
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import Estimate
 from tests import markdown
 
 Test.__test__ = False  # no class of tests
+
+
+SETTING = {"kind": "accuracy", "reduction": {"name": "tome", "blocks": (3, 6)}}
+
+
+def test_a_result_is_measured_once_for_a_setting(tmp_path):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"acc1": 80.0, "counts": (1, 2)}
+
+    folder = tmp_path / "new"
+    first = study.Files(folder).result(SETTING, measure, "tome")
+    assert first == {"acc1": 80.0, "counts": [1, 2]}
+    assert SETTING in study.Files(folder)
+    assert study.Files(folder).result(SETTING, measure, "tome") == first
+    other = SETTING | {"images": 9}
+    assert other not in study.Files(folder)
+    study.Files(folder).result(other, measure, "tome")
+    assert len(calls) == len(list(folder.glob("accuracy.tome.*.json"))) == 2
+    path = study.Files(folder).path(SETTING)
+    found = json.loads(path.read_text())
+    assert found["setting"]["reduction"]["blocks"] == [3, 6]
+    assert {"jax", "device", "commit"} <= set(found["versions"])
+    path.write_text(json.dumps(found | {"setting": {}}))
+    with pytest.raises(InputError, match="is of other weights or images"):
+        study.Files(folder).result(SETTING, measure, "tome")
+
+
+def test_what_fails_leaves_no_file(tmp_path):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.Files(tmp_path).result(SETTING, stopped, "tome")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_paired_test_is_students():
