@@ -37,36 +37,41 @@ def reassess(paper):
     fit (a) where the next block merges and (b) where it prunes. Were the order random,
     70 % (a) and 80 % (b) would.
     """
-    rows = (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
     models = []
-    for row in rows:
+    for row in (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH):
         models += find(paper, row)
-    pretrained, reduction = models[0] if models else (paper.pretrained, REDUCTION)
+    if not models:
+        models.append((paper.pretrained, REDUCTION))
+    vit, reduction = models[0]
     lines = []
-    for block, figures in attentive_ratios(paper, pretrained, reduction).items():
-        line = [int(block) + 1, published.text(published.REASSESS.get(int(block)))]
-        line += [interval(figures["own"]), figures["rule"]]
-        lines.append([*line, interval(figures["candidates"])])
+    for block, figures in attentive_ratios(paper, vit, reduction).items():
+        number = int(block)
+        line = [
+            number + 1,
+            published.text(published.REASSESS.get(number)),
+            interval(figures["own"]),
+            figures["rule"],
+            interval(figures["candidates"]),
+        ]
+        lines.append(line)
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
     text = markdown_table(head, lines)
-    title = "merged tokens judged again"
-    facts = paper.facts({"stem": pretrained.model.stem})
-    paper.write_page("reassess", title, text, facts)
+    facts = paper.facts({"stem": vit.model.stem})
+    paper.write_page("reassess", "merged tokens judged again", text, facts)
 
 
-def attentive_ratios(paper, pretrained, reduction):
+def attentive_ratios(paper, vit, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     fields, _ = split_reduction(reduction)
     share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
-    steps = merges.sites(pretrained.model_with(reduction))
-    after = [
-        (before, here)
-        for before, here in zip(steps, steps[1:], strict=False)
-        if before.merges and here.block == before.block + 1
-    ]
+    steps = merges.sites(vit.model_with(reduction))
+    after = []
+    for before, here in itertools.pairwise(steps):
+        if before.merges and here.block == before.block + 1:
+            after.append((before, here))
 
-    def measure(outputs, batch):
+    def read(outputs, batch):
         ratios = {}
         for before, here in after:
             merged = merges.merged_slots(outputs.results[before.place])
@@ -80,16 +85,16 @@ def attentive_ratios(paper, pretrained, reduction):
         return ratios
 
     def summarize(arrays):
-        return {
-            str(here.block): {
-                "own": intervals.mean(arrays[f"{here.block} own"]),
-                "candidates": intervals.mean(arrays[f"{here.block} candidates"]),
-                "rule": "(a) above the candidates" if here.merges else "(b) kept",
-            }
-            for _, here in after
-        }
+        found = {}
+        for _, here in after:
+            figures = {}
+            for name in ("own", "candidates"):
+                figures[name] = intervals.mean(arrays[f"{here.block} {name}"])
+            figures["rule"] = "(a) above the candidates" if here.merges else "(b) kept"
+            found[str(here.block)] = figures
+        return found
 
-    return paper.inside("reassess", pretrained, reduction, measure, summarize)
+    return paper.inside("reassess", vit, reduction, read, summarize)
 
 
 def similarity(paper):
@@ -100,58 +105,61 @@ def similarity(paper):
     """
     lines = []
     for row in ROWS:
-        printed = published.SIMILARITY.get(row.name, (None, None))
-        line = [row.name, *(published.text(value, 4) for value in printed)]
+        line = [row.name]
+        for figure in published.SIMILARITY.get(row.name, (None, None)):
+            line.append(published.text(figure, 4))
         models = find(paper, row)
-        if not models:
-            lines.append([*line, *[BLANK] * 5])
-            continue
-        estimates = first_and_last(paper, *models[0])
-        line += [interval(estimates[f"lowest {at}"], 4) for at in ENDS]
-        gap = statistics.Estimate(*estimates["gap"])
-        line += [statistics.format_difference(gap, 4)]
-        line += [interval(estimates[f"all {at}"], 4) for at in ENDS]
+        if models:
+            estimates = first_and_last(paper, *models[0])
+            line += [interval(estimates[f"lowest {end}"], 4) for end in ENDS]
+            gap = statistics.Estimate(*estimates["gap"])
+            line.append(statistics.format_difference(gap, 4))
+            line += [interval(estimates[f"all {end}"], 4) for end in ENDS]
+        else:
+            line += [BLANK] * 5
         lines.append(line)
-    head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
-    head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
-    head += [f"{at} merge, all images" for at in ENDS]
-    count = lowest_count(len(paper.images))
-    chosen = f"{count} of {len(paper.images)} images, anew for each figure"
+    head = ["model"]
+    head += [f"{end} merge, DeiT-S ({published.LABEL})" for end in ENDS]
+    head += [f"{end} merge, lowest 1 %" for end in ENDS]
+    head.append("last - first")
+    head += [f"{end} merge, all images" for end in ENDS]
+    images = len(paper.images)
+    chosen = f"{lowest_count(images)} of {images} images, anew for each figure"
     facts = paper.facts({"lowest 1 % (published: 500 of 50,000)": chosen})
     title = "likeness of merged pairs"
     paper.write_page("similarity", title, markdown_table(head, lines), facts)
 
 
-def first_and_last(paper, pretrained, reduction):
+def first_and_last(paper, vit, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
-    merging = _merging(pretrained, reduction)
-    ends = dict(zip(ENDS, (merging[0], merging[-1]), strict=True))
+    merging = merging_sites(vit, reduction)
+    ends = {"first": merging[0], "last": merging[-1]}
 
-    def measure(outputs, batch):
-        return {
-            at: merges.pair_similarity(
-                outputs.taps[site.place], outputs.results[site.place]
-            )
-            for at, site in ends.items()
-        }
+    def read(outputs, batch):
+        found = {}
+        for end, site in ends.items():
+            taps = outputs.taps[site.place]
+            found[end] = merges.pair_similarity(taps, outputs.results[site.place])
+        return found
 
     def summarize(arrays):
-        first, last = (arrays[at].astype(np.float64) for at in ENDS)
-        gap = intervals.bootstrap(
-            lambda index: lowest(last[index]) - lowest(first[index]), len(first)
-        )
-        estimates = {"gap": gap}
-        for at, values in (("first", first), ("last", last)):
-            estimates[f"all {at}"] = intervals.mean(values)
-            estimates[f"lowest {at}"] = lowest_mean(values)
+        values = {end: arrays[end].astype(np.float64) for end in ENDS}
+
+        def gap(index):
+            return lowest(values["last"][index]) - lowest(values["first"][index])
+
+        estimates = {"gap": intervals.bootstrap(gap, len(values["first"]))}
+        for end in ENDS:
+            estimates[f"all {end}"] = intervals.mean(values[end])
+            estimates[f"lowest {end}"] = lowest_mean(values[end])
         return estimates
 
-    return paper.inside("similarity", pretrained, reduction, measure, summarize)
+    return paper.inside("similarity", vit, reduction, read, summarize)
 
 
-def _merging(pretrained, reduction):
+def merging_sites(vit, reduction) -> list[merges.Site]:
     """The Sites that merge."""
-    steps = merges.sites(pretrained.model_with(reduction))
+    steps = merges.sites(vit.model_with(reduction))
     return [site for site in steps if site.merges]
 
 
@@ -162,7 +170,8 @@ def lowest_count(images: int) -> int:
 
 def lowest(values: np.ndarray) -> float:
     """Mean of the lowest 1 % of values [images]."""
-    return float(np.sort(values)[: lowest_count(len(values))].mean())
+    count = lowest_count(len(values))
+    return float(np.sort(values)[:count].mean())
 
 
 def lowest_mean(values: np.ndarray) -> statistics.Estimate:
@@ -179,18 +188,18 @@ def overlap(paper):
     """
     lines = []
     for size, values in published.OVERLAP.items():
-        cells = [published.text(value) for value in values]
-        lines.append(
-            [f"ToMe, {published.SIZES[size]}", f"not said ({published.LABEL})", *cells]
-        )
+        figures = [published.text(value) for value in values]
+        name = f"ToMe, {published.SIZES[size]}"
+        lines.append([name, f"not said ({published.LABEL})", *figures])
     for row in ROWS:
         models = find(paper, row)
-        for kind in KINDS if models else ():
-            shares = attended_shares(paper, *models[0])
-            figures = [shares[f"{kind} {k}"] for k in published.OVERLAP_K]
-            cells = [interval(figure) for figure in figures]
-            lines.append([row.name, f"{kind} (measured)", *cells])
-    lines.append(["chance", "", *(f"{k}" for k in published.OVERLAP_K)])
+        if not models:
+            continue
+        shares = attended_shares(paper, *models[0])
+        for kind in KINDS:
+            figures = [interval(shares[f"{kind} {k}"]) for k in published.OVERLAP_K]
+            lines.append([row.name, f"{kind} (measured)", *figures])
+    lines.append(["chance", "", *map(str, published.OVERLAP_K)])
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
     note = (
         "src: the tokens that leave; both: and those they are merged into. ImagePiece "
@@ -198,32 +207,29 @@ def overlap(paper):
     )
     title = "merged tokens among the most attended, %"
     text = markdown_table(head, lines)
-    facts = paper.facts()
-    paper.write_page("overlap", title, text, note, facts)
+    paper.write_page("overlap", title, text, note, paper.facts())
 
 
-def attended_shares(paper, pretrained, reduction):
+def attended_shares(paper, vit, reduction):
     """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
-    site = _merging(pretrained, reduction)[0]
+    site, *_ = merging_sites(vit, reduction)
 
-    def measure(outputs, batch):
+    def read(outputs, batch):
         result = outputs.results[site.place]
         attention = outputs.taps[site.place].cls_attn
-        members = {
-            kind: merges.taking_part(result, site.counts.n_in, both)
-            for kind, both in KINDS.items()
-        }
         shares = {}
-        for kind, k in itertools.product(KINDS, published.OVERLAP_K):
-            percent = merges.percent_attended(members[kind], attention, k)
-            shares[f"{kind} {k}"] = percent
+        for kind, both in KINDS.items():
+            members = merges.taking_part(result, site.counts.n_in, both)
+            for k in published.OVERLAP_K:
+                percent = merges.percent_attended(members, attention, k)
+                shares[f"{kind} {k}"] = percent
         return shares
 
     def summarize(arrays):
         names = [name for name in arrays if name != "index"]
         return {name: intervals.mean(arrays[name]) for name in names}
 
-    return paper.inside("overlap", pretrained, reduction, measure, summarize)
+    return paper.inside("overlap", vit, reduction, read, summarize)
 
 
 def lcb_similarity(paper):
@@ -237,27 +243,30 @@ def lcb_similarity(paper):
         line = [row.name, published.text(published.LCB_SIMILARITY[stem], 4)]
         models = find(paper, row, by_stem=True)
         if not models:
-            lines.append([*line, "", *[BLANK] * len(STEM_FIGURES)])
-        for pretrained, reduction in models:
-            estimates = first_merge(paper, pretrained, reduction)
-            cells = [interval(estimates[name], 3) for name in STEM_FIGURES]
-            lines.append([*line, pretrained.source.seed, *cells])
+            blanks = [BLANK] * len(STEM_FIGURES)
+            lines.append([*line, "", *blanks])
+        for vit, reduction in models:
+            estimates = first_merge(paper, vit, reduction)
+            figures = [interval(estimates[name], 3) for name in STEM_FIGURES]
+            lines.append([*line, vit.source.seed, *figures])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
-    note = {"merge": "ImagePiece's first"}
+    head += STEM_FIGURES.values()
+    more = {"merge": "ImagePiece's first"}
     if paper.models.trains:
-        note["convolutional stem"] = "fresh, and has learned little"
-    text = markdown_table([*head, *STEM_FIGURES.values()], lines)
+        more["convolutional stem"] = "fresh, and has learned little"
+    text = markdown_table(head, lines)
     title = "likeness of candidates by stem"
-    paper.write_page("lcb-similarity", title, text, paper.facts(note))
+    paper.write_page("lcb-similarity", title, text, paper.facts(more))
 
 
-def first_merge(paper, pretrained, reduction):
+def first_merge(paper, vit, reduction):
     """Estimates by the names of STEM_FIGURES."""
-    site = _merging(pretrained, reduction)[0]
-    patch = pretrained.model_with(reduction).patch_size
-    width = sides(pretrained.image_size)[1] // patch
+    site, *_ = merging_sites(vit, reduction)
+    patch = vit.model_with(reduction).patch_size
+    _, side = sides(vit.image_size)
+    width = side // patch
 
-    def measure(outputs, batch):
+    def read(outputs, batch):
         result = outputs.results[site.place]
         taps = outputs.taps[site.place]
         return {
@@ -267,9 +276,11 @@ def first_merge(paper, pretrained, reduction):
         }
 
     def summarize(arrays):
+        estimates = {}
+        for name in ("pairs", "candidates", "distance"):
+            estimates[name] = intervals.mean(arrays[name])
         pairs = arrays["pairs"].astype(np.float64)
-        means = ("pairs", "candidates", "distance")
-        estimates = {name: intervals.mean(arrays[name]) for name in means}
-        return estimates | {"lowest": lowest_mean(pairs)}
+        estimates["lowest"] = lowest_mean(pairs)
+        return estimates
 
-    return paper.inside("lcb-similarity", pretrained, reduction, measure, summarize)
+    return paper.inside("lcb-similarity", vit, reduction, read, summarize)

@@ -14,20 +14,25 @@ from PIL import Image, ImageFilter
 
 def add_noise(pixels: np.ndarray, index: int, std: float) -> np.ndarray:
     """Gaussian noise in every channel; `std` is a share of the full range."""
-    noise = np.random.default_rng([0, int(index)]).normal(0, 255 * std, pixels.shape)
-    return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+    draw = np.random.default_rng([0, int(index)])
+    noise = draw.normal(0, 255 * std, pixels.shape)
+    rounded = np.rint(pixels + noise)
+    return np.clip(rounded, 0, 255).astype(np.uint8)
 
 
 def blur(pixels: np.ndarray, index: int, radius: float) -> np.ndarray:
     """A Gaussian whose standard deviation is `radius` pixels."""
-    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    image = Image.fromarray(pixels)
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)))
 
 
 def compress(pixels: np.ndarray, index: int, quality: int) -> np.ndarray:
     """Stored as JPEG of this quality, and read back."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file).convert("RGB"))
+    image = Image.fromarray(pixels)
+    image.save(file, "JPEG", quality=quality)
+    stored = Image.open(file)
+    return np.asarray(stored.convert("RGB"))
 
 
 DAMAGE = {
@@ -44,6 +49,7 @@ def damaged(batch: Mapping[str, Any], damage: Callable) -> dict[str, Any]:
     """A batch whose images, uint8 [.., H, W, 3], are damaged one by one."""
     images = np.asarray(batch["image"])
     flat = images.reshape(-1, *images.shape[-3:])
-    pairs = zip(flat, np.ravel(batch["index"]), strict=True)
-    changed = np.stack([damage(pixels, index) for pixels, index in pairs])
-    return {**batch, "image": changed.reshape(images.shape)}
+    changed = []
+    for pixels, index in zip(flat, np.ravel(batch["index"]), strict=True):
+        changed.append(damage(pixels, index))
+    return {**batch, "image": np.stack(changed).reshape(images.shape)}

@@ -21,23 +21,14 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
     width: of the features
     Raises InputError for a file of anything else, and for a head of other features.
     """
-    tensors = {
-        name: np.asarray(tensor, np.float32)
-        for name, tensor in read_state_dict(path).items()
-        if not name.endswith(".num_batches_tracked")
-    }
-    shapes = {}
-    before = width
-    for n in LAYERS:
-        after = np.size(tensors.get(f"bn{n}.bias", ()))
-        shapes[f"upconv{n}.weight"] = (before, after, 4, 4)
-        leaves = ("weight", "bias", "running_mean", "running_var")
-        names = [f"upconv{n}.bias", *(f"bn{n}.{leaf}" for leaf in leaves)]
-        shapes |= dict.fromkeys(names, (after,))
-        before = after
-    shapes |= {"final_conv.weight": (1, before, 1, 1), "final_conv.bias": (1,)}
+    tensors = {}
+    for name, tensor in read_state_dict(path).items():
+        if not name.endswith(".num_batches_tracked"):
+            tensors[name] = np.asarray(tensor, np.float32)
+    shapes = head_shapes(tensors, width)
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    for name in sorted({*shapes, *found}, key=lambda name: (name in found, name)):
+    absent = sorted(shapes.keys() - found.keys())
+    for name in (*absent, *sorted(found)):
         if found.get(name) != shapes.get(name):
             shape = list(found.get(name, ()))
             raise InputError(
@@ -49,6 +40,22 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
                 "transposed convolutions of 4 x 4 with batch norm, and one of 1 x 1",
             )
     return tensors
+
+
+def head_shapes(tensors, width: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a head whose layers are as wide as those of the tensors."""
+    shapes = {}
+    before = width
+    for n in LAYERS:
+        after = np.size(tensors.get(f"bn{n}.bias", ()))
+        shapes[f"upconv{n}.weight"] = (before, after, 4, 4)
+        shapes[f"upconv{n}.bias"] = (after,)
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"bn{n}.{leaf}"] = (after,)
+        before = after
+    shapes["final_conv.weight"] = (1, before, 1, 1)
+    shapes["final_conv.bias"] = (1,)
+    return shapes
 
 
 def decode(head: dict[str, np.ndarray], patches: jax.Array, size) -> jax.Array:

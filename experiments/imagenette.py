@@ -35,13 +35,16 @@ class Imagenette(Source):
 
     def read(self, index):
         file = io.BytesIO(self.encoded(index))
-        return decode.decode(file, self.name(index)), int(self.labels[index])
+        pixels = decode.decode(file, self.name(index))
+        return pixels, int(self.labels[index])
 
     def name(self, index):
         return f"image {index} of imagenette"
 
     def encoded(self, index):
-        return self.bytes[self.offsets[index] : self.offsets[index + 1]].tobytes()
+        first = self.offsets[index]
+        end = self.offsets[index + 1]
+        return self.bytes[first:end].tobytes()
 
     def size(self, index):
         return self.read(index)[0].shape[:2]

@@ -21,7 +21,8 @@ def accuracy(rights: Sequence[np.ndarray]) -> Estimate:
     """Percent of True, bool [seeds, images]; one seed has Wilson's interval."""
     if len(rights) == 1:
         return statistics.accuracy(rights[0])
-    value, low, high = mean_over_seeds(100.0 * np.asarray(rights))
+    percents = 100.0 * np.asarray(rights)
+    value, low, high = mean_over_seeds(percents)
     return Estimate(value, max(low, 0.0), min(high, 100.0))
 
 
@@ -32,18 +33,23 @@ def difference(rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]) -> Est
     """
     if len(rights) == len(bases) == 1:
         return statistics.paired_difference(rights[0], bases[0])
-    pairs = zip(rights, bases, strict=True)
-    return mean_over_seeds([100 * (ours.astype(float) - base) for ours, base in pairs])
+    changes = []
+    for right, base in zip(rights, bases, strict=True):
+        changes.append(100 * (right.astype(float) - base))
+    return mean_over_seeds(changes)
 
 
 def mean(values: ArrayLike) -> Estimate:
     """Mean of one value per image [images], NaN left out, by its standard error."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
-    if not len(values):
+    count = len(values)
+    if count == 0:
         return Estimate(math.nan, math.nan, math.nan)
-    half = statistics.Z * values.std(ddof=len(values) > 1) / math.sqrt(len(values))
-    return Estimate(values.mean(), values.mean() - half, values.mean() + half)
+    spread = values.std(ddof=1 if count > 1 else 0)
+    half = statistics.Z * spread / math.sqrt(count)
+    value = values.mean()
+    return Estimate(value, value - half, value + half)
 
 
 def mean_over_seeds(values: ArrayLike) -> Estimate:
@@ -54,15 +60,18 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     """
     by_image = mean(np.mean(values, axis=0))
     by_seed = student(np.mean(values, axis=1))
-    half = math.hypot(by_image.high - by_image.value, by_seed.high - by_seed.value)
+    of_images = by_image.high - by_image.value
+    of_seeds = by_seed.high - by_seed.value
+    half = math.hypot(of_images, of_seeds)
     return Estimate(by_seed.value, by_seed.value - half, by_seed.value + half)
 
 
 def student(values: ArrayLike) -> Estimate:
     """Mean of one figure per training [trainings], two or more, by Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    value = np.mean(values)
-    return Estimate(float(value), float(value - half), float(value + half))
+    errors = stats.t.ppf(0.975, len(values) - 1)
+    half = float(errors * stats.sem(values))
+    value = float(np.mean(values))
+    return Estimate(value, value - half, value + half)
 
 
 def bootstrap(
@@ -73,6 +82,10 @@ def bootstrap(
     `index` [n] names images, some more than once; percentile interval.
     """
     rng = np.random.default_rng(0)
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
+    drawn = []
+    for _ in range(repeats):
+        index = rng.integers(0, n, n)
+        drawn.append(statistic(index))
     low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    return Estimate(float(statistic(np.arange(n))), float(low), float(high))
+    value = statistic(np.arange(n))
+    return Estimate(float(value), float(low), float(high))

@@ -20,21 +20,28 @@ def figures(ours, theirs) -> dict:
     ours, theirs: maps [B, H, W]; extra: the images where ours alone has a pixel above
     THRESHOLD.
     """
-    alike = correlation(*(maps.reshape(len(maps), -1) for maps in (ours, theirs)))
+    images = len(ours)
+    alike = correlation(ours.reshape(images, -1), theirs.reshape(images, -1))
     shared = overlap(ours, theirs)
-    extra = np.isnan(shared) & (ours > THRESHOLD).any(axis=(1, 2))
+    without = np.isnan(shared)
+    extra = without & (ours > THRESHOLD).any(axis=(1, 2))
+    iou = []
+    for value, is_absent in zip(shared, without, strict=True):
+        iou.append(None if is_absent else round(float(value), 5))
     return {
         "correlation": [round(float(value), 5) for value in alike],
-        "iou": [None if np.isnan(v) else round(float(v), 5) for v in shared],
+        "iou": iou,
         "extra": int(extra.sum()),
     }
 
 
 def correlation(ours, theirs):
     """Pearson's r of each row. [B, m] twice -> [B]; 0 where a row is constant."""
-    ours, theirs = (x - x.mean(axis=1, keepdims=True) for x in (ours, theirs))
+    ours = ours - ours.mean(axis=1, keepdims=True)
+    theirs = theirs - theirs.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    return (ours * theirs).sum(axis=1) / np.where(norms > 0, norms, 1)
+    products = (ours * theirs).sum(axis=1)
+    return products / np.where(norms > 0, norms, 1)
 
 
 def overlap(ours, theirs):
@@ -44,13 +51,14 @@ def overlap(ours, theirs):
     theirs = theirs > THRESHOLD
     shared = (ours & theirs).sum(axis=axes)
     either = (ours | theirs).sum(axis=axes)
-    some = theirs.any(axis=axes)
-    return np.where(some, shared / np.maximum(either, 1), np.nan)
+    ratio = shared / np.maximum(either, 1)
+    return np.where(theirs.any(axis=axes), ratio, np.nan)
 
 
 def cosine(ours, theirs):
     """Cosine of a patch's two features. [B, n, D] twice -> [B, n]; 0 for a zero one."""
-    return (normalized(ours) * normalized(theirs)).sum(axis=2)
+    products = normalized(ours) * normalized(theirs)
+    return products.sum(axis=2)
 
 
 def normalized(features):

@@ -6,8 +6,6 @@ image's squares depend only on (mask seed, index): all methods see the same, and
 squares are the fewer ones with others added. Three mask seeds.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +69,16 @@ def measured_lines(row: TableRow, rights, dense) -> list[list[str]]:
     """
     name = "acc1, % (measured)"
     if rights is None:
-        return [[row.name, name, *[BLANK] * (len(COUNTS) + 1)]]
+        blanks = [BLANK] * (len(COUNTS) + 1)
+        return [[row.name, name, *blanks]]
     masked = masked_mean(rights)
-    estimates = [*map(intervals.accuracy, rights), intervals.mean(masked)]
+    estimates = [intervals.accuracy(right) for right in rights]
+    estimates.append(intervals.mean(masked))
     lines = [[row.name, name, *map(format_estimate, estimates)]]
     if dense is not None and row != DENSE:
-        changes = [*map(intervals.difference, rights, dense)]
+        changes = []
+        for right, base in zip(rights, dense, strict=True):
+            changes.append(intervals.difference(right, base))
         changes.append(intervals.mean(masked - masked_mean(dense)))
         cells = map(format_difference, changes)
         lines.append([row.name, "to dense, points (paired)", *cells])
@@ -99,11 +101,15 @@ def rights_of(paper, model, count: int) -> list[np.ndarray]:
     return rights
 
 
-def covered(images, count, seed) -> Split:
-    """`images` with `count` squares each."""
-    mask = {"masks": count, "square": SIDE, "mask_seed": seed}
-    prepare = functools.partial(with_corners, count=count, seed=seed)
-    return Split(images.setting | mask, lambda: map(prepare, images.batches()), cover)
+def covered(images, count: int, seed: int) -> Split:
+    """The images with `count` squares each."""
+    setting = images.setting | {"masks": count, "square": SIDE, "mask_seed": seed}
+
+    def batches():
+        for batch in images.batches():
+            yield with_corners(batch, count, seed)
+
+    return Split(setting, batches, cover)
 
 
 def with_corners(batch, count, seed):
@@ -113,9 +119,11 @@ def with_corners(batch, count, seed):
     outside of the image.
     """
     side = batch["image"].shape[-2]
-    corners = corners_of(batch["index"], count, seed, side)
-    spare = [(0, 0)] * (corners.ndim - 2) + [(0, MAX_MASKS - count), (0, 0)]
-    return batch | {"corners": np.pad(corners, spare, constant_values=-SIDE)}
+    own = corners_of(batch["index"], count, seed, side)
+    *images, _, two = own.shape
+    corners = np.full((*images, MAX_MASKS, two), -SIDE, np.int32)
+    corners[..., :count, :] = own
+    return batch | {"corners": corners}
 
 
 def corners_of(index, count: int, seed: int, side: int) -> np.ndarray:
@@ -124,13 +132,14 @@ def corners_of(index, count: int, seed: int, side: int) -> np.ndarray:
     (row, column) from 0 to side - SIDE, only by (seed, index): the first corners of a
     larger `count` are those of a smaller one.
     """
-    flat = np.ravel(index)
-    corners = np.empty((len(flat), count, 2), np.int32)
-    for place, image in enumerate(flat):
-        key = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, int(image)])
-        draw = np.random.Generator(key)
-        corners[place] = draw.integers(0, side - SIDE + 1, (count, 2))
-    return corners.reshape(*np.shape(index), count, 2)
+    corners = []
+    for image in np.ravel(index):
+        counter = [0, 0, 0, int(image)]
+        generator = np.random.Philox(key=[seed, 0], counter=counter)
+        draw = np.random.Generator(generator)
+        corners.append(draw.integers(0, side - SIDE + 1, (count, 2)))
+    shape = (*np.shape(index), count, 2)
+    return np.array(corners, np.int32).reshape(shape)
 
 
 def cover(images: jax.Array, batch: dict, model) -> jax.Array:
@@ -140,5 +149,5 @@ def cover(images: jax.Array, batch: dict, model) -> jax.Array:
     within = (place >= corner) & (place < corner + SIDE)
     rows = within[:, :, 0, :, None]
     columns = within[:, :, 1, None, :]
-    covered = jnp.any(rows & columns, axis=1)[..., None]
-    return jnp.where(covered, 0.0, images)
+    inside = jnp.any(rows & columns, axis=1)
+    return jnp.where(inside[..., None], 0.0, images)

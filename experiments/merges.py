@@ -42,20 +42,25 @@ class Observed(Reducer):
 def observed(model):
     """`model` with `Observed` reducers; those with parameters stay as they are.
 
-    InputError for a model without class token.
+    Raises InputError for a model without class token.
     """
     if not model.arch.class_token:
         problem = "has no class token, whose attention this experiment reads"
         allowed = "weights of a model with one"
         raise InputError(problem, field="the model", allowed=allowed)
-
-    steps = [layer.step for layer in model.plan if layer.step]
-    for place, step in enumerate(steps):
-        if not isinstance(step.reducer, nn.Module):
-            steps[place] = dataclasses.replace(step, reducer=Observed(step.reducer))
     prefix = model.arch.prefix
     patches = model.plan[0].attn_tokens - prefix
-    patches = next((each.counts.n_in for each in model.plan if each.counts), patches)
+    for layer in model.plan:
+        if layer.counts:
+            patches = layer.counts.n_in
+            break
+    steps = []
+    for layer in model.plan:
+        step = layer.step
+        if step and not isinstance(step.reducer, nn.Module):
+            step = dataclasses.replace(step, reducer=Observed(step.reducer))
+        if step:
+            steps.append(step)
     plan = build(model.depth, patches, steps, prefix)
     return model.clone(plan=plan, kernels=None)
 
@@ -72,11 +77,12 @@ class Site:
 
 def sites(model) -> list[Site]:
     """All Sites of `model`'s plan, in order."""
-    changing = [(b, layer) for b, layer in enumerate(model.plan) if layer.counts]
-    return [
-        Site(block, place, isinstance(layer.step.rule, Matching), layer.counts)
-        for place, (block, layer) in enumerate(changing)
-    ]
+    found = []
+    for block, layer in enumerate(model.plan):
+        if layer.counts:
+            merges = isinstance(layer.step.rule, Matching)
+            found.append(Site(block, len(found), merges, layer.counts))
+    return found
 
 
 def pairs(result) -> tuple[jax.Array, jax.Array]:
@@ -88,9 +94,10 @@ def pairs(result) -> tuple[jax.Array, jax.Array]:
 def pair_similarity(taps, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
     left, partner = pairs(result)
-    a = gather_rows(taps.metric, left)
-    b = gather_rows(taps.metric, partner)
-    return jnp.mean(jnp.sum(unit(a) * unit(b), axis=-1), axis=1)
+    ours = unit(gather_rows(taps.metric, left))
+    theirs = unit(gather_rows(taps.metric, partner))
+    cosines = jnp.sum(ours * theirs, axis=-1)
+    return jnp.mean(cosines, axis=1)
 
 
 def candidate_similarity(taps, counts) -> jax.Array:
@@ -99,8 +106,10 @@ def candidate_similarity(taps, counts) -> jax.Array:
     The candidates are its least attended tokens, split into two sides by attention.
     """
     order = jnp.argsort(rank(taps.cls_attn), axis=1)
-    rows = gather_rows(taps.metric, order[:, counts.n_in - counts.candidates :])
-    return jnp.mean(cosine(rows[:, 0::2], rows[:, 1::2]), axis=(1, 2))
+    first = counts.n_in - counts.candidates
+    rows = gather_rows(taps.metric, order[:, first:])
+    cosines = cosine(rows[:, 0::2], rows[:, 1::2])
+    return jnp.mean(cosines, axis=(1, 2))
 
 
 def pair_distance(result, width: int) -> jax.Array:
@@ -111,28 +120,35 @@ def pair_distance(result, width: int) -> jax.Array:
     left, partner = pairs(result)
     rows = left // width - partner // width
     columns = left % width - partner % width
-    return jnp.mean(jnp.sqrt(rows.astype(jnp.float32) ** 2 + columns**2), axis=1)
+    squares = rows.astype(jnp.float32) ** 2 + columns**2
+    return jnp.mean(jnp.sqrt(squares), axis=1)
 
 
 def merged_slots(result) -> jax.Array:
     """The tokens after a matching that several were merged into. [B, n_out] bool."""
-    slots = result.index.target
-    place = jnp.arange(result.n_out)[None, :, None]
-    return jnp.any(slots[:, None, :] == place, axis=2)
+    return holds(result.index.target, result.n_out)
+
+
+def holds(indices, n: int) -> jax.Array:
+    """Which of n places are among the indices [B, r]. [B, n] bool."""
+    place = jnp.arange(n)[None, :, None]
+    return jnp.any(indices[:, None, :] == place, axis=2)
 
 
 def attentive_share(merged, cls_attn, count: int) -> jax.Array:
     """Share of the `merged` tokens [B, n] among the `count` most attended. [B]."""
     among = rank(cls_attn) < count
-    return jnp.sum(merged & among, axis=1) / jnp.sum(merged, axis=1)
+    shared = jnp.sum(merged & among, axis=1)
+    return shared / jnp.sum(merged, axis=1)
 
 
 def taking_part(result, n: int, both: bool) -> jax.Array:
     """Which of `n` tokens a matching merges: those that leave, with `both` the
     tokens that they are merged into, too. [B, n] bool."""
-    left, partner = pairs(result)
-    tokens = jnp.concatenate([left, partner], axis=1) if both else left
-    return jnp.any(tokens[:, None, :] == jnp.arange(n)[None, :, None], axis=2)
+    tokens, partner = pairs(result)
+    if both:
+        tokens = jnp.concatenate([tokens, partner], axis=1)
+    return holds(tokens, n)
 
 
 def percent_attended(members, cls_attn, percent: int) -> jax.Array:

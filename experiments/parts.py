@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import intervals, study
+from experiments.study import Judged
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
@@ -47,7 +48,6 @@ COST = 0.5  # of choice and tests
 COSTS = (0.75, 0.6, 0.5, 0.4)
 PUBLISHED = {"name": "diffrate", "target": 0.6}
 PUBLISHED_COST = 0.522
-SMALLEST = 1e-8  # a KL whose logarithm is taken
 ODD = slice(1, None, 2)
 EVEN = slice(0, None, 2)
 SIDE = 224
@@ -65,27 +65,27 @@ class Cell:
 
     @property
     def reduction(self) -> dict:
-        fields = {"macs": self.macs, "counts": self.schedule}
+        fields = {
+            "name": self.method,
+            "prop_attn": self.prop_attn,
+            "macs": self.macs,
+            "counts": self.schedule,
+        }
         if self.method == "evit":
             fields["fuse_token"] = False
         elif self.fate == "dropped" and self.method != "random":
             fields["fate"] = "drop"
-        return {"name": self.method, "prop_attn": self.prop_attn, **fields}
+        return fields
 
     def at(self, macs: float) -> "Cell":
         return dataclasses.replace(self, macs=macs)
 
     def __str__(self):
-        sized = ", proportional attention" if self.prop_attn else ""
         selector = SELECTORS[self.fate][self.method]
-        return f"{selector}, {self.fate}, {self.schedule}{sized}"
-
-
-class Measured(NamedTuple):
-    """KL divergences [images] of a cell, and which images were right, bool [images]."""
-
-    kl: np.ndarray
-    right: np.ndarray
+        words = [selector, self.fate, self.schedule]
+        if self.prop_attn:
+            words.append("proportional attention")
+        return ", ".join(words)
 
 
 class Answers(NamedTuple):
@@ -97,28 +97,37 @@ class Answers(NamedTuple):
 
 def cells() -> Iterable[Cell]:
     """All cells of `COST`; where tokens are dropped all sizes are 1."""
-    for method, schedule, sized in itertools.product(MERGING, SCHEDULES, (True, False)):
-        yield Cell(method, "merged", schedule, sized)
-    for method, schedule in itertools.product(DROPPING, SCHEDULES):
-        yield Cell(method, "dropped", schedule, False)
+    for method in MERGING:
+        for schedule in SCHEDULES:
+            yield Cell(method, "merged", schedule, True)
+            yield Cell(method, "merged", schedule, False)
+    for method in DROPPING:
+        for schedule in SCHEDULES:
+            yield Cell(method, "dropped", schedule, False)
 
 
-def read_points() -> dict[str, Measured]:
+def read_points() -> dict[str, Judged]:
     """Everything that points.jsonl has, by `reduction_key`."""
     points = {}
     for point in read_lines("points.jsonl"):
         result = point["result"]
-        right = decode_bits(result["right"], len(result["kl"]))
+        kl = np.array(result["kl"])
+        right = decode_bits(result["right"], len(kl))
         key = reduction_key(point["setting"]["reduction"])
-        points[key] = Measured(np.array(result["kl"]), right)
+        points[key] = Judged(kl, right)
     return points
 
 
-def measured_cells(points: Mapping[str, Measured]) -> dict[Cell, Measured]:
-    """The measured cells."""
-    every = [cell.at(cost) for cost, cell in itertools.product(COSTS, cells())]
-    keys = {cell: reduction_key(cell.reduction) for cell in every}
-    return {cell: points[key] for cell, key in keys.items() if key in points}
+def measured_cells(points: Mapping[str, Judged]) -> dict[Cell, Judged]:
+    """The measured cells, at all costs."""
+    found = {}
+    for cost in COSTS:
+        for each in cells():
+            cell = each.at(cost)
+            key = reduction_key(cell.reduction)
+            if key in points:
+                found[cell] = points[key]
+    return found
 
 
 def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
@@ -128,23 +137,33 @@ def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
     """
     fields = dict(reduction)
     schedule = fields.pop("counts", None)
-    return json.dumps([settings.with_defaults(fields), schedule, side], sort_keys=True)
+    key = [settings.with_defaults(fields), schedule, side]
+    return json.dumps(key, sort_keys=True)
 
 
 def read_lines(name: str) -> Iterable[dict]:
-    return map(json.loads, (FOLDER / name).read_text("utf-8").splitlines())
+    """The lines of a JSONL file of the folder."""
+    text = (FOLDER / name).read_text("utf-8")
+    return map(json.loads, text.splitlines())
 
 
-def by_choice(found: Mapping[Cell, Measured]) -> list[Cell]:
+def by_choice(found: Mapping[Cell, Judged]) -> list[Cell]:
     """Cells of `COST`, the least mean KL on even rows first."""
-    ours = [cell for cell in found if cell.macs == COST]
-    return sorted(ours, key=lambda cell: found[cell].kl[EVEN].mean())
+    means = {}
+    for cell, judged in found.items():
+        if cell.macs == COST:
+            means[cell] = judged.kl[EVEN].mean()
+    return sorted(means, key=means.get)
 
 
 def of_schedules(method: str, fate: str, prop_attn: bool | None = None) -> list[Cell]:
-    """A cell for each schedule; proportional attention where tokens are merged."""
-    sized = fate == "merged" if prop_attn is None else prop_attn
-    return [Cell(method, fate, schedule, sized) for schedule in SCHEDULES]
+    """A cell for each schedule.
+
+    prop_attn: proportional attention; None: where tokens are merged
+    """
+    if prop_attn is None:
+        prop_attn = fate == "merged"
+    return [Cell(method, fate, schedule, prop_attn) for schedule in SCHEDULES]
 
 
 # Tables of cells
@@ -155,24 +174,28 @@ def grid(found, fate, prop_attn) -> str:
     lines = []
     for method, selector in SELECTORS[fate].items():
         row = of_schedules(method, fate, prop_attn)
-        lines.append([selector, *(_figures(found.get(cell)) for cell in row)])
-    title = f"{fate}, {'with' if prop_attn else 'without'} proportional attention"
+        figures = [figures_of(found.get(cell)) for cell in row]
+        lines.append([selector, *figures])
+    with_or_without = "with" if prop_attn else "without"
+    title = f"{fate}, {with_or_without} proportional attention"
     return markdown_table([f"KL / acc1 at {COST}: {title}", *SCHEDULES], lines)
 
 
 def costs(found, chosen) -> str:
     """The same figures of the best cells, at all costs."""
-    lines = [
-        [str(cell), *(_figures(found.get(cell.at(cost))) for cost in COSTS)]
-        for cell in chosen
-    ]
+    lines = []
+    for cell in chosen:
+        figures = [figures_of(found.get(cell.at(cost))) for cost in COSTS]
+        lines.append([str(cell), *figures])
     return markdown_table(["set", *map(str, COSTS)], lines)
 
 
-def _figures(measured):
-    if measured is None:
+def figures_of(judged: Judged | None) -> str:
+    if judged is None:
         return ""
-    return f"{measured.kl[ODD].mean():.3f} / {100 * measured.right[ODD].mean():.1f}"
+    kl = judged.kl[ODD].mean()
+    acc1 = 100 * judged.right[ODD].mean()
+    return f"{kl:.3f} / {acc1:.1f}"
 
 
 # Shares: a table of two factors without repetitions, of the mean log KL of its cells
@@ -184,24 +207,29 @@ def shares(table) -> np.ndarray:
     table: [selectors, schedules]
     """
     centered = table - table.mean()
-    rows = centered.mean(axis=1)
-    columns = centered.mean(axis=0)
-    rest = centered - rows[:, None] - columns[None, :]
-    squares = len(rows) * np.sum(columns**2), len(columns) * np.sum(rows**2)
-    squares = np.array([*squares, np.sum(rest**2)])
-    return squares / squares.sum()
+    selectors = centered.mean(axis=1)
+    schedules = centered.mean(axis=0)
+    rest = centered - selectors[:, None] - schedules[None, :]
+    squares = [
+        len(selectors) * np.sum(schedules**2),
+        len(schedules) * np.sum(selectors**2),
+        np.sum(rest**2),
+    ]
+    return np.array(squares) / np.sum(squares)
 
 
 def balanced(found, fate, methods) -> np.ndarray:
     """Log KL [selectors, schedules, images] of the schedules that all methods reach."""
-    columns = zip(*(of_schedules(name, fate) for name in methods), strict=True)
-    reached = [column for column in columns if all(cell in found for cell in column)]
-    values = [[_log_kl(found[cell]) for cell in column] for column in reached]
-    return np.swapaxes(values, 0, 1)
+    rows = [of_schedules(name, fate) for name in methods]
+    columns = []
+    for column in zip(*rows, strict=True):
+        if all(cell in found for cell in column):
+            columns.append([odd_log_kl(found[cell]) for cell in column])
+    return np.swapaxes(columns, 0, 1)
 
 
-def _log_kl(measured):
-    return np.log(np.maximum(measured.kl[ODD], SMALLEST))
+def odd_log_kl(judged: Judged) -> np.ndarray:
+    return judged.log_kl[ODD]
 
 
 def shares_table(found) -> str:
@@ -214,16 +242,22 @@ def shares_table(found) -> str:
     for left_out, fate in itertools.product(("", "dpc_knn"), SELECTORS):
         methods = [name for name in SELECTORS[fate] if name != left_out]
         values = balanced(found, fate, methods)
+        selectors, schedules, _ = values.shape
         label = f"{fate}, without density peaks" if left_out else fate
         for place, name in enumerate(("schedule", "selector", "interaction")):
-
-            def share(index, values=values, place=place):
-                return 100.0 * shares(values[:, :, index].mean(axis=2))[place]
-
-            estimate = intervals.bootstrap(share, values.shape[2])
-            line = [label, f"{values.shape[0]} x {values.shape[1]}", name]
-            lines.append([*line, statistics.format_estimate(estimate)])
+            share = statistics.format_estimate(share_of(values, place))
+            lines.append([label, f"{selectors} x {schedules}", name, share])
     return markdown_table(["fate", "cells", "part", "share of log KL, %"], lines)
+
+
+def share_of(values: np.ndarray, place: int) -> statistics.Estimate:
+    """Percent of one of the `shares` of [selectors, schedules, images]."""
+
+    def share(index):
+        means = values[:, :, index].mean(axis=2)
+        return 100.0 * shares(means)[place]
+
+    return intervals.bootstrap(share, values.shape[2])
 
 
 # Tests
@@ -231,36 +265,42 @@ def shares_table(found) -> str:
 
 def contrasts(found) -> list[study.Test]:
     """The three declared contrasts at `COST`."""
-
-    def over(one, other):
-        pairs = zip(of_schedules(*one), of_schedules(*other), strict=True)
-        pairs = [pair for pair in pairs if all(cell in found for cell in pair)]
-        logs = [[_log_kl(found[cell]) for cell in pair] for pair in pairs]
-        return np.mean(logs, axis=0)
-
-    def tome(schedule):
-        return _log_kl(found[Cell("tome", "merged", schedule, True)])
-
+    name = "B1 ToMe's matching: proportional - constant"
+    pair = []
+    for schedule in ("proportional", "constant"):
+        cell = Cell("tome", "merged", schedule, True)
+        pair.append(odd_log_kl(found[cell]))
+    tests = [study.paired_test(name, "log KL", *pair)]
     similar = ("tome", "merged")
-    pairs = {
-        "B1 ToMe's matching: proportional - constant": (
-            tome("proportional"),
-            tome("constant"),
-        ),
-        "B2 energy - similar keys, merged": over(("pitome", "merged"), similar),
-        "B3 similar keys: dropped - merged": over(("tome", "dropped"), similar),
-    }
-    return [study.paired_test(name, "log KL", *pair) for name, pair in pairs.items()]
+    for name, other in (
+        ("B2 energy - similar keys, merged", ("pitome", "merged")),
+        ("B3 similar keys: dropped - merged", ("tome", "dropped")),
+    ):
+        pair = mean_log_kl(found, other, similar)
+        tests.append(study.paired_test(name, "log KL", *pair))
+    return tests
 
 
-def primary(points: Mapping[str, Measured]) -> study.Test:
+def mean_log_kl(found, one: tuple[str, str], other: tuple[str, str]) -> np.ndarray:
+    """Log KL [2, images], means over the schedules that both reach.
+
+    one, other: (method, fate)
+    """
+    logs = []
+    for pair in zip(of_schedules(*one), of_schedules(*other), strict=True):
+        if all(cell in found for cell in pair):
+            logs.append([odd_log_kl(found[cell]) for cell in pair])
+    return np.mean(logs, axis=0)
+
+
+def primary(points: Mapping[str, Judged]) -> study.Test:
     """C1: the chosen set minus DiffRate's published list, KL at its cost."""
-    best = by_choice(measured_cells(points))[0].at(PUBLISHED_COST)
-    ours, theirs = (
-        points[reduction_key(each)].kl[ODD] for each in (best.reduction, PUBLISHED)
-    )
+    best, *_ = by_choice(measured_cells(points))
+    chosen = best.at(PUBLISHED_COST).reduction
+    ours = points[reduction_key(chosen)]
+    theirs = points[reduction_key(PUBLISHED)]
     name = f"C1 chosen - DiffRate at {PUBLISHED_COST}"
-    return study.paired_test(name, "KL", ours, theirs)
+    return study.paired_test(name, "KL", ours.kl[ODD], theirs.kl[ODD])
 
 
 def tests_table(tests: Iterable[study.Test]) -> str:
@@ -288,41 +328,57 @@ def clock(recovered: Answers, left_out: tuple[str, ...] = ()) -> str:
     left_out: words of settings and columns that are not in the table, which then has
         no intervals of times either
     """
-    speeds = list(read_lines("clock.jsonl"))
+    by_model = {}
+    for speed in read_lines("clock.jsonl"):
+        by_model.setdefault(speed["model"], []).append(speed)
     off = rights()
     rows = []
-    for name in dict.fromkeys(speed["model"] for speed in speeds):
-        own = [speed for speed in speeds if speed["model"] == name]
-        key = reduction_key(own[0]["reduction"], own[0]["image_size"])
-        ratios = {(speed["runtime"], speed["batch"]): speed["ratio"] for speed in own}
-        row = [name, f"{1 / own[0]['macs']:.2f}"]
-        row += [_acc1(answers.photographs.get(key)) for answers in (off, recovered)]
-        row += [_points_to_dense(answers, key, off) for answers in (off, recovered)]
-        row += [_ratio(ratios.get(place), not left_out) for place in TIMED]
+    for name, speeds in by_model.items():
+        first = speeds[0]
+        key = reduction_key(first["reduction"], first["image_size"])
+        row = [name, f"{1 / first['macs']:.2f}"]
+        for answers in (off, recovered):
+            row.append(acc1_cell(answers.photographs.get(key)))
+        for answers in (off, recovered):
+            row.append(points_to_dense(answers, key, off))
+        ratios = {
+            (speed["runtime"], speed["batch"]): speed["ratio"] for speed in speeds
+        }
+        for place in TIMED:
+            row.append(ratio_cell(ratios.get(place), not left_out))
         rows.append(row)
     head = ["setting", "MACs", "acc1, off the shelf", "acc1, recovered"]
     head += ["imagenette, off the shelf", "imagenette, recovered"]
     head += TIMED.values()
+    return table_without(left_out, head, rows)
+
+
+def table_without(left_out: tuple[str, ...], head: list[str], rows: list) -> str:
+    """A table without the columns and rows in whose names a word stands."""
 
     def stays(text):
         return not any(word in text for word in left_out)
 
     columns = [stays(name) for name in head]
-    rows = [list(itertools.compress(row, columns)) for row in rows if stays(row[0])]
-    return markdown_table(list(itertools.compress(head, columns)), rows)
+    lines = []
+    for row in rows:
+        if stays(row[0]):
+            lines.append(list(itertools.compress(row, columns)))
+    return markdown_table(list(itertools.compress(head, columns)), lines)
 
 
-def _acc1(right) -> str:
+def acc1_cell(right: np.ndarray | None) -> str:
     return "" if right is None else f"{100 * right.mean():.1f}"
 
 
-def _points_to_dense(answers, key, off) -> str:
+def points_to_dense(answers: Answers, key: str, off: Answers) -> str:
     """Points on imagenette of a model to the dense one."""
     dense = reduction_key(settings.DENSE)
-    if key == dense or key not in answers.imagenette:
+    own = answers.imagenette.get(key)
+    if key == dense or own is None:
         return ""
-    pair = answers.imagenette[key], off.imagenette[dense]
-    return statistics.format_difference(statistics.paired_difference(*pair))
+    change = statistics.paired_difference(own, off.imagenette[dense])
+    return statistics.format_difference(change)
 
 
 def rights() -> Answers:
@@ -335,18 +391,22 @@ def rights() -> Answers:
         name = point["experiment"]
         if name not in ("parts", "level", "carried") or "damage" in setting:
             continue
-        images = result["images"] if "images" in result else len(result["kl"])
+        images = result.get("images") or len(result["kl"])
         right = decode_bits(result["right"], images)
-        side = setting.get("resized", [SIDE])[0]
+        if name == "parts":  # those of "carried" are of odd rows already
+            right = right[ODD]
+        side, *_ = setting.get("resized", [SIDE])
+        key = reduction_key(setting["reduction"], side)
         found = imagenette if name == "level" else photographs
-        right = right[ODD] if name == "parts" else right  # carried: odd rows already
-        found.setdefault(reduction_key(setting["reduction"], side), right)
+        found.setdefault(key, right)
     return Answers(photographs, imagenette)
 
 
-def _ratio(ratio, spread):
+def ratio_cell(ratio: list[float] | None, spread: bool) -> str:
+    """Times as fast as dense; spread: with the lowest and the highest ratio."""
     if ratio is None:
         return ""
     value, *ends = ratio
-    spread = spread and ends and ends != [value, value]
-    return f"{value:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if spread else "")
+    if not spread or not ends or ends == [value, value]:
+        return f"{value:.2f}"
+    return study.spread(ratio)

@@ -7,8 +7,7 @@ python -m experiments.recovery_steps --weights FILE [--time | --views 60]
 a step that trains norms and biases, and of one that trains everything, in turns.
 --views 60 adds two recoveries of 60 steps to views.json there, from 100 photographs:
 one whose crops are drawn anew for every step, and one with eight fixed views of each
-image, to which the teacher answers once. Both write the tables of step.md
-there.
+image, to which the teacher answers once. Both write the tables of step.md there.
 """
 
 import pathlib
@@ -21,7 +20,7 @@ import numpy as np
 import optax
 
 import imagepiece_jax
-from experiments import results
+from experiments import results, study
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.files import read_json, replace_file, write_json
@@ -62,28 +61,31 @@ def measure_steps(vit) -> dict[str, Any]:
     steps = {}
     jobs = {}
     for part in PARTS:
-        fit = recovery_step.Fit(
-            vit, recovery_step.Recipe.for_model(vit, parameters=part)
+        recipe = recovery_step.Recipe.for_model(vit, parameters=part)
+        fit = recovery_step.Fit(vit, recipe)
+        jobs[part] = timer.TimedCall(taking(fit, pixels), jax.block_until_ready)
+        now = (np.float32(recipe.lr), np.int32(0))
+        program = fit._step.compile(
+            fit.state, fit.weights, pixels, *parallel.replicate(now)
         )
-        rate = fit.recipe.lr
-
-        def step(number, fit=fit, rate=rate):
-            return fit.take(pixels, number, rate)
-
-        jobs[part] = timer.TimedCall(step, jax.block_until_ready)
-        now = parallel.replicate((np.float32(rate), np.int32(0)))
-        program = fit._step.compile(fit.state, fit.weights, pixels, *now)
-        steps[part] = {"gflop": program.cost_analysis()["flops"] / BATCH / 1e9}
+        flops = program.cost_analysis()["flops"]
+        steps[part] = {"gflop": flops / BATCH / 1e9}
     # Seconds of cores: of a machine that does other things, too, only some are lent.
     readings = timer.measure(jobs, RULES, now=time.process_time)
-    for part in PARTS:
-        steps[part]["core"] = timer.spread(readings[part])
-        ratio = timer.speedups(readings["all"], readings[part])
-        steps[part]["ratio"] = timer.spread(ratio)
-    forwards = {}
-    for name, each in (("student", vit), ("dense", vit.with_reduction(None))):
-        forwards[name] = forward_gflop(each)
+    for part, step in steps.items():
+        step["core"] = timer.spread(readings[part])
+        ratios = timer.speedups(readings["all"], readings[part])
+        step["ratio"] = timer.spread(ratios)
+    forwards = {
+        "student": forward_gflop(vit),
+        "dense": forward_gflop(vit.with_reduction(None)),
+    }
     return {"batch_size": BATCH, "forward": forwards, "steps": steps}
+
+
+def taking(fit, pixels):
+    """A function of a step's number that takes the step."""
+    return lambda number: fit.take(pixels, number, fit.recipe.lr)
 
 
 def forward_gflop(vit) -> float:
@@ -104,8 +106,8 @@ def steps_table() -> str:
         step = found["steps"][part]
         students = (step["gflop"] - forward["dense"]) / forward["student"]
         line = [text, f"{step['gflop']:.2f}", f"1 + {students:.2f}"]
-        line.append("{:.2f} [{:.2f}, {:.2f}]".format(*step["core"]))
-        line.append("{:.2f} [{:.2f}, {:.2f}]".format(*step["ratio"]))
+        line.append(study.spread(step["core"]))
+        line.append(study.spread(step["ratio"]))
         lines.append(line)
     head = ["trained", "GFLOP an image", "dense and student forwards"]
     head += ["seconds of a core, a step", "times as fast as all"]
@@ -134,11 +136,13 @@ class Once(recovery_step.Fit):
 
     def answers_to(self, pixels) -> Mapping[str, np.ndarray]:
         """The teacher's answers to views, [views, ..], batch by batch."""
-        parts = []
+        by_name = {}
         for first in range(0, len(pixels), BATCH):
             batch = pixels[None, first : first + BATCH]
-            parts.append(parallel.local(self._targets(self.weights, batch)))
-        return jax.tree.map(lambda *x: np.concatenate([each[0] for each in x]), *parts)
+            answers = parallel.local(self._targets(self.weights, batch))
+            for name, answer in answers.items():
+                by_name.setdefault(name, []).append(answer[0])
+        return {name: np.concatenate(parts) for name, parts in by_name.items()}
 
     def _step_by_answers(self, state, weights, pixels, targets, rate):
         images = self._normalized(pixels)
@@ -160,25 +164,40 @@ def try_views(vit, source, steps: int, seed: int) -> list[dict[str, Any]]:
     few = source.spread(IMAGES)
     learned, held = recover.divided(few, BATCH)
     others = np.setdiff1d(np.arange(1, len(source), OTHERS), few.indices)
-    plain = Preprocessing(vit.image_size, resize="none")
-    options = {"batch_size": BATCH, "placement": parallel.placement()}
+    judged = {"held": held, "other": Subset(source, others)}
+    recipe = recovery_step.Recipe.for_model(vit, steps=steps, seed=seed)
+    crop = TrainTransform(
+        vit.image_size, "random_resized", recipe.area, shift=0, flip=True
+    )
     rows = []
     for kind, learn in (("fresh", learn_anew), ("views", learn_views)):
-        recipe = recovery_step.Recipe.for_model(vit, steps=steps, seed=seed)
         fit = Once(vit, recipe)
-        crop = TrainTransform(
-            vit.image_size, "random_resized", recipe.area, shift=0, flip=True
-        )
         began = time.process_time()
         learn(fit, learned, crop)
-        row = {"kind": kind, "seed": seed, "steps": steps}
-        row["core"] = round(time.process_time() - began, 1)
-        for name, images in (("held", held), ("other", Subset(source, others))):
-            fit.hold(EvalBatches(images, plain, **options).batches(threads=2))
-            found = fit.measure()
-            row[name] = round(float(found["measure"].mean()), 4)
+        seconds = time.process_time() - began
+        row = {
+            "kind": kind,
+            "seed": seed,
+            "steps": steps,
+            "core": round(seconds, 1),
+        }
+        for name, images in judged.items():
+            row[name] = round(mean_measure(fit, images), 4)
         rows.append(row)
     return rows
+
+
+def mean_measure(fit, images) -> float:
+    """The measure of images that were not learned from."""
+    sequence = EvalBatches(
+        images,
+        Preprocessing(fit.image_size, resize="none"),
+        batch_size=BATCH,
+        placement=parallel.placement(),
+    )
+    fit.hold(sequence.batches(threads=2))
+    found = fit.measure()
+    return float(found["measure"].mean())
 
 
 def learn_anew(fit, learned, crop):
@@ -199,27 +218,41 @@ def learn_anew(fit, learned, crop):
 
 def learn_views(fit, learned, crop):
     """By EACH views of every image, and the teacher's answers to them."""
-    rng = np.random.default_rng(fit.recipe.seed)
-    images = [learned.read(place)[0] for place in range(len(learned))]
+    recipe = fit.recipe
+    rng = np.random.default_rng(recipe.seed)
+    images = []
+    for place in range(len(learned)):
+        image, *_ = learned.read(place)
+        images.append(image)
     views = np.stack([crop(image, rng) for image in images * EACH])
     targets = fit.answers_to(views)
     order = []
-    while len(order) < BATCH * fit.recipe.steps:
+    while len(order) < BATCH * recipe.steps:
         order += rng.permutation(len(views)).tolist()
-    for step in range(fit.recipe.steps):
-        places = np.array(order[BATCH * step : BATCH * (step + 1)])
-        rate = fit.recipe.rate(step, fit.recipe.steps)
-        own = {name: targets[name][None, places] for name in targets}
-        fit.take_answered(views[None, places], own, rate).block_until_ready()
+    for step in range(recipe.steps):
+        first = BATCH * step
+        places = np.array(order[first : first + BATCH])
+        rate = recipe.rate(step, recipe.steps)
+        own = {name: answers[None, places] for name, answers in targets.items()}
+        loss = fit.take_answered(views[None, places], own, rate)
+        loss.block_until_ready()
 
 
 def views_table() -> str:
     """The table of recoveries with fixed views."""
     texts = {"fresh": "drawn anew", "views": f"{EACH} fixed views an image"}
+    found = read_json(FOLDER / "views.json")
     lines = []
-    for row in read_json(FOLDER / "views.json")["runs"]:
-        line = [texts[row["kind"]], row["seed"], row["steps"], f"{row['core']:.0f}"]
-        lines.append([*line, f"{row['held']:.4f}", f"{row['other']:.4f}"])
+    for row in found["runs"]:
+        line = [
+            texts[row["kind"]],
+            row["seed"],
+            row["steps"],
+            f"{row['core']:.0f}",
+            f"{row['held']:.4f}",
+            f"{row['other']:.4f}",
+        ]
+        lines.append(line)
     head = ["crops", "seed", "steps", "seconds of a core"]
     return markdown_table([*head, "KL, held out", "KL, other photographs"], lines)
 

@@ -44,6 +44,15 @@ PAGES = (
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
+# Kinds whose accuracies are in the table of controls, and pairs that are compared
+SHOWN = {"merge": "ImagePiece", "drop": "dropping", "evit": "EViT"}
+CONTRASTS = {
+    "ImagePiece - dropping": ("merge", "drop"),
+    "ImagePiece - random pairs": ("merge", "random"),
+    "ImagePiece - ToMe's matching": ("merge", "tome"),
+    "ImagePiece - EViT": ("merge", "evit"),
+    "dropping - EViT": ("drop", "evit"),
+}
 
 
 # The file
@@ -100,16 +109,25 @@ class Results:
             raise InputError(field="source", value=found, allowed=allowed)
         keys = set()
         for row in self.rows:
-            source = self.sources[row.source]
-            if row.right is not None:
-                accuracy = 100 * row.bits(source.images).mean()
-                if abs(accuracy - row.acc1[0]) > 1e-6:
-                    raise InputError(field="acc1", value=row.acc1, allowed=accuracy)
-            key = (source.study, source.model, source.data, row.method, row.share)
-            key += (json.dumps(row.setting, sort_keys=True),)
+            self._check_accuracy(row)
+            key = self._key(row)
             if key in keys:
                 raise InputError("stands there twice", field="a row", value=key)
             keys.add(key)
+
+    def _check_accuracy(self, row):
+        if row.right is None:
+            return
+        images = self.sources[row.source].images
+        accuracy = 100 * row.bits(images).mean()
+        if abs(accuracy - row.acc1[0]) > 1e-6:
+            raise InputError(field="acc1", value=row.acc1, allowed=accuracy)
+
+    def _key(self, row):
+        source = self.sources[row.source]
+        setting = json.dumps(row.setting, sort_keys=True)
+        measured = (source.study, source.model, source.data)
+        return (*measured, row.method, row.share, setting)
 
     def of(self, name: str) -> list[MethodResult]:
         """The rows of a study."""
@@ -119,22 +137,31 @@ class Results:
 def read_results(text: str) -> Results:
     """The results of a JSON."""
     content = json.loads(text)
-    rows = tuple(MethodResult(**row) for row in content["results"])
-    sources = content["sources"].items()
-    return Results({name: Origin(**source) for name, source in sources}, rows)
+    sources = {}
+    for name, source in content["sources"].items():
+        sources[name] = Origin(**source)
+    rows = [MethodResult(**row) for row in content["results"]]
+    return Results(sources, tuple(rows))
 
 
 def dump_results(results: Results) -> str:
     """The JSON, a line for each source and row, without what a row does not have."""
-    sources = ",\n".join(
-        f"  {json.dumps(name)}: {json.dumps(dataclasses.asdict(origin))}"
-        for name, origin in results.sources.items()
-    )
-    rows = ",\n".join(
-        f"  {json.dumps({k: v for k, v in vars(row).items() if v is not None})}"
-        for row in results.rows
-    )
-    return f'{{\n"sources": {{\n{sources}\n}},\n"results": [\n{rows}\n]\n}}\n'
+    sources = []
+    for name, origin in results.sources.items():
+        fields = json.dumps(dataclasses.asdict(origin))
+        sources.append(f"  {json.dumps(name)}: {fields}")
+    rows = []
+    for row in results.rows:
+        fields = {k: v for k, v in vars(row).items() if v is not None}
+        rows.append(f"  {json.dumps(fields)}")
+    lines = [
+        '{\n"sources": {',
+        ",\n".join(sources),
+        '},\n"results": [',
+        ",\n".join(rows),
+        "]\n}\n",
+    ]
+    return "\n".join(lines)
 
 
 def take_in(results: Results, report: Mapping[str, Any]) -> Results:
@@ -146,15 +173,46 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     if report["metric"] != "gmacs":
         allowed = "gmacs, whose settings are the same on every device"
         raise InputError(field="metric", value=report["metric"], allowed=allowed)
+    origin = origin_of(report)
+    name = f"comparison-{origin.commit[:7]}"
+    dense = report["dense"] | {"method": "dense", "setting": {}, "share": None}
+    fields = ("method", "setting", "share", "acc1", "gmacs", "tokens", "right")
+    added = []
+    for line in (dense, *report["settings"]):
+        figures = {field: line[field] for field in fields}
+        added.append(MethodResult(name, **figures))
+    methods = {row.method for row in added}
+    rows = []
+    place = None
+    for row in results.rows:
+        old = results.sources[row.source]
+        if row.method in methods and are_same_images(old, origin):
+            if place is None:
+                place = len(rows)  # so that the first model of the file stays it
+        else:
+            rows.append(row)
+    if place is None:
+        place = len(rows)
+    rows[place:place] = added
+    sources = {**results.sources, name: origin}
+    used = {row.source for row in rows}
+    kept = {name: source for name, source in sources.items() if name in used}
+    return Results(kept, tuple(rows))
+
+
+def origin_of(report: Mapping[str, Any]) -> Origin:
+    """The source of a comparison."""
     shares = ",".join(f"{share:g}" for share in report["shares"])
     data = report["images"]["data"]
     resize = report["images"]["resize"]
-    trained = report["trained_as"]
-    origin = Origin(
+    training = "off the shelf"
+    if report["trained_as"] != "none":
+        training = f"trained with {report['trained_as']}"
+    return Origin(
         study="comparison",
         model=report["fields"]["name"],
         weights=report["digest"],
-        training="off the shelf" if trained == "none" else f"trained with {trained}",
+        training=training,
         data=data,
         images=report["dense"]["images"],
         command=f"python -m imagepiece_jax compare --weights {report['weights']} "
@@ -162,38 +220,23 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
         commit=report["git"],
         versions=report["versions"],
     )
-    name = f"comparison-{origin.commit[:7]}"
-    dense = report["dense"] | {"method": "dense", "setting": {}, "share": None}
-    fields = ("method", "setting", "share", "acc1", "gmacs", "tokens", "right")
-    added = [
-        MethodResult(name, **{field: line[field] for field in fields})
-        for line in (dense, *report["settings"])
-    ]
-    methods = {row.method for row in added}
 
-    def is_replaced(row):
-        old = results.sources[row.source]
-        same = (old.study, old.model, old.data) == ("comparison", origin.model, data)
-        return same and row.method in methods
 
-    replaced = [is_replaced(row) for row in results.rows]
-    place = replaced.index(True) if any(replaced) else len(replaced)
-    rows = [row for row in results.rows if not is_replaced(row)]
-    rows[place:place] = added  # so that the first model of the file stays it
-    sources = {**results.sources, name: origin}
-    used = {row.source for row in rows}
-    return Results({k: v for k, v in sources.items() if k in used}, tuple(rows))
+def are_same_images(one: Origin, other: Origin) -> bool:
+    """Whether two sources are of one study, model and set of images."""
+    fields = ("study", "model", "data")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
 def compared(results: Results) -> tuple[MethodResult, list[MethodResult]]:
     """The dense model of the first model and images compared, and its reductions."""
     rows = results.of("comparison")
     dense = next(row for row in rows if row.method == "dense")
-
-    def images_of(row):
-        return results.sources[row.source].model, results.sources[row.source].data
-
-    same = [row for row in rows if row.share and images_of(row) == images_of(dense)]
+    first = results.sources[dense.source]
+    same = []
+    for row in rows:
+        if row.share and are_same_images(results.sources[row.source], first):
+            same.append(row)
     return dense, same
 
 
@@ -202,19 +245,20 @@ def comparison_report(results: Results) -> dict:
 
     Differences are worked out anew, over all of its rows.
     """
-    dense, settings = compared(results)
-    first = results.sources[dense.source]
-    rights = {(row.method, row.share): row.bits(first.images) for row in settings}
+    dense, rows = compared(results)
+    images = results.sources[dense.source].images
+    rights = {}
+    settings = []
+    for row in rows:
+        rights[row.method, row.share] = row.bits(images)
+        settings.append(dataclasses.asdict(row) | {"reached": row.gmacs / dense.gmacs})
     return {
         "metric": "gmacs",
         "timing": None,
-        "shares": sorted({row.share for row in settings}, reverse=True),
+        "shares": sorted({row.share for row in rows}, reverse=True),
         "dense": dataclasses.asdict(dense),
-        "settings": [
-            dataclasses.asdict(row) | {"reached": row.gmacs / dense.gmacs}
-            for row in settings
-        ],
-        "comparisons": compare.comparisons(rights, dense.bits(first.images)),
+        "settings": settings,
+        "comparisons": compare.comparisons(rights, dense.bits(images)),
     }
 
 
@@ -223,22 +267,27 @@ def comparison_report(results: Results) -> dict:
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
-    kinds = {f"imagepiece {kind} {compare.CONTROL}": kind for kind in KINDS[1:]}
-    kinds["imagepiece"] = KINDS[0]
-    return _by_share(compared(results)[1], lambda row: kinds.get(row.method))
+    kinds = {"imagepiece": KINDS[0]}
+    for kind in KINDS[1:]:
+        kinds[f"imagepiece {kind} {compare.CONTROL}"] = kind
+    _, rows = compared(results)
+    return by_share(rows, lambda row: kinds.get(row.method))
 
 
 def fixed_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """The same with merge ratio .08 at every share."""
-    return _by_share(results.of("controls"), lambda row: row.setting.get("inattentive"))
+    rows = results.of("controls")
+    return by_share(rows, lambda row: row.setting.get("inattentive"))
 
 
-def _by_share(rows, kind_of):
-    by_share = {}
+def by_share(rows, kind_of) -> dict[float, dict[str, MethodResult]]:
+    """Rows by share, the largest first, and kind; those without a kind are left out."""
+    found = {}
     for row in sorted(rows, key=lambda row: -row.share):
-        if kind := kind_of(row):
-            by_share.setdefault(row.share, {})[kind] = row
-    return by_share
+        kind = kind_of(row)
+        if kind:
+            found.setdefault(row.share, {})[kind] = row
+    return found
 
 
 def controls_table(
@@ -248,55 +297,65 @@ def controls_table(
 
     The last row has the means over the shares; their intervals are paired by image.
     """
-    evit = {row.share: row for row in compared(results)[1] if row.method == "evit"}
-    contrasts = [("merge", kind) for kind in (*KINDS[1:], "evit")] + [("drop", "evit")]
-    rows = []
-    right = {kind: [] for kind in (*KINDS, "evit")}
+    _, others = compared(results)
+    evit = {row.share: row for row in others if row.method == "evit"}
+    rights = {kind: [] for kind in (*KINDS, "evit")}
+    lines = []
     for share, variants in at.items():
-        rows_of = {**variants, "evit": evit[share]}
-        for kind, each in right.items():
-            images = results.sources[rows_of[kind].source].images
-            each.append(rows_of[kind].bits(images))
-        setting = {"merge_ratio": 0.08, **rows_of["merge"].setting}
+        rows = {**variants, "evit": evit[share]}
+        for kind, found in rights.items():
+            source = results.sources[rows[kind].source]
+            found.append(rows[kind].bits(source.images))
+        setting = {"merge_ratio": 0.08, **variants["merge"].setting}
         line = [f"{share:g}", f"{setting['keep_rate']:g}, {setting['merge_ratio']:g}"]
-        line += [f"{rows_of[kind].acc1[0]:.1f}" for kind in ("merge", "drop", "evit")]
-        rows.append(line)
-        for one, other in contrasts:
-            change = statistics.paired_difference(right[one][-1], right[other][-1])
+        for kind in SHOWN:
+            value, *_ = rows[kind].acc1
+            line.append(f"{value:.1f}")
+        for one, other in CONTRASTS.values():
+            change = statistics.paired_difference(rights[one][-1], rights[other][-1])
             line.append(format_estimate(change, signs=True))
+        lines.append(line)
     line = ["mean", ""]
-    line += [f"{100 * np.mean(right[kind]):.1f}" for kind in ("merge", "drop", "evit")]
-    for one, other in contrasts:
-        change = intervals.mean(mean_points(right[one], right[other]))
-        line.append(format_estimate(change, signs=True))
-    head = ["share of the dense MACs", "keep, merge", "ImagePiece", "dropping", "EViT"]
-    head += ["ImagePiece - dropping", "ImagePiece - random pairs"]
-    head += ["ImagePiece - ToMe's matching", "ImagePiece - EViT", "dropping - EViT"]
-    return markdown_table(head, [*rows, line])
+    for kind in SHOWN:
+        percent = 100 * np.mean(rights[kind])
+        line.append(f"{percent:.1f}")
+    for one, other in CONTRASTS.values():
+        points = mean_points(rights[one], rights[other])
+        line.append(format_estimate(intervals.mean(points), signs=True))
+    lines.append(line)
+    head = ["share of the dense MACs", "keep, merge", *SHOWN.values(), *CONTRASTS]
+    return markdown_table(head, lines)
 
 
 def mean_points(right, base) -> np.ndarray:
     """Points of each image, the mean over the shares. bool [shares, images] twice."""
-    return 100 * (np.asarray(right, float) - np.asarray(base)).mean(axis=0)
+    change = np.asarray(right, float) - np.asarray(base)
+    return 100 * change.mean(axis=0)
 
 
-def _change(row, to):
-    change = (row.differences or {}).get(to)
-    return format_estimate(change and Estimate(*change), signs=True)
+def change_cell(row: MethodResult, to: str) -> str:
+    """Points that a row has more than a system; blank where it was not compared."""
+    if row.differences is None or to not in row.differences:
+        return ""
+    return format_estimate(Estimate(*row.differences[to]), signs=True)
 
 
 def scratch_table(results: Results, name: str) -> str:
     """Models of a study, trained from random weights with their reduction."""
     rows = results.of(name)
-    bases = sorted(set().union(*(row.differences or () for row in rows)))
-    lines = [
-        [row.method, f"{row.gmacs:.5f}", row.tokens, study.interval(row.acc1)]
-        + [" ".join(f"{part:.1f}" for part in row.parts)]
-        + [_change(row, base) for base in bases]
-        for row in rows
-    ]
+    bases = set()
+    for row in rows:
+        bases.update(row.differences or ())
+    bases = sorted(bases)
+    lines = []
+    for row in rows:
+        line = [row.method, f"{row.gmacs:.5f}", row.tokens, study.interval(row.acc1)]
+        line.append(" ".join(f"{part:.1f}" for part in row.parts))
+        line += [change_cell(row, base) for base in bases]
+        lines.append(line)
     head = ["system", "GMACs", TOKENS_LEFT, "acc1, %", "by seed"]
-    return markdown_table([*head, *(f"points to {base}" for base in bases)], lines)
+    head += [f"points to {base}" for base in bases]
+    return markdown_table(head, lines)
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -342,7 +401,12 @@ def tables(results: Results) -> dict[str, str]:
 
 def filled(text: str, by_name: Mapping[str, str]) -> str:
     """`text` of a page with the tables between its marks."""
-    return MARKED.sub(lambda part: f"{part[1]}\n{by_name[part[2]]}\n\n{part[3]}", text)
+
+    def fill(part):
+        start, name, end = part.groups()
+        return f"{start}\n{by_name[name]}\n\n{end}"
+
+    return MARKED.sub(fill, text)
 
 
 def main(words):

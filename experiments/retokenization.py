@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -37,10 +38,11 @@ def read_runs(
     folder: pathlib.Path = FOLDER, systems: Iterable[str] = TITLES
 ) -> dict[str, list[dict]]:
     """The runs of each system, by seed."""
-    return {
-        name: [read_json(folder / f"{name}_seed{seed}.json") for seed in SEEDS]
-        for name in systems
-    }
+    runs = {}
+    for name in systems:
+        paths = [folder / f"{name}_seed{seed}.json" for seed in SEEDS]
+        runs[name] = [read_json(path) for path in paths]
+    return runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,82 +62,122 @@ class Contrast:
 
     @property
     def p(self) -> float:
-        return stats.ttest_1samp(self.points, self.bound, alternative="greater").pvalue
+        test = stats.ttest_1samp(self.points, self.bound, alternative="greater")
+        return test.pvalue
 
     def verdict(self, holm: float) -> str:
         """ "supported", "refuted" or "open", by the interval and Holm's p."""
         interval = self.estimate
         if interval.low > self.bound and holm < LEVEL:
             return "supported"
-        at_end = interval.high == self.refuted_at and not self.strictly
-        return "refuted" if interval.high < self.refuted_at or at_end else "open"
+        if interval.high < self.refuted_at:
+            return "refuted"
+        if interval.high == self.refuted_at and not self.strictly:
+            return "refuted"
+        return "open"
 
 
 def accuracy(runs: Sequence[dict], rate: str = "trained") -> np.ndarray:
     """Accuracy in percent of the runs of a system at a keep rate, [seeds]."""
-    if rate in ("trained", f"{runs[0]['settings']['keep_rate']:g}"):
-        return np.array([run["acc1"] for run in runs])
-    return np.array([run["harsher"][rate]["acc1"] for run in runs])
+    own = runs[0]["settings"]["keep_rate"]
+    if rate not in ("trained", f"{own:g}"):
+        runs = [run["harsher"][rate] for run in runs]
+    return np.array([run["acc1"] for run in runs])
 
 
-def _change(runs, ours, theirs, rates=("trained",)):
-    """Points that `ours` has more than `theirs`, mean over rates. -> [seeds]."""
-    each = [accuracy(runs[ours], r) - accuracy(runs[theirs], r) for r in rates]
-    return np.mean(each, axis=0)
+def change(runs, ours, theirs, rates=("trained",)) -> np.ndarray:
+    """Points that `ours` has more than `theirs`, mean over rates, [seeds]."""
+    by_rate = []
+    for rate in rates:
+        points = accuracy(runs[ours], rate) - accuracy(runs[theirs], rate)
+        by_rate.append(points)
+    return np.mean(by_rate, axis=0)
 
 
 def contrasts(runs: Mapping[str, Sequence[dict]]) -> tuple[Contrast, ...]:
     """P1, P2 and P3."""
-    change = functools.partial(_change, runs)
-    merging = [change(f"imagepiece_{s}", f"dropping_{s}", RATES) for s in STEMS]
-    conv, patch = (change(f"imagepiece_{s}", f"dense_{s}") for s in STEMS)
-    beats = "P1", "merging beats dropping", np.mean(merging, axis=0)
+    merging = []
+    to_dense = {}
+    for stem in STEMS:
+        ours = f"imagepiece_{stem}"
+        merging.append(change(runs, ours, f"dropping_{stem}", RATES))
+        to_dense[stem] = change(runs, ours, f"dense_{stem}")
+    conv = to_dense["conv"]
     return (
-        Contrast(*beats, bound=0.0, refuted_at=1.0, strictly=True),
-        Contrast("P2", "the conv stem makes merging safe", conv - patch, 0.0, 0.0),
-        Contrast("P3", "ImagePiece is not worse than dense", conv, -1.0, -1.0),
+        Contrast(
+            "P1",
+            "merging beats dropping",
+            np.mean(merging, axis=0),
+            bound=0.0,
+            refuted_at=1.0,
+            strictly=True,
+        ),
+        Contrast(
+            "P2",
+            "the conv stem makes merging safe",
+            conv - to_dense["patch"],
+            bound=0.0,
+            refuted_at=0.0,
+        ),
+        Contrast(
+            "P3",
+            "ImagePiece is not worse than dense",
+            conv,
+            bound=-1.0,
+            refuted_at=-1.0,
+        ),
     )
 
 
 def declared_table(declared: Sequence[Contrast]) -> str:
     """P1, P2 and P3 with their verdicts."""
-    corrected = statistics.holm([each.p for each in declared])
+    corrected = statistics.holm([contrast.p for contrast in declared])
     lines = []
-    for each, holm in zip(declared, corrected, strict=True):
-        points = statistics.format_estimate(each.estimate, 2)
-        line = [each.name, each.claim, points, f"at most {each.bound:g}"]
-        lines.append([*line, f"{each.p:.3g}", f"{holm:.3g}", each.verdict(holm)])
+    for contrast, holm in zip(declared, corrected, strict=True):
+        line = [
+            contrast.name,
+            contrast.claim,
+            statistics.format_estimate(contrast.estimate, 2),
+            f"at most {contrast.bound:g}",
+            f"{contrast.p:.3g}",
+            f"{holm:.3g}",
+            contrast.verdict(holm),
+        ]
+        lines.append(line)
     head = ["", "claim", "points", "tested: it is", "p", "p, Holm", "verdict"]
     return markdown_table(head, lines)
 
 
 def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
     """Differences that were not tested."""
-    lines = [[name, _mean(points, 2)] for name, points in _described(runs)]
+    lines = []
+    for name, points in described(runs):
+        lines.append([name, mean_cell(points, 2)])
     return markdown_table(["", "points"], lines)
 
 
-def _described(runs):
+def described(runs) -> Iterator[tuple[str, np.ndarray]]:
     """(name, points [seeds]); dropping - dense and its P2 were added afterwards."""
-    change = functools.partial(_change, runs)
     merged = {}
     dropped = {}
     for stem in STEMS:
         pair = (f"imagepiece_{stem}", f"dropping_{stem}")
         name = f"ImagePiece - dropping, {stem} stem"
-        yield f"{name}, P1's rates", change(*pair, RATES)
+        yield f"{name}, P1's rates", change(runs, *pair, RATES)
         for rate in RATES:
-            yield f"{name}, keep {rate}", change(*pair, (rate,))
-        merged[stem] = change(f"imagepiece_{stem}", f"dense_{stem}")
+            yield f"{name}, keep {rate}", change(runs, *pair, (rate,))
+        dense = f"dense_{stem}"
+        merged[stem] = change(runs, f"imagepiece_{stem}", dense)
         yield f"ImagePiece - dense, {stem} stem", merged[stem]
-        dropped[stem] = change(f"dropping_{stem}", f"dense_{stem}")
+        dropped[stem] = change(runs, f"dropping_{stem}", dense)
         yield f"dropping - dense, {stem} stem", dropped[stem]
     by_stem = dropped["conv"] - dropped["patch"]
     yield "P2 of dropping: (dropping - dense), conv stem - patch stem", by_stem
     yield "P2 - P2 of dropping", merged["conv"] - merged["patch"] - by_stem
-    paper = change("imagepiece_conv", "dense_patch")
+    paper = change(runs, "imagepiece_conv", "dense_patch")
     yield "ImagePiece, conv stem - dense, patch stem (the paper's)", paper
-    yield "dense, conv stem - dense, patch stem", change("dense_conv", "dense_patch")
+    dense = change(runs, "dense_conv", "dense_patch")
+    yield "dense, conv stem - dense, patch stem", dense
 
 
 def accuracy_table(runs: Mapping[str, Sequence[dict]], field: str, title: str) -> str:
@@ -145,46 +187,73 @@ def accuracy_table(runs: Mapping[str, Sequence[dict]], field: str, title: str) -
     title: of an entry's column, such as "keep {}"
     """
     lines = []
+    entries = []
     for name, label in TITLES.items():
-        if columns := [*runs[name][0][field]]:
-            each = [[run[field][e]["acc1"] for run in runs[name]] for e in columns]
-            each = [accuracy(runs[name]), *each]
-            lines.append([label, *(_mean(accuracies, 1) for accuracies in each)])
-    head = ["acc1, %", "as trained", *map(title.format, columns)]
+        first = runs[name][0]
+        if not first[field]:
+            continue
+        entries = list(first[field])
+        line = [label, mean_cell(accuracy(runs[name]), 1)]
+        for entry in entries:
+            accuracies = [run[field][entry]["acc1"] for run in runs[name]]
+            line.append(mean_cell(accuracies, 1))
+        lines.append(line)
+    head = ["acc1, %", "as trained", *map(title.format, entries)]
     return markdown_table(head, lines)
 
 
 def merges_table(runs: Mapping[str, Sequence[dict]]) -> str:
     """Measures of ImagePiece's merges (the paper's tables 5, 6 and 8), by stem."""
+    head = [""]
+    head += [f"{stem} stem, DeiT-S ({published.LABEL})" for stem in STEMS]
     names = [f"imagepiece_{stem}" for stem in STEMS]
+    head += [TITLES[name] for name in names]
     lines = []
-    for label, path, digits, theirs in _measures():
-        line = [label, *("" if value is None else str(value) for value in theirs)]
+    for measure in measures():
+        line = [measure.label]
+        for figure in (measure.conv, measure.patch):
+            line.append("" if figure is None else str(figure))
         for name in names:
-            figures = [run["merges"] for run in runs[name]]
-            values = [functools.reduce(dict.get, path, each) for each in figures]
-            line.append(_mean([value for value, _, _ in values], digits))
+            values = []
+            for run in runs[name]:
+                value, _, _ = functools.reduce(dict.get, measure.path, run["merges"])
+                values.append(value)
+            line.append(mean_cell(values, measure.digits))
         lines.append(line)
-    head = ["", *(f"{stem} stem, DeiT-S ({published.LABEL})" for stem in STEMS)]
-    return markdown_table([*head, *(TITLES[name] for name in names)], lines)
+    return markdown_table(head, lines)
 
 
-def _measures():
-    """(label, where it is, digits, published with either stem) of each measure."""
+class Measure(NamedTuple):
+    """A measure of merges, and what is published of it with either stem."""
+
+    label: str
+    path: tuple[str, ...]  # where a run's `merges` have it
+    digits: int
+    conv: float | None = None
+    patch: float | None = None
+
+
+def measures() -> Iterator[Measure]:
+    """All measures of the table."""
     for block, theirs in published.REASSESS.items():
         label = f"merged tokens that count as attentive in layer {block + 1}, %"
-        yield label, ("reassess", str(block), "own"), 1, (theirs, None)
+        yield Measure(label, ("reassess", str(block), "own"), 1, theirs)
     first, last = published.SIMILARITY["ImagePiece"]
     patch = published.LCB_SIMILARITY["patch"]
-    lowest = "similarity of merged pairs, lowest 1 % of images"
-    yield f"{lowest}, first merge", ("similarity", "lowest first"), 3, (first, patch)
-    yield f"{lowest}, last merge", ("similarity", "lowest last"), 3, (last, None)
-    at = "lcb-similarity"
-    every = "similarity at the first merge, all images: of "
-    yield f"{every}merged pairs", (at, "pairs"), 3, (None, None)
-    yield f"{every}all pairs of candidates", (at, "candidates"), 3, (None, None)
-    yield "distance of these merged pairs, patches", (at, "distance"), 2, (None, None)
+    label = "similarity of merged pairs, lowest 1 % of images"
+    path = ("similarity", "lowest first")
+    yield Measure(f"{label}, first merge", path, 3, first, patch)
+    path = ("similarity", "lowest last")
+    yield Measure(f"{label}, last merge", path, 3, last)
+    label = "similarity at the first merge, all images: of"
+    path = ("lcb-similarity", "pairs")
+    yield Measure(f"{label} merged pairs", path, 3)
+    path = ("lcb-similarity", "candidates")
+    yield Measure(f"{label} all pairs of candidates", path, 3)
+    path = ("lcb-similarity", "distance")
+    yield Measure("distance of these merged pairs, patches", path, 2)
 
 
-def _mean(values, digits):
+def mean_cell(values, digits: int) -> str:
+    """Mean over seeds with Student's interval."""
     return statistics.format_estimate(intervals.student(values), digits)

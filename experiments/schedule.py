@@ -62,11 +62,19 @@ def overhead() -> Overhead:
     """Times of a step and of the stem, by the paper's rows of DeiT, EViT and ToMe."""
     dense = gmacs(tables.DENSE)
     rate = milliseconds("DeiT") / dense
-    prune = (milliseconds("EViT") - rate * gmacs(ROWS["EViT"])) / 3
-    merge = (milliseconds("ToMe") - rate * gmacs(ROWS["ToMe"])) / 12
+    evit = milliseconds("EViT") - rate * gmacs(ROWS["EViT"])
+    tome = milliseconds("ToMe") - rate * gmacs(ROWS["ToMe"])
+    prune = evit / 3
+    merge = tome / 12
     stem = rate * (gmacs(tables.DENSE_CONV) - dense)
-    predicted = stem + PRUNES * prune + MERGES * merge
-    return Overhead(rate, prune, merge, stem, predicted, PRUNES * (merge - prune))
+    return Overhead(
+        rate=rate,
+        prune=prune,
+        merge=merge,
+        stem=stem,
+        predicted=stem + PRUNES * prune + MERGES * merge,
+        tome_instead=PRUNES * (merge - prune),
+    )
 
 
 def implied(schedule: str, keep_rate: float) -> float:
@@ -109,13 +117,15 @@ def tokens_left(merge: str, base: str, prune: str, keep_rate: float = 0.6) -> in
 
 def schedule_table() -> str:
     """Time beyond the blocks' MACs by either schedule, and what other rows predict."""
-    predicted = f"{overhead().predicted:.4f}"
-    rows = [
-        [f"{rate:g}", *(f"{implied(s, rate):.4f}" for s in "BA"), predicted]
-        for rate in RATES
-    ]
+    lines = []
+    for rate in RATES:
+        line = [f"{rate:g}"]
+        for schedule in "BA":
+            line.append(f"{implied(schedule, rate):.4f}")
+        line.append(f"{overhead().predicted:.4f}")
+        lines.append(line)
     head = ["keep", "schedule B, ms", "schedule A, ms", "predicted, ms"]
-    return markdown_table(head, rows)
+    return markdown_table(head, lines)
 
 
 def overhead_table() -> str:
@@ -135,20 +145,31 @@ def overhead_table() -> str:
 
 def efficiency_table() -> str:
     """The paper's rows, and the MACs a second that their speeds imply; dense is 1."""
-    rows = []
+    lines = []
     for row in (*ROWS.values(), *OTHERS):
         acc1, speed = published.ACCURACY_SPEED["deit_s"][row.name]
-        fields = [f"{k}={v}" for k, v in row.reduction.items() if k != "name"]
-        cells = [row.name, ", ".join([f"{row.stem} stem", *fields])]
-        cells += [f"{gmacs(row):.3f}", tables.plan_tokens(row)]
-        rows.append([*cells, f"{acc1:.2f}", f"{speed:.1f}", f"{efficiency(row):.2f}"])
+        taken = [f"{row.stem} stem"]
+        for field, value in row.reduction.items():
+            if field != "name":
+                taken.append(f"{field}={value}")
+        line = [
+            row.name,
+            ", ".join(taken),
+            f"{gmacs(row):.3f}",
+            tables.plan_tokens(row),
+            f"{acc1:.2f}",
+            f"{speed:.1f}",
+            f"{efficiency(row):.2f}",
+        ]
+        lines.append(line)
     head = ["DeiT-S with", "taken to be", "GMACs", "tokens left", "acc1, %", "img/s"]
-    return markdown_table([*head, "MACs/s, dense = 1"], rows)
+    return markdown_table([*head, "MACs/s, dense = 1"], lines)
 
 
 def rounding_table() -> str:
     """Ways to round merges, of a base, and prunes that leave the published tokens."""
-    variants = [*itertools.product(ROUNDINGS, BASES, ROUNDINGS)]
-    rows = [variant for variant in variants if tokens_left(*variant) == TOKENS]
-    head = [f"{len(rows)} of {len(variants)}: merges are rounded by", "a share of"]
-    return markdown_table([*head, "prunes, of image tokens, by"], rows)
+    variants = list(itertools.product(ROUNDINGS, BASES, ROUNDINGS))
+    fitting = [variant for variant in variants if tokens_left(*variant) == TOKENS]
+    counts = f"{len(fitting)} of {len(variants)}"
+    head = [f"{counts}: merges are rounded by", "a share of"]
+    return markdown_table([*head, "prunes, of image tokens, by"], fitting)

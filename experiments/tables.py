@@ -133,20 +133,24 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
 
     Raises InputError where there is not one model.
     """
-    every = dict.fromkeys((DENSE, *rows))
-    models = {row: find(paper, row, by_stem) for row in every}
-    for vit, reduction in itertools.chain(*models.values()):
-        vit.model_with(reduction)  # fail before anything is measured
+    models = {}
+    for row in (DENSE, *rows):
+        if row not in models:
+            models[row] = find(paper, row, by_stem)
+    for found in models.values():
+        for vit, reduction in found:
+            vit.model_with(reduction)  # fail before anything is measured
+    if not any(models.values()):
+        paths = [str(vit.source.path) for vit in paper.models.weights]
+        names = ", ".join(paths)
+        problem = f"has no model but {names or 'none'}"
+        allowed = "--weights of a row, --runs with trained ones, or --small"
+        raise InputError(problem, field="this table", value=names, allowed=allowed)
     results = {}
     for row, found in models.items():
         results[row.name] = None
         if found:
             results[row.name] = measure_row(paper, row, found, models[DENSE])
-    if not any(results.values()):
-        names = ", ".join(str(vit.source.path) for vit in paper.models.weights)
-        problem = f"has no model but {names or 'none'}"
-        allowed = "--weights of a row, --runs with trained ones, or --small"
-        raise InputError(problem, field="this table", value=names, allowed=allowed)
     return results
 
 
@@ -197,6 +201,7 @@ def table(rows, results: Results, printed: Mapping, whose: str) -> str:
     if several:
         head.append("acc1 by seed")
     head += [TOKENS_LEFT, "GMACs", "x dense by MACs", "x dense, measured"]
+    dense = results[DENSE.name]
     lines = []
     for row in rows:
         measured = results[row.name]
@@ -207,11 +212,11 @@ def table(rows, results: Results, printed: Mapping, whose: str) -> str:
         if timed:
             line.append(published.text(speed, 1))
         if measured is None:
-            blank = [BLANK] * (len(head) - len(line) - 1)
-            lines.append([*line, "none", *blank])
-            continue
-        line[0] += matched_fields(measured)
-        line += measured_cells(measured, results[DENSE.name], several)
+            line.append("none")
+            line += [BLANK] * (len(head) - len(line))
+        else:
+            line[0] += matched_fields(measured)
+            line += measured_cells(measured, dense, several)
         lines.append(line)
     return markdown_table(head, lines)
 
@@ -219,28 +224,33 @@ def table(rows, results: Results, printed: Mapping, whose: str) -> str:
 def matched_fields(measured: Measured) -> str:
     """Fields of the reduction that were matched, and are not the row's: " (r=9)"."""
     differs = settings.differences(measured.reduction, measured.row.reduction)
-    fields = [f"{k}={v}" for k, v in differs.items() if k != "name"]
-    return f" ({', '.join(fields)})" if fields else ""
+    fields = [f"{field}={differs[field]}" for field in differs if field != "name"]
+    if not fields:
+        return ""
+    return f" ({', '.join(fields)})"
 
 
 def measured_cells(
     measured: Measured, dense: Measured | None, several: bool
 ) -> list[str]:
     """The measured cells of a line; several: whether it has accuracies by seed."""
-    gmacs = measured.facts["gmacs"]
+    facts = measured.facts
+    gmacs = facts["gmacs"]
     use = measured.pretrained.use(measured.reduction)
-    if measured.facts["untrained_selectors"]:
+    if facts["untrained_selectors"]:
         use += ", untrained selectors"
     difference = ""
     if measured.row != DENSE:
         difference = statistics.format_difference(measured.difference)
+    ratio = ""
+    if dense:
+        ratio = f"{dense.facts['gmacs'] / gmacs:.2f}"
     cells = [use, statistics.format_estimate(measured.accuracy), difference]
     if several:
-        seeds = [f"{each['acc1']:.1f}" for each in measured.results]
+        seeds = [f"{answers['acc1']:.1f}" for answers in measured.results]
         cells.append(" ".join(seeds))
-    ratio = f"{dense.facts['gmacs'] / gmacs:.2f}" if dense else ""
-    cells += [measured.facts["tokens"], f"{gmacs:.3f}", ratio]
-    return [*cells, speed_cell(measured.speed)]
+    cells += [facts["tokens"], f"{gmacs:.3f}", ratio, speed_cell(measured.speed)]
+    return cells
 
 
 def speed_cell(speed: Mapping[str, float] | None) -> str:
@@ -300,9 +310,11 @@ def size_of(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(each for each in results.values() if each is not None)
     fields = first.pretrained.source.config.as_dict
-    named = MODELS.get(fields["name"], {})
-    same = all(fields.get(k) in (None, v) for k, v in named.items())
-    return fields["name"] if same else None
+    name = fields["name"]
+    for field, value in MODELS.get(name, {}).items():
+        if fields.get(field) not in (None, value):
+            return None
+    return name
 
 
 # The tables
@@ -327,10 +339,10 @@ def table3(paper):
 
 def printed_tokens(_) -> str:
     """Table of the published token counts beside those of the plans, of DeiT-S."""
+    rows = {row.name: row for row in TABLE3}
     lines = []
     for name, tokens in published.OUTPUT_TOKENS.items():
-        row = next(row for row in TABLE3 if row.name == name)
-        lines.append([name, tokens, plan_tokens(row)])
+        lines.append([name, tokens, plan_tokens(rows[name])])
     head = ["DeiT-S", f"tokens ({published.LABEL})", "tokens of our plan"]
     return markdown_table(head, lines)
 
@@ -379,13 +391,17 @@ def combinations(paper):
 def gains(results: Results) -> str:
     """Table of the gain of each combination, on the same images."""
     lines = []
-    for single, combined in PAIRS:
-        pair = (results[single.name], results[combined.name])
-        if None in pair or any(each.facts["untrained_selectors"] for each in pair):
+    for row, combination in PAIRS:
+        single = results[row.name]
+        combined = results[combination.name]
+        if single is None or combined is None:
             continue
-        gain = intervals.difference(pair[1].rights, pair[0].rights)
+        pair = (single, combined)
+        if any(measured.facts["untrained_selectors"] for measured in pair):
+            continue
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
-        lines.append([single.name, *costs, statistics.format_difference(gain)])
+        gain = intervals.difference(combined.rights, single.rights)
+        lines.append([row.name, *costs, statistics.format_difference(gain)])
     if not lines:
         return ""
     head = ["added to", "its GMACs", "combined", "gain, points (paired)"]
@@ -416,7 +432,8 @@ def switched(stem):
         for value in values:
             reduction = {"name": "imagepiece", field: value}
             rows.append(TableRow(f"{field}={value}{end}", reduction, stem))
-    rows += [TableRow(f"{name}{end}", {"name": name}, stem) for name in CONTROLS]
+    for name in CONTROLS:
+        rows.append(TableRow(f"{name}{end}", {"name": name}, stem))
     return tuple(rows)
 
 
@@ -441,16 +458,18 @@ def switches_table(results: Results) -> str:
     lines = []
     for default in (IMAGEPIECE_PATCH, IMAGEPIECE):
         base = results.get(default.name)
+        if base is None:
+            continue
         for name, measured in results.items():
-            if base is None or measured is None or measured is base:
+            if measured is None or measured is base:
                 continue
             row = measured.row
             switch = row.reduction["name"] in ("imagepiece", *CONTROLS)
             if not switch or row.stem != default.stem:
                 continue
             change = intervals.difference(measured.rights, base.rights)
-            costs = f"{measured.facts['gmacs'] - base.facts['gmacs']:+.3f}"
-            lines.append([name, statistics.format_difference(change), costs])
+            cost = measured.facts["gmacs"] - base.facts["gmacs"]
+            lines.append([name, statistics.format_difference(change), f"{cost:+.3f}"])
     if not lines:
         return ""
     head = ["changed", "to the default, points (paired)", "GMACs"]

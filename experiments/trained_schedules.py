@@ -34,34 +34,36 @@ def read_accuracies() -> dict[str, np.ndarray]:
 
 def systems_table(acc1: dict[str, np.ndarray]) -> str:
     """Accuracy of the systems, mean and by seed."""
-    lines = [
-        [title, statistics.format_estimate(intervals.student(acc1[system]))]
-        + [" ".join(f"{each:.1f}" for each in acc1[system])]
-        for system, title in SYSTEMS.items()
-    ]
+    lines = []
+    for system, title in SYSTEMS.items():
+        own = acc1[system]
+        mean = statistics.format_estimate(intervals.student(own))
+        by_seed = " ".join(f"{each:.1f}" for each in own)
+        lines.append([title, mean, by_seed])
     return markdown_table(["system", "acc1, %", "by seed"], lines)
 
 
 def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
     """T1 and T2: paired, two-sided, corrected together."""
-    tests = [
-        study.paired_test(name, claim, acc1[ours], acc1[theirs])
-        for name, (claim, ours, theirs) in CONTRASTS.items()
-    ]
+    tests = []
+    for name, (claim, ours, theirs) in CONTRASTS.items():
+        tests.append(study.paired_test(name, claim, acc1[ours], acc1[theirs]))
     return study.tests_table(tests, "", "contrast", "points", digits=2)
 
 
 def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     """`dropping_conv` here and in the experiment on retokenization, seed by seed."""
     system = "dropping_conv"
-    seeds = retokenization.SEEDS
-    runs = retokenization.read_runs(systems=[system])[system]
-    older = retokenization.accuracy(runs)
+    runs = retokenization.read_runs(systems=[system])
+    older = retokenization.accuracy(runs[system])
     ours = acc1[system]
-    lines = [
-        [name, *(f"{each:.1f}" for each in (*own, own.mean()))]
-        for name, own in (("older code", older), ("this code", ours))
-    ]
-    change = statistics.format_difference(intervals.student(ours - older))
-    lines.append(["points", *(f"{each:+.1f}" for each in ours - older), change])
-    return markdown_table(["acc1, %", *(f"seed {s}" for s in seeds), "mean"], lines)
+    lines = []
+    for name, own in (("older code", older), ("this code", ours)):
+        by_seed = [f"{each:.1f}" for each in own]
+        lines.append([name, *by_seed, f"{own.mean():.1f}"])
+    points = ours - older
+    by_seed = [f"{each:+.1f}" for each in points]
+    change = statistics.format_difference(intervals.student(points))
+    lines.append(["points", *by_seed, change])
+    seeds = [f"seed {seed}" for seed in retokenization.SEEDS]
+    return markdown_table(["acc1, %", *seeds, "mean"], lines)
