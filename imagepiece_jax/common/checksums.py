@@ -23,7 +23,7 @@ log = logging.getLogger("imagepiece_jax.checkpoints")
 
 
 class DamagedError(Exception):
-    """A step that cannot be read, or whose content is not what was written."""
+    """A step that cannot be read, or whose content has changed since it was written."""
 
 
 def steps(folder):
@@ -69,7 +69,7 @@ def read_newest(folder, choose, among=None, reader=None):
 
 
 def content_of(arrays, meta):
-    """The JSON text stored with `arrays` (by name): their table, and `meta`."""
+    """The JSON text that is stored with {name: array}: a table of them, and `meta`."""
     table = {name: _entry(array) for name, array in arrays.items()}
     return json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
 
@@ -113,7 +113,7 @@ def read(folder, choose):
 
 @contextlib.contextmanager
 def _reported_as_damage():
-    """Raise whatever Orbax and TensorStore raise (many types) as a DamagedError."""
+    """Context in which errors of Orbax and TensorStore become a DamagedError."""
     try:
         yield
     except (MemoryError, DamagedError):

@@ -119,7 +119,7 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def patient_event_loops():
-    """Let reads that have begun end before an event loop closes.
+    """Context in which event loops close only when their reads have ended.
 
     Orbax gives up at the first array that fails; each of the others would print "Event
     loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
@@ -134,7 +134,7 @@ def patient_event_loops():
 
 
 def log_no_raised_errors():
-    """Orbax logs an error in every thread it passes through, and raises it as well.
+    """Keep Orbax from logging errors that it raises, too.
 
     A full disk is one sentence (tests/training/test_full_disk.py).
     """

@@ -68,7 +68,7 @@ def from_main(decide):
 
 @contextlib.contextmanager
 def shared_errors():
-    """A mistake that one process finds in here is raised in all of them.
+    """Context in which a mistake that one process finds is raised in all of them.
 
     Inside, all processes make the same calls of the functions of this file.
     """
@@ -83,7 +83,10 @@ def shared_errors():
 
 
 def check_same(values: dict):
-    """Raise InputError for the first of {what: JSON value} that processes differ in."""
+    """Raise InputError for the first value in which processes differ.
+
+    values: {what it is, in words: JSON value}
+    """
     first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
         for name in first | other:
@@ -99,7 +102,7 @@ def check_same(values: dict):
 
 
 def max_over_processes():
-    """A function of a number from 0: the highest that any process calls it with.
+    """A function that returns the highest number that any process calls it with.
 
     All call it equally often, and get the same. A single process gets its number back.
     Several get the highest of the previous call (at first 0): that answer has arrived
@@ -120,7 +123,7 @@ def max_over_processes():
 
 
 def is_main():
-    """True in the one process that writes logs and tables."""
+    """Whether this is the process that writes logs and tables."""
     return jax.process_index() == 0
 
 
@@ -130,12 +133,12 @@ def local_devices(process=None):
 
 
 def device_count():
-    """W: devices of all processes together."""
+    """Number of devices of all processes together."""
     return jax.device_count()
 
 
 def placement(accumulation=1):
-    """This process's share of batches of so many micro-batches."""
+    """The Placement of this process; accumulation: micro-batches of a batch."""
     count = len(local_devices())
     return Placement(jax.process_index(), jax.process_count(), count, accumulation)
 
@@ -295,24 +298,24 @@ def shard(tree):
 
 
 def mean(tree):
-    """Inside `pmap`: mean over all devices."""
+    """The mean over all devices, inside `pmap`."""
     return jax.lax.pmean(tree, AXIS)
 
 
 def total(tree):
-    """Inside `pmap`: sum over all devices."""
+    """The sum over all devices, inside `pmap`."""
     return jax.lax.psum(tree, AXIS)
 
 
 def positions(micro_batch_size):
-    """Inside `pmap`: places in the global batch of this device's samples, int32 [m]."""
+    """Places of this device's samples in the global batch, int32 [m], inside `pmap`."""
     devices = jax.lax.axis_size(AXIS)
     places = device_samples(micro_batch_size * devices, devices)
     return jnp.asarray(places, jnp.int32)[jax.lax.axis_index(AXIS)]
 
 
 def reverse(tree):
-    """Inside `pmap`: reverse the global batch; sample i becomes sample B - 1 - i.
+    """Reverse the global batch, inside `pmap`: sample i becomes sample B - 1 - i.
 
     A device holds both samples of a pair, so it reverses its own
     (`placement.device_samples`). Where it has an odd number, it swaps the middle one

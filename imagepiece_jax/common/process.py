@@ -52,7 +52,7 @@ def interrupt(signum, frame):
 
 @contextlib.contextmanager
 def without_interrupts():
-    """Ctrl-C does nothing while this is entered, in the main thread."""
+    """Context in which Ctrl-C does nothing, in the main thread."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -61,13 +61,13 @@ def without_interrupts():
 
 
 def discard_output():
-    """Discard the rest of our output, which nobody reads; returns a status."""
+    """Discard all further output, which nobody reads; return an exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return RunError.status
 
 
 def leave(status):
-    """End with this status, whatever threads of libraries are still doing.
+    """End the process with a status, whatever threads of libraries are doing.
 
     A step or a compilation that is cut short may crash the interpreter's shutdown, and
     the crash would replace the status. Exit handlers run first, but not after Ctrl-C,

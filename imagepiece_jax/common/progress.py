@@ -1,4 +1,4 @@
-"""What long work says: the elapsed time on a terminal, a line in a log."""
+"""Progress of long work on stderr: elapsed time on a terminal, else lines."""
 
 import contextlib
 import sys

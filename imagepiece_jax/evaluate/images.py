@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 def open_images(
     run: RunConfig, split: str, labels_by_name: Mapping[str, int] | None = None
 ) -> Source:
-    """The images of "train" or "val"; labels that the loss does not read are not.
+    """The images of a split, "train" or "val".
 
-    labels_by_name: of classes that the run has already, as `open_source` takes them
+    Labels are not read where the loss does not need them.
+
+    labels_by_name: labels of the run's classes, as `open_source` takes them
     Raises InputError where they cannot be opened or do not fit the config.
     """
     return run.data.source(
@@ -34,11 +36,12 @@ def open_images(
 
 
 def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> Source:
-    """The images of an evaluation of `run`, labeled by the `names` of its classes.
+    """The images of an evaluation of a run.
 
-    Where the loss reads no labels they may have none, too.
+    They may have no labels where the loss does not need labels.
 
-    name: of the evaluation, in config.eval.sets
+    name: name of the evaluation in config.eval.sets
+    names: names of the run's classes, by which images get their labels
     Raises InputError where they cannot be opened or have other classes.
     """
     own = run.eval.sets[name]
@@ -69,9 +72,9 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
 def labeled_images(
     run: RunConfig, vit: "Pretrained", limit: int | None = None
 ) -> Source:
-    """The images to evaluate a model of `load` on; prints notes on both.
+    """The images to evaluate a model of `load` on; notes on both are printed.
 
-    limit: so many images, evenly spaced over the set
+    limit: number of images to take, evenly spaced over the set; None: all
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = str(vit.source.path)
@@ -112,7 +115,10 @@ def labeled_images(
 
 
 def rounded_batch(run: RunConfig, placement: Placement, images: int) -> int:
-    """eval_batch_size, or `images` if fewer, up to a multiple of all devices."""
+    """The batch size of evaluations: a multiple of the number of devices.
+
+    It is config.eval_batch_size, or `images` where that is less, rounded up.
+    """
     devices = placement.process_count * placement.local_devices
     return -(-min(run.eval_batch_size, images) // devices) * devices
 

@@ -757,25 +757,33 @@ def _arg(graph, equation, x):
 
 @primitive("dot_general", expand=True)
 def _dot_general(graph, equation, a, b):
+    """A MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
     (out,) = equation.outvars
+    dtype = out.aval.dtype
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
-    a = graph.cast(a, out.aval.dtype)
-    b = graph.cast(b, out.aval.dtype)
-    free_a = [i for i in range(a.ndim) if i not in (*inner_a, *batch_a)]
-    free_b = [i for i in range(b.ndim) if i not in (*inner_b, *batch_b)]
+    a = graph.cast(a, dtype)
+    b = graph.cast(b, dtype)
+    free_a = _other_axes(a, inner_a, batch_a)
+    free_b = _other_axes(b, inner_b, batch_b)
     a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
     b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
-    batch = len(batch_a)
-    many = len(inner_a)
-    inner = math.prod(b.shape[batch : batch + many])
-    if batch or len(free_b) != 1 or many != 1:
-        rows = math.prod(a.shape[batch : batch + len(free_a)])
-        columns = math.prod(b.shape[batch + many :])
-        a = graph.reshape(a, (*a.shape[:batch], rows, inner))
-        b = graph.reshape(b, (*b.shape[:batch], inner, columns))
+    if batch_a or len(free_b) != 1 or len(inner_a) != 1:
+        first = len(batch_a)
+        batch = a.shape[:first]
+        rows = math.prod(a.shape[first : first + len(free_a)])
+        inner = math.prod(a.shape[first + len(free_a) :])
+        columns = math.prod(b.shape[first + len(inner_b) :])
+        a = graph.reshape(a, (*batch, rows, inner))
+        b = graph.reshape(b, (*b.shape[:first], inner, columns))
     shape = (*a.shape[:-1], b.shape[-1])
-    product = graph.op("MatMul", [a, b], shape, out.aval.dtype)
+    product = graph.op("MatMul", [a, b], shape, dtype)
     return graph.reshape(product, out.aval.shape)
+
+
+def _other_axes(value, *groups):
+    """The axes of a Value that are in none of the groups."""
+    listed = {*itertools.chain(*groups)}
+    return [axis for axis in range(value.ndim) if axis not in listed]
 
 
 @primitive("conv_general_dilated", expand=True)

@@ -38,18 +38,29 @@ def fit(
     if embedding.ndim != 3 or embedding.shape[::2] != (1, model.embed_dim):
         return tensors
     prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
-    patches = embedding.shape[1] - prefix
-    grid = tuple(side // model.patch_size for side in sides(image_size))
-    old = old and tuple(side // model.patch_size for side in sides(old))
-    if old is None or math.prod(old) != patches:
-        old = (math.isqrt(max(0, patches)),) * 2
-    if patches <= 0 or math.prod(old) != patches or old == grid:
+    patches = max(0, embedding.shape[1] - prefix)
+    grid = _grid(image_size, model.patch_size)
+    side = math.isqrt(patches)
+    old_grid = (side, side)
+    if old and math.prod(_grid(old, model.patch_size)) == patches:
+        old_grid = _grid(old, model.patch_size)
+    is_grid = patches > 0 and math.prod(old_grid) == patches
+    if not is_grid or old_grid == grid:
         return tensors
-    front, rest = np.split(np.asarray(embedding[0], np.float32), [prefix])
-    rest = resize(rest.reshape(*old, -1), grid, how or arch.resize)
-    rows = np.concatenate([front, rest.reshape(-1, model.embed_dim)])
+    rows = np.asarray(embedding[0], np.float32)
+    front, rest = np.split(rows, [prefix])
+    rest = rest.reshape(*old_grid, -1)
+    resized = resize(rest, grid, how or arch.resize)
+    resized = resized.reshape(-1, model.embed_dim)
+    rows = np.concatenate([front, resized])
     log.info("position embeddings resized to %dx%d", *grid)
     return {**tensors, "pos_embed": rows[None]}
+
+
+def _grid(image_size, patch_size):
+    """(height, width) of an image in patches."""
+    height, width = sides(image_size)
+    return height // patch_size, width // patch_size
 
 
 def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:

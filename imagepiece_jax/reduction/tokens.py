@@ -485,17 +485,7 @@ def _group_rows(x, weight, total, index, prefix):
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
     if index.absorbed.shape[1] > FEW:
-        first = index.group_keep
-        absorbed = index.absorbed
-        own = gather_rows(weight, first)[:, :, None]
-        factor = jnp.where(absorbs, gather_rows(weight, absorbed)[:, None, :], 0)
-        if total is not None:
-            divisor = gather_rows(total, index.groups)[:, :, None]
-            own = own / divisor
-            factor = factor / divisor
-        rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
-        rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
-        return rows + own * gather_rows(x, first + prefix).astype(jnp.float32)
+        return _group_product(x, weight, total, index, prefix, absorbs)
     absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
     tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
     in_front = ((0, 0), (0, 0), (1, 0))
@@ -505,6 +495,23 @@ def _group_rows(x, weight, total, index, prefix):
         factor = factor / gather_rows(total, index.groups)[:, :, None]
     rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
     return jnp.sum(rows * factor[..., None], axis=2)
+
+
+def _group_product(x, weight, total, index, prefix, absorbs):
+    """`_group_rows` by a matrix product; absorbs: [B, m, e] bool."""
+    first = index.group_keep
+    absorbed = index.absorbed
+    own = gather_rows(weight, first)[:, :, None]
+    weights = gather_rows(weight, absorbed)[:, None, :]
+    factor = jnp.where(absorbs, weights, 0)
+    if total is not None:
+        divisor = gather_rows(total, index.groups)[:, :, None]
+        own = own / divisor
+        factor = factor / divisor
+    rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
+    rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
+    kept = gather_rows(x, first + prefix).astype(jnp.float32)
+    return rows + own * kept
 
 
 def last_and_any(values, flags):

@@ -16,18 +16,18 @@ from imagepiece_jax.evaluate.images import eval_source, open_images, rounded_bat
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """Length of a run in steps, and which of them evaluations follow."""
+    """The length of a run in steps, and the steps after which it is evaluated."""
 
     steps_per_epoch: int
     epochs: int
-    eval_every_epochs: Mapping[str, int]  # by the name of the set
+    eval_every_epochs: Mapping[str, int]  # {name of a set: epochs between evaluations}
 
     @property
     def steps(self):
         return self.steps_per_epoch * self.epochs
 
     def due(self, step: int) -> list[str]:
-        """The sets evaluated after `step`: at an epoch of theirs, and the run's end."""
+        """Names of the sets that are evaluated after a step; after the last step all."""
         if step == self.steps:
             return [*self.eval_every_epochs]
         epoch, rest = divmod(step, self.steps_per_epoch)
@@ -52,9 +52,10 @@ def length(run: RunConfig, images: int) -> Length:
 
 
 def check_training(run: RunConfig, placement: Placement) -> None:
-    """Raise InputError for a model without a loss, or batches that do not divide.
+    """Raise InputError for a config that cannot be trained.
 
-    The loss is not scaled, which float16 would need.
+    Such are models without classes, float16, which would need a scaled loss, and
+    batches that cannot be split over devices and micro-batches.
     """
     if not run.num_classes:
         run.refuse("num_classes", "1 or more in training")
@@ -80,14 +81,14 @@ class Data:
     """All images of a run, and this process's share of their batches.
 
     labels_by_name: as `open_images` takes them
-    train: a Source
-    eval_sets: the Source of each evaluation, by name
+    train: the Source of training images
+    eval_sets: {name of an evaluation: its Source}
     names: (field, its value, "training" or the name of the evaluation) of each Source
-    length: of a run over them
-    training: called with `start_step` and `stop_step`, the batches of these steps
-    evaluations: the batches of one pass over each of `eval_sets`
-    readers: (processes, threads in each) that read ahead, for training and, beside
-        them, for the evaluation that runs
+    length: Length of the run
+    training: function (start_step, stop_step) -> batches of these steps
+    evaluations: {name of an evaluation: batches of one pass over its images}
+    readers: (number of processes, number of threads in each) that read ahead, for
+        training, and as many for an evaluation
     Raises InputError where images do not fit the config, or the run cannot be trained
         on the devices of `placement`.
     """
@@ -135,7 +136,7 @@ class Data:
         }
 
     def check_space(self) -> None:
-        """Raise InputError where shared memory holds no training beside evaluation."""
+        """Raise InputError for too little shared memory for training and evaluation."""
         training = self.training(start_step=0, stop_step=self.length.steps)
         evaluations = self.evaluations.values()
         most = max(each.shared_bytes(*self.readers) for each in evaluations)
@@ -143,10 +144,10 @@ class Data:
 
     @property
     def images(self) -> list[int]:
-        """Numbers of images: of training, then of each evaluation."""
+        """The number of images in the training set, then in each evaluation set."""
         return [len(source) for source in (self.train, *self.eval_sets.values())]
 
     def digest(self) -> list[str]:
-        """Digests of the content of all; slow for files over a network."""
+        """A digest of the content of each set; slow for files over a network."""
         with working("making a digest of the data"):
             return [x.digest for x in (self.train, *self.eval_sets.values())]

@@ -21,23 +21,23 @@ from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
-AUGMENTED = 8  # images of an augmented batch
-SMALLEST = 64  # pixels: a side of a small image
-WIDEST = 1200  # pixels: a panel's width
-OF_A_PASS = ("images", "throughput")  # figures that averages share
+AUGMENTED = 8  # number of images of a batch to show
+SMALLEST = 64  # images of fewer pixels a side are enlarged
+WIDEST = 1200  # the most pixels of a picture's width
+OF_A_PASS = ("images", "throughput")  # figures that all models of a pass share
 
 
 class Evaluation:
     """Evaluates a `Run` between its steps.
 
-    Test images without labels have the teacher's first classes for labels: what is
-    measured by them is agreement, and called so.
+    Test images without labels get the teacher's first classes as labels. Accuracy is
+    then called agreement.
 
-    Its program is compiled at once, before there is anything to save; that of a batch
-    of training images, with the first of them.
+    The evaluation is compiled when the object is made, before there is anything to
+    save.
 
-    log: its RunLog
-    request: its StopRequest
+    log: the run's RunLog
+    request: the run's StopRequest
     """
 
     def __init__(self, run, log, request):
@@ -51,7 +51,7 @@ class Evaluation:
             self._samples = SampleImages(run.config, run.workdir, run.model, *images)
 
     def _compiled(self, model, variables):
-        """Programs for a batch: {whether it has labels: program}."""
+        """{whether images have labels: compiled evaluation of a batch}."""
         run = self._run
         programs = {}
         for labeled in {source.labeled for source in run.data.eval_sets.values()}:
@@ -77,7 +77,10 @@ class Evaluation:
                 self._log.evaluation("init", 0, figures, name, who)
 
     def after_step(self):
-        """The run's Progress with its accuracy now; unchanged after a signal."""
+        """Evaluate the run; return its new Progress.
+
+        After a signal it returns the Progress as it was.
+        """
         run = self._run
         log = self._log
         log.flush()
@@ -112,7 +115,7 @@ class Evaluation:
         self._log.image("augmented", self._run.step, pixels)
 
     def _accuracy(self, programs, models, name):
-        """The figures of each of `models`, by one pass over the set `name`."""
+        """The figures of several models, by one pass over the set `name`."""
         data = self._run.data
         labeled = data.eval_sets[name].labeled
         reader = data.evaluations[name].batches(*data.readers)
@@ -127,10 +130,10 @@ def _with(step, frozen, variables, batch):
 
 
 class SampleImages:
-    """Sample images of one run: of a batch, and what becomes of the tokens.
+    """Pictures of a run: of augmented images, and of the tokens of test images.
 
-    config.pictures test images are followed through `model`; 0 switches all images off.
-    They are read, and the program is compiled, at once.
+    config.pictures test images are followed through the model; 0 makes no pictures. The
+    images are read, and the program is compiled, when the object is made.
     """
 
     def __init__(self, config, workdir, model, source, transform):
@@ -150,10 +153,12 @@ class SampleImages:
             self._decide = lowered.compile()
 
     def augmented(self, batch, step):
-        """Some images of `batch`, which is that of `step` (from 1), or None.
+        """A picture, uint8 [H, W, 3], of some images of a batch; None: no pictures.
 
-        [local devices, A, m, ...] -> uint8 [H, W, 3]. All processes must call this:
-        mixing exchanges images between all devices.
+        All processes must call this, because mixing exchanges images between devices.
+
+        batch: arrays [local devices, A, m, ...]
+        step: number of the step that took the batch, from 1
         """
         if self._count == 0:
             return None
@@ -161,11 +166,11 @@ class SampleImages:
         return sheet(parallel.unreplicate(self._prepared(batch, before)))
 
     def tokens(self, variables):
-        """Tokens of some test images after each reduction, uint8 [H, W, 3], or None.
+        """A picture, uint8 [H, W, 3], of the tokens of test images; None: no pictures.
 
-        The full picture is written to the run's folder; a smaller one is returned.
-        Blocks after a soft reduction, whose tokens hold a share of every patch, are
-        left out. Only this process's first device is used.
+        The full picture is written to the run's folder, and a smaller one is returned.
+        Blocks from a soft reduction on are left out, as its tokens hold a part of every
+        patch. Only this process's first device is used.
 
         Raises RunError where it cannot be written.
         """
@@ -187,9 +192,9 @@ class SampleImages:
 
 
 def sheet(images):
-    """Images side by side in rows of up to four: [B, S, S, 3] -> [H, W, 3].
+    """One picture of images in rows of up to four. [B, S, S, 3] -> [H, W, 3].
 
-    Small ones are enlarged; empty places are white.
+    Small images are enlarged, and empty places are white.
     """
     scale = math.ceil(SMALLEST / images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -201,9 +206,10 @@ def sheet(images):
 
 
 def examples(source, transform, count):
-    """(uint8 [B, H, W, 3], titles) of up to `count` readable test images, transformed.
+    """(transformed images uint8 [B, H, W, 3], their titles) of a source.
 
-    They are spread over the split, which is often sorted by class.
+    Up to `count` readable images are taken, spread over the source, which is often
+    sorted by class.
     """
     count = min(count, len(source))
     images = []
@@ -224,7 +230,7 @@ def examples(source, transform, count):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _decide(variables, images, model):
-    """The slots of patches after every reduction up to the first soft one."""
+    """The slots of patches after each reduction before the first soft one."""
     _, grid = cut_to_patches(images, model.patch_size)
     images = normalize(images, model.mean, model.std)
     results = model.apply(variables, images).results

@@ -1,12 +1,12 @@
-"""The output of a run: progress bar or lines, metrics, a profiler trace, and summaries.
+"""The output of a run: progress, metrics, a profiler trace, and summaries.
 
-Nothing here changes the training. Only the main process prints and writes; the others
-call the same functions.
+Nothing here changes the training. All processes call the same functions, but only the
+main process prints and writes.
 
-`metrics.jsonl` in the run's folder holds one JSON object a line; TensorBoard gets the
-same numbers, and images. Lines that a killed run wrote past the restored step are
-removed, so that the file of a resumed run is that of an uninterrupted one. The curves
-of TensorBoard may lack the last ten seconds before the kill.
+`metrics.jsonl` in the run's folder has one JSON object in each line. TensorBoard gets
+the same numbers, and images. Lines that a killed run wrote after the step from which it
+resumes are removed, so that the file is that of an uninterrupted run. TensorBoard may
+lack the last ten seconds before a kill.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from imagepiece_jax.common.files import append_line, replace_file
 from imagepiece_jax.errors import InputError, RunError
 
 FILE = "metrics.jsonl"
-# Read from clocks and meters: all else is equal when the same run is run again.
+# Values from clocks and meters; all others are the same when a run is repeated.
 MEASURED = ("throughput", "input_wait", "device_memory")
-QUEUE = 10_000  # events that may wait for TensorBoard's thread: disks can be slow
-AGREEMENT = "agreement"  # what stands for "acc" where the labels are the teacher's
-OPTIONAL = "optional"  # what paths of an _OptionalFile begin with in tensorboardX
+QUEUE = 10_000  # so many events may wait for TensorBoard's thread, if disks are slow
+AGREEMENT = "agreement"  # replaces "acc" in names where labels are the teacher's
+OPTIONAL = "optional"  # prefix of paths in tensorboardX that makes _OptionalFiles
 
 
 class _OptionalFile:
-    """A file without a buffer that writes nothing more once the disk is full.
+    """An unbuffered file that writes nothing more once writing has failed.
 
-    An OSError would end tensorboardX's thread with a traceback, and its clean-up at the
-    interpreter's end with another; metrics.jsonl has the same figures, and a sentence.
+    On a full disk, tensorboardX's thread would print tracebacks. metrics.jsonl has the
+    same figures, and reports a full disk in one sentence.
     """
 
     def __init__(self, path):
@@ -54,7 +54,7 @@ class _OptionalFile:
         """Do nothing."""
 
     def close(self):
-        with contextlib.suppress(OSError):  # NFS says of a full disk only here
+        with contextlib.suppress(OSError):  # NFS reports a full disk only here
             self._file.close()
 
 
@@ -63,8 +63,9 @@ class MetricWriter(contextlib.ExitStack):
 
     Closing it closes both.
 
-    step: the one that the run resumes from: later lines, which a killed run left, are
-        cut, and so is an unfinished last one; 0 where nothing was restored: all are cut
+    step: the step from which the run resumes. Lines of later steps, which a killed run
+        has written, are removed, and so is an incomplete last line. 0: the run starts,
+        and all lines are removed
     is_main: whether anything is written
     """
 
@@ -99,8 +100,8 @@ class MetricWriter(contextlib.ExitStack):
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
 
-        The line is on disk when this returns: write a step's lines before saving its
-        checkpoint, else a kill between the two loses them.
+        The line is on disk when this returns. A step's lines are written before its
+        checkpoint, so that a kill between the two loses nothing.
 
         kind: "train", "eval", ...
         values: strings, None, or numbers (0-d arrays too); NaN and infinities become
@@ -117,7 +118,7 @@ class MetricWriter(contextlib.ExitStack):
                 self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
 
     def write_image(self, name, step, pixels):
-        """An image for TensorBoard, uint8 [H, W, 3]; None writes nothing."""
+        """Write an image, uint8 [H, W, 3], for TensorBoard; None: write nothing."""
         if self._scalars is not None and pixels is not None:
             self._scalars.add_image(name, pixels, int(step), dataformats="HWC")
 
@@ -324,9 +325,9 @@ class RunLog(contextlib.ExitStack):
 
 
 def device_memory():
-    """{"device_memory": peak GB in use on the fullest device of this process}.
+    """{"device_memory": the most GB used so far on a device of this process}.
 
-    Empty where the backend does not count (as on a CPU).
+    It is {} where the platform does not count memory, as on CPUs.
     """
     stats = [device.memory_stats() or {} for device in parallel.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
@@ -334,9 +335,9 @@ def device_memory():
 
 
 def named_figures(figures, labeled):
-    """Figures by name, of which accuracies become agreement without labels.
+    """{name: figure}, in which accuracies are called agreement without labels.
 
-    labeled: False where a teacher's first classes are the labels
+    labeled: whether images have labels; else these are the teacher's first classes
     """
     if labeled:
         return figures
@@ -344,7 +345,7 @@ def named_figures(figures, labeled):
 
 
 def first_class(figures):
-    """The share of first classes in figures: acc1, or agreement1."""
+    """The figure acc1, or else agreement1."""
     return figures.get("acc1", figures.get(f"{AGREEMENT}1"))
 
 

@@ -1,9 +1,9 @@
 """Stopping at a signal: Ctrl-C, and the SIGTERM that schedulers send before a kill.
 
-A signal is answered between two steps, where the state can be saved. Python runs signal
-handlers only between two of its own instructions, and a compile is one instruction that
-may last minutes: there a thread ends the process, which has saved before. What is saved
-after a step: `trainer.Run.train`; the exit status: `errors.Stopped`.
+A run stops between two steps, where its state can be saved. During a compilation, which
+may take minutes, Python does not run signal handlers; there a thread ends the process,
+which has saved its state before. `trainer.Run.train` says what is saved after a step,
+and `errors.Stopped` has the exit status.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """Work that was abandoned because of a signal, and changed nothing."""
+    """Work that was stopped by a signal, and has changed nothing."""
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM request a stop.
+    """A context in which Ctrl-C and SIGTERM request a stop.
 
-    The main thread calls `requested` as often as it can, and saves where that gives a
-    signal. Until then a second signal, if it is Ctrl-C, ends the process at once.
+    The main thread calls `requested` often, and saves when it returns a signal. Until
+    then a second Ctrl-C ends the process at once.
 
-    agree: from this process's signal, or 0, to the one that all processes of a run
-        agree on; see `parallel.max_over_processes`
+    agree: function from this process's signal, or 0, to the signal on which all
+        processes of a run agree; see `parallel.max_over_processes`
     """
 
     def __init__(self, agree=int):
@@ -62,7 +62,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def ending_at_once(self):
-        """While entered, a signal ends the process: there is nothing to save."""
+        """Context in which a signal ends the process at once, as nothing is to save."""
         self._at_once = True
         if self._signum:  # arrived before
             _end(self._signum, "stopped with nothing to save")
@@ -72,9 +72,9 @@ class StopRequest:
             self._at_once = False
 
     def requested(self):
-        """The signal that asks to stop, or 0; after it, signals are ignored.
+        """The signal that requested a stop, or 0; later signals are ignored.
 
-        All processes of a run ask equally often, and get the same.
+        All processes of a run call this equally often, and get the same result.
         """
         self._agreed = self._agreed or self._agree(self._signum)
         if self._agreed:
@@ -82,7 +82,7 @@ class StopRequest:
         return self._agreed
 
     def ignore_signals(self):
-        """Ignore signals from now on, until this is left."""
+        """Ignore signals from now on, until the end of the context."""
         if self._writer is None:
             return
         signal.set_wakeup_fd(-1)
@@ -91,7 +91,7 @@ class StopRequest:
         self._thread.join()
 
     def until_requested(self, items):
-        """Yield the items; after a signal, raise Interrupted instead of the next."""
+        """Yield the items; raise Interrupted once a stop is requested."""
         for item in items:
             if self.requested():
                 raise Interrupted
@@ -101,7 +101,7 @@ class StopRequest:
         self._signum = self._signum or signum
 
     def _watch(self, reader):
-        """Each signal arrives in this thread as a byte, its number."""
+        """Wait for signals, which arrive in this thread as bytes with their numbers."""
         signals = 0
         with reader:
             while received := reader.recv(1):  # empty: closed

@@ -1,4 +1,4 @@
-"""Texts about a run: its estimate, that of a dry run, the table of results."""
+"""Texts about a run: an estimate, what a dry run finds, and the table of results."""
 
 import math
 import statistics
@@ -30,10 +30,10 @@ from imagepiece_jax.training.run_dir import wall_seconds
 from imagepiece_jax.training.train_step import count_programs, init_state
 
 UNIT = " (1e18 operations, two a MAC)"
-TRACED = 1024  # images, beside which the weights that a step reads are few
-IMAGENET_IMAGES = 1_281_167  # that train
-MOST_CLASSES = 5  # names in the text of a dry run
-# (row, path in the run's folder) of the last table, for what exists
+TRACED = 1024  # images to trace: so many that activations outweigh the weights
+IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
+LISTED_CLASSES = 5  # a dry run lists so many names of classes
+# (row, path in the run's folder) of the table of results, for what exists
 PLACES = (
     ("checkpoints", "checkpoints"),
     ("metrics", FILE),
@@ -44,12 +44,14 @@ PLACES = (
 
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
-    """MACs of an image's forward pass in each epoch: a keep rate may warm up."""
+    """MACs of an image's forward pass in each epoch; keep rates may differ."""
     rate_at = run.reduction.rate_at
     by_rate = {}
     macs = []
     for epoch in range(run.optim.epochs):
-        rate = rate_at(epoch) if rate_at else None
+        rate = None
+        if rate_at:
+            rate = rate_at(epoch)
         if rate not in by_rate:
             model = run.create_train_model(epoch)
             by_rate[rate] = model_macs(model, run.image_size)
@@ -60,13 +62,14 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
 def training_flop(
     run: RunConfig, images: int, teacher_macs: int | None = None
 ) -> float:
-    """Operations of all steps of a run over `images` training images, two a MAC.
+    """Operations of all training steps of a run, two for each MAC.
 
-    A step takes a forward pass of each image, a backward pass of twice its cost and the
-    teacher's forward pass. Repeated computations (`remat`) and evaluations do not
-    count.
+    A step takes a forward pass, a backward pass of twice that cost, and the teacher's
+    forward pass. Evaluations and repeated computations (`remat`) do not count.
 
-    teacher_macs: of an image; None: a teacher, where there is one, is dense
+    images: number of training images
+    teacher_macs: MACs of the teacher for an image; None: those of the dense model where
+        the run has a teacher
     """
     if teacher_macs is None:
         teacher_macs = 0
@@ -78,13 +81,13 @@ def training_flop(
 
 
 def estimate(run: RunConfig) -> str:
-    """Operations and the main terms of memory of a training, and its line of cost.
+    """An estimate of a training: its operations, its memory, and a line on its cost.
 
-    Everything follows from shapes: no image is read and nothing is compiled. Memory of
-    the backward pass is that of the traced program of the first epoch, where no keep
-    rate has fallen yet; the compiled one computes some of it again.
+    It follows from shapes: no image is read and nothing is compiled. The memory of
+    activations is that of the traced program of the first epoch, where the keep rate is
+    highest; a compiled program needs less, as it computes some of them again.
 
-    Returns lines of text, the last as configs' docstrings have it below a command.
+    Returns lines of text; the last is the one in the docstrings of configs.
     Raises InputError for a warm-up longer than the run.
     """
     model = run.create_model()
@@ -137,7 +140,7 @@ def _read_backward(run, shapes):
 
 
 def _applied(model, variables, images, keys):
-    """A forward pass in training; keys: one for each image."""
+    """A forward pass as in training; keys: a random key for each image."""
     keys = {"drop_path": keys, "reducer": keys}
     return model.apply(variables, images, True, keys, mutable=["batch_stats"])
 
@@ -155,7 +158,9 @@ def _megabytes(tree):
 
 
 def dry_run(run):
-    """Data, learning rate, memory and length of a `Run`, whose last step is compiled.
+    """Text on the data, learning rate, memory and length of a Run.
+
+    The training step of the last epoch is compiled for it.
 
     Raises InputError where a reduction breaks its contract on two random images.
     """
@@ -186,7 +191,7 @@ def dry_run(run):
 
 
 def _data_text(config, data):
-    """Data and learning rate after the warm-up."""
+    """Text on the data, and on the learning rate after the warm-up."""
     names = data.train.class_names
     sets = data.eval_sets.items()
     tests = ", ".join(f"{len(x):,} {name or 'test'} images" for name, x in sets)
@@ -194,8 +199,8 @@ def _data_text(config, data):
     if names is None:
         classes += ", not named"
     else:
-        classes += ": " + ", ".join(map(str, names[:MOST_CLASSES]))
-        if len(names) > MOST_CLASSES:
+        classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
+        if len(names) > LISTED_CLASSES:
             classes += ", ..."
     optim = config.optim
     by = f"{optim.batch_size} / {REFERENCE_BATCH}"
@@ -207,7 +212,7 @@ def _data_text(config, data):
 
 
 def _check_reductions(run):
-    """InputError where a decision of the last epoch's model breaks the contract."""
+    """Raise InputError where a reduction of the last epoch breaks its contract."""
     config = run.config
     count = 2
     model = config.create_train_model(run.data.length.epochs - 1)
@@ -226,10 +231,10 @@ def _check_reductions(run):
 
 
 def final_table(workdir, config, model, progress):
-    """Results of a run: accuracy, tokens, cost, time, and where everything is.
+    """The table of a run's results: accuracy, tokens, cost, time, and files.
 
     config: the RunConfig
-    model: as it is evaluated
+    model: the model that is evaluated
     progress: the run's Progress
     """
     best = progress.best
@@ -255,7 +260,7 @@ def final_table(workdir, config, model, progress):
 
 
 def _history(workdir, batch_size):
-    """Rows from the log: accuracy at the start, time, and skipped steps."""
+    """Rows of the table from the log: accuracy at the start, time, skipped steps."""
     lines = read_metrics(workdir)
     for line in lines:
         kind, _, name = line["kind"].partition("/")

@@ -1,9 +1,8 @@
-"""The folder of a run: its config, what ran it, its classes, and its lock.
+"""The folder of a run: its config, its starts, its classes, and its lock.
 
-`config.json` is the full config; a folder belongs to one config, apart from the fields
-that may change when a run is resumed. `run.json` has one entry for each start, and when
-the run was done.
-`classes.json` is the list of the classes' names by label, where the data name them.
+`config.json` is the full config. A folder belongs to one config; only some fields may
+change when a run is resumed. `run.json` has an entry for each start, and the time of
+the run's end. `classes.json` has the names of the classes by label, if there are any.
 """
 
 import contextlib
@@ -30,21 +29,21 @@ from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
-CLOCK = "%Y-%m-%d %H:%M:%S %z"  # in run.json
-# Fields that may change when a run is resumed; anything else makes another run.
+CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
+# Fields that may change when a run is resumed.
 MAY_CHANGE = (
     *("data.dir", "data.workers", "data.threads", "checkpoint_every_steps"),
     *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
     *("progress", "pictures", "profile"),
 )
 OTHER = "choose another --workdir"
-PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)
+PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
 
 
 def took_steps(workdir):
-    """Whether a run in `workdir` has left a checkpoint, or the metrics of a step.
+    """Whether a run in `workdir` has a checkpoint, or metrics of a step.
 
-    A start that was stopped before has left nothing that another config could spoil.
+    If not, another config can start there without spoiling anything.
     """
     checkpoints = (pathlib.Path(workdir) / runs.CHECKPOINTS).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
@@ -190,11 +189,12 @@ def becomes_true(condition):
 
 
 class RunLock(contextlib.AbstractContextManager):
-    """While entered, keeps other processes out of `workdir`.
+    """A context that keeps other processes from training in `workdir`.
 
-    The empty ones of the folders that it creates are removed at the end.
-    Raises InputError, when entered, where one is training there, or the folder cannot
-    be made or written.
+    It makes the folder. Folders that it made are removed at the end if they are empty.
+
+    Raises InputError, when entered, where another process is training there, or the
+    folder cannot be created or written.
     """
 
     def __init__(self, workdir):
@@ -208,10 +208,9 @@ class RunLock(contextlib.AbstractContextManager):
         return self
 
     def check(self):
-        """Raise RunError if the locked folder is no longer where it was.
+        """Raise RunError if the locked folder was moved, removed or unmounted.
 
-        If it was moved, removed or unmounted, new files would start a new folder, or
-        end up in the removed one.
+        New files would then be in another folder, or in the removed one.
         """
         if self._descriptor is None:
             return
@@ -243,11 +242,14 @@ class RunLock(contextlib.AbstractContextManager):
 def flat_fields(config):
     """Fields of a config as {"a.b": 1}; an empty group is a field {}."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
-    return {k: {} if v is traverse_util.empty_node else v for k, v in fields.items()}
+    for name, value in fields.items():
+        if value is traverse_util.empty_node:
+            fields[name] = {}
+    return fields
 
 
 def _flat(config):
-    """`flat_fields` of a config as JSON text, so that 1, 1.0 and true differ."""
+    """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     fields = flat_fields(config)
     fields.pop("reduction.label", None)  # how the reduction was asked for
     return {name: json.dumps(value) for name, value in fields.items()}

@@ -88,11 +88,15 @@ def soft_merge(similarity, size, live, merges):
     sizes = ops.alternate(a * clipped, grown)
     order = ops.rank(jax.lax.stop_gradient(sizes))
     order = ops.invert(order, live)
-    ordered = ops.gather_rows(sizes, order)
-    sizes = jnp.concatenate([ordered, size[:, live:]], axis=1)
-    ordered = ops.gather_rows(matrix, order)
-    matrix = jnp.concatenate([ordered, matrix[:, live:]], axis=1)
+    sizes = _reordered(sizes, order, size, live)
+    matrix = _reordered(matrix, order, matrix, live)
     return Mixing(matrix, attn_size=sizes + TINY)
+
+
+def _reordered(rows, order, whole, live):
+    """The rows at `order`, followed by the rows of `whole` from `live` on."""
+    ordered = ops.gather_rows(rows, order)
+    return jnp.concatenate([ordered, whole[:, live:]], axis=1)
 
 
 class Embedding(nn.Module, Reducer):
