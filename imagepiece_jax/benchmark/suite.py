@@ -83,9 +83,9 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
             allowed="one --config, or --weights",
         )
     *_, (config, vit) = pairs.values()
-    reduced = [each for each in reductions if each["name"] != DENSE["name"]]
+    others = [each for each in reductions if each["name"] != DENSE["name"]]
     by_label = {}
-    for reduction in [DENSE, *reduced]:
+    for reduction in [DENSE, *others]:
         own = config.copy_and_resolve_references()
         with own.unlocked():
             own.reduction = dict(reduction)
@@ -105,12 +105,12 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
     pairs: {name: (config, Pretrained, or None for random weights)}
     Raises InputError for mistakes that show without compiling.
     """
-    turns = [*itertools.product(batch_sizes, modes)]
-    listed = [{} for _ in turns]
+    settings = [*itertools.product(batch_sizes, modes)]
+    listed = [{} for _ in settings]
     for name, (config, vit) in pairs.items():
         try:
             config = _with_tokens(config)
-            for group, (batch_size, mode) in zip(listed, turns, strict=True):
+            for group, (batch_size, mode) in zip(listed, settings, strict=True):
                 group[name] = Case(config, mode, batch_size, dtype, vit)
                 group[name].check()
         except InputError as error:

@@ -27,7 +27,7 @@ class Length:
         return self.steps_per_epoch * self.epochs
 
     def due(self, step: int) -> list[str]:
-        """Names of the sets that are evaluated after a step; after the last step all."""
+        """The names of the sets to evaluate after a step; after the last, all."""
         if step == self.steps:
             return [*self.eval_every_epochs]
         epoch, rest = divmod(step, self.steps_per_epoch)

@@ -141,8 +141,8 @@ class InitialWeights:
         teacher = self.teacher
         sources = [(run.init.weights, start)] if start else []
         # A teacher of distillation may be normalized in another way.
-        same = run.reduction.needs_teacher or not run.distill.active
-        if teacher and (same or not start):
+        alike = run.reduction.needs_teacher or not run.distill.active
+        if teacher and (alike or not start):
             sources.append((run.teacher.weights, teacher))
         return sources
 

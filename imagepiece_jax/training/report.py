@@ -241,15 +241,17 @@ def final_table(workdir, config, model, progress):
     macs = model_macs(model, config.image_size) / 1e9
     dense = model_macs(config.create_dense(), config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
-    of = f" of {config.eval.best_set}" if config.eval.best_set else ""
+    of_set = ""
+    if config.eval.best_set:
+        of_set = f" of {config.eval.best_set}"
     if config.best_by == "averages":
-        of += ", of averaged weights"
+        of_set += ", of averaged weights"
     last = progress.last
     if "" in config.eval.sets:
         last = {"accuracy" if "acc1" in last else AGREEMENT: last}
     rows = [
         *((name, _accuracy(figures)) for name, figures in last.items()),
-        ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
+        ("best", f"{best['acc1']:.2f} % at step {best['step']}{of_set}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
         *_history(workdir, config.optim.batch_size),
@@ -265,9 +267,10 @@ def _history(workdir, batch_size):
     for line in lines:
         kind, _, name = line["kind"].partition("/")
         if kind == "init":
-            of = f" of {name}" if name else ""
             first = f"{first_class(line):.2f} %"
-            yield "at the start", f"{first}{of}, the dense model as given"
+            if name:
+                first += f" of {name}"
+            yield "at the start", f"{first}, the dense model as given"
     train = [line for line in lines if line["kind"] == "train"]
     rates = [line["throughput"] for line in train if line["throughput"]]
     if not rates:  # every step was the first of its program

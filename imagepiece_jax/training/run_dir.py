@@ -218,10 +218,10 @@ class RunLock(contextlib.AbstractContextManager):
             locked = os.fstat(self._descriptor)
             is_folder = stat.S_ISDIR(locked.st_mode)
             path = self._folder if is_folder else self._folder / files.LOCK
-            same = os.path.samestat(locked, path.stat())
+            is_there = os.path.samestat(locked, path.stat())
         except OSError:
-            same = False
-        if not same:
+            is_there = False
+        if not is_there:
             raise RunError(
                 f"{self._folder} has vanished, or is not the folder that this run "
                 "began in: nothing more can be saved; once it is back, the same "

@@ -63,7 +63,7 @@ class Teacher:
         return images
 
 
-def of(run: RunConfig, dense: ViT, initial: InitialWeights):
+def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     """(the Teacher, its variables); None twice where there is none.
 
     dense: the trained model without reduction

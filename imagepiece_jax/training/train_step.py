@@ -114,7 +114,7 @@ def train_step(
     model: of an epoch, see `RunConfig.create_train_model`; made `head_only` unless
         the method has a loss of its own, which may read tokens
     optimizer, rate: of `optimizer.create`
-    teacher_model: of `teacher.of`, or None
+    teacher_model: of `teacher.create_teacher`, or None
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not

@@ -110,7 +110,7 @@ class Run:
             initial.check_classes(workdir, names, resumed)
             optimizer.check_part(run.part, run.init, self.model)
             # A Teacher or None, and its frozen variables.
-            self.teacher_model, frozen = teacher.of(run, dense, initial)
+            self.teacher_model, frozen = teacher.create_teacher(run, dense, initial)
             # Variables of the dense model, if it is evaluated before the first step.
             self.dense_variables = None
             if run.init.evaluate and not resumed:

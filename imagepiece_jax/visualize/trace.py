@@ -131,8 +131,8 @@ def patch_weights(matrix, slots):
     together = slots[:, :, None] == slots[:, None, :]
     patches = together.sum(axis=2)
     part = (slots != DROPPED) / np.maximum(patches, 1)
-    at = np.maximum(slots, 0)[:, None]
-    weights = np.take_along_axis(matrix, at, axis=2)
+    tokens = np.maximum(slots, 0)[:, None]
+    weights = np.take_along_axis(matrix, tokens, axis=2)
     weights = weights * part[:, None]
     return weights.astype(np.float32)
 

@@ -304,7 +304,7 @@ def weights(tmp_path_factory):
 
 def teacher_of(config):
     run = RunConfig.from_config(config)
-    return teacher.of(run, run.create_dense(), InitialWeights(run))
+    return teacher.create_teacher(run, run.create_dense(), InitialWeights(run))
 
 
 def test_any_teacher_brings_its_size_and_images(weights):
