@@ -1,7 +1,7 @@
 """Contract of learned methods: gradients for all parameters, MACs for all products.
 
 Every method of `METHODS` whose reducers are Flax modules is tested, in the form that it
-trains: a new one is covered by its line there, and by its fields in `SMALL`.
+trains: a new one is covered by its line there.
 """
 
 import chex
@@ -15,35 +15,42 @@ from flax import traverse_util
 from imagepiece_jax.models import cost
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
-from tests.models.test_traced_program import SMALL
+from tests.models.test_families import few
 
 MORE = {
-    "imagepiece_dynamicvit topk": SMALL["imagepiece_dynamicvit"]
-    | {"mode": "topk", "predictor_pos": "pre"},
-    "spvit by heads": SMALL["spvit"] | {"share_heads": False},
-    "token_learner v1.0": SMALL["token_learner"] | {"version": "v1.0"},
+    "imagepiece_dynamicvit topk": {"mode": "topk", "predictor_pos": "pre"},
+    "spvit by heads": {"share_heads": False},
+    "token_learner v1.0": {"version": "v1.0"},
 }
 
 
-def learns(reduction):
-    steps = [layer.step for layer in tiny.model(reduction).plan]
+def model_of(name, **options):
+    """A method, or one of MORE, in as few blocks as teach all of it."""
+    method = name.partition(" ")[0]
+    depth, fields, _ = few(method)
+    reduction = {"name": method} | fields | MORE.get(name, {})
+    if method in ("dtem", "imagepiece_dynamicvit"):
+        depth += 1  # only the next block reads what the last step has decided
+    return tiny.model(reduction, depth=depth, **options)
+
+
+def learns(name):
+    steps = [layer.step for layer in model_of(name).plan]
     return any(step and isinstance(step.reducer, nn.Module) for step in steps)
 
 
-LEARNED = {name: SMALL[name] for name in METHODS} | MORE
-LEARNED = {name: fields for name, fields in LEARNED.items() if learns(fields)}
+LEARNED = [*filter(learns, [*METHODS, *MORE])]
 
 
 def test_those_that_learn_are_found():
-    names = {fields["name"] for fields in LEARNED.values()}
     learned = {"dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit"}
-    assert learned <= names
+    assert learned <= {*LEARNED}
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_logits_teach_every_parameter_of_a_reducer(name):
     """In bfloat16; a choice without a gradient, a plain top-k, learns nothing."""
-    model = tiny.model(LEARNED[name], masked=True, dtype="bfloat16")
+    model = model_of(name, masked=True, dtype="bfloat16")
     params = tiny.variables(model)["params"]
     images = tiny.images(4)
     probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
@@ -66,7 +73,7 @@ def test_the_logits_teach_every_parameter_of_a_reducer(name):
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_a_reducer_multiplies_is_counted(name):
     """By `extra_macs`: every weight is used once an image, most for every token."""
-    model = tiny.model(LEARNED[name])
+    model = model_of(name)
     counted = sum(cost.reducer_macs(model, layer) for layer in model.plan)
     params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
     kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}

@@ -17,21 +17,30 @@ from imagepiece_jax.inference.optimize import forward
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from tests.models import masked, tiny
-from tests.models.test_families import FAMILIES
+from tests.models.test_families import FAMILIES, few
 from tests.models.test_rotary import ARCHS
-from tests.models.traced_programs import SMALL, found_in_64_bits
+from tests.models.traced_programs import REDUCED, found_in_64_bits
 
 VALUES = {"score": tuple(SCORES), "metric": METRICS, "fate": ("drop",)}
 
 
+def small(name):
+    """(fields, blocks) of a method, or of `REDUCED`: as few as it has its steps in."""
+    if name in REDUCED:
+        return REDUCED[name], tiny.DEPTH
+    depth, fields, _ = few(name)
+    return {"name": name} | fields, depth
+
+
 def with_options():
-    """{name: fields} of every method, and of each with another score or metric."""
-    found = dict(SMALL)
+    """{name: (fields, blocks)} of each method with another score, metric or fate."""
+    found = {}
     for name in METHODS:
+        fields, depth = small(name)
         own = {field.name for field in dataclasses.fields(METHODS[name])}
         for field in own & {*VALUES}:
             for value in VALUES[field]:
-                found[f"{name} {field}={value}"] = SMALL[name] | {field: value}
+                found[f"{name} {field}={value}"] = fields | {field: value}, depth
     return found
 
 
@@ -75,19 +84,22 @@ def test_the_switches_are_on():
     assert found_in_64_bits(jax.make_jaxpr(jnp.sin)(1.0)) != []
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", {**METHODS, **REDUCED})
 def test_every_method_is_traced_with_the_same_types(name):
     """Trained with masks, in bfloat16, and evaluated in float32."""
-    trained = tiny.model(SMALL[name], masked=True, dtype="bfloat16")
+    fields, depth = small(name)
+    trained = tiny.model(fields, depth=depth, masked=True, dtype="bfloat16")
     assert found_in_64_bits(gradient(trained)) == []
-    assert found_in_64_bits(gradient(tiny.model(SMALL[name]), train=False)) == []
+    evaluated = tiny.model(fields, depth=depth)
+    assert found_in_64_bits(gradient(evaluated, train=False)) == []
 
 
-@pytest.mark.parametrize("name", sorted({*OPTIONS} - {*SMALL}))
+@pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_every_score_metric_and_fate_is_traced_with_the_same_types(name):
     probed = PROBED if "probe" in name else {}
+    fields, depth = OPTIONS[name]
     try:
-        model = tiny.model(OPTIONS[name], dtype="bfloat16", **probed)
+        model = tiny.model(fields, depth=depth, dtype="bfloat16", **probed)
     except InputError as error:
         said = str(error)
         assert "learns or adds a token" in said or "reads at block" in said, said
@@ -97,31 +109,33 @@ def test_every_score_metric_and_fate_is_traced_with_the_same_types(name):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_model_is_traced_with_the_same_types(part):
-    model = tiny.model(SMALL["tome"], dtype="bfloat16", **PARTS[part])
+    options = {"depth": 2, "dtype": "bfloat16"} | PARTS[part]
+    model = tiny.model({"name": "tome", "r": 4}, **options)
     assert found_in_64_bits(gradient(model)) == []
 
 
 @pytest.mark.parametrize("name", ["evit", "tome", "token_learner", "spvit"])
 def test_programs_and_features_are_traced_with_the_same_types(name):
     """Of pixels, as `optimize` compiles them, and a map of all patches."""
-    model = tiny.model(SMALL[name], dtype="bfloat16")
+    fields, depth = small(name)
+    model = tiny.model(fields, depth=depth, dtype="bfloat16")
     variables = tiny.shapes(model)
     pixels = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.uint8)
     for listed in (False, True):
         traced = jax.make_jaxpr(forward(model, listed))(variables, pixels)
         assert found_in_64_bits(traced) == []
     for fill in ("last", "nearest") if name != "token_learner" else ("last",):
-        run = features.forward(model, (1,), fill=fill, listed=True)
+        run = features.forward(model, (0,), fill=fill, listed=True)
         traced = jax.make_jaxpr(run)(variables, tiny.images(2))
         assert found_in_64_bits(traced) == []
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].loss])
 def test_losses_of_methods_are_traced_with_the_same_types(name):
-    fields = dict(SMALL[name])
-    method = METHODS[fields.pop("name")](**fields)
-    model = tiny.model(SMALL[name], masked=True)
-    teacher = tiny.model()
+    depth, fields, _ = few(name)
+    method = METHODS[name](**fields)
+    model = tiny.model({"name": name} | fields, depth=depth, masked=True)
+    teacher = tiny.model(depth=depth)
     images = tiny.images(2)
     keys = masked.keys(2)
     student = jax.eval_shape(

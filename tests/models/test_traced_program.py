@@ -35,6 +35,7 @@ def without_core(monkeypatch):
 
 
 DINOV3, EVA02 = ({"arch": arch, "embed_dim": 24} for arch in ARCHS.values())
+ALL_KEPT = {"name": "evit", "keep_rate": 1.0, "blocks": (0,)}
 IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
 
 
@@ -44,8 +45,8 @@ IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
         (IDENTITY, {}),
         (IDENTITY, {"stem": "conv", "dtype": "bfloat16"}),
         (IDENTITY, EVA02),
-        (tiny.EVIT | {"keep_rate": 1.0}, DINOV3),
-        *((tiny.EVIT | {"keep_rate": 1.0}, {"arch": a}) for a in FAMILIES.values()),
+        (ALL_KEPT, DINOV3 | {"depth": 1}),
+        *((ALL_KEPT, {"arch": arch, "depth": 1}) for arch in FAMILIES.values()),
         (tiny.FUSED | {"keep_rate": 1.0}, {}),
         (SMALL["random"] | {"keep_rate": 1.0}, {}),
         ({"name": "tome", "r": 0}, {}),
