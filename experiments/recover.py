@@ -694,7 +694,7 @@ def rival_accuracy(results) -> str:
         return ""
     change = statistics.paired_difference(ours.right, rival.right)
     points = statistics.format_difference(change)
-    return f"Accuracy of R2's pair on the same photographs: {points} points."
+    return f"Points of accuracy of R2's pair on the same photographs: {points}."
 
 
 def recipes_table(results) -> str:
