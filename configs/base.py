@@ -31,9 +31,9 @@ def get_config():
     config.model.dtype = "bfloat16"  # of layers; or "float32", or for use "float16";
     #                     parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
-    config.model.kernels = placeholder(str)  # of reductions: "plain", "fused" into one
-    #                     each where there is one, "auto" (fused where that runs);
-    #                     empty: auto in optimized programs on CPUs, else plain
+    config.model.kernels = placeholder(str)  # of reductions: "fused" into one kernel
+    #                     each where there is one, "plain", "auto" (fused where that
+    #                     runs); empty: auto in optimized programs on CPUs, else plain
     # These override the size that the name stands for; empty: as named.
     config.model.patch_size = placeholder(int)  # pixels a side
     config.model.embed_dim = placeholder(int)  # width of a token
@@ -60,8 +60,8 @@ def get_config():
     config.data.eval_crop_mode = "center"  # or "squash": both sides are resized
     config.data.eval_interpolation = "bicubic"  # or "bilinear"
     config.data.eval_rule = "timm"  # or "transformers": whose rounding of the crop
-    config.data.repeats = 3  # copies of an image in a row (repeated augmentation): an
-    #                          epoch has its steps, with a third of the images
+    config.data.repeats = 3  # copies of an image in a row (repeated augmentation): as
+    #                          many steps an epoch as for 1, with a third of the images
     config.data.workers = 8  # processes that read and decode; 0: the training process
     config.data.threads = 2  # that read and decode in each of them; 0: none
 
@@ -86,8 +86,8 @@ def get_config():
     config.clip_grad_norm = 0.0  # 0: no clipping
     config.optim = ConfigDict()
     config.optim.train = "all"  # parameters, or only "norms", or "biases": norms, all
-    #                     other biases and layer scale; then images pass as they do in
-    #                     inference, without drop path and statistics of a batch
+    #                     other biases and layer scale; the forward pass is then that of
+    #                     inference: no drop path, and batch norms keep their statistics
     config.max_skipped_steps = 10  # in a row, not finite, before the run stops; 0: none
     config.remat = False  # compute a block's activations twice to hold fewer: DeiT-S
     #                       with 256 images works in 2.2 GB instead of 10.1 (H200), by

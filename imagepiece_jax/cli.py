@@ -131,7 +131,7 @@ def weights():
 
 
 def macs():
-    """Define --macs, which stands for two fields of the config: see `_parse`."""
+    """Define --macs, which stands for two fields of the config: see `_take_macs`."""
     help_text = (
         "a share of the dense model's multiply-adds, such as 0.5, that the recommended "
         "method reduces it to; docs/comparison.md says which, and why"
@@ -268,9 +268,13 @@ def dtype(of):
 
 def timing():
     """Define --warmup, --repeats and --seconds; return a function that gives Rules."""
-    warmup = integer("warmup", Rules.warmup, "calls before", 2)
-    repeats = integer("repeats", Rules.repeats, "turns of each", 1)
-    seconds = real("seconds", Rules.seconds, "of a turn", 0)
+    warmup = integer(
+        "warmup", Rules.warmup, "calls of each program that are not timed, first", 2
+    )
+    repeats = integer("repeats", Rules.repeats, "rounds in which each is timed", 1)
+    seconds = real(
+        "seconds", Rules.seconds, "that a program is timed in a round, at least", 0
+    )
     return lambda: Rules(warmup.value, repeats.value, seconds.value)
 
 

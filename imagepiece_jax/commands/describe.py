@@ -2,7 +2,8 @@
 
 Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
 A config is followed by the operations and the memory of its training, for which no
-images are needed and nothing is compiled, and by the line of cost of its docstring.
+images are needed and nothing is compiled, and by the line on its cost that the file's
+docstring repeats.
 
 python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
 python -m imagepiece_jax describe --weights FILE --config.reduction.name=tome \\

@@ -85,9 +85,9 @@ class Pretrained:
     source: Source | None = None  # None: a model of one's own
     # digests of the parts that were drawn, not learned, when they were drawn
     drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # tensors by timm's names that other reductions have learned
+    # learned selectors of other reductions than the present one, by timm's names
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # those that the model's were resized from; None: its own are as they were trained
+    # position embeddings and their size before they were resized; None: they were not
     trained_positions: positions.Trained | None = None
     # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None

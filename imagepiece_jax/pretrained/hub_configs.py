@@ -93,7 +93,8 @@ def _guarded(file, call, *content):
 def describe(vit: Pretrained) -> dict[str, Any]:
     """The content of a config.json by which `load` makes a Pretrained again.
 
-    With another architecture than OURS timm makes its dense part.
+    Its architecture is timm's name where timm has the model: `timm.create_model` then
+    loads the dense part. Else it is OURS.
     """
     model = vit.model
     optional = {}

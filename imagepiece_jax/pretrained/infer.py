@@ -194,15 +194,16 @@ def _said_of_file(description, contents):
 def _given_for_folder(description, contents, requested):
     """The config that files, caller and layout of a folder make together."""
     config = description.config
-    # `ModelConfig.with_requested` compares the other fields of the request.
-    settled = ["image_size"]
+    # image_size is the trained size here. `ModelConfig.with_requested` compares what is
+    # not taken from the caller later.
+    not_from_caller = ["image_size"]
     if config.name or _is_full(config.arch):
-        settled += ["name", "num_heads", *PARTS]
-    if not description.own and "mlp" in settled:
-        settled.remove("mlp")  # no config.json of timm has its mlp_layer
+        not_from_caller += ["name", "num_heads", *PARTS]
+    if not description.own and "mlp" in not_from_caller:
+        not_from_caller.remove("mlp")  # no config.json of timm has its mlp_layer
     said = {
         CONFIG_FILES: config,
-        CALLER: _without(requested, settled),
+        CALLER: _without(requested, not_from_caller),
         LAYOUT: contents.config,
     }
     return merged("a folder", said)

@@ -1,9 +1,9 @@
 """The contract of methods and reducers, checked: every token has a place.
 
-A reduction that breaks it still gives logits, of other tokens than it says. Classes of
-methods (`check_method`) and their steps (`check_steps`), what steps ask for
-(`check_plan`), read (`Declared`) and return (`check_form`) is checked wherever a model
-is made or traced; values (`check`) only where a program has run.
+A reduction that breaks it raises nothing by itself: it merges other tokens than it
+reports. Classes of methods (`check_method`) and their steps (`check_steps`), what steps
+ask for (`check_plan`), read (`Declared`) and return (`check_form`) is checked wherever
+a model is made or traced; values (`check`) only where a program has run.
 """
 
 import dataclasses
@@ -495,7 +495,7 @@ def _check_tokens(image, slots, index):
 
 
 def _check_groups(image, index):
-    """InputError unless the groups of an image's SlotIndex name all that absorb."""
+    """InputError unless `groups` has every slot that absorbs, and its kept tokens."""
     keep = index.keep
     groups = index.groups
     n_out = len(keep)
@@ -511,6 +511,7 @@ def _check_groups(image, index):
     for (place,) in _first(keep[groups] != index.group_keep):
         slot = groups[place]
         partner = index.group_keep[place]
+        # The likeliest mistake has a sentence of its own: a partner that leaves, too.
         if partner not in keep and slot in target:
             token = absorbed[target == slot][0]
             if len(index.target) == len(groups) and index.target[place] == slot:

@@ -11,8 +11,8 @@ from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.token_counts import Rule
 
-# "pre": before the block; "attention": in it, between the scores of all tokens and the
-# values of those that are left; "mid": between attention and MLP
+# "pre": before the block; "attention": in it, after the weights of all tokens and
+# before these are applied to values; "mid": between attention and MLP
 SITES = ("pre", "attention", "mid")
 
 

@@ -98,7 +98,11 @@ class Ranking(Reducer):
         return frozenset(names)
 
     def scores(self, taps, counts):
-        """The scores [B, n] float32, infinite for masked tokens."""
+        """The scores [B, n] float32.
+
+        Masked tokens have infinity: what merges the lowest never takes them. So the
+        highest are not to be kept in masked training.
+        """
         score = getattr(taps, SCORES[self.score])
         if self.score == "energy":
             live = None

@@ -59,7 +59,12 @@ def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
 
 
 def stretched(counts, depth, strength):
-    """Counts of a model of 12 blocks as shares for `depth` blocks, to a power."""
+    """Shares after each of `depth` blocks, by the counts of a model of 12 blocks.
+
+    counts: its image tokens after each block, of 196 at first; interpolated for
+        another depth
+    strength: 0.5 gives the counts' own shares, others a power of them
+    """
     points = [196, *counts]
     shares = []
     for block in range(depth):

@@ -219,9 +219,10 @@ class RunLog(contextlib.ExitStack):
         self._untimed = step
 
     def timed(self, batches):
-        """The same batches; the time until each is there counts as input wait.
+        """The same batches; the time until each is there counts as `input_wait`.
 
-        The device works meanwhile, so the share is the most that reading can cost.
+        The device works meanwhile, so `input_wait` is an upper bound of what reading
+        costs.
         """
         self.restart_clock()
         began = time.perf_counter()

@@ -106,7 +106,10 @@ def recover(
 
 
 def check_recoverable(vit: Pretrained):
-    """Raise InputError for a model that cannot be recovered by its dense form."""
+    """Raise InputError for a model that `recover` does not take.
+
+    It is recovered already, dense, has selectors that learn, or other variables.
+    """
     if vit.recovery and vit.recovery.changed:
         before = settings.in_words(vit.recovery.reduction)
         raise InputError(
@@ -273,9 +276,10 @@ class Course:
         self.seconds_of_measure = time.monotonic() - began
 
     def seconds_left(self) -> float | None:
-        """Seconds to the end: by the time limit, or estimated from the steps so far.
+        """Seconds of training that are left, without the last measurement.
 
-        None: there are no steps to estimate by.
+        They are known where a time was given. Else they are estimated from the steps
+        after the first, which compiles; None before the second.
         """
         done, whole = self.progress()
         if self.end is not None:

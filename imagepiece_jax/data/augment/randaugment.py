@@ -314,7 +314,10 @@ def _source_positions(matrix, height, width):
 
 
 def _neighbors(position):
-    """First of four neighbors and their weights, of positions counted in pixels."""
+    """The first of four neighbors along one axis, and their cubic weights (a = -1).
+
+    Pixel k has its center at position k.
+    """
     first = jnp.floor(position)
     d = position - first
     weights = (

@@ -13,10 +13,10 @@ from imagepiece_jax.reduction.token_counts import KeepInitial
 
 
 def score(default: str = "auto"):
-    """A field for the score by which tokens are ranked; docs/models.md compares them.
+    """A field for the score by which tokens are ranked.
 
-    Its values are those of `Ranking`, and "auto": "class" in models with a class token,
-    "received" in others.
+    Its values are those of `reducers.SCORES`, which docs/tables/scores.md compares, and
+    "auto": "class" in models with a class token, "received" in others.
     """
     return fields.choice(default, tuple(SCORES))
 
