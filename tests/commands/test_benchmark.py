@@ -12,6 +12,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.inference import optimize
+from tests import programs
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.models import tiny
@@ -38,7 +39,8 @@ def measured(tmp_path_factory):
     words = ["--config", again, "--mode=inference,copy", "--batch_size=2"]
     words += ["--json", folder / "a.json", "--markdown", folder / "a.md"]
     words += ["--plot", folder / "a.png"]
-    with pytest.MonkeyPatch.context() as patch:
+    # A program that is read has no compile_s.
+    with pytest.MonkeyPatch.context() as patch, programs.compiled_anew():
         simplify(patch)
         ended = call(benchmark.main, *TINY, *SMALL, *words).quiet()
     return ended.out, folder

@@ -95,7 +95,7 @@ def test_weights_of_other_models(
         ({"image_size": (20, 22)}, "image_size", (20, 22)),
         ({"image_size": 20.0}, "image_size", 20.0),
         ({"reduction": {"r": 8}}, "reduction", {"r": 8}),
-        ({"reduction": 3}, "reduction.macs", 3),
+        ({"reduction": 3}, "reduction", 3),
         ({"preprocessing": 0.9}, "preprocessing", 0.9),
         ({"class_names": ["a"]}, "class_names", 1),
         ({"num_classes": 3, "seed": "a"}, "seed", "a"),

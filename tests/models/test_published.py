@@ -126,7 +126,7 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
 
 def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
-    with refused("mean", ["mean", "std"], f"folder {path}: mean is in no "):
+    with refused("mean", ["mean", "std"], f"folder {path}: mean cannot be read "):
         imagepiece_jax.load(path)
     assert imagepiece_jax.load(path, mean=HALF, std=STD).model.std == STD
 

@@ -340,9 +340,9 @@ def test_a_folder_of_a_number_has_this_label(tmp_path, names, classes, known, ex
 @pytest.mark.parametrize(
     "names, classes, known, message",
     [
-        (WHOLE[1:], 11, {}, "class 1 is '10' or '2', which no name"),
-        (WHOLE[1:], 11, {"ant": 1}, "class 1 is '10' or '2', which no name"),
-        (["a2", "a10"], 2, {}, "class 0 is 'a10' or 'a2', which no name"),
+        (WHOLE[1:], 11, {}, "whether class 1 is '10' or '2'"),
+        (WHOLE[1:], 11, {"ant": 1}, "whether class 1 is '10' or '2'"),
+        (["a2", "a10"], 2, {}, "whether class 0 is 'a10' or 'a2'"),
         (["1", "01"], 2, {}, "has class 1 twice, as '01' and '1'"),
         (["0", "12"], 12, {}, "folder .* has 2 classes, none .* model's 12"),
         (["3", "10"], 12, None, "config.num_classes is 12, but folder .* 2 classes"),

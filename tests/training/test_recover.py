@@ -341,7 +341,7 @@ def test_images_are_mixed_by_their_places_in_the_batch():
 
 def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
     useless = functools.partial(recovery_step.Recipe.for_model, lr=1e3)
-    monkeypatch.setattr(recovery_step.Recipe, "of", useless)
+    monkeypatch.setattr(recovery_step.Recipe, "for_model", useless)
     lost = recovered(vit)
     assert not lost.recovery.changed
     assert lost.recovery.after == lost.recovery.before
