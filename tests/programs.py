@@ -16,7 +16,7 @@ from jax._src import compilation_cache
 
 from imagepiece_jax.common import cache_dirs
 
-MOST = 2_000_000_000  # bytes in the folder: every change of a model makes programs
+MAX_BYTES = 2_000_000_000  # in the folder: every change of a model makes programs
 
 
 class Programs:
@@ -75,5 +75,5 @@ def compiled_anew():
 def empty_where_large(folder):
     """Begin anew with an empty folder where this one has become too large."""
     files = (file for file in pathlib.Path(folder).rglob("*") if file.is_file())
-    if sum(file.stat().st_size for file in files) > MOST:
+    if sum(file.stat().st_size for file in files) > MAX_BYTES:
         shutil.rmtree(folder)

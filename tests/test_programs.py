@@ -42,6 +42,6 @@ def test_a_large_folder_is_emptied(kept, tmp_path, monkeypatch):
     compile_a_new_function()
     programs.empty_where_large(tmp_path)
     assert kept()
-    monkeypatch.setattr(programs, "MOST", 10)
+    monkeypatch.setattr(programs, "MAX_BYTES", 10)
     programs.empty_where_large(tmp_path)
     assert not kept()

@@ -377,8 +377,6 @@ def slow_tests(files):
 def committed(tmp_path):
     folder = markdown.ROOT / "docs" / "tables" / "recover" / "runs"
     files = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    if any(test.change is None for test in recover.primary(recover.Results(folder))):
-        pytest.skip("runs are missing")
     return folder, files
 
 

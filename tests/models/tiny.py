@@ -65,6 +65,18 @@ def compiled(fn, **options):
     return lambda *args, **named: jax.tree.map(_fetch, run(*args, **named))
 
 
+def traced_blocks(model, variables, images):
+    """(outputs, tokens after each block), the latter by Flax's intermediates."""
+    outputs, found = model.apply(
+        variables, images, capture_intermediates=True, mutable=["intermediates"]
+    )
+    blocks = [
+        found["intermediates"][f"blocks_{block}"]["__call__"][0][0].x
+        for block in range(model.depth)
+    ]
+    return outputs, blocks
+
+
 def _fetch(leaf):
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return leaf if is_key else np.asarray(leaf)

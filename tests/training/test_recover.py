@@ -65,13 +65,7 @@ def stream(model, variables, images):
 
     @tiny.compiled
     def run(variables, images):
-        outputs, found = model.apply(
-            variables, images, capture_intermediates=True, mutable=["intermediates"]
-        )
-        blocks = [
-            found["intermediates"][f"blocks_{b}"]["__call__"][0][0].x
-            for b in range(model.depth)
-        ]
+        outputs, blocks = tiny.traced_blocks(model, variables, images)
         return outputs.logits, blocks
 
     return run(variables, images)

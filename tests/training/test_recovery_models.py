@@ -70,13 +70,7 @@ def seen(vit, images):
 
     @tiny.compiled
     def run(variables, images):
-        outputs, found = model.apply(
-            variables, images, capture_intermediates=True, mutable=["intermediates"]
-        )
-        blocks = [
-            found["intermediates"][f"blocks_{block}"]["__call__"][0][0].x
-            for block in range(model.depth)
-        ]
+        outputs, blocks = tiny.traced_blocks(model, variables, images)
         dests = [result.dest for result in outputs.results]
         return outputs.logits, outputs.tokens, blocks, dests
 
