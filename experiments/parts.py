@@ -89,7 +89,11 @@ class Cell:
 
 
 class Answers(NamedTuple):
-    """Which images were right, bool [images], by `reduction_key`."""
+    """Which images were right, bool [images], by `reduction_key`.
+
+    The images of imagenette may stand in another order in another study's answers, so
+    the dense model's stand among them.
+    """
 
     photographs: Mapping[str, np.ndarray]  # the odd rows
     imagenette: Mapping[str, np.ndarray]  # all
@@ -340,7 +344,7 @@ def clock(recovered: Answers, left_out: tuple[str, ...] = ()) -> str:
         for answers in (off, recovered):
             row.append(acc1_cell(answers.photographs.get(key)))
         for answers in (off, recovered):
-            row.append(points_to_dense(answers, key, off))
+            row.append(points_to_dense(answers, key))
         ratios = {
             (speed["runtime"], speed["batch"]): speed["ratio"] for speed in speeds
         }
@@ -371,13 +375,13 @@ def acc1_cell(right: np.ndarray | None) -> str:
     return "" if right is None else f"{100 * right.mean():.1f}"
 
 
-def points_to_dense(answers: Answers, key: str, off: Answers) -> str:
-    """Points on imagenette of a model to the dense one."""
+def points_to_dense(answers: Answers, key: str) -> str:
+    """Points on imagenette of a model to the dense one, whose images are the same."""
     dense = reduction_key(settings.DENSE)
     own = answers.imagenette.get(key)
     if key == dense or own is None:
         return ""
-    change = statistics.paired_difference(own, off.imagenette[dense])
+    change = statistics.paired_difference(own, answers.imagenette[dense])
     return statistics.format_difference(change)
 
 

@@ -523,9 +523,15 @@ class Results:
 
 
 def answers(results) -> parts.Answers:
-    """Right answers of the models that fold A's first seed recovered."""
+    """Right answers of the models that fold A's first seed recovered.
+
+    On imagenette those of the dense model, too.
+    """
     photographs = {}
     imagenette = {}
+    dense = results.imagenette(Cell("dense"))
+    if dense is not None:
+        imagenette[parts.reduction_key(reduction_settings.DENSE)] = dense
     for name, student in STUDENTS.items():
         cell = Cell(name, CHOSEN)
         found = results.photographs(cell)

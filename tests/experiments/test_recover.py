@@ -19,7 +19,7 @@ import scipy.stats
 from PIL import Image
 
 import imagepiece_jax
-from experiments import recover
+from experiments import parts, recover
 from experiments.recover import CHOSEN, Cell, Student, Way
 from experiments.study import selected
 from imagepiece_jax.common import timer
@@ -398,6 +398,16 @@ def test_the_tests_are_those_of_other_code(tmp_path, source):
         assert line.endswith(f"| {p:.3g} | {corrected:.3g} | {verdict} |")
 
 
+def test_recovered_models_are_paired_with_the_dense_one_of_their_study(tmp_path):
+    """Other studies have the images of imagenette in another order."""
+    files = drawn(tmp_path)
+    answers = recover.answers(recover.Results(tmp_path))
+    key = parts.reduction_key(recover.STUDENTS["three-0.5"].reduction)
+    value, low, high, *_ = slow_tests(files)["R3 0.5"]
+    points = parts.points_to_dense(answers, key)
+    assert points.startswith(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
+
+
 def test_the_page_is_that_of_the_committed_runs():
     folder = markdown.ROOT / recover.FOLDER
     assert (folder.parent / "README.md").read_text("utf-8") == recover.page(folder)
@@ -486,7 +496,7 @@ def test_times_are_measured_in_turns(study, monkeypatch):
 
 OPENVINO = """
 import jax, numpy as np
-from experiments import recover
+from experiments import parts, recover
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.models import tiny
