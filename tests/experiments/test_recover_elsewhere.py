@@ -194,6 +194,9 @@ def results(tmp_path):
             kl = np.abs(draw.normal(1 + gain, 0.05, 100))
             found[name] = study.stored(kl, draw.random(100) < 0.8)
         found["imagenette"] = study.stored_right(draw.random(60) < 0.6)
+        found["classes"] = {"0": [20, 30], "217": [16, 30]}
+        found["agreement"] = 0.8
+        found["kl"] = [0.1, 0.05, 0.15]
         found["iou"] = [None, *draw.normal(0.7 - gain, 0.05, 99)]
         found["cosine"] = list(draw.normal(0.9, 0.05, 100))
         study.write(study.path_of(cell, tmp_path), found)
@@ -242,6 +245,7 @@ def test_the_page_has_what_is_there(results, tmp_path):
     dense = [row for row in rows if row["KL / points"] == "dense"]
     right = results.crossfitted(Cell("damage", "dense"), "blur 1")[1]
     assert dense[0]["blur 1"] == f"{100 * right.mean():.1f} %"
+    assert "| English springer, % | 53.3 |" in page
 
 
 def test_times_are_in_turns_beside_the_dense_model(whole, monkeypatch):
@@ -281,11 +285,23 @@ def test_imagenette_is_judged_without_what_the_reverse_learned(whole):
     pixels = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
     judge = dataclasses.replace(whole, imagenette=Labeled(list(pixels)))
     vit = whole.dense_model(tiny.SIDE)
-    found = judge.on_imagenette(Cell("imagenette", "dense"), vit)["imagenette"]
+    student = whole.model(Cell("imagenette", "three-0.5", RECOVERED_FORM))
+    found = judge.on_imagenette(Cell("imagenette", "dense"), vit)
     learned = np.linspace(0, 539, 500).round().astype(int)
     places = np.setdiff1d(np.arange(540), learned)
     crop = Preprocessing(tiny.SIDE, crop=0.875)
     own = logits(vit, np.stack([crop(pixels[place]) for place in places]))
     want = own.argmax(axis=1) == places % 2
-    assert found["images"] == 40
-    np.testing.assert_array_equal(study.unpacked_right(found), want)
+    assert found["imagenette"]["images"] == 40
+    np.testing.assert_array_equal(study.unpacked_right(found["imagenette"]), want)
+    assert found["agreement"] == 1 and found["kl"] == [0, 0, 0]
+    odd = places % 2 == 1
+    right = {"0": [int(want[~odd].sum()), int((~odd).sum())]}
+    right["1"] = [int(want[odd].sum()), int(odd.sum())]
+    assert found["classes"] == right
+
+    other = judge.on_imagenette(Cell("imagenette", "three-0.5"), student)
+    theirs = logits(student, np.stack([crop(pixels[place]) for place in places]))
+    np.testing.assert_allclose(other["kl"][0], slow_kl(own, theirs).mean(), rtol=1e-3)
+    same = theirs.argmax(axis=1) == own.argmax(axis=1)
+    assert other["agreement"] == pytest.approx(same.mean())
