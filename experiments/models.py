@@ -172,7 +172,8 @@ class Finetuner(Models):
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
         share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
-        return self._dense.reduction_at_cost({**reduction, "macs": share}, allowed=0.1)
+        requested = {**reduction, "macs": share}
+        return self._dense.reduction_at_cost(requested, tolerance=0.1)
 
     @functools.cached_property
     def _dense(self):

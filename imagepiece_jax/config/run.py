@@ -311,14 +311,14 @@ class RunConfig(CheckedFields):
         fields of the reduction, with the text that asked for it."""
         from imagepiece_jax.models.at_cost import with_chosen
         from imagepiece_jax.reduction.methods import name_of
-        from imagepiece_jax.reduction.settings import LABEL, asked
+        from imagepiece_jax.reduction.settings import LABEL, cost_label
 
         images = {name: getattr(self.model, name) for name in ("mean", "std")}
         fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
         written = config["reduction"]
         fields |= {k: written[k] for k in ("prop_attn", LABEL) if k in written}
         if written.get("macs") and self.reduction.macs is None:
-            fields[LABEL] = asked(with_chosen(written, *self._dense))
+            fields[LABEL] = cost_label(with_chosen(written, *self._dense))
         model = config["model"] | images
         return {**config, "model": model, "reduction": fields}
 

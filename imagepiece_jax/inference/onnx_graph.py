@@ -386,7 +386,7 @@ class Graph:
         if fixed and all(v.array is not None for v in values):
             return self._folded(equation, values)
         if name not in PRIMITIVES:
-            raise unknown(name)
+            raise no_operator(name)
         return _listed(PRIMITIVES[name](self, equation, *values))
 
     def _folded(self, equation, values):
@@ -436,7 +436,7 @@ def _needed(jaxpr):
     return needed[::-1]
 
 
-def unknown(name):
+def no_operator(name):
     """The InputError for a computation that has no ONNX operator."""
     return InputError(
         f"computes {name}, which has no ONNX operator here",
@@ -531,7 +531,7 @@ def _operator(graph, equation, *values):
     if truths:
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
-        raise unknown(f"{name} of integers")
+        raise no_operator(f"{name} of integers")
     out = graph.elementwise(OPERATORS[name], *values)
     kind, *facts = graph.notes[values[0].name]
     if name == "not" and kind in OPPOSITE:
@@ -584,7 +584,7 @@ def _integer_pow(graph, equation, x):
 @primitive("select_n")
 def _select(graph, equation, which, *cases):
     if len(cases) != 2 or which.dtype.kind != "b":
-        raise unknown("a choice among more than two")
+        raise no_operator("a choice among more than two")
     no, yes = cases
     shape = broadcast_shapes(which.shape, no.shape, yes.shape)
     return graph.op("Where", [which, yes, no], shape, yes.dtype)
@@ -645,7 +645,7 @@ def _pad(graph, equation, x, value):
     (out,) = equation.outvars
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
-        raise unknown("padding between or negative")
+        raise no_operator("padding between or negative")
     return graph.op("Pad", [x, low + high, value], out.aval.shape, x.dtype)
 
 
@@ -654,7 +654,7 @@ def _iota(graph, equation):
     shape = equation.params["shape"]
     axis = equation.params["dimension"]
     if is_open(shape[axis]):
-        raise unknown("the number of each image of an open batch")
+        raise no_operator("the number of each image of an open batch")
     row = np.arange(shape[axis], dtype=equation.params["dtype"])
     others = [i for i in range(len(shape)) if i != axis]
     return Value.constant(np.expand_dims(row, others))
@@ -680,7 +680,7 @@ def _rev(graph, equation, x):
     """A Gather of constant indices, as not every runtime can slice backward."""
     for axis in map(int, equation.params["dimensions"]):
         if is_open(x.shape[axis]):
-            raise unknown("the reverse of an open batch")
+            raise no_operator("the reverse of an open batch")
         backward = np.arange(x.shape[axis])[::-1]
         x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
     return x
@@ -696,11 +696,11 @@ def _gather(graph, equation, x, index):
     sizes = params["slice_sizes"]
     axes = numbers.start_index_map
     if index.array is None or numbers.operand_batching_dims:
-        raise unknown("a gather by computed indices")
+        raise no_operator("a gather by computed indices")
     places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
     last = [x.shape[axis] - sizes[axis] for axis in axes]
     if any(map(is_open, last)) or (places < 0).any() or (places > last).any():
-        raise unknown("a gather beyond its array")
+        raise no_operator("a gather beyond its array")
     if places.ndim == 1:
         starts = [0] * x.ndim
         for axis, start in zip(axes, places, strict=True):
@@ -722,7 +722,7 @@ def _gather(graph, equation, x, index):
         and tuple(numbers.offset_dims) == offsets
     )
     if not takes_whole_rows:
-        raise unknown("a gather of parts of rows")
+        raise no_operator("a gather of parts of rows")
     sides = x.shape[first:last]
     taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
     x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[last:]))
@@ -794,7 +794,7 @@ def _conv(graph, equation, x, kernel):
     groups = params["batch_group_count"]
     low, high = zip(*params["padding"], strict=True)
     if {*params["lhs_dilation"], groups} != {1} or min(low + high) < 0:
-        raise unknown("a transposed convolution, or one with negative padding")
+        raise no_operator("a transposed convolution, or one with negative padding")
     x = graph.transpose(x, numbers.lhs_spec)
     kernel = graph.transpose(kernel, numbers.rhs_spec)
     options = {
@@ -818,7 +818,7 @@ def _scan(graph, equation, *values):
     carried = len(equation.outvars)
     outside = _shapes([*equation.invars, *equation.outvars])
     if outside != _shapes([*body.jaxpr.invars, *body.jaxpr.outvars]):
-        raise unknown("a loop over the parts of an array")
+        raise no_operator("a loop over the parts of an array")
     fixed = values[:-carried]
     carry = values[-carried:]
     for _ in range(equation.params["length"]):
@@ -1041,12 +1041,15 @@ def gather_rows(graph, x, index):
 
 @translates
 def _move_by_index(graph, x, weight, total, index, dest, mean):
-    """Rows that are kept, plus a matrix product of the rows that are absorbed."""
+    """Rows that are kept, plus a matrix product of the rows that are absorbed.
+
+    Arguments are those of `tokens._move_by_index`.
+    """
     n_out = index.keep.shape[1]
     absorbs = index.groups.shape[1]
     batch = x.shape[0]
     prefix = x.shape[1] - dest.shape[1]
-    row = _behind(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
+    row = _after_prefix(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
     kept = gather_rows(graph, x, row)
     if weight is None or (mean and not absorbs):
         return kept
@@ -1060,7 +1063,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
             sums = gather_rows(graph, total, slots)
         return graph.elementwise("Div", weights, sums)
 
-    factor = _behind(graph, np.ones(prefix), shares(index.keep))
+    factor = _after_prefix(graph, np.ones(prefix), shares(index.keep))
     factor = graph.reshape(factor, (*factor.shape, 1))
     kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
     if not absorbs:
@@ -1072,14 +1075,14 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
     places = np.arange(-prefix, n_out)[None, :, None]
-    goes = graph.elementwise("Equal", places, target, dtype=bool)
-    goes = graph.cast(goes, x.dtype)
-    added = graph.op("MatMul", [goes, moved], kept.shape, x.dtype)
+    joins = graph.elementwise("Equal", places, target, dtype=bool)
+    joins = graph.cast(joins, x.dtype)
+    added = graph.op("MatMul", [joins, moved], kept.shape, x.dtype)
     return graph.elementwise("Add", kept, added)
 
 
-def _behind(graph, front, values):
-    """The row `front` for all images, followed by values.
+def _after_prefix(graph, front, values):
+    """Values of the prefix, the same for all images, followed by those of image tokens.
 
     [p], [B, n] -> [B, p + n]
     """

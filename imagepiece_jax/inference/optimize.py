@@ -47,7 +47,7 @@ from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
-CONFIG = threading.Lock()  # held while settings of JAX, which threads share, change
+CONFIG_LOCK = threading.Lock()  # held while JAX's settings, which threads share, change
 _normalized = jax.jit(as_normalized, static_argnames=("mean", "std"))
 
 
@@ -394,7 +394,7 @@ def _cached_in(folder):
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
-    with CONFIG:
+    with CONFIG_LOCK:
         before = {name: getattr(jax.config, name) for name in settings}
         _configure(settings)
         try:

@@ -15,7 +15,7 @@ from imagepiece_jax.reduction.methods.recommended import recommendation
 from imagepiece_jax.reduction.settings import (
     LABEL,
     as_fields,
-    asked,
+    cost_label,
     fields_of_method,
     read_reduction,
     split_reduction,
@@ -23,15 +23,15 @@ from imagepiece_jax.reduction.settings import (
 )
 from imagepiece_jax.reduction.sweep_text import parse_label
 
-MISS = 0.02  # of the dense model's MACs, by which a cost may be off
+TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 
 
 def fields_to_note(reduction, method, model, grid, name):
     """Fields of a reduction with a cost or a label, without prop_attn.
 
-    There are counts in place of the cost. The label stays where it asks this model for
-    these fields: they may have been changed since then, or the size of the images.
+    There are counts in place of the cost. The label stays only where it still
+    gives this model these fields: they, or the image size, may have changed since.
 
     method: what the reduction asks for, with counts in place of a cost
     """
@@ -47,7 +47,7 @@ def fields_to_note(reduction, method, model, grid, name):
     return {**fields, LABEL: text} if wanted == own else fields
 
 
-def fields_at_cost(reduction, model, grid, name=None, allowed=MISS):
+def fields_at_cost(reduction, model, grid, name=None, tolerance=TOLERANCE):
     """A reduction as a dict, with counts of tokens in place of its cost, `macs`.
 
     It keeps the text that asked for it as its label. In place of "auto" it is the
@@ -55,12 +55,12 @@ def fields_at_cost(reduction, model, grid, name=None, allowed=MISS):
 
     model: a ViT of the model's sizes, with any plan
     reduction, grid, name: as for `config.with_plan`
-    allowed: the share of the dense model's MACs by which the cost may be off
+    tolerance: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
     try:
         method, _ = read_reduction(reduction)
-        found = method_at_cost(method, model, grid, name, allowed)
+        found = method_at_cost(method, model, grid, name, tolerance)
     except InputError as error:
         if is_number(reduction):
             raise error.renamed({"reduction.macs": "reduction"}) from error
@@ -81,7 +81,7 @@ def _with_counts(reduction, found, model, grid, name):
     changes.pop("score", None)  # "auto" is what another model has, too
     fields = {**reduction, **changes}
     unused = found.amounts if found.counts else ()
-    fields[LABEL] = asked(reduction)
+    fields[LABEL] = cost_label(reduction)
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
 
 
@@ -91,7 +91,7 @@ def with_chosen(reduction, model, grid, name=None):
     Arguments are those of `fields_at_cost`.
     """
     method, prop_attn = read_reduction(reduction)
-    chosen = method.chosen(model.seen_by_methods(grid, name))
+    chosen = method.chosen(model.facts_for_methods(grid, name))
     if chosen is method:
         return reduction
     fields = fields_of_method(chosen)
@@ -100,25 +100,25 @@ def with_chosen(reduction, model, grid, name=None):
     return fields
 
 
-def method_at_cost(method, model, grid, name=None, allowed=MISS):
+def method_at_cost(method, model, grid, name=None, tolerance=TOLERANCE):
     """A Method with counts of tokens in place of its cost, as `fields_at_cost`."""
-    chosen, found = chosen_with_counts(method, model, grid, name, allowed)
+    chosen, found = chosen_with_counts(method, model, grid, name, tolerance)
     if chosen is not method and parallel.is_main():
-        text = recommendation(model.seen_by_methods(grid, name)).text
+        text = recommendation(model.facts_for_methods(grid, name)).text
         line = _recommendation_line(text, found, model, grid)
         print(line, file=sys.stderr, flush=True)
     return found
 
 
-def chosen_with_counts(method, model, grid, name, allowed=MISS):
+def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
     """(the method, or the one chosen for "auto"; the same with counts for its cost)."""
     if method.macs is None:
         return method, method
-    of_model = model.seen_by_methods(grid, name)
+    of_model = model.facts_for_methods(grid, name)
     chosen = method.chosen(of_model)
     unbound = model.clone(parent=None)
     try:
-        return chosen, _at_cost(chosen.for_model(of_model), unbound, grid, allowed)
+        return chosen, _at_cost(chosen.for_model(of_model), unbound, grid, tolerance)
     except InputError as error:
         raise error.inside("reduction") from error
 
@@ -145,10 +145,10 @@ def _counts(method, model, grid):
 
 
 @functools.lru_cache(maxsize=256)
-def _at_cost(method, model, grid, allowed=MISS):
+def _at_cost(method, model, grid, tolerance=TOLERANCE):
     """`method` at the strength whose share of the dense MACs is nearest to its `macs`.
 
-    allowed: the largest difference between the two
+    tolerance: the largest difference between the two
     Raises InputError where no strength is so near.
     """
     size = tuple(side * model.patch_size for side in grid)
@@ -167,12 +167,12 @@ def _at_cost(method, model, grid, allowed=MISS):
         try_strength(1.0)
     _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
     miss, macs, found = min(tried, key=lambda trial: trial[0])
-    if miss > allowed and error:
+    if miss > tolerance and error:
         raise error
-    if miss > allowed:
+    if miss > tolerance:
         name = methods.name_of(method)
         problem = f"is {method.macs:g}, but the nearest cost of {name!r} is {macs:.3f}"
-        limit = f"costs within {allowed:g} of one that it reaches"
+        limit = f"costs within {tolerance:g} of one that it reaches"
         method.refuse("macs", limit, problem)
     return found
 
@@ -180,8 +180,8 @@ def _at_cost(method, model, grid, allowed=MISS):
 def ending_at(tokens, method, model, grid):
     """A Method with counts that end at exactly `tokens` image tokens.
 
-    Of the method's schedules that leave at most `tokens` the weakest is taken; counts
-    below `tokens` are raised to it.
+    They are those of the method's weakest schedule that leaves at most `tokens`; where
+    it leaves fewer, counts below `tokens` are raised to it.
     """
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
@@ -190,17 +190,17 @@ def ending_at(tokens, method, model, grid):
             value=tokens,
             allowed=f"whole numbers from 1 to {patches}, the patches of an image",
         )
-    tokens = int(tokens)  # one of NumPy would be taken for an array
+    tokens = int(tokens)  # a NumPy integer would be taken for an array
 
     def counts_at(strength):
         found = method.at_strength(strength, model.depth, patches)
         return _counts(found, model, grid)
 
-    if counts_at(0.0)[-1] < patches:  # at any cost a field decides how many it leaves
+    if counts_at(0.0)[-1] < patches:  # a field fixes the last count at any strength
         own = _counts(dataclasses.replace(method, macs=None), model, grid)
         cut = [count if count > own[-1] else tokens for count in own]
     else:
-        strength, _ = _weakest_strength(lambda each: counts_at(each)[-1] <= tokens)
+        strength, _ = _weakest_strength(lambda trial: counts_at(trial)[-1] <= tokens)
         cut = [max(tokens, count) for count in counts_at(strength)]
     if cut[-1] != tokens:
         raise InputError(

@@ -258,7 +258,7 @@ class ModelConfig(CheckedFields):
         return model_macs(self.create(reduction), self.image_size) / 1e9
 
     def reduction_at_cost(
-        self, reduction: Reduction, allowed: float = at_cost.MISS
+        self, reduction: Reduction, tolerance: float = at_cost.TOLERANCE
     ) -> Mapping[str, Any]:
         """As `at_cost.fields_at_cost`, for a model of these fields."""
         fields = as_fields(reduction)
@@ -267,7 +267,7 @@ class ModelConfig(CheckedFields):
         model = self.create()
         size = self._all_fields["image_size"]
         grid = patch_grid(size, model.patch_size, cut=True)
-        return at_cost.fields_at_cost(reduction, model, grid, self.name, allowed)
+        return at_cost.fields_at_cost(reduction, model, grid, self.name, tolerance)
 
 
 def with_plan(
@@ -288,7 +288,7 @@ def with_plan(
         _, method = at_cost.chosen_with_counts(method, model, grid, name)
     noted = method
     try:
-        method = method.for_model(model.seen_by_methods(grid, name))
+        method = method.for_model(model.facts_for_methods(grid, name))
     except InputError as error:
         raise error.inside("reduction") from error
     if tokens is not None:

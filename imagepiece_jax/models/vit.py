@@ -133,7 +133,7 @@ class ViT(nn.Module):
         return layer_plan.build(self.depth, patches, steps, self.arch.prefix, masked)
 
     @nn.nowrap
-    def seen_by_methods(self, grid, name: str | None) -> ModelFacts:
+    def facts_for_methods(self, grid, name: str | None) -> ModelFacts:
         """What a Method is told of this model, for images of a grid of patches."""
         return ModelFacts(
             patches=math.prod(grid),

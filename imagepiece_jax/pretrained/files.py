@@ -264,7 +264,7 @@ def _read_npz(path, select):
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
-    # NumPy does not know bfloat16, and reads two bytes without a meaning.
+    # NumPy has no bfloat16, and reads such numbers as two raw bytes, V2.
     return {
         name: array.view(jnp.bfloat16) if array.dtype == "V2" else array
         for name, array in arrays.items()

@@ -479,7 +479,7 @@ def to_timm(
         tensors = _canonical(renamed)
         names = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in names}
-        hosted = layers or tower or places.start is not None
+        hosted = layers or tower or places.host_prefix is not None
         projector = _projector(layers, tower) if hosted else None
         settled = layout.settles([*dotted.values()], tensors)
         if hosted:  # whose tokens are read, not a pool
@@ -550,21 +550,24 @@ class _Places:
 
     layout: Layout
     prefix: str  # of the vision tower's names
-    start: str | None  # of names of the language model around the tower; None: no such
+    # of the names of the language model around the tower; None: there is no such model
+    host_prefix: str | None
     tower: Tower | None  # how the host reads the tower
 
     @classmethod
     def of(cls, names, tower):
+        """The layout and prefixes of a checkpoint with tensors of these names."""
         layout, prefix = _layout(names)
         host = re.fullmatch(HOST, prefix)
         marks = tuple(host[1] + mark for mark in HOST_MARKS) if host else ()
         hosted = any(name.startswith(marks) for name in names)
-        return cls(layout, prefix, host[1] if hosted else None, tower)
+        host_prefix = host[1] if hosted else None
+        return cls(layout, prefix, host_prefix, tower)
 
     def place(self, name):
         """As `Layout.place`; parts behind the last block that is used are left out."""
-        if self.start is not None:
-            inside = name.removeprefix(self.start)
+        if self.host_prefix is not None:
+            inside = name.removeprefix(self.host_prefix)
             is_layer = inside.endswith((".weight", ".kernel", ".bias"))
             if is_layer and (layer := _renamed(inside, PROJECTOR)):
                 return layer
@@ -593,8 +596,8 @@ def _dotted_names(names):
     for name in names:
         parts = name.replace("/", ".").split(".")
         dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
-    while start := _start(dotted.values()):
-        dotted = {k: name.removeprefix(start) for k, name in dotted.items()}
+    while prefix := _wrapper_prefix(dotted.values()):
+        dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
     if all(name.endswith(_VALUE) for name in dotted.values()):
         dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
     origin = {}
@@ -609,11 +612,11 @@ def _dotted_names(names):
     return dotted
 
 
-def _start(names):
+def _wrapper_prefix(names):
     """What a training script has put in front of all names, or None."""
-    for start in _IN_FRONT:
-        if names and all(name.startswith(start) for name in names):
-            return start
+    for prefix in _IN_FRONT:
+        if names and all(name.startswith(prefix) for name in names):
+            return prefix
     return None
 
 

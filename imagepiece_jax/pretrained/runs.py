@@ -47,7 +47,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     config = read_json(path) if path.exists() else {}
     if (folder / ADAPTER).exists() or "peft_type" in config:
         raise InputError(
-            "holds an adapter of peft, which is only what it changes in a model",
+            "holds a peft adapter, which has only the changes to a model",
             place=folder,
             allowed="the folder that merge_and_unload().save_pretrained(..) writes",
         )
@@ -68,7 +68,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     except KeyError as error:
         reason = f"it has no {error.args[0]}"
     except (TypeError, AttributeError, ValueError):
-        reason = "it is no config"
+        reason = "it is not a config"
     raise InputError(
         f"is neither that of a run ({reason}) nor of published weights",
         place=path,
@@ -139,18 +139,18 @@ def own_files(path):
 
 
 def model_fields(config):
-    """The fields of create_model in a nested dict, without the reduction."""
+    """The arguments of `create_model` in the config of a run, without its reduction."""
     sizes = {name: config[name] for name in ("image_size", "num_classes")}
     return as_tuple(config["model"]) | sizes
 
 
 def model_config(config) -> ModelConfig:
-    """The fields of the model in a nested dict."""
+    """The ModelConfig in the config of a run."""
     return ModelConfig.from_fields(model_fields(config))
 
 
 def full_config(config) -> ModelConfig:
-    """The fields of the model in the config of a run, sizes of its name included."""
+    """`model_config`, completed by the sizes that the model's name implies."""
     model = model_config(config)
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
@@ -177,7 +177,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
 
 
 def reduction_of(config):
-    """The reduction of a nested dict, with `prop_attn` where it is set."""
+    """The reduction in the config of a run, with the model's `prop_attn` if set."""
     prop_attn = config["model"].get("prop_attn")
     fields = [*config["reduction"].items(), ("prop_attn", prop_attn)]
     return as_tuple({k: v for k, v in fields if v is not None})

@@ -57,8 +57,8 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
-    vit.warn_of_untrained(stacklevel=3)  # of who calls `save`
-    _check_way_back(vit.model, dense | learned, config)
+    vit.warn_of_untrained(stacklevel=3)  # at the line that calls `save`
+    _check_round_trip(vit.model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
@@ -133,7 +133,7 @@ def _check(vit):
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
-def _check_way_back(model, tensors, config):
+def _check_round_trip(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
     try:
         parsed = hub_configs.parse(config, {})

@@ -51,7 +51,11 @@ def late(depth, strength, power=2.0):
 
 
 def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
-    """`shares` to the power of strength / (1 - strength), which is 1 at a half."""
+    """The shares of a schedule at another strength, from 0 to 1.
+
+    At 0 all tokens stay, at 0.5 the given shares do, at 1 none if a share is below 1.
+    Each share is raised to the power strength / (1 - strength).
+    """
     if strength >= 1:
         return [float(share == 1) for share in shares]
     power = strength / (1 - strength)

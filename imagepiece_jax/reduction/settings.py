@@ -58,10 +58,7 @@ def as_tuple(value):
 
 
 def in_words(reduction):
-    """A reduction in a few words: as it was asked for by a cost, or what is unusual.
-
-    What is unusual are fields that differ from the method's defaults.
-    """
+    """A reduction in a few words: its label, or the fields that are not defaults."""
     fields = differences(reduction)
     text = reduction.get(LABEL)
     if text is None:
@@ -71,8 +68,11 @@ def in_words(reduction):
     return text
 
 
-def asked(reduction):
-    """The label of a reduction with `macs`, which `sweep_text.parse_label` reads."""
+def cost_label(reduction):
+    """The label of a reduction with `macs`: the text that asks for its cost.
+
+    `sweep_text.parse_label` reads it.
+    """
     fields = differences(reduction)
     fields.pop("prop_attn", None)
     return label(fields).replace(", ", ",")

@@ -453,6 +453,8 @@ def _move_by_index(x, weight, total, index, dest, mean):
     x: [B, prefix + n, D]
     weight: [B, n], weights of the tokens
     total: [B, n_out], by which sums are divided; None: the weights are shares already
+    index, dest: the SlotIndex, and the slot of each token [B, n]
+    mean: whether slots hold means, so that a token alone in its slot stays as it is
     Returns [B, prefix + n_out, D].
     """
     prefix = x.shape[1] - dest.shape[1]

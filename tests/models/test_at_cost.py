@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.at_cost import MISS, fields_at_cost
+from imagepiece_jax.models.at_cost import TOLERANCE, fields_at_cost
 from imagepiece_jax.models.config import (
     ModelConfig,
     create_model,
@@ -58,7 +58,7 @@ def test_every_method_reaches_half_by_its_own_schedule(name):
         assert name == "grid_pooling"  # whose cost changes by whole blocks
         assert "the nearest cost" in str(error)
         return
-    assert abs(share - 0.5) <= MISS and "macs" not in found
+    assert abs(share - 0.5) <= TOLERANCE and "macs" not in found
 
 
 @pytest.mark.parametrize("counts", SCHEDULES)
@@ -73,7 +73,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         assert counts != "proportional-1" or not takes_any
         return
     assert counts != "proportional-1" or takes_any
-    assert abs(share - 0.6) <= MISS
+    assert abs(share - 0.6) <= TOLERANCE
     assert isinstance(found["counts"], tuple) and "macs" not in found
     extra = np.array(left) - found["counts"]  # packages and fused tokens
     assert set(extra) <= {0, 1} and left == sorted(left, reverse=True)
@@ -128,10 +128,10 @@ def test_unusual_models():
     _, share, left = at_cost({"name": "tome", "macs": 1.0})
     assert share == 1 and left == [196] * 12
     _, share, _ = at_cost({"name": "tome", "macs": 0.8}, dense(depth=1))
-    assert abs(share - 0.8) <= MISS
+    assert abs(share - 0.8) <= TOLERANCE
     learned = {"name": "mctf", "macs": 0.5, "counts": "diffrate"}
     _, share, _ = at_cost(learned, dense(image_size=(128, 320)), (8, 20))
-    assert abs(share - 0.5) <= MISS
+    assert abs(share - 0.5) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost({"name": "tome", "counts": listed})
     assert left == listed and found["counts"] == listed
@@ -163,7 +163,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     found = model.reduction_at_cost({"name": name, "macs": cost})
     share = model.gmacs(found) / model.gmacs()
-    assert abs(share - cost) <= MISS and "macs" not in found
+    assert abs(share - cost) <= TOLERANCE and "macs" not in found
 
 
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():

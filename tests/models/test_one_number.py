@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.models.at_cost import MISS
+from imagepiece_jax.models.at_cost import TOLERANCE
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.load import load
@@ -56,7 +56,7 @@ def test_half_of_deit_by_hand(capsys):
     ends = 196 * 768 * 192 + 192 * 1000  # stem and head
     share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
     assert share == pytest.approx(deit().gmacs(0.5) / deit().gmacs(), abs=1e-3)
-    assert abs(share - 0.5) <= MISS
+    assert abs(share - 0.5) <= TOLERANCE
     said = capsys.readouterr().err.splitlines()[0]
     assert said == "most attended in blocks 3, 6, 9; counts 99, 50, 26"
 
@@ -96,7 +96,7 @@ def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
     found = config.reduction_at_cost(cost)
     assert found["name"] != "auto" and "macs" not in found
-    assert abs(config.gmacs(found) / config.gmacs() - cost) <= MISS
+    assert abs(config.gmacs(found) / config.gmacs() - cost) <= TOLERANCE
     assert found["label"].startswith(f"{found['name']} macs={cost}")
 
 

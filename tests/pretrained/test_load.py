@@ -178,7 +178,7 @@ def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
 
 
 NEITHER = "is neither that of a run (it has no image_size) nor of published weights"
-ADAPTER = "holds an adapter of peft, which is only what it changes in a model"
+ADAPTER = "holds a peft adapter, which has only the changes to a model"
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ class Method(fields.CheckedFields):
         """The method with fields that fit a model.
 
         The score "auto" becomes "class" or "received". With `macs`, default blocks,
-        which are those of 12 blocks, move to the same share of a smaller depth.
+        which are for a depth of 12, move to the same shares of a smaller depth.
 
         Raises InputError for more tokens than the model has.
         """
