@@ -93,6 +93,16 @@ def quickly_begun():
         yield
 
 
+@pytest.fixture(scope="module")
+def recoveries_compiled_once():
+    """Recoveries of one model compile once, whatever their lengths."""
+    from tests import runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        runs.compile_recoveries_once(patch)
+        yield
+
+
 @pytest.fixture
 def traced_once(monkeypatch):
     """A second trace of a model fails, unless `chex.clear_trace_counter` is called."""

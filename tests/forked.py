@@ -200,12 +200,13 @@ def main():
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)
-    from tests import tracing  # which imports JAX
+    from tests import programs, tracing  # which import JAX
 
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     tracing.remember_initializers()
     tracing.lower_fast()
+    programs.write_whole()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it
     if request := _request(socket.socket(fileno=int(sys.argv[1]))):
         return _run(*request)

@@ -32,8 +32,14 @@ def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
 
 def by_score(scores):
     """Tokens by falling score: ties to the lower index, a NaN is minus infinity."""
-    values = [-math.inf if math.isnan(s) else float(s) for s in scores]
-    return sorted(range(len(values)), key=lambda i: (-values[i], i))
+
+    def place(token):
+        score = float(scores[token])
+        if math.isnan(score):
+            score = -math.inf
+        return -score, token
+
+    return sorted(range(len(scores)), key=place)
 
 
 def rank_by_score(scores):
@@ -57,6 +63,7 @@ def evit_fuse(x, scores, k):
 
     x [n, D], scores [n] -> tokens [k + 1, D], dest [n] where the fused slot is k.
     """
+    x = np.asarray(x, float)
     kept = sorted(by_score(scores)[:k])
     fused = np.zeros(x.shape[1])
     dest = np.full(len(scores), k)
@@ -64,17 +71,20 @@ def evit_fuse(x, scores, k):
         if token in kept:
             dest[token] = kept.index(token)
         else:
-            fused += float(scores[token]) * np.asarray(x[token], float)
-    return np.stack([*np.asarray(x, float)[kept], fused]), dest
+            fused += float(scores[token]) * x[token]
+    return np.stack([*x[kept], fused]), dest
 
 
 def cosine(a, b, eps=1e-6):
     """Cosine of all pairs of rows, `eps` inside the roots. [n, d], [m, d] -> [n, m]."""
+    a = np.asarray(a, float)
+    b = np.asarray(b, float)
     out = np.zeros((len(a), len(b)))
-    for i, row in enumerate(np.asarray(a, float)):
-        for j, other in enumerate(np.asarray(b, float)):
-            lengths = math.sqrt(row @ row + eps) * math.sqrt(other @ other + eps)
-            out[i, j] = (row @ other) / lengths
+    for i, row in enumerate(a):
+        length = math.sqrt(row @ row + eps)
+        for j, other in enumerate(b):
+            other_length = math.sqrt(other @ other + eps)
+            out[i, j] = (row @ other) / (length * other_length)
     return out
 
 
@@ -92,13 +102,17 @@ def retokenize(scores, similarity, candidates, merges, order="descending", parit
         line.reverse()
     movers = line[parity::2]
     targets = line[1 - parity :: 2]
-    pairs = []
-    for place, a in enumerate(movers if targets else []):
-        best = max(range(len(targets)), key=lambda j: (similarity[a][targets[j]], -j))
-        pairs.append((-similarity[a][targets[best]], place, a, targets[best]))
-    into = {a: target for _, _, a, target in sorted(pairs)[:merges]}
+    nearest = {}
+    if targets:
+        for a in movers:
+            nearest[a] = max(targets, key=lambda b: similarity[a][b])  # first of ties
+    closest = sorted(nearest, key=lambda a: -similarity[a][nearest[a]])  # stable
+    into = {a: nearest[a] for a in closest[:merges]}
     survivors = [token for token in range(n) if token not in into]
-    return np.array([survivors.index(into.get(token, token)) for token in range(n)])
+    dest = np.zeros(n, int)
+    for token in range(n):
+        dest[token] = survivors.index(into.get(token, token))
+    return dest
 
 
 def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
@@ -109,8 +123,11 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
     """
     x = np.asarray(x, float)
     size = np.asarray(size, float)
-    weight = size if weight is None else np.asarray(weight, float)
-    n_out = max(dest) + 1 if n_out is None else n_out
+    if weight is None:
+        weight = size
+    weight = np.asarray(weight, float)
+    if n_out is None:
+        n_out = max(dest) + 1
     total = np.zeros((n_out, x.shape[1]))
     share = np.zeros(n_out)
     sizes = np.zeros(n_out)
@@ -119,17 +136,27 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
             total[slot] += weight[token] * x[token]
             share[slot] += weight[token]
             sizes[slot] += size[token]
-    return (total / share[:, None] if mean else total), sizes
+    if mean:
+        total /= share[:, None]
+    return total, sizes
 
 
 def compose(outer, inner):
     """Where each patch ends: `inner` first, then `outer`; dropped stays dropped."""
-    return np.array([DROPPED if slot == DROPPED else outer[slot] for slot in inner])
+    ends = np.full(len(inner), DROPPED)
+    for patch, slot in enumerate(inner):
+        if slot != DROPPED:
+            ends[patch] = outer[slot]
+    return ends
 
 
 def count_sources(source, n):
     """Patches behind each of `n` slots. source [n0] -> [n]."""
-    return np.array([sum(slot == k for slot in source) for k in range(n)])
+    counts = np.zeros(n, int)
+    for slot in source:
+        if slot != DROPPED:
+            counts[slot] += 1
+    return counts
 
 
 def unmerge(values, source, fill=0.0):
@@ -149,16 +176,24 @@ def last_values(values, steps):
     Arguments as for `nearest_values`.
     """
     out = []
-    for patch in range(len(steps[0][1]) if steps else len(values)):
+    for patch in range(patches_of(values, steps)):
         token = patch
-        last = None
         for x, dest in steps:
             if dest[token] == DROPPED:
-                last = x[token]
+                out.append(x[token])
                 break
             token = dest[token]
-        out.append(values[token] if last is None else last)
+        else:
+            out.append(values[token])
     return np.stack(out)
+
+
+def patches_of(values, steps):
+    """Number of patches: of tokens before the first step."""
+    if not steps:
+        return len(values)
+    _, dest = steps[0]
+    return len(dest)
 
 
 def token_list(values, source, grid):
@@ -169,22 +204,27 @@ def token_list(values, source, grid):
     """
     places = []
     for slot in range(len(values)):
-        held = [divmod(p, grid[1]) for p in range(len(source)) if source[p] == slot]
-        mean = [Fraction(sum(axis), len(held)) for axis in zip(*held, strict=True)]
-        places.append((*mean, slot, len(held)))
+        held = np.flatnonzero(np.asarray(source) == slot).tolist()
+        row = Fraction(sum(patch // grid[1] for patch in held), len(held))
+        column = Fraction(sum(patch % grid[1] for patch in held), len(held))
+        places.append((row, column, slot, len(held)))
     places.sort()
-    moved = {slot: place for place, (*_, slot, _) in enumerate(places)} | {-1: -1}
-    return (
-        np.stack([values[slot] for *_, slot, _ in places]),
-        [size for *_, size in places],
-        np.reshape([moved[int(slot)] for slot in source], grid),
-        [[float(row), float(column)] for row, column, *_ in places],
-    )
+    tokens = []
+    sizes = []
+    coordinates = []
+    moved = {DROPPED: DROPPED}
+    for place, (row, column, slot, size) in enumerate(places):
+        tokens.append(values[slot])
+        sizes.append(size)
+        coordinates.append([float(row), float(column)])
+        moved[slot] = place
+    listed = [moved[int(slot)] for slot in source]
+    return np.stack(tokens), sizes, np.reshape(listed, grid), coordinates
 
 
 def mixed_token_list(values, matrices, grid):
     """As `token_list`, of tokens [K, D] that were mixed by each of `matrices`."""
-    places = np.array([divmod(p, grid[1]) for p in range(grid[0] * grid[1])], float)
+    places = np.array([*np.ndindex(*grid)], float)
     for matrix in matrices:
         matrix = np.asarray(matrix, float)
         places = matrix @ places / matrix.sum(axis=1, keepdims=True)
@@ -199,13 +239,13 @@ def nearest_values(values, steps):
     before it, dest [n] -> [n0, D]. Patch by patch, from the first step to the last.
     """
     out = []
-    for patch in range(len(steps[0][1]) if steps else len(values)):
+    for patch in range(patches_of(values, steps)):
         token = patch
         for x, dest in steps:
             if dest[token] == DROPPED:
                 alike = cosine(x[token : token + 1], x)[0]
-                kept = [other for other, slot in enumerate(dest) if slot != DROPPED]
-                token = max(kept, key=lambda other: (alike[other], -other))
+                kept = np.flatnonzero(np.asarray(dest) != DROPPED)
+                token = max(kept, key=lambda other: alike[other])  # the first of ties
             token = dest[token]
         out.append(values[token])
     return np.stack(out)
@@ -222,8 +262,7 @@ def cls_attention(q, k, size=None, num_prefix=1):
     heads, n, d = k.shape
     total = np.zeros(n)
     for h in range(heads):
-        logits = np.array([q[h, 0] @ k[h, j] for j in range(n)])
-        logits = logits / math.sqrt(d)
+        logits = k[h] @ q[h, 0] / math.sqrt(d)
         if size is not None:
             logits = logits + np.log(np.asarray(size, float))
         total += softmax(logits)
@@ -278,4 +317,5 @@ def gelu(x, form="exact"):
         return x * sigmoid(1.702 * x)
     if form == "tanh":
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
+    erf = np.vectorize(math.erf, otypes=[float])
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))

@@ -20,6 +20,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common import extras
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
@@ -49,16 +50,20 @@ def main():
 
 
 def first_example():
-    """What README's first example defines; weights and photographs are random."""
+    """What README's first example defines.
+
+    Weights and photographs are random, and the model has two blocks of twelve.
+    """
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(name)
+    registry.public_models()[FILE]["depth"] = 2
     model = create_model(FILE, image_size=224)
     tiny.write(f"{FILE}.npz", tiny.fill(variable_shapes(model, 224)))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     code = re.sub(rf"{FILE}-\w+\.pth", f"{FILE}.npz", blocks[0])
     assert f'"{FILE}.npz"' in code
     space = {}
-    # Of twelve blocks it takes long; `functions` recovers a small model.
+    # At this size it takes long; `functions` recovers a small model.
     quick = mock.patch.object(imagepiece_jax, "recover", lambda vit, images: vit)
     nowhere = open(os.devnull, "w")
     with nowhere, quick, contextlib.redirect_stdout(nowhere):

@@ -48,15 +48,34 @@ class Programs:
         return self._path / f"{key}-cache"
 
 
-def keep(folder):
-    """Keep this process's programs in a folder, and take them from there.
-
-    Each kind of processor has its own: JAX's names do not tell them apart.
-    """
+def folder(root):
+    """The part of the folder for this kind of processor: JAX's names have none."""
     kind = f"{zlib.crc32(cache_dirs.processor().encode()):08x}"
+    return pathlib.Path(root, kind)
+
+
+def write_whole():
+    """Let this process read and write its folder by `Programs`."""
     compilation_cache.get_file_cache = lambda path: (Programs(path), path)
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder, kind)))
+
+
+def keep(root):
+    """Keep this process's programs in a folder, and take them from there."""
+    write_whole()
+    jax.config.update("jax_compilation_cache_dir", str(folder(root)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def of_processes(alone):
+    """The folder for programs of a test's `forked` processes.
+
+    It is that of all tests, or `alone`, which is the test's own, where they have none.
+    """
+    root = os.environ["TESTS_PROGRAMS"]
+    if root and not alone.exists():
+        folder(root).mkdir(parents=True, exist_ok=True)
+        alone.symlink_to(folder(root))
+    return alone
 
 
 @contextlib.contextmanager
@@ -72,8 +91,11 @@ def compiled_anew():
         compilation_cache.reset_cache()
 
 
-def empty_where_large(folder):
+def empty_where_large(root):
     """Begin anew with an empty folder where this one has become too large."""
-    files = (file for file in pathlib.Path(folder).rglob("*") if file.is_file())
-    if sum(file.stat().st_size for file in files) > MAX_BYTES:
-        shutil.rmtree(folder)
+    total = 0
+    for file in pathlib.Path(root).rglob("*"):
+        if file.is_file():
+            total += file.stat().st_size
+    if total > MAX_BYTES:
+        shutil.rmtree(root)

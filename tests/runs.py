@@ -1,5 +1,6 @@
 """Real runs of train.py in processes of their own, small enough for a test."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -92,6 +93,34 @@ def compile_once(patch):
 
     patch.setattr(trainer.Run, "compiled_step", step)
     patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
+
+
+def compile_recoveries_once(patch):
+    """Recoveries of one model in this process compile once, whatever their lengths.
+
+    patch: as that of `compile_once`
+    """
+    from imagepiece_jax.common import parallel
+    from imagepiece_jax.training import optimizer, recovery_step
+
+    programs = {}
+    pmap = parallel.pmap
+
+    def compiled(fn, **options):
+        fit = getattr(fn, "__self__", None)
+        if not isinstance(fit, recovery_step.Fit):
+            return pmap(fn, **options)
+        if fit.join is not optimizer.with_trained:
+            return pmap(fn, **options)
+        # What a program depends on; steps and learning rate are no part of it.
+        recipe = dataclasses.replace(fit.recipe, steps=1, lr=1.0)
+        outputs = fit.comparison.outputs
+        key = options["program"], fit.vit.image_size, fit.model, fit.dense, outputs
+        if (key, recipe) not in programs:
+            programs[key, recipe] = pmap(fn, **options)
+        return programs[key, recipe]
+
+    patch.setattr(parallel, "pmap", compiled)
 
 
 def command(workdir, fields):

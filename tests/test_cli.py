@@ -223,14 +223,28 @@ def test_flags_in_a_process_of_its_own():
         "--zebra is not a flag; allowed: --config, --workdir, --dry_run, "
         "--coordinator, --num_processes, --process_id"
     )
-    said = sentence(start("train.py", "--config=configs/quickstart.py", "--macs=.5"))
-    assert said == "--macs is not a flag; did you mean --config.reduction.macs?"
-    said = sentence(start("-m", "imagepiece_jax", "compare", "--reduction", "tome"))
-    assert said == (
-        "--reduction is not a flag; did you mean --sweep or --config.reduction.name?"
-    )
-    said = sentence(start("-m", "imagepiece_jax", "doctor", "--config.lr=1"))
-    assert said == "--config.lr is for commands with a config; see --help"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            ["train.py", "--config=configs/quickstart.py", "--macs=.5"],
+            "--macs is not a flag; did you mean --config.reduction.macs?",
+        ),
+        (
+            ["-m", "imagepiece_jax", "compare", "--reduction", "tome"],
+            "--reduction is not a flag; did you mean --sweep or "
+            "--config.reduction.name?",
+        ),
+        (
+            ["-m", "imagepiece_jax", "doctor", "--config.lr=1"],
+            "--config.lr is for commands with a config; see --help",
+        ),
+    ],
+)
+def test_a_flag_of_another_command_is_named(words, said):
+    assert sentence(start(*words, imported=True)) == said
 
 
 KEEPS = """

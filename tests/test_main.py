@@ -31,7 +31,8 @@ def test_without_a_command_it_lists_them(words):
     ],
 )
 def test_another_word_is_one_sentence(word, said):
-    assert sentence(start("-m", "imagepiece_jax", word, "--zebra")) == said
+    ended = start("-m", "imagepiece_jax", word, "--zebra", imported=True)
+    assert sentence(ended) == said
 
 
 LOADED = """

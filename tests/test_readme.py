@@ -346,7 +346,7 @@ def published(tmp_path_factory):
         "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
         "vit_small_patch14_reg4_dinov2.lvd142m",
     ):
-        model = create_model(name, depth=10, embed_dim=24, num_heads=2)
+        model = create_model(name, depth=2, embed_dim=24, num_heads=2)
         vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
         folder = folders[f"hf://timm/{name}"] = parent / name
         imagepiece_jax.save(folder, vit)
@@ -366,13 +366,13 @@ def hub_of_pages(published, tmp_path, monkeypatch):
 
 @pytest.fixture
 def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
-    """The file that README names, of ten blocks, and no hub to ask."""
+    """The file that README names, of two blocks, and no hub to ask."""
     name = "deit_tiny_patch16_224-a1311bcf.pth"
     assert (
         f"curl -LO https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     )
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
-    deit_ti(monkeypatch, 10)
+    deit_ti(monkeypatch, 2)
     monkeypatch.setattr(hub, "fetched", None)
     return tmp_path
 

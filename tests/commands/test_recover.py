@@ -20,6 +20,8 @@ SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
 SIZE |= {"num_heads": 3, "dtype": "float32"}
 REDUCTION = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
 
+pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
+
 
 @pytest.fixture
 def words(tmp_path):

@@ -180,7 +180,7 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
 @pytest.mark.parametrize("name", ["none", "evit", "imagepiece", "pitome"])
 def test_features_compile_about_as_fast_as_the_forward_pass(name):
     """At most 1.5 times the instructions before XLA, whatever is requested."""
-    model = tiny.model({"name": name}, depth=12)
+    model = tiny.model(tiny.small(name))
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
 
@@ -189,7 +189,7 @@ def test_features_compile_about_as_fast_as_the_forward_pass(name):
 
     def everything(variables, images):
         vit = Pretrained(model, variables)
-        return features.features(vit, images, layers=12, fill="nearest")
+        return features.features(vit, images, layers=tiny.DEPTH, fill="nearest")
 
     assert instructions(everything) <= 1.5 * instructions(model.apply)
 

@@ -22,7 +22,6 @@ from tests.models.traced_programs import (
     SMALL,
     attention_weights,
     equations,
-    found_in_64_bits,
     program,
     replace_core,
     unwanted,
@@ -121,14 +120,6 @@ def test_training_with_masks_builds_them(without_core, name):
 def test_columns_of_the_weights_need_them(without_core):
     columns = SMALL["token_pooling"] | {"score": "received"}
     assert attention_weights(tiny.model(columns), train=False) != []
-
-
-@pytest.mark.parametrize("name", ["none", "fused", "dtem", "spvit", "token_learner"])
-def test_64_bit_numbers_of_jax_change_no_type(name):
-    """Under this flag of users: forward, backward and in masked training."""
-    with jax.enable_x64(True):
-        traced = program(tiny.model(SMALL[name], masked=True))
-    assert found_in_64_bits(traced) == []
 
 
 def test_the_search_finds_what_there_must_not_be(without_core, monkeypatch):

@@ -27,6 +27,21 @@ decide = tiny.compiled(
 )
 
 
+def reducers(plan):
+    """The reducers of a plan's steps."""
+    return [layer.step.reducer for layer in plan if layer.counts]
+
+
+def shortest(plan):
+    """The first blocks of a plan: two steps, and one at least with each reducer."""
+    every = reducers(plan)
+    for end in range(1, len(plan)):
+        some = reducers(plan[:end])
+        if len(some) >= min(2, len(every)) and all(each in some for each in every):
+            return plan[:end]
+    return plan
+
+
 def random_variables(reducer, taps, counts, seed=0):
     """Random values for all variables of a reducer that learns."""
     init = functools.partial(reducer.init, counts=counts)

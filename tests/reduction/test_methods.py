@@ -30,6 +30,7 @@ from imagepiece_jax.reduction.token_counts import Merge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
 from tests.models import tiny
+from tests.reduction.steps import reducers, shortest
 
 ONCE = "merge_blocks=(0,):prune_blocks=(1,)"  # one step of each kind
 SETTINGS = [  # as --sweep takes them
@@ -117,19 +118,6 @@ def plan_of(name, fields, n0=N0):
     plan = build(depth, n0, METHODS[name](**fields).planned_steps(depth, n0))
     alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # of three amounts
     return shortest(plan) if alike else plan
-
-
-def reducers(plan):
-    return [layer.step.reducer for layer in plan if layer.counts]
-
-
-def shortest(plan):
-    """The first blocks of a plan: two steps, and one at least with each reducer."""
-    for end in range(len(plan)):
-        some = reducers(plan[:end])
-        if len(some) > 1 and all(reducer in some for reducer in reducers(plan)):
-            return plan[:end]
-    return plan
 
 
 @functools.cache
@@ -251,9 +239,9 @@ def with_new_reducers():
 
 
 DEFAULTS = [case for case in CASES if case[0] == case[1] != "none"]
-DRAWN = [case for case in CASES if "random" in case[0]]
-# One that draws, merges, pools, sums and mixes: 15 ms for every operation and shape.
-WITHOUT_JIT = "random tome grid_pooling evit_fuse_token_True token_learner".split()
+# One reducer each that draws, merges, pools, sums and mixes.
+KINDS = ("random", "tome", "grid_pooling", "evit_fuse_token_True", "token_learner")
+ONE_OF_EACH_KIND = [case for case in CASES if case[0] in KINDS]
 ORDER = np.random.default_rng(1).permutation(N0)
 
 
@@ -410,9 +398,12 @@ class MethodsTest(chex.TestCase):
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*(c for c in CASES if c in DEFAULTS + DRAWN))
+    @parameterized.named_parameters(*ONE_OF_EACH_KIND)
     def test_64_bit_numbers_of_jax_change_nothing(self, name, fields):
-        """Types and values are the same under this flag of users, bit for bit."""
+        """Types and values are the same under this flag of users, bit for bit.
+
+        tests/models/test_switches.py has the types of all methods.
+        """
         states, results, _ = self.walk(name, fields)
         plan = plan_of(name, fields)
         x = random_tokens()
@@ -432,9 +423,10 @@ class MethodsTest(chex.TestCase):
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
     @chex.variants(without_jit=True, with_device=True)
-    @parameterized.named_parameters(*(c for c in CASES if c[0] in WITHOUT_JIT))
+    @parameterized.named_parameters(*ONE_OF_EACH_KIND)
     @pytest.mark.slow
     def test_a_step_decides_the_same_without_jit(self, name, fields):
+        """Every operation costs 15 ms for each shape."""
         run, taps, want = first_step(name, fields)
         got = self.variant(run)(taps)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ from PIL import Image
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import registry
 from imagepiece_jax.training import trainer
-from tests import forked, runs
+from tests import forked, programs, runs
 from tests.models import tiny
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
@@ -51,7 +51,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
     model = RunConfig.from_config(config).create_model()
     tiny.write(weights, runs.untrained(model, config.image_size, 0))
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
-    cache = tmp_path / "cache"
+    cache = programs.of_processes(tmp_path / "cache")
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
     config.update_from_flattened_dict(fields)
     trainer.train_and_evaluate(config, tmp_path / "1")

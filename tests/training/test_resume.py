@@ -11,7 +11,7 @@ from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import read_metrics
-from tests import forked, runs
+from tests import forked, programs, runs
 from tools import fault_drill, tiny_runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
@@ -93,6 +93,7 @@ def _met(fault, run, *args):
 def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
     """One after the other in one run: the drill has a run for each."""
     monkeypatch.setattr(subprocess, "Popen", forked.Process)
+    programs.of_processes(tmp_path / "cache")
     tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
     run = tiny.run("faults")
     delay = np.random.default_rng(0).uniform(0, 0.005)
