@@ -278,7 +278,7 @@ class Study:
             preprocessing = as_it_is(fit.image_size)
         learned, held = recover.divided(images, self.batch_size)
         learned = learned.spread(way.images)
-        fit.hold(self.batches(held, preprocessing))
+        fit.hold_out(self.batches(held, preprocessing))
         start = fit.measure()
         area = fit.recipe.area
         crop = TrainTransform(
@@ -319,7 +319,7 @@ class Study:
         divergences = []
         rights = []
         for batch in self.batches(images, as_it_is(fit.image_size)):
-            fit.hold([batch])
+            fit.hold_out([batch])
             found = fit.measure()
             divergences += rounded(found)
             rights.append(found["class"] == study.labels([batch]))
@@ -337,7 +337,7 @@ class Study:
         answers = None
         for batch in self.batches(images, enlarged(fit.image_size)):
             if answers is None:
-                fit.hold([batch])
+                fit.hold_out([batch])
                 ((_, answers),) = fit.held
             fit.held = [(batch, answers)]
             found = fit.measure()

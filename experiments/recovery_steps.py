@@ -85,7 +85,7 @@ def measure_steps(vit) -> dict[str, Any]:
 
 def taking(fit, pixels):
     """A function of a step's number that takes the step."""
-    return lambda number: fit.take(pixels, number, fit.recipe.lr)
+    return lambda number: fit.take_step(pixels, number, fit.recipe.lr)
 
 
 def forward_gflop(vit) -> float:
@@ -195,7 +195,7 @@ def mean_measure(fit, images) -> float:
         batch_size=BATCH,
         placement=parallel.placement(),
     )
-    fit.hold(sequence.batches(threads=2))
+    fit.hold_out(sequence.batches(threads=2))
     found = fit.measure()
     return float(found["measure"].mean())
 
@@ -213,7 +213,7 @@ def learn_anew(fit, learned, crop):
     )
     for step, batch in enumerate(batches.batches(threads=2)):
         rate = fit.recipe.rate(step, fit.recipe.steps)
-        fit.take(batch["image"][:, 0], step, rate).block_until_ready()
+        fit.take_step(batch["image"][:, 0], step, rate).block_until_ready()
 
 
 def learn_views(fit, learned, crop):

@@ -40,7 +40,7 @@ def main(others=None):
     without_config = path is not None and not flags.FLAGS["config"].value
     configs = {} if without_config else cli.configs()
     base = cli.config_or_base() if without_config else None
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.reduction.sweep_text import parse_sweeps

@@ -60,7 +60,7 @@ def main():
                 "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
             ),
         )
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options

@@ -20,7 +20,7 @@ cli.macs()
 def main():
     path = WEIGHTS.value
     config, overrides = (cli.config(), None) if path is None else cli.config_or_base()
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.models import cost

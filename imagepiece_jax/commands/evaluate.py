@@ -34,7 +34,7 @@ GELU = cli.choice(
 
 def main():
     typed = MODEL()
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common import parallel
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import registry, valid_labels

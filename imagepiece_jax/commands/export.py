@@ -50,7 +50,7 @@ WRITERS = {"jax": "flatbuffers", "onnx": "onnx"}  # which write a format
 
 def main():
     typed = MODEL()
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     import jax.numpy as jnp
 
     from imagepiece_jax.common import xla_options

@@ -29,7 +29,7 @@ JSON = cli.text("json", None, "a file to write the predictions to, as JSON")
 
 def main(words):
     typed = MODEL()
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor

@@ -36,7 +36,7 @@ def main():
     typed = MODEL()
     images = cli.required(DATA)
     out = pathlib.Path(cli.required(OUT))
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     import jax
 
     from imagepiece_jax.common.files import check_folder, check_room
@@ -67,7 +67,7 @@ def main():
     flags |= {"images": "--data", "batch_size": "--batch"}
     try:
         source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)
-        better = recover(
+        recovered = recover(
             vit,
             source,
             steps=STEPS.value,
@@ -78,13 +78,13 @@ def main():
         )
     except InputError as error:
         raise error.renamed(flags) from error
-    recovery = better.recovery
+    recovery = recovered.recovery
     with without_interrupts():  # nothing that took minutes is lost while it is written
         print(recovery, flush=True)
         if recovery.stopped and not recovery.changed:
             print(f"nothing is written to {out}", file=sys.stderr)
             return INTERRUPTED
-        save(out, better)
+        save(out, recovered)
         print(f"saved in {out}", flush=True)
     return INTERRUPTED if recovery.stopped else 0
 

@@ -30,7 +30,7 @@ PROCESS_ID = cli.integer("process_id", None, "number of this host, from 0")
 
 def main():
     ((name, config),) = cli.configs(single=True).items()
-    # Imports JAX: after the flags.
+    # It imports JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.training import distributed, trainer
 
     job = distributed.find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

@@ -38,7 +38,7 @@ BLOCKS = cli.listed(
 
 def main(words):
     typed = MODEL()
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.data import image_files
     from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.pretrained.with_config import load_with_config

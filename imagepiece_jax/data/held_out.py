@@ -1,12 +1,12 @@
-"""Test images of a set without labels that says of no image that it is one."""
+"""Test images held out of a set without labels that has no test images of its own."""
 
 import logging
 
 from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.errors import InputError
 
-ONE_OF = 10  # images is a test image
-TEST_IMAGES = 1000  # at most
+ONE_IN = 10  # one image in ten is a test image
+MAX_TEST_IMAGES = 1000
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -29,7 +29,7 @@ def part(files, split, place):
             allowed="at least two images",
         )
     total = len(different)
-    count = max(1, min(TEST_IMAGES, total // ONE_OF))
+    count = max(1, min(MAX_TEST_IMAGES, total // ONE_IN))
     tests = {different[index] for index in evenly_spaced(total, count)}
     if split == "train":
         return [file for file in files if file not in tests]

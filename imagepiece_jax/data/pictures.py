@@ -14,7 +14,7 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.errors import InputError
 
 FILES = str | bytes | pathlib.Path  # a file, by name or content
-LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
+LOADING = threading.Lock()  # Pillow reads a file at first use, in one thread only
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:

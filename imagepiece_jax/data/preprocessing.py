@@ -150,22 +150,27 @@ class Preprocessing(CheckedFields):
         )
 
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
+        """The image resized, then cropped in the middle. [H, W, 3] -> [h, w, 3] uint8.
+
+        rng: ignored; training's transforms draw from it
+        """
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
-        tall = int(height / self._crop)
-        wide = int(width / self._crop)
+        new_height = int(height / self._crop)
+        new_width = int(width / self._crop)
         if self.crop_mode == "center":
             image = _middle(image)
-            tall, wide = _covering_size(image, tall, wide)
+            new_height, new_width = _covering_size(image, new_height, new_width)
         if self.rule == "transformers":
-            top = (tall - height) // 2
-            left = (wide - width) // 2
-            image = resize_exactly(image, len(image), wide, self.interpolation)
+            top = (new_height - height) // 2
+            left = (new_width - width) // 2
+            # The width in a call of its own: one call may begin with the height.
+            image = resize_exactly(image, len(image), new_width, self.interpolation)
         else:
-            top = round((tall - height) / 2)
-            left = round((wide - width) / 2)
-        resized = resize_exactly(image, tall, wide, self.interpolation)
+            top = round((new_height - height) / 2)
+            left = round((new_width - width) / 2)
+        resized = resize_exactly(image, new_height, new_width, self.interpolation)
         return resized[top : top + height, left : left + width]
 
 

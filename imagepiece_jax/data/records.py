@@ -18,12 +18,12 @@ import os
 
 from imagepiece_jax.errors import RunError
 
-WANTED = 4096  # descriptors a process asks for: ImageNet has 1,024 + 64 files
+FILES_WANTED = 4096  # open files a process asks for: ImageNet has 1,024 + 64 files
 BUFFER = 32768  # bytes, as TFDS has it
 # For random order: nothing is read ahead, and of the file's end, where the positions
 # of its records are, only what 1,251 of them need instead of a megabyte.
 OPTIONS = f"readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:{BUFFER}"
-SHARE = 0.5  # of the descriptors that are free at first; the rest is for other uses
+SHARE_OF_FREE = 0.5  # of the descriptors free at first; the rest is for other uses
 
 
 class ArrayRecords:
@@ -81,8 +81,8 @@ def most_open():
 
     def at_most_wanted(limit):
         if limit == resource.RLIM_INFINITY:
-            return WANTED
-        return min(WANTED, limit)
+            return FILES_WANTED
+        return min(FILES_WANTED, limit)
 
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = at_most_wanted(soft_limit)
@@ -92,7 +92,7 @@ def most_open():
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard_limit))
             allowed = wanted
     free = allowed - len(os.listdir("/dev/fd"))
-    return max(1, int(SHARE * free))
+    return max(1, int(SHARE_OF_FREE * free))
 
 
 def open_reader(path):

@@ -38,9 +38,9 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
-HELD_OUT = 5  # one image of so many is held out
-MIN_HELD_OUT = 16  # at least so many images are held out
-MAX_HELD_OUT = 500  # at most so many images are held out
+HELD_OUT = 5  # one image in five is held out
+MIN_HELD_OUT = 16  # the fewest images that are held out
+MAX_HELD_OUT = 500  # the most images that are held out
 MEASURES = 8  # number of measures during the training
 THREADS = 2  # threads that read and decode images
 UNLIMITED = 2**31 - 1  # number of steps where a time limit ends the training
@@ -108,7 +108,8 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that `recover` does not take.
 
-    It is recovered already, dense, has selectors that learn, or other variables.
+    Such a model is dense, was recovered before, has learned selectors, or has variables
+    of another model.
     """
     if vit.recovery and vit.recovery.changed:
         before = settings.in_words(vit.recovery.reduction)
@@ -143,13 +144,13 @@ def recovered(
     """
     began = time.monotonic()
     source = readable(source)
-    learned, held = divided(source, recipe.batch_size)
+    learned, held_out = divided(source, recipe.batch_size)
     source.try_first(vit.preprocessing)
     # Images are checked before anything is compiled.
     options = {"batch_size": recipe.batch_size, "placement": parallel.placement()}
-    evaluation = EvalBatches(held, vit.preprocessing, **options)
-    judging = list(evaluation.batches(threads=THREADS))
-    check_different(judging)
+    evaluation = EvalBatches(held_out, vit.preprocessing, **options)
+    held_out_batches = list(evaluation.batches(threads=THREADS))
+    check_different(held_out_batches)
     crop = TrainTransform(
         vit.image_size, "random_resized", recipe.area, shift=0, flip=True
     )
@@ -162,7 +163,7 @@ def recovered(
         stop_step=recipe.steps if minutes is None else UNLIMITED,
     )
     fit = Fit(vit, recipe)
-    fit.hold(judging)
+    fit.hold_out(held_out_batches)
     end = None if minutes is None else began + 60 * minutes
     course = Course(fit, fit.measure(), end)
     with stopping(course):
@@ -196,7 +197,7 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
         parameters=recipe.parameters,
         images=images,
         held_out=len(start["measure"]),
-        steps=course.done,
+        steps=course.steps_done,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         seconds=round(seconds, 1),
@@ -229,21 +230,21 @@ class Course:
         self.start = start
         self.best = start  # the best measure
         self.variables = None  # the variables of the best measure; None: at the start
-        self.done = 0  # number of steps that are done
+        self.steps_done = 0
         self.stopped = False  # whether Ctrl-C has ended it
         self.curve = [(0, float(start["measure"].mean()))]
         self.began = math.nan  # time after the first step, which compiles
         self.seconds_of_measure = 0.0  # how long the last measure took
-        self.due = 1  # number of the next measure
+        self.next_measure = 1  # number of the measure that comes next
 
     def progress(self) -> tuple[float, float]:
         """(how much is done, how much there is to do), in steps or in seconds."""
         if self.end is None:
-            return self.done, self.fit.recipe.steps
-        if not self.done:
+            return self.steps_done, self.fit.recipe.steps
+        if not self.steps_done:
             return 0, 1
-        whole = self.end - self.seconds_of_measure - self.began
-        return time.monotonic() - self.began, max(whole, 1e-3)
+        total = self.end - self.seconds_of_measure - self.began
+        return time.monotonic() - self.began, max(total, 1e-3)
 
     def run(self, batches: TrainBatches):
         """Train to the end; measure MEASURES times, the last time at the end."""
@@ -251,17 +252,17 @@ class Course:
         with contextlib.closing(images), Display(self) as display:
             for batch in images:
                 rate = self.fit.recipe.rate(*self.progress())
-                loss = self.fit.take(batch["image"][:, 0], self.done, rate)
+                loss = self.fit.take_step(batch["image"][:, 0], self.steps_done, rate)
                 loss.block_until_ready()  # for true times and a prompt Ctrl-C
-                if not self.done:
+                if not self.steps_done:
                     self.began = time.monotonic()
-                self.done += 1
-                done, whole = self.progress()
-                if MEASURES * done >= whole * self.due:
-                    self.due = MEASURES * done // whole + 1
+                self.steps_done += 1
+                done, total = self.progress()
+                if MEASURES * done >= total * self.next_measure:
+                    self.next_measure = MEASURES * done // total + 1
                     self.note()
                 display.show()
-                if done >= whole or self.stopped:
+                if done >= total or self.stopped:
                     return
 
     def note(self):
@@ -272,7 +273,7 @@ class Course:
         if value < min(before for _, before in self.curve):
             self.variables = self.fit.variables()
             self.best = found
-        self.curve.append((self.done, value))
+        self.curve.append((self.steps_done, value))
         self.seconds_of_measure = time.monotonic() - began
 
     def seconds_left(self) -> float | None:
@@ -281,12 +282,12 @@ class Course:
         They are known where a time was given. Else they are estimated from the steps
         after the first, which compiles; None before the second.
         """
-        done, whole = self.progress()
+        done, total = self.progress()
         if self.end is not None:
-            return max(0.0, whole - done)
+            return max(0.0, total - done)
         if done < 2:
             return None
-        return (time.monotonic() - self.began) / (done - 1) * (whole - done)
+        return (time.monotonic() - self.began) / (done - 1) * (total - done)
 
 
 class Display:
@@ -310,11 +311,11 @@ class Display:
 
     def show(self):
         """Show the progress after a step."""
-        done, whole = self.course.progress()
+        done, total = self.course.progress()
         text = self.text()
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(min(1.0, done / whole) - self.bar.n)
+            self.bar.update(min(1.0, done / total) - self.bar.n)
             return
         measured = len(self.course.curve)
         if measured > self.measured or time.monotonic() >= self.due:
@@ -325,7 +326,7 @@ class Display:
     def text(self) -> str:
         """The steps that are done, the newest measure, and the time left."""
         course = self.course
-        steps = f"step {course.done}"
+        steps = f"step {course.steps_done}"
         if course.end is None:
             steps += f" of {course.fit.recipe.steps}"
         _, value = course.curve[-1]
@@ -363,8 +364,8 @@ def readable(source: Source) -> Source:
     """The images of a source without those that cannot be read.
 
     A large source is returned unchecked: one in a hundred of its images may be damaged,
-    as in training. A small one is checked, because of its few held-out images none may
-    be.
+    as in training. A small one is checked, because none of the few images that it holds
+    out may be damaged.
     """
     total = len(source)
     if total > HELD_OUT * MAX_HELD_OUT:

@@ -75,9 +75,9 @@ class Recipe(CheckedFields):
             defaults["patches"] = 0.5
         return cls(**defaults | fields)
 
-    def rate(self, done: float, whole: float) -> float:
-        """The learning rate after `done` of `whole`, both in steps or in seconds."""
-        share = min(1.0, done / whole)  # time may be over when a measure ends
+    def rate(self, done: float, total: float) -> float:
+        """The learning rate after `done` of `total`, both in steps or in seconds."""
+        share = min(1.0, done / total)  # a measure may end after the time limit
         return self.lr * math.cos(math.pi / 2 * share) ** 2
 
 
@@ -218,7 +218,7 @@ class Fit:
         trained = self.split(self.vit.variables["params"])
         self.state = parallel.replicate(State(trained, self.adam.init(trained)))
 
-    def take(self, pixels, step: int, rate: float) -> jax.Array:
+    def take_step(self, pixels, step: int, rate: float) -> jax.Array:
         """Take a training step; return its loss, [devices], without waiting for it.
 
         pixels: uint8 [devices, m, H, W, 3]
@@ -229,8 +229,8 @@ class Fit:
         self.state, loss = self._step(self.state, self.weights, pixels, *now)
         return loss
 
-    def hold(self, batches: Iterable[dict[str, np.ndarray]]):
-        """Keep the images of the measure, and the teacher's answers to them."""
+    def hold_out(self, batches: Iterable[dict[str, np.ndarray]]):
+        """Keep held-out images, which the measure is of, and the teacher's answers."""
         self.held = []
         for batch in batches:
             targets = self._targets(self.weights, batch["image"])

@@ -121,9 +121,9 @@ def train_step(
         skipped, and how many were. Accuracies are by the labels, or, where the loss
         does not read these, by the teacher's answers.
     """
-    own_terms = run.reduction.loss
-    model = model.clone(head_only=own_terms is None)
-    whole = run.part.train == "all"
+    method_loss = run.reduction.loss
+    model = model.clone(head_only=method_loss is None)
+    trains_all = run.part.train == "all"
     trained = trained_part(state.params, run.part.train)
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
@@ -151,31 +151,31 @@ def train_step(
                 model,
                 {"params": params, "batch_stats": batch_stats},
                 image,
-                train=whole,
+                train=trains_all,
                 keys=keys,
                 mutable=["batch_stats"],
             )
             if not distill.active:
                 loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
-                own = {}
+                terms = {}
             else:
                 answers = teacher_outputs.logits
-                loss, own = distillation(distill, outputs, targets, answers)
+                loss, terms = distillation(distill, outputs, targets, answers)
             if distill.class_tokens:
-                pair = class_tokens(states), class_tokens(teacher_states)
-                change = jnp.mean(relative_change(*pair))
-                own["class_tokens"] = distill.class_tokens * change
-            if own_terms:
-                own |= own_terms(outputs, teacher_outputs, plan=model.plan)
-            loss = sum(own.values(), loss)
-            return loss, (outputs.logits, changed.get("batch_stats", {}), own)
+                expected = class_tokens(teacher_states)
+                change = jnp.mean(relative_change(class_tokens(states), expected))
+                terms["class_tokens"] = distill.class_tokens * change
+            if method_loss:
+                terms |= method_loss(outputs, teacher_outputs, plan=model.plan)
+            loss = sum(terms.values(), loss)
+            return loss, (outputs.logits, changed.get("batch_stats", {}), terms)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats, own)), grad = gradient(trained)
+        (loss, (logits, batch_stats, terms)), grad = gradient(trained)
         grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
         answers = teacher_outputs.logits if distill.unlabeled else targets
         sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, answers))
-        return (batch_stats, grads, sums), own
+        return (batch_stats, grads, sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (trained, state.window))
     carry = (state.batch_stats, *zeros)

@@ -134,15 +134,15 @@ def test_limits_without_end_and_limits_that_cannot_be_raised(monkeypatch):
         return records.most_open(), *limits
 
     unlimited = resource.RLIM_INFINITY
-    wanted = records.WANTED
-    limit = int(records.SHARE * (wanted - 96))
+    wanted = records.FILES_WANTED
+    limit = int(records.SHARE_OF_FREE * (wanted - 96))
     assert limit > 1024 + 64
     assert most(unlimited, unlimited) == (limit, unlimited, unlimited)
     assert most(1024, unlimited) == (limit, wanted, unlimited)
     assert most(1024, 10**6) == (limit, wanted, 10**6)
     assert most(10**6, 10**6) == (limit, 10**6, 10**6)
-    assert most(256, 256)[0] == int(records.SHARE * 160)
-    assert most(1024, 10**6, refuse=True)[0] == int(records.SHARE * 928)
+    assert most(256, 256)[0] == int(records.SHARE_OF_FREE * 160)
+    assert most(1024, 10**6, refuse=True)[0] == int(records.SHARE_OF_FREE * 928)
     assert most(64, 64)[0] == 1
 
 

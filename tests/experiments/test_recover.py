@@ -203,9 +203,9 @@ def test_lora_folds_into_the_kernels(study):
         0, 256, (1, BATCH, SIDE, SIDE, 3), np.uint8
     )
     batch = {"image": pixels, "mask": np.ones((1, BATCH), np.float32)}
-    fit.hold([batch])
+    fit.hold_out([batch])
     for step in range(2):
-        fit.take(pixels, step, fit.recipe.rate(step, 4))
+        fit.take_step(pixels, step, fit.recipe.rate(step, 4))
     factors = jax.tree.map(lambda leaf: np.asarray(leaf)[0], fit.state.trained)
     assert len(factors) == 6 * tiny.DEPTH
     assert all(np.any(pair["b"]) for pair in factors.values())
