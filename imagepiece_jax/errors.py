@@ -58,7 +58,7 @@ class InputError(ValueError):
         about_field = bool(field or not self.place)
         if group and about_field and not field.startswith(("--", "config.")):
             field = f"{group}.{field}".removesuffix(".")
-        return self.but(
+        return self.with_facts(
             field=field,
             place=self.place or str(place),
             hint=self.hint or hint,
@@ -66,10 +66,10 @@ class InputError(ValueError):
 
     def renamed(self, names: Mapping[str, str]) -> "InputError":
         """The same mistake, whose field has another name where `names` has one."""
-        return self.but(field=names.get(self.field, self.field))
+        return self.with_facts(field=names.get(self.field, self.field))
 
-    def but(self, **facts: Any) -> "InputError":
-        """The same mistake with other facts in place of its own."""
+    def with_facts(self, **facts: Any) -> "InputError":
+        """The same mistake with these facts in place of its own."""
         error = type(self).__new__(type(self), *self.args)
         vars(error).update(vars(self) | facts)
         return error

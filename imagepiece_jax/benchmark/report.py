@@ -183,18 +183,18 @@ class Files:
 
     def __init__(self, json=None, markdown=None, plot=None):
         self.rows = []
-        flags = {}
+        flag_of = {}
         self._json = json
         self._markdown = markdown
         self._plot = plot
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if not path:
                 continue
-            writes = ()
+            own_suffixes = ()
             if flag == "plot":
-                writes = (".png",)
-            check_writable(f"--{flag}", path, writes=writes)
-            first = flags.setdefault(os.path.realpath(path), flag)
+                own_suffixes = (".png",)
+            check_writable(f"--{flag}", path, own_suffixes=own_suffixes)
+            first = flag_of.setdefault(os.path.realpath(path), flag)
             if first != flag:
                 raise InputError(
                     f"{path} is also the file of --{first}",

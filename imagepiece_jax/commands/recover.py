@@ -50,7 +50,7 @@ def main():
     try:
         folder = checked_folder(out)
     except InputError as error:
-        raise error.but(place=f"--out {out}") from error
+        raise error.with_facts(place=f"--out {out}") from error
     check_folder("--out", folder)
     try:
         check_found(images)

@@ -176,12 +176,12 @@ def check_room(flag, path, size: int):
         raise InputError(problem, field=flag, value=str(path), hint="choose another")
 
 
-def check_writable(flag, path, read=(), writes=()):
-    """Check that a file can be written: now, not after the work.
+def check_writable(flag, path, read=(), own_suffixes=()):
+    """Check, before the work is done, that its result can be written.
 
     flag: names it in the error, such as "--json"
     read: files that the command reads, which would be lost
-    writes: suffixes of PROTECTED that the command writes itself
+    own_suffixes: suffixes of PROTECTED that the command writes
     Raises InputError where it cannot be written, or must not be replaced.
     """
     for source in read:
@@ -194,7 +194,7 @@ def check_writable(flag, path, read=(), writes=()):
                 hint="choose another file",
             )
     suffix = os.path.splitext(path)[1].lower()
-    if os.path.exists(path) and suffix in PROTECTED and suffix not in writes:
+    if os.path.exists(path) and suffix in PROTECTED and suffix not in own_suffixes:
         raise InputError(
             f"{path} already exists, and this command does not write {suffix} files",
             field=flag,

@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 def accuracy(right: ArrayLike) -> Estimate:
-    """Percent of True. bool [images].
+    """Percent of right answers, with its interval. bool [images].
 
     The interval is Wilson's: unlike value +- 1.96 standard errors it stays inside
     0..100 and is not empty at its ends.

@@ -27,7 +27,7 @@ class Reduction:
     layer: LayerPlan  # the block's plan
     reducer: Any  # the reducer of the plan's step, bound to its parameters
     num_heads: int  # heads of attention
-    kernel: Kernel | None = None  # a fused kernel that decides what the reducer decides
+    kernel: Kernel | None = None  # a fused kernel that decides as the reducer does
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
     # function of a state: attention of the pool's probe to its image tokens; None where
     # the model has no attention pool

@@ -117,7 +117,7 @@ class ModelConfig(CheckedFields):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields that say something."""
+        """The fields that are set."""
         return {k: value for k, value in vars(self).items() if value not in (None, {})}
 
     @property

@@ -25,7 +25,7 @@ def activation(problem_type: str, classes: int) -> str | None:
 def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.ndarray:
     """Probabilities of the classes. [.., C] -> [.., C].
 
-    Those of "multi_label_classification" are each by itself and add up to anything.
+    Those of "multi_label_classification" need not add up to 1.
     Raises InputError for "regression", which has none.
     """
     kind = activation(problem_type, logits.shape[-1])

@@ -81,6 +81,7 @@ def public_fields(name: str) -> dict[str, Any] | None:
 
 @functools.cache
 def _public_fields(name):
+    """`public_fields`, cached, of which callers get a copy."""
     base, dot, tag = name.partition(".")
     row = public_models().get(base)
     if row is None or (dot and tag not in row["weights"]):

@@ -144,7 +144,7 @@ def _trained_config(description, contents, requested, otherwise):
         file = f"place its {PREPROCESSOR if path.is_dir() else CONFIG} beside it"
         if not path.is_dir() and (path.parent / CONFIG).is_file():
             file = f"name its folder, {path.parent}, which has a {CONFIG}"
-        raise error.but(hint=f"{file}, or {error.hint}") from error
+        raise error.with_facts(hint=f"{file}, or {error.hint}") from error
     if heads not in (None, config.num_heads):
         value = config.num_heads
         raise InputError(

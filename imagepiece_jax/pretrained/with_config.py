@@ -149,7 +149,7 @@ def _as_typed(error, flags, of_run):
     if isinstance(error, Contradiction):
         typed = typed.renamed({f"config.model.{name}": f"--{name}" for name in flags})
         if of_run:
-            typed = typed.but(hint="or leave out --config")
+            typed = typed.with_facts(hint="or leave out --config")
     return typed
 
 

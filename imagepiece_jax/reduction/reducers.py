@@ -139,8 +139,8 @@ class Bipartite(Reducer):
 
     The tokens at even positions, prefix included, are side A, the others side B; the
     tokens of A whose best partner in B is most similar are merged into it. The prefix
-    takes no part. The slots are the rest of A, then B: the next split by position so
-    mixes the two (Bolya et al. 2023, section 3).
+    takes no part. The slots are the rest of A, then B, so that the next split by
+    position mixes the two (Bolya et al. 2023, section 3).
     """
 
     metric: str = "key"

@@ -16,7 +16,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.provenance import patch_slots
-from imagepiece_jax.training.logging import AGREEMENT, named_figures
+from imagepiece_jax.training.logging import AGREEMENT, accuracy_or_agreement
 from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import prepared_images
 
@@ -122,7 +122,7 @@ class Evaluation:
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             results = accuracy.evaluate_each(programs[labeled], models, batches)
-        return [named_figures(result.figures, labeled) for result in results]
+        return [accuracy_or_agreement(result.figures, labeled) for result in results]
 
 
 def _with(step, frozen, variables, batch):

@@ -77,7 +77,7 @@ class InitialWeights:
         return NamedWeights(workdir) if begun else None
 
     def labels_by_name(self, workdir) -> dict[str, int] | None:
-        """Labels of the run's classes by names; None where it numbers them itself.
+        """Labels of the run's classes by names; None where its data numbers them.
 
         A run in `workdir` has its own. The classes of a new one are those of the head
         that it starts with, else those of its teacher.
@@ -237,7 +237,7 @@ class InitialWeights:
             flags = f'"--config.init.fresh={parts}"'
             if self._run.init.evaluate and _drawn(parts):
                 flags += " --config.init.evaluate=False"
-            raise error.but(hint=f"to train it anew: {flags}") from error
+            raise error.with_facts(hint=f"to train it anew: {flags}") from error
 
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
@@ -289,7 +289,7 @@ def of_teacher(error):
     place = "config.teacher.weights"
     if error.place:
         place += f": {error.place}"
-    return error.but(place=place)
+    return error.with_facts(place=place)
 
 
 def _drawn(fresh):

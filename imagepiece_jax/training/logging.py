@@ -28,7 +28,7 @@ from imagepiece_jax.errors import InputError, RunError
 FILE = "metrics.jsonl"
 # Values from clocks and meters; all others are the same when a run is repeated.
 MEASURED = ("throughput", "input_wait", "device_memory")
-QUEUE = 10_000  # so many events may wait for TensorBoard's thread, if disks are slow
+QUEUE = 10_000  # events that may wait for TensorBoard's thread, if disks are slow
 AGREEMENT = "agreement"  # replaces "acc" in names where labels are the teacher's
 OPTIONAL = "optional"  # prefix of paths in tensorboardX that makes _OptionalFiles
 
@@ -289,7 +289,7 @@ class RunLog(contextlib.ExitStack):
 
     def _correct(self, window, samples):
         shares = {name: 100 * window[name] / samples for name in ("acc1", "acc5")}
-        return named_figures(shares, not self._config.distill.unlabeled)
+        return accuracy_or_agreement(shares, not self._config.distill.unlabeled)
 
     def evaluation(self, kind, step, result, name="", who=""):
         """Write and print an evaluation after `step`.
@@ -335,10 +335,11 @@ def device_memory():
     return {"device_memory": max(peaks) / 1e9} if peaks else {}
 
 
-def named_figures(figures, labeled):
-    """{name: figure}, in which accuracies are called agreement without labels.
+def accuracy_or_agreement(figures, labeled):
+    """{name: figure}, in which accuracy with the teacher's labels is called agreement.
 
-    labeled: whether images have labels; else these are the teacher's first classes
+    labeled: whether images have labels of their own; else the teacher's first classes
+        stand in for them
     """
     if labeled:
         return figures

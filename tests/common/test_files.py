@@ -274,7 +274,7 @@ def test_photographs_and_weights_are_not_replaced(tmp_path):
         path.touch()
         with pytest.raises(InputError, match=f"--out {path} already exists, and this"):
             check_writable("--out", path)
-    check_writable("--plot", path, writes=[".png"])
+    check_writable("--plot", path, own_suffixes=[".png"])
     for name in ("config.json", "classes.json", "run.json"):
         (tmp_path / name).write_text("{}")
         with pytest.raises(InputError, match=f"--json .*{name} is read by this"):
