@@ -162,8 +162,9 @@ def train_step(
                 answers = teacher_outputs.logits
                 loss, terms = distillation(distill, outputs, targets, answers)
             if distill.class_tokens:
+                answered = class_tokens(states)
                 expected = class_tokens(teacher_states)
-                change = jnp.mean(relative_change(class_tokens(states), expected))
+                change = jnp.mean(relative_change(answered, expected))
                 terms["class_tokens"] = distill.class_tokens * change
             if method_loss:
                 terms |= method_loss(outputs, teacher_outputs, plan=model.plan)
