@@ -52,16 +52,16 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
 
 @pytest.mark.parametrize("step, written", [(1, False), (35, True)])
 def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, written):
-    take = recovery_step.Fit.take
+    take_step = recovery_step.Fit.take_step
     steps = []
 
     def interrupted(self, *args):
         steps.append(args)
         if len(steps) == step:
             signal.raise_signal(signal.SIGINT)
-        return take(self, *args)
+        return take_step(self, *args)
 
-    monkeypatch.setattr(recovery_step.Fit, "take", interrupted)
+    monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
     ended = call(recover.main, *words)
     assert ended.status == 130 and "stopped" in ended.err
     assert (tmp_path / "out").exists() == written

@@ -344,7 +344,7 @@ def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
 
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
-    take = recovery_step.Fit.take
+    take_step = recovery_step.Fit.take_step
     steps = []
 
     def interrupted(self, *args):
@@ -352,9 +352,9 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
         if len(steps) == 30:
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
-        return take(self, *args)
+        return take_step(self, *args)
 
-    monkeypatch.setattr(recovery_step.Fit, "take", interrupted)
+    monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
     stopped = recovered(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
@@ -368,16 +368,16 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     vit, monkeypatch, step, steps
 ):
-    take = recovery_step.Fit.take
+    take_step = recovery_step.Fit.take_step
     taken = []
 
     def interrupted(self, *args):
         taken.append(args)
         if len(taken) == step:
             signal.raise_signal(signal.SIGINT)
-        return take(self, *args)
+        return take_step(self, *args)
 
-    monkeypatch.setattr(recovery_step.Fit, "take", interrupted)
+    monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
     stopped = recovered(vit, steps=40)
     report = stopped.recovery
     assert report.stopped and not report.changed and report.steps == steps
@@ -389,7 +389,7 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
     """Of 150 s: a compilation of 30 s, steps and measures."""
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take", step, first=30 + step)
+    slow(monkeypatch, clock, "take_step", step, first=30 + step)
     slow(monkeypatch, clock, "measure", measure)
     report = recovered(vit, steps=None, minutes=2.5).recovery
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
@@ -425,7 +425,7 @@ def test_a_log_has_the_time_left(vit, monkeypatch, capsys):
     """A line at every measure, and between them where they are far apart."""
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "take", 10.0, first=50.0)
+    slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
     recovered(vit, steps=40)
     first, *lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"recover: step 1 of 40, KL [\d.]+", first)
