@@ -22,8 +22,8 @@ from imagepiece_jax.common.image_size import image_size_field, sides, size_text
 from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # the crop of models that state none
-SMALL = 32  # models that state no crop do not crop images up to so many pixels a side
-LONGEST = 32  # longer images are cut to this long side / short side before resizing
+MAX_UNCROPPED = 32  # pixels a side up to which models that state no crop have none
+MAX_ASPECT = 32  # of long to short side; longer images are cut to it before resizing
 
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")
@@ -87,7 +87,7 @@ class Preprocessing(CheckedFields):
     @property
     def resizes(self) -> bool:
         """Whether images are resized and cropped at all."""
-        small = self.crop is None and max(self.shape) <= SMALL
+        small = self.crop is None and max(self.shape) <= MAX_UNCROPPED
         return self.resize != "none" and not small
 
     @property
@@ -202,28 +202,28 @@ def resize_exactly(
     return np.asarray(Image.fromarray(image).resize((width, height), how))
 
 
-def _covering_size(image, tall, wide):
-    """The smallest (height, width) of the image's aspect that covers (tall, wide).
+def _covering_size(image, height, width):
+    """The smallest size of the image's aspect that covers (height, width).
 
     Sides are rounded as by timm: down to cover a square, as torchvision does it, and to
     the nearest to cover another rectangle.
     """
     rows, columns = image.shape[:2]
-    if tall != wide:
-        ratio = min(rows / tall, columns / wide)
+    if height != width:
+        ratio = min(rows / height, columns / width)
         return round(rows / ratio), round(columns / ratio)
     if rows <= columns:
-        return tall, int(tall * columns / rows)
-    return int(wide * rows / columns), wide
+        return height, int(height * columns / rows)
+    return int(width * rows / columns), width
 
 
 def _middle(image):
-    """The middle of an image, at most LONGEST short sides long.
+    """The middle of an image, at most MAX_ASPECT short sides long.
 
     A very thin image would be huge once it is resized.
     """
     height, width = image.shape[:2]
-    longest = LONGEST * min(height, width)
+    longest = MAX_ASPECT * min(height, width)
     top = max(0, height - longest) // 2
     left = max(0, width - longest) // 2
     return image[top : top + longest, left : left + longest]
@@ -232,13 +232,14 @@ def _middle(image):
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     """The image itself, if it has this size already; else InputError is raised.
 
-    small: whether it is not resized because of the small size
+    small: whether the model is so small that evaluation resizes nothing
     """
     actual = image.shape[:2]
     if actual != sides(size):
         why = ""
         if small:
-            why = f", because evaluation at up to {SMALL}x{SMALL} resizes no image"
+            limit = size_text(MAX_UNCROPPED)
+            why = f", because evaluation at up to {limit} resizes no image"
         raise InputError(
             f"has {size_text(actual)} pixels and is not resized{why}",
             field="the image",

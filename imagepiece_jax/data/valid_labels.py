@@ -6,7 +6,7 @@ from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
 FLAG = "--valid_labels"
-OF_DATA = "data"
+FROM_DATA = "data"
 
 
 def read(text: str | None, source: Source) -> tuple[int, ...] | None:
@@ -22,7 +22,7 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
         return None
     present = source.present_labels
     labels = present
-    if text != OF_DATA:
+    if text != FROM_DATA:
         labels = _of_file(text, source.num_classes)
     if len(labels) == 1:
         raise InputError(
@@ -45,7 +45,7 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
 def _of_file(path, num_classes):
     """The labels in a file, in rising order. InputError for anything else in it."""
     allowed = (
-        f"{OF_DATA}, or a file of labels from 0 to {num_classes - 1}, one per line"
+        f"{FROM_DATA}, or a file of labels from 0 to {num_classes - 1}, one per line"
     )
     try:
         words = pathlib.Path(path).read_text("utf-8").split()
@@ -83,5 +83,5 @@ def note(labels: tuple[int, ...] | None, source: Source) -> str | None:
         return None
     return (
         f"the images have {present:,} classes, and the model chooses among all "
-        f"{source.num_classes:,}; {FLAG}={OF_DATA} has it choose among theirs"
+        f"{source.num_classes:,}; {FLAG}={FROM_DATA} has it choose among theirs"
     )

@@ -33,7 +33,7 @@ import numpy as np
 from imagepiece_jax.errors import InputError, RunError
 
 GROUPS_AHEAD = 2  # groups that are read ahead, besides two that are joined already
-MIN_TASKS = 16  # one worker process is started for so many tasks
+MIN_TASKS = 16  # tasks for each worker process, at least
 SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
 
 # Whether a process can inherit open files: workers get the memory and a pipe so.
@@ -55,7 +55,7 @@ class Prefetch:
 
     work: function (number, allocate) for the numbers 0, 1, ..; it returns a named tuple
         whose field `pixels` is an array allocate(shape) of uint8. It is pickled, so
-        that it cannot use what the script defines that is run
+        it must not use what the script that is run defines
     join: function that makes one group of a list of `size` results, in this process
     groups: number of groups
     size: number of results in a group

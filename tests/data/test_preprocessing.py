@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import preprocessing
-from imagepiece_jax.data.preprocessing import LONGEST, Preprocessing, resize_exactly
+from imagepiece_jax.data.preprocessing import MAX_ASPECT, Preprocessing, resize_exactly
 from imagepiece_jax.errors import InputError
 from tests.data.noise import ramp, train_transform
 from tests.refused import refused
@@ -154,7 +154,7 @@ def test_the_thinnest_images_take_no_memory(monkeypatch, shape):
 @pytest.mark.parametrize("longer", [0, 1, 700])
 def test_of_a_thin_image_the_middle_is_seen_where_torchvision_sees_it(longer, upright):
     """A wave along the image; whole, it is resized as any other."""
-    length = 20 * LONGEST + longer
+    length = 20 * MAX_ASPECT + longer
     wave = 120 + 100 * np.sin(np.arange(length) / 5)
     image = np.repeat(wave.astype(np.uint8)[None, :, None], 20, 0).repeat(3, 2)
     full = resize_exactly(image, 32, int(32 * length / 20))
