@@ -242,7 +242,7 @@ def trained_reduction(reduction: Mapping, learning: Mapping) -> ConfigDict:
 
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     """Train a run to its end, or resume it: its last weights."""
-    train_and_evaluate(config, workdir)
+    train_and_evaluate(RunConfig.from_config(config), workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
     return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 

@@ -30,6 +30,8 @@ from imagepiece_jax.errors import InputError, closest, one_of
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
 
+    from imagepiece_jax.config.run import RunConfig
+
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
 text = functools.partial(flags.DEFINE_string, allow_override=True)
@@ -116,7 +118,7 @@ def required(holder):
 
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
-    """Define --config; `config`, `configs` or `config_or_base` reads it."""
+    """Define --config; `run_config`, `configs` or `config_or_base` reads it."""
     help_text += "; --config.FIELD=VALUE changes a field"
     return repeated("config", [], help_text)
 
@@ -462,8 +464,34 @@ def is_typed(field: str) -> bool:
     return any(name == field for name, _ in _overrides)
 
 
-def configs(single: bool = False) -> dict[str, "ConfigDict"]:
-    """{name: config} of every --config, or of a `single` one, with overrides.
+def run_config() -> tuple[str, "RunConfig"]:
+    """(name, RunConfig) of the only --config, with overrides.
+
+    Raises InputError for a mistake in it.
+    """
+    from imagepiece_jax.config.run import RunConfig
+
+    path = _only_path()
+    config = load_config(path)
+    _overrides(config)
+    return config_name(path), RunConfig.from_config(config)
+
+
+def _only_path():
+    """What --config names. Raises InputError where it is given more than once."""
+    paths = required(flags.FLAGS["config"])
+    if len(paths) > 1:
+        raise InputError(
+            f"is given {len(paths)} times",
+            field="--config",
+            value=paths,
+            allowed="once",
+        )
+    return paths[0]
+
+
+def configs() -> dict[str, "ConfigDict"]:
+    """{name: config} of every --config, with overrides.
 
     Raises InputError for a mistake in a config.
     """
@@ -471,13 +499,6 @@ def configs(single: bool = False) -> dict[str, "ConfigDict"]:
 
     paths = required(flags.FLAGS["config"])
     by_name = {}
-    if single and len(paths) > 1:
-        raise InputError(
-            f"is given {len(paths)} times",
-            field="--config",
-            value=paths,
-            allowed="once",
-        )
     for path in paths:
         name = config_name(path)
         if name in by_name:
@@ -498,13 +519,9 @@ def configs(single: bool = False) -> dict[str, "ConfigDict"]:
     return by_name
 
 
-def config() -> "ConfigDict":
-    """The only --config."""
-    return [*configs(single=True).values()][0]
-
-
 def config_or_base() -> tuple["ConfigDict", Overrides | None]:
     """(the only --config, None), or without one (base.py, the overrides)."""
     if flags.FLAGS["config"].value:
-        return config(), None
+        name = config_name(_only_path())
+        return configs()[name], None
     return load_config(BASE), _overrides

@@ -11,7 +11,9 @@ import numpy as np
 from flax import traverse_util
 
 from configs import quickstart
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import compiling, forked
 
@@ -49,6 +51,11 @@ def configured(*groups, **fields):
     return config
 
 
+def train(config, workdir, **options):
+    """Train as a ConfigDict says; options: of `trainer.train_and_evaluate`."""
+    return trainer.train_and_evaluate(RunConfig.from_config(config), workdir, **options)
+
+
 def lines(workdir, kind):
     """Lines of one kind in the metrics of a run."""
     return [line for line in read_metrics(workdir) if line["kind"] == kind]
@@ -78,13 +85,12 @@ def compile_once(patch):
         each other's patches
     """
     from imagepiece_jax.evaluate import accuracy
-    from imagepiece_jax.training import trainer
 
     steps = {}
     compiled = trainer.Run.compiled_step
 
     def step(run, epoch):
-        fields = {**vars(run.config), "init": None}
+        fields = {**vars(run.config), "init": None, "written": None}
         model = run.config.create_train_model(epoch)
         key = repr((fields, run.data.length, model, run.teacher_model))
         if key not in steps:

@@ -28,7 +28,7 @@ def in_root(monkeypatch):
 def parsed(*words, config=IMAGEPIECE):
     """The config that a command gets to see."""
     seen = []
-    call(lambda: seen.append(cli.config()), "--config", config, *words).ok()
+    call(lambda: seen.append(cli.config_or_base()[0]), "--config", config, *words).ok()
     return seen[0]
 
 

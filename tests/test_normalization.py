@@ -268,7 +268,7 @@ def test_a_run_keeps_its_normalization(tmp_path):
     """It is compared, and ends only at weights that are not there."""
     fields = {"init.weights": "no.npz", "model.mean": MEAN, "model.std": STD}
     made = config(**fields)
-    begun = RunConfig.from_config(made).to_dict(made.to_dict())
+    begun = RunConfig.from_config(made).to_dict()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(begun))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')

@@ -126,10 +126,10 @@ def _with_tokens(config):
     """A config whose reduction has counts of tokens instead of a cost."""
     if config.reduction.get("macs") is None:
         return config
-    run = RunConfig.from_config(config)
+    run = RunConfig.from_config(config).at_cost()
     found = config.copy_and_resolve_references()
     with found.unlocked():
-        found.reduction = run.at_cost().to_dict(found.to_dict())["reduction"]
+        found.reduction = run.to_dict()["reduction"]
     return found
 
 

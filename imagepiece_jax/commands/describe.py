@@ -19,7 +19,10 @@ cli.macs()
 
 def main():
     path = WEIGHTS.value
-    config, overrides = (cli.config(), None) if path is None else cli.config_or_base()
+    if path is None:
+        _, run = cli.run_config()
+    else:
+        config, overrides = cli.config_or_base()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.config.run import RunConfig
@@ -30,16 +33,17 @@ def main():
 
     if path is not None:
         config, _ = load_with_config(path, config, overrides, abstract=True)
-    run = RunConfig.from_config(config).at_cost()
+        run = RunConfig.from_config(config)
+    run = run.at_cost()
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [run.create_dense(), run.create_dense(stem="patch")]
-    grid = patch_grid(config.image_size, model.patch_size, cut=True)
+    grid = patch_grid(run.image_size, model.patch_size, cut=True)
     width = model.embed_dim
     heads = model.num_heads
     prefix = model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
-    print(cost.describe(model, others, config.image_size))
+    print(cost.describe(model, others, run.image_size))
     if path is None:
         print(report.estimate(run))
 

@@ -29,7 +29,7 @@ PROCESS_ID = cli.integer("process_id", None, "number of this host, from 0")
 
 
 def main():
-    ((name, config),) = cli.configs(single=True).items()
+    name, config = cli.run_config()
     # It imports JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.training import distributed, trainer
 

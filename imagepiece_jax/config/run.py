@@ -7,7 +7,7 @@ the reduction need. Defaults and comments stand in configs/base.py.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from imagepiece_jax.common.fields import (
     REQUIRED,
@@ -242,6 +242,16 @@ class RunConfig(CheckedFields):
     teacher: TeacherConfig
     distill: DistillConfig
     init: InitConfig
+    # the config that these were read from
+    written: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The fields of a config, a ConfigDict or dicts.
+
+        Raises InputError for the first that is missing or not allowed.
+        """
+        return super().from_config({**config, "written": _as_dict(config)})
 
     def __post_init__(self):
         super().__post_init__()
@@ -288,15 +298,14 @@ class RunConfig(CheckedFields):
 
     def at_cost(self) -> "RunConfig":
         """The same, with tokens in place of the cost of its reduction."""
-        from imagepiece_jax.models.at_cost import method_at_cost
-        from imagepiece_jax.models.config import in_config  # imports JAX
+        from imagepiece_jax.models.at_cost import method_at_cost  # imports JAX
 
         if self.reduction.macs is None:
             return self
         try:
             reduction = method_at_cost(self.reduction, *self._dense)
         except InputError as error:
-            raise in_config(error) from error
+            raise error.inside("config") from error
         return dataclasses.replace(self, reduction=reduction)
 
     @property
@@ -306,21 +315,24 @@ class RunConfig(CheckedFields):
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
         return dense, grid, self.model.name
 
-    def to_dict(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """`config`, which this was read from, with the model's mean and std, and all
-        fields of the reduction, with the text that asked for it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The config as written, with what decides the model's images and tokens.
+
+        That is mean and std, and all fields of the reduction, with the text that asked
+        for it.
+        """
         from imagepiece_jax.models.at_cost import with_chosen
         from imagepiece_jax.reduction.methods import name_of
         from imagepiece_jax.reduction.settings import LABEL, cost_label
 
         images = {name: getattr(self.model, name) for name in ("mean", "std")}
         fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
-        written = config["reduction"]
+        written = self.written["reduction"]
         fields |= {k: written[k] for k in ("prop_attn", LABEL) if k in written}
         if written.get("macs") and self.reduction.macs is None:
             fields[LABEL] = cost_label(with_chosen(written, *self._dense))
-        model = config["model"] | images
-        return {**config, "model": model, "reduction": fields}
+        model = self.written["model"] | images
+        return {**self.written, "model": model, "reduction": fields}
 
     def _model(self, reduction, **changes):
         from imagepiece_jax.models.config import in_config  # imports JAX

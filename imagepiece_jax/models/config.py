@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import (
     CheckedFields,
+    checked,
     choice,
     count,
     number,
@@ -25,7 +26,7 @@ from imagepiece_jax.models import at_cost
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.registry import MODELS, fields_of
+from imagepiece_jax.models.registry import MODELS, fields_of, instead_of, is_known
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import contract, settings
@@ -35,6 +36,13 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.settings import Reduction, as_fields, read_reduction
 
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
+
+
+def _known(name):
+    """A model's name. Raises InputError for one of no model."""
+    if name is not None and not is_known(name):
+        raise InputError(value=name, hint=instead_of(str(name)))
+    return name
 
 
 def _parts(value):
@@ -65,7 +73,7 @@ class ModelConfig(CheckedFields):
 
     # in registry.MODELS, or timm's of a public model with or without its tag, such as
     # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
-    name: str | None = None
+    name: str | None = checked(None, _known, "names of models")
     # pixels a side, or (height, width)
     image_size: int | tuple[int, int] | None = _open(image_size_field(), 224)
     embed_dim: int | None = _open(count(least=1), decided=True)

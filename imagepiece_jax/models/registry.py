@@ -46,10 +46,16 @@ def fields_of(name):
     """Fields of a ModelConfig by name, {} for None; InputError for an unknown one."""
     if name is None:
         return {}
-    known = isinstance(name, str) and (MODELS.get(name) or public_fields(name))
-    if not known:
+    if not is_known(name):
         raise InputError(field="name", value=name, hint=instead_of(str(name)))
-    return known
+    return MODELS.get(name) or public_fields(name)
+
+
+def is_known(name) -> bool:
+    """Whether it is the name of a model."""
+    if not isinstance(name, str):
+        return False
+    return name in MODELS or public_fields(name) is not None
 
 
 def instead_of(name: str) -> str:
@@ -142,7 +148,7 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
 def name_of_file(path: str | os.PathLike) -> str | None:
     """The known model with the name of a weights file, or None."""
     name = timm_name(pathlib.Path(path).stem)
-    return name if name in MODELS or public_fields(name) else None
+    return name if is_known(name) else None
 
 
 def timm_name(file: str) -> str:

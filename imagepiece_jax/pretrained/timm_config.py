@@ -71,7 +71,7 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     images = config.get("pretrained_cfg", config)
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
-    if name not in registry.MODELS and registry.public_fields(name) is None:
+    if not registry.is_known(name):
         hint = registry.instead_of(str(name))
         raise InputError(field="architecture", value=name, hint=hint)
     arguments = config.get("model_args") or {}

@@ -57,7 +57,7 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
     """Shapes and types of a batch of the loader.
 
-    leading: sizes of the first axes, [A, m] or [local devices, A, m]
+    leading: sizes of the first axes, [A, m] or [devices, A, m]
     """
     shape = (*leading, run.image_size, run.image_size, 3)
     return {

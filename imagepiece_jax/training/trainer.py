@@ -7,6 +7,7 @@ The weights of a run come from, in this order: its own newest checkpoint in the 
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 
 import jax
@@ -14,9 +15,8 @@ import jax
 from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.config import in_config
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
@@ -25,16 +25,22 @@ from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
-from imagepiece_jax.training.train_step import init_state, token_counts, train_step
+from imagepiece_jax.training.train_step import (
+    batch_shapes,
+    init_state,
+    token_counts,
+    train_step,
+)
 
 
-def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
-    """Train as `config` says in `workdir`.
+def train_and_evaluate(
+    config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
+) -> dict | None:
+    """Train as a config says in `workdir`.
 
     A workdir with checkpoints of the same config is resumed, a finished run only
     reported.
 
-    config: a ConfigDict with the fields of configs/base.py
     dry_run: print plan, cost and memory, and write nothing
     Returns the figures of the last evaluation; None for a dry run.
     Raises InputError for a config or file that does not fit, RunError where training
@@ -66,23 +72,20 @@ class Run:
     Mistakes are found before anything is written, and leave no folder behind; an error
     of one process is raised in all.
 
-    config: as `train_and_evaluate` takes it
+    config: as it is written
     stack: an ExitStack, which gets the lock of `workdir`
     dry_run: neither write nor lock
     Raises InputError for a config, a file or a workdir that does not fit.
     """
 
-    def __init__(self, config, workdir, stack, dry_run: bool = False):
+    def __init__(self, config: RunConfig, workdir, stack, dry_run: bool = False):
         self.workdir = workdir = pathlib.Path(workdir)
         with parallel.shared_errors():
-            run = RunConfig.from_config(config)
-            initial = InitialWeights(run)
-            try:
-                images = initial.normalization(workdir)
-            except InputError as error:
-                raise in_config(error) from error
-            normalized = dataclasses.replace(run.model, **images)
-            self.config = run = dataclasses.replace(run, model=normalized).at_cost()
+            initial = InitialWeights(config)
+            images = initial.normalization(workdir)
+            normalized = dataclasses.replace(config.model, **images)
+            run = dataclasses.replace(config, model=normalized).at_cost()
+            self.config = run  # as it is trained
             self.model = run.create_model(parallel.AXIS)  # as it is evaluated
             dense = run.create_dense()
             placement = parallel.placement(run.grad_accum_steps)
@@ -98,7 +101,7 @@ class Run:
             self.rate, self.optimizer = optimizer.create(
                 run.optim, length.steps_per_epoch, run.reduction.param_groups
             )
-            fields = run.to_dict(config.to_dict())
+            fields = run.to_dict()
             distributed.check_same_settings(dry_run, fields, self.model, self.data)
 
             lock = run_dir.RunLock(workdir)
@@ -232,7 +235,10 @@ class Run:
             teacher_model=self.teacher_model,
         )
         program = parallel.pmap(step, donate_argnums=(0,), program="training step")
-        batch = self.data.training(start_step=0, stop_step=1).empty()
+        devices = parallel.device_count()
+        micro_batches = self.config.grad_accum_steps
+        images = self.config.optim.batch_size // (devices * micro_batches)
+        batch = batch_shapes(self.config, (devices, micro_batches, images))
         program.compile(self.state, batch, self.teacher)
         return program
 

@@ -18,7 +18,7 @@ import pytest
 from imagepiece_jax.common import parallel, progress, xla_options
 from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import distributed, run_dir, trainer
+from imagepiece_jax.training import distributed, run_dir
 from tests import compiling, forked, runs
 
 
@@ -204,10 +204,10 @@ def check_dry_run(process, workdir):
     """The last step's program is compiled for all devices, and nothing is written."""
     config = runs.configured(runs.DENSE, **{"model.depth": 1, "model.stem": "patch"})
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        assert trainer.train_and_evaluate(config, workdir, dry_run=True) is None
+        assert runs.train(config, workdir, dry_run=True) is None
     printed = output.getvalue()
     assert ("memory on each of 4 devices: " in printed) == (process == 0)
-    train = functools.partial(trainer.train_and_evaluate, dry_run=process == 1)
+    train = functools.partial(runs.train, dry_run=process == 1)
     refused("--dry_run is True on process 1, but False on", train, config, workdir)
     assert not workdir.exists()
 

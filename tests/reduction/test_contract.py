@@ -36,7 +36,7 @@ from imagepiece_jax.reduction.tokens import (
     Taps,
     slot_index,
 )
-from imagepiece_jax.training import trainer
+from tests import runs
 from tests.benchmark.small import TINY
 from tests.command import call, sentence
 from tests.models import tiny
@@ -359,5 +359,5 @@ def test_a_dry_run_checks_the_form_that_is_trained(tmp_path):
     )
     said = f"^{WHERE}: image 0, slot 8 of 10 gets no token"
     with pytest.raises(InputError, match=said):
-        trainer.train_and_evaluate(config, tmp_path / "run", dry_run=True)
+        runs.train(config, tmp_path / "run", dry_run=True)
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,6 @@ from PIL import Image
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import registry
-from imagepiece_jax.training import trainer
 from tests import forked, programs, runs
 from tests.models import tiny
 
@@ -54,7 +53,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
     cache = programs.of_processes(tmp_path / "cache")
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
     config.update_from_flattened_dict(fields)
-    trainer.train_and_evaluate(config, tmp_path / "1")
+    runs.train(config, tmp_path / "1")
     assert running.wait(timeout=300) == 0
     one = losses(tmp_path / "1")
     eight = losses(tmp_path / "8")
@@ -90,7 +89,7 @@ def test_cudnn_trains_on_odd_lengths(tmp_path):
         config = runs.configured(ODD, **{"model.attention": attention})
         plan = RunConfig.from_config(config).create_model().plan
         assert any(layer.attn_tokens % 2 for layer in plan), plan
-        trainer.train_and_evaluate(config, tmp_path / attention)
+        runs.train(config, tmp_path / attention)
         found.append(losses(tmp_path / attention))
     assert len(found[0]) == 2
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.02)

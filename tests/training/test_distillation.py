@@ -24,7 +24,7 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained.load import load
-from imagepiece_jax.training import teacher, trainer
+from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.train_step import distillation, teacher_distance
@@ -361,7 +361,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     tensors = convert.to_timm(fill(variable_shapes(dense, 16), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
     config.init.weights = config.teacher.weights = str(tmp_path / "dense.npz")
-    trainer.train_and_evaluate(config, tmp_path / "run")
+    runs.train(config, tmp_path / "run")
     first = read_metrics(tmp_path / "run")[0]
     assert {"ratio", "kl", "tokens", "distill"} <= set(first)
     # The same distance of the same logits, weighted .5 both, but for T = 3.
@@ -383,7 +383,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     config = configured(**fields)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        last = trainer.train_and_evaluate(config, tmp_path / "run")
+        last = runs.train(config, tmp_path / "run")
 
     # The answers of both to the images that were held out, evenly spaced.
     pixels = np.stack([np.asarray(Image.open(paths[i])) for i in (0, 14, 29, 43)])
@@ -425,12 +425,12 @@ def test_a_run_resumes_to_the_same_bits(weights, tmp_path, monkeypatch):
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3, "mixup": 0.8}
     fields |= {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"}
     fields |= SOFT | TOLD
-    last = trainer.train_and_evaluate(configured(**fields), tmp_path / "run")
+    last = runs.train(configured(**fields), tmp_path / "run")
     again = shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "best")
     for step in ("9", "10"):
         shutil.rmtree(again / "checkpoints" / "latest" / step)
-    assert trainer.train_and_evaluate(configured(**fields), again) == last
+    assert runs.train(configured(**fields), again) == last
     lines = runs.computed(again)
     assert lines == runs.computed(tmp_path / "run")
     assert lines[0]["distill"] == lines[0]["loss"]

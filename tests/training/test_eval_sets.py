@@ -13,7 +13,6 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Progress
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
@@ -61,7 +60,7 @@ def finished(folder, tmp_path_factory):
     resumed = tmp_path_factory.mktemp("resumed")
     with pytest.MonkeyPatch.context() as patch:
         runs.compile_once(patch)
-        last = trainer.train_and_evaluate(two_sets(folder), full)
+        last = runs.train(two_sets(folder), full)
         passes = accuracy.evaluate_each
         evaluated = []
 
@@ -73,10 +72,10 @@ def finished(folder, tmp_path_factory):
 
         patch.setattr(accuracy, "evaluate_each", stop_in_third)
         with pytest.raises(Stopped, match="stopped at step 10"):
-            trainer.train_and_evaluate(two_sets(folder), resumed)
+            runs.train(two_sets(folder), resumed)
         kinds = [line["kind"] for line in read_metrics(resumed)]
         assert kinds.count("eval/val") == 1 and "eval/real" not in kinds
-        assert trainer.train_and_evaluate(two_sets(folder), resumed) == last
+        assert runs.train(two_sets(folder), resumed) == last
     return full, resumed, last
 
 
@@ -100,7 +99,7 @@ def test_each_set_is_evaluated_when_it_is_due(finished):
 def test_the_named_set_chooses_the_best(finished, capsys, folder):
     """Its lines say which step; a step without it chooses nothing."""
     full, _, _ = finished
-    trainer.train_and_evaluate(two_sets(folder), full)
+    runs.train(two_sets(folder), full)
     table = capsys.readouterr().out
     real = {line["step"]: line["acc1"] for line in runs.lines(full, "eval/real")}
     step = max(real, key=lambda step: (real[step], -step))
@@ -167,7 +166,7 @@ def test_images_that_do_not_fit_are_a_mistake(folder, tmp_path, own, said):
     usual = {"data": f"folder:{folder}", "classes": CLASSES}
     config = configured({"val": {}, "real": usual | own}, "real")
     with pytest.raises(InputError, match=said) as error:
-        trainer.train_and_evaluate(config, tmp_path / "run")
+        runs.train(config, tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
@@ -179,4 +178,4 @@ def test_other_class_names_are_a_mistake(tmp_path):
     said = re.escape("digits: class 0 is '0', but 'digit 0' in csv:")
     with pytest.raises(InputError, match=said):
         config = configured({"real": {"data": f"csv:{tmp_path / 'set.csv'}"}})
-        trainer.train_and_evaluate(config, tmp_path / "run")
+        runs.train(config, tmp_path / "run")

@@ -15,10 +15,9 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import trainer
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.run_dir import RunLock
-from tests import forked
+from tests import forked, runs
 from tests.runs import ROOT
 from tools import fault_drill, tiny_runs
 
@@ -186,7 +185,7 @@ def test_a_killed_run_leaves_no_file_of_its_lock(tmp_path, locks):
 def test_a_workdir_is_locked_before_the_plan_is_printed(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/run cannot be created"):
-        trainer.train_and_evaluate(quickstart.get_config(), tmp_path / "file" / "run")
+        runs.train(quickstart.get_config(), tmp_path / "file" / "run")
     assert capsys.readouterr().out == ""
 
 

@@ -49,18 +49,18 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(accuracy, "evaluate_each", asked_to_stop)
     with pytest.raises(Stopped, match="stopped at step 10") as stopped:
-        trainer.train_and_evaluate(short(**fields), tmp_path)
+        runs.train(short(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
     assert stored == [3, 6, 9, 10] and epochs == [0, 1]
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
-    last = trainer.train_and_evaluate(short(**fields), tmp_path)
+    last = runs.train(short(**fields), tmp_path)
     assert "resuming from step 10 of 10" in capsys.readouterr().out
     assert read_metrics(tmp_path)[-1]["kind"] == "eval"
     assert read_metrics(tmp_path)[-1]["acc1"] == last["acc1"]
-    assert trainer.train_and_evaluate(short(**fields), tmp_path) == last
+    assert runs.train(short(**fields), tmp_path) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert tiny_runs.stored(tmp_path, "best")["step"] == 10
 
@@ -68,7 +68,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     shutil.rmtree(again / "checkpoints" / "best")
     for step in stored[2:]:
         shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
-    assert trainer.train_and_evaluate(short(**fields), again) == last
+    assert runs.train(short(**fields), again) == last
     assert "resuming from step 6 of 10" in capsys.readouterr().out
     assert epochs == [0, 1, 1]
     assert runs.computed(again) == runs.computed(tmp_path)

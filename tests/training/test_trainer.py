@@ -46,7 +46,7 @@ configured = functools.partial(runs.configured, FIELDS)
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    last = trainer.train_and_evaluate(configured(pictures=2, profile=True), workdir)
+    last = runs.train(configured(pictures=2, profile=True), workdir)
     return workdir, last
 
 
@@ -105,26 +105,26 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     (workdir / "classes.json").write_text(json.dumps(names))
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
     with pytest.raises(InputError, match=message + ".*; choose another --workdir"):
-        trainer.train_and_evaluate(configured(pictures=2, profile=True), workdir)
+        runs.train(configured(pictures=2, profile=True), workdir)
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
     """It is not trained again, and another config is refused."""
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    assert trainer.train_and_evaluate(configured(pictures=2), workdir) == last
+    assert runs.train(configured(pictures=2), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     longer = "config.epochs is 99, but 2 in .*, with --config.init.weights=.* to start"
     with pytest.raises(InputError, match=longer):
-        trainer.train_and_evaluate(configured(pictures=2, epochs=99), workdir)
+        runs.train(configured(pictures=2, epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     config = configured(**PLAIN, **NO_REDUCTION)
-    trainer.train_and_evaluate(config, tmp_path / "run", dry_run=True)
+    runs.train(config, tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
     assert "GMACs" in printed
     # What takes so long is said before it does.
@@ -153,7 +153,7 @@ def stopped(finished, tmp_path_factory):
         runs.compile_once(patch)
         for _ in range(2):  # the second time from where the first was stopped
             with pytest.raises(RunError) as error:
-                trainer.train_and_evaluate(configured(**fields), workdir)
+                runs.train(configured(**fields), workdir)
             errors.append(str(error.value))
             lines.append(read_metrics(workdir))
     return workdir, errors, lines
@@ -238,7 +238,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer, "train_step", tiny)
     monkeypatch.setattr(trainer.RunLog, "record", counted)
     jax.clear_caches()  # else programs of other tests are counted
-    trainer.train_and_evaluate(config, tmp_path)
+    runs.train(config, tmp_path)
     tokens = [line["loss"] for line in runs.lines(tmp_path, "train")]
     assert tokens[:10] == [65] * 10 and tokens[-5:] == [46] * 5
     assert len(set(tokens)) == 5
@@ -256,16 +256,16 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
     fields |= {"batch_size": 8, "eval_batch_size": 16}
     config = configured(runs.DENSE, PLAIN, **fields)
     workdir = tmp_path / "run"
-    trainer.train_and_evaluate(config, workdir)
+    runs.train(config, workdir)
     shutil.copytree(tmp_path / "set", tmp_path / "copy")
     shutil.rmtree(tmp_path / "set")
     (tmp_path / "copy").rename(tmp_path / "set")  # brought anew
-    trainer.train_and_evaluate(config, workdir)
+    runs.train(config, workdir)
     val = tmp_path / "set" / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     message = r"folder:.*set has test digest \w{16}, but the run began with test digest"
     with pytest.raises(InputError, match=message):
-        trainer.train_and_evaluate(config, workdir)
+        runs.train(config, workdir)
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
@@ -294,6 +294,6 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     with pytest.raises(
         InputError, match="^5 of 400 images cannot be read; the first is"
     ):
-        trainer.train_and_evaluate(config, tmp_path / "run")
+        runs.train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before
     assert not workers() and not shared_memory()
