@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, closest, suggestion
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
 
 _, PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
-# The repository's configs; an installed package has a copy inside.
-CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
+CONFIGS = ROOT / "configs"
+if (PACKAGE / "configs").is_dir():  # an installed package has a copy inside
+    CONFIGS = PACKAGE / "configs"
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
 # What other tools call a field.
@@ -60,7 +61,8 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     file = pathlib.Path(name)
     if not file.exists() and file.parent == pathlib.Path("configs"):
         packaged = CONFIGS / file.name
-        file = packaged if packaged.is_file() else file
+        if packaged.is_file():
+            file = packaged
     if not file.is_file() or file.suffix != ".py":
         raise _no_such_file(file, argument)
     file = file.resolve()
@@ -106,7 +108,9 @@ def config_name(path: str | os.PathLike) -> str:
     if not argument:
         return stem
     name, changed = re.subn("^deit_[a-z]+", argument, stem)
-    return name if changed else f"{stem}_{argument}"
+    if not changed:
+        return f"{stem}_{argument}"
+    return name
 
 
 class Overrides(tuple):
@@ -132,7 +136,9 @@ def _tuple(text):
         value = tuple(word.strip() for word in text.split(","))
         if not all(word.isidentifier() for word in value):
             raise ValueError(text)
-    return value if isinstance(value, tuple) else (value,)
+    if not isinstance(value, tuple):
+        value = (value,)
+    return value
 
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -164,8 +170,11 @@ def override(config: "ConfigDict", field: str, text: str | bool):
     own = groups == ["reduction"] and field != METHOD
     if own or groups == ["model", "arch"]:  # which check their fields themselves
         group = functools.reduce(type(config).__getitem__, groups, config)
+        value = text
+        if isinstance(text, str):
+            value = literal(text)
         with config.unlocked():
-            group[leaf] = literal(text) if isinstance(text, str) else text
+            group[leaf] = value
             if text in ("", "None") and not own:
                 del group[leaf]
         return
@@ -176,12 +185,15 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         raise _no_such_field(config, field) from None
     path = f"config.{field}"
     if kind not in PARSERS:
-        is_group = kind is type(config)
-        problem = "is a group of fields" if is_group else f"is of type {kind.__name__}"
-        names = ", ".join(group[leaf]) if is_group else ""
-        hint = f"set one of them: {names}" if names else "set it in a config file"
-        if is_group and "name" in group[leaf] and isinstance(text, str):
-            hint = f"did you mean {path}.name={text}?"
+        problem = f"is of type {kind.__name__}"
+        hint = "set it in a config file"
+        if kind is type(config):
+            problem = "is a group of fields"
+            names = ", ".join(group[leaf])
+            if names:
+                hint = f"set one of them: {names}"
+            if "name" in group[leaf] and isinstance(text, str):
+                hint = f"did you mean {path}.name={text}?"
         raise InputError(problem, field=path, value=kind, hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
@@ -194,7 +206,9 @@ def override(config: "ConfigDict", field: str, text: str | bool):
     try:
         group[leaf] = parse(str(text))
     except (ValueError, KeyError):
-        value = literal(text) if text else text
+        value = text
+        if text:
+            value = literal(text)
         allowed = allowed_values(field) or of_type
         raise InputError(field=path, value=value, allowed=allowed) from None
 
@@ -204,12 +218,25 @@ def fields_called(config: "ConfigDict", name: str) -> list[str]:
 
     The name of a group is that of its field `name`.
     """
-    methods = {f"reduction.{field}" for field in method_fields()}
-    parts = {f"model.arch.{part}" for part in part_names()}
-    names = sorted({*dotted_fields(config)} | methods | parts)
-    found = [field for field in names if f".{field}".endswith(f".{name}")]
+    names = _all_fields(config)
+    found = _ending_in(name, names)
+    if found:
+        return found
     aliases = [ALIASES.get(name), f"{name}.name"]
-    return found or [alias for alias in aliases if alias in names]
+    return [alias for alias in aliases if alias in names]
+
+
+def _all_fields(config, method=None):
+    """Dotted names of all fields, with those of a method; None: of all methods."""
+    names = {*dotted_fields(config)}
+    names |= {f"reduction.{field}" for field in method_fields(method)}
+    names |= {f"model.arch.{part}" for part in part_names()}
+    return sorted(names)
+
+
+def _ending_in(name, fields):
+    """The dotted names whose last part, or parts, are `name`."""
+    return [field for field in fields if f".{field}".endswith(f".{name}")]
 
 
 def dotted_fields(config, prefix=""):
@@ -244,8 +271,11 @@ def allowed_values(field: str) -> str | None:
     group, _, name = field.rpartition(".")
     from imagepiece_jax.config.run import RunConfig  # reads all of data
 
-    kinds = [RunConfig, *(each.type for each in dataclasses.fields(RunConfig))]
-    owners = [kind for kind in kinds if getattr(kind, "group", None) == group]
+    owners = []
+    kinds = [field.type for field in dataclasses.fields(RunConfig)]
+    for kind in (RunConfig, *kinds):
+        if getattr(kind, "group", None) == group:
+            owners.append(kind)
     if group in ("model", "teacher"):
         from imagepiece_jax.models.config import ModelConfig  # imports JAX
 
@@ -259,9 +289,14 @@ def allowed_values(field: str) -> str | None:
 
 def _no_such_file(file, argument):
     """The InputError for a config file that does not exist, with a suggestion."""
-    problem = "does not end in .py" if file.is_file() else "does not exist"
-    folders = (file.parent, pathlib.Path("configs"), CONFIGS)
-    folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
+    problem = "does not exist"
+    if file.is_file():
+        problem = "does not end in .py"
+    folder = file.parent
+    if folder == pathlib.Path() or not folder.is_dir():
+        folder = pathlib.Path("configs")
+    if not folder.is_dir():
+        folder = CONFIGS
     if file.is_dir():
         problem = "is a folder, not a file"
         folder = file
@@ -271,7 +306,9 @@ def _no_such_file(file, argument):
     if size and stem != file.stem:  # the size is an argument
         stem = file.stem.replace(size[0], "deit_s", 1)
         argument = size[0]
-    hint = f"name a file of {folder}: {'.py, '.join(stems)}.py" if stems else ""
+    hint = ""
+    if stems:
+        hint = f"name a file of {folder}: {'.py, '.join(stems)}.py"
     if stem in stems:
         path = f"{folder / stem}.py"
         if argument:
@@ -282,21 +319,23 @@ def _no_such_file(file, argument):
 
 def _no_such_field(config, field):
     """The InputError for a field that no config has, with a suggestion."""
-    own = [f"reduction.{name}" for name in method_fields(config.reduction.name)]
-    own += [f"model.arch.{part}" for part in part_names()]
-    names = {*dotted_fields(config), *own}
+    names = _all_fields(config, config.reduction.name)
     owner, _, leaf = field.rpartition(".")
     if (alias := ALIASES.get(leaf)) in names:
         hint = f"did you mean config.{alias}?"
         return InputError("is not a field", field=f"config.{field}", hint=hint)
-    pairs = [name.rpartition(".")[::2] for name in sorted(names)]
-    siblings = [name for group, name in pairs if group == owner]
+    siblings = []
+    for name in names:
+        group, _, last = name.rpartition(".")
+        if group == owner:
+            siblings.append(last)
     # A field of this name in another group is likelier than a similar sibling.
-    found = sorted(name for name in names if f".{name}".endswith(f".{leaf}"))
+    found = _ending_in(leaf, names)
     if not found and (similar := closest(leaf, siblings)):
         found = [f"{owner}.{similar}".removeprefix(".")]
     if found:
-        hint = f"did you mean {' or '.join(f'config.{name}' for name in found)}?"
+        meant = [f"config.{name}" for name in found]
+        hint = f"did you mean {' or '.join(meant)}?"
     elif owner and siblings:
         hint = f"config.{owner} has {', '.join(siblings)}"
     else:
@@ -306,9 +345,10 @@ def _no_such_field(config, field):
 
 def _allowed_of_leaf(leaf):
     """Allowed values of the field of this name; None where groups have one each."""
-    names = [*dotted_fields(load_config(BASE))]
-    paths = [name for name in names if f".{name}".endswith(f".{leaf}")]
-    return allowed_values(paths[0]) if len(paths) == 1 else None
+    paths = _ending_in(leaf, dotted_fields(load_config(BASE)))
+    if len(paths) != 1:
+        return None
+    return allowed_values(paths[0])
 
 
 def _raised(error, file):
@@ -316,16 +356,22 @@ def _raised(error, file):
     if isinstance(error, SyntaxError):
         place = f"config file {error.filename}, line {error.lineno}"
         return InputError(f"raises SyntaxError: {error.msg}", place=place)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
-    place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else file
-    place = f"config file {place}"
-    kind = type(error).__name__
+    place = f"config file {file}"
+    in_config = False
+    for frame in traceback.extract_tb(error.__traceback__):
+        if pathlib.Path(frame.filename).parent == file.parent:
+            place = f"config file {frame.filename}, line {frame.lineno}"
+            in_config = True
     if refused := _refused_by_config(error):
         return _not_set(*refused, place)
-    text = str(error.args[0]) if error.args else "no reason given"
-    hint = "" if lines or kind != "TypeError" else f"add the argument: {file}:ARGUMENT"
-    problem = f"raises {kind}: {text.partition(chr(10))[0]}"
+    reason = "no reason given"
+    if error.args:
+        reason, _, _ = str(error.args[0]).partition("\n")
+    kind = type(error).__name__
+    problem = f"raises {kind}: {reason}"
+    hint = ""
+    if kind == "TypeError" and not in_config:  # the call of get_config itself
+        hint = f"add the argument: {file}:ARGUMENT"
     return InputError(problem, place=place, hint=hint)
 
 
@@ -342,16 +388,17 @@ def _refused_by_config(error):
         for frame, _ in traceback.walk_tb(raised.__traceback__):
             if frame.f_code in calls:
                 names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
-                group, field, *value = (frame.f_locals[name] for name in names)
-                return group, field, value[0] if value else None
+                arguments = [frame.f_locals[name] for name in names]
+                if len(arguments) == 2:  # __getitem__ takes no value
+                    arguments.append(None)
+                return tuple(arguments)
     return None
 
 
 def _not_set(group, field, value, place):
     """The InputError for a field that a config file cannot set."""
     if field not in group:
-        similar = closest(str(field), [*group])
-        hint = f"did you mean {similar}?" if similar else ""
+        hint = suggestion(str(field), [*group], "")
         return InputError("is not a field", field=field, place=place, hint=hint)
     kind = group.get_type(field)
     allowed = "a ConfigDict of fields, as in configs/base.py"

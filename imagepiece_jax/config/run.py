@@ -134,21 +134,29 @@ class TeacherConfig(CheckedFields):
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of the teacher's model that are not None."""
-        return {k: v for k, v in vars(self).items() if k != "weights" and v is not None}
+        found = {}
+        for name, value in vars(self).items():
+            if name != "weights" and value is not None:
+                found[name] = value
+        return found
 
 
 def _as_dict(value):
     """A group of a config; ValueError for anything else."""
     if not hasattr(value, "keys"):
         raise ValueError(value)
-    return value.to_dict() if hasattr(value, "to_dict") else dict(value)
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return dict(value)
 
 
 def _object():
     """An object, or the dict of its fields, which its own class checks."""
 
     def convert(value):
-        return value if dataclasses.is_dataclass(value) else _as_dict(value)
+        if dataclasses.is_dataclass(value):
+            return value
+        return _as_dict(value)
 
     return checked(REQUIRED, convert, "the fields of configs/base.py")
 
@@ -325,10 +333,12 @@ class RunConfig(CheckedFields):
         from imagepiece_jax.reduction.methods import name_of
         from imagepiece_jax.reduction.settings import LABEL, cost_label
 
-        images = {name: getattr(self.model, name) for name in ("mean", "std")}
+        images = {"mean": self.model.mean, "std": self.model.std}
         fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
         written = self.written["reduction"]
-        fields |= {k: written[k] for k in ("prop_attn", LABEL) if k in written}
+        for field in ("prop_attn", LABEL):
+            if field in written:
+                fields[field] = written[field]
         if written.get("macs") and self.reduction.macs is None:
             fields[LABEL] = cost_label(with_chosen(written, *self._dense))
         model = self.written["model"] | images
@@ -348,5 +358,7 @@ class RunConfig(CheckedFields):
 
     def saves(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows it."""
-        every = (self.checkpoint_every_steps, self.keep_every_steps)
-        return any(steps and step % steps == 0 for steps in every)
+        for every in (self.checkpoint_every_steps, self.keep_every_steps):
+            if every and step % every == 0:
+                return True
+        return False
