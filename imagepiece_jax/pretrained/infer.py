@@ -140,11 +140,12 @@ def _trained_config(description, contents, requested, otherwise):
     try:
         config = infer(tensors, given, settled, otherwise)
     except Unnamed as error:
-        # A folder has its config.json; mean and std are in another file.
-        file = f"place its {PREPROCESSOR if path.is_dir() else CONFIG} beside it"
-        if not path.is_dir() and (path.parent / CONFIG).is_file():
-            file = f"name its folder, {path.parent}, which has a {CONFIG}"
-        raise error.with_facts(hint=f"{file}, or {error.hint}") from error
+        way_out = f"place its {CONFIG} beside it"
+        if path.is_dir():  # it has one; mean and std are in another file
+            way_out = f"place its {PREPROCESSOR} beside it"
+        elif (path.parent / CONFIG).is_file():
+            way_out = f"name its folder, {path.parent}, which has a {CONFIG}"
+        raise error.with_facts(hint=f"{way_out}, or {error.hint}") from error
     if heads not in (None, config.num_heads):
         value = config.num_heads
         raise InputError(
@@ -285,11 +286,12 @@ def infer(
     usual = ["image_size", "mean", "std"]
     if named.get("embed_dim") == sizes["embed_dim"]:
         usual.append("num_heads")
-    fields = {k: v for k, v in named.items() if k in usual} | partial.fields
-    fields = otherwise.fields | fields
+    of_name = {k: v for k, v in named.items() if k in usual}
+    fields = otherwise.fields | of_name | partial.fields
     sizes["image_size"] = sizes["image_size"] or fields.get("image_size")
     lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]
-    lacking += ["image_size"] if sizes["image_size"] is None else []
+    if sizes["image_size"] is None:
+        lacking.append("image_size")
     if named:
         arch = partial.architecture
     else:
@@ -327,31 +329,42 @@ def _sizes(shapes, partial, settled):
     else:
         width = _shape(shapes, "blocks.0.norm1.weight", 1)[0]
         image_size = None
-    depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
-    first = "fc1_g" if "blocks.0.mlp.fc1_g.weight" in shapes else "fc1"
-    hidden = _shape(shapes, f"blocks.0.mlp.{first}.weight", 2)[0]
-    classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
+    blocks = set()
+    for name in shapes:
+        if name.startswith("blocks."):
+            _, number, *_ = name.split(".")
+            blocks.add(number)
+    first = "blocks.0.mlp.fc1.weight"
+    if "blocks.0.mlp.fc1_g.weight" in shapes:  # a gate beside fc1_x
+        first = "blocks.0.mlp.fc1_g.weight"
+    hidden, _ = _shape(shapes, first, 2)
+    classes = 0
+    if "head.weight" in shapes:
+        classes, _ = _shape(shapes, "head.weight", 2)
     return {
         "image_size": image_size,
         "num_classes": classes,
         "stem": stem,
         "patch_size": patch_size,
         "embed_dim": width,
-        "depth": depth,
+        "depth": len(blocks),
         "mlp_ratio": hidden / width,
     }
 
 
 def _grids(rows, prefix, partial, settled):
     """Numbers of patches that `rows` positions can have, the likelier first."""
-    grids = [rows - prefix, rows]
+    others = rows - prefix  # where tokens in front of the patches have positions
     if partial.name or _is_full(partial.arch):  # compared with what tensors show
-        first = partial.architecture.prefix_positions
-        return grids if first else grids[::-1]
+        if partial.architecture.prefix_positions:
+            return [others, rows]
+        return [rows, others]
     known = {**settled, **partial.arch}
-    if "prefix_positions" in known:
-        return grids[:1] if known["prefix_positions"] else grids[1:]
-    return grids
+    if "prefix_positions" not in known:
+        return [others, rows]
+    if known["prefix_positions"]:
+        return [others]
+    return [rows]
 
 
 def _image_size(rows, grids, patch_size, partial):
@@ -386,47 +399,60 @@ def _patches(image_size, patch_size):
 
 def _parts(shapes, sizes):
     """The Architecture that these tensors show, the default in IN_NO_TENSOR fields."""
-    prefix = _prefix(shapes)
     positions = "pos_embed" in shapes
-    patches = 0
-    if positions:
+    prefix_positions = True
+    if positions and _prefix(shapes):
         patches = _patches(sizes["image_size"], sizes["patch_size"])
-    classes = "cls_token" in shapes
+        prefix_positions = patches != shapes["pos_embed"][1]
+    class_token = "cls_token" in shapes
     fc_norm = "fc_norm.weight" in shapes
-    pool = "token" if classes and not fc_norm else "mean"
-    first = "blocks.0"
+    pool = "mean"
+    if "attn_pool.latent" in shapes:
+        pool = "map"
+    elif class_token and not fc_norm:
+        pool = "token"
+    registers = 0
+    if "reg_token" in shapes:
+        _, registers, _ = _shape(shapes, "reg_token", 3)
+    mlp = "gelu"
+    if "blocks.0.mlp.fc1_g.weight" in shapes:
+        mlp = "swiglu"
     keyless = "blocks.0.attn.q_bias" in shapes
     return Architecture(
-        class_token=classes,
+        class_token=class_token,
         dist_token="dist_token" in shapes,
-        registers=_shape(shapes, "reg_token", 3)[1] if "reg_token" in shapes else 0,
+        registers=registers,
         positions=positions,
-        prefix_positions=not (prefix and positions)
-        or patches != shapes["pos_embed"][1],
+        prefix_positions=prefix_positions,
         patch_bias="patch_embed.proj.bias" in shapes,
-        qkv_bias=keyless or f"{first}.attn.qkv.bias" in shapes,
+        qkv_bias=keyless or "blocks.0.attn.qkv.bias" in shapes,
         key_bias=not keyless,
         pre_norm="norm_pre.weight" in shapes,
-        attn_norm=f"{first}.attn.norm.weight" in shapes,
-        mlp_norm=f"{first}.mlp.norm.weight" in shapes,
-        layer_scale=f"{first}.ls1.gamma" in shapes,
-        mlp="swiglu" if f"{first}.mlp.fc1_g.weight" in shapes else "gelu",
-        pool="map" if "attn_pool.latent" in shapes else pool,
+        attn_norm="blocks.0.attn.norm.weight" in shapes,
+        mlp_norm="blocks.0.mlp.norm.weight" in shapes,
+        layer_scale="blocks.0.ls1.gamma" in shapes,
+        mlp=mlp,
+        pool=pool,
         final_norm="norm.weight" in shapes,
         fc_norm=fc_norm,
     )
 
 
 def _prefix(shapes):
-    """Tokens in front of the patches."""
-    names = ("cls_token", "dist_token", "reg_token")
-    return sum(_shape(shapes, name, 3)[1] for name in names if name in shapes)
+    """Number of tokens in front of the patches."""
+    count = 0
+    for name in ("cls_token", "dist_token", "reg_token"):
+        if name in shapes:
+            count += _shape(shapes, name, 3)[1]
+    return count
 
 
 def _shape(shapes, name, rank):
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
-        problem = "is missing" if shape is None else f"is of {shape}"
+        problem = f"is of {shape}"
+        if shape is None:
+            problem = "is missing"
         raise InputError(
             problem,
             field=f"tensor {name}",
@@ -438,10 +464,10 @@ def _shape(shapes, name, rank):
 
 def _stem(shapes):
     """(name, patch size): each convolution of the conv stem halves the sides."""
-    convolutions = sum(
-        name.startswith("patch_embed.conv.") and len(shape) == 4
-        for name, shape in shapes.items()
-    )
+    convolutions = 0
+    for name, shape in shapes.items():
+        if name.startswith("patch_embed.conv.") and len(shape) == 4:
+            convolutions += 1
     if convolutions:
         return "conv", 2**convolutions
     return "patch", _shape(shapes, "patch_embed.proj.weight", 4)[2]
@@ -464,8 +490,9 @@ def _check_parts(partial, arch, parts, shapes):
     for field, ours in wanted.items():
         theirs = shown[field]
         if ours != theirs:
-            given = field in partial.arch or not partial.name
-            whose = "as given" if given else f"in {partial.name!r}"
+            whose = "as given"
+            if partial.name and field not in partial.arch:
+                whose = f"in {partial.name!r}"
             problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
             hint = f"name a model whose {field} is {theirs!r}"
             if theirs == "swiglu":
@@ -481,19 +508,27 @@ def _invisible(parts, known):
     gated = parts.mlp == "swiglu"
     pool = known.get("pool", parts.pool)
     fields = ["norm_eps"]
-    # A gate may be GELU's or behind: only a model that is known to have SwiGLU has it.
-    fields += ["mlp"] if gated else ["gelu"]
-    fields += ["resize"] if parts.positions else []
-    fields += ["rotary"]
+    if gated:
+        # It may be GELU's or behind: only a model that is known to have SwiGLU has it.
+        fields.append("mlp")
+    else:
+        fields.append("gelu")
+    if parts.positions:
+        fields.append("resize")
+    fields.append("rotary")
     if not parts.layer_scale:  # which no model has whose norms are behind the branches
-        fields += ["post_norm"]
+        fields.append("post_norm")
     if parts.pool == "map":
-        fields += ["pool_heads", *["gelu"] * gated]
+        fields.append("pool_heads")
+        if gated:
+            fields.append("gelu")
     elif not parts.dist_token:
-        fields += ["pool"]
+        fields.append("pool")
     if pool == "map" or (pool == "mean" and "pool" in known):
-        fields += ["pool_include_prefix"] if parts.prefix else []
-        fields += ["fc_norm"] if parts.final_norm else []
+        if parts.prefix:
+            fields.append("pool_include_prefix")
+        if parts.final_norm:
+            fields.append("fc_norm")
     return fields
 
 
@@ -502,10 +537,14 @@ def _has_two_grids(shapes, sizes, partial):
     prefix = _prefix(shapes)
     if "pos_embed" not in shapes or not prefix:
         return False
-    grids = {shapes["pos_embed"][1], shapes["pos_embed"][1] - prefix}
-    size = partial.image_size  # which may be another than that of the positions
-    given = {_patches(size, sizes["patch_size"])} if size else set()
-    return all(grid in given or _is_square(grid) for grid in grids)
+    given = None
+    if partial.image_size:  # which may be another than that of the positions
+        given = _patches(partial.image_size, sizes["patch_size"])
+    rows = shapes["pos_embed"][1]
+    for patches in (rows, rows - prefix):
+        if patches != given and not _is_square(patches):
+            return False
+    return True
 
 
 def _unknown(lacking, partial, sizes, parts):
@@ -513,10 +552,11 @@ def _unknown(lacking, partial, sizes, parts):
     name = partial.name
     width = sizes["embed_dim"]
     first, *rest = lacking
-    names = " ".join(f"{field}=.." for field in lacking)
-    examples = [first, *[field for field in rest if field in PARTS][:1]]
-    flags = " and ".join(f"--{config_path(field)}=.." for field in examples)
-    give = f"give {names} (in commands: fields such as {flags})"
+    arguments = " ".join([f"{field}=.." for field in lacking])
+    of_arch = [field for field in rest if field in PARTS]
+    examples = [first, *of_arch[:1]]
+    flags = [f"--{config_path(field)}=.." for field in examples]
+    give = f"give {arguments} (in commands: fields such as {' and '.join(flags)})"
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.fields_of(name).get("embed_dim", width)
     if named_width != width:
@@ -525,16 +565,18 @@ def _unknown(lacking, partial, sizes, parts):
         hint = f"name a model of width {width}{candidates}, or {give}"
         return InputError(problem, field="name", value=name, hint=hint)
     problem = "cannot be read from the tensors"
-    also = f" (nor can {', '.join(rest)})" if rest else ""
+    if rest:
+        problem += f" (nor can {', '.join(rest)})"
+    hint = give
     if name:
         tags = [tag for tag in _names_with_normalization(name) if tag != name]
-        say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
-        problem += f"{also}, and {name!r} does not set it"
-        return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
-    ways = [give]
+        if tags:
+            hint = f"name it with its tag ({', '.join(tags)}), or {give}"
+        problem += f", and {name!r} does not set it"
+        return InputError(problem, field=first, value=lacking, hint=hint)
     if candidates:
-        ways.insert(0, f"say which model it is, name=..{candidates}")
-    return Unnamed(problem + also, field=first, value=lacking, hint=", or ".join(ways))
+        hint = f"say which model it is, name=..{candidates}, or {give}"
+    return Unnamed(problem, field=first, value=lacking, hint=hint)
 
 
 def _candidates(sizes, parts, normalized):
@@ -543,13 +585,18 @@ def _candidates(sizes, parts, normalized):
     normalized: only names that say mean and std
     """
     compared = ("patch_size", "embed_dim", "depth", "mlp_ratio")
+    wanted = [sizes[field] for field in compared]
     alike = []
     for name in (*registry.MODELS, *registry.public_models()):
         known = registry.fields_of(name)
-        if any(known[field] != sizes[field] for field in compared):
+        if [known[field] for field in compared] != wanted:
             continue
-        if _visible(known.get("arch", DEIT)) == _visible(parts):
-            alike += _names_with_normalization(name) if normalized else [name]
+        if _visible(known.get("arch", DEIT)) != _visible(parts):
+            continue
+        if normalized:
+            alike += _names_with_normalization(name)
+        else:
+            alike.append(name)
     if not alike:
         return ""
     listed = ", ".join(alike[:SHOWN_NAMES])
