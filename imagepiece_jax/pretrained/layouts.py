@@ -61,27 +61,34 @@ class Layout:
         Some names are not timm's yet: see `_canonical`.
         """
         if not name.startswith(prefix):
-            ignored = "" if re.match(IGNORED, name) else None
-            return _renamed(name, self.outside, ignored)
+            place = _renamed(name, self.outside)
+            if place is None and re.match(IGNORED, name):
+                return ""
+            return place
         inside = name.removeprefix(prefix)
         if re.match(self.left_out, inside):
             return ""
         if number := re.match(self.blocks, inside):
             of_block = inside[number.end() :]
-            otherwise = None if self.strict else of_block
-            renamed = _renamed(of_block, self.inner, otherwise)
+            renamed = _renamed(of_block, self.inner)
+            if renamed is None and not self.strict:
+                renamed = of_block
             return renamed and f"blocks.{number[1]}.{renamed}"
-        outside = _renamed(name, self.outside, None if self.strict else inside)
-        return _renamed(inside, self.outer, outside)
+        place = _renamed(inside, self.outer)
+        if place is None:
+            place = _renamed(name, self.outside)
+        if place is None and not self.strict:
+            place = inside
+        return place
 
 
-def _renamed(name, table, otherwise=None):
-    """The name by a table of tensors and modules, `otherwise` if in neither."""
+def _renamed(name, table):
+    """The name by a table of tensors and modules; None where it is in neither."""
     for pattern, ours in table.items():
         pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
         if match := re.fullmatch(pattern, name):
             return match.expand(ours) + (match["leaf"] or "")
-    return otherwise
+    return None
 
 
 # Names without the tower's prefix that are left out: the text tower of CLIP and SigLIP
@@ -128,7 +135,9 @@ PLAIN |= {"pool_include_prefix": False}
 
 def _google_settles(_, tensors):
     # There is a class token where it is the pool (classifier, pool_type).
-    return PLAIN | ({"pool": "token"} if "cls_token" in tensors else {})
+    if "cls_token" in tensors:
+        return PLAIN | {"pool": "token"}
+    return PLAIN
 
 
 def transformers_settles(_, tensors):
@@ -143,8 +152,10 @@ def transformers_settles(_, tensors):
 
 
 def _siglip_settles(names, tensors):
-    reads_mean = {"pool": "mean"} if "classifier.weight" in names else {}
-    return transformers_settles(names, tensors) | reads_mean
+    settled = transformers_settles(names, tensors)
+    if "classifier.weight" in names:  # it reads the mean
+        settled["pool"] = "mean"
+    return settled
 
 
 def _openai_settles(names, _):
@@ -157,8 +168,9 @@ def _openai_settles(names, _):
 
 def _dinov3_settles(names, _):
     settled = {"pool": "token", "post_norm": False, "fc_norm": False}
-    gated = any(name.endswith(".mlp.w1.weight") for name in names)
-    return settled | ({"mlp": "swiglu"} if gated else {})
+    if any(name.endswith(".mlp.w1.weight") for name in names):
+        settled["mlp"] = "swiglu"
+    return settled
 
 
 def _timm_settles(names, tensors):
@@ -441,7 +453,9 @@ def to_timm(
     names: of all tensors in the file; None: `state_dict` has all
     Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
-    dotted = _dotted_names(state_dict if names is None else names)
+    if names is None:
+        names = [*state_dict]
+    dotted = _dotted_names(names)
     tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
     places = _Places.of([*dotted.values()], tower)
     layout = places.layout
@@ -451,8 +465,9 @@ def to_timm(
     for name, tensor in tensors.items():
         place = places.place(name)
         if place is None:
-            outside = f" outside the tower {prefix[:-1]}" if prefix else ""
-            problem = f"has no place in {layout.title}{outside}"
+            problem = f"has no place in {layout.title}"
+            if prefix:
+                problem += f" outside the tower {prefix[:-1]}"
             allowed = "the tensors of a vision transformer"
             hint = ""
             if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
@@ -477,13 +492,13 @@ def to_timm(
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
         config = ModelConfig.from_fields(layout.says(present))
         tensors = _canonical(renamed)
-        names = [name for name in tensors if name.startswith("projector.")]
-        layers = {name: tensors.pop(name) for name in names}
-        hosted = layers or tower or places.host_prefix is not None
-        projector = _projector(layers, tower) if hosted else None
+        of_projector = [name for name in tensors if name.startswith("projector.")]
+        layers = {name: tensors.pop(name) for name in of_projector}
+        projector = None
         settled = layout.settles([*dotted.values()], tensors)
-        if hosted:  # whose tokens are read, not a pool
-            settled = {"pool": "mean"} | settled
+        if layers or tower or places.host_prefix is not None:
+            projector = _projector(layers, tower)
+            settled = {"pool": "mean"} | settled  # tokens are read, not a pool
         return Contents(tensors, config, projector=projector, settled=settled)
     except InputError:
         raise
@@ -516,8 +531,9 @@ def as_timm(
             name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
         renamed[name] = tensor
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
-        for gate in [n for n in renamed if ".mlp.fc1_g." in n]:
-            halves = [renamed.pop(n) for n in (gate, gate.replace("_g.", "_x."))]
+        gates = [name for name in renamed if ".mlp.fc1_g." in name]
+        for gate in gates:
+            halves = [renamed.pop(gate), renamed.pop(gate.replace("_g.", "_x."))]
             renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
     return renamed
 
@@ -558,10 +574,11 @@ class _Places:
     def of(cls, names, tower):
         """The layout and prefixes of a checkpoint with tensors of these names."""
         layout, prefix = _layout(names)
-        host = re.fullmatch(HOST, prefix)
-        marks = tuple(host[1] + mark for mark in HOST_MARKS) if host else ()
-        hosted = any(name.startswith(marks) for name in names)
-        host_prefix = host[1] if hosted else None
+        host_prefix = None
+        if host := re.fullmatch(HOST, prefix):
+            marks = tuple([host[1] + mark for mark in HOST_MARKS])
+            if any(name.startswith(marks) for name in names):
+                host_prefix = host[1]
         return cls(layout, prefix, host_prefix, tower)
 
     def place(self, name):
@@ -571,20 +588,26 @@ class _Places:
             is_layer = inside.endswith((".weight", ".kernel", ".bias"))
             if is_layer and (layer := _renamed(inside, PROJECTOR)):
                 return layer
+            if inside.startswith("multi_modal_projector."):
+                return None
             if not name.startswith(self.prefix):
-                return None if inside.startswith("multi_modal_projector.") else ""
+                return ""
         place = self.layout.place(name, self.prefix)
         if self.tower is None or self.tower.depth is None or not place:
             return place
         block = self.block(name)
-        behind = re.match(BEHIND, place)
-        used = not behind if block is None else block < self.tower.depth
+        if block is None:
+            used = not re.match(BEHIND, place)
+        else:
+            used = block < self.tower.depth
         return place if used else ""
 
     def block(self, name):
         """The number of the block that a tensor of the tower belongs to, or None."""
         match = re.match(re.escape(self.prefix) + self.layout.blocks, name)
-        return int(match[1]) if match else None
+        if match is None:
+            return None
+        return int(match[1])
 
 
 def _dotted_names(names):
@@ -653,12 +676,17 @@ def _projector(tensors, tower):
         layer = f"layer {number} of its projector"
         names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
         arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
-        if tower.bias not in (None, names[1] in tensors):
-            found, allowed = ("no", "with") if tower.bias else ("a", "without")
-            raise InputError(f"has {found} bias", field=layer, allowed=f"one {allowed}")
+        has_bias = names[1] in tensors
+        if tower.bias and not has_bias:
+            raise InputError("has no bias", field=layer, allowed="one with")
+        if tower.bias is False and has_bias:
+            raise InputError("has a bias", field=layer, allowed="one without")
         shapes = [array.shape for array in arrays]
-        before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
-        fits = len(shapes[0]) == 2 and shapes[0][1:] == before
+        width = shapes[0][1:]
+        if layers:
+            before, _ = layers[-1]
+            width = before.shape[1:]
+        fits = len(shapes[0]) == 2 and shapes[0][1:] == width
         if not fits or shapes[-1][:1] != shapes[0][:1]:
             raise InputError(
                 f"has tensors of {' and '.join(map(str, shapes))}",
@@ -674,22 +702,27 @@ def _projector(tensors, tower):
                 field=layer,
                 allowed="finite weights",
             )
-        kernel, *bias = arrays
-        layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
+        kernel = np.ascontiguousarray(arrays[0].T)
+        bias = None
+        if has_bias:
+            bias = arrays[1]
+        layers.append((kernel, bias))
     return Projector(tuple(layers), tower.gelu, tower.prefix)
 
 
 def _layout(tensors):
     """(layout, prefix of the vision tower) of a checkpoint."""
-    layouts = ", ".join(layout.title for layout in LAYOUTS)
+    layouts = ", ".join([layout.title for layout in LAYOUTS])
     for layout in LAYOUTS:
-        ends = (layout.mark, f".{layout.mark}")
-        marked = [name for name in tensors if name == ends[0] or name.endswith(ends[1])]
-        prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
+        prefixes = []
+        for name in tensors:
+            if f".{name}".endswith(f".{layout.mark}"):
+                prefixes.append(name.removesuffix(layout.mark))
         if len(prefixes) > 1:
-            listed = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
+            prefixes.sort()
+            towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
             raise InputError(
-                f"holds {len(prefixes)} vision towers, {listed}",
+                f"holds {len(prefixes)} vision towers, {', '.join(towers)}",
                 value=prefixes,
                 allowed="one",
             )
@@ -698,13 +731,13 @@ def _layout(tensors):
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
     for pattern, kind in FOREIGN:
-        mark = next((name for name in tensors if re.match(pattern, name)), None)
-        if mark:
-            raise InputError(
-                f"holds {kind}, as tensor {mark} shows, and no vision transformer",
-                value=mark,
-                allowed=layouts,
-            )
+        for name in tensors:
+            if re.match(pattern, name):
+                raise InputError(
+                    f"holds {kind}, as tensor {name} shows, and no vision transformer",
+                    value=name,
+                    allowed=layouts,
+                )
     names = ", ".join([*tensors][:SHOWN_NAMES])
     raise InputError(
         f"has tensors, such as {names}, in no layout of a vision transformer here",
@@ -766,8 +799,10 @@ def _from_flax(module, kernel):
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
     if kernel.ndim == 3:  # [D, heads, d], of the projection after it [heads, d, D]
-        last = kernel.shape[-1] if module.endswith(".proj") else kernel[0].size
-        kernel = kernel.reshape(-1, last)
+        outputs = kernel[0].size
+        if module.endswith(".proj"):
+            outputs = kernel.shape[-1]
+        kernel = kernel.reshape(-1, outputs)
     return kernel.T
 
 
@@ -781,7 +816,9 @@ def _stack(tensors):
         if not match or name not in tensors:
             continue
         module, letter, leaf = match.groups()
-        letters = "kv" if module == "attn_pool" else "qkv"
+        letters = "qkv"
+        if module == "attn_pool":
+            letters = "kv"
         if letter not in letters:
             continue
         parts = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
@@ -794,8 +831,8 @@ def _stack(tensors):
             missing = parts[lacking[0]]
             raise InputError(f"has tensor {name}, but not {missing}", value=missing)
         stack = [tensors.pop(part) for part in parts.values()]
-        if len({part.shape for part in stack}) > 1:
-            shapes = [part.shape for part in stack]
+        shapes = [part.shape for part in stack]
+        if len(set(shapes)) > 1:
             raise InputError(
                 f"are of {', '.join(map(str, shapes))}",
                 field=f"tensors {', '.join(parts.values())}",
@@ -812,7 +849,8 @@ def _mask_keys(tensors):
     bias, unless in all blocks it is nothing.
     """
     thirds = {}
-    for name in [name for name in tensors if name.endswith(".masked.bias")]:
+    masked = [name for name in tensors if name.endswith(".masked.bias")]
+    for name in masked:
         module = name.removesuffix(".masked.bias")
         bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
@@ -821,7 +859,10 @@ def _mask_keys(tensors):
             raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
         bias = bias * mask.astype(bias.dtype)
         thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
-    keyless = all(((k == 0) | np.isnan(k)).all() for _, k, _ in thirds.values())
+    keyless = True
+    for _, k, _ in thirds.values():
+        is_nothing = (k == 0) | np.isnan(k)
+        keyless = keyless and is_nothing.all()
     for module, (q, k, v) in thirds.items():
         if keyless:
             tensors[f"{module}.q_bias"] = q
@@ -845,7 +886,8 @@ def _split(tensors):
             q, *kv = _parts(f"attn_pool.qkv.{leaf}", stacked, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
-    for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
+    first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
+    for name in first_layers:
         module = name.removesuffix(".fc1.weight")
         gated = f"{module}.fc1_g.weight" in tensors
         last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
@@ -895,8 +937,10 @@ def _name_head(tensors):
                 "last norm (CLIPForImageClassification), as no model here does",
                 allowed="CLIP's projection or no head",
             )
-        for name in [name for name in tensors if name.startswith("attn_pool.")]:
-            del tensors[name]  # SiglipForImageClassification does not use it
+        # SiglipForImageClassification does not use its pool.
+        of_pool = [name for name in tensors if name.startswith("attn_pool.")]
+        for name in of_pool:
+            del tensors[name]
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
     head = tensors.get("head.weight")
