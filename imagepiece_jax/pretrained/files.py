@@ -71,7 +71,10 @@ _IGNORED_TYPES = re.compile(
 # TorchScript's functions that give back their first argument.
 _TYPED = (
     "restore_type_tag",
-    *[f"build_{k}list" for k in "int double bool tensor".split()],
+    "build_intlist",
+    "build_doublelist",
+    "build_boollist",
+    "build_tensorlist",
 )
 _LFS = b"version https://git-lfs"
 _READABLE = "floats of 16, 32 and 64 bits, integers and booleans"
@@ -154,7 +157,9 @@ def _guarded(path, readers, *options):
             allowed=", ".join(readers),
         )
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
+        problem = "does not exist"
+        if path.is_dir():
+            problem = "is a folder"
         raise InputError(problem, place=place)
     try:
         with open(path, "rb") as file:
@@ -195,20 +200,30 @@ def _check_size(unpacked, most, limit):
 
 def _chosen(path, content, averaged):
     """The averages in `content`, or `content` itself with a warning of them."""
-    parts = content if isinstance(content, dict) else {}
-    name = next((name for name in _AVERAGES if isinstance(parts.get(name), dict)), None)
+    name = _name_of_averages(content)
     if averaged and name is None:
         raise InputError(
             "has no averaged weights",
             allowed=f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}",
         )
-    if name is not None and not averaged:
+    if averaged:
+        return content[name]
+    if name is not None:
         warnings.warn(
             f"{path} has averaged weights, too ({name}), which are left out: "
             "averaged=True, in commands --averaged, reads them",
             stacklevel=6,
         )
-    return parts[name] if averaged else content
+    return content
+
+
+def _name_of_averages(content):
+    """The key of the averages in `content`, or None."""
+    if isinstance(content, dict):
+        for name in _AVERAGES:
+            if isinstance(content.get(name), dict):
+                return name
+    return None
 
 
 def _named_tensors(content):
@@ -217,13 +232,17 @@ def _named_tensors(content):
     problem = "is not a state dict"
     allowed = "named tensors"
     if not isinstance(content, dict) or not content:
-        found = "none" if isinstance(content, dict) else type(content).__name__
+        found = type(content).__name__
+        if isinstance(content, dict):
+            found = "none"
         raise InputError(f"{problem}: it has {found}", value=found, allowed=allowed)
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, _Unread)):
             if any(isinstance(part, dict) for part in content.values()):
                 allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
-            kind = np.ndarray if isinstance(value, _Unread) else type(value)
+            kind = type(value)
+            if kind is _Unread:
+                kind = np.ndarray
             problem += f": {name!r} is of type {kind.__name__}"
             raise InputError(problem, value=name, allowed=allowed)
     return {name: tensor for name, tensor in content.items() if name != _COUNT}
@@ -236,11 +255,13 @@ def _unwrapped(content):
             return content.tensors()
         if not isinstance(content, dict):
             return content
-        inner = [content[key] for key in _WRAPPERS if key in content]
-        inner = [value for value in inner if isinstance(value, dict | _Module)]
-        if not inner:
+        inner = None
+        for key in _WRAPPERS:
+            if inner is None and isinstance(content.get(key), dict | _Module):
+                inner = content[key]
+        if inner is None:
             return content
-        content = inner[0]
+        content = inner
     raise pickle.UnpicklingError(f"more than {DEEPEST} dicts in each other")
 
 
@@ -264,11 +285,11 @@ def _read_npz(path, select):
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
-    # NumPy has no bfloat16, and reads such numbers as two raw bytes, V2.
-    return {
-        name: array.view(jnp.bfloat16) if array.dtype == "V2" else array
-        for name, array in arrays.items()
-    }
+    for name, array in arrays.items():
+        # NumPy has no bfloat16, and reads such numbers as two raw bytes, V2.
+        if array.dtype == "V2":
+            arrays[name] = array.view(jnp.bfloat16)
+    return arrays
 
 
 def _read_safetensors(path, select):
@@ -306,9 +327,10 @@ def _read_orbax(path, select):
     """Arrays of the Orbax checkpoint in the folder of `path`, by their paths."""
     from imagepiece_jax.common import orbax_files  # which not all installations have
 
-    trees = read_json(path)["tree_metadata"].values()
-    keys = [[part["key"] for part in tree["key_metadata"]] for tree in trees]
-    paths = {"/".join(map(str, key)): tuple(key) for key in keys}
+    paths = {}
+    for tree in read_json(path)["tree_metadata"].values():
+        keys = [part["key"] for part in tree["key_metadata"]]
+        paths["/".join(map(str, keys))] = tuple(keys)
     chosen = select({name: _Unread(0) for name in paths})
     folder = path.parent.absolute()
     arrays = orbax_files.read_arrays(folder, [paths[name] for name in chosen])
@@ -329,7 +351,9 @@ def parts(path: pathlib.Path) -> dict[str, str]:
             allowed="an index of .safetensors or .bin in parts",
         )
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
-    endings = [ending] if ending in _PARTS else [*_PARTS]
+    endings = [*_PARTS]
+    if ending in _PARTS:
+        endings = [ending]
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix not in endings:
@@ -349,20 +373,24 @@ def _read_parts(path, select):
     tensors = {}
 
     def of_part(content):
-        names = _named_tensors(content)
-        return {k: names[k] for k in chosen if places[k] == part and k in names}
+        unread = _named_tensors(content)
+        found = {}
+        for name in chosen:
+            if places[name] == part and name in unread:
+                found[name] = unread[name]
+        return found
 
     for part in sorted({places[name] for name in chosen}):
         if not (path.parent / part).is_file():
             raise InputError(f"lacks its part {part} beside it", value=part)
         tensors |= _guarded(path.parent / part, _PARTS, of_part)
-    lacking = next((name for name in chosen if name not in tensors), None)
-    if lacking is not None:
-        raise InputError(
-            f"lacks tensor {lacking}",
-            field=f"its part {places[lacking]}",
-            value=lacking,
-        )
+    for name in chosen:
+        if name not in tensors:
+            raise InputError(
+                f"lacks tensor {name}",
+                field=f"its part {places[name]}",
+                value=name,
+            )
     return tensors
 
 
@@ -370,13 +398,12 @@ def _npz_normalization(path):
     # Opened here: NumPy leaves its own file open where the archive is damaged.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {k: archive[k] for k in _NORMALIZATION if k in archive}
-    # As written: 0.485 in float32 is another number than in float64.
-    return {
-        name: [float(str(value)) for value in values.ravel()]
-        if values.dtype == np.float32
-        else values.tolist()
-        for name, values in arrays.items()
-    }
+    written = {}
+    for name, values in arrays.items():
+        written[name] = values.tolist()
+        if values.dtype == np.float32:  # whose 0.485 is another number in float64
+            written[name] = [float(str(value)) for value in values.ravel()]
+    return written
 
 
 def _safetensors_normalization(path):
@@ -496,7 +523,9 @@ def _check_opcodes(opcodes: bytes):
     for opcode, value, _ in pickletools.genops(opcodes):
         popped = 0
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            index = len(memo) if value is None else value
+            index = value
+            if value is None:
+                index = len(memo)
             if index > len(opcodes):
                 raise pickle.UnpicklingError(f"memo index {index}")
             memo[index] = stack[-1]
@@ -517,7 +546,10 @@ def _check_opcodes(opcodes: bytes):
         if opcode.name == "MARK":
             stack.append(None)
         elif opcode.stack_after:
-            stack += [popped + 1 if "TUPLE" in opcode.name else popped]
+            depth = popped
+            if "TUPLE" in opcode.name:
+                depth += 1
+            stack.append(depth)
 
 
 class _Storage(NamedTuple):
@@ -572,7 +604,9 @@ class _Module:
         self.attributes = {}
 
     def __setstate__(self, state):
-        self.attributes = state if isinstance(state, dict) else {}
+        self.attributes = {}
+        if isinstance(state, dict):
+            self.attributes = state
 
     def tensors(self):
         """{dotted name: tensor} of the module and the modules in it."""
