@@ -473,7 +473,7 @@ def run_config() -> tuple[str, "RunConfig"]:
 
     path = _only_path()
     config = load_config(path)
-    _overrides(config)
+    _overrides.apply(config)
     return config_name(path), RunConfig.from_config(config)
 
 
@@ -510,7 +510,7 @@ def configs() -> dict[str, "ConfigDict"]:
             )
         by_name[name] = load_config(path)
         try:
-            _overrides(by_name[name])
+            _overrides.apply(by_name[name])
             RunConfig.from_config(by_name[name])
         except InputError as error:
             if len(paths) == 1:

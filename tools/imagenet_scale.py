@@ -132,7 +132,7 @@ def _config(folder):
         from imagepiece_jax.training import trainer  # noqa: F401
     config, overrides = cli.config_or_base()
     if overrides is not None:
-        overrides(config)
+        overrides.apply(config)
     config.data.name = "imagenet2012"
     config.data.dir = str(folder)
     return config

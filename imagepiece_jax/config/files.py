@@ -114,13 +114,22 @@ def config_name(path: str | os.PathLike) -> str:
 
 
 class Overrides(tuple):
-    """(field, text) of every --config.FIELD=VALUE; calling it changes a config.
+    """(field, text) of every --config.FIELD=VALUE."""
 
-    The reduction's name comes first: another method has other fields, all of which it
-    checks itself.
-    """
+    def of_model(self) -> "Overrides":
+        """Those of the fields that make the model."""
+        found = []
+        for field, text in self:
+            if field.startswith("model.") or field in ("image_size", "num_classes"):
+                found.append((field, text))
+        return Overrides(found)
 
-    def __call__(self, config):
+    def apply(self, config: "ConfigDict"):
+        """Set the fields in a config.
+
+        The reduction's name comes first: another method has other fields, all of which
+        it checks itself.
+        """
         for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
             if field == METHOD and text not in ("", True, False, config.reduction.name):
                 with config.unlocked():

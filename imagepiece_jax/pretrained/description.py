@@ -46,6 +46,9 @@ class Description:
 
     def source(self, config: ModelConfig, checkpoint: str, averaged: bool) -> Source:
         """The Source of the model of these weights that `config` makes."""
+        reduction = None
+        if self.path.is_dir():
+            reduction = self.reduction
         is_run = self.run is not None
         return Source(
             path=self.path,
@@ -53,7 +56,7 @@ class Description:
             name=hub.short_name(self.path),
             config=config,
             image_size=self.config.image_size,
-            reduction=self.reduction if self.path.is_dir() else None,
+            reduction=reduction,
             run=self.run,
             checkpoint=checkpoint if is_run else None,
             averaged=averaged,
@@ -82,4 +85,6 @@ class Description:
 
         Names of other published models are words of another kind.
         """
-        return self.class_names if self.run or self.own else None
+        if self.run or self.own:
+            return self.class_names
+        return None

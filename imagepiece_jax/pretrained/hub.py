@@ -59,8 +59,11 @@ def local(path: str | os.PathLike) -> pathlib.Path:
         raise InputError("is empty", field=field, allowed="files and folders")
     if is_id(text):
         return fetched(text)
-    lists = [pathlib.Path(path, part, files.ORBAX) for part in ("", "params")]
-    return next(filter(os.path.isfile, lists), pathlib.Path(path))
+    path = pathlib.Path(path)
+    for folder in (path, path / "params"):
+        if os.path.isfile(folder / files.ORBAX):
+            return folder / files.ORBAX
+    return path
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
@@ -98,17 +101,22 @@ def short_name(path: pathlib.Path) -> str:
 
 def path_text(path: pathlib.Path) -> str:
     """A path in a sentence: itself, or in the cache of the hub its id."""
-    path = path.parent if path.name == files.ORBAX else path
+    if path.name == files.ORBAX:
+        path = path.parent
     name = short_name(path)
-    return str(path) if name == path.name else f"{SCHEME}{name}"
+    if name == path.name:
+        return str(path)
+    return f"{SCHEME}{name}"
 
 
 def _hint_for(path):
     """The hint, or the allowed values, for a missing path that looks like an id."""
     text = os.fspath(path)
     if text.startswith("hf:/"):  # an id that was made a Path
-        string = "" if isinstance(path, str) else ", a string, as a Path drops a slash"
-        return {"hint": f"did you mean {SCHEME}{text[4:]}{string}?"}
+        meant = f"{SCHEME}{text[4:]}"
+        if not isinstance(path, str):
+            meant += ", a string, as a Path drops a slash"
+        return {"hint": f"did you mean {meant}?"}
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
         return {"hint": f"did you mean {SCHEME}{address[1]}?"}
     if re.match(r"\w+:/", text):
@@ -116,9 +124,13 @@ def _hint_for(path):
     owner, _, name = text.rpartition("/")
     if owner in ("", "timm") and registry.public_fields(name):
         base, _, tag = name.partition(".")
-        tags = [tag] if tag else registry.public_models()[base]["weights"]
-        ids = [f"{SCHEME}timm/{base}.{tag}" for tag in filter(None, tags)]
-        return {"hint": f"did you mean {' or '.join(ids[:SHOWN_IDS])}?"} if ids else {}
+        tags = [tag]
+        if not tag:
+            tags = registry.public_models()[base]["weights"]
+        ids = [f"{SCHEME}timm/{base}.{tag}" for tag in tags if tag]
+        if not ids:
+            return {}
+        return {"hint": f"did you mean {' or '.join(ids[:SHOWN_IDS])}?"}
     file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
     if file or not _ID.fullmatch(text):
         return {}
@@ -144,7 +156,9 @@ def config_file(folder: pathlib.Path) -> pathlib.Path:
         return usual
     names = [file.name for file in weights_files(folder)]
     of_open_clip = all(name.startswith("open_clip") for name in names)
-    return own if of_open_clip or not usual.is_file() else usual
+    if of_open_clip or not usual.is_file():
+        return own
+    return usual
 
 
 def has_key(folder: str | os.PathLike, *keys: str) -> bool:
@@ -168,11 +182,11 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
     for name in WEIGHTS:
         if (folder / name).exists():
             return [folder / name]
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix in ENDINGS and file.name not in (SELECTORS, PROJECTOR)
-    ]
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in ENDINGS and file.name not in (SELECTORS, PROJECTOR):
+            found.append(file)
+    return found
 
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
@@ -180,7 +194,7 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     candidates = weights_files(folder)
     if len(candidates) == 1:
         return candidates[0]
-    names = ", ".join(file.name for file in candidates) or "none"
+    names = ", ".join([file.name for file in candidates]) or "none"
     raise InputError(
         f"has weights files {names}",
         place=folder,
@@ -218,17 +232,20 @@ def repository_files(text):
     weights = repository.needed(*WEIGHTS)
     has_tower = towers.has_tower(config)
     if weights.name.endswith(INDEX):
-        places = files.parts(weights).items()
-        read = towers.OF_TOWER.match if has_tower else bool
-        for part in sorted({part for name, part in places if read(name)}):
+        parts = set()
+        for name, part in files.parts(weights).items():
+            if not has_tower or towers.OF_TOWER.match(name):
+                parts.add(part)
+        for part in sorted(parts):
             repository.needed(part)
     if file.name == OPEN_CLIP:
         return repository.files
     if weights.name.startswith("open_clip"):
         repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
-        for name in (PREPROCESSOR, *[PROCESSOR] * has_tower):
-            repository.optional(name)
+        repository.optional(PREPROCESSOR)
+        if has_tower:
+            repository.optional(PROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)
         if "projector" in [*config[OURS]]:
@@ -254,15 +271,18 @@ class _Repository:
         self.files = []
 
     def _error(self, problem, **facts):
-        facts |= {"field": "the hub"} if self._unreachable else {}
+        if self._unreachable:
+            facts["field"] = "the hub"
         return InputError(problem, place=self._text, **facts)
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
-        if file := next(filter(None, map(self._get, names)), None):
-            return file
-        lacks = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
-        problem = f"has {lacks}"
+        for name in names:
+            if file := self._get(name):
+                return file
+        problem = f"has none of {', '.join(names)}"
+        if len(names) == 1:
+            problem = f"has no {names[0]}"
         allowed = f"repositories with {CONFIG} and weights"
         if self._unreachable:
             problem = f"{UNREACHABLE} {problem}"

@@ -58,10 +58,10 @@ def parse(
 ) -> Description:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file = folder / CONFIG
-    ours = OURS in config
-    if ours or "architecture" in config:
-        parse_config = _parse_ours if ours else timm_config.parse_timm
-        parsed = _guarded(file, parse_config, config)
+    if OURS in config:
+        parsed = _guarded(file, _parse_ours, config)
+    elif "architecture" in config:
+        parsed = _guarded(file, timm_config.parse_timm, config)
     else:
         parsed = _guarded(file, transformers_config.parse_transformers, config)
         processor = transformers_config.processor
@@ -131,6 +131,12 @@ def _parse_ours(config):
     classes = config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
+    tower = None
+    if "projector" in ours:
+        tower = Tower(**ours["projector"])
+    recovery = None
+    if "recovery" in ours:
+        recovery = Recovery(**ours["recovery"])
     return Description(
         config=ModelConfig(dtype=ours["dtype"], **ours["model"]),
         sizes={"num_classes": classes},
@@ -142,6 +148,6 @@ def _parse_ours(config):
         ),
         own=True,
         untrained=tuple(ours.get("untrained", ())),
-        tower=Tower(**ours["projector"]) if "projector" in ours else None,
-        recovery=Recovery(**ours["recovery"]) if "recovery" in ours else None,
+        tower=tower,
+        recovery=recovery,
     )

@@ -94,8 +94,11 @@ def load(
         preprocessing=preprocessing,
         seed=seed,
     )
-    said = {"class_names": class_names, "problem_type": problem_type}
-    said = {field: value for field, value in said.items() if value is not None}
+    said = {}
+    if class_names is not None:
+        said["class_names"] = class_names
+    if problem_type is not None:
+        said["problem_type"] = problem_type
     vit = dataclasses.replace(vit, **said)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained(stacklevel=3)  # behind short_traceback
@@ -164,13 +167,16 @@ def load_as(
     model = _create(trained, config, reduction, requested.prop_attn)
     if preprocessing is None:
         preprocessing = trained.crop
+    name = config.name
+    if name in registry.MODELS:  # which are not public models
+        name = None
     vit = Pretrained(
         model,
         variable_shapes(model, config.image_size),
         Preprocessing.from_fields(config.image_size, preprocessing),
         trained.class_names,
         trained.problem_type,
-        name=None if config.name in registry.MODELS else config.name,
+        name=name,
         source=trained.source(config, weights.checkpoint, weights.averaged),
         recovery=trained.recovery,
     )

@@ -47,11 +47,13 @@ def parse_open_clip(config: Fields) -> Description:
         elif field not in (*DEFAULTS, *IDLE):
             raise InputError(f"is {value!r}, which no model has", field=path)
     vision = DEFAULTS | vision
-    parsed = _of_timm if vision["timm_model_name"] else _of_tower
-    said, sizes = parsed(vision, model)
-    normalization = {
-        field: tuple(images.get(field) or CLIP_IMAGES[field]) for field in CLIP_IMAGES
-    }
+    if vision["timm_model_name"]:
+        said, sizes = _of_timm(vision, model)
+    else:
+        said, sizes = _of_tower(vision, model)
+    normalization = {}
+    for field, usual in CLIP_IMAGES.items():
+        normalization[field] = tuple(images.get(field) or usual)
     mode = images.get("resize_mode", "shortest")
     interpolation = images.get("interpolation", "bicubic")
     crop = {
@@ -74,6 +76,8 @@ def _of_tower(vision, model):
     one_of("vision_cfg.norm_kwargs", {*norm} <= {"eps"}, [True])
     pool = one_of("vision_cfg.pool_type", vision["pool_type"], POOLS)
     size = vision["image_size"]
+    if not isinstance(size, int):
+        size = tuple(size)
     parts = {
         "gelu": _gelu(act, bool(model.get("quick_gelu", False))),
         "norm_eps": float(norm.get("eps", EPS)),
@@ -86,7 +90,7 @@ def _of_tower(vision, model):
     }
     said = ModelConfig(
         num_heads=heads,
-        image_size=size if isinstance(size, int) else tuple(size),
+        image_size=size,
         arch=parts,
     )
     depth = vision["layers"]
@@ -104,7 +108,9 @@ def _of_tower(vision, model):
 def _gelu(act, quick):
     """The kind of GELU by `act_kwargs` and `quick_gelu`."""
     tanh = act.get("approximate", "none")
-    kinds = {"none": "quick"} if quick else {"none": "exact", "tanh": "tanh"}
+    kinds = {"none": "exact", "tanh": "tanh"}
+    if quick:
+        kinds = {"none": "quick"}
     one_of("vision_cfg.act_kwargs", {*act} <= {"approximate"}, [True])
     return one_of("vision_cfg.act_kwargs.approximate", tanh, kinds)
 
@@ -130,5 +136,7 @@ def _of_timm(vision, model):
         reads = arch.pool_include_prefix and pool == "map"
         arch = dataclasses.replace(arch, pool=pool, pool_include_prefix=reads)
     said = ModelConfig(name=name, arch=arch, num_heads=row["num_heads"])
-    sizes = {} if proj == "none" else {"num_classes": model["embed_dim"]}
+    sizes = {}
+    if proj != "none":
+        sizes["num_classes"] = model["embed_dim"]
     return said, sizes

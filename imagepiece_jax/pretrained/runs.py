@@ -44,7 +44,9 @@ def is_run(path: str | os.PathLike) -> bool:
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config of the run in `folder`, as dicts. Raises InputError without one."""
     path = folder / RUN_CONFIG
-    config = read_json(path) if path.exists() else {}
+    config = {}
+    if path.exists():
+        config = read_json(path)
     if (folder / ADAPTER).exists() or "peft_type" in config:
         raise InputError(
             "holds a peft adapter, which has only the changes to a model",
@@ -58,13 +60,17 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     try:
         model_fields(config)  # raises where it is incomplete, as does the next
         reduction_of(config)
-        sizes = {name: config[name] for name in ("image_size", "num_classes")}
-        wrong = {k: v for k, v in sizes.items() if not isinstance(v, int)}
-        if not isinstance(name := config["model"].get("name"), str | None):
+        wrong = {}
+        for field in ("image_size", "num_classes"):
+            if not isinstance(config[field], int):
+                wrong[field] = config[field]
+        name = config["model"].get("name")
+        if not isinstance(name, str | None):
             wrong["model.name"] = name
         if not wrong:
             return config
-        reason = "its {} is {!r}".format(*next(iter(wrong.items())))
+        field, value = next(iter(wrong.items()))
+        reason = f"its {field} is {value!r}"
     except KeyError as error:
         reason = f"it has no {error.args[0]}"
     except (TypeError, AttributeError, ValueError):

@@ -102,7 +102,9 @@ def checked_folder(folder):
         raise InputError(field="folder", value=str(folder), allowed=allowed)
     allowed = "a new or empty folder, or one that save wrote"
     try:
-        names = sorted(f.name for f in folder.iterdir()) if folder.exists() else []
+        names = []
+        if folder.exists():
+            names = sorted([file.name for file in folder.iterdir()])
     except OSError as error:
         raise InputError(
             f"is not a folder ({error.strerror})",
@@ -166,12 +168,19 @@ def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
     leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
     parameters = sum(leaf.size for leaf in leaves)
     height, width = sides(size)
-    task = "image-classification" if model.num_classes else "image-feature-extraction"
-    classes = str(model.num_classes) if model.num_classes else "none, features alone"
+    task = "image-feature-extraction"
+    classes = "none, features alone"
+    if model.num_classes:
+        task = "image-classification"
+        classes = str(model.num_classes)
+    difference = ""
     eps = model.arch.norm_eps
-    other = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
-    timm = f"""
-Its dense part in timm, without the reduction:{other if eps < EPS else ""}
+    if eps < EPS:
+        difference = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
+    timm = ""
+    if in_timm:
+        timm = f"""
+Its dense part in timm, without the reduction:{difference}
 
 ```python
 model = timm.create_model("local-dir:{name}", pretrained=True)
@@ -203,4 +212,4 @@ import imagepiece_jax
 
 vit = imagepiece_jax.load("{name}")
 ```
-{timm if in_timm else ""}"""
+{timm}"""

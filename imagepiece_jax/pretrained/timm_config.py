@@ -77,7 +77,10 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     size = arguments.get("img_size") or (height, width)
-    size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
+    height, width = sides(size)
+    size = (height, width)
+    if height == width:
+        size = height
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
     own = values | {"num_classes": classes, "image_size": size}
     full_name = _full_name(name, images.get("tag"), own, arguments)
@@ -101,8 +104,10 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
             allowed="0",
         )
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
-    crop = {k: images[key] for k, key in keys.items() if images.get(key)}
-    crop = {"crop": DEIT_CROP} | crop  # also for small images
+    crop = {"crop": DEIT_CROP}  # also for small images
+    for field, key in keys.items():
+        if images.get(key):
+            crop[field] = images[key]
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
@@ -117,13 +122,17 @@ def _full_name(name, tag, own, arguments):
     images or arguments it was trained with the functions of timm's architecture, such
     as exact GELU for CLIP's weights, not with those that the tag stands for.
     """
-    published = registry.public_fields(f"{name}.{tag}") if tag else None
-    if published is None or not {*arguments} <= {*WRITTEN}:
+    full_name = f"{name}.{tag}"
+    if not tag or not registry.is_known(full_name) or not {*arguments} <= {*WRITTEN}:
         return name
+    published = registry.fields_of(full_name)
     pool = published["arch"].pool
-    same = POOLS.get(arguments.get("global_pool"), pool) == pool
-    same = same and all(published.get(k) == v for k, v in own.items())
-    return f"{name}.{tag}" if same else name
+    if POOLS.get(arguments.get("global_pool"), pool) != pool:
+        return name
+    for field, value in own.items():
+        if published.get(field) != value:
+            return name
+    return full_name
 
 
 def labels(config: Mapping[str, Any], classes: int | None):
@@ -146,7 +155,9 @@ def _arguments(arguments, name):
         if field == "num_heads":
             changes[field] = value
         elif field == "act_layer" and not is_eva(arch):
-            acts = SILUS if arch.mlp == "swiglu" else TIMM_GELUS | {None: "exact"}
+            acts = TIMM_GELUS | {None: "exact"}
+            if arch.mlp == "swiglu":
+                acts = SILUS
             changes["gelu"] = one_of(path, value, acts)
         elif field == "norm_layer":
             changes["norm_eps"] = one_of(path, value, NORMS)
@@ -166,8 +177,10 @@ def _arguments(arguments, name):
         del sizes["mlp_ratio"]
     sizes |= others
     null = ("init_values", "fc_norm")  # where None differs from a missing argument
-    parts = {k: v for k, v in arguments.items() if k in PARTS}
-    parts = {k: v for k, v in parts.items() if v is not None or k in null}
+    parts = {}
+    for field, value in arguments.items():
+        if field in PARTS and (value is not None or field in null):
+            parts[field] = value
     if not parts and not others and "mlp_ratio" not in arguments:
         return {"name": name} | changes, sizes
     arch = changed_architecture(arch, parts)
@@ -208,17 +221,21 @@ def _with_arguments(arch, arguments):
     if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:
         fields |= _head(arch, arguments)
     arch = dataclasses.replace(arch, **fields)
-    return arch if arch.prefix else dataclasses.replace(arch, prefix_positions=True)
+    if not arch.prefix:
+        arch = dataclasses.replace(arch, prefix_positions=True)
+    return arch
 
 
 def _head(arch, arguments):
     """pool, final_norm and fc_norm; a mean usually has its norm behind it."""
-    usual = None if arch.fc_norm == (arch.pool == "mean") else arch.fc_norm
     pool = arch.pool
-    behind = arguments.get("fc_norm", usual)
     if "global_pool" in arguments:
         pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
-    behind = pool == "mean" if behind is None else behind
+    behind = arguments.get("fc_norm")
+    if "fc_norm" not in arguments and arch.fc_norm != (arch.pool == "mean"):
+        behind = arch.fc_norm  # unusual for its own pool, so that it stays
+    if behind is None:
+        behind = pool == "mean"
     if arch.dist_token and behind:  # timm makes this norm, and none that it computes
         raise InputError(
             "is True for a model with a distillation token",
@@ -257,14 +274,19 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     if images.crop is not None:
         crop = {"crop_pct": images.crop, "crop_mode": images.crop_mode}
         crop["interpolation"] = images.interpolation
-    heads = ["head", "head_dist"] if model.arch.dist_token else "head"
+    heads = "head"
+    if model.arch.dist_token:
+        heads = ["head", "head_dist"]
     if names and None in names:  # then by number
         names = {str(i): name for i, name in enumerate(names) if name is not None}
+    named = {}
+    if names:
+        named["label_names"] = names
     return {
         **_architecture(model, size),
         "num_classes": model.num_classes,
         "num_features": model.embed_dim,
-        **({"label_names": names} if names else {}),
+        **named,
         "pretrained_cfg": {
             "input_size": [3, *sides(size)],
             "fixed_input_size": True,
@@ -284,14 +306,15 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
     arch = model.arch
     size = _size(model)
     eva = is_eva(arch)
-    ignored = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
+    ignored = {"resize": DEIT.resize}
+    if not eva:
+        ignored["gelu"] = DEIT.gelu
     parts = dataclasses.replace(arch, **ignored)
-    same = [
-        name
-        for name in registry.public_models()
-        if size_of(name).fields == size
-        and dataclasses.replace(registry.fields_of(name)["arch"], **ignored) == parts
-    ]
+    same = []
+    for name in registry.public_models():
+        theirs = dataclasses.replace(registry.fields_of(name)["arch"], **ignored)
+        if theirs == parts and size_of(name).fields == size:
+            same.append(name)
     same.sort(key=lambda name: registry.fields_of(name).get("image_size") != image_size)
     arguments = {"img_size": image_size}
     if arch.mlp != "swiglu" and not eva:
@@ -322,16 +345,20 @@ def _all_arguments(model: ViT) -> dict[str, Any]:
     """All arguments of timm's VisionTransformer that make the parts of a model."""
     arch = model.arch
     hidden = round(model.embed_dim * model.mlp_ratio)
-    hidden *= 2 if arch.mlp == "swiglu" else 1  # two layers in one
+    if arch.mlp == "swiglu":  # two layers in one
+        hidden *= 2
     ratio = hidden / model.embed_dim
     if int(model.embed_dim * ratio) < hidden:  # which is what timm takes
         ratio = math.nextafter(ratio, math.inf)
     pools = {ours: theirs for theirs, ours in POOLS.items()}
+    init_values = None
+    if arch.layer_scale:
+        init_values = 1e-5
     return {
         **_size(model),
         **{name: getattr(arch, field) for name, field in FIELD_OF_ARGUMENT.items()},
         "mlp_ratio": ratio,
-        "init_values": 1e-5 if arch.layer_scale else None,
+        "init_values": init_values,
         "no_embed_class": not arch.prefix_positions,
         "global_pool": pools[arch.pool],
         "final_norm": arch.final_norm or arch.fc_norm,

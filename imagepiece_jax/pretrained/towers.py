@@ -47,7 +47,11 @@ def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
     field = "vision_feature_layer"
     blocks = fields["num_hidden_layers"]
     layer = config.get(field, -2)
-    depth = layer + (blocks + 1) * (layer < 0) if type(layer) is int else 0
+    depth = 0
+    if type(layer) is int:
+        depth = layer
+        if layer < 0:  # counted from the end
+            depth += blocks + 1
     if not 1 <= depth <= blocks:
         raise InputError(
             field=field,

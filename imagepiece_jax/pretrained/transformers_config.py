@@ -50,7 +50,9 @@ def _hidden(fields):
     if "intermediate_size" in fields:
         return fields["intermediate_size"]
     hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
-    return (int(hidden * 2 / 3) + 7) // 8 * 8 if fields["use_swiglu_ffn"] else hidden
+    if not fields["use_swiglu_ffn"]:
+        return hidden
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 def _vit(fields):
@@ -61,11 +63,15 @@ def _deit(fields):
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
+def _mlp(gated):
+    return "swiglu" if gated else "gelu"
+
+
 def _dinov2(fields):
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
-        mlp="swiglu" if fields["use_swiglu_ffn"] else "gelu",
+        mlp=_mlp(fields["use_swiglu_ffn"]),
     )
 
 
@@ -76,7 +82,7 @@ def _registers(fields):
 
 
 def _dinov3(fields):
-    biases = tuple(fields[f"{of}_bias"] for of in ("query", "key", "value"))
+    biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed = [(True, True, True), (True, False, True), (False, False, False)]
     one_of("query_bias, key_bias, value_bias", biases, allowed)
     return Architecture(
@@ -86,7 +92,7 @@ def _dinov3(fields):
         qkv_bias=fields["query_bias"],
         key_bias=fields["key_bias"] or not fields["query_bias"],
         layer_scale=True,
-        mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
+        mlp=_mlp(fields["use_gated_mlp"]),
     )
 
 
@@ -167,13 +173,19 @@ def parse_transformers(config: Fields) -> Description:
     one_of("num_channels", fields["num_channels"], [3])
     size = _square(fields["image_size"])
     patch = _square(fields["patch_size"])
-    classify = any("ImageClass" in name for name in config.get("architectures") or ())
-    labels = config.get("id2label") if classify else None
+    architectures = config.get("architectures") or ()
+    classify = any("ImageClass" in name for name in architectures)
+    labels = None
+    if classify:
+        labels = config.get("id2label")
     width = fields["hidden_size"]
     sizes = {"embed_dim": width, "depth": fields["num_hidden_layers"]}
     sizes |= {"patch_size": patch, "mlp_ratio": _hidden(fields) / width}
-    sizes |= {"num_classes": len(labels)} if labels else {}
-    acts = SILUS if fields.get("use_gated_mlp") else GELUS
+    if labels:
+        sizes["num_classes"] = len(labels)
+    acts = GELUS
+    if fields.get("use_gated_mlp"):
+        acts = SILUS
     arch = model.arch(fields)
     if arch.positions:
         sizes["image_size"] = size
@@ -196,7 +208,9 @@ def parse_transformers(config: Fields) -> Description:
     heads = fields["num_attention_heads"]
     said = ModelConfig(num_heads=heads, image_size=size, arch=arch)
     names = class_names.shortened(_names(labels))
-    task = _problem_type(config, labels) if classify else SINGLE_LABEL
+    task = SINGLE_LABEL
+    if classify:
+        task = _problem_type(config, labels)
     return Description(
         config=said, sizes=sizes, class_names=names, problem_type=task, tower=tower
     )
@@ -208,7 +222,9 @@ def _of_tower(config):
         return config
     # Of files before version 4.30, where it goes over vision_config.
     earlier = config.get("vision_config_dict")
-    return config.get("vision_config") if earlier is None else earlier
+    if earlier is None:
+        return config.get("vision_config")
+    return earlier
 
 
 def _check_fixed(fixed, fields):
@@ -286,8 +302,12 @@ def _crop(fields, name):
         )
     side, squash = _resized(size, fields["default_to_square"])
     cut = fields["crop_size"]
-    fixed = cut is not None if cropped else squash
-    share = _share(_square(cut), side) if fixed and cropped else 1.0
+    fixed = squash
+    share = 1.0
+    if cropped:
+        fixed = cut is not None
+    if cropped and fixed:
+        share = _share(_square(cut), side)
     if not fixed or share > 1 or not side:
         problem = f"is {size!r} and crop_size {cut!r}"
         if not cropped:
@@ -301,10 +321,9 @@ def _crop(fields, name):
                 "size"
             ),
         )
-    mode = "squash" if squash else "center"
     return {
         "crop": share,
-        "crop_mode": mode,
+        "crop_mode": "squash" if squash else "center",
         "interpolation": interpolation,
         "rule": "transformers",
     }
@@ -315,7 +334,9 @@ def _problem_type(config, labels):
     problem_type = config.get("problem_type")
     if problem_type is not None:
         return one_of("problem_type", problem_type, PROBLEMS)
-    return MULTI_LABEL if labels and len(labels) == 1 else SINGLE_LABEL
+    if labels and len(labels) == 1:
+        return MULTI_LABEL
+    return SINGLE_LABEL
 
 
 def _kind(config):
@@ -324,8 +345,9 @@ def _kind(config):
     one_of("model_type", name, [*MODEL_TYPES, *HOSTS])
     if name not in HOSTS:
         return name
-    usual, *others = HOSTS[name].kinds
-    kinds = {usual: usual, **{kind: kind for kind in others}, name: usual}
+    usual = HOSTS[name].kinds[0]
+    kinds = {kind: kind for kind in HOSTS[name].kinds}
+    kinds[name] = usual
     inner = (_of_tower(config) or {}).get("model_type", usual)
     return one_of("vision_config.model_type", inner, kinds)
 
@@ -334,10 +356,10 @@ def _names(labels):
     """id2label as names by number; None where they are transformers' placeholders."""
     if not labels:
         return None
-    names = [labels.get(str(i)) for i in range(len(labels))]
-    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
-        return None
-    return tuple(names)
+    numbers = range(len(labels))
+    names = tuple([labels.get(str(i)) for i in numbers])
+    placeholders = tuple([f"LABEL_{i}" for i in numbers])
+    return None if names == placeholders else names
 
 
 def _share(cut, side):
@@ -345,7 +367,9 @@ def _share(cut, side):
     if not cut or not side:
         return math.inf  # which is refused
     share = cut / side
-    return share if int(cut / share) == side else math.nextafter(share, 0)
+    if int(cut / share) != side:
+        share = math.nextafter(share, 0)
+    return share
 
 
 def _resized(size, default_to_square):
@@ -366,7 +390,9 @@ def _resized(size, default_to_square):
 
 def _channels(values):
     """A mean or std of each channel, from these or one number for all."""
-    return (values,) * 3 if is_number(values) else values
+    if is_number(values):
+        return (values,) * 3
+    return values
 
 
 def _square(size):

@@ -175,15 +175,17 @@ def _merge(config, overrides, description, requested):
     crop = config_fields(description.crop_for(requested))
     with config.unlocked():
         if overrides is None:
-            unset = [k for k, usual in CROP.items() if config.data[k] == usual]
-            if config.data.eval_crop is None:
-                config.data.update({k: crop[k] for k in unset if k in crop})
+            if config.data.eval_crop is not None:
+                return
+            for field, usual in CROP.items():
+                if field in crop and config.data[field] == usual:
+                    config.data[field] = crop[field]
             return
         fields = description.run
         if fields is None:
-            reduction = description.reduction
-            dense = reduction["name"] == DENSE["name"]
-            reduction = DENSE if dense else settings.completed(reduction)
+            reduction = DENSE
+            if description.reduction["name"] != DENSE["name"]:
+                reduction = settings.completed(description.reduction)
             if requested.prop_attn is not None:  # the typed one takes its place
                 reduction = {**reduction, "prop_attn": None}
             fields = {
@@ -199,7 +201,7 @@ def _merge(config, overrides, description, requested):
                 f"does not fit configs/base.py: {reason}",
                 place=description,
             ) from error
-        overrides(config)
+        overrides.apply(config)
 
 
 def _write_model(config, vit):
@@ -256,12 +258,12 @@ def _reduction(fields, description, requested):
 
 def _typed(config, overrides):
     """The typed fields of the model, converted to their types by `config`."""
-    top = ("image_size", "num_classes")
-    typed = [(k, v) for k, v in overrides if k.startswith("model.") or k in top]
+    typed = overrides.of_model()
     changed = copy.deepcopy(config)
-    type(overrides)(typed)(changed)
+    typed.apply(changed)
     names = {"arch"}  # in configs/base.py it is empty
-    names |= {field.removeprefix("model.") for field, _ in typed}
+    for field, _ in typed:
+        names.add(field.removeprefix("model."))
     fields = runs.model_fields(changed.to_dict())
     return ModelConfig.from_fields({k: v for k, v in fields.items() if k in names})
 
@@ -272,6 +274,8 @@ def _decided(model, reduction):
     arch = vars(model.architecture)
     fields |= {f"model.arch.{part}": value for part, value in arch.items()}
     for field, value in with_defaults(reduction).items():
-        group = "model" if field == "prop_attn" else "reduction"
+        group = "reduction"
+        if field == "prop_attn":
+            group = "model"
         fields[f"{group}.{field}"] = value
     return settings.as_tuple(fields)
