@@ -310,7 +310,7 @@ def _check_whole(path):
 def _read_part(path, select):
     with safetensors.safe_open(path, framework="numpy") as file:
         # As many bytes as in the file, which is no archive.
-        chosen = select({name: _Unread(0) for name in file.keys()})
+        chosen = select(dict.fromkeys(file.keys(), _Unread(0)))
         for name in chosen:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _SAFETENSORS_DTYPES:
@@ -331,7 +331,7 @@ def _read_orbax(path, select):
     for tree in read_json(path)["tree_metadata"].values():
         keys = [part["key"] for part in tree["key_metadata"]]
         paths["/".join(map(str, keys))] = tuple(keys)
-    chosen = select({name: _Unread(0) for name in paths})
+    chosen = select(dict.fromkeys(paths, _Unread(0)))
     folder = path.parent.absolute()
     arrays = orbax_files.read_arrays(folder, [paths[name] for name in chosen])
     return {name: np.asarray(arrays[paths[name]]) for name in chosen}
@@ -369,7 +369,7 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 def _read_parts(path, select):
     """The tensors that an index names, from their parts."""
     places = parts(path)
-    chosen = select({name: _Unread(0) for name in places})
+    chosen = select(dict.fromkeys(places, _Unread(0)))
     tensors = {}
 
     def of_part(content):
@@ -432,7 +432,11 @@ def _read_torch_part(path, select):
             _check_order(archive.read(f"{folder}byteorder").decode())
         storages = _ZipStorages(archive, folder)
         content = _StateDictUnpickler(archive.read(pickles[0]), storages).load()
-        return {name: tensor.read() for name, tensor in select(content).items()}
+        return _read_all(select(content))
+
+
+def _read_all(unread):
+    return {name: tensor.read() for name, tensor in unread.items()}
 
 
 def _check_order(order):
@@ -449,7 +453,7 @@ def _read_old_torch(file, select):
         _check_order("big")
     content = _unpickled(file, storages)
     storages.find(_unpickled(file, storages))
-    return {name: tensor.read() for name, tensor in select(content).items()}
+    return _read_all(select(content))
 
 
 def _unpickled(file, storages):

@@ -146,7 +146,7 @@ def own_files(path):
 
 def model_fields(config):
     """The arguments of `create_model` in the config of a run, without its reduction."""
-    sizes = {name: config[name] for name in ("image_size", "num_classes")}
+    sizes = {"image_size": config["image_size"], "num_classes": config["num_classes"]}
     return as_tuple(config["model"]) | sizes
 
 

@@ -217,7 +217,10 @@ def _write_model(config, vit):
         )
     config.image_size = size
     config.num_classes = vit.model.num_classes
-    decided = {k: v for k, v in fields.items() if k in config.model and k not in FREE}
+    decided = {}
+    for field, value in fields.items():
+        if field in config.model and field not in FREE:
+            decided[field] = value
     with config.unlocked():
         config.model.update(settings.as_tuple(decided))
         if config.reduction.get("macs") is not None:  # found for these weights
