@@ -119,7 +119,7 @@ class InitConfig(CheckedFields):
 class TeacherConfig(CheckedFields):
     """The frozen model that a run learns from, and facts that its weights lack.
 
-    All but `weights` are fields of the ModelConfig that checks them.
+    All but `weights` are fields of a ModelConfig, by which a RunConfig checks them.
     """
 
     group: ClassVar[str] = "teacher"
@@ -269,7 +269,7 @@ class RunConfig(CheckedFields):
         self._read_model()
 
     def _read_model(self):
-        """Make objects of the fields of model and reduction."""
+        """Make objects of model and reduction, and check the fields of the teacher."""
         from imagepiece_jax.models.config import ModelConfig, in_config
         from imagepiece_jax.reduction.settings import read_reduction
 
@@ -285,6 +285,10 @@ class RunConfig(CheckedFields):
             model = dataclasses.replace(model, prop_attn=prop_attn)
         except InputError as error:
             raise error.inside("config.reduction") from error
+        try:
+            ModelConfig(**self.teacher.fields)
+        except InputError as error:
+            raise error.inside("config.teacher") from error
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "reduction", method)
 

@@ -106,8 +106,8 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 def _distilling(run, dense, initial):
     """(model, image size, variables) that config.teacher names."""
+    requested = ModelConfig(**run.teacher.fields, attention=run.model.attention)
     try:
-        requested = ModelConfig(**run.teacher.fields, attention=run.model.attention)
         vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
     except InputError as error:
         raise of_teacher(error.inside("config.teacher")) from error

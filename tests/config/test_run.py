@@ -84,6 +84,8 @@ def test_the_allowed_values_of_a_typed_field_are_those_of_its_check():
             ({"data.area": value}, "data.area", "smaller one first")
             for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,))
         ),
+        ({"teacher.num_heads": 0}, "teacher.num_heads", "at least 1"),
+        ({"teacher.name": "vit_nano"}, "teacher.name", ""),
         # Fields that do not go together.
         ({"best_by": "averages", "ema_decay": 0.0}, "best_by", ""),
     ],
