@@ -153,7 +153,8 @@ def normalization():
     def read():
         typed = {h.name: h.value for h in holders if h.value is not None}
         if len(typed) == 1:
-            given, lacking = ("mean", "std") if "mean" in typed else ("std", "mean")
+            [given] = typed
+            lacking = "std" if given == "mean" else "mean"
             raise InputError(
                 f"is given without --{lacking}",
                 field=f"--{given}",
@@ -247,8 +248,11 @@ def evaluated_images():
                 value=chosen.value,
                 hint="drop it, or name images with --data",
             )
-        own = one_of("--set", chosen.value, sets) if chosen.value else {}
-        only = {chosen.value: own} if chosen.value else {}
+        own = {}
+        only = {}
+        if chosen.value:
+            own = one_of("--set", chosen.value, sets)
+            only[chosen.value] = own
         config.eval = {"sets": only, "best_set": ""}
         config.data.name = name.value or own.get("data") or config.data.name
         config.data.resize = resized.value or config.data.resize
@@ -303,7 +307,8 @@ def run(main, *, compiles=True):
                 raise _unexpected(argv[1])
             if compiles:
                 keep_programs()
-            return (main(argv[1:]) if takes_words else main()) or 0
+            words = [argv[1:]] if takes_words else []
+            return main(*words) or 0
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return process.discard_output()
         except (Exception, KeyboardInterrupt) as error:
@@ -354,7 +359,9 @@ def _parse(argv, anywhere):
     except (InputError, flags.Error) as error:
         # absl words an error of a parser anew.
         cause = error.__context__
-        mistake = cause if isinstance(cause, InputError) else error
+        mistake = error
+        if isinstance(cause, InputError):
+            mistake = cause
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
 
@@ -368,8 +375,10 @@ def _expand_home(word):
 def _check_last(word):
     """Raise InputError where the last word is a flag that lacks its value."""
     name = re.sub("^--?", "", word)
-    flag = flags.FLAGS[name] if word[:1] == "-" and name in flags.FLAGS else None
-    if flag is not None and not flag.boolean:
+    if not word.startswith("-") or name not in flags.FLAGS:
+        return
+    flag = flags.FLAGS[name]
+    if not flag.boolean:
         raise InputError(
             "has no value",
             field=f"--{name}",
@@ -381,21 +390,29 @@ def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     head, dot, tail = name.partition(".")
+    candidates = []
     flag = closest(head, names)
-    candidates = [] if flag is None else [f"--{flag}{dot}{tail}"]
+    if flag is not None:
+        candidates.append(f"--{flag}{dot}{tail}")
     if name == "reduction" and "sweep" in names:
         candidates.append("--sweep")
     if "config" in names:
         found = fields_called(load_config(BASE), name)
         candidates += [f"--config.{field}" for field in found]
-    hint = f"did you mean {' or '.join(candidates)}?" if candidates else ""
-    allowed = "" if hint else ", ".join(f"--{flag}" for flag in names) or "none"
+    hint = ""
+    allowed = ""
+    if candidates:
+        hint = f"did you mean {' or '.join(candidates)}?"
+    else:
+        allowed = ", ".join([f"--{flag}" for flag in names]) or "none"
     return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
 
 
 def _unexpected(word):
     """The InputError for a word that is no flag's value."""
-    hint = f"did you mean --config {word}?" if ".py" in word else "see --help for flags"
+    hint = "see --help for flags"
+    if ".py" in word:
+        hint = f"did you mean --config {word}?"
     return InputError(
         "is an unexpected argument", field=repr(word), value=word, hint=hint
     )
@@ -423,8 +440,10 @@ def _take_overrides(words):
             continue
         negated, field, text = match.groups()
         if text is None:
+            text = not negated
             follows = words and not re.match(r"--?[a-z]", words[0])
-            text = words.pop(0) if follows and not negated else not negated
+            if follows and not negated:
+                text = words.pop(0)
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
         raise InputError(
@@ -442,9 +461,9 @@ def _take_macs():
     Raises InputError where another flag names the reduction, too.
     """
     global _overrides
-    typed = flags.FLAGS["macs"].value if "macs" in flags.FLAGS else None
-    if typed is None:
+    if "macs" not in flags.FLAGS or flags.FLAGS["macs"].value is None:
         return
+    typed = flags.FLAGS["macs"].value
     share = "reduction.macs"
     sweeps = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
     given = {f"config.{field}": is_typed(field) for field in (METHOD, share)}

@@ -38,8 +38,12 @@ def main(others=None):
     """others: as for `suite.run`."""
     path = WEIGHTS.value
     without_config = path is not None and not flags.FLAGS["config"].value
-    configs = {} if without_config else cli.configs()
-    base = cli.config_or_base() if without_config else None
+    if without_config:
+        configs = {}
+        base = cli.config_or_base()
+    else:
+        configs = cli.configs()
+        base = None
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options

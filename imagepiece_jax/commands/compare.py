@@ -43,12 +43,16 @@ def main():
     rules = TIMING()
     shares = [*map(literal, SHARES.value)]
     macs = flags.FLAGS["macs"].value
-    for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value or macs else ():
-        if flag.present:
-            field = "--macs" if macs else "--sweep"
+    given = ""
+    if SWEEP.value:
+        given = "--sweep"
+    if macs:
+        given = "--macs"
+    for flag in (SHARES, METHODS, METRIC, FLOORS):
+        if given and flag.present:
             raise InputError(
                 f"is given with --{flag.name}",
-                field=field,
+                field=given,
                 allowed="one of the two",
             )
     if not shares or not all(is_number(one) and 0 < one < 1 for one in shares):
@@ -105,7 +109,9 @@ def main():
     )
     cache = ResultCache(out, AGAIN.value, device.versions())
     # A config's dtype is for training, on another device.
-    dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
+    dtype = None
+    if not cli.is_typed("model.dtype"):
+        dtype = xla_options.fast_dtype()
     clock = Clock(SPEED_BATCH.value, rules)
     checkpoint = MeasuredWeights(vit.analyzed(dtype), images, cache, clock)
     try:

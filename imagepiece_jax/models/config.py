@@ -368,7 +368,9 @@ def config_path(field: str) -> str:
     first = field.partition(".")[0]
     if first in ("image_size", "num_classes", "reduction"):
         return f"config.{field}"
-    return f"config.model.arch.{field}" if first in PARTS else f"config.model.{field}"
+    if first in PARTS:
+        return f"config.model.arch.{field}"
+    return f"config.model.{field}"
 
 
 def _named_parts(name):
@@ -384,19 +386,24 @@ def size_of(name: str | None, others: Sequence[str] = ()) -> ModelConfig:
 
 def named_fields(name: str | None) -> ModelConfig:
     """The sizes that a name stands for, of a public model mean and std too."""
-    return size_of(name, () if name in MODELS else ("mean", "std"))
+    if name in MODELS:
+        return size_of(name)
+    return size_of(name, ("mean", "std"))
 
 
 def normalization(mean, std):
     """(mean, std), ImageNet's for two Nones. Raises InputError for one None."""
-    if (mean is None) != (std is None):
-        present, lacking = ("mean", "std") if std is None else ("std", "mean")
+    if mean is None and std is None:
+        return MEAN, STD
+    if mean is None or std is None:
+        present = "mean" if std is None else "std"
+        lacking = "std" if std is None else "mean"
         raise InputError(
             f"is given, {lacking} is not",
             field=present,
             allowed="both or neither",
         )
-    return (MEAN, STD) if mean is None else (mean, std)
+    return mean, std
 
 
 def _check_size(size, stem, arch):
