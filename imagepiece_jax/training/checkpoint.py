@@ -60,7 +60,10 @@ class Progress:
         for name, figures in by_set.items():
             # Checkpoints are equal in all runs of one config.
             exact = {k: v for k, v in figures.items() if k not in MEASURED}
-            last = last | {name: exact} if name else exact
+            if name:
+                last = last | {name: exact}
+            else:  # the only one
+                last = exact
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
@@ -300,7 +303,10 @@ def _fitting(wanted, folder, table):
     Raises InputError for the first array that differs.
     """
     for name in wanted | table:
-        found = "{} {}".format(*table[name]) if name in table else "missing"
+        found = "missing"
+        if name in table:
+            dtype, shape, *_ = table[name]
+            found = f"{dtype} {shape}"
         needed = "missing"
         if name in wanted:
             needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"

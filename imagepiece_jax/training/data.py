@@ -107,9 +107,11 @@ class Data:
         self.eval_sets = {name: eval_source(run, name, names) for name in run.eval.sets}
         self.names = [("config.data.name", run.data.name, "training")]
         for name, source in self.eval_sets.items():
-            data = run.eval.sets[name].data
-            field = f"config.eval.sets.{name}.data" if data else "config.data.name"
-            data = data or run.data.name
+            field = "config.data.name"
+            data = run.data.name
+            if run.eval.sets[name].data:
+                field = f"config.eval.sets.{name}.data"
+                data = run.eval.sets[name].data
             self.names.append((field, data, name or "test"))
             class_names.check_classes(names, run.data.name, source.class_names, data)
         largest = max(map(len, self.eval_sets.values()))

@@ -115,7 +115,8 @@ def find_job(
     if not typed:
         job = _open_mpi(environment) or _slurm(environment)
         if job is not None:
-            job = dataclasses.replace(job, coordinator=coordinator) if named else job
+            if named:
+                job = dataclasses.replace(job, coordinator=coordinator)
             return job if job.num_processes > 1 else None
     if coordinator == "auto":
         raise InputError(
@@ -127,7 +128,9 @@ def find_job(
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
-        problem = "is missing" if process_id is None else f"is {process_id}"
+        problem = f"is {process_id}"
+        if process_id is None:
+            problem = "is missing"
         if num_processes is not None:
             problem += f" with --num_processes {num_processes}"
         raise InputError(

@@ -55,9 +55,12 @@ class Evaluation:
         run = self._run
         programs = {}
         for labeled in {source.labeled for source in run.data.eval_sets.values()}:
-            teacher = None if labeled else run.teacher_model.answers
+            teacher = None
+            frozen = ()
+            if not labeled:
+                teacher = run.teacher_model.answers
+                frozen = (run.teacher,)
             step = accuracy.model_step(model, run.config.seed, teacher=teacher)
-            frozen = () if labeled else (run.teacher,)
             step.compile(variables, self._first.empty(), *frozen)
             programs[labeled] = functools.partial(_with, step, frozen)
         return programs
@@ -174,7 +177,9 @@ class SampleImages:
 
         Raises RunError where it cannot be written.
         """
-        slots = self._decide(variables, self._images) if self._decide else []
+        if not self._decide:
+            return None
+        slots = self._decide(variables, self._images)
         if not slots:
             return None
         images, grid = cut_to_patches(self._images, self._model.patch_size)

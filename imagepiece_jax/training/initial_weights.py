@@ -73,8 +73,9 @@ class InitialWeights:
 
     def _earlier(self, workdir):
         """Weights of the run in `workdir` that is resumed; None for a new one."""
-        begun = run_dir.took_steps(workdir) and runs.is_run(workdir)
-        return NamedWeights(workdir) if begun else None
+        if run_dir.took_steps(workdir) and runs.is_run(workdir):
+            return NamedWeights(workdir)
+        return None
 
     def labels_by_name(self, workdir) -> dict[str, int] | None:
         """Labels of the run's classes by names; None where its data numbers them.
@@ -139,7 +140,9 @@ class InitialWeights:
         run = self._run
         start = self.start
         teacher = self.teacher
-        sources = [(run.init.weights, start)] if start else []
+        sources = []
+        if start:
+            sources.append((run.init.weights, start))
         # A teacher of distillation may be normalized in another way.
         alike = run.reduction.needs_teacher or not run.distill.active
         if teacher and (alike or not start):

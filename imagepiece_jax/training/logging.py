@@ -155,7 +155,9 @@ def read_metrics(workdir):
 
 def _scalar(value):
     value = np.asarray(value).item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
 
 
 TRACE = "profile"  # folder of the trace in the run's folder
@@ -298,7 +300,8 @@ class RunLog(contextlib.ExitStack):
         who: the first words about the accuracy
         """
         epoch = step / self._length.steps_per_epoch
-        kind = f"{kind}/{name}" if name else kind
+        if name:
+            kind = f"{kind}/{name}"
         self._writer.write_line(kind, step, epoch=epoch, **result)
         measured = "accuracy" if "acc1" in result else "agreement with the teacher"
         text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} {measured}"
@@ -317,8 +320,12 @@ class RunLog(contextlib.ExitStack):
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved = self._last_saved()
         count = int(metrics["skipped"])
-        where = f"the checkpoint of step {saved} is kept" if saved else "none was saved"
-        row = f", as in {count} steps in a row" if count > 1 else ""
+        where = "none was saved"
+        if saved:
+            where = f"the checkpoint of step {saved} is kept"
+        row = ""
+        if count > 1:
+            row = f", as in {count} steps in a row"
         raise RunError(
             f"{name} is {metrics[name]} at step {step}{row}: training stopped, {where} "
             f"in {self._workdir}; try a lower config.lr or config.clip_grad_norm=1.0"

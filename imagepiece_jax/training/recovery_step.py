@@ -190,7 +190,9 @@ class Fit:
         join: Callable[[Any, Any], Any] = optimizer.with_trained,
     ):
         own = parallel.replicate(vit.variables)
-        frozen = own if teacher is None else parallel.replicate(teacher.variables)
+        frozen = own
+        if teacher is not None:
+            frozen = parallel.replicate(teacher.variables)
         self.weights = own, frozen
         teacher = teacher or vit.with_reduction(None)
         self.vit = vit

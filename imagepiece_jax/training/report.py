@@ -248,7 +248,8 @@ def final_table(workdir, config, model, progress):
         of_set += ", of averaged weights"
     last = progress.last
     if "" in config.eval.sets:
-        last = {"accuracy" if "acc1" in last else AGREEMENT: last}
+        measured = "accuracy" if "acc1" in last else AGREEMENT
+        last = {measured: last}
     rows = [
         *((name, _accuracy(figures)) for name, figures in last.items()),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}{of_set}"),

@@ -142,7 +142,9 @@ def time_now():
 def _starts(workdir):
     """The starts of a run, from `run.json`."""
     path = pathlib.Path(workdir) / RUN
-    return _read(path)["starts"] if path.exists() else []
+    if not path.exists():
+        return []
+    return _read(path)["starts"]
 
 
 def record_classes(workdir, names):
@@ -216,8 +218,9 @@ class RunLock(contextlib.AbstractContextManager):
             return
         try:
             locked = os.fstat(self._descriptor)
-            is_folder = stat.S_ISDIR(locked.st_mode)
-            path = self._folder if is_folder else self._folder / files.LOCK
+            path = self._folder
+            if not stat.S_ISDIR(locked.st_mode):
+                path = self._folder / files.LOCK
             is_there = os.path.samestat(locked, path.stat())
         except OSError:
             is_there = False

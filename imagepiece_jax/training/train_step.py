@@ -345,7 +345,10 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
         slot = follow(outputs.results)[-1].slot
         found["patches"] = rows_of(tokens, slot)
         gone = jnp.zeros(found["patches"].shape[:2], bool)
-        found["kept"] = ~gone if slot is None else slot != DROPPED
+        if slot is None:
+            found["kept"] = ~gone
+        else:
+            found["kept"] = slot != DROPPED
     return {name: jnp.asarray(found[name], jnp.float32) for name in found}
 
 
