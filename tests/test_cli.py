@@ -382,7 +382,8 @@ def test_a_flag_is_of_one_kind_and_default_in_every_program():
     paths = [*ROOT.glob("imagepiece_jax/commands/*.py"), *ROOT.glob("tools/*.py")]
     paths = [path for path in paths if re.search(r"DEFINE_|cli\.", path.read_text())]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    ended = start("-c", DEFINITIONS, experiments, *sorted(names)).ok()
+    words = ["-c", DEFINITIONS, experiments, *sorted(names)]
+    ended = start(*words, imported=True).ok()
     defined = json.loads(ended.out)
     assert {"sweep", "small", "workdir", "kills"} <= set(defined)
     for flag, definitions in defined.items():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub
@@ -138,6 +139,12 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
     """On trained weights where tests have them, else on random ones."""
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
+    recover = imagepiece_jax.recover
+
+    def briefly(vit, images, steps, batch_size):
+        return recover(vit, images, steps=2, batch_size=batch_size)
+
+    monkeypatch.setattr(imagepiece_jax, "recover", briefly)
     trained = (assets / "weights" / "deit_tiny_patch16_224.pth").exists()
     space = {}
     said = []

@@ -251,7 +251,7 @@ def as_on_windows(tmp_path_factory):
     tools = ("prepare_imagenet", "imagenet_scale", "input_speed", "fault_drill")
     names = [f"tools.{name}" for name in tools]
     code = AS_ON_WINDOWS.replace("NAMES", repr(names)) + USED
-    return start("-c", code, folder)
+    return start("-c", code, folder, imported=True)
 
 
 def test_the_package_is_imported_without_what_windows_lacks(as_on_windows):

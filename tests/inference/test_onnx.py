@@ -133,11 +133,10 @@ def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
-@pytest.mark.parametrize("name", ["none", "evit"])
-def test_every_prefix_and_pooling_has_the_logits_of_jax(name, family):
-    """Dense, and reduced by scores; test_pairs_of_fields has merges."""
-    fields, depth = ({"blocks": (0,)}, 2) if name == "evit" else ({}, 1)
-    check(tiny.model({"name": name} | fields, arch=FAMILIES[family], depth=depth))
+def test_every_prefix_and_pooling_has_the_logits_of_jax(family):
+    """Reduced by scores; test_pairs_of_fields has merges."""
+    reduction = {"name": "evit", "blocks": (0,)}
+    check(tiny.model(reduction, arch=FAMILIES[family], depth=2))
 
 
 # One public model of each architecture, and of each form of rotary positions.

@@ -46,23 +46,31 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
         close(one, other)
 
 
-@pytest.mark.parametrize("fill", FILLS)
-def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
-    """By the map from patches to tokens."""
+@pytest.fixture(scope="module")
+def reduced():
+    """(a model that merges and drops, its Outputs)."""
     vit = tiny.pretrained(PIECE, depth=2)
-    images = tiny.images(2)
-    found = features(vit, images, fill=fill, layers=[0, 1])
-    out = tiny.compiled(vit.model.apply)(vit.variables, images)
+    return vit, tiny.compiled(vit.model.apply)(vit.variables, tiny.images(2))
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fill):
+    """By the map from patches to tokens."""
+    vit, out = reduced
+    found = features(vit, tiny.images(2), fill=fill, layers=[0, 1])
     source = np.asarray(tiny.slots(out))
     assert 0 < (source == -1).sum() < source.size
     np.testing.assert_array_equal(found.dropped.reshape(2, 25), source == -1)
-    pairs = [*zip(out.taps, out.results, strict=True)]
     norm = vit.variables["params"]["norm"]
     for image in range(2):
         first = out.tokens[image, 0]
         values = out.tokens[image, 1:]
-        steps = [(taps.x[image], result.dest[image]) for taps, result in pairs]
-        normed = [(oracles.layer_norm(x, norm), dest) for x, dest in steps]
+        steps = []
+        normed = []
+        for taps, result in zip(out.taps, out.results, strict=True):
+            x = taps.x[image]
+            steps.append((x, result.dest[image]))
+            normed.append((oracles.layer_norm(x, norm), result.dest[image]))
         want = {
             "nearest": oracles.nearest_values(values, steps),
             "last": oracles.last_values(values, normed),
@@ -175,7 +183,7 @@ def test_it_is_part_of_the_package_and_of_other_programs(
 
 
 def test_pixels_are_normalized():
-    vit = tiny.pretrained(TOME, depth=2)
+    vit = tiny.pretrained(depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     want = features(vit, normalize(pixels, vit.model.mean, vit.model.std))
     chex.assert_trees_all_close(features(vit, pixels), want, rtol=1e-7, atol=1e-5)

@@ -7,7 +7,6 @@ together, and which are nowhere.
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,7 +58,7 @@ def embedding(block):
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, given):
-    """The authors' arrays of a case, among them its `method`; our model and Outputs."""
+    """The authors' arrays of a case, our model, its Outputs, and its patches' slots."""
     theirs, images, variables = given
     mark = f"{request.param}_"
     named = {k.removeprefix(mark): v for k, v in theirs.items() if k.startswith(mark)}
@@ -68,9 +67,15 @@ def case(request, given):
     if reduction["name"] == "dtem":
         own = {f"reducer_{block}": {"embed": embedding(block)} for block in range(12)}
         variables = {"params": variables["params"] | own}
-    outputs = jax.jit(model.apply)(variables, images)
+
+    @tiny.compiled
+    def answers(variables, images):
+        outputs = model.apply(variables, images)
+        return outputs, tiny.slots(outputs, 196)
+
+    outputs, slots = answers(variables, images)
     named |= {"dense": theirs["dense"], "method": reduction["name"]}
-    return types.SimpleNamespace(**named), model, outputs
+    return types.SimpleNamespace(**named), model, outputs, slots
 
 
 def test_token_counts_of_another_rate_are_its_authors(given):
@@ -81,7 +86,7 @@ def test_token_counts_of_another_rate_are_its_authors(given):
 
 
 def test_token_counts_and_logits_are_its_authors(case):
-    theirs, model, outputs = case
+    theirs, model, outputs, _ = case
     assert [layer.mlp_tokens for layer in model.plan] == theirs.tokens.tolist()
     np.testing.assert_allclose(outputs.logits, theirs.logits, atol=1e-4)
     assert np.abs(outputs.logits - theirs.dense).max() > 0.1
@@ -89,8 +94,7 @@ def test_token_counts_and_logits_are_its_authors(case):
 
 def test_patches_are_together_where_its_authors_have_them(case):
     """ToMe's slots stand in the order of its authors, too."""
-    theirs, _, outputs = case
-    ours = np.asarray(tiny.slots(outputs, 196))
+    theirs, _, outputs, ours = case
     if theirs.method == "tome":
         np.testing.assert_array_equal(ours, theirs.source)
         np.testing.assert_array_equal(outputs.state.size, theirs.size)
@@ -101,11 +105,11 @@ def test_patches_are_together_where_its_authors_have_them(case):
 
 def test_attention_counts_tokens_as_its_authors_do(case):
     """DiffRate's sizes are fractions, the others' numbers of patches."""
-    theirs, _, outputs = case
+    theirs, _, outputs, _ = case
     if not hasattr(theirs, "size"):
         pytest.skip("not published")
     ours = outputs.state.effective_size
     np.testing.assert_allclose(np.sort(ours), np.sort(theirs.size), rtol=2e-5)
-    fractions = np.asarray(ours) % 1 > 1e-3
+    fractions = ours % 1 > 1e-3
     assert fractions.any() == (theirs.method == "diffrate")
-    assert not (np.asarray(outputs.state.size) % 1).any()
+    assert not (outputs.state.size % 1).any()

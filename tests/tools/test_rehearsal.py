@@ -9,7 +9,7 @@ import pytest
 from imagepiece_jax.training import distributed
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MetricWriter
-from tests import compiling, forked
+from tests import compiling, forked, programs
 from tests.command import call
 from tools import rehearsal
 
@@ -21,6 +21,7 @@ def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     """Killed on two, stopped, finished on one; and all of it on one."""
     monkeypatch.setenv("XLA_FLAGS", compiling.QUICK)
     monkeypatch.setattr(subprocess, "Popen", forked.Process)
+    programs.of_processes(tmp_path / "cache")
     ended = call(rehearsal.main, "--short", "--devices=4", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]

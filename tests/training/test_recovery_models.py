@@ -1,6 +1,7 @@
 """The loss of a recovery for every kind of model, against a slow one in float64."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -61,12 +62,11 @@ def pretrained(name):
     return vit
 
 
-def seen(vit, images):
-    """What a model says of images: by its own apply and intermediates, in float64."""
-    arch = vit.model.arch
-    model = vit.model
-    if arch.pool == "none":
-        model = model.clone(arch=dataclasses.replace(arch, pool="token"))
+@functools.cache
+def stream_of(model):
+    """Function (variables, images) -> (logits, tokens, tokens by block, slots)."""
+    if model.arch.pool == "none":
+        model = model.clone(arch=dataclasses.replace(model.arch, pool="token"))
 
     @tiny.compiled
     def run(variables, images):
@@ -74,7 +74,14 @@ def seen(vit, images):
         dests = [result.dest for result in outputs.results]
         return outputs.logits, outputs.tokens, blocks, dests
 
-    logits, tokens, blocks, dests = run(vit.variables, images)
+    return run
+
+
+def seen(vit, images):
+    """What a model says of images: by its own apply and intermediates, in float64."""
+    model = vit.model
+    arch = model.arch
+    logits, tokens, blocks, dests = stream_of(model)(vit.variables, images)
     places = []
     for row in range(len(images)):
         slots = np.arange(model.plan[0].attn_tokens - arch.prefix)
