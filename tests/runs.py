@@ -118,13 +118,17 @@ def compile_recoveries_once(patch):
             return pmap(fn, **options)
         if fit.join is not optimizer.with_trained:
             return pmap(fn, **options)
-        # What a program depends on; steps and learning rate are no part of it.
-        recipe = dataclasses.replace(fit.recipe, steps=1, lr=1.0)
-        outputs = fit.comparison.outputs
-        key = options["program"], fit.vit.image_size, fit.model, fit.dense, outputs
-        if (key, recipe) not in programs:
-            programs[key, recipe] = pmap(fn, **options)
-        return programs[key, recipe]
+        key = (
+            options["program"],
+            fit.vit.image_size,
+            fit.model,
+            fit.dense,
+            fit.comparison.outputs,
+            dataclasses.replace(fit.recipe, steps=1, lr=1.0),  # are no part of it
+        )
+        if key not in programs:
+            programs[key] = pmap(fn, **options)
+        return programs[key]
 
     patch.setattr(parallel, "pmap", compiled)
 
