@@ -91,16 +91,19 @@ def report(context, tmp_path_factory):
 
 def test_every_method_is_there_or_says_why_not(report):
     """At each share once; what has parameters of its own needs training."""
-    every = set(METHODS) - {"none"}
-    learned = {name for name in LEARNED if name in METHODS}
-    absent = {line["method"]: line for line in report["left_out"] if not line["share"]}
-    assert {line["reason"] for line in absent.values()} == {"needs training"}
-    assert set(absent) == learned
-    lines = report["settings"] + report["left_out"]
-    found = [(line["method"], line["share"]) for line in lines if line["share"]]
+    found = []
+    untrained = set()
+    for line in report["settings"] + report["left_out"]:
+        if line["share"]:
+            found.append((line["method"], line["share"]))
+        else:
+            assert line["reason"] == "needs training"
+            untrained.add(line["method"])
+    learned = set(LEARNED) & set(METHODS)
+    assert untrained == learned
     assert len(found) == len(set(found))
-    there = (every - learned) | set(compare.VARIANTS)
-    assert set(found) == {(m, s) for m, s in itertools.product(there, SHARES)}
+    there = set(METHODS) - {"none"} - learned | set(compare.VARIANTS)
+    assert set(found) == set(itertools.product(there, SHARES))
     assert "acc1" not in json.dumps(report["left_out"])
 
 
@@ -115,14 +118,22 @@ def test_settings_have_the_cost_that_their_share_asks_for(context, report):
         assert line["reached"] == line["gmacs"] / context.dense
         assert abs(line["reached"] - line["share"]) <= 0.02
         plan = context.vit.model_with(asked).plan
-        tokens = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
-        assert line["tokens_per_block"] == tokens
-        # JSON has lists where fields are tuples.
-        again = {k: settings.as_tuple(v) for k, v in line["reduction"].items()}
+        assert line["tokens_per_block"] == tokens_by_block(plan)
+        again = of_json(line["reduction"])
         assert context.vit.model_with(again).plan == plan
         assert "macs" not in again
-    absent = [line for line in report["left_out"] if line["share"]]
-    assert all("nearest cost" in line["reason"] for line in absent)
+    for line in report["left_out"]:
+        assert not line["share"] or "nearest cost" in line["reason"]
+
+
+def tokens_by_block(plan):
+    """[attention's tokens, the MLP's tokens] of each block."""
+    return [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
+
+
+def of_json(reduction):
+    """The fields of a reduction as they were: JSON has lists where they are tuples."""
+    return {name: settings.as_tuple(value) for name, value in reduction.items()}
 
 
 def bits(line):
@@ -133,8 +144,11 @@ def bits(line):
 
 def test_comparisons_are_those_of_a_slow_count(report):
     """Each pair once: to dense, ToMe and random tokens; exact binomial p; Holm."""
-    at = {(line["method"], line["share"]): bits(line) for line in report["settings"]}
-    at |= {("dense", share): bits(report["dense"]) for share in SHARES}
+    at = {}
+    for line in report["settings"]:
+        at[line["method"], line["share"]] = bits(line)
+    for share in SHARES:
+        at["dense", share] = bits(report["dense"])
     pairs = []
     p = []
     for line in report["comparisons"]:
@@ -150,12 +164,10 @@ def test_comparisons_are_those_of_a_slow_count(report):
         assert line["p"] == pytest.approx(p[-1])
         pairs.append((line["share"], frozenset((line["method"], line["to"]))))
     assert len(set(pairs)) == len(pairs)
-    expected = {
-        (share, frozenset((method, to)))
-        for (method, share), to in itertools.product(at, ("dense", "tome", "random"))
-        if to != method
-    }
-    expected |= {(share, frozenset((CONTROL, "imagepiece"))) for share in SHARES}
+    expected = {(share, frozenset((CONTROL, "imagepiece"))) for share in SHARES}
+    for method, share in at:
+        for to in {"dense", "tome", "random"} - {method}:
+            expected.add((share, frozenset((method, to))))
     assert set(pairs) == expected
     corrected = [line["holm"] for line in report["comparisons"]]
     assert corrected == pytest.approx(statistics.holm(p))
@@ -179,8 +191,7 @@ def test_what_one_number_stands_for_is_measured(context, report):
     assert [*at] == [*SHARES]
     for share, line in at.items():
         plan = context.vit.model_with(share).plan
-        tokens = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
-        assert line["tokens_per_block"] == tokens
+        assert line["tokens_per_block"] == tokens_by_block(plan)
     assert RECOMMENDED not in compare.chosen(["evit"])
 
 
@@ -224,10 +235,8 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
     page = compare_tables.write(tmp_path, compared)
     assert len(made.trials) <= compare.MAX_TRIALS * 3 * len(SHARES)
     found = json.loads((tmp_path / "compare.json").read_text())
-    assert {(s["method"], s["share"]) for s in found["settings"]} == {
-        (method, share)
-        for method, share in itertools.product(("evit", "tome", "random"), SHARES)
-    }
+    reached = {(line["method"], line["share"]) for line in found["settings"]}
+    assert reached == set(itertools.product(("evit", "tome", "random"), SHARES))
     for line in found["settings"]:
         assert line["reached"] == pytest.approx(1 / line["speed"]["ratio"])
         assert line["reached"] == pytest.approx(line["share"], rel=0.03)
@@ -236,9 +245,8 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
         # What one types to have it is its MACs, not its time.
         assert line["setting"]["macs"] == round(line["gmacs"] / made.dense, 4)
         typed = {"name": line["method"], **line["setting"]}
-        again = {k: settings.as_tuple(v) for k, v in line["reduction"].items()}
-        plans = [made.vit.model_with(each).plan for each in (typed, again)]
-        assert plans[0] == plans[1]
+        again = of_json(line["reduction"])
+        assert made.vit.model_with(typed).plan == made.vit.model_with(again).plan
     assert found["timing"]["batch_size"] == 8
     assert page == (tmp_path / "compare.md").read_text()
     line = next(s for s in found["settings"] if s["method"] == "evit")
@@ -254,8 +262,9 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
 def matched(checkpoint, method, shares):
     """(settings, what is left out) of one of the methods that are compared."""
     entries, absent = compare.match(checkpoint, shares, [method])
-    mine = [entry for entry in entries if entry.method == method]
-    return mine, [line for line in absent if line["method"] == method]
+    own = [entry for entry in entries if entry.method == method]
+    left_out = [line for line in absent if line["method"] == method]
+    return own, left_out
 
 
 def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
@@ -448,8 +457,9 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path, on_digits):
     assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
     costs = [floor.reached for floor, _ in smaller]
     assert [1, *costs] == sorted({1, *costs}, reverse=True)
-    pixels = np.concatenate([batch["image"][0] for batch in measured.images.batches()])
-    labels = np.concatenate([batch["label"][0] for batch in measured.images.batches()])
+    batches = list(measured.images.batches())
+    pixels = np.concatenate([batch["image"][0] for batch in batches])
+    labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, MEAN, STD)
 
     def check(floor, model, params, images):

@@ -92,10 +92,11 @@ def cases(names):
     """(name of the case, method, fields), as `named_parameters` takes them."""
     found = []
     for text in (*METHODS, *SETTINGS):
-        name, *fields = parse_sweep(text)[0].items()
+        fields = dict(parse_sweep(text)[0])
+        name = fields.pop("name")
         label = re.sub(r"\W+", "_", text).strip("_")
-        if name[1] in names:
-            found.append((label, name[1], SMALLER.get(name[1], {}) | dict(fields)))
+        if name in names:
+            found.append((label, name, SMALLER.get(name, {}) | fields))
     return found
 
 
@@ -103,6 +104,7 @@ CASES = cases(METHODS)
 # What patches are filled with and listed as is made of results, by code that methods
 # share: each once, and EViT also where a token is added, and where none is left.
 FILLED = [case for case in CASES if case[0] == case[1] or case[1] == "evit"]
+PAINTED = [case for case in FILLED if case[1] not in SOFT]
 GRID = (5, 5)
 D = 8
 N0 = GRID[0] * GRID[1]
@@ -204,9 +206,10 @@ def filled(states, results):
     listed = token_list(outputs, GRID)
     if provenance.patch_slots(results, len(last.x), N0)[-1] is None:
         return {"listed": listed}
-    maps = {fill: feature_map(outputs, GRID, fill) for fill in ("last", "nearest")}
-    maps = {fill: values.reshape(-1, N0, D) for fill, values in maps.items()}
-    return maps | {"listed": listed}
+    found = {"listed": listed}
+    for fill in ("last", "nearest"):
+        found[fill] = feature_map(outputs, GRID, fill).reshape(-1, N0, D)
+    return found
 
 
 def random_tokens(dtype="float32", seed=0):
@@ -239,6 +242,10 @@ def with_new_reducers():
 
 
 DEFAULTS = [case for case in CASES if case[0] == case[1] != "none"]
+ANYWHERE = cases(sorted(set(METHODS) - BY_POSITION - SOFT))
+# Of two tokens of a cluster that drops, the first stays: their order counts.
+UNORDERED = [case for case in ANYWHERE if "fate" not in case[2]]
+ORDERED = [case for case in DEFAULTS if case[0] in BY_POSITION]
 # One reducer each that draws, merges, pools, sums and mixes.
 KINDS = ("random", "tome", "grid_pooling", "evit_fuse_token_True", "token_learner")
 ONE_OF_EACH_KIND = [case for case in CASES if case[0] in KINDS]
@@ -305,13 +312,7 @@ class MethodsTest(chex.TestCase):
             before = slot
 
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters(
-        *(
-            case  # of two tokens of a cluster that drops the first stays
-            for case in cases(sorted(set(METHODS) - BY_POSITION - SOFT))
-            if "fate" not in case[2]
-        )
-    )
+    @parameterized.named_parameters(*UNORDERED)
     def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, fields):
         (*_, plain), results, _ = self.walk(name, fields)
         (*_, moved), others, _ = self.walk(name, fields, permuted(random_tokens()))
@@ -327,14 +328,14 @@ class MethodsTest(chex.TestCase):
             chex.assert_trees_all_close(*pair, rtol=1e-4, atol=1e-5)
 
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*(c for c in DEFAULTS if c[0] in BY_POSITION))
+    @parameterized.named_parameters(*ORDERED)
     def test_where_position_counts_a_permutation_changes_the_groups(self, name, fields):
         """Otherwise the name stands in `BY_POSITION` for nothing."""
         # In the first step that is not ImagePiece's own.
         rules = [layer.step.rule for layer in plan_of(name, fields) if layer.counts]
-        first = next(
-            i for i, rule in enumerate(rules, 1) if not isinstance(rule, Merge)
-        )
+        first = 1
+        while isinstance(rules[first - 1], Merge):
+            first += 1
         a = slots_of(self.walk(name, fields)[1])[first][:, ORDER]
         b = slots_of(self.walk(name, fields, permuted(random_tokens()))[1])[first]
         assert ((a[:, :, None] == a[:, None]) != (b[:, :, None] == b[:, None])).any()
@@ -349,7 +350,7 @@ class MethodsTest(chex.TestCase):
         assert apart > 0.01 if fields.get("version") == "v1.0" else apart < 1e-5
 
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*(c for c in FILLED if c[1] not in SOFT))
+    @parameterized.named_parameters(*PAINTED)
     def test_a_patch_can_be_given_a_value(self, name, fields):
         """That of its token when it was last there, or of the nearest kept token."""
         states, results, got = self.walk(name, fields)

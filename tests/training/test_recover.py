@@ -115,7 +115,7 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     found = train_step.binary_kl_divergence(student, teacher)
     np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
     vit = dataclasses.replace(reduced(), problem_type="multi_label_classification")
-    assert recovered(vit).recovery.measure == "KL"
+    assert fit_of(vit).comparison.name == "KL"
 
 
 def test_a_patch_is_compared_with_the_token_that_has_it():
@@ -510,7 +510,7 @@ def test_a_model_without_a_pool_is_compared_by_the_pool_it_could_have(class_toke
     found = answers(vit.model, vit.variables, images, ("patches",))
     wanted = tiny.compiled(pooled.model.apply)(vit.variables, images).pooled
     np.testing.assert_allclose(found["logits"], wanted, rtol=1e-5, atol=1e-6)
-    assert recovered(vit).recovery.measure == "change"
+    assert fit_of(vit).comparison.name == "change"
 
 
 def test_images_that_are_not_square_are_cropped_to_their_shape():
@@ -638,8 +638,3 @@ def test_mean_difference_is_student_s():
     # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
     found = statistics.mean_difference([1, 2, 4, 8], [0, 0, 1, 1])
     np.testing.assert_allclose(found, (3.25, -0.93485, 7.43485), atol=1e-4)
-
-
-def test_a_recipe_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        recovery_step.Recipe().lr = 1.0
