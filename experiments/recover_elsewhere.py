@@ -54,7 +54,8 @@ RECOVERED = cli.text("recovered", None, "the folder of the recovered models")
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 ENCODER = cli.text("encoder", None, "weights of a DINOv2-S")
 DECODER = cli.text("decoder", None, "a weights file: the maps' head")
-FLAGS = study.Flags("docs/tables/recover_elsewhere/runs")
+FOLDER = "docs/tables/recover_elsewhere/runs"
+FLAGS = study.Flags(FOLDER)
 TIME = cli.switch("time", False, "measure times instead")
 
 
@@ -725,9 +726,9 @@ def imagenette_table(results) -> str:
 
 
 BY_CLASS = """\
-Not declared: how near these answers are to the dense model's, and acc1 by class.
-Recovery moves whole classes, so the brackets above, which are over images, are too
-short for a statement about other classes than these ten."""
+Not declared: how near these answers are to the dense model's, and acc1 by class. What
+is learned from photographs moves whole classes, so that the brackets above, which are
+over images, say little about other classes than these ten."""
 
 
 def imagenette_classes(results) -> str:

@@ -19,7 +19,7 @@ import scipy.stats
 from PIL import Image
 
 import imagepiece_jax
-from experiments import parts, recover
+from experiments import parts, recover, recover_elsewhere
 from experiments.recover import CHOSEN, Cell, Student, Way
 from experiments.study import selected
 from imagepiece_jax.common import timer
@@ -436,6 +436,40 @@ def test_pages_give_the_figures_of_the_committed_runs():
         figures[name] = f"{100 * lost:.1f}"
     lost = {name: each for name, each in figures.items() if name.startswith("three")}
     assert not markdown.lacking(lost, "docs/recovery.md")
+    for name in ("dense.off", "three-0.5.from-imagenette"):
+        path = markdown.ROOT / recover_elsewhere.FOLDER / f"imagenette.{name}.A.json"
+        right = json.loads(path.read_text("utf-8"))["classes"].values()
+        found, images = np.sum([*right], axis=0)
+        figures[name] = f"{100 * found / images:.1f}"
+    own = {name: figures[name] for name in ("dense.off", "three-0.5.from-imagenette")}
+    assert not markdown.lacking(own, "README.md")
+    assert not markdown.lacking(own, "docs/recovery.md")
+
+
+def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
+    """Points to dense on 900 photographs, from the files' own bits."""
+    folder = markdown.ROOT / recover.FOLDER
+    chose = [round(place * 499 / 99) for place in range(100)]
+
+    def right(name):
+        found = json.loads((folder / f"{name}.json").read_text("utf-8"))["judged"]
+        return np.array(decode_bits(found["right"], found["images"]), float)
+
+    def crossfitted(odd, even):
+        return np.concatenate([odd, np.delete(even, chose)]).mean()
+
+    def off(name):
+        found = right(f"{name}.off")
+        return crossfitted(found[1::2], found[::2])
+
+    figures = {}
+    for name in ("three-0.6", "three-0.5", "three-0.4"):
+        own = right(f"{name}.chosen.A1"), right(f"{name}.chosen.B1")
+        figures[f"{name}, off"] = f"{100 * (off('dense') - off(name)):.1f}"
+        left = 100 * (off("dense") - crossfitted(*own))
+        figures[f"{name}, recovered"] = f"{left:.1f}".removeprefix("0")
+    assert not markdown.lacking(figures, "docs/recovery.md")
+    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
 
 
 def test_the_page_says_which_runs_are_missing(tmp_path):

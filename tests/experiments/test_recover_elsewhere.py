@@ -248,6 +248,11 @@ def test_the_page_has_what_is_there(results, tmp_path):
     assert "| English springer, % | 53.3 |" in page
 
 
+def test_the_page_is_that_of_the_committed_cells():
+    folder = markdown.ROOT / elsewhere.FOLDER
+    assert (folder.parent / "README.md").read_text("utf-8") == elsewhere.page(folder)
+
+
 def test_times_are_in_turns_beside_the_dense_model(whole, monkeypatch):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
