@@ -78,7 +78,7 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
     one = pretrained(name="deit_ti", image_size=160).source.config
     target = one.gmacs(models.REFERENCE)
     found = one.reduction_at_cost(
-        {**reduction, "macs": target / one.gmacs(settings.DENSE)}, allowed=0.1
+        {**reduction, "macs": target / one.gmacs(settings.DENSE)}, tolerance=0.1
     )
     assert found["name"] == reduction["name"]
     if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
