@@ -45,6 +45,10 @@ class InputError(ValueError):
         allowed = self.allowed and f"allowed: {self.allowed}"
         return "; ".join(filter(None, (subject, allowed, self.hint)))
 
+    def __repr__(self):
+        # Of one in a list, such as a Predictor's answer for an image.
+        return f"{type(self).__name__}({str(self)!r})"
+
     def inside(self, group="", place="", hint="") -> "InputError":
         """The same mistake as a caller further out names it.
 

@@ -280,7 +280,8 @@ def replacing_folder(path):
                 os.replace(target, old)
             os.replace(new, target)
         except BaseException:
-            _put_back(old, target)
+            if replaces:
+                _put_back(old, target)
             shutil.rmtree(new, ignore_errors=True)
             raise
         shutil.rmtree(old, ignore_errors=True)

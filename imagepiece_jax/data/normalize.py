@@ -43,12 +43,16 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     Raises InputError for floats, which may reach to 1 or to 255, for other channels,
     and for a mean and std of pixels in [0, 255].
     """
+    allowed = "pixels, uint8 [..., 3]"
+    if not hasattr(images, "dtype"):
+        kind = type(images).__name__
+        raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
             f"is {images.dtype} {list(images.shape)}",
             field="images",
             value=images.shape,
-            allowed="pixels, uint8 [..., 3]",
+            allowed=allowed,
         )
     own = Normalization(mean, std)
     mean = _along(images, own.mean)
@@ -117,12 +121,14 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
         )
 
 
-def warn_of_range(images, mean, std):
+def warn_of_range(images, mean, std, stacklevel: int = 2):
     """Warn of an array on the host whose range cannot be that of normalized images.
 
     Pixels of 0 .. 255 or of 0 .. 1 are floats as well, and their logits mean nothing.
     A sample of the pixels decides. There is no warning for constant arrays, for those
     on accelerators, which would have to be waited for, and while a program is traced.
+
+    stacklevel: of the line that is named, 1 for the caller
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return
@@ -148,7 +154,7 @@ def warn_of_range(images, mean, std):
     warnings.warn(
         f"the values of images are {fault}; allowed: images normalized by the "
         f"model's mean {mean} and std {std} (imagepiece_jax.normalize)",
-        stacklevel=3,
+        stacklevel=stacklevel + 1,
     )
 
 

@@ -99,7 +99,8 @@ def features(
     xla_options.check_dtype(model.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
     check_images(images, size, pixels=True)
-    warn_of_range(images, model.mean, model.std)
+    # At the line that calls `features`, behind short_traceback.
+    warn_of_range(images, model.mean, model.std, stacklevel=3)
     listed = tokens is not None
     try:
         with working("compiling the features"):  # later calls only start the program

@@ -113,7 +113,8 @@ class Program:
                 value=count,
                 allowed=f"1 to {self.batch_size}, the batch_size of optimize()",
             )
-        warn_of_range(images, self.model.mean, self.model.std)
+        # At the line that calls the program, behind __call__ and short_traceback.
+        warn_of_range(images, self.model.mean, self.model.std, stacklevel=4)
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"

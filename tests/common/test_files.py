@@ -212,6 +212,13 @@ def test_a_folder_that_cannot_be_put_back_is_kept(tmp_path, monkeypatch, caplog)
     assert texts(tmp_path) == {f"{kept}/file": "old", "model/theirs": "theirs"}
 
 
+def test_nothing_is_said_to_be_kept_where_nothing_was(tmp_path, caplog):
+    (tmp_path / "photo.jpg").write_text("photo")
+    with pytest.raises(RunError, match="cannot be written .Not a directory"):
+        put(tmp_path / "photo.jpg" / "model", "new")
+    assert not caplog.text and texts(tmp_path) == {"photo.jpg": "photo"}
+
+
 def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "model"
     with (

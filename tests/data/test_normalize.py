@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagepiece_jax.data.normalize import normalize, to_pixels, warn_of_range
 from imagepiece_jax.errors import InputError
+from tests.refused import refused
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # of the AugReg ViTs
@@ -35,6 +37,20 @@ def test_every_pixel_comes_back_and_means_of_pixels_are_refused():
         normalize(image, (123, 117, 104), (58, 57, 57))
     with pytest.raises(InputError, match=r"std is \(58, 57, 57\); allowed: three"):
         normalize(image, IMAGENET[0], (58, 57, 57))
+
+
+@pytest.mark.parametrize(
+    "images, value",
+    [
+        ("cat.jpg", "str"),
+        (Image.new("RGB", (2, 2)), "Image"),
+        (np.zeros((2, 2, 3)), (2, 2, 3)),
+        (np.zeros((2, 2, 4), np.uint8), (2, 2, 4)),
+    ],
+)
+def test_what_is_no_array_of_pixels_is_refused(images, value):
+    with refused("images", value, "uint8 [..., 3]"):
+        normalize(images, *IMAGENET)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)

@@ -213,6 +213,9 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
     for one in (photographs[1], noise[1], jnp.asarray(noise[1])):
         found = features.features(vit, one).patches
         np.testing.assert_allclose(found, wanted[1:], rtol=1e-5, atol=1e-5)
+    with pytest.warns(UserWarning, match="images are far from 0") as warned:
+        features.features(vit, np.float32(pixels))
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,10 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     images = normalize(pixels, MEAN, STD)
     for each in (pixels, jnp.asarray(pixels)):
         assert_close(program(each), program(images))
-    with pytest.warns(UserWarning, match="images are far from 0, as pixels of 0 .. 25"):
+    far = "images are far from 0, as pixels of 0 .. 25"
+    with pytest.warns(UserWarning, match=far) as warned:
         program(np.float32(pixels))
+    assert warned[0].filename == __file__
     for images, value in ((tiny.images(), np.dtype("float32")), ([1], [1])):
         with refused("images", value, "allowed: uint8, "):
             for_pixels[2](images)

@@ -138,6 +138,8 @@ def test_a_bad_image_loses_no_other(predictor, pictures, trained, tmp_path):
     assert all(map(close, found[:5:2], want))
     assert str(found[1]).startswith("no.png cannot be read (")
     assert str(found[3]) == "the image cannot be read (no known image format)"
+    for one in (found[3], found[6]):  # as a printed list of answers shows them
+        assert repr(one) == f"{type(one).__name__}({str(one)!r})"
     predict = imagepiece_jax.Predictor(trained, resize="none", dtype="float32")
     file = tmp_path / "small.png"
     Image.new("RGB", (7, 5)).save(file)
