@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -214,6 +215,21 @@ def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatc
     assert (config.text, config.number, config.is_locked) == ("a:b", 5, True)
     config = config_files.load_config("configs/deit_s_evit.py:deit_ti")
     assert (config.model.name, config.reduction.name) == ("deit_ti", "evit")
+
+
+def test_a_config_file_of_the_users_imports_the_packages_own(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    text = "from configs import base\ndef get_config():\n    return base.get_config()\n"
+    path.write_text(text)
+    others = []
+    for folder in sys.path:
+        if not (pathlib.Path(folder) / "configs").is_dir():
+            others.append(folder)
+    monkeypatch.setattr(sys, "path", list(others))
+    for name in ("configs", "configs.base"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert config_files.load_config(path).is_locked
+    assert sys.path == others
 
 
 def test_flags_in_a_process_of_its_own():

@@ -1,12 +1,11 @@
 """Recovery of what a reduction costs, from a few hundred images without labels.
 
-python -m imagepiece_jax recover --weights FILE --macs 0.5 --data folder:PATH --out DIR
+python -m imagepiece_jax recover --weights FILE --macs 0.5 --data PATH --out DIR
 
 The model learns to answer as its own dense form does: minutes on a laptop. Reduction,
 cost, speed and file format stay what they are. A fifth of the images is held out, and
-chooses the best weights; OUT is a folder as `imagepiece_jax.save` writes it. --data is
-a folder of images, too; labels are not read. --minutes 10 takes as many steps as fit.
-Ctrl-C leaves the best so far in OUT.
+chooses the best weights; DIR is a folder as `imagepiece_jax.save` writes it. Labels are
+not read. --minutes 10 takes as many steps as fit. Ctrl-C leaves the best so far in DIR.
 """
 
 import dataclasses
@@ -17,7 +16,11 @@ from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
-DATA = cli.data()
+DATA = cli.text(
+    "data",
+    None,
+    "a folder of images, csv:FILE, folder:PATH, imagenet2012 or digits",
+)
 RESIZE = cli.resize()
 LIMIT = cli.limit()
 OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")

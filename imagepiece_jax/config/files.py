@@ -51,7 +51,8 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     """The locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
 
     A relative configs/NAME.py that does not exist here is the package's own. Files of
-    one folder can import each other as `from configs import base` from anywhere.
+    one folder named configs can import each other as `from configs import base` from
+    anywhere, and files of any other folder import the package's own so.
     Raises InputError for a file that is missing or fails.
     """
     with extras.needed("a config"):
@@ -67,6 +68,9 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         raise _no_such_file(file, argument)
     file = file.resolve()
     sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
+    has_ours = str(CONFIGS.parent) in sys.path
+    if not has_ours:  # for a file in a folder of the user's
+        sys.path.append(str(CONFIGS.parent))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         if not get_config:
@@ -93,6 +97,8 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         raise _raised(error, file) from error
     finally:
         sys.path.remove(str(file.parent.parent))
+        if not has_ours:
+            sys.path.remove(str(CONFIGS.parent))
     config.lock()
     if isinstance(config.get("reduction"), ConfigDict):
         config.reduction.unlock()  # each method has fields of its own

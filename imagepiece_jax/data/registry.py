@@ -74,7 +74,7 @@ def open_source(
 
 
 def check_found(name: str):
-    """Raise InputError, as `open_source`, for data that are not there or of no kind.
+    """Raise InputError, as `open_source`, where a command's --data are not there.
 
     ImageNet's files are in a folder that the name does not say: they are not looked at.
     """
@@ -82,7 +82,10 @@ def check_found(name: str):
     has_path = kind in ("folder", "csv") and path
     there = has_path and os.path.exists(os.path.expanduser(path))
     if not there and name not in ("imagenet2012", "digits"):
-        open_source(name, "val")
+        try:
+            open_source(name, "val")
+        except InputError as error:
+            raise error.renamed({"config.data.name": "--data"}) from error
 
 
 def own_files(name: str) -> list[str]:

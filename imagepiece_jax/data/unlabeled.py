@@ -11,6 +11,7 @@ from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError
 
 NO_LABEL = -1
+ALLOWED = "a folder, paths of images, or data such as csv:FILE"
 
 
 class ArraySource(Source):
@@ -60,6 +61,7 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     if isinstance(images, Source):
         return images
     if isinstance(images, str) and is_data(images):
+        _check_has_splits(images)
         return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
     images = [images] if pictures.is_one(images) else list(images)
     if all(isinstance(image, str | os.PathLike) for image in images):
@@ -70,7 +72,15 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
                     f"is {path}, which does not exist",
                     field="images",
                     value=path,
-                    allowed="a folder, paths of images, or data such as csv:FILE",
+                    allowed=ALLOWED,
+                )
+            if path.endswith(".csv"):
+                raise InputError(
+                    f"is {path}, which is no image",
+                    field="images",
+                    value=path,
+                    allowed=ALLOWED,
+                    hint=f"did you mean csv:{path}?",
                 )
         return Photographs(image_files.find_images(paths))
     pixels = []
@@ -80,6 +90,22 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
         except InputError as error:
             raise error.inside(place=f"image {number}") from error
     return ArraySource(pixels)
+
+
+def _check_has_splits(name: str):
+    """Raise InputError for "folder:PATH" where PATH holds images, and no splits."""
+    kind, _, path = name.partition(":")
+    folder = os.path.expanduser(path)
+    if kind != "folder" or not os.path.isdir(folder):
+        return
+    if not os.path.isdir(os.path.join(folder, "train")):
+        raise InputError(
+            f"is {name}, but {path} has no folder train",
+            field="images",
+            value=name,
+            allowed=ALLOWED,
+            hint=f"did you mean {path}?",
+        )
 
 
 def check_found(images: str):

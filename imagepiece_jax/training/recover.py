@@ -122,9 +122,8 @@ def check_recoverable(vit: Pretrained):
         raise InputError(
             "is dense: nothing was lost",
             field="the model",
-            hint="give it a reduction first, such as "
-            'vit.with_reduction({"name": "tome"}), or in the command '
-            "--config.reduction.name=tome",
+            hint="give it a reduction first, such as vit.with_reduction(0.5), or in "
+            "the command --macs 0.5",
         )
     if vit.model.has_selectors:
         raise InputError(
