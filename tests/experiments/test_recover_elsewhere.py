@@ -253,6 +253,17 @@ def test_the_page_is_that_of_the_committed_cells():
     assert (folder.parent / "README.md").read_text("utf-8") == elsewhere.page(folder)
 
 
+def test_the_comparison_gives_the_figures_of_the_committed_cells():
+    folder = markdown.ROOT / elsewhere.FOLDER
+    figures = {}
+    for form in (OFF, RECOVERED_FORM):
+        name = f"imagenette.three-0.5.{form}.A.json"
+        found = json.loads((folder / name).read_text("utf-8"))
+        figures[f"{form}, KL"] = f"{found['kl'][0]:.3f}".removeprefix("0")
+        figures[f"{form}, agreement"] = f"{100 * found['agreement']:.1f} %"
+    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+
+
 def test_times_are_in_turns_beside_the_dense_model(whole, monkeypatch):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
