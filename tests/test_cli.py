@@ -314,6 +314,23 @@ def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsy
     assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
 
 
+FULL = """
+from imagepiece_jax import cli
+cli.run(lambda: print("x" * 10_000), compiles=False)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_output_to_a_full_disk_is_one_sentence():
+    command = [sys.executable, "-c", FULL]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    said = "error: the output cannot be written (No space left on device)\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+
+
 CRASHES = """
 import atexit, os, signal, sys
 from imagepiece_jax import cli, errors

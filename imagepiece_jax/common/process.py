@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -22,6 +23,10 @@ def ending(error):
     if isinstance(error, MemoryError):
         reason = str(error) or "for an array"
         return f"error: this machine has too little memory: {reason}", RunError.status
+    # Files are written by common/files.py, whose errors are RunErrors with a path.
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        reason = error.strerror
+        return f"error: the output cannot be written ({reason})", RunError.status
     platforms = os.environ.get("JAX_PLATFORMS")
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
         *_, last = traceback.extract_tb(error.__traceback__)
@@ -75,7 +80,7 @@ def leave(status):
     """
     if status != 128 + signal.SIGINT:
         atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # no reader, or a full disk
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -194,10 +194,13 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     candidates = weights_files(folder)
     if len(candidates) == 1:
         return candidates[0]
-    names = ", ".join([file.name for file in candidates]) or "none"
+    names = [file.name for file in candidates]
+    problem = "has no weights file"
+    if names:
+        problem = f"has {len(names)} weights files, {', '.join(names)}"
     raise InputError(
-        f"has weights files {names}",
-        place=folder,
+        problem,
+        place=f"folder {folder}",
         value=names,
         allowed=f"one, such as {WEIGHTS[0]}",
     )

@@ -28,6 +28,7 @@ from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.models.test_published import same
+from tests.refused import refused
 
 HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
@@ -214,6 +215,22 @@ def test_a_file_has_no_latest_checkpoint_and_is_no_adapter(tensors, tmp_path):
     np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones((2, 2))))
     with pytest.raises(InputError, match="holds an adapter of peft, as tensor base_"):
         imagepiece_jax.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "files, problem",
+    [
+        ([], "has no weights file"),
+        (["a.pth", "b.npz"], "has 2 weights files, a.pth, b.npz"),
+    ],
+)
+def test_a_saved_folder_has_one_weights_file(tmp_path, files, problem):
+    imagepiece_jax.save(tmp_path / "m", tiny.pretrained())
+    (tmp_path / "m" / "model.safetensors").unlink()
+    for file in files:
+        (tmp_path / "m" / file).touch()
+    with refused(f"folder {tmp_path / 'm'}", files, problem):
+        imagepiece_jax.load(tmp_path / "m")
 
 
 def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
