@@ -178,7 +178,7 @@ class Finetuner(Models):
     @functools.cached_property
     def _dense(self):
         """The config of the dense model that is trained, with the stem of --weights."""
-        fields = self.pretrained.source.config.as_dict | {
+        fields = self.pretrained.config.as_dict | {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }

@@ -105,7 +105,8 @@ def main():
     if unreadable := len(source.unreadable):
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
-        trained = {"reduction": loaded.reduction, "image_size": loaded.image_size}
+        size = loaded.config.image_size
+        trained = {"reduction": loaded.reduction, "image_size": size}
         facts = {
             "preprocessing": transform.as_json,
             "weights": typed["path"],

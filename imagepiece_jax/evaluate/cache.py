@@ -164,7 +164,7 @@ class MeasuredWeights:
         """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": self.vit.source.config.as_dict,
+            "fields": self.vit.config.as_dict,
             "reduction": settings.with_defaults(reduction),
             **self.clock.setting,
             **self._limit,
@@ -180,7 +180,7 @@ class MeasuredWeights:
         return {
             "kind": kind,
             "weights": self.vit.digest,
-            "fields": self.vit.source.config.as_dict,
+            "fields": self.vit.config.as_dict,
             "reduction": settings.with_defaults(reduction),
             "use": self.vit.use(reduction),
             "trained_as": settings.with_defaults(self.vit.reduction),

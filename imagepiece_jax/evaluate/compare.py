@@ -133,7 +133,7 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
     return {
         "weights": vit.source.name,
         "digest": vit.digest,
-        "fields": vit.source.config.as_dict,
+        "fields": vit.config.as_dict,
         "trained_as": vit.reduction["name"],
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,

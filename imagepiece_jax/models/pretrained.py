@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
-from imagepiece_jax.models.projector import Projector
+from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.models.variables import (
     check_variables,
@@ -39,28 +39,52 @@ from imagepiece_jax.reduction.settings import (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
-    """Where `load` found a model, and how its weights were trained."""
+    """Weights at a path: where they are, and how they were trained.
+
+    Names and config files say it before a tensor is read; of a Pretrained it has all
+    fields of the model, which tensors complete (`pretrained.infer.completed`).
+    """
 
     path: pathlib.Path  # on this machine
     place: str  # the path in sentences: "run runs/a"
     name: str  # the path in short; of a hub's weights OWNER/NAME
-    config: ModelConfig  # the fields that made the model
-    # that the weights were trained for; positions are resized from it
-    image_size: int | tuple[int, int]
-    # that they were trained with; None: a file does not say
-    reduction: Mapping[str, Any] | None = None
-    run: Mapping[str, Any] | None = None  # a run's config
     checkpoint: str | None = None  # of a run, "best" or "latest"
     averaged: bool = False  # whether the weights are averages over steps
-    seed: int = 0  # of the training
+    # of the model that was trained; positions are resized from its image_size
+    config: ModelConfig
+    # sizes in a config.json, which tensors must have too
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # that they were trained with; None: a file does not say
+    reduction: Mapping[str, Any] | None = None
+    # fields of a Preprocessing but the size
+    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalized: bool = True  # whether weights or caller say mean and std
-    # whether class names are those of data: a run's, or a saved model's
-    has_names_of_data: bool = False
+    class_names: Sequence[str | None] | None = None  # by label
+    problem_type: str = SINGLE_LABEL  # what the logits mean
+    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
+    recovery: Recovery | None = None  # of weights that `recover` has changed
+    tower: Tower | None = None  # how a language model reads its vision tower
+    own: bool = False  # whether this package saved the folder
+    run: Mapping[str, Any] | None = None  # a run's config
+    seed: int = 0  # of the training
 
     def __str__(self):
         return self.place
+
+    @property
+    def has_names_of_data(self) -> bool:
+        """Whether class names are those of data that a run, or a saved model, learned.
+
+        Names of other published models are words of another kind.
+        """
+        return self.own or self.run is not None
+
+    @property
+    def names_of_data(self) -> Sequence[str | None] | None:
+        """`class_names` where they are those of data."""
+        return self.class_names if self.has_names_of_data else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -82,7 +106,8 @@ class Pretrained:
     # what its logits mean, by transformers' names; runs train for a single label
     problem_type: str = SINGLE_LABEL
     name: str | None = None  # timm's, of a public model
-    source: Source | None = None  # None: a model of one's own
+    config: ModelConfig | None = None  # that made it; None: a model of one's own
+    source: Source | None = None  # of its weights; None: likewise
     # digests of the parts that were drawn, not learned, when they were drawn
     drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # learned selectors of other reductions than the present one, by timm's names
@@ -179,10 +204,7 @@ class Pretrained:
 
     @property
     def names_of_data(self) -> tuple[str | None, ...] | None:
-        """Class names of the data that a run, or a saved model, learned.
-
-        Names of other published models are words of another kind.
-        """
+        """`class_names` where they are those of data (`Source.has_names_of_data`)."""
         known = self.source is not None and self.source.has_names_of_data
         return self.class_names if known else None
 
@@ -324,7 +346,8 @@ class Pretrained:
         dtype: of the layers; None: the model's
         """
         dtype = dtype or self.model.dtype.name
-        asked = None if self.source is None else self.source.config.attention
+        config = self.config
+        asked = None if config is None else config.attention
         width = self.model.embed_dim // self.model.num_heads
         model = self.model.clone(
             dtype=jnp.dtype(dtype),
@@ -332,12 +355,10 @@ class Pretrained:
             kernels=None,
             drop_path_rate=0.0,
         )
-        source = self.source
-        if source is not None:
+        if config is not None:
             fields = dict.fromkeys(("drop_path_rate", "kernels", "prop_attn"))
-            config = dataclasses.replace(source.config, dtype=dtype, **fields)
-            source = dataclasses.replace(source, config=config)
-        return dataclasses.replace(self, model=model, source=source)
+            config = dataclasses.replace(config, dtype=dtype, **fields)
+        return dataclasses.replace(self, model=model, config=config)
 
     def model_with(self, reduction: Reduction) -> ViT:
         """The model of `with_reduction`, without its variables."""
@@ -375,9 +396,10 @@ class Pretrained:
                 ours = settings.in_words(self.reduction)
                 trained = settings.in_words(before)
                 lines.append(f"reduction {ours} (trained with {trained})")
-        if sides(self.image_size) != sides(source.image_size):
+        trained_size = source.config.image_size
+        if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
-            trained = size_text(source.image_size)
+            trained = size_text(trained_size)
             lines.append(f"size {ours} (trained with {trained})")
         return lines
 
@@ -426,16 +448,15 @@ class Pretrained:
             seed=seed or 0,
             given={**self.variables, "params": dense},
         )
-        source = self.source
-        if source is not None:
+        config = self.config
+        if config is not None:
             size = {"image_size": images.image_size, "depth": model.depth}
-            config = dataclasses.replace(source.config, **size)
-            source = dataclasses.replace(source, config=config)
+            config = dataclasses.replace(config, **size)
         return dataclasses.replace(
             self,
             model=model,
             variables=variables,
-            source=source,
+            config=config,
             drawn={**self.drawn, **digests(variables, drawn)},
             selectors=learned,
             **changes,

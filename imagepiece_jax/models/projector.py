@@ -1,4 +1,6 @@
-"""The projector from a vision tower to its language model."""
+"""The projector from a vision tower to its language model, and how that reads it."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,18 @@ import numpy as np
 from flax import struct
 
 from imagepiece_jax.models.layers import gelu
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """How a language model reads its vision tower."""
+
+    depth: int | None = None  # blocks that are run, without a norm; None: all there are
+    blocks: int | None = None  # that the tower has
+    gelu: str = "exact"  # between layers of the projector
+    prefix: bool = False  # whether the projector reads the class token, too
+    layers: int | None = None  # of the projector; None: those in the file
+    bias: bool | None = None  # whether the projector has biases; None: as in the file
 
 
 @struct.dataclass(eq=False)

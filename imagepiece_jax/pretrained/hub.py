@@ -49,7 +49,8 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
     A hub's files are fetched unless they are in the cache. The place of an Orbax
     checkpoint, or of openpi's folder with one, is the file that lists the arrays.
-    Raises InputError where they cannot be fetched, and for a malformed id.
+    Raises InputError where there is nothing, where files cannot be fetched, and for a
+        malformed id.
     """
     field = "path"
     if not isinstance(path, str | os.PathLike):
@@ -59,6 +60,13 @@ def local(path: str | os.PathLike) -> pathlib.Path:
         raise InputError("is empty", field=field, allowed="files and folders")
     if is_id(text):
         return fetched(text)
+    if not exists(path):
+        raise InputError(
+            f"is {path}: no such file or folder",
+            field=field,
+            value=str(path),
+            **_hint_for(path),
+        )
     path = pathlib.Path(path)
     for folder in (path, path / "params"):
         if os.path.isfile(folder / files.ORBAX):
@@ -66,22 +74,9 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
-def existing(path: str | os.PathLike) -> pathlib.Path:
-    """As `local`. Raises InputError where there is nothing."""
-    found = local(path)
-    if os.path.exists(found):
-        return found
-    raise InputError(
-        f"is {path}: no such file or folder",
-        field="path",
-        value=str(path),
-        **_hint_for(path),
-    )
-
-
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is a file or folder, or that of a hub id."""
-    return os.path.exists(local(path))  # False for a name that is too long, too
+    """Whether there is a file or folder, or `path` is a hub id."""
+    return is_id(path) or os.path.exists(path)  # False for a name that is too long
 
 
 def is_id(path: str | os.PathLike) -> bool:

@@ -14,6 +14,7 @@ from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.projector import Tower
 from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.pretrained import (
     hub,
@@ -21,7 +22,6 @@ from imagepiece_jax.pretrained import (
     timm_config,
     transformers_config,
 )
-from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import (
     CONFIG,
     OPEN_CLIP,
@@ -29,20 +29,18 @@ from imagepiece_jax.pretrained.hub import (
     PREPROCESSOR,
     PROCESSOR,
 )
-from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction.settings import as_tuple
 
 
-def read(folder: pathlib.Path) -> Description:
-    """The Description by a folder's config.json and the file of its image processor.
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """Fields of a Source by a folder's config.json and its image processor's file.
 
     Raises InputError, which names the file that cannot be read or understood.
     """
     file = hub.config_file(folder)
     if file.name == OPEN_CLIP:
         parse_config = open_clip_config.parse_open_clip
-        parsed = _guarded(file, parse_config, read_json(file))
-        return dataclasses.replace(parsed, path=folder)
+        return _guarded(file, parse_config, read_json(file))
     images = {}
     if (folder / PROCESSOR).is_file():
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
@@ -55,20 +53,18 @@ def parse(
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     folder: pathlib.Path = pathlib.Path(),
-) -> Description:
+) -> dict[str, Any]:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file = folder / CONFIG
     if OURS in config:
-        parsed = _guarded(file, _parse_ours, config)
-    elif "architecture" in config:
-        parsed = _guarded(file, timm_config.parse_timm, config)
-    else:
-        parsed = _guarded(file, transformers_config.parse_transformers, config)
-        processor = transformers_config.processor
-        normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
-        merged = parsed.config.completed_by(normalization)
-        parsed = dataclasses.replace(parsed, config=merged, crop=crop)
-    return dataclasses.replace(parsed, path=folder)
+        return _guarded(file, _parse_ours, config)
+    if "architecture" in config:
+        return _guarded(file, timm_config.parse_timm, config)
+    parsed = _guarded(file, transformers_config.parse_transformers, config)
+    processor = transformers_config.processor
+    normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
+    merged = parsed["config"].completed_by(normalization)
+    return parsed | {"config": merged, "crop": crop}
 
 
 def _guarded(file, call, *content):
@@ -137,17 +133,16 @@ def _parse_ours(config):
     recovery = None
     if "recovery" in ours:
         recovery = Recovery(**ours["recovery"])
-    return Description(
-        config=ModelConfig(dtype=ours["dtype"], **ours["model"]),
-        sizes={"num_classes": classes},
-        crop=ours["preprocessing"],
-        reduction={**ours["reduction"]},
-        class_names=timm_config.labels(config, classes),
-        problem_type=one_of(
-            "problem_type", ours.get("problem_type", SINGLE_LABEL), PROBLEMS
-        ),
-        own=True,
-        untrained=tuple(ours.get("untrained", ())),
-        tower=tower,
-        recovery=recovery,
-    )
+    problem_type = ours.get("problem_type", SINGLE_LABEL)
+    return {
+        "config": ModelConfig(dtype=ours["dtype"], **ours["model"]),
+        "sizes": {"num_classes": classes},
+        "crop": ours["preprocessing"],
+        "reduction": {**ours["reduction"]},
+        "class_names": timm_config.labels(config, classes),
+        "problem_type": one_of("problem_type", problem_type, PROBLEMS),
+        "own": True,
+        "untrained": tuple(ours.get("untrained", ())),
+        "tower": tower,
+        "recovery": recovery,
+    }

@@ -24,8 +24,8 @@ from imagepiece_jax.models.config import (
     config_path,
     normalization,
 )
+from imagepiece_jax.models.pretrained import Source
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents, transformers_settles
 
@@ -73,12 +73,12 @@ class Unnamed(InputError):
 
 
 def completed(
-    description: Description,
+    source: Source,
     contents: Contents | None,
     requested: ModelConfig,
     otherwise: ModelConfig = NO_FIELDS,
-) -> Description:
-    """A Description with all fields of the model that weights were trained as.
+) -> Source:
+    """A Source with all fields of the model that weights were trained as.
 
     It also has the crop and the class names of weights that have none of their own and
     a public name.
@@ -89,24 +89,24 @@ def completed(
     Raises InputError where no source says which model this is, where a config.json
         contradicts the tensors, and where `requested` contradicts either.
     """
-    if description.run is not None:
-        return description
-    place = str(description)
+    if source.run is not None:
+        return source
+    place = source.place
     try:
-        config = _trained_config(description, contents, requested, otherwise)
+        config = _trained_config(source, contents, requested, otherwise)
     except InputError as error:
         raise error.inside(place=place) from error
-    names = description.class_names
+    names = source.class_names
     normalized = True
-    if description.path.is_dir():
-        place += f", {hub.config_file(description.path).name}"
+    if source.path.is_dir():
+        place += f", {hub.config_file(source.path).name}"
     else:
         named = config
         if requested.name in registry.MODELS:  # which says nothing of the images
-            named = partial_config(description, contents)
+            named = partial_config(source, contents)
             normalized = (requested.mean or named.mean) is not None
         names = registry.published_class_names(named.name, config.num_classes)
-    for field, value in description.sizes.items():
+    for field, value in source.sizes.items():
         theirs = getattr(config, field)
         if value != theirs:
             raise InputError(
@@ -117,21 +117,36 @@ def completed(
                 allowed="files of one model",
             )
     return dataclasses.replace(
-        description,
-        config=dataclasses.replace(config, dtype=description.config.dtype),
-        crop=description.crop_for(requested),
+        source,
+        config=dataclasses.replace(config, dtype=source.config.dtype),
+        crop=crop_for(source, requested),
         class_names=names,
         normalized=normalized,
     )
 
 
-def _trained_config(description, contents, requested, otherwise):
+def crop_for(source: Source, requested: ModelConfig) -> Mapping[str, Any]:
+    """Fields of the Preprocessing that weights were trained with.
+
+    Their run or their folder states it, or it is published for their name.
+
+    requested: fields that the caller adds or changes; names a file as it likes
+    """
+    if source.crop or source.run is not None:
+        return source.crop
+    name = source.config.name or requested.name
+    if requested.name and not source.path.is_dir():
+        name = requested.name
+    return registry.published_crop(name)
+
+
+def _trained_config(source, contents, requested, otherwise):
     """The config of a folder or a file; arguments are those of `completed`."""
-    path = description.path
+    path = source.path
     if path.is_dir():
-        given = _given_for_folder(description, contents, requested)
+        given = _given_for_folder(source, contents, requested)
     else:
-        given = _given_for_file(description, contents, requested)
+        given = _given_for_file(source, contents, requested)
     heads = contents.config.num_heads
     tensors = placed(contents, given)
     settled = contents.settled
@@ -176,31 +191,31 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def partial_config(description: Description, contents: Contents) -> ModelConfig:
+def partial_config(source: Source, contents: Contents) -> ModelConfig:
     """The config by name, layout and config.json, without the sizes of tensors."""
-    if description.path.is_dir():
-        return description.config
-    return merged("a file", _said_of_file(description, contents))
+    if source.path.is_dir():
+        return source.config
+    return merged("a file", _said_of_file(source, contents))
 
 
-def _said_of_file(description, contents):
+def _said_of_file(source, contents):
     """What the sources of a file say, without the caller."""
     return {
         IN_FILE: contents.images,
         LAYOUT: contents.config,
-        FILE_NAME: description.config,
+        FILE_NAME: source.config,
     }
 
 
-def _given_for_folder(description, contents, requested):
+def _given_for_folder(source, contents, requested):
     """The config that files, caller and layout of a folder make together."""
-    config = description.config
+    config = source.config
     # image_size is the trained size here. `ModelConfig.with_requested` compares what is
     # not taken from the caller later.
     not_from_caller = ["image_size"]
     if config.name or _is_full(config.arch):
         not_from_caller += ["name", "num_heads", *PARTS]
-    if not description.own and "mlp" in not_from_caller:
+    if not source.own and "mlp" in not_from_caller:
         not_from_caller.remove("mlp")  # no config.json of timm has its mlp_layer
     said = {
         CONFIG_FILES: config,
@@ -210,14 +225,14 @@ def _given_for_folder(description, contents, requested):
     return merged("a folder", said)
 
 
-def _given_for_file(description, contents, requested):
+def _given_for_file(source, contents, requested):
     """The config that caller, layout and name of a file make together."""
-    name = requested.name or description.config.name
+    name = requested.name or source.config.name
     published = {}
     if name not in registry.MODELS:
         published = registry.fields_of(name)
     row = "a file"
-    said = _said_of_file(description, contents)
+    said = _said_of_file(source, contents)
     if published and requested.name:  # the function of that model, not the layout's
         row = "a file, and `name=..` of a public model"
         said[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)

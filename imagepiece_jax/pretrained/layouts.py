@@ -19,12 +19,12 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.projector import Projector
+from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
 from imagepiece_jax.pretrained.hub import CONFIG
 from imagepiece_jax.pretrained.timm_config import is_eva
-from imagepiece_jax.pretrained.towers import PALIGEMMA, Tower
+from imagepiece_jax.pretrained.towers import PALIGEMMA
 
 # Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
 CLIP_IMAGES = {

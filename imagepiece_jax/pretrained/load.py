@@ -1,7 +1,7 @@
 """From a path to a model: the public `load`.
 
-Names and config files describe the weights (`read_description`); tensors and the caller
-complete what these say (`infer.completed`). A model is created by that, and filled.
+Names and config files say what the weights are (`read_source`); tensors and the caller
+complete that Source (`infer.completed`). A model is created by it, and filled.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained, digests
+from imagepiece_jax.models.pretrained import Pretrained, Source, digests
+from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
-from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, placed
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.reduction.settings import Reduction
+from imagepiece_jax.reduction.settings import DENSE, Reduction
 
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
@@ -79,9 +79,9 @@ def load(
     if changes.get("arch"):
         requested = requested.with_all_parts()
     weights = SavedWeights(path, checkpoint, averaged)
-    if checkpoint != "best" and weights.description.run is None:
+    if checkpoint != "best" and weights.source.run is None:
         raise InputError(
-            f"is {checkpoint!r}, but {weights.description} is no run",
+            f"is {checkpoint!r}, but {weights.source} is no run",
             field="checkpoint",
             value=checkpoint,
             allowed="'best'",
@@ -118,21 +118,19 @@ class SavedWeights:
         checkpoint: str = "best",
         averaged: bool = False,
     ):
-        self.description = read_description(path)
-        self.checkpoint = checkpoint
-        self.averaged = averaged
+        self.source = read_source(path, checkpoint, averaged)
 
     @functools.cached_property
     def contents(self) -> Contents:
         """What the files hold, read at first use."""
-        description = self.description
-        path = description.path
-        if description.run is not None:
-            tensors = runs.read_checkpoint(path, self.checkpoint, self.averaged)
+        source = self.source
+        path = source.path
+        if source.run is not None:
+            tensors = runs.read_checkpoint(path, source.checkpoint, source.averaged)
             return Contents(tensors, NO_FIELDS)
         if path.is_dir():
-            return layouts.read_folder(path, self.averaged, description.tower)
-        return layouts.read_weights(path, self.averaged)
+            return layouts.read_folder(path, source.averaged, source.tower)
+        return layouts.read_weights(path, source.averaged)
 
 
 def load_as(
@@ -152,21 +150,23 @@ def load_as(
     otherwise: fields that hold where nothing else says them
     abstract: variables are shapes and types; no values of a run are read
     """
-    description = weights.description
     contents = None
-    if description.run is None:  # tensors show the sizes that a run's config says
+    if weights.source.run is None:  # tensors show the sizes that a run's config says
         contents = weights.contents
-    trained = completed(description, contents, requested, otherwise)
-    is_folder = description.path.is_dir()  # where a name stands for its sizes
-    config = trained.config.with_requested(requested, str(trained), is_folder)
+    source = completed(weights.source, contents, requested, otherwise)
+    is_folder = source.path.is_dir()  # where a name stands for its sizes
+    config = source.config.with_requested(requested, source.place, is_folder)
+    class_names = source.class_names
+    problem_type = source.problem_type
     fresh = ()
     if num_classes not in (None, config.num_classes):
         fresh = HEADS
         config = dataclasses.replace(config, num_classes=num_classes)
-        trained = trained.without_classes()
-    model = _create(trained, config, reduction, requested.prop_attn)
+        class_names = None
+        problem_type = SINGLE_LABEL
+    model = _create(source, config, reduction, requested.prop_attn)
     if preprocessing is None:
-        preprocessing = trained.crop
+        preprocessing = source.crop
     name = config.name
     if name in registry.MODELS:  # which are not public models
         name = None
@@ -174,51 +174,54 @@ def load_as(
         model,
         variable_shapes(model, config.image_size),
         Preprocessing.from_fields(config.image_size, preprocessing),
-        trained.class_names,
-        trained.problem_type,
+        class_names,
+        problem_type,
         name=name,
-        source=trained.source(config, weights.checkpoint, weights.averaged),
-        recovery=trained.recovery,
+        config=config,
+        source=source,
+        recovery=source.recovery,
     )
     if abstract:
         return vit
     exact = reduction is None and seed is None
-    return _fill(vit, trained, weights.contents, fresh, seed, exact)
+    return _fill(vit, weights.contents, fresh, seed, exact)
 
 
-def _create(trained, config, reduction, prop_attn):
+def _create(source, config, reduction, prop_attn):
     """The model of a config, with a reduction.
 
     reduction: None: the one that the weights were trained with
     prop_attn: in place of that of the latter; None: as it is
     """
+    own = source.reduction or DENSE
     if reduction is None:
-        reduction = trained.reduction
+        reduction = own
         if prop_attn is not None:
             reduction = {**reduction, "prop_attn": prop_attn}
     try:
         return config.create(config.reduction_at_cost(reduction))
     except InputError as error:
-        if reduction != trained.reduction:  # it is not what the weights say
+        if reduction != own:  # it is not what the weights say
             raise
-        raise error.inside(place=str(trained)) from error
+        raise error.inside(place=source.place) from error
 
 
-def _fill(vit, trained, contents, fresh, seed, exact):
+def _fill(vit, contents, fresh, seed, exact):
     """A Pretrained with values in place of the shapes of its variables.
 
     fresh: names of parts that are drawn
     seed: of these, and of selectors that the weights lack; None: they must have them
     exact: whether tensors of other selectors than the model's are an error
     """
+    source = vit.source
     tensors = contents.tensors
-    if trained.run is None:
-        tensors = placed(contents, trained.config)
+    if source.run is None:
+        tensors = placed(contents, source.config)
     size = vit.image_size
-    learned = _learned(tensors, trained.untrained)
+    learned = _learned(tensors, source.untrained)
     if seed is not None:
         fresh = (*fresh, *convert.lacking_selectors(learned, vit.variables))
-    trained_size = trained.config.image_size
+    trained_size = source.config.image_size
     trained_positions = None
     resized = tensors
     if sides(size) != sides(trained_size):
@@ -230,13 +233,13 @@ def _fill(vit, trained, contents, fresh, seed, exact):
         vit.model,
         size,
         resized,
-        str(trained),
+        source.place,
         fresh=fresh,
         seed=seed or 0,
         exact=exact,
     )
     for part in variables["params"]:
-        if part not in drawn and convert.matches(part, trained.untrained):
+        if part not in drawn and convert.matches(part, source.untrained):
             drawn.append(part)
     return dataclasses.replace(
         vit,
@@ -248,28 +251,30 @@ def _fill(vit, trained, contents, fresh, seed, exact):
     )
 
 
-def read_description(path: str | os.PathLike) -> Description:
-    """What names and configs at a path say; no tensor is read.
+def read_source(
+    path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
+) -> Source:
+    """What names and configs at a path say of its weights; no tensor is read.
 
     A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
     the caller names another.
+    checkpoint, averaged: as `load` takes them
     Raises InputError where there are no weights.
     """
-    path = hub.existing(path)
+    path = hub.local(path)
     kind = hub.kind(path)
     if kind == "weights file":
-        return Description(path, ModelConfig(name=registry.name_of_file(path)))
-    if kind == "folder":
-        return hub_configs.read(path)
-    run = runs.read_config(path)
-    return Description(
-        path,
-        config=runs.full_config(run),
-        reduction=runs.reduction_of(run),
-        crop=read_fields(run.get("data", {})),
-        class_names=runs.read_class_names(path, run["num_classes"]),
-        run=run,
-        seed=run.get("seed", 0),
+        said = {"config": ModelConfig(name=registry.name_of_file(path))}
+    elif kind == "folder":
+        said = {"reduction": DENSE, **hub_configs.read(path)}
+    else:
+        said = {"checkpoint": checkpoint, **runs.read(path)}
+    return Source(
+        path=path,
+        place=f"{kind} {hub.path_text(path)}",
+        name=hub.short_name(path),
+        averaged=averaged,
+        **said,
     )
 
 

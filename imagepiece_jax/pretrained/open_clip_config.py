@@ -1,4 +1,4 @@
-"""OpenCLIP's open_clip_config.json, read as a Description of the vision tower.
+"""OpenCLIP's open_clip_config.json, read as fields of a Source.
 
 Of a field that the file lacks the default of CLIPVisionCfg holds (open_clip 3.3).
 """
@@ -12,7 +12,6 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained import timm_config
-from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.layouts import CLIP_IMAGES
 
 Fields = Mapping[str, Any]  # of a JSON file
@@ -35,8 +34,8 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 EPS = 1e-5  # of PyTorch's LayerNorm
 
 
-def parse_open_clip(config: Fields) -> Description:
-    """A Description of the content of an open_clip_config.json."""
+def parse_open_clip(config: Fields) -> dict[str, Any]:
+    """Fields of a Source by the content of an open_clip_config.json."""
     model = config["model_cfg"]
     images = config.get("preprocess_cfg") or {}
     vision = model["vision_cfg"]
@@ -64,7 +63,7 @@ def parse_open_clip(config: Fields) -> Description:
         ),
     }
     said = dataclasses.replace(said, **normalization)
-    return Description(config=said, sizes=sizes, crop=crop)
+    return {"config": said, "sizes": sizes, "crop": crop}
 
 
 def _of_tower(vision, model):

@@ -12,6 +12,7 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, size_of
@@ -39,6 +40,19 @@ def is_run(path: str | os.PathLike) -> bool:
     """Whether there is the folder of a run at `path`."""
     path = pathlib.Path(path)
     return (path / RUN_CONFIG).is_file() and not hub.is_published(path)
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """Fields of a Source by the files of the run in `folder`."""
+    run = read_config(folder)
+    return {
+        "config": full_config(run),
+        "reduction": reduction_of(run),
+        "crop": read_fields(run.get("data", {})),
+        "class_names": read_class_names(folder, run["num_classes"]),
+        "run": run,
+        "seed": run.get("seed", 0),
+    }
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -140,8 +140,8 @@ def _check_round_trip(model, tensors, config):
     try:
         parsed = hub_configs.parse(config, {})
         read = layouts.to_timm(tensors).tensors
-        saved = infer(read, parsed.config)
-        again = saved.create(parsed.reduction)
+        saved = infer(read, parsed["config"])
+        again = saved.create(parsed["reduction"])
         convert.from_timm(read, variable_shapes(again, saved.image_size))
     except InputError as error:
         raise error.inside(hint="so the model cannot be loaded again") from error

@@ -1,4 +1,4 @@
-"""timm's config.json: read as a Description, and written for timm to make a model."""
+"""timm's config.json: read as fields of a Source, and written for timm."""
 
 import dataclasses
 import math
@@ -14,7 +14,6 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.description import Description
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
@@ -66,8 +65,8 @@ SWIGLU = ("virchow_v1", "virchow_v2")
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
-def parse_timm(config: Mapping[str, Any]) -> Description:
-    """A Description; files from before timm 0.9 are flat."""
+def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Source; files from before timm 0.9 are flat."""
     images = config.get("pretrained_cfg", config)
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
@@ -112,7 +111,7 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
     model = ModelConfig.from_fields(values | {"image_size": size} | says)
-    return Description(config=model, sizes=sizes, crop=crop, class_names=names)
+    return {"config": model, "sizes": sizes, "crop": crop, "class_names": names}
 
 
 def _full_name(name, tag, own, arguments):

@@ -10,24 +10,13 @@ from typing import Any
 
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.projector import Tower
 
 Fields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by their names; those of one kind differ only in rounding.
 GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
 GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
 GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """How a language model reads its vision tower."""
-
-    depth: int | None = None  # blocks that are run, without a norm; None: all there are
-    blocks: int | None = None  # that the tower has
-    gelu: str = "exact"  # between layers of the projector
-    prefix: bool = False  # whether the projector reads the class token, too
-    layers: int | None = None  # of the projector; None: those in the file
-    bias: bool | None = None  # whether the projector has biases; None: as in the file
 
 
 @dataclasses.dataclass(frozen=True)

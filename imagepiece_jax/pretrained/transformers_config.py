@@ -1,4 +1,4 @@
-"""transformers' config.json and preprocessor_config.json, read as Descriptions.
+"""transformers' config.json and preprocessor_config.json, read as fields of a Source.
 
 A file lacks the fields that have the default of their model type, so these defaults
 stand here (transformers' configuration classes and image processors, version 5.24).
@@ -18,7 +18,6 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.timm_config import SILUS
 from imagepiece_jax.pretrained.towers import GELUS, HOSTS
 
@@ -156,8 +155,8 @@ PROCESSORS = {
 }
 
 
-def parse_transformers(config: Fields) -> Description:
-    """A Description of a config.json."""
+def parse_transformers(config: Fields) -> dict[str, Any]:
+    """Fields of a Source by a config.json, without those of its image processor."""
     model = MODEL_TYPES[_kind(config)]
     fields = config
     host = HOSTS.get(config["model_type"])
@@ -211,9 +210,13 @@ def parse_transformers(config: Fields) -> Description:
     task = SINGLE_LABEL
     if classify:
         task = _problem_type(config, labels)
-    return Description(
-        config=said, sizes=sizes, class_names=names, problem_type=task, tower=tower
-    )
+    return {
+        "config": said,
+        "sizes": sizes,
+        "class_names": names,
+        "problem_type": task,
+        "tower": tower,
+    }
 
 
 def _of_tower(config):

@@ -104,7 +104,7 @@ def _load_merged(
 
     Arguments are those of `load_with_config`.
     """
-    description = weights.description
+    source = weights.source
     full = overrides is None and config is not None
     flags = normalization or {}
     try:
@@ -117,22 +117,22 @@ def _load_merged(
         raise error.renamed(flags_of(*flags)) from error
     said = {infer.FLAGS: flagged, infer.TYPED: requested}
     requested = infer.merged("in a command", said)
-    options = {"abstract": abstract, "seed": description.seed}
+    options = {"abstract": abstract, "seed": source.seed}
     try:
         if config is not None:
-            if full and description.run is not None:
-                _check_run(description, config.to_dict(), requested)
-            _merge(config, overrides, description, requested)
+            if full and source.run is not None:
+                _check_run(source, config.to_dict(), requested)
+            _merge(config, overrides, source, requested)
             fields = config.to_dict()
             free = {name: fields["model"][name] for name in FREE}
             requested = dataclasses.replace(requested, **free)
-            options["reduction"] = _reduction(fields, description, requested)
+            options["reduction"] = _reduction(fields, source, requested)
             DataConfig.from_config(fields)  # its mistakes, by their paths
             options["preprocessing"] = read_fields(fields["data"])
             options["seed"] = config.seed
         vit = load_as(weights, requested, **options)
     except InputError as error:
-        of_run = full and description.run is not None
+        of_run = full and source.run is not None
         raise _as_typed(error, flags, of_run) from error
     if config is not None:
         _write_model(config, vit)
@@ -166,13 +166,13 @@ def _requested(config, overrides):
     return requested.completed_by(named_fields(requested.name))
 
 
-def _merge(config, overrides, description, requested):
+def _merge(config, overrides, source, requested):
     """Fields of configs/base.py are replaced by those of weights, these by typed ones.
 
     Of a full config only the crop is, where it has none. What only tensors show is
     written by `_write_model`.
     """
-    crop = config_fields(description.crop_for(requested))
+    crop = config_fields(infer.crop_for(source, requested))
     with config.unlocked():
         if overrides is None:
             if config.data.eval_crop is not None:
@@ -181,11 +181,12 @@ def _merge(config, overrides, description, requested):
                 if field in crop and config.data[field] == usual:
                     config.data[field] = crop[field]
             return
-        fields = description.run
+        fields = source.run
         if fields is None:
             reduction = DENSE
-            if description.reduction["name"] != DENSE["name"]:
-                reduction = settings.completed(description.reduction)
+            trained = source.reduction or DENSE
+            if trained["name"] != DENSE["name"]:
+                reduction = settings.completed(trained)
             if requested.prop_attn is not None:  # the typed one takes its place
                 reduction = {**reduction, "prop_attn": None}
             fields = {
@@ -199,14 +200,14 @@ def _merge(config, overrides, description, requested):
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"does not fit configs/base.py: {reason}",
-                place=description,
+                place=source,
             ) from error
         overrides.apply(config)
 
 
 def _write_model(config, vit):
     """Write into a config what the weights decide of its model."""
-    fields = vit.source.config.as_dict
+    fields = vit.config.as_dict
     size = vit.image_size
     if not isinstance(size, int):
         raise InputError(
@@ -227,26 +228,26 @@ def _write_model(config, vit):
             config.reduction = type(config)(vit.reduction)
 
 
-def _check_run(description, config, requested):
+def _check_run(source, config, requested):
     """Contradiction where a full config has another model than a run."""
-    changed = description.config.with_requested(requested, str(description), True)
+    changed = source.config.with_requested(requested, source.place, True)
     ours = _decided(changed, runs.reduction_of(config))
-    trained = _decided(description.config, description.reduction)
+    trained = _decided(source.config, source.reduction)
     for field in {**ours, **trained}:
         value = ours.get(field)
         allowed = trained.get(field)
         if value != allowed:
             raise Contradiction(
-                f"is {value!r}, but {description} has {allowed!r}",
+                f"is {value!r}, but {source} has {allowed!r}",
                 field=f"config.{field}",
                 value=value,
                 allowed=repr(allowed),
             )
 
 
-def _reduction(fields, description, requested):
+def _reduction(fields, source, requested):
     """The reduction of a config; typed fields leave that of weights no label."""
-    own = description.reduction
+    own = source.reduction or DENSE
     if requested.prop_attn is not None:
         own = {**own, "prop_attn": requested.prop_attn}
     reduction = runs.reduction_of(fields)

@@ -31,9 +31,9 @@ class NamedWeights(SavedWeights):
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
         """{"mean", "std"} of the images; {} where neither a file nor a name says."""
-        config = self.description.config
-        if not self.description.path.is_dir():
-            config = partial_config(self.description, self.contents)
+        config = self.source.config
+        if not self.source.path.is_dir():
+            config = partial_config(self.source, self.contents)
         values = registry.fields_of(config.name) | config.fields
         return {field: values[field] for field in IMAGENET if field in values}
 
@@ -92,7 +92,7 @@ class InitialWeights:
             weights = self.teacher
         if weights is None:
             return None
-        names = weights.description.class_names
+        names = weights.source.class_names
         if names is not None and len(names) != run.num_classes:
             return None  # which is refused where the weights are read
         return labels_by_name(names, run.num_classes)
@@ -162,7 +162,7 @@ class InitialWeights:
         run = self._run
         data = f"config.data.name {self._run.data.name!r}"
         if earlier := self._earlier(workdir):
-            before = earlier.description.names_of_data
+            before = earlier.source.names_of_data
             try:
                 check_classes(before, str(workdir), names, data)
             except InputError as error:
@@ -170,11 +170,11 @@ class InitialWeights:
                 raise error.inside(hint=hint) from error
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
-            taught = self.teacher.description.names_of_data
+            taught = self.teacher.source.names_of_data
             check_classes(taught, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
-        before = self.start.description
+        before = self.start.source
         source = f"config.init.weights {run.init.weights}"
         try:
             note = check_classes(before.names_of_data, source, names, data)

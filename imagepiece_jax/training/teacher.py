@@ -87,7 +87,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     if not needed:
         return None, None
     place = f"config.teacher.weights {teacher.weights}"
-    problem = initial.teacher.description.problem_type
+    problem = initial.teacher.source.problem_type
     check_single_label(problem, place, "distillation")
     if run.reduction.needs_teacher:
         for field in teacher.fields:

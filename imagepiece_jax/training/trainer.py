@@ -130,7 +130,7 @@ class Run:
             else:
                 state = jax.jit(new_state)(initial.variables(self.model))
             if names is None and run.distill.unlabeled:
-                names = initial.teacher.description.class_names
+                names = initial.teacher.source.class_names
             del initial  # which holds the tensors of its files
             say(cost.describe(self.model, [dense], run.image_size))
 

@@ -75,7 +75,7 @@ def test_published_claims_can_be_recomputed():
 )
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
-    one = pretrained(name="deit_ti", image_size=160).source.config
+    one = pretrained(name="deit_ti", image_size=160).config
     target = one.gmacs(models.REFERENCE)
     found = one.reduction_at_cost(
         {**reduction, "macs": target / one.gmacs(settings.DENSE)}, tolerance=0.1

@@ -119,7 +119,7 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
     parts = {"norm_eps": 1e-6, "resize": "antialias"}
-    config = load.load(path).source.config
+    config = load.load(path).config
     assert config.name is None
     assert dataclasses.replace(config, arch=config.arch | parts).create() == model
 

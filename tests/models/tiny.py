@@ -162,11 +162,13 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     config = ModelConfig.from_fields(fields)
     made = config.create(reduction)
     side = config.image_size
-    source = Source(path, str(path), path.name, config, side, seed=seed)
+    source = Source(
+        path=path, place=str(path), name=path.name, config=config, seed=seed
+    )
     if variables is None:
         variables = shapes(made, side)
     prepared = Preprocessing(side)
-    return Pretrained(made, variables, prepared, source=source)
+    return Pretrained(made, variables, prepared, config=config, source=source)
 
 
 def write(path, variables):

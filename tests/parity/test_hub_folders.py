@@ -141,7 +141,7 @@ def test_transformers_folder(tmp_path, name):
     assert found.mean == pytest.approx(processor.image_mean)
     assert found.std == pytest.approx(processor.image_std)
     read = hub_configs.read(tmp_path)
-    assert read.crop == prepared | {"rule": "transformers"}
+    assert read["crop"] == prepared | {"rule": "transformers"}
     labels = name in ("vit", "deit", "siglip, classes")
     assert vit.problem_type == (model.config.problem_type or PROBLEMS[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)

@@ -102,13 +102,14 @@ def test_transformers_processors(tmp_path, name):
     assert processor.backend == "torchvision"
     file = json.loads((tmp_path / "preprocessor_config.json").read_text())
     found = hub_configs.parse({"model_type": "vit"}, file)
-    ours = Preprocessing(SIDE, **found.crop)
+    ours = Preprocessing(SIDE, **found["crop"])
     for shape in ODD:
         image = noise(*shape)
         wanted = pixels(processor, image)
         np.testing.assert_allclose(ours(image), wanted, atol=ROUNDING, rtol=0)
-    assert found.config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
-    assert found.config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
+    config = found["config"]
+    assert config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
+    assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
 
 
 def test_transformers_processors_on_pillow():
@@ -116,7 +117,7 @@ def test_transformers_processors_on_pillow():
     processor = transformers.CLIPImageProcessorPil(**PROCESSORS["CLIP"])
     found = hub_configs.parse({"model_type": "clip"}, processor.to_dict())
     for shape in ((61, 99), (40, 47), (32, 35), (37, 37)):
-        ours = Preprocessing(SIDE, **found.crop)(noise(*shape))
+        ours = Preprocessing(SIDE, **found["crop"])(noise(*shape))
         wanted = pixels(processor, noise(*shape))
         np.testing.assert_allclose(ours, wanted, atol=1e-3)
 
@@ -163,7 +164,7 @@ def test_a_file_that_names_no_processor_has_that_of_its_model():
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
         if not transformers_config.PROCESSORS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
-        found = hub_configs.parse({"model_type": kind}, plain).config
+        found = hub_configs.parse({"model_type": kind}, plain)["config"]
         theirs = getattr(transformers, f"{name}ImageProcessor")()
         assert found.mean == pytest.approx(theirs.image_mean)
 
@@ -180,9 +181,9 @@ def test_one_number_is_both_sides_or_the_shorter(name, square, size):
     theirs = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
     found = hub_configs.parse({"model_type": "clip"}, file)
     image = noise(31, 57)
-    ours = Preprocessing(16, **found.crop)(image)
+    ours = Preprocessing(16, **found["crop"])(image)
     np.testing.assert_allclose(ours, pixels(theirs, image), atol=ROUNDING, rtol=0)
-    assert found.config.mean == pytest.approx(theirs.image_mean)
+    assert found["config"].mean == pytest.approx(theirs.image_mean)
 
 
 # Fields of random files; size is drawn with them.
@@ -227,11 +228,11 @@ def test_random_files_give_transformers_pixels_or_are_refused():
         processor = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
         made = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
         side = made.shape[1]
-        mean = found.config.mean
-        std = found.config.std
-        if found.crop == {"resize": "none"}:
+        mean = found["config"].mean
+        std = found["config"].std
+        if found["crop"] == {"resize": "none"}:
             side = image.shape[:2]
-        ours = Preprocessing.from_fields(side, found.crop)(image)
+        ours = Preprocessing.from_fields(side, found["crop"])(image)
         theirs = 255 * (made.transpose(1, 2, 0) * np.array(std) + np.array(mean))
         np.testing.assert_allclose(
             ours, theirs, atol=ROUNDING + 1e-3, rtol=0, err_msg=f"{number}: {file}"

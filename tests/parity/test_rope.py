@@ -157,7 +157,8 @@ def test_logits_and_features_are_those_of_transformers(fields):
         want = theirs(torched(pixels))
     read = transformers_config.parse_transformers(config.to_dict())
     asked = ModelConfig(num_classes=0, image_size=(48, 64))
-    ours = asked.completed_by(read.config, ModelConfig.from_fields(read.sizes)).create()
+    sizes = ModelConfig.from_fields(read["sizes"])
+    ours = asked.completed_by(read["config"], sizes).create()
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
     assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert apart(out.pooled, want.pooler_output) < ALLOWED / 10

@@ -78,7 +78,7 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     found, values = tiny.pair(vit)
     assert same(values, variables) and (found.num_classes, found.std) == (7, STD)
     assert hub.local("hf://org/name") == snapshot
-    assert load.read_description("hf://org/name").config.std == STD
+    assert load.read_source("hf://org/name").config.std == STD
     assert hub.local(cache) == cache and not hub.is_id("org/name")
 
 

@@ -51,15 +51,15 @@ def test_timms_form():
     """And as it was before its fields were grouped."""
     found = hub_configs.parse(timm(), {})
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert found.config.fields == IMAGENET | {"name": name, "image_size": 518}
+    assert found["config"].fields == IMAGENET | {"name": name, "image_size": 518}
     sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
-    assert found.sizes == sizes | {"num_classes": 0, "image_size": 518}
+    assert found["sizes"] == sizes | {"num_classes": 0, "image_size": 518}
     crop = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
-    assert found.crop == crop
-    assert found.class_names is None and not found.own
+    assert found["crop"] == crop
+    assert found["class_names"] is None and "own" not in found
     config = timm()
     flat = config.pop("pretrained_cfg") | config
-    assert vars(hub_configs.parse(flat, {})) == vars(found)
+    assert hub_configs.parse(flat, {}) == found
 
 
 USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
@@ -85,11 +85,11 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     config = timm(architecture=name, model_args=arguments)
     del config["num_classes"]
     config["pretrained_cfg"] |= TUNED | changes
-    said = hub_configs.parse(config, {}).config
+    said = hub_configs.parse(config, {})["config"]
     assert said.name == name + tag
     assert said.architecture.gelu == ("quick" if tag else "exact")
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
-    assert hub_configs.parse(config, {}).config.architecture.gelu == "tanh"
+    assert hub_configs.parse(config, {})["config"].architecture.gelu == "tanh"
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
@@ -97,8 +97,8 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
     found = hub_configs.parse(config, {})
-    assert found.config.name.partition(".")[2] == (tag if named else "")
-    assert found.class_names == (class_names.imagenet_names() if named else None)
+    assert found["config"].name.partition(".")[2] == (tag if named else "")
+    assert found["class_names"] == (class_names.imagenet_names() if named else None)
     names = class_names.imagenet_lemmas()
     assert len(names) == 1000 and all(names)
     assert (names[0], names[207]) == ("tench, Tinca tinca", "golden retriever")
@@ -119,10 +119,10 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     labels = {str(i): name for i, name in enumerate(names)}
     wanted = class_names.imagenet_names() if same else tuple(names)
     found = hub_configs.parse(config | {"id2label": labels}, processor)
-    assert found.class_names == wanted
+    assert found["class_names"] == wanted
     for more in ({}, {"label_descriptions": described}):
         config = timm(num_classes=1000, label_names=names, **more)
-        assert hub_configs.parse(config, {}).class_names == wanted
+        assert hub_configs.parse(config, {})["class_names"] == wanted
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     ],
 )
 def test_labels_of_timms_form(fields, names):
-    assert hub_configs.parse(timm(num_classes=3, **fields), {}).class_names == names
+    assert hub_configs.parse(timm(num_classes=3, **fields), {})["class_names"] == names
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_labels_of_timms_form(fields, names):
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = hub_configs.parse(timm(model_args=arguments), {}).config
+    found = hub_configs.parse(timm(model_args=arguments), {})["config"]
     name = "vit_small_patch14_reg4_dinov2"
     usual = {"name": name, "image_size": 518, "gelu": "exact", "resize": "antialias"}
     assert found == ModelConfig.from_fields(IMAGENET | usual | wanted)
@@ -198,12 +198,13 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     config = timm(architecture=name, model_args=arguments, num_classes=0)
     found = hub_configs.parse(config, {})
     facts = registry.fields_of(name)
-    assert found.config.name == name
-    assert found.config.num_heads == facts["num_heads"]
-    assert found.config.architecture == dataclasses.replace(facts["arch"], **wanted)
+    assert found["config"].name == name
+    assert found["config"].num_heads == facts["num_heads"]
+    assert found["config"].architecture == dataclasses.replace(facts["arch"], **wanted)
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
     own = size_of(name).fields | sizes
-    assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
+    for field in ("patch_size", "embed_dim", "depth"):
+        assert found["sizes"][field] == own[field]
 
 
 def test_arguments_that_timm_takes_and_does_not_compute_with():
@@ -214,7 +215,7 @@ def test_arguments_that_timm_takes_and_does_not_compute_with():
         ("deit_tiny_distilled_patch16_224", {"fc_norm": False}),
     ):
         config = timm(architecture=name, model_args=changed)
-        arch = hub_configs.parse(config, {}).config.architecture
+        arch = hub_configs.parse(config, {})["config"].architecture
         assert arch.gelu == "exact" and arch.final_norm
 
 
@@ -222,9 +223,9 @@ def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     """timm cuts width * ratio to a whole number, and 4304 / 1152 is no round one."""
     name = "vit_so400m_patch14_siglip_224"
     found = hub_configs.parse(timm(architecture=name, model_args={"depth": 2}), {})
-    assert found.sizes["mlp_ratio"] == 4304 / 1152
+    assert found["sizes"]["mlp_ratio"] == 4304 / 1152
     found = hub_configs.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
-    assert "mlp_ratio" not in found.sizes and found.sizes["embed_dim"] == 64
+    assert "mlp_ratio" not in found["sizes"] and found["sizes"]["embed_dim"] == 64
 
 
 RULE = {"rule": "transformers"}
@@ -265,16 +266,17 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
-    assert found.config == ModelConfig.from_fields(wanted)
-    assert found.crop == prepared | RULE
+    assert found["config"] == ModelConfig.from_fields(wanted)
+    assert found["crop"] == prepared | RULE
     own = config.get("vision_config", config)
-    assert found.sizes["embed_dim"] == own["hidden_size"]
-    assert found.sizes["depth"] == own["num_hidden_layers"]
+    assert found["sizes"]["embed_dim"] == own["hidden_size"]
+    assert found["sizes"]["depth"] == own["num_hidden_layers"]
     hidden = own.get("intermediate_size", 4 * own["hidden_size"])
-    assert found.sizes["mlp_ratio"] == hidden / own["hidden_size"]
+    assert found["sizes"]["mlp_ratio"] == hidden / own["hidden_size"]
     named = name == "google/vit-base-patch16-224"
-    assert found.class_names == (("tench, Tinca tinca", "goldfish") if named else None)
-    assert found.sizes.get("num_classes") == (2 if named else None)
+    names = ("tench, Tinca tinca", "goldfish") if named else None
+    assert found["class_names"] == names
+    assert found["sizes"].get("num_classes") == (2 if named else None)
 
 
 @pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
@@ -291,10 +293,10 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
     }
     found = hub_configs.parse(config, {})
     public = registry.fields_of(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
-    assert found.config.architecture == dataclasses.replace(public, pool="token")
-    assert found.config.image_size == 224 and "image_size" not in found.sizes
+    assert found["config"].architecture == dataclasses.replace(public, pool="token")
+    assert found["config"].image_size == 224 and "image_size" not in found["sizes"]
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
-    arch = hub_configs.parse(config | other, {}).config.architecture
+    arch = hub_configs.parse(config | other, {})["config"].architecture
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
@@ -302,7 +304,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
 def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
     processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
-    found = hub_configs.parse({"model_type": "deit"}, processor).crop
+    found = hub_configs.parse({"model_type": "deit"}, processor)["crop"]
     assert int(224 / found["crop"]) == size
     crop = pytest.approx(224 / size)
     wanted = {"crop": crop, "crop_mode": "squash", "interpolation": "bicubic"}
@@ -311,7 +313,7 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
 
 def test_nothing_is_known_without_a_processor():
     found = hub_configs.parse({"model_type": "vit"}, {})
-    assert found.config.mean is found.config.std is None and found.crop == {}
+    assert found["config"].mean is found["config"].std is None and found["crop"] == {}
 
 
 # (file, mean and std, fields of a Preprocessing), by transformers' classes
@@ -340,10 +342,10 @@ SQUASHED = RULE | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic
 )
 def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
     found = hub_configs.parse({"model_type": "vit"}, file)
-    assert found.config.fields.items() >= images.items()
+    assert found["config"].fields.items() >= images.items()
     bilinear = {*file}.isdisjoint({"resample", *TYPES})
     usual = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
-    assert found.crop == usual | crop
+    assert found["crop"] == usual | crop
 
 
 TYPES = ("image_processor_type", "feature_extractor_type")
@@ -351,7 +353,7 @@ TYPES = ("image_processor_type", "feature_extractor_type")
 
 def test_images_that_a_processor_does_not_resize_are_taken_as_they_are():
     found = hub_configs.parse({"model_type": "vit"}, {"do_resize": False})
-    assert found.crop == {"resize": "none"}
+    assert found["crop"] == {"resize": "none"}
 
 
 VIT = {"model_type": "vit"}
@@ -375,16 +377,16 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
     ],
 )
 def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
-    assert hub_configs.parse(CLASSIFIER | fields, {}).problem_type == task
+    assert hub_configs.parse(CLASSIFIER | fields, {})["problem_type"] == task
 
 
 def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
     """As in CLIPConfig: what it leaves out is the default, not as in vision_config."""
     later = {"hidden_size": 96, "num_hidden_layers": 3}
     config = {"model_type": "clip", "vision_config": later}
-    assert hub_configs.parse(config, {}).sizes["embed_dim"] == 96
+    assert hub_configs.parse(config, {})["sizes"]["embed_dim"] == 96
     config["vision_config_dict"] = {"num_hidden_layers": 5}
-    found = hub_configs.parse(config, {}).sizes
+    found = hub_configs.parse(config, {})["sizes"]
     assert (found["embed_dim"], found["depth"]) == (768, 5)
 
 
@@ -392,7 +394,7 @@ def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     found = hub_configs.parse(config | labels, {})
-    assert found.class_names is None and found.sizes["num_classes"] == 2
+    assert found["class_names"] is None and found["sizes"]["num_classes"] == 2
 
 
 CENTER = {"size": {"shortest_edge": 256}}
@@ -501,9 +503,9 @@ def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
     own = registry.fields_of(EVA)["arch"]
-    assert hub_configs.parse(config, {}).config.architecture == own
+    assert hub_configs.parse(config, {})["config"].architecture == own
     config["model_args"] = {"global_pool": "token"}
-    found = hub_configs.parse(config, {}).config.architecture
+    found = hub_configs.parse(config, {})["config"].architecture
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary
 
@@ -515,5 +517,5 @@ def test_fine_tunes_compute_what_timm_does():
     images |= {"tag": "webli", "input_size": [3, 224, 224]}
     for classes, gelu in ((0, "tanh"), (10, "exact")):
         config = timm(architecture=name, pretrained_cfg=images, num_classes=classes)
-        assert hub_configs.parse(config, {}).config.architecture.gelu == gelu
+        assert hub_configs.parse(config, {})["config"].architecture.gelu == gelu
     assert registry.fields_of(name)["arch"].gelu == "tanh"  # as all its weights

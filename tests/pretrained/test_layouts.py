@@ -122,13 +122,13 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
         # A name whose function is timm's.
         ({"name": "vit_base_patch16_224.augreg_in21k"}, "exact", (0.5,) * 3),
     ):
-        config = load.load(tmp_path / "w.npz", **given).source.config
+        config = load.load(tmp_path / "w.npz", **given).config
         assert (config.architecture.gelu, config.num_heads) == (gelu, 3)
         assert config.mean == mean
     # A layout says more than the name of its file.
     name = "vit_base_patch16_224.augreg_in21k"
     (tmp_path / "w.npz").rename(tmp_path / f"{name}.npz")
-    arch = load.load(tmp_path / f"{name}.npz").source.config.architecture
+    arch = load.load(tmp_path / f"{name}.npz").config.architecture
     assert (arch.gelu, arch.resize) == ("tanh", "linear")
 
 

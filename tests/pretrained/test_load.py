@@ -90,7 +90,7 @@ def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization,
 
 def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
     run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
-    found = load_as(SavedWeights(run), abstract=True).source.config
+    found = load_as(SavedWeights(run), abstract=True).config
     assert (found.mean, found.std) == (HALF, HALF)
     assert found.num_heads == 4  # of vit_mini, which its config only names
 
@@ -130,8 +130,8 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
     vit = load.load(path, **OF | changes)
-    assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
-    assert vit.model.arch.gelu == "tanh" and vit.source.config.name == "vit_mini"
+    assert (vit.image_size, vit.source.config.image_size) == (32, tiny.SIDE)
+    assert vit.model.arch.gelu == "tanh" and vit.config.name == "vit_mini"
     assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
     changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
@@ -366,7 +366,7 @@ def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(tmp_path):
 def test_what_a_path_says_is_no_model(tmp_path, tensors):
     """Not even of a file that is called as a known model, with tensors of another."""
     path = written(tmp_path / "deit_tiny_patch16_224.npz", tensors, {})
-    assert load.read_description(path).config.name == "deit_tiny_patch16_224"
+    assert load.read_source(path).config.name == "deit_tiny_patch16_224"
     with pytest.raises(InputError):
         load.load(path)
 

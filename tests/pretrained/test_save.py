@@ -220,9 +220,9 @@ def test_imagenets_names_travel(tmp_path):
     assert found.class_names == class_names.imagenet_names()
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["label_names"][388] == "giant panda"
-    assert hub_configs.parse(config, {}).class_names == found.class_names
+    assert hub_configs.parse(config, {})["class_names"] == found.class_names
     del config["label_names"]
-    assert hub_configs.parse(config, {}).class_names is None
+    assert hub_configs.parse(config, {})["class_names"] is None
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import hub, load
+from imagepiece_jax.pretrained import load
 from tests import oracles
 from tests.models import tiny
 from tests.pretrained.test_layouts import stored
@@ -392,4 +392,4 @@ def test_a_file_of_llava_alone_does_not_say_its_layer(tmp_path):
     message = "params/_METADATA holds a text model, as tensor params.PaliGemma.llm.e"
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(tmp_path)
-    assert hub.short_name(load.read_description(tmp_path).path) == "params"
+    assert load.read_source(tmp_path).name == "params"

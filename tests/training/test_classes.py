@@ -112,7 +112,7 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    weights = load.read_description(run).names_of_data
+    weights = load.read_source(run).names_of_data
     assert class_names.other_class(weights, names) == other
 
 
@@ -146,7 +146,7 @@ def saved(run, tmp_path_factory):
 
 
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
-    assert load.read_description(saved).names_of_data == ("ant", "bee")
+    assert load.read_source(saved).names_of_data == ("ant", "bee")
     for field in ("init.weights", "teacher.weights"):
         start = initial(configured(**{field: str(saved), "data.name": "folder:x"}))
         with pytest.raises(InputError, match=f"^config.{field} .*class 1 is 'bee'"):

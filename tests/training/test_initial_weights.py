@@ -153,7 +153,7 @@ def google(tmp_path_factory):
         beside = ("images", "outputs", "given")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
     given = {"name": "deit_s", "stem": "patch"}
-    fields = load.load(path, **given).source.config.as_dict
+    fields = load.load(path, **given).config.as_dict
     top = {name: fields[name] for name in ("image_size", "num_classes")}
     model = {k: v for k, v in fields.items() if k not in (*top, "arch")}
     parts = {"gelu": "tanh", "norm_eps": 1e-6}
