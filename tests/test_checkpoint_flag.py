@@ -94,7 +94,7 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     averaged = []
 
     def load_as(weights, *args, **options):
-        averaged.append(weights.averaged)
+        averaged.append(weights.source.averaged)
         raise ZeroDivisionError
 
     monkeypatch.setattr(with_config, "load_as", load_as)

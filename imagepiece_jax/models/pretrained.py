@@ -43,8 +43,8 @@ from imagepiece_jax.reduction.settings import (
 class Source:
     """Weights at a path: where they are, and how they were trained.
 
-    Names and config files say it before a tensor is read; of a Pretrained it has all
-    fields of the model, which tensors complete (`pretrained.infer.completed`).
+    Names and config files say it before a tensor is read. Tensors complete `config`, of
+    which a Pretrained has all fields.
     """
 
     path: pathlib.Path  # on this machine
