@@ -28,12 +28,20 @@ def channels(each):
     return several(REQUIRED, each, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
 
 
+ARRAYS = "give an array of NumPy or JAX"
+
+
 @dataclasses.dataclass(frozen=True)
 class Normalization(CheckedFields):
     """What is subtracted from pixels, and what they are divided by."""
 
     mean: tuple[float, float, float] = channels(rate())
     std: tuple[float, float, float] = channels(number(above=0, most=1))
+
+
+def is_array(images) -> bool:
+    """Whether it is an array of NumPy or JAX; torch's tensors have dtypes of torch."""
+    return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
 def normalize(images: jax.Array, mean, std) -> jax.Array:
@@ -44,9 +52,15 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     and for a mean and std of pixels in [0, 255].
     """
     allowed = "pixels, uint8 [..., 3]"
-    if not hasattr(images, "dtype"):
+    if not is_array(images):
         kind = type(images).__name__
-        raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
+        raise InputError(
+            f"is {kind}",
+            field="images",
+            value=kind,
+            allowed=allowed,
+            hint=ARRAYS,
+        )
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
             f"is {images.dtype} {list(images.shape)}",
@@ -97,9 +111,15 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
         allowed += ", or uint8"
     if not floats:
         allowed = "uint8, because the program was made with pixels=True"
-    if dtype is None:
+    if not is_array(images):
         kind = type(images).__name__
-        raise InputError(f"is {kind}", field="images", value=images, allowed=allowed)
+        raise InputError(
+            f"is {kind}",
+            field="images",
+            value=images,
+            allowed=allowed,
+            hint=ARRAYS,
+        )
     are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
     are_pixels = pixels and dtype == jnp.uint8
     if not are_floats and not are_pixels:

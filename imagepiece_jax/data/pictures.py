@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.data import decode
+from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.errors import InputError
 
 FILES = str | bytes | pathlib.Path  # a file, by name or content
@@ -27,7 +28,7 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
     """
     if isinstance(images, jax.core.Tracer):
         return images
-    if hasattr(images, "dtype"):
+    if is_array(images):
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images

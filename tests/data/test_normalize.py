@@ -1,5 +1,6 @@
 """Normalization by the published numbers, and back."""
 
+import types
 import warnings
 
 import jax
@@ -39,11 +40,15 @@ def test_every_pixel_comes_back_and_means_of_pixels_are_refused():
         normalize(image, IMAGENET[0], (58, 57, 57))
 
 
+TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
+
+
 @pytest.mark.parametrize(
     "images, value",
     [
         ("cat.jpg", "str"),
         (Image.new("RGB", (2, 2)), "Image"),
+        (TENSOR, "SimpleNamespace"),
         (np.zeros((2, 2, 3)), (2, 2, 3)),
         (np.zeros((2, 2, 4), np.uint8), (2, 2, 4)),
     ],

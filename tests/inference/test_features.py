@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from tests.shallow import deit_ti
 # Compiled as a whole: one by one, its operations take longer.
 feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3))
 GRID = (2, 3)
+TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
 CLASS = [100.0, -100.0]
 # Six patches and what each of two channels has there.
 PATCHES = [[1.0, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]
@@ -225,6 +227,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
         (".", ".", None, "is a folder"),
         ([], "images", None, "is empty"),
         (7, "images", "int", "is int"),
+        (TENSOR, "images", "torch.float32 [3, 20, 20, 3]", "uint8 arrays"),
         (np.zeros((20, 20, 3), np.float32), "images", (20, 20, 3), ""),  # no batch
     ],
 )

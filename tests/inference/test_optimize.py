@@ -19,6 +19,7 @@ from tests.refused import refused
 from tests.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
+TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
 EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
 
 
@@ -196,6 +197,7 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     "images, value",
     [
         ([1, 2], [1, 2]),
+        (TENSOR, TENSOR),
         (np.zeros((3, 20, 24, 3)), (3, 20, 24, 3)),
         (np.zeros((4, 20, 20, 3)), 4),
         (np.zeros((0, 20, 20, 3)), (0, 20, 20, 3)),
