@@ -106,14 +106,14 @@ def repeated(name, default, help_text):
     return holder
 
 
-def required(holder):
-    """The value of a flag, a holder or a Flag. Raises InputError if it is missing."""
+def required(holder, values=""):
+    """The value of a flag, a holder or a Flag. Raises InputError if it is missing.
+
+    values: what may be given, in words; default: the flag's help, up to a semicolon
+    """
     if not holder.value:
-        raise InputError(
-            "is missing",
-            field=f"--{holder.name}",
-            hint=f"give {flags.FLAGS[holder.name].help.partition(';')[0]}",
-        )
+        values = values or flags.FLAGS[holder.name].help.partition(";")[0]
+        raise InputError("is missing", field=f"--{holder.name}", hint=f"give {values}")
     return holder.value
 
 

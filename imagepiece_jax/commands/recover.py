@@ -16,11 +16,8 @@ from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
-DATA = cli.text(
-    "data",
-    None,
-    "a folder of images, csv:FILE, folder:PATH, imagenet2012 or digits",
-)
+SOURCES = "a folder of images, csv:FILE, folder:PATH, imagenet2012 or digits"
+DATA = cli.text("data", None, SOURCES)  # other commands take no folder without a word
 RESIZE = cli.resize()
 LIMIT = cli.limit()
 OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")
@@ -37,7 +34,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 
 def main():
     typed = MODEL()
-    images = cli.required(DATA)
+    images = cli.required(DATA, SOURCES)
     out = pathlib.Path(cli.required(OUT))
     # These import JAX, which --help and a mistyped flag need not wait for.
     import jax

@@ -192,12 +192,13 @@ def test_fields_that_contradict_a_folder(tmp_path, tensors, given, field, value)
 def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)
-    with refused(tmp_path, "none", "weights files none; allowed: one, such"):
+    place = f"folder {tmp_path}"
+    with refused(place, [], "has no weights file; allowed: one, such"):
         imagepiece_jax.load(tmp_path)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
     np.savez(tmp_path / "other.npz", **tensors)
-    with refused(tmp_path, "other.npz, tuned.npz"):
+    with refused(place, ["other.npz", "tuned.npz"]):
         imagepiece_jax.load(tmp_path)
     values = {name: value + 1 for name, value in tensors.items()}
     content = {
