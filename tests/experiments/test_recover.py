@@ -463,13 +463,14 @@ def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
         return crossfitted(found[1::2], found[::2])
 
     figures = {}
-    for name in ("three-0.6", "three-0.5", "three-0.4"):
+    for name in ("three-0.6", "three-0.5", "three-0.4", "small-192"):
         own = right(f"{name}.chosen.A1"), right(f"{name}.chosen.B1")
         figures[f"{name}, off"] = f"{100 * (off('dense') - off(name)):.1f}"
         left = 100 * (off("dense") - crossfitted(*own))
         figures[f"{name}, recovered"] = f"{left:.1f}".removeprefix("0")
-    assert not markdown.lacking(figures, "docs/recovery.md")
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+    reduced = {name: text for name, text in figures.items() if "three" in name}
+    assert not markdown.lacking(reduced, "docs/recovery.md")
 
 
 def test_the_page_says_which_runs_are_missing(tmp_path):
