@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import cache_dirs, fields, process
+from imagepiece_jax.common import cache_dirs, extras, fields, process
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.config.files import (
@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # else imported where it is used: not every command has a con
     from ml_collections import ConfigDict
 
     from imagepiece_jax.config.run import RunConfig
+
+# How the fields of a config begin that commands on trained weights read.
+OF_TRAINED = ("model.", "reduction.", "data.", "eval.", "image_size", "seed")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
@@ -261,6 +264,21 @@ def evaluated_images():
     return read, name
 
 
+def naming_data(error: InputError) -> InputError:
+    """The same error, with --data where it is about images of the config.
+
+    It is for commands with the flags of `evaluated_images`.
+    """
+    chosen = flags.FLAGS["data"].value or flags.FLAGS["set"].value
+    if chosen or not error.field.startswith("config."):
+        return error
+    values, _, _ = flags.FLAGS["data"].help.partition(";")
+    hint = f"name images with --data: {values}"
+    if error.hint:
+        hint = f"{error.hint}; or {hint}"
+    return error.with_facts(hint=hint)
+
+
 def sweep(help_text):
     """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated."""
     return repeated("sweep", [], f"METHOD:FIELD=V1,V2: {help_text}")
@@ -398,6 +416,10 @@ def _unknown(name):
         candidates.append("--sweep")
     if "config" in names:
         found = fields_called(load_config(BASE), name)
+        if "averaged" in names:  # of `trained_model`: nothing is trained by a config
+            found = [field for field in found if field.startswith(OF_TRAINED)]
+        if name == "batch_size" and "set" in names:  # of `evaluated_images`
+            found = ["eval_batch_size"]
         candidates += [f"--config.{field}" for field in found]
     hint = ""
     allowed = ""
@@ -543,4 +565,5 @@ def config_or_base() -> tuple["ConfigDict", Overrides | None]:
     if flags.FLAGS["config"].value:
         name = config_name(_only_path())
         return configs()[name], None
+    extras.check("this command", "ml_collections")  # nobody has named a config
     return load_config(BASE), _overrides

@@ -241,6 +241,12 @@ def test_flags_in_a_process_of_its_own():
     )
 
 
+def test_no_field_is_advised_that_the_command_does_not_read():
+    words = ["predict", "--batch_size=4"]
+    said = sentence(start("-m", "imagepiece_jax", *words, imported=True))
+    assert said.startswith("--batch_size is not a flag; allowed: --config, --weights,")
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -252,6 +258,10 @@ def test_flags_in_a_process_of_its_own():
             ["-m", "imagepiece_jax", "compare", "--reduction", "tome"],
             "--reduction is not a flag; did you mean --sweep or "
             "--config.reduction.name?",
+        ),
+        (
+            ["-m", "imagepiece_jax", "evaluate", "--batch_size=4"],
+            "--batch_size is not a flag; did you mean --config.eval_batch_size?",
         ),
         (
             ["-m", "imagepiece_jax", "doctor", "--config.lr=1"],

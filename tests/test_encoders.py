@@ -132,7 +132,7 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
     assert f"tome r=4: {patches} patches, {patches - 8} tokens at the end" in out
 
 
-PREDICTS = ["but the model has no classes, and gives features"]
+PREDICTS = ["but the model has no classes, and gives features; leave it out, or take"]
 DATA = "--data=csv:{0}/set.csv"
 ANSWERS = ["{0}/weights has no classes; allowed: weights"]
 ANSWERS += ["train.py --config.init.weights", "predict with --json"]

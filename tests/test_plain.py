@@ -60,16 +60,17 @@ HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True
 
 
 @pytest.mark.parametrize(
-    "words",
+    "subject, words",
     [
-        ["train", QUICKSTART],
-        ["describe", QUICKSTART],
-        ["predict", "--weights=none.npz", "cat.jpg"],
+        ("a config", ["train", QUICKSTART]),
+        ("a config", ["describe", QUICKSTART]),
+        ("this command", ["predict", "--weights=none.npz", "cat.jpg"]),
     ],
 )
-def test_a_command_with_a_config_says_what_to_install(words):
+def test_a_command_with_fields_says_what_to_install(subject, words):
     said = sentence(start("-c", HIDING, "imagepiece_jax", *words))
-    assert said == f"a config needs ml-collections, which is not installed; {INSTALL}"
+    lacking = "needs ml-collections, which is not installed"
+    assert said == f"{subject} {lacking}; {INSTALL}"
 
 
 def test_doctor_works_and_names_the_extra():

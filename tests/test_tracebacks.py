@@ -28,6 +28,7 @@ CALLS = {
     "no vit": lambda vit: imagepiece_jax.optimize(3, batch_size=1),
     "Predictor": lambda vit: imagepiece_jax.Predictor(vit, top=-1),
     "features": lambda vit: imagepiece_jax.features(vit, np.zeros((1, 3))),
+    "normalize": lambda vit: imagepiece_jax.normalize("cat.jpg", 0, 1),
     "save": lambda vit: imagepiece_jax.save("hf://a/b", vit),
 }
 

@@ -63,7 +63,10 @@ def main():
     if JSON.value:
         check_writable("--json", JSON.value, registry.own_files(config.data.name))
     run = RunConfig.from_config(config)
-    source = labeled_images(run, vit, limit)
+    try:
+        source = labeled_images(run, vit, limit)
+    except InputError as error:
+        raise cli.naming_data(error) from error
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)

@@ -19,7 +19,7 @@ from imagepiece_jax.common.fields import (
     several,
 )
 from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, short_traceback
 
 
 def channels(each):
@@ -44,6 +44,7 @@ def is_array(images) -> bool:
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
+@short_traceback
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 

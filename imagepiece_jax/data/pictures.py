@@ -81,7 +81,7 @@ def rgb(image) -> np.ndarray:
     if isinstance(image, bytes):
         return decode.decode(io.BytesIO(image), "the image", upright=True)
     if isinstance(image, FILES):
-        return decode.decode(image, str(image), upright=True)
+        return decode.decode(image, str(image) or "the path ''", upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
             raise InputError(

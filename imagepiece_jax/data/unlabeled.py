@@ -63,7 +63,8 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     if isinstance(images, str) and is_data(images):
         _check_has_splits(images)
         return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
-    images = [images] if pictures.is_one(images) else list(images)
+    is_one = pictures.is_one(images)
+    images = [images] if is_one else list(images)
     if all(isinstance(image, str | os.PathLike) for image in images):
         paths = [os.path.expanduser(path) for path in images]
         for path in paths:
@@ -88,6 +89,8 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
         try:
             pixels.append(pictures.rgb(image))
         except InputError as error:
+            if is_one:
+                raise
             raise error.inside(place=f"image {number}") from error
     return ArraySource(pixels)
 

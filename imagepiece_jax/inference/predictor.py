@@ -65,10 +65,7 @@ class Predictor:
                     f"is {value!r}, but the model has no classes, and gives features",
                     field=field,
                     value=value,
-                    allowed=(
-                        "None, or models with a head, such as load(num_classes=..) "
-                        "makes"
-                    ),
+                    hint="leave it out, or take weights with a head",
                 )
         self._labels = vit.class_names
         if labels is not None:

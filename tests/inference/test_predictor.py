@@ -273,6 +273,7 @@ def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predict
     "image, subject, value",
     [
         ("no.png", "no.png", "No such file or directory"),
+        ("", "the path ''", "No such file or directory"),
         ("tests", "tests", None),
         (3, "images", "int"),
         (np.zeros((20, 20, 3)), "images", "float64 [20, 20, 3]"),

@@ -16,6 +16,7 @@ import imagepiece_jax
 from imagepiece_jax.common import rng
 from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data.unlabeled import open_unlabeled
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -590,6 +591,20 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
         assert len(source) == 3
         np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
     assert len(open_unlabeled("digits")) > 1000
+
+
+@pytest.mark.parametrize(
+    "images, said",
+    [
+        (None, "images is NoneType; allowed"),
+        (np.zeros((24, 48, 48), np.uint8), "images is uint8 [24, 48, 48]; allowed"),
+        ([np.zeros((4, 4), np.uint8), 3], "image 1: images is int; allowed"),
+    ],
+)
+def test_an_image_has_a_number_where_there_are_several(images, said):
+    with pytest.raises(InputError) as caught:
+        open_unlabeled(images)
+    assert str(caught.value).startswith(said)
 
 
 def test_files_are_turned_as_their_exif_says(tmp_path):
