@@ -197,7 +197,11 @@ def test_a_cost_without_a_method_names_what_is_missing(fields):
     "fields, label",
     [
         ({"name": "tome", "macs": 0.7}, "tome macs=0.7"),
-        ({"name": "tome", "macs": 0.7, "r": 9}, "tome macs=0.7 r=9"),
+        ({"name": "tome", "macs": 0.7, "r": 9}, "tome macs=0.7"),
+        (
+            {"name": "evit", "macs": 0.7, "keep_rate": 0.9, "blocks": (1, 2)},
+            "evit blocks=(1,2) macs=0.7",
+        ),
         ({"name": "tome", "macs": 0.7, "counts": "stages-1-2"}, None),
         ({"name": "evit", "macs": 0.7, "blocks": (1, 2)}, "evit blocks=(1,2) macs=0.7"),
         ({"name": "diffrate", "macs": 0.7}, "diffrate macs=0.7"),
