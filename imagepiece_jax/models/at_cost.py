@@ -93,12 +93,12 @@ def label_at_cost(reduction, found, model, grid, name=None):
     found: its Method, with counts in place of the cost
     model, grid, name: as for `fields_at_cost`
     """
-    method, _ = read_reduction(reduction)
+    asked, _ = read_reduction(reduction)
     fields = dict(reduction)
-    for field in method.amounts:
-        others = {k: v for k, v in fields.items() if k != field}
+    for field in asked.amounts:
         if field not in fields:
             continue
+        others = {k: v for k, v in fields.items() if k != field}
         try:
             method, _ = read_reduction(others)
             same = method_at_cost(method, model, grid, name, math.inf) == found

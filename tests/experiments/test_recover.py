@@ -413,33 +413,34 @@ def test_the_page_is_that_of_the_committed_runs():
     assert (folder.parent / "README.md").read_text("utf-8") == recover.page(folder)
 
 
+def committed_right(name, part="judged"):
+    """Right answers of a committed run, 0.0 or 1.0 for each image."""
+    path = markdown.ROOT / recover.FOLDER / f"{name}.json"
+    found = json.loads(path.read_text("utf-8"))[part]
+    return np.array(decode_bits(found["right"], found["images"]), float)
+
+
 def test_pages_give_the_figures_of_the_committed_runs():
     """Right answers of the three blocks at .5, counted from the files' own bits."""
-    folder = markdown.ROOT / recover.FOLDER
-
-    def right(name, part):
-        found = json.loads((folder / f"{name}.json").read_text("utf-8"))[part]
-        return np.array(decode_bits(found["right"], found["images"]), float)
-
-    dense = right("dense.off", "judged")[1::2]
-    off = right("three-0.5.off", "judged")[1::2]
-    recovered = right("three-0.5.chosen.A1", "judged")
+    dense = committed_right("dense.off")[1::2]
+    off = committed_right("three-0.5.off")[1::2]
+    recovered = committed_right("three-0.5.chosen.A1")
     models = {"dense": dense, "off": off, "recovered": recovered}
     figures = {name: f"{100 * each.mean():.1f}" for name, each in models.items()}
-    elsewhere = right("dense.off", "imagenette")
+    elsewhere = committed_right("dense.off", "imagenette")
     for name in ("three-0.5.off", "three-0.5.chosen.A1"):
-        lost = (elsewhere - right(name, "imagenette")).mean()
+        lost = (elsewhere - committed_right(name, "imagenette")).mean()
         figures[name] = f"{100 * lost:.1f}"
     assert not markdown.lacking(figures, "README.md")
     for name in ("three-0.6.off", "three-0.6.chosen.A1"):
-        lost = (elsewhere - right(name, "imagenette")).mean()
+        lost = (elsewhere - committed_right(name, "imagenette")).mean()
         figures[name] = f"{100 * lost:.1f}"
     lost = {name: each for name, each in figures.items() if name.startswith("three")}
     assert not markdown.lacking(lost, "docs/recovery.md")
     for name in ("dense.off", "three-0.5.from-imagenette"):
         path = markdown.ROOT / recover_elsewhere.FOLDER / f"imagenette.{name}.A.json"
-        right = json.loads(path.read_text("utf-8"))["classes"].values()
-        found, images = np.sum([*right], axis=0)
+        by_class = json.loads(path.read_text("utf-8"))["classes"].values()
+        found, images = np.sum([*by_class], axis=0)
         figures[name] = f"{100 * found / images:.1f}"
     own = {name: figures[name] for name in ("dense.off", "three-0.5.from-imagenette")}
     assert not markdown.lacking(own, "README.md")
@@ -448,23 +449,18 @@ def test_pages_give_the_figures_of_the_committed_runs():
 
 def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
     """Points to dense on 900 photographs, from the files' own bits."""
-    folder = markdown.ROOT / recover.FOLDER
     chose = [round(place * 499 / 99) for place in range(100)]
-
-    def right(name):
-        found = json.loads((folder / f"{name}.json").read_text("utf-8"))["judged"]
-        return np.array(decode_bits(found["right"], found["images"]), float)
 
     def crossfitted(odd, even):
         return np.concatenate([odd, np.delete(even, chose)]).mean()
 
     def off(name):
-        found = right(f"{name}.off")
+        found = committed_right(f"{name}.off")
         return crossfitted(found[1::2], found[::2])
 
     figures = {}
     for name in ("three-0.6", "three-0.5", "three-0.4", "small-192"):
-        own = right(f"{name}.chosen.A1"), right(f"{name}.chosen.B1")
+        own = committed_right(f"{name}.chosen.A1"), committed_right(f"{name}.chosen.B1")
         figures[f"{name}, off"] = f"{100 * (off('dense') - off(name)):.1f}"
         left = 100 * (off("dense") - crossfitted(*own))
         figures[f"{name}, recovered"] = f"{left:.1f}".removeprefix("0")
