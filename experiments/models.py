@@ -172,7 +172,7 @@ class Finetuner(Models):
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
         share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
-        requested = {**reduction, "macs": share}
+        requested = settings.with_cost(reduction, share)
         return self._dense.reduction_at_cost(requested, tolerance=0.1)
 
     @functools.cached_property

@@ -19,6 +19,7 @@ from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.config.files import (
     BASE,
+    MACS,
     METHOD,
     Overrides,
     config_name,
@@ -486,9 +487,8 @@ def _take_macs():
     if "macs" not in flags.FLAGS or flags.FLAGS["macs"].value is None:
         return
     typed = flags.FLAGS["macs"].value
-    share = "reduction.macs"
     sweeps = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
-    given = {f"config.{field}": is_typed(field) for field in (METHOD, share)}
+    given = {f"config.{field}": is_typed(field) for field in (METHOD, MACS)}
     given["sweep"] = sweeps
     for other, is_given in given.items():
         if is_given:
@@ -497,7 +497,7 @@ def _take_macs():
                 field="--macs",
                 allowed="one of the two",
             )
-    _overrides = Overrides([*_overrides, (METHOD, "auto"), (share, typed)])
+    _overrides = Overrides([*_overrides, (METHOD, "auto"), (MACS, typed)])
 
 
 def is_typed(field: str) -> bool:

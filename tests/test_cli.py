@@ -84,6 +84,18 @@ def test_override(words, field, value):
     assert config == value and type(config) is type(value)
 
 
+def test_a_typed_cost_replaces_the_amounts_of_a_config(tmp_path, monkeypatch):
+    """Such as r of a run; tests/errors.txt has those that are typed with it."""
+    text = "from configs import deit_s_tome\n\ndef get_config():\n"
+    text += "    config = deit_s_tome.get_config()\n    config.reduction.r = 8\n"
+    (tmp_path / "own.py").write_text(text + "    return config\n")
+    monkeypatch.chdir(tmp_path)
+    found = parsed("--config.reduction.macs=.6", config="own.py").reduction
+    assert found.to_dict() == {"name": "tome", "macs": 0.6}
+    kept = parsed("--config.reduction.macs=None", config="own.py").reduction
+    assert kept.r == 8
+
+
 @pytest.mark.parametrize("platform", ["nonesuch", "cuda"])
 def test_a_platform_that_is_not_there_is_named(platform):
     if platform == "cuda" and importlib.util.find_spec("jax_cuda13_plugin"):

@@ -64,7 +64,7 @@ def main():
     leaves = jax.tree.leaves(vit.variables)
     check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
     flags = flags_of("steps", "minutes", "seed", "parameters")
-    flags |= {"images": "--data", "batch_size": "--batch"}
+    flags |= {"images": "--data", "config.data.name": "--data", "batch_size": "--batch"}
     try:
         source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)
         recovered = recover(

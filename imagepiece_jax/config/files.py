@@ -28,6 +28,7 @@ if (PACKAGE / "configs").is_dir():  # an installed package has a copy inside
     CONFIGS = PACKAGE / "configs"
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
+MACS = "reduction.macs"
 # What other tools call a field.
 ALIASES = {
     "learning_rate": "lr",
@@ -134,14 +135,21 @@ class Overrides(tuple):
         """Set the fields in a config.
 
         The reduction's name comes first: another method has other fields, all of which
-        it checks itself.
+        it checks itself. Next comes its cost, which replaces the config's own amounts.
         """
-        for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
+        first = {METHOD: 0, MACS: 1}
+        for field, text in sorted(self, key=lambda pair: first.get(pair[0], 2)):
             if field == METHOD and text not in ("", True, False, config.reduction.name):
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
             else:
                 override(config, field, text)
+            if field == MACS and config.reduction.macs is not None:
+                from imagepiece_jax.reduction.settings import with_cost  # imports JAX
+
+                fields = with_cost(config.reduction.to_dict(), config.reduction.macs)
+                with config.unlocked():
+                    config.reduction = type(config)(fields)
 
 
 def _tuple(text):

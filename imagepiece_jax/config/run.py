@@ -333,9 +333,9 @@ class RunConfig(CheckedFields):
         That is mean and std, and all fields of the reduction, with the text that asked
         for it.
         """
-        from imagepiece_jax.models.at_cost import label_at_cost, with_chosen
+        from imagepiece_jax.models.at_cost import with_chosen  # imports JAX
         from imagepiece_jax.reduction.methods import name_of
-        from imagepiece_jax.reduction.settings import LABEL
+        from imagepiece_jax.reduction.settings import LABEL, cost_label
 
         images = {"mean": self.model.mean, "std": self.model.std}
         fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
@@ -344,8 +344,7 @@ class RunConfig(CheckedFields):
             if field in written:
                 fields[field] = written[field]
         if written.get("macs") and self.reduction.macs is None:
-            asked = with_chosen(written, *self._dense)
-            fields[LABEL] = label_at_cost(asked, self.reduction, *self._dense)
+            fields[LABEL] = cost_label(with_chosen(written, *self._dense))
         model = self.written["model"] | images
         return {**self.written, "model": model, "reduction": fields}
 

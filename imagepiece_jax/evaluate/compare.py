@@ -253,7 +253,8 @@ def _entries(checkpoint, method, shares, metric):
         if metric == "ms":  # the share of the MACs that takes this share of the time
             dense = vit.gmacs_with(settings.DENSE)
             macs = round(vit.gmacs_with(reduction) / dense, 4)
-        setting = {"macs": macs} | settings.differences({**requested, "macs": macs})
+        asked = settings.with_cost(requested, macs)
+        setting = {"macs": macs} | settings.differences(asked)
         setting.pop("name")
         entries.append(MatchedMethod(method, share, reduction, setting, *reached))
     return entries, absent
@@ -262,7 +263,7 @@ def _entries(checkpoint, method, shares, metric):
 def _by_macs(checkpoint, requested, share):
     """(reduction, share reached) of the cost by MACs that is nearest to `share`."""
     vit = checkpoint.vit
-    reduction = vit.reduction_at_cost({**requested, "macs": share})
+    reduction = vit.reduction_at_cost(settings.with_cost(requested, share))
     return reduction, vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
 
 

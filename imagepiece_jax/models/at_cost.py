@@ -81,32 +81,8 @@ def _with_counts(reduction, found, model, grid, name):
     changes.pop("score", None)  # "auto" is what another model has, too
     fields = {**reduction, **changes}
     unused = found.amounts if found.counts else ()
-    fields[LABEL] = label_at_cost(reduction, found, model, grid, name)
+    fields[LABEL] = cost_label(reduction)
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
-
-
-def label_at_cost(reduction, found, model, grid, name=None):
-    """The text that asks for a reduction with `macs`, by the fields that count there.
-
-    ToMe's r, for one, changes nothing beside a cost.
-
-    found: its Method, with counts in place of the cost
-    model, grid, name: as for `fields_at_cost`
-    """
-    asked, _ = read_reduction(reduction)
-    fields = dict(reduction)
-    for field in asked.amounts:
-        if field not in fields:
-            continue
-        others = {k: v for k, v in fields.items() if k != field}
-        try:
-            method, _ = read_reduction(others)
-            same = method_at_cost(method, model, grid, name, math.inf) == found
-        except InputError:
-            continue
-        if same:
-            fields = others
-    return cost_label(fields)
 
 
 def with_chosen(reduction, model, grid, name=None):

@@ -68,6 +68,20 @@ def in_words(reduction):
     return text
 
 
+def with_cost(reduction, macs):
+    """A reduction with the cost `macs` in place of what said how many tokens stay.
+
+    That are fields with no effect beside a cost, a list of counts, and the label.
+    """
+    method = methods.METHODS.get(reduction["name"], Method)  # "auto" has no fields
+    fields = {}
+    for field, value in reduction.items():
+        is_list = field == "counts" and not isinstance(value, str)
+        if field not in (LABEL, *method.found_for_macs) and not is_list:
+            fields[field] = value
+    return {**fields, "macs": macs}
+
+
 def cost_label(reduction):
     """The label of a reduction with `macs`: the text that asks for its cost.
 

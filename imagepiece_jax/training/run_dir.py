@@ -37,6 +37,8 @@ MAY_CHANGE = (
     *("progress", "pictures", "profile"),
 )
 OTHER = "choose another --workdir"
+# What a shell or a scheduler writes into the folder before a run starts there.
+LOGS = (".err", ".log", ".out", ".txt")
 PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
 
 
@@ -49,6 +51,28 @@ def took_steps(workdir):
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
     return any(line["step"] > 0 for line in read_metrics(workdir))
+
+
+def check_folder(workdir):
+    """Raise InputError for a folder of something else, such as photographs.
+
+    Logs and hidden files may be there before a run is.
+    """
+    folder = pathlib.Path(workdir)
+    if not folder.is_dir() or (folder / RUN).exists() or took_steps(folder):
+        return
+    names = sorted(file.name for file in folder.iterdir())
+    if RUN_CONFIG in names:
+        return  # `check_config` says what it is of
+    others = [name for name in names if not name.startswith(".")]
+    others = [name for name in others if not name.endswith(LOGS)]
+    if others:
+        raise InputError(
+            f"{workdir} holds {others[0]}, and no run",
+            field="--workdir",
+            value=others[0],
+            allowed="a new or empty folder, or that of a run",
+        )
 
 
 def check_config(workdir, config: dict):

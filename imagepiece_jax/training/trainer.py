@@ -81,6 +81,8 @@ class Run:
     def __init__(self, config: RunConfig, workdir, stack, dry_run: bool = False):
         self.workdir = workdir = pathlib.Path(workdir)
         with parallel.shared_errors():
+            if parallel.is_main():
+                run_dir.check_folder(workdir)
             initial = InitialWeights(config)
             images = initial.normalization(workdir)
             normalized = dataclasses.replace(config.model, **images)

@@ -280,7 +280,7 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
     made.vit = made.vit.with_reduction(settings.DENSE)
     _, [absent] = matched(made, "dynamicvit", SHARES)
-    assert absent["reason"].startswith("reduction has a step")
+    assert absent["reason"].startswith("reduction.blocks has 9; ")
     _, [absent] = matched(made, "dtem", (0.9,))
     assert absent == {"method": "dtem", "share": None, "reason": "needs training"}
 
@@ -440,7 +440,7 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     settings = [(line["method"], line["share"]) for line in report["settings"]]
     assert settings == [("tome", 0.8), ("tome", 0.6)]
     (absent,) = report["left_out"]
-    assert absent["method"] == "random" and "has a step at block" in absent["reason"]
+    assert absent["method"] == "random" and "blocks has 9; allowed" in absent["reason"]
     assert report["dense"]["images"] == 24
     right = decode_bits(report["dense"]["right"], 24)
     assert report["dense"]["acc1"][0] == 100 * right.mean()

@@ -32,6 +32,7 @@ def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
         ("evot:keep_rate=.5", "has no method 'evot'", "did you mean evit?"),
         ("zebra", "", "the methods are"),
         ("evit:r=8", "is not a field of reduction 'evit'", "keep_rate"),
+        ("tome:macs=.5:r=4,8", "is 4, but macs says how many tokens stay", "one of"),
         ("evit:rate_warmup_epochs=3", "has rate_warmup_epochs, which", "macs"),
     ],
 )

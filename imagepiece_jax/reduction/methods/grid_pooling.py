@@ -63,6 +63,7 @@ class GridPooling(Method):
     """
 
     amounts = ("grid_size", "block")
+    found_for_macs = ("block",)
 
     grid_size: int = count(7, least=1)  # cells a side, at most as many as patches
     block: int = count(6)  # the first block that sees the cells

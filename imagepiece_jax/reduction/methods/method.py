@@ -58,6 +58,8 @@ class Method(fields.CheckedFields):
 
     # names of the fields that say how many tokens stay, and at which blocks
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
+    # those of them that have no effect beside `macs`, because they are found for it
+    found_for_macs: ClassVar[tuple[str, ...]] = ()
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
     # defaults for fields of the model's config
     model_fields: ClassVar[Mapping[str, Any]] = {}
@@ -81,6 +83,8 @@ class Method(fields.CheckedFields):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.macs is not None:
+            self._check_unset("macs", self.found_for_macs)
         if self.counts is None:
             return
         named = isinstance(self.counts, str)
@@ -88,10 +92,24 @@ class Method(fields.CheckedFields):
             lacks = "needs macs" if named else "says what it costs"
             allowed = "a schedule with macs, such as macs=0.5, and a list without"
             self.refuse("counts", allowed, f"is {self.counts!r}, which {lacks}")
-        for name in self.amounts:
+        self._check_unset("counts", self.amounts)
+
+    def refuse(self, field, allowed="", problem="", hint=""):
+        """Raise InputError for the value of a field, which may be the default."""
+        value = getattr(self, field)
+        if value is not None and value == getattr(type(self), field) and not hint:
+            hint = f"{value!r} is the default of {type(self).__name__}"
+        super().refuse(field, allowed, problem, hint)
+
+    def _check_unset(self, decisive, names):
+        """Raise InputError for the first field of `names` that is not its default.
+
+        decisive: the field that says how many tokens stay instead
+        """
+        for name in names:
             value = getattr(self, name)
             if value != getattr(type(self), name):
-                problem = f"is {value!r}, but counts says how many tokens stay"
+                problem = f"is {value!r}, but {decisive} says how many tokens stay"
                 self.refuse(name, "one of them", problem)
 
     def steps(self, depth: int) -> Sequence[Step]:
@@ -212,8 +230,12 @@ class Method(fields.CheckedFields):
         The score "auto" becomes "class" or "received". With `macs`, default blocks,
         which are for a depth of 12, move to the same shares of a smaller depth.
 
-        Raises InputError for more tokens than the model has.
+        Raises InputError for blocks or tokens that the model does not have.
         """
+        last = model.depth - 1
+        for field in ("block", "blocks"):
+            if getattr(self, field, None) is not None:
+                self.check_most(field, last, f"0 to {last}, the blocks of the model")
         changes = {}
         if getattr(self, "score", None) == "auto":
             changes["score"] = "class" if model.class_token else "received"
@@ -277,6 +299,7 @@ class InStages(Method):
     """Base of methods that keep a share of the tokens at each of some blocks."""
 
     amounts = ("keep_rate", "blocks")
+    found_for_macs = ("keep_rate",)
 
     keep_rate: float = fields.rate(0.7)
     blocks: tuple[int, ...] = fields.blocks(3, 6, 9)
@@ -297,6 +320,7 @@ class Removal(Method):
     """Base of methods whose blocks lose `r` tokens each, or those of `r_list`."""
 
     model_fields = {"prop_attn": True}
+    found_for_macs = ("r",)
 
     def removed(self, depth: int) -> Sequence[int]:
         """Number of tokens that each block should lose."""

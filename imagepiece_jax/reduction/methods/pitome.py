@@ -54,6 +54,8 @@ class PiToMe(Method):
     tokens of high energy, which protects the others.
     """
 
+    found_for_macs = ("keep_rate",)
+
     keep_rate: float = rate(0.9125)  # of the image tokens, in every block
     late_first: bool = switch(False)  # whether the halves are swapped, as for MAE
     metric: str = metric()  # compares tokens; energies are always of keys

@@ -78,6 +78,8 @@ class ToFu(Method):
     Blocks up to the middle of the model drop tokens, later ones fuse them.
     """
 
+    found_for_macs = ("keep_rate",)
+
     keep_rate: float = rate(0.925)  # of all tokens, in every block
     rescale: str = choice("destination", ("destination", "mean"))  # see `Fuse`
     metric: str = metric()

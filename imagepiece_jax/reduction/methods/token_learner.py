@@ -107,6 +107,7 @@ class TokenLearner(Method):
     """Before `block`, `num_tokens` learned tokens replace all image tokens."""
 
     amounts = ("num_tokens", "block")
+    found_for_macs = ("block",)
 
     num_tokens: int = count(16, least=1)
     block: int = count(7)  # the first block that sees the new tokens

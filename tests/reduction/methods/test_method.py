@@ -73,6 +73,7 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("token_pooling", "iterations", (0,), "least 1"),
     ("tome", "r", (-1, 2.5, True), "whole numbers of at least 0"),
     ("tome", "r", (99,), "0 to 98, half of the first block's 196 image tokens"),
+    ("evit", "blocks", ((3, 30),), f"0 to {DEPTH - 1}, the blocks of the model"),
     ("tome", "inflection", (1.5, "0", NAN), "from -1 to 1"),
     ("tome", "r_list", ((1,) * 13,), f"at most {DEPTH}"),
     ("tome", "r_list", ((0.5, 1), 5, (4, -4)), "whole numbers"),
@@ -114,6 +115,19 @@ def test_what_a_field_may_be_is_said(name, fields, field, allowed):
     assert error.value.field == field and allowed in error.value.allowed
     found = error.value.value
     assert found == fields.get(field, found) or field == "counts" or found != found
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("tome", "r is 13; allowed: 0 to 8, .*; 13 is the default of ToMe"),
+        ("evit", "blocks has 9; .*; .3, 6, 9. is the default of EViT"),
+        ("token_learner", "block is 7; .*; 7 is the default of TokenLearner"),
+    ],
+)
+def test_what_nobody_gave_is_called_the_default(name, problem):
+    with pytest.raises(InputError, match=f"^{problem}$"):
+        create(name).for_model(ModelFacts(depth=6, embed_dim=192, patches=16))
 
 
 @pytest.mark.parametrize(
