@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+from logging import Formatter
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
@@ -340,6 +341,7 @@ def run(main, *, compiles=True):
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, process.interrupt)
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
+    logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import pathlib
 import sys
 import traceback
@@ -91,14 +92,20 @@ class InputError(ValueError):
 def short_traceback(function):
     """`function`, a public one, whose InputErrors show the caller's line and their own.
 
-    An InputError is a mistake in what the caller gave, which frames of this package and
+    A keyword argument that it does not have is one, too. An InputError is a mistake in what the caller gave, which frames of this package and
     the error that it was noticed by do not explain. Any other error keeps its
     traceback, and so do all with JAX's own switch, JAX_TRACEBACK_FILTERING=off.
     """
 
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    names = [name for name in parameters if name != "self"]
+
     @functools.wraps(function)
     def call(*args, **kwargs):
         try:
+            if not takes_any:  # else the function checks them
+                check_names(kwargs, names)
             return function(*args, **kwargs)
         except InputError as error:
             jax = sys.modules.get("jax")  # not every caller has imported it

@@ -409,6 +409,24 @@ def test_ctrl_c_is_not_lost_in_the_garbage_collector(tmp_path):
     assert (ended.status, ended.out, ended.err) == (130, "", "interrupted\n")
 
 
+WARNS = """
+import logging
+from imagepiece_jax import cli
+
+def main():
+    logging.getLogger("imagepiece_jax.data").warning("%s cannot be read", "a.png")
+
+cli.run(main)
+"""
+
+
+def test_a_warning_is_a_plain_line(tmp_path):
+    """Not absl's, with the time, the thread and a line of this package."""
+    (tmp_path / "warns.py").write_text(WARNS)
+    ended = start(tmp_path / "warns.py", PYTHONPATH=os.getcwd()).ok()
+    assert ended.err.splitlines()[-1] == "a.png cannot be read"
+
+
 DEFINITIONS = """
 import importlib, json, sys
 from absl import flags

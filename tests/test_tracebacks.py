@@ -30,6 +30,7 @@ CALLS = {
     "features": lambda vit: imagepiece_jax.features(vit, np.zeros((1, 3))),
     "normalize": lambda vit: imagepiece_jax.normalize("cat.jpg", 0, 1),
     "save": lambda vit: imagepiece_jax.save("hf://a/b", vit),
+    "step": lambda vit: imagepiece_jax.recover(vit, "photos", step=100),
 }
 
 
@@ -43,6 +44,27 @@ def test_a_mistake_shows_the_callers_line_alone(vit, name):
     assert files.count(errors.__file__) == 1
     text = "".join(traceback.format_exception(error))
     assert text.count("Traceback") == 1 and text.rstrip().endswith(str(error))
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (CALLS["step"], "step is unknown; did you mean steps?"),
+        (
+            lambda vit: imagepiece_jax.features(vit, "a.png", layer=2),
+            "layer is unknown; did you mean layers?",
+        ),
+        (
+            lambda vit: vit.at_size(pixels=32),
+            "pixels is unknown; allowed: image_size",
+        ),
+    ],
+    ids=["recover", "features", "at_size"],
+)
+def test_a_mistyped_argument_is_told_what_was_meant(vit, call, text):
+    with pytest.raises(InputError) as caught:
+        call(vit)
+    assert str(caught.value) == text
 
 
 def test_jaxs_switch_shows_everything(vit):

@@ -28,9 +28,6 @@ def channels(each):
     return several(REQUIRED, each, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
 
 
-ARRAYS = "give an array of NumPy or JAX"
-
-
 @dataclasses.dataclass(frozen=True)
 class Normalization(CheckedFields):
     """What is subtracted from pixels, and what they are divided by."""
@@ -44,6 +41,19 @@ def is_array(images) -> bool:
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
+def _check_is_array(images, allowed):
+    """Raise InputError for anything but an array of NumPy or JAX."""
+    if not is_array(images):
+        kind = type(images).__name__
+        raise InputError(
+            f"is {kind}",
+            field="images",
+            value=kind,
+            allowed=allowed,
+            hint="give an array of NumPy or JAX",
+        )
+
+
 @short_traceback
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
@@ -53,15 +63,7 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     and for a mean and std of pixels in [0, 255].
     """
     allowed = "pixels, uint8 [..., 3]"
-    if not is_array(images):
-        kind = type(images).__name__
-        raise InputError(
-            f"is {kind}",
-            field="images",
-            value=kind,
-            allowed=allowed,
-            hint=ARRAYS,
-        )
+    _check_is_array(images, allowed)
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
             f"is {images.dtype} {list(images.shape)}",
@@ -104,23 +106,15 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     floats: False: a program was made for pixels, and takes nothing else
     pixels: uint8 is allowed, too, and is normalized later
     """
-    shape = getattr(images, "shape", None)
-    dtype = getattr(images, "dtype", None)
     allowed = "floats, normalized by the model's mean and std "
     allowed += "(imagepiece_jax.normalize)"
     if pixels:
         allowed += ", or uint8"
     if not floats:
         allowed = "uint8, because the program was made with pixels=True"
-    if not is_array(images):
-        kind = type(images).__name__
-        raise InputError(
-            f"is {kind}",
-            field="images",
-            value=images,
-            allowed=allowed,
-            hint=ARRAYS,
-        )
+    _check_is_array(images, allowed)
+    shape = images.shape
+    dtype = images.dtype
     are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
     are_pixels = pixels and dtype == jnp.uint8
     if not are_floats and not are_pixels:

@@ -50,8 +50,8 @@ def load(
         whose files are fetched once into huggingface_hub's cache
     reduction: a share of the dense model's MACs, such as 0.5, which the recommended
         method gets; a method's name, of which "none" is the dense model; or a dict,
-        such as {"name": "evit", "keep_rate": 0.7}; None: the reduction of the run, or
-        of the folder that `save` wrote
+        such as {"name": "evit", "keep_rate": 0.7}; None: as it was trained or saved,
+        though `Pretrained.with_reduction` takes None for the dense model
     checkpoint: of a run, "best" or "latest"
     averaged: take the weights averaged over the training's steps, which a run has
         (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
