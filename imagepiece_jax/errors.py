@@ -92,9 +92,10 @@ class InputError(ValueError):
 def short_traceback(function):
     """`function`, a public one, whose InputErrors show the caller's line and their own.
 
-    A keyword argument that it does not have is one, too. An InputError is a mistake in what the caller gave, which frames of this package and
-    the error that it was noticed by do not explain. Any other error keeps its
-    traceback, and so do all with JAX's own switch, JAX_TRACEBACK_FILTERING=off.
+    An InputError is a mistake in what the caller gave, which frames of this package and
+    the error that it was noticed by do not explain; a keyword argument that `function`
+    does not have is one, too. Any other error keeps its traceback, and so do all with
+    JAX's own switch, JAX_TRACEBACK_FILTERING=off.
     """
 
     parameters = inspect.signature(function).parameters
