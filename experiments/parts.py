@@ -325,10 +325,25 @@ TIMED = {  # (runtime, batch size): heading
 }
 
 
-def clock(recovered: Answers, left_out: tuple[str, ...] = ()) -> str:
+class Rounded(NamedTuple):
+    """A setting in int8, and where it was timed."""
+
+    name: str
+    share: float  # of the dense MACs
+    off: np.ndarray | None  # right answers on photographs
+    recovered: np.ndarray | None
+    ratios: Mapping[tuple[str, int], list[float]]  # by (runtime, batch size)
+
+
+def clock(
+    recovered: Answers,
+    rounded: Iterable[Rounded],
+    left_out: tuple[str, ...] = (),
+) -> str:
     """Every timed setting, the dense model first, off the shelf and recovered.
 
     recovered: right answers of recovered models
+    rounded: the last rows
     left_out: words of settings and columns that are not in the table, which then has
         no intervals of times either
     """
@@ -348,13 +363,19 @@ def clock(recovered: Answers, left_out: tuple[str, ...] = ()) -> str:
         ratios = {
             (speed["runtime"], speed["batch"]): speed["ratio"] for speed in speeds
         }
-        for place in TIMED:
-            row.append(ratio_cell(ratios.get(place), not left_out))
-        rows.append(row)
+        rows.append(row + ratio_cells(ratios, not left_out))
+    for own in rounded:
+        row = [own.name, f"{own.share:.2f}"]
+        row += [acc1_cell(own.off), acc1_cell(own.recovered), "", ""]
+        rows.append(row + ratio_cells(own.ratios, not left_out))
     head = ["setting", "MACs", "acc1, off the shelf", "acc1, recovered"]
     head += ["imagenette, off the shelf", "imagenette, recovered"]
     head += TIMED.values()
     return table_without(left_out, head, rows)
+
+
+def ratio_cells(ratios: Mapping, intervals: bool) -> list[str]:
+    return [ratio_cell(ratios.get(place), intervals) for place in TIMED]
 
 
 def table_without(left_out: tuple[str, ...], head: list[str], rows: list) -> str:

@@ -141,6 +141,8 @@ CHOICE_SEED = 0  # of the runs that choose
 FIRST_SEED = 1  # of those that test
 SEEDS = (1, 2, 3)
 FOLDS = {"A": "odd", "B": "even"}  # the rows that judge; the others are learned from
+# Learned from imagenette, too: declared when the first run had been judged.
+LATER_IMAGENETTE = ("three-0.6", "three-0.4", "small-176")
 SIZES = ("small-208", "small-192", "small-176", "small-160")
 RIVALS = SIZES[1:]  # that R2 may compare
 RANK = 32
@@ -183,6 +185,8 @@ def cells() -> Iterator[Cell]:
             yield Cell(student, CHOSEN, fold)
     for student in ("small-208", "tome-0.5", "fusion-0.5", "evit-0.5"):
         yield Cell(student, CHOSEN)
+    for student in LATER_IMAGENETTE:
+        yield Cell(student, "imagenette", seed=CHOICE_SEED)
 
 
 # A run

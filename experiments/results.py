@@ -22,7 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import intervals, parts, recover, retokenization, schedule, study
+from experiments import (
+    intervals,
+    parts,
+    recover,
+    recover_elsewhere,
+    retokenization,
+    schedule,
+    study,
+)
 from experiments import trained_schedules as trained
 from experiments.tables import TOKENS_LEFT
 from imagepiece_jax.common.files import read_json, replace_file
@@ -264,6 +272,9 @@ def comparison_report(results: Results) -> dict:
 
 # The tables
 
+# Settings and columns of the table by time that README has not, by a word of each.
+ON_OTHER_PAGES = ("fusion", "160", "imagenette", "batch 1")
+
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
@@ -367,6 +378,8 @@ def tables(results: Results) -> dict[str, str]:
     acc1 = trained.read_accuracies()
     recoveries = recover.Results(ROOT / recover.FOLDER)
     recovered = recover.answers(recoveries)
+    cells = recover_elsewhere.Results(ROOT / recover_elsewhere.FOLDER)
+    rounded = recover_elsewhere.fastest(cells)
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -383,8 +396,8 @@ def tables(results: Results) -> dict[str, str]:
         "overhead": schedule.overhead_table(),
         "speeds": schedule.efficiency_table(),
         "roundings": schedule.rounding_table(),
-        "clock": parts.clock(recovered),
-        "readme": parts.clock(recovered, ("fusion", "imagenette", "batch 1")),
+        "clock": parts.clock(recovered, rounded),
+        "readme": parts.clock(recovered, rounded, ON_OTHER_PAGES),
         "recovered": recover.students_table(recoveries),
         "recovered-contrasts": study.tests_table(recover.primary(recoveries)),
         "parts": parts.grid(crossed, "merged", True),

@@ -15,7 +15,7 @@ def test_a_graph_whose_weights_are_in_another_file_is_quantized(tmp_path, monkey
     monkeypatch.setattr(onnx_model, "LARGEST", 10_000)
     path = tmp_path / quantize.FILES[quantize.FLOAT]
     assert onnx_model.write_onnx(path, onnx_model.onnx_model(vit)).exists()
-    quantize.quantize_onnx(tmp_path, images)
+    quantize.quantize_onnx(tmp_path, images[:, None])
     wanted = runtime.InferenceSession(tmp_path / path.name).run(
         None, {"images": images}
     )[0]

@@ -594,8 +594,10 @@ def test_the_cells_are_the_declared_ones():
         for student in students:
             for fold, seed in itertools.product(folds, seeds):
                 want.add(f"{student}.chosen.{fold}{seed}")
+    assert f"{len(want)} runs" in page
+    added = ("three-0.6", "three-0.4", "small-176")
+    want |= {f"{student}.imagenette.A0" for student in added}
     names = [cell.name for cell in recover.cells()]
     assert {*names} == want and len(names) == len(want)
-    assert f"{len(names)} runs" in page
     assert recover.WAYS["base"] == Way("norms and biases (base)")
     assert (recover.WAYS["images-50"].images, recover.RANK) == (50, 32)

@@ -17,6 +17,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.cache import decode_bits
 from tests import markdown
 from tests.command import call
 from tests.experiments.test_late import logits, slow_kl
@@ -233,6 +234,21 @@ def test_tests_follow_from_the_cells(results):
     assert verdicts == ["holds"] * 4 + ["worse"] + ["holds"] * 3
 
 
+def test_the_smaller_image_of_the_same_time_learns_from_the_same_images(results):
+    ours, rival = (
+        study.unpacked_right(
+            results.files[Cell("imagenette", student, REVERSE)]["imagenette"]
+        )
+        for student in ("three-0.5", "small-176")
+    )
+    found = elsewhere.same_time(results)
+    gained = int((ours & ~rival).sum())
+    changed = int((ours ^ rival).sum())
+    want = scipy.stats.binomtest(gained, changed)
+    assert found.p == pytest.approx(want.pvalue)
+    assert found.change.value == pytest.approx(100 * (ours.mean() - rival.mean()))
+
+
 def test_the_page_has_what_is_there(results, tmp_path):
     del results.files[Cell("large", "large-0.5", RECOVERED_FORM)]
     absent = [test.name for test in elsewhere.primary(results) if not test.change]
@@ -262,6 +278,21 @@ def test_the_comparison_gives_the_figures_of_the_committed_cells():
         figures[f"{form}, KL"] = f"{found['kl'][0]:.3f}".removeprefix("0")
         figures[f"{form}, agreement"] = f"{100 * found['agreement']:.1f} %"
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+
+
+def test_the_first_page_gives_the_fastest_form():
+    """Times as fast as dense float32, and odd rows that int8 has right."""
+    folder = markdown.ROOT / elsewhere.FOLDER
+    cell = json.loads((folder / "int8-openvino.three-0.5.recovered.A.json").read_text())
+    found = cell[elsewhere.CLEAN]
+    right = decode_bits(found["right"], found["images"])
+    figures = {"acc1": f"{100 * right.mean():.1f}"}
+    for row in json.loads((folder / "times.json").read_text())["rows"]:
+        form = (row["runtime"], row["weights"], row["batch_size"])
+        if form == ("OpenVINO", "int8", 8):
+            figures[row["student"]] = f"{row['ratio'][0]:.1f}"
+    assert len(figures) == 3
+    assert not markdown.lacking(figures, "README.md")
 
 
 def test_times_are_in_turns_beside_the_dense_model(whole, monkeypatch):
