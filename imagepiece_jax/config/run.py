@@ -78,7 +78,7 @@ class PartConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(CheckedFields):
-    """The part of a teacher's answers in the loss: `train_step.distillation`."""
+    """The part of a teacher's answers in the loss: `losses.distillation`."""
 
     group: ClassVar[str] = "distill"
 

@@ -8,7 +8,7 @@ import reprlib
 import unicodedata
 from typing import NamedTuple
 
-from imagepiece_jax.data import held_out
+from imagepiece_jax.data import splits
 from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.errors import InputError, one_of
@@ -105,7 +105,7 @@ def open_csv(
             allowed="all, or none",
         )
     if not labeled and not with_label:
-        chosen = held_out.part(trained, split, path)
+        chosen = splits.part(trained, split, path)
         files = [_stored_file(name, path) for name in chosen]
         labels = [-1] * len(files)
     if not files:

@@ -32,7 +32,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION, activation
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.train_step import (
+from imagepiece_jax.training.losses import (
     answers,
     binary_kl_divergence,
     kl_divergence,
@@ -128,7 +128,7 @@ class Comparison:
     def terms(self, student, teacher) -> dict[str, jax.Array]:
         """{name: term of the loss [B]}, without weights.
 
-        student, teacher: results of `train_step.answers`
+        student, teacher: results of `losses.answers`
         """
         terms = {"logits": self.distance(student["logits"], teacher["logits"])}
         for name in self.read:

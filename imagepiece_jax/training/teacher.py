@@ -1,4 +1,4 @@
-"""The frozen teacher of a run; `train_step.distillation` is the loss that reads it.
+"""The frozen teacher of a run; `losses.distillation` is the loss that reads it.
 
 Methods whose loss compares tokens learn from the dense form of the trained model
 itself; distillation reads only logits, so that its teacher may be any model of the same

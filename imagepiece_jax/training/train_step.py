@@ -1,15 +1,10 @@
-"""One training step: a function of state and batch, inside `pmap`; and its losses.
+"""One training step: a function of state and batch, inside `pmap`.
 
-Distillation is soft: the teacher's probabilities at a temperature (Hinton et al.,
-2015); or hard: its first class, as a label (Touvron et al., 2021, section 3). A model
-with a distillation token has a head for the labels and one for the teacher; others
-learn both with one.
+Its losses are those of losses.py.
 """
 
-import dataclasses
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,13 +12,17 @@ from flax import struct
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
-from imagepiece_jax.config.run import DistillConfig, RunConfig
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT, with_states
-from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.training.losses import (
+    class_tokens,
+    distillation,
+    relative_change,
+    soft_cross_entropy,
+)
 from imagepiece_jax.training.optimizer import (
     ema,
     global_norm,
@@ -286,132 +285,3 @@ def _sums(loss, logits, targets):
         "samples": jnp.float32(samples),
         "skipped": jnp.float32(0),
     }
-
-
-def soft_cross_entropy(logits, targets):
-    """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
-
-    targets: [B, C], with label smoothing and mixup
-    Returns float32 whatever the inputs are.
-    """
-    chex.assert_rank([logits, targets], 2)
-    chex.assert_equal_shape([logits, targets])
-    both = logits.astype(jnp.float32), targets.astype(jnp.float32)
-    return optax.softmax_cross_entropy(*both)
-
-
-def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
-    """(loss by the labels, {"distill": loss by the teacher}), with their weights.
-
-    The weight of the second is `distill.weight`, and that of the first the rest.
-
-    outputs: Outputs of the student
-    targets: [B, C], class probabilities by the labels
-    teacher_logits: [B, C]
-    """
-    first, *second = outputs.head_logits or (outputs.logits,)
-    answers = first
-    if second:  # the head of the distillation token
-        answers = second[0]
-    distance = teacher_distance(distill, answers, teacher_logits)
-    term = distill.weight * jnp.mean(distance)
-    if distill.unlabeled:
-        return jnp.float32(0), {"distill": term}
-    loss = jnp.mean(soft_cross_entropy(first, targets))
-    return (1 - distill.weight) * loss, {"distill": term}
-
-
-def answers(model: ViT, variables, images, read: tuple[str, ...]):
-    """Outputs of a model in which student and teacher are compared, by name, float32.
-
-    "logits" [B, C]; the pooled vector of a model without classes. A model without a
-        pool has its class token there, or else the mean of its tokens.
-    "class_tokens" [B, depth, D]: the class token after each block.
-    "patches" [B, n, D]: for each patch its token after the final norm.
-    "kept" [B, n]: whether each patch is in a token; comes with "patches".
-
-    read: names of the outputs to return besides "logits"
-    """
-    if model.arch.pool == "none":
-        pool = "token" if model.arch.class_token else "mean"
-        model = model.clone(arch=dataclasses.replace(model.arch, pool=pool))
-    model = model.clone(head_only="patches" not in read)
-    outputs, states = with_states(model, variables, images)
-    found = {"logits": outputs.logits}
-    if "class_tokens" in read:
-        found["class_tokens"] = class_tokens(states)
-    if "patches" in read:
-        tokens = outputs.tokens[:, model.arch.prefix :]
-        slot = follow(outputs.results)[-1].slot
-        found["patches"] = rows_of(tokens, slot)
-        gone = jnp.zeros(found["patches"].shape[:2], bool)
-        if slot is None:
-            found["kept"] = ~gone
-        else:
-            found["kept"] = slot != DROPPED
-    return {name: jnp.asarray(found[name], jnp.float32) for name in found}
-
-
-def class_tokens(states):
-    """The class token after each block. -> [B, depth, D] float32."""
-    rows = [state.x[:, 0].astype(jnp.float32) for state in states]
-    return jnp.stack(rows, axis=1)
-
-
-def kl_divergence(student, teacher):
-    """KL(teacher || student) of softmax(logits). [B, C] twice -> [B]."""
-    student = jax.nn.log_softmax(student)
-    teacher = jax.nn.log_softmax(teacher)
-    return optax.losses.kl_divergence_with_log_targets(student, teacher)
-
-
-def binary_kl_divergence(student, teacher):
-    """Sum over classes of KL(teacher || student) of sigmoid(logits).
-
-    [B, C] twice -> [B]
-    """
-    total = 0.0
-    for sign in (1, -1):
-        ours = jax.nn.log_sigmoid(sign * student)
-        theirs = jax.nn.log_sigmoid(sign * teacher)
-        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    return total
-
-
-def squared_error(student, teacher):
-    """Mean squared difference of outputs. [B, C] twice -> [B]."""
-    return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-def relative_change(student, teacher, kept=None):
-    """Squared distance of features, divided by the square of the teacher's.
-
-    student, teacher: [B, D], or [B, n, D] for n features of each image
-    kept: [B, n], 1 for features that count and 0 for others; None: all count
-    Returns [B], means over n.
-    """
-    distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    share = distance / jnp.sum(teacher**2, axis=-1)
-    if share.ndim == 1:
-        return share
-    if kept is None:
-        return jnp.mean(share, axis=1)
-    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(share * kept, axis=1) / number
-
-
-def teacher_distance(distill: DistillConfig, logits, teacher_logits):
-    """The loss by the teacher for each image. [B, C] twice -> [B] float32.
-
-    Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
-    student) of softmax(logits / T), where T^2 keeps the size of the gradient.
-    """
-    teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
-    if distill.kind == "hard":
-        answer = jnp.argmax(teacher_logits, axis=-1)
-        one_hot = jax.nn.one_hot(answer, logits.shape[-1], dtype=jnp.float32)
-        return soft_cross_entropy(logits, one_hot)
-    scale = 1 / distill.temperature
-    student = logits.astype(jnp.float32) * scale
-    kl = kl_divergence(student, teacher_logits * scale)
-    return distill.temperature**2 * kl

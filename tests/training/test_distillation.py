@@ -27,7 +27,7 @@ from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
-from imagepiece_jax.training.train_step import distillation, teacher_distance
+from imagepiece_jax.training.losses import distillation, teacher_distance
 from tests import runs
 from tests.models.tiny import fill
 from tests.oracles import log_softmax

@@ -19,13 +19,13 @@ from imagepiece_jax.config.run import OptimConfig, RunConfig
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw, create, trained_part
 from imagepiece_jax.training.train_step import (
     batch_shapes,
     init_state,
     prepare,
     prepared_images,
-    soft_cross_entropy,
     train_step,
 )
 from tests import runs
