@@ -234,8 +234,8 @@ def valid_labels():
 def evaluated_images():
     """Define --data, --set, --resize and --limit.
 
-    Returns a function that writes all but the last into a config, and returns the last;
-    and the holder of --data.
+    Returns a function that writes --data, --set and --resize into a config and returns
+    the value of --limit; and the flag --data.
     """
     name = data("config.data")
     resized = resize()
@@ -253,13 +253,13 @@ def evaluated_images():
                 value=chosen.value,
                 hint="drop it, or name images with --data",
             )
-        own = {}
-        only = {}
+        chosen_set = {}
+        remaining = {}
         if chosen.value:
-            own = one_of("--set", chosen.value, sets)
-            only[chosen.value] = own
-        config.eval = {"sets": only, "best_set": ""}
-        config.data.name = name.value or own.get("data") or config.data.name
+            chosen_set = one_of("--set", chosen.value, sets)
+            remaining[chosen.value] = chosen_set
+        config.eval = {"sets": remaining, "best_set": ""}
+        config.data.name = name.value or chosen_set.get("data") or config.data.name
         config.data.resize = resized.value or config.data.resize
         return count.value
 
@@ -508,7 +508,9 @@ def is_typed(field: str) -> bool:
 
 
 def run_config() -> tuple[str, "RunConfig"]:
-    """(name, RunConfig) of the only --config, with overrides.
+    """(name, RunConfig) of the only --config, with --config.FIELD=VALUE applied to it.
+
+    The RunConfig has the fields in objects by their subject: config.lr is `optim.lr`.
 
     Raises InputError for a mistake in it.
     """

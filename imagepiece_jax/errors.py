@@ -140,7 +140,7 @@ class Stopped(Exception):
 def closest(word, words):
     """The most similar of the `words`, None if none is similar.
 
-    As far apart as image_size and batch_size (0.6) none is.
+    Words as unlike as image_size and batch_size (difflib's ratio is 0.6) are not.
     """
     return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.65)), None)
 

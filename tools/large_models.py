@@ -86,7 +86,7 @@ def compared(name, size):
 
 
 def _placed(model):
-    return optimize.placed(model, h200.device(), "auto", "auto")
+    return optimize.for_device(model, h200.device(), "auto", "auto")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ EXTRAS = {
 
 @contextlib.contextmanager
 def needed(what: str):
-    """Imports inside raise InputError where an extra has what is not installed.
+    """Context in which a failed import raises InputError, if an extra installs it.
 
-    what: needs it, such as "a config file"
+    what: what needs the import, in words, such as "a config file"
     """
     try:
         yield
@@ -49,7 +49,7 @@ def needed(what: str):
 def check(what: str, *modules: str):
     """Raise InputError for the first of these modules that is not installed.
 
-    what: needs them
+    what: what needs them, in words
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -57,7 +57,7 @@ def check(what: str, *modules: str):
 
 
 def missing(what: str, module: str) -> InputError:
-    """The InputError for a module of an extra that is not installed."""
+    """The InputError for a module that is not installed, with the extra that has it."""
     extra = extra_of(module)
     problem = f"needs {EXTRAS[extra][module]}, which is not installed"
     return InputError(problem, field=what, hint=f"install it: {command(extra)}")

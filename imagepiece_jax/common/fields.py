@@ -155,7 +155,7 @@ def rate(default=REQUIRED, training=False):
 
 
 def share():
-    """A share of a cost, above 0 and below 1, that must be given."""
+    """A share of the dense model's cost, above 0 and below 1, that must be given."""
     allowed = "numbers above 0 and below 1, such as 0.5 for half of the MACs"
 
     def convert(value):
@@ -264,14 +264,14 @@ def text(default=REQUIRED):
 
 def optional(field):
     """A field that is None, its default, or what `field` allows."""
-    own = field.metadata
+    metadata = field.metadata
 
     def convert(value):
         if value is None:
             return None
-        return own["convert"](value)
+        return metadata["convert"](value)
 
-    return checked(None, convert, own["allowed"], own["training"])
+    return checked(None, convert, metadata["allowed"], metadata["training"])
 
 
 def _require(fits, value):

@@ -107,15 +107,15 @@ def _draw_each(panels, curves, references):
             "linewidth": 1,
             "label": name,
         }
-    for axes, own in zip(panels, curves, strict=True):
+    for axes, title in zip(panels, curves, strict=True):
         for name, points in curves.items():
-            if name != own or name in shown:
+            if name != title or name in shown:
                 x = [place for place, _ in points]
                 values = [interval[0] for _, interval in points]
                 marker = "." if len(x) == 1 else None
                 axes.plot(x, values, marker=marker, **looks[name])
-        _draw_curve(axes, curves[own], color=COLORS[0], marker=MARKERS[0])
-        axes.set_title(textwrap.fill(own, TITLE), fontsize=9, loc="left")
+        _draw_curve(axes, curves[title], color=COLORS[0], marker=MARKERS[0])
+        axes.set_title(textwrap.fill(title, TITLE), fontsize=9, loc="left")
 
 
 def _draw_curve(axes, points, color, marker, label=None):

@@ -41,10 +41,11 @@ def ending(error):
 
 
 def interrupt(signum, frame):
-    """KeyboardInterrupt, a moment later where Python would ignore it.
+    """Handler of SIGINT that raises KeyboardInterrupt where Python would not ignore it.
 
-    So it does in what the garbage collector calls, where a signal that came while it
-    collected is handled. JAX has it call a function, and models are many objects.
+    Python ignores exceptions of functions that the garbage collector calls. JAX has it
+    call one, in which a signal is handled that came during a long collection. There
+    the handler calls itself again a moment later.
     """
     collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
     has_timer = hasattr(signal, "setitimer")  # not on Windows

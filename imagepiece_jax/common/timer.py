@@ -61,8 +61,8 @@ def measure(
 
     jobs: by name
     now: returns the time in seconds
-    rest: called before every turn: threads of another runtime spin for a while after
-        theirs
+    rest: function that is called before every turn, to wait for threads of another
+        runtime, which keep a core busy for a while after its turn
     Returns the readings by name, in the order of the repeats.
     """
     runners = {name: _Runner(job, now) for name, job in jobs.items()}
@@ -82,11 +82,12 @@ def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
-    """Figures of a program by name, from its readings and those of `base`.
+    """The speed of a program, {name: figure}.
 
-    images: of a call
+    base, own: seconds of a call of the reference and of the program, one for each round
+    images: number of images in a call
     Returns throughput (images a second) and ratio (the speed relative to `base`, round
-    by round), both with _min and _max, and the milliseconds of a call, ms.
+        by round), both with _min and _max, and the milliseconds of a call, ms.
     """
     seconds = spread(own)
     ratio = spread(speedups(base, own))

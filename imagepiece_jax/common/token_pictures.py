@@ -80,13 +80,13 @@ def draw_groups(
 
 
 def outline_colors(sources, grid) -> np.ndarray:
-    """Colors of outlines that no two tokens share which touch in one of the steps.
+    """Colors of the outlines of tokens, which differ where tokens touch in some step.
 
     A token that absorbs others keeps the color of its first patch. Its hue depends on
-    the place of that patch, unless one of a neighbor is near: then it is the middle of
-    the widest gap between those of its neighbors.
+    the place of that patch, unless a neighbor has nearly the same hue. Then it is the
+    middle of the widest gap between the hues of its neighbors.
 
-    sources: for each step int [h * w]
+    sources: for each step int [h * w], as `draw_groups` takes them
     grid: (h, w)
     Returns float [h * w, 3] from 0 to 255, for each patch the color of the token whose
     first patch it is.
@@ -113,9 +113,9 @@ def outline_colors(sources, grid) -> np.ndarray:
 
 
 def _touching(source, grid):
-    """Whether tokens of several patches touch, at corners too; by their first patches.
+    """Which pairs of merged tokens touch, at corners too.
 
-    Returns bool [h * w, h * w], symmetric.
+    Returns bool [h * w, h * w], symmetric; a token has the row of its first patch.
     """
     first = _first(source)
     merged = _same_token(source).sum(axis=1) > 1
@@ -201,7 +201,7 @@ def token_page(path, images, sources, grid, titles):
 
 
 def enlarged(image):
-    """`image` [H, W, 3] as it is on a page: by a whole factor, to _PANEL rows."""
+    """An image [H, W, 3], enlarged by a whole factor to _PANEL rows or more."""
     scale = max(1, -(-_PANEL // image.shape[0]))
     return image.repeat(scale, 0).repeat(scale, 1)
 

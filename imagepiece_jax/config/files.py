@@ -53,7 +53,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
 
     A relative configs/NAME.py that does not exist here is the package's own. Files of
     one folder named configs can import each other as `from configs import base` from
-    anywhere, and files of any other folder import the package's own so.
+    anywhere; in files of other folders this line imports the package's own file.
     Raises InputError for a file that is missing or fails.
     """
     with extras.needed("a config"):
@@ -124,7 +124,7 @@ class Overrides(tuple):
     """(field, text) of every --config.FIELD=VALUE."""
 
     def of_model(self) -> "Overrides":
-        """Those of the fields that make the model."""
+        """The overrides of fields that make the dense model."""
         found = []
         for field, text in self:
             if field.startswith("model.") or field in ("image_size", "num_classes"):
@@ -180,7 +180,7 @@ def override(config: "ConfigDict", field: str, text: str | bool):
 
     The value gets the type of the field; a method's own fields are checked by it.
 
-    field: of "model.arch.gelu" and others of `arch`, "model.gelu" is enough
+    field: its path in the config; a field of model.arch may be named without "arch"
     text: --config.FIELD is True and --noconfig.FIELD False, for a switch; "" and "None"
         empty a field that may be empty, a placeholder of configs/base.py
     Raises InputError for an unknown field, and for a value of another type.
@@ -237,9 +237,10 @@ def override(config: "ConfigDict", field: str, text: str | bool):
 
 
 def fields_called(config: "ConfigDict", name: str) -> list[str]:
-    """Fields that a typed name may mean: by its end, of any method, or by an alias.
+    """Paths of the fields that a typed name may mean.
 
-    The name of a group is that of its field `name`.
+    These are fields of any method or group that end in it. Else the name is one of
+    ALIASES, or that of a group with a field `name`.
     """
     names = _all_fields(config)
     found = _ending_in(name, names)
@@ -399,9 +400,9 @@ def _raised(error, file):
 
 
 def _refused_by_config(error):
-    """(group, field, value) that a ConfigDict could not take or give; None of others.
+    """(group, field, value) that a ConfigDict refused; None for any other error.
 
-    They are arguments of the call that raised the error, or its cause.
+    They are arguments of the call that raised the error, or of its cause.
     """
     from ml_collections import ConfigDict
 

@@ -211,7 +211,11 @@ class EvalConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(CheckedFields):
-    """All fields of a run.
+    """All fields of a run, checked, in objects by their subject.
+
+    Some are not where the config has them. config.lr, and the other fields of AdamW and
+    its schedule, are fields of `optim`; config.optim.train is `part.train`. `model` has
+    config.image_size and config.num_classes, too, and prop_attn of config.reduction.
 
     model, reduction: or dicts of their fields, of which objects are made once all other
         fields are found to be right: that imports JAX
@@ -255,7 +259,7 @@ class RunConfig(CheckedFields):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The fields of a config, a ConfigDict or dicts.
+        """The RunConfig of a config, which is a ConfigDict or dicts.
 
         Raises InputError for the first that is missing or not allowed.
         """
@@ -269,7 +273,7 @@ class RunConfig(CheckedFields):
         self._read_model()
 
     def _read_model(self):
-        """Make objects of model and reduction, and check the fields of the teacher."""
+        """Make a ModelConfig and a Method of dicts, and check the teacher's fields."""
         from imagepiece_jax.models.config import ModelConfig, in_config
         from imagepiece_jax.reduction.settings import read_reduction
 
@@ -293,15 +297,22 @@ class RunConfig(CheckedFields):
         object.__setattr__(self, "reduction", method)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
-        """The model as it is evaluated; `axis_name` synchronizes batch norm."""
+        """The model as it is evaluated, with the plan of the reduction.
+
+        axis_name: device axis over which batch norm is synchronized
+        """
         return self._model(self.reduction, axis_name=axis_name)
 
     def create_dense(self, **changes: Any) -> "ViT":
-        """The same without reduction, with `changes` of its fields."""
+        """The model without reduction; changes: fields of its ModelConfig."""
         return self._model(None, **changes)
 
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
-        """The model as `epoch` trains it: masked, or with the rate of that epoch."""
+        """The model as `epoch` trains it.
+
+        Methods that train with masks remove no tokens there (`ViT.plan_of`), and EViT
+        has the keep rate of the epoch.
+        """
         reduction = self.reduction
         if rate_at := reduction.rate_at:
             reduction = dataclasses.replace(reduction, keep_rate=rate_at(epoch))
@@ -309,7 +320,7 @@ class RunConfig(CheckedFields):
         return model.clone(remat=self.remat)
 
     def at_cost(self) -> "RunConfig":
-        """The same, with tokens in place of the cost of its reduction."""
+        """The RunConfig with counts of tokens in place of the cost `macs`."""
         from imagepiece_jax.models.at_cost import method_at_cost  # imports JAX
 
         if self.reduction.macs is None:
@@ -328,10 +339,10 @@ class RunConfig(CheckedFields):
         return dense, grid, self.model.name
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as written, with what decides the model's images and tokens.
+        """The config for the run's folder: as written, and complete where it matters.
 
-        That is mean and std, and all fields of the reduction, with the text that asked
-        for it.
+        mean, std and all fields of the reduction are in it, even where they were empty,
+        and as a label the text that asked for the reduction.
         """
         from imagepiece_jax.models.at_cost import with_chosen  # imports JAX
         from imagepiece_jax.reduction.methods import name_of

@@ -121,26 +121,27 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """
     if names is None and num_classes == len(imagenet_names()):
         names = imagenet_names()
-    own = collections.defaultdict(set)
-    others = collections.defaultdict(set)
+    by_own_name = collections.defaultdict(set)
+    by_other_name = collections.defaultdict(set)
     for label, name in enumerate(names or ()):
         if name is None:
             continue
-        own[normalized(name)].add(label)
-        places = imagenet_labels().get(name, set())
-        if label in places:  # ImageNet's own order: two classes are called crane
-            places = {label}
-        if len(places) == 1:
-            for other in _names_of(*places):
-                others[other].add(label)
-    found = others | own  # a class keeps the name it goes by
-    return {name: min(who) for name, who in found.items() if len(who) == 1}
+        by_own_name[normalized(name)].add(label)
+        imagenet = imagenet_labels().get(name, set())
+        if label in imagenet:  # ImageNet's own order: two classes are called crane
+            imagenet = {label}
+        if len(imagenet) == 1:
+            for other in _names_of(*imagenet):
+                by_other_name[other].add(label)
+    # A name of the model's goes before the same name in ImageNet.
+    by_name = by_other_name | by_own_name
+    return {name: min(labels) for name, labels in by_name.items() if len(labels) == 1}
 
 
 def mapped_classes(
     names: Names | None, data: str, model_names: Names | None
 ) -> str | None:
-    """The line on how folders of `data` have labels; None where all names agree.
+    """A note on how folders of `data` get labels; None where all names agree.
 
     names: of the classes of the data, by label
     model_names: of the model's
@@ -191,7 +192,9 @@ def mapped_classes(
 
 
 def kept_order(names: Names | None, data: str) -> str | None:
-    """The line on the order of a run's classes; None where it is as text and numbers.
+    """A note on the order of a run's classes; None where it can be no other.
+
+    Names with numbers can be sorted as text or by their numbers.
 
     names: of the classes, by label
     data: where they are from, as `config.data.name` has it

@@ -8,9 +8,9 @@ import reprlib
 import unicodedata
 from typing import NamedTuple
 
-from imagepiece_jax.data import splits
 from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
+from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError, one_of
 
 NEEDED = ("filename", "label")
@@ -37,8 +37,9 @@ def open_csv(
 
     split: "train" or "val"
     num_classes: None is as many as the labels of both splits need
-    labeled: whether training images have labels, else -1; then test images may have
-        none, too, and without any a part of the training images are
+    labeled: whether training images have labels. If not, their labels are -1, test
+        images may have none, too, and without test images a part of the training images
+        are test images (`split_files`)
     Raises InputError, with the line, for an unreadable table, a label outside the
     classes, a label with two class names, an image in both splits or twice in the test,
     and a training split that lacks a class.
@@ -105,7 +106,7 @@ def open_csv(
             allowed="all, or none",
         )
     if not labeled and not with_label:
-        chosen = splits.part(trained, split, path)
+        chosen = split_files(trained, split, path)
         files = [_stored_file(name, path) for name in chosen]
         labels = [-1] * len(files)
     if not files:
@@ -130,9 +131,11 @@ def open_csv(
 
 
 def _check_again(file, row, first):
-    """InputError for a file that may not come again, as it did in the row `first`.
+    """InputError for a file that was named before and must not be named twice.
 
-    Only training images of one label may.
+    Only a training image may be, with the same label.
+
+    first: the first row that names the file
     """
     if first is row or (first[1:] == row[1:] and row.split == "train"):
         return
@@ -150,7 +153,10 @@ def _check_again(file, row, first):
 
 
 def _check_columns(path, split, table):
-    """Whether there is a split; blanks around the names of columns are removed."""
+    """Whether the table has a column `split`. InputError for wrong columns.
+
+    Blanks around the names of columns are removed.
+    """
     table.fieldnames = [name.strip() for name in table.fieldnames or ()]
     for name in (*NEEDED, *OPTIONAL):
         if table.fieldnames.count(name) > 1:
@@ -188,7 +194,7 @@ def _label(text, num_classes):
 
 
 def _stored_file(name, path):
-    """The file that is meant, which may be stored in another spelling of Unicode."""
+    """The name of a file as it is stored: é may be one character there, or two."""
     root = os.path.dirname(path)
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
         if os.path.isfile(os.path.join(root, spelling)):

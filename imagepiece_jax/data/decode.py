@@ -167,8 +167,10 @@ def _turn(image):
 def _orientation(exif):
     """The orientation that a block of EXIF states; None where it states none.
 
-    Pillow reads no field behind one whose value lies outside of the block, as programs
-    leave them that cut it: of 4,000 random blocks it missed 266 orientations.
+    A field of EXIF has 12 bytes: its number, its type, a count, and the value or the
+    place of the value in the block. Some programs cut the block, so that values are
+    missing. Pillow stops at the first of these: of 4,000 random blocks it missed 266
+    orientations.
     """
     content = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "little", b"MM": "big"}.get(content[:2])
@@ -178,8 +180,8 @@ def _orientation(exif):
     def number(place, size):
         return int.from_bytes(content[place : place + size], order)
 
-    table = number(4, 4)
-    end = table + 2 + 12 * number(table, 2)  # of the table's count and its fields
+    table = number(4, 4)  # place of the number of fields, which the fields follow
+    end = table + 2 + 12 * number(table, 2)
     for place in range(table + 2, min(end, len(content)), 12):
         size = NUMBER_BYTES.get(number(place + 2, 2))
         single = number(place + 4, 4) == 1  # several numbers may lie elsewhere

@@ -5,9 +5,10 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from imagepiece_jax.data import class_names, image_files, splits
+from imagepiece_jax.data import class_names, image_files
 from imagepiece_jax.data.decode import EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
+from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -242,7 +243,7 @@ def _unlabeled_files(root, split):
     _log_left_out(root, found.left_out)
     if separate:
         return found.images
-    return splits.part(found.images, split, f"folder {root}")
+    return split_files(found.images, split, f"folder {root}")
 
 
 def _log_left_out(root, left_out):

@@ -98,10 +98,10 @@ class BatchSequence(abc.ABC):
         images = []
         samples = []
         for request in self.requests(number):
-            image, own, errors = self._first_readable(request)
+            image, fields, errors = self._first_readable(request)
             for slot, arguments in request.calls.items():
-                images.append(self._transformed(image, own["index"], arguments))
-                samples.append(Sample(slot, own, errors))
+                images.append(self._transformed(image, fields["index"], arguments))
+                samples.append(Sample(slot, fields, errors))
                 errors = []  # are recorded for the first copy only
         pixels = allocate((len(images), *self.transform.shape, 3))
         for place, image in zip(pixels, images, strict=True):
@@ -109,7 +109,10 @@ class BatchSequence(abc.ABC):
         return Chunk(pixels, samples)
 
     def _first_readable(self, request):
-        """(first readable image or None, its fields, errors of those before it)."""
+        """(the first readable image, its fields, errors of the images before it).
+
+        Where none is readable, the image is None, and the fields are those of padding.
+        """
         errors = []
         for candidate in map(int, request.candidates):
             try:
@@ -297,8 +300,11 @@ class Request(NamedTuple):
 def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
     """The slots of each chunk of a batch, in the order of their positions.
 
+    The copies of an image are in one chunk, so that it is read once.
+
     positions: [slots], positions in the global batch
-    places: [slots], the same for copies of one image, and rising with the positions
+    places: [slots], places in the order of images, which are the same for all copies of
+        an image, and rise with the positions
     """
     order = np.argsort(positions)
     places = places[order]

@@ -71,9 +71,9 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
             value=images.shape,
             allowed=allowed,
         )
-    own = Normalization(mean, std)
-    mean = _along(images, own.mean)
-    std = _along(images, own.std)
+    checked = Normalization(mean, std)
+    mean = _along(images, checked.mean)
+    std = _along(images, checked.std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
@@ -99,12 +99,13 @@ def as_normalized(images: jax.Array, mean, std) -> jax.Array:
 
 
 def check_images(images, image_size=None, floats: bool = True, pixels: bool = False):
-    """Raise InputError for others than floats [B, H, W, 3], B > 0, of a size if given.
+    """Raise InputError for anything but a batch of images [B, H, W, 3], B > 0.
 
     Integers would pass through a model, and mean nothing there.
 
-    floats: False: a program was made for pixels, and takes nothing else
-    pixels: uint8 is allowed, too, and is normalized later
+    image_size: of the images; None: any
+    floats: whether floats are allowed; False for a program that was made for pixels
+    pixels: whether uint8 is allowed, which is normalized later
     """
     allowed = "floats, normalized by the model's mean and std "
     allowed += "(imagepiece_jax.normalize)"

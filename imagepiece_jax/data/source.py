@@ -122,7 +122,7 @@ class Source(abc.ABC):
 
     @property
     def part(self) -> dict[str, str]:
-        """A JSON value that identifies this part of a larger source, by its name."""
+        """{"part": a text that differs for other parts of a larger source}; {}: all."""
         return {}
 
 
@@ -166,7 +166,7 @@ class Subset(Source):
 
     @functools.cached_property
     def part(self):
-        """FNV-1a hash, word by word, of the places in the full source: hex digits."""
+        """{"part": hash of the places in the full source}, FNV-1a in hex digits."""
         source = self.source
         indices = self.indices
         while isinstance(source, Subset):

@@ -1,4 +1,7 @@
-"""Test images held out of a set without labels that has no test images of its own."""
+"""The split of a set that has neither labels nor test images: one image in ten tests.
+
+`recover` holds out other images (`training.recover.divided`).
+"""
 
 import logging
 
@@ -11,14 +14,15 @@ MAX_TEST_IMAGES = 1000
 log = logging.getLogger("imagepiece_jax.data")
 
 
-def part(files, split, place):
-    """The files of a split, of all `files` of a set: a tenth are test images.
+def split_files(files, split, place):
+    """The training or the test images among the files of a set.
 
-    They are evenly spaced and at most 1,000. A file that is named twice is in one
-    split, and a test image once.
+    Test images are a tenth of the files, evenly spaced and at most 1,000. A file that
+    is named twice is in one split only, and tests only once.
 
+    files: paths of all images of the set
     split: "train" or "val"
-    place: of the set, for messages
+    place: the set, in words, for messages
     Raises InputError for fewer than two files.
     """
     different = [*dict.fromkeys(files)]

@@ -191,24 +191,24 @@ def _mapped(state, path, fill, norm):
     """(prefix tokens [B, P, D], patches [B, h w, D], whether dropped [B, h w])."""
     prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
     while True:
-        gone = jnp.zeros(values.shape[:2], bool)
+        dropped = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
-            gone = path.slot == DROPPED
+            dropped = path.slot == DROPPED
             values = rows_of(values, path.read)
         if path.last is not None:
-            values = jnp.where(gone[..., None], path.last, values)
+            values = jnp.where(dropped[..., None], path.last, values)
         if path.mixed is None:
             break
         path, mixing, x = path.mixed
         values = _spread(values, mixing.matrix).astype(x.dtype)
     if fill == "class":
-        values = jnp.where(gone[..., None], prefix[:, :1], values)
+        values = jnp.where(dropped[..., None], prefix[:, :1], values)
     if norm:  # applied once to both, which compiles faster
         both = norm(jnp.concatenate([prefix, values], axis=1))
         prefix, values = jnp.split(both, [state.num_prefix], axis=1)
     if fill == "zero":
-        values = jnp.where(gone[..., None], 0, values)
-    return prefix, values, gone
+        values = jnp.where(dropped[..., None], 0, values)
+    return prefix, values, dropped
 
 
 def _spread(learned, matrix):

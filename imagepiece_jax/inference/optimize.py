@@ -272,7 +272,7 @@ def compiler(
     if requested.cache_dir is not None:
         make_folder("cache_dir", requested.cache_dir)
     model, weights = prepare(model, vit.variables, dtype=dtype, gelu=requested.gelu)
-    model = placed(model, device, requested.attention, requested.kernels)
+    model = for_device(model, device, requested.attention, requested.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
     dead_gmacs = 0.0
@@ -308,8 +308,11 @@ def compiler(
     return compiled
 
 
-def placed(model, device, attention="auto", kernels=None):
-    """A model with the attention and the kernels that a device has. See `optimize`."""
+def for_device(model, device, attention="auto", kernels=None):
+    """The model with the attention and the kernels of reductions that a device has.
+
+    attention, kernels: as `CompileOptions` has them
+    """
     head_dim = model.embed_dim // model.num_heads
     kernels = kernels or default_kernels(model, device)
     return model.clone(
@@ -329,7 +332,7 @@ def default_kernels(model, device):
 
 
 def prepare(model, variables, *, dtype="bfloat16", gelu=None):
-    """(model, variables) with a folded stem and weights of a dtype, to be compiled.
+    """(model, variables) in the form that is compiled: stem folded, weights cast.
 
     The parts STAYS_FLOAT32 stay float32. The function can be traced, so that
     `jax.eval_shape` gives the shapes.
@@ -352,6 +355,8 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
 
 def forward(model, listed=False):
     """A function (variables, images) -> logits, which normalizes uint8 images.
+
+    The last block computes only the tokens that the head reads (`ViT.head_only`).
 
     listed: whether it returns a `TokenList` in place of logits
     """

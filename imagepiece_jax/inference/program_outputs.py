@@ -39,13 +39,13 @@ class ProgramOutputs:
         self.model = vit.model_with_tokens(tokens)
         self.tokens = tokens
         self.listed = tokens is not None
-        self.maps = output != "logits"
+        self.has_features = output != "logits"
         self.blocks = features.chosen_blocks(layers, self.model.depth)
         self.norm = norm
         self.fill = fill
         self._check()
         self.names = []
-        if self.maps:
+        if self.has_features:
             self.names += self._feature_names(output)
         if self.listed:
             self.names += TokenList._fields
@@ -58,7 +58,7 @@ class ProgramOutputs:
 
     def _check(self):
         for field, value in self._options.items():
-            if not self.maps and value != DEFAULTS[field]:
+            if not self.has_features and value != DEFAULTS[field]:
                 raise InputError(
                     "is an option of features, but output is 'logits'",
                     field=field,
@@ -92,17 +92,17 @@ class ProgramOutputs:
 
     @property
     def as_json(self) -> dict:
-        """Options of features, as JSON values."""
-        if not self.maps:
+        """The options of features as JSON values; {} for logits."""
+        if not self.has_features:
             return {}
         return {"features": self._options}
 
     def forward(self, model: ViT) -> Callable:
-        """A function (variables, images) -> tuple of the arrays.
+        """A function (variables, images) -> tuple of arrays in the order of `names`.
 
         model: the model in the form that is exported
         """
-        if not self.maps:
+        if not self.has_features:
             run = optimize.forward(model, self.listed)
             if self.listed:
                 return run
@@ -112,11 +112,11 @@ class ProgramOutputs:
         )
 
         def arrays(variables, images):
-            maps = run(variables, images)
-            named = maps._asdict()
-            for block, layer in zip(self.blocks, maps.layers, strict=True):
+            found = run(variables, images)
+            by_name = found._asdict()
+            for block, layer in zip(self.blocks, found.layers, strict=True):
                 for part, array in layer._asdict().items():
-                    named[f"layer_{block}_{part}"] = array
-            return tuple(named[name] for name in self.names)
+                    by_name[f"layer_{block}_{part}"] = array
+            return tuple(by_name[name] for name in self.names)
 
         return arrays

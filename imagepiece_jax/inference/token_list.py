@@ -68,12 +68,12 @@ def token_list(
 
 
 def _before(values):
-    """Whether the other of two tokens comes before, ties by index. -> [B, n, n]."""
-    mine = values[:, :, None]
-    other = values[:, None, :]
+    """Whether token j has a smaller value than token i, ties by index. -> [B, i, j]."""
+    value_i = values[:, :, None]
+    value_j = values[:, None, :]
     index = np.arange(values.shape[1])
-    first = (index[None, :] < index[:, None])[None]
-    return (other < mine) | ((other == mine) & first)
+    j_is_first = (index[None, :] < index[:, None])[None]
+    return (value_j < value_i) | ((value_j == value_i) & j_is_first)
 
 
 def _centers(path, count, batch, grid):

@@ -83,7 +83,10 @@ class Architecture(CheckedFields):
         return {name: getattr(checked_parts, name) for name in parts}
 
     def with_parts(self, parts: Mapping[str, Any]) -> "Architecture":
-        """The same with these parts; a class token that comes or goes is the pool."""
+        """The same with these parts.
+
+        A class token that is added becomes the pool; without it the pool is the mean.
+        """
         class_token = parts.get("class_token", self.class_token)
         if class_token != self.class_token:
             pool = "token" if class_token else "mean"

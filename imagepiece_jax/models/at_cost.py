@@ -86,7 +86,7 @@ def _with_counts(reduction, found, model, grid, name):
 
 
 def with_chosen(reduction, model, grid, name=None):
-    """The reduction, by the name and fields of the recommended method if it is "auto".
+    """The reduction as a dict; in place of "auto" it has the recommended method.
 
     Arguments are those of `fields_at_cost`.
     """
@@ -111,7 +111,7 @@ def method_at_cost(method, model, grid, name=None, tolerance=TOLERANCE):
 
 
 def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
-    """(the method, or the one chosen for "auto"; the same with counts for its cost)."""
+    """(the method, where "auto" is the recommended one; the same at its cost)."""
     if method.macs is None:
         return method, method
     of_model = model.facts_for_methods(grid, name)

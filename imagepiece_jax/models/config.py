@@ -54,13 +54,15 @@ def _parts(value):
 
 
 def _open(check, usual=None, decided=False):
-    """A field that is None where the name decides, or `usual` where it does not.
+    """A field that may be None: then the model's name decides it.
 
-    decided: whether trained weights decide it
+    check: a field that checks values other than None
+    usual: the value where the name does not decide it either
+    decided: whether trained weights decide it, so that no other value fits them
     """
     field = optional(check)
-    own = {"usual": usual, "decided": decided}
-    return dataclasses.field(default=None, metadata={**field.metadata, **own})
+    metadata = {**field.metadata, "usual": usual, "decided": decided}
+    return dataclasses.field(default=None, metadata=metadata)
 
 
 class Contradiction(InputError):
@@ -69,7 +71,11 @@ class Contradiction(InputError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CheckedFields):
-    """Fields of a model; None: the name decides, or nothing does."""
+    """What makes a model, but for its reduction and weights: `create` makes the ViT.
+
+    A field that is None is decided by the name, else by `usual` of `_open`, or by
+    nothing yet.
+    """
 
     # in registry.MODELS, or timm's of a public model with or without its tag, such as
     # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
@@ -110,13 +116,15 @@ class ModelConfig(CheckedFields):
         Raises InputError for an unknown field, and for a value that is not allowed.
         """
         check_names(fields, cls.names())
-        own = {name: value for name, value in fields.items() if name not in PARTS}
-        given = {name: value for name, value in fields.items() if name in PARTS}
-        beside = {name: value for name, value in given.items() if value is not None}
-        if own.get("arch") is None:
-            own.pop("arch", None)
-        config = cls(**own)
-        return dataclasses.replace(config, arch=config.arch | Architecture.some(beside))
+        arguments = {name: value for name, value in fields.items() if name not in PARTS}
+        parts = {}
+        for name, value in fields.items():
+            if name in PARTS and value is not None:
+                parts[name] = value
+        if arguments.get("arch") is None:
+            arguments.pop("arch", None)
+        config = cls(**arguments)
+        return dataclasses.replace(config, arch=config.arch | Architecture.some(parts))
 
     @classmethod
     def names(cls) -> list[str]:
@@ -211,7 +219,12 @@ class ModelConfig(CheckedFields):
         return dataclasses.replace(self, **requested.fields | {"arch": wanted})
 
     def create(self, reduction: Reduction | Method = None) -> ViT:
-        """The model, with a reduction. Raises InputError for fields that do not fit."""
+        """The ViT of this config, with the plan of a reduction (`with_plan`).
+
+        Fields that are None are those of the name, else the usual ones.
+
+        Raises InputError for fields that do not fit.
+        """
         named = fields_of(self.name)
         arch = self.architecture
         fields = self._all_fields
@@ -268,7 +281,11 @@ class ModelConfig(CheckedFields):
     def reduction_at_cost(
         self, reduction: Reduction, tolerance: float = at_cost.TOLERANCE
     ) -> Mapping[str, Any]:
-        """As `at_cost.fields_at_cost`, for a model of these fields."""
+        """A reduction as a dict, for this model: counts of tokens in place of `macs`.
+
+        In place of "auto", which a number such as 0.5 stands for, it has the name and
+        fields of the recommended method (`at_cost.fields_at_cost`).
+        """
         fields = as_fields(reduction)
         if fields.get("macs") is None:
             return fields
@@ -281,7 +298,11 @@ class ModelConfig(CheckedFields):
 def with_plan(
     model, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
 ):
-    """A ViT with the plan of a reduction, which it notes as its `reduction`.
+    """A ViT with the plan of a reduction.
+
+    The method's score "auto" becomes a score that the model has. prop_attn is the
+    method's, where neither the reduction nor `prop_attn` says it. The ViT's field
+    `reduction` notes the name and fields.
 
     model: a ViT of the same sizes, with any plan
     reduction: as `create_model` takes it, or a Method
@@ -325,9 +346,9 @@ def with_plan(
 
 
 def usual_prop_attn(method, name):
-    """Whether a Method has proportional attention where nobody says so.
+    """Whether a Method has proportional attention by default.
 
-    name: of the model, whose weights may be used without it
+    name: of the model; some public weights (MAE's) are used without it
     """
     usual = method.model_fields.get("prop_attn", False)
     return fields_of(name).get("prop_attn", usual)

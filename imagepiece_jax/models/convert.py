@@ -126,10 +126,10 @@ def model_variables(
 
 def _without_other_selectors(tensors, like):
     """The tensors without those of selectors that are not among variables `like`."""
-    own = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
+    starts = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
     used = {}
     for name, tensor in tensors.items():
-        if not name.startswith("reducer.") or name.startswith(own):
+        if not name.startswith("reducer.") or name.startswith(starts):
             used[name] = tensor
     return used
 

@@ -342,7 +342,9 @@ class Pretrained:
         return self._with_model(model, params)
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
-        """The same for an analysis: reductions in plain JAX.
+        """The same model with reductions in plain JAX, which show all that they decide.
+
+        Fused kernels leave scores out.
 
         dtype: of the layers; None: the model's
         """
@@ -374,7 +376,7 @@ class Pretrained:
         return fields_at_cost(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: Mapping[str, Any]) -> str:
-        """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
+        """How figures with `reduction` are called: "as trained" or "off-the-shelf"."""
         same = settings.with_defaults(reduction) == settings.with_defaults(
             self.reduction
         )
@@ -423,7 +425,7 @@ class Pretrained:
 
     @property
     def _learned(self):
-        """Tensors of selectors by timm's names, of this and of other reductions."""
+        """Learned selectors of this reduction and others, tensors by timm's names."""
         learned = dict(self.selectors)
         if "selectors" not in self.untrained_kinds:  # maybe trained since then
             selectors = convert.selectors_of(self.variables)
@@ -431,21 +433,28 @@ class Pretrained:
         return learned
 
     def _with_model(self, model, params, seed=None, **changes):
-        """The same weights with a model of other selectors, blocks or positions.
+        """This Pretrained with another model, and variables that fit it.
 
-        params: the dense part, and selectors, which the model need not have
-        seed: as for `with_reduction`
-        changes: of other fields
+        The dense part of the variables comes from `params`. Selectors of the model come
+        from all that were learned so far, for this or another reduction.
+
+        model: a ViT with as many positions and blocks as `params`
+        params: parameters, of which selectors are ignored
+        seed: of selectors that were never learned; None: InputError for these
+        changes: further fields of the Pretrained
         """
         dense = {k: v for k, v in params.items() if not k.startswith(convert.SELECTOR)}
         images = changes.get("preprocessing", self.preprocessing)
         learned = self._learned
+        fresh = None  # the selectors that `learned` lacks
+        if seed is None:
+            fresh = ()
         variables, drawn = convert.model_variables(
             model,
             images.image_size,
             learned,
             self.place,
-            fresh=() if seed is None else None,
+            fresh=fresh,
             seed=seed or 0,
             given={**self.variables, "params": dense},
         )

@@ -162,9 +162,9 @@ def timm_name(file: str) -> str:
 def _similar(name: str) -> str | None:
     """The shortest name of a model with all words of `name`, short sizes too."""
     words = [SHORT_SIZES.get(word, word) for word in _words(name)]
-    fitting = [one for one in public_models() if {*words} <= {*one.split("_")}]
-    begun = [one for one in fitting if one.startswith(words[0])]
-    return min(begun or fitting, key=len, default=None)
+    fitting = [name for name in public_models() if {*words} <= {*name.split("_")}]
+    same_start = [name for name in fitting if name.startswith(words[0])]
+    return min(same_start or fitting, key=len, default=None)
 
 
 def _words(name):

@@ -85,7 +85,7 @@ def is_id(path: str | os.PathLike) -> bool:
 
 
 def short_name(path: pathlib.Path) -> str:
-    """A short name of weights, in the cache of the hub their repository."""
+    """OWNER/NAME for a path in the cache of the hub, else the last part of the path."""
     if path.name == files.ORBAX:
         path = path.parent
     repository = path.parent.parent.name
@@ -95,7 +95,7 @@ def short_name(path: pathlib.Path) -> str:
 
 
 def path_text(path: pathlib.Path) -> str:
-    """A path in a sentence: itself, or in the cache of the hub its id."""
+    """The text of a path for sentences: its hub id where it is in the hub's cache."""
     if path.name == files.ORBAX:
         path = path.parent
     name = short_name(path)
@@ -142,17 +142,17 @@ def is_published(folder: str | os.PathLike) -> bool:
 def config_file(folder: pathlib.Path) -> pathlib.Path:
     """The config file of a folder of published weights.
 
-    OpenCLIP's repositories often have that of transformers, too, whose weights are
-    preferred where there are both.
+    Repositories of OpenCLIP often hold transformers' weights and config.json, too,
+    which are preferred.
     """
-    own = folder / OPEN_CLIP
+    of_open_clip = folder / OPEN_CLIP
     usual = folder / CONFIG
-    if not own.is_file():
+    if not of_open_clip.is_file():
         return usual
     names = [file.name for file in weights_files(folder)]
-    of_open_clip = all(name.startswith("open_clip") for name in names)
-    if of_open_clip or not usual.is_file():
-        return own
+    only_open_clip = all(name.startswith("open_clip") for name in names)
+    if only_open_clip or not usual.is_file():
+        return of_open_clip
     return usual
 
 

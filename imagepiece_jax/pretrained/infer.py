@@ -27,15 +27,16 @@ from imagepiece_jax.models.config import (
 from imagepiece_jax.models.pretrained import Source
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
-from imagepiece_jax.pretrained.layouts import Contents, transformers_settles
+from imagepiece_jax.pretrained.layouts import Contents, transformers_parts
 
 # Fields of an Architecture that no shape shows. A map has parameters of its own.
 IN_NO_TENSOR = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
 IN_NO_TENSOR += ("pool", "pool_include_prefix", "pool_heads")
-# Fields that a model's name settles, whatever else is asked for: a contradiction.
+# Fields that the name of a public model decides; a caller who wants another value
+# contradicts it.
 SETTLED_BY_NAME = ("norm_eps", "resize", "rotary", "post_norm")
 NO_FIELDS = ModelConfig()
-NONE_SETTLED = types.MappingProxyType({})
+NO_PARTS = types.MappingProxyType({})
 SHOWN_NAMES = 5  # in a sentence
 
 # What says a field of a model, in the words of `table`.
@@ -148,12 +149,12 @@ def _trained_config(source, contents, requested, otherwise):
     else:
         given = _given_for_file(source, contents, requested)
     heads = contents.config.num_heads
-    tensors = placed(contents, given)
-    settled = contents.settled
+    tensors = with_fc_norm(contents, given)
+    common_parts = contents.common_parts
     if path.is_dir():  # of a config.json without a name, whatever the tensors' names
-        settled = {**transformers_settles((), tensors), **settled}
+        common_parts = {**transformers_parts((), tensors), **common_parts}
     try:
-        config = infer(tensors, given, settled, otherwise)
+        config = infer(tensors, given, common_parts, otherwise)
     except Unnamed as error:
         way_out = f"place its {CONFIG} beside it"
         if path.is_dir():  # it has one; mean and std are in another file
@@ -244,7 +245,7 @@ def _given_for_file(source, contents, requested):
             size = usual
     given = dataclasses.replace(requested, image_size=size)
     named = published and not _is_full(requested.arch)
-    if named:  # what the name settles is compared later
+    if named:  # `ModelConfig.with_requested` compares what the name decides
         given = _without(given, SETTLED_BY_NAME)
     said[CALLER] = given
     config = merged(row, said)
@@ -266,13 +267,16 @@ def _without(config, fields):
     return dataclasses.replace(config, **empty, arch=arch)
 
 
-def placed(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
-    """Tensors of a layout with one name for a norm before and behind the pool.
+def with_fc_norm(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
+    """A checkpoint's tensors, whose last norm is "fc_norm" where it is behind the pool.
 
-    config: whose `fc_norm` says that it is behind
+    Layouts of other libraries have one name for the last norm in both places. timm
+    calls it "norm" in front of the pool.
+
+    config: of the model; its `fc_norm` says where the norm is
     """
     tensors = contents.tensors
-    if "fc_norm" in contents.settled or not config.arch.get("fc_norm"):
+    if "fc_norm" in contents.common_parts or not config.arch.get("fc_norm"):
         return tensors
     return {re.sub(r"^norm\.", "fc_norm.", name): tensors[name] for name in tensors}
 
@@ -280,14 +284,14 @@ def placed(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
 def infer(
     tensors: Mapping[str, np.ndarray],
     partial: ModelConfig,
-    settled: Mapping[str, Any] = NONE_SETTLED,
+    common_parts: Mapping[str, Any] = NO_PARTS,
     otherwise: ModelConfig = NO_FIELDS,
 ) -> ModelConfig:
     """The config of the model that tensors belong to.
 
     tensors: by timm's names
     partial: fields that its name, its layout, a config.json or the caller says
-    settled: fields of an Architecture that all models of the tensors' layout have
+    common_parts: fields of an Architecture that all models of the tensors' layout have
     otherwise: fields that hold where nothing else says them
     Returns name, all sizes, the full Architecture, mean and std.
     Raises InputError where the tensors are of no vision transformer that exists here,
@@ -295,7 +299,7 @@ def infer(
     """
     normalization(partial.mean, partial.std)  # which refuses only one
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sizes = _sizes(shapes, partial, settled)
+    sizes = _sizes(shapes, partial, common_parts)
     parts = _parts(shapes, sizes)
     named = registry.fields_of(partial.name)
     usual = ["image_size", "mean", "std"]
@@ -310,7 +314,7 @@ def infer(
     if named:
         arch = partial.architecture
     else:
-        known = {**settled, **partial.arch}
+        known = {**common_parts, **partial.arch}
         for _ in range(2):  # a pool that becomes known leaves other fields open
             for field in _invisible(parts, known):
                 if field in otherwise.arch:
@@ -330,7 +334,7 @@ def infer(
     )
 
 
-def _sizes(shapes, partial, settled):
+def _sizes(shapes, partial, common_parts):
     """image_size, num_classes, stem and sizes that shapes show.
 
     image_size is that of `partial` or of the name, where it makes this grid: it need be
@@ -339,7 +343,7 @@ def _sizes(shapes, partial, settled):
     stem, patch_size = _stem(shapes)
     if "pos_embed" in shapes:
         _, rows, width = _shape(shapes, "pos_embed", 3)
-        grids = _grids(rows, _prefix(shapes), partial, settled)
+        grids = _grids(rows, _prefix(shapes), partial, common_parts)
         image_size = _image_size(rows, grids, patch_size, partial)
     else:
         width = _shape(shapes, "blocks.0.norm1.weight", 1)[0]
@@ -367,14 +371,14 @@ def _sizes(shapes, partial, settled):
     }
 
 
-def _grids(rows, prefix, partial, settled):
+def _grids(rows, prefix, partial, common_parts):
     """Numbers of patches that `rows` positions can have, the likelier first."""
     others = rows - prefix  # where tokens in front of the patches have positions
     if partial.name or _is_full(partial.arch):  # compared with what tensors show
         if partial.architecture.prefix_positions:
             return [others, rows]
         return [rows, others]
-    known = {**settled, **partial.arch}
+    known = {**common_parts, **partial.arch}
     if "prefix_positions" not in known:
         return [others, rows]
     if known["prefix_positions"]:
@@ -383,9 +387,12 @@ def _grids(rows, prefix, partial, settled):
 
 
 def _image_size(rows, grids, patch_size, partial):
-    """The size of images with `rows` positions, of which a grid has as many as it has.
+    """The size of the images that a model with `rows` positions was trained on.
 
-    Without a size that caller or name give, images are square.
+    That is the size which the caller or the name gives, if it makes one of `grids`.
+    Else images are taken to be square.
+
+    grids: numbers of patches that they may have, the likelier first
     """
     named = registry.fields_of(partial.name).get("image_size")
     for count in grids:
@@ -408,7 +415,7 @@ def _is_square(count):
 
 
 def _patches(image_size, patch_size):
-    """Their number in an image, whose sides are cut to whole patches."""
+    """Number of whole patches in an image."""
     return math.prod(patch_grid(image_size, patch_size, cut=True))
 
 
@@ -489,7 +496,7 @@ def _stem(shapes):
 
 
 def _visible(arch):
-    """An Architecture with the default in IN_NO_TENSOR fields."""
+    """An Architecture for comparison: IN_NO_TENSOR fields have their defaults."""
     defaults = {field: getattr(DEIT, field) for field in IN_NO_TENSOR}
     if arch.pool == "map":
         del defaults["pool"]
@@ -516,22 +523,24 @@ def _check_parts(partial, arch, parts, shapes):
 
 
 def _invisible(parts, known):
-    """Fields of a model with these parts that no tensor shows.
+    """The fields of an Architecture that no tensor of such a model shows.
 
-    known: those that are known
+    parts: the Architecture as far as tensors show it
+    known: values by name of those fields that something else has said
     """
     gated = parts.mlp == "swiglu"
     pool = known.get("pool", parts.pool)
     fields = ["norm_eps"]
     if gated:
-        # It may be GELU's or behind: only a model that is known to have SwiGLU has it.
+        # The gate may be a GELU's, or the second half of a packed layer: only who knows
+        # the model can say that it is SwiGLU.
         fields.append("mlp")
     else:
         fields.append("gelu")
     if parts.positions:
         fields.append("resize")
     fields.append("rotary")
-    if not parts.layer_scale:  # which no model has whose norms are behind the branches
+    if not parts.layer_scale:  # models with norms behind the branches have none
         fields.append("post_norm")
     if parts.pool == "map":
         fields.append("pool_heads")
@@ -548,7 +557,7 @@ def _invisible(parts, known):
 
 
 def _has_two_grids(shapes, sizes, partial):
-    """Whether positions are of a grid with those of the prefix, and without them."""
+    """Whether positions fit a square grid both with and without those of the prefix."""
     prefix = _prefix(shapes)
     if "pos_embed" not in shapes or not prefix:
         return False

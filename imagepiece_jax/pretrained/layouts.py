@@ -35,23 +35,24 @@ CLIP_IMAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The names of one layout."""
+    """How the checkpoints of one library name their tensors."""
 
     title: str  # its name in sentences
-    mark: str  # the tensor that shows it
+    mark: str  # name of a tensor that all of its checkpoints have, and no others
     blocks: str  # a pattern for the start of a block's names, with its number
-    # {module or tensor of a block, a pattern in which a dot is a dot: timm's}
+    # {pattern for modules or tensors of a block, in which a dot is a dot: timm's name}
     inner: Mapping[str, str]
     outer: Mapping[str, str]  # the same for the rest of the tower
     # the same for parts without the tower's prefix
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
-    strict: bool = True  # names in no table are errors, not timm's
-    # fields of a ModelConfig that the tensors, by their names here, show
-    says: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
-    # fields of an Architecture that no tensor shows, and that all models have whose
-    # tensors have these names, here and by timm's names
-    settles: Callable[[Collection[str], Collection[str]], Mapping[str, Any]] = (
+    strict: bool = True  # a name in no table is an error, or else timm's name
+    # function from the tensors, by the layout's names, to fields of a ModelConfig that
+    # they show
+    config_fields: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
+    # function from the tensors' names, of the layout and of timm, to fields of an
+    # Architecture that no tensor shows, and that all models with such names have
+    common_parts: Callable[[Collection[str], Collection[str]], Mapping[str, Any]] = (
         lambda *_: types.MappingProxyType({})
     )
 
@@ -102,7 +103,7 @@ IGNORED = (
 )
 
 
-def _google_says(tensors):
+def _google_fields(tensors):
     # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
     # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
     if "pos_embed" not in tensors:
@@ -110,15 +111,15 @@ def _google_says(tensors):
             "has no pos_embedding: its positions are computed (sincos2d)",
             allowed="files with learned positions",
         )
-    says = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
-    says |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    fields = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
+    fields |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
     if kernel is not None and kernel.ndim == 3:
-        says["num_heads"] = kernel.shape[1]
-    return says
+        fields["num_heads"] = kernel.shape[1]
+    return fields
 
 
-def _openai_says(tensors):
+def _openai_fields(tensors):
     # Only OpenAI's own files have this; OpenCLIP has the same names with either GELU.
     if "input_resolution" not in tensors:
         return {}
@@ -127,61 +128,62 @@ def _openai_says(tensors):
     return fixed | CLIP_IMAGES
 
 
-# Of code in which norms are in front of attention and MLP, positions do not turn, and
-# an attention pool has the heads of a block.
+# Parts of models whose norms are in front of attention and MLP, whose positions are not
+# rotary, and whose attention pool has as many heads as a block.
 PLAIN = {"rotary": None, "post_norm": False, "pool_heads": 0, "fc_norm": False}
 PLAIN |= {"pool_include_prefix": False}
 
 
-def _google_settles(_, tensors):
-    # There is a class token where it is the pool (classifier, pool_type).
+def _google_parts(_, tensors):
+    # Files have a class token only where the head reads it (classifier, pool_type).
     if "cls_token" in tensors:
         return PLAIN | {"pool": "token"}
     return PLAIN
 
 
-def transformers_settles(_, tensors):
-    """What holds of all models in transformers' code, but for DINOv3."""
+def transformers_parts(_, tensors):
+    """Fields of an Architecture that all models of transformers have but DINOv3."""
     # Gated MLPs are DINOv2's.
-    settled = PLAIN | {"prefix_positions": "reg_token" not in tensors}
+    parts = PLAIN | {"prefix_positions": "reg_token" not in tensors}
     if "blocks.0.mlp.fc1_g.weight" in tensors:
-        settled["mlp"] = "swiglu"
+        parts["mlp"] = "swiglu"
     if "cls_token" in tensors:
-        settled["pool"] = "token"
-    return settled
+        parts["pool"] = "token"
+    return parts
 
 
-def _siglip_settles(names, tensors):
-    settled = transformers_settles(names, tensors)
-    if "classifier.weight" in names:  # it reads the mean
-        settled["pool"] = "mean"
-    return settled
+def _siglip_parts(names, tensors):
+    parts = transformers_parts(names, tensors)
+    if "classifier.weight" in names:  # this head reads the mean
+        parts["pool"] = "mean"
+    return parts
 
 
-def _openai_settles(names, _):
-    # OpenCLIP has the norm in front of a mean, or behind it (final_ln_after_pool).
-    if "input_resolution" in names:
+def _openai_parts(names, _):
+    if "input_resolution" in names:  # only OpenAI's own files have it
         return PLAIN | {"prefix_positions": True, "pool": "token"}
+    # Models of OpenCLIP may pool by mean, and then norm tokens or the pooled vector
+    # (final_ln_after_pool).
     plain = {k: v for k, v in PLAIN.items() if k != "fc_norm"}
     return plain | {"prefix_positions": True}
 
 
-def _dinov3_settles(names, _):
-    settled = {"pool": "token", "post_norm": False, "fc_norm": False}
+def _dinov3_parts(names, _):
+    parts = {"pool": "token", "post_norm": False, "fc_norm": False}
     if any(name.endswith(".mlp.w1.weight") for name in names):
-        settled["mlp"] = "swiglu"
-    return settled
+        parts["mlp"] = "swiglu"
+    return parts
 
 
-def _timm_settles(names, tensors):
+def _timm_parts(names, tensors):
     # timm's class Eva, which has rotary positions, and norms behind the branches, calls
     # its LayerScale gamma_1. EVA-02 and DINOv2 have SwiGLU as w1 and w12.
-    settled = {"fc_norm": "fc_norm.weight" in tensors}
+    parts = {"fc_norm": "fc_norm.weight" in tensors}
     if any(name.endswith(".ls1.gamma") for name in names):
-        settled |= {"rotary": None, "post_norm": False, "pool_heads": 0}
+        parts |= {"rotary": None, "post_norm": False, "pool_heads": 0}
     if any(name.endswith((".mlp.w1.weight", ".mlp.w12.weight")) for name in names):
-        settled["mlp"] = "swiglu"
-    return settled
+        parts["mlp"] = "swiglu"
+    return parts
 
 
 QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
@@ -212,7 +214,7 @@ VIT = Layout(
     },
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
     left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
-    settles=transformers_settles,
+    common_parts=transformers_parts,
 )
 TIMM = Layout(
     # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
@@ -237,7 +239,7 @@ TIMM = Layout(
     left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
     r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.",
     strict=False,
-    settles=_timm_settles,
+    common_parts=_timm_parts,
 )
 LAYOUTS = (
     Layout(
@@ -267,8 +269,8 @@ LAYOUTS = (
             "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
             "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
-        says=_google_says,
-        settles=_google_settles,
+        config_fields=_google_fields,
+        common_parts=_google_parts,
     ),
     VIT,
     dataclasses.replace(
@@ -276,7 +278,7 @@ LAYOUTS = (
         title="transformers' DINOv3",
         mark="embeddings.patch_embeddings.weight",
         outside={},
-        settles=_dinov3_settles,
+        common_parts=_dinov3_parts,
     ),
     Layout(
         title="transformers' CLIP and SigLIP",
@@ -302,7 +304,7 @@ LAYOUTS = (
         },
         outside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
-        settles=_siglip_settles,
+        common_parts=_siglip_parts,
     ),
     Layout(
         title="OpenAI's CLIP and OpenCLIP",
@@ -323,8 +325,8 @@ LAYOUTS = (
             "ln_post": "norm",
             "proj": "projection.kernel",  # [in, out], as Flax has it
         },
-        says=_openai_says,
-        settles=_openai_settles,
+        config_fields=_openai_fields,
+        common_parts=_openai_parts,
     ),
     dataclasses.replace(
         TIMM,
@@ -334,7 +336,7 @@ LAYOUTS = (
         outer={"storage_tokens": "reg_token"},
         outside={},
         left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # elsewhere unread: an error
-        settles=_dinov3_settles,
+        common_parts=_dinov3_parts,
     ),
     TIMM,
 )
@@ -386,14 +388,14 @@ def misshapen(name, shape, allowed):
 
 
 class Contents(NamedTuple):
-    """A checkpoint by timm's names, and the fields that its layout says."""
+    """The tensors of a checkpoint by timm's names, and what its layout says of them."""
 
     tensors: dict[str, np.ndarray]
     config: ModelConfig  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
     images: ModelConfig = ModelConfig()  # mean and std, where the file itself has them
     projector: Projector | None = None  # of a tower in a language model
     # fields of an Architecture that all models of its layout have
-    settled: Mapping[str, Any] = types.MappingProxyType({})
+    common_parts: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def read_weights(
@@ -490,16 +492,18 @@ def to_timm(
             origin[place] = name
     try:
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
-        config = ModelConfig.from_fields(layout.says(present))
+        config = ModelConfig.from_fields(layout.config_fields(present))
         tensors = _canonical(renamed)
         of_projector = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in of_projector}
         projector = None
-        settled = layout.settles([*dotted.values()], tensors)
+        common_parts = layout.common_parts([*dotted.values()], tensors)
         if layers or tower or places.host_prefix is not None:
             projector = _projector(layers, tower)
-            settled = {"pool": "mean"} | settled  # tokens are read, not a pool
-        return Contents(tensors, config, projector=projector, settled=settled)
+            common_parts = {
+                "pool": "mean"
+            } | common_parts  # tokens are read, not a pool
+        return Contents(tensors, config, projector=projector, common_parts=common_parts)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -613,7 +617,7 @@ class _Places:
 def _dotted_names(names):
     """{name: the same with dots, without what wrappers of a model added}.
 
-    InputError where two names are one without it.
+    InputError where two names are the same without that.
     """
     dotted = {}
     for name in names:
@@ -644,7 +648,11 @@ def _wrapper_prefix(names):
 
 
 def _projector(tensors, tower):
-    """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
+    """The Projector behind a vision tower.
+
+    tensors: projector.0.weight, [out, in], projector.0.bias, projector.1.weight, ..
+    tower: how the language model reads its tower; None where no config says it
+    """
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
             raise InputError(
@@ -747,7 +755,7 @@ def _layout(tensors):
 
 
 def _unscanned(tensors):
-    """Blocks that are in one tensor as tensors of their own."""
+    """The tensors, in which one that holds all blocks is split into one for each."""
     out = {}
     for name, tensor in tensors.items():
         before, scan, after = name.rpartition(SCAN)
@@ -762,12 +770,14 @@ def _unscanned(tensors):
 
 
 def _canonical(tensors):
-    """Tensors by timm's names, as timm has them.
+    """Renamed tensors of any layout in the form in which timm has them.
 
-    They come with kernels as Flax has them, q, k and v apart or all three of an
-    attention pool stacked, biases of keys masked, SwiGLU's first layer packed, a
-    projection instead of a head, the head of a mean of patches, and registers whose
-    class token has a position.
+    - Kernels of Flax become weights of PyTorch.
+    - q, k and v of blocks are stacked, k and v of an attention pool.
+    - Biases of keys that DINOv3 masks are left out.
+    - The first layer of a SwiGLU is split into its gate and the other half.
+    - The class token of a model with registers gets its position added.
+    - A projection, and SigLIP's head of the mean of patches, become the head.
     """
     out = {}
     for name, tensor in tensors.items():
@@ -845,8 +855,8 @@ def _stack(tensors):
 def _mask_keys(tensors):
     """Apply DINOv3's masks of the biases of q, k and v, in place.
 
-    A mask is a factor, of keys 0; NaN can be what it hides. Without masks keys have a
-    bias, unless in all blocks it is nothing.
+    A bias is multiplied by its mask, which is 0 for keys; what it hides may be NaN.
+    Keys have a bias unless that is 0 or NaN in all blocks.
     """
     thirds = {}
     masked = [name for name in tensors if name.endswith(".masked.bias")]
@@ -872,7 +882,7 @@ def _mask_keys(tensors):
 
 
 def _parts(name, tensor, count):
-    """Equal parts of a tensor."""
+    """The tensor `name`, split into `count` equal parts."""
     if tensor.ndim == 0 or len(tensor) % count:
         raise misshapen(name, tensor.shape, f"{count} equal parts")
     return np.split(tensor, count)
@@ -905,10 +915,10 @@ def _split(tensors):
 
 
 def _add_positions(tensors):
-    """Move the class token's position into it where registers have none, in place.
+    """Add its position to the class token of a model with DINOv2's registers, in place.
 
     DINOv2 puts registers between the class token and the patches after positions are
-    added; timm, and we, have only positions of the patches then.
+    added. In such a model timm, and this package, have positions of patches only.
     """
     registers = tensors.pop("register_tokens", np.zeros(0))
     if not registers.size:

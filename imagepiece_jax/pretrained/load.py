@@ -21,7 +21,7 @@ from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
-from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, placed
+from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, with_fc_norm
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.reduction.settings import DENSE, Reduction
 
@@ -144,7 +144,10 @@ def load_as(
     seed: int | None = None,
     abstract: bool = False,
 ) -> Pretrained:
-    """As `load`, which has the other arguments.
+    """The model of weights, with the arguments that `load` has, too.
+
+    `load` adds names of classes and the meaning of logits that the caller gives, and
+    warnings.
 
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
@@ -191,17 +194,17 @@ def _create(source, config, reduction, prop_attn):
     """The model of a config, with a reduction.
 
     reduction: None: the one that the weights were trained with
-    prop_attn: in place of that of the latter; None: as it is
+    prop_attn: for that one, whether attention is proportional; None: as it was trained
     """
-    own = source.reduction or DENSE
+    trained = source.reduction or DENSE
     if reduction is None:
-        reduction = own
+        reduction = trained
         if prop_attn is not None:
             reduction = {**reduction, "prop_attn": prop_attn}
     try:
         return config.create(config.reduction_at_cost(reduction))
     except InputError as error:
-        if reduction != own:  # it is not what the weights say
+        if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
         raise error.inside(place=source.place) from error
 
@@ -216,7 +219,7 @@ def _fill(vit, contents, fresh, seed, exact):
     source = vit.source
     tensors = contents.tensors
     if source.run is None:
-        tensors = placed(contents, source.config)
+        tensors = with_fc_norm(contents, source.config)
     size = vit.image_size
     learned = _learned(tensors, source.untrained)
     if seed is not None:
@@ -279,7 +282,7 @@ def read_source(
 
 
 def _learned(tensors, untrained):
-    """Those of selectors, by timm's names, that training has made."""
+    """The tensors of learned selectors; {} where they were drawn and never trained."""
     if any(part.startswith(convert.SELECTOR) for part in untrained):
         return {}
     start = f"{convert.SELECTOR}."
@@ -287,7 +290,7 @@ def _learned(tensors, untrained):
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):
-    """The line on weights that do not say how their images were normalized."""
+    """A note on weights that do not say how their images were normalized."""
     return (
         f"{path} does not say how its images were normalized: {taken} mean and "
         f"standard deviation are taken; {flags} set others"

@@ -117,7 +117,7 @@ def read_checkpoint(
 ) -> dict[str, np.ndarray]:
     """The state dict, by timm's names, of a run's newest "best" or "latest".
 
-    averaged: its averages (config.ema_decay)
+    averaged: the averages of its weights (config.ema_decay), not the weights
     Raises InputError where it has none, and for another `checkpoint`.
     """
     one_of("checkpoint", checkpoint, KINDS)

@@ -76,8 +76,8 @@ def _dinov2(fields):
 
 def _registers(fields):
     registers = fields["num_register_tokens"]
-    own = {"registers": registers, "prefix_positions": not registers}
-    return dataclasses.replace(_dinov2(fields), **own)
+    parts = {"registers": registers, "prefix_positions": not registers}
+    return dataclasses.replace(_dinov2(fields), **parts)
 
 
 def _dinov3(fields):
@@ -220,7 +220,7 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
 
 
 def _of_tower(config):
-    """The fields of a vision tower; of a model that is none but this, its own."""
+    """The fields of a language model's vision tower; all fields of another model."""
     if config["model_type"] not in HOSTS:
         return config
     # Of files before version 4.30, where it goes over vision_config.
@@ -343,7 +343,7 @@ def _problem_type(config, labels):
 
 
 def _kind(config):
-    """The model type, of a host that of its vision tower."""
+    """The model type; for a language model that of its vision tower."""
     name = config["model_type"]
     one_of("model_type", name, [*MODEL_TYPES, *HOSTS])
     if name not in HOSTS:
@@ -366,7 +366,7 @@ def _names(labels):
 
 
 def _share(cut, side):
-    """cut / side, or the number next to it of which int(cut / share) is `side`."""
+    """The share cut / side, rounded so that int(cut / share) is `side` again."""
     if not cut or not side:
         return math.inf  # which is refused
     share = cut / side
@@ -392,14 +392,14 @@ def _resized(size, default_to_square):
 
 
 def _channels(values):
-    """A mean or std of each channel, from these or one number for all."""
+    """Mean or std as three numbers; one number stands for all channels."""
     if is_number(values):
         return (values,) * 3
     return values
 
 
 def _square(size):
-    """A number of pixels, given so or as {"height", "width"} or twice."""
+    """Pixels a side of a square, from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
     if is_integer(size):

@@ -246,16 +246,16 @@ def _check_run(source, config, requested):
 
 
 def _reduction(fields, source, requested):
-    """The reduction of a config; typed fields leave that of weights no label."""
-    own = source.reduction or DENSE
+    """The reduction of a config, without its label where typed fields changed it."""
+    trained = source.reduction or DENSE
     if requested.prop_attn is not None:
-        own = {**own, "prop_attn": requested.prop_attn}
+        trained = {**trained, "prop_attn": requested.prop_attn}
     reduction = runs.reduction_of(fields)
     try:
         wanted = with_defaults(reduction)
     except InputError as error:
         raise error.inside("reduction") from error
-    if wanted != with_defaults(own):
+    if wanted != with_defaults(trained):
         reduction.pop(settings.LABEL, None)
     return reduction
 

@@ -466,9 +466,9 @@ def _check_slots(dest, n_out):
 def _check_index(dest, index):
     """InputError unless `index` is the map of `dest`, and partners stay themselves."""
     for image, slots in enumerate(dest):
-        own = jax.tree.map(lambda field, image=image: field[image], index)
-        _check_tokens(image, slots, own)
-        _check_groups(image, own)
+        of_image = jax.tree.map(lambda field, image=image: field[image], index)
+        _check_tokens(image, slots, of_image)
+        _check_groups(image, of_image)
 
 
 def _check_tokens(image, slots, index):
@@ -480,8 +480,8 @@ def _check_tokens(image, slots, index):
     n_out = len(index.keep)
     real = index.target != n_out
     tokens = np.concatenate([index.keep, index.absorbed[real]])
-    its_slots = np.concatenate([np.arange(n_out), index.target[real]])
-    for token, slot in zip(tokens.tolist(), its_slots.tolist(), strict=True):
+    slots_of_tokens = np.concatenate([np.arange(n_out), index.target[real]])
+    for token, slot in zip(tokens.tolist(), slots_of_tokens.tolist(), strict=True):
         there = "nowhere"
         if 0 <= token < n:
             there = f"slot {slots[token]}"
@@ -490,8 +490,8 @@ def _check_tokens(image, slots, index):
             _refuse(image, f"token {token}", problem)
     times = np.bincount(tokens, minlength=n)
     for (token,) in _first(times != (slots != DROPPED)):
-        which = f"token {token} of slot {slots[token]}"
-        _refuse(image, which, f"is {times[token]} times in index", "once")
+        subject = f"token {token} of slot {slots[token]}"
+        _refuse(image, subject, f"is {times[token]} times in index", "once")
 
 
 def _check_groups(image, index):
@@ -506,8 +506,8 @@ def _check_groups(image, index):
         problem = f"absorbs token {absorbed[place]} and is not in index.groups"
         _refuse(image, f"slot {target[place]}", problem)
     for (place,) in _first((groups < 0) | (groups >= n_out)):
-        which = f"index.groups[{place}]"
-        _refuse(image, which, f"is slot {groups[place]}", f"0 to {n_out - 1}")
+        subject = f"index.groups[{place}]"
+        _refuse(image, subject, f"is slot {groups[place]}", f"0 to {n_out - 1}")
     for (place,) in _first(keep[groups] != index.group_keep):
         slot = groups[place]
         partner = index.group_keep[place]

@@ -253,10 +253,12 @@ class Dropping(Reducer):
 
 
 def nearest_to_means(x, size, result):
-    """The token of each slot that is nearest to the slot's mean.
+    """The token of each slot that is nearest to the slot's mean: `Dropping` keeps it.
 
-    That token has the least mean squared distance to the tokens of its slot. Measured
-    so, two tokens of the same weight are equally near whatever rounding does.
+    That token has the least sum of weighted squared distances to the tokens of its
+    slot. The distances to the mean itself would have rounding errors: of two tokens
+    with the same weight, which are equally near to their mean, not always the first
+    would be kept.
 
     x: [B, n, D]
     size: [B, n], weights of the means where the result has none
@@ -303,15 +305,17 @@ def merge_in_place(absorbed, partners, counts):
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 
-    behind, ahead = ops.sums((before(partners), before(absorbed)), axis=2)
-    target = partners - behind
-    followed = absorbed - ahead
+    # Numbers of absorbed tokens before each partner, and before each absorbed token.
+    counts_before = ops.sums((before(partners), before(absorbed)), axis=2)
+    before_partner, before_absorbed = counts_before
+    target = partners - before_partner
+    staying_before = absorbed - before_absorbed
     leaves = absorbed[:, None, :] == index[:, :, None]
     joined = jnp.where(leaves, target[:, None, :], DROPPED)
     joined = jnp.max(joined, axis=-1)
     place_of_staying = index - jnp.sum(before(index), axis=-1, dtype=jnp.int32)
     place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
-    skipped = followed[:, None, :] <= place[:, :, None]
+    skipped = staying_before[:, None, :] <= place[:, :, None]
     keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
     dest = jnp.where(joined == DROPPED, place_of_staying, joined)
     index = SlotIndex.joining(keep, absorbed, target, partners)

@@ -26,8 +26,8 @@ def with_defaults(reduction):
     method = methods.create(**fields)
     if prop_attn is None:
         prop_attn = method.model_fields.get("prop_attn", False)
-    own = method.named_fields(training=False)
-    return {"name": fields["name"], "prop_attn": prop_attn, **own}
+    deciding = method.named_fields(training=False)
+    return {"name": fields["name"], "prop_attn": prop_attn, **deciding}
 
 
 def differences(reduction, base=None):

@@ -71,7 +71,7 @@ def parse_sweep(text):
 
 
 def parse_label(text):
-    """The reduction that a label of `settings.asked` names. Raises InputError."""
+    """The reduction that a label of `settings.cost_label` names. Raises InputError."""
     return parse_sweep(text.replace(" ", ":"))[0]
 
 

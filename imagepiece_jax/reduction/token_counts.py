@@ -27,7 +27,7 @@ class Rule:
         raise NotImplementedError
 
     def fewest(self, n: int, stage: int) -> int:
-        """The fewest of `n` tokens that a step with this reducer could leave."""
+        """The fewest of `n` tokens that a list of `counts` may leave at this step."""
         return 1
 
     def candidates(self, n: int) -> int | None:

@@ -35,9 +35,9 @@ class KeepScores(nn.Module):
         # Flax adds float32 to bfloat16, which a user's setting may forbid.
         with jax.numpy_dtype_promotion("standard"):
             x = norm(x)
-        z = nn.gelu(dense(dim, "embed")(x), approximate=False)
-        single = z[..., : dim // 2]
-        common = z[..., dim // 2 :].astype(jnp.float32)
+        hidden = nn.gelu(dense(dim, "embed")(x), approximate=False)
+        single = hidden[..., : dim // 2]
+        common = hidden[..., dim // 2 :].astype(jnp.float32)
         live = mask
         if mask is None:
             live = jnp.ones(x.shape[:2], jnp.float32)
@@ -47,10 +47,10 @@ class KeepScores(nn.Module):
         total = jnp.sum(live, axis=1, keepdims=True) + EPS
         mean = jnp.sum(live * common, axis=1, keepdims=True) / total
         mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
-        z = jnp.concatenate([single, mean], axis=-1)
-        z = nn.gelu(dense(dim // 2, "half")(z), approximate=False)
-        z = nn.gelu(dense(dim // 4, "quarter")(z), approximate=False)
-        return jax.nn.log_softmax(dense(2, "score", jnp.float32)(z))
+        hidden = jnp.concatenate([single, mean], axis=-1)
+        hidden = nn.gelu(dense(dim // 2, "half")(hidden), approximate=False)
+        hidden = nn.gelu(dense(dim // 4, "quarter")(hidden), approximate=False)
+        return jax.nn.log_softmax(dense(2, "score", jnp.float32)(hidden))
 
 
 def keep_macs(n, dim):

@@ -471,11 +471,12 @@ def _move_by_index(x, weight, total, index, dest, mean):
         return single
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
-    which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
-    which, several = last_and_any(jnp.where(grouped, which, 0), grouped)
-    together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
-    several = jnp.pad(several, front)
-    return jnp.where(several[:, :, None], together, single)
+    group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
+    # The group of each slot, and whether it has one.
+    group, has_group = largest_and_any(jnp.where(grouped, group, 0), grouped)
+    together = gather_rows(rows.astype(x.dtype), jnp.pad(group, front))
+    has_group = jnp.pad(has_group, front)
+    return jnp.where(has_group[:, :, None], together, single)
 
 
 def _group_rows(x, weight, total, index, prefix):
@@ -503,24 +504,24 @@ def _group_product(x, weight, total, index, prefix, absorbs):
     """`_group_rows` by a matrix product; absorbs: [B, m, e] bool."""
     first = index.group_keep
     absorbed = index.absorbed
-    own = gather_rows(weight, first)[:, :, None]
+    factor_of_first = gather_rows(weight, first)[:, :, None]
     weights = gather_rows(weight, absorbed)[:, None, :]
     factor = jnp.where(absorbs, weights, 0)
     if total is not None:
         divisor = gather_rows(total, index.groups)[:, :, None]
-        own = own / divisor
+        factor_of_first = factor_of_first / divisor
         factor = factor / divisor
     rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
     rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
-    kept = gather_rows(x, first + prefix).astype(jnp.float32)
-    return rows + own * kept
+    first_rows = gather_rows(x, first + prefix).astype(jnp.float32)
+    return rows + factor_of_first * first_rows
 
 
-def last_and_any(values, flags):
-    """(largest of values, whether any of flags) over the last axis, in one pass.
+def largest_and_any(values, flags):
+    """(the largest value, whether any flag is True) along the last axis, in one pass.
 
-    values: int32 of 0 or more
-    flags: bool
+    values: int32, 0 or more
+    flags: bool of the same shape
     """
 
     def join(a, b):

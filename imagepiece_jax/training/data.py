@@ -47,7 +47,9 @@ def length(run: RunConfig, images: int) -> Length:
     except InputError as error:
         raise error.inside("config") from error
     sets = run.eval.sets.items()
-    intervals = {k: own.every_epochs or run.eval_every_epochs for k, own in sets}
+    intervals = {}
+    for name, eval_set in sets:
+        intervals[name] = eval_set.every_epochs or run.eval_every_epochs
     return Length(steps, run.optim.epochs, intervals)
 
 

@@ -185,7 +185,8 @@ def _slurm(environment):
 def _open_mpi(environment):
     """The `Job` of this `mpirun`, or None outside one.
 
-    On one host they meet there: Open MPI 5 does not say where process 0 is.
+    Processes of a single host meet at 127.0.0.1, because Open MPI 5 does not say where
+    process 0 is.
     """
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         return None
@@ -340,7 +341,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
 
 
 def check_same_start(step: int, arrays):
-    """Raise InputError where they start from other steps, or other trees of arrays."""
+    """Raise InputError where processes start at other steps, or from other arrays."""
     checksum = 0
     if jax.process_count() > 1:
         for leaf in jax.tree.leaves(arrays):

@@ -30,7 +30,7 @@ class NamedWeights(SavedWeights):
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
-        """{"mean", "std"} of the images; {} where neither a file nor a name says."""
+        """{"mean", "std"} of the images; {} where neither files nor a name say them."""
         config = self.source.config
         if not self.source.path.is_dir():
             config = partial_config(self.source, self.contents)
@@ -98,13 +98,13 @@ class InitialWeights:
         return labels_by_name(names, run.num_classes)
 
     def normalization(self, workdir) -> dict[str, Any]:
-        """The config.model.mean and std of a run; {} where it has either.
+        """{"mean", "std"} of a run's images; {} where its config says them.
 
         A run in `workdir` has its own. A new one takes those of the weights that it
         starts or learns from, else those of the model's name, else ImageNet's. A
         teacher that may have others counts only where the run starts from no weights.
+        A note is printed where weights do not say them.
 
-        Returns both by name; notes for which of these weights they are a guess.
         Raises InputError where weights that a new run needs are not there.
         """
         model = self._run.model
@@ -245,8 +245,8 @@ class InitialWeights:
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
 
-        They do not fit either where they were trained with a function, or for images,
-        that no tensor shows and that is another here.
+        They must also agree in what no tensor shows, such as the kind of GELU and the
+        normalization of the images.
         """
         hidden = ModelConfig.from_fields(_hidden(model))
         vit = weights.load(otherwise=hidden)

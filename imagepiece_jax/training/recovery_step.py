@@ -189,11 +189,11 @@ class Fit:
         split: Callable[[Any], Any] | None = None,
         join: Callable[[Any, Any], Any] = optimizer.with_trained,
     ):
-        own = parallel.replicate(vit.variables)
-        frozen = own
+        of_student = parallel.replicate(vit.variables)
+        of_teacher = of_student
         if teacher is not None:
-            frozen = parallel.replicate(teacher.variables)
-        self.weights = own, frozen
+            of_teacher = parallel.replicate(teacher.variables)
+        self.weights = of_student, of_teacher
         teacher = teacher or vit.with_reduction(None)
         self.vit = vit
         self.recipe = recipe
@@ -232,7 +232,7 @@ class Fit:
         return loss
 
     def hold_out(self, batches: Iterable[dict[str, np.ndarray]]):
-        """Keep held-out images, which the measure is of, and the teacher's answers."""
+        """Keep the held-out images, with the teacher's answers, for `measure`."""
         self.held = []
         for batch in batches:
             targets = self._targets(self.weights, batch["image"])
@@ -270,8 +270,8 @@ class Fit:
         targets = self.targets_of(teacher, images)
 
         def loss_of(trained):
-            own = self.answers_of(student, trained, images)
-            return self.comparison.loss(own, targets)
+            answered = self.answers_of(student, trained, images)
+            return self.comparison.loss(answered, targets)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)
         loss, gradient = parallel.mean((loss, gradient))
@@ -283,8 +283,8 @@ class Fit:
         return self.targets_of(weights[1], self._normalized(pixels))
 
     def _measured(self, trained, weights, pixels, targets):
-        own = self.answers_of(weights[0], trained, self._normalized(pixels))
-        return self.comparison.measure(own, targets)
+        answered = self.answers_of(weights[0], trained, self._normalized(pixels))
+        return self.comparison.measure(answered, targets)
 
     def _normalized(self, pixels):
         return normalize(pixels, self.model.mean, self.model.std)
@@ -295,9 +295,10 @@ class Fit:
     def answers_of(self, variables, trained, images):
         params = self.join(variables["params"], trained)
         batch, *size, channels = images.shape
-        own = sides(self.vit.image_size)
-        if tuple(size) != own:
-            images = jax.image.resize(images, (batch, *own, channels), "cubic")
+        student_size = sides(self.vit.image_size)
+        if tuple(size) != student_size:
+            shape = (batch, *student_size, channels)
+            images = jax.image.resize(images, shape, "cubic")
         variables = {**variables, "params": params}
         return answers(self.model, variables, images, self.comparison.read)
 

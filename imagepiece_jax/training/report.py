@@ -44,7 +44,7 @@ PLACES = (
 
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
-    """MACs of an image's forward pass in each epoch; keep rates may differ."""
+    """MACs of an image's forward pass in each epoch; their keep rates may differ."""
     rate_at = run.reduction.rate_at
     by_rate = {}
     macs = []

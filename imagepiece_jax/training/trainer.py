@@ -226,7 +226,11 @@ class Run:
             request.ignore_signals()
 
     def compiled_step(self, epoch: int):
-        """`train_step` of `epoch` for all devices, compiled, with its state donated."""
+        """The training step of an epoch, compiled for all devices.
+
+        It is a function (state, batch, teacher's variables) -> (state, metrics), which
+        overwrites the state that it gets.
+        """
         model = self.config.create_train_model(epoch, parallel.AXIS)
         step = functools.partial(
             train_step,
@@ -249,7 +253,10 @@ class Run:
         return (step - 1) // self.data.length.steps_per_epoch
 
     def _changes_program(self, step):
-        """Whether `step` has another program than the one before: a rate warms up."""
+        """Whether `step` needs another program than the step before it.
+
+        That is so at the start of an epoch that has another keep rate.
+        """
         epochs = self._epoch(step - 1), self._epoch(step)
         if epochs[0] == epochs[1]:
             return False

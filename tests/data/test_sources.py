@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from imagepiece_jax.data import splits
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
 from imagepiece_jax.data.digits import read_digits
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource, Subset
+from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError
 from tests import tars
 from tests.refused import refused
@@ -475,20 +475,18 @@ def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
     """At most 1,000, and never an image of both, as one that a table names twice."""
     for number in range(40):
         save(tmp_path / "train" / "any" / f"{number:02d}.png", (number, 0, 0))
-    names = {}
-    for split in ("train", "val"):
-        images = unlabeled(tmp_path, split)
-        names[split] = [images.name(place)[-6:] for place in range(len(images))]
+    splits = {split: unlabeled(tmp_path, split) for split in ("train", "val")}
+    names = {k: [s.name(i)[-6:] for i in range(len(s))] for k, s in splits.items()}
     assert names["val"] == ["00.png", "13.png", "26.png", "39.png"]
     assert sorted(names["train"] + names["val"]) == [f"{i:02d}.png" for i in range(40)]
     assert "has no test images: 4 of its 40 images are held out" in caplog.text
     many = [f"{i}" for i in range(20_000)]
-    assert len(splits.part(many, "val", "x")) == 1000
+    assert len(split_files(many, "val", "x")) == 1000
     twice = [*many[:9], *many[:3]]
-    assert splits.part(twice, "val", "x") == ["0"]
-    assert splits.part(twice, "train", "x") == [*many[1:9], "1", "2"]
+    assert split_files(twice, "val", "x") == ["0"]
+    assert split_files(twice, "train", "x") == [*many[1:9], "1", "2"]
     with pytest.raises(InputError, match="x has 1 image and no test images; allow"):
-        splits.part(["a", "a"], "val", "x")
+        split_files(["a", "a"], "val", "x")
 
 
 @pytest.mark.parametrize(

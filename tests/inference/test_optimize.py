@@ -132,7 +132,7 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
     monkeypatch.setattr(fused, "unsupported_reason", lambda *of: None)
     monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_: None)
     assert optimize.default_kernels(model, cpu) == "auto"
-    assert optimize.placed(model, cpu, kernels="auto").kernels == "cpu"
+    assert optimize.for_device(model, cpu, kernels="auto").kernels == "cpu"
     assert optimize.default_kernels(model, gpu) == "plain"
     assert optimize.default_kernels(model.clone(kernels="9.0"), gpu) == "fused"
 

@@ -37,8 +37,9 @@ def agglomerate(distance, merges, linkage):
     def step(_, state):
         distance, first, members = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
+        # Clusters a and b join: b, whose first token comes later, becomes a part of a.
         a = pair[:, None] // n
-        b = pair[:, None] % n  # after a, by symmetry
+        b = pair[:, None] % n
         is_a = tokens == a
         is_b = tokens == b
         outside = is_a | is_b
@@ -50,10 +51,10 @@ def agglomerate(distance, merges, linkage):
         joined = jnp.where(outside, jnp.inf, joined)
         distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
-        gone = is_b[:, :, None] | is_b[:, None, :]
+        is_of_b = is_b[:, :, None] | is_b[:, None, :]
         members = jnp.where(is_a, members + gather_rows(members, b), members)
         return (
-            jnp.where(gone, jnp.inf, distance),
+            jnp.where(is_of_b, jnp.inf, distance),
             jnp.where(first == b, a, first),
             members,
         )

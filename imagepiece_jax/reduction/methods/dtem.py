@@ -70,9 +70,9 @@ def soft_merge(similarity, size, live, merges):
     b = size[:, 1:live:2]
     moved = spread * a[:, :, None]
     grown = b + jnp.sum(moved, axis=1)
-    own = 1 - jnp.sum(spread, axis=-1)
-    excess = jnp.clip(own, 0, 1) - own
-    clipped = own + jax.lax.stop_gradient(excess)
+    left = 1 - jnp.sum(spread, axis=-1)  # share of each token's size that it keeps
+    excess = jnp.clip(left, 0, 1) - left
+    clipped = left + jax.lax.stop_gradient(excess)
     # Rows of the tokens that grow, each between the rows of two that do not.
     safe = jnp.maximum(grown, TINY)
     to_b = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]

@@ -80,28 +80,29 @@ class Fusion(Ranking):
         score = self.affinity(x, 1 / received, 1 / size)
         score = score[:, even::2, 1 - even :: 2]
         # First, half of those that leave: tokens at even positions join odd ones.
-        first = merges // 2
+        leaving_even = merges // 2
         best, partner = find_partners(score, _places(score.shape[2]))
         order = rank(best)
-        joining = invert(order, first)
+        joining = invert(order, leaving_even)
         joined = gather_rows(partner, joining)
-        place = place_among(order >= first)
-        staying = invert(place, order.shape[1] - first)
+        place = place_among(order >= leaving_even)
+        staying = invert(place, order.shape[1] - leaving_even)
         # Then the other half: odd tokens join the even ones that are left.
-        back = gather_rows(score, staying).transpose(0, 2, 1)
-        best, partner = find_partners(back, _places(back.shape[2]))
+        odd_to_even = gather_rows(score, staying).transpose(0, 2, 1)
+        best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
         order = rank(best)
-        second = merges - first
-        slot = jnp.where(order < second, partner, staying.shape[1] - second + order)
-        others = invert(order, order.shape[1])
-        moving = others[:, :second]
-        staying_odd = others[:, second:]
+        leaving_odd = merges - leaving_even
+        slot_of_staying = staying.shape[1] - leaving_odd + order
+        slot = jnp.where(order < leaving_odd, partner, slot_of_staying)
+        ranked_odd = invert(order, order.shape[1])
+        joining_odd = ranked_odd[:, :leaving_odd]
+        staying_odd = ranked_odd[:, leaving_odd:]
         odd = 1 - even
         keep = [even + 2 * staying, odd + 2 * staying_odd]
         keep = jnp.concatenate(keep, axis=1)
-        absorbed = [even + 2 * joining, odd + 2 * moving]
+        absorbed = [even + 2 * joining, odd + 2 * joining_odd]
         absorbed = jnp.concatenate(absorbed, axis=1)
-        target = [gather_rows(slot, joined), gather_rows(slot, moving)]
+        target = [gather_rows(slot, joined), gather_rows(slot, joining_odd)]
         target = jnp.concatenate(target, axis=1)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)

@@ -121,10 +121,11 @@ class Method(fields.CheckedFields):
 
         Raises InputError for a block at which the method removes no tokens.
         """
-        own = dataclasses.replace(self, counts=None, macs=None)
+        # The steps that the method's own fields give, if it may act at this block.
+        method = dataclasses.replace(self, counts=None, macs=None)
         if hasattr(self, "blocks"):
-            own = dataclasses.replace(own, blocks=(block,))
-        steps = contract.check_steps(own.steps(depth), own)
+            method = dataclasses.replace(method, blocks=(block,))
+        steps = contract.check_steps(method.steps(depth), method)
         steps = [step for step in steps if step.block == block]
         if not steps:
             problem = f"changes at block {block}, at which this method does nothing"
@@ -132,7 +133,7 @@ class Method(fields.CheckedFields):
         return steps[0]
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method with another strength of its own schedule.
+        """The method with other fields of its own, which keep fewer tokens or more.
 
         strength: from 0, where all tokens stay, to 1, where as few stay as can
         """
@@ -141,9 +142,12 @@ class Method(fields.CheckedFields):
         return self._powered(strength, depth, patches)
 
     def at_strength(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method with another strength of the schedule that it has.
+        """The method with a schedule of another strength, for a search by cost.
 
-        That is the schedule of `counts`, its list to a power, or the method's own one.
+        Its schedule is that of the field `counts`, by name or as a list, or else that
+        of its own fields (`scaled`).
+
+        strength: from 0, where all tokens stay, to 1, where as few stay as can
         """
         free = dataclasses.replace(self, macs=None, counts=None)
         if self.counts is None:
@@ -154,7 +158,7 @@ class Method(fields.CheckedFields):
         return free.within_reach(counts, depth, patches)
 
     def _powered(self, strength, depth, patches):
-        """The method with its shares of tokens after each block to a power."""
+        """The method with its share of tokens after each block raised to a power."""
         plan = build(depth, patches, self.planned_steps(depth, patches), 0)
         shares = [layer.mlp_tokens / patches for layer in plan]
         powered = schedules.powered_shares(shares, strength)

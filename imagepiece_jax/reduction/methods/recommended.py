@@ -60,11 +60,11 @@ class Recommended(Method):
 
     def chosen(self, model):
         method = recommendation(model)
-        own = {"macs": self.macs, "counts": self.counts, "fate": self.fate}
+        fields = {"macs": self.macs, "counts": self.counts, "fate": self.fate}
         if method.in_stages and self.counts is None:
             quarters = {model.depth * part // STAGES for part in range(1, STAGES)}
-            own["blocks"] = tuple(sorted(quarters))
-        return methods.create(method.name, **own)
+            fields["blocks"] = tuple(sorted(quarters))
+        return methods.create(method.name, **fields)
 
     def steps(self, depth):
         raise NotImplementedError("only `chosen` has steps")

@@ -72,12 +72,12 @@ class Selector(nn.Module, MaskingReducer):
         """How much each head counts, by its mean feature: [B, n, H], with the sum 1."""
         count = heads.shape[2]
         dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
-        z = jnp.mean(heads, axis=-1, dtype=jnp.float32)
-        z = dense(max(1, count // 2), name="vote_in")(z)
-        z = nn.gelu(z, approximate=False)
-        z = dense(count, name="vote_out")(z)
-        # sigmoid(z) / sum sigmoid(z), also where all of them underflow
-        return jax.nn.softmax(jax.nn.log_sigmoid(z))
+        votes = jnp.mean(heads, axis=-1, dtype=jnp.float32)
+        votes = dense(max(1, count // 2), name="vote_in")(votes)
+        votes = nn.gelu(votes, approximate=False)
+        votes = dense(count, name="vote_out")(votes)
+        # sigmoid(v) / sum sigmoid(v) of votes v, also where all of them underflow
+        return jax.nn.softmax(jax.nn.log_sigmoid(votes))
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):

@@ -134,8 +134,10 @@ class TokenLearner(Method):
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
     def step_at(self, block, depth, tokens):
-        own = dataclasses.replace(self, block=block, num_tokens=tokens, counts=None)
-        return own.steps(depth)[0]
+        at_block = dataclasses.replace(
+            self, block=block, num_tokens=tokens, counts=None
+        )
+        return at_block.steps(depth)[0]
 
     def steps(self, depth):
         if self.version == "v1.1":
