@@ -92,8 +92,9 @@ class Fusion(Ranking):
         best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
         order = rank(best)
         leaving_odd = merges - leaving_even
+        leaves = order < leaving_odd
         slot_of_staying = staying.shape[1] - leaving_odd + order
-        slot = jnp.where(order < leaving_odd, partner, slot_of_staying)
+        slot = jnp.where(leaves, partner, slot_of_staying)
         ranked_odd = invert(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
