@@ -77,7 +77,7 @@ def leads_to(kind) -> bool:
 
 
 def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
-    """The line on files that are `left_out`; None where there is none."""
+    """A note on the files that are `left_out`; None where there are none."""
     if not left_out:
         return None
     first = os.path.join(root, left_out[0])

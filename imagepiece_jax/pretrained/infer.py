@@ -173,17 +173,18 @@ def _trained_config(source, contents, requested, otherwise):
     return config
 
 
-def merged(row: str, said: Mapping[str, ModelConfig]) -> ModelConfig:
-    """Each field from the first source of a row of ORDER that says it.
+def merged(row: str, by_source: Mapping[str, ModelConfig]) -> ModelConfig:
+    """The ModelConfig of which each field is from the first source that says it.
 
-    said: what sources of that row say; others say nothing
+    row: a row of ORDER, which has the sources in their order
+    by_source: {source: the fields that it says}
     """
-    configs = [said[source] for source in ORDER[row] if source in said]
+    configs = [by_source[source] for source in ORDER[row] if source in by_source]
     return ModelConfig().completed_by(*configs)
 
 
 def table() -> str:
-    """ORDER in Markdown."""
+    """The table ORDER in Markdown, for docs/models.md."""
     length = max(map(len, ORDER.values()))
     numbers = [str(place) for place in range(1, length + 1)]
     lines = [["", *numbers], ["---"] * (length + 1)]
@@ -196,11 +197,11 @@ def partial_config(source: Source, contents: Contents) -> ModelConfig:
     """The config by name, layout and config.json, without the sizes of tensors."""
     if source.path.is_dir():
         return source.config
-    return merged("a file", _said_of_file(source, contents))
+    return merged("a file", _configs_of_file(source, contents))
 
 
-def _said_of_file(source, contents):
-    """What the sources of a file say, without the caller."""
+def _configs_of_file(source, contents):
+    """{source: the fields that it says}, for the sources of a file but the caller."""
     return {
         IN_FILE: contents.images,
         LAYOUT: contents.config,
@@ -218,12 +219,12 @@ def _given_for_folder(source, contents, requested):
         not_from_caller += ["name", "num_heads", *PARTS]
     if not source.own and "mlp" in not_from_caller:
         not_from_caller.remove("mlp")  # no config.json of timm has its mlp_layer
-    said = {
+    by_source = {
         CONFIG_FILES: config,
         CALLER: _without(requested, not_from_caller),
         LAYOUT: contents.config,
     }
-    return merged("a folder", said)
+    return merged("a folder", by_source)
 
 
 def _given_for_file(source, contents, requested):
@@ -233,10 +234,10 @@ def _given_for_file(source, contents, requested):
     if name not in registry.MODELS:
         published = registry.fields_of(name)
     row = "a file"
-    said = _said_of_file(source, contents)
+    by_source = _configs_of_file(source, contents)
     if published and requested.name:  # the function of that model, not the layout's
         row = "a file, and `name=..` of a public model"
-        said[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
+        by_source[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
     size = requested.image_size
     usual = published.get("image_size")
     if size and usual:  # from which positions are resized, if it has as many patches
@@ -247,8 +248,8 @@ def _given_for_file(source, contents, requested):
     named = published and not _is_full(requested.arch)
     if named:  # `ModelConfig.with_requested` compares what the name decides
         given = _without(given, SETTLED_BY_NAME)
-    said[CALLER] = given
-    config = merged(row, said)
+    by_source[CALLER] = given
+    config = merged(row, by_source)
     norm = contents.tensors.get("blocks.0.norm1.weight")
     if named and np.shape(norm) == (published["embed_dim"],):
         config = _without(config, ["num_heads"])

@@ -94,12 +94,12 @@ def load(
         preprocessing=preprocessing,
         seed=seed,
     )
-    said = {}
+    given = {}
     if class_names is not None:
-        said["class_names"] = class_names
+        given["class_names"] = class_names
     if problem_type is not None:
-        said["problem_type"] = problem_type
-    vit = dataclasses.replace(vit, **said)
+        given["problem_type"] = problem_type
+    vit = dataclasses.replace(vit, **given)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained(stacklevel=3)  # behind short_traceback
     vit.warn_of_recovery(stacklevel=3)
@@ -267,17 +267,17 @@ def read_source(
     path = hub.local(path)
     kind = hub.kind(path)
     if kind == "weights file":
-        said = {"config": ModelConfig(name=registry.name_of_file(path))}
+        fields = {"config": ModelConfig(name=registry.name_of_file(path))}
     elif kind == "folder":
-        said = {"reduction": DENSE, **hub_configs.read(path)}
+        fields = {"reduction": DENSE, **hub_configs.read(path)}
     else:
-        said = {"checkpoint": checkpoint, **runs.read(path)}
+        fields = {"checkpoint": checkpoint, **runs.read(path)}
     return Source(
         path=path,
         place=f"{kind} {hub.path_text(path)}",
         name=hub.short_name(path),
         averaged=averaged,
-        **said,
+        **fields,
     )
 
 

@@ -47,9 +47,9 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
             raise InputError(f"is {value!r}, which no model has", field=path)
     vision = DEFAULTS | vision
     if vision["timm_model_name"]:
-        said, sizes = _of_timm(vision, model)
+        model_config, sizes = _of_timm(vision, model)
     else:
-        said, sizes = _of_tower(vision, model)
+        model_config, sizes = _of_tower(vision, model)
     normalization = {}
     for field, usual in CLIP_IMAGES.items():
         normalization[field] = tuple(images.get(field) or usual)
@@ -62,8 +62,8 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
             "preprocess_cfg.interpolation", interpolation, INTERPOLATIONS
         ),
     }
-    said = dataclasses.replace(said, **normalization)
-    return {"config": said, "sizes": sizes, "crop": crop}
+    model_config = dataclasses.replace(model_config, **normalization)
+    return {"config": model_config, "sizes": sizes, "crop": crop}
 
 
 def _of_tower(vision, model):
@@ -87,7 +87,7 @@ def _of_tower(vision, model):
         "rotary": None,
         "post_norm": False,
     }
-    said = ModelConfig(
+    model_config = ModelConfig(
         num_heads=heads,
         image_size=size,
         arch=parts,
@@ -101,7 +101,7 @@ def _of_tower(vision, model):
         )
     sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
     sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
-    return said, sizes | {"num_classes": model["embed_dim"]}
+    return model_config, sizes | {"num_classes": model["embed_dim"]}
 
 
 def _gelu(act, quick):
@@ -134,8 +134,8 @@ def _of_timm(vision, model):
         pool = one_of("vision_cfg.timm_pool", pool, timm_config.POOLS)
         reads = arch.pool_include_prefix and pool == "map"
         arch = dataclasses.replace(arch, pool=pool, pool_include_prefix=reads)
-    said = ModelConfig(name=name, arch=arch, num_heads=row["num_heads"])
+    model_config = ModelConfig(name=name, arch=arch, num_heads=row["num_heads"])
     sizes = {}
     if proj != "none":
         sizes["num_classes"] = model["embed_dim"]
-    return said, sizes
+    return model_config, sizes

@@ -81,15 +81,15 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     if height == width:
         size = height
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    own = values | {"num_classes": classes, "image_size": size}
-    full_name = _full_name(name, images.get("tag"), own, arguments)
-    says, sizes = _arguments(arguments, full_name)
+    of_config = values | {"num_classes": classes, "image_size": size}
+    full_name = _full_name(name, images.get("tag"), of_config, arguments)
+    fields, sizes = _arguments(arguments, full_name)
     if full_name == name and (row := registry.public_models().get(name)):
         # Trained by timm's code.
         arch = Architecture(**row["arch"])
-        says = {"gelu": arch.gelu, "resize": arch.resize} | says
+        fields = {"gelu": arch.gelu, "resize": arch.resize} | fields
     if images.get("tag") in SWIGLU:
-        says = says | {"mlp": "swiglu"}
+        fields = fields | {"mlp": "swiglu"}
     if classes is not None:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
@@ -110,16 +110,18 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
-    model = ModelConfig.from_fields(values | {"image_size": size} | says)
+    model = ModelConfig.from_fields(values | {"image_size": size} | fields)
     return {"config": model, "sizes": sizes, "crop": crop, "class_names": names}
 
 
-def _full_name(name, tag, own, arguments):
+def _full_name(name, tag, of_config, arguments):
     """The name with its tag, or without where the model is not the published one.
 
     A fine-tuned model has the tag of the weights it started from. With other classes,
     images or arguments it was trained with the functions of timm's architecture, such
     as exact GELU for CLIP's weights, not with those that the tag stands for.
+
+    of_config: fields of the file, in which it has to agree with the published model
     """
     full_name = f"{name}.{tag}"
     if not tag or not registry.is_known(full_name) or not {*arguments} <= {*WRITTEN}:
@@ -128,7 +130,7 @@ def _full_name(name, tag, own, arguments):
     pool = published["arch"].pool
     if POOLS.get(arguments.get("global_pool"), pool) != pool:
         return name
-    for field, value in own.items():
+    for field, value in of_config.items():
         if published.get(field) != value:
             return name
     return full_name

@@ -205,13 +205,13 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
         resize=model.resize,
     )
     heads = fields["num_attention_heads"]
-    said = ModelConfig(num_heads=heads, image_size=size, arch=arch)
+    model_config = ModelConfig(num_heads=heads, image_size=size, arch=arch)
     names = class_names.shortened(_names(labels))
     task = SINGLE_LABEL
     if classify:
         task = _problem_type(config, labels)
     return {
-        "config": said,
+        "config": model_config,
         "sizes": sizes,
         "class_names": names,
         "problem_type": task,

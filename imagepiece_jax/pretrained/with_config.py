@@ -115,8 +115,8 @@ def _load_merged(
         flagged = ModelConfig(**flags)
     except InputError as error:
         raise error.renamed(flags_of(*flags)) from error
-    said = {infer.FLAGS: flagged, infer.TYPED: requested}
-    requested = infer.merged("in a command", said)
+    by_source = {infer.FLAGS: flagged, infer.TYPED: requested}
+    requested = infer.merged("in a command", by_source)
     options = {"abstract": abstract, "seed": source.seed}
     try:
         if config is not None:

@@ -22,17 +22,17 @@ DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 
 def constant(depth, strength, start=0):
-    """Shares that stay where every block from `start` on loses as many tokens."""
+    """Share left after each block, if each from `start` on loses the same number."""
     return [1 - strength * max(0, block + 1 - start) for block in range(depth)]
 
 
 def proportional(depth, strength, start=0):
-    """Shares that stay where every block from `start` on loses the same share."""
+    """Share left after each block, if each from `start` on loses the same share."""
     return [(1 - strength) ** max(0, block + 1 - start) for block in range(depth)]
 
 
 def stages(depth, strength, *blocks):
-    """Shares that stay where each of `blocks` (3, 6 and 9) loses the same share."""
+    """Share left after each block, if those of `blocks` (3, 6, 9) lose the same share."""
     blocks = blocks or (3, 6, 9)
     shares = []
     for block in range(depth):
@@ -42,7 +42,7 @@ def stages(depth, strength, *blocks):
 
 
 def late(depth, strength, power=2.0):
-    """Shares that stay where the share that has left rises with (block / depth)^power.
+    """Share left after each block, if the lost share rises as (block / depth)^power.
 
     power: above 0; with 1 every block loses an equal share of the initial tokens
     Source: Later Is Better, 2026, arXiv 2610.07758.

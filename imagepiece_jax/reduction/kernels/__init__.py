@@ -43,7 +43,7 @@ KERNELS = {TopK: _of_top_k, Retokenize: _of_retokenize, Bipartite: _of_bipartite
 def find(step, model, device):
     """The Kernel that does a step of a model; None: plain JAX does it.
 
-    Kernels stand between attention and MLP, and read keys of that attention.
+    Kernels reduce tokens between attention and MLP, by the keys of that attention.
 
     step: a `layer_plan.Step`
     device: what `resolve_kernels` returned, which the model holds as `kernels`

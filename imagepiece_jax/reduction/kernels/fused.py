@@ -60,16 +60,17 @@ class Kernel:
 
     @property
     def reads(self) -> str:
-        """Its queries and keys: "heads" of attention, or "projected", not rotated."""
+        """The name of the queries and keys that it reads, of `Attention.scores`."""
         return "projected" if self.rule == "bipartite" else "heads"
 
     def supports(self, state):
-        """Whether it moves all that a TokenState holds: it counts tokens by size."""
+        """Whether it can reduce a state: one without a mask and attention sizes."""
         return state.mask is None and state.attn_size is None
 
     def unsupported_reason(self, model, counts, capability=None):
-        """Why it cannot do the step of `counts` of a ViT, in words; None if it can.
+        """What it would need to do a step of a ViT, in words; None if it can.
 
+        counts: the Counts of the step
         capability: of the GPU, such as "9.0"; None: for a CPU
         """
         heads = model.num_heads
@@ -187,7 +188,7 @@ _reduce.defvjp(_forward, _backward)
 
 @functools.cache
 def register_library(device, capability):
-    """Makes a library known to XLA and all GPUs, once; what is missing, or None."""
+    """Register a library's kernels with XLA, once. Returns what is missing, or None."""
     library = build.library(device, capability)
     if isinstance(library, str):
         return library
