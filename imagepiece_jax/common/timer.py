@@ -109,7 +109,7 @@ class _Runner:
         self.job = job
         self.now = now
         self.started = 0
-        self.estimate = None
+        self.estimate = None  # seconds of a call
 
     def warm_up(self, calls):
         """Run `calls` calls; the first does not count for the estimate."""

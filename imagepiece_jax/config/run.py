@@ -151,7 +151,7 @@ def _as_dict(value):
 
 
 def _object():
-    """An object, or the dict of its fields, which its own class checks."""
+    """A field that is an object, or a dict of its fields, checked by `_read_model`."""
 
     def convert(value):
         if dataclasses.is_dataclass(value):

@@ -77,7 +77,7 @@ def in_words(labels: tuple[int, ...] | None, num_classes: int) -> str:
 
 
 def note(labels: tuple[int, ...] | None, source: Source) -> str | None:
-    """A note on images of few classes, if the model chooses among all; None: no note."""
+    """A note on images of a few classes, where the model chooses among all; or None."""
     present = len(source.present_labels)
     if labels is not None or present == source.num_classes:
         return None

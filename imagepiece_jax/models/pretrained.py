@@ -473,19 +473,20 @@ class Pretrained:
         )
 
     def model_with_tokens(self, tokens: int | None) -> ViT:
-        """The model with exactly `tokens` image tokens in the end, and its parameters.
+        """The model, for the same parameters, whose last block leaves `tokens` tokens.
 
-        Of the schedules of its reduction that leave at most `tokens` the weakest is
-        taken; counts below `tokens` are raised to it.
+        The strength of the reduction is the least that leaves at most `tokens`. Where
+        it leaves fewer, counts below `tokens` are raised to it.
 
-        tokens: from 1 to the patches of an image; None: the model as it is
+        tokens: from 1 to the number of patches of an image; None: the model as it is
         Raises InputError for a number that the reduction cannot leave.
         """
         if tokens is None:
             return self.model
         self._check_reduction("tokens", tokens)
         fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
-        # Not cached where True is 1, and lists have no hash: they are refused.
+        # Other values than integers are refused, but not by the cached function, for
+        # which True is 1, and a list has no hash.
         end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
         model = end(self.model, fields, self._grid, self.name, tokens)
         if model.has_selectors:

@@ -32,7 +32,7 @@ def proportional(depth, strength, start=0):
 
 
 def stages(depth, strength, *blocks):
-    """Share left after each block, if those of `blocks` (3, 6, 9) lose the same share."""
+    """Share left after each block, if each of `blocks` loses the same share."""
     blocks = blocks or (3, 6, 9)
     shares = []
     for block in range(depth):

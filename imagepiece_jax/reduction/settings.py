@@ -155,10 +155,11 @@ def as_fields(reduction):
 
 
 def split_reduction(reduction, prop_attn=None):
-    """(fields of the method, prop_attn) of a reduction that may name both, and a label.
+    """(fields of the method, prop_attn) of a reduction, without its label.
 
     reduction: as `as_fields` takes it
-    Raises InputError where it is none, and for two values of prop_attn.
+    prop_attn: the value that a model's config has; the reduction may have it, too
+    Raises InputError where it is no reduction, and for two values of prop_attn.
     """
     fields = dict(as_fields(reduction))
     text = fields.pop(LABEL, None)
