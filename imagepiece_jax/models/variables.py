@@ -6,22 +6,25 @@ import hashlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import LayerPlan
+from imagepiece_jax.reduction import contract
+from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 
 
 def variable_shapes(model, image_size):
-    """Variables of `model` as shapes and types, without computing anything."""
-    model = model.clone(axis_name=None)
-    if model.has_selectors:
-        return jax.tree.map(lambda x: x, _shapes(model, image_size))
-    # Here reductions have no variables, and all blocks have the same ones. One block is
-    # traced for all plans and methods of a model.
-    one_block = model.clone(plan=(LayerPlan(0, 0),), prop_attn=False, kernels=None)
+    """Variables of `model` as shapes and types, without computing anything.
+
+    All blocks have the same ones: one block is traced for all plans and methods of a
+    model, and each reducer that learns by itself.
+    """
+    one_block = model.clone(
+        axis_name=None, plan=(LayerPlan(0, 0),), prop_attn=False, kernels=None
+    )
     of_one_block = _shapes(one_block, image_size)
     shapes = {}
     for collection, values in of_one_block.items():
@@ -32,7 +35,32 @@ def variable_shapes(model, image_size):
                 names = [f"blocks_{i}" for i in range(model.depth)]
             for each in names:
                 shapes[collection][each] = jax.tree.map(lambda x: x, part)
+    learned = {}
+    for index, layer in enumerate(model.plan):
+        if not layer.step or not isinstance(layer.step.reducer, nn.Module):
+            continue
+        reducer = layer.step.reducer
+        if reducer not in learned:
+            learned[reducer] = _reducer_shapes(model, layer)
+        for collection, values in learned[reducer].items():
+            shapes[collection][f"reducer_{index}"] = jax.tree.map(lambda x: x, values)
     return shapes
+
+
+def _reducer_shapes(model, layer):
+    """Variables of the reducer of a LayerPlan, as shapes and types."""
+    reducer = layer.step.reducer
+    patches = layer.mlp_tokens - model.arch.prefix
+    counts = layer.counts or Counts(patches, patches)
+
+    def init(key):
+        taps = contract.random_taps(
+            reducer, counts.n_in, model.embed_dim, model.num_heads
+        )
+        # Some read where tokens are; of any grid the variables are the same.
+        return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
+
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def fresh_variables(model, image_size, seed, parts=None):

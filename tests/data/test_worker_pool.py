@@ -1,7 +1,6 @@
 """Prefetching: the same arrays with any workers, and a clean end in every case."""
 
 import collections
-import functools
 import itertools
 import os
 import pathlib
@@ -22,17 +21,13 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.data import Data
 from tests.data import noise
 from tests.data.noise import Noise, same, train_transform
-from tests.runs import configured
+from tests.data.tasks import fail, fill, train, unpicklable
+from tests.runs import ROOT, configured
 
 
 @pytest.fixture(autouse=True)
 def _short_work(monkeypatch):
     monkeypatch.setattr(worker_pool, "MIN_TASKS", 1)
-
-
-train = functools.partial(
-    noise.train_batches, size=40, transform=train_transform(24), repeats=3
-)
 
 
 def proc(pid, name=""):
@@ -143,24 +138,11 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
     assert not workers()
 
 
-READS_FOREVER = """
-import sys
-from tests.data.test_worker_pool import Noise, worker_pool, train
-worker_pool.MIN_TASKS = 1
-batches = train(Noise(300), 10**6, workers=2, threads=2)
-next(batches)
-print(flush=True)
-if "leave" in sys.argv:
-    sys.exit(7)
-for _ in batches:
-    pass
-"""
-
-
 def reading_forever(*words):
-    """The running READS_FOREVER in a session of its own, and its workers."""
+    """`tasks.read_forever` in a session of its own, and its workers."""
     running = subprocess.Popen(
-        [sys.executable, "-c", READS_FOREVER, *words],
+        [sys.executable, "-m", "tests.data.tasks", *words],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -247,25 +229,6 @@ def test_short_work_starts_no_process(monkeypatch):
     next(batches)
     assert not workers()
     batches.close()
-
-
-Result = collections.namedtuple("Result", "pixels number")
-
-
-def fill(number, allocate):
-    """Work for processes: 5 pixels of a number; the earlier ones take longer."""
-    time.sleep(0.02 * (number % 3 == 0))
-    pixels = allocate((5,))
-    pixels[:] = number % 200
-    return Result(pixels, number)
-
-
-def fail(number, allocate):
-    raise {0: ValueError, 1: RuntimeError}[number]("of its own")
-
-
-def unpicklable(number, allocate):
-    raise type("Local", (Exception,), {})
 
 
 def pixels_of(results):

@@ -204,8 +204,9 @@ MERGED = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
 MEANS = {"name": "token_learner", "num_tokens": 8, "block": 0}
 
 
-@pytest.mark.parametrize("reduction, depth", [(MERGED, 3), (MEANS, 2)])
-@pytest.mark.parametrize("planes", ["neighbors", "halves"])
+@pytest.mark.parametrize(
+    "planes, reduction, depth", [("halves", MERGED, 3), ("neighbors", MEANS, 2)]
+)
 def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, depth):
     """The last block attends to what a prune has left of merged tokens, or to means."""
     names = sorted(ROTARY.values())
@@ -264,8 +265,10 @@ def tokens_by_jax(name, tokens):
     return vit, np.asarray(images), run(images)
 
 
-@pytest.mark.parametrize("name", ["none", "tome", "evit", "token_learner"])
-@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize(
+    "name, batch_size",
+    [("none", 2), ("tome", None), ("evit", None), ("evit", 2), ("token_learner", None)],
+)
 def test_tokens_are_those_of_jax(name, batch_size):
     tokens = {"none": 25, "token_learner": 8}.get(name, 12)
     vit, images, want = tokens_by_jax(name, tokens)

@@ -29,6 +29,7 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.losses import distillation, teacher_distance
 from tests import runs
+from tests.models import tiny
 from tests.models.tiny import fill
 from tests.oracles import log_softmax
 from tests.training.test_train_step import (
@@ -144,6 +145,12 @@ def distilling(distill, optimizer=None, **fields):
     return parallel.pmap(step), state, parallel.replicate(variables)
 
 
+@functools.cache
+def logits_of(model):
+    """`model` as a compiled function (variables, images) -> logits."""
+    return tiny.jit(lambda *inputs: model.apply(*inputs).logits)
+
+
 def ours(images):
     """The images in the student's normalization."""
     return jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
@@ -182,11 +189,11 @@ def test_the_loss_of_a_step(kind):
     labels = one["label"][0, 0]
     student = create_model("vit_mini", **DENSE)
     variables = parallel.unreplicate(state).variables
-    logits = jax.jit(student.apply)(variables, ours(images)).logits
+    logits = logits_of(student)(variables, ours(images))
     model = other_teacher()[0].model
     given = other_teacher()[1]
     theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
-    answers = np.asarray(jax.jit(model.apply)(given, theirs).logits)
+    answers = np.asarray(logits_of(model)(given, theirs))
     targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
     targets[np.arange(BATCH), labels] += 0.9
     by_labels = -(targets * log_softmax(logits)).sum(1).mean()
@@ -255,10 +262,10 @@ def test_weight_1_reads_no_labels(micro):
     chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, pair) for pair in found))
     model, variables = other_teacher()
     images = ours(one["image"].reshape(BATCH, SIZE, SIZE, 3))
-    answers = jnp.argmax(jax.jit(model.apply)(variables, images).logits, -1)
+    answers = jnp.argmax(logits_of(model)(variables, images), -1)
     student = create_model("vit_mini", **DENSE)
     variables = parallel.unreplicate(state).variables
-    logits = jax.jit(student.apply)(variables, images).logits
+    logits = logits_of(student)(variables, images)
     agree = int(jnp.sum(jnp.argmax(logits, -1) == answers))
     assert parallel.unreplicate(found[0][1])["window"]["acc1"] == agree
 
@@ -391,9 +398,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     told = {"name": "vit_mini", "num_heads": 2}
     for vit in (load(tmp_path / "run"), load(f"{weights}/ten.npz", **told)):
         images = normalize(pixels, vit.model.mean, vit.model.std)
-        logits.append(
-            np.asarray(jax.jit(vit.model.apply)(vit.variables, images).logits)
-        )
+        logits.append(np.asarray(logits_of(vit.model)(vit.variables, images)))
     student = logits[0]
     answers = np.argmax(logits[1], -1)
     assert (last["images"], "acc1" in last) == (4, False)

@@ -1,0 +1,48 @@
+"""Work for the processes of `Prefetch`, each of which imports this module, not JAX."""
+
+import collections
+import sys
+import time
+
+from imagepiece_jax.data import worker_pool
+from tests.data.noise import Noise, train_batches, train_transform
+
+Result = collections.namedtuple("Result", "pixels number")
+
+
+def fill(number, allocate):
+    """5 pixels of a number; the earlier ones take longer."""
+    time.sleep(0.02 * (number % 3 == 0))
+    pixels = allocate((5,))
+    pixels[:] = number % 200
+    return Result(pixels, number)
+
+
+def fail(number, allocate):
+    raise {0: ValueError, 1: RuntimeError}[number]("of its own")
+
+
+def unpicklable(number, allocate):
+    raise type("Local", (Exception,), {})
+
+
+def train(source, stop, **options):
+    """Iterator over `stop` batches of 40 images that are made in three repeats."""
+    transform = train_transform(24)
+    return train_batches(source, stop, 40, transform, repeats=3, **options)
+
+
+def read_forever():
+    """Read batches in two processes; with the word "leave" end after the first one."""
+    worker_pool.MIN_TASKS = 1
+    batches = train(Noise(300), 10**6, workers=2, threads=2)
+    next(batches)
+    print(flush=True)
+    if "leave" in sys.argv:
+        sys.exit(7)
+    for _ in batches:
+        pass
+
+
+if __name__ == "__main__":
+    read_forever()
