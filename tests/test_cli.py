@@ -81,7 +81,8 @@ def test_override(words, field, value):
     config = parsed(*words)
     for name in field.split("."):
         config = config[name]
-    assert config == value and type(config) is type(value)
+    assert config == value
+    assert type(config) is type(value)
 
 
 def test_a_typed_cost_replaces_the_amounts_of_a_config(tmp_path, monkeypatch):
@@ -377,7 +378,8 @@ def test_a_crash_in_the_end_of_python_does_not_change_the_status(tmp_path):
     script.write_text(CRASHES)
     ended = start(script, PYTHONPATH=os.getcwd(), PYTHONIOENCODING="ascii")
     assert (ended.status, ended.out) == (143, "\\udce9 \\xb1\ndone at exit\n")
-    assert ended.err.startswith("stopped at") and ended.err.count("\n") == 1
+    assert ended.err.startswith("stopped at")
+    assert ended.err.count("\n") == 1
 
 
 INTERRUPTED = """

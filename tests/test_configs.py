@@ -133,7 +133,8 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "base"])
 def test_docstring_has_the_command(name):
     lines = [line for file, line, _ in commands() if file == name]
-    assert lines and all(f"--config configs/{name}.py" in line for line in lines)
+    assert lines
+    assert all(f"--config configs/{name}.py" in line for line in lines)
 
 
 @pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
@@ -156,9 +157,11 @@ def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
     """The trained weights are evaluated first, and then move a little."""
     tuned = configs[name]
     recipe = base.get_config()
-    assert tuned.lr < recipe.lr / 10 and tuned.epochs <= recipe.epochs / 10
+    assert tuned.lr < recipe.lr / 10
+    assert tuned.epochs <= recipe.epochs / 10
     if "evit" not in name:
-        assert tuned.init.evaluate and tuned.data.repeats == 1
+        assert tuned.init.evaluate
+        assert tuned.data.repeats == 1
         assert length(RunConfig.from_config(tuned), 1000).steps_per_epoch > 1
 
 
@@ -233,7 +236,8 @@ def test_recipe_of_90_epochs(configs):
     lr = 1e-3
     wd = 1e-4
     warmup_steps = 10_000
-    assert optim.batch_size == batch and optim.peak_lr == lr
+    assert optim.batch_size == batch
+    assert optim.peak_lr == lr
     # There: p -= schedule * (lr * adam + wd * p); here: p -= lr * (adam + decay * p).
     assert optim.peak_lr * optim.weight_decay == pytest.approx(wd)
     assert optim.warmup_epochs * (IMAGENET // batch) == pytest.approx(warmup_steps)
@@ -254,7 +258,8 @@ def test_recipe_of_90_epochs(configs):
     # A value in [0, 255] becomes one in [-1, 1].
     assert changed["model.mean"] == changed["model.std"] == (0.5, 0.5, 0.5)
     model = RunConfig.from_config(config).create_model()
-    assert model.arch.pool == "mean" and not model.arch.class_token
+    assert model.arch.pool == "mean"
+    assert not model.arch.class_token
     base_fields = dict(fields(configs["base"]))
     same = {"batch_size", "lr", "betas", "eps", "data.flip", "data.resize"}
     assert all(changed[name] == base_fields[name] for name in same)
@@ -336,7 +341,8 @@ def test_every_field_can_be_overridden(path):
         rest = dict(fields(config))
         config_files.override(config, name, TEXTS.get(kind, str(not before)))
         changed = dict(fields(config))
-        assert type(changed[name]) is kind and changed[name] != before
+        assert type(changed[name]) is kind
+        assert changed[name] != before
         assert rest | {name: changed[name]} == changed
 
 

@@ -91,7 +91,8 @@ def test_export_names_the_output_and_gives_tokens(saved, tmp_path, form):
     done(export.main, saved, *words, "--pixels")
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
     output = {"name": "pooled", "shape": ["batch", tiny.WIDTH], "dtype": "float32"}
-    assert facts["output"] == output and facts["classes"] == 0
+    assert facts["output"] == output
+    assert facts["classes"] == 0
     shape = ["batch", tiny.SIDE, tiny.SIDE, 3]
     assert facts["input"] == {"name": "images", "shape": shape, "dtype": "uint8"}
     assert facts.get("opset") == (20 if form == "onnx" else None)
@@ -159,7 +160,8 @@ def test_what_such_weights_cannot_do_is_said(saved, tmp_path, main, words, said)
 def test_proportional_attention_is_a_field_of_a_reduction(saved):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
     vit = imagepiece_jax.load(saved / "weights", reduction=tome)
-    assert not vit.model.prop_attn and vit.reduction == tome
+    assert not vit.model.prop_attn
+    assert vit.reduction == tome
     words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
     words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
     said = sentence(call(describe.main, *words))
@@ -184,4 +186,5 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
         if not words:
             assert not loaded.model.prop_attn
             made = RunConfig.from_config(config).create_model()
-            assert made.plan == model.plan and not made.prop_attn
+            assert made.plan == model.plan
+            assert not made.prop_attn

@@ -69,5 +69,6 @@ def test_train_py_and_the_console_script_are_the_same_commands():
         subprocess.check_output([sys.executable, *words, "--help"], cwd=ROOT)
         for words in (["train.py"], ["-c", script, "train"])
     ]
-    assert texts[0] == texts[1] and b"--workdir: folder of the run" in texts[0]
+    assert texts[0] == texts[1]
+    assert b"--workdir: folder of the run" in texts[0]
     assert b"repeat" not in texts[0]  # by what absl says of --config

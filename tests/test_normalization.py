@@ -221,7 +221,8 @@ def test_a_new_run_settles_on_what_it_starts_from(
             f"note: {folder / 'w.npz'} does not say how its images were"
         )
         assert f"{taken} mean and standard deviation are taken; config.mo" in line
-    assert images["mean"] == mean and (images["std"] == HALF) == (mean == HALF)
+    assert images["mean"] == mean
+    assert (images["std"] == HALF) == (mean == HALF)
     made.model.update(images)
     again = run_config(folder, **fields)
     (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
@@ -257,7 +258,8 @@ def said_of(tmp_path, *words):
 def test_training_notes_a_file_without_a_mean(tmp_path, folder):
     words = [f"--config.init.weights={folder}/w.npz", "--config.data.name=csv:no.csv"]
     out, said = said_of(tmp_path, *words)
-    assert out.startswith("note: ") and out.count(NOTE) == 1
+    assert out.startswith("note: ")
+    assert out.count(NOTE) == 1
     assert "config.model.mean and config.model.std set others" in out
     assert "no.csv cannot be read" in said
     given = [f"--config.model.{word[2:]}" for word in FLAGS]

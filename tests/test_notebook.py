@@ -51,7 +51,8 @@ def wording(text):
 
 
 def test_it_is_a_notebook_with_its_results():
-    assert NOTEBOOK["nbformat"] == 4 and FILE.stat().st_size < 1e6
+    assert NOTEBOOK["nbformat"] == 4
+    assert FILE.stat().st_size < 1e6
     cells = NOTEBOOK["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
     assert [cell["execution_count"] for cell in CODE] == [*range(1, len(CODE) + 1)]
@@ -84,14 +85,16 @@ def test_its_first_cell_installs_missing_packages(tmp_path, monkeypatch, clone):
         return
     run(CODE[:1])
     [(python, *pip, package, photographs)] = commands
-    assert python == sys.executable and pip[:3] == ["-m", "pip", "install"]
+    assert python == sys.executable
+    assert pip[:3] == ["-m", "pip", "install"]
     assert photographs == "scikit-learn"
     assert package == "..[train,hub]"
 
 
 def test_it_names_no_address_that_is_none():
     addresses = re.findall(r"https?://[^\s)\"]+", FILE.read_text("utf-8"))
-    assert addresses and not [each for each in addresses if "OWNER" in each]
+    assert addresses
+    assert not [each for each in addresses if "OWNER" in each]
 
 
 @pytest.fixture
@@ -158,13 +161,15 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
         for shown, picture in zip(drawn[before:], pictures, strict=True):
             # Letters of another font differ by some pixels.
             np.testing.assert_allclose(shown.shape, picture.shape, rtol=0.05)
-            assert len(np.unique(picture)) > 1 and len(np.unique(shown)) > 1
+            assert len(np.unique(picture)) > 1
+            assert len(np.unique(shown)) > 1
     said = "".join(said)
     assert said.startswith("trained" if trained else "random")
     assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
     assert space["times"].keys() == {"dense", "ToMe"}
     photograph = len(np.unique(space["pixels"].reshape(-1, 3), axis=0))
-    assert len(drawn) == 2 and photograph > 1000
+    assert len(drawn) == 2
+    assert photograph > 1000
     assert not list(shallow.iterdir())
 
 

@@ -23,7 +23,8 @@ def compile_a_new_function():
 
 def test_a_program_is_taken_from_the_folder(kept):
     results = [compile_a_new_function() for _ in range(2)]
-    assert results == [7, 7] and len(kept()) == 1
+    assert results == [7, 7]
+    assert len(kept()) == 1
     with programs.compiled_anew():
         kept()[0].write_bytes(b"damaged")
         assert compile_a_new_function() == 7

@@ -114,7 +114,8 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     counts = layer_plan.Counts(n_in=10, n_out=4)
     decide = tiny.compiled(lambda taps: space["PruneAndMerge"](keep=7)(taps, counts))
     for dest, tokens_of in zip(decide(taps).dest, x, strict=True):
-        assert (dest == tokens.DROPPED).sum() == 3 and set(dest) == {-1, 0, 1, 2, 3}
+        assert (dest == tokens.DROPPED).sum() == 3
+        assert set(dest) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
         order = np.argsort(-tokens_of[:, 0])
         np.testing.assert_array_equal(dest[order[:4]], range(4))
@@ -292,7 +293,8 @@ def folder(tmp_path, monkeypatch, assets):
 
 def test_the_example_of_weights_runs(folder):
     logits = run(DOCS / "inference.md", "import imagepiece_jax\n", {})["logits"]
-    assert logits.shape == (8, 1000) and bool(jnp.isfinite(logits).all())
+    assert logits.shape == (8, 1000)
+    assert bool(jnp.isfinite(logits).all())
 
 
 @pytest.fixture
@@ -416,12 +418,14 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     assert space["tokens"].shape == (2, 4, 4, test_towers.OUT)
     model = vit.model
     variables = vit.variables
-    assert vit.image_size == (224, 280) and vit.reduction["name"] == "tome"
+    assert vit.image_size == (224, 280)
+    assert vit.reduction["name"] == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
     wanted = jax.jit(model.apply)(variables, images).pooled
     np.testing.assert_allclose(space["embed"](net, images), wanted, rtol=1e-5)
-    assert float(jnp.ptp(wanted)) > 0.1 and space["vectors"].shape == wanted.shape
+    assert float(jnp.ptp(wanted)) > 0.1
+    assert space["vectors"].shape == wanted.shape
     own = jax.tree.leaves(nnx.state(net, nnx.Param))
     assert tiny.count(own) == tiny.count(variables)
     # They are its parameters: with others it gives something else.

@@ -43,7 +43,8 @@ def test_a_mistake_shows_the_callers_line_alone(vit, name):
     assert set(files) == {__file__, errors.__file__}
     assert files.count(errors.__file__) == 1
     text = "".join(traceback.format_exception(error))
-    assert text.count("Traceback") == 1 and text.rstrip().endswith(str(error))
+    assert text.count("Traceback") == 1
+    assert text.rstrip().endswith(str(error))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,8 @@ def test_an_error_of_another_kind_keeps_its_traceback():
     with pytest.raises(KeyError) as caught:
         outer()
     names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert names[-1] == "inner" and isinstance(caught.value.__cause__, OSError)
+    assert names[-1] == "inner"
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 CELL = """

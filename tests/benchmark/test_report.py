@@ -39,7 +39,8 @@ def rows():
 
 def test_rows(rows):
     dense, half = rows
-    assert dense["config"] == "dense" and dense["mode"] == "inference"
+    assert dense["config"] == "dense"
+    assert dense["mode"] == "inference"
     # 10 images in 2 seconds; 4e12 MACs are 8e12 operations, one second at the peak rate
     assert (dense["throughput"], dense["ms"]) == (5.0, 2000.0)
     assert (dense["throughput_min"], dense["throughput_max"]) == (2.5, 10.0)
@@ -59,7 +60,8 @@ def test_files_keep_every_row(rows, tmp_path):
         assert json.loads(lines[-1]) == row
         assert row["config"] in (tmp_path / "a.md").read_text()
     files.plot()  # none was asked for
-    assert len(lines) == 2 and len(list(tmp_path.iterdir())) == 2
+    assert len(lines) == 2
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_tables_leave_unknown_cells_blank(rows):
@@ -68,11 +70,13 @@ def test_tables_leave_unknown_cells_blank(rows):
     assert lines[0].split()[:6] == ["dense", "10", "5", "2", "10", "2,000.00"]
     table = report.markdown(rows).splitlines()
     assert table[0] == "### inference"
-    assert table[2].startswith("| program | batch |") and table[3].startswith("| ---")
+    assert table[2].startswith("| program | batch |")
+    assert table[3].startswith("| ---")
     cells = markdown.cells(table[4])
     assert cells[0] == "dense" and cells[-2:] == ["2.5", ""]  # GB, and no compile time
     assert table[5].endswith("|  | 1.2 |")
-    assert "abacus, float32" in table[7] and "8.000 TFLOP/s" in table[7]
+    assert "abacus, float32" in table[7]
+    assert "8.000 TFLOP/s" in table[7]
     assert len({line.count("|") for line in table[2:6]}) == 1
     assert report.break_even(list(ratios(b8=2.0))) == []
 

@@ -44,7 +44,8 @@ def test_end_to_end_reads_files_through_the_loader(monkeypatch):
         case.check()
         job = case.workload(streams).job
         colors = [np.asarray(job.call(number)) for number in range(2)]
-    assert colors[0].shape == (3, 3) and (colors[0] != colors[1]).any()
+    assert colors[0].shape == (3, 3)
+    assert (colors[0] != colors[1]).any()
     assert all((0 < c).all() and (c < 255).all() for c in colors)  # of pixels
 
 
@@ -64,8 +65,10 @@ def test_the_optimized_model_is_timed():
     work = workloads.Case(tiny_config(), "copy", 4, "float32").workload()
     logits = work.job.call(0)
     work.job.wait(logits)
-    assert logits.shape == (4, 10) and np.isfinite(logits).all()
-    assert work.facts["compile_s"] > 0 and work.facts["peak_memory"] > 4 * 16 * 16 * 3
+    assert logits.shape == (4, 10)
+    assert np.isfinite(logits).all()
+    assert work.facts["compile_s"] > 0
+    assert work.facts["peak_memory"] > 4 * 16 * 16 * 3
     expected = model_macs(RunConfig.from_config(tiny_config()).create_model(), 16)
     assert (work.images, work.macs) == (4, 4 * expected)
 

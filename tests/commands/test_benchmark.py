@@ -59,8 +59,10 @@ def test_every_figure_is_a_json_line(measured):
         assert set(row) == KEYS
         assert 0 < row["throughput_min"] <= row["throughput"] <= row["throughput_max"]
         assert len(row["seconds_a_call"]) == row["repeats"] == 2
-        assert row["dtype"] == "float32" and row["attention"] == "xla"
-        assert row["peak_memory"] > 0 and row["compile_s"] > 0
+        assert row["dtype"] == "float32"
+        assert row["attention"] == "xla"
+        assert row["peak_memory"] > 0
+        assert row["compile_s"] > 0
         # The same model twice: overrides reach both.
         assert row["mac_ratio"] == 1
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
@@ -71,7 +73,8 @@ def test_tables_plot_and_sentences(measured):
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "a.md").read_text()
     assert re.findall("### (.*)", text) == ["inference", "copy"]
-    assert f"inference: {AGAIN} is " in text and f"inference: {AGAIN} is " in out
+    assert f"inference: {AGAIN} is " in text
+    assert f"inference: {AGAIN} is " in out
     assert "largest matmul rate" in out.splitlines()[4]
     assert "note: --warmup 2 is below 20: not for publication" in out
 
@@ -122,7 +125,8 @@ def test_a_sweep_measures_one_model_dense_and_with_each_reduction(
     assert [*found] == ["dense", "tome r=2", "tome r=4", "dynamicvit blocks=(1,)"]
     assert found["dense"]["ratio"] == found["dense"]["mac_ratio"] == 1
     gmacs = [row["gmacs"] for row in found.values()]
-    assert gmacs[0] > gmacs[1] > gmacs[2] and gmacs[3] < gmacs[0]
+    assert gmacs[0] > gmacs[1] > gmacs[2]
+    assert gmacs[3] < gmacs[0]
     # The MLP of the first block has two tokens fewer, that of the second four; so has
     # its attention two.
     mlp = 8 * width**2

@@ -180,13 +180,15 @@ def test_evaluate_counts_every_image_once(
     ended, result = evaluated(tmp_path, *words)
     assert_by_hand(result, logits, image_set[2])
     assert set(result) == KEYS
-    assert result["throughput"] > 0 and result["unreadable"] == 0
+    assert result["throughput"] > 0
+    assert result["unreadable"] == 0
     shown = ended.out.replace(str(weights_file.parent), "")  # may have a number
     printed = dict(re.findall(r"(\w+) ([\d.]+)", shown))
     assert printed.pop("all") == str(result["num_classes"]) == "10"
     assert result["valid_labels"] is None
     assert set(printed) == KEYS - {"unreadable"} - FACTS
-    assert printed["acc1"] == f"{result['acc1']:.2f}" and printed["images"] == "150"
+    assert printed["acc1"] == f"{result['acc1']:.2f}"
+    assert printed["images"] == "150"
 
 
 @pytest.mark.parametrize("limit, count", [(70, 70), (151, 150)])
@@ -242,7 +244,8 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
         damaged.write_bytes(full)
     rest = np.arange(150) != 77
     assert_by_hand(result, logits[rest], labels[rest])
-    assert result["unreadable"] == 1 and "unreadable images left out: 1" in ended.out
+    assert result["unreadable"] == 1
+    assert "unreadable images left out: 1" in ended.out
     assert f"{damaged} cannot be read" in caplog.text
 
 
@@ -275,7 +278,8 @@ def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     _, digits = evaluated(tmp_path, *words, "--data=digits")
     _, folder = evaluated(tmp_path, *words, f"--data=folder:{tmp_path}/set")
     assert digits["images"] == folder["images"] == 359
-    assert digits["acc1"] == folder["acc1"] and digits["acc5"] == folder["acc5"]
+    assert digits["acc1"] == folder["acc1"]
+    assert digits["acc5"] == folder["acc5"]
     assert digits["loss"] == pytest.approx(folder["loss"], rel=1e-5)
 
 
@@ -292,7 +296,8 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     words += ["--config.eval_batch_size=4"]
     ended, result = evaluated(tmp_path, *words, "--resize=deit")
     assert result["images"] == 4
-    assert "  resize 54 bicubic, crop 48  " in ended.out and "pixels" not in ended.out
+    assert "  resize 54 bicubic, crop 48  " in ended.out
+    assert "pixels" not in ended.out
     expected = {"image_size": [48, 48], "resize": "deit", "crop": 0.875}
     expected |= {"crop_mode": "center", "interpolation": "bicubic"}
     assert result["preprocessing"] == expected
@@ -301,7 +306,8 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     ended, _ = evaluated(tmp_path, *words, "--resize=deit")
     assert "note: each image read (4 of 4) has 48x48 pixels" in ended.out
     ended, result = evaluated(tmp_path, *words, "--resize=none", "--limit=3")
-    assert "  images as they are, 48x48  " in ended.out and "pixels" not in ended.out
+    assert "  images as they are, 48x48  " in ended.out
+    assert "pixels" not in ended.out
     assert result["preprocessing"] == {"image_size": [48, 48], "resize": "none"}
     assert (result["data"], result["limit"]) == (f"csv:{tmp_path}/set.csv", 3)
     assert (result["weights"], result["checkpoint"]) == (f"{tmp_path}/w.npz", None)

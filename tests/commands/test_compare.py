@@ -43,7 +43,8 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypat
     whole = size | {"digest": full.digest, "images": len(full)}
     assert seen[:2] == [whole | {"limit": None}, whole | {"limit": 400}]
     first = Subset(full, np.arange(30))
-    assert seen[2]["images"] == 30 and seen[2]["digest"] != first.digest
+    assert seen[2]["images"] == 30
+    assert seen[2]["digest"] != first.digest
 
 
 def test_an_out_that_is_a_file_is_refused_before_a_note_is_printed(tmp_path):
@@ -74,14 +75,16 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     words += ["--methods=random", "--shares=0.9", "--out", tmp_path / "out"]
     ended = call(compare.main, *words).ok()
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["dense"]["images"] == 30 and report["images"]["limit"] == 30
+    assert report["dense"]["images"] == 30
+    assert report["images"]["limit"] == 30
     assert {line["method"] for line in report["settings"]} <= {"tome", "random"}
     # The config's dtype is for training, on another device.
     assert report["fields"]["dtype"] == xla_options.fast_dtype() == "float32"
     assert (tmp_path / "out" / "compare.md").read_text() in ended.out
     assert (tmp_path / "out" / "compare.png").exists()
     again = call(compare.main, *words)
-    assert again.status == 0 and "measuring" not in again.err
+    assert again.status == 0
+    assert "measuring" not in again.err
 
 
 def test_the_classes_of_the_images_alone_are_another_measurement(tmp_path):
@@ -102,7 +105,8 @@ def test_the_classes_of_the_images_alone_are_another_measurement(tmp_path):
         assert ended.err.startswith("2 settings, 0 of them measured before")
         report = json.loads((tmp_path / "out" / "compare.json").read_text())
         page = (tmp_path / "out" / "compare.md").read_text()
-        assert ended.out.endswith(page) and page.splitlines()[-1].startswith("take ")
+        assert ended.out.endswith(page)
+        assert page.splitlines()[-1].startswith("take ")
         first = np.array(answers)[logits[:, list(answers)].argmax(axis=1)]
         wanted = 100 * np.mean(first == labels)
         assert report["dense"]["acc1"][0] == pytest.approx(wanted)
@@ -135,7 +139,8 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
     assert all(row["acc5"] > row["acc1"][0] for row in rows)
     assert (report["num_classes"], report["valid_labels"]) == (10, None)
     dense, same, tome, _ = rows
-    assert same["acc1"] == dense["acc1"] and dense["gmacs"] == same["gmacs"]
+    assert same["acc1"] == dense["acc1"]
+    assert dense["gmacs"] == same["gmacs"]
     assert tome["gmacs"] < dense["gmacs"]
     right = [decode_bits(row["right"], 359) for row in rows]
     found = {each["method"]: each for each in report["comparisons"]}
@@ -145,10 +150,12 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
         assert found[row["method"]]["points"] == list(change)
         assert found[row["method"]]["to"] == "dense"
     page = (tmp_path / "compare.md").read_text()
-    assert page.count("\n| ") == 3 + 2 + 3 and "359 of digits" in page
+    assert page.count("\n| ") == 3 + 2 + 3
+    assert "359 of digits" in page
     value, low, high = found["tome r=16"]["points"]
     assert f"| {value:+.1f} [{low:+.1f}, {high:+.1f}]" in page
     # Models that do not take turns have no speeds that can be compared.
     assert "img/s" not in page + ended.out
     with Image.open(tmp_path / "compare.png") as picture:
-        assert picture.format == "PNG" and picture.width == 950
+        assert picture.format == "PNG"
+        assert picture.width == 950

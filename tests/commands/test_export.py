@@ -80,7 +80,8 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = dataclasses.replace(vit, preprocessing=prepared, problem_type=problem_type)
     images = jax_export.exported_images(vit)
     facts = jax_export.program_facts(vit, base.get_config(), images)
-    assert facts["problem_type"] == problem_type and facts["activation"] == activation
+    assert facts["problem_type"] == problem_type
+    assert facts["activation"] == activation
     assert Preprocessing.from_fields(20, crop_of(facts["preprocessing"])) == prepared
 
 
@@ -101,7 +102,8 @@ def test_the_facts_say_what_arrays_a_file_has():
             "source": ([2, 5, 5], integers),
             "coordinates": ([2, tiny.TOKENS, 2], "float32"),
         }
-        assert facts["activation"] is None and facts["classes"] == tiny.CLASSES
+        assert facts["activation"] is None
+        assert facts["classes"] == tiny.CLASSES
 
 
 def crop_of(facts):
@@ -114,7 +116,8 @@ def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
     images_file = tmp_path / "images.npy"
     words = [*WORDS, f"--weights={weights_file}", f"--out={out}"]
     ended = call(export.main, *words).quiet()
-    assert "float32" in ended.out and "for cpu and cuda" in ended.out
+    assert "float32" in ended.out
+    assert "for cpu and cuda" in ended.out
     noise = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     np.save(images_file, noise)
     start("-I", "-c", READER, out, images_file, tmp_path / "out.npz").ok()
@@ -125,7 +128,8 @@ def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
     facts = json.loads((tmp_path / "model.jax.json").read_text())
     entry = {"name": "images", "shape": ["batch", 16, 16, 3], "dtype": "float32"}
     assert facts["input"] == entry
-    assert facts["output"]["shape"] == ["batch", 10] and facts["classes"] == 10
+    assert facts["output"]["shape"] == ["batch", 10]
+    assert facts["classes"] == 10
     assert facts["normalization"]["pixels"].endswith("is (pixels - mean) / std")
     assert facts["normalization"]["mean"] == list(MEAN)
     assert facts["normalization"]["std"] == list(STD)
@@ -296,7 +300,8 @@ def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(onnx_model, "LARGEST", 20_000)
         name, said = exported("--pixels")
-        assert str(tmp_path / name) in said and f"{out} and " in said
+        assert str(tmp_path / name) in said
+        assert f"{out} and " in said
         pixels = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
         (logits,) = runtime.InferenceSession(out).run(None, {"images": pixels})
         assert exported("--pixels")[0] == name

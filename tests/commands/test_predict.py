@@ -86,4 +86,5 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     assert saved.class_names == vit.class_names
     images = jax_export.exported_images(saved)
     facts = jax_export.program_facts(saved, base.get_config(), images)
-    assert facts["class_names"][388] == "giant panda" and facts["classes"] == 1000
+    assert facts["class_names"][388] == "giant panda"
+    assert facts["classes"] == 1000

@@ -42,11 +42,14 @@ def words(tmp_path):
 def test_the_folder_holds_the_recovered_model(words, tmp_path):
     ended = call(recover.main, *words).ok()
     vit = imagepiece_jax.load(tmp_path / "out")
-    assert vit.reduction["name"] == "evit" and vit.preprocessing.crop == 0.9
-    assert str(vit.recovery) in ended.out and vit.recovery.steps == 40
+    assert vit.reduction["name"] == "evit"
+    assert vit.preprocessing.crop == 0.9
+    assert str(vit.recovery) in ended.out
+    assert vit.recovery.steps == 40
     assert f"40 steps of {vit.recovery.batch_size} images" in ended.out
     own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
-    assert own["recovery"]["images"] == 32 and own["recovery"]["held_out"] == 16
+    assert own["recovery"]["images"] == 32
+    assert own["recovery"]["held_out"] == 16
     assert "step 40 of 40" in ended.err
 
 
@@ -63,7 +66,8 @@ def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, w
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
     ended = call(recover.main, *words)
-    assert ended.status == 130 and "stopped" in ended.err
+    assert ended.status == 130
+    assert "stopped" in ended.err
     assert (tmp_path / "out").exists() == written
     if written:
         assert imagepiece_jax.load(tmp_path / "out").recovery.stopped
@@ -81,7 +85,8 @@ def test_ctrl_c_while_it_is_written_loses_nothing(words, tmp_path, monkeypatch):
     call(recover.main, *words).ok()
     assert signal.getsignal(signal.SIGINT) is before
     recovery = imagepiece_jax.load(tmp_path / "out").recovery
-    assert recovery.steps == 40 and not recovery.stopped
+    assert recovery.steps == 40
+    assert not recovery.stopped
 
 
 def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):
@@ -99,6 +104,7 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
 def test_a_disk_that_is_full_in_the_end_leaves_nothing(words, tmp_path):
     with full_disk():
         ended = call(recover.main, *words)
-    assert ended.status == 1 and "cannot be written" in ended.err
+    assert ended.status == 1
+    assert "cannot be written" in ended.err
     assert [path.name for path in tmp_path.glob("*out*")] == []
     assert not [*tmp_path.glob(".*")]

@@ -195,7 +195,8 @@ def test_any_file_name(tmp_path, weights):
     out = tmp_path / "out\udce9"
     words = ("--weights", weights, "--sweep=tome:r=4", "--out", out)
     ended = call(visualize.main, folder, *words)
-    assert ended.status == 0 and ended.err == ""
+    assert ended.status == 0
+    assert ended.err == ""
     assert read_traces(out)[0] == names
     page = (out / "index.html").read_text(encoding="utf-8")
     for shown in ("$^$.png", "&lt;b&gt;&amp;.png", r"caf\udce9.png", "f\u00fcr.png"):

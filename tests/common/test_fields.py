@@ -60,7 +60,8 @@ def test_values_of_a_kind(kind, allowed, right, wrong):
         with pytest.raises(InputError) as caught:
             value_of(value, kind)
         error = caught.value
-        assert (error.field, error.allowed) == ("x", allowed) and error.value is value
+        assert (error.field, error.allowed) == ("x", allowed)
+        assert error.value is value
 
 
 def test_what_is_allowed_becomes_plain_python():

@@ -88,7 +88,8 @@ def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
     link.symlink_to(target)
     check_writable("--json", link)
     replace_file(link, "new")
-    assert link.is_symlink() and target.read_text() == "new"
+    assert link.is_symlink()
+    assert target.read_text() == "new"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "target", "there"]
     for goal in (tmp_path / "no" / "such", link):
         link.unlink()
@@ -106,7 +107,8 @@ def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(KeyboardInterrupt), replacing(path) as new:
         new.write_bytes(b"ne")
         raise KeyboardInterrupt
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
@@ -117,13 +119,15 @@ def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
     replace_file(path, b"old")
 
     def fsync(descriptor):
-        assert os.pread(descriptor, 9, 0) == b"newer" and path.read_bytes() == b"old"
+        assert os.pread(descriptor, 9, 0) == b"newer"
+        assert path.read_bytes() == b"old"
         raise OSError("disk is full")
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
         replace_file(path, b"newer")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_neighbors_and_permissions_stay(tmp_path):
@@ -136,8 +140,10 @@ def test_neighbors_and_permissions_stay(tmp_path):
     with replacing(path) as new:  # while another process does the same
         replace_file(path, "theirs")
         new.write_text("ours")
-    assert path.read_text() == "ours" and path.stat().st_mode & 0o777 == 0o640
-    assert neighbor.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+    assert path.read_text() == "ours"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert neighbor.read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def put(folder, text):
@@ -216,7 +222,8 @@ def test_nothing_is_said_to_be_kept_where_nothing_was(tmp_path, caplog):
     (tmp_path / "photo.jpg").write_text("photo")
     with pytest.raises(RunError, match="cannot be written .Not a directory"):
         put(tmp_path / "photo.jpg" / "model", "new")
-    assert not caplog.text and texts(tmp_path) == {"photo.jpg": "photo"}
+    assert not caplog.text
+    assert texts(tmp_path) == {"photo.jpg": "photo"}
 
 
 def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
@@ -240,7 +247,8 @@ def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
         put(target, "old")
     link.symlink_to(target)
     put(link, "new")
-    assert link.is_symlink() and texts(target) == {"file": "new"}
+    assert link.is_symlink()
+    assert texts(target) == {"file": "new"}
     assert [p.name for p in target.parent.iterdir()] == ["target"]
     link.unlink()
     link.symlink_to(link)

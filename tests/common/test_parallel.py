@@ -45,7 +45,8 @@ def test_one_device_is_a_special_case_of_many():
     check_exchange(devices=1)
     check_round_trip(devices=1)
     assert (jax.process_index(), jax.process_count()) == (0, 1)
-    assert parallel.is_main() and parallel.gather("alone") == ["alone"]
+    assert parallel.is_main()
+    assert parallel.gather("alone") == ["alone"]
     highest = parallel.max_over_processes()
     assert [highest(number) for number in (0, 15, 0)] == [0, 15, 0]
 
@@ -91,9 +92,11 @@ def check_round_trip(devices, everywhere=None):
     back = parallel.unreplicate(later)
     kept = {name: x.copy() for name, x in back.items()}
     last = grow(grow(later))
-    assert there["w"].is_deleted() and later["w"].is_deleted()
+    assert there["w"].is_deleted()
+    assert later["w"].is_deleted()
     for name in state:
-        assert isinstance(back[name], np.ndarray) and back[name].flags.writeable
+        assert isinstance(back[name], np.ndarray)
+        assert back[name].flags.writeable
         assert back[name].dtype == want[name].dtype
         np.testing.assert_array_equal(state[name], want[name])
         np.testing.assert_array_equal(back[name], want[name] + 1)
@@ -232,7 +235,8 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
     state = parallel.replicate(np.float32(1))
     x = parallel.replicate(np.float32(2))
     add.compile(state, np.empty(len(parallel.local_devices()), np.float32))
-    assert given == [options] and add.working_bytes >= 0
+    assert given == [options]
+    assert add.working_bytes >= 0
     for _ in range(3):
         state = add(state, x)
     assert parallel.unreplicate(state) == 7.0

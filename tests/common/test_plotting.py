@@ -95,7 +95,8 @@ def test_single_points_and_more_references_than_styles(drawn):
     points = {f"method {i}": [(i, (i, i - 1, i + 1))] for i in range(7)}
     figure = drawn(points, references=[*points])
     first = figure.axes[0]
-    assert len(first.lines) >= 7 and len(first.containers) == 1
+    assert len(first.lines) >= 7
+    assert len(first.containers) == 1
     assert all(line.get_marker() != "None" for line in first.lines[:7])
     (legend,) = figure.legends
     shown = [text.get_text() for text in legend.get_texts()]

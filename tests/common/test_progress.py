@@ -34,7 +34,8 @@ def test_a_line_in_a_log_and_the_time_on_a_terminal_unless_the_work_is_short(sai
     text = said(2.5, Terminal())
     assert "\rcompiling the step .. 00:00" in text
     assert "\rcompiling the step .. 00:01" in text
-    assert text.split("\r")[-2].strip() == "" and "\n" not in text.strip()
+    assert text.split("\r")[-2].strip() == ""
+    assert "\n" not in text.strip()
 
 
 @pytest.fixture
@@ -57,4 +58,5 @@ def test_items_are_counted_by_lines_in_a_log_and_a_bar_on_a_terminal(counting):
     assert counting(io.StringIO()) == "letters: 1 of 3\n"
     shown = counting(Terminal())
     assert "letters" in shown and "0/3" in shown
-    assert shown.split("\r")[-2].strip() == "" and "\n" not in shown.strip()
+    assert shown.split("\r")[-2].strip() == ""
+    assert "\n" not in shown.strip()

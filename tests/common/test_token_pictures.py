@@ -78,10 +78,13 @@ def test_outlines_are_only_where_groups_meet():
     image = np.full((18, 24, 3), 100, np.uint8)
     source = random_source(12, 6, seed=3)
     drawn = draw_groups(image, source, grid)
-    assert drawn.shape == (18, 24, 3) and drawn.dtype == np.uint8
+    assert drawn.shape == (18, 24, 3)
+    assert drawn.dtype == np.uint8
     slots = slot_of_pixels(source, grid, *drawn.shape[:2])
     sizes = {slot: (source == slot).sum() for slot in source}
-    assert DROPPED in sizes and min(sizes.values()) == 1 and max(sizes.values()) > 1
+    assert DROPPED in sizes
+    assert min(sizes.values()) == 1
+    assert max(sizes.values()) > 1
     for y, x in np.ndindex(*slots.shape):
         slot = slots[y, x]
         if slot != DROPPED:
@@ -179,8 +182,10 @@ def test_a_token_keeps_its_color_through_all_steps_of_an_image():
 def test_single_patches_keep_their_color_and_an_outline_that_shows():
     colors = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
     drawn = draw_groups(plain(colors, 6), np.arange(4), (2, 2)).astype(int)
-    assert (drawn[:5, :5] == 0).all() and (drawn[7:, :5] == [200, 10, 10]).all()
-    assert (drawn[:5, 5] > 40).all() and (drawn[:5, 6] < 215).all()
+    assert (drawn[:5, :5] == 0).all()
+    assert (drawn[7:, :5] == [200, 10, 10]).all()
+    assert (drawn[:5, 5] > 40).all()
+    assert (drawn[:5, 6] < 215).all()
 
 
 def test_merged_patches_take_their_mean_color():
@@ -296,7 +301,8 @@ def test_a_page_of_few_colors_looks_the_same(tmp_path):
         pages.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
         sizes.append(path.stat().st_size)
     many, few = (len(np.unique(page.reshape(-1, 3), axis=0)) for page in pages)
-    assert few <= 128 < 10_000 < many and sizes[1] < sizes[0] / 2
+    assert few <= 128 < 10_000 < many
+    assert sizes[1] < sizes[0] / 2
     assert np.abs(pages[1] - pages[0]).mean() < 8
 
 
@@ -308,7 +314,8 @@ def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
     example_page(tmp_path / "page.png", 16, steps=steps)
     (figure,) = pages
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[0].startswith("image 0") and titles[0].endswith("…\n16 patches")
+    assert titles[0].startswith("image 0")
+    assert titles[0].endswith("…\n16 patches")
     expected = [f"after block {s}\n{9 - s} tokens" for s in range(steps)]
     assert titles[1 : steps + 1] == expected
     renderer = figure.canvas.get_renderer()
@@ -317,10 +324,14 @@ def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
         texts = [t for t in axes.get_children() if isinstance(t, Text)]
         (title,) = [text for text in texts if text.get_text()]
         words = title.get_window_extent(renderer)
-        assert box.x0 - 1 <= words.x0 and words.x1 <= box.x1 + 1
-        assert words.y1 <= figure.bbox.y1 and words.y0 > box.y1
+        assert box.x0 - 1 <= words.x0
+        assert words.x1 <= box.x1 + 1
+        assert words.y1 <= figure.bbox.y1
+        assert words.y0 > box.y1
         assert not any(words.overlaps(other) for other in boxes)
     (caption,) = figure.texts
     words = caption.get_window_extent(renderer)
-    assert 0 < words.x0 and words.x1 < figure.bbox.x1 and 0 < words.y0
+    assert 0 < words.x0
+    assert words.x1 < figure.bbox.x1
+    assert 0 < words.y0
     assert words.y1 < min(box.y0 for box in boxes)

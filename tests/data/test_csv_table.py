@@ -41,7 +41,8 @@ def levels(path, split):
 def refused(path, message, split="val", num_classes=None, **options):
     with pytest.raises(InputError, match=message) as caught:
         open_csv(path, split, num_classes, **options)
-    assert "\n" not in str(caught.value) and caught.value.place.startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert caught.value.place.startswith(str(path))
     return caught.value
 
 
@@ -162,7 +163,8 @@ def test_labels_that_are_not_read(images):
     )
     refused(path, "line 2: label is ''")
     table = open_csv(path, "train", num_classes=3, labeled=False)
-    assert table.labels.tolist() == [-1] * 4 and table.num_classes == 3
+    assert table.labels.tolist() == [-1] * 4
+    assert table.num_classes == 3
     tested = open_csv(path, "val", labeled=False)
     assert tested.labels.tolist() == [1, 0]
     assert tested.class_names == ("ant", "bee")

@@ -45,7 +45,8 @@ def paletted(color):
 )
 def test_every_color_mode_of_a_file_becomes_rgb(image, expected):
     pixels = decode(encoded(image, "PNG"), "x")
-    assert pixels.shape == (4, 6, 3) and pixels.dtype == np.uint8
+    assert pixels.shape == (4, 6, 3)
+    assert pixels.dtype == np.uint8
     assert (pixels == expected).all()
 
 
@@ -243,7 +244,8 @@ GRAY = np.uint16([[0, 1000], [40000, 65535]])
 )
 def test_every_mode_of_pillow_has_its_eight_bits(image):
     pixels = rgb(image)
-    assert pixels.shape == (2, 2, 3) and pixels.dtype == np.uint8
+    assert pixels.shape == (2, 2, 3)
+    assert pixels.dtype == np.uint8
     assert pixels.tolist() == np.repeat((GRAY >> 8)[..., None], 3, axis=2).tolist()
 
 
@@ -299,7 +301,8 @@ def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reas
     file = str(tmp_path / "gone.jpg") if data is None else io.BytesIO(data)
     with pytest.raises(UnreadableImage) as caught:
         decode(file, "cat.jpg")
-    assert caught.value.place == "cat.jpg" and reason in caught.value.value
+    assert caught.value.place == "cat.jpg"
+    assert reason in caught.value.value
 
 
 def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):

@@ -43,7 +43,8 @@ def test_an_epoch_shows_an_image_once_and_batches_have_their_shapes():
     batch = train(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
     assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
     assert batch["image"].dtype == np.uint8
-    assert batch["label"].shape == (2, 2, 2) and batch["label"].dtype == np.int32
+    assert batch["label"].shape == (2, 2, 2)
+    assert batch["label"].dtype == np.int32
 
 
 COPIES = dict(size=96, stop=4, repeats=3)  # three chunks on one process
@@ -202,7 +203,8 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
     takes = f"{torn}: the next readable image of the epoch takes its place"
     expected = [f"{order[1]}.jpg {takes}", f"{order[30]}.jpg {takes}"]
     assert messages == [*expected, f"7.jpg {torn}: it is left out of the evaluation"]
-    assert len(source.unreadable) == 2 and len(val.unreadable) == 1
+    assert len(source.unreadable) == 2
+    assert len(val.unreadable) == 1
 
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():

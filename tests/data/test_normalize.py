@@ -21,7 +21,8 @@ def test_it_takes_out_the_mean_and_the_deviation():
     images = np.array([[[[0, 128, 255]]]], np.uint8)
     out = normalize(jnp.asarray(images), *IMAGENET)
     expected = [-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert out.shape == (1, 1, 1, 3) and out.dtype == jnp.float32
+    assert out.shape == (1, 1, 1, 3)
+    assert out.dtype == jnp.float32
     np.testing.assert_allclose(out[0, 0, 0], expected, atol=1e-6)
     half = normalize(jnp.asarray(images[0]), *HALF)
     np.testing.assert_allclose(half[0, 0], [-1, 1 / 255, 1], atol=1e-6)

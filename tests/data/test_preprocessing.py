@@ -24,7 +24,8 @@ DEIT = Preprocessing(28, crop=0.875)
 def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upright):
     image = ramp(40, width)
     out = DEIT(image.swapaxes(0, 1) if upright else image)
-    assert out.shape == (28, 28, 3) and out.dtype == np.uint8
+    assert out.shape == (28, 28, 3)
+    assert out.dtype == np.uint8
     if upright:
         out = out.swapaxes(0, 1)
     # A resize maps pixel centers linearly, and bicubic keeps a ramp a ramp.
@@ -44,7 +45,8 @@ def test_transformers_cuts_half_a_pixel_off(longer, upright):
     image = image if upright else image.swapaxes(0, 1)
     for rule, first in (("transformers", longer // 2), ("timm", round(longer / 2))):
         out = Preprocessing(28, crop=1.0, rule=rule)(np.ascontiguousarray(image))
-        assert out.shape == (28, 28, 3) and out[0, 0, 0] == first
+        assert out.shape == (28, 28, 3)
+        assert out[0, 0, 0] == first
 
 
 def test_transformers_resizes_rows_first():

@@ -64,7 +64,8 @@ def test_digits_splits_are_stratified_and_disjoint_and_never_move():
     for split, counts in COUNTS.items():
         source = open_source("digits", split, num_classes=10)
         labels = [source.read(index)[1] for index in range(len(source))]
-        assert np.bincount(labels).tolist() == counts and type(labels[0]) is int
+        assert np.bincount(labels).tolist() == counts
+        assert type(labels[0]) is int
         names[split] = [source.name(i) for i in range(len(source))]
     assert len({*names["train"], *names["val"]}) == 1797
     # Pinned: accuracies of different runs and versions compare only on one split.
@@ -80,7 +81,8 @@ def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
     small = np.round(pixels[index] * 255 / 16)
     truth = doubled_rows(doubled_rows(small.T).T)  # Pillow too: columns, then rows
     image, label = source.read(0)
-    assert image.shape == (16, 16, 3) and image.dtype == np.uint8
+    assert image.shape == (16, 16, 3)
+    assert image.dtype == np.uint8
     assert label == labels[index]
     for channel in range(3):
         assert np.abs(image[:, :, channel] - truth).max() <= 1
@@ -123,11 +125,14 @@ def test_csv_reads_rows_in_order_and_sources_name_their_classes(table, folder):
     assert source.name(0) == str(table.parent / "images" / "a.png")
     for split in ("train", "val"):
         source = open_source(f"folder:{folder}", split)
-        assert source.class_names == ("ant", "zebra") and source.num_classes == 2
+        assert source.class_names == ("ant", "zebra")
+        assert source.num_classes == 2
         source = open_source("digits", split)
-        assert source.class_names == tuple("0123456789") and source.num_classes == 10
+        assert source.class_names == tuple("0123456789")
+        assert source.num_classes == 10
     source = open_source(f"csv:{table}", "val")
-    assert source.class_names is None and source.num_classes == 5
+    assert source.class_names is None
+    assert source.num_classes == 5
     table.write_text("filename,label,class\nimages/a.png,2,cat\nimages/b.png,0,ant\n")
     source = open_source(f"csv:{table}", "val", num_classes=4)
     assert source.class_names == ("ant", None, "cat", None)
@@ -185,7 +190,8 @@ def test_unlabeled_images_are_anywhere_in_train(folder):
     source = unlabeled(folder)
     val = unlabeled(folder, "val")
     names = [source.name(i).removeprefix(f"{folder}/train/") for i in range(6)]
-    assert len(source) == 6 and names[0] == "loose.png"
+    assert len(source) == 6
+    assert names[0] == "loose.png"
     assert [name.split("/")[0] for name in names[1:]] == ["ant"] * 3 + ["more"] * 2
     assert [source.read(i)[1] for i in range(6)] == [-1] * 6
     assert source.class_names == val.class_names == ("ant", "zebra")
@@ -214,7 +220,8 @@ WRITTEN = {suffix for suffix, name in FORMATS.items() if name in {*Image.SAVE} -
 def test_images_of_a_folder_are_of_any_known_format(folder, suffix):
     save(folder / "val" / "ant" / f"1{suffix}", (200, 100, 0))
     image, label = open_source(f"folder:{folder}", "val").read(1)
-    assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3 and label == 0
+    assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3
+    assert label == 0
 
 
 def test_every_format_that_pillow_decodes_is_one_of_images():
@@ -346,7 +353,8 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
     val = open_source("imagenet2012", "val", num_classes=1000, data_dir=imagenet)
     assert len(val) == 3
     # What goldfish are in WordNet; folders of this name are sorted alike.
-    assert val.class_names[1] == "n01443537" and len(val.class_names) == 1000
+    assert val.class_names[1] == "n01443537"
+    assert len(val.class_names) == 1000
     assert list(val.class_names) == sorted(set(val.class_names))
 
 
@@ -424,7 +432,8 @@ def test_the_digest_is_of_a_parts_images_and_of_few_of_a_large_set(folder, monke
         FileSource, "encoded", lambda _, index: read.append(index) or b""
     )
     assert len(source.digest) == 16
-    assert len(read) == 64 and (read[0], read[-1]) == (0, 999)
+    assert len(read) == 64
+    assert (read[0], read[-1]) == (0, 999)
     assert set(np.diff(read)) <= {15, 16}
 
 
@@ -443,16 +452,19 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     full = open_source(f"folder:{folder}", "train")
     part = full.spread(4)
     assert (len(full), len(part)) == (6, 4)
-    assert part.num_classes == 2 and part.class_names == full.class_names
+    assert part.num_classes == 2
+    assert part.class_names == full.class_names
     for index, place in enumerate([0, 2, 3, 5]):
         ours = part.read(index)
         theirs = full.read(place)
-        assert (ours[0] == theirs[0]).all() and ours[1] == theirs[1]
+        assert (ours[0] == theirs[0]).all()
+        assert ours[1] == theirs[1]
         assert part.name(index) == full.name(place)
         assert part.encoded(index) == full.encoded(place)
     assert full.spread(6) is full.spread(None) is full
     assert [full.spread(1).name(0)] == [full.name(0)]
-    assert Subset(full, range(4)).part != part.part and full.part == {}
+    assert Subset(full, range(4)).part != part.part
+    assert full.part == {}
     files = [
         f"{label}/{place}" for label, place in itertools.product(range(10), range(37))
     ]
@@ -466,9 +478,12 @@ def test_tests_without_labels_are_images_anywhere_in_val(folder):
     for number, path in enumerate(sorted((folder / "val").glob("*/*"))):
         path.rename(folder / "val" / f"{number}{path.suffix}")
     source = unlabeled(folder, "val")
-    assert len(source) == 2 and source.class_names is None and not source.labeled
+    assert len(source) == 2
+    assert source.class_names is None
+    assert not source.labeled
     assert {source.read(i)[1] for i in range(2)} == {-1}
-    assert unlabeled(folder).class_names is None and len(unlabeled(folder)) == 6
+    assert unlabeled(folder).class_names is None
+    assert len(unlabeled(folder)) == 6
 
 
 def test_without_val_a_tenth_is_held_out(tmp_path, caplog):

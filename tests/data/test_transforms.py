@@ -24,8 +24,10 @@ def test_crop_boxes_have_the_recipe_s_distribution():
         [transforms.crop_box(height, width, rng(seed), AREA) for seed in range(4000)]
     )
     top, left, tall, wide = boxes.T
-    assert (top >= 0).all() and (top + tall <= height).all()
-    assert (left >= 0).all() and (left + wide <= width).all()
+    assert (top >= 0).all()
+    assert (top + tall <= height).all()
+    assert (left >= 0).all()
+    assert (left + wide <= width).all()
     # Without rejection the area is uniform and the log aspect symmetric; boxes that do
     # not fit are large ones, so look at the lower half: P(a < .31) / P(a < .54) = 1/2.
     area = tall * wide / (height * width)
@@ -33,11 +35,14 @@ def test_crop_boxes_have_the_recipe_s_distribution():
     assert 0.075 < area.min() < 0.09
     assert abs((small < 0.31).mean() - 0.5) < 0.04  # 4 standard deviations
     aspect = np.log(wide / tall)[area < 0.31]
-    assert abs(aspect.mean()) < 0.03 and abs(aspect).max() < np.log(4 / 3) + 0.02
+    assert abs(aspect.mean()) < 0.03
+    assert abs(aspect).max() < np.log(4 / 3) + 0.02
     assert abs(aspect.std() - np.log(16 / 9) / np.sqrt(12)) < 0.01
     # Where there is room the box's place is uniform: both ends are reached.
     place = (left / (width - wide))[area < 0.31]
-    assert abs(place.mean() - 0.5) < 0.04 and place.min() < 0.02 and place.max() > 0.98
+    assert abs(place.mean() - 0.5) < 0.04
+    assert place.min() < 0.02
+    assert place.max() > 0.98
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,8 @@ def test_fast_is_close_to_pillow_on_photographs(photographs, size):
     errors = []
     for image in photographs:
         out = resize_fast(image, *size)
-        assert out.shape == (*size, 3) and out.dtype == np.uint8
+        assert out.shape == (*size, 3)
+        assert out.dtype == np.uint8
         errors.append(np.abs(out.astype(int) - pillow(image, *size)))
     assert np.mean(errors) < 1, np.mean(errors)
     assert max(error.mean() for error in errors) < 2
@@ -169,7 +175,8 @@ def test_fine_stripes_become_grey(size):
 )
 def test_a_plain_image_stays_plain(size, new):
     out = resize_fast(np.full((*size, 3), (1, 128, 254), np.uint8), *new)
-    assert out.shape == (*new, 3) and (out == (1, 128, 254)).all()
+    assert out.shape == (*new, 3)
+    assert (out == (1, 128, 254)).all()
 
 
 def test_a_part_of_an_image_does_not_see_the_rest():

@@ -95,7 +95,9 @@ def test_workers_import_neither_jax_nor_the_script():
     (pid,) = workers()
     maps = proc(pid, "maps").read_text()
     batches.close()
-    assert "numpy" in maps and "jaxlib" not in maps and "sklearn" not in maps
+    assert "numpy" in maps
+    assert "jaxlib" not in maps
+    assert "sklearn" not in maps
 
 
 def test_workers_import_nothing_of_the_current_folder(tmp_path, monkeypatch):
@@ -155,7 +157,8 @@ def reading_forever(*words):
 @pytest.mark.slow
 def test_processes_end_with_a_run_that_is_killed():
     running, started = reading_forever()
-    assert len(started) == 2 and shared_memory(running.pid)
+    assert len(started) == 2
+    assert shared_memory(running.pid)
     with running:
         running.kill()
     assert end(started)
@@ -186,10 +189,12 @@ def test_evaluations_between_steps_change_no_batch(count, threads):
         trained += itertools.islice(reader, steps)
         other = evaluation.batches(count, threads)
         found = [next(other)]
-        assert len(workers()) == 2 * count and started <= workers()
+        assert len(workers()) == 2 * count
+        assert started <= workers()
         evaluated.append([*found, *other])
         assert workers() == started
-    assert not [*reader] and not workers()
+    assert not [*reader]
+    assert not workers()
     names = [list(source.unreadable) for source in sources]
     for source in sources:
         source.unreadable.clear()
@@ -245,7 +250,8 @@ def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
         joined.append(group)
     assert [len(group) for group in joined] == [3] * 40
     for number, (found, pixels) in enumerate(itertools.chain(*joined)):
-        assert found == number and pixels.tolist() == [number % 200] * 5
+        assert found == number
+        assert pixels.tolist() == [number % 200] * 5
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -104,7 +104,8 @@ def test_masked_images_count_nothing_even_where_they_are_not_a_number():
     assert padded.images == 3
     for name in ("acc1", "acc5", "loss"):
         found = getattr(padded, name)
-        assert found == getattr(whole, name) and np.isfinite(found)
+        assert found == getattr(whole, name)
+        assert np.isfinite(found)
 
 
 def test_only_valid_labels_are_answers():
@@ -187,7 +188,8 @@ def test_fewer_than_five_classes_no_images_and_a_bad_one():
     result = run(TABLE, [batch([0], [0], [0])])  # masked
     assert (result.images, result.acc1, result.loss) == (0, 0.0, 0.0)
     result = run(TABLE, [batch([0, 2], [0, 0])])
-    assert np.isnan(result.loss) and result.acc1 == 50.0
+    assert np.isnan(result.loss)
+    assert result.acc1 == 50.0
 
 
 def test_throughput_leaves_the_first_batch_out(monkeypatch):
@@ -248,7 +250,8 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
     program = types.SimpleNamespace(model=tanh, batch_size=2)
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
     result, change = accuracy.evaluate_program(model, {}, program, lambda **options: [])
-    assert result["reference"]["acc1"] == 75 and result["reference"]["gelu"] == "exact"
+    assert result["reference"]["acc1"] == 75
+    assert result["reference"]["gelu"] == "exact"
     optimized = result["optimized"]
     assert (optimized["acc1"], optimized["gelu"]) == (50, "tanh")
     assert optimized["difference"] == pytest.approx(-25)

@@ -31,11 +31,14 @@ def measured(folder, *settings, **options):
 
 def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
     first, calls = measured(tmp_path, SETTING, SETTING)
-    assert calls == 1 and first == [{"acc1": 81.0}] * 2
+    assert calls == 1
+    assert first == [{"acc1": 81.0}] * 2
     turned = {name: SETTING[name] for name in reversed(SETTING)}
     assert capsys.readouterr().err == "measuring a point ... 0 s\n"
     again, calls = measured(tmp_path, turned)
-    assert calls == 0 and again == first[:1] and not capsys.readouterr().err
+    assert calls == 0
+    assert again == first[:1]
+    assert not capsys.readouterr().err
     other = SETTING | {"reduction": {"name": "evit", "keep_rate": 0.6}}
     assert measured(tmp_path, SETTING, other)[1] == 1
 
@@ -63,8 +66,10 @@ def test_a_line_has_setting_versions_and_time(tmp_path):
     cache.result(SETTING, Count())
     line = json.loads((tmp_path / FILE).read_text())
     cache.close()
-    assert line["experiment"] == "table1" and line["versions"] == {"jax": "0.0"}
-    assert line["setting"] == SETTING and line["result"] == {"acc1": 81.0}
+    assert line["experiment"] == "table1"
+    assert line["versions"] == {"jax": "0.0"}
+    assert line["setting"] == SETTING
+    assert line["result"] == {"acc1": 81.0}
     assert {"git", "time"} < set(line)
 
 

@@ -275,7 +275,8 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     made = Guessing()
     made.vit = tiny.loaded(tmp_path, own, variables, **tiny_paper.FIELDS)
     (one, other), _ = matched(made, "dynamicvit", (0.65, 0.9))
-    assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
+    assert one.reduction["blocks"] == (1, 2)
+    assert one.reached < other.reached
     assert set(one.setting) == {"macs", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
     made.vit = made.vit.with_reduction(settings.DENSE)
@@ -386,7 +387,9 @@ ATTENDED = 'reduction={"name": "attended", "macs": 0.6}'
 )
 def test_the_last_line_says_what_to_take(points, taken):
     *_, last = compare_tables.page(measured(points), "p.png").splitlines()
-    assert last.startswith("take ") and taken in last and "-1.5" in last
+    assert last.startswith("take ")
+    assert taken in last
+    assert "-1.5" in last
 
 
 def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
@@ -440,7 +443,8 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     settings = [(line["method"], line["share"]) for line in report["settings"]]
     assert settings == [("tome", 0.8), ("tome", 0.6)]
     (absent,) = report["left_out"]
-    assert absent["method"] == "random" and "blocks has 9; allowed" in absent["reason"]
+    assert absent["method"] == "random"
+    assert "blocks has 9; allowed" in absent["reason"]
     assert report["dense"]["images"] == 24
     right = decode_bits(report["dense"]["right"], 24)
     assert report["dense"]["acc1"][0] == 100 * right.mean()
@@ -495,14 +499,16 @@ def test_floors_are_compared_as_methods_are(tmp_path, on_digits, capsys):
     weights = weights.with_reduction(counts)
     found = compare.compare(on_digits(weights), (0.6,), ["tome"], floors=True)
     methods = [line["method"] for line in found["settings"]]
-    assert methods[0] == "tome" and methods[-2:] == ["smaller images", "first blocks"]
+    assert methods[0] == "tome"
+    assert methods[-2:] == ["smaller images", "first blocks"]
     said = capsys.readouterr().err
     assert said.startswith("4 settings, 0 of them measured before; ")
     assert "4 of 4, about 1 min left: measuring first blocks, depth=2, 24 im" in said
     tested = {(line["method"], line["to"]) for line in found["comparisons"]}
     assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
     page = compare_tables.page(found, plot="p.png")
-    assert "| image_size=(" in page.replace("`", "") and "depth=2" in page
+    assert "| image_size=(" in page.replace("`", "")
+    assert "depth=2" in page
 
 
 def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path, on_digits):

@@ -39,4 +39,5 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
     notes = capsys.readouterr().out.splitlines()
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
     taken = "note: 1 of 2 images are taken, evenly spaced"
-    assert len(source) == 1 and notes == [taken, *[note] * is_noted]
+    assert len(source) == 1
+    assert notes == [taken, *[note] * is_noted]

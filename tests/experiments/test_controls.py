@@ -32,7 +32,8 @@ def test_a_control_has_the_same_counts_in_every_block(name, fields):
 
 def test_all_steps_are_tomes_matching():
     found = controls.ImagePieceMatched().steps(12)
-    assert {step.reducer for step in found} == {Bipartite("key")} and len(found) == 9
+    assert {step.reducer for step in found} == {Bipartite("key")}
+    assert len(found) == 9
 
 
 def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():

@@ -45,4 +45,5 @@ def test_damage_has_its_strength():
     for quality in (95, 25, 10):
         stored = damage.compress(photograph(), 0, quality)
         errors.append(np.abs(stored - pixels).mean())
-    assert errors == sorted(errors) and errors[0] < errors[2]
+    assert errors == sorted(errors)
+    assert errors[0] < errors[2]

@@ -35,7 +35,9 @@ def test_seeds_and_images_add_up():
     assert found.value == 75
     assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
     found = intervals.accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
-    assert found.value == 87.5 and found.high == 100 and found.low == 0
+    assert found.value == 87.5
+    assert found.high == 100
+    assert found.low == 0
     # One seed has the interval of its images.
     right, base = pair(30, 6, 2, 2)
     assert intervals.accuracy([right]) == statistics.accuracy(right)

@@ -76,7 +76,8 @@ def test_a_cell_has_the_figures_of_every_image(whole, tmp_path):
     assert far not in results.files  # no declared cell
     stored = json.loads((tmp_path / f"{far.name}.json").read_text("utf-8"))
     results.files[far] = stored
-    assert results.unreachable(far) and "nearest cost" in stored["unreachable"]
+    assert results.unreachable(far)
+    assert "nearest cost" in stored["unreachable"]
     results.files[Cell("similar keys", "dropped", "late-3", 0.66)] = stored
     rows = late.grid(results, "dropped", lambda cell: "")
     assert ["0.66", "similar keys", "", "", "", "", "", "not reached"] in rows

@@ -80,7 +80,8 @@ def test_figures_of_maps_worked_out_by_hand():
     )
     ours = np.array([[[0.9, 0.6, 0.2, 0.7]], [[0.1, 0.2, 0.3, 0.4]], [[0, 0, 0, 0.6]]])
     found = maps.figures(ours, theirs)
-    assert found["iou"] == [0.5, None, None] and found["extra"] == 1
+    assert found["iou"] == [0.5, None, None]
+    assert found["extra"] == 1
     pearson = np.corrcoef(ours[0, 0], theirs[0, 0])[0, 1]
     assert found["correlation"] == pytest.approx([pearson, 1, 1], abs=1e-5)
 
@@ -102,7 +103,8 @@ def test_another_head_is_refused(tmp_path, width, change, name):
     with pytest.raises(InputError, match=f"tensor {name}") as error:
         head.read_head(tmp_path / "other.npz", width)
     shape = [*tensors[name].shape] if name in tensors else []
-    assert error.value.value == shape and f"{width} numbers" in error.value.allowed
+    assert error.value.value == shape
+    assert f"{width} numbers" in error.value.allowed
 
 
 SHARES = ("0.9", "0.75", "0.6", "0.5", "0.4")

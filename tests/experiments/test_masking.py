@@ -29,7 +29,8 @@ def test_squares_depend_on_seed_and_image():
 
 def test_squares_lie_anywhere_inside():
     corners = corners_of(np.arange(400), 50, 0, 224)
-    assert corners.min() == 0 and corners.max() == 224 - SIDE
+    assert corners.min() == 0
+    assert corners.max() == 224 - SIDE
     counts = np.bincount(corners.ravel(), minlength=209)
     assert counts.min() > 0.6 * counts.mean()  # 40,000 draws of 209 places
 
@@ -91,7 +92,8 @@ def test_all_methods_get_the_same_masks(tmp_path):
     for name, setting, corners in CALLS:
         by_method.setdefault(name, []).append((str(setting), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])
-    assert len(dense) == 18 and set(by_method) == {"evit", "tome", "imagepiece"}
+    assert len(dense) == 18
+    assert set(by_method) == {"evit", "tome", "imagepiece"}
     assert all(masks == dense for masks in by_method.values())
     page = (tmp_path / "masking.md").read_text()
     assert "| DeiT | acc1, %, DeiT-S (ImageNet-1k, published) |  | 79.05 |" in page

@@ -70,7 +70,8 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     assert maker.find(EVIT, "conv", False) == []
     maker.find(EVIT, "patch", False)
     fitted = {**trained[list(trained)[-1]].reduction}
-    assert fitted != EVIT and fitted["blocks"] == (1,)
+    assert fitted != EVIT
+    assert fitted["blocks"] == (1,)
     assert fitted["keep_rate"] == maker.match(EVIT)["keep_rate"]
     cost = maker.pretrained.gmacs_with
     step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
@@ -93,18 +94,24 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     maker.seeds = [0]
     maker.find({"name": "tome", "r": 4, "prop_attn": False}, "conv", True)
     start, learned, conv_start, tome = trained.values()
-    assert start.reduction.name == "none" and start.init.fresh == ()
-    assert start.init.weights == str(maker.pretrained.source.path) and start.seed == 1
+    assert start.reduction.name == "none"
+    assert start.init.fresh == ()
+    assert start.init.weights == str(maker.pretrained.source.path)
+    assert start.seed == 1
     assert (
         learned.init.weights
         == learned.teacher.weights
         == str(tmp_path / "small" / "start_patch_seed1")
     )
-    assert learned.init.fresh == ("reducer",) and learned.reduction.backbone_lr == 1.0
+    assert learned.init.fresh == ("reducer",)
+    assert learned.reduction.backbone_lr == 1.0
     assert learned.reduction.frozen_epochs == 0.0
-    assert conv_start.init.fresh == ("patch_embed",) and tome.model.prop_attn is False
-    assert tome.init.fresh == () and tome.teacher.weights == ""
-    assert tome.eval_every_epochs == tome.epochs and not tome.init.evaluate
+    assert conv_start.init.fresh == ("patch_embed",)
+    assert tome.model.prop_attn is False
+    assert tome.init.fresh == ()
+    assert tome.teacher.weights == ""
+    assert tome.eval_every_epochs == tome.epochs
+    assert not tome.init.evaluate
 
 
 @pytest.mark.parametrize("last, fresh", [("9", ()), ("ten", ("head",))])

@@ -72,7 +72,8 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
     assert "left out: combos\n" in first.out
     assert {path: path.read_text() for path in results.iterdir()} == before
     page = (tmp_path / "overlap.md").read_text()
-    assert page in first.out and page in second.out
+    assert page in first.out
+    assert page in second.out
     assert "0.0 [0.0, 0.0] | 0.0 [0.0, 0.0]" in page  # ImagePiece's
     inside = sorted(results.glob("overlap.*.json"))
     assert [path.name.split(".")[1] for path in inside] == ["imagepiece", "tome"]
@@ -80,7 +81,8 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
     again = call(paper.main, "overlap", *words, "--out", tmp_path)
     old = json.loads(before[inside[1]])
     new = json.loads(inside[1].read_text())
-    assert again.status == 0 and old["setting"] == new["setting"]
+    assert again.status == 0
+    assert old["setting"] == new["setting"]
     assert np.allclose(old["result"]["src 30"], new["result"]["src 30"])
 
 
@@ -96,4 +98,5 @@ def test_runs_of_different_data_sets_are_a_mistake():
     ]
     with pytest.raises(InputError) as error:
         paper.one_size(TrainedRuns(tuple(models)))
-    assert error.value.field == "--runs" and "[(10, 16), (11, 16)]" in str(error.value)
+    assert error.value.field == "--runs"
+    assert "[(10, 16), (11, 16)]" in str(error.value)

@@ -108,7 +108,8 @@ def test_level_is_that_of_the_images():
     table, (faster,) = markdown.tables(
         markdown.section("docs/tables/parts/elsewhere.md", "`level`")
     )
-    assert len(table) == 19 and len(found[dense]) == 13394
+    assert len(table) == 19
+    assert len(found[dense]) == 13394
 
     def right_of(name, share):
         if name in SETS:
@@ -127,7 +128,8 @@ def test_level_is_that_of_the_images():
     pair = right_of(STAGES, 0.6), right_of("most attended", 0.5)
     change = statistics.paired_difference(*pair)
     assert faster["difference"] == statistics.format_difference(change)
-    assert faster["verdict"] == "decided" and statistics.mcnemar(*pair) < study.LEVEL
+    assert faster["verdict"] == "decided"
+    assert statistics.mcnemar(*pair) < study.LEVEL
 
 
 def test_figures_of_pages_are_those_of_the_points(points):

@@ -130,14 +130,16 @@ def test_a_run_judges_the_rows_that_it_did_not_learn_from(study):
 
     cell = Cell("three-0.5", "base", seed=0, imagenette=True)
     found = written(study, cell)
-    assert found["steps"] == 4 and found["images_learned"] == 32
+    assert found["steps"] == 4
+    assert found["images_learned"] == 32
     steps, curve = zip(*found["curve"], strict=True)
     assert steps == (0, 1, 2, 3, 4)
     before, after = map(np.mean, found["selection"].values())
     assert before == pytest.approx(want[0::2][places_of(study)].mean(), abs=2e-5)
     assert before == pytest.approx(curve[0], abs=2e-6)
     assert after == pytest.approx(min(curve) if found["changed"] else before, abs=2e-6)
-    assert len(found["judged"]["kl"]) == 48 and found["imagenette"]["images"] == 60
+    assert len(found["judged"]["kl"]) == 48
+    assert found["imagenette"]["images"] == 60
     if not found["changed"]:
         assert found["judged"]["kl"] == off["judged"]["kl"][1::2]
 
@@ -170,10 +172,12 @@ def test_other_students_and_other_images(study):
     small = written(study, Cell("small-176", "base", "B", 0))
     blocks = written(study, Cell("blocks-9", "imagenette", seed=0))
     assert len(small["judged"]["kl"]) == len(blocks["judged"]["kl"]) == 48
-    assert blocks["images_learned"] == 16 and blocks["steps"] == 1
+    assert blocks["images_learned"] == 16
+    assert blocks["steps"] == 1
     assert len(blocks["selection"]["before"]) == 16  # of imagenette's images
     gmacs = study.teacher.gmacs
-    assert small["gmacs"] < gmacs and blocks["gmacs"] < gmacs
+    assert small["gmacs"] < gmacs
+    assert blocks["gmacs"] < gmacs
     without = dataclasses.replace(study, imagenette=None)
     with pytest.raises(InputError, match="--imagenette"):
         without.run(Cell("dense", imagenette=True))
@@ -252,7 +256,8 @@ def test_a_killed_run_leaves_nothing_half(study, tmp_path):
 
 def test_imagenettes_labels_are_those_of_imagenet(imagenette):
     assert [imagenette.read(index)[1] for index in range(4)] == [0, 217, 0, 217]
-    assert imagenette.read(0)[0].shape == (24, 24, 3) and len(imagenette) == 60
+    assert imagenette.read(0)[0].shape == (24, 24, 3)
+    assert len(imagenette) == 60
 
 
 # Rules and tests, from files of runs
@@ -519,7 +524,8 @@ def test_times_are_measured_in_turns(study, monkeypatch):
     job = timer.TimedCall(lambda number: number, lambda result: result)
     monkeypatch.setattr(recover, "openvino_job", lambda vit: job)
     found = recover.measure_times(study, repeats=3, seconds=0.001)
-    assert found["repeats"] == 3 and [*found["models"]] == [*few]
+    assert found["repeats"] == 3
+    assert [*found["models"]] == [*few]
     for model in found["models"].values():
         median, low, high = model["seconds"]
         assert 0 < low <= median <= high
@@ -599,6 +605,7 @@ def test_the_cells_are_the_declared_ones():
     added = ("three-0.6", "three-0.4", "small-176")
     want |= {f"{student}.imagenette.A0" for student in added}
     names = [cell.name for cell in recover.cells()]
-    assert {*names} == want and len(names) == len(want)
+    assert {*names} == want
+    assert len(names) == len(want)
     assert recover.WAYS["base"] == Way("norms and biases (base)")
     assert (recover.WAYS["images-50"].images, recover.RANK) == (50, 32)

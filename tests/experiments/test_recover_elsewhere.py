@@ -125,18 +125,21 @@ def test_int8_is_calibrated_by_rows_that_were_learned_from(whole):
     assert whole.photographs.seen == set(range(1, COUNT, 2))
     found = whole.in_int8(cell, vit)
     calibrating = whole.photographs.seen - set(range(1, COUNT, 2))
-    assert len(calibrating) == 5 and all(place % 2 == 0 for place in calibrating)
+    assert len(calibrating) == 5
+    assert all(place % 2 == 0 for place in calibrating)
     kl, _ = study.unpacked(found[elsewhere.CLEAN])
     pixels = np.stack(whole.photographs.images[1::2])
     float32, _ = study.unpacked(whole.judged(cell, logits(vit, pixels)))
-    assert len(kl) == 48 and not np.allclose(kl, float32, rtol=1e-3)
+    assert len(kl) == 48
+    assert not np.allclose(kl, float32, rtol=1e-3)
 
 
 def test_a_model_is_recovered_once(whole, folder):
     cell = Cell("large", "large-0.5", RECOVERED_FORM)
     assert whole.missing(cell) is None
     first = whole.model(cell)
-    assert first.image_size == 24 and first.recovery.steps == 1
+    assert first.image_size == 24
+    assert first.recovery.steps == 1
     assert whole.photographs.seen <= set(range(0, COUNT, 2))
     whole.photographs.seen.clear()
     again = whole.model(cell)
@@ -341,7 +344,8 @@ def test_imagenette_is_judged_without_what_the_reverse_learned(whole):
     want = own.argmax(axis=1) == places % 2
     assert found["imagenette"]["images"] == 40
     np.testing.assert_array_equal(study.unpacked_right(found["imagenette"]), want)
-    assert found["agreement"] == 1 and found["kl"] == [0, 0, 0]
+    assert found["agreement"] == 1
+    assert found["kl"] == [0, 0, 0]
     odd = places % 2 == 1
     right = {"0": [int(want[~odd].sum()), int((~odd).sum())]}
     right["1"] = [int(want[odd].sum()), int(odd.sum())]

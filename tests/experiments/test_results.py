@@ -128,7 +128,8 @@ def test_a_command_takes_a_comparison_in(tmp_path, monkeypatch, stored):
     monkeypatch.setattr(results, "PAGES", ())  # the others are those of the docs
     results.main([str(tmp_path / "new.json")])
     found = results.read_results((tmp_path / "results.json").read_text("utf-8"))
-    assert len(found.rows) == len(stored.rows) + 3 and (tmp_path / "plot.png").is_file()
+    assert len(found.rows) == len(stored.rows) + 3
+    assert (tmp_path / "plot.png").is_file()
 
 
 @pytest.mark.parametrize(

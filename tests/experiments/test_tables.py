@@ -61,13 +61,17 @@ def test_a_file_has_the_whole_setting(study, pretrained):
     found = json.loads(path.read_text())
     setting = found["setting"]
     result = found["result"]
-    assert setting["use"] == "off-the-shelf" and setting["data"] == "digits"
-    assert setting["fields"]["embed_dim"] == 8 and setting["images"] == 24
+    assert setting["use"] == "off-the-shelf"
+    assert setting["data"] == "digits"
+    assert setting["fields"]["embed_dim"] == 8
+    assert setting["images"] == 24
     assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
-    assert setting["weights"] == pretrained.digest and setting["seed"] == 0
+    assert setting["weights"] == pretrained.digest
+    assert setting["seed"] == 0
     assert setting["digest"] == study.images.source.digest
     assert result["tokens_per_block"] == [[65, 61], [61, 57], [57, 53], [53, 49]]
-    assert result["tokens"] == 49 and result["gmacs"] > 0
+    assert result["tokens"] == 49
+    assert result["gmacs"] > 0
     assert {"jax", "device", "commit"} <= set(found["versions"])
 
 
@@ -130,7 +134,8 @@ def test_overlap_of_a_model(study, pretrained):
     """ToMe's grows with k; ImagePiece's with the top 70 % is nothing."""
     tome = analysis.attended_shares(study, pretrained, TOME)
     values = [tome[f"src {k}"][0] for k in (15, 20, 30, 70)]
-    assert values == sorted(values) and 0 < values[-1] <= 100
+    assert values == sorted(values)
+    assert 0 < values[-1] <= 100
     ours = analysis.attended_shares(study, pretrained, {"name": "imagepiece"})
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
 
@@ -142,13 +147,16 @@ def test_similarity_is_one_of_both_tables(study, pretrained):
     first, low, high = ends["lowest first"]
     assert -1 <= low <= first <= high <= 1
     merge = analysis.first_merge(study, pretrained, reduction)
-    assert merge["pairs"] == ends["all first"] and merge["distance"][0] >= 1
+    assert merge["pairs"] == ends["all first"]
+    assert merge["distance"][0] >= 1
 
 
 def test_lowest_one_percent():
     values = np.random.default_rng(0).permutation(np.arange(300.0))
-    assert analysis.lowest_count(300) == 3 and analysis.lowest(values) == 1.0
-    assert analysis.lowest_count(20) == 1 and analysis.lowest_count(50000) == 500
+    assert analysis.lowest_count(300) == 3
+    assert analysis.lowest(values) == 1.0
+    assert analysis.lowest_count(20) == 1
+    assert analysis.lowest_count(50000) == 500
 
 
 ROWS = (
@@ -166,7 +174,8 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
     assert "| ToMe | 79.36 | 3806.1 | off-the-shelf |" in tome
-    assert imagepiece.count("not measured") == 6 and "| none |" in imagepiece
+    assert imagepiece.count("not measured") == 6
+    assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
     fitted = dataclasses.replace(found["ToMe"], reduction=TOME | {"r": 5})
     assert "| ToMe (r=5) | 79.36" in tables.table(
@@ -188,7 +197,8 @@ def test_published_figures_of_another_size_are_labeled(study):
     weights = tiny.loaded("w.npz", **fields)
     ours = {"DeiT": SimpleNamespace(pretrained=weights)}
     printed, whose = tables.printed_for(ours, sizes)
-    assert whose == "DeiT-Ti" and printed["ImagePiece"] == (72.61, 9450.2)
+    assert whose == "DeiT-Ti"
+    assert printed["ImagePiece"] == (72.61, 9450.2)
     assert tables.printed_for(ours, sizes[:1])[1] == "DeiT-S"
 
 
@@ -218,7 +228,8 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     assert len(found.results) == len(found.bases) == 2
     text = tables.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
     accuracies = " ".join(f"{result['acc1']:.1f}" for result in found.results)
-    assert "acc1 by seed" in text and f"| {accuracies} |" in text
+    assert "acc1 by seed" in text
+    assert f"| {accuracies} |" in text
     means = [
         np.mean([r.right for r in results]) for results in (found.results, found.bases)
     ]

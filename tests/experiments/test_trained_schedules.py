@@ -18,4 +18,5 @@ def test_contrasts_are_paired_two_sided_and_corrected_together():
     assert p[1] < p[0] / 2  # so that Holm doubles the second alone
     for line, one, corrected in zip(lines, p, (p[0], 2 * p[1]), strict=True):
         assert f"| {one:.3g} | {corrected:.3g} |" in line
-    assert "| -2" in lines[1] and lines[1].endswith("| decided |")
+    assert "| -2" in lines[1]
+    assert lines[1].endswith("| decided |")

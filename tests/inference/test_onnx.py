@@ -191,7 +191,8 @@ def test_all_forms_of_rotary_positions_are_there():
     assert {form.planes for form in forms} == {"neighbors", "halves"}
     assert {form.axes for form in forms} == {"yx", "xy"}
     assert {form.origin for form in forms} == {"corner", "center"}
-    assert {form.start for form in forms} == {0.0, 1.0} and len(forms) == 5
+    assert {form.start for form in forms} == {0.0, 1.0}
+    assert len(forms) == 5
 
 
 @pytest.mark.parametrize("name", sorted(ROTARY.values()))
@@ -219,7 +220,8 @@ def test_the_conv_stem():
     order = [node.op_type for node in graph.graph.node]
     first = order.index("Conv")
     last = len(order) - order[::-1].index("Conv")
-    assert order.count("Conv") > 2 and "Transpose" not in order[first:last]
+    assert order.count("Conv") > 2
+    assert "Transpose" not in order[first:last]
 
 
 def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
@@ -229,7 +231,8 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
     assert [side.dim_value for side in sides] == [2, tiny.SIDE, tiny.SIDE, 3]
     kinds = collections.Counter(node.op_type for node in graph.graph.node)
     assert kinds["LayerNormalization"] == 2 * 2 + 1
-    assert kinds["Gelu"] == 2 and kinds["Softmax"] >= 2
+    assert kinds["Gelu"] == 2
+    assert kinds["Softmax"] >= 2
     assert not {"Erf", "Exp", "Shape", "Expand"} & kinds.keys()
 
 
@@ -242,7 +245,8 @@ def test_an_open_batch_and_weights_are_named():
     assert [value.name for value in model.graph.input] == ["images"]
     assert [value.name for value in model.graph.output] == ["logits"]
     names = [constant.name for constant in model.graph.initializer]
-    assert "blocks_0.attn.q.kernel" in names and len(set(names)) == len(names)
+    assert "blocks_0.attn.q.kernel" in names
+    assert len(set(names)) == len(names)
     weights = 4 * tiny.count(vit.variables)
     assert weights < model.ByteSize() < 1.2 * weights + 60_000
 
@@ -326,7 +330,8 @@ def test_features_are_those_of_jax(reduction, options):
         assert values.dtype.kind == want.dtype.kind
         np.testing.assert_allclose(values, want, rtol=1e-4, atol=1e-5)
     if reduction["name"] == "evit":
-        assert found["dropped"].any() and not found["dropped"].all()
+        assert found["dropped"].any()
+        assert not found["dropped"].all()
 
 
 def named_features(found):

@@ -71,7 +71,8 @@ def test_folded_norms_change_nothing(program, logits):
 def test_a_smaller_batch_gives_its_own_logits(program, logits):
     for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
         out = program(images)
-        assert out.shape == (2, tiny.CLASSES) and out.dtype == jnp.float32
+        assert out.shape == (2, tiny.CLASSES)
+        assert out.dtype == jnp.float32
         np.testing.assert_allclose(out, logits[:2], atol=2e-5)
 
 
@@ -119,7 +120,8 @@ def test_a_program_is_described_and_kept_where_requested(program, cache):
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
     kept = sorted(cache.iterdir())
-    assert kept and jax.config.jax_compilation_cache_dir != str(cache)
+    assert kept
+    assert jax.config.jax_compilation_cache_dir != str(cache)
     jax.jit(lambda x: x * 3)(jnp.ones(5))
     assert sorted(cache.iterdir()) == kept
 

@@ -144,7 +144,8 @@ def test_a_bad_image_loses_no_other(predictor, pictures, trained, tmp_path):
     file = tmp_path / "small.png"
     Image.new("RGB", (7, 5)).save(file)
     (found,) = predict([file])
-    assert isinstance(found, InputError) and str(found).startswith(f"{file}: ")
+    assert isinstance(found, InputError)
+    assert str(found).startswith(f"{file}: ")
 
 
 def test_files_that_are_no_images(predictor, tmp_path):
@@ -188,14 +189,16 @@ def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeyp
 
     monkeypatch.setattr(api, "compiler", counting)
     predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
-    assert predict.sizes == (1, 8, 12) and made == []
+    assert predict.sizes == (1, 8, 12)
+    assert made == []
     predict(pictures[0])
     predict(pictures[:1])
     assert made == [1]
     predict(pictures)
     assert made == [1, 8]
     predict.warm_up()
-    assert made == [1, 8, 12] and predict.program.batch_size == 12
+    assert made == [1, 8, 12]
+    assert predict.program.batch_size == 12
 
 
 def test_images_are_cropped_as_the_weights_say(trained, traced_once):

@@ -58,7 +58,8 @@ def test_every_method_reaches_half_by_its_own_schedule(name):
         assert name == "grid_pooling"  # whose cost changes by whole blocks
         assert "the nearest cost" in str(error)
         return
-    assert abs(share - 0.5) <= TOLERANCE and "macs" not in found
+    assert abs(share - 0.5) <= TOLERANCE
+    assert "macs" not in found
 
 
 @pytest.mark.parametrize("counts", SCHEDULES)
@@ -74,9 +75,11 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         return
     assert counts != "proportional-1" or takes_any
     assert abs(share - 0.6) <= TOLERANCE
-    assert isinstance(found["counts"], tuple) and "macs" not in found
+    assert isinstance(found["counts"], tuple)
+    assert "macs" not in found
     extra = np.array(left) - found["counts"]  # packages and fused tokens
-    assert set(extra) <= {0, 1} and left == sorted(left, reverse=True)
+    assert set(extra) <= {0, 1}
+    assert left == sorted(left, reverse=True)
     # Counts are what they say, without a cost, too.
     again, _, same = at_cost(found)
     assert again == found and same == left
@@ -150,13 +153,15 @@ def test_fewer_tokens_keep_the_shape_of_a_list(name):
     plan = with_plan(dense(), reduction, (14, 14), tokens=60).plan
     # To a power: 60 = 196 (90 / 196) ** p, and 196 (160 / 196) ** p = 143.7.
     left = [layer.mlp_tokens - 1 for layer in plan]
-    assert left[:3] == [196, 196, 144] and left[4:9] == [144, 93, 93, 93, 60]
+    assert left[:3] == [196, 196, 144]
+    assert left[4:9] == [144, 93, 93, 93, 60]
 
 
 def test_unusual_models():
     """All of the dense model's, one block, another grid, and lists as JSON has them."""
     _, share, left = at_cost({"name": "tome", "macs": 1.0})
-    assert share == 1 and left == [196] * 12
+    assert share == 1
+    assert left == [196] * 12
     _, share, _ = at_cost({"name": "tome", "macs": 0.8}, dense(depth=1))
     assert abs(share - 0.8) <= TOLERANCE
     learned = {"name": "mctf", "macs": 0.5, "counts": "diffrate"}
@@ -164,7 +169,8 @@ def test_unusual_models():
     assert abs(share - 0.5) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost({"name": "tome", "counts": listed})
-    assert left == listed and found["counts"] == listed
+    assert left == listed
+    assert found["counts"] == listed
 
 
 def test_a_cost_needs_no_other_field():
@@ -173,7 +179,8 @@ def test_a_cost_needs_no_other_field():
     method = METHODS["evit"]
     own = {field.name for field in dataclasses.fields(method)}
     own |= {"name", "prop_attn", "label"}
-    assert set(found) <= own and found["blocks"] == (2, 5)
+    assert set(found) <= own
+    assert found["blocks"] == (2, 5)
     assert found["keep_rate"] < 0.7
 
 
@@ -193,7 +200,8 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     found = model.reduction_at_cost({"name": name, "macs": cost})
     share = model.gmacs(found) / model.gmacs()
-    assert abs(share - cost) <= TOLERANCE and "macs" not in found
+    assert abs(share - cost) <= TOLERANCE
+    assert "macs" not in found
 
 
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
@@ -207,7 +215,8 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
     plan = with_plan(model, {"name": "diffrate", "macs": 0.5}, (37, 37)).plan
     left = [layer.mlp_tokens - 1 for layer in plan]
-    assert left == sorted(left, reverse=True) and left[-1] < 1369 / 20
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 1369 / 20
     # Six blocks have every second entry.
     short = METHODS["diffrate"](macs=0.5).for_model(ModelFacts(6, 384, 196))
     assert (short.prune, short.merge) == (prune[1::2], merge[1::2])
@@ -238,20 +247,24 @@ def test_a_reduction_is_called_what_it_was_asked_for(fields, label, tmp_path):
     label = label or settings.label(fields)
     vit = tiny.pretrained(fields)
     assert {*vit.label.split()} == {*label.split()}
-    assert "macs" not in vit.reduction and "counts" not in vit.label.split("=")[0]
+    assert "macs" not in vit.reduction
+    assert "counts" not in vit.label.split("=")[0]
     assert f": {vit.label}, images of" in repr(vit)
     save(tmp_path / "m", vit)
     again = load(tmp_path / "m")
-    assert again.label == vit.label and again.reduction == vit.reduction
+    assert again.label == vit.label
+    assert again.reduction == vit.reduction
     assert f"| {vit.label} |" in (tmp_path / "m" / "README.md").read_text()
     switched = not vit.model.prop_attn
     weighted = vit.with_reduction(vit.reduction | {"prop_attn": switched})
     assert weighted.label == f"{vit.label} prop_attn={switched}"
     other = vit.with_reduction(vit.reduction | {"fate": "drop"})
-    assert "label" not in other.reduction and "macs" not in other.label
+    assert "label" not in other.reduction
+    assert "macs" not in other.label
     if "counts" not in vit.reduction:
         larger = load(tmp_path / "m", image_size=28)
-        assert "label" not in larger.reduction and "macs" not in larger.label
+        assert "label" not in larger.reduction
+        assert "macs" not in larger.label
 
 
 def test_a_label_changes_no_key_and_is_text():

@@ -186,7 +186,8 @@ def test_inference_pads_nothing_and_gives_the_bias_in_the_type_of_the_keys(cudnn
     run = functools.partial(attend, backend="cudnn")
     out = jax.eval_shape(run, *qkv, random_bias(7))
     assert cudnn_calls == [(7, jnp.bfloat16, False)]
-    assert out.shape == (2, 7, 3, 5) and out.dtype == jnp.bfloat16
+    assert out.shape == (2, 7, 3, 5)
+    assert out.dtype == jnp.bfloat16
 
 
 def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):

@@ -104,9 +104,11 @@ def test_cost_table_of_a_model_counted_by_hand():
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
     assert [row[-1] for row in (rows[1], rows[4], rows[5])] == ["76", "23", "587"]
-    assert rows[3][-1] == "244" and rows[2][6] == "244"
+    assert rows[3][-1] == "244"
+    assert rows[2][6] == "244"
     # Image tokens: 4, of which 2 are kept. All MACs round to 0.0 million.
-    assert rows[2][2:4] == ["5", "3"] and rows[3][2:4] == ["3", "3"]
+    assert rows[2][2:4] == ["5", "3"]
+    assert rows[3][2:4] == ["3", "3"]
     assert " ".join(rows[2][7:]) == "TopK: 4 - 2"
     # Stem 4 * 12 * 4, head 4 * 3. Block: 4 N D^2 + 2 N^2 D and 8 N D^2.
     macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)

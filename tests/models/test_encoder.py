@@ -33,7 +33,8 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
     vit = tiny.pretrained(arch=DINOV2, depth=2)
     images = tiny.images(2)
     found = features(vit, images, layers=(1, 0))
-    assert len(found.layers) == 2 and found.pooled.shape == (2, tiny.WIDTH)
+    assert len(found.layers) == 2
+    assert found.pooled.shape == (2, tiny.WIDTH)
     for depth, layer in zip((2, 1), found.layers, strict=True):
         short = tiny.model(arch=DINOV2, depth=depth)
         out = tiny.compiled(short.apply)(vit.variables, images)

@@ -123,7 +123,8 @@ def test_every_method_runs_on_every_family(name, family):
         if isinstance(result, Mixing):
             assert result.matrix.shape == (2, after, before)
         else:
-            assert result.dest.shape == (2, before) and result.n_out == after
+            assert result.dest.shape == (2, before)
+            assert result.n_out == after
 
 
 @pytest.mark.parametrize("name, family", RUN)
@@ -132,7 +133,8 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
     prefix = PREFIX[family]
     variables = tiny.variables(model)
     logits, size, source, states = tiny.jit(functools.partial(facts, model))(variables)
-    assert logits.shape == (2, tiny.CLASSES) and np.isfinite(logits).all()
+    assert logits.shape == (2, tiny.CLASSES)
+    assert np.isfinite(logits).all()
     assert size.shape == (2, model.plan[-1].mlp_tokens)
     assert len(states) == sum(bool(layer.counts) for layer in model.plan)
     assert bool(states) == (name != "none")

@@ -64,7 +64,8 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     options = {"batch_size": 2, "dtype": "float32", "resize": "none"} | QUICK
     predictor = imagepiece_jax.Predictor(vit, **options)
     program = predictor.program
-    assert program.images.shape == (2, *WIDE, 3) and "of 12x20," in program.describe()
+    assert program.images.shape == (2, *WIDE, 3)
+    assert "of 12x20," in program.describe()
     assert program.gmacs == pytest.approx(model_macs(model, WIDE) / 1e9)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *WIDE, 3)).astype(np.uint8)
     images = ((pixels / 255 - model.mean) / model.std).astype(np.float32)
@@ -74,7 +75,8 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     with refused("the image", (20, 12), "image_size first, 12x20"):
         predictor(pixels[0].swapaxes(0, 1))
     seen = trace(model, variables, pixels)
-    assert seen.grid == (3, 5) and seen.stages[0].source.shape == (2, 15)
+    assert seen.grid == (3, 5)
+    assert seen.stages[0].source.shape == (2, 15)
 
 
 def test_parts_of_a_model_are_counted():
@@ -103,7 +105,8 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     tensors = convert.to_timm(variables)
     path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
     loaded = imagepiece_jax.load(path)
-    assert loaded.model == model and loaded.image_size == WIDE
+    assert loaded.model == model
+    assert loaded.image_size == WIDE
     assert same(loaded.variables, variables)
     with refused(f"folder {path}", WIDE):
         load_with_config(path, base.get_config(), Overrides())
@@ -168,7 +171,8 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     tiny.write(tmp_path / "w.npz", variables)
     given = {"name": "vit_mini", "num_heads": tiny.HEADS, "mean": HALF, "std": STD}
     loaded = imagepiece_jax.load(tmp_path / "w.npz", image_size=kind(size), **given)
-    assert loaded.model == model and loaded.image_size == size
+    assert loaded.model == model
+    assert loaded.image_size == size
     assert same(loaded.variables, variables)
     if size == (12, 28):
         with refused("tensor pos_embed", 22, "image_size=(height, width)"):
@@ -189,4 +193,5 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     want = positions.fit(tensors, vit.model, size, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
-    assert want.shape == old.shape and not np.array_equal(want, old)
+    assert want.shape == old.shape
+    assert not np.array_equal(want, old)

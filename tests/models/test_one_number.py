@@ -83,7 +83,8 @@ def facts(**fields):
 def test_the_method_of_each_kind_of_model(fields, name, blocks):
     method = methods.create("auto", macs=0.5).chosen(facts(**fields))
     assert methods.name_of(method) == recommendation(facts(**fields)).name == name
-    assert getattr(method, "blocks", None) == blocks and method.macs == 0.5
+    assert getattr(method, "blocks", None) == blocks
+    assert method.macs == 0.5
 
 
 SIZES = ["deit_ti", "vit_large_patch16_224", "vit_small_patch14_dinov2.lvd142m"]
@@ -95,7 +96,8 @@ SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
     found = config.reduction_at_cost(cost)
-    assert found["name"] != "auto" and "macs" not in found
+    assert found["name"] != "auto"
+    assert "macs" not in found
     assert abs(config.gmacs(found) / config.gmacs() - cost) <= TOLERANCE
     assert found["label"].startswith(f"{found['name']} macs={cost}")
 
@@ -110,7 +112,8 @@ def test_other_fields_of_auto_are_those_of_the_method():
     asked = HALF | {"fate": "drop", "prop_attn": False}
     model = deit().create(asked)
     named = asked | {"name": "attended"}
-    assert model == deit().create(named) and not model.prop_attn
+    assert model == deit().create(named)
+    assert not model.prop_attn
     own = deit().reduction_at_cost(HALF | {"counts": "proportional-1"})
     assert own["label"] == "attended macs=0.5 counts=proportional-1"
 
@@ -122,7 +125,8 @@ def test_it_is_kept_as_the_method_and_its_counts(classes, tmp_path, capsys):
     dense = tiny.pretrained(num_classes=classes, **arch)
     vit = dense.with_reduction(0.7)
     name = "attended" if classes else "tome"
-    assert vit.reduction["name"] == name and "auto" not in f"{vit} {vit.reduction}"
+    assert vit.reduction["name"] == name
+    assert "auto" not in f"{vit} {vit.reduction}"
     (said,) = capsys.readouterr().err.splitlines()
     left = ", ".join(map(str, image_tokens(vit.model)))
     assert re.fullmatch(f"(most attended|ToMe) in every block; counts {left}", said)
@@ -131,7 +135,8 @@ def test_it_is_kept_as_the_method_and_its_counts(classes, tmp_path, capsys):
     assert "auto" not in text
     assert json.loads(text)["imagepiece_jax"]["reduction"]["name"] == name
     again = load(tmp_path / "saved")
-    assert again.reduction == vit.reduction and again.model.plan == vit.model.plan
+    assert again.reduction == vit.reduction
+    assert again.model.plan == vit.model.plan
     assert capsys.readouterr().err == ""  # nothing is chosen anew
     other = load(tmp_path / "saved", reduction=0.7)
     assert (other.reduction, other.label) == (vit.reduction, vit.label)

@@ -23,7 +23,8 @@ def dense():
 
 
 def test_a_model_that_someone_made_has_defaults(dense):
-    assert dense.reduction == {"name": "none"} and dense.label == "dense"
+    assert dense.reduction == {"name": "none"}
+    assert dense.label == "dense"
     assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
     for size in (0, (20, -4), (20, 20, 3), 20.0):
         with refused("image_size", size):
@@ -31,7 +32,8 @@ def test_a_model_that_someone_made_has_defaults(dense):
     assert (dense.class_names, dense.name, dense.source) == (None, None, None)
     early = tiny.pretrained({"name": "token_learner", "block": 0})
     vit = Pretrained(early.model, early.variables)
-    assert vit.image_size == tiny.SIDE and vit.reduction == early.reduction
+    assert vit.image_size == tiny.SIDE
+    assert vit.reduction == early.reduction
     by_hand = tiny.model().clone(plan=early.model.plan)
     assert Pretrained(by_hand, early.variables).reduction is None
 
@@ -50,7 +52,8 @@ def test_the_same_weights_at_another_size(tmp_path, dense, size):
         .at_size(size)
         .with_reduction(TOME),
     ):
-        assert found.model == wanted.model and found.image_size == size
+        assert found.model == wanted.model
+        assert found.image_size == size
         assert same(found.variables, wanted.variables)
         assert found.config == wanted.config
         for vit in (found, wanted):
@@ -126,14 +129,19 @@ def test_what_is_no_trained_model(model, rest, field, value):
 
 def test_the_same_weights_with_another_reduction(dense):
     tome = dense.with_reduction(TOME)
-    assert tome.model == tiny.model(TOME) and tome.model.prop_attn
-    assert same(tome.variables, dense.variables) and tome.reduction == TOME
-    assert tome.label == "tome r=4" and tome.gmacs < dense.gmacs
+    assert tome.model == tiny.model(TOME)
+    assert tome.model.prop_attn
+    assert same(tome.variables, dense.variables)
+    assert tome.reduction == TOME
+    assert tome.label == "tome r=4"
+    assert tome.gmacs < dense.gmacs
     assert dense.reduction == {"name": "none"}  # which is not changed
     plain = dense.with_reduction(UNWEIGHTED)
-    assert not plain.model.prop_attn and plain.reduction == UNWEIGHTED
+    assert not plain.model.prop_attn
+    assert plain.reduction == UNWEIGHTED
     again = dense.with_reduction(plain.reduction)  # as it was, whoever set it
-    assert again.model == plain.model and again.reduction == plain.reduction
+    assert again.model == plain.model
+    assert again.reduction == plain.reduction
     assert tome.with_reduction(None).model == dense.model
     with refused("reduction", 5):
         dense.with_reduction({"name": "evit", "blocks": (5,)})
@@ -151,7 +159,8 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     for vit in (learned, loaded):
         slower = vit.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
-        assert not slower.untrained and same(slower.variables, vit.variables)
+        assert not slower.untrained
+        assert same(slower.variables, vit.variables)
     # A reduction without selectors loses none of a file's.
     again = loaded.with_reduction(TOME)
     assert "reducer_1" not in again.variables["params"]
@@ -168,7 +177,8 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
     trained = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
     vit = dataclasses.replace(loaded, variables=trained)
     slower = vit.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
-    assert not slower.untrained and same(slower.variables, trained)
+    assert not slower.untrained
+    assert same(slower.variables, trained)
     dense = vit.with_reduction(None)
     assert same(dense.with_reduction(DYNAMICVIT).variables, trained)
     spvit = {"name": "spvit", "blocks": (1,), "keep_rates": (0.6,)}
@@ -210,5 +220,7 @@ def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):
     file = tiny.write(tmp_path / "w.npz", dense.variables)
     vit = imagepiece_jax.load(file, **GIVEN)
     again = pickle.loads(pickle.dumps(vit))
-    assert again.model == vit.model and same(again.variables, vit.variables)
-    assert again.source.path == vit.source.path == file and again.digest == vit.digest
+    assert again.model == vit.model
+    assert same(again.variables, vit.variables)
+    assert again.source.path == vit.source.path == file
+    assert again.digest == vit.digest

@@ -95,13 +95,15 @@ def test_timms_folder_is_the_model_that_its_config_says(
 ):
     path = folder(tmp_path / "a", TIMM, tensors)
     found = imagepiece_jax.load(path)
-    assert found.model == model and same(found.variables, variables)
+    assert found.model == model
+    assert same(found.variables, variables)
     assert found.class_names == tuple(NAMES)
     prepared = found.preprocessing
     assert (prepared.image_size, prepared.crop) == (tiny.SIDE, 0.9)
     assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
     reduced = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
-    assert reduced.model.plan != model.plan and reduced.reduction["name"] == "evit"
+    assert reduced.model.plan != model.plan
+    assert reduced.reduction["name"] == "evit"
     larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24, gelu="tanh"))
     assert larger.arch.gelu == "tanh"
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)
@@ -270,9 +272,11 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
     assert not same(other, values)
     assert named.class_names == ("a", "b", "c")
     bare, values = tiny.pair(imagepiece_jax.load(path, num_classes=0))
-    assert bare.num_classes == 0 and "head" not in values["params"]
+    assert bare.num_classes == 0
+    assert "head" not in values["params"]
     own = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
-    assert own.class_names == tuple(NAMES) and same(own.variables, variables)
+    assert own.class_names == tuple(NAMES)
+    assert same(own.variables, variables)
 
 
 def test_both_heads_of_a_distilled_model_are_new(tmp_path):

@@ -258,7 +258,8 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
                 np.testing.assert_allclose(taps.metric[0], mean, atol=1e-5)
             groups, places = after(result, taps, groups, places, grid)
     np.testing.assert_allclose(out.state.coordinates[0], places, atol=1e-5)
-    assert len(places) < GRID**2 and not decided
+    assert len(places) < GRID**2
+    assert not decided
 
 
 def project(x, params):

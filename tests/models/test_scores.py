@@ -157,7 +157,8 @@ def test_the_shift_is_how_far_attention_moves_a_token(arch):
         moved = np.linalg.norm(np.asarray(taps.x, float) - before, axis=2)
         want = moved / moved.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(taps.shift, want, rtol=1e-3, atol=1e-6)
-    assert np.ptp(want) > 0.003 and not np.allclose(first.shift[:, :23], second.shift)
+    assert np.ptp(want) > 0.003
+    assert not np.allclose(first.shift[:, :23], second.shift)
 
 
 def test_before_a_block_the_shift_is_that_of_the_block_before():
@@ -187,7 +188,8 @@ def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     both = jax.value_and_grad(lambda change: shift_shares(change, live)[0, 0])
     first, slope = tiny.compiled(both)(change)
     np.testing.assert_allclose(first, 5 / 6, rtol=1e-5)
-    assert np.isfinite(slope).all() and np.abs(slope).max() > 0.01
+    assert np.isfinite(slope).all()
+    assert np.abs(slope).max() > 0.01
     shares = tiny.compiled(shift_shares)(change)
     np.testing.assert_allclose(shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
 
@@ -217,7 +219,8 @@ def test_every_score_decides_for_itself():
         others = set(SCORES.values()) - {tap}
         assert all(getattr(taps, other) is None for other in others)
         values = scores_of(layer, taps)
-        assert (values > 0).all() and (values.sum(axis=1) < 1 + 1e-5).all()
+        assert (values > 0).all()
+        assert (values.sum(axis=1) < 1 + 1e-5).all()
         lowest = np.where(first.dest >= 0, values, np.inf).min(axis=1)
         assert (lowest >= np.where(first.dest < 0, values, 0).max(axis=1)).all()
         kept[score] = first.dest
@@ -298,7 +301,8 @@ def test_the_mask_learns_through_the_probe():
         return jnp.sum(pool.apply(variables, x, state.replace(mask=mask)))
 
     slope = tiny.compiled(jax.grad(loss))(np.float32([[1, 0, 1, 0, 1]] * 2))
-    assert np.isfinite(slope).all() and (np.abs(slope) > 1e-3).all()
+    assert np.isfinite(slope).all()
+    assert (np.abs(slope) > 1e-3).all()
 
 
 def slow_pool(variables, x, sizes):

@@ -53,7 +53,8 @@ def test_merged_tokens_count_by_their_patches(name):
     head, out = run(name, prop_attn=True)
     tokens = np.asarray(out.tokens, float)
     size = np.asarray(out.state.size)
-    assert (size.sum(axis=1) == tiny.TOKENS).all() and size.max() > 1
+    assert (size.sum(axis=1) == tiny.TOKENS).all()
+    assert size.max() > 1
     pooled = np.einsum("bn,bnd->bd", size, tokens) / tiny.TOKENS
     close(out.logits, read(head, pooled))
     spread = rows_of(jnp.asarray(out.tokens), tiny.slots(out))

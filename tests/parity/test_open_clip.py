@@ -88,7 +88,8 @@ def test_a_folder_of_open_clip(tmp_path, case):
     config, model = made(*CASES[case])
     images, theirs = saved(tmp_path / "clip", config, model)
     vit = imagepiece_jax.load(tmp_path / "clip")
-    assert vit.model.mean == (0.4, 0.5, 0.6) and vit.model.std == (0.2, 0.25, 0.3)
+    assert vit.model.mean == (0.4, 0.5, 0.6)
+    assert vit.model.std == (0.2, 0.25, 0.3)
     assert vit.preprocessing.crop_mode == "squash"
     assert_agrees(vit, images, theirs)
 
@@ -135,7 +136,8 @@ def test_fields_that_no_model_here_has(tmp_path, vision, field):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError) as error:
         imagepiece_jax.load(tmp_path / "clip")
-    assert error.value.field == field and "open_clip_config.json" in error.value.place
+    assert error.value.field == field
+    assert "open_clip_config.json" in error.value.place
 
 
 def test_every_field_of_a_tower_is_known():
@@ -169,5 +171,6 @@ def test_torchscript_of_clip_is_read_without_its_code(tmp_path):
     pixels = torch.from_numpy(originals.images()).permute(0, 3, 1, 2)
     torch.jit.save(torch.jit.trace(model, pixels), tmp_path / "ViT-B-32.pt")
     vit = imagepiece_jax.load(tmp_path / "ViT-B-32.pt", **clip.fields)
-    assert vit.model.arch.gelu == "quick" and vit.model.arch.pool == "token"
+    assert vit.model.arch.gelu == "quick"
+    assert vit.model.arch.pool == "token"
     assert_agrees(vit, originals.images(), clip.outputs)

@@ -86,7 +86,8 @@ def test_logits_and_features_are_timms(name):
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
     if size[0] == size[1]:
         found = infer(tensors, ModelConfig(name=name)).create()
-        assert found.arch == ours.arch and found.num_heads == ours.num_heads
+        assert found.arch == ours.arch
+        assert found.num_heads == ours.num_heads
 
 
 @pytest.mark.parametrize("new", [(224, 224), (280, 168)])

@@ -58,7 +58,8 @@ def test_public_architectures(tmp_path, name):
     vit = Pretrained(model, variables, Preprocessing(64, **crop), name=name)
     theirs = agrees(tmp_path / "m", vit)
     cfg = resolve_model_data_config(theirs)
-    assert cfg["input_size"] == (3, 64, 64) and cfg["crop_pct"] == 0.95
+    assert cfg["input_size"] == (3, 64, 64)
+    assert cfg["crop_pct"] == 0.95
     assert (*cfg["mean"], *cfg["std"]) == (0.5,) * 6
 
 

@@ -75,7 +75,8 @@ FLOAT8 = "float8, complex64 or another such type"
 def test_real_files_agree_bit_for_bit(assets):
     npz = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.npz")
     pth = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.pth")
-    assert len(npz) == 152 and sum(value.size for value in npz.values()) == 5_717_416
+    assert len(npz) == 152
+    assert sum(value.size for value in npz.values()) == 5_717_416
     check_same(pth, npz)
     assert {value.dtype for value in pth.values()} == {np.dtype(np.float32)}
 
@@ -116,7 +117,8 @@ def test_pth_views_of_one_storage(tmp_path):
     read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": flat}))
     np.testing.assert_array_equal(read["transposed"], flat.reshape(3, 4).T)
     np.testing.assert_array_equal(read["column"], [1, 5, 9])
-    assert read["scalar"].shape == () and read["scalar"] == 5
+    assert read["scalar"].shape == ()
+    assert read["scalar"] == 5
     assert read["empty"].shape == (0, 3)
     read["column"][:] = -1
     assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
@@ -307,7 +309,8 @@ def in_parts(folder, **index):
 def test_parts_are_read_together(tmp_path):
     read = read_state_dict(in_parts(tmp_path))
     assert sorted(read) == ["a.0", "a.1", "b.0", "b.1"]
-    assert (read["b.1"] == 1).all() and read["b.1"].dtype == np.float32
+    assert (read["b.1"] == 1).all()
+    assert read["b.1"].dtype == np.float32
     only = (tmp_path / PARTS[1]).rename(tmp_path / "model-00001-of-00001.safetensors")
     assert sorted(read_state_dict(only)) == ["b.0", "b.1"]
     # Parts of another saving can hold the same names, and names of their own.
@@ -340,7 +343,8 @@ def test_indexes_of_something_else(tmp_path, part):
     """test_hub has those without a weight_map."""
     with pytest.raises(InputError) as error:
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
-    assert error.value.value == part and "names of .safet" in error.value.allowed
+    assert error.value.value == part
+    assert "names of .safet" in error.value.allowed
 
 
 def test_parts_of_pytorch_are_read_together(tmp_path):

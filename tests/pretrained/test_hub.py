@@ -76,10 +76,12 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     vit = imagepiece_jax.load("hf://org/name")
     assert str(vit.source) == "folder hf://org/name"  # not that of the cache
     found, values = tiny.pair(vit)
-    assert same(values, variables) and (found.num_classes, found.std) == (7, STD)
+    assert same(values, variables)
+    assert (found.num_classes, found.std) == (7, STD)
     assert hub.local("hf://org/name") == snapshot
     assert load.read_source("hf://org/name").config.std == STD
-    assert hub.local(cache) == cache and not hub.is_id("org/name")
+    assert hub.local(cache) == cache
+    assert not hub.is_id("org/name")
 
 
 def test_a_branch_that_moves_meanwhile_gives_the_files_of_one_commit(
@@ -98,7 +100,8 @@ def test_a_branch_that_moves_meanwhile_gives_the_files_of_one_commit(
 
     monkeypatch.setattr(package, "hf_hub_download", then_move)
     found = hub.repository_files("hf://org/name")
-    assert len(found) > 1 and {file.parent for file in found} == {snapshot}
+    assert len(found) > 1
+    assert {file.parent for file in found} == {snapshot}
 
 
 def test_a_revision_is_another_commit(cache, files, variables):
@@ -156,7 +159,8 @@ def test_indexes_of_something_else(cache, files, index, value):
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://org/name")
-    assert str(snapshot / INDEX) in error.value.place and error.value.value == value
+    assert str(snapshot / INDEX) in error.value.place
+    assert error.value.value == value
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,8 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(
     if given:
         for path in (snapshot, "hf://org/name"):
             found, values = tiny.pair(imagepiece_jax.load(path, **given))
-            assert found.std == STD and same(values, variables)
+            assert found.std == STD
+            assert same(values, variables)
 
 
 def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):

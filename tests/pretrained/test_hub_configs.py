@@ -56,7 +56,8 @@ def test_timms_form():
     assert found["sizes"] == sizes | {"num_classes": 0, "image_size": 518}
     crop = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     assert found["crop"] == crop
-    assert found["class_names"] is None and "own" not in found
+    assert found["class_names"] is None
+    assert "own" not in found
     config = timm()
     flat = config.pop("pretrained_cfg") | config
     assert hub_configs.parse(flat, {}) == found
@@ -100,7 +101,8 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     assert found["config"].name.partition(".")[2] == (tag if named else "")
     assert found["class_names"] == (class_names.imagenet_names() if named else None)
     names = class_names.imagenet_lemmas()
-    assert len(names) == 1000 and all(names)
+    assert len(names) == 1000
+    assert all(names)
     assert (names[0], names[207]) == ("tench, Tinca tinca", "golden retriever")
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
 
@@ -225,7 +227,8 @@ def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     found = hub_configs.parse(timm(architecture=name, model_args={"depth": 2}), {})
     assert found["sizes"]["mlp_ratio"] == 4304 / 1152
     found = hub_configs.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
-    assert "mlp_ratio" not in found["sizes"] and found["sizes"]["embed_dim"] == 64
+    assert "mlp_ratio" not in found["sizes"]
+    assert found["sizes"]["embed_dim"] == 64
 
 
 RULE = {"rule": "transformers"}
@@ -294,7 +297,8 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
     found = hub_configs.parse(config, {})
     public = registry.fields_of(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
     assert found["config"].architecture == dataclasses.replace(public, pool="token")
-    assert found["config"].image_size == 224 and "image_size" not in found["sizes"]
+    assert found["config"].image_size == 224
+    assert "image_size" not in found["sizes"]
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
     arch = hub_configs.parse(config | other, {})["config"].architecture
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
@@ -313,7 +317,8 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
 
 def test_nothing_is_known_without_a_processor():
     found = hub_configs.parse({"model_type": "vit"}, {})
-    assert found["config"].mean is found["config"].std is None and found["crop"] == {}
+    assert found["config"].mean is found["config"].std is None
+    assert found["crop"] == {}
 
 
 # (file, mean and std, fields of a Preprocessing), by transformers' classes
@@ -394,7 +399,8 @@ def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     found = hub_configs.parse(config | labels, {})
-    assert found["class_names"] is None and found["sizes"]["num_classes"] == 2
+    assert found["class_names"] is None
+    assert found["sizes"]["num_classes"] == 2
 
 
 CENTER = {"size": {"shortest_edge": 256}}

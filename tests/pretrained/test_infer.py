@@ -38,7 +38,8 @@ def test_the_same_model_is_made_again(name, image_size, options):
     given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
     found = infer(named_shapes(model, image_size), ModelConfig.from_fields(given))
     assert found.create() == model
-    assert found.image_size == image_size and found.name == name
+    assert found.image_size == image_size
+    assert found.name == name
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,8 @@ def test_nothing_is_guessed(name, meant):
     shapes = named_shapes(create_model(name, image_size=side), side)
     with pytest.raises(Unnamed) as error:
         infer(shapes, ModelConfig())
-    assert error.value.field == "num_heads" and meant in error.value.hint
+    assert error.value.field == "num_heads"
+    assert meant in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,8 @@ def test_the_sentence_on_an_unknown_size_says_what_is_enough():
         infer(named_shapes(clip, 32), ModelConfig.from_fields(fields))
     assert caught.value.hint.startswith("give mean=.. std=..")
     found = infer(named_shapes(clip, 32), ModelConfig.from_fields(fields | HALVES))
-    assert found.name is None and found.architecture.pre_norm
+    assert found.name is None
+    assert found.architecture.pre_norm
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
@@ -246,7 +249,8 @@ def test_names_that_are_listed_settle_everything():
         infer(found, ModelConfig())
     listed = re.search(r"name=.. \((.*?)( and \d+ others)?\)", str(caught.value))
     names = listed[1].split(", ")
-    assert len(names) == 5 and "vit_base_patch16_224" not in names
+    assert len(names) == 5
+    assert "vit_base_patch16_224" not in names
     for name in names:
         assert infer(found, ModelConfig(name=name)).mean
     tags = "with its tag \\(vit_base_patch16_224.augreg.*, .*bamboo"

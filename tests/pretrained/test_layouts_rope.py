@@ -149,7 +149,8 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     check_same(found, wanted)
     check_same(found, layouts.to_timm(own(fixture[DINOV3], mask=(1, 1, 1))).tensors)
     thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
-    assert set(thirds[1]) == {7.0} and 7.0 not in {*thirds[0], *thirds[2]}
+    assert set(thirds[1]) == {7.0}
+    assert 7.0 not in {*thirds[0], *thirds[2]}
     np.savez(tmp_path / "dinov3.npz", **tensors)
     with refused("key_bias", False):
         imagepiece_jax.load(tmp_path / "dinov3.npz", name=DINOV3)

@@ -64,7 +64,8 @@ def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name
     found = load.load(written(tmp_path / name, tensors, NORMALIZATION), **OF)
     assert found.model == tiny.model(**SIZE, **NORMALIZATION)
     unknown = load.load(written(tmp_path / f"un{name}", tensors, {}), **OF)
-    assert found.source.normalized and not unknown.source.normalized
+    assert found.source.normalized
+    assert not unknown.source.normalized
     assert (unknown.model.mean, unknown.model.std) == (MEAN, STD)
 
 
@@ -131,13 +132,15 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
     vit = load.load(path, **OF | changes)
     assert (vit.image_size, vit.source.config.image_size) == (32, tiny.SIDE)
-    assert vit.model.arch.gelu == "tanh" and vit.config.name == "vit_mini"
+    assert vit.model.arch.gelu == "tanh"
+    assert vit.config.name == "vit_mini"
     assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
     changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     path = run_folder(tmp_path / "run")
     _, found = load_with_config(path, runs.configured(changes), abstract=True)
-    assert found.model.dtype == "bfloat16" and found.model.drop_path_rate == 0.5
+    assert found.model.dtype == "bfloat16"
+    assert found.model.drop_path_rate == 0.5
     own = load_as(SavedWeights(path), abstract=True).reduction
     assert settings.with_defaults(found.reduction) == settings.with_defaults(own)
 
@@ -281,13 +284,17 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
     vit = load.load(tmp_path)
-    assert vit.source.seed == 7 and str(vit.source) == f"run {tmp_path}"
-    assert vit.model == model and same(vit.variables, variables)
-    assert set(variables) == {"params", "batch_stats"} and not vit.untrained
+    assert vit.source.seed == 7
+    assert str(vit.source) == f"run {tmp_path}"
+    assert vit.model == model
+    assert same(vit.variables, variables)
+    assert set(variables) == {"params", "batch_stats"}
+    assert not vit.untrained
     learned = {name for name in variables["params"] if "reducer" in name}
     dense = load.load(tmp_path, reduction=settings.DENSE)
     for other in (dense, vit.with_reduction(None)):
-        assert not other.untrained and model.plan != other.model.plan
+        assert not other.untrained
+        assert model.plan != other.model.plan
         assert {*variables["params"]} - {*other.variables["params"]} == learned
     # An analysis takes the last checkpoint.
     message = "checkpoint is 'latest', but run .* has saved none; allowed: 'best'"
@@ -335,7 +342,8 @@ def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     path = tmp_path / f"{called}.npz"
     tiny.write(path, tiny.fill(tiny.shapes(model, 32)))
     found = load.load(path, name=None if called == name else name)
-    assert found.preprocessing.crop == 0.9 and found.model.mean == HALF
+    assert found.preprocessing.crop == 0.9
+    assert found.model.mean == HALF
     assert found.source.normalized
 
 

@@ -91,7 +91,8 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
     vit = made(**MODELS[name])
     assert imagepiece_jax.save(tmp_path / "m", vit) == tmp_path / "m"
     found = imagepiece_jax.load(tmp_path / "m")
-    assert found.model == vit.model and same(found.variables, vit.variables)
+    assert found.model == vit.model
+    assert same(found.variables, vit.variables)
     assert found.preprocessing == vit.preprocessing
     if name in ("siglip", "selectors"):
         np.testing.assert_array_equal(logits(found), logits(vit))
@@ -118,15 +119,20 @@ def test_what_a_folder_holds(tmp_path):
     dense = safetensors.numpy.load_file(tmp_path / "m" / weights)
     learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
     assert not any("reducer" in name for name in dense)
-    assert all(name.startswith("reducer.1.") for name in learned) and learned
+    assert all(name.startswith("reducer.1.") for name in learned)
+    assert learned
     assert {**dense, **learned}.keys() == convert.to_timm(vit.variables).keys()
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architecture"] == "vit_base_patch16_224"
-    assert config["model_args"]["embed_dim"] == 32 and config["num_classes"] == 7
+    assert config["model_args"]["embed_dim"] == 32
+    assert config["num_classes"] == 7
     images = config["pretrained_cfg"]
-    assert images["input_size"] == [3, 16, 16] and images["crop_pct"] == 0.9
-    assert images["crop_mode"] == "squash" and images["interpolation"] == "bilinear"
-    assert config["label_names"]["2"] == "c" and "1" not in config["label_names"]
+    assert images["input_size"] == [3, 16, 16]
+    assert images["crop_pct"] == 0.9
+    assert images["crop_mode"] == "squash"
+    assert images["interpolation"] == "bilinear"
+    assert config["label_names"]["2"] == "c"
+    assert "1" not in config["label_names"]
     found = imagepiece_jax.load(tmp_path / "m")
     assert (found.class_names, found.model.dtype) == (names, vit.model.dtype)
     assert found.preprocessing == vit.preprocessing
@@ -145,9 +151,11 @@ def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
     path = imagepiece_jax.save(tmp_path / "m", vit)
     config = json.loads((path / "config.json").read_text())
     stored = config["imagepiece_jax"]["reduction"]
-    assert isinstance(stored["counts"], list) and "macs" not in stored
+    assert isinstance(stored["counts"], list)
+    assert "macs" not in stored
     loaded = imagepiece_jax.load(path)
-    assert loaded.model.plan == vit.model.plan and loaded.label == vit.label
+    assert loaded.model.plan == vit.model.plan
+    assert loaded.label == vit.label
 
 
 @pytest.mark.parametrize(
@@ -189,13 +197,15 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(reduction=DYNAMICVIT))
     tome = {"name": "tome", "r": 3}
     found = imagepiece_jax.load(path, reduction=tome)
-    assert found.model.prop_attn and "reducer_1" not in found.variables["params"]
+    assert found.model.prop_attn
+    assert "reducer_1" not in found.variables["params"]
     imagepiece_jax.save(tmp_path / "tome", found)
     dense = imagepiece_jax.load(tmp_path / "tome", reduction={"name": "none"}).model
     assert not dense.prop_attn
     with untrained():
         fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
-    assert fresh.num_classes == 3 and "reducer_1" in values["params"]
+    assert fresh.num_classes == 3
+    assert "reducer_1" in values["params"]
     # A reduction that is given has its own.
     tome = {"name": "tome", "r": 3}
     imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
@@ -284,7 +294,8 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     with untrained("selectors"):
         imagepiece_jax.save(tmp_path / "m", vit)
     loaded = imagepiece_jax.load(tmp_path / "m")
-    assert loaded.untrained and loaded.label == vit.label
+    assert loaded.untrained
+    assert loaded.label == vit.label
     assert tiny.pair(loaded)[0] == vit.model
     dense = loaded.with_reduction(None)
     assert not dense.untrained
@@ -299,8 +310,10 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     fields = {"name": "vit_mini", "num_heads": tiny.HEADS}
     with untrained() as said:
         vit = imagepiece_jax.load(file, num_classes=4, reduction=tiny.EVIT, **fields)
-    assert len(said) == 1 and said[0].filename == __file__
-    assert vit.untrained is True and vit.untrained_parts == ("head",)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert vit.untrained is True
+    assert vit.untrained_parts == ("head",)
     assert "(untrained head), images of" in repr(vit)
     other = vit.with_reduction({"name": "tome", "r": 3})
     assert other.untrained and other.label == "tome r=3 (untrained head)"
@@ -311,7 +324,8 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     assert said[0].filename == __file__
     assert "(untrained head) |" in (tmp_path / "m" / "README.md").read_text()
     again = imagepiece_jax.load(tmp_path / "m")
-    assert again.untrained_parts == ("head",) and again.label == vit.label
+    assert again.untrained_parts == ("head",)
+    assert again.label == vit.label
     # What is trained since says so by its numbers; without a head nothing was drawn.
     params = again.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
@@ -344,7 +358,8 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
     tome = {"name": "tome", "r": 1}
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
-    assert found.reduction["name"] == "tome" and not found.model.prop_attn
+    assert found.reduction["name"] == "tome"
+    assert not found.model.prop_attn
     assert not found.with_reduction({"name": "tome", "r": 2}).model.prop_attn
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True).model
     assert found.prop_attn

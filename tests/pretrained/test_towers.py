@@ -175,7 +175,8 @@ def test_towers_of_paligemma_compute_what_the_names_say(tmp_path, kind):
     vit = imagepiece_jax.load(PALIGEMMA[kind](tmp_path))
     compare(vit, forward(img(), images()))
     assert vit.model.mean == vit.model.std == (0.5, 0.5, 0.5)
-    assert not vit.projector.prefix and vit.name is None
+    assert not vit.projector.prefix
+    assert vit.name is None
 
 
 def test_of_orbax_the_tower_alone_is_read(tmp_path):
@@ -262,7 +263,8 @@ def test_the_projector_is_two_layers_with_a_gelu_between(tmp_path):
     hidden = oracles.gelu(x @ tensors[f"{FIRST}.weight"].T + bias, "quick")
     expected = hidden @ tensors[f"{LAST}.weight"].T + end
     np.testing.assert_allclose(vit.projector(x), expected, atol=1e-5)
-    assert first.shape == (24, OUT) and last.shape == (OUT, OUT)
+    assert first.shape == (24, OUT)
+    assert last.shape == (OUT, OUT)
     assert imagepiece_jax.load(llava(tmp_path)).projector.gelu == "exact"
 
 
@@ -282,7 +284,8 @@ def test_a_saved_tower_is_the_same_and_reduces(tmp_path):
     imagepiece_jax.save(tmp_path / "tome", vit)
     for name, one in (("ours", vit.with_reduction(None)), ("tome", vit)):
         again = imagepiece_jax.load(tmp_path / name)
-        assert again.model == one.model and again.projector.gelu == "tanh"
+        assert again.model == one.model
+        assert again.projector.gelu == "tanh"
         trees = [(a.variables, a.projector.tensors()) for a in (one, again)]
         assert jax.tree.all(jax.tree.map(np.array_equal, *trees))
     other = tiny.pretrained(depth=1)
@@ -329,8 +332,10 @@ NO_PROJECTOR = "is a vision tower in a language model, without its projector"
 def test_what_is_no_tower_of_ours_is_refused(tmp_path, changes, field, value, problem):
     with pytest.raises(InputError) as error:
         imagepiece_jax.load(llava(tmp_path, **changes))
-    assert error.value.field == field and value in (error.value.value, ...)
-    assert error.value.problem.startswith(problem) and "\n" not in str(error.value)
+    assert error.value.field == field
+    assert value in (error.value.value, ...)
+    assert error.value.problem.startswith(problem)
+    assert "\n" not in str(error.value)
 
 
 def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
@@ -379,7 +384,8 @@ def test_orbax_without_its_data_is_one_sentence(tmp_path):
             shutil.rmtree(part) if part.is_dir() else part.unlink()
     with pytest.raises(InputError, match="or not a _METADATA file: ") as error:
         imagepiece_jax.load(path)
-    assert "spec" not in str(error.value) and "\n" not in str(error.value)
+    assert "spec" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_of_llava_alone_does_not_say_its_layer(tmp_path):

@@ -60,8 +60,10 @@ def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variabl
     assert [v.label for v in found] == ["dense", "tome r=2", "tome r=3"]
     assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]
     assert found[0].gmacs > found[1].gmacs > found[2].gmacs
-    assert found[1].model.prop_attn and found[1].model.kernels is None
-    assert found[1].model.dtype == np.float32 and weights.image_size == tiny.SIDE
+    assert found[1].model.prop_attn
+    assert found[1].model.kernels is None
+    assert found[1].model.dtype == np.float32
+    assert weights.image_size == tiny.SIDE
     for vit in found:
         assert not vit.untrained
         assert same(vit.variables, variables)
@@ -87,7 +89,8 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
         found = load_as(SavedWeights(path), reduction=reduction, seed=0)
         assert found.untrained == lacking
-        assert found.lacks_selectors(spvit) and not found.lacks_selectors(DYNAMICVIT)
+        assert found.lacks_selectors(spvit)
+        assert not found.lacks_selectors(DYNAMICVIT)
 
 
 def test_other_weights_have_another_digest(tmp_path, weights):
@@ -95,7 +98,8 @@ def test_other_weights_have_another_digest(tmp_path, weights):
     path = tmp_path / "vit_mini.npz"
     tiny.write(path, other)
     digest = load(path).digest
-    assert digest != weights.digest and len(digest) == 16
+    assert digest != weights.digest
+    assert len(digest) == 16
     tiny.write(path, weights.variables)
     assert load(path).digest == weights.digest
 

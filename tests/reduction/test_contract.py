@@ -137,7 +137,8 @@ class TracedTest(chex.TestCase):
     def test_a_tap_is_read_only_where_it_was_asked_for(self):
         taps = Taps(x=ones(1, 6, 8), size=ones(1, 6), cls_attn=ones(1, 6))
         declared = contract.Declared(taps, frozenset({"metric"}))
-        assert declared.metric is None and declared.x is taps.x
+        assert declared.metric is None
+        assert declared.x is taps.x
         assert self.variant(lambda taps: taps.x.sum())(declared) == 48
         message = "reads the tap 'cls_attn', but its `needs` h"
         with pytest.raises(InputError, match=message):

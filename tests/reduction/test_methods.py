@@ -495,7 +495,8 @@ def test_the_schedule_is_cut_off_where_it_would_leave_fewer():
         return [layer.counts.n_out for layer in plan if layer.counts]
 
     assert counts(64) == [196 - 11 * step for step in range(1, 13)]
-    assert counts(66)[::3] == [185, 153, 120, 88] and counts(66)[-1] == 66
+    assert counts(66)[::3] == [185, 153, 120, 88]
+    assert counts(66)[-1] == 66
     assert counts(150, r_list=(4, 8)) == [181, 150]  # a third and two thirds
 
 

@@ -58,13 +58,15 @@ def test_cosine_is_the_cosine_in_float32(dtype):
     for image in range(2):
         want = oracles.cosine(np.asarray(a[image], float), np.asarray(b[image], float))
         np.testing.assert_allclose(got[image], want, atol=2e-6)
-    assert not got[0, 1].any() and not got[1, :, 2].any()
+    assert not got[0, 1].any()
+    assert not got[1, :, 2].any()
 
 
 def test_cosines_within_are_those_of_all_pairs_and_of_tiny_vectors_less():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 8)), jnp.float32)
     got = ops.cosine_within(x.at[0, 1].set(0.0))
-    assert got.dtype == jnp.float32 and not got[0, 1].any()
+    assert got.dtype == jnp.float32
+    assert not got[0, 1].any()
     for image in range(2):
         want = oracles.cosine(*2 * [np.asarray(x[image], float)])
         rows = np.delete(np.arange(5), 1)[:, None]

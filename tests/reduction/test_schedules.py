@@ -56,7 +56,8 @@ def test_proportions_of_what_leaves_are_kept():
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
 def test_a_stronger_schedule_leaves_no_more(text):
     rows = [counts_of(text, 12, 196, strength / 50) for strength in range(51)]
-    assert rows[0] == (196,) * 12 and min(rows[-1]) == 1
+    assert rows[0] == (196,) * 12
+    assert min(rows[-1]) == 1
     for weak, strong in zip(rows, rows[1:], strict=False):
         assert all(a >= b for a, b in zip(weak, strong, strict=True))
         assert [*strong] == sorted(strong, reverse=True)

@@ -182,7 +182,8 @@ def test_token_loss_of_nothing_live_is_zero():
         return token_selector.token_loss(student, teacher)
 
     value, slope = jax.value_and_grad(total)(numbers(2, 5, 3))
-    assert float(value) == 0 and not slope.any()
+    assert float(value) == 0
+    assert not slope.any()
 
 
 def test_an_appended_token_has_no_counterpart():

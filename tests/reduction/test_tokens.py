@@ -32,7 +32,8 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
 def test_at_first_a_token_is_a_patch_and_the_prefix_no_array():
     """A traced prefix would make shapes depend on data."""
     state = start(np.zeros((2, 6, 3), np.float32), num_prefix=2)
-    assert state.size.dtype == jnp.float32 and (state.size == 1).all()
+    assert state.size.dtype == jnp.float32
+    assert (state.size == 1).all()
     assert len(jax.tree.leaves(state)) == 2
     assert jax.eval_shape(lambda given: given, state).num_prefix == 2
 

@@ -90,7 +90,8 @@ def check_cpus():
         assert sum("backward batch statistics" in kinds for kinds in found) == LAYERS
         assert sum("gradients" in kinds for kinds in found) <= 4
         assert found[-1] == ("gradients", "metrics")
-    assert len(trained) == 2 and len({*map(collectives.inventory, trained)}) == 1
+    assert len(trained) == 2
+    assert len({*map(collectives.inventory, trained)}) == 1
 
 
 def check_gpus():
@@ -155,7 +156,8 @@ def test_the_plan_adds_up():
     # 8 us for 2 * 7/8 * 4 MB at 875 GB/s; 10 us more for 4 MB at 400 GB/s.
     assert cells[0][:4] == ["deit", 32, 1, "256"]
     assert cells[0][6:] == ["50%", "16,000,000", "1.00"]
-    assert cells[1][2:4] == [2, "512"] and cells[1][6] == "69%"
+    assert cells[1][2:4] == [2, "512"]
+    assert cells[1][6] == "69%"
     assert float(cells[1][8]) == pytest.approx(2 * 16 / 26, abs=0.005)
 
 

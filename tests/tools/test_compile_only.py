@@ -64,7 +64,8 @@ def test_one_row_a_config_compared_with_the_first(compiled):
     assert heading.split("  ")[-1] == "config"
     assert one.split()[:4] == ["1", "0.004", "0.004", "(1)"]
     assert (one.split()[-1], one.split()[-2]) == ("one", "1.000")
-    assert two.split()[:2] == ["3", "0.012"] and two.split()[-2:] == ["0.333", "two"]
+    assert two.split()[:2] == ["3", "0.012"]
+    assert two.split()[-2:] == ["0.333", "two"]
     for results, (variables, images) in compiled:
         assert (images.shape, images.dtype) == ((6, 16, 16, 3), "bfloat16")
         assert (results.shape, results.dtype) == ((6, 10), "float32")
@@ -76,7 +77,8 @@ def test_one_row_a_config_compared_with_the_first(compiled):
 def test_a_training_step_is_compiled_whole(compiled):
     compile_only.report([("one", config(attention="xla"))], 6, mode="train")
     ((state, metrics), (given, batch, teacher)) = compiled[0]
-    assert batch["image"].shape == (1, 1, 6, 16, 16, 3) and teacher is None
+    assert batch["image"].shape == (1, 1, 6, 16, 16, 3)
+    assert teacher is None
     chex.assert_shape(metrics["loss"], ())
     chex.assert_trees_all_equal_shapes(state, given)
 

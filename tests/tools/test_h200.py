@@ -93,7 +93,8 @@ def test_compiled_text_is_of_the_function(here):
     shape = jax.ShapeDtypeStruct((3, 5), jnp.float32)
     text = h200.compile_for(jnp.sin, shape)
     (sine,) = hlo.kernels(text)
-    assert sine.shape.startswith("f32[3,5]") and sine.bytes == 2 * 4 * 15
+    assert sine.shape.startswith("f32[3,5]")
+    assert sine.bytes == 2 * 4 * 15
 
 
 PROGRAM = """

@@ -214,7 +214,8 @@ def test_several_arrays_in_one_collective():
     )
     assert pair.bytes == one.bytes == 4 * 250
     assert [part.shape for part in one.parts] == ["f32[2,5]{1,0}", "f32[8,30]{1,0}"]
-    assert one.parts == pair.parts and one.parts[0].source == "a/div"
+    assert one.parts == pair.parts
+    assert one.parts[0].source == "a/div"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def test_what_is_written_is_an_imagenet_that_decodes(folder):
         source = open_source("imagenet2012", split, data_dir=str(folder))
         assert len({source.name(i) for i in range(images)}) == len(source) == images
         pixels, label = source.read(images - 1)
-        assert pixels.shape == (18, 24, 3) and pixels.std() > 10
+        assert pixels.shape == (18, 24, 3)
+        assert pixels.std() > 10
         assert 0 <= label < 1000
 
 

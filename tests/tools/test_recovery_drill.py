@@ -19,14 +19,16 @@ def test_a_full_disk_and_two_at_once(tmp_path):
     ]
     assert all(row.passed for row in rows), rows
     assert [row.found for row in rows] == ["complete", "nothing"] + 2 * ["complete"]
-    assert rows[0].status == 0 and rows[1].status == 1
+    assert rows[0].status == 0
+    assert rows[1].status == 1
     run = recovery_drill.Recovery(tmp_path, "damaged")
     shutil.copytree(tmp_path / "whole" / "out", run.out)
     file = run.out / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     assert run.found().startswith("damaged")
     row = run.row("none", "", 0, ["nothing", "complete"])
-    assert not row.passed and row.found in recovery_drill.table([row])
+    assert not row.passed
+    assert row.found in recovery_drill.table([row])
     shutil.rmtree(run.out)
     assert run.found() == "nothing"
     shutil.copytree(tmp_path / "weights", run.out)

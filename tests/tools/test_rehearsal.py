@@ -25,13 +25,15 @@ def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     ended = call(rehearsal.main, "--short", "--devices=4", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]
-    assert len(rows) == 11 and all(row.endswith("| yes |") for row in rows)
+    assert len(rows) == 11
+    assert all(row.endswith("| yes |") for row in rows)
 
     # The process that is left reports why it ends; only process 0 prints the rest.
     second = (tmp_path / "evit_two.1.log").read_text()
     lost = "error: process 1 of 2 stops: another one has ended or cannot be reached"
     stopped = re.findall(r"^(?:error: .*|stopped at step .*)", second, re.MULTILINE)
-    assert len(stopped) == 2 and stopped[0].startswith(lost)
+    assert len(stopped) == 2
+    assert stopped[0].startswith(lost)
     assert stopped[1].startswith("stopped at step ")
     first = (tmp_path / "evit_two.log").read_text()
     assert "test accuracy" in first and "attention" in first
@@ -130,5 +132,6 @@ def test_a_scenario_that_ends_early_is_reported_and_the_next_starts(stage, monke
     monkeypatch.setattr(rehearsal, "evit", ends)
     monkeypatch.setattr(rehearsal, "masked", lambda stage: ["a row"])
     first, second = rehearsal.rehearse(stage, short=False)
-    assert "before step 3" in str(first.found) and not first.kept
+    assert "before step 3" in str(first.found)
+    assert not first.kept
     assert second == "a row"

@@ -56,7 +56,8 @@ def test_pages_are_written_with_links_that_lead_to_files(tmp_path):
     (out / "left_over").mkdir(parents=True)
     site_pages.write(out)
     files = {str(path.relative_to(out)) for path in out.rglob("*.*")}
-    assert files >= set(PLACES) and not (out / "left_over").exists()
+    assert files >= set(PLACES)
+    assert not (out / "left_over").exists()
     for page in out.rglob("*.md"):
         text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
         for path in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text):
@@ -71,6 +72,8 @@ def test_the_notebook_shows_what_its_cells_printed_and_drew(tmp_path):
     for cell in notebook["cells"]:
         outputs += cell.get("outputs", [])
     hidden = [o["text"][0].strip() for o in outputs if o.get("name") == "stderr"]
-    assert hidden and not any(line in page for line in hidden)
+    assert hidden
+    assert not any(line in page for line in hidden)
     pictures = [file.name for file in tmp_path.iterdir()]
-    assert len(pictures) == 2 and all(f"({name})" in page for name in pictures)
+    assert len(pictures) == 2
+    assert all(f"({name})" in page for name in pictures)

@@ -127,7 +127,8 @@ def test_a_run_that_fell_back_replaces_the_damaged_step(tmp_path, caplog, damage
     with caplog.at_level(logging.WARNING, logger="imagepiece_jax.checkpoints"):
         assert_restored(checkpoints, 1)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warnings) == 1 and "latest/2" in warnings[0]
+    assert len(warnings) == 1
+    assert "latest/2" in warnings[0]
     assert_restored(saved(tmp_path, [2]), 2)
     assert folders(tmp_path) == ["1", "2"]
 

@@ -231,7 +231,8 @@ def test_labels_by_the_names_of_a_models_classes():
     assert class_names.labels_by_name(short, 1000) == found
     assert [found[synset] for synset in synsets] == [*range(1000)]
     assert (found["tench"], found["tench, Tinca tinca"]) == (0, 0)
-    assert words[found["maillot"]] == "maillot" and "crane" not in found
+    assert words[found["maillot"]] == "maillot"
+    assert "crane" not in found
     assert (found["crane (bird)"], found[synsets[517]]) == (134, 517)
     assert not {"Tinca tinca", "golden_retriever"} & {*found}
     other = class_names.labels_by_name(("n01440764", "tench", "bee", "bee"), 4)
@@ -247,7 +248,8 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
     data = f"folder:{folder(tmp_path, 'ant', 'n01440764')}"
     known = {"n01440764": 0, "ant": 2}
     source = open_source(data, "val", num_classes=3, labels_by_name=known)
-    assert source.num_classes == 3 and source.class_names == ("n01440764", None, "ant")
+    assert source.num_classes == 3
+    assert source.class_names == ("n01440764", None, "ant")
     assert source.labels.tolist() == [2, 2, 0, 0]
     line = class_names.mapped_classes(source.class_names, data, ("tench", "bee", "ant"))
     assert line.startswith(f"the 2 folders of {data} are mapped by name to the model's")
@@ -404,7 +406,8 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
         source = open_source(data, split, num_classes=2)
         assert source.class_names == ("cafz", COMPOSED)
         label = {source.name(i).split("/")[-2]: source.read(i)[1] for i in range(2)}
-        assert label.pop("cafz") == 0 and [*label.values()] == [1]
+        assert label.pop("cafz") == 0
+        assert [*label.values()] == [1]
     for names in ((COMPOSED, "cafz"), (DECOMPOSED, "cafz")):
         known = class_names.labels_by_name(names, 2)
         source = open_source(data, "val", num_classes=2, labels_by_name=known)
@@ -414,7 +417,8 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
     rows = [f"val/{COMPOSED}/0.png,1,{DECOMPOSED}", f"train/{DECOMPOSED}/0.png,1,"]
     table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
     source = open_source(f"csv:{table}", "val", num_classes=2)
-    assert source.class_names == (None, COMPOSED) and source.read(0)[1] == 1
+    assert source.class_names == (None, COMPOSED)
+    assert source.read(0)[1] == 1
     rows[1] = f"val/{DECOMPOSED}/0.png,1,"
     table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
     with pytest.raises(InputError, match="line 3 names .* again"):

@@ -282,7 +282,8 @@ def test_each_head_of_a_distilled_model_learns_its_own():
             head: np.asarray(after[head]["bias"] - before[head]["bias"])
             for head in ("head", "head_dist")
         }
-    assert not moved[0.0]["head_dist"].any() and moved[0.5]["head_dist"].any()
+    assert not moved[0.0]["head_dist"].any()
+    assert moved[0.5]["head_dist"].any()
     np.testing.assert_allclose(moved[0.5]["head"], 0.5 * moved[0.0]["head"], rtol=1e-4)
 
 
@@ -321,13 +322,16 @@ def test_any_teacher_brings_its_size_and_images(weights):
     assert not DistillConfig.from_config(plain).active
     config = configured(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
     found, variables = teacher_of(config)
-    assert found.model.embed_dim == 12 and len(found.model.plan) == 2
-    assert found.model.mean == HALF and found.mean == MEAN
+    assert found.model.embed_dim == 12
+    assert len(found.model.plan) == 2
+    assert found.model.mean == HALF
+    assert found.mean == MEAN
     assert found.image_size == 16
     config.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
     found, variables = teacher_of(config)
     chex.assert_shape(variables["params"]["pos_embed"], (1, 37, 12))
-    assert found.model.mean == MEAN and found.model.std == HALF
+    assert found.model.mean == MEAN
+    assert found.model.std == HALF
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
 
@@ -414,7 +418,8 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     lines = read_metrics(tmp_path / "run")
     assert {line["kind"] for line in lines} == {"train", "eval"}
     for line in lines:
-        assert "agreement1" in line and not [name for name in line if "acc" in name]
+        assert "agreement1" in line
+        assert not [name for name in line if "acc" in name]
     with pytest.raises(InputError, match="whose test images have no labels; allowed"):
         labeled_images(RunConfig.from_config(config), load(tmp_path / "run"))
 

@@ -74,7 +74,8 @@ def finished(folder, tmp_path_factory):
         with pytest.raises(Stopped, match="stopped at step 10"):
             runs.train(two_sets(folder), resumed)
         kinds = [line["kind"] for line in read_metrics(resumed)]
-        assert kinds.count("eval/val") == 1 and "eval/real" not in kinds
+        assert kinds.count("eval/val") == 1
+        assert "eval/real" not in kinds
         assert runs.train(two_sets(folder), resumed) == last
     return full, resumed, last
 
@@ -104,14 +105,17 @@ def test_the_named_set_chooses_the_best(finished, capsys, folder):
     real = {line["step"]: line["acc1"] for line in runs.lines(full, "eval/real")}
     step = max(real, key=lambda step: (real[step], -step))
     assert f"best         {real[step]:.2f} % at step {step} of real" in table
-    assert f"of {COUNT} images" in table and "of 359 images" in table
+    assert f"of {COUNT} images" in table
+    assert "of 359 images" in table
     assert (full / "checkpoints" / "best" / str(step)).exists()
 
     progress = Progress([], []).with_evaluation(1, {"val": {"acc1": 9}}, "real", "acc1")
-    assert progress.best["step"] == 0 and progress.last == {"val": {"acc1": 9}}
+    assert progress.best["step"] == 0
+    assert progress.last == {"val": {"acc1": 9}}
     both = {"val": {"acc1": 1}, "real": {"acc1": 2}}
     progress = progress.with_evaluation(2, both, "real", "acc1")
-    assert progress.best == {"step": 2, "acc1": 2} and progress.last == both
+    assert progress.best == {"step": 2, "acc1": 2}
+    assert progress.last == both
 
 
 def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
@@ -122,7 +126,8 @@ def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
     for name, data in (("val", "digits"), ("real", "folder:")):
         assert call(evaluate.main, *words, "--set", name).status == 0
         found = json.loads((tmp_path / "a.json").read_text())
-        assert found["acc1"] == last[name]["acc1"] and found["data"].startswith(data)
+        assert found["acc1"] == last[name]["acc1"]
+        assert found["data"].startswith(data)
         assert found["images"] == last[name]["images"]
     said = sentence(call(evaluate.main, *words, "--set", "v2"))
     assert said == "--set is 'v2'; allowed: real, val"
@@ -148,7 +153,8 @@ def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
 def test_a_mistake_is_named(sets, best, field, value):
     with pytest.raises(InputError) as error:
         RunConfig.from_config(configured(sets, best))
-    assert error.value.field == field and value in (None, error.value.value)
+    assert error.value.field == field
+    assert value in (None, error.value.value)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +173,8 @@ def test_images_that_do_not_fit_are_a_mistake(folder, tmp_path, own, said):
     config = configured({"val": {}, "real": usual | own}, "real")
     with pytest.raises(InputError, match=said) as error:
         runs.train(config, tmp_path / "run")
-    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_class_names_are_a_mistake(tmp_path):

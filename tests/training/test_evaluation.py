@@ -62,7 +62,8 @@ def test_sheet(count, side, shape):
     images = np.zeros((count, side, side, 3), np.uint8)
     images += np.arange(count, dtype=np.uint8)[:, None, None, None]
     got = evaluation.sheet(images)
-    assert got.shape == (*shape, 3) and got.dtype == np.uint8
+    assert got.shape == (*shape, 3)
+    assert got.dtype == np.uint8
     columns = min(count, 4)
     tile = shape[1] // columns
     for place in range(columns * (shape[0] // tile)):
@@ -119,14 +120,16 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     monkeypatch.setattr(token_pictures, "token_page", keep)
     assert samples.tokens(variables).shape[2] == 3
     with Image.open(workdir / evaluation.PICTURE) as picture:
-        assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20
+        assert picture.format == "PNG"
+        assert len(picture.getcolors(2**24)) > 20
     ((stages, grid),) = drawn
     assert grid == (8, 8)
     for row in stages:
         assert [title for title, _ in row] == ["block 0", "block 1", "block 2"]
         tokens = [len(set(source.tolist()) - {-1}) for _, source in row]
         assert tokens == [58, 53, 43]
-        assert (row[1][1] >= 0).all() and (row[2][1] == -1).any()
+        assert (row[1][1] >= 0).all()
+        assert (row[2][1] == -1).any()
     out = jax.jit(model.apply)(variables, normalize(two_images, MEAN, STD))
     slots = np.tile(np.arange(64), (2, 1))
     for result in out.results:

@@ -45,7 +45,8 @@ def test_groups_scale_the_updates_of_the_optimizer():
         first = (jax.tree.leaves(updates[name])[0].ravel()[0] for name in PARAMS)
         moved.append([*map(float, first)])
     head, reducer, token = np.transpose(moved)
-    assert (reducer == -0.5).all() and (token == 0.0).all()
+    assert (reducer == -0.5).all()
+    assert (token == 0.0).all()
     assert head.tolist() == [0.0] * 4 + [-0.25] * 2
 
 

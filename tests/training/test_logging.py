@@ -82,10 +82,12 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     assert read_metrics(tmp_path) == []  # one behind: the device is at work
     run.flush()
     (line,) = read_metrics(tmp_path)
-    assert line["step"] == 2 and line["epoch"] == pytest.approx(0.1)
+    assert line["step"] == 2
+    assert line["epoch"] == pytest.approx(0.1)
     assert (line["loss"], line["acc1"], line["acc5"]) == (0.5, 25.0, 75.0)
     assert (line["grad_norm"], line["skipped"], line["own"]) == (2.0, 0, 0.25)
-    assert line["lr"] == pytest.approx(1e-3) and line["throughput"] > 0
+    assert line["lr"] == pytest.approx(1e-3)
+    assert line["throughput"] > 0
     assert "device_memory" not in line  # a CPU does not count
 
 
@@ -163,7 +165,8 @@ def test_a_log_file_gets_a_line_with_the_time_left(begin, capsys):
     assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500 acc 25.0% ")
     assert "lr 1.00e-03, time left 00:0" in lines[0]
     assert lines[1] == "epoch 0.15, step 3: test accuracy 12.35 %, loss 2.000"
-    assert len(lines) == 2 and printed.err == ""
+    assert len(lines) == 2
+    assert printed.err == ""
 
 
 def test_a_terminal_gets_a_bar_with_the_time_left(tmp_path, monkeypatch, capsys):
@@ -178,7 +181,9 @@ def test_a_terminal_gets_a_bar_with_the_time_left(tmp_path, monkeypatch, capsys)
     run.close()
     drawn = terminal.getvalue().split("\r")[-1]
     assert "12/40" in drawn and "<00:0" in drawn  # elapsed<left
-    assert "loss 0.500" in drawn and "img/s" in drawn and "skipped 1" in drawn
+    assert "loss 0.500" in drawn
+    assert "img/s" in drawn
+    assert "skipped 1" in drawn
     assert capsys.readouterr().out == ""
 
 
@@ -192,7 +197,8 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
     run.evaluation("eval", 20, {"acc1": 1.0, "loss": 2.0})
     run.image("augmented", 20, np.zeros((4, 4, 3), np.uint8))
     run.close()
-    assert not (tmp_path / "run").exists() and read_metrics(tmp_path / "run") == []
+    assert not (tmp_path / "run").exists()
+    assert read_metrics(tmp_path / "run") == []
     assert capsys.readouterr() == ("", "")
 
 
@@ -208,7 +214,8 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = [int(e["args"]["step_num"]) for e in events if e.get("name") == "train"]
     # The one after them is under way when their numbers are there.
-    assert sorted(steps)[:2] == [22, 23] and set(steps) <= {22, 23, 24}
+    assert sorted(steps)[:2] == [22, 23]
+    assert set(steps) <= {22, 23, 24}
     assert f"trace of steps 22 to 23: {tmp_path / 'profile'}" in capsys.readouterr().out
 
 

@@ -102,7 +102,8 @@ def test_the_loss_is_that_of_its_definition(vit):
     by_hand_tokens = np.mean(shares, axis=0)
     chex.assert_trees_all_close(terms["class_tokens"], by_hand_tokens, rtol=1e-4)
     # The class token attends to all tokens in the block that drops some.
-    assert np.all(shares[0] < 1e-10) and np.all(shares[1] > 0)
+    assert np.all(shares[0] < 1e-10)
+    assert np.all(shares[1] > 0)
     total = np.mean(by_hand + 0.5 * by_hand_tokens)
     loss = tiny.compiled(fit.comparison.loss)(*both)
     assert float(loss) == pytest.approx(total, rel=1e-4)
@@ -232,7 +233,8 @@ def better(vit):
 
 def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
     report = better.recovery
-    assert report.changed and report.after < 0.8 * report.before
+    assert report.changed
+    assert report.after < 0.8 * report.before
     assert report.interval[1] < 0
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
@@ -370,7 +372,9 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
     stopped = recovered(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
     report = stopped.recovery
-    assert report.stopped and report.steps == 30 and report.changed
+    assert report.stopped
+    assert report.steps == 30
+    assert report.changed
     assert report.after == min(value for _, value in report.curve)
     assert "the best weights so far are kept" in capsys.readouterr().err
 
@@ -391,7 +395,9 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
     stopped = recovered(vit, steps=40)
     report = stopped.recovery
-    assert report.stopped and not report.changed and report.steps == steps
+    assert report.stopped
+    assert not report.changed
+    assert report.steps == steps
     chex.assert_trees_all_equal(stopped.variables, vit.variables)
 
 
@@ -407,7 +413,8 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
     assert report.seconds <= 150 + step
     assert report.seconds > 150 - step - measure
     moments = [moment for moment, _ in report.curve]
-    assert moments[-1] == report.steps and len(moments) == len(set(moments))
+    assert moments[-1] == report.steps
+    assert len(moments) == len(set(moments))
     if step == 1.0:
         assert len(moments) == 1 + recover.MEASURES
 
@@ -450,7 +457,9 @@ def test_a_terminal_has_a_bar_with_the_time_left(vit, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     recovered(vit, steps=8)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "100%" in last and "step 8 of 8, KL" in last and "0 s left" in last
+    assert "100%" in last
+    assert "step 8 of 8, KL" in last
+    assert "0 s left" in last
 
 
 @pytest.mark.parametrize("place", [0, 1])  # held out, learned from
@@ -496,7 +505,8 @@ def test_a_model_without_a_class_token_learns_by_its_patches(classes):
     vit = tiny.pretrained(MERGING, arch=arch, num_classes=classes)
     report = recovered(vit, steps=24).recovery
     assert report.measure == ("KL" if classes else "change")
-    assert report.changed and report.after < report.before
+    assert report.changed
+    assert report.after < report.before
 
 
 @pytest.mark.parametrize("class_token", [True, False])
@@ -634,7 +644,8 @@ def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
     source = open_unlabeled(tmp_path)
     assert len(source) == 1  # a format that Pillow does not decode is left out
     pixels, _ = source.read(0)
-    assert pixels.dtype == np.uint8 and pixels.shape == (*picture.size[::-1], 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*picture.size[::-1], 3)
     if mode == "I;16":
         by_hand = np.arange(20).reshape(4, 5) * 3000 // 256
         np.testing.assert_array_equal(pixels, np.stack([by_hand] * 3, -1))

@@ -159,7 +159,8 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     trained = fit.split(vit.variables["params"])
     (loss, measure), gradient = step(trained, vit.variables, images)
     leaves = jax.tree.leaves(gradient)
-    assert leaves and all(np.isfinite(leaf).all() for leaf in leaves)
+    assert leaves
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
     assert any(np.any(leaf) for leaf in leaves)
     dense = vit.with_reduction(None)
     student = seen(vit, images)

@@ -53,7 +53,8 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
-    assert stored == [3, 6, 9, 10] and epochs == [0, 1]
+    assert stored == [3, 6, 9, 10]
+    assert epochs == [0, 1]
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
     last = runs.train(short(**fields), tmp_path)

@@ -49,7 +49,8 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     again = changed(data={"workers": 8, "name": "digits"})
     record_start(tmp_path, json.loads(json.dumps(again)))
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
-    assert len(starts) == 2 and starts[1]["command"] == ["again"]
+    assert len(starts) == 2
+    assert starts[1]["command"] == ["again"]
     assert json.loads((tmp_path / "config.json").read_text())["data"]["workers"] == 8
 
 

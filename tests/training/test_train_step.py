@@ -240,7 +240,8 @@ def poisoned_run():
 
 def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
     _, states, metrics = poisoned_run
-    assert np.isnan(metrics[1]["loss"]) and np.isfinite(metrics[2]["loss"])
+    assert np.isnan(metrics[1]["loss"])
+    assert np.isfinite(metrics[2]["loss"])
     assert not np.isfinite(metrics[2]["grad_norm"])
     for state in states[1:4]:
         for name in ("params", "batch_stats", "ema"):
@@ -277,7 +278,8 @@ def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run
     assert [w["skipped"] for w in windows] == [0, 1, 2, 1, 1]
     for step in (0, 4):
         np.testing.assert_allclose(windows[step]["loss"] / 8, metrics[step]["loss"])
-    assert windows[2]["loss"] == windows[0]["loss"] and windows[3]["loss"] == 0
+    assert windows[2]["loss"] == windows[0]["loss"]
+    assert windows[3]["loss"] == 0
 
 
 def test_prepared_images_are_the_pixels_of_a_batch():
@@ -291,7 +293,8 @@ def test_prepared_images_are_the_pixels_of_a_batch():
         shown = parallel.pmap(show)(one, parallel.replicate(np.int32(4)))
         seen.append(parallel.unreplicate(shown))
     np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])
-    assert seen[1].shape == seen[0].shape and seen[1].dtype == np.uint8
+    assert seen[1].shape == seen[0].shape
+    assert seen[1].dtype == np.uint8
     partner = one["image"][0, 0, ::-1][:3].astype(int)
     low = np.minimum(seen[0], partner)
     high = np.maximum(seen[0], partner)
@@ -347,7 +350,8 @@ def test_draws_belong_to_a_place_in_the_global_batch():
         return np.asarray(image[0])
 
     first = prepared(one, range(BATCH))
-    assert first.shape == (BATCH, SIZE, SIZE, 3) and np.isfinite(first).all()
+    assert first.shape == (BATCH, SIZE, SIZE, 3)
+    assert np.isfinite(first).all()
     order = np.array([6, 1, 7, 0, 3, 2, 5, 4])
     moved = jax.tree.map(lambda x: x[order], one)
     np.testing.assert_array_equal(prepared(moved, order, index=1), first[order])

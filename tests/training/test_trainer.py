@@ -70,7 +70,8 @@ def test_run_leaves_config_versions_classes_checkpoints_and_picture(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["model"]["mean"] == list(MEAN)
-    assert saved["batch_size"] == 256 and saved["reduction"]["name"] == "imagepiece"
+    assert saved["batch_size"] == 256
+    assert saved["reduction"]["name"] == "imagepiece"
     start = json.loads((workdir / "run.json").read_text())["starts"][0]
     assert {"git", "python", "libraries", "devices", "end"} <= set(start)
     assert Checkpoints(workdir).latest_step() == 10
@@ -241,7 +242,8 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     jax.clear_caches()  # else programs of other tests are counted
     runs.train(config, tmp_path)
     tokens = [line["loss"] for line in runs.lines(tmp_path, "train")]
-    assert tokens[:10] == [65] * 10 and tokens[-5:] == [46] * 5
+    assert tokens[:10] == [65] * 10
+    assert tokens[-5:] == [46] * 5
     assert len(set(tokens)) == 5
     assert on_disk == [None, 10, 15, 20, 25]
     assert max(counts[2:]) <= counts[1]

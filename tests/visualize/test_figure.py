@@ -31,4 +31,5 @@ def test_figures_are_written_for_every_kind(tmp_path, kind, rows):
     figure.save(tmp_path / "f.png", traces.images()[0], "a", getattr(traces, kind)(), 0)
     with Image.open(tmp_path / "f.png") as picture:
         panels = (picture.height - 40) // (228 + 58)
-        assert picture.format == "PNG" and panels == rows
+        assert picture.format == "PNG"
+        assert panels == rows

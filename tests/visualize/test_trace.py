@@ -49,7 +49,8 @@ def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
     for stage in traced.stages:
         assert stage.sizes.shape == (3, stage.tokens)
         assert (stage.sizes.sum(axis=1) == (stage.source >= 0).sum(axis=1)).all()
-    assert traced.grid == (5, 5) and traced.depth == 2
+    assert traced.grid == (5, 5)
+    assert traced.depth == 2
 
 
 def test_attention_is_what_the_reducers_received(imagepiece):
@@ -70,12 +71,16 @@ def test_learned_tokens_have_weights_that_sum_to_one(images):
     traced = trace(model, tiny.variables(model), images)
     (stage,) = traced.stages
     assert (stage.block, stage.site, stage.tokens) == (1, "pre", 4)
-    assert stage.weights.shape == (3, 4, 25) and (stage.weights >= 0).all()
+    assert stage.weights.shape == (3, 4, 25)
+    assert (stage.weights >= 0).all()
     np.testing.assert_allclose(stage.weights.sum(axis=2), 1, rtol=1e-5)
     # Block 0, before it, attends to the patches.
-    assert stage.attention.shape == (3, 25) and (stage.attended == np.arange(25)).all()
-    assert traced.tokens == 4 and traced.attention is None
-    assert stage.source is None and stage.sizes is None
+    assert stage.attention.shape == (3, 25)
+    assert (stage.attended == np.arange(25)).all()
+    assert traced.tokens == 4
+    assert traced.attention is None
+    assert stage.source is None
+    assert stage.sizes is None
 
 
 def test_weights_of_a_merged_token_are_split_among_its_patches():
@@ -90,7 +95,8 @@ def test_weights_of_a_merged_token_are_split_among_its_patches():
 def test_without_a_class_token_there_is_no_class_attention(images):
     model = tiny.model({"name": "tome", "r": 3}, class_token=False, depth=1)
     traced = trace(model, tiny.variables(model), images[:1])
-    assert traced.attention is None and traced.stages[0].attention is None
+    assert traced.attention is None
+    assert traced.stages[0].attention is None
     assert traced.tokens == traced.stages[0].tokens == 22
 
 
@@ -104,7 +110,8 @@ def test_traces_are_restored(tmp_path):
     methods, written = traces.methods()
     write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, written)
     names, described, loaded = traces.read_traces(tmp_path)
-    assert names == ["a.jpg", "b.jpg"] and described == methods
+    assert names == ["a.jpg", "b.jpg"]
+    assert described == methods
     assert [flat(trace) for trace in loaded] == [flat(trace) for trace in written]
     assert loaded[0].stages[0].source.dtype == np.int32
     assert loaded[0].grid == traces.GRID
@@ -113,6 +120,7 @@ def test_traces_are_restored(tmp_path):
     sources = [stage["source"] for stage in imagepiece["stages"]]
     assert sources == [[traces.MERGED.tolist()] * 2, [traces.PRUNED.tolist()] * 2]
     assert [stage["source"] for stage in learner["stages"]] == [None]
-    assert dense["stages"] == [] and dense["tokens"] == 6
+    assert dense["stages"] == []
+    assert dense["tokens"] == 6
     with pytest.raises(RunError, match=r"provenance.npz cannot be written \(No such"):
         write_traces(tmp_path / "gone", ["a", "b"], *traces.methods())

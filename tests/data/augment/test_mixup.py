@@ -55,20 +55,24 @@ def test_cutmix_boxes_agree_with_a_slow_reference(cy, cx, lam):
     columns = [x for x in range(48) if cx - wide // 2 <= x < cx + wide // 2]
     box, corrected = cutmix_box(np.float32(lam), np.array([cy, cx]), 32, 48)
     top, bottom, left, right = box.tolist()
-    assert list(range(top, bottom)) == rows and list(range(left, right)) == columns
+    assert list(range(top, bottom)) == rows
+    assert list(range(left, right)) == columns
     assert abs(corrected - (1 - len(rows) * len(columns) / (32 * 48))) < 1e-6
 
 
 def test_cutmix_alone():
     out = draws(mixup=0, cutmix=1.0)
-    assert out.cut.all() and not draws(mixup=0.8, cutmix=0).cut.any()
+    assert out.cut.all()
+    assert not draws(mixup=0.8, cutmix=0).cut.any()
     top, bottom, left, right = out.box.T
     np.testing.assert_allclose(
         out.lam, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
     )
     small = out.box[out.lam > 0.97]  # the center reaches every edge
-    assert small[:, 0].min() == 0 and small[:, 1].max() == 32
-    assert small[:, 2].min() == 0 and small[:, 3].max() == 48
+    assert small[:, 0].min() == 0
+    assert small[:, 1].max() == 32
+    assert small[:, 2].min() == 0
+    assert small[:, 3].max() == 48
     # Unclipped, the pasted area would average 1/2 (lam is uniform); the edges cut away
     # what a slow simulation of the rule says.
     rng = np.random.default_rng(0)
@@ -88,7 +92,8 @@ def test_cutmix_alone():
 def test_beta_has_the_distribution_of_scipy(alpha):
     keys = jax.random.split(jax.random.key(1), 20000)
     drawn = np.asarray(beta(keys, np.float32(alpha)), np.float64)
-    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
     # Below 1e-7 of either end float32 knows no more than 0 and 1.
     drawn = np.clip(drawn, 1e-7, 1 - 1e-7)
     truth = stats.beta(alpha, alpha)
@@ -134,7 +139,8 @@ def test_mixup_blends_images_and_targets(dtype):
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-8  # half a unit of the last place
     expected = 0.3 * image + 0.7 * other
     np.testing.assert_allclose(mixed64, expected, rtol=tolerance, atol=1e-6)
-    assert mixed.dtype == dtype and mixed_targets.dtype == jnp.float32
+    assert mixed.dtype == dtype
+    assert mixed_targets.dtype == jnp.float32
     expected = [0.3 * 0.92 + 0.7 * 0.02, 0.3 * 0.02 + 0.7 * 0.92]
     np.testing.assert_allclose(mixed_targets[0, 0::3], expected, rtol=1e-6)
     np.testing.assert_allclose(mixed_targets.sum(-1), 1, rtol=1e-6)

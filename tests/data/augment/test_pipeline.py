@@ -66,7 +66,8 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     assert (out == 3).all()
     names, used, rest = zip(*seen, strict=True)
     assert names == ("randaugment", "normalize", "random_erasing")
-    assert rest[0][1:] == (full, (128, 128, 128)) and rest[1] == HALF
+    assert rest[0][1:] == (full, (128, 128, 128))
+    assert rest[1] == HALF
     assert rest[2][1] == 0.5
     own = [*map(tuple, used[0]), *map(tuple, used[2])]
     assert len(own) == 4 == len(set(own)), "two steps, two images"
@@ -98,8 +99,10 @@ def test_one_program_serves_every_draw():
 def test_erased_boxes_have_the_reference_s_distribution():
     top, left, tall, wide = boxes().T
     assert (tall > 0).all(), "a try in ten always fits"
-    assert (top >= 0).all() and (top + tall <= 224).all()
-    assert (left >= 0).all() and (left + wide <= 224).all()
+    assert (top >= 0).all()
+    assert (top + tall <= 224).all()
+    assert (left >= 0).all()
+    assert (left + wide <= 224).all()
     # Numbers of the reference's loop, whose rejections favour small, square boxes.
     slow = erased_boxes(np.random.default_rng(0), 6000, 224)
     area = tall * wide / 224**2
@@ -113,11 +116,13 @@ def test_erased_boxes_have_the_reference_s_distribution():
     ):
         difference = np.quantile(mine, quantiles) - np.quantile(theirs, quantiles)
         assert np.abs(difference).max() < tolerance  # 4 standard deviations
-    assert 0.019 < area.min() < 0.022 and 0.33 < area.max() < 0.337
+    assert 0.019 < area.min() < 0.022
+    assert 0.33 < area.max() < 0.337
     # The place is uniform and both ends are reached.
     place = top / (224 - tall)
     assert abs(place.mean() - 0.5) < 0.016
-    assert place.min() == 0 and place.max() == 1
+    assert place.min() == 0
+    assert place.max() == 1
     assert abs(np.corrcoef(top / (224 - tall), left / (224 - wide))[0, 1]) < 0.052
 
 
@@ -142,6 +147,8 @@ def test_erased_pixels_are_standard_normal_each():
         assert one[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
         assert one.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     noise = out[erased]  # about 150 boxes of 100 pixels
-    assert len(noise) > 10000 and len(np.unique(noise)) > 0.99 * noise.size
-    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert len(noise) > 10000
+    assert len(np.unique(noise)) > 0.99 * noise.size
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.04

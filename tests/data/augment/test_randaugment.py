@@ -59,9 +59,11 @@ def assert_close(out, expected, name):
     assert out.dtype == np.uint8
     error = np.abs(out.astype(int) - expected.astype(int))
     if name in INTERPOLATED:
-        assert error.mean() < 0.01 and (error > 1).mean() < 1e-4
+        assert error.mean() < 0.01
+        assert (error > 1).mean() < 1e-4
     else:
-        assert error.max() <= 1 and error.mean() < 0.02
+        assert error.max() <= 1
+        assert error.mean() < 0.02
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -120,7 +122,8 @@ def test_device_and_pillow_agree_on_any_draw():
         # crosses its threshold. What is asked is that such pixels are few.
         off.append((np.abs(out[i] - expected) > 2).mean())
     assert changed > 17
-    assert max(off) < 0.01 and np.mean(off) < 5e-4
+    assert max(off) < 0.01
+    assert np.mean(off) < 5e-4
 
 
 @pytest.mark.slow
@@ -207,17 +210,21 @@ def test_draws_have_the_recipe_s_distribution():
     assert abs((out.applied == (out.sign == 1)).mean() - 0.5) < 0.018
     assert set(np.unique(out.sign)) == {-1, 1}
     # N(9, .5) clamped to 10: 2.275 % of it lies beyond two deviations
-    assert out.magnitude.max() == 10 and out.magnitude.min() > 6
+    assert out.magnitude.max() == 10
+    assert out.magnitude.min() > 6
     assert abs((out.magnitude == 10).mean() - 0.02275) < 0.0055
     assert abs(np.median(out.magnitude) - 9) < 0.023
     low, high = np.quantile(out.magnitude, [0.15866, 0.84134])
-    assert abs(low - 8.5) < 0.03 and abs(high - 9.5) < 0.03
+    assert abs(low - 8.5) < 0.03
+    assert abs(high - 9.5) < 0.03
 
 
 def test_draws_of_other_policies():
     sure = drawn(augment(layers=3, prob=1.0, magnitude=4.0), 50)
-    assert sure.op.shape == (50, 3) and sure.applied.all()
+    assert sure.op.shape == (50, 3)
+    assert sure.applied.all()
     assert (sure.magnitude == 4).all()
     never = drawn(augment(layers=1, magnitude_std=9.0), 200)
     assert not never.applied.any()
-    assert (never.magnitude == 0).any() and never.magnitude.min() == 0
+    assert (never.magnitude == 0).any()
+    assert never.magnitude.min() == 0

@@ -106,7 +106,8 @@ def test_the_whole_is_chosen_and_no_token_twice():
     run = tiny.compiled(dtem.soft_top, static_argnums=1)
     chosen = run(np.float32(similarity), 4)
     rows = np.asarray(chosen.sum(axis=2))
-    assert rows.max() <= 1 + 1e-6 and (chosen >= 0).all()
+    assert rows.max() <= 1 + 1e-6
+    assert (chosen >= 0).all()
     np.testing.assert_allclose(rows.sum(axis=1), 4, atol=0.2)
     assert ((np.asarray(chosen) > 0).sum(axis=2) <= 3).all()
 

@@ -44,7 +44,8 @@ def test_masks_shrink_and_are_zero_or_one(training):
     out = run(masked.keys())
     first, second = (np.asarray(result.keep) for result in out.results)
     assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 1.0}
-    assert (second <= first).all() and (second < first).any()
+    assert (second <= first).all()
+    assert (second < first).any()
     chex.assert_shape(out.state.x, (3, 1 + tiny.TOKENS, tiny.WIDTH))
     np.testing.assert_array_equal(out.state.mask, second)
     assert (np.asarray(run(masked.keys(seed=1)).state.mask) != second).any()

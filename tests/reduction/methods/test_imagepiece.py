@@ -149,8 +149,10 @@ def kernel_rules(method):
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
     path = [ImagePiece().scaled(i / 100, 12, 196) for i in range(101)]
     rates = [(method.keep_rate, method.merge_ratio) for method in path]
-    assert rates[0] == (1.0, 0.0) and rates[20] == (0.8, 0.08)
-    assert rates[10] == (0.9, 0.04) and rates[-1] == (0.0, 0.4)
+    assert rates[0] == (1.0, 0.0)
+    assert rates[20] == (0.8, 0.08)
+    assert rates[10] == (0.9, 0.04)
+    assert rates[-1] == (0.0, 0.4)
     trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, 12, 196)
     assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
     plans = [build(12, 196, method.steps(12)) for method in path]

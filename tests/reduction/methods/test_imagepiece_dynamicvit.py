@@ -71,8 +71,10 @@ def test_masked_tokens_are_never_merged(with_masks):
     _, run = with_masks
     out = run(masked.keys())
     first, second, third = out.results
-    assert isinstance(second, Masking) and isinstance(third, Assignment)
-    assert second.keep.shape == (3, 23) and out.state.mask.shape == (3, 22)
+    assert isinstance(second, Masking)
+    assert isinstance(third, Assignment)
+    assert second.keep.shape == (3, 23)
+    assert out.state.mask.shape == (3, 22)
     keep = np.asarray(second.keep)
     dest = np.asarray(third.dest)
     for image in range(3):
@@ -121,7 +123,8 @@ def test_targets_are_what_evaluation_keeps():
 def test_topk_removes_tokens_and_multiplies_by_one():
     model, run = masked.trained(TOPK)
     out = run(masked.keys())
-    assert out.state.x.shape == (3, 1 + 13, tiny.WIDTH) and out.state.mask is None
+    assert out.state.x.shape == (3, 1 + 13, tiny.WIDTH)
+    assert out.state.mask is None
     _, prune, _ = out.results
     np.testing.assert_array_equal(prune.weight, np.ones((3, 23)))
     other = run(masked.keys(seed=1))

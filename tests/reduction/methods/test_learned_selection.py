@@ -57,7 +57,8 @@ def test_groups_of_parameters(method, rates, half):
     """SPViT's backbone is slow until the schedule is slower."""
     groups = method().param_groups
     selector = groups("reducer_3/scores/norm/scale")
-    assert selector.lr is None and selector.frozen_epochs == 0
+    assert selector.lr is None
+    assert selector.frozen_epochs == 0
     for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
         assert groups(name).frozen_epochs == math.inf
     backbone = groups("blocks_3/attn/q/kernel")

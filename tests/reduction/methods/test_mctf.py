@@ -51,7 +51,8 @@ def test_another_score_takes_the_place_of_attention(score, field):
     np.testing.assert_array_equal(found.dest, want.dest)
     np.testing.assert_array_equal(found.weight, want.weight)
     (step,) = MCTF(blocks=(1,), score=score).steps(3)
-    assert step.site == "mid" and "attn_columns" not in step.reducer.reads
+    assert step.site == "mid"
+    assert "attn_columns" not in step.reducer.reads
 
 
 def test_values_and_residual_are_those_of_the_fused_tokens():
@@ -68,7 +69,8 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     before, after = inside["norm1"]["__call__"]
     heads = (tiny.HEADS, -1)
     tokens = [int(a.shape[0]) // 2 for a in (before, after)]
-    assert tokens == [26, 19] and model.plan[0].mlp_tokens == 19
+    assert tokens == [26, 19]
+    assert model.plan[0].mlp_tokens == 19
     assert attn["v"]["__call__"][0].shape[0] == 2 * 19
     query, key = (
         np.asarray(attn[n]["__call__"][0], float).reshape(2, 26, *heads) for n in "qk"

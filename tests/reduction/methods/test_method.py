@@ -112,7 +112,8 @@ def test_what_a_field_may_be_is_said(name, fields, field, allowed):
         depth = 12 if name == "diffrate" and "target" in fields else DEPTH
         facts = ModelFacts(depth=depth, embed_dim=384, patches=196)
         create(name, **fields).for_model(facts).planned_steps(depth, 196)
-    assert error.value.field == field and allowed in error.value.allowed
+    assert error.value.field == field
+    assert allowed in error.value.allowed
     found = error.value.value
     assert found == fields.get(field, found) or field == "counts" or found != found
 
@@ -149,7 +150,8 @@ def test_schedules_of_other_sizes_are_refused(name, facts, field, allowed):
     with pytest.raises(InputError) as error:
         facts = ModelFacts(depth=depth, embed_dim=width, patches=patches)
         create(name).for_model(facts).steps(depth)
-    assert error.value.field == field and allowed in error.value.allowed
+    assert error.value.field == field
+    assert allowed in error.value.allowed
     assert str(depth) in error.value.problem
 
 
@@ -166,7 +168,8 @@ def test_schedules_of_other_sizes_are_refused(name, facts, field, allowed):
 def test_names_that_there_are_not_have_a_hint(name, fields, field, hint):
     with pytest.raises(InputError) as error:
         create(name, **fields)
-    assert error.value.field == field and hint in error.value.hint
+    assert error.value.field == field
+    assert hint in error.value.hint
     assert error.value.value == (field if fields else name)
 
 
@@ -175,7 +178,8 @@ def test_two_of_a_method_have_equal_steps(name):
     """Else two equal models differ, and jit compiles each."""
     facts = ModelFacts(depth=12, embed_dim=384, patches=196)
     one, other = (create(name).for_model(facts).steps(12) for _ in range(2))
-    assert one == other and hash(tuple(one)) == hash(tuple(other))
+    assert one == other
+    assert hash(tuple(one)) == hash(tuple(other))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,8 @@ def test_what_a_model_does_not_have_is_refused(fields, value, allowed):
     """Before anything runs."""
     with pytest.raises(InputError) as error:
         tiny.model(fields)
-    assert error.value.value == value and allowed in error.value.allowed
+    assert error.value.value == value
+    assert allowed in error.value.allowed
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,8 @@ def test_fields_that_training_alone_reads_are_apart():
     method = Own(tokens=4)
     assert method.named_fields(training=False) == {"tokens": 4}
     assert (method.loss, method.rate_at, method.param_groups) == (None,) * 3
-    assert not method.needs_teacher and method.model_fields == {}
+    assert not method.needs_teacher
+    assert method.model_fields == {}
     evit = create("evit", rate_warmup_epochs=3).named_fields(training=False)
     own = {"keep_rate": 0.7, "blocks": (3, 6, 9), "fuse_token": False, "score": "auto"}
     assert evit == own

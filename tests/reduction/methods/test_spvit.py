@@ -52,7 +52,8 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
     x = numbers(BATCH, 10, D)
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(share_heads, norm), counts, x)
-    assert isinstance(result, Assignment) and result.n_out == 6
+    assert isinstance(result, Assignment)
+    assert result.n_out == 6
     move = tiny.compiled(lambda x, result: apply(start(x, num_prefix=0), result))
     state = move(x, result)
     for image in range(BATCH):
@@ -79,7 +80,8 @@ def test_training_equals_the_oracle(norm):
     assert isinstance(result, Masking)
     keep = np.asarray(result.keep)
     assert set(np.unique(keep)) == {0.0, 1.0}
-    assert (keep[:, 8:] == 1).all() and (keep <= before).all()
+    assert (keep[:, 8:] == 1).all()
+    assert (keep <= before).all()
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(
@@ -116,7 +118,8 @@ def test_votes_that_underflow_still_count():
         return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
 
     value, slope = total(x)
-    assert np.isfinite(value) and np.isfinite(slope).all()
+    assert np.isfinite(value)
+    assert np.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -124,7 +127,8 @@ def test_few_tokens(n):
     """Masked training of one or two patches; of the second, evaluation too."""
     x = numbers(BATCH, n, D)
     _, result = run(Selector(), Counts(n_in=n, n_out=n + 1), x)
-    assert result.append.shape == (BATCH, D) and np.isfinite(result.append).all()
+    assert result.append.shape == (BATCH, D)
+    assert np.isfinite(result.append).all()
     _, result = run(Selector(), Counts(n_in=n + 1, n_out=n), numbers(BATCH, n + 1, D))
     for row in np.asarray(result.dest):
         assert set(row) == set(range(n))

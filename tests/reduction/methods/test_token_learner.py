@@ -58,7 +58,8 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
     x = x.astype(jnp.dtype(dtype))
     params = parameters(learner, x)
     matrix = weigh(learner, params, x)
-    assert matrix.shape == (2, 5, n) and matrix.dtype == jnp.float32
+    assert matrix.shape == (2, 5, n)
+    assert matrix.dtype == jnp.float32
     for image in range(2):
         scores = slow_scores(np.asarray(x[image], float), params["scores"])
         want = oracles.softmax(scores.T)

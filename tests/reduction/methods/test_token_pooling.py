@@ -191,7 +191,8 @@ def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
     weight = weight[:, prefix:]
     dest, states = run(KMedoids(), x, weight, 6, prefix)
     for state in states:
-        assert state.x.dtype == dtype and state.x.shape == (3, prefix + 6, 5)
+        assert state.x.dtype == dtype
+        assert state.x.shape == (3, prefix + 6, 5)
         for image in range(3):
             medoids, want = slow_kmedoids(x[image, prefix:], weight[image], 6)
             rows = [*range(prefix), *(prefix + m for m in medoids)]
@@ -261,7 +262,8 @@ def test_a_model_clusters_by_what_the_block_before_attends_to(algorithm, score, 
         assert getattr(taps, other.pop()) is None
         weight = np.asarray(getattr(taps, tap))
         # All columns but the class token's own.
-        assert (weight.sum(axis=1) < 1).all() and (weight.sum(axis=1) > 0.5).all()
+        assert (weight.sum(axis=1) < 1).all()
+        assert (weight.sum(axis=1) > 0.5).all()
         for image in range(3):
             _, dest = slow(np.asarray(taps.x[image]), weight[image], n_out)
             np.testing.assert_array_equal(result.dest[image], dest)

@@ -100,7 +100,8 @@ def test_the_set_is_that_of_the_original_tars(form, from_originals, tmp_path):
 def test_processes_of_its_own_unpack_the_same(from_originals, tmp_path):
     source = hub_shards.write_parquet(tmp_path / "hub", SPLITS)
     ended = call(prepare.main, *words(source, tmp_path, "--processes=2"))
-    assert ended.status == 0 and files_of(tmp_path) == from_originals
+    assert ended.status == 0
+    assert files_of(tmp_path) == from_originals
 
 
 # The command, which ends like a machine without power at the n-th file that it is about
@@ -159,7 +160,8 @@ def test_a_file_that_was_fetched_again_is_unpacked_again(tmp_path):
     target = tmp_path / "a"
     (rows, size) = parquet_files.count(path)
     images = [image for _, _, image in SPLITS["train"][::2]]
-    assert rows == 5 and 0 < size - sum(map(len, images)) < 200
+    assert rows == 5
+    assert 0 < size - sum(map(len, images)) < 200
     assert not parquet_files.is_unpacked(path, target)
     parquet_files.unpack(path, target)
     assert target.read_bytes() == b"".join(images)
@@ -174,7 +176,8 @@ def test_what_a_killed_run_left_takes_no_space(tmp_path):
     room.mkdir()
     (room / ".0123.tmp").write_bytes(b"half of a file")
     scan.find(source, partial=True, room=scan.Room(str(room), lambda *_: 0))
-    assert len([*room.glob("*.images")]) == 4 and not [*room.glob(".*.tmp")]
+    assert len([*room.glob("*.images")]) == 4
+    assert not [*room.glob(".*.tmp")]
 
 
 def test_memory_holds_one_row_group_at_a_time(tmp_path):
@@ -248,7 +251,8 @@ def test_splits_by_names_and_by_flags(tmp_path):
     assert f"such as {tmp_path / 'part-0.tar'}; allowed: train, val" in message
     flags = "--train_files=part-[01].tar", "--validation_files=part-[23].tar"
     ended = call(prepare.main, *words(tmp_path, tmp_path / "set", *flags))
-    assert ended.status == 0 and "9 images of 3 classes" in ended.out
+    assert ended.status == 0
+    assert "9 images of 3 classes" in ended.out
 
 
 def test_all_of_imagenet_is_counted(tmp_path, monkeypatch):
@@ -321,7 +325,9 @@ def test_wrong_samples_are_named(files, message, tmp_path):
     with pytest.raises(InputError) as caught:
         scan.find(tmp_path, partial=True)
     said = str(caught.value)
-    assert said.startswith(str(path)) and message in said and "\n" not in said
+    assert said.startswith(str(path))
+    assert message in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.6, "between samples", "damaged"])
@@ -376,7 +382,8 @@ def test_damaged_parquet_files_are_named(damage, message, checksums, tmp_path):
     path = source / "data" / "train-00001-of-00002.parquet"
     path.write_bytes(damage(path.read_bytes()))
     said = find_parquet(source)
-    assert said.startswith(str(path)) and message in said
+    assert said.startswith(str(path))
+    assert message in said
 
 
 def features(names):
@@ -432,7 +439,8 @@ def test_wrong_rows_are_named(rows, names, message, tmp_path):
     path = tmp_path / "train.parquet"
     parquet.write_table(table, path)
     said = find_parquet(tmp_path)
-    assert said.startswith(str(path)) and message in said
+    assert said.startswith(str(path))
+    assert message in said
 
 
 def test_missing_and_doubled_files_are_named(tmp_path):

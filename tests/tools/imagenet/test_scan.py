@@ -13,7 +13,8 @@ def test_labels_are_those_of_every_other_framework():
     labels = scan.validation_labels()
     # Keras's imagenet_class_index.json: tench, Shetland sheepdog, toilet tissue
     places = {0: "n01440764", 230: "n02105855", 999: "n15075141"}
-    assert {i: names[i] for i in places} == places and len(set(names)) == 1000
+    assert {i: names[i] for i in places} == places
+    assert len(set(names)) == 1000
     # Caffe's val.txt begins so
     assert labels[:11] == [65, 970, 230, 809, 516, 57, 334, 415, 674, 332, 109]
     assert np.bincount(labels).tolist() == [50] * 1000
@@ -80,7 +81,8 @@ def test_a_complete_set_is_one_of_the_known_size(tmp_path, monkeypatch):
     train, val = tars.images(val=3)
     source = tars.write_tars(tmp_path, train, val)
     error = refused(source, partial=False)
-    assert error.place == str(source / tars.TRAIN) and "9 images of 3" in str(error)
+    assert error.place == str(source / tars.TRAIN)
+    assert "9 images of 3" in str(error)
     small = {"train": (tars.TRAIN, "train", 9), "validation": (tars.VAL, "val", 3)}
     monkeypatch.setattr(scan, "SPLITS", small)
     monkeypatch.setattr(scan, "NUM_CLASSES", 3)
@@ -99,7 +101,8 @@ def test_partial_sets_must_be_asked_for(tmp_path):
     for folder in (source, tmp_path / "gone"):
         error = refused(folder)
         assert (error.field, error.value) == ("--source", str(folder))
-        assert tars.TRAIN in error.allowed and tars.VAL in error.allowed
+        assert tars.TRAIN in error.allowed
+        assert tars.VAL in error.allowed
 
 
 def outer(name, inside):
@@ -138,7 +141,8 @@ def test_other_content_is_refused(tmp_path, name, content, value, hint):
     else:
         path.write_bytes(content)
     error = refused(tmp_path)
-    assert error.value == value and name.partition("/")[0] in str(error.place)
+    assert error.value == value
+    assert name.partition("/")[0] in str(error.place)
     assert hint in str(error)
 
 
@@ -149,7 +153,8 @@ def test_truncated_tars(tmp_path, name, share):
     data = (source / name).read_bytes().rstrip(b"\0")
     (source / name).write_bytes(data[: int(share * len(data))])
     error = refused(source)
-    assert error.place == str(source / name) and "complete tar file" in error.problem
+    assert error.place == str(source / name)
+    assert "complete tar file" in error.problem
 
 
 def test_damage_between_two_images_of_a_tar(tmp_path):

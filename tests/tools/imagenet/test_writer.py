@@ -213,7 +213,8 @@ def test_damaged_images_are_left_out_and_named(many, tmp_path, caplog):
     write_file({7})
     note = writer.write(found, tmp_path)
     name = "n01440764_7.JPEG"
-    assert note["splits"]["train"][0] == 100 and note["left_out"] == [name]
+    assert note["splits"]["train"][0] == 100
+    assert note["left_out"] == [name]
     message = f"{name} cannot be read (no known image format): left out"
     assert message in caplog.text
     names = {row[0] for row in as_tfds_reads(tmp_path, "train")}
@@ -227,7 +228,8 @@ def test_many_damaged_images_stop_the_run_until_they_are_replaced(many, tmp_path
     assert writer.existing(tmp_path) is None
     write_file({})
     note = writer.write(found, tmp_path)
-    assert note["splits"]["train"][0] == 101 and note["left_out"] == []
+    assert note["splits"]["train"][0] == 101
+    assert note["left_out"] == []
 
 
 def test_sets_of_other_kinds_are_left_alone(small, tmp_path):
@@ -235,7 +237,8 @@ def test_sets_of_other_kinds_are_left_alone(small, tmp_path):
     folder = tmp_path / "imagenet2012" / "5.1.0"
     (folder / "metadata.json").unlink()  # TFDS itself writes none
     note = writer.existing(tmp_path)
-    assert note["short_side"] == 0 and note["splits"]["train"][0] == 9
+    assert note["short_side"] == 0
+    assert note["splits"]["train"][0] == 9
     path = folder / "dataset_info.json"
     info = json.loads(path.read_text())
     path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
