@@ -147,8 +147,8 @@ def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
     """A job of one process that meets itself: its number, its GPUs and its port."""
     job = f"distributed.Job(None, 1, 0, {mine}, {forked.free_port()})"
     done = run(
-        f"import jax\ndistributed._initialize({job})\n"
-        "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))",
+        f"import jax\nwith distributed.joined({job}):\n"
+        "  print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))",
         **SLURM | {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_LOCALID": "3"},
     )
     assert done.out.split() == ["1", visible], done.err
