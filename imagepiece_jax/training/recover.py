@@ -118,7 +118,7 @@ def check_recoverable(vit: Pretrained):
             field="the model",
             allowed="the weights that it was made from, whose dense form teaches",
         )
-    if not any(layer.step for layer in vit.model.plan):
+    if not any(layer.counts for layer in vit.model.plan):
         raise InputError(
             "is dense: nothing was lost",
             field="the model",

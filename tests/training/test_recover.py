@@ -580,6 +580,8 @@ def test_mistakes_are_refused(vit, monkeypatch, case, subject, value):
 def test_a_dense_model_and_learned_selectors_are_refused():
     with refused("the model", None, "vit.with_reduction(0.5)", "--macs 0.5"):
         recovered(tiny.pretrained())
+    with refused("the model", None, "dense: nothing was lost"):  # no block loses any
+        recovered(tiny.pretrained({"name": "tome", "r": 0}))
     learned = tiny.pretrained({"name": "dynamicvit", "keep_rate": 0.5, "blocks": (1,)})
     with refused(learned.label):
         recovered(learned)
