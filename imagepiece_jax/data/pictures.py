@@ -72,7 +72,9 @@ def rgb(image) -> np.ndarray:
         image = _content(image)
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
-    if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
+    if isinstance(image, str | pathlib.Path):
+        image = os.path.expanduser(image)
+    if isinstance(image, str) and os.path.isdir(image):
         raise InputError(
             "is a folder",
             place=image,

@@ -60,6 +60,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
         raise InputError("is empty", field=field, allowed="files and folders")
     if is_id(text):
         return fetched(text)
+    path = os.path.expanduser(path)
     if not exists(path):
         raise InputError(
             f"is {path}: no such file or folder",

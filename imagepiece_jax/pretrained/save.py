@@ -96,7 +96,7 @@ def checked_folder(folder):
             place=folder,
             allowed="folders of this machine, which hf upload takes from here",
         )
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(os.path.expanduser(folder))
     allowed = "paths without a NUL byte"
     if "\0" in str(folder):
         raise InputError(field="folder", value=str(folder), allowed=allowed)
@@ -115,6 +115,12 @@ def checked_folder(folder):
     if names and (others or not hub.has_key(folder, OURS)):
         found = (others or names)[0]
         raise InputError(f"holds {found}", place=folder, value=found, allowed=allowed)
+    if folder.exists() and folder.samefile(os.curdir):
+        raise InputError(
+            "is the working directory, which would be replaced",
+            place=folder,
+            allowed="folders elsewhere or in it",
+        )
     return folder
 
 

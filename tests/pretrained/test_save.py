@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.data import class_names
+from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
@@ -268,6 +269,27 @@ def test_what_is_no_folder_to_save_in(tmp_path, monkeypatch, file, folder, said)
     with pytest.raises(InputError, match=said):
         imagepiece_jax.save(made(), folder)
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    """Who works there would see an empty folder, the one that was there before."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", tmp_path):
+        with pytest.raises(InputError, match="is the working directory, which would"):
+            imagepiece_jax.save(folder, made())
+    imagepiece_jax.save("m", made())
+    monkeypatch.chdir("m")
+    with pytest.raises(InputError, match="is the working directory, which would"):
+        imagepiece_jax.save(".", made())
+
+
+def test_a_home_is_meant_as_a_shell_means_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vit = made()
+    assert imagepiece_jax.save("~/m", vit) == tmp_path / "m"
+    assert imagepiece_jax.load("~/m").model == vit.model
+    Image.new("RGB", (2, 2), 7).save(tmp_path / "a.png")
+    assert pictures.rgb("~/a.png").shape == (2, 2, 3)
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
