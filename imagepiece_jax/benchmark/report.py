@@ -119,8 +119,8 @@ def break_even(rows):
     sentences = []
     for mode, group in _grouped(rows, "mode").items():
         first = group[0]["config"]
-        for name, own in _grouped(group, "config").items():
-            ratios = {row["batch_size"]: row["ratio"] for row in own}
+        for name, measured in _grouped(group, "config").items():
+            ratios = {row["batch_size"]: row["ratio"] for row in measured}
             if name != first and len(ratios) > 1:
                 sentences.append(f"{mode}: {name} is {_compared(ratios, first)}")
     return sentences
@@ -151,8 +151,8 @@ def plot(path, rows):
     columns = ("batch_size", "throughput", "throughput_min", "throughput_max")
     panels = figure.subplots(len(modes), squeeze=False)[:, 0]
     for axes, (mode, group) in zip(panels, modes.items(), strict=True):
-        for place, (name, own) in enumerate(_grouped(group, "config").items()):
-            line = sorted([row[column] for column in columns] for row in own)
+        for place, (name, measured) in enumerate(_grouped(group, "config").items()):
+            line = sorted([row[column] for column in columns] for row in measured)
             sizes, middle, low, high = np.transpose(line)
             errors = [middle - low, high - middle]
             look = {

@@ -86,14 +86,14 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
     others = [each for each in reductions if each["name"] != DENSE["name"]]
     by_label = {}
     for reduction in [DENSE, *others]:
-        own = config.copy_and_resolve_references()
-        with own.unlocked():
-            own.reduction = dict(reduction)
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.reduction = dict(reduction)
         try:
-            RunConfig.from_config(own).create_model()
+            RunConfig.from_config(changed).create_model()
         except InputError as error:
             raise error.inside(place=sweep_of(reduction)) from error
-        by_label[label(reduction)] = own, vit
+        by_label[label(reduction)] = changed, vit
     return by_label
 
 

@@ -190,12 +190,12 @@ def _check_links(root, folders, owners):
     folders: of the class, its own first, by their real paths
     owners: of `_check_apart`, to which they are added
     """
-    own = next(iter(folders.values()))
+    owner = next(iter(folders.values()))
     for real, folder in folders.items():
         for place in (real, *map(str, pathlib.PurePath(real).parents)):
-            if owners.get(place, own) != own:
+            if owners.get(place, owner) != owner:
                 raise _same(root, folder, owners[place])
-        owners[real] = own
+        owners[real] = owner
 
 
 def _same(root, folder, first):

@@ -176,8 +176,11 @@ class Preprocessing(CheckedFields):
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Preprocessing that config.data sets to other than defaults."""
-    found = {own: data[name] for own, name in IN_CONFIG.items() if name in data}
-    return _not_default(found)
+    fields = {}
+    for field, name_in_config in IN_CONFIG.items():
+        if name_in_config in data:
+            fields[field] = data[name_in_config]
+    return _not_default(fields)
 
 
 def _not_default(fields):

@@ -188,23 +188,25 @@ class ModelConfig(CheckedFields):
             wanted = _named_parts(requested.name)
         wanted = wanted.with_parts(requested.arch)
 
-        def compare(field, value, own, of_name):
+        def compare(field, value, trained, of_name):
             value = settings.as_tuple(value)
-            own = settings.as_tuple(own)
-            if value == own:
+            trained = settings.as_tuple(trained)
+            if value == trained:
                 return
             whose = ""
             if requested.name and of_name:
                 whose = f"of {requested.name!r} "
-            problem = f"{whose}is {value!r}, but {source} has {own!r}"
-            raise Contradiction(problem, field=field, value=value, allowed=repr(own))
+            problem = f"{whose}is {value!r}, but {source} has {trained!r}"
+            raise Contradiction(
+                problem, field=field, value=value, allowed=repr(trained)
+            )
 
         for field in dataclasses.fields(self):
             value = getattr(compared, field.name)
-            own = getattr(self, field.name)
-            if field.metadata.get("decided") and None not in (value, own):
+            trained = getattr(self, field.name)
+            if field.metadata.get("decided") and None not in (value, trained):
                 of_name = value == getattr(named, field.name)
-                compare(field.name, value, own, of_name)
+                compare(field.name, value, trained, of_name)
         # GELU may be another, and so may the pool of a model that has none.
         free = {"gelu"}
         if ours.pool == "none":

@@ -66,7 +66,7 @@ class Source:
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     recovery: Recovery | None = None  # of weights that `recover` has changed
     tower: Tower | None = None  # how a language model reads its vision tower
-    own: bool = False  # whether this package saved the folder
+    saved: bool = False  # whether `save` of this package wrote the folder
     run: Mapping[str, Any] | None = None  # a run's config
     seed: int = 0  # of the training
 
@@ -79,7 +79,7 @@ class Source:
 
         Names of other published models are words of another kind.
         """
-        return self.own or self.run is not None
+        return self.saved or self.run is not None
 
     @property
     def names_of_data(self) -> Sequence[str | None] | None:

@@ -141,7 +141,7 @@ def _parse_ours(config):
         "reduction": {**ours["reduction"]},
         "class_names": timm_config.labels(config, classes),
         "problem_type": one_of("problem_type", problem_type, PROBLEMS),
-        "own": True,
+        "saved": True,
         "untrained": tuple(ours.get("untrained", ())),
         "tower": tower,
         "recovery": recovery,

@@ -217,7 +217,7 @@ def _given_for_folder(source, contents, requested):
     not_from_caller = ["image_size"]
     if config.name or _is_full(config.arch):
         not_from_caller += ["name", "num_heads", *PARTS]
-    if not source.own and "mlp" in not_from_caller:
+    if not source.saved and "mlp" in not_from_caller:
         not_from_caller.remove("mlp")  # no config.json of timm has its mlp_layer
     by_source = {
         CONFIG_FILES: config,

@@ -121,7 +121,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     maker = finetuner(tmp_path, config)
     names = [*"012345678", last]
     vit = maker.pretrained
-    source = dataclasses.replace(vit.source, path=tmp_path, own=True)
+    source = dataclasses.replace(vit.source, path=tmp_path, saved=True)
     known = {"source": source, "class_names": tuple(names)}
     maker.pretrained = dataclasses.replace(vit, **known)
     maker.find(settings.DENSE, "patch", True)

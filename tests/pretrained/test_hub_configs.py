@@ -57,7 +57,7 @@ def test_timms_form():
     crop = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     assert found["crop"] == crop
     assert found["class_names"] is None
-    assert "own" not in found
+    assert "saved" not in found
     config = timm()
     flat = config.pop("pretrained_cfg") | config
     assert hub_configs.parse(flat, {}) == found

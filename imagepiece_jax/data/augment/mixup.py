@@ -20,7 +20,7 @@ def soft_targets(labels, num_classes, smoothing):
 
 @struct.dataclass
 class Mix:
-    """The share that every image of a batch takes of its partner."""
+    """How each image of a batch is mixed with its partner: one draw for all of them."""
 
     lam: jax.Array  # [] float32, share of the image's own target
     box: jax.Array  # [4] int32, the partner's top, bottom, left, right if `cut`
@@ -31,8 +31,8 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
     """Draw the `Mix` of a batch of height x width images; None where both are off.
 
     mixup, cutmix: the alphas of Beta(alpha, alpha), 0 switches one off
-    prob: whether the batch is mixed at all
-    switch_prob: the share of cutmix where both are on
+    prob: probability that the batch is mixed at all
+    switch_prob: probability of cutmix where both are on
     """
     if mixup <= 0 and cutmix <= 0:
         return None
@@ -104,13 +104,13 @@ def apply(mix, images, targets, partner_images, partner_targets):
     top, bottom, left, right = mix.box
     inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
     share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)
-    own = images.astype(jnp.float32)
+    firsts = images.astype(jnp.float32)
     partners = partner_images.astype(jnp.float32)
-    mixed = _blend(share[None, :, :, None], own, partners)
+    mixed = _blend(share[None, :, :, None], firsts, partners)
     mixed = mixed.astype(images.dtype)
     return mixed, _blend(mix.lam, targets, partner_targets)
 
 
-def _blend(share, mine, other):
-    """A mean of two arrays in which the first has this share."""
-    return share * mine + (1 - share) * other
+def _blend(share, first, second):
+    """The mean of two arrays in which the first has this share."""
+    return share * first + (1 - share) * second
