@@ -44,7 +44,7 @@ def owner(path: pathlib.Path) -> int:
 
 
 def processor() -> str:
-    """The kind of processor: "native" code of one may be illegal on another."""
+    """A text for the kind of processor: native code of one kind may crash another."""
     info = pathlib.Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()

@@ -28,10 +28,10 @@ BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 
 
 def fields_to_note(reduction, method, model, grid, name):
-    """Fields of a reduction with a cost or a label, without prop_attn.
+    """What a ViT notes of a reduction with a cost or a label, without prop_attn.
 
-    There are counts in place of the cost. The label stays only where it still
-    gives this model these fields: they, or the image size, may have changed since.
+    It has counts in place of the cost. The label stays only where it still gives this
+    model the same fields: they, or the image size, may have changed since.
 
     method: what the reduction asks for, with counts in place of a cost
     """

@@ -369,8 +369,8 @@ def check_results(plan, results):
 def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
     """Check the first step of each kind of reducer on random tokens, without a model.
 
-    It takes a second for a kind; `check_results` sees all steps, of a model that has
-    run.
+    A kind takes about a second. `check_results` checks all steps, in the outputs of a
+    model.
 
     grid: (height, width) of the patches
     Raises InputError, which names the step, for one that breaks the contract.

@@ -90,7 +90,8 @@ def find_job(
 
     coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
         also give the two numbers where they are None
-    num_processes: only 1 makes it a run of its own under any scheduler
+    num_processes: 1: a run of this process alone, even under a scheduler. Any other
+        number needs `coordinator`
     Raises InputError for flags that contradict each other.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
