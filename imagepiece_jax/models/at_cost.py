@@ -101,7 +101,11 @@ def with_chosen(reduction, model, grid, name=None):
 
 
 def method_at_cost(method, model, grid, name=None, tolerance=TOLERANCE):
-    """A Method with counts of tokens in place of its cost, as `fields_at_cost`."""
+    """A Method with counts of tokens in place of its cost.
+
+    In place of "auto" it is the recommended method, and a line on stderr says so.
+    Arguments are those of `fields_at_cost`.
+    """
     chosen, found = chosen_with_counts(method, model, grid, name, tolerance)
     if chosen is not method and parallel.is_main():
         text = recommendation(model.facts_for_methods(grid, name)).text
@@ -111,7 +115,7 @@ def method_at_cost(method, model, grid, name=None, tolerance=TOLERANCE):
 
 
 def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
-    """(the method, where "auto" is the recommended one; the same at its cost)."""
+    """(the method, or the one recommended for "auto"; the same with counts)."""
     if method.macs is None:
         return method, method
     of_model = model.facts_for_methods(grid, name)

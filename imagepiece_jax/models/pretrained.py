@@ -417,7 +417,7 @@ class Pretrained:
             )
 
     def _planned(self, model, reduction, grid):
-        """`model` with the plan of a reduction, and fused kernels if this one has them."""
+        """`model` with the plan of a reduction, and fused kernels if ours has them."""
         model = with_plan(model.clone(kernels=None), reduction, grid, self.name)
         if self.model.kernels:
             model = model.clone(kernels=resolve_kernels("auto", model))
