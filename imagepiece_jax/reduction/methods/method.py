@@ -110,7 +110,7 @@ class Method(fields.CheckedFields):
             value = getattr(self, name)
             if value != getattr(type(self), name):
                 problem = f"is {value!r}, but {decisive} says how many tokens stay"
-                self.refuse(name, "one of them", problem)
+                self.refuse(name, f"one of them, as with {decisive}=None", problem)
 
     def steps(self, depth: int) -> Sequence[Step]:
         """The Steps in a model of `depth` blocks, by the method's own fields."""
@@ -236,10 +236,6 @@ class Method(fields.CheckedFields):
 
         Raises InputError for blocks or tokens that the model does not have.
         """
-        last = model.depth - 1
-        for field in ("block", "blocks"):
-            if getattr(self, field, None) is not None:
-                self.check_most(field, last, f"0 to {last}, the blocks of the model")
         changes = {}
         if getattr(self, "score", None) == "auto":
             changes["score"] = "class" if model.class_token else "received"
@@ -247,7 +243,14 @@ class Method(fields.CheckedFields):
             blocks = self._blocks_for(model.depth)
             if blocks:
                 changes["blocks"] = blocks
-        return dataclasses.replace(self, **changes)
+        fitted = dataclasses.replace(self, **changes)
+        last = model.depth - 1
+        for field in ("block", "blocks"):
+            found = self.macs is not None and field in self.found_for_macs
+            is_given = getattr(fitted, field, None) is not None
+            if is_given and self.counts is None and not found:
+                fitted._check_most(field, last, f"0 to {last}, the blocks of the model")
+        return fitted
 
     def _blocks_for(self, depth):
         """The default blocks at the same shares of a smaller depth; None: no change.
@@ -270,7 +273,11 @@ class Method(fields.CheckedFields):
         allowed: the numbers up to `most`, in words
         """
         if self.counts is not None or self.macs is not None:
-            return  # the field does not count
+            return  # the field does not count, or only its proportions do
+        self._check_most(field, most, allowed)
+
+    def _check_most(self, field, most, allowed):
+        """`check_most` of a field that counts."""
         value = getattr(self, field)
         if isinstance(value, tuple):
             highest = max(value, default=0)

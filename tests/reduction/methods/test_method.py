@@ -12,6 +12,7 @@ from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS, create
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from tests.models import tiny
+from tests.refused import refused
 
 DEPTH = 10
 FIELDS = []
@@ -129,6 +130,19 @@ def test_what_a_field_may_be_is_said(name, fields, field, allowed):
 def test_what_nobody_gave_is_called_the_default(name, problem):
     with pytest.raises(InputError, match=f"^{problem}$"):
         create(name).for_model(ModelFacts(depth=6, embed_dim=192, patches=16))
+
+
+@pytest.mark.parametrize("depth", [2, 6])
+def test_blocks_beside_a_cost_are_those_of_the_model(depth):
+    """Default blocks move, unless two would be one; a block that is found is not."""
+    facts = ModelFacts(depth=depth, embed_dim=192, patches=16)
+    create("token_learner", macs=0.5).for_model(facts)
+    evit = create("evit", macs=0.5)
+    if depth == 6:
+        assert evit.for_model(facts).blocks == (1, 3, 4)
+        return
+    with refused("blocks", (3, 6, 9), "has 9; allowed: 0 to 1, the blocks"):
+        evit.for_model(facts)
 
 
 @pytest.mark.parametrize(
