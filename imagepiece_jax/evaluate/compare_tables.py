@@ -111,13 +111,13 @@ def advice(report: Report) -> str:
     points = statistics.format_estimate(change, signs=True)
     cost = f"{line['reached']:.2f} of the dense {COSTS[report['metric']]}"
     setting = f"{_typed(line)}, {points} points to dense at {cost}"
-    rule = f"whose interval ends above {LEVEL:g}"
+    rule = f"interval ends above {LEVEL:g} points"
     if not level:
         return (
-            f"take nothing yet: on {images} no setting is level with the dense model, "
-            f"{rule} points; the most accurate is {setting}"
+            f"take nothing yet: on {images} no setting is level with the dense model "
+            f"(its {rule}); the most accurate is {setting}"
         )
-    return f"take {setting}: the cheapest of those {rule} points on {images}"
+    return f"take {setting}: the cheapest of those whose {rule} on {images}"
 
 
 def _place(pair):

@@ -46,4 +46,5 @@ class Recovery:
         text = f"{figures}; on {self.held_out} images held out, learned from {source}"
         if self.changed:
             return text
-        return f"nothing was better than the start, the weights are unchanged: {text}"
+        start = "the start beyond the interval"
+        return f"the weights are unchanged, as nothing was better than {start}: {text}"
