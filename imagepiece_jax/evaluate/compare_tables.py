@@ -26,7 +26,7 @@ NAMES = {
     "imagepiece": "ImagePiece",
 }
 COSTS = {"gmacs": "MACs", "ms": "time"}
-LEVEL = -1.5  # points to dense; a setting whose interval ends above it counts as level
+LEVEL = -1.5  # points to dense; a setting whose interval lies above it counts as level
 SIGNIFICANT = 0.05  # p below this is shown
 Report = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def _measured(report):
 def advice(report: Report) -> str:
     """A line that names the cheapest setting that is level with the dense model.
 
-    A setting is level where the 95 % interval of its points to dense ends above LEVEL.
+    A setting is level where the 95 % interval of its points to dense lies above LEVEL.
     Of several level settings at one share the line names the recommended method, which
     takes the least time, or else the most accurate setting. Where no setting is level
     it names the most accurate of all. Controls are left out, and so are floors in a
@@ -111,7 +111,7 @@ def advice(report: Report) -> str:
     points = statistics.format_estimate(change, signs=True)
     cost = f"{line['reached']:.2f} of the dense {COSTS[report['metric']]}"
     setting = f"{_typed(line)}, {points} points to dense at {cost}"
-    rule = f"interval ends above {LEVEL:g} points"
+    rule = f"interval lies above {LEVEL:g} points"
     if not level:
         return (
             f"take nothing yet: on {images} no setting is level with the dense model "

@@ -375,7 +375,7 @@ ATTENDED = 'reduction={"name": "attended", "macs": 0.6}'
 @pytest.mark.parametrize(
     "points, taken",
     [
-        # The cheapest whose interval ends above -1.5, not the most accurate of all.
+        # The cheapest whose interval lies above -1.5, not the most accurate of all.
         ([("tome", 0.9, 0, 1), ("tome", 0.5, -2, 1)], '{"name": "tome", "macs": 0.9}'),
         ([("tome", 0.9, 0, 1), ("evit", 0.6, -0.4, 1)], '{"name": "evit", "macs": 0.6'),
         # Of those at one share the recommended one, or else the most accurate.
