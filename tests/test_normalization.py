@@ -181,7 +181,7 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     call(evaluate.main, f"--weights={folder}/run", *words).ok()
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
     dense = RunConfig.from_config(config()).create_dense()
-    logits = tiny.jit(dense.apply)(variables, images).logits
+    logits = tiny.logits(dense)(variables, images)
     losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
     found = json.loads(out.read_text())["loss"]
     assert found == pytest.approx(float(losses.mean()), rel=1e-4)

@@ -97,7 +97,7 @@ def test_the_classes_of_the_images_alone_are_another_measurement(tmp_path):
     labels = rng.choice([1, 2, 5, 8], 40)
     write_csv(tmp_path, pixels, labels)
     images = normalize(pixels, model.mean, model.std)
-    logits = np.asarray(tiny.compiled(model.apply)(variables, images).logits)
+    logits = tiny.logits(model)(variables, images)
     words = [*TINY, "--weights", path, f"--data=csv:{tmp_path}/set.csv"]
     for flag, answers in (([], range(10)), (["--valid_labels=data"], (1, 2, 5, 8))):
         out = ["--out", tmp_path / "out", "--sweep=tome:r=16"]

@@ -1,7 +1,6 @@
 """Sources of images: what each returns, and what is refused when it is opened."""
 
 import io
-import itertools
 import os
 import pathlib
 import shutil
@@ -26,6 +25,16 @@ from tests.refused import refused
 def save(path, color, size=(5, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path)
+
+
+def labels_of(source):
+    """The labels of all images, as they are read."""
+    return [source.read(index)[1] for index in range(len(source))]
+
+
+def names_of(source, prefix=""):
+    """The names of all images, without what they begin with."""
+    return [source.name(i).removeprefix(str(prefix)) for i in range(len(source))]
 
 
 @pytest.fixture
@@ -63,10 +72,10 @@ def test_digits_splits_are_stratified_and_disjoint_and_never_move():
     names = {}
     for split, counts in COUNTS.items():
         source = open_source("digits", split, num_classes=10)
-        labels = [source.read(index)[1] for index in range(len(source))]
+        labels = labels_of(source)
         assert np.bincount(labels).tolist() == counts
         assert type(labels[0]) is int
-        names[split] = [source.name(i) for i in range(len(source))]
+        names[split] = names_of(source)
     assert len({*names["train"], *names["val"]}) == 1797
     # Pinned: accuracies of different runs and versions compare only on one split.
     assert zlib.crc32(" ".join(names["val"]).encode()) == 2120015296
@@ -95,19 +104,20 @@ def doubled_rows(image):
     for y in range(16):
         near = y // 2
         step = -1 if y % 2 == 0 else 1
-        rows = [near, near + step, near - step, near + 2 * step]
-        taps = [(row, w) for row, w in zip(rows, weights, strict=True) if 0 <= row < 8]
-        out[y] = sum(w * image[row] for row, w in taps) / sum(w for _, w in taps)
+        rows = near + step * np.array([0, 1, -1, 2])
+        inside = (rows >= 0) & (rows < 8)
+        taps = weights[inside]
+        out[y] = taps @ image[rows[inside]] / taps.sum()
     return np.clip(np.round(out), 0, 255)
 
 
 def test_folder_reads_classes_in_order_of_their_names(folder):
     source = open_source(f"folder:{folder}", "train", num_classes=2)
     assert len(source) == 6
-    read = [source.read(index) for index in range(6)]
-    assert [label for _, label in read] == [0, 0, 0, 1, 1, 1]  # ant before zebra
-    assert [int(image[0, 0, 0]) for image, _ in read] == [30, 40, 50, 0, 10, 20]
-    assert read[0][0].shape == (4, 5, 3)
+    assert labels_of(source) == [0, 0, 0, 1, 1, 1]  # ant before zebra
+    images = np.stack([source.read(index)[0] for index in range(6)])
+    assert images[:, 0, 0, 0].tolist() == [30, 40, 50, 0, 10, 20]
+    assert images[0].shape == (4, 5, 3)
     assert source.name(4) == str(folder / "train" / "zebra" / "1.PNG")
     (folder / "train" / "ant" / "1.PNG").write_bytes(b"torn")
     with pytest.raises(UnreadableImage, match=r"1\.PNG"):
@@ -119,7 +129,7 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
 
 def test_csv_reads_rows_in_order_and_sources_name_their_classes(table, folder):
     source = open_source(f"csv:{table}", "val", num_classes=5)
-    assert [source.read(i)[1] for i in range(len(source))] == [4, 0]
+    assert labels_of(source) == [4, 0]
     assert source.read(1)[0].shape == (9, 7, 3)
     assert source.read(0)[0][0, 0].tolist() == [1, 2, 3]
     assert source.name(0) == str(table.parent / "images" / "a.png")
@@ -189,13 +199,17 @@ def test_unlabeled_images_are_anywhere_in_train(folder):
     (folder / "train" / "round").symlink_to(folder / "train")
     source = unlabeled(folder)
     val = unlabeled(folder, "val")
-    names = [source.name(i).removeprefix(f"{folder}/train/") for i in range(6)]
-    assert len(source) == 6
-    assert names[0] == "loose.png"
-    assert [name.split("/")[0] for name in names[1:]] == ["ant"] * 3 + ["more"] * 2
-    assert [source.read(i)[1] for i in range(6)] == [-1] * 6
+    assert names_of(source, f"{folder}/train/") == [
+        "loose.png",
+        "ant/0.png",
+        "ant/1.PNG",
+        "ant/2.png",
+        "more/0.png",
+        "more/2.png",
+    ]
+    assert labels_of(source) == [-1] * 6
     assert source.class_names == val.class_names == ("ant", "zebra")
-    assert [val.read(i)[1] for i in range(2)] == [0, 1]
+    assert labels_of(val) == [0, 1]
 
 
 def test_unlabeled_images_are_there_and_never_tested_on(folder):
@@ -213,7 +227,8 @@ FORMATS = Image.registered_extensions()
 OF_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
 # Formats that Pillow writes, but not of a picture in color.
 GRAY = {"BLP", "MSP", "XBM"}
-WRITTEN = {suffix for suffix, name in FORMATS.items() if name in {*Image.SAVE} - GRAY}
+COLOR = {*Image.SAVE} - GRAY
+WRITTEN = {suffix for suffix, name in FORMATS.items() if name in COLOR}
 
 
 @pytest.mark.parametrize("suffix", sorted({*EXTENSIONS} & WRITTEN))
@@ -250,9 +265,14 @@ def test_images_of_a_class_may_be_in_sub_folders(folder):
         save(folder / "val" / "zebra" / place, (1, 2, 3))
     (folder / "val" / "zebra" / "b" / "again").symlink_to(folder / "val" / "zebra")
     source = open_source(f"folder:{folder}", "val")
-    names = [source.name(i).removeprefix(f"{folder}/val/") for i in range(len(source))]
-    inside = ["0.png", "5.jpg/6.png", "a/1.png", "b/2.png", "b/deep/3.png"]
-    assert names == ["ant/0.png", *(f"zebra/{place}" for place in inside)]
+    assert names_of(source, f"{folder}/val/") == [
+        "ant/0.png",
+        "zebra/0.png",
+        "zebra/5.jpg/6.png",
+        "zebra/a/1.png",
+        "zebra/b/2.png",
+        "zebra/b/deep/3.png",
+    ]
     assert source.labels.tolist() == [0, 1, 1, 1, 1, 1]
     assert source.read(2)[0][0, 0].tolist() == [1, 2, 3]
 
@@ -408,7 +428,8 @@ def test_the_digest_tells_other_images(folder, tmp_path_factory, change):
 
 def test_the_digest_tells_other_labels(table):
     """Of files, and of images in memory."""
-    first, second = (open_source("digits", "val") for _ in range(2))
+    first = open_source("digits", "val")
+    second = open_source("digits", "val")
     assert first.digest == second.digest != open_source("digits", "train").digest
     second.labels = second.labels + 1
     del second.digest
@@ -465,9 +486,7 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     assert [full.spread(1).name(0)] == [full.name(0)]
     assert Subset(full, range(4)).part != part.part
     assert full.part == {}
-    files = [
-        f"{label}/{place}" for label, place in itertools.product(range(10), range(37))
-    ]
+    files = [f"{number // 37}/{number % 37}" for number in range(370)]
     source = FileSource(tmp_path, files, np.arange(370) // 37, 10)
     for count in (10, 40, 100):
         labels = source.labels[source.spread(count).indices]
@@ -481,7 +500,7 @@ def test_tests_without_labels_are_images_anywhere_in_val(folder):
     assert len(source) == 2
     assert source.class_names is None
     assert not source.labeled
-    assert {source.read(i)[1] for i in range(2)} == {-1}
+    assert labels_of(source) == [-1, -1]
     assert unlabeled(folder).class_names is None
     assert len(unlabeled(folder)) == 6
 
@@ -490,10 +509,13 @@ def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
     """At most 1,000, and never an image of both, as one that a table names twice."""
     for number in range(40):
         save(tmp_path / "train" / "any" / f"{number:02d}.png", (number, 0, 0))
-    splits = {split: unlabeled(tmp_path, split) for split in ("train", "val")}
-    names = {k: [s.name(i)[-6:] for i in range(len(s))] for k, s in splits.items()}
+    names = {}
+    for split in ("train", "val"):
+        source = unlabeled(tmp_path, split)
+        names[split] = names_of(source, f"{tmp_path}/train/any/")
     assert names["val"] == ["00.png", "13.png", "26.png", "39.png"]
-    assert sorted(names["train"] + names["val"]) == [f"{i:02d}.png" for i in range(40)]
+    every = [f"{number:02d}.png" for number in range(40)]
+    assert sorted(names["train"] + names["val"]) == every
     assert "has no test images: 4 of its 40 images are held out" in caplog.text
     many = [f"{i}" for i in range(20_000)]
     assert len(split_files(many, "val", "x")) == 1000
@@ -518,8 +540,8 @@ def test_tables_without_labels(tmp_path, rows, tested, trained):
     table.write_text("filename,label,split\n" + rows)
     for split, names in (("val", tested), ("train", trained)):
         source = open_source(f"csv:{table}", split, num_classes=2, labeled=False)
-        assert [os.path.basename(source.name(i)) for i in range(len(source))] == names
-        assert {source.read(i)[1] for i in range(len(source))} == {-1}
+        assert names_of(source, f"{tmp_path}/") == names
+        assert set(labels_of(source)) == {-1}
     table.write_text("filename,label,split\n0.png,1,val\n1.png,,val\n2.png,,train\n")
     message = "line 3: label is empty, but other test images have labels; allowed: all"
     with pytest.raises(InputError, match=message):

@@ -36,7 +36,7 @@ def logits(vit, images):
     mean = 255 * np.float32(vit.model.mean)
     std = 255 * np.float32(vit.model.std)
     normalized = (images.astype(np.float32) - mean) / std
-    return tiny.compiled(vit.model.apply)(vit.variables, normalized).logits
+    return tiny.logits(vit.model)(vit.variables, normalized)
 
 
 def slow_kl(teacher, student):

@@ -8,7 +8,6 @@ import json
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 
 import jax
@@ -28,7 +27,7 @@ from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.training.recover import divided
-from tests import markdown
+from tests import forked, markdown
 from tests.command import call, sentence, start
 from tests.models import tiny
 
@@ -107,13 +106,16 @@ def written(study, cell):
 
 
 def slow_kl(teacher, student):
-    p, q = (scipy.special.log_softmax(np.float64(x), -1) for x in (teacher, student))
+    """Kullback-Leibler divergence of each image, from logits."""
+    p = scipy.special.log_softmax(np.float64(teacher), -1)
+    q = scipy.special.log_softmax(np.float64(student), -1)
     return np.sum(np.exp(p) * (p - q), axis=-1)
 
 
 def logits(vit, images):
-    mean, std = (255 * np.float32(each) for each in (vit.model.mean, vit.model.std))
-    return tiny.compiled(vit.model.apply)(vit.variables, (images - mean) / std).logits
+    mean = 255 * np.float32(vit.model.mean)
+    std = 255 * np.float32(vit.model.std)
+    return tiny.logits(vit.model)(vit.variables, (images - mean) / std)
 
 
 def test_a_run_judges_the_rows_that_it_did_not_learn_from(study):
@@ -240,7 +242,7 @@ study.write(pathlib.Path(sys.argv[1], "run.json"), {"name": "run"})
 
 
 def test_a_killed_run_leaves_nothing_half(study, tmp_path):
-    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path])
+    ended = forked.run([sys.executable, "-c", KILLED, tmp_path])
     assert ended.returncode == -signal.SIGKILL
     assert not [*tmp_path.glob("*.json")]
 
@@ -553,7 +555,7 @@ print(np.abs(found - logits).max() / np.abs(logits).max())
 def test_what_is_timed_is_the_model():
     """In a process of its own, of DeiT-Ti's width."""
     pytest.importorskip("openvino")
-    ended = start("-c", OPENVINO).ok()
+    ended = start("-c", OPENVINO, imported=True).ok()
     # Float32 of 384 products, of two programs that add in different orders.
     assert float(ended.out) < 1e-4
 

@@ -65,6 +65,15 @@ def compiled(fn, **options):
     return lambda *args, **named: jax.tree.map(_fetch, run(*args, **named))
 
 
+@functools.cache
+def logits(model):
+    """The logits of equal models by one compiled function of variables and images.
+
+    What nobody reads of Outputs is not compiled.
+    """
+    return compiled(lambda variables, images: model.apply(variables, images).logits)
+
+
 def traced_blocks(model, variables, images):
     """(outputs, tokens after each block), the latter by Flax's intermediates."""
     outputs, found = model.apply(

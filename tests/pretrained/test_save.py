@@ -84,7 +84,7 @@ def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **field
 def logits(vit):
     side = vit.image_size
     images = np.random.default_rng(0).normal(size=(2, side, side, 3))
-    return tiny.jit(vit.model.apply)(vit.variables, images.astype(np.float32)).logits
+    return tiny.logits(vit.model)(vit.variables, images.astype(np.float32))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -145,12 +145,6 @@ def distilling(distill, optimizer=None, **fields):
     return parallel.pmap(step), state, parallel.replicate(variables)
 
 
-@functools.cache
-def logits_of(model):
-    """`model` as a compiled function (variables, images) -> logits."""
-    return tiny.jit(lambda *inputs: model.apply(*inputs).logits)
-
-
 def ours(images):
     """The images in the student's normalization."""
     return jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
@@ -189,11 +183,11 @@ def test_the_loss_of_a_step(kind):
     labels = one["label"][0, 0]
     student = create_model("vit_mini", **DENSE)
     variables = parallel.unreplicate(state).variables
-    logits = logits_of(student)(variables, ours(images))
+    logits = tiny.logits(student)(variables, ours(images))
     model = other_teacher()[0].model
     given = other_teacher()[1]
     theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
-    answers = np.asarray(logits_of(model)(given, theirs))
+    answers = tiny.logits(model)(given, theirs)
     targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
     targets[np.arange(BATCH), labels] += 0.9
     by_labels = -(targets * log_softmax(logits)).sum(1).mean()
@@ -220,21 +214,15 @@ def test_the_change_of_class_tokens_joins_the_loss():
     one = batch(0)
     before = parallel.unreplicate(state).variables
     _, metrics = parallel.pmap(step)(state, one, parallel.replicate(theirs))
-    tokens = []
-    for variables in (before, theirs):
-        _, found = model.apply(
-            variables,
-            ours(one["image"][0, 0]),
-            capture_intermediates=True,
-            mutable=["intermediates"],
-        )
-        found = found["intermediates"]
-        rows = [found[f"blocks_{b}"]["__call__"][0][0].x for b in range(model.depth)]
-        tokens.append([np.asarray(row[:, 0], np.float64) for row in rows])
-    shares = [
-        ((own - other) ** 2).sum(-1) / (other**2).sum(-1)
-        for own, other in zip(*tokens, strict=True)
-    ]
+    traced = tiny.compiled(functools.partial(tiny.traced_blocks, model))
+    images = ours(one["image"][0, 0])
+    _, mine = traced(before, images)
+    _, given = traced(theirs, images)
+    shares = []
+    for own, other in zip(mine, given, strict=True):
+        own = own[:, 0].astype(float)
+        other = other[:, 0].astype(float)
+        shares.append(((own - other) ** 2).sum(-1) / (other**2).sum(-1))
     terms = parallel.unreplicate(metrics)["terms"]
     np.testing.assert_allclose(terms["class_tokens"], 0.5 * np.mean(shares), rtol=1e-4)
 
@@ -262,10 +250,10 @@ def test_weight_1_reads_no_labels(micro):
     chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, pair) for pair in found))
     model, variables = other_teacher()
     images = ours(one["image"].reshape(BATCH, SIZE, SIZE, 3))
-    answers = jnp.argmax(logits_of(model)(variables, images), -1)
+    answers = jnp.argmax(tiny.logits(model)(variables, images), -1)
     student = create_model("vit_mini", **DENSE)
     variables = parallel.unreplicate(state).variables
-    logits = logits_of(student)(variables, images)
+    logits = tiny.logits(student)(variables, images)
     agree = int(jnp.sum(jnp.argmax(logits, -1) == answers))
     assert parallel.unreplicate(found[0][1])["window"]["acc1"] == agree
 
@@ -402,7 +390,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     told = {"name": "vit_mini", "num_heads": 2}
     for vit in (load(tmp_path / "run"), load(f"{weights}/ten.npz", **told)):
         images = normalize(pixels, vit.model.mean, vit.model.std)
-        logits.append(np.asarray(logits_of(vit.model)(vit.variables, images)))
+        logits.append(tiny.logits(vit.model)(vit.variables, images))
     student = logits[0]
     answers = np.argmax(logits[1], -1)
     assert (last["images"], "acc1" in last) == (4, False)
