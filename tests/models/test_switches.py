@@ -19,11 +19,15 @@ from tests.models.test_families import FAMILIES, few
 from tests.models.test_rotary import ARCHS
 from tests.models.traced_programs import REDUCED, found_in_64_bits
 
-# Values of a field, and the methods with which each is traced: scores and metrics are
-# computed in the attention, whatever reads them; each reducer has its own fate.
-VALUES = {"score": tuple(SCORES), "metric": METRICS, "fate": ("drop",)}
-READERS = {"score": ("evit", "imagepiece"), "metric": ("tome", "imagepiece")}
-READERS["fate"] = tuple(METHODS)
+# (method, field, value): scores and metrics are computed in the attention, whatever
+# reads them; each reducer has its own fate.
+READ = [
+    *(("evit", "score", score) for score in SCORES),
+    *(("tome", "metric", metric) for metric in METRICS),
+    *((name, "fate", "drop") for name in METHODS),
+    ("imagepiece", "score", "probe"),
+    ("imagepiece", "metric", "value"),
+]
 
 
 def small(name):
@@ -37,13 +41,10 @@ def small(name):
 def with_options():
     """{name: (fields, blocks)} of methods with each score, metric and fate."""
     found = {}
-    for field, values in VALUES.items():
-        for name in READERS[field]:
-            if not hasattr(METHODS[name], field):
-                continue
+    for name, field, value in READ:
+        if hasattr(METHODS[name], field):
             fields, depth = small(name)
-            for value in values:
-                found[f"{name} {field}={value}"] = fields | {field: value}, depth
+            found[f"{name} {field}={value}"] = fields | {field: value}, depth
     return found
 
 

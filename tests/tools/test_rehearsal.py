@@ -17,6 +17,7 @@ NAMES = ("evit_two", "evit_one")  # runs of the short form
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_begun")
 def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     """Killed on two, stopped, finished on one; and all of it on one."""
     monkeypatch.setenv("XLA_FLAGS", compiling.QUICK)

@@ -94,22 +94,27 @@ def truth(reduction, query, key, x, size):
     )
 
 
+FORMS = [
+    PRUNE,
+    dataclasses.replace(PRUNE, num_prefix=2, prop_attn=True),
+    RETOKENIZE,
+    dataclasses.replace(RETOKENIZE, order="ascending", parity=1),
+    dataclasses.replace(RETOKENIZE, num_prefix=2, size_weighting=False),
+    dataclasses.replace(RETOKENIZE, prop_attn=True, candidates=18, n_out=10),
+    BIPARTITE,
+    dataclasses.replace(BIPARTITE, num_prefix=2, n_out=10),
+    dataclasses.replace(BIPARTITE, num_prefix=0, n_out=11),
+]
+
+
 @pytest.mark.parametrize(
-    "reduction",
+    "reduction, dtype",
     [
-        PRUNE,
-        dataclasses.replace(PRUNE, num_prefix=2, prop_attn=True),
-        RETOKENIZE,
-        dataclasses.replace(RETOKENIZE, order="ascending", parity=1),
-        dataclasses.replace(RETOKENIZE, num_prefix=2, size_weighting=False),
-        dataclasses.replace(RETOKENIZE, prop_attn=True, candidates=18, n_out=10),
-        BIPARTITE,
-        dataclasses.replace(BIPARTITE, num_prefix=2, n_out=10),
-        dataclasses.replace(BIPARTITE, num_prefix=0, n_out=11),
+        *((form, "float32") for form in FORMS),
+        *((form, "bfloat16") for form in (FORMS[1], FORMS[4], FORMS[7])),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_decisions_with_ties_are_the_oracles(reduction, dtype):
     arrays = integers(7, reduction.num_prefix, dtype=dtype)
     moved, size, dest = fuse(reduction, *arrays)
