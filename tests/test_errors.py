@@ -48,6 +48,8 @@ CONFIG_FILES = {
     "no_module": "\nimport no_such_module\n",
     "no_function": "x = 1\n",
     "returns_a_dict": "def get_config():\n    return {}\n",
+    "returns_it_frozen": "from ml_collections import FrozenConfigDict\n"
+    f"{BASE}    return FrozenConfigDict(config)\n",
     "divides": "def get_config():\n    return 1 / 0\n",
     "wants_an_argument": "def get_config(x):\n    return x\n",
     "raises": "def get_config():\n    raise KeyError\n",

@@ -57,7 +57,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     Raises InputError for a file that is missing or fails.
     """
     with extras.needed("a config"):
-        from ml_collections import ConfigDict
+        from ml_collections import ConfigDict, FrozenConfigDict
 
     name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)
@@ -86,7 +86,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
                 allowed="none, because get_config() in this file takes no argument",
             )
         config = get_config(argument) if argument else get_config()
-        if not isinstance(config, ConfigDict):
+        if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             raise InputError(
                 f"returns a value of type {type(config).__name__}",
                 field="get_config()",

@@ -184,7 +184,11 @@ class EvalSet(CheckedFields):
                     allowed="names of letters, digits, - and _",
                 )
             try:
-                check_names(_as_dict(fields), names)
+                if not hasattr(fields, "keys"):
+                    raise InputError(
+                        value=fields, allowed=f"a dict of {', '.join(names)}"
+                    )
+                check_names(fields, names)
                 sets[name] = cls(**fields)
             except InputError as error:
                 raise error.inside(name) from error

@@ -147,7 +147,7 @@ def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
         ({"val": {"every_epochs": 0}}, "", "config.eval.sets.val.every_epochs", 0),
         ({"val": {"data": 3}}, "", "config.eval.sets.val.data", 3),
         ({"val": {"classes": 3}}, "", "config.eval.sets.val.classes", 3),
-        ({"val": 3}, "", "config.eval.sets", None),
+        ({"val": 3}, "", "config.eval.sets.val", 3),
     ],
 )
 def test_a_mistake_is_named(sets, best, field, value):
