@@ -82,7 +82,9 @@ def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
     maker = finetuner(tmp_path, config)
     evit = {"name": "evit", "blocks": (7,)}
     assert maker.find(evit, "patch", False) == []
-    assert "left out: evit_blocks=7,\nreduction has" in capsys.readouterr().out
+    assert (
+        "left out: evit_blocks=7,\nreduction.blocks has 7; " in capsys.readouterr().out
+    )
     assert not (tmp_path / "small").exists()
 
 

@@ -65,7 +65,7 @@ REDUCTIONS = [
     (["evit"], {}, "reduction.name", ["evit"]),
     ("evit", {"r": 13}, "reduction.r", "r"),
     ("none", {"keep_rate": 0.7}, "reduction.keep_rate", "keep_rate"),
-    ("evit", {"blocks": (3, 12)}, "reduction", 12),
+    ("evit", {"blocks": (3, 12)}, "reduction.blocks", (3, 12)),
     ("imagepiece", {"merge_blocks": (-1,)}, "reduction", -1),
     ("imagepiece", {"prune_blocks": (0,)}, "reduction", 0),
     ("imagepiece", {"keep_rate": 1.2}, "reduction.keep_rate", 1.2),
