@@ -444,13 +444,15 @@ def test_pages_give_the_figures_of_the_committed_runs():
         figures[name] = f"{100 * lost:.1f}"
     lost = {name: each for name, each in figures.items() if name.startswith("three")}
     assert not markdown.lacking(lost, "docs/recovery.md")
-    for name in ("dense.off", "three-0.5.from-imagenette"):
+    names = ["dense.off", "three-0.5.from-imagenette", "small-176.from-imagenette"]
+    for name in names:
         path = markdown.ROOT / recover_elsewhere.FOLDER / f"imagenette.{name}.A.json"
         by_class = json.loads(path.read_text("utf-8"))["classes"].values()
         found, images = np.sum([*by_class], axis=0)
         figures[name] = f"{100 * found / images:.1f}"
-    own = {name: figures[name] for name in ("dense.off", "three-0.5.from-imagenette")}
+    own = {name: figures[name] for name in names}
     assert not markdown.lacking(own, "README.md")
+    del own["small-176.from-imagenette"]
     assert not markdown.lacking(own, "docs/recovery.md")
 
 

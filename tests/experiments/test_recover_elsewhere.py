@@ -272,14 +272,31 @@ def test_the_page_is_that_of_the_committed_cells():
     assert (folder.parent / "README.md").read_text("utf-8") == elsewhere.page(folder)
 
 
+def on_imagenette(student, form):
+    """The figures of a committed cell, and acc1 in percent by its classes."""
+    path = markdown.ROOT / elsewhere.FOLDER / f"imagenette.{student}.{form}.A.json"
+    found = json.loads(path.read_text("utf-8"))
+    right, images = np.sum([*found["classes"].values()], axis=0)
+    return found | {"acc1": 100 * right / images}
+
+
 def test_the_comparison_gives_the_figures_of_the_committed_cells():
-    folder = markdown.ROOT / elsewhere.FOLDER
     figures = {}
+    for form in (OFF, RECOVERED_FORM, "from-imagenette"):
+        divergence = on_imagenette("three-0.5", form)["kl"][0]
+        figures[f"{form}, KL"] = f"{divergence:.3f}".removeprefix("0")
     for form in (OFF, RECOVERED_FORM):
-        name = f"imagenette.three-0.5.{form}.A.json"
-        found = json.loads((folder / name).read_text("utf-8"))
-        figures[f"{form}, KL"] = f"{found['kl'][0]:.3f}".removeprefix("0")
-        figures[f"{form}, agreement"] = f"{100 * found['agreement']:.1f} %"
+        agreement = on_imagenette("three-0.5", form)["agreement"]
+        figures[f"{form}, agreement"] = f"{100 * agreement:.1f} %"
+    for student in ("three-0.4", "small-176"):
+        figures[f"{student}, off"] = f"{on_imagenette(student, OFF)['acc1']:.1f}"
+    for student in ("three-0.6", "three-0.4", "small-176"):
+        accuracy = on_imagenette(student, "from-imagenette")["acc1"]
+        figures[student] = f"{accuracy:.1f}"
+    rival = on_imagenette("small-176", "from-imagenette")
+    figures["small-176, KL"] = f"{rival['kl'][0]:.3f}".removeprefix("0")
+    ahead = rival["acc1"] - on_imagenette("three-0.5", "from-imagenette")["acc1"]
+    figures["I1"] = f"{ahead:.1f}"
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
 
 
