@@ -28,7 +28,6 @@ sys.modules["openvino_telemetry"] = None
 import chex  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from _pytest import runner  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from imagepiece_jax.common import parallel, progress  # noqa: E402
@@ -68,16 +67,6 @@ def pytest_collection_modifyitems(items):
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item, nextitem):
-    """Run a test where Python has room for all frames below it.
-
-    Python keeps frames in chunks of 16 kB. Where a loop calls a function at the end of
-    one, each call asks the system for a chunk and gives it back: a tenth of the time.
-    """
-    return forked.with_room(runner.pytest_runtest_protocol, item, nextitem)
 
 
 @pytest.fixture(scope="session")

@@ -35,15 +35,6 @@ GARBAGE = 200_000, 20, 100  # thresholds of the search for it
 QUICKLY = "TESTS_BEGIN_QUICKLY"  # in the environment: `begin_quickly` in the process
 
 
-def with_room(fn, *args):
-    """`fn(*args)`, whose frames and those that it calls lie in one chunk of memory."""
-    return fn(*args)
-
-
-# The frame of `with_room` is so large that Python allocates a megabyte for it.
-with_room.__code__ = with_room.__code__.replace(co_stacksize=70_000)
-
-
 @functools.cache
 def _server():
     """Socket to the process that waits, one of each worker of the suite."""

@@ -136,7 +136,9 @@ def unplaced(config):
 def placed(model, config):
     """Return `model` with the attention and kernels of `config` on an H200."""
     requested = config.model
-    return optimize.placed(model, h200.device(), requested.attention, requested.kernels)
+    return optimize.for_device(
+        model, h200.device(), requested.attention, requested.kernels
+    )
 
 
 def inference_text(config):
