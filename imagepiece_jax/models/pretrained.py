@@ -376,7 +376,7 @@ class Pretrained:
         return fields_at_cost(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: Mapping[str, Any]) -> str:
-        """How figures with `reduction` are called: "as trained" or "off-the-shelf"."""
+        """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
         same = settings.with_defaults(reduction) == settings.with_defaults(
             self.reduction
         )
