@@ -626,11 +626,7 @@ def recovered_test(results) -> study.Test:
     name = "R1 recovered - off the shelf, 3 blocks, .5, imagenette"
     ours = results.imagenette(Cell("three-0.5", CHOSEN))
     off = results.imagenette(Cell("three-0.5"))
-    if ours is None or off is None:
-        return study.Test(name, "points", None)
-    change = statistics.paired_difference(ours, off)
-    p = statistics.mcnemar(ours, off)
-    return study.Test(name, "points", change, p, "different")
+    return study.accuracy_test(name, ours, off, "different")
 
 
 def same_time_test(results) -> study.Test:

@@ -607,12 +607,7 @@ def same_time(results: Results) -> study.Test:
     pair = []
     for student in ("three-0.5", "small-176"):
         pair.append(results.imagenette(Cell("imagenette", student, REVERSE)))
-    ours, rival = pair
-    if ours is None or rival is None:
-        return study.Test(name, "points", None)
-    change = statistics.paired_difference(ours, rival)
-    p = statistics.mcnemar(ours, rival)
-    return study.Test(name, "points", change, p, "different")
+    return study.accuracy_test(name, *pair, "different")
 
 
 def recovery_test(name: str, unit: str, off, own) -> study.Test:

@@ -282,6 +282,17 @@ def paired_test(name: str, unit: str, ours, theirs, claim: str = "decided") -> T
     return Test(name, unit, change, float(test.pvalue), claim)
 
 
+def accuracy_test(name: str, ours, theirs, claim: str = "decided") -> Test:
+    """Whether two models are right equally often, by McNemar's exact test, in points.
+
+    ours, theirs: right answers to the same images, bool [n] each; None: not measured
+    """
+    if ours is None or theirs is None:
+        return Test(name, "points", None)
+    change = statistics.paired_difference(ours, theirs)
+    return Test(name, "points", change, statistics.mcnemar(ours, theirs), claim)
+
+
 def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
     """Table of the tests of one family, corrected together by Holm.
 
