@@ -1,8 +1,6 @@
 """Train a model: python train.py --config configs/deit_s_imagepiece.py"""
 
-import runpy
-
-COMMAND = "imagepiece_jax.commands.train"
+from imagepiece_jax.__main__ import run_command
 
 if __name__ == "__main__":
-    runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)
+    run_command("train")

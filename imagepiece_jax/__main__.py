@@ -8,6 +8,7 @@ import pathlib
 import runpy
 import sys
 
+from imagepiece_jax.common import process
 from imagepiece_jax.errors import InputError, suggestion
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "commands"
@@ -27,6 +28,20 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def run_command(name: str):
+    """Run a command, by its name, with the flags in sys.argv; it ends the process.
+
+    Ctrl-C while its modules are imported ends it in one line, as Ctrl-C does later.
+    """
+    module = f"imagepiece_jax.commands.{name}"
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt as error:
+        line, status = process.ending(error)
+        print(line, file=sys.stderr)
+        process.leave(status)
+
+
 def main():
     name = sys.argv[1] if sys.argv[1:] else "--help"
     names = commands()
@@ -34,8 +49,7 @@ def main():
         print(listing())
     elif name in names:
         del sys.argv[1]
-        module = f"imagepiece_jax.commands.{name}"
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        run_command(name)
     else:
         hint = suggestion(name, names, f"allowed: {', '.join(names)}")
         print(f"error: {name!r} is not a command; {hint}", file=sys.stderr)

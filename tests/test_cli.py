@@ -149,6 +149,9 @@ def test_a_field_of_a_type_that_no_text_can_set():
         config_files.override(config, "words", "b")
 
 
+GONE = FileNotFoundError(2, "No such file or directory")  # of no file: of os.getcwd
+
+
 @pytest.mark.parametrize(
     "error, status, said",
     [
@@ -158,6 +161,7 @@ def test_a_field_of_a_type_that_no_text_can_set():
         # To be stopped is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (GONE, 2, "error: the working directory has been deleted"),
     ],
 )
 def test_status_and_sentence_of_an_end(error, status, said):

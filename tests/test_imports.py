@@ -85,7 +85,7 @@ def allowed(module, name):
     ours = room_of(module)
     theirs = room_of(name)
     if ours == "entry":  # it starts commands by their names
-        return theirs == "errors"
+        return theirs in ("errors", "common")
     if not rest or theirs == "commands":  # no command imports a command
         return False
     if "entry" in (ours, theirs):

@@ -61,6 +61,24 @@ def test_help_imports_its_own_command_alone(command):
     assert ("--coordinator" in "".join(lines)) == (command == "train")
 
 
+INTERRUPTED = """
+import signal, sys
+from imagepiece_jax.__main__ import main
+class Interrupting:
+    def find_spec(name, path, target=None):
+        if name == "absl":
+            signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+sys.meta_path.insert(0, Interrupting)
+main()
+"""
+
+
+def test_ctrl_c_while_a_command_is_imported():
+    ended = start("-c", INTERRUPTED, "describe", "--help")
+    assert (ended.status, ended.out, ended.err) == (130, "", "interrupted\n")
+
+
 def test_train_py_and_the_console_script_are_the_same_commands():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}

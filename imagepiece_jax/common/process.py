@@ -27,6 +27,8 @@ def ending(error):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         reason = error.strerror
         return f"error: the output cannot be written ({reason})", RunError.status
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd's
+        return "error: the working directory has been deleted", InputError.status
     platforms = os.environ.get("JAX_PLATFORMS")
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
         *_, last = traceback.extract_tb(error.__traceback__)

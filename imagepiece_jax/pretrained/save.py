@@ -68,7 +68,8 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         if vit.projector:
             _write(new / PROJECTOR, vit.projector.tensors())
         (new / CONFIG).write_text(text + "\n", "utf-8")
-        (new / CARD).write_text(card, "utf-8")
+        # Escapes stand for what is not UTF-8 in the name of the folder.
+        (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -290,6 +291,13 @@ def test_a_home_is_meant_as_a_shell_means_it(tmp_path, monkeypatch):
     assert imagepiece_jax.load("~/m").model == vit.model
     Image.new("RGB", (2, 2), 7).save(tmp_path / "a.png")
     assert pictures.rgb("~/a.png").shape == (2, 2, 3)
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"m\xff")
+    imagepiece_jax.save(folder, made())
+    assert "m\\udcff" in (folder / "README.md").read_text("utf-8")
+    imagepiece_jax.load(folder)
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
