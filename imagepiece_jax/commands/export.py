@@ -55,7 +55,7 @@ def main():
 
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.inference import jax_export, onnx_model
-    from imagepiece_jax.inference.onnx_graph import OPSET, stored_dtype
+    from imagepiece_jax.inference.onnx_graph import stored_dtype
     from imagepiece_jax.inference.program_outputs import ProgramOutputs
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import load_with_config
@@ -101,9 +101,9 @@ def main():
         if form == "onnx":
             program = onnx_model.onnx_model(vit, **options)
             facts = jax_export.program_facts(vit, config, images, outputs, stored_dtype)
-            facts["opset"] = OPSET
+            facts["opset"] = onnx_model.OPSET
             data = onnx_model.write_onnx(out, program)
-            runs = f"ONNX opset {OPSET}"
+            runs = f"ONNX opset {onnx_model.OPSET}"
         else:
             program = jax_export.serialized(vit, **options)
             facts = jax_export.program_facts(vit, config, images, outputs)

@@ -24,10 +24,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.layers import QUICK
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto
 
-OPSET = 20  # the first with Gelu
-IR_VERSION = 10  # version of ONNX's file format that came with this opset
 HEADS = 16  # axes up to this length are summed part by part
 
 
@@ -130,8 +128,8 @@ class Graph:
             self.constants[key] = (name, array)
         return self.constants[key][0]
 
-    def finished(self, outputs: Mapping[str, Value]) -> "ModelProto":
-        """The ONNX model of {name: output}, with all nodes that outputs depend on."""
+    def finished(self, outputs: Mapping[str, Value]) -> "GraphProto":
+        """The ONNX graph of {name: output}, with all nodes that outputs depend on."""
         from onnx import helper, numpy_helper
 
         outputs = self._distinct(outputs)
@@ -154,18 +152,12 @@ class Graph:
         for name, array in self.constants.values():
             if name in live:
                 constants.append(numpy_helper.from_array(array, name))
-        graph = helper.make_graph(
+        return helper.make_graph(
             nodes=needed[::-1],
             name="imagepiece_jax",
             inputs=[info(self.images.name, self.images)],
             outputs=[info(name, output) for name, output in outputs.items()],
             initializer=constants,
-        )
-        return helper.make_model(
-            graph,
-            producer_name="imagepiece_jax",
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
         )
 
     def _distinct(self, outputs):

@@ -19,8 +19,10 @@ from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
+OPSET = 20  # the first with Gelu
+IR_VERSION = 10  # version of ONNX's file format that came with this opset
 LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
 ENTRY = 64  # more bytes than a node or a tensor takes besides its own
 SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
@@ -68,7 +70,19 @@ def onnx_model(
     named = {}
     for name, result, aval in zip(wanted.names, results, traced.out_avals, strict=True):
         named[name] = graph.output(result, aval.shape)
-    return graph.finished(named)
+    return in_model(graph.finished(named))
+
+
+def in_model(graph: "GraphProto") -> "ModelProto":
+    """A graph as an ONNX model, which states the version of its operators."""
+    from onnx import helper
+
+    return helper.make_model(
+        graph,
+        producer_name="imagepiece_jax",
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
 
 
 def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:

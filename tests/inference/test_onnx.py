@@ -16,7 +16,12 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import jax_export, onnx_graph
 from imagepiece_jax.inference import onnx_model as onnx_model_file
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.inference.onnx_model import onnx_model, remove_weights, write_onnx
+from imagepiece_jax.inference.onnx_model import (
+    in_model,
+    onnx_model,
+    remove_weights,
+    write_onnx,
+)
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
@@ -463,7 +468,8 @@ def outputs(fn, *shapes):
     others = map(onnx_graph.Value.constant, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
-    model = graph.finished({"logits": graph.expand(out, want.shape)})
+    finished = graph.finished({"logits": graph.expand(out, want.shape)})
+    model = in_model(finished)
     return want, *run(model, arrays[0]), *run_openvino(model, arrays[0])
 
 
@@ -499,7 +505,7 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     graph = onnx_graph.Graph(entry)
     (out,) = graph.walk(jax.make_jaxpr(with_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for each in run(graph.finished({"logits": out}), x):
+    for each in run(in_model(graph.finished({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
 
 
