@@ -474,6 +474,18 @@ def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
         figures[f"{name}, off"] = f"{100 * (off('dense') - off(name)):.1f}"
         left = 100 * (off("dense") - crossfitted(*own))
         figures[f"{name}, recovered"] = f"{left:.1f}".removeprefix("0")
+    dense = committed_right("dense.off")[1::2]
+    for name in ("tome-0.5", "evit-0.5"):  # of one fold
+        own = committed_right(f"{name}.off")[1::2]
+        figures[f"{name}, off"] = f"{100 * (dense - own).mean():.1f}"
+        own = committed_right(f"{name}.chosen.A1")
+        figures[f"{name}, recovered"] = f"{100 * (dense - own).mean():.1f}"
+    path = markdown.ROOT / recover.FOLDER / "fusion-0.5.chosen.A1.json"
+    fusion = json.loads(path.read_text("utf-8"))
+    assert not fusion["changed"]
+    held_out = [value for _, value in fusion["curve"]]
+    figures["fusion, first"] = f"{held_out[0]:.3f}".removeprefix("0")
+    figures["fusion, best"] = f"{min(held_out):.3f}".removeprefix("0")
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
     reduced = {name: text for name, text in figures.items() if "three" in name}
     assert not markdown.lacking(reduced, "docs/recovery.md")
