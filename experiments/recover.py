@@ -299,7 +299,9 @@ class Study:
         )
         course = Kept(fit, start)
         course.run(batches)
-        interval = statistics.mean_difference(course.best["measure"], start["measure"])
+        interval = statistics.mean_difference(
+            course.best["distance"], start["distance"]
+        )
         changed = interval.high < 0
         fit.start()
         if changed:
@@ -458,9 +460,9 @@ class Kept(recover.Course):
 
     trained = None
 
-    def note(self):
+    def measure(self):
         before = self.best
-        super().note()
+        super().measure()
         if self.best is not before:
             self.trained = parallel.unreplicate(self.fit.state.trained)
 
@@ -477,7 +479,7 @@ def enlarged(size):
 
 def rounded(found) -> list[float]:
     """The measure of every image."""
-    return [round(float(value), DIGITS) for value in found["measure"]]
+    return [round(float(value), DIGITS) for value in found["distance"]]
 
 
 # Results, the choice and the tests

@@ -197,7 +197,7 @@ def mean_measure(fit, images) -> float:
     )
     fit.hold_out(sequence.batches(threads=2))
     found = fit.measure()
-    return float(found["measure"].mean())
+    return float(found["distance"].mean())
 
 
 def learn_anew(fit, learned, crop):

@@ -181,7 +181,7 @@ def trained_model(checkpoint=True):
     """
     define_config()
     path = weights()
-    _ = macs()
+    macs()
     normalized = normalization()
     kinds = ["best", "latest"]
     of_steps = "the averages of the weights over the steps of their training"
@@ -240,24 +240,24 @@ def evaluated_images():
     name = data("config.data")
     resized = resize()
     count = limit()
-    chosen = text("set", "", "a name in config.eval.sets, instead of --data")
+    set_name = text("set", "", "a name in config.eval.sets, instead of --data")
 
     def read(config):
         sets = config.eval.sets.to_dict()
-        if chosen.value and name.value:
+        if set_name.value and name.value:
             raise InputError("is given with --data", field="--set", hint="drop one")
-        if chosen.value and not sets:
+        if set_name.value and not sets:
             raise InputError(
-                f"is {chosen.value!r}, but config.eval.sets is empty",
+                f"is {set_name.value!r}, but config.eval.sets is empty",
                 field="--set",
-                value=chosen.value,
+                value=set_name.value,
                 hint="drop it, or name images with --data",
             )
         chosen_set = {}
         remaining = {}
-        if chosen.value:
-            chosen_set = one_of("--set", chosen.value, sets)
-            remaining[chosen.value] = chosen_set
+        if set_name.value:
+            chosen_set = one_of("--set", set_name.value, sets)
+            remaining[set_name.value] = chosen_set
         config.eval = {"sets": remaining, "best_set": ""}
         config.data.name = name.value or chosen_set.get("data") or config.data.name
         config.data.resize = resized.value or config.data.resize
@@ -266,7 +266,7 @@ def evaluated_images():
     return read, name
 
 
-def naming_data(error: InputError) -> InputError:
+def with_data_flag(error: InputError) -> InputError:
     """The same error, with --data where it is about images of the config.
 
     It is for commands with the flags of `evaluated_images`.

@@ -47,7 +47,7 @@ class InputError(ValueError):
         return "; ".join(filter(None, (subject, allowed, self.hint)))
 
     def __repr__(self):
-        # Of one in a list, such as a Predictor's answer for an image.
+        # For an error in a list, such as a Predictor's answers.
         return f"{type(self).__name__}({str(self)!r})"
 
     def inside(self, group="", place="", hint="") -> "InputError":

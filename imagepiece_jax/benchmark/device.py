@@ -84,7 +84,7 @@ def memory() -> int:
     return stats.get("bytes_limit", memory_bytes())
 
 
-def needed(compiled):
+def program_bytes(compiled):
     """The bytes that a compiled program holds while it runs; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:

@@ -86,7 +86,7 @@ class Case:
                     allowed="one device, such as by CUDA_VISIBLE_DEVICES=0",
                 )
         if mode == "end_to_end":
-            _source(run)
+            _test_images(run)
 
     def workload(self, streams: "InputStreams | None" = None) -> Workload:
         """The compiled program; `streams` has the images of mode end_to_end."""
@@ -135,7 +135,9 @@ class Case:
         state = first_state(random_variables(model, config.image_size))
         state = parallel.replicate(state)
         teacher = parallel.replicate(teacher)
-        batches = [parallel.shard(_labelled(config, seed)) for seed in range(INPUTS)]
+        batches = [
+            parallel.shard(_labeled_batch(config, seed)) for seed in range(INPUTS)
+        ]
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
         began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)
@@ -154,9 +156,10 @@ class Case:
 
 def on_noise(program):
     """A function call(number) that runs `program` on random images on its device."""
-    takes = program.images
+    shape = program.images.shape
+    dtype = program.images.dtype
     keys = jax.random.split(jax.random.key(0), INPUTS)
-    images = [jax.random.normal(key, takes.shape, takes.dtype) for key in keys]
+    images = [jax.random.normal(key, shape, dtype) for key in keys]
     return lambda number: program(images[number % INPUTS])
 
 
@@ -260,7 +263,7 @@ def _facts(model, seconds, compiled):
         seconds = None
     return {
         "compile_s": seconds,
-        "peak_memory": device.needed(compiled),
+        "peak_memory": device.program_bytes(compiled),
         "attention": model.backend,
         "kernels": "plain" if model.kernels is None else "fused",
         "gelu": model.arch.gelu,
@@ -272,7 +275,7 @@ def _pixels(rng, shape):
     return rng.integers(0, 256, shape, np.uint8)
 
 
-def _labelled(config, seed):
+def _labeled_batch(config, seed):
     """A batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
@@ -298,11 +301,13 @@ class InputStreams(contextlib.ExitStack):
         """Iterator over the batches of a run: uint8 [batch size, S, S, 3]."""
         key = (run.image_size, run.optim.batch_size, run.data)
         if key not in self._streams:
-            self._streams[key] = self.enter_context(contextlib.closing(_read(run)))
+            self._streams[key] = self.enter_context(
+                contextlib.closing(_read_batches(run))
+            )
         return self._streams[key]
 
 
-def _source(run):
+def _test_images(run):
     """The test images of a run.
 
     Raises InputError if they are missing, too few, or of another size.
@@ -321,9 +326,10 @@ def _source(run):
     return source
 
 
-def _read(run):
+def _read_batches(run):
+    """Yield endless batches of a run's test images: uint8 [batch size, S, S, 3]."""
     sequence = loader.TrainBatches(
-        _source(run),
+        _test_images(run),
         run.preprocessing(),
         batch_size=run.optim.batch_size,
         seed=run.seed,

@@ -64,12 +64,12 @@ def main(others=None):
         pairs = suite.load_for_configs(path, configs, base)
     if reductions:
         pairs = suite.swept(pairs, configs, reductions)
-    note(rules)
+    note_short_timing(rules)
     groups = suite.groups(pairs, sizes, dtype, modes)
     suite.run_all(groups, rules, files, others)
 
 
-def note(rules):
+def note_short_timing(rules):
     """Print which rules are below the defaults."""
     for field, least in vars(Rules()).items():
         used = getattr(rules, field)

@@ -94,7 +94,7 @@ def main():
     try:
         source = labeled_images(run, vit, limit)
     except InputError as error:
-        raise cli.naming_data(error) from error
+        raise cli.with_data_flag(error) from error
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)

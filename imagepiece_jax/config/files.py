@@ -137,8 +137,8 @@ class Overrides(tuple):
         The reduction's name comes first: another method has other fields, all of which
         it checks itself. Next comes its cost, which replaces the config's own amounts.
         """
-        first = {METHOD: 0, MACS: 1}
-        for field, text in sorted(self, key=lambda pair: first.get(pair[0], 2)):
+        order = {METHOD: 0, MACS: 1}
+        for field, text in sorted(self, key=lambda pair: order.get(pair[0], 2)):
             if field == METHOD and text not in ("", True, False, config.reduction.name):
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
@@ -190,15 +190,16 @@ def override(config: "ConfigDict", field: str, text: str | bool):
     *groups, leaf = field.split(".")
     if groups == ["model"] and leaf not in config.model and leaf in part_names():
         groups.append("arch")
-    own = groups == ["reduction"] and field != METHOD
-    if own or groups == ["model", "arch"]:  # which check their fields themselves
+    of_method = groups == ["reduction"] and field != METHOD
+    # A method and an Architecture check their fields themselves.
+    if of_method or groups == ["model", "arch"]:
         group = functools.reduce(type(config).__getitem__, groups, config)
         value = text
         if isinstance(text, str):
             value = literal(text)
         with config.unlocked():
             group[leaf] = value
-            if text in ("", "None") and not own:
+            if text in ("", "None") and not of_method:
                 del group[leaf]
         return
     try:

@@ -142,7 +142,7 @@ class TeacherConfig(CheckedFields):
 
 
 def _as_dict(value):
-    """A group of a config; ValueError for anything else."""
+    """A group of a config as a dict; ValueError for anything else."""
     if not hasattr(value, "keys"):
         raise ValueError(value)
     if hasattr(value, "to_dict"):
@@ -151,7 +151,7 @@ def _as_dict(value):
 
 
 def _object():
-    """A field that is an object, or a dict of its fields, checked by `_read_model`."""
+    """A field for an object, which `_read_model` makes where it is a dict of fields."""
 
     def convert(value):
         if dataclasses.is_dataclass(value):

@@ -196,8 +196,8 @@ def evaluate_each(
     pending = None
 
     def add(places, results):
-        for own, result in zip(passes, results, strict=True):
-            own.add(places, *result)
+        for of_model, result in zip(passes, results, strict=True):
+            of_model.add(places, *result)
 
     for batch in batches:
         results = [step(variables, batch) for variables in models]
@@ -213,7 +213,7 @@ def evaluate_each(
         began = time.perf_counter()
         jax.block_until_ready([step(variables, batch) for variables in models])
     seconds = time.perf_counter() - began
-    return [own.result(images_before, seconds) for own in passes]
+    return [of_model.result(images_before, seconds) for of_model in passes]
 
 
 def evaluate_program(

@@ -167,7 +167,7 @@ class MeasuredWeights:
             "fields": self.vit.config.as_dict,
             "reduction": settings.with_defaults(reduction),
             **self.clock.setting,
-            **self._limit,
+            **self._tokens_left,
         }
         return self.cache.result(
             setting,
@@ -187,7 +187,7 @@ class MeasuredWeights:
             "seed": self.vit.source.seed,
             **self.images.setting,
             **self._valid,
-            **self._limit,
+            **self._tokens_left,
         }
 
     @property
@@ -196,7 +196,7 @@ class MeasuredWeights:
         return {} if valid is None else {"valid_labels": list(valid)}
 
     @property
-    def _limit(self):
+    def _tokens_left(self):
         return {} if self.tokens is None else {"tokens": self.tokens}
 
     def _evaluate(self, reduction):

@@ -13,7 +13,6 @@ reductions at any cost with the dense model only.
 """
 
 import dataclasses
-import itertools
 import math
 import sys
 import time
@@ -121,12 +120,12 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
     dense, *figures = map(_figures, _evaluate_all(models))
     lines = []
     rights = {}
-    for entry, own in zip(entries, figures, strict=True):
+    for entry, measured in zip(entries, figures, strict=True):
         line = dict(vars(entry))
         line["reduction"] = settings.with_defaults(entry.reduction)
-        line.update(own)
+        line.update(measured)
         lines.append(line)
-        rights[entry.method, entry.share] = _right(own)
+        rights[entry.method, entry.share] = _right(measured)
     timing = None
     if metric == "ms":
         timing = checkpoint.clock.setting
@@ -230,11 +229,11 @@ def controlled(method: str) -> str | None:
 def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods of one method; {"share", "reason"} of shares without one)."""
     vit = checkpoint.vit
-    settle = _by_time if metric == "ms" else _by_macs
+    nearest = _by_time if metric == "ms" else _by_macs
     requested = VARIANTS.get(method, {"name": method})
     if vit.reduction["name"] == requested["name"]:  # the checkpoint's own fields count
-        own = {**vit.reduction, "counts": None, settings.LABEL: None}
-        requested = {**own, **requested}
+        trained = {**vit.reduction, "counts": None, settings.LABEL: None}
+        requested = {**trained, **requested}
     try:
         vit.model_with({**requested, "counts": None})
     except InputError as error:
@@ -243,7 +242,7 @@ def _entries(checkpoint, method, shares, metric):
     absent = []
     for share in shares:
         try:
-            reduction, *reached = settle(checkpoint, requested, share)
+            reduction, *reached = nearest(checkpoint, requested, share)
         except InputError as error:
             absent.append({"share": share, "reason": str(error)})
             continue
@@ -253,8 +252,8 @@ def _entries(checkpoint, method, shares, metric):
         if metric == "ms":  # the share of the MACs that takes this share of the time
             dense = vit.gmacs_with(settings.DENSE)
             macs = round(vit.gmacs_with(reduction) / dense, 4)
-        asked = settings.with_cost(requested, macs)
-        setting = {"macs": macs} | settings.differences(asked)
+        typed = settings.with_cost(requested, macs)
+        setting = {"macs": macs} | settings.differences(typed)
         setting.pop("name")
         entries.append(MatchedMethod(method, share, reduction, setting, *reached))
     return entries, absent
@@ -287,11 +286,14 @@ def _by_time(checkpoint, requested, share):
 
 def nearest_floors(checkpoint, shares) -> list[tuple[MatchedMethod, MeasuredWeights]]:
     """The nearest of the `floors` of each kind at each share, with its weights."""
-    pairs = []
-    for listed, share in itertools.product(filter(None, floors(checkpoint)), shares):
-        floor, cheaper = min(listed, key=lambda pair: abs(pair[0].reached - share))
-        pairs.append((dataclasses.replace(floor, share=share), cheaper))
-    return pairs
+    found = []
+    for kind in floors(checkpoint):
+        if not kind:  # a model of one block, or an image of few patches
+            continue
+        for share in shares:
+            floor, cheaper = min(kind, key=lambda pair: abs(pair[0].reached - share))
+            found.append((dataclasses.replace(floor, share=share), cheaper))
+    return found
 
 
 def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
@@ -299,7 +301,8 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
 
     Images are those of the dense model, made smaller after their normalization, by
     antialiased bicubic weights.
-    Returns of each kind pairs: a MatchedMethod, without a share, and its weights.
+    Returns a list for each kind: pairs of a MatchedMethod, without a share, and its
+        weights.
     """
     # Counts of a reduction fit neither a smaller image nor fewer blocks.
     dense = checkpoint.vit.with_reduction(settings.DENSE)

@@ -105,7 +105,7 @@ def advice(report: Report) -> str:
         return f"take the dense model: nothing else was measured on {images}"
     level = [pair for pair in found if pair[1].low > LEVEL]
     if level:
-        line, change = min(level, key=_place)
+        line, change = min(level, key=_preference)
     else:
         line, change = max(found, key=lambda pair: pair[0]["acc1"][0])
     points = statistics.format_estimate(change, signs=True)
@@ -120,7 +120,7 @@ def advice(report: Report) -> str:
     return f"take {setting}: the cheapest of those whose {rule} on {images}"
 
 
-def _place(pair):
+def _preference(pair):
     """Sort key of level settings: cost, then the recommended method, then accuracy."""
     line, _ = pair
     cost = line["share"]
@@ -177,8 +177,8 @@ def _cell(report, line):
 def order(report: Report) -> list[str]:
     """Methods by their mean distance to the highest accuracy, the best first."""
     behind = collections.defaultdict(list)
-    for share in reached(report):
-        lines = _at(report, share)
+    for share in shares_with_settings(report):
+        lines = _settings_at(report, share)
         best = lines[0]["acc1"][0]
         for line in lines:
             behind[line["method"]].append(best - line["acc1"][0])
@@ -186,12 +186,12 @@ def order(report: Report) -> list[str]:
     return sorted(means, key=means.get)
 
 
-def reached(report: Report) -> list[float]:
+def shares_with_settings(report: Report) -> list[float]:
     """The shares at which some method has a setting."""
-    return [share for share in report["shares"] if _at(report, share)]
+    return [share for share in report["shares"] if _settings_at(report, share)]
 
 
-def _at(report, share):
+def _settings_at(report, share):
     """The settings at a share, the most accurate first."""
     lines = [line for line in report["settings"] if line["share"] == share]
     return sorted(lines, key=lambda line: -line["acc1"][0])
@@ -207,7 +207,7 @@ def settings_table(report: Report) -> str:
     head += [f"points to {name}" for kind, name in NAMES.items() if kind != "dense"]
     rows = []
     for share in report["shares"]:
-        rows += [_settings_row(report, line) for line in _at(report, share)]
+        rows += [_settings_row(report, line) for line in _settings_at(report, share)]
     return markdown_table(head, rows)
 
 
@@ -291,10 +291,12 @@ def draw_plot(path: str | os.PathLike, report: Report):
 
     Bands are intervals of the paired difference to dense. A sweep is drawn by GMACs.
     """
-    shares = reached(report)
+    shares = shares_with_settings(report)
     curves = {}
     for name, lines in _curves(report).items():
-        curves[name] = [(_cost(report, line), _around(report, line)) for line in lines]
+        curves[name] = [
+            (_cost(report, line), _acc1_band(report, line)) for line in lines
+        ]
     cost = "GMACs an image"
     if shares:
         cost = f"share of the dense model's {COSTS[report['metric']]}"
@@ -324,8 +326,8 @@ def _cost(report, line):
     return line["share"] if report["shares"] else line["gmacs"]
 
 
-def _around(report, line):
-    """acc1, and the ends of a band around it as wide as the interval to dense."""
+def _acc1_band(report, line):
+    """acc1, and the ends of a band around it, as wide as the interval to dense."""
     change = comparison(report, line["method"], line["share"], "dense")
     value, low, high = change["points"]
     acc1 = line["acc1"][0]

@@ -44,13 +44,13 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
     names: names of the run's classes, by which images get their labels
     Raises InputError where they cannot be opened or have other classes.
     """
-    own = run.eval.sets[name]
+    eval_set = run.eval.sets[name]
     place = name and f"config.eval.sets.{name}"
-    data = dataclasses.replace(run.data, name=own.data or run.data.name)
+    data = dataclasses.replace(run.data, name=eval_set.data or run.data.name)
     wanted = None
     labels = class_names.labels_by_name(names, run.num_classes)
-    if own.classes is not None:
-        given = own.classes.items()
+    if eval_set.classes is not None:
+        given = eval_set.classes.items()
         wanted = {class_names.normalized(name): label for name, label in given}
         labels = wanted or labels
     try:
@@ -62,7 +62,7 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
         if found != wanted:
             raise InputError(
                 field=f"{place}.classes",
-                value=own.classes,
+                value=eval_set.classes,
                 allowed=f"{found}",
             )
         source.class_names = names
@@ -88,14 +88,14 @@ def labeled_images(
             hint="or take its vectors by the command predict with --json",
         )
     check_single_label(vit.problem_type, path, "accuracy")
-    every = eval_source(run, run.eval.best_set, names)
-    if not every.labeled:
+    all_images = eval_source(run, run.eval.best_set, names)
+    if not all_images.labeled:
         raise InputError(
             f"is {data!r}, whose test images have no labels",
             field="config.data.name",
             allowed="test images with labels, which accuracy needs",
         )
-    source = every.spread(limit)
+    source = all_images.spread(limit)
     theirs = source.class_names
     unnamed = class_names.check_classes(vit.names_of_data, path, theirs, data)
     notes = []
@@ -103,8 +103,10 @@ def labeled_images(
         notes.append(unnamed)
     notes.append(class_names.mapped_classes(theirs, data, names))
     if source.part:
-        notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
-    if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
+        notes.append(
+            f"{len(source)} of {len(all_images)} images are taken, evenly spaced"
+        )
+    if data.startswith("csv:") and np.min(getattr(all_images, "labels", [0])) == 1:
         # Where they count from 1 the accuracy would be 0.
         notes.append(f"no label of {data} is 0, the lowest is 1; labels count from 0")
     notes.append(run.preprocessing().note(source.some_sizes(), len(source)))

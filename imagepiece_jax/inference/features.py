@@ -190,6 +190,7 @@ def feature_map(
 def _mapped(state, path, fill, norm):
     """(prefix tokens [B, P, D], patches [B, h w, D], whether dropped [B, h w])."""
     prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
+    # From the tokens back to the patches; each soft reduction on the way is one turn.
     while True:
         dropped = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:

@@ -690,8 +690,8 @@ def _gather(graph, equation, x, index):
     if index.array is None or numbers.operand_batching_dims:
         raise no_operator("a gather by computed indices")
     places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
-    last = [x.shape[axis] - sizes[axis] for axis in axes]
-    if any(map(is_open, last)) or (places < 0).any() or (places > last).any():
+    highest = [x.shape[axis] - sizes[axis] for axis in axes]
+    if any(map(is_open, highest)) or (places < 0).any() or (places > highest).any():
         raise no_operator("a gather beyond its array")
     if places.ndim == 1:
         starts = [0] * x.ndim
@@ -701,12 +701,12 @@ def _gather(graph, equation, x, index):
         block = graph.slice(x, starts, limits)
         return graph.reshape(block, out.aval.shape)
     first = axes[0]
-    last = axes[-1] + 1
-    chosen = tuple(range(first, last))
-    behind = first + places.ndim - 1
+    end = axes[-1] + 1
+    chosen = tuple(range(first, end))
+    end_in_output = first + places.ndim - 1
     rows = list(x.shape)
-    rows[first:last] = [1] * (last - first)
-    offsets = (*range(first), *range(behind, out.aval.ndim))
+    rows[first:end] = [1] * (end - first)
+    offsets = (*range(first), *range(end_in_output, out.aval.ndim))
     takes_whole_rows = (
         tuple(axes) == chosen
         and tuple(numbers.collapsed_slice_dims) == chosen
@@ -715,9 +715,9 @@ def _gather(graph, equation, x, index):
     )
     if not takes_whole_rows:
         raise no_operator("a gather of parts of rows")
-    sides = x.shape[first:last]
+    sides = x.shape[first:end]
     taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
-    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[last:]))
+    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end:]))
     return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
 
 

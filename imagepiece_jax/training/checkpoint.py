@@ -27,7 +27,7 @@ from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import RunLock, becomes_true
 
-KEEP = 2  # steps of each kind; the second is for a newest one that is damaged
+KEEP = 2  # steps of each kind that stay: the second serves if the newest is damaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Progress:
         if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
             best = {"acc1": by_set[best_set][best_by], "step": step}
         for name, figures in by_set.items():
-            # Checkpoints are equal in all runs of one config.
+            # Without times, so that all runs of one config have equal checkpoints.
             exact = {k: v for k, v in figures.items() if k not in MEASURED}
             if name:
                 last = last | {name: exact}
@@ -74,12 +74,13 @@ class Progress:
         Raises InputError where the run in `workdir` was begun with other data.
         """
         before = Progress(**saved)
-        for fact, text in (("images", "{} {} images"), ("digest", "{1} digest {0}")):
+        texts = {"images": "{value} {split} images", "digest": "{split} digest {value}"}
+        for fact, text in texts.items():
             rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)
             for (field, name, split), now, then in rows:
                 if now != then:
-                    ours = text.format(now, split)
-                    theirs = text.format(then, split)
+                    ours = text.format(value=now, split=split)
+                    theirs = text.format(value=then, split=split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
                     raise InputError(
                         problem,
@@ -188,7 +189,7 @@ class Checkpoints:
         wanted = _leaves_by_name(abstract_state)
         arrays, meta, step = checksums.read_newest(
             self._root / "latest",
-            functools.partial(_fitting, wanted),
+            functools.partial(_checked_table, wanted),
             parallel.from_main(lambda: self._steps("latest")),
             _read_together,
         )
@@ -292,13 +293,14 @@ def _read_together(folder, choose):
     except checksums.DamagedError as error:
         damage = str(error)
     contents, damages = zip(*parallel.exchange([content, damage]), strict=True)
-    if any(damages):
-        raise checksums.DamagedError(next(filter(None, damages)))
+    for damage in damages:
+        if damage:
+            raise checksums.DamagedError(damage)
     return arrays, contents[0]
 
 
-def _fitting(wanted, folder, table):
-    """The table of a checkpoint's arrays, if it is that of the `wanted` ones.
+def _checked_table(wanted, folder, table):
+    """The table of a checkpoint's arrays, which must be that of the `wanted` ones.
 
     Raises InputError for the first array that differs.
     """
@@ -328,7 +330,7 @@ def _leaves_by_name(tree):
 
 
 def _reason(error):
-    """Why writing failed, in few words, by the system's if there are any."""
+    """Why writing failed, in a few words: the operating system's, if it has any."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))

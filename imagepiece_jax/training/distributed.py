@@ -390,7 +390,7 @@ def leave_quietly():
     (test_a_process_that_fails_reports_only_its_own_error).
     """
     end_at_abort("")
-    # The last one comes first: both before JAX's own.
+    # atexit calls the last registered function first, and JAX's own after both.
     atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
     atexit.register(sys.stderr.flush)
 

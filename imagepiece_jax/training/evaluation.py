@@ -62,7 +62,7 @@ class Evaluation:
                 frozen = (run.teacher,)
             step = accuracy.model_step(model, run.config.seed, teacher=teacher)
             step.compile(variables, self._first.empty(), *frozen)
-            programs[labeled] = functools.partial(_with, step, frozen)
+            programs[labeled] = functools.partial(_evaluate, step, frozen)
         return programs
 
     def log_dense(self, variables):
@@ -128,7 +128,8 @@ class Evaluation:
         return [accuracy_or_agreement(result.figures, labeled) for result in results]
 
 
-def _with(step, frozen, variables, batch):
+def _evaluate(step, frozen, variables, batch):
+    """The results of a step, whose last arguments are the teacher's variables."""
     return step(variables, batch, *frozen)
 
 
@@ -183,6 +184,7 @@ class SampleImages:
         if not slots:
             return None
         images, grid = cut_to_patches(self._images, self._model.patch_size)
+        # There are no slots from the first soft reduction on.
         stages = [*zip(self._blocks, map(np.asarray, slots), strict=False)]
         maps = [
             [(f"block {block}", slot[i]) for block, slot in stages]

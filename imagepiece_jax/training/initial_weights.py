@@ -94,7 +94,7 @@ class InitialWeights:
             return None
         names = weights.source.class_names
         if names is not None and len(names) != run.num_classes:
-            return None  # which is refused where the weights are read
+            return None  # such weights are refused where they are read
         return labels_by_name(names, run.num_classes)
 
     def normalization(self, workdir) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class InitialWeights:
         Raises InputError where parts are fresh: such a model only guesses.
         """
         init = self._run.init
-        if _drawn(init.fresh) or not init.weights:
+        if _fresh_parts_of_dense(init.fresh) or not init.weights:
             found = f"weights {init.weights!r} and config.init.fresh {init.fresh}"
             allowed = "False, or all parts from config.init.weights"
             init.refuse("evaluate", allowed, f"is True with config.init.{found}")
@@ -238,7 +238,7 @@ class InitialWeights:
                 raise
             parts = tuple(dict.fromkeys((*self._run.init.fresh, *error.fresh)))
             flags = f'"--config.init.fresh={parts}"'
-            if self._run.init.evaluate and _drawn(parts):
+            if self._run.init.evaluate and _fresh_parts_of_dense(parts):
                 flags += " --config.init.evaluate=False"
             raise error.with_facts(hint=f"to train it anew: {flags}") from error
 
@@ -260,7 +260,7 @@ class InitialWeights:
         )
         theirs = _hidden(vit.model)
         ours = _hidden(model)
-        del ours["resize"]  # these positions have been
+        del ours["resize"]  # these positions are resized already
         if "head" in fresh:
             del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
         if model.arch.mlp == "swiglu" and model.arch.pool != "map":
@@ -295,7 +295,7 @@ def of_teacher(error):
     return error.with_facts(place=place)
 
 
-def _drawn(fresh):
+def _fresh_parts_of_dense(fresh):
     """The parts of the dense model among those that are fresh."""
     return [name for name in fresh if not name.startswith("reducer")]
 

@@ -305,7 +305,7 @@ class RunLog(contextlib.ExitStack):
         self._writer.write_line(kind, step, epoch=epoch, **result)
         measured = "accuracy" if "acc1" in result else "agreement with the teacher"
         text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} {measured}"
-        say(f"{text} {first_class(result):.2f} %, loss {result['loss']:.3f}")
+        say(f"{text} {top1(result):.2f} %, loss {result['loss']:.3f}")
 
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size
@@ -353,14 +353,14 @@ def accuracy_or_agreement(figures, labeled):
     return {name.replace("acc", AGREEMENT): value for name, value in figures.items()}
 
 
-def first_class(figures):
-    """The figure acc1, or else agreement1."""
+def top1(figures):
+    """The figure acc1, or agreement1 in its place."""
     return figures.get("acc1", figures.get(f"{AGREEMENT}1"))
 
 
 def _in_short(values):
     what = "acc" if "acc1" in values else AGREEMENT
-    text = f"loss {values['loss']:.3f} {what} {first_class(values):.1f}%"
+    text = f"loss {values['loss']:.3f} {what} {top1(values):.1f}%"
     if not math.isnan(values["throughput"]):
         text += f" {values['throughput']:,.0f} img/s"
         text += f" wait {100 * values['input_wait']:.0f}%"

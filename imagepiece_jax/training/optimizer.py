@@ -1,4 +1,4 @@
-"""DeiT's optimizer: learning rate, AdamW, decay mask and moving average.
+"""DeiT's optimizer: what is trained, learning rate, AdamW, decay, moving average.
 
 AdamW has decoupled weight decay. The learning rate is proportional to the global batch.
 It rises linearly in the warm-up, and then follows a cosine that began with the run, so
@@ -126,11 +126,11 @@ def with_trained(params, trained):
 def adamw(optim: OptimConfig, rate):
     """AdamW as an optax transformation.
 
-    rate: function from a step to its learning rate
-
     The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`, as
     in torch (the paper multiplies by only the schedule's factor). Gradients are first
     scaled down to a global norm of `clip_grad_norm`; 0.0 means no clipping.
+
+    rate: function from a step to its learning rate
     """
     b1, b2 = optim.betas
     optimizer = optax.adamw(

@@ -188,21 +188,21 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
     recipe = course.fit.recipe
     start = course.start
     best = course.best
-    interval = mean_difference(best["measure"], start["measure"])
+    interval = mean_difference(best["distance"], start["distance"])
     changed = interval.high < 0
     agreement = tuple(100 * float(found["agreement"].mean()) for found in (start, best))
     recovery = Recovery(
         reduction=dict(vit.reduction),
         parameters=recipe.parameters,
         images=images,
-        held_out=len(start["measure"]),
+        held_out=len(start["distance"]),
         steps=course.steps_done,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         seconds=round(seconds, 1),
         measure=course.fit.comparison.name,
-        before=float(start["measure"].mean()),
-        after=float(best["measure"].mean()),
+        before=float(start["distance"].mean()),
+        after=float(best["distance"].mean()),
         interval=(interval.low, interval.high),
         agreement=agreement,
         curve=tuple(course.curve),
@@ -216,7 +216,7 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
 class Course:
     """The training of a recovery: its loop, its measures, and the best state so far.
 
-    start: the measure before the first step
+    start: what `Fit.measure` returns before the first step
     end: the time, by the monotonic clock, at which the last measure should be done;
         None: the recipe's steps are taken
     """
@@ -227,14 +227,15 @@ class Course:
         self.fit = fit
         self.end = end
         self.start = start
-        self.best = start  # the best measure
-        self.variables = None  # the variables of the best measure; None: at the start
+        self.best = start  # what `Fit.measure` returned for the best weights
+        self.variables = None  # the best ones; None: nothing is better than the start
         self.steps_done = 0
         self.stopped = False  # whether Ctrl-C has ended it
-        self.curve = [(0, float(start["measure"].mean()))]
-        self.began = math.nan  # time after the first step, which compiles
+        # (step, mean distance to the teacher) of each measure
+        self.curve = [(0, float(start["distance"].mean()))]
+        self.began = math.nan  # time at which the first step, which compiles, has ended
         self.seconds_of_measure = 0.0  # how long the last measure took
-        self.next_measure = 1  # number of the measure that comes next
+        self.next_measure = 1  # number of the next measure, of MEASURES
 
     def progress(self) -> tuple[float, float]:
         """(how much is done, how much there is to do), in steps or in seconds."""
@@ -259,16 +260,16 @@ class Course:
                 done, total = self.progress()
                 if MEASURES * done >= total * self.next_measure:
                     self.next_measure = MEASURES * done // total + 1
-                    self.note()
+                    self.measure()
                 display.show()
                 if done >= total or self.stopped:
                     return
 
-    def note(self):
+    def measure(self):
         """Measure the state, and keep its variables if it is the best so far."""
         began = time.monotonic()
         found = self.fit.measure()
-        value = float(found["measure"].mean())
+        value = float(found["distance"].mean())
         if value < min(before for _, before in self.curve):
             self.variables = self.fit.variables()
             self.best = found

@@ -144,14 +144,17 @@ class Comparison:
         return jnp.mean(total)
 
     def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """{"measure": distance to the teacher, "agreement": same first class}, [B]."""
+        """{"distance": .., "agreement": ..} of the two, [B] each.
+
+        The agreement is whether they have the same first class.
+        """
         terms = self.terms(student, teacher)
-        measure = terms["logits"]
+        distance = terms["logits"]
         if self.outputs == "features" and "patches" in terms:
-            measure = (measure + terms["patches"]) / 2
+            distance = (distance + terms["patches"]) / 2
         first = first_class(student["logits"])
         expected = first_class(teacher["logits"])
-        return {"measure": measure, "agreement": first == expected}
+        return {"distance": distance, "agreement": first == expected}
 
 
 def first_class(logits):

@@ -22,9 +22,9 @@ from imagepiece_jax.training.logging import (
     AGREEMENT,
     FILE,
     TRACE,
-    first_class,
     read_metrics,
     say,
+    top1,
 )
 from imagepiece_jax.training.run_dir import wall_seconds
 from imagepiece_jax.training.train_step import count_programs, init_state
@@ -268,7 +268,7 @@ def _history(workdir, batch_size):
     for line in lines:
         kind, _, name = line["kind"].partition("/")
         if kind == "init":
-            first = f"{first_class(line):.2f} %"
+            first = f"{top1(line):.2f} %"
             if name:
                 first += f" of {name}"
             yield "at the start", f"{first}, the dense model as given"

@@ -35,13 +35,13 @@ class Teacher:
 
     def apply(self, variables, images):
         """Outputs for the student's images [B, H, W, 3]."""
-        return self.model.apply(variables, self.seen(images))
+        return self.model.apply(variables, self.prepared(images))
 
     def answers(self, variables, images):
         """Logits for the student's images."""
         return self.apply(variables, images).logits
 
-    def seen(self, images):
+    def prepared(self, images):
         """Images [B, H, W, 3] resized and normalized for this model.
 
         Resizing is bicubic and antialiased, as Pillow's, but of values that are not
@@ -97,14 +97,14 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
         size = run.image_size
         variables = initial.teacher_variables(model)
     else:
-        model, size, variables = _distilling(run, dense, initial)
+        model, size, variables = _teacher_of_distillation(run, dense, initial)
     if distill.unlabeled and dense.arch.dist_token:
         words = "numbers below 1 with a distillation token: a head learns from labels"
         distill.refuse("weight", words)
     return Teacher(model, size, dense.mean, dense.std), variables
 
 
-def _distilling(run, dense, initial):
+def _teacher_of_distillation(run, dense, initial):
     """(model, image size, variables) that config.teacher names."""
     requested = ModelConfig(**run.teacher.fields, attention=run.model.attention)
     try:

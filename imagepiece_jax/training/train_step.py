@@ -203,9 +203,9 @@ def train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
-    fresh = state.step % run.log_every_steps == 0
+    starts_window = state.step % run.log_every_steps == 0
     window = jax.tree.map(
-        lambda old, new: jnp.where(fresh, new, old + new), state.window, sums
+        lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
     )
     metrics = {
         "loss": loss,

@@ -183,16 +183,16 @@ def _section(index, image, name, methods, traces, class_names):
     for method, trace in zip(methods, traces, strict=True):
         label = html.escape(method["label"])
         views = figure.views(trace, index)
-        draw = _Drawing(image, index, name, method["label"], trace.grid, views)
+        drawing = _Drawing(image, index, name, method["label"], trace.grid, views)
         prediction = _prediction(trace, index, class_names)
         cells.append(
-            f'<div class="cell"><h3>{label}</h3>{draw.end()}{prediction}</div>'
+            f'<div class="cell"><h3>{label}</h3>{drawing.end()}{prediction}</div>'
         )
         if trace.stages:
             details.append(
                 f"<details><summary>{label}, block by block</summary>"
                 f'<div class="strip" tabindex="0" role="region" aria-label="{label}, '
-                f'{escaped}">{draw.strip()}</div></details>'
+                f'{escaped}">{drawing.strip()}</div></details>'
             )
     original = (
         f'<div class="cell"><h3>input</h3><figure><img src="{_jpeg(image)}" '
@@ -226,7 +226,9 @@ class _Drawing:
         self._image = image
         self._index = index
         self._grid = grid
-        self._views = {kind: [*filter(None, each)] for kind, each in views.items()}
+        self._views = {}
+        for kind, listed in views.items():
+            self._views[kind] = [view for view in listed if view is not None]
         self._subject = f"{method}, {name}"
 
     def end(self):

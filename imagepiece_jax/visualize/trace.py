@@ -161,7 +161,7 @@ def _run(variables, images, model):
     if model.arch.class_token:
         plan = tuple(map(_with_class_attention, plan))
 
-    def note(call, args, kwargs, context):
+    def record_attention(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, Block):
             _, scores, _ = out
@@ -171,7 +171,10 @@ def _run(variables, images, model):
 
     images = normalize(images, model.mean, model.std)
     # Full float32: GPUs would round the factors of products, and near ties differ.
-    with jax.default_matmul_precision("highest"), nn.intercept_methods(note):
+    with (
+        jax.default_matmul_precision("highest"),
+        nn.intercept_methods(record_attention),
+    ):
         outputs = model.clone(plan=plan).apply(variables, images)
     patches = math.prod(patch_grid(images.shape[1:3], model.patch_size, cut=True))
     slots = patch_slots(outputs.results, len(images), patches)

@@ -230,7 +230,7 @@ def test_lora_folds_into_the_kernels(study):
     folded = dataclasses.replace(vit, variables=after)
     images = pixels[0].astype(np.float32)
     want = slow_kl(logits(study.teacher, images), logits(folded, images))
-    np.testing.assert_allclose(fit.measure()["measure"], want, atol=2e-5)
+    np.testing.assert_allclose(fit.measure()["distance"], want, atol=2e-5)
 
 
 KILLED = """

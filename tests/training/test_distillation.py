@@ -164,13 +164,13 @@ def seen_by_teacher(images, side=12):
 def test_the_teacher_sees_its_own_size_and_normalization():
     frozen, variables = other_teacher()
     images = batch(0)["image"][0, 0]
-    seen = frozen.seen(ours(images))
+    seen = frozen.prepared(ours(images))
     np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
     smaller = teacher.Teacher(frozen.model, 4, MEAN, STD)  # antialiased
-    found = smaller.seen(ours(images))
+    found = smaller.prepared(ours(images))
     np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
     same = teacher.Teacher(frozen.model.clone(mean=MEAN, std=STD), SIZE, MEAN, STD)
-    assert same.seen(images) is images
+    assert same.prepared(images) is images
 
 
 @pytest.mark.parametrize("kind", ORACLES)
