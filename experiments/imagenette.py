@@ -19,7 +19,7 @@ class Imagenette(Source):
                 self.bytes = file["bytes"]
                 self.offsets = file["offsets"]
                 synsets = file["classes"].tolist()
-                own = file["label"]
+                labels = file["label"]
         except (OSError, KeyError, ValueError) as error:
             allowed = "a .npz file with bytes, offsets, label and classes"
             problem = f"is {path}, which cannot be read"
@@ -28,7 +28,7 @@ class Imagenette(Source):
             ) from error
         places = {synset: place for place, (synset, _) in enumerate(imagenet_rows())}
         super().__init__(len(places))
-        self.labels = np.array([places[synset] for synset in synsets])[own]
+        self.labels = np.array([places[synset] for synset in synsets])[labels]
 
     def __len__(self):
         return len(self.labels)

@@ -119,10 +119,10 @@ def with_corners(batch, count, seed):
     outside of the image.
     """
     side = batch["image"].shape[-2]
-    own = corners_of(batch["index"], count, seed, side)
-    *images, _, two = own.shape
+    drawn = corners_of(batch["index"], count, seed, side)
+    *images, _, two = drawn.shape
     corners = np.full((*images, MAX_MASKS, two), -SIDE, np.int32)
-    corners[..., :count, :] = own
+    corners[..., :count, :] = drawn
     return batch | {"corners": corners}
 
 

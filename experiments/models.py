@@ -236,8 +236,8 @@ def trained_reduction(reduction: Mapping, learning: Mapping) -> ConfigDict:
     """A config's reduction, with those fields of `learning` that its method has."""
     method = methods.METHODS[reduction["name"]]
     names = {field.name for field in dataclasses.fields(method)}
-    own = {name: value for name, value in learning.items() if name in names}
-    return ConfigDict({**reduction, **own})
+    fields = {name: value for name, value in learning.items() if name in names}
+    return ConfigDict({**reduction, **fields})
 
 
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:

@@ -307,8 +307,10 @@ def opened_models(config, overrides, normalization, seeds) -> Models:
     dtype = DTYPE.value or xla_options.fast_dtype()
     if RUNS.value:
         return TrainedRuns(tuple(runs_in(RUNS.value, dtype)))
-    own = None if SMALL.value else config
-    _, vit = load_with_config(WEIGHTS.value, own, overrides, normalization, "latest")
+    of_weights = None if SMALL.value else config  # of --small's runs otherwise
+    _, vit = load_with_config(
+        WEIGHTS.value, of_weights, overrides, normalization, "latest"
+    )
     vit = vit.analyzed(dtype)
     if not SMALL.value:
         return OffTheShelf(vit)

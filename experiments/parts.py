@@ -330,8 +330,8 @@ class Rounded(NamedTuple):
 
     name: str
     share: float  # of the dense MACs
-    off: np.ndarray | None  # right answers on photographs
-    recovered: np.ndarray | None
+    off_the_shelf: np.ndarray | None  # right answers on photographs
+    recovered: np.ndarray | None  # likewise
     ratios: Mapping[tuple[str, int], list[float]]  # by (runtime, batch size)
 
 
@@ -364,10 +364,10 @@ def clock(
             (speed["runtime"], speed["batch"]): speed["ratio"] for speed in speeds
         }
         rows.append(row + ratio_cells(ratios, not left_out))
-    for own in rounded:
-        row = [own.name, f"{own.share:.2f}"]
-        row += [acc1_cell(own.off), acc1_cell(own.recovered), "", ""]
-        rows.append(row + ratio_cells(own.ratios, not left_out))
+    for each in rounded:
+        row = [each.name, f"{each.share:.2f}"]
+        row += [acc1_cell(each.off_the_shelf), acc1_cell(each.recovered), "", ""]
+        rows.append(row + ratio_cells(each.ratios, not left_out))
     head = ["setting", "MACs", "acc1, off the shelf", "acc1, recovered"]
     head += ["imagenette, off the shelf", "imagenette, recovered"]
     head += TIMED.values()
@@ -399,10 +399,10 @@ def acc1_cell(right: np.ndarray | None) -> str:
 def points_to_dense(answers: Answers, key: str) -> str:
     """Points on imagenette of a model to the dense one, whose images are the same."""
     dense = reduction_key(settings.DENSE)
-    own = answers.imagenette.get(key)
-    if key == dense or own is None:
+    reduced = answers.imagenette.get(key)
+    if key == dense or reduced is None:
         return ""
-    change = statistics.paired_difference(own, answers.imagenette[dense])
+    change = statistics.paired_difference(reduced, answers.imagenette[dense])
     return statistics.format_difference(change)
 
 

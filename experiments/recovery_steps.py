@@ -127,7 +127,10 @@ class Once(recovery_step.Fit):
         )
 
     def take_answered(self, pixels, targets, rate):
-        """A step as `take`, with the teacher's answers."""
+        """As `take_step`, with the answers of the teacher in place of the teacher.
+
+        targets: a batch of what `answers_to` returns, with an axis of devices
+        """
         rate = parallel.replicate(np.float32(rate))
         self.state, loss = self._without_teacher(
             self.state, self.weights, pixels, targets, rate
@@ -148,8 +151,8 @@ class Once(recovery_step.Fit):
         images = self._normalized(pixels)
 
         def loss_of(trained):
-            own = self.answers_of(weights[0], trained, images)
-            return self.comparison.loss(own, targets)
+            answered = self.answers_of(weights[0], trained, images)
+            return self.comparison.loss(answered, targets)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)
         loss, gradient = parallel.mean((loss, gradient))
@@ -233,8 +236,8 @@ def learn_views(fit, learned, crop):
         first = BATCH * step
         places = np.array(order[first : first + BATCH])
         rate = recipe.rate(step, recipe.steps)
-        own = {name: answers[None, places] for name, answers in targets.items()}
-        loss = fit.take_answered(views[None, places], own, rate)
+        answers = {name: values[None, places] for name, values in targets.items()}
+        loss = fit.take_answered(views[None, places], answers, rate)
         loss.block_until_ready()
 
 

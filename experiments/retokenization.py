@@ -79,8 +79,8 @@ class Contrast:
 
 def accuracy(runs: Sequence[dict], rate: str = "trained") -> np.ndarray:
     """Accuracy in percent of the runs of a system at a keep rate, [seeds]."""
-    own = runs[0]["settings"]["keep_rate"]
-    if rate not in ("trained", f"{own:g}"):
+    trained_rate = runs[0]["settings"]["keep_rate"]
+    if rate not in ("trained", f"{trained_rate:g}"):
         runs = [run["harsher"][rate] for run in runs]
     return np.array([run["acc1"] for run in runs])
 

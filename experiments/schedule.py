@@ -20,8 +20,9 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
-MERGES = 6  # of ImagePiece; ToMe merges 12 times
+MERGES = 6  # of ImagePiece
 PRUNES = 3  # of ImagePiece, and of EViT
+MERGES_OF_TOME = 12
 TOKENS = 26  # of the paper's table 3, keep .6, class token included
 RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
 # The settings that the rows of the paper's tables are taken to have; then others that
@@ -64,8 +65,8 @@ def overhead() -> Overhead:
     rate = milliseconds("DeiT") / dense
     evit = milliseconds("EViT") - rate * gmacs(ROWS["EViT"])
     tome = milliseconds("ToMe") - rate * gmacs(ROWS["ToMe"])
-    prune = evit / 3
-    merge = tome / 12
+    prune = evit / PRUNES
+    merge = tome / MERGES_OF_TOME
     stem = rate * (gmacs(tables.DENSE_CONV) - dense)
     return Overhead(
         rate=rate,

@@ -157,8 +157,8 @@ def run(
     make_folder("--out", folder)
     for number, cell in enumerate(waiting, start=1):
         print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
-        own = {"name": cell.name, **identity}
-        write_result(path_of(cell, folder), own, functools.partial(measure, cell))
+        of_cell = {"name": cell.name, **identity}
+        write_result(path_of(cell, folder), of_cell, functools.partial(measure, cell))
         parallel.forget_programs()
 
 
@@ -402,11 +402,14 @@ class Judged(NamedTuple):
         return np.log(np.maximum(self.kl, SMALLEST))
 
 
-def divergence(dense: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """KL(dense || own) of class probabilities, from logits. [images, classes] twice."""
+def divergence(dense: np.ndarray, reduced: np.ndarray) -> np.ndarray:
+    """KL(dense || reduced) of class probabilities. [images, classes] twice -> [images].
+
+    dense, reduced: logits
+    """
     dense = special.log_softmax(np.float64(dense), axis=1)
-    own = special.log_softmax(np.float64(own), axis=1)
-    return np.sum(np.exp(dense) * (dense - own), axis=1)
+    reduced = special.log_softmax(np.float64(reduced), axis=1)
+    return np.sum(np.exp(dense) * (dense - reduced), axis=1)
 
 
 def stored(kl: Iterable[float], right: np.ndarray) -> dict[str, Any]:

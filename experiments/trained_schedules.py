@@ -36,9 +36,9 @@ def systems_table(acc1: dict[str, np.ndarray]) -> str:
     """Accuracy of the systems, mean and by seed."""
     lines = []
     for system, title in SYSTEMS.items():
-        own = acc1[system]
-        mean = statistics.format_estimate(intervals.student(own))
-        by_seed = " ".join(f"{each:.1f}" for each in own)
+        accuracies = acc1[system]
+        mean = statistics.format_estimate(intervals.student(accuracies))
+        by_seed = " ".join(f"{each:.1f}" for each in accuracies)
         lines.append([title, mean, by_seed])
     return markdown_table(["system", "acc1, %", "by seed"], lines)
 
@@ -58,9 +58,9 @@ def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     older = retokenization.accuracy(runs[system])
     ours = acc1[system]
     lines = []
-    for name, own in (("older code", older), ("this code", ours)):
-        by_seed = [f"{each:.1f}" for each in own]
-        lines.append([name, *by_seed, f"{own.mean():.1f}"])
+    for name, accuracies in (("older code", older), ("this code", ours)):
+        by_seed = [f"{each:.1f}" for each in accuracies]
+        lines.append([name, *by_seed, f"{accuracies.mean():.1f}"])
     points = ours - older
     by_seed = [f"{each:+.1f}" for each in points]
     change = statistics.format_difference(intervals.student(points))

@@ -28,7 +28,7 @@ RANDOM = cli.integer(
 
 
 def main():
-    # They import JAX: after the flags.
+    # These import JAX, which --help and a mistyped flag need not wait for.
     import jax
 
     from imagepiece_jax.pretrained.with_config import load_with_config
@@ -57,8 +57,10 @@ def main():
     for dtype in agreement.DTYPES:
         inputs = agreement.random_batches(RANDOM.value, dtype)
         agree &= agrees("random", dtype, inputs)
-    for dtype in agreement.DTYPES if real else ():
-        agree &= agrees("real", dtype, real_inputs(config, vit, DATA.value, dtype))
+    if real:
+        for dtype in agreement.DTYPES:
+            inputs = real_inputs(config, vit, DATA.value, dtype)
+            agree &= agrees("real", dtype, inputs)
     if not agree:
         raise RunError("the fused reductions differ from the plain ones: see the table")
 

@@ -179,11 +179,13 @@ def run_costs(configs, images, hosts, links, kilobytes):
             if macs[0] != macs[-1]:
                 dense = config.copy_and_resolve_references()
                 dense.reduction = config_dict.ConfigDict({"name": "none"})
-                rest = (sum(macs) / len(macs) - macs[-1]) / (macs[0] - macs[-1])
-                step += rest * (seconds(dense, batch, gpus, count) - step)
+                mean = sum(macs) / len(macs)
+                share = (mean - macs[-1]) / (macs[0] - macs[-1])  # 1: as dense
+                step += share * (seconds(dense, batch, gpus, count) - step)
             rate = count * batch / step
             hours = seen / rate / 3600
-            cells += [f"{rate:,.0f}", f"{hours:.{1 if hours >= 1 else 2}f}"]
+            digits = 1 if hours >= 1 else 2
+            cells += [f"{rate:,.0f}", f"{hours:.{digits}f}"]
         rows.append(cells)
     return markdown_table(heading, rows)
 

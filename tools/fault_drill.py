@@ -312,8 +312,10 @@ def damage(run, fault, changes):
         if arrays["step"] != expected["step"]:
             counts["noticed"] += 1
             example = example or (path, content)
+        elif equal(arrays, expected):
+            counts["without effect"] += 1
         else:
-            counts["without effect" if equal(arrays, expected) else "read wrong"] += 1
+            counts["read wrong"] += 1
     result = ", ".join(f"{count} {name}" for name, count in counts.items())
     row = Fault(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
     row.result = result

@@ -461,8 +461,11 @@ def answered(path, truth):
         try:
             return imagepiece_jax.load(path, **given)
         except InputError as error:
-            fields = error.value if isinstance(error, Unnamed) else []
-            fields = ["image_size"] if "image_size=" in error.hint else fields
+            fields = []
+            if "image_size=" in error.hint:
+                fields = ["image_size"]
+            elif isinstance(error, Unnamed):
+                fields = error.value
             asked = {field: truth.get(field) for field in fields}
             if None in asked.values() or not {*asked} - {*given}:
                 raise

@@ -3,11 +3,11 @@
 python -m tools.fuzz_weights --minutes 60
 
 Small files of PyTorch (archives, TorchScript's and those before version 1.6), NumPy and
-safetensors are changed in single bytes, in opcodes of
-the pickle (cut, doubled, swapped, with other arguments) and in entries of the archive's
-directory, and read in a process that is watched. What would be a fault is printed, its
-file kept in --out: a crash, a hang, an error that is no InputError, or a number that is
-not among the bytes of the file. The exit status is 1 if there is one.
+safetensors are changed in single bytes, in opcodes of the pickle (cut, doubled,
+swapped, with other arguments) and in entries of the archive's directory, and read in a
+process that is watched. What would be a fault is printed, its file kept in --out: a
+crash, a hang, an error that is no InputError, or a number that is not among the bytes
+of the file. The exit status is 1 if there is one.
 """
 
 import contextlib
@@ -188,6 +188,8 @@ def _directory(data, draw):
         entries.append(place)
         place = data.find(b"PK\1\2", place + 4)
     start = draw.choice(entries)
+    # Fields of an entry, (first byte, bytes): method, checksum, size in the archive and
+    # unpacked (twice as often), lengths of name and extra field, place, and the name.
     fields = (10, 2), (16, 4), (20, 4), (24, 4), (24, 4), (28, 2), (30, 2)
     field, size = draw.choice((*fields, (42, 4), (46, 1)))
     now = int.from_bytes(data[start + field : start + field + size], "little")

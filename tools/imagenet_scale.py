@@ -244,7 +244,7 @@ def _resources(pid):
     """MB of memory, shared pages counted in proportion, descriptors and threads."""
     text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
-    counts = {of: len(os.listdir(f"/proc/{pid}/{of}")) for of in ("fd", "task")}
+    counts = {kind: len(os.listdir(f"/proc/{pid}/{kind}")) for kind in ("fd", "task")}
     return {"pss": int(line.split()[1]) / 1e3} | counts
 
 
@@ -298,8 +298,8 @@ def _lines():
         yield f"{who} fd", f"descriptors, {who}", "{}", None
         yield f"{who} task", f"threads, {who}", "{}", None
     between = f"from batch {BATCHES.value // 10:,} to {BATCHES.value:,}, any process"
-    for of, name in RESOURCES.items():
-        yield f"growth {of}", f"growth of {name} {between}", "{:.1%}", 0.02
+    for kind, name in RESOURCES.items():
+        yield f"growth {kind}", f"growth of {name} {between}", "{:.1%}", 0.02
 
 
 class _Run:
@@ -334,12 +334,12 @@ def _grown(samples, rate):
     first = samples[0]
     last = samples[-1]
     values = {"rate": rate}
-    for of in RESOURCES:
-        most = [max(sample[pid][of] for sample in samples) for pid in last]
-        values[f"training process {of}"] = most[0]
-        values[f"largest reader {of}"] = max(most[1:], default=0)
-        grown = (last[pid][of] / first[pid][of] - 1 for pid in last)
-        values[f"growth {of}"] = max(grown)
+    for kind in RESOURCES:
+        most = [max(sample[pid][kind] for sample in samples) for pid in last]
+        values[f"training process {kind}"] = most[0]
+        values[f"largest reader {kind}"] = max(most[1:], default=0)
+        grown = (last[pid][kind] / first[pid][kind] - 1 for pid in last)
+        values[f"growth {kind}"] = max(grown)
     return values
 
 

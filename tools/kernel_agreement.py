@@ -103,12 +103,12 @@ class PlainAndFused:
         parity = self.num_prefix % 2
         gaps = [np.inf]
         if self.rule == "prune":
-            at = ranked[self.n_out - 1 : self.n_out + 1]
-            return min([*gaps, *_steps(scores[at], ties[at])])
+            border = ranked[self.n_out - 1 : self.n_out + 1]
+            return min([*gaps, *_steps(scores[border], ties[border])])
         if self.rule == "retokenize":
             lowest = ranked[n - self.candidates :]
-            at = ranked[n - self.candidates - 1 :]
-            gaps += [*_steps(scores[at], ties[at])]
+            border = ranked[n - self.candidates - 1 :]
+            gaps += [*_steps(scores[border], ties[border])]
             split = lowest if self.order == "descending" else lowest[::-1]
             parity = self.parity
         sides = split[parity::2], split[1 - parity :: 2]
@@ -122,8 +122,8 @@ class PlainAndFused:
         ties = np.take_along_axis(ties, two, axis=1)
         rows = np.argsort(-cosines[:, 0], kind="stable")
         absorbed = n - self.n_out
-        at = rows[absorbed - 1 : absorbed + 1]
-        gaps += [*_steps(cosines[at, 0], ties[at, 0])]
+        border = rows[absorbed - 1 : absorbed + 1]
+        gaps += [*_steps(cosines[border, 0], ties[border, 0])]
         for row in rows[: absorbed + 1]:
             gaps += [*_steps(cosines[row], ties[row])]
         return min(gaps)

@@ -40,7 +40,8 @@ def versions(rows: Iterable[Mapping[str, Any]]) -> str:
     named = []
     for package in PACKAGES:
         measured_with = dict.fromkeys(row[package] for row in rows if package in row)
-        named += [f"{package} {' and '.join(measured_with)}"] if measured_with else []
+        if measured_with:
+            named.append(f"{package} {' and '.join(measured_with)}")
     return ", ".join(named)
 
 
@@ -80,9 +81,9 @@ def of_largest(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _short(count):
-    return (
-        f"{count / 1e9:.4g} billion" if count >= 1e9 else f"{count / 1e6:.4g} million"
-    )
+    if count >= 1e9:
+        return f"{count / 1e9:.4g} billion"
+    return f"{count / 1e6:.4g} million"
 
 
 def page(

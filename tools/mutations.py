@@ -86,7 +86,7 @@ def copy_tree(folder, root=ROOT):
     """A copy of the files that git tracks, or would, as they are now."""
     words = ["git", "-C", str(root), "ls-files", "-z", "-co", "--exclude-standard"]
     listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
+    for name in listed.split("\0")[:-1]:
         if (root / name).is_file():  # else it is deleted, and not committed yet
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, folder / name)

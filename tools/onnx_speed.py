@@ -127,8 +127,9 @@ def table(rows):
     for runtime in RUNTIMES:
         for name in MODELS:
             cells = [by_program.get((runtime, name, batch)) for batch in batches]
-            if any(cells):
-                macs = next(filter(None, cells))["macs"]
+            measured = [row for row in cells if row is not None]
+            if measured:
+                macs = measured[0]["macs"]
                 lines.append([runtime, name, *map(_cell, cells), f"{macs:.2f}"])
     head = ["runtime", "model", *(f"batch {batch}" for batch in batches), "by MACs"]
     return markdown_table(head, lines)

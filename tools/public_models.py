@@ -36,9 +36,10 @@ class Unsupported(Exception):
     """A part that no Architecture has."""
 
 
-def need(holds, what):
-    if not holds:
-        raise Unsupported(what)
+def need(condition, part):
+    """Raise Unsupported, which names the part, where the condition does not hold."""
+    if not condition:
+        raise Unsupported(part)
 
 
 def facts(model):

@@ -86,6 +86,12 @@ def _size(case):
     return *size.items(), ("img_size", config.image_size), ("depth", len(model.plan))
 
 
+def _images_shape(case):
+    """Shape of a batch in PyTorch's order, [batch, 3, S, S]."""
+    side = case.config.image_size
+    return case.batch_size, 3, side, side
+
+
 def _model(size, **options):
     from timm.models.vision_transformer import VisionTransformer
 
@@ -103,7 +109,7 @@ def _infer(size, case, variant, r=0):
         return tome_forward(vit, images, r) if r else vit(images)
 
     run = torch.compile(forward) if variant == "torch.compile" else forward
-    shape = (case.batch_size, 3, *case.shape[1:3])
+    shape = _images_shape(case)
     images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(INPUTS)]
 
     def call(number):
@@ -125,7 +131,7 @@ def _train(size, case, variant):
     dtype = getattr(torch, config.model.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
     run = torch.compile(vit) if variant == "torch.compile" else vit
-    shape = (case.batch_size, 3, *case.shape[1:3])
+    shape = _images_shape(case)
     images = [torch.randn(shape, device=where) for _ in range(INPUTS)]
     targets = torch.randn(case.batch_size, config.num_classes, device=where)
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
