@@ -22,7 +22,7 @@ RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 class Sweep(NamedTuple):
     """A method at harsher and harsher rates."""
 
-    rows: tuple[TableRow, ...]  # that may be trained: the first that is there
+    rows: tuple[TableRow, ...]  # the first that there is a model of is measured
     rates: list[dict]
 
 

@@ -154,7 +154,7 @@ class Finetuner(Models):
         )
 
     def find(self, reduction, stem, by_stem):
-        """As Models, at the GMACs of REFERENCE; [] also for what has no such rate."""
+        """As Models, at the GMACs of REFERENCE; none for what does not reach them."""
         if stem != "patch" and not by_stem:
             return []
         if not by_stem and reduction not in (settings.DENSE, REFERENCE):

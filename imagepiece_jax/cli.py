@@ -187,8 +187,8 @@ def trained_model(checkpoint=True):
     of_steps = "the averages of the weights over the steps of their training"
     holders = [switch("averaged", False, of_steps)]
     if checkpoint:
-        which = "which of a run's checkpoints"
-        holders.append(choice("checkpoint", "best", kinds, which))
+        of_run = "which of a run's checkpoints"
+        holders.append(choice("checkpoint", "best", kinds, of_run))
 
     def read():
         typed = {"path": required(path), "normalization": normalized()}

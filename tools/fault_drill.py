@@ -70,12 +70,16 @@ def drill(runs, rng, kills, saves):
     def somewhere(low=1, high=tiny_runs.STEPS - 2):
         return int(rng.integers(low, high))
 
-    def tried(fault, *args, fields=()):
-        """A row of `fault`, whose moment is drawn again until it is met."""
+    def tried(fault, *draws, fields=()):
+        """A row of `fault`, whose moment is drawn again until it is met.
+
+        draws: functions that return its arguments after the run
+        fields: of the run's config
+        """
         row = None
         while row is None:
             run = runs.run("run", **dict(fields))
-            row = fault(run, *(draw() for draw in args))
+            row = fault(run, *(draw() for draw in draws))
             if row is None:
                 run.remove()
         return resumed(runs, run, row)

@@ -202,31 +202,31 @@ def _gelu(module):
     return "tanh" if name == "GELU" and tanh else GELUS.get(name)
 
 
-def _said_of_timm(model):
+def _truth_of_timm(model):
     """What no tensor of a model of timm shows: {field: its value; None: no such}."""
     block = model.blocks[0]
     attention_pool = getattr(model, "attn_pool", None)
-    said = {"num_heads": block.attn.num_heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    said |= {"norm_eps": block.norm1.eps, "resize": "antialias"}
-    said["image_size"] = model.patch_embed.img_size
-    said["gelu"] = _gelu(block.mlp.act)
+    truth = {"num_heads": block.attn.num_heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    truth |= {"norm_eps": block.norm1.eps, "resize": "antialias"}
+    truth["image_size"] = model.patch_embed.img_size
+    truth["gelu"] = _gelu(block.mlp.act)
     last = getattr(block.mlp, "gate_last", False)
     silu = type(block.mlp.act).__name__ == "SiLU"
-    said["mlp"] = "swiglu" if silu and not last else None
-    said["pool"] = TIMM_POOLS.get(model.global_pool)
+    truth["mlp"] = "swiglu" if silu and not last else None
+    truth["pool"] = TIMM_POOLS.get(model.global_pool)
     eva_map = type(model) is eva.Eva and model.global_pool == "map"
-    said["pool_include_prefix"] = getattr(model, "pool_include_prefix", eva_map)
-    said["pool_heads"] = getattr(attention_pool, "num_heads", 0)
-    said["prefix_positions"] = not model.no_embed_class
+    truth["pool_include_prefix"] = getattr(model, "pool_include_prefix", eva_map)
+    truth["pool_heads"] = getattr(attention_pool, "num_heads", 0)
+    truth["prefix_positions"] = not model.no_embed_class
     kinds = (eva.EvaBlockPostNorm, vision_transformer.ResPostBlock)
-    said["post_norm"] = isinstance(block, kinds)
-    said["rotary"] = False
+    truth["post_norm"] = isinstance(block, kinds)
+    truth["rotary"] = False
     if rope := getattr(model, "rope", None):
         try:
-            said["rotary"] = public_models.rotary_facts(rope)
+            truth["rotary"] = public_models.rotary_facts(rope)
         except public_models.Unsupported:
-            said["rotary"] = None
-    return said
+            truth["rotary"] = None
+    return truth
 
 
 def of_timm_file(draw, folder):
@@ -258,7 +258,7 @@ def _timm_file(kind, fields, folder):
     path = folder / "weights.pth"
     _state(model, path)
     words = {k: getattr(v, "__name__", v) for k, v in fields.items()}
-    return path, _said_of_timm(model), images, outputs, f"{kind.__name__} {words}"
+    return path, _truth_of_timm(model), images, outputs, f"{kind.__name__} {words}"
 
 
 def of_open_clip_file(draw, folder):
@@ -283,12 +283,12 @@ def of_open_clip_file(draw, folder):
     path = folder / "weights.pth"
     _state(model, path)
     block = tower.transformer.resblocks[0]
-    said = {"num_heads": heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    said |= {"norm_eps": block.ln_1.eps, "resize": "antialias"}
-    said |= {"image_size": tower.image_size, "gelu": _gelu(block.mlp.gelu)}
+    truth = {"num_heads": heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    truth |= {"norm_eps": block.ln_1.eps, "resize": "antialias"}
+    truth |= {"image_size": tower.image_size, "gelu": _gelu(block.mlp.gelu)}
     pools = {"tok": "token", "avg": "mean", "none": "none"}
-    said |= {"pool": pools[tower.pool_type], "fc_norm": tower.final_ln_after_pool}
-    return path, said, images, outputs, f"OpenCLIP {vision} quick_gelu={quick}"
+    truth |= {"pool": pools[tower.pool_type], "fc_norm": tower.final_ln_after_pool}
+    return path, truth, images, outputs, f"OpenCLIP {vision} quick_gelu={quick}"
 
 
 VISION_TRANSFORMER = {

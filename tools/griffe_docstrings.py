@@ -30,12 +30,12 @@ def _describe(field: griffe.Attribute) -> None:
     first = field.lineno - 1
     last = field.endlineno - 1
     _, _, comment = lines[last].partition("  # ")
-    said = [comment] if comment else []
+    words = [comment] if comment else []
     while not comment and lines[first - 1].startswith("    # "):
         first -= 1
-        said.insert(0, lines[first].strip("# "))
-    if said:
-        field.docstring = griffe.Docstring(" ".join(said), parent=field)
+        words.insert(0, lines[first].strip("# "))
+    if words:
+        field.docstring = griffe.Docstring(" ".join(words), parent=field)
 
 
 def _rewrite(member: griffe.Object, names, arguments: str) -> None:

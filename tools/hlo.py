@@ -144,6 +144,11 @@ def _parse(text):
 
 
 def _launches(body, computations):
+    """The GpuKernels and Collectives of a computation, in the order of their launch.
+
+    body: its instructions
+    computations: {name: instructions} of the program
+    """
     shapes = {i.name: i.shape for i in body}
     launches = []
     for i in body:
@@ -173,6 +178,11 @@ def _called(i):
 
 
 def _kernel(i, fused, shapes):
+    """The GpuKernel of an instruction.
+
+    fused: the instructions of a fusion; None for any other
+    shapes: {name: shape} of the instructions beside it
+    """
     target = i.find(r'custom_call_target="([^"]+)"')
     library = target.startswith("__cu")  # cuBLAS, cuDNN: with workspaces
     product = next((f for f in fused or () if f.op == "dot"), None)

@@ -73,8 +73,9 @@ def main():
         room = writer.room(data_dir, short_side)
         try:
             with progress("finding images") as advance:
-                words = source, PARTIAL.value, advance, workers, patterns, room
-                images = scan.find(*words)
+                images = scan.find(
+                    source, PARTIAL.value, advance, workers, patterns, room
+                )
             with progress("writing", sum(map(len, images.values()))) as advance:
                 note = writer.write(images, data_dir, short_side, workers, advance)
         except KeyboardInterrupt:

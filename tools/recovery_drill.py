@@ -127,6 +127,7 @@ class Recovery:
         return lines[-1].replace(str(self.out), "OUT") if lines else ""
 
     def row(self, fault, moment, status, allowed):
+        """The Row of an ended run; allowed: what `found` may return."""
         found = self.found()
         passed = found in allowed
         return Row(fault, moment, status, found, self.said(), passed)
@@ -137,7 +138,7 @@ def write_weights(folder):
     model = imagepiece_jax.create_model("vit_mini", **SIZE)
     variables = fresh_variables(model, SIZE["image_size"], seed=0)
     rng = np.random.default_rng(0)
-    # Such weights that merging changes the answers.
+    # Weights so large that dropping tokens changes the answers.
     variables = jax.tree.map(
         lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), variables
     )

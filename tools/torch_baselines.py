@@ -284,8 +284,8 @@ def merge(x, size, metric, merges):
         even = values[:, ::2]
         odd = values[:, 1::2]
         width = values.shape[-1]
-        gone = even.gather(1, absorbed.expand(-1, -1, width))
-        odd = odd.scatter_add(1, joined.expand(-1, -1, width), gone)
+        moved = even.gather(1, absorbed.expand(-1, -1, width))
+        odd = odd.scatter_add(1, joined.expand(-1, -1, width), moved)
         return torch.cat([even.gather(1, staying.expand(-1, -1, width)), odd], dim=1)
 
     total = summed(x * size)

@@ -51,9 +51,9 @@ def main():
             value=GELU.value,
             hint="add --optimized, or set --config.model.gelu for the model itself",
         )
-    own = runs.own_files(typed["path"])
     if JSON.value:
-        check_writable("--json", JSON.value, own)
+        files = runs.own_files(typed["path"])
+        check_writable("--json", JSON.value, files)
     if DATA.value:
         registry.check_found(DATA.value)
     config, vit = load_with_config(**typed)

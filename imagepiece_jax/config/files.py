@@ -359,8 +359,8 @@ def _no_such_field(config, field):
     if not found and (similar := closest(leaf, siblings)):
         found = [f"{owner}.{similar}".removeprefix(".")]
     if found:
-        meant = [f"config.{name}" for name in found]
-        hint = f"did you mean {' or '.join(meant)}?"
+        paths = [f"config.{name}" for name in found]
+        hint = f"did you mean {' or '.join(paths)}?"
     elif owner and siblings:
         hint = f"config.{owner} has {', '.join(siblings)}"
     else:

@@ -58,12 +58,12 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     all equal is right for k classes only. A label whose logit is NaN is never right.
     """
     chex.assert_rank([logits, labels], [2, 1])
-    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
     lower = classes[None, :] < labels[:, None]
-    tied = (logits == mine) & lower
-    ahead = jnp.sum((logits > mine) | tied, axis=-1)
-    return (ahead < k) & ~jnp.isnan(mine[:, 0])
+    tied = (logits == label_logit) & lower
+    ahead = jnp.sum((logits > label_logit) | tied, axis=-1)
+    return (ahead < k) & ~jnp.isnan(label_logit[:, 0])
 
 
 def _score(logits, label, valid=None):

@@ -96,12 +96,12 @@ def labeled_images(
             allowed="test images with labels, which accuracy needs",
         )
     source = all_images.spread(limit)
-    theirs = source.class_names
-    unnamed = class_names.check_classes(vit.names_of_data, path, theirs, data)
+    names_of_data = source.class_names
+    unnamed = class_names.check_classes(vit.names_of_data, path, names_of_data, data)
     notes = []
     if vit.source.run:
         notes.append(unnamed)
-    notes.append(class_names.mapped_classes(theirs, data, names))
+    notes.append(class_names.mapped_classes(names_of_data, data, names))
     if source.part:
         notes.append(
             f"{len(source)} of {len(all_images)} images are taken, evenly spaced"

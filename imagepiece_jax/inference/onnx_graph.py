@@ -954,29 +954,30 @@ def invert(graph, position, wanted):
 
 
 @translates
-def pick(graph, position, length, *values):
+def pick(graph, position, wanted, *values):
+    """wanted: how many of the first positions, or the positions themselves."""
     kind, *facts = graph.notes[position.name]
     n = position.shape[1]
     values = values or [Value.constant(np.arange(n)[None])]
-    if kind == "kept" and isinstance(length, int):
-        index = _kept_tokens(graph, *facts, length)
+    if kind == "kept" and isinstance(wanted, int):
+        index = _kept_tokens(graph, *facts, wanted)
         return [gather_rows(graph, value, index) for value in values]
-    if isinstance(length, int):
-        length = Value.constant(np.arange(length))
+    if isinstance(wanted, int):
+        wanted = Value.constant(np.arange(wanted))
     if kind == "order":
-        taken = graph.cast(length, np.int64)
-        shape = (position.shape[0], length.shape[-1])
-        index = graph.op("Gather", [*facts, taken], shape, np.int64, axis=1)
+        places = graph.cast(wanted, np.int64)
+        shape = (position.shape[0], wanted.shape[-1])
+        index = graph.op("Gather", [*facts, places], shape, np.int64, axis=1)
         return [gather_rows(graph, value, index) for value in values]
-    length = graph.reshape(length, (1, length.shape[-1], 1))
+    wanted = graph.reshape(wanted, (1, wanted.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
-    holds = graph.elementwise("Equal", position, length, dtype=bool)
+    is_wanted = graph.elementwise("Equal", position, wanted, dtype=bool)
 
     def picked(value):
         value = graph.reshape(value, (value.shape[0], 1, n))
         value = graph.cast(value, np.float32)
-        operands = [holds, value, np.float32(0)]
-        taken = graph.op("Where", operands, holds.shape, np.float32)
+        operands = [is_wanted, value, np.float32(0)]
+        taken = graph.op("Where", operands, is_wanted.shape, np.float32)
         total = graph.reduce("ReduceSum", taken, (2,))
         return graph.cast(total, np.int32)
 

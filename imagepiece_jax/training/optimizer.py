@@ -90,15 +90,15 @@ def check_part(part: PartConfig, init: InitConfig, model: ViT):
         part.refuse("train", "'all'", problem)
 
 
-def trained_part(params, which: str):
+def trained_part(params, part: str):
     """The tree of parameters with None in place of those that are not trained.
 
     JAX treats None as an empty tree. Gradients, moments and exchanges between devices
     exist only for what is trained.
 
-    which: one of `config.run.TRAINED`
+    part: one of `config.run.TRAINED`
     """
-    if which == "all":
+    if part == "all":
         return params
 
     def chosen(path, leaf):
@@ -106,7 +106,7 @@ def trained_part(params, which: str):
         siblings = functools.reduce(operator.getitem, module, params)
         in_norm = "scale" in siblings
         is_bias = name in ("bias", "gamma")
-        if in_norm or (which == "biases" and is_bias):
+        if in_norm or (part == "biases" and is_bias):
             return leaf
         return None
 

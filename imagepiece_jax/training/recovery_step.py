@@ -207,8 +207,8 @@ class Fit:
         self.split = split
         self.join = join
         if split is None:
-            which = recipe.parameters
-            self.split = functools.partial(optimizer.trained_part, which=which)
+            part = recipe.parameters
+            self.split = functools.partial(optimizer.trained_part, part=part)
         self.adam = optax.scale_by_adam()
         self.start()
         self._step = parallel.pmap(

@@ -322,12 +322,12 @@ def _check_class_names(path, names):
         )
 
 
-def _checked_name(path, split, of, label, given, otherwise):
+def _checked_name(path, split, image, label, given, otherwise):
     """The name of an image, its official one where `given` has that.
 
     An official name says the label: InputError where it is another.
 
-    of: which image of the file, for errors
+    image: which one of the file it is, in words for errors
     given: a name that the file has for it, or None
     otherwise: a name that no other image of the split has
     """
@@ -335,7 +335,7 @@ def _checked_name(path, split, of, label, given, otherwise):
     if not 0 <= label < len(classes):
         raise InputError(
             f"has label {label}",
-            field=of,
+            field=image,
             place=path,
             value=label,
             allowed=f"0..{len(classes) - 1}",
@@ -350,24 +350,24 @@ def _checked_name(path, split, of, label, given, otherwise):
     if number and split == "train":
         raise InputError(
             f"is {name}",
-            field=of,
+            field=image,
             place=path,
             value=name,
             allowed="training images",
         )
     if number:
-        own = _numbered(path)(name)
+        true_label = _numbered(path)(name)
     elif wnid in classes:
-        own = classes.index(wnid)
+        true_label = classes.index(wnid)
     else:
         raise _other(path, name, "classes of ImageNet-1k, such as n01440764")
-    if own != label:
+    if true_label != label:
         raise InputError(
             f"is {name} and has label {label}, {classes[label]}",
-            field=of,
+            field=image,
             place=path,
             value=label,
-            allowed=f"{own}, {classes[own]}",
+            allowed=f"{true_label}, {classes[true_label]}",
         )
     return name
 
