@@ -625,3 +625,18 @@ def test_the_cells_are_the_declared_ones():
     assert len(names) == len(want)
     assert recover.WAYS["base"] == Way("norms and biases (base)")
     assert (recover.WAYS["images-50"].images, recover.RANK) == (50, 32)
+
+
+def test_pages_give_what_fewer_images_and_passes_leave():
+    """KL of odd rows, from the committed runs of the choice."""
+    figures = {}
+    ways = ["base", "images-50", "images-100", "images-250", "passes-2000"]
+    for name in ("off", *(f"{way}.A0" for way in ways)):
+        path = markdown.ROOT / recover.FOLDER / f"three-0.5.{name}.json"
+        kl = json.loads(path.read_text("utf-8"))["judged"]["kl"]
+        kl = kl[1::2] if name == "off" else kl
+        figures[name] = f"{np.mean(kl):.3f}".removeprefix("0")
+    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+    del figures["images-100.A0"]
+    del figures["images-250.A0"]
+    assert not markdown.lacking(figures, "docs/recovery.md")
