@@ -143,8 +143,10 @@ def attentive_share(merged, cls_attn, count: int) -> jax.Array:
 
 
 def taking_part(result, n: int, both: bool) -> jax.Array:
-    """Which of `n` tokens a matching merges: those that leave, with `both` the
-    tokens that they are merged into, too. [B, n] bool."""
+    """Which of `n` tokens a matching merges. [B, n] bool.
+
+    both: whether the tokens that others are merged into count, beside those that leave
+    """
     tokens, partner = pairs(result)
     if both:
         tokens = jnp.concatenate([tokens, partner], axis=1)

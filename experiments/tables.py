@@ -464,8 +464,8 @@ def switches_table(results: Results) -> str:
             if measured is None or measured is base:
                 continue
             row = measured.row
-            switch = row.reduction["name"] in ("imagepiece", *CONTROLS)
-            if not switch or row.stem != default.stem:
+            is_switch = row.reduction["name"] in ("imagepiece", *CONTROLS)
+            if not is_switch or row.stem != default.stem:
                 continue
             change = intervals.difference(measured.rights, base.rights)
             cost = measured.facts["gmacs"] - base.facts["gmacs"]

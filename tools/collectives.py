@@ -159,6 +159,7 @@ def run_costs(configs, images, hosts, links, kilobytes):
         heading += [f"{where}: images/s", "hours"]
 
     def seconds(config, batch, gpus, count):
+        """Time of a step on `count` hosts, each with `gpus` GPUs and `batch` images."""
         config = config.copy_and_resolve_references()
         config.batch_size = batch
         key = config.to_json(), gpus

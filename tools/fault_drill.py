@@ -192,6 +192,7 @@ def kill_in_save(run, step, delay=0.0):
 
 
 def _killed(run):
+    """SIGKILL now, and the row; None where the run had ended."""
     status = run.end(signal.SIGKILL)
     if status == 0:
         return None
@@ -226,6 +227,7 @@ def terminate_in_compile(run):
 
 
 def _signaled(run, ready, moment, signum=signal.SIGTERM, devices=None):
+    """A signal when `ready()` holds, and the row; None where the run ends before."""
     run.start(devices)
     run.until(ready)
     began = time.monotonic()

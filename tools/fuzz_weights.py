@@ -101,6 +101,7 @@ def mutated(ending, data, draw):
 
 
 def _bytes(data, draw):
+    """The bytes with one fault: a bit, a byte, a gap, an insertion or a number."""
     data = bytearray(data)
     if not data:
         return bytes(data)

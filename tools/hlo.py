@@ -209,6 +209,7 @@ def _kernel(i, fused, shapes):
 
 
 def _collective(i, body, computations):
+    """The Collective of an instruction."""
     by_name = {other.name: other for other in body}
     parts = []
     for name in i.operands:
@@ -254,6 +255,7 @@ def _group(i):
 
 
 def _kind(i, target, fused):
+    """The kind of a GpuKernel without a product of its own."""
     for part, kind in (
         ("fmha", "attention"),
         ("cublas", "gemm"),

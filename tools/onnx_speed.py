@@ -136,6 +136,7 @@ def table(rows):
 
 
 def _cell(row):
+    """Images a second, and the ratio to the dense model with its ends."""
     if row is None:
         return None
     rate, *_ = row["rate"]

@@ -165,6 +165,7 @@ class TinyRun:
         return bool(self._inodes(f"checkpoints/*/{UNFINISHED}") - self._left)
 
     def _inodes(self, *patterns):
+        """Inodes of files and folders in the run's folder, which tell old from new."""
         patterns = patterns or ("metrics.jsonl", f"checkpoints/*/{UNFINISHED}")
         paths = []
         for pattern in patterns:

@@ -99,6 +99,7 @@ def _model(size, **options):
 
 
 def _infer(size, case, variant, r=0):
+    """The Workload of inference; r: tokens that ToMe merges in a block, 0: dense."""
     import torch
 
     where = torch_device()
@@ -122,6 +123,7 @@ def _infer(size, case, variant, r=0):
 
 
 def _train(size, case, variant):
+    """The Workload of training steps."""
     import torch
 
     config = case.config
@@ -183,6 +185,7 @@ def _wait(event):
 
 
 def _macs(case, reduction):
+    """MACs of an image through our model with the patch stem and a reduction."""
     config = case.config
     model = create_model(
         reduction=reduction,

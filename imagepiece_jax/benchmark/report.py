@@ -127,6 +127,7 @@ def break_even(rows):
 
 
 def _compared(ratios, first):
+    """Where a program is faster than the first, by {batch size: ratio}, in words."""
     sizes = sorted(ratios)
     slower = [size for size in sizes if ratios[size] <= 1]
     faster = [size for size in sizes if not slower or size > slower[-1]]

@@ -173,6 +173,7 @@ def run_all(groups, rules, files, others=None):
 
 
 def _setting(case, rules, peaks):
+    """The fields that all rows of a group share."""
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
     return {
         "mode": case.mode,
@@ -189,6 +190,7 @@ def _setting(case, rules, peaks):
 
 
 def _check_memory(name, batch_size, needed):
+    """Raise InputError where a program needs more bytes than the device has."""
     available = device.memory()
     if needed > available:
         part = f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f}"

@@ -128,6 +128,7 @@ class Case:
         )
 
     def _train(self):
+        """The Workload of training steps, each of which continues from the last."""
         config = self.config
         step, first_state, model, teacher = training_step(config)
         if teacher is not None:

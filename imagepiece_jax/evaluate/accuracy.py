@@ -260,6 +260,7 @@ class _Pass:
         self.parts = []
 
     def add(self, places, sums, each):
+        """Add the results of a batch; places: its index and mask, by name."""
         sums = parallel.unreplicate(sums)
         for name in self.totals:
             self.totals[name] += float(sums[name])

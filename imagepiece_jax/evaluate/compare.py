@@ -310,6 +310,7 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
     patch = dense.model.patch_size
 
     def floor(kind, images, sized, **setting):
+        """The pair of a cheaper dense model; setting: what makes it cheaper."""
         fields = ", ".join(f"{k}={v}" for k, v in setting.items())
         cheaper = dataclasses.replace(
             checkpoint,

@@ -133,6 +133,7 @@ def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False
         outputs, states = with_states(model, variables, images)
         grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
         last_norm = final_norm(model, variables)
+        # For each block the number of steps up to it, which is the place of its path.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs, grid)
         paths = follow(outputs.results, outputs.taps, fill)

@@ -57,6 +57,7 @@ class ProgramOutputs:
         return {"layers": self.blocks, "norm": self.norm, "fill": self.fill}
 
     def _check(self):
+        """Raise InputError for options of features that do not fit."""
         for field, value in self._options.items():
             if not self.has_features and value != DEFAULTS[field]:
                 raise InputError(
@@ -78,6 +79,7 @@ class ProgramOutputs:
             )
 
     def _feature_names(self, output):
+        """Names of the arrays of features, in order."""
         parts = ["patches"]
         if output == "features":
             parts = [*Layer._fields]

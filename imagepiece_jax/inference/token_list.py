@@ -47,8 +47,8 @@ def token_list(
     patches = grid[0] * grid[1]
     row, column = _centers(path, count, batch, grid)
     above = row[:, None, :] < row[:, :, None]
-    beside = row[:, None, :] == row[:, :, None]
-    earlier = above | (beside & _before(column))
+    same_row = row[:, None, :] == row[:, :, None]
+    earlier = above | (same_row & _before(column))
     place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
     order = invert(place, count)
     if path.mixed:

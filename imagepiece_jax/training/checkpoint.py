@@ -243,7 +243,8 @@ class Checkpoints:
         return checksums.steps(self._root / kind)
 
     def _writer(self, kind):
-        # The first save makes writers, as these write, and remove unfinished steps.
+        """The StepWriter of a kind of checkpoints."""
+        # It is made by the first save, as it writes, and removes unfinished steps.
         if not self._writers:
             self._while_writing.enter_context(orbax_files.patient_event_loops())
             orbax_files.log_no_raised_errors()

@@ -144,8 +144,8 @@ class InitialWeights:
         if start:
             sources.append((run.init.weights, start))
         # A teacher of distillation may be normalized in another way.
-        alike = run.reduction.needs_teacher or not run.distill.active
-        if teacher and (alike or not start):
+        is_same = run.reduction.needs_teacher or not run.distill.active
+        if teacher and (is_same or not start):
             sources.append((run.teacher.weights, teacher))
         return sources
 
@@ -202,8 +202,8 @@ class InitialWeights:
             run.init.refuse("fresh", problem=problem, hint=hint)
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
-        like = variable_shapes(model, run.image_size)
-        convert.check_parts(fresh, like, "config.init.fresh")
+        shapes = variable_shapes(model, run.image_size)
+        convert.check_parts(fresh, shapes, "config.init.fresh")
         return self._started(model, fresh)
 
     def dense_variables(self, dense):

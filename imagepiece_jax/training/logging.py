@@ -200,13 +200,14 @@ class RunLog(contextlib.ExitStack):
             dynamic_ncols=True,
         )
         self._bar = self.enter_context(bar)
-        self._lines = main and self._bar.disable
+        self._prints_lines = main and self._bar.disable
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
+        # The first and the last step of the trace.
         self._traced = (first, last) if config.profile and main else (None, None)
         self._trace = self.enter_context(contextlib.ExitStack())
-        self._waiting = None
-        self._untimed = step + 1
+        self._unwritten = None  # the last step and its metrics, until `flush`
+        self._untimed = step + 1  # the step that is not timed, as its program is new
         self.restart_clock()
 
     def restart_clock(self):
@@ -245,14 +246,14 @@ class RunLog(contextlib.ExitStack):
         So the device has the next step to compute while the last metrics are fetched.
         """
         self.flush()
-        self._waiting = step, metrics
+        self._unwritten = step, metrics
 
     def flush(self):
         """Write the last metrics. Raises RunError after too many steps were skipped."""
-        if self._waiting is None:
+        if self._unwritten is None:
             return
-        step, metrics = self._waiting
-        self._waiting = None
+        step, metrics = self._unwritten
+        self._unwritten = None
         metrics = parallel.unreplicate(metrics)
         if step == self._traced[1]:
             self._trace.close()
@@ -285,7 +286,7 @@ class RunLog(contextlib.ExitStack):
         logged = step % self._config.log_every_steps == 0 or step == self._length.steps
         if logged:
             self._writer.write_line("train", step, **values)
-            if self._lines:
+            if self._prints_lines:
                 self._print_line(step, values)
             self.restart_clock()
 
@@ -317,6 +318,7 @@ class RunLog(contextlib.ExitStack):
         )
 
     def _stop(self, step, metrics):
+        """Raise RunError for a step whose loss or gradient is not finite."""
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved = self._last_saved()
         count = int(metrics["skipped"])
@@ -359,6 +361,7 @@ def top1(figures):
 
 
 def _in_short(values):
+    """The metrics of a step in a few words, for the bar and for printed lines."""
     what = "acc" if "acc1" in values else AGREEMENT
     text = f"loss {values['loss']:.3f} {what} {top1(values):.1f}%"
     if not math.isnan(values["throughput"]):

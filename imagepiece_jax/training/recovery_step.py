@@ -264,6 +264,7 @@ class Fit:
         return {**before, "params": params}
 
     def _train_step(self, state, weights, pixels, rate, step):
+        """(the next State, the loss) of a step, on one device."""
         student, teacher = weights
         images = self._normalized(pixels)
         if self.recipe.mixed:
@@ -286,6 +287,7 @@ class Fit:
         return self.targets_of(weights[1], self._normalized(pixels))
 
     def _measured(self, trained, weights, pixels, targets):
+        """`Comparison.measure` of a batch; targets: the teacher's answers to it."""
         answered = self.answers_of(weights[0], trained, self._normalized(pixels))
         return self.comparison.measure(answered, targets)
 
@@ -293,9 +295,11 @@ class Fit:
         return normalize(pixels, self.model.mean, self.model.std)
 
     def targets_of(self, variables, images):
+        """The teacher's answers for normalized images."""
         return answers(self.dense, variables, images, self.comparison.read)
 
     def answers_of(self, variables, trained, images):
+        """The student's answers for normalized images, resized to its size."""
         params = self.join(variables["params"], trained)
         batch, *size, channels = images.shape
         student_size = sides(self.vit.image_size)

@@ -296,12 +296,13 @@ def _history(workdir, batch_size):
         yield "skipped", f"{skipped} of {before} steps, which were not finite"
 
 
-def _accuracy(last):
-    what = "acc" if "acc1" in last else AGREEMENT
-    text = f"top-1 {last[f'{what}1']:.2f} %, top-5 {last[f'{what}5']:.2f} %"
-    text += f" of {last['images']} images"
+def _accuracy(figures):
+    """The figures of an evaluation in words."""
+    what = "acc" if "acc1" in figures else AGREEMENT
+    text = f"top-1 {figures[f'{what}1']:.2f} %, top-5 {figures[f'{what}5']:.2f} %"
+    text += f" of {figures['images']} images"
     if what == AGREEMENT:
         text += ", by the teacher's answers"
-    if last.get(f"ema_{what}1") is not None:
-        text += f"; averaged weights {last[f'ema_{what}1']:.2f} %"
+    if figures.get(f"ema_{what}1") is not None:
+        text += f"; averaged weights {figures[f'ema_{what}1']:.2f} %"
     return text

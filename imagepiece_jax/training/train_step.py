@@ -128,6 +128,7 @@ def train_step(
     devices = jax.lax.axis_size(parallel.AXIS)
 
     def micro_step(carry, inputs):
+        """(the carry with gradients and sums of a micro-batch, terms of its loss)."""
         batch_stats, grads, sums = carry
         part, index = inputs
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)

@@ -119,6 +119,7 @@ def read_rows(path):
 
 
 def _row(path, number, row):
+    """(encoded image, file name or None, label) of a row as pyarrow gives it."""
     image = row["image"]
     label = row["label"]
     name = None

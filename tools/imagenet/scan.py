@@ -183,6 +183,7 @@ def _accepted():
 
 
 def _read(reader, path, advance):
+    """The entries of a tar or a folder; InputError where it cannot be read."""
     entries = []
     try:
         for entry in reader(path):
@@ -277,6 +278,7 @@ def _shard(path, split, target):
 
 
 def _webdataset(path, split):
+    """Entries of a tar of the webdataset format."""
     stem = os.path.splitext(os.path.basename(path))[0]
     entries = []
     for key, given, label, start, size in webdataset.read_samples(path):
@@ -287,6 +289,7 @@ def _webdataset(path, split):
 
 
 def _parquet(path, split, target):
+    """Entries of a parquet file, unpacked into the file `target`."""
     stem = os.path.splitext(os.path.basename(path))[0]
     _check_class_names(path, parquet.class_names(path))
     entries = []
@@ -401,6 +404,7 @@ def _tfrecord(path):
 
 
 def _check_complete(split, path, entries, partial):
+    """Raise InputError where images or classes of a split are missing."""
     if not entries:
         raise InputError("has no image of ImageNet", place=path)
     complete = SPLITS[split][2]

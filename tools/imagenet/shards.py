@@ -62,6 +62,7 @@ def holds_shards(folder):
 
 
 def _matching(source, split, pattern):
+    """The files of a split by their pattern. Raises InputError where there are none."""
     found = glob.glob(os.path.join(glob.escape(source), pattern), recursive=True)
     if not found:
         raise InputError(
@@ -92,6 +93,7 @@ def split_by_name(path):
 
 
 def _check_one_form(split, paths):
+    """Raise InputError for a split in two forms, or with two files of a name."""
     first = paths[0]
     names = {}
     for path in paths:

@@ -83,6 +83,7 @@ def _check_end(tar):
 
 
 def _sample(path, key, files):
+    """The Sample of a key; files: as `_files_by_key` has them."""
     images = [extension for extension in IMAGES if extension in files]
     if len(images) != 1:
         found = " and ".join(f".{extension}" for extension in images) or "no image"
@@ -117,6 +118,7 @@ def _number(path, key, content):
 
 
 def _facts(path, key, content):
+    """The content of a .json file, a dict whose label is a whole number."""
     try:
         facts = json.loads(content)
     except ValueError as error:
