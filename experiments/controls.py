@@ -26,8 +26,8 @@ class RandomPairs(Retokenize):
     def needs(self):
         return super().needs - {"metric"} | {"rng"}
 
-    def similarity(self, taps, candidates, first):
-        shape = (first, candidates.shape[1] - first)
+    def similarity(self, taps, candidates, size_a):
+        shape = (size_a, candidates.shape[1] - size_a)
         return jax.vmap(lambda key: uniform(key, shape))(taps.rng)
 
 

@@ -33,9 +33,15 @@ def node(fn):
         if not _marked.get():
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
-        arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
-        places = tuple(None if isinstance(leaf, ARRAYS) else (leaf,) for leaf in leaves)
-        return composite(*arrays, arguments=(tree, places))
+        arrays = []
+        statics = []  # for each leaf None, where it is an array, or (its value,)
+        for leaf in leaves:
+            if isinstance(leaf, ARRAYS):
+                arrays.append(leaf)
+                statics.append(None)
+            else:
+                statics.append((leaf,))
+        return composite(*arrays, arguments=(tree, tuple(statics)))
 
     return called
 
@@ -52,11 +58,17 @@ def call(equation, operands):
 
 def _rebuilt(arguments, arrays):
     """(args, options) of a marked call with other `arrays`."""
-    tree, places = arguments
-    count = places.count(None)
+    tree, statics = arguments
+    count = statics.count(None)
     # Constants of the function come before its arrays.
     arrays = iter(arrays[len(arrays) - count :])
-    leaves = [next(arrays) if place is None else place[0] for place in places]
+    leaves = []
+    for static in statics:
+        if static is None:
+            leaves.append(next(arrays))
+        else:
+            (value,) = static
+            leaves.append(value)
     return jax.tree.unflatten(tree, leaves)
 
 

@@ -179,7 +179,7 @@ class _Mapped:
         self._work = work
 
     def __call__(self, *args):
-        args = jax.tree.map(_of_all, args)
+        args = jax.tree.map(_global_array, args)
         key = _types(args)
         if key not in self._compiled:
             self.compile(*args)
@@ -191,7 +191,7 @@ class _Mapped:
         A `jax.ShapeDtypeStruct` is one of all processes, as a JAX array is.
         """
         # Shapes, to `lower`, would mean those of this process.
-        types = jax.tree.map(lambda x: jax.typeof(_shape_of_all(x)), args)
+        types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
         key = _types(types)
         if key not in self._compiled:
             if are_crowded():
@@ -251,7 +251,7 @@ def replicate(tree):
 
     def put(x):
         x = np.asarray(x)
-        return _of_all(np.broadcast_to(x, (count, *x.shape)))
+        return _global_array(np.broadcast_to(x, (count, *x.shape)))
 
     return jax.tree.map(put, tree)
 
@@ -292,7 +292,7 @@ def shard(tree):
                 value=size,
                 allowed=f"multiples of {count}",
             )
-        return _of_all(x.reshape(count, size // count, *x.shape[1:]))
+        return _global_array(x.reshape(count, size // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)
 
@@ -334,23 +334,26 @@ def reverse(tree):
     return jax.tree.map(flip, tree)
 
 
-def _shape_of_all(x):
-    """Shape and type of `_of_all(x)`, without copying anything."""
+def _global_shape(x):
+    """Shape and type of `_global_array(x)`, without copying anything."""
     shape = x.shape
     if isinstance(x, np.ndarray):
         shape = (len(x) * jax.process_count(), *shape[1:])
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
-def _of_all(x):
-    """NumPy [local devices, ...] of each process as one array [devices, ...] of all."""
+def _global_array(x):
+    """NumPy [local devices, ...] of each process as one array [devices, ...] of all.
+
+    An array of JAX is one already.
+    """
     if not isinstance(x, np.ndarray):
         return x
     return jax.make_array_from_process_local_data(_sharding(), x)
 
 
 def _sharding():
-    """A leading axis of all devices, one row each, in the order of `jax.pmap`."""
+    """The sharding of a leading axis, one row a device, in the order of `jax.pmap`."""
     devices = []
     for process in range(jax.process_count()):
         devices += local_devices(process)

@@ -65,7 +65,7 @@ def draw_groups(
     if colors is None:
         colors = outline_colors([source], grid)
     slots = _to_pixels(source.reshape(grid), image)
-    hues = _to_pixels(colors[_first(source)].reshape(*grid, 3), image)
+    hues = _to_pixels(colors[_first_patch(source)].reshape(*grid, 3), image)
     means = _to_pixels(mean_colors(image, source, grid), image)
     pixels = image.astype(np.float32)
     present = (slots >= 0)[..., None]
@@ -101,12 +101,13 @@ def outline_colors(sources, grid) -> np.ndarray:
     hues = np.arange(patches) * 3**0.5 % 1.0
     placed = np.zeros(patches, bool)
     for patch in np.flatnonzero(touching.any(axis=1)):
-        near = np.sort(hues[touching[patch] & placed])
-        turned = np.abs(near - hues[patch])
-        if near.size and np.minimum(turned, 1 - turned).min() < _APART:
-            gaps = np.diff(near, append=near[0] + 1)
+        neighbors = np.sort(hues[touching[patch] & placed])
+        distance = np.abs(neighbors - hues[patch])
+        distance = np.minimum(distance, 1 - distance)  # around the circle of hues
+        if neighbors.size and distance.min() < _APART:
+            gaps = np.diff(neighbors, append=neighbors[0] + 1)
             widest = gaps.argmax()
-            hues[patch] = (near[widest] + gaps[widest] / 2) % 1.0
+            hues[patch] = (neighbors[widest] + gaps[widest] / 2) % 1.0
         placed[patch] = True
     hsv = np.stack([hues, np.full(patches, 0.85), np.ones(patches)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
@@ -117,7 +118,7 @@ def _touching(source, grid):
 
     Returns bool [h * w, h * w], symmetric; a token has the row of its first patch.
     """
-    first = _first(source)
+    first = _first_patch(source)
     merged = _same_token(source).sum(axis=1) > 1
     tokens = np.where(merged, first, -1).reshape(grid)
     touching = np.zeros((len(source), len(source)), bool)
@@ -259,7 +260,7 @@ def _same_token(source):
     return kept | np.eye(len(source), dtype=bool)
 
 
-def _first(source):
+def _first_patch(source):
     """The first patch of each patch's token. [n0] -> int [n0]."""
     return _same_token(source).argmax(axis=1)
 

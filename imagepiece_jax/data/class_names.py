@@ -98,14 +98,16 @@ def two_orders(names: Sequence[str]) -> tuple[int, str, str] | None:
 
     Returns (label, name as text, name by numbers), or None where both orders agree.
     """
+    as_text = sorted(names)
     by_number = sorted(names, key=_by_number)
-    for label, pair in enumerate(zip(sorted(names), by_number, strict=True)):
-        if pair[0] != pair[1]:
-            return label, *pair
+    for label, (text, numbered) in enumerate(zip(as_text, by_number, strict=True)):
+        if text != numbered:
+            return label, text, numbered
     return None
 
 
 def _by_number(name):
+    """A key that sorts names by the numbers in them."""
     parts = DIGITS.split(name)  # every other one is a number
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -152,19 +154,19 @@ def mapped_classes(
     named = {label: name for label, name in enumerate(names) if name is not None}
     complete = len(named) == len(names)
     in_order = complete and [*named.values()] == sorted(named.values())
-    known = model_names
-    if known is None and len(names) == len(imagenet_names()):
-        known = imagenet_names()
-    label = next(iter(named))
-    order = ""
+    if in_order and are_labels(names):
+        return None
+    expected = model_names
+    if expected is None and len(names) == len(imagenet_names()):
+        expected = imagenet_names()
+    label = next(iter(named))  # of the class that the note has as its example
+    remark = ""
     if are_labels(names):
-        if in_order:
-            return None
         way = "number"
     elif in_order:
         way = "the order of their names"
-        if known is not None:
-            others = [i for i, name in named.items() if not _agree(name, known[i])]
+        if expected is not None:
+            others = [i for i, name in named.items() if not _agree(name, expected[i])]
             if not others:
                 return None
             label = others[0]
@@ -180,14 +182,14 @@ def mapped_classes(
     else:
         way = "name"
         if model_names is None:
-            order = "; the weights name none, ImageNet's order is taken"
+            remark = "; the weights name none, ImageNet's order is taken"
     example = f"{named[label]} is {label}"
-    words = known and known[label]
-    if words not in (None, named[label]):
-        example += f" ({words})"
+    name_in_model = expected and expected[label]
+    if name_in_model not in (None, named[label]):
+        example += f" ({name_in_model})"
     return (
         f"the {len(named)} folders of {data} are mapped by {way} to the model's "
-        f"{len(names)} classes: {example}{order}"
+        f"{len(names)} classes: {example}{remark}"
     )
 
 

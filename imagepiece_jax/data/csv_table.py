@@ -47,7 +47,9 @@ def open_csv(
     files = []
     labels = []
     highest = -1
-    with_label = {}  # a line of a test image with a label, and of one without
+    # The last line of a test image with a label, and of one without.
+    with_label = None
+    without_label = None
     trained = []
     root = os.path.dirname(path)
     names = {}
@@ -63,18 +65,21 @@ def open_csv(
                         f"has more fields than the {len(table.fieldnames)} columns",
                         hint="text with a comma must stand in double quotes",
                     )
-                part = "val"
+                row_split = "val"
                 if has_split:
-                    part = (fields["split"] or "").strip()
-                one_of("split", part, SPLITS)
-                has_label = labeled or part == "val"
-                if part == "val" and not labeled:
+                    row_split = (fields["split"] or "").strip()
+                one_of("split", row_split, SPLITS)
+                has_label = labeled
+                if row_split == "val" and not labeled:
                     has_label = bool((fields["label"] or "").strip())
-                    with_label[has_label] = table.line_num
+                    if has_label:
+                        with_label = table.line_num
+                    else:
+                        without_label = table.line_num
                 label = -1
                 if has_label:
                     label = _label(fields["label"], num_classes)
-                row = _Row(table.line_num, label, part)
+                row = _Row(table.line_num, label, row_split)
                 highest = max(highest, row.label)
                 image = fields["filename"] or ""
                 if row.split == "train":
@@ -98,14 +103,15 @@ def open_csv(
         ) from error
     if not first:
         raise InputError("has no rows", place=path, allowed="at least one image")
-    if len(with_label) == 2:
+    if with_label and without_label:
         raise InputError(
             "is empty, but other test images have labels",
             field="label",
-            place=f"{path} line {with_label[False]}",
+            place=f"{path} line {without_label}",
             allowed="all, or none",
         )
-    if not labeled and not with_label:
+    has_tests = with_label or without_label
+    if not labeled and not has_tests:
         chosen = split_files(trained, split, path)
         files = [_stored_file(name, path) for name in chosen]
         labels = [-1] * len(files)

@@ -214,9 +214,13 @@ def rgb(image: Image.Image, upright: bool = False) -> np.ndarray:
 
 
 def _eight_bits(values, mode):
-    """Numbers of 32 bits as uint8, by the range that they take; ValueError.
+    """Numbers of 32 bits as uint8: those of eight bits, or the upper eight of sixteen.
 
-    Floats up to 16 may be of images from 0 to 1, with a few highlights above.
+    Their range shows which they are. Floats up to 16 may be of images from 0 to 1, with
+    a few highlights above, and are refused.
+
+    mode: Pillow's, "I" for integers or "F" for floats
+    Raises ValueError for another range.
     """
     low = values.min()
     high = values.max()
@@ -230,25 +234,25 @@ def _eight_bits(values, mode):
     )
 
 
-def record_unreadable(damaged, row, total, consequence):
+def record_unreadable(damaged, in_a_row, total, consequence):
     """Note UnreadableImage errors: each file is logged once, too many stop the run.
 
     damaged: dict of the files met so far, in order, to the reason
-    row: errors with no readable image between them
+    in_a_row: errors with no readable image between them
     total: length of the source
     consequence: for the log, what happens instead
     Raises InputError for 20 in a row and for more than 1 % of `total`.
     """
-    for error in row:
+    for error in in_a_row:
         if error.place not in damaged:
             damaged[error.place] = error.value
             log.warning("%s: %s", error, consequence)
-    if len(row) >= MAX_IN_A_ROW:
-        first = row[0]
+    if len(in_a_row) >= MAX_IN_A_ROW:
+        first = in_a_row[0]
         raise InputError(
-            f"{first.problem}, as the first of {len(row)} images in a row",
+            f"{first.problem}, as the first of {len(in_a_row)} images in a row",
             place=first.place,
-            value=len(row),
+            value=len(in_a_row),
             allowed=f"fewer than {MAX_IN_A_ROW}",
         )
     count = len(damaged)

@@ -15,11 +15,13 @@ log = logging.getLogger("imagepiece_jax.data")
 
 
 def open_folder(root, split, num_classes, labeled, labels_by_name):
+    """The images of a split of folder:ROOT, with arguments of `open_source`."""
     if not labeled and not _has_labeled_tests(root):
         files = _unlabeled_files(root, split)
         return FileSource(root, files, [-1] * len(files), num_classes)
-    named_by = split if labeled else "val"
-    folders, loose = _class_folders(root, named_by)
+    # Training images without labels may be anywhere; then val has the classes.
+    split_with_classes = split if labeled else "val"
+    folders, loose = _class_folders(root, split_with_classes)
     splits = {split: folders}
     other = SPLITS[1 - SPLITS.index(split)]
     if labeled and os.path.isdir(os.path.join(root, other)):
@@ -43,7 +45,7 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     if split == "train" and not labeled:
         files = _unlabeled_files(root, "train")
         return FileSource(root, files, [-1] * len(files), num_classes, names)
-    owners = _check_apart(root, splits)
+    owners = _owners(root, splits)
     files = []
     labels = []
     left_out = loose
@@ -171,15 +173,15 @@ def _class_folders(root, split):
     return dict(sorted(folders.items())), loose
 
 
-def _check_apart(root, splits):
-    """Folders of all classes by their real paths; InputError where two are one."""
+def _owners(root, splits):
+    """{real path: folder of a class} of all classes; InputError where two are one."""
     owners = {}
     for split, folders in sorted(splits.items()):
         for name in folders.values():
             folder = os.path.join(split, name)
             real = os.path.realpath(os.path.join(root, folder))
             if real in owners:
-                raise _same(root, folder, owners[real])
+                raise _same_folder(root, folder, owners[real])
             owners[real] = folder
     return owners
 
@@ -188,17 +190,17 @@ def _check_links(root, folders, owners):
     """InputError where a link leads from a class to images of another.
 
     folders: of the class, its own first, by their real paths
-    owners: of `_check_apart`, to which they are added
+    owners: of `_owners`, to which they are added
     """
     owner = next(iter(folders.values()))
     for real, folder in folders.items():
         for place in (real, *map(str, pathlib.PurePath(real).parents)):
             if owners.get(place, owner) != owner:
-                raise _same(root, folder, owners[place])
+                raise _same_folder(root, folder, owners[place])
         owners[real] = owner
 
 
-def _same(root, folder, first):
+def _same_folder(root, folder, first):
     """The InputError for a class's folder that is another class's, too."""
     return InputError(
         f"is the same as {os.path.join(root, first)}, or in it, by a link",

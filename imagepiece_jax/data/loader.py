@@ -85,9 +85,8 @@ class BatchSequence(abc.ABC):
     repeats: int = 1  # how often an image comes in a row
 
     fields: ClassVar[tuple[str, ...]]  # the FIELDS that a batch has
-    consequence: ClassVar[
-        str
-    ]  # what follows for an image that cannot be read, in words
+    # what follows for an image that cannot be read, in words
+    consequence: ClassVar[str]
 
     @abc.abstractmethod
     def requests(self, number) -> Iterator["Request"]:
@@ -124,11 +123,13 @@ class BatchSequence(abc.ABC):
         return None, {"label": 0, "mask": 0.0, "index": request.index}, errors
 
     def _transformed(self, image, index, arguments):
+        """The pixels of an image after the transform; padding is black."""
         if image is None:
             return 0
         try:
             return self.transform(image, *arguments)
-        except InputError as error:  # a name may take a read
+        except InputError as error:
+            # Asked for only now, as a name may take a read.
             raise error.inside(place=self.source.name(index)) from error
 
     def join(self, chunks: list["Chunk"]) -> tuple:
@@ -325,7 +326,7 @@ class Reader:
 
     def __init__(self, sequence: BatchSequence, workers: int = 0, threads: int = 0):
         self._sequence = sequence
-        self._in_a_row = []  # errors since the last readable image
+        self._errors_in_a_row = []  # since the last readable image
         self._joined = worker_pool.Prefetch(
             sequence.read,
             sequence.join,
@@ -343,22 +344,27 @@ class Reader:
         batch, samples = next(self._joined)
         try:
             for sample in samples:
-                self._record(sample)
+                self._record_errors(sample)
         except InputError:
             self.close()
             raise
         return batch
 
-    def _record(self, sample):
+    def _record_errors(self, sample):
+        """Record the files that could not be read for a sample.
+
+        Raises InputError where they are too many.
+        """
         if sample.errors:
-            self._in_a_row += sample.errors
+            self._errors_in_a_row += sample.errors
             source = self._sequence.source
-            found = source.unreadable
+            damaged = source.unreadable
             total = len(source)
             consequence = self._sequence.consequence
-            record_unreadable(found, self._in_a_row, total, consequence)
-        if sample.fields["mask"]:
-            self._in_a_row = []
+            record_unreadable(damaged, self._errors_in_a_row, total, consequence)
+        is_image = sample.fields["mask"] == 1  # and not padding
+        if is_image:
+            self._errors_in_a_row = []
 
     def close(self):
         """End threads and processes."""

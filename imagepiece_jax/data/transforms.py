@@ -128,11 +128,11 @@ def _filter(old, new):
     if old == new:
         return np.ones(1, np.float32)
     # Rounded, so that a few hundred filters serve all crops.
-    return _taps(round(old / new, 2))
+    return _filter_by_scale(round(old / new, 2))
 
 
 @functools.lru_cache(maxsize=1024)
-def _taps(scale):
+def _filter_by_scale(scale):
     """The filter before OpenCV's bicubic resize, float32 [2n + 1].
 
     By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel,
@@ -148,8 +148,8 @@ def _taps(scale):
     for k in range(1, count + 1):
         kernels.append(_cubic(x - k, _OPENCV) + _cubic(x + k, _OPENCV))
     half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), wanted)
-    taps = np.concatenate([half[:0:-1], half])
-    return (taps / taps.sum()).astype(np.float32)
+    weights = np.concatenate([half[:0:-1], half])
+    return (weights / weights.sum()).astype(np.float32)
 
 
 def _cubic(x, a):

@@ -220,6 +220,7 @@ class Processes:
         return functools.partial(self._result, number)
 
     def _result(self, number):
+        """Wait for the result of a task; others of its worker may arrive before it."""
         worker = self._workers[number % len(self._workers)]
         while number not in self._arrived:
             try:

@@ -69,16 +69,16 @@ def fields_at_cost(reduction, model, grid, name=None, tolerance=TOLERANCE):
 
 
 def _with_counts(reduction, found, model, grid, name):
-    """`fields_at_cost` of a dict.
+    """`fields_at_cost` of a dict, whose Method at that cost is known.
 
-    found: its Method, with counts in place of the cost
+    found: the Method with counts in place of the cost
     """
     reduction = with_chosen(reduction, model, grid, name)
     method, _ = read_reduction(reduction)
     if method.macs is None:
         return reduction
     changes = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
-    changes.pop("score", None)  # "auto" is what another model has, too
+    changes.pop("score", None)  # it stays "auto", which fits other models, too
     fields = {**reduction, **changes}
     unused = found.amounts if found.counts else ()
     fields[LABEL] = cost_label(reduction)

@@ -189,6 +189,7 @@ class ModelConfig(CheckedFields):
         wanted = wanted.with_parts(requested.arch)
 
         def compare(field, value, trained, of_name):
+            """Contradiction unless `value` is `trained`; of_name: the name has it."""
             value = settings.as_tuple(value)
             trained = settings.as_tuple(trained)
             if value == trained:
@@ -216,7 +217,8 @@ class ModelConfig(CheckedFields):
             if of_name or part not in free:
                 compare(part, getattr(wanted, part), getattr(ours, part), of_name)
         size = requested.image_size or self.image_size
-        if sides(size) != sides(self.image_size):  # which need be no multiple
+        # Images that weights were trained on may end in a part of a patch, others not.
+        if sides(size) != sides(self.image_size):
             patch_grid(size, self.patch_size)
         return dataclasses.replace(self, **requested.fields | {"arch": wanted})
 
@@ -317,7 +319,7 @@ def with_plan(
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None and method.macs is not None:
         _, method = at_cost.chosen_with_counts(method, model, grid, name)
-    noted = method
+    noted = method  # its score "auto" fits other models, too
     try:
         method = method.for_model(model.facts_for_methods(grid, name))
     except InputError as error:

@@ -88,7 +88,7 @@ def model_variables(
     lacking = lacking_selectors(tensors, like)
     if fresh is None:
         fresh = lacking
-    fresh = (*fresh, *given.get("params", {}))
+    fresh = (*fresh, *given.get("params", {}))  # not to be taken from tensors
     if not exact:
         lacking = [name for name in lacking if not matches(name, fresh)]
         if lacking:
@@ -107,6 +107,7 @@ def model_variables(
         variables = from_timm(tensors, like, fresh)
     except InputError as error:
         raise error.inside(place=source) from error
+    # What is neither in tensors nor given is still a shape.
     present = {}
     missing = set()
     for path, leaf in traverse_util.flatten_dict(variables).items():
@@ -200,7 +201,7 @@ def check_fit(state_dict, like, fresh=()):
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))
     needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
-    problem = _size_differs(state_dict, needed.values())
+    problem = _size_difference(state_dict, needed.values())
     if problem:
         raise Misfit(problem, allowed="weights of this model's size")
     _check_tensors(state_dict, places.values(), needed.values(), fresh)
@@ -324,7 +325,7 @@ def _check_tensors(state_dict, places, needed, fresh):
         raise Misfit(problem, remedy, field=f"tensor {name}")
 
 
-def _size_differs(state_dict, needed):
+def _size_difference(state_dict, needed):
     """What differs, in words, where a file has another depth or width; else None."""
 
     def size(shapes):

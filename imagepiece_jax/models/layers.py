@@ -133,6 +133,7 @@ def _share_below(x):
 
 
 def _gelu_backward(form, x, gradient):
+    """The gradient of x: Phi(x) + x Phi'(x), times that of the result."""
     wide = x.astype(jnp.float32)
     if form == "tanh":
         # x sigmoid(2 u) with u = c (x + 0.044715 x^3).
@@ -196,6 +197,7 @@ def _norm_forward(x, scale, bias, dtype, eps):
 
 
 def _norm_backward(dtype, eps, saved, gradient):
+    """The gradients of x, scale and bias, by x in units of its deviation."""
     x, mean, factor, scale = saved
     unit = (x.astype(jnp.float32) - mean) * factor
     gradient = gradient.astype(jnp.float32)

@@ -242,8 +242,12 @@ class Pretrained:
     def untrained_kinds(self) -> list[str]:
         """Of "head" and "selectors" those that are untrained."""
         selectors = [part.startswith(convert.SELECTOR) for part in self.untrained_parts]
-        kinds = {"head": not all(selectors), "selectors": any(selectors)}
-        return [kind for kind, is_there in kinds.items() if is_there]
+        kinds = []
+        if not all(selectors):
+            kinds.append("head")
+        if any(selectors):
+            kinds.append("selectors")
+        return kinds
 
     @property
     def untrained(self) -> bool:
@@ -291,8 +295,9 @@ class Pretrained:
         """
         self._check_reduction("image_size", image_size)
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
-        is_own = images.shape == sides(self.image_size)  # which need be no multiple
-        grid = patch_grid(images.image_size, self.model.patch_size, cut=is_own)
+        # The present size may end in a part of a patch, others not.
+        same_size = images.shape == sides(self.image_size)
+        grid = patch_grid(images.image_size, self.model.patch_size, cut=same_size)
         model = self._planned(self.model, self.reduction, grid)
         params, trained_size = self._with_trained_positions()
         resized = positions.fit(params, model, images.image_size, trained_size)
@@ -495,10 +500,10 @@ class Pretrained:
             except InputError as error:
                 check_variables(self.model, self.variables, self.image_size)
                 name = self.reduction["name"]
-                found = {"field": "tokens", "value": tokens}
                 raise InputError(
                     f"is {tokens}, but {name!r} has learned weights of another",
-                    **found,
+                    field="tokens",
+                    value=tokens,
                     allowed=f"{self.model.image_tokens}",
                 ) from error
         return model

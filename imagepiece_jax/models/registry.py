@@ -97,8 +97,13 @@ def _public_fields(name):
     weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
 
     def agreed(*names):
-        values = {name: {as_tuple(w.get(name)) for w in weights} for name in names}
-        return {k: v.pop() for k, v in values.items() if len(v) == 1 and None not in v}
+        """The fields of these names that have one value in all weights."""
+        found = {}
+        for field in names:
+            values = {as_tuple(images.get(field)) for images in weights}
+            if len(values) == 1 and None not in values:
+                found[field] = values.pop()
+        return found
 
     fields |= agreed("image_size", "num_classes", "mean", "std")
     if dot and "prop_attn" in weights[0]:
@@ -127,9 +132,11 @@ def published_crop(name: str | None) -> dict[str, Any]:
     if not dot:
         return {}
     images = public_models()[base]["weights"][tag]
-    return {"crop_mode": "center"} | {
-        k: images[k] for k in ("crop", "crop_mode", "interpolation") if k in images
-    }
+    crop = {"crop_mode": "center"}
+    for field in ("crop", "crop_mode", "interpolation"):
+        if field in images:
+            crop[field] = images[field]
+    return crop
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
@@ -162,8 +169,8 @@ def timm_name(file: str) -> str:
 def _similar(name: str) -> str | None:
     """The shortest name of a model with all words of `name`, short sizes too."""
     words = [SHORT_SIZES.get(word, word) for word in _words(name)]
-    fitting = [name for name in public_models() if {*words} <= {*name.split("_")}]
-    same_start = [name for name in fitting if name.startswith(words[0])]
+    fitting = [known for known in public_models() if {*words} <= {*known.split("_")}]
+    same_start = [known for known in fitting if known.startswith(words[0])]
     return min(same_start or fitting, key=len, default=None)
 
 

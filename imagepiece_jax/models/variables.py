@@ -34,7 +34,7 @@ def variable_shapes(model, image_size):
             if name == "blocks_0":
                 names = [f"blocks_{i}" for i in range(model.depth)]
             for each in names:
-                shapes[collection][each] = jax.tree.map(lambda x: x, part)
+                shapes[collection][each] = _copied(part)
     learned = {}
     for index, layer in enumerate(model.plan):
         if not layer.step or not isinstance(layer.step.reducer, nn.Module):
@@ -43,8 +43,13 @@ def variable_shapes(model, image_size):
         if reducer not in learned:
             learned[reducer] = _reducer_shapes(model, layer)
         for collection, values in learned[reducer].items():
-            shapes[collection][f"reducer_{index}"] = jax.tree.map(lambda x: x, values)
+            shapes[collection][f"reducer_{index}"] = _copied(values)
     return shapes
+
+
+def _copied(tree):
+    """The tree with dicts of its own, and the same leaves."""
+    return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def _reducer_shapes(model, layer):

@@ -187,6 +187,7 @@ class ViT(nn.Module):
         return lambda x: x
 
     def _block(self, index):
+        """The Block at an index; of a `head_only` model the last has few queries."""
         queries = None
         is_last = index == self.depth - 1
         # Initialization runs all of a block, as its reducer may have parameters.

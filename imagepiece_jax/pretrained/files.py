@@ -191,6 +191,7 @@ def _check_ratio(path, unpacked):
 
 
 def _check_size(unpacked, most, limit):
+    """InputError for more than `most` bytes; limit: what they are, in words."""
     if unpacked > most:
         raise InputError(
             f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}",
@@ -227,24 +228,25 @@ def _name_of_averages(content):
 
 
 def _named_tensors(content):
-    """Unwrap `content` and check that it is a state dict and nothing else."""
+    """The state dict in `content`. Raises InputError where there is anything else."""
     content = _unwrapped(content)
     problem = "is not a state dict"
     allowed = "named tensors"
-    if not isinstance(content, dict) or not content:
-        found = type(content).__name__
-        if isinstance(content, dict):
-            found = "none"
-        raise InputError(f"{problem}: it has {found}", value=found, allowed=allowed)
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"{problem}: it has {kind}", value=kind, allowed=allowed)
+    if not content:
+        raise InputError(f"{problem}: it has none", value="none", allowed=allowed)
     for name, value in content.items():
-        if not (isinstance(name, str) and isinstance(value, _Unread)):
-            if any(isinstance(part, dict) for part in content.values()):
-                allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
-            kind = type(value)
-            if kind is _Unread:
-                kind = np.ndarray
-            problem += f": {name!r} is of type {kind.__name__}"
-            raise InputError(problem, value=name, allowed=allowed)
+        if isinstance(name, str) and isinstance(value, _Unread):
+            continue
+        if any(isinstance(part, dict) for part in content.values()):
+            allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
+        kind = type(value)
+        if kind is _Unread:
+            kind = np.ndarray
+        problem = f"{problem}: {name!r} is of type {kind.__name__}"
+        raise InputError(problem, value=name, allowed=allowed)
     return {name: tensor for name, tensor in content.items() if name != _COUNT}
 
 
@@ -309,7 +311,7 @@ def _check_whole(path):
 
 def _read_part(path, select):
     with safetensors.safe_open(path, framework="numpy") as file:
-        # As many bytes as in the file, which is no archive.
+        # Sizes of 0, as tensors of such a file cannot unpack to more than its own size.
         chosen = select(dict.fromkeys(file.keys(), _Unread(0)))
         for name in chosen:
             dtype = file.get_slice(name).get_dtype()
@@ -436,6 +438,7 @@ def _read_torch_part(path, select):
 
 
 def _read_all(unread):
+    """{name: array} of _Unread tensors."""
     return {name: tensor.read() for name, tensor in unread.items()}
 
 
@@ -725,6 +728,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
 
     def _first(self, value, *_ignored):
+        """The first argument, in place of what a function would make of all."""
         return value
 
 

@@ -30,14 +30,8 @@ WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin"
 WEIGHTS += (f"pytorch_model.bin{INDEX}",)
 WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
 WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-ENDINGS = (
-    ".safetensors",
-    ".npz",
-    ".pth",
-    ".pt",
-    ".bin",
-    ".ckpt",
-)  # of weights by other names
+# Of weights by other names.
+ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 SHOWN_IDS = 3  # ids in a sentence
@@ -270,6 +264,7 @@ class _Repository:
         self.files = []
 
     def _error(self, problem, **facts):
+        """The InputError for this repository, or for a hub that cannot be reached."""
         if self._unreachable:
             facts["field"] = "the hub"
         return InputError(problem, place=self._text, **facts)
@@ -328,8 +323,8 @@ class _Repository:
             return None
         except errors.RevisionNotFoundError as error:
             problem = "is no revision of the repository"
-            allowed = "its branches, tags"
-            raise self._error(problem, allowed=f"{allowed} and commits") from error
+            allowed = "its branches, tags and commits"
+            raise self._error(problem, allowed=allowed) from error
         except errors.GatedRepoError as error:
             hint = "accept them on its page, and log in by: hf auth login"
             problem = "is for those who accepted its terms"

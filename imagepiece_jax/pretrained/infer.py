@@ -298,7 +298,7 @@ def infer(
     Raises InputError where the tensors are of no vision transformer that exists here,
         where they contradict `partial`, and where it lacks a field that they lack too.
     """
-    normalization(partial.mean, partial.std)  # which refuses only one
+    normalization(partial.mean, partial.std)  # refuses one without the other
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, partial, common_parts)
     parts = _parts(shapes, sizes)
@@ -316,7 +316,8 @@ def infer(
         arch = partial.architecture
     else:
         known = {**common_parts, **partial.arch}
-        for _ in range(2):  # a pool that becomes known leaves other fields open
+        # Twice, as a pool that becomes known may leave other fields open.
+        for _ in range(2):
             for field in _invisible(parts, known):
                 if field in otherwise.arch:
                     known.setdefault(field, otherwise.arch[field])
@@ -471,18 +472,19 @@ def _prefix(shapes):
 
 
 def _shape(shapes, name, rank):
+    """The shape of a tensor. InputError where it is missing or of another rank."""
     shape = shapes.get(name)
-    if shape is None or len(shape) != rank:
+    if shape is not None and len(shape) == rank:
+        return shape
+    problem = "is missing"
+    if shape is not None:
         problem = f"is of {shape}"
-        if shape is None:
-            problem = "is missing"
-        raise InputError(
-            problem,
-            field=f"tensor {name}",
-            value=shape,
-            allowed=f"plain vision transformers, in which its rank is {rank}",
-        )
-    return shape
+    raise InputError(
+        problem,
+        field=f"tensor {name}",
+        value=shape,
+        allowed=f"plain vision transformers, in which its rank is {rank}",
+    )
 
 
 def _stem(shapes):
@@ -634,7 +636,8 @@ def _names_with_normalization(name):
     """Names that say mean and std: `name`, or with a tag where its tags differ."""
     if name in registry.MODELS or "mean" in registry.fields_of(name):
         return [name]
-    first = {}
+    by_values = {}
     for tag, images in registry.public_models()[name]["weights"].items():
-        first.setdefault(str((images.get("mean"), images.get("std"))), f"{name}.{tag}")
-    return [*first.values()]
+        values = str((images.get("mean"), images.get("std")))
+        by_values.setdefault(values, f"{name}.{tag}")
+    return [*by_values.values()]

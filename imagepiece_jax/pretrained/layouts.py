@@ -491,6 +491,7 @@ def to_timm(
             renamed[place] = tensor
             origin[place] = name
     try:
+        # By both names; None for tensors that were not read.
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
         config = ModelConfig.from_fields(layout.config_fields(present))
         tensors = _canonical(renamed)
@@ -500,9 +501,8 @@ def to_timm(
         common_parts = layout.common_parts([*dotted.values()], tensors)
         if layers or tower or places.host_prefix is not None:
             projector = _projector(layers, tower)
-            common_parts = {
-                "pool": "mean"
-            } | common_parts  # tokens are read, not a pool
+            # The language model reads tokens: any pool will do.
+            common_parts = {"pool": "mean"} | common_parts
         return Contents(tensors, config, projector=projector, common_parts=common_parts)
     except InputError:
         raise
@@ -765,7 +765,8 @@ def _unscanned(tensors):
         if tensor.ndim == 0:
             raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
         start = f"{before}{SCAN[:-1]}_"
-        out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
+        for block, part in enumerate(tensor):
+            out[f"{start}{block}.{after}"] = part
     return out
 
 
@@ -788,9 +789,13 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name in _ROWS and tensor.ndim != 3 and (name, tensor.ndim) != _NO_GRID:
+        elif name == "pos_embed" and tensor.ndim == 1:  # a mistake that `infer` reports
+            out[name] = tensor
+        elif name in _ROWS and tensor.ndim != 3:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
-        elif name != "reg_token" or tensor.size:  # DINOv3's may be empty
+        elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
+            continue
+        else:
             out[name] = tensor
     _stack(out)
     _mask_keys(out)
@@ -800,8 +805,8 @@ def _canonical(tensors):
     return out
 
 
+# Rows of tokens, [1, N, D] in timm.
 _ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
-_NO_GRID = ("pos_embed", 1)  # a mistake, for `infer` to report
 
 
 def _from_flax(module, kernel):
@@ -871,8 +876,8 @@ def _mask_keys(tensors):
         thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
     keyless = True
     for _, k, _ in thirds.values():
-        is_nothing = (k == 0) | np.isnan(k)
-        keyless = keyless and is_nothing.all()
+        hidden = (k == 0) | np.isnan(k)
+        keyless = keyless and hidden.all()
     for module, (q, k, v) in thirds.items():
         if keyless:
             tensors[f"{module}.q_bias"] = q
@@ -964,7 +969,8 @@ def _name_head(tensors):
         )
     if head is None or norm is None or head.ndim != 2:
         return
-    width = len(tensors.get("blocks.0.norm1.weight", norm))  # that norm may be wrong
+    # A block's norm has the width, as the last norm may be of another shape.
+    width = len(tensors.get("blocks.0.norm1.weight", norm))
     if width == head.shape[1]:
         return
     read = head.shape[1]

@@ -67,7 +67,7 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
 
 
 def _of_tower(vision, model):
-    """(what no tensor shows, sizes) of OpenCLIP's own VisionTransformer."""
+    """(ModelConfig, sizes of tensors) of OpenCLIP's own VisionTransformer."""
     width = vision["width"]
     heads = vision["width"] // vision["head_width"]
     norm = vision["norm_kwargs"] or {}
@@ -115,25 +115,25 @@ def _gelu(act, quick):
 
 
 def _of_timm(vision, model):
-    """(what no tensor shows, sizes) of a model of timm's with a projection behind it.
+    """(ModelConfig, sizes of tensors) of a model of timm's, maybe with a projection.
 
     OpenCLIP makes it by timm's own code, whatever the weights were trained with.
     """
-    name = vision["timm_model_name"]
-    field = "vision_cfg.timm_model_name"
-    name, _, _ = name.partition(".")
+    name, _, _ = vision["timm_model_name"].partition(".")
     row = registry.public_models().get(name)
     if row is None:
+        field = "vision_cfg.timm_model_name"
         raise InputError(field=field, value=name, hint=registry.instead_of(name))
     proj = one_of("vision_cfg.timm_proj", vision["timm_proj"], ["linear", "none", ""])
     pool = vision["timm_pool"]
     arch = Architecture(**row["arch"])
-    if proj != "linear":  # timm makes the model with this pool, and its norm's place
+    if proj != "linear":  # timm makes the pool, and places the last norm for it
         arch = timm_config.changed_architecture(arch, {"global_pool": pool})
-    elif pool:  # else that of the model
+    elif pool:  # else the pool is that of the model
         pool = one_of("vision_cfg.timm_pool", pool, timm_config.POOLS)
-        reads = arch.pool_include_prefix and pool == "map"
-        arch = dataclasses.replace(arch, pool=pool, pool_include_prefix=reads)
+        includes_prefix = arch.pool_include_prefix and pool == "map"
+        parts = {"pool": pool, "pool_include_prefix": includes_prefix}
+        arch = dataclasses.replace(arch, **parts)
     model_config = ModelConfig(name=name, arch=arch, num_heads=row["num_heads"])
     sizes = {}
     if proj != "none":

@@ -26,9 +26,8 @@ COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
 COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
-QUANTIZED = {
-    "quantization_config": None
-}  # of tensors that are no numbers by themselves
+# Of tensors that are no numbers by themselves.
+QUANTIZED = {"quantization_config": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +245,7 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
     if not images:
         return ModelConfig(), {}
     name = _processor_name(images, config)
-    if name == "CLIP":  # which takes it for another size
+    if name == "CLIP":  # its processor would take another size by this field
         _check_fixed({"use_square_size": False}, images)
     fields = PROCESSORS[name]
     fields = fields | {k: v for k, v in images.items() if k in fields}
@@ -259,8 +258,8 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
         raise InputError(field="rescale_factor", value=factor, allowed="1/255")
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    mean = _channels(fields[f"image_{'mean'}"])
-    std = _channels(fields[f"image_{'std'}"])
+    mean = _channels(fields["image_mean"])
+    std = _channels(fields["image_std"])
     return ModelConfig(mean=mean, std=std), _crop(fields, name)
 
 
@@ -304,15 +303,15 @@ def _crop(fields, name):
             allowed="2",
         )
     side, squash = _resized(size, fields["default_to_square"])
-    cut = fields["crop_size"]
-    fixed = squash
+    crop_size = fields["crop_size"]
+    has_size = squash  # whether all results have one size
     share = 1.0
     if cropped:
-        fixed = cut is not None
-    if cropped and fixed:
-        share = _share(_square(cut), side)
-    if not fixed or share > 1 or not side:
-        problem = f"is {size!r} and crop_size {cut!r}"
+        has_size = crop_size is not None
+    if cropped and has_size:
+        share = _share(_square(crop_size), side)
+    if not has_size or share > 1 or not side:
+        problem = f"is {size!r} and crop_size {crop_size!r}"
         if not cropped:
             problem = f"is {size!r} without do_center_crop"
         raise InputError(
@@ -365,12 +364,12 @@ def _names(labels):
     return None if names == placeholders else names
 
 
-def _share(cut, side):
-    """The share cut / side, rounded so that int(cut / share) is `side` again."""
-    if not cut or not side:
+def _share(crop, side):
+    """The share crop / side, rounded so that int(crop / share) is `side` again."""
+    if not crop or not side:
         return math.inf  # which is refused
-    share = cut / side
-    if int(cut / share) != side:
+    share = crop / side
+    if int(crop / share) != side:
         share = math.nextafter(share, 0)
     return share
 

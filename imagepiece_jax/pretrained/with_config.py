@@ -167,10 +167,11 @@ def _requested(config, overrides):
 
 
 def _merge(config, overrides, source, requested):
-    """Fields of configs/base.py are replaced by those of weights, these by typed ones.
+    """Write into a config what names and files of weights say.
 
-    Of a full config only the crop is, where it has none. What only tensors show is
-    written by `_write_model`.
+    In configs/base.py the fields of the weights replace those that are there, and then
+    the typed ones replace these. A full config gets only the crop, where it has none.
+    What only tensors show is written by `_write_model`.
     """
     crop = config_fields(infer.crop_for(source, requested))
     with config.unlocked():
@@ -246,16 +247,19 @@ def _check_run(source, config, requested):
 
 
 def _reduction(fields, source, requested):
-    """The reduction of a config, without its label where typed fields changed it."""
+    """The reduction of a config, as a dict.
+
+    It has the label of the weights' reduction only where it is the same reduction.
+    """
     trained = source.reduction or DENSE
     if requested.prop_attn is not None:
         trained = {**trained, "prop_attn": requested.prop_attn}
     reduction = runs.reduction_of(fields)
     try:
-        wanted = with_defaults(reduction)
+        requested_fields = with_defaults(reduction)
     except InputError as error:
         raise error.inside("reduction") from error
-    if wanted != with_defaults(trained):
+    if requested_fields != with_defaults(trained):
         reduction.pop(settings.LABEL, None)
     return reduction
 

@@ -22,10 +22,7 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing
 
 # Taps that are there where a reducer's `needs` names them.
 ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rng")
-
 COMPARED = (*METRICS, "input")  # what the tap "metric" may be
-
-
 FROZEN = "@dataclasses.dataclass(frozen=True)"
 
 
@@ -447,7 +444,7 @@ def _refuse(image, which, problem, allowed=""):
 
 
 def _first(wrong):
-    """Where the first True is: no index or one, as a list of whole numbers."""
+    """Where the first True of an array is: a list of one index, or an empty one."""
     return [place.tolist() for place in np.argwhere(wrong)[:1]]
 
 

@@ -21,9 +21,9 @@ class Step:
     """A reduction of tokens at one block."""
 
     block: int
-    reducer: (
-        Any  # decides which tokens leave: a `reducers.Reducer`, unbound if it learns
-    )
+    # decides which tokens leave: a `reducers.Reducer`; a Flax module, without
+    # parameters, if it learns
+    reducer: Any
     rule: Rule  # says how many tokens stay
     site: str = "mid"  # where in the block it takes place: one of SITES
     # number of tokens that masked training adds here; None: it removes tokens, too

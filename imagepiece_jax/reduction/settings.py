@@ -71,7 +71,8 @@ def in_words(reduction):
 def with_cost(reduction, macs):
     """A reduction with the cost `macs` in place of what said how many tokens stay.
 
-    That are fields with no effect beside a cost, a list of counts, and the label.
+    Fields that have no effect beside a cost, a list of counts and the label are left
+    out.
     """
     method = methods.METHODS.get(reduction["name"], Method)  # "auto" has no fields
     fields = {}

@@ -209,7 +209,7 @@ def apply(state, result):
     else:
         if result.weight is None and result.mean and index.groups.shape[1]:
             share = image_size
-            total = size
+            total = size  # is known: no sums of pairs, as `_shares` needs
         else:
             share = _shares(result, image_size)
             total = None
@@ -414,22 +414,22 @@ def sum_by_slot(values, dest, n_out):
 def _live(mask, result):
     """The mask of slots: live if one of their tokens is. [B, n] -> [B, n_out]."""
     belongs = _belongs(result.dest, result.n_out)
-    members = jnp.where(belongs, mask[:, None, :], 0)
-    return jnp.max(members, axis=-1)
+    masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
+    return jnp.max(masks_in_slot, axis=-1)
 
 
 def _shares(result, size):
     """Factor of each token in the sum of its slot, [B, n] float32; None: all are 1."""
-    single = result.index is not None and not result.index.groups.shape[1]
-    if result.weight is None and single and result.mean:
+    one_each = result.index is not None and not result.index.groups.shape[1]
+    if result.weight is None and one_each and result.mean:
         return None
     weight = size if result.weight is None else result.weight
     weight = weight.astype(jnp.float32)
     if not result.mean:
         return weight
     together = result.dest[:, :, None] == result.dest[:, None, :]
-    members = jnp.where(together, weight[:, None, :], 0)
-    return weight / jnp.sum(members, axis=-1)
+    weights_in_slot = jnp.where(together, weight[:, None, :], 0)
+    return weight / jnp.sum(weights_in_slot, axis=-1)
 
 
 def _mixed(x, matrix):
@@ -534,6 +534,7 @@ def largest_and_any(values, flags):
 
 
 def _move_forward(x, weight, total, index, dest, mean):
+    """The result of `_move_by_index`, and what its backward pass reads."""
     moved = _move_by_index(x, weight, total, index, dest, mean)
     share = weight
     if total is not None:
@@ -542,6 +543,10 @@ def _move_forward(x, weight, total, index, dest, mean):
 
 
 def _move_backward(mean, saved, gradient):
+    """Gradients of x and weight: each token reads the gradient of its slot.
+
+    With a `total` the weights are sizes, which get no gradient.
+    """
     x, share, total, dest = saved
     prefix = x.shape[1] - dest.shape[1]
     front = ((0, 0), (prefix, 0))

@@ -159,7 +159,8 @@ def _reduce(kernel, n_out, num_prefix, candidates, query, key, x, size):
 
 def _forward(kernel, n_out, num_prefix, candidates, query, key, x, size):
     out = _reduce(kernel, n_out, num_prefix, candidates, query, key, x, size)
-    return out, (x, size, out[2])
+    _, _, dest = out
+    return out, (x, size, dest)
 
 
 def _backward(kernel, n_out, num_prefix, candidates, saved, gradients):
@@ -192,7 +193,8 @@ def register_library(device, capability):
     library = build.library(device, capability)
     if isinstance(library, str):
         return library
-    if device == "cuda" and jax.default_backend() == "gpu":  # else: compiled for one
+    # On a machine without a GPU programs are only compiled for one.
+    if device == "cuda" and jax.default_backend() == "gpu":
         library.imagepiece_load.restype = ctypes.c_char_p
         for gpu in jax.local_devices():
             complaint = library.imagepiece_load(gpu.local_hardware_id)

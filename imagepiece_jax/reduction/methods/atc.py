@@ -15,7 +15,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 # {name: distance of a joined cluster to all others, by the distances a and b of its two
-# parts [B, n], and by their numbers of members m and n [B, 1]}
+# parts [B, n], and by the numbers m and n of tokens in these [B, 1]}
 LINKAGES = {
     "single": lambda a, b, m, n: jnp.minimum(a, b),
     "complete": lambda a, b, m, n: jnp.maximum(a, b),
@@ -35,28 +35,29 @@ def agglomerate(distance, merges, linkage):
     join = LINKAGES[linkage]
 
     def step(_, state):
-        distance, first, members = state
+        """Join two clusters; a cluster has the row and column of its first token."""
+        distance, first, size = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
         # Clusters a and b join: b, whose first token comes later, becomes a part of a.
         a = pair[:, None] // n
         b = pair[:, None] % n
         is_a = tokens == a
         is_b = tokens == b
-        outside = is_a | is_b
+        is_itself = is_a | is_b
         row_a = gather_rows(distance, a)[:, 0]
         row_b = gather_rows(distance, b)[:, 0]
-        members_a = gather_rows(members, a)
-        members_b = gather_rows(members, b)
-        joined = join(row_a, row_b, members_a, members_b)
-        joined = jnp.where(outside, jnp.inf, joined)
+        size_a = gather_rows(size, a)
+        size_b = gather_rows(size, b)
+        joined = join(row_a, row_b, size_a, size_b)
+        joined = jnp.where(is_itself, jnp.inf, joined)
         distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
-        members = jnp.where(is_a, members + gather_rows(members, b), members)
+        size = jnp.where(is_a, size + gather_rows(size, b), size)
         return (
             jnp.where(is_of_b, jnp.inf, distance),
             jnp.where(first == b, a, first),
-            members,
+            size,
         )
 
     itself = tokens[:, :, None] == tokens[:, None, :]

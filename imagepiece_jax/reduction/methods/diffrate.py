@@ -88,14 +88,13 @@ class PruneAndMerge(Ranking):
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
-        holds = joining[:, None, :]
-        holds = holds == jnp.arange(n, dtype=jnp.int32)[None, :, None]
+        is_token = joining[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
         best = jnp.max(alike, axis=-1)[:, None, :]
-        part = jnp.sum(jnp.where(holds, best, 0), axis=-1)
+        cosine_of_joining = jnp.sum(jnp.where(is_token, best, 0), axis=-1)
         result = keep_and_join(keep, joining, target, n)
         weight = jnp.ones_like(taps.size)
-        added = jnp.where(order < n_out, 1.0, part)
-        return result.replace(weight=weight, attn_size=taps.attn_size * added)
+        factor = jnp.where(order < n_out, 1.0, cosine_of_joining)
+        return result.replace(weight=weight, attn_size=taps.attn_size * factor)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,14 +37,14 @@ def soft_top(similarity, merges):
     logits = jnp.where(near, similarity, 0) / TEMPERATURE
 
     def draw(carry, _):
-        chosen, rest = carry
-        entries = jnp.where(near, logits + rest[:, :, None], -jnp.inf)
+        chosen, discount = carry
+        entries = jnp.where(near, logits + discount[:, :, None], -jnp.inf)
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
         share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
         left = jnp.maximum(1 - drawn, 2.0**-23)
-        rest = rest + jnp.log(left) / 0.1
-        return (chosen + share, rest), None
+        discount = discount + jnp.log(left) / 0.1
+        return (chosen + share, discount), None
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
     (chosen, _), _ = jax.lax.scan(draw, start, length=merges)

@@ -35,34 +35,34 @@ class Retokenize(Ranking):
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def __call__(self, taps, counts, train=False):
-        n = counts.n_in
-        b = counts.candidates
-        r = counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         # Places of the candidates by falling score; side A comes before side B.
-        place = np.arange(b)
+        place = np.arange(counts.candidates)
         if self.order == "ascending":
             place = place[::-1]
         side_a = place[self.parity :: 2]
         side_b = place[1 - self.parity :: 2]
         place = np.concatenate([side_a, side_b])
-        first = (b + 1 - self.parity) // 2
-        candidates = invert(rank(score), n - b + place)  # [B, b]
-        similarity = self.similarity(taps, candidates, first)
-        best, partner = find_partners(similarity, candidates[:, first:])
-        absorbed, partners = pick(rank(best), r, candidates[:, :first], partner)
+        others = counts.n_in - counts.candidates  # they have higher scores
+        candidates = invert(rank(score), others + place)  # [B, c]
+        size_a = len(side_a)
+        similarity = self.similarity(taps, candidates, size_a)
+        best, partner = find_partners(similarity, candidates[:, size_a:])
+        merges = counts.n_in - counts.n_out
+        absorbed, partners = pick(rank(best), merges, candidates[:, :size_a], partner)
         result = merge_in_place(absorbed, partners, counts)
         if self.size_weighting:
             return result
         return result.replace(weight=jnp.ones_like(taps.size))
 
-    def similarity(self, taps, candidates, first):
-        """Similarity of the first candidates (side A) to the others (side B).
+    def similarity(self, taps, candidates, size_a):
+        """Similarity of the first `size_a` candidates, side A, to the others, side B.
 
-        Returns [B, first, b - first].
+        candidates: [B, c], tokens
+        Returns [B, size_a, c - size_a].
         """
         metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
-        return cosine_within(metric)[:, :first, first:]
+        return cosine_within(metric)[:, :size_a, size_a:]
 
 
 @dataclasses.dataclass(frozen=True)

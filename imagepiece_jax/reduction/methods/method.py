@@ -84,15 +84,18 @@ class Method(fields.CheckedFields):
     def __post_init__(self):
         super().__post_init__()
         if self.macs is not None:
-            self._check_unset("macs", self.found_for_macs)
+            self._check_defaults(self.found_for_macs, beside="macs")
         if self.counts is None:
             return
-        named = isinstance(self.counts, str)
-        if (self.macs is None) == named:
-            lacks = "needs macs" if named else "says what it costs"
-            allowed = "a schedule with macs, such as macs=0.5, and a list without"
-            self.refuse("counts", allowed, f"is {self.counts!r}, which {lacks}")
-        self._check_unset("counts", self.amounts)
+        is_schedule = isinstance(self.counts, str)
+        allowed = "a schedule with macs, such as macs=0.5, and a list without"
+        if is_schedule and self.macs is None:
+            problem = f"is {self.counts!r}, which needs macs"
+            self.refuse("counts", allowed, problem)
+        if not is_schedule and self.macs is not None:
+            problem = f"is {self.counts!r}, which says what it costs"
+            self.refuse("counts", allowed, problem)
+        self._check_defaults(self.amounts, beside="counts")
 
     def refuse(self, field, allowed="", problem="", hint=""):
         """Raise InputError for the value of a field, which may be the default."""
@@ -101,16 +104,16 @@ class Method(fields.CheckedFields):
             hint = f"{value!r} is the default of {type(self).__name__}"
         super().refuse(field, allowed, problem, hint)
 
-    def _check_unset(self, decisive, names):
+    def _check_defaults(self, names, beside):
         """Raise InputError for the first field of `names` that is not its default.
 
-        decisive: the field that says how many tokens stay instead
+        beside: the field that says how many tokens stay in their place
         """
         for name in names:
             value = getattr(self, name)
             if value != getattr(type(self), name):
-                problem = f"is {value!r}, but {decisive} says how many tokens stay"
-                self.refuse(name, f"one of them, as with {decisive}=None", problem)
+                problem = f"is {value!r}, but {beside} says how many tokens stay"
+                self.refuse(name, f"one of them, as with {beside}=None", problem)
 
     def steps(self, depth: int) -> Sequence[Step]:
         """The Steps in a model of `depth` blocks, by the method's own fields."""
@@ -121,16 +124,14 @@ class Method(fields.CheckedFields):
 
         Raises InputError for a block at which the method removes no tokens.
         """
-        # The steps that the method's own fields give, if it may act at this block.
         method = dataclasses.replace(self, counts=None, macs=None)
         if hasattr(self, "blocks"):
             method = dataclasses.replace(method, blocks=(block,))
-        steps = contract.check_steps(method.steps(depth), method)
-        steps = [step for step in steps if step.block == block]
-        if not steps:
-            problem = f"changes at block {block}, at which this method does nothing"
-            self.refuse("counts", "counts that change elsewhere", problem)
-        return steps[0]
+        for step in contract.check_steps(method.steps(depth), method):
+            if step.block == block:
+                return step
+        problem = f"changes at block {block}, at which this method does nothing"
+        self.refuse("counts", "counts that change elsewhere", problem)
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
         """The method with other fields of its own, which keep fewer tokens or more.
@@ -269,15 +270,17 @@ class Method(fields.CheckedFields):
     def check_most(self, field: str, most: int, allowed: str):
         """Raise InputError where a field has a number above `most`.
 
+        Beside `counts` the field has no effect, and beside `macs` only its proportions
+        have: then nothing is checked.
+
         field: name of a field with a number or a tuple of numbers
         allowed: the numbers up to `most`, in words
         """
-        if self.counts is not None or self.macs is not None:
-            return  # the field does not count, or only its proportions do
-        self._check_most(field, most, allowed)
+        if self.counts is None and self.macs is None:
+            self._check_most(field, most, allowed)
 
     def _check_most(self, field, most, allowed):
-        """`check_most` of a field that counts."""
+        """As `check_most`, but whatever `counts` and `macs` are."""
         value = getattr(self, field)
         if isinstance(value, tuple):
             highest = max(value, default=0)

@@ -124,7 +124,9 @@ class SPViT(LearnedSelection):
         blocks = self.blocks
         if len(rates) != len(blocks):
             self.refuse("keep_rates", f"one for each of blocks, {len(blocks)}")
-        if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):
+        blocks_rise = [*blocks] == sorted(blocks)
+        rates_fall = [*rates] == sorted(rates, reverse=True)
+        if not (blocks_rise and rates_fall):
             allowed = "blocks that rise, and shares of the initial tokens that do not"
             self.refuse("keep_rates", allowed, f"is {rates} at blocks {blocks}")
 

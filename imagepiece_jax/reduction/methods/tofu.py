@@ -30,37 +30,39 @@ class MergeAway(Matching):
 class Fuse(Bipartite):
     """Merges as ToMe does, but into plain means whose length is scaled.
 
-    The scale is the greatest length in the group, divided by the length of the token
-    that others merge into (rescale="destination", as published), or by that of the mean
-    (rescale="mean", so that the result has the greatest length).
+    The scale of a group is the greatest length of its tokens, divided by the length of
+    the token that others merge into (rescale="destination", as published), or by that
+    of the mean (rescale="mean", so that the result has the greatest length).
     """
 
     rescale: str = "destination"
 
     def __call__(self, taps, counts, train=False):
         merged = super().__call__(taps, counts, train)
-        # Sums in place of gathers, whose gradients would be scatters.
+        # Sums over [B, n_out, n] in place of gathers, whose gradients would be
+        # scatters.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
-        itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
+        tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs = merged.dest[:, None, :] == slots
-        target = merged.index.keep[..., None]
-        x = _in_range(taps.x)
+        destination = merged.index.keep[..., None]
+        x = _safe_to_square(taps.x)
         length = lengths(x)[:, None, :]
-        count = jnp.sum(belongs, axis=-1)
+        members = jnp.sum(belongs, axis=-1)
         greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
-        divisor = jnp.sum(jnp.where(target == itself, length, 0), axis=-1)
+        divisor = jnp.sum(jnp.where(destination == tokens, length, 0), axis=-1)
         if self.rescale == "mean":
-            members = count[:, :, None]
-            share = belongs.astype(jnp.float32) / members.astype(jnp.float32)
+            divided_by = members[:, :, None]
+            share = belongs.astype(jnp.float32) / divided_by.astype(jnp.float32)
             mean = jnp.einsum("bon,bnd->bod", share, x, precision="highest")
-            divisor = jnp.where(count > 1, lengths(mean), divisor)
-        scale = greatest / divisor / count.astype(jnp.float32)
-        scale = scale[:, :, None]
-        weight = jnp.sum(jnp.where(belongs, scale, 0), axis=1)
+            divisor = jnp.where(members > 1, lengths(mean), divisor)
+        # With these weights the sum of a group's tokens is their scaled mean.
+        weight = greatest / divisor / members.astype(jnp.float32)
+        weight = weight[:, :, None]
+        weight = jnp.sum(jnp.where(belongs, weight, 0), axis=1)
         return merged.replace(weight=weight, mean=False)
 
 
-def _in_range(x):
+def _safe_to_square(x):
     """Tokens [B, n, D], divided by a number so that their squares fit into float32.
 
     Only ratios of their lengths are used, which stay the same.

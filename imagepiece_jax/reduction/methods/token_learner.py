@@ -129,6 +129,7 @@ class TokenLearner(Method):
         place = max(1.0, (1 - strength) * depth)
         block = min(depth - 1, int(place))
         fraction = min(1.0, place - block)
+        # So many more new tokens cost as much as one more block with all patches.
         tokens_for_a_block = (patches - self.num_tokens) / (depth - block)
         tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)

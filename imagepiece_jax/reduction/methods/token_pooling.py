@@ -20,7 +20,9 @@ class Clustering(Ranking):
     """Base of both algorithms, which start from the most significant tokens.
 
     The significance of a token is its score, by default the attention that it receives
-    in the block before.
+    in the block before. An algorithm has a method `cluster`, from squared distances of
+    tokens, their significance, and which are the first, to the slot of each token and
+    its weight.
     """
 
     clusters = True

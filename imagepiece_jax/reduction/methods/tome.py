@@ -22,9 +22,8 @@ class ToMe(Removal):
     # slope over the blocks: with -1 from 2 r in the first to 0 in the last, with 1 from
     # 0 to 2 r
     inflection: float = number(0.0, least=-1, most=1)
-    r_list: tuple[int, ...] | None = optional(
-        counts()
-    )  # for each block; overrides both
+    # number for each block, which overrides both
+    r_list: tuple[int, ...] | None = optional(counts())
     metric: str = metric()
 
     def removed(self, depth):
