@@ -113,9 +113,11 @@ def candidate_similarity(taps, counts) -> jax.Array:
 
 
 def pair_distance(result, width: int) -> jax.Array:
-    """Mean distance in patches of the pairs merged, of tokens that are patches. [B].
+    """Mean distance of the merged pairs, in patches from center to center. [B].
 
-    width: patches a row; between the centers of the patches.
+    It is of a step whose tokens are single patches.
+
+    width: number of patches in a row
     """
     left, partner = pairs(result)
     rows = left // width - partner // width

@@ -379,7 +379,7 @@ def ratio_cells(ratios: Mapping, intervals: bool) -> list[str]:
 
 
 def table_without(left_out: tuple[str, ...], head: list[str], rows: list) -> str:
-    """A table without the columns and rows in whose names a word stands."""
+    """A table without the columns and rows whose names contain one of the words."""
 
     def stays(text):
         return not any(word in text for word in left_out)

@@ -195,7 +195,7 @@ def trained_model(checkpoint=True):
         typed["config"], typed["overrides"] = config_or_base()
         if not checkpoint:
             typed["checkpoint"] = "latest"
-            if not typed["overrides"] and typed["overrides"] is not None:
+            if typed["overrides"] == ():  # neither --config nor a field of it is typed
                 typed["config"] = None  # the weights say it all, images of any size too
         return typed | {holder.name: holder.value for holder in holders}
 

@@ -102,10 +102,10 @@ class PlainAndFused:
         split = np.arange(len(scores))
         parity = self.num_prefix % 2
         gaps = [np.inf]
-        if self.rule == "prune":
+        if self.rule == "prune":  # the last kept token and the first dropped one
             border = ranked[self.n_out - 1 : self.n_out + 1]
             return min([*gaps, *_steps(scores[border], ties[border])])
-        if self.rule == "retokenize":
+        if self.rule == "retokenize":  # all candidates, whose order makes the sides
             lowest = ranked[n - self.candidates :]
             border = ranked[n - self.candidates - 1 :]
             gaps += [*_steps(scores[border], ties[border])]
@@ -117,13 +117,14 @@ class PlainAndFused:
         cosines = np.asarray(ops.cosine(*(metric[:, side] for side in sides)))[0]
         ties = rounding[sides[0]][:, None] + rounding[sides[1]]
         # Highest first: the two best of each row, and the rows by their best.
-        two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
-        cosines = np.take_along_axis(cosines, two, axis=1)
-        ties = np.take_along_axis(ties, two, axis=1)
+        best_two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
+        cosines = np.take_along_axis(cosines, best_two, axis=1)
+        ties = np.take_along_axis(ties, best_two, axis=1)
         rows = np.argsort(-cosines[:, 0], kind="stable")
         absorbed = n - self.n_out
         border = rows[absorbed - 1 : absorbed + 1]
         gaps += [*_steps(cosines[border, 0], ties[border, 0])]
+        # The partner of each absorbed token.
         for row in rows[: absorbed + 1]:
             gaps += [*_steps(cosines[row], ties[row])]
         return min(gaps)

@@ -200,9 +200,11 @@ def write_models():
             with torch.device("meta"):
                 model = timm.create_model(name, pretrained=False)
             fields = facts(model)
-            tags = timm.list_pretrained(name) or [name]
             tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
-            weights = {n.partition(".")[2]: images(n) for n in tagged or tags}
+            weights = {}
+            for full_name in tagged or timm.list_pretrained(name) or [name]:
+                _, _, tag = full_name.partition(".")
+                weights[tag] = images(full_name)
         except Unsupported as error:
             skipped[name] = str(error)
             continue

@@ -121,7 +121,11 @@ class TinyRun:
         return self.resumed_at(self.end() != 0)
 
     def resumed_at(self, failed, logged=0):
-        """The step by its log, from byte `logged` on. RunError where it `failed`."""
+        """The step that a run has resumed from, by its log; 0 where it started anew.
+
+        failed: whether it has ended with an error, which raises RunError
+        logged: byte of the log from which on it is read
+        """
         if failed:
             raise RunError(f"a run failed: see {self.log}")
         text = self.log.read_text()[logged:]

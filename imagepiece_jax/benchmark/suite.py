@@ -117,8 +117,8 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
             place = f"config {name}" if len(pairs) > 1 else ""
             raise error.inside(place=place) from error
         for batch_size in batch_sizes:
-            pixels = 4 * device.INPUTS * batch_size * config.image_size**2 * 3
-            _check_memory(name, batch_size, pixels)
+            values = device.INPUTS * batch_size * config.image_size**2 * 3
+            _check_memory(name, batch_size, 4 * values)  # float32
     return listed
 
 

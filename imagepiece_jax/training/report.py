@@ -203,11 +203,11 @@ def _data_text(config, data):
         if len(names) > LISTED_CLASSES:
             classes += ", ..."
     optim = config.optim
-    by = f"{optim.batch_size} / {REFERENCE_BATCH}"
+    scaled = f"{optim.lr:.4g} x {optim.batch_size} / {REFERENCE_BATCH}"
     return (
         f"data: {config.data.name}, {len(data.train):,} training images, {tests}, "
         f"{classes}\n"
-        f"learning rate: {optim.peak_lr:.4g} after the warm-up ({optim.lr:.4g} x {by})"
+        f"learning rate: {optim.peak_lr:.4g} after the warm-up ({scaled})"
     )
 
 
