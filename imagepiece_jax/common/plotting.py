@@ -134,7 +134,7 @@ def save_figure(figure, path: str | os.PathLike, colors: int | None = None):
     """Write a matplotlib figure as a whole PNG. Raises RunError where it fails.
 
     colors: at most so many, chosen for this figure: with 144 photographs look alike and
-    take a third of the bytes; None: any
+        take a third of the bytes; None: any
     """
     with replacing(path) as new:
         if colors is None:

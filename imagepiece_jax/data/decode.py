@@ -72,7 +72,7 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
     file: a path, or an open binary file
     name: of the file, for errors
     upright: apply the EXIF orientation; torchvision does not, and published accuracies
-    are those of images as they are stored
+        are those of images as they are stored
     Returns [H, W, 3] uint8.
     Raises UnreadableImage, also for more than MAX_PIXELS, which a few bytes can claim
     to be.

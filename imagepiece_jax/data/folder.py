@@ -66,7 +66,7 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
 
     place: the folder, for errors
     labels_by_name: of a model's classes, {} where they have no names; None: there is no
-    model that the labels have to agree with
+        model that the labels have to agree with
     """
     known = labels_by_name or {}
     labels = [known.get(name) for name in names]

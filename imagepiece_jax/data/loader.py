@@ -73,7 +73,8 @@ def _stream(seed, purpose, step, position):
 class BatchSequence(abc.ABC):
     """A sequence of batches, of which this process has its part, read in chunks.
 
-    grid: [local devices, ..], positions of this process's images in the global batch
+    by_device: [local devices, ..], the positions in the global batch of the images that
+        each device gets
     steps: number of batches
     """
 
@@ -140,7 +141,7 @@ class BatchSequence(abc.ABC):
         batch = self.empty()
         # Views with one axis for devices and micro-batches.
         flat = {
-            name: array.reshape(-1, *array.shape[self.grid.ndim :])
+            name: array.reshape(-1, *array.shape[self.by_device.ndim :])
             for name, array in batch.items()
         }
         samples = []
@@ -155,17 +156,17 @@ class BatchSequence(abc.ABC):
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """`grid` with one axis: the position of each slot of this process's batch."""
-        return self.grid.ravel()
+        """The position of each slot of this process's batch: `by_device`, [slots]."""
+        return self.by_device.ravel()
 
     @property
     def chunks(self) -> int:
         """Number of chunks of a batch."""
-        return math.ceil(self.grid.size / CHUNK_IMAGES)
+        return math.ceil(self.by_device.size / CHUNK_IMAGES)
 
     def empty(self) -> dict[str, np.ndarray]:
         """A new batch of this process without values: {name: array}."""
-        shape = self.grid.shape
+        shape = self.by_device.shape
         image = np.empty((*shape, *self.transform.shape, 3), np.uint8)
         return {"image": image} | {
             name: np.empty(shape, FIELDS[name]) for name in self.fields
@@ -224,7 +225,7 @@ class TrainBatches(BatchSequence):
     def __post_init__(self):
         if not 0 <= self.seed < 2**64:
             raise InputError(field="seed", value=self.seed, allowed="0 to 2**64 - 1")
-        self.grid = self.placement.positions(self.batch_size)
+        self.by_device = self.placement.positions(self.batch_size)
         self.steps = max(0, self.stop_step - self.start_step)
         self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
 
@@ -263,7 +264,7 @@ class EvalBatches(BatchSequence):
 
     def __post_init__(self):
         placement = dataclasses.replace(self.placement, accumulation=1)
-        self.grid = placement.positions(self.batch_size)[:, 0]
+        self.by_device = placement.positions(self.batch_size)[:, 0]
         self.steps = math.ceil(len(self.source) / self.batch_size)
 
     def requests(self, number):

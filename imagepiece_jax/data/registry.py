@@ -35,15 +35,16 @@ def open_source(
     split: "train" or "val"
     num_classes: None is as many as there are
     labeled: whether training images have labels; else theirs are -1, whatever a table
-    says, and those of a folder may be anywhere in PATH/train. Then test images may have
-    none, too: images of PATH/val without folders of classes, rows of a table without
-    labels, or a tenth of the training images where nothing says which are tested on
+        says, and those of a folder may be anywhere in PATH/train. Then test images may
+        have none, too: images of PATH/val without folders of classes, rows of a table
+        without labels, or a tenth of the training images where nothing says which are
+        tested on
     labels_by_name: labels of a model of `num_classes`, by names that the folders of its
-    classes may have; {} for a model whose classes have no names, None for no model.
-    Where all folders have such a name, it is the label. Where all are named by whole
-    numbers below `num_classes`, and no class of the model is, the number is the label.
-    In both cases test images of some classes are enough. Other folders are sorted as
-    text
+        classes may have; {} for a model whose classes have no names, None for no model.
+        Where all folders have such a name, it is the label. Where all are named by
+        whole numbers below `num_classes`, and no class of the model is, the number is
+        the label. In both cases test images of some classes are enough. Other folders
+        are sorted as text
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
     labels that do not fit `num_classes`, and for folders whose order by numbers is
     another than as text where a model's classes have to agree with it.

@@ -202,18 +202,19 @@ def ending_at(tokens, method, model, grid):
 
     if counts_at(0.0)[-1] < patches:  # a field fixes the last count at any strength
         own = _counts(dataclasses.replace(method, macs=None), model, grid)
-        cut = [count if count > own[-1] else tokens for count in own]
+        counts = [count if count > own[-1] else tokens for count in own]
     else:
         strength, _ = _weakest_strength(lambda trial: counts_at(trial)[-1] <= tokens)
-        cut = [max(tokens, count) for count in counts_at(strength)]
-    if cut[-1] != tokens:
+        counts = [max(tokens, count) for count in counts_at(strength)]
+    fewest = counts[-1]
+    if fewest != tokens:
         raise InputError(
             field="tokens",
             value=tokens,
-            allowed=f"{cut[-1]}, the fewest that this reduction leaves, to {patches}",
+            allowed=f"{fewest}, the fewest that this reduction leaves, to {patches}",
         )
     free = dataclasses.replace(method, macs=None, counts=None)
-    return free.within_reach(cut, model.depth, patches)
+    return free.within_reach(counts, model.depth, patches)
 
 
 def _weakest_strength(is_enough):

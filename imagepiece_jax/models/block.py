@@ -112,7 +112,8 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
     remat: bool = False
-    # number of first tokens, all of the prefix, that attend and leave; None: all tokens
+    # number of first tokens, all of the prefix, that alone attend and are returned;
+    # None: all tokens
     queries: int | None = None
 
     def setup(self):
@@ -132,7 +133,7 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """(state, scores, record): tokens that leave the block, and its scores.
+        """(state, scores, record): the tokens after the block, and its scores.
 
         The record is (result, taps) of the reduction, or None without one.
 
@@ -143,7 +144,7 @@ class Block(nn.Module):
         site = reduction and self.layer.step.site
         reads = self.layer.reads
         record = None
-        if self.queries and site == "mid":  # no image token leaves: nothing to reduce
+        if self.queries and site == "mid":  # no image token is left to reduce
             site = None
             reads = frozenset()
         attend = Block.attend
@@ -163,7 +164,7 @@ class Block(nn.Module):
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
-            state = self._outgoing(state).replace(x=x)
+            state = self._returned(state).replace(x=x)
         if site == "mid":
             state, record = reduction(state, scores, train)
         state = state.replace(x=feed_forward(self, state.x, drop_path[1]))
@@ -182,7 +183,7 @@ class Block(nn.Module):
             if state.mask is not None:
                 live = (state.mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(state.image(out), live)
-        return _add(self._outgoing(state).x, out, factor), scores
+        return _add(self._returned(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
         """(state, scores, record) of attention whose tokens are reduced on the way.
@@ -200,7 +201,7 @@ class Block(nn.Module):
         weights = tokens.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(read_by(weights, value))
-        state = self._outgoing(state)
+        state = self._returned(state)
         x = _add(state.x, self._scaled(out), factor)
         return state.replace(x=x), scores, record
 
@@ -214,8 +215,8 @@ class Block(nn.Module):
             out = self.ls2(out)
         return _add(x, out, factor)
 
-    def _outgoing(self, state):
-        """`state` with only the tokens that leave the block."""
+    def _returned(self, state):
+        """`state` with only the tokens that the block returns."""
         if not self.queries:
             return state
         x = state.x[:, : self.queries]

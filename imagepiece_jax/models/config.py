@@ -252,6 +252,7 @@ class ModelConfig(CheckedFields):
         size = {field: fields[field] for field in SIZE_FIELDS if field != "depth"}
         image_size = fields["image_size"]
         depth = fields["depth"]
+        # Some models were published for images that end in a part of a patch.
         cut = self.name is None or image_size == named.get("image_size")
         patches = patch_grid(image_size, fields["patch_size"], cut)
         _check_size(size, fields["stem"], arch)
@@ -315,7 +316,7 @@ def with_plan(
     tokens: exact number of image tokens in the end; None: the reduction's own
     Raises InputError for a reduction that does not fit the model.
     """
-    own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
+    prop_attn_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None and method.macs is not None:
         _, method = at_cost.chosen_with_counts(method, model, grid, name)
@@ -330,7 +331,7 @@ def with_plan(
     if prop_attn is None:
         prop_attn = usual
     if not isinstance(prop_attn, bool):
-        raise InputError(field=own_field, value=prop_attn, allowed="True, False")
+        raise InputError(field=prop_attn_field, value=prop_attn, allowed="True, False")
     place = "" if tokens is None else f"tokens={tokens}"
     try:
         plan = model.plan_of(method, grid, masked)

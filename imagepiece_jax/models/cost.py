@@ -122,13 +122,13 @@ def block_macs(model, layer, queries=None):
     """MACs of one image in one block: projections and attention, then the MLP.
 
     layer: the block's LayerPlan
-    queries: tokens that attend and leave the block; None: all
+    queries: number of tokens that attend, and that the block returns; None: all
     """
     width = model.embed_dim
     keys = layer.attn_tokens
     values = layer.attn_tokens
     scoring = queries or keys
-    outgoing = queries or layer.mlp_tokens
+    returned = queries or layer.mlp_tokens
     if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
         scoring = keys
         values = layer.mlp_tokens
@@ -138,7 +138,7 @@ def block_macs(model, layer, queries=None):
     attention += (scoring * keys + reading * values) * width
     layers = 3 if model.arch.mlp == "swiglu" else 2  # one of them is a gate
     hidden = round(model.mlp_ratio * width)
-    return attention + outgoing * layers * width * hidden
+    return attention + returned * layers * width * hidden
 
 
 def reducer_macs(model, layer):

@@ -375,16 +375,16 @@ def _sizes(shapes, partial, common_parts):
 
 def _grids(rows, prefix, partial, common_parts):
     """Numbers of patches that `rows` positions can have, the likelier first."""
-    others = rows - prefix  # where tokens in front of the patches have positions
-    if partial.name or _is_full(partial.arch):  # compared with what tensors show
+    without_prefix = rows - prefix
+    if partial.name or _is_full(partial.arch):  # which `_check_parts` compares later
         if partial.architecture.prefix_positions:
-            return [others, rows]
-        return [rows, others]
+            return [without_prefix, rows]
+        return [rows, without_prefix]
     known = {**common_parts, **partial.arch}
     if "prefix_positions" not in known:
-        return [others, rows]
+        return [without_prefix, rows]
     if known["prefix_positions"]:
-        return [others]
+        return [without_prefix]
     return [rows]
 
 

@@ -517,8 +517,10 @@ def as_timm(
 ) -> dict[str, np.ndarray]:
     """Tensors of `convert.to_timm` as timm's classes have them.
 
-    arch: of the model; timm keeps the projections of EVA-02's sub-LN apart, and two
-    layers of a gated MLP without a norm together where positions are learned.
+    timm keeps the projections of EVA-02's sub-LN apart, and two layers of a gated MLP
+    without a norm together where positions are learned.
+
+    arch: of the model
     """
     eva = is_eva(arch)
     apart = arch.mlp_norm and not arch.key_bias
@@ -682,20 +684,25 @@ def _projector(tensors, tower):
                 allowed="all files of a model",
             )
         layer = f"layer {number} of its projector"
-        names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
-        arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
-        has_bias = names[1] in tensors
-        if tower.bias and not has_bias:
+        arrays = {}
+        for leaf in ("weight", "bias"):
+            name = f"projector.{number}.{leaf}"
+            if name in tensors:
+                arrays[leaf] = np.asarray(tensors[name], np.float32)
+        weight = arrays.get("weight")
+        bias = arrays.get("bias")
+        if tower.bias and bias is None:
             raise InputError("has no bias", field=layer, allowed="one with")
-        if tower.bias is False and has_bias:
+        if tower.bias is False and bias is not None:
             raise InputError("has a bias", field=layer, allowed="one without")
-        shapes = [array.shape for array in arrays]
-        width = shapes[0][1:]
-        if layers:
-            before, _ = layers[-1]
-            width = before.shape[1:]
-        fits = len(shapes[0]) == 2 and shapes[0][1:] == width
-        if not fits or shapes[-1][:1] != shapes[0][:1]:
+        fits = weight is not None and weight.ndim == 2
+        if fits and layers:
+            kernel_before, _ = layers[-1]
+            fits = weight.shape[1] == kernel_before.shape[1]
+        if fits and bias is not None:
+            fits = bias.shape[:1] == weight.shape[:1]
+        if not fits:
+            shapes = [array.shape for array in arrays.values()]
             raise InputError(
                 f"has tensors of {' and '.join(map(str, shapes))}",
                 field=layer,
@@ -704,16 +711,13 @@ def _projector(tensors, tower):
                     "a weight [out, in], in as the layer before has out, a bias [out]"
                 ),
             )
-        if not all(np.isfinite(array).all() for array in arrays):
+        if not all(np.isfinite(array).all() for array in arrays.values()):
             raise InputError(
                 "holds a value that is not finite",
                 field=layer,
                 allowed="finite weights",
             )
-        kernel = np.ascontiguousarray(arrays[0].T)
-        bias = None
-        if has_bias:
-            bias = arrays[1]
+        kernel = np.ascontiguousarray(weight.T)
         layers.append((kernel, bias))
     return Projector(tuple(layers), tower.gelu, tower.prefix)
 
@@ -845,8 +849,8 @@ def _stack(tensors):
         if lacking:
             missing = parts[lacking[0]]
             raise InputError(f"has tensor {name}, but not {missing}", value=missing)
-        stack = [tensors.pop(part) for part in parts.values()]
-        shapes = [part.shape for part in stack]
+        stack = [tensors.pop(name) for name in parts.values()]
+        shapes = [tensor.shape for tensor in stack]
         if len(set(shapes)) > 1:
             raise InputError(
                 f"are of {', '.join(map(str, shapes))}",

@@ -238,9 +238,10 @@ def _check_fixed(fixed, fields):
 def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, Any]]:
     """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
 
+    Both are empty without the file. What it leaves out is as in its image processor.
+
     images, config: contents of it and of config.json
-    Both are empty without the file; what it leaves out is as in its image processor.
-    Raises InputError for pixels or a crop that none here are.
+    Raises InputError for pixels or a crop that no model here has.
     """
     if not images:
         return ModelConfig(), {}

@@ -16,7 +16,7 @@ def parse_sweep(text):
     """Reductions of a --sweep, dicts of a name and fields, one for each combination.
 
     text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
-    without quotes; a method without fields is one reduction
+        without quotes; a method without fields is one reduction
     Raises InputError for what cannot be read, and for a field that the method does not
     have or that changes only training.
     """

@@ -94,7 +94,7 @@ def apply(mix, images, targets, partner_images, partner_targets):
     """Mix partners into images and targets.
 
     images: [B, H, W, 3], normalized floats; they keep their dtype, the arithmetic is
-    float32
+        float32
     targets: [B, C]
     partner_images, partner_targets: the reversed global batch
     """

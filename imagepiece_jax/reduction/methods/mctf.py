@@ -77,18 +77,18 @@ class Fusion(Ranking):
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
         even = taps.num_prefix % 2  # the first image token at an even position
-        score = self.affinity(x, 1 / received, 1 / size)
-        score = score[:, even::2, 1 - even :: 2]
+        affinity = self.affinity(x, 1 / received, 1 / size)
+        even_to_odd = affinity[:, even::2, 1 - even :: 2]
         # First, half of those that leave: tokens at even positions join odd ones.
         leaving_even = merges // 2
-        best, partner = find_partners(score, _places(score.shape[2]))
+        best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
         order = rank(best)
         joining = invert(order, leaving_even)
         joined = gather_rows(partner, joining)
         place = place_among(order >= leaving_even)
         staying = invert(place, order.shape[1] - leaving_even)
         # Then the other half: odd tokens join the even ones that are left.
-        odd_to_even = gather_rows(score, staying).transpose(0, 2, 1)
+        odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
         best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
         order = rank(best)
         leaving_odd = merges - leaving_even
@@ -111,13 +111,13 @@ class Fusion(Ranking):
 
     def affinity(self, x, inattention, smallness):
         """How well two tokens fuse. [B, n, D], [B, n] twice -> [B, n, n]."""
-        score = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
+        affinity = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
         criteria = ((inattention, self.attention), (smallness, self.sizes))
         for value, temperature in criteria:
             value = value / jnp.max(value, axis=1, keepdims=True)
             product = value[:, :, None] * value[:, None, :]
-            score *= product ** (1 / temperature)
-        return score
+            affinity *= product ** (1 / temperature)
+        return affinity
 
 
 def _places(length):
