@@ -228,16 +228,21 @@ def _with_arguments(arch, arguments):
 
 
 def _head(arch, arguments):
-    """pool, final_norm and fc_norm; a mean usually has its norm behind it."""
+    """pool, final_norm and fc_norm by arguments of timm's class.
+
+    Without an argument fc_norm the last norm is behind the pool if that is a mean. An
+    architecture that differs from this has the argument in its own code, and keeps it.
+    """
     pool = arch.pool
     if "global_pool" in arguments:
         pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
-    behind = arguments.get("fc_norm")
-    if "fc_norm" not in arguments and arch.fc_norm != (arch.pool == "mean"):
-        behind = arch.fc_norm  # unusual for its own pool, so that it stays
-    if behind is None:
-        behind = pool == "mean"
-    if arch.dist_token and behind:  # timm makes this norm, and none that it computes
+    fc_norm = arguments.get("fc_norm")
+    differs = arch.fc_norm != (arch.pool == "mean")
+    if "fc_norm" not in arguments and differs:
+        fc_norm = arch.fc_norm
+    if fc_norm is None:
+        fc_norm = pool == "mean"
+    if arch.dist_token and fc_norm:  # timm makes this norm, and none that it computes
         raise InputError(
             "is True for a model with a distillation token",
             field="model_args.fc_norm",
@@ -247,8 +252,8 @@ def _head(arch, arguments):
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
         "pool": pool,
-        "final_norm": normed and not behind,
-        "fc_norm": normed and behind,
+        "final_norm": normed and not fc_norm,
+        "fc_norm": normed and fc_norm,
     }
 
 

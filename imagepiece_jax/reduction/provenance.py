@@ -65,6 +65,7 @@ def _followed(path, result, x, fill):
         read = compose(to_nearest_slot(x, result), path.read)
         return path._replace(slot=slot, read=read)
     last = None
+    # Behind a Mixing a patch has a part of every token, also of those dropped since.
     if fill == "last" or path.mixed:
         last = rows_of(x, path.slot)
         if path.slot is not None:

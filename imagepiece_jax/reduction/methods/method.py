@@ -245,11 +245,13 @@ class Method(fields.CheckedFields):
             if blocks:
                 changes["blocks"] = blocks
         fitted = dataclasses.replace(self, **changes)
+        if self.counts is not None:  # beside which blocks have no effect
+            return fitted
         last = model.depth - 1
         for field in ("block", "blocks"):
-            found = self.macs is not None and field in self.found_for_macs
-            is_given = getattr(fitted, field, None) is not None
-            if is_given and self.counts is None and not found:
+            if self.macs is not None and field in self.found_for_macs:
+                continue
+            if getattr(fitted, field, None) is not None:
                 fitted._check_most(field, last, f"0 to {last}, the blocks of the model")
         return fitted
 
