@@ -350,6 +350,9 @@ def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
     safetensors.numpy.save_file({"weight": noise(3)}, file)
     with pytest.raises(InputError, match="projector.safetensors: tensor weight has no"):
         imagepiece_jax.load(tmp_path / "ours")
+    safetensors.numpy.save_file({"projector.0.bias": noise(2, 3)}, file)
+    with pytest.raises(InputError, match="layer 0 of its projector has tensors of"):
+        imagepiece_jax.load(tmp_path / "ours")
     file.unlink()
     with pytest.raises(InputError, match="in a language model, without its projector"):
         imagepiece_jax.load(tmp_path / "ours")
