@@ -141,7 +141,7 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
 
 
 def reading_forever(*words):
-    """`tasks.read_forever` in a session of its own, and its workers."""
+    """`tasks.read_forever` in a session of its own, after its first batch."""
     running = subprocess.Popen(
         [sys.executable, "-m", "tests.data.tasks", *words],
         cwd=ROOT,
@@ -151,12 +151,13 @@ def reading_forever(*words):
         start_new_session=True,
     )
     assert running.stdout.readline() == "\n"
-    return running, workers_of(running.pid)
+    return running
 
 
 @pytest.mark.slow
 def test_processes_end_with_a_run_that_is_killed():
-    running, started = reading_forever()
+    running = reading_forever()
+    started = workers_of(running.pid)
     assert len(started) == 2
     assert shared_memory(running.pid)
     with running:
@@ -166,7 +167,7 @@ def test_processes_end_with_a_run_that_is_killed():
 
 @pytest.mark.slow
 def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
-    running, _ = reading_forever("leave")
+    running = reading_forever("leave")
     with running:
         assert running.communicate(timeout=20) == ("", "")
     assert running.returncode == 7
