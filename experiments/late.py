@@ -32,7 +32,8 @@ from imagepiece_jax.models.variables import digest
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
-FLAGS = study.Flags("docs/tables/late/runs")
+FOLDER = "docs/tables/late/runs"
+FLAGS = study.Flags(FOLDER)
 
 # Selectors, with the methods whose they are: merged, dropped. What class attention
 # drops are the tokens that are not among the most attended.

@@ -194,3 +194,39 @@ def test_the_command_lists_and_refuses(tmp_path):
     page = call(late.main, "--tables", "--out", tmp_path / "runs").ok()
     assert page.out.strip() == str(tmp_path / "README.md")
     assert "217 cells" in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_the_page_is_that_of_the_committed_cells():
+    folder = markdown.ROOT / late.FOLDER
+    assert (folder.parent / "README.md").read_text("utf-8") == late.page(folder)
+
+
+def test_the_first_answer_has_the_figures_of_the_committed_cells():
+    """How many times the divergence is, from the files, by other code."""
+
+    def log_kl(method, fate, schedule, macs):
+        name = f"{method}.{fate}.{schedule}.{macs}.json"
+        text = (markdown.ROOT / late.FOLDER / name).read_text("utf-8")
+        return np.log(np.maximum(json.loads(text)["clean"]["kl"], 1e-8))
+
+    figures = {}
+    dropping = {"attended": "evit"}
+    for fate in ("merged", "dropped"):
+        for macs in ("0.85", "0.75", "0.66"):
+            change = 0
+            for method in ("tome", "pitome", "attended", "mctf", "dpc_knn", "atc"):
+                if fate == "dropped":
+                    method = dropping.get(method, method)
+                change += log_kl(method, fate, "late-2", macs) / 6
+                change -= log_kl(method, fate, "stages-3-6-9", macs) / 6
+            figures[fate, macs] = f"{np.exp(change.mean()):.1f}"
+    change = log_kl("evit", "dropped", "late-2", "0.75")
+    change -= log_kl("evit", "dropped", "stages-3-6-9", "0.75")
+    figures["class attention"] = f"{np.exp(change.mean()):.1f}"
+    interval = scipy.stats.ttest_1samp(change, 0.0).confidence_interval(0.95)
+    figures["low"] = f"{interval.low:.3f}".replace("0.", ".")
+    figures["high"] = f"{interval.high:.3f}".replace("0.", ".")
+    bullets = (markdown.ROOT / "docs/comparison.md").read_text("utf-8").split("\n- ")
+    (bullet,) = [text for text in bullets if "tables/late/README.md" in text]
+    words = " ".join(bullet.split())
+    assert [name for name, figure in figures.items() if figure not in words] == []
