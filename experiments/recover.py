@@ -478,7 +478,7 @@ def enlarged(size):
 
 
 def rounded(found) -> list[float]:
-    """The measure of every image."""
+    """The distance of every image to the teacher."""
     return [round(float(value), DIGITS) for value in found["distance"]]
 
 

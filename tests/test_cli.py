@@ -149,9 +149,6 @@ def test_a_field_of_a_type_that_no_text_can_set():
         config_files.override(config, "words", "b")
 
 
-GONE = FileNotFoundError(2, "No such file or directory")  # of no file: of os.getcwd
-
-
 @pytest.mark.parametrize(
     "error, status, said",
     [
@@ -161,7 +158,6 @@ GONE = FileNotFoundError(2, "No such file or directory")  # of no file: of os.ge
         # To be stopped is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (GONE, 2, "error: the working directory has been deleted"),
     ],
 )
 def test_status_and_sentence_of_an_end(error, status, said):
@@ -171,6 +167,24 @@ def test_status_and_sentence_of_an_end(error, status, said):
     ended = call(main)
     assert (ended.status, ended.err) == (status, f"{said}\n")
     assert call(lambda: 7).status == 7
+
+
+def test_a_deleted_working_directory_is_a_sentence(tmp_path, monkeypatch):
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    ended = call(os.getcwd)
+    said = "error: the working directory has been deleted\n"
+    assert (ended.status, ended.err) == (2, said)
+
+
+def test_another_missing_file_is_not_taken_for_the_working_directory():
+    def main():
+        raise FileNotFoundError("no shard of the data")  # as libraries do
+
+    with pytest.raises(FileNotFoundError, match="no shard"):
+        call(main)
 
 
 def test_overrides_reach_all_configs():

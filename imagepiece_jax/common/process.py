@@ -27,7 +27,7 @@ def ending(error):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         reason = error.strerror
         return f"error: the output cannot be written ({reason})", RunError.status
-    if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd's
+    if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "error: the working directory has been deleted", InputError.status
     platforms = os.environ.get("JAX_PLATFORMS")
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
@@ -40,6 +40,15 @@ def ending(error):
             )
             return ending(mistake)
     return None, None
+
+
+def _has_working_directory():
+    """Whether the working directory still exists."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def interrupt(signum, frame):

@@ -420,10 +420,15 @@ def test_the_page_is_that_of_the_committed_runs():
     assert (folder.parent / "README.md").read_text("utf-8") == recover.page(folder)
 
 
+def committed(name):
+    """What the file of a committed run holds."""
+    path = markdown.ROOT / recover.FOLDER / f"{name}.json"
+    return json.loads(path.read_text("utf-8"))
+
+
 def committed_right(name, part="judged"):
     """Right answers of a committed run, 0.0 or 1.0 for each image."""
-    path = markdown.ROOT / recover.FOLDER / f"{name}.json"
-    found = json.loads(path.read_text("utf-8"))[part]
+    found = committed(name)[part]
     return np.array(decode_bits(found["right"], found["images"]), float)
 
 
@@ -480,8 +485,7 @@ def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
         figures[f"{name}, off"] = f"{100 * (dense - own).mean():.1f}"
         own = committed_right(f"{name}.chosen.A1")
         figures[f"{name}, recovered"] = f"{100 * (dense - own).mean():.1f}"
-    path = markdown.ROOT / recover.FOLDER / "fusion-0.5.chosen.A1.json"
-    fusion = json.loads(path.read_text("utf-8"))
+    fusion = committed("fusion-0.5.chosen.A1")
     assert not fusion["changed"]
     held_out = [value for _, value in fusion["curve"]]
     figures["fusion, first"] = f"{held_out[0]:.3f}".removeprefix("0")
@@ -632,8 +636,7 @@ def test_pages_give_what_fewer_images_and_passes_leave():
     figures = {}
     ways = ["base", "images-50", "images-100", "images-250", "passes-2000"]
     for name in ("off", *(f"{way}.A0" for way in ways)):
-        path = markdown.ROOT / recover.FOLDER / f"three-0.5.{name}.json"
-        kl = json.loads(path.read_text("utf-8"))["judged"]["kl"]
+        kl = committed(f"three-0.5.{name}")["judged"]["kl"]
         kl = kl[1::2] if name == "off" else kl
         figures[name] = f"{np.mean(kl):.3f}".removeprefix("0")
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
