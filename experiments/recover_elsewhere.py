@@ -515,7 +515,7 @@ def timed_programs(
 
 
 def timed(program, images) -> timer.TimedCall:
-    return timer.TimedCall(lambda number: program(images), lambda result: result)
+    return timer.TimedCall(lambda number: program(images))
 
 
 # Results

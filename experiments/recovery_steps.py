@@ -63,7 +63,7 @@ def measure_steps(vit) -> dict[str, Any]:
     for part in PARTS:
         recipe = recovery_step.Recipe.for_model(vit, parameters=part)
         fit = recovery_step.Fit(vit, recipe)
-        jobs[part] = timer.TimedCall(taking(fit, pixels), jax.block_until_ready)
+        jobs[part] = timer.TimedCall(taking(fit, pixels))
         now = (np.float32(recipe.lr), np.int32(0))
         program = fit._step.compile(
             fit.state, fit.weights, pixels, *parallel.replicate(now)

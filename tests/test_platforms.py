@@ -10,7 +10,7 @@ import pytest
 from configs import quickstart
 from experiments.paper import Images
 from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import machine, parallel, xla_options
+from imagepiece_jax.common import machine, parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
@@ -115,13 +115,13 @@ def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
 def test_the_benchmarked_device(monkeypatch):
     """Its name, memory, dtype and queued calls."""
     assert xla_options.fast_dtype() == "float32"
-    assert device.job(None).ahead == 0
+    assert timer.TimedCall(None).ahead == 0
     assert f"{device.cores()} cores" in device.name()
     assert device.memory() > 2**28  # of the machine
     card = gpu(memory_stats=lambda: {"bytes_limit": 5})
     monkeypatch.setattr(jax, "devices", lambda: [card])
     assert xla_options.fast_dtype() == "bfloat16"
-    assert device.job(None).ahead == 2
+    assert timer.TimedCall(None).ahead == 2
     assert (device.name(), device.memory()) == ("NVIDIA H200", 5)
     device.use("gpu")
     with pytest.raises(InputError, match="--device is cpu, which JAX does not find"):

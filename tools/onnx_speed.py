@@ -102,11 +102,9 @@ def measure(size, batch):
             ("OpenVINO", _openvino(graph, images)),
             ("JAX", _jax(program, images)),
         ):
-            jobs[runtime, name] = timer.TimedCall(call, lambda result: result)
+            jobs[runtime, name] = timer.TimedCall(call)
     if importlib.util.find_spec("timm") and not CHOSEN.value:
-        jobs["PyTorch", "dense"] = timer.TimedCall(
-            _timm(size, images), lambda result: result
-        )
+        jobs["PyTorch", "dense"] = timer.TimedCall(_timm(size, images))
     times = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
     rows = []
     for runtime, name in times:

@@ -84,7 +84,7 @@ def workloads(batch, tokens, heads, dtype):
         for version in versions(dtype):
             run = _chained(getattr(reduction, version))
             program = jax.jit(run).lower(inputs).compile()
-            job = device.job(lambda number, program=program: program(inputs))
+            job = timer.TimedCall(lambda number, program=program: program(inputs))
             compiled.append(ReductionWorkload(reduction.rule, version, job, moved))
     return compiled
 

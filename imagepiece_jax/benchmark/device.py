@@ -4,8 +4,7 @@ import importlib.metadata
 import pathlib
 import platform as host
 import statistics
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,15 +68,6 @@ def _cpu_model():
     return host.machine()
 
 
-def job(call: Callable[[int], Any]) -> timer.TimedCall:
-    """The TimedCall of `call(number)`, which returns JAX arrays.
-
-    On a CPU a call starts when the call before it has ended, as in PyTorch.
-    """
-    ahead = 0 if platform() == "cpu" else timer.AHEAD
-    return timer.TimedCall(call, jax.block_until_ready, ahead)
-
-
 def memory() -> int:
     """The bytes of memory that programs may use on the device."""
     stats = jax.devices()[0].memory_stats() or {}
@@ -137,5 +127,9 @@ def _normal(shape, dtype, count):
 def _seconds(function, inputs, rules, *more):
     """The median seconds of function(one of the inputs, *more)."""
     compiled = jax.jit(function)
-    timed = job(lambda number: compiled(inputs[number % len(inputs)], *more))
+
+    def call(number):
+        return compiled(inputs[number % len(inputs)], *more)
+
+    timed = timer.TimedCall(call)
     return statistics.median(timer.measure({"": timed}, rules)[""])

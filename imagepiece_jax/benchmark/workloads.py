@@ -105,7 +105,7 @@ class Case:
 
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(self.model, self.config.image_size)
-        return Workload(device.job(call), self.batch_size, macs, facts)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
     def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""
@@ -152,7 +152,7 @@ class Case:
         images = self.batch_size
         macs = images * TRAINING_MACS * model_macs(model, config.image_size)
         facts = _facts(model, seconds, compiled)
-        return Workload(device.job(call), images, macs, facts)
+        return Workload(timer.TimedCall(call), images, macs, facts)
 
 
 def on_noise(program):
@@ -204,7 +204,7 @@ class Clock:
                 dtype=vit.model.dtype.name,
                 tokens=returned,
             )
-            jobs[name] = device.job(on_noise(fast))
+            jobs[name] = timer.TimedCall(on_noise(fast))
         times = timer.measure(jobs, self.rules)
         figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
         return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}

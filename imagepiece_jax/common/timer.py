@@ -14,7 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 AHEAD = 2  # queued calls, so that a device never waits for its host
+
+
+def calls_ahead() -> int:
+    """The calls that JAX's device may have in its queue when another one starts.
+
+    On a CPU a call starts when the call before it has ended, as in PyTorch.
+    """
+    return 0 if jax.devices()[0].platform == "cpu" else AHEAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +32,14 @@ class TimedCall:
     """A program to time.
 
     `call(number)` starts call 0, 1, ..., which selects the input, and returns what
-    `wait` blocks on until the device has finished it. Up to `ahead` calls may be
-    unfinished when the next one starts: 0 where every call has the device's cores to
-    itself.
+    `wait` blocks on until the device has finished it; JAX's waits for JAX arrays, and
+    takes NumPy arrays as finished. Up to `ahead` calls may be unfinished when the next
+    one starts: 0 where every call has the device's cores to itself.
     """
 
     call: Callable[[int], Any]
-    wait: Callable[[Any], Any]
-    ahead: int = 0
+    wait: Callable[[Any], Any] = jax.block_until_ready
+    ahead: int = dataclasses.field(default_factory=calls_ahead)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -541,7 +541,7 @@ def test_times_are_measured_in_turns(study, monkeypatch):
     study = dataclasses.replace(study, students=few)
     # OpenVINO 2026.4 writes where it may not with models as narrow as the tiny one, and
     # the process crashes, at once or later.
-    job = timer.TimedCall(lambda number: number, lambda result: result)
+    job = timer.TimedCall(lambda number: number)
     monkeypatch.setattr(recover, "openvino_job", lambda vit: job)
     found = recover.measure_times(study, repeats=3, seconds=0.001)
     assert found["repeats"] == 3
