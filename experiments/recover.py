@@ -100,6 +100,7 @@ STUDENTS = {
     "three-0.5": Student("most attended, 3 blocks, .5", attended(0.5, THREE)),
     "three-0.4": Student("most attended, 3 blocks, .4", attended(0.4, THREE)),
     "shape-0.5": Student("most attended, DiffRate's shape, .5", attended(0.5, SHAPE)),
+    "shape-0.4": Student("most attended, DiffRate's shape, .4", attended(0.4, SHAPE)),
     "tome-0.5": Student("ToMe, .5", {"name": "tome", "macs": 0.5}),
     "fusion-0.5": Student(
         "fusion, DiffRate's shape, .5",
@@ -143,6 +144,8 @@ SEEDS = (1, 2, 3)
 FOLDS = {"A": "odd", "B": "even"}  # the rows that judge; the others are learned from
 # Learned from imagenette, too: declared when the first run had been judged.
 LATER_IMAGENETTE = ("three-0.6", "three-0.4", "small-176")
+# Declared when three blocks at .4 and DiffRate's shape at .5 had been judged.
+LATER_STUDENT = "shape-0.4"
 SIZES = ("small-208", "small-192", "small-176", "small-160")
 RIVALS = SIZES[1:]  # that R2 may compare
 RANK = 32
@@ -187,6 +190,8 @@ def cells() -> Iterator[Cell]:
         yield Cell(student, CHOSEN)
     for student in LATER_IMAGENETTE:
         yield Cell(student, "imagenette", seed=CHOICE_SEED)
+    for fold in FOLDS:
+        yield Cell(LATER_STUDENT, CHOSEN, fold)
 
 
 # A run
