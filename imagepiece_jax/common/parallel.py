@@ -110,16 +110,16 @@ def max_over_processes():
     """
     if jax.process_count() == 1:
         return int
-    highest_of_all = pmap(lambda number: jax.lax.pmax(number, AXIS))
+    highest_on_devices = pmap(lambda number: jax.lax.pmax(number, AXIS))
     latest = None
 
-    def highest(number):
+    def highest_of_previous_call(number):
         nonlocal latest
         previous = latest
-        latest = highest_of_all(replicate(np.int32(number)))
+        latest = highest_on_devices(replicate(np.int32(number)))
         return 0 if previous is None else int(unreplicate(previous))
 
-    return highest
+    return highest_of_previous_call
 
 
 def is_main():

@@ -69,20 +69,30 @@ def fields_at_cost(reduction, model, grid, name=None, tolerance=TOLERANCE):
 
 
 def _with_counts(reduction, found, model, grid, name):
-    """`fields_at_cost` of a dict, whose Method at that cost is known.
+    """A reduction as a dict, with the fields of `found` in place of its cost.
 
-    found: the Method with counts in place of the cost
+    Other arguments and the result are those of `fields_at_cost`.
+
+    found: the reduction's Method at that cost, which mostly has counts of tokens
     """
     reduction = with_chosen(reduction, model, grid, name)
     method, _ = read_reduction(reduction)
     if method.macs is None:
         return reduction
-    changes = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
-    changes.pop("score", None)  # it stays "auto", which fits other models, too
-    fields = {**reduction, **changes}
-    unused = found.amounts if found.counts else ()
+    fields = dict(reduction)
+    for field, value in vars(found).items():
+        # The score stays "auto", which fits other models, too.
+        if field != "score" and value != getattr(method, field):
+            fields[field] = value
     fields[LABEL] = cost_label(reduction)
-    return {k: v for k, v in fields.items() if v is not None and k not in unused}
+    without_effect = ()
+    if found.counts:
+        without_effect = found.amounts
+    set_fields = {}
+    for field, value in fields.items():
+        if value is not None and field not in without_effect:
+            set_fields[field] = value
+    return set_fields
 
 
 def with_chosen(reduction, model, grid, name=None):

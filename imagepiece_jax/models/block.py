@@ -174,6 +174,7 @@ class Block(nn.Module):
         """(x + attention(norm(x)) [B, N, D], the scores of the attention).
 
         factor: drop path's factor of the branch, [B] or None
+        reads: names of the scores that attention computes for reducers
         """
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)

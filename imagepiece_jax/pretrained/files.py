@@ -369,31 +369,33 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
 
 def _read_parts(path, select):
-    """The tensors that an index names, from their parts."""
-    places = parts(path)
-    chosen = select(dict.fromkeys(places, _Unread(0)))
+    """The selected tensors of an index, each from the part that has it."""
+    part_of = parts(path)
+    # Of size 0, as an index has no sizes.
+    chosen = select(dict.fromkeys(part_of, _Unread(0)))
+    names_by_part = {}
+    for name in chosen:
+        names_by_part.setdefault(part_of[name], []).append(name)
     tensors = {}
-
-    def of_part(content):
-        unread = _named_tensors(content)
-        found = {}
-        for name in chosen:
-            if places[name] == part and name in unread:
-                found[name] = unread[name]
-        return found
-
-    for part in sorted({places[name] for name in chosen}):
-        if not (path.parent / part).is_file():
+    for part, names in sorted(names_by_part.items()):
+        file = path.parent / part
+        if not file.is_file():
             raise InputError(f"lacks its part {part} beside it", value=part)
-        tensors |= _guarded(path.parent / part, _PARTS, of_part)
+        tensors |= _guarded(file, _PARTS, functools.partial(_only, names))
     for name in chosen:
         if name not in tensors:
             raise InputError(
                 f"lacks tensor {name}",
-                field=f"its part {places[name]}",
+                field=f"its part {part_of[name]}",
                 value=name,
             )
     return tensors
+
+
+def _only(names, content):
+    """The tensors in `content`, not yet read, that have one of the names."""
+    unread = _named_tensors(content)
+    return {name: unread[name] for name in names if name in unread}
 
 
 def _npz_normalization(path):

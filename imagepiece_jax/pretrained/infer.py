@@ -142,33 +142,36 @@ def crop_for(source: Source, requested: ModelConfig) -> Mapping[str, Any]:
 
 
 def _trained_config(source, contents, requested, otherwise):
-    """The config of a folder or a file; arguments are those of `completed`."""
+    """The config that the weights in a folder or a file were trained with.
+
+    Arguments are those of `completed`.
+    """
     path = source.path
+    common_parts = contents.common_parts
     if path.is_dir():
         given = _given_for_folder(source, contents, requested)
+        tensors = with_fc_norm(contents, given)
+        # A config.json without a name is of transformers, whatever the tensors' names.
+        common_parts = {**transformers_parts((), tensors), **common_parts}
+        way_out = f"place its {PREPROCESSOR} beside it"  # which has mean and std
     else:
         given = _given_for_file(source, contents, requested)
-    heads = contents.config.num_heads
-    tensors = with_fc_norm(contents, given)
-    common_parts = contents.common_parts
-    if path.is_dir():  # of a config.json without a name, whatever the tensors' names
-        common_parts = {**transformers_parts((), tensors), **common_parts}
+        tensors = with_fc_norm(contents, given)
+        way_out = f"place its {CONFIG} beside it"
+        if (path.parent / CONFIG).is_file():
+            way_out = f"name its folder, {path.parent}, which has a {CONFIG}"
     try:
         config = infer(tensors, given, common_parts, otherwise)
     except Unnamed as error:
-        way_out = f"place its {CONFIG} beside it"
-        if path.is_dir():  # it has one; mean and std are in another file
-            way_out = f"place its {PREPROCESSOR} beside it"
-        elif (path.parent / CONFIG).is_file():
-            way_out = f"name its folder, {path.parent}, which has a {CONFIG}"
         raise error.with_facts(hint=f"{way_out}, or {error.hint}") from error
-    if heads not in (None, config.num_heads):
-        value = config.num_heads
+    shown_heads = contents.config.num_heads  # by shapes of some layouts
+    if shown_heads not in (None, config.num_heads):
         raise InputError(
-            f"is {value!r}, but its tensors are those of {heads} heads",
+            f"is {config.num_heads!r}, but its tensors are those of "
+            f"{shown_heads} heads",
             field="num_heads",
-            value=value,
-            allowed=f"{heads}",
+            value=config.num_heads,
+            allowed=f"{shown_heads}",
         )
     return config
 
@@ -210,10 +213,13 @@ def _configs_of_file(source, contents):
 
 
 def _given_for_folder(source, contents, requested):
-    """The config that files, caller and layout of a folder make together."""
+    """The config that files, caller and layout of a folder make together.
+
+    What the caller must not change is left out: `ModelConfig.with_requested` compares
+    it later.
+    """
     config = source.config
-    # image_size is the trained size here. `ModelConfig.with_requested` compares what is
-    # not taken from the caller later.
+    # image_size is the trained size here.
     not_from_caller = ["image_size"]
     if config.name or _is_full(config.arch):
         not_from_caller += ["name", "num_heads", *PARTS]
@@ -228,30 +234,38 @@ def _given_for_folder(source, contents, requested):
 
 
 def _given_for_file(source, contents, requested):
-    """The config that caller, layout and name of a file make together."""
+    """The config that caller, layout and name of a file make together.
+
+    What the name of a public model decides is its own here, whatever the caller says:
+    `ModelConfig.with_requested` compares the two later.
+    """
     name = requested.name or source.config.name
     published = {}
     if name not in registry.MODELS:
         published = registry.fields_of(name)
     row = "a file"
     by_source = _configs_of_file(source, contents)
-    if published and requested.name:  # the function of that model, not the layout's
+    if published and requested.name:
         row = "a file, and `name=..` of a public model"
+        # The other fields of the layout describe another function than the name does.
         by_source[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
-    size = requested.image_size
-    usual = published.get("image_size")
-    if size and usual:  # from which positions are resized, if it has as many patches
+    # image_size is the trained size here. The caller's may be another of as many
+    # patches.
+    trained_size = requested.image_size
+    published_size = published.get("image_size")
+    if trained_size and published_size:
         patch_size = published["patch_size"]
-        if _patches(size, patch_size) == _patches(usual, patch_size):
-            size = usual
-    given = dataclasses.replace(requested, image_size=size)
-    named = published and not _is_full(requested.arch)
-    if named:  # `ModelConfig.with_requested` compares what the name decides
+        patches = _patches(trained_size, patch_size)
+        if patches == _patches(published_size, patch_size):
+            trained_size = published_size
+    given = dataclasses.replace(requested, image_size=trained_size)
+    name_decides = published and not _is_full(requested.arch)
+    if name_decides:
         given = _without(given, SETTLED_BY_NAME)
     by_source[CALLER] = given
     config = merged(row, by_source)
     norm = contents.tensors.get("blocks.0.norm1.weight")
-    if named and np.shape(norm) == (published["embed_dim"],):
+    if name_decides and np.shape(norm) == (published["embed_dim"],):
         config = _without(config, ["num_heads"])
     return config
 
@@ -303,10 +317,10 @@ def infer(
     sizes = _sizes(shapes, partial, common_parts)
     parts = _parts(shapes, sizes)
     named = registry.fields_of(partial.name)
-    usual = ["image_size", "mean", "std"]
+    taken = ["image_size", "mean", "std"]
     if named.get("embed_dim") == sizes["embed_dim"]:
-        usual.append("num_heads")
-    of_name = {k: v for k, v in named.items() if k in usual}
+        taken.append("num_heads")
+    of_name = {field: named[field] for field in taken if field in named}
     fields = otherwise.fields | of_name | partial.fields
     sizes["image_size"] = sizes["image_size"] or fields.get("image_size")
     lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]

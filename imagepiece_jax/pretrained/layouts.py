@@ -345,7 +345,7 @@ LAYOUTS = (
 # A language model around a vision tower: LLaVA, and PaliGemma of transformers, of
 # big_vision and, in Orbax, of openpi. A pattern for the tower's prefix, in whose group
 # is the host's; starts of names that only the host has; {layers of the projector: ours}
-HOST = r"((?:.*\.)?)(?:vision_tower\.(?:vision_model\.)?|img\.)"
+TOWER_IN_HOST = r"((?:.*\.)?)(?:vision_tower\.(?:vision_model\.)?|img\.)"
 HOST_MARKS = ("multi_modal_projector.", "language_model.", "llm.")
 PROJECTOR = {
     "multi_modal_projector.linear(?:_1)?|img.head": "projector.0",
@@ -414,8 +414,8 @@ def read_weights(
 
     try:
         state_dict = read_state_dict(path, averaged, choose)
-        images = ModelConfig(**read_normalization(path))
-        return to_timm(state_dict, tower, names)._replace(images=images)
+        in_file = ModelConfig(**read_normalization(path))
+        return to_timm(state_dict, tower, names)._replace(images=in_file)
     except InputError as error:
         raise error.inside(place=f"weights file {path}") from error
 
@@ -581,10 +581,10 @@ class _Places:
         """The layout and prefixes of a checkpoint with tensors of these names."""
         layout, prefix = _layout(names)
         host_prefix = None
-        if host := re.fullmatch(HOST, prefix):
-            marks = tuple([host[1] + mark for mark in HOST_MARKS])
-            if any(name.startswith(marks) for name in names):
-                host_prefix = host[1]
+        if match := re.fullmatch(TOWER_IN_HOST, prefix):
+            marks = tuple([match[1] + mark for mark in HOST_MARKS])
+            if any(name.startswith(marks) for name in names):  # else a tower alone
+                host_prefix = match[1]
         return cls(layout, prefix, host_prefix, tower)
 
     def place(self, name):

@@ -18,7 +18,7 @@ from imagepiece_jax.models.vit import ViT
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
-# {arguments: the fields of an Architecture that they are}
+# {argument of timm's class: the field of an Architecture with the same value}
 FIELD_OF_ARGUMENT = {
     "class_token": "class_token",
     "qkv_bias": "qkv_bias",
@@ -258,7 +258,7 @@ def _head(arch, arguments):
 
 
 # Writing.
-# {fields that no argument sets: the architecture whose arguments set the others}
+# {(mlp, norm_eps, dist_token), which no argument sets: the architecture that has them}
 BASES = {
     ("gelu", EPS, False): "vit_base_patch16_224",
     ("gelu", 1e-5, False): "vit_base_patch16_clip_224",
@@ -308,10 +308,16 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
 
 
 def _architecture(model: ViT, image_size) -> dict[str, Any]:
-    """timm's architecture and its arguments; {} where timm has none."""
+    """The fields "architecture" and "model_args"; {} where timm cannot make the model.
+
+    The architecture is a public model of the same parts and sizes, if possible for
+    images of the same size, else one of BASES with arguments for all parts.
+    """
     arch = model.arch
     size = _size(model)
     eva = is_eva(arch)
+    # Not compared: how positions are resized, which is over, and a GELU that
+    # "act_layer" sets.
     ignored = {"resize": DEIT.resize}
     if not eva:
         ignored["gelu"] = DEIT.gelu
@@ -328,8 +334,10 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
         arguments["act_layer"] = gelus[arch.gelu]
     if same and model.stem == "patch":
         return {"architecture": same[0], "model_args": arguments}
-    # Less than timm adds to variances is next to the same; the model card names it.
-    base = BASES.get((arch.mlp, max(arch.norm_eps, EPS), arch.dist_token))
+    # A smaller epsilon than any of timm's becomes its smallest, which hardly changes
+    # outputs; the model card says so.
+    norm_eps = max(arch.norm_eps, EPS)
+    base = BASES.get((arch.mlp, norm_eps, arch.dist_token))
     if base is None or not _is_vision_transformer(model):
         return {}
     return {"architecture": base, "model_args": arguments | _all_arguments(model)}

@@ -1,6 +1,7 @@
 """Vision towers in language models, by their config.json.
 
-A new model is a row of HOSTS; `layouts.HOST` and what follows it name its tensors.
+A new model is a row of HOSTS; its tensors are named by `layouts.TOWER_IN_HOST` and what
+follows it.
 """
 
 import dataclasses

@@ -150,7 +150,8 @@ class Bipartite(Reducer):
         merges = counts.n_in - counts.n_out
         prefix = taps.num_prefix
         metric = jax.lax.stop_gradient(taps.metric)
-        first = prefix % 2  # the first image token at an even position
+        # Number of the first image token on side A: positions count the prefix, too.
+        first = prefix % 2
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
         side_a = metric[:, first::2]
@@ -159,11 +160,12 @@ class Bipartite(Reducer):
         best, partner = find_partners(similarity, targets)
         order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
+        # Slots of the tokens of A that stay, and which tokens of A these are.
         rest = sources.shape[1] - merges
-        if prefix:
+        if prefix:  # in their order
             place = ops.place_among(~leaves)
             staying = ops.invert(place, rest)
-        else:  # the rest of A stands by falling similarity
+        else:  # by falling similarity
             place = order - merges
             staying = ops.invert(order, merges + np.arange(rest))
         # The place of a token on side B is half its index; `//` is nine operations.
@@ -298,26 +300,29 @@ def merge_in_place(absorbed, partners, counts):
     absorbed: [B, r] int32, the tokens that leave, each once
     partners: [B, r] int32, the tokens that they merge into, which stay
     """
-    index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+    token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
     def before(tokens):
         """Whether each absorbed token is before each token. [B, m] -> [B, m, r]."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 
-    # Numbers of absorbed tokens before each partner, and before each absorbed token.
+    # The slot of a token that stays is its index less the absorbed tokens before it.
+    # These are counted before each partner, and before each absorbed token.
     counts_before = ops.sums((before(partners), before(absorbed)), axis=2)
     before_partner, before_absorbed = counts_before
     target = partners - before_partner
     staying_before = absorbed - before_absorbed
-    leaves = absorbed[:, None, :] == index[:, :, None]
+    leaves = absorbed[:, None, :] == token[:, :, None]
     joined = jnp.where(leaves, target[:, None, :], DROPPED)
     joined = jnp.max(joined, axis=-1)
-    place_of_staying = index - jnp.sum(before(index), axis=-1, dtype=jnp.int32)
-    place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
-    skipped = staying_before[:, None, :] <= place[:, :, None]
-    keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    dest = jnp.where(joined == DROPPED, place_of_staying, joined)
+    slot_of_staying = token - jnp.sum(before(token), axis=-1, dtype=jnp.int32)
+    # Slot s keeps token s + m with m absorbed tokens before it, which are those that
+    # have at most s staying tokens before them.
+    slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
+    skipped = staying_before[:, None, :] <= slot[:, :, None]
+    keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
+    dest = jnp.where(joined == DROPPED, slot_of_staying, joined)
     index = SlotIndex.joining(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=counts.n_out)
 

@@ -192,6 +192,7 @@ class DiffRate(Method):
         lists = zip(self.prune, self.merge, strict=True)
         steps = []
         for block, (pruned, merged) in enumerate(lists):
+            # The lists count the class token, too.
             reducer = PruneAndMerge(pruned - 1, score=self.score)
             steps.append(Step(block, reducer, AtMost(merged - 1)))
         return tuple(steps)

@@ -169,6 +169,8 @@ class Method(fields.CheckedFields):
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
         """The Steps in a model, by `counts` or by the method's own fields.
 
+        With the fate "drop" their reducers drop the tokens that they would merge.
+
         patches: number of image tokens before the first block
         Raises InputError for counts that the method or the model cannot have.
         """
