@@ -94,6 +94,7 @@ def attended(macs, counts):
 
 THREE = "stages-3-6-9"
 SHAPE = "diffrate"
+SPREAD = "proportional-1"
 STUDENTS = {
     "dense": Student("dense"),
     "three-0.6": Student("most attended, 3 blocks, .6", attended(0.6, THREE)),
@@ -101,6 +102,7 @@ STUDENTS = {
     "three-0.4": Student("most attended, 3 blocks, .4", attended(0.4, THREE)),
     "shape-0.5": Student("most attended, DiffRate's shape, .5", attended(0.5, SHAPE)),
     "shape-0.4": Student("most attended, DiffRate's shape, .4", attended(0.4, SHAPE)),
+    "spread-0.4": Student("most attended, same share, .4", attended(0.4, SPREAD)),
     "tome-0.5": Student("ToMe, .5", {"name": "tome", "macs": 0.5}),
     "fusion-0.5": Student(
         "fusion, DiffRate's shape, .5",
@@ -145,7 +147,7 @@ FOLDS = {"A": "odd", "B": "even"}  # the rows that judge; the others are learned
 # Learned from imagenette, too: declared when the first run had been judged.
 LATER_IMAGENETTE = ("three-0.6", "three-0.4", "small-176")
 # Declared when three blocks at .4 and DiffRate's shape at .5 had been judged.
-LATER_STUDENT = "shape-0.4"
+LATER_STUDENTS = ("shape-0.4", "spread-0.4")
 SIZES = ("small-208", "small-192", "small-176", "small-160")
 RIVALS = SIZES[1:]  # that R2 may compare
 RANK = 32
@@ -190,8 +192,9 @@ def cells() -> Iterator[Cell]:
         yield Cell(student, CHOSEN)
     for student in LATER_IMAGENETTE:
         yield Cell(student, "imagenette", seed=CHOICE_SEED)
-    for fold in FOLDS:
-        yield Cell(LATER_STUDENT, CHOSEN, fold)
+    for student in LATER_STUDENTS:
+        for fold in FOLDS:
+            yield Cell(student, CHOSEN, fold)
 
 
 # A run
