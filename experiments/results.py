@@ -8,8 +8,8 @@ comparisons that are named replace rows of the same methods, model and images.
 
 A table of a page stands between the lines "<!-- table NAME -->" and "<!-- /table -->".
 Most are made from the rows, the others from the points of the experiments that are over
-(`parts`, `retokenization`, `trained_schedules`), from the runs of `recover`, and from
-published figures (`schedule`).
+(`parts`, `retokenization`, `trained_schedules`), from the runs of `recover`, from the
+cells of `late`, and from published figures (`schedule`).
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import numpy as np
 
 from experiments import (
     intervals,
+    late,
     parts,
     recover,
     recover_elsewhere,
@@ -403,6 +404,7 @@ def tables(results: Results) -> dict[str, str]:
         "parts": parts.grid(crossed, "merged", True),
         "parts-dropped": parts.grid(crossed, "dropped", False),
         "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),
+        "late-choices": late.choices_table(late.Results(ROOT / late.FOLDER)),
         "parts-shares": parts.shares_table(crossed),
         "parts-contrasts": parts.tests_table(parts.contrasts(crossed)),
         "parts-chosen": parts.tests_table([parts.primary(points)]),
