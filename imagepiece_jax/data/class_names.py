@@ -163,7 +163,11 @@ def mapped_classes(
     remark = ""
     if are_labels(names):
         way = "number"
-    elif in_order:
+    elif not in_order:
+        way = "name"
+        if model_names is None:
+            remark = "; the weights name none, ImageNet's order is taken"
+    else:
         way = "the order of their names"
         if expected is not None:
             others = [i for i, name in named.items() if not _agree(name, expected[i])]
@@ -179,10 +183,6 @@ def mapped_classes(
                 allowed="folders that are named as the model's classes, by WordNet "
                 "IDs of ImageNet's, or by whole numbers as labels",
             )
-    else:
-        way = "name"
-        if model_names is None:
-            remark = "; the weights name none, ImageNet's order is taken"
     example = f"{named[label]} is {label}"
     name_in_model = expected and expected[label]
     if name_in_model not in (None, named[label]):
@@ -205,10 +205,11 @@ def kept_order(names: Names | None, data: str) -> str | None:
         return None
     as_text = sorted(names)
     by_number = sorted(names, key=_by_number)
-    orders = enumerate(zip(names, as_text, by_number, strict=True))
-    label = next((label for label, found in orders if len({*found}) > 1), None)
-    if label is None:
+    orders = zip(names, as_text, by_number, strict=True)
+    differing = [label for label, found in enumerate(orders) if len({*found}) > 1]
+    if not differing:
         return None
+    label = differing[0]
     way = "as the weights have them"
     if [*names] == as_text:
         way = "as text, not by their numbers"

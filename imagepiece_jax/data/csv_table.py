@@ -50,10 +50,10 @@ def open_csv(
     # The last line of a test image with a label, and of one without.
     with_label = None
     without_label = None
-    trained = []
+    training_images = []
     root = os.path.dirname(path)
     names = {}
-    first = {}
+    first_rows = {}  # of each file
     real = functools.cache(os.path.realpath)  # links are looked up once per folder
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -83,13 +83,14 @@ def open_csv(
                 highest = max(highest, row.label)
                 image = fields["filename"] or ""
                 if row.split == "train":
-                    trained.append(os.path.normpath(image))
+                    training_images.append(os.path.normpath(image))
                 if row.split == split:
                     files.append(_stored_file(image, path))
                     labels.append(row.label)
                 folder, name = os.path.split(os.path.join(root, image))
                 key = (normalized(real(folder)), normalized(name))
-                _check_again(image, row, first.setdefault(key, row))
+                first_row = first_rows.setdefault(key, row)
+                _check_again(image, row, first_row)
                 if has_label and "class" in fields:
                     _add_name(names, row, fields["class"])
     except InputError as error:  # of a row
@@ -101,7 +102,7 @@ def open_csv(
             f"is not a CSV file in UTF-8 ({error})",
             place=path,
         ) from error
-    if not first:
+    if not first_rows:
         raise InputError("has no rows", place=path, allowed="at least one image")
     if with_label and without_label:
         raise InputError(
@@ -112,7 +113,7 @@ def open_csv(
         )
     has_tests = with_label or without_label
     if not labeled and not has_tests:
-        chosen = split_files(trained, split, path)
+        chosen = split_files(training_images, split, path)
         files = [_stored_file(name, path) for name in chosen]
         labels = [-1] * len(files)
     if not files:
@@ -143,7 +144,9 @@ def _check_again(file, row, first):
 
     first: the first row that names the file
     """
-    if first is row or (first[1:] == row[1:] and row.split == "train"):
+    if first is row:
+        return
+    if first.split == row.split == "train" and first.label == row.label:
         return
     if first.split != row.split:
         fault = "an image must not be in both train and val"

@@ -189,8 +189,8 @@ def _owners(root, splits):
 def _check_links(root, folders, owners):
     """InputError where a link leads from a class to images of another.
 
-    folders: of the class, its own first, by their real paths
-    owners: of `_owners`, to which they are added
+    folders: {real path: folder} of the class, its own first, and of all folders in it
+    owners: {real path: folder of a class}, to which those of this class are added
     """
     owner = next(iter(folders.values()))
     for real, folder in folders.items():

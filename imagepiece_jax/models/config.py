@@ -181,15 +181,18 @@ class ModelConfig(CheckedFields):
         """
         named = named_fields(requested.name)
         compared = requested
-        ours = self.architecture
-        wanted = self.architecture
+        trained_arch = self.architecture
+        wanted_arch = trained_arch
         if sizes and requested.name not in (None, self.name):
             compared = requested.completed_by(named)
-            wanted = _named_parts(requested.name)
-        wanted = wanted.with_parts(requested.arch)
+            wanted_arch = _named_parts(requested.name)
+        wanted_arch = wanted_arch.with_parts(requested.arch)
 
         def compare(field, value, trained, of_name):
-            """Contradiction unless `value` is `trained`; of_name: the name has it."""
+            """Contradiction unless `value` is `trained`.
+
+            of_name: whether `value` is that of the requested name
+            """
             value = settings.as_tuple(value)
             trained = settings.as_tuple(trained)
             if value == trained:
@@ -210,17 +213,19 @@ class ModelConfig(CheckedFields):
                 compare(field.name, value, trained, of_name)
         # GELU may be another, and so may the pool of a model that has none.
         free = {"gelu"}
-        if ours.pool == "none":
+        if trained_arch.pool == "none":
             free |= {"pool", "pool_include_prefix"}
         for part in PARTS:
             of_name = part not in requested.arch
             if of_name or part not in free:
-                compare(part, getattr(wanted, part), getattr(ours, part), of_name)
+                wanted = getattr(wanted_arch, part)
+                trained = getattr(trained_arch, part)
+                compare(part, wanted, trained, of_name)
         size = requested.image_size or self.image_size
         # Images that weights were trained on may end in a part of a patch, others not.
         if sides(size) != sides(self.image_size):
             patch_grid(size, self.patch_size)
-        return dataclasses.replace(self, **requested.fields | {"arch": wanted})
+        return dataclasses.replace(self, **requested.fields | {"arch": wanted_arch})
 
     def create(self, reduction: Reduction | Method = None) -> ViT:
         """The ViT of this config, with the plan of a reduction (`with_plan`).

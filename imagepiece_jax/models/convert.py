@@ -83,17 +83,17 @@ def model_variables(
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
-    like = variable_shapes(model, image_size)
+    shapes = variable_shapes(model, image_size)
     given = given or {}
-    lacking = lacking_selectors(tensors, like)
+    lacking = lacking_selectors(tensors, shapes)
     if fresh is None:
         fresh = lacking
     fresh = (*fresh, *given.get("params", {}))  # not to be taken from tensors
     if not exact:
-        lacking = [name for name in lacking if not matches(name, fresh)]
-        if lacking:
+        not_fresh = [name for name in lacking if not matches(name, fresh)]
+        if not_fresh:
             raise Misfit(
-                f"has no {lacking[0]}, a selector that this reduction learns",
+                f"has no {not_fresh[0]}, a selector that this reduction learns",
                 ("reducer",),
                 place=source,
                 allowed=(
@@ -101,8 +101,9 @@ def model_variables(
                     "(train.py --config.init.weights)"
                 ),
             )
-        tensors = _without_other_selectors(tensors, like)
-    like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
+        tensors = _without_other_selectors(tensors, shapes)
+    # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
+    like = {name: {**parts, **given.get(name, {})} for name, parts in shapes.items()}
     try:
         variables = from_timm(tensors, like, fresh)
     except InputError as error:
@@ -346,10 +347,11 @@ def _size_difference(state_dict, needed):
 def _remedy(wrong, places, fresh):
     """The `fresh` with which all paths `wrong` would be allowed; () if none is."""
 
-    def among(parts, paths):
+    def with_paths(parts, paths):
+        """Those of the parts that one of the paths is in."""
         return [part for part in parts if any(matches(path, [part]) for path in paths)]
 
-    parts = among(_REPLACEABLE, [place.path for place in places])
+    parts = with_paths(_REPLACEABLE, [place.path for place in places])
     if not all(matches(path, parts) for path in wrong):
         return ()
-    return (*fresh, *among(parts, wrong))
+    return (*fresh, *with_paths(parts, wrong))

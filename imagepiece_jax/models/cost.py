@@ -129,14 +129,15 @@ def block_macs(model, layer, queries=None):
     values = layer.attn_tokens
     scoring = queries or keys
     returned = queries or layer.mlp_tokens
-    if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
+    if layer.counts and layer.step.site == "attention":
+        # The weights are of all tokens, values only of those that stay.
         scoring = keys
         values = layer.mlp_tokens
     reading = queries or values
     # Queries, keys and their products; then values, their products, and proj.
     attention = (scoring + keys + values + reading) * width**2
     attention += (scoring * keys + reading * values) * width
-    layers = 3 if model.arch.mlp == "swiglu" else 2  # one of them is a gate
+    layers = 3 if model.arch.mlp == "swiglu" else 2  # of the MLP; SwiGLU has a gate
     hidden = round(model.mlp_ratio * width)
     return attention + returned * layers * width * hidden
 

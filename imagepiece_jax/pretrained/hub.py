@@ -121,8 +121,8 @@ def _hint_for(path):
         if not ids:
             return {}
         return {"hint": f"did you mean {' or '.join(ids[:SHOWN_IDS])}?"}
-    file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
-    if file or not _ID.fullmatch(text):
+    is_file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
+    if is_file or not _ID.fullmatch(text):
         return {}
     return {"hint": f"did you mean {SCHEME}{text}?"}
 

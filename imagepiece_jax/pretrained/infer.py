@@ -329,7 +329,7 @@ def infer(
     if named:
         arch = partial.architecture
     else:
-        known = {**common_parts, **partial.arch}
+        known = {**common_parts, **partial.arch}  # by other sources than shapes
         # Twice, as a pool that becomes known may leave other fields open.
         for _ in range(2):
             for field in _invisible(parts, known):

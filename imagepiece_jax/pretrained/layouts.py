@@ -74,7 +74,9 @@ class Layout:
             renamed = _renamed(of_block, self.inner)
             if renamed is None and not self.strict:
                 renamed = of_block
-            return renamed and f"blocks.{number[1]}.{renamed}"
+            if renamed is None:
+                return None
+            return f"blocks.{number[1]}.{renamed}"
         place = _renamed(inside, self.outer)
         if place is None:
             place = _renamed(name, self.outside)
@@ -840,16 +842,16 @@ def _stack(tensors):
             letters = "kv"
         if letter not in letters:
             continue
-        parts = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
-        lacking = [letter for letter in letters if parts[letter] not in tensors]
+        parts = {each: f"{module}.{each}.{leaf}" for each in letters}
+        lacking = [each for each in letters if parts[each] not in tensors]
         if lacking == ["k"] and leaf == "bias" and letters == "qkv":
-            for letter in "qv":
-                tensors[f"{module}.{letter}_bias"] = tensors.pop(parts[letter])
+            tensors[f"{module}.q_bias"] = tensors.pop(parts["q"])
+            tensors[f"{module}.v_bias"] = tensors.pop(parts["v"])
             continue
         if lacking:
             missing = parts[lacking[0]]
             raise InputError(f"has tensor {name}, but not {missing}", value=missing)
-        stack = [tensors.pop(name) for name in parts.values()]
+        stack = [tensors.pop(part) for part in parts.values()]
         shapes = [tensor.shape for tensor in stack]
         if len(set(shapes)) > 1:
             raise InputError(
@@ -908,19 +910,19 @@ def _split(tensors):
     first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
     for name in first_layers:
         module = name.removesuffix(".fc1.weight")
-        gated = f"{module}.fc1_g.weight" in tensors
+        has_gate = f"{module}.fc1_g.weight" in tensors  # in a tensor of its own
         last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
         packed = last.ndim == 2 and tensors[name].shape[:1] == (2 * last.shape[1],)
-        if not gated and not packed:
+        if not has_gate and not packed:
             continue
         for leaf in ("weight", "bias"):
-            first = tensors.pop(f"{module}.fc1.{leaf}", None)
-            if first is None:
+            other = tensors.pop(f"{module}.fc1.{leaf}", None)
+            if other is None:
                 continue
-            if not gated:  # the gate is first (DINOv2, SwiGLUFFN)
-                gate, first = _parts(f"{module}.fc1.{leaf}", first, 2)
+            if not has_gate:  # the gate is the first half (DINOv2, SwiGLUFFN)
+                gate, other = _parts(f"{module}.fc1.{leaf}", other, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
-            tensors[f"{module}.fc1_x.{leaf}"] = first
+            tensors[f"{module}.fc1_x.{leaf}"] = other
 
 
 def _add_positions(tensors):

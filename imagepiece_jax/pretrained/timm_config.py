@@ -170,19 +170,23 @@ def _arguments(arguments, name):
                 field=path,
                 value=value,
             )
-    others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
     sizes = size_of(name).fields
     heads = sizes.pop("num_heads")
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
         # timm's counts packed layers twice, and is rounded down to widths: see tensors.
         del sizes["mlp_ratio"]
-    sizes |= others
-    null = ("init_values", "fc_norm")  # where None differs from a missing argument
+    other_sizes = {}
     parts = {}
     for field, value in arguments.items():
-        if field in PARTS and (value is not None or field in null):
+        # None is as a missing argument, but for two.
+        if value is None and field not in ("init_values", "fc_norm"):
+            continue
+        if field in SIZES:
+            other_sizes[field] = value
+        elif field in PARTS:
             parts[field] = value
-    if not parts and not others and "mlp_ratio" not in arguments:
+    sizes |= other_sizes
+    if not parts and not other_sizes and "mlp_ratio" not in arguments:
         return {"name": name} | changes, sizes
     arch = changed_architecture(arch, parts)
     return {"name": name, "arch": arch, "num_heads": heads} | changes, sizes

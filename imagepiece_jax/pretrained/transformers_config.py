@@ -188,12 +188,12 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
     if arch.positions:
         sizes["image_size"] = size
     tower = host and host.tower and host.tower(config, fields, model.inner)
-    if tower and tower.depth:
+    if tower and tower.depth:  # it reads the tokens after an earlier block
         arch = model.inner
         sizes["depth"] = tower.depth
-    elif tower:  # without a pool
+    elif tower:  # it reads the normed tokens after the last block
         arch = dataclasses.replace(model.inner, final_norm=True)
-    elif arch.pool == "map" and classify:  # its head reads the mean
+    elif arch.pool == "map" and classify:  # the head of classes reads the mean
         arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _of_tower(config) or {})
@@ -305,13 +305,13 @@ def _crop(fields, name):
         )
     side, squash = _resized(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
-    has_size = squash  # whether all results have one size
+    same_size = squash  # whether all images come out in one size
     share = 1.0
     if cropped:
-        has_size = crop_size is not None
-    if cropped and has_size:
+        same_size = crop_size is not None
+    if cropped and same_size:
         share = _share(_square(crop_size), side)
-    if not has_size or share > 1 or not side:
+    if not same_size or share > 1 or not side:
         problem = f"is {size!r} and crop_size {crop_size!r}"
         if not cropped:
             problem = f"is {size!r} without do_center_crop"

@@ -108,11 +108,11 @@ def create(name: str = "none", **fields) -> Method:
     kind = _imported("recommended", "Recommended") if name == AUTO else METHODS[name]
     contract.check_method(kind, Method)
     shared = [field.name for field in dataclasses.fields(Method)]
-    allowed = sorted(  # those of inference first, those of all methods last
+    in_order = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(kind),
         key=lambda f: (f.name in shared, f.metadata.get("training", False)),
     )
-    allowed = [field.name for field in allowed]
+    allowed = [field.name for field in in_order]
     for field in fields:
         if field not in allowed:
             hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")

@@ -66,26 +66,28 @@ def soft_merge(similarity, size, live, merges):
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]
-    a = size[:, 0:live:2]
-    b = size[:, 1:live:2]
-    moved = spread * a[:, :, None]
-    grown = b + jnp.sum(moved, axis=1)
-    left = 1 - jnp.sum(spread, axis=-1)  # share of each token's size that it keeps
+    even_size = size[:, 0:live:2]
+    odd_size = size[:, 1:live:2]
+    moved = spread * even_size[:, :, None]
+    grown = odd_size + jnp.sum(moved, axis=1)
+    left = 1 - jnp.sum(spread, axis=-1)  # share of its size that an even token keeps
     excess = jnp.clip(left, 0, 1) - left
-    clipped = left + jax.lax.stop_gradient(excess)
-    # Rows of the tokens that grow, each between the rows of two that do not.
+    clipped = left + jax.lax.stop_gradient(excess)  # with the gradient of `left`
+    # A token at an odd place becomes the mean, by size, of itself and of what is spread
+    # over it. First the weights of the latter, at odd rows and even columns.
     safe = jnp.maximum(grown, TINY)
-    to_b = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
+    to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     rest = n - live
     odd = live % 2
     rows = (1, rest + odd, 1)  # in front of them, behind them and between two
     columns = (0, rest + 1 - odd, 1)
-    matrix = jax.lax.pad(to_b, jnp.float32(0), ((0, 0, 0), rows, columns))
-    scale = ops.alternate(jnp.ones_like(a), b / safe)
+    matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
+    # Then the weights of the tokens themselves: all others keep their features.
+    scale = ops.alternate(jnp.ones_like(even_size), odd_size / safe)
     scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
     scale = scale[:, :, None]
     matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
-    sizes = ops.alternate(a * clipped, grown)
+    sizes = ops.alternate(even_size * clipped, grown)
     order = ops.rank(jax.lax.stop_gradient(sizes))
     order = ops.invert(order, live)
     sizes = _reordered(sizes, order, size, live)

@@ -76,9 +76,12 @@ class Fusion(Ranking):
         )
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
-        even = taps.num_prefix % 2  # the first image token at an even position
+        # Numbers of the first image tokens at an even and at an odd position: positions
+        # count the prefix, too.
+        even = taps.num_prefix % 2
+        odd = 1 - even
         affinity = self.affinity(x, 1 / received, 1 / size)
-        even_to_odd = affinity[:, even::2, 1 - even :: 2]
+        even_to_odd = affinity[:, even::2, odd::2]
         # First, half of those that leave: tokens at even positions join odd ones.
         leaving_even = merges // 2
         best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
@@ -93,16 +96,17 @@ class Fusion(Ranking):
         order = rank(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
+        # Slots of the odd tokens: those that stay come after the even ones that stay.
         slot_of_staying = staying.shape[1] - leaving_odd + order
         slot = jnp.where(leaves, partner, slot_of_staying)
         ranked_odd = invert(order, order.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
-        odd = 1 - even
         keep = [even + 2 * staying, odd + 2 * staying_odd]
         keep = jnp.concatenate(keep, axis=1)
         absorbed = [even + 2 * joining, odd + 2 * joining_odd]
         absorbed = jnp.concatenate(absorbed, axis=1)
+        # An even token goes to the slot of the odd one that it has joined.
         target = [gather_rows(slot, joined), gather_rows(slot, joining_odd)]
         target = jnp.concatenate(target, axis=1)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)

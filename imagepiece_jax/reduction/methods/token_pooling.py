@@ -21,8 +21,8 @@ class Clustering(Ranking):
 
     The significance of a token is its score, by default the attention that it receives
     in the block before. An algorithm has a method `cluster`, from squared distances of
-    tokens, their significance, and which are the first, to the slot of each token and
-    its weight.
+    tokens, their significance, and which tokens clusters start from, to the slot of
+    each token and its weight.
     """
 
     clusters = True
@@ -33,13 +33,14 @@ class Clustering(Ranking):
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
         score = jax.lax.stop_gradient(self.scores(taps, counts))
-        first = rank(score) < counts.n_out
+        is_start = rank(score) < counts.n_out
         # Scores can underflow to 0, but the weights of a cluster need a sum above 0.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
-        dest, share = self.cluster(squared_distances(x), weight, first, counts.n_out)
+        squares = squared_distances(x)
+        dest, weight = self.cluster(squares, weight, is_start, counts.n_out)
         index = slot_index(dest, counts.n_out)
-        return Assignment(dest, share, index=index, n_out=counts.n_out)
+        return Assignment(dest, weight, index=index, n_out=counts.n_out)
 
 
 class KMedoids(Clustering):
@@ -77,17 +78,17 @@ class KMeans(Clustering):
     Slots are in the order of the tokens from which the centers started.
     """
 
-    def cluster(self, squares, weight, first, n_out):
-        slot = count_before(first)
+    def cluster(self, squares, weight, is_start, n_out):
+        slot = count_before(is_start)
         slots = jnp.arange(n_out, dtype=jnp.int32)[None, :, None]
-        dest = jnp.where(first, slot, DROPPED)  # a center is one token at first
+        dest = jnp.where(is_start, slot, DROPPED)  # a center is one token at first
         for _ in range(self.iterations):
             belongs = dest[:, None, :] == slots
             share = jnp.where(belongs, weight[:, None, :], 0)
             share = share / jnp.sum(share, axis=-1, keepdims=True)
             distances = _to_means(squares, share)
             nearest = jnp.argmin(distances, axis=1).astype(jnp.int32)
-            dest = jnp.where(first, slot, nearest)
+            dest = jnp.where(is_start, slot, nearest)  # so that no cluster is empty
         return dest, weight
 
 
