@@ -24,7 +24,7 @@ from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector, Tower
-from imagepiece_jax.models.recovery import Recovery
+from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import (
     check_variables,
     digest,

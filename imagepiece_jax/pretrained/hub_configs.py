@@ -15,7 +15,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.projector import Tower
-from imagepiece_jax.models.recovery import Recovery
+from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.pretrained import (
     hub,
     open_clip_config,

@@ -33,7 +33,7 @@ from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.recovery import Recovery
+from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
