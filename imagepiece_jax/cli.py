@@ -17,7 +17,7 @@ from absl import app, flags, logging
 
 from imagepiece_jax.common import cache_dirs, extras, fields, process
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.common.timer import Rules
+from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.config.files import (
     BASE,
     MACS,

@@ -16,7 +16,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.timer import Rules
+from imagepiece_jax.common.timing_rules import Rules
 
 cli.define_config("a config file; several are compared with the first")
 WEIGHTS = cli.weights()

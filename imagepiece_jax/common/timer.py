@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from imagepiece_jax.common.timing_rules import Rules
+
 AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
@@ -40,15 +42,6 @@ class TimedCall:
     call: Callable[[int], Any]
     wait: Callable[[Any], Any] = jax.block_until_ready
     ahead: int = dataclasses.field(default_factory=calls_ahead)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """How long to measure; the defaults are what a published figure needs."""
-
-    warmup: int = 20  # calls of every program before any is timed
-    repeats: int = 5  # turns of every program
-    seconds: float = 1.0  # least time of a turn
 
 
 class Spread(NamedTuple):

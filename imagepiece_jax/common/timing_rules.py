@@ -1,0 +1,12 @@
+"""How long programs are timed; without JAX, as commands read it for their flags."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How long to measure; the defaults are what a published figure needs."""
+
+    warmup: int = 20  # calls of every program before any is timed
+    repeats: int = 5  # turns of every program
+    seconds: float = 1.0  # least time of a turn
