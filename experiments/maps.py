@@ -17,8 +17,9 @@ THRESHOLD = 0.5
 def figures(ours, theirs) -> dict:
     """Correlation and IoU of each image, JSON values: IoU is null where there is none.
 
-    ours, theirs: maps [B, H, W]; extra: the images where ours alone has a pixel above
-    THRESHOLD.
+    ours, theirs: maps [B, H, W]
+    Returns both by name, and as "extra" the number of images where ours alone has a
+        pixel above THRESHOLD.
     """
     images = len(ours)
     alike = correlation(ours.reshape(images, -1), theirs.reshape(images, -1))

@@ -185,6 +185,7 @@ class Finetuner(Models):
         return ModelConfig.from_fields(fields)
 
     def _trained(self, reduction, stem, seed):
+        """The run of a reduction, which starts from the dense run of its seed."""
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
         model = RunConfig.from_config(config).create_model()

@@ -220,7 +220,11 @@ def learn_anew(fit, learned, crop):
 
 
 def learn_views(fit, learned, crop):
-    """By EACH views of every image, and the teacher's answers to them."""
+    """Take all steps on EACH fixed views of an image, which the teacher answers once.
+
+    learned: the Source of the images
+    crop: function (image, rng) that makes a view
+    """
     recipe = fit.recipe
     rng = np.random.default_rng(recipe.seed)
     images = []

@@ -95,7 +95,7 @@ def change(runs, ours, theirs, rates=("trained",)) -> np.ndarray:
 
 
 def contrasts(runs: Mapping[str, Sequence[dict]]) -> tuple[Contrast, ...]:
-    """P1, P2 and P3."""
+    """The declared contrasts P1, P2 and P3."""
     merging = []
     to_dense = {}
     for stem in STEMS:
@@ -130,7 +130,7 @@ def contrasts(runs: Mapping[str, Sequence[dict]]) -> tuple[Contrast, ...]:
 
 
 def declared_table(declared: Sequence[Contrast]) -> str:
-    """P1, P2 and P3 with their verdicts."""
+    """Table of P1, P2 and P3 with their verdicts."""
     corrected = statistics.holm([contrast.p for contrast in declared])
     lines = []
     for contrast, holm in zip(declared, corrected, strict=True):
@@ -149,7 +149,7 @@ def declared_table(declared: Sequence[Contrast]) -> str:
 
 
 def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
-    """Differences that were not tested."""
+    """Table of the differences that were not tested."""
     lines = []
     for name, points in described(runs):
         lines.append([name, mean_cell(points, 2)])
@@ -157,7 +157,10 @@ def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
 
 
 def described(runs) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, points [seeds]); dropping - dense and its P2 were added afterwards."""
+    """Yield (name, points [seeds]) of differences that were not tested.
+
+    Dropping - dense, and its P2, were added after the declaration.
+    """
     merged = {}
     dropped = {}
     for stem in STEMS:

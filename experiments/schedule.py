@@ -168,7 +168,10 @@ def efficiency_table() -> str:
 
 
 def rounding_table() -> str:
-    """Ways to round merges, of a base, and prunes that leave the published tokens."""
+    """Table of the roundings of merges and prunes that leave the published tokens.
+
+    Merges are a share of one of the BASES.
+    """
     variants = list(itertools.product(ROUNDINGS, BASES, ROUNDINGS))
     fitting = [variant for variant in variants if tokens_left(*variant) == TOKENS]
     counts = f"{len(fitting)} of {len(variants)}"

@@ -354,6 +354,7 @@ def _as_typed(error):
 
 
 def keep_programs():
+    """Let JAX keep compiled programs for later commands, and say where if it is new."""
     if "jax" in sys.modules:  # which has read its settings
         return
     folder, is_new = cache_dirs.keep_programs()
@@ -363,11 +364,16 @@ def keep_programs():
 
 
 def _parse(argv, anywhere):
-    """The words of `argv` after flags, which may be `anywhere`; exits at a mistake."""
+    """Parse the flags in `argv`; return its words without them.
+
+    A mistake ends the process, as --help does.
+
+    anywhere: whether flags may stand behind words that belong to no flag
+    """
     flags.FLAGS.set_gnu_getopt(anywhere)
     try:
         words = _take_overrides([*map(_expand_home, argv)])
-        _check_last(words[-1])
+        _check_has_value(words[-1])
         rest = flags.FLAGS(words)
         _take_macs()
         return rest
@@ -378,11 +384,10 @@ def _parse(argv, anywhere):
     except flags.UnrecognizedFlagError as error:
         mistake = _unknown(error.flagname)
     except (InputError, flags.Error) as error:
-        # absl words an error of a parser anew.
-        cause = error.__context__
         mistake = error
-        if isinstance(cause, InputError):
-            mistake = cause
+        # absl words an InputError of a `_Parser` anew, as an error of its own.
+        if isinstance(error.__context__, InputError):
+            mistake = error.__context__
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
 
@@ -393,7 +398,7 @@ def _expand_home(word):
     return parts[1] + os.path.expanduser(parts[2])
 
 
-def _check_last(word):
+def _check_has_value(word):
     """Raise InputError where the last word is a flag that lacks its value."""
     name = re.sub("^--?", "", word)
     if not word.startswith("-") or name not in flags.FLAGS:
@@ -565,7 +570,11 @@ def configs() -> dict[str, "ConfigDict"]:
 
 
 def config_or_base() -> tuple["ConfigDict", Overrides | None]:
-    """(the only --config, None), or without one (base.py, the overrides)."""
+    """(the only --config, None), or without one (configs/base.py, the overrides).
+
+    Overrides are applied to a --config, but not to configs/base.py: what weights say
+    goes over its fields, and overrides over both (`load_with_config`).
+    """
     if flags.FLAGS["config"].value:
         name = config_name(_only_path())
         return configs()[name], None

@@ -76,12 +76,15 @@ def unpadded():
 
 
 def report(configs, batch_size, mode="inference", kernels=False):
-    """Return a table of `configs`, [(name, config)].
+    """The table of configs, as text.
 
     A row per config: kernels and estimated milliseconds by kind, GMACs, and the speed
-    relative to the first. mode: "inference" (the program of `inference.optimize`) or
-    "train" (a whole step); kernels: also list every kernel of every program. InputError
-    without JAX's CUDA wheels.
+    relative to the first.
+
+    configs: [(name, config)]
+    mode: "inference" (the program of `inference.optimize`) or "train" (a whole step)
+    kernels: whether every kernel of every program is listed, too
+    Raises InputError without JAX's CUDA wheels.
     """
     h200.device()  # before JAX is used otherwise
     programs = []

@@ -111,7 +111,10 @@ def resumed(runs, run, row):
 
 
 def damaged(runs, rng, step):
-    """Damaged checkpoints: many only read, one of each kind resumed from."""
+    """Yield the rows of damaged checkpoints: many are read, some resumed from.
+
+    Of each kind of damage one that was noticed is resumed from.
+    """
     run = runs.run("damage")
     terminate(run, step)
     for fault, changes in damages(run, rng, BITS):
@@ -128,7 +131,7 @@ def damaged(runs, rng, step):
 
 
 def other_devices(runs, step, before, after):
-    """Started on so many CPU devices, stopped, resumed on others."""
+    """A row: started on `before` CPU devices, stopped, resumed on `after` of them."""
     run = runs.run("devices")
     row = terminate(run, step, devices=before)
     row.fault = f"{before} device(s), then {after}"
@@ -192,7 +195,7 @@ def kill_in_save(run, step, delay=0.0):
 
 
 def _killed(run):
-    """SIGKILL now, and the row; None where the run had ended."""
+    """Send SIGKILL now; return the row, or None where the run had ended."""
     status = run.end(signal.SIGKILL)
     if status == 0:
         return None
@@ -227,7 +230,11 @@ def terminate_in_compile(run):
 
 
 def _signaled(run, ready, moment, signum=signal.SIGTERM, devices=None):
-    """A signal when `ready()` holds, and the row; None where the run ends before."""
+    """Send a signal once `ready()`; return the row, or None where the run ends before.
+
+    moment: what is ready then, in words
+    devices: number of CPU devices of the run; None: the default
+    """
     run.start(devices)
     run.until(ready)
     began = time.monotonic()
@@ -303,9 +310,12 @@ def damages(run, rng, bits):
 
 
 def damage(run, fault, changes):
-    """Each of the `changes` alone: noticed, or without effect on what is read.
+    """Make each change alone, and read: it must be noticed, or have no effect.
 
-    Returns (row, one that was noticed). Noticed means that an older step is read.
+    A change is noticed where an older step is read.
+
+    changes: [(file, its new content)]
+    Returns (row, one of the changes that were noticed).
     """
     expected = run.arrays()
     example = None

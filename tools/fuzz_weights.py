@@ -240,7 +240,13 @@ def foreign(path, tensors):
 
 
 def batch(files, folder, seed):
-    """Mutations of `files` into an empty folder, read by a process of its own."""
+    """Write BATCH mutated files, which replace those of a folder; read all at once.
+
+    A process of its own reads them.
+
+    files: {ending: bytes} to mutate
+    Returns a line for each fault: "fault NAME ..", or "crash NAME ..".
+    """
     draw = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():

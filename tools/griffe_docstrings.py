@@ -9,9 +9,11 @@ class GoogleStyle(griffe.Extension):
     """A hook that griffe calls for every function and class that it has read."""
 
     def on_function(self, *, func: griffe.Function, **_) -> None:
+        """Rewrite the docstring of a function."""
         _rewrite(func, {parameter.name for parameter in func.parameters}, "Args")
 
     def on_class(self, *, cls: griffe.Class, **_) -> None:
+        """Rewrite the docstring of a class, and describe its fields."""
         for member in cls.members.values():
             if member.is_attribute and not member.docstring:
                 _describe(member)

@@ -83,12 +83,14 @@ def installed(plugin):
 
 
 def compile_for(fn, *args, options=None, donate=(), places=None):
-    """Return the text of `fn` compiled for one H200, for `hlo` and the functions below.
+    """The text of `fn` compiled for one H200, for `hlo` and the functions below.
 
-    args: pytrees of arrays or ShapeDtypeStructs; options: compiler options by name;
-    donate: positions of `args` whose memory the results may reuse; places: a sharding
-    for each of `args`, if `fn` is for several of `devices`. InputError without JAX's
-    CUDA wheels, RunError where XLA cannot compile it.
+    args: pytrees of arrays or ShapeDtypeStructs
+    options: compiler options by name
+    donate: positions of `args` whose memory the results may reuse
+    places: a sharding for each of `args`, if `fn` is for several of `devices`; None: it
+        is for one
+    Raises InputError without JAX's CUDA wheels, RunError where XLA cannot compile it.
     """
     if places is None:
         places = [jax.sharding.SingleDeviceSharding(device())] * len(args)
@@ -110,6 +112,7 @@ def compile_for(fn, *args, options=None, donate=(), places=None):
 
 
 def lower(traced):
+    """A traced function, lowered for CUDA; if that fails, for the described device."""
     try:
         return traced.lower(lowering_platforms=("cuda",))
     except (RuntimeError, AssertionError):

@@ -118,7 +118,7 @@ def write(folder, sizes):
 
 
 def _jpeg(seed):
-    """Smooth colors, 24 x 18 pixels, some 400 bytes."""
+    """A JPEG of smooth colors, 24 x 18 pixels, some 400 bytes."""
     colors = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(colors).resize((24, 18), Image.Resampling.BICUBIC)
     file = io.BytesIO()

@@ -64,7 +64,8 @@ def main():
 def compare(sets, size, copies, rounds):
     """Print and return images/s of one core: a row for each pipeline and set of files.
 
-    sets: name -> paths; size, copies: of the images that pipelines make.
+    sets: {name: paths of files}
+    size, copies: of the images that pipelines make
     """
     measured = rates(sets, pipelines(size, copies), rounds)
     base = np.array(next(iter(measured.values()))[BASE])
@@ -89,7 +90,7 @@ def compare(sets, size, copies, rounds):
 
 
 def pipelines(size, copies):
-    """Name -> (function of a path and a generator, images that it makes)."""
+    """{name: (function of a path and a random generator, images that it makes)}."""
     crop = _crop(size)
 
     def ours(transform, times):
@@ -178,6 +179,7 @@ def rates(sets, compared, rounds):
 
 @contextlib.contextmanager
 def _one_core():
+    """Context in which this process runs on one core."""
     if not hasattr(os, "sched_setaffinity"):  # only Linux can
         yield
         return
@@ -190,9 +192,9 @@ def _one_core():
 
 
 def save(source, count, folder):
-    """Write `count` images of `source`, spread over it, as they are: their paths.
+    """Write `count` images of `source`, spread over it, as they are; return the paths.
 
-    InputError where no image can be read.
+    Raises InputError where no image can be read.
     """
     folder.mkdir()
     count = min(count, len(source))
@@ -208,7 +210,7 @@ def save(source, count, folder):
 
 
 def shrink(paths, folder, short_side):
-    """The images of `paths` as the prepare command stores them: new paths."""
+    """Write the images of `paths` as the prepare command stores them; return paths."""
     folder.mkdir()
     read = (pathlib.Path(path).read_bytes() for path in paths)
     return _write(folder, [writer.encode(data, "image", short_side) for data in read])

@@ -87,8 +87,7 @@ def measure(size, batch):
         reduction = MODELS[name]
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
-        images = np.random.default_rng(0).normal(size=(batch, side, side, 3))
-        images = images.astype(np.float32)
+        images = random_images(batch, side)
         model = create_model(
             size, dtype="float32", reduction=reduction, stem=stem, image_size=side
         )
@@ -104,7 +103,8 @@ def measure(size, batch):
         ):
             jobs[runtime, name] = timer.TimedCall(call)
     if importlib.util.find_spec("timm") and not CHOSEN.value:
-        jobs["PyTorch", "dense"] = timer.TimedCall(_timm(size, images))
+        call = _timm(size, random_images(batch, SIDE))
+        jobs["PyTorch", "dense"] = timer.TimedCall(call)
     times = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
     rows = []
     for runtime, name in times:
@@ -115,6 +115,12 @@ def measure(size, batch):
         row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name]}
         rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows
+
+
+def random_images(batch, side):
+    """Normalized images, [batch, side, side, 3] float32."""
+    images = np.random.default_rng(0).normal(size=(batch, side, side, 3))
+    return images.astype(np.float32)
 
 
 def table(rows):

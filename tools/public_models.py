@@ -217,7 +217,7 @@ def write_models():
 
 
 def write_classes():
-    """A line a class: WordNet synset and its lemmas."""
+    """Write a line for each class of ImageNet-1k: WordNet synset and its lemmas."""
     info = ImageNetInfo("imagenet-1k")
     version = importlib.metadata.version("timm")
     lines = [

@@ -273,6 +273,7 @@ class HostRuns:
                 process.wait()
 
     def run(self, method, name, **fields):
+        """Add a run of a method of CONFIG; fields: changes of its config."""
         words = [f"--config.{field}={value}" for field, value in fields.items()]
         config = f"--config={CONFIG}:{method}"
         return self.add(HostRun(self, f"{method}_{name}", [config, *words]))

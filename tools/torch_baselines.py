@@ -61,10 +61,12 @@ def workloads(names, cases):
 
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
-    sizes = {_size(case): case for case in reversed(cases)}
+    first_of_size = {}
+    for case in cases:
+        first_of_size.setdefault(_size(case), case)
     found = {}
     mode = cases[0].mode
-    for size, case in reversed(sizes.items()):
+    for size, case in first_of_size.items():
         model = case.config.model.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:

@@ -45,24 +45,31 @@ def batch_sizes(texts: list[str]) -> list[int]:
     return sorted(set(map(int, words)), reverse=True)
 
 
-def load_for_configs(path, configs: dict, base=None) -> dict:
+def load_for_configs(path, configs: dict) -> dict:
     """Load the weights at `path` for each config; {name: (config, Pretrained)}.
 
-    configs: {name: config}; each must agree with the weights
-    base: None where there are configs. Else what `cli.config_or_base` returns: the
-        weights' own model is loaded, and first the same without reduction, "dense"
+    configs: {name: config}
     Raises InputError where a config does not agree with the weights.
     """
     loaded = with_config.load_for_configs(path, configs)
-    pairs = {name: (configs[name], vit) for name, vit in loaded.items()}
-    if base is not None:
-        config, vit = with_config.load_with_config(path, *base)
-        if config.reduction.name != DENSE["name"]:
-            dense = config.copy_and_resolve_references()
-            with dense.unlocked():
-                dense.reduction = dict(DENSE)
-            pairs["dense"] = dense, vit
-        pairs[pathlib.Path(path).name] = config, vit
+    return {name: (configs[name], vit) for name, vit in loaded.items()}
+
+
+def load_beside_dense(path, base, overrides) -> dict:
+    """Load the weights at `path` for their own model; {name: (config, Pretrained)}.
+
+    Before a model with a reduction comes the same without it, "dense".
+
+    base, overrides: as `cli.config_or_base` returns them without a --config
+    """
+    config, vit = with_config.load_with_config(path, base, overrides)
+    pairs = {}
+    if config.reduction.name != DENSE["name"]:
+        dense = config.copy_and_resolve_references()
+        with dense.unlocked():
+            dense.reduction = dict(DENSE)
+        pairs["dense"] = dense, vit
+    pairs[pathlib.Path(path).name] = config, vit
     return pairs
 
 

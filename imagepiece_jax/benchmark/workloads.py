@@ -214,26 +214,27 @@ def training_step(config, place=lambda model: model):
     """The training step of a config's last epoch, as `train.py` runs it.
 
     place: function of a model that returns the one to run, such as with other kernels
-    Returns (step(state, batch, teacher), first_state(variables of the model), the
-        model, the model of the teacher or None).
+    Returns (the step, a function of a state, a batch and the teacher's variables; a
+        function from the model's variables to the first state; the model; the
+        teacher's model, or None).
     """
     run = RunConfig.from_config(config)
     method = run.reduction
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
-    placed = None
+    placed_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
         teacher = run.create_dense(drop_path_rate=0.0)
         teacher = teacher.clone(head_only=not method.needs_teacher)
-        placed = place(teacher)
+        placed_teacher = place(teacher)
     step = functools.partial(
         train_step,
         run=run,
         model=place(model),
         optimizer=optimizer,
         rate=rate,
-        teacher_model=placed,
+        teacher_model=placed_teacher,
     )
     first_state = functools.partial(
         init_state,

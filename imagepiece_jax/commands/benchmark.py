@@ -37,13 +37,12 @@ PLOT = cli.text("plot", None, "a PNG")
 def main(others=None):
     """others: as for `suite.run`."""
     path = WEIGHTS.value
-    without_config = path is not None and not flags.FLAGS["config"].value
-    if without_config:
-        configs = {}
-        base = cli.config_or_base()
-    else:
+    configs = {}
+    base = None
+    if path is None or flags.FLAGS["config"].value:
         configs = cli.configs()
-        base = None
+    else:
+        base = cli.config_or_base()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options
@@ -60,8 +59,10 @@ def main(others=None):
     dtype = DTYPE.value or xla_options.fast_dtype()
     if path is None:
         pairs = {name: (config, None) for name, config in configs.items()}
+    elif base is None:
+        pairs = suite.load_for_configs(path, configs)
     else:
-        pairs = suite.load_for_configs(path, configs, base)
+        pairs = suite.load_beside_dense(path, *base)
     if reductions:
         pairs = suite.swept(pairs, configs, reductions)
     note_short_timing(rules)

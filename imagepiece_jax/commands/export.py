@@ -96,27 +96,27 @@ def main():
     except InputError as error:
         raise error.renamed(flags_of(*options)) from error
     options.update(batch_size=BATCH.value, pixels=PIXELS.value)
-    earlier = jax_export.read_facts(out).get("external_data")
+    earlier_weights = jax_export.read_facts(out).get("external_data")
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             program = onnx_model.onnx_model(vit, **options)
             facts = jax_export.program_facts(vit, config, images, outputs, stored_dtype)
             facts["opset"] = onnx_model.OPSET
-            data = onnx_model.write_onnx(out, program)
+            weights_file = onnx_model.write_onnx(out, program)
             runs = f"ONNX opset {onnx_model.OPSET}"
         else:
             program = jax_export.serialized(vit, **options)
             facts = jax_export.program_facts(vit, config, images, outputs)
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
             replace_file(out, program)
-            data = None
+            weights_file = None
             runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     files = [out]
-    if data is not None:
-        facts["external_data"] = data.name
-        files.append(data)
+    if weights_file is not None:
+        facts["external_data"] = weights_file.name
+        files.append(weights_file)
     write_json(facts_file, facts)
-    onnx_model.remove_weights(out, earlier, data)
+    onnx_model.remove_weights(out, earlier_weights, weights_file)
     size = sum(file.stat().st_size for file in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "

@@ -403,20 +403,23 @@ def _raised(error, file):
 def _refused_by_config(error):
     """(group, field, value) that a ConfigDict refused; None for any other error.
 
-    They are arguments of the call that raised the error, or of its cause.
+    An error has them only in words, so they are taken from its traceback: they are the
+    arguments of the ConfigDict's method that raised it.
     """
     from ml_collections import ConfigDict
 
-    calls = [ConfigDict.__setitem__.__code__, ConfigDict.__getitem__.__code__]
+    methods = [ConfigDict.__setitem__.__code__, ConfigDict.__getitem__.__code__]
+    # `config.field` raises AttributeError(KeyError(..)), the second from __getitem__.
     causes = [cause for cause in error.args if isinstance(cause, Exception)]
     for raised in (error, *causes):
         for frame, _ in traceback.walk_tb(raised.__traceback__):
-            if frame.f_code in calls:
-                names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
-                arguments = [frame.f_locals[name] for name in names]
-                if len(arguments) == 2:  # __getitem__ takes no value
-                    arguments.append(None)
-                return tuple(arguments)
+            method = frame.f_code
+            if method not in methods:
+                continue
+            names = method.co_varnames[: method.co_argcount]
+            group, field, *values = [frame.f_locals[name] for name in names]
+            value = values[0] if values else None  # __getitem__ takes none
+            return group, field, value
     return None
 
 

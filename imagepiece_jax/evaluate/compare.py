@@ -52,7 +52,7 @@ class MatchedMethod:
     reduction: dict  # with the tokens that stay
     setting: dict  # the fields that a user would type
     reached: float  # share of the dense model's cost
-    speed: dict | None = None
+    speed: dict | None = None  # of `MeasuredWeights.speed`; None: it was not timed
 
 
 def compare(
@@ -242,7 +242,7 @@ def _entries(checkpoint, method, shares, metric):
     absent = []
     for share in shares:
         try:
-            reduction, *reached = nearest(checkpoint, requested, share)
+            reduction, reached, speed = nearest(checkpoint, requested, share)
         except InputError as error:
             absent.append({"share": share, "reason": str(error)})
             continue
@@ -255,15 +255,20 @@ def _entries(checkpoint, method, shares, metric):
         typed = settings.with_cost(requested, macs)
         setting = {"macs": macs} | settings.differences(typed)
         setting.pop("name")
-        entries.append(MatchedMethod(method, share, reduction, setting, *reached))
+        entry = MatchedMethod(method, share, reduction, setting, reached, speed)
+        entries.append(entry)
     return entries, absent
 
 
 def _by_macs(checkpoint, requested, share):
-    """(reduction, share reached) of the cost by MACs that is nearest to `share`."""
+    """(reduction, share reached, None) of the cost by MACs that is nearest to `share`.
+
+    The None stands for a speed, which is not measured.
+    """
     vit = checkpoint.vit
     reduction = vit.reduction_at_cost(settings.with_cost(requested, share))
-    return reduction, vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
+    reached = vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
+    return reduction, reached, None
 
 
 def _by_time(checkpoint, requested, share):
@@ -275,7 +280,7 @@ def _by_time(checkpoint, requested, share):
     target = share
     tried = {}
     for _ in range(MAX_TRIALS):
-        reduction, macs = _by_macs(checkpoint, requested, min(1.0, target))
+        reduction, macs, _ = _by_macs(checkpoint, requested, min(1.0, target))
         if macs in tried:
             break
         speed = checkpoint.speed(reduction)

@@ -137,9 +137,12 @@ def _typed(line):
     return f"reduction={json.dumps({'name': name, **line['setting']})}"
 
 
-def comparison(report: Report, method: str, share: float, to: str) -> dict | None:
+def comparison(
+    report: Report, method: str, share: float | None, to: str
+) -> dict | None:
     """The comparison of `method` with `to` at a share; None where there is none.
 
+    The settings of a sweep have no shares: their share is None.
     The report compares random tokens with ToMe. The comparison of ToMe with random
     tokens is that one with the signs of its points reversed.
     """
@@ -244,7 +247,7 @@ def swept_table(report: Report) -> str:
     ]
     rows = []
     for line in report["settings"]:
-        change = comparison(report, line["method"], None, "dense")
+        change = comparison(report, line["method"], line["share"], "dense")
         name = f"`{line['method']}`"
         if line["untrained_selectors"]:
             name += " (untrained selectors)"

@@ -74,11 +74,16 @@ class Graph:
         self.images = images
         self.nodes = []
         self.constants = {}
-        self._cache = {}
-        self._count = {}
+        self._outputs = {}  # {a node's kind, operands and attributes: its Values}
+        self._count = {}  # {kind of a node: number of names that it has}
         # {name of a Value: (kind, operands and attributes of the node that makes it)}
         self._made = collections.defaultdict(lambda: (None, (), {}))
-        # {name of a Value: (kind of note, facts ..)}, which later nodes read
+        # {name of a Value: what it is}, by which NODES choose shorter programs:
+        #   ("rows", array, starts, limits, strides): a slice of whole rows of an array
+        #   ("order", tokens): the rank of each token; `tokens` are sorted by it
+        #   ("before" or "from", tokens, place): whether a rank is below `place`, or not
+        #   ("kept", keep): the places among the tokens that are kept
+        #   ("attended", query, key bias, weights): keys, with their attention weights
         self.notes = collections.defaultdict(lambda: (None,))
 
     # Nodes
@@ -101,8 +106,8 @@ class Graph:
         names = tuple(map(self.name_of, inputs))
         options = sorted((name, str(value)) for name, value in attributes.items())
         key = (kind, names, tuple(options))
-        if key in self._cache:
-            return self._cache[key]
+        if key in self._outputs:
+            return self._outputs[key]
         values = []
         for shape, dtype in results:
             name = self._fresh(kind)
@@ -110,7 +115,7 @@ class Graph:
         outputs = [value.name for value in values]
         node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
         self.nodes.append(node)
-        self._cache[key] = values
+        self._outputs[key] = values
         self._made[outputs[0]] = (kind, inputs, attributes)
         return values
 
@@ -805,11 +810,16 @@ def _conv(graph, equation, x, kernel):
 
 @primitive("scan", expand=True)
 def _scan(graph, equation, *values):
-    """The loop's steps, one after the other: ONNX's loops are slow, or missing."""
+    """The loop's steps, one after the other: ONNX's loops are slow, or missing.
+
+    values: those that are the same in all steps, then those that steps change
+    """
     body = equation.params["jaxpr"]
     carried = len(equation.outvars)
-    outside = _shapes([*equation.invars, *equation.outvars])
-    if outside != _shapes([*body.jaxpr.invars, *body.jaxpr.outvars]):
+    # A step that takes or makes a part of an array has other shapes than the loop.
+    of_loop = _shapes([*equation.invars, *equation.outvars])
+    of_step = _shapes([*body.jaxpr.invars, *body.jaxpr.outvars])
+    if of_loop != of_step:
         raise no_operator("a loop over the parts of an array")
     fixed = values[:-carried]
     carry = values[-carried:]

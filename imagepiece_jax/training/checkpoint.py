@@ -109,8 +109,8 @@ class Checkpoints:
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
         self._keep_every = keep_every
         self._lock = lock or RunLock(workdir)
-        self._writers = {}
-        self._while_writing = contextlib.ExitStack()
+        self._writers = {}  # {kind: StepWriter}, each made by the first save
+        self._open = contextlib.ExitStack()  # the writers and their contexts
 
     def __enter__(self):
         return self
@@ -189,9 +189,9 @@ class Checkpoints:
         wanted = _leaves_by_name(abstract_state)
         arrays, meta, step = checksums.read_newest(
             self._root / "latest",
-            functools.partial(_checked_table, wanted),
-            parallel.from_main(lambda: self._steps("latest")),
-            _read_together,
+            choose=functools.partial(_checked_table, wanted),
+            among=parallel.from_main(lambda: self._steps("latest")),
+            reader=_read_together,
         )
         leaves = [arrays[name] for name in wanted]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
@@ -206,7 +206,7 @@ class Checkpoints:
     def close(self):
         """Wait, then stop the threads that write. Closing twice is allowed."""
         self._writers.clear()
-        self._while_writing.close()  # each writer, whatever fails in the others
+        self._open.close()  # each writer, whatever fails in the others
 
     @contextlib.contextmanager
     def _reported(self, kind):
@@ -243,16 +243,18 @@ class Checkpoints:
         return checksums.steps(self._root / kind)
 
     def _writer(self, kind):
-        """The StepWriter of a kind of checkpoints."""
-        # It is made by the first save, as it writes, and removes unfinished steps.
+        """The StepWriter of a kind of checkpoints.
+
+        It is made by the first save, because it removes unfinished steps.
+        """
         if not self._writers:
-            self._while_writing.enter_context(orbax_files.patient_event_loops())
+            self._open.enter_context(orbax_files.patient_event_loops())
             orbax_files.log_no_raised_errors()
         if kind not in self._writers:
             every = self._keep_every if kind == "latest" else 0
             writer = orbax_files.StepWriter(self._root / kind, KEEP, every)
-            self._while_writing.enter_context(self._reported(kind))
-            self._while_writing.callback(writer.close)
+            self._open.enter_context(self._reported(kind))
+            self._open.callback(writer.close)
             self._writers[kind] = writer
             self._wait_for_same_steps(kind, writer)
         return self._writers[kind]

@@ -102,7 +102,7 @@ class StopRequest:
 
     def _watch(self, reader):
         """Wait for signals, which arrive in this thread as bytes with their numbers."""
-        signals = 0
+        received_before = False
         with reader:
             while received := reader.recv(1):  # empty: closed
                 (signum,) = received
@@ -111,9 +111,9 @@ class StopRequest:
                 self._note(signum, None)
                 if self._at_once:
                     _end(signum, "stopped with nothing to save")
-                if signals and signum == signal.SIGINT:
+                if received_before and signum == signal.SIGINT:
                     _end(signum, "stopped without saving")
-                signals += 1
+                received_before = True
 
 
 def _end(signum, words):

@@ -196,7 +196,7 @@ class Fit:
         of_teacher = of_student
         if teacher is not None:
             of_teacher = parallel.replicate(teacher.variables)
-        self.weights = of_student, of_teacher
+        self.weights = of_student, of_teacher  # variables, on all devices
         teacher = teacher or vit.with_reduction(None)
         self.vit = vit
         self.recipe = recipe
@@ -216,7 +216,7 @@ class Fit:
         )
         self._targets = parallel.pmap(self._answers_of_teacher, program="dense model")
         self._measure = parallel.pmap(self._measured, program="reduced model")
-        self.held = []
+        self.held = []  # (batch, the teacher's answers), by `hold_out`
 
     def start(self):
         """Set the state to that of the first step."""
@@ -248,9 +248,11 @@ class Fit:
             trained = self.state.trained
             image = batch["image"]
             found = self._measure(trained, self.weights, image, targets)
-            real = batch["mask"].ravel() > 0
-            local = parallel.local(found).items()
-            parts.append({name: values.ravel()[real] for name, values in local})
+            is_image = batch["mask"].ravel() > 0  # and not padding
+            part = {}
+            for name, values in parallel.local(found).items():
+                part[name] = values.ravel()[is_image]
+            parts.append(part)
         joined = {}
         for name in parts[0]:
             joined[name] = np.concatenate([part[name] for part in parts])

@@ -126,7 +126,7 @@ def _read_backward(run, shapes):
     model = run.create_train_model(0)
     images = jax.ShapeDtypeStruct((TRACED, *sides(run.image_size), 3), jnp.float32)
 
-    def backward(variables, images):
+    def of_images(variables, images):
         keys = jax.random.split(jax.random.key(0), TRACED)
 
         def logits(params):
@@ -134,9 +134,11 @@ def _read_backward(run, shapes):
             outputs, _ = _applied(model, full, images, keys)
             return outputs.logits
 
-        return jax.vjp(logits, variables["params"])[1]
+        # The function that vjp returns is a tree of the arrays that it reads.
+        _, backward_pass = jax.vjp(logits, variables["params"])
+        return backward_pass
 
-    return jax.eval_shape(backward, shapes, images)
+    return jax.eval_shape(of_images, shapes, images)
 
 
 def _applied(model, variables, images, keys):

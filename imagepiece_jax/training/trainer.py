@@ -84,8 +84,8 @@ class Run:
             if parallel.is_main():
                 run_dir.check_folder(workdir)
             initial = InitialWeights(config)
-            images = initial.normalization(workdir)
-            normalized = dataclasses.replace(config.model, **images)
+            mean_and_std = initial.normalization(workdir)
+            normalized = dataclasses.replace(config.model, **mean_and_std)
             run = dataclasses.replace(config, model=normalized).at_cost()
             self.config = run  # as it is trained
             self.model = run.create_model(parallel.AXIS)  # as it is evaluated

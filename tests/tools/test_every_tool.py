@@ -1,12 +1,14 @@
 """Tools without a file of tests."""
 
 import importlib
+import types
 
 import jax
 import pytest
 
+from tests.command import call
 from tests.tools.test_compile_only import COPY, TEXT
-from tools import h200, large_models
+from tools import h200, large_models, onnx_speed
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
@@ -26,3 +28,25 @@ def test_a_row_of_large_models_is_matched_in_cost(monkeypatch):
     for row in (tome, imagepiece):
         assert 1.4 < float(row[8]) < 2
         assert row[3] < 17
+
+
+def test_pytorch_is_timed_on_images_of_its_models_size(tmp_path, monkeypatch):
+    """timm's model takes no others, and the last of ours takes smaller ones."""
+    shapes = []
+
+    def nothing(*_, **options):
+        return types.SimpleNamespace(SerializeToString=bytes)
+
+    names = ("fresh_variables", "Pretrained", "onnx_model", "optimize")
+    for name in (*names, "_onnxruntime", "_openvino", "_jax"):
+        monkeypatch.setattr(onnx_speed, name, nothing)
+    models = {"dense": onnx_speed.DENSE, "dense at 160 pixels": onnx_speed.DENSE}
+    monkeypatch.setattr(onnx_speed, "MODELS", models)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(
+        onnx_speed, "_timm", lambda size, images: shapes.append(images.shape)
+    )
+    monkeypatch.setattr(onnx_speed.timer, "measure", lambda *_, **options: {})
+    words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch_sizes=2"]
+    call(onnx_speed.main, *words).ok()
+    assert shapes == [(2, 224, 224, 3)]
