@@ -117,6 +117,9 @@ STUDENTS = {
     "both-192": Student(
         "192 pixels, and 3 blocks at .5 of that", attended(0.5, THREE), 192
     ),
+    "both-0.4": Student(
+        "192 pixels, and 3 blocks, .4 together", attended(0.565, THREE), 192
+    ),
 }
 WAYS = {
     "norms": Way("norms", "norms"),
@@ -147,7 +150,7 @@ FOLDS = {"A": "odd", "B": "even"}  # the rows that judge; the others are learned
 # Learned from imagenette, too: declared when the first run had been judged.
 LATER_IMAGENETTE = ("three-0.6", "three-0.4", "small-176")
 # Declared when three blocks at .4 and DiffRate's shape at .5 had been judged.
-LATER_STUDENTS = ("shape-0.4", "spread-0.4")
+LATER_STUDENTS = ("shape-0.4", "spread-0.4", "both-0.4")
 SIZES = ("small-208", "small-192", "small-176", "small-160")
 RIVALS = SIZES[1:]  # that R2 may compare
 RANK = 32

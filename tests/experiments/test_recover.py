@@ -625,7 +625,7 @@ def test_the_cells_are_the_declared_ones():
     assert f"{len(want)} runs" in page
     added = ("three-0.6", "three-0.4", "small-176")
     want |= {f"{student}.imagenette.A0" for student in added}
-    for student in ("shape-0.4", "spread-0.4"):
+    for student in ("shape-0.4", "spread-0.4", "both-0.4"):
         want |= {f"{student}.{run}" for run in ("off", "chosen.A1", "chosen.B1")}
     names = [cell.name for cell in recover.cells()]
     assert {*names} == want
