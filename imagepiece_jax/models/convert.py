@@ -246,6 +246,7 @@ def _place(key, shape, leaves):
     """
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
+    # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
     part = None
     stack = ""  # the letters of the projections in one tensor
     if len(modules) > 1:

@@ -1,7 +1,8 @@
 """From a path to a model: the public `load`.
 
 Names and config files say what the weights are (`read_source`); tensors and the caller
-complete that Source (`infer.completed`). A model is created by it, and filled.
+complete that Source (`infer.completed`), and where several say a field, `infer.ORDER`
+decides. A model is created by it, and filled.
 """
 
 import dataclasses

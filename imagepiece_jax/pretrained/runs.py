@@ -71,29 +71,32 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise _without_config(folder)
     if not config:
         raise InputError("is empty", place=path, allowed=ALLOWED)
+    fault = _fault(config)
+    if fault is not None:
+        raise InputError(
+            f"is neither that of a run ({fault}) nor of published weights",
+            place=path,
+            allowed=ALLOWED,
+        )
+    return config
+
+
+def _fault(config):
+    """Why a config is not that of a run, in words; None where it is."""
     try:
         model_fields(config)  # raises where it is incomplete, as does the next
         reduction_of(config)
-        wrong = {}
-        for field in ("image_size", "num_classes"):
-            if not isinstance(config[field], int):
-                wrong[field] = config[field]
-        name = config["model"].get("name")
-        if not isinstance(name, str | None):
-            wrong["model.name"] = name
-        if not wrong:
-            return config
-        field, value = next(iter(wrong.items()))
-        reason = f"its {field} is {value!r}"
     except KeyError as error:
-        reason = f"it has no {error.args[0]}"
+        return f"it has no {error.args[0]}"
     except (TypeError, AttributeError, ValueError):
-        reason = "it is not a config"
-    raise InputError(
-        f"is neither that of a run ({reason}) nor of published weights",
-        place=path,
-        allowed=ALLOWED,
-    )
+        return "it is not a config"
+    for field in ("image_size", "num_classes"):
+        if not isinstance(config[field], int):
+            return f"its {field} is {config[field]!r}"
+    name = config["model"].get("name")
+    if not isinstance(name, str | None):
+        return f"its model.name is {name!r}"
+    return None
 
 
 def _without_config(folder):

@@ -75,17 +75,16 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(field="architecture", value=name, hint=hint)
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
-    size = arguments.get("img_size") or (height, width)
-    height, width = sides(size)
+    height, width = sides(arguments.get("img_size") or (height, width))
     size = (height, width)
     if height == width:
         size = height
-    values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    of_config = values | {"num_classes": classes, "image_size": size}
-    full_name = _full_name(name, images.get("tag"), of_config, arguments)
+    normalization = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    stated = normalization | {"num_classes": classes, "image_size": size}
+    full_name = _full_name(name, images.get("tag"), stated, arguments)
     fields, sizes = _arguments(arguments, full_name)
     if full_name == name and (row := registry.public_models().get(name)):
-        # Trained by timm's code.
+        # Not the published model: it was trained by timm's code of the architecture.
         arch = Architecture(**row["arch"])
         fields = {"gelu": arch.gelu, "resize": arch.resize} | fields
     if images.get("tag") in SWIGLU:
@@ -110,18 +109,18 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
-    model = ModelConfig.from_fields(values | {"image_size": size} | fields)
+    model = ModelConfig.from_fields(normalization | {"image_size": size} | fields)
     return {"config": model, "sizes": sizes, "crop": crop, "class_names": names}
 
 
-def _full_name(name, tag, of_config, arguments):
+def _full_name(name, tag, stated, arguments):
     """The name with its tag, or without where the model is not the published one.
 
     A fine-tuned model has the tag of the weights it started from. With other classes,
     images or arguments it was trained with the functions of timm's architecture, such
     as exact GELU for CLIP's weights, not with those that the tag stands for.
 
-    of_config: fields of the file, in which it has to agree with the published model
+    stated: fields of the file, in which it has to agree with the published model
     """
     full_name = f"{name}.{tag}"
     if not tag or not registry.is_known(full_name) or not {*arguments} <= {*WRITTEN}:
@@ -130,7 +129,7 @@ def _full_name(name, tag, of_config, arguments):
     pool = published["arch"].pool
     if POOLS.get(arguments.get("global_pool"), pool) != pool:
         return name
-    for field, value in of_config.items():
+    for field, value in stated.items():
         if published.get(field) != value:
             return name
     return full_name

@@ -137,7 +137,7 @@ def build(
             counts = dataclasses.replace(counts, progress=progress)
             change = counts.n_out - counts.n_in
             evaluation = None
-            if masked and step.when_masked is not None:
+            if masked and step.when_masked is not None:  # no token is removed
                 change = step.when_masked
                 evaluation = counts
             counts = dataclasses.replace(
