@@ -155,8 +155,8 @@ def check_names(given, allowed):
     """Raise InputError for the first of the `given` names that is not `allowed`."""
     for name in given:
         if name not in allowed:
-            hint = suggestion(name, allowed, f"allowed: {', '.join(allowed)}")
-            raise InputError("is unknown", field=name, value=name, hint=hint)
+            hint = suggestion(str(name), allowed, f"allowed: {', '.join(allowed)}")
+            raise InputError("is unknown", field=str(name), value=name, hint=hint)
 
 
 def one_of(name, value, options):

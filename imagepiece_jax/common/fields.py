@@ -35,7 +35,7 @@ class CheckedFields:
                 value = convert(getattr(self, field.name))
             except InputError as error:  # about a part of it
                 raise error.inside(self.path(field.name)) from error
-            except ValueError:
+            except (ValueError, OverflowError):  # an integer beyond all floats
                 self.refuse(field.name, field.metadata["allowed"])
             object.__setattr__(self, field.name, value)
 
@@ -110,7 +110,7 @@ def literal(text: str) -> Any:
     """A Python literal from a command line, true or false, or else the text itself."""
     try:
         value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "": None}.get(text.lower(), text)
     return tuple(value) if isinstance(value, list) else value
 

@@ -267,7 +267,8 @@ def checked_names(names, classes):
     names: a sequence of strings, and of None for classes without a name
     """
     allowed = f"a name, or None, for each of the model's {classes} classes"
-    if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str):
+    listed = isinstance(names, Sequence) or np.ndim(names) == 1
+    if not listed or isinstance(names, str):
         raise InputError(field="class_names", value=names, allowed=allowed)
     if len(names) != classes:
         value = len(names)

@@ -55,7 +55,7 @@ def is_one(images) -> bool:
         return True
     if hasattr(images, "convert") or hasattr(images, "read"):  # PIL's, an open file
         return True
-    if getattr(images, "ndim", None) in (2, 3):
+    if getattr(images, "ndim", None) in (0, 2, 3):
         return True
     return not hasattr(images, "__iter__")
 

@@ -286,7 +286,8 @@ class ModelConfig(CheckedFields):
 
     def gmacs(self, reduction: Reduction = None) -> float:
         """GMACs of one image through `create(reduction)`."""
-        return model_macs(self.create(reduction), self.image_size) / 1e9
+        size = self._all_fields["image_size"]
+        return model_macs(self.create(reduction), size) / 1e9
 
     def reduction_at_cost(
         self, reduction: Reduction, tolerance: float = at_cost.TOLERANCE

@@ -135,8 +135,13 @@ class Pretrained:
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
         one_of("problem_type", self.problem_type, PROBLEMS)
-        if self.projector and self.projector.width != model.embed_dim:
-            width = self.projector.width
+        projector = self.projector
+        if not isinstance(projector, Projector | None):
+            raise InputError(
+                field="projector", value=projector, allowed="a Projector, and None"
+            )
+        if projector and projector.width != model.embed_dim:
+            width = projector.width
             raise InputError(
                 f"takes tokens of a width of {width}",
                 field="projector",

@@ -11,8 +11,10 @@ dense model with the same weights, which sees the same crops of the images.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,7 +29,7 @@ from imagepiece_jax.common.fields import is_number
 from imagepiece_jax.common.progress import INTERVAL, counted
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
-from imagepiece_jax.data.source import Source, Subset, evenly_spaced
+from imagepiece_jax.data.source import FileSource, Source, Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
@@ -142,7 +144,7 @@ def recovered(
     minutes: time limit in place of the recipe's steps; None: the recipe's steps
     """
     began = time.monotonic()
-    source = readable(source)
+    source = readable(distinct(source))
     learned, held_out = divided(source, recipe.batch_size)
     source.try_first(vit.preprocessing)
     # Images are checked before anything is compiled.
@@ -358,6 +360,23 @@ def stopping(course: Course):
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def distinct(source: Source) -> Source:
+    """The images of a source, each file once.
+
+    A table, or a caller, may name a file twice; one that is held out must not train.
+    """
+    if not isinstance(source, FileSource):
+        return source
+    real = functools.cache(os.path.realpath)  # links are looked up once per folder
+    first = {}
+    for place in range(len(source)):
+        folder, name = os.path.split(source.name(place))
+        first.setdefault((real(folder), name), place)
+    if len(first) == len(source):
+        return source
+    return Subset(source, [*first.values()])
 
 
 def readable(source: Source) -> Source:

@@ -48,7 +48,7 @@ LEAST = "numbers of at least"
         (fields.number(least=0, below=1), f"{LEAST} 0 and below 1", [0], [1, -1]),
         (fields.number(above=0, most=1), "numbers above 0 and up to 1", [1], [0, 1.1]),
         (fields.number(above=0, below=1), "numbers above 0 and below 1", [0.1], [0, 1]),
-        (fields.number(), "finite numbers", [-1e9], [-INF, INF, NAN]),
+        (fields.number(), "finite numbers", [-1e9], [-INF, INF, NAN, 10**309]),
         (fields.number(most=1), "finite numbers up to 1", [-1e9], [-INF, 2]),
         (fields.number(least=-1, most=1), "numbers from -1 to 1", [-1, 1], [-1.1, 1.1]),
     ],
@@ -62,6 +62,11 @@ def test_values_of_a_kind(kind, allowed, right, wrong):
         error = caught.value
         assert (error.field, error.allowed) == ("x", allowed)
         assert error.value is value
+
+
+@pytest.mark.parametrize("text", ["{[]: 1}", "-" * 100_000 + "1", "(" * 5_000])
+def test_text_that_python_cannot_evaluate_stays_text(text):
+    assert fields.literal(text) == text
 
 
 def test_what_is_allowed_becomes_plain_python():

@@ -1,14 +1,16 @@
 """Fields of a model, what is made of them, and the sentences for wrong ones."""
 
+import dataclasses
 import json
 import pickle
 
 import jax
+import numpy as np
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.rotary import Rotary
 from tests.models import tiny
 from tests.refused import refused
@@ -32,6 +34,13 @@ def test_fields_override_what_the_name_stands_for():
     assert params["head"]["kernel"].shape == (96, 5)
     named = create_model("deit_s", embed_dim=None, depth=None, mlp_ratio=None)
     assert (named.embed_dim, len(named.plan), named.mlp_ratio) == (384, 12, 4.0)
+
+
+def test_gmacs_are_those_of_the_usual_size_where_none_is_given():
+    named = ModelConfig(name="deit_ti")
+    assert named.gmacs() == dataclasses.replace(named, image_size=224).gmacs()
+    larger = ModelConfig(name="deit3_small_patch16_384.fb_in1k")
+    assert larger.gmacs() == dataclasses.replace(larger, image_size=384).gmacs()
 
 
 WRONG = [
@@ -59,6 +68,7 @@ WRONG = [
     ("reduction", {"name": "evit", 3: 4}),
 ]
 # (name of a reduction, its fields, the field that is named, its value)
+PAIR = np.array([1, 2])
 UNWEIGHTED = {"name": "tome", "prop_attn": False}
 REDUCTIONS = [
     ("tomee", {}, "reduction.name", "tomee"),
@@ -81,6 +91,9 @@ REDUCTIONS = [
         ({"stem": "conv", "patch_size": 14}, "stem", "conv"),
         ({"stem": "conv", "arch": {"patch_bias": False}}, "stem", "conv"),
         ({"arch": {"rope": 1}}, "arch.rope", "rope"),
+        ({"arch": {3: 1}}, "arch.3", 3),
+        pytest.param({"reduction": 10**309}, "reduction", 10**309, id="no float"),
+        ({"reduction": {"name": "tome", "r": PAIR}}, "reduction.r", PAIR),
         ({"arch": {"gelu": "relu"}}, "arch.gelu", "relu"),
         ({"arch": {"registers": -1}}, "arch.registers", -1),
         ({"arch": {"pre_norm": 1}}, "arch.pre_norm", 1),

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 
 import jax
+import numpy as np
 import pytest
 
 import imagepiece_jax
@@ -105,6 +106,7 @@ def test_the_first_blocks_are_a_model_of_their_own(dense):
 PAIR = "model and variables"
 UNWEIGHTED = TOME | {"prop_attn": False}
 PLAIN = tiny.model()
+NAMELESS = np.array("a")  # of no axis
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,8 @@ PLAIN = tiny.model()
         (PLAIN, {"class_names": ["a"]}, "class_names", 1),
         (PLAIN, {"class_names": "abcdefg"}, "class_names", "abcdefg"),
         (PLAIN, {"class_names": 7}, "class_names", 7),
+        (PLAIN, {"class_names": NAMELESS}, "class_names", NAMELESS),
+        (PLAIN, {"projector": 7}, "projector", 7),
         (PLAIN, {"class_names": ["a"] * 3 + [b"b"] * 4}, "class_names", b"b"),
     ],
 )

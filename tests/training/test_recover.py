@@ -603,10 +603,46 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     assert len(open_unlabeled("digits")) > 1000
 
 
+@pytest.mark.parametrize("kind", ["csv", "folders"])
+def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
+    vit, tmp_path, monkeypatch, kind
+):
+    from PIL import Image
+
+    count = 30
+    for number, pixels in enumerate(noise(count)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = [tmp_path, tmp_path / ".." / tmp_path.name]
+    if kind == "csv":
+        rows = [f"{number % count}.png,0,train" for number in range(2 * count)]
+        table = tmp_path / "table.csv"
+        table.write_text("\n".join(["filename,label,split", *rows]))
+        images = f"csv:{table}"
+        count -= 3  # a tenth is for tests
+    divided = recover.divided
+    parts = []
+
+    def divided_only(*args):
+        parts.extend(divided(*args))
+        raise InputError("nothing is trained")
+
+    monkeypatch.setattr(recover, "divided", divided_only)
+    with pytest.raises(InputError, match="nothing is trained"):
+        imagepiece_jax.recover(vit, images, batch_size=8)
+    names = []
+    for part in parts:
+        paths = [part.name(index) for index in range(len(part))]
+        names.append({path.rpartition("/")[2] for path in paths})
+        assert len(names[-1]) == len(part)
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == count
+
+
 @pytest.mark.parametrize(
     "images, said",
     [
         (None, "images is NoneType; allowed"),
+        (np.array("photos"), "images is <U6 []; allowed"),
         (np.zeros((24, 48, 48), np.uint8), "images is uint8 [24, 48, 48]; allowed"),
         ([np.zeros((4, 4), np.uint8), 3], "image 1: images is int; allowed"),
     ],

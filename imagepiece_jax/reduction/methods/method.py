@@ -100,7 +100,9 @@ class Method(fields.CheckedFields):
     def refuse(self, field, allowed="", problem="", hint=""):
         """Raise InputError for the value of a field, which may be the default."""
         value = getattr(self, field)
-        if value is not None and value == getattr(type(self), field) and not hint:
+        usual = getattr(type(self), field)
+        is_usual = type(value) is type(usual) and value == usual
+        if value is not None and is_usual and not hint:
             hint = f"{value!r} is the default of {type(self).__name__}"
         super().refuse(field, allowed, problem, hint)
 
