@@ -31,11 +31,11 @@ STEM_FIGURES = {
 def reassess(paper):
     """Table 5: how many merged tokens count as attentive one block later; reassess.md.
 
-    Tokens that a merge has just made of patches that were all among the least
-    attended. They count as attentive if (a) they are not among the lowest candidates of
-    the next block, or (b), where that block prunes, they are kept. The published ratios
-    fit (a) where the next block merges and (b) where it prunes. Were the order random,
-    70 % (a) and 80 % (b) would.
+    All patches of a token that a merge has just made were among the least attended. It
+    counts as attentive if (a) it is not among the lowest candidates of the next block,
+    or (b), where that block prunes, it is kept. The published ratios fit (a) where the
+    next block merges and (b) where it prunes. Were the order random, 70 % (a) and 80 %
+    (b) would count.
     """
     models = []
     for row in (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH):

@@ -132,7 +132,8 @@ def _parse(text):
     for line in text.splitlines():
         header = None if line.startswith(" ") else _HEADER.match(line)
         if header:
-            current = computations[header[2]] = []
+            current = []
+            computations[header[2]] = current
             entry = header[2] if header[1] else entry
             continue
         match = _INSTRUCTION.match(line)

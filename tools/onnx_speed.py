@@ -20,6 +20,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.errors import one_of
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
@@ -61,7 +62,7 @@ RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
 SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
 BATCH = cli.listed("batch_sizes", ["1", "8", "32"], "one or more")
 THREADS = cli.integer("cpu_threads", 2, "of onnxruntime and PyTorch", 1)
-CHOSEN = cli.listed("models", None, "names of the table; default: all")
+CHOSEN = cli.listed("models", None, "names of the table, beside dense; default: all")
 TIMES = cli.text("times", None, "a file of one line per program")
 
 
@@ -69,6 +70,8 @@ def main():
     file = pathlib.Path(cli.required(TIMES))
     size = SIZE.value
     check_writable("--times", file)
+    for name in CHOSEN.value or ():
+        one_of("--models", name, MODELS)
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
     for batch in sorted({*map(int, BATCH.value)} - {row["batch"] for row in rows}):
@@ -83,7 +86,7 @@ def measure(size, batch):
     """Rows of all programs of a batch size."""
     jobs = {}
     macs = {}
-    for name in CHOSEN.value or MODELS:
+    for name in dict.fromkeys(["dense", *(CHOSEN.value or MODELS)]):
         reduction = MODELS[name]
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"

@@ -193,7 +193,7 @@ def stopped(run, host, step):
 
 
 def resumed(run, processes):
-    """A row: to the end, from the newest checkpoint."""
+    """A row: the run resumes from the newest checkpoint, and reaches its end."""
     newest = run.on_disk()
     step = run.finish(processes)
     promise = f"resumes from the newest checkpoint, processes: {processes}"

@@ -38,10 +38,15 @@ def get_config(name):
 
 def _dense(config):
     """A plain recipe: 40 % of the digits are right after 132 steps."""
-    config.reduction.merge_blocks = config.reduction.prune_blocks = ()
-    config.model.drop_path_rate = config.mixup = config.cutmix = 0.0
-    config.data.repeats = config.grad_accum_steps = 1
-    config.epochs = config.eval_every_epochs = 12
+    config.reduction.merge_blocks = ()
+    config.reduction.prune_blocks = ()
+    config.model.drop_path_rate = 0.0
+    config.mixup = 0.0
+    config.cutmix = 0.0
+    config.data.repeats = 1
+    config.grad_accum_steps = 1
+    config.epochs = 12
+    config.eval_every_epochs = 12
     config.lr = 2e-2
     config.ema_decay = 0.9
     config.pictures = 0

@@ -89,7 +89,7 @@ class TinyRun:
         self._cache = cache
         self._fields = fields
         self.process = None
-        self._left = set()
+        self._left = set()  # inodes of what earlier processes have left
 
     def start(self, devices=None):
         """Start or resume. `devices`: on so many CPU devices instead of the default.

@@ -698,25 +698,26 @@ def _gather(graph, equation, x, index):
     highest = [x.shape[axis] - sizes[axis] for axis in axes]
     if any(map(is_open, highest)) or (places < 0).any() or (places > highest).any():
         raise no_operator("a gather beyond its array")
-    if places.ndim == 1:
+    if places.ndim == 1:  # a block
         starts = [0] * x.ndim
         for axis, start in zip(axes, places, strict=True):
             starts[axis] = int(start)
         limits = np.add(starts, sizes).tolist()
         block = graph.slice(x, starts, limits)
         return graph.reshape(block, out.aval.shape)
+    # Rows at places along neighboring axes, which become one axis for ONNX's Gather.
     first = axes[0]
     end = axes[-1] + 1
-    chosen = tuple(range(first, end))
+    neighbors = tuple(range(first, end))
+    row_shape = list(x.shape)
+    row_shape[first:end] = [1] * (end - first)
     end_in_output = first + places.ndim - 1
-    rows = list(x.shape)
-    rows[first:end] = [1] * (end - first)
-    offsets = (*range(first), *range(end_in_output, out.aval.ndim))
+    other_axes = (*range(first), *range(end_in_output, out.aval.ndim))
     takes_whole_rows = (
-        tuple(axes) == chosen
-        and tuple(numbers.collapsed_slice_dims) == chosen
-        and list(sizes) == rows
-        and tuple(numbers.offset_dims) == offsets
+        tuple(axes) == neighbors
+        and tuple(numbers.collapsed_slice_dims) == neighbors
+        and list(sizes) == row_shape
+        and tuple(numbers.offset_dims) == other_axes
     )
     if not takes_whole_rows:
         raise no_operator("a gather of parts of rows")

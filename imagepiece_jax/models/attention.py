@@ -201,7 +201,7 @@ class Heads(NamedTuple):
 class Attention(nn.Module):
     """Multi-head self-attention of the tokens of a state, with scores for reducers.
 
-    Blocks that reduce tokens in between call `project`, `scores` and `read`.
+    A block that reduces tokens inside of its attention calls the methods one by one.
     """
 
     dim: int  # width of the tokens

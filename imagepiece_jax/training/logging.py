@@ -71,7 +71,8 @@ class MetricWriter(contextlib.ExitStack):
 
     def __init__(self, workdir, step=0, is_main=True):
         super().__init__()
-        self._lines = self._scalars = None
+        self._lines = None  # the open metrics.jsonl
+        self._scalars = None  # TensorBoard's SummaryWriter
         if not is_main:
             return
         from tensorboardX import SummaryWriter, record_writer  # only where logged

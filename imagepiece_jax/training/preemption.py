@@ -32,9 +32,10 @@ class StopRequest:
 
     def __init__(self, agree=int):
         self._agree = agree
-        self._signum = self._agreed = 0
-        self._at_once = False
-        self._writer = None
+        self._signum = 0  # the first signal that has arrived here; 0: none
+        self._agreed = 0  # the signal on which all processes have agreed; 0: none
+        self._at_once = False  # whether a signal ends the process now
+        self._writer = None  # Python writes signals to it, and a thread reads them
 
     def __enter__(self):
         try:

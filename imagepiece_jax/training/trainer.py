@@ -79,7 +79,8 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, workdir, stack, dry_run: bool = False):
-        self.workdir = workdir = pathlib.Path(workdir)
+        workdir = pathlib.Path(workdir)
+        self.workdir = workdir
         with parallel.shared_errors():
             if parallel.is_main():
                 run_dir.check_folder(workdir)

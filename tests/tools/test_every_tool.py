@@ -30,8 +30,9 @@ def test_a_row_of_large_models_is_matched_in_cost(monkeypatch):
         assert row[3] < 17
 
 
-def test_pytorch_is_timed_on_images_of_its_models_size(tmp_path, monkeypatch):
-    """timm's model takes no others, and the last of ours takes smaller ones."""
+@pytest.fixture
+def onnx_shapes(monkeypatch):
+    """Shapes of the images that timm gets of onnx_speed, where all else is instant."""
     shapes = []
 
     def nothing(*_, **options):
@@ -40,13 +41,30 @@ def test_pytorch_is_timed_on_images_of_its_models_size(tmp_path, monkeypatch):
     names = ("fresh_variables", "Pretrained", "onnx_model", "optimize")
     for name in (*names, "_onnxruntime", "_openvino", "_jax"):
         monkeypatch.setattr(onnx_speed, name, nothing)
-    models = {"dense": onnx_speed.DENSE, "dense at 160 pixels": onnx_speed.DENSE}
+    models = dict.fromkeys(("dense", "ToMe", "dense at 160 pixels"), onnx_speed.DENSE)
     monkeypatch.setattr(onnx_speed, "MODELS", models)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(
         onnx_speed, "_timm", lambda size, images: shapes.append(images.shape)
     )
-    monkeypatch.setattr(onnx_speed.timer, "measure", lambda *_, **options: {})
+    monkeypatch.setattr(
+        onnx_speed.timer, "measure", lambda jobs, *_, **rest: dict.fromkeys(jobs, [1])
+    )
+    return shapes
+
+
+def test_pytorch_is_timed_on_images_of_its_models_size(tmp_path, onnx_shapes):
+    """timm's model takes no others, and the last of ours takes smaller ones."""
     words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch_sizes=2"]
     call(onnx_speed.main, *words).ok()
-    assert shapes == [(2, 224, 224, 3)]
+    assert onnx_shapes == [(2, 224, 224, 3)]
+
+
+def test_a_model_is_timed_beside_the_dense_one(tmp_path, onnx_shapes):
+    words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch_sizes=2"]
+    out = call(onnx_speed.main, *words, "--models=ToMe").ok().out
+    assert "| JAX | dense |" in out and "| JAX | ToMe |" in out
+    assert "160 pixels" not in out
+    assert onnx_shapes == []
+    error = call(onnx_speed.main, *words, "--models=Tome").err
+    assert error.startswith("error: --models is 'Tome'; allowed: dense, ToMe")
