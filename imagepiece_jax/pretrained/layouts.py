@@ -74,8 +74,8 @@ class Layout:
             renamed = _renamed(of_block, self.inner)
             if renamed is None and not self.strict:
                 renamed = of_block
-            if renamed is None:
-                return None
+            if not renamed:  # None, or "" for a name that ends behind the number
+                return renamed
             return f"blocks.{number[1]}.{renamed}"
         place = _renamed(inside, self.outer)
         if place is None:
