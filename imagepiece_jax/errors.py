@@ -83,8 +83,8 @@ class InputError(ValueError):
         """The lines that IPython shows: those of its cells, then the sentence."""
         shown = []
         for frame in traceback.extract_tb(self.__traceback__):
-            runs_cell = "IPython" in pathlib.Path(frame.filename).parts
-            if not runs_cell and frame.filename != __file__:  # nor `short_traceback`
+            of_ipython = "IPython" in pathlib.Path(frame.filename).parts
+            if not of_ipython and frame.filename != __file__:  # nor `short_traceback`
                 shown.append(frame)
         return [*traceback.format_list(shown), f"{type(self).__name__}: {self}"]
 

@@ -368,8 +368,8 @@ def _no_such_field(config, field):
     return InputError("is not a field", field=f"config.{field}", hint=hint)
 
 
-def _allowed_of_leaf(leaf):
-    """Allowed values of the field of this name; None where groups have one each."""
+def _allowed_by_last_name(leaf):
+    """Allowed values of the only field with this last name; None of several."""
     paths = _ending_in(leaf, dotted_fields(load_config(BASE)))
     if len(paths) != 1:
         return None
@@ -432,5 +432,5 @@ def _not_set(group, field, value, place):
     allowed = "a ConfigDict of fields, as in configs/base.py"
     if kind in PARSERS:
         _, of_type = PARSERS[kind]
-        allowed = _allowed_of_leaf(field) or of_type
+        allowed = _allowed_by_last_name(field) or of_type
     return InputError(field=field, place=place, value=value, allowed=allowed)

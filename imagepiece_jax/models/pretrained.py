@@ -456,9 +456,9 @@ class Pretrained:
         dense = {k: v for k, v in params.items() if not k.startswith(convert.SELECTOR)}
         images = changes.get("preprocessing", self.preprocessing)
         learned = self._learned
-        fresh = None  # the selectors that `learned` lacks
-        if seed is None:
-            fresh = ()
+        fresh = ()  # no selector is drawn
+        if seed is not None:
+            fresh = None  # those that `learned` lacks are
         variables, drawn = convert.model_variables(
             model,
             images.image_size,

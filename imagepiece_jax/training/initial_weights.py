@@ -35,7 +35,7 @@ class NamedWeights(SavedWeights):
         if not self.source.path.is_dir():
             config = partial_config(self.source, self.contents)
         values = registry.fields_of(config.name) | config.fields
-        return {field: values[field] for field in IMAGENET if field in values}
+        return {field: values[field] for field in ("mean", "std") if field in values}
 
     def load(self, **options) -> Pretrained:
         """The dense model, with options of `load_as`."""

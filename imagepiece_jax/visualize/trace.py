@@ -80,7 +80,7 @@ def trace(
     model: with plain kernels, not of masked training
     problem_type: of the head, as Pretrained has it
     """
-    slots, matrix, attention, logits = _in_batches(model, variables, images)
+    slots, soft_weights, attention, logits = _in_batches(model, variables, images)
     top = None
     confidence = None
     if activation(problem_type, model.num_classes) is not None:
@@ -89,19 +89,23 @@ def trace(
     stages = []
     slots = iter(slots)
     source = next(slots)  # before the first step
-    seen = {}  # attention of the last block, and the tokens that it saw
+    last_seen = {}  # fields of a Stage: the last block's attention
     for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
         if site == "pre":
-            stages.append(_stage(block, layer, source, next(slots, None), matrix, seen))
+            stages.append(
+                _stage(block, layer, source, next(slots, None), soft_weights, last_seen)
+            )
             source = stages[-1].source
         if source is None:
-            seen = {}
+            last_seen = {}
             break
         if attention:
-            seen = {"attention": attention[block], "attended": source}
+            last_seen = {"attention": attention[block], "attended": source}
         if site in ("attention", "mid"):
-            stages.append(_stage(block, layer, source, next(slots, None), matrix, seen))
+            stages.append(
+                _stage(block, layer, source, next(slots, None), soft_weights, last_seen)
+            )
             source = stages[-1].source
     return Trace(
         grid=patch_grid(images.shape[1:3], model.patch_size, cut=True),
@@ -110,29 +114,29 @@ def trace(
         tokens=model.image_tokens,
         top=top,
         confidence=confidence,
-        **seen,
+        **last_seen,
     )
 
 
-def _stage(block, layer, before, after, matrix, seen):
+def _stage(block, layer, before, after, soft_weights, last_seen):
     """The Stage of a step by the slots before and after it; after a soft one, None."""
     count = layer.counts.n_out
-    stage = Stage(block, layer.step.site, count, **seen)
+    stage = Stage(block, layer.step.site, count, **last_seen)
     if after is None:
-        weights = patch_weights(matrix, before)
+        weights = patch_weights(soft_weights, before)
         return dataclasses.replace(stage, weights=weights)
     belongs = after[:, :, None] == np.arange(count)
     sizes = belongs.sum(axis=1, dtype=np.int32)
     return dataclasses.replace(stage, source=after, sizes=sizes)
 
 
-def patch_weights(matrix, slots):
+def patch_weights(soft_weights, slots):
     """A token's weight, split equally among its patches. -> [B, n_out, n0] float32."""
     together = slots[:, :, None] == slots[:, None, :]
     patches = together.sum(axis=2)
     part = (slots != DROPPED) / np.maximum(patches, 1)
     tokens = np.maximum(slots, 0)[:, None]
-    weights = np.take_along_axis(matrix, tokens, axis=2)
+    weights = np.take_along_axis(soft_weights, tokens, axis=2)
     weights = weights * part[:, None]
     return weights.astype(np.float32)
 
@@ -151,10 +155,10 @@ def _in_batches(model, variables, images):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
-    """(slots, matrix, attention of each block, logits).
+    """(slots, soft weights, attention of each block, logits).
 
-    Slots are those before the first step and after each hard one; the matrix [B, n_out,
-    n] is that of the first soft step, or None.
+    Slots are those before the first step and after each hard one; the soft weights
+    [B, n_out, n] are those of the first soft step, or None.
     """
     attention = []
     plan = model.plan
@@ -179,11 +183,11 @@ def _run(variables, images, model):
     patches = math.prod(patch_grid(images.shape[1:3], model.patch_size, cut=True))
     slots = patch_slots(outputs.results, len(images), patches)
     slots = [each for each in slots if each is not None]
-    matrix = None
+    soft_weights = None
     for result in outputs.results:
-        if isinstance(result, Mixing) and matrix is None:
-            matrix = result.matrix
-    return slots, matrix, attention, outputs.logits
+        if isinstance(result, Mixing) and soft_weights is None:
+            soft_weights = result.matrix
+    return slots, soft_weights, attention, outputs.logits
 
 
 def _with_class_attention(layer):

@@ -122,7 +122,10 @@ class Method(fields.CheckedFields):
         raise NotImplementedError
 
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
-        """The Step at a block where `counts` leaves `tokens` image tokens.
+        """The Step at a block where the field `counts` leaves `tokens` image tokens.
+
+        Here it is the method's own at that block: a subclass whose reducers need the
+        number reads it.
 
         Raises InputError for a block at which the method removes no tokens.
         """
