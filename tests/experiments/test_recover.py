@@ -550,6 +550,8 @@ def test_times_are_measured_in_turns(study, monkeypatch):
         median, low, high = model["seconds"]
         assert 0 < low <= median <= high
     assert found["models"]["dense"]["ratio"] == (1, 1, 1)
+    later = recover.measure_times(study, {"small-176"}, repeats=1, seconds=0.001)
+    assert [*later["models"]] == ["dense"]
 
 
 OPENVINO = """
