@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from logging import Formatter
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,17 @@ if TYPE_CHECKING:  # else imported where it is used: not every command has a con
 
     from imagepiece_jax.config.run import RunConfig
 
-# How the fields of a config begin that commands on trained weights read.
-OF_TRAINED = ("model.", "reduction.", "data.", "eval.", "image_size", "seed")
+# Groups and fields of a config that commands on trained weights read.
+OF_TRAINED = (
+    "model",
+    "reduction",
+    "data",
+    "eval",
+    "image_size",
+    "num_classes",
+    "eval_batch_size",
+    "seed",
+)
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
@@ -193,6 +203,7 @@ def trained_model(checkpoint=True):
     def read():
         typed = {"path": required(path), "normalization": normalized()}
         typed["config"], typed["overrides"] = config_or_base()
+        _check_of_trained(typed["config"])
         if not checkpoint:
             typed["checkpoint"] = "latest"
             if typed["overrides"] == ():  # neither --config nor a field of it is typed
@@ -342,7 +353,13 @@ def run(main, *, compiles=True):
         signal.signal(signal.SIGINT, process.interrupt)
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
+    warnings.formatwarning = _warning_line
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+
+
+def _warning_line(message, *_):
+    """A Python warning as one line, without its place in the code of this package."""
+    return f"warning: {message}\n"
 
 
 def _as_typed(error):
@@ -414,7 +431,26 @@ def _check_has_value(word):
 
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
-    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    names = _own_flags()
+    # Commands of `trained_model` train nothing by a config.
+    hint = _meant(name, names, of_trained="averaged" in names)
+    allowed = ""
+    if not hint:
+        allowed = ", ".join([f"--{flag}" for flag in names]) or "none"
+    return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
+
+
+def _own_flags():
+    """The names of the flags that --help of this command shows."""
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _meant(name, names, of_trained):
+    """A hint at the flags and fields that `name` is like, "" if there are none.
+
+    names: those of the command's flags
+    of_trained: whether the command reads only fields of trained weights
+    """
     head, dot, tail = name.partition(".")
     candidates = []
     flag = closest(head, names)
@@ -424,18 +460,35 @@ def _unknown(name):
         candidates.append("--sweep")
     if "config" in names:
         found = fields_called(load_config(BASE), name)
-        if "averaged" in names:  # of `trained_model`: nothing is trained by a config
-            found = [field for field in found if field.startswith(OF_TRAINED)]
+        if of_trained:
+            found = [field for field in found if _is_of_trained(field)]
         if name == "batch_size" and "set" in names:  # of `evaluated_images`
             found = ["eval_batch_size"]
         candidates += [f"--config.{field}" for field in found]
-    hint = ""
-    allowed = ""
-    if candidates:
-        hint = f"did you mean {' or '.join(candidates)}?"
-    else:
-        allowed = ", ".join([f"--{flag}" for flag in names]) or "none"
-    return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
+    if not candidates:
+        return ""
+    return f"did you mean {' or '.join(candidates)}?"
+
+
+def _is_of_trained(field):
+    """Whether commands on trained weights read a field of the config."""
+    return field.partition(".")[0] in OF_TRAINED
+
+
+def _check_of_trained(config):
+    """Raise InputError for a typed field of the config that nothing here reads.
+
+    It is for commands on trained weights. A field that no config has is refused later.
+    """
+    for field, _ in _overrides:
+        if _is_of_trained(field) or field.partition(".")[0] not in config:
+            continue
+        raise InputError(
+            "is a field of trainings, which this command does not read",
+            field=f"config.{field}",
+            allowed=f"fields of {', '.join(OF_TRAINED)}",
+            hint=_meant(field.rpartition(".")[2], _own_flags(), of_trained=True),
+        )
 
 
 def _unexpected(word):

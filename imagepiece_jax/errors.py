@@ -94,8 +94,9 @@ def short_traceback(function):
 
     An InputError is a mistake in what the caller gave, which frames of this package and
     the error that it was noticed by do not explain; a keyword argument that `function`
-    does not have is one, too. Any other error keeps its traceback, and so do all with
-    JAX's own switch, JAX_TRACEBACK_FILTERING=off.
+    does not have is one, too. A RunError, such as of a full disk, is shown in the same
+    way. Any other error keeps its traceback, and so do all with JAX's own switch,
+    JAX_TRACEBACK_FILTERING=off.
     """
 
     parameters = inspect.signature(function).parameters
@@ -108,7 +109,7 @@ def short_traceback(function):
             if not takes_any:  # else the function checks them
                 check_names(kwargs, names)
             return function(*args, **kwargs)
-        except InputError as error:
+        except (InputError, RunError) as error:
             jax = sys.modules.get("jax")  # not every caller has imported it
             if jax is not None and jax.config.jax_traceback_filtering == "off":
                 raise

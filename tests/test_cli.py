@@ -278,6 +278,14 @@ def test_no_field_is_advised_that_the_command_does_not_read():
     assert said.startswith("--batch_size is not a flag; allowed: --config, --weights,")
 
 
+BATCH_SIZE = "--config.batch_size"
+OF_TRAININGS = (
+    "config.batch_size is a field of trainings, which this command does not read; "
+    "allowed: fields of model, reduction, data, eval, image_size, num_classes, "
+    "eval_batch_size, seed"
+)
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -293,6 +301,14 @@ def test_no_field_is_advised_that_the_command_does_not_read():
         (
             ["-m", "imagepiece_jax", "evaluate", "--batch_size=4"],
             "--batch_size is not a flag; did you mean --config.eval_batch_size?",
+        ),
+        (
+            ["-m", "imagepiece_jax", "evaluate", "--weights=w", f"{BATCH_SIZE}=4"],
+            f"{OF_TRAININGS}; did you mean --config.eval_batch_size?",
+        ),
+        (
+            ["-m", "imagepiece_jax", "predict", "--weights=w", f"{BATCH_SIZE}=4"],
+            OF_TRAININGS,
         ),
         (
             ["-m", "imagepiece_jax", "doctor", "--config.lr=1"],
@@ -431,20 +447,23 @@ def test_ctrl_c_is_not_lost_in_the_garbage_collector(tmp_path):
 
 WARNS = """
 import logging
+import warnings
 from imagepiece_jax import cli
 
 def main():
     logging.getLogger("imagepiece_jax.data").warning("%s cannot be read", "a.png")
+    warnings.warn("the head is untrained")
 
 cli.run(main)
 """
 
 
 def test_a_warning_is_a_plain_line(tmp_path):
-    """Not absl's, with the time, the thread and a line of this package."""
+    """Without the time, the thread and a line of this package."""
     (tmp_path / "warns.py").write_text(WARNS)
     ended = start(tmp_path / "warns.py", PYTHONPATH=os.getcwd()).ok()
-    assert ended.err.splitlines()[-1] == "a.png cannot be read"
+    said = ended.err.splitlines()[-2:]
+    assert said == ["a.png cannot be read", "warning: the head is untrained"]
 
 
 DEFINITIONS = """

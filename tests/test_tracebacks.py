@@ -10,7 +10,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax import errors
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -78,6 +78,14 @@ def test_jaxs_switch_shows_everything(vit):
     finally:
         jax.config.update("jax_traceback_filtering", before)
     assert len(traceback.extract_tb(caught.value.__traceback__)) > 3
+
+
+def test_a_place_that_cannot_be_written_shows_the_callers_line_alone(vit, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written") as caught:
+        imagepiece_jax.save(tmp_path / "file" / "model", vit)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert {frame.filename for frame in frames} == {__file__, errors.__file__}
 
 
 def test_an_error_of_another_kind_keeps_its_traceback():

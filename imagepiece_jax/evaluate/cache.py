@@ -73,12 +73,12 @@ class ResultCache:
         if key in self._results:
             return self._results[key]
         began = time.monotonic()
-        print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
+        print(f"measuring {what} ..", file=sys.stderr, flush=True)
         try:
             result = measure()
         finally:
             seconds = time.monotonic() - began
-            print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"took {seconds:.0f} s", file=sys.stderr, flush=True)
         line = {
             "experiment": self.experiment,
             "setting": setting,

@@ -164,9 +164,9 @@ class Checkpoints:
         present = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
         if free + present < count * size:
             needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
-            needed += f" need {(count * size - present) / 1e9:.3g} GB"
+            needed += f" need {(count * size - present) / 1e9:.3f} GB"
             raise InputError(
-                f"has {free / 1e9:.3g} GB of free disk, but {needed}",
+                f"has {free / 1e9:.3f} GB of free disk, but {needed}",
                 place=self._root,
                 value=free,
                 allowed=(

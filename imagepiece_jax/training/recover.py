@@ -93,7 +93,7 @@ def recover(
         )
     if steps is not None and minutes is not None:
         raise InputError(
-            "is given together with steps",
+            "is given together with the number of steps",
             field="minutes",
             allowed="one of the two",
         )

@@ -34,7 +34,7 @@ def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
     assert calls == 1
     assert first == [{"acc1": 81.0}] * 2
     turned = {name: SETTING[name] for name in reversed(SETTING)}
-    assert capsys.readouterr().err == "measuring a point ... 0 s\n"
+    assert capsys.readouterr().err == "measuring a point ..\ntook 0 s\n"
     again, calls = measured(tmp_path, turned)
     assert calls == 0
     assert again == first[:1]
