@@ -81,8 +81,7 @@ def _with_counts(reduction, found, model, grid, name):
         return reduction
     fields = dict(reduction)
     for field, value in vars(found).items():
-        # The score stays "auto", which fits other models, too.
-        if field != "score" and value != getattr(method, field):
+        if value != getattr(method, field):
             fields[field] = value
     fields[LABEL] = cost_label(reduction)
     without_effect = ()
@@ -132,9 +131,12 @@ def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
     chosen = method.chosen(of_model)
     unbound = model.clone(parent=None)
     try:
-        return chosen, _at_cost(chosen.for_model(of_model), unbound, grid, tolerance)
+        found = _at_cost(chosen.for_model(of_model), unbound, grid, tolerance)
     except InputError as error:
         raise error.inside("reduction") from error
+    if hasattr(chosen, "score"):  # it stays "auto", which fits other models, too
+        found = dataclasses.replace(found, score=chosen.score)
+    return chosen, found
 
 
 def _recommendation_line(text, method, model, grid):

@@ -81,6 +81,9 @@ def _guarded(file, call, *content):
             value=field,
             allowed="the file as timm, transformers or save wrote it",
         ) from error
+    except ArithmeticError as error:  # by 0, or beyond all floats
+        problem = f"has a number that no model has: {error}"
+        raise InputError(problem, place=file) from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         problem = f"has a field of another type: {error}"
         raise InputError(problem, place=file) from error

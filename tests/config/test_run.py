@@ -116,6 +116,19 @@ def test_a_config_that_does_not_start_from_base(removed):
         RunConfig.from_config(config)
 
 
+@pytest.mark.parametrize("name", ["auto", "evit", "imagepiece", "diffrate"])
+def test_a_model_of_a_run_keeps_the_text_of_a_method_with_a_score(name):
+    config = configured()
+    config.reduction = config_dict.ConfigDict({"name": name, "macs": 0.7})
+    run = RunConfig.from_config(config).at_cost()
+    model = run.model.create(runs.reduction_of(run.to_dict()))
+    assert model == run.create_model()
+    typed = run.model.create({"name": name, "macs": 0.7})
+    assert settings.in_words(model.reduction) == settings.in_words(typed.reduction)
+    with_defaults = settings.with_defaults
+    assert with_defaults(model.reduction) == with_defaults(typed.reduction)
+
+
 def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     """In its config.json, which one without that text does not contradict."""
     config = configured()

@@ -418,6 +418,7 @@ DISTILLED = "deit_tiny_distilled_patch16_224"
 NORM = {"fc_norm": True}
 GELU = {"act_layer": "gelu"}
 OTHER_TYPE = "has a field of another type"
+HUGE = 10**309  # beyond all floats
 
 
 def with_arguments(**arguments):
@@ -485,6 +486,7 @@ def test_what_no_model_here_has(config, processor, field, value):
         ({}, "has no model_type"),
         (timm(pretrained_cfg={}), "has no input_size"),
         (VIT | {"layer_norm_eps": [1]}, OTHER_TYPE),
+        (VIT | {"layer_norm_eps": HUGE}, "has a number that no model has: int too"),
         (timm(pretrained_cfg={"input_size": [3]}), OTHER_TYPE),
         (timm(pretrained_cfg={"input_size": ["3", "a"]}), OTHER_TYPE),
     ],
