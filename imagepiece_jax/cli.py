@@ -392,6 +392,7 @@ def _parse(argv, anywhere):
         words = _take_overrides([*map(_expand_home, argv)])
         _check_has_value(words[-1])
         rest = flags.FLAGS(words)
+        _check_given_once()
         _take_macs()
         return rest
     except SystemExit:  # --help ends absl's commands with 1
@@ -427,6 +428,21 @@ def _check_has_value(word):
             field=f"--{name}",
             hint=f"give {flag.help.partition(';')[0]}",
         )
+
+
+def _check_given_once():
+    """Raise InputError for two values of --weights or --data, which are no list.
+
+    Of other flags the last value counts, so that one can be added to a command.
+    """
+    for name in ("weights", "data"):
+        if name in flags.FLAGS and flags.FLAGS[name].present > 1:
+            raise InputError(
+                f"is given {flags.FLAGS[name].present} times",
+                field=f"--{name}",
+                value=flags.FLAGS[name].value,
+                allowed="once",
+            )
 
 
 def _unknown(name):

@@ -265,12 +265,23 @@ class Pretrained:
             text = f"{self!r}: what is untrained was drawn from a seed; train it first"
             warnings.warn(text, stacklevel=stacklevel + 1)
 
+    @short_traceback
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
 
         A softmax, or for several labels an image a sigmoid of each logit.
-        Raises InputError for a head of numbers (problem_type "regression").
+        Raises InputError for a head of numbers (problem_type "regression"), and for
+            logits of other classes.
         """
+        shape = getattr(logits, "shape", ())
+        if shape[-1:] != (self.model.num_classes,):
+            found = f"of shape {shape}" if shape else type(logits).__name__
+            raise InputError(
+                f"is {found}",
+                field="logits",
+                value=shape,
+                allowed=f"arrays [.., {self.model.num_classes}], a number per class",
+            )
         return probabilities(logits, self.problem_type)
 
     @short_traceback

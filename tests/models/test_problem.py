@@ -55,6 +55,14 @@ def test_numbers_are_no_probabilities(answers):
     assert activation(PROBLEMS[0], 0) is None
 
 
+@pytest.mark.parametrize(
+    "logits, value", [(LOGITS[:2], (2,)), (LOGITS[:, None], (3, 1)), ("a", ())]
+)
+def test_logits_of_other_classes(answers, logits, value):
+    with refused("logits", value):
+        answers(PROBLEMS[0])(logits)
+
+
 def test_a_problem_that_there_is_not(answers):
     with refused("problem_type", "multi"):
         answers("multi")
