@@ -47,6 +47,8 @@ OF_TRAINED = (
     "seed",
 )
 
+IMAGE_SETS = "csv:FILE, folder:PATH, imagenet2012 or digits"  # what --data names
+
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
 text = functools.partial(flags.DEFINE_string, allow_override=True)
@@ -215,7 +217,7 @@ def trained_model(checkpoint=True):
 
 def data(default=""):
     """Define --data; `default`: the data without it, in words."""
-    help_text = "csv:FILE, folder:PATH, imagenet2012 or digits"
+    help_text = IMAGE_SETS
     if default:
         help_text += f"; default: {default}"
     return text("data", None, help_text)
@@ -285,8 +287,7 @@ def with_data_flag(error: InputError) -> InputError:
     chosen = flags.FLAGS["data"].value or flags.FLAGS["set"].value
     if chosen or not error.field.startswith("config."):
         return error
-    values, _, _ = flags.FLAGS["data"].help.partition(";")
-    hint = f"name images with --data: {values}"
+    hint = f"name images with --data: {IMAGE_SETS}"
     if error.hint:
         hint = f"{error.hint}; or {hint}"
     return error.with_facts(hint=hint)

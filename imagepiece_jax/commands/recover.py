@@ -16,7 +16,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
-SOURCES = "a folder of images, csv:FILE, folder:PATH, imagenet2012 or digits"
+SOURCES = f"a folder of images, {cli.IMAGE_SETS}"
 DATA = cli.text("data", None, SOURCES)  # other commands take no folder without a word
 RESIZE = cli.resize()
 LIMIT = cli.limit()
