@@ -1,6 +1,7 @@
 """--checkpoint and --averaged: which weights of a run commands read."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -118,3 +119,12 @@ def test_weights_without_averages_are_refused(run, tmp_path):
     words = [f"--weights={tmp_path}/w.npz", "--averaged", "--out=a.jax"]
     said = f"weights file {tmp_path}/w.npz has no averaged weights; allowed: files with"
     assert sentence(call(export.main, *words)).startswith(said)
+
+
+def test_a_run_that_was_not_evaluated_yet_has_its_latest_alone(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "best")
+    assert sentence(call(evaluate.main, f"--weights={tmp_path}/run")) == (
+        f"run {tmp_path}/run has no 'best' checkpoint yet; allowed: 'latest', in "
+        "commands --checkpoint=latest; its first evaluation saves the best"
+    )

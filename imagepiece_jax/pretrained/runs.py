@@ -142,12 +142,15 @@ def read_checkpoint(
         read_config(folder)  # which raises the error for a folder that is no run
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
-        allowed = repr(written[0])
+        hint = ""
+        if checkpoint == "best":
+            hint = "its first evaluation saves the best"
         raise InputError(
-            f"is {checkpoint!r}, but run {folder} has saved none",
-            field="checkpoint",
+            f"has no {checkpoint!r} checkpoint yet",
+            place=f"run {folder}",
             value=checkpoint,
-            allowed=allowed,
+            allowed=f"{written[0]!r}, in commands --checkpoint={written[0]}",
+            hint=hint,
         )
     arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}

@@ -297,7 +297,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
         assert model.plan != other.model.plan
         assert {*variables["params"]} - {*other.variables["params"]} == learned
     # An analysis takes the last checkpoint.
-    message = "checkpoint is 'latest', but run .* has saved none; allowed: 'best'"
+    message = "run .* has no 'latest' checkpoint yet; allowed: 'best', in commands"
     with pytest.raises(InputError, match=message):
         load.load(tmp_path, checkpoint="latest")
 
