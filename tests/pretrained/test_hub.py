@@ -334,7 +334,7 @@ def test_a_language_models_parts_with_its_tower_are_fetched(online, cache, tmp_p
     [
         ("org/other", (), "is no repository of the hub; for a private one log in"),
         ("org/name@v9", (), "is no revision of the repository; allowed: its branches"),
-        ("org/name", ("config.json",), "has no config.json; allowed: repositories w"),
+        ("org/name", ("config.json",), "has none of config.json, open_clip_config.j"),
         ("org/name", ("model.safetensors",), "has none of model.safetensors, model.s"),
     ],
 )
