@@ -87,12 +87,27 @@ def test_the_method_of_each_kind_of_model(fields, name, blocks):
     assert method.macs == 0.5
 
 
+def test_with_few_macs_every_block_but_the_first_removes_the_same_share(capsys):
+    """As from .45 down, where three blocks would have to remove too much at once."""
+    assert methods.create("auto", macs=0.45).chosen(facts()).blocks == (3, 6, 9)
+    method = methods.create("auto", macs=0.44).chosen(facts())
+    assert (methods.name_of(method), method.counts) == ("attended", "proportional-1")
+    counts = image_tokens(create_model("deit_ti", reduction=0.4))
+    assert counts[0] == 196
+    kept = [after / before for before, after in zip(counts, counts[1:], strict=False)]
+    assert min(kept) > 0.77
+    assert max(kept) < 0.80
+    assert capsys.readouterr().err.startswith("most attended in blocks 1, 2, 3, 4,")
+    asked = {"name": "auto", "macs": 0.4, "counts": "stages-3-6-9"}
+    assert len({*deit().reduction_at_cost(asked)["counts"][3:6]}) == 1
+
+
 SIZES = ["deit_ti", "vit_large_patch16_224", "vit_small_patch14_dinov2.lvd142m"]
 SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("cost", [0.75, 0.6, 0.5])
+@pytest.mark.parametrize("cost", [0.75, 0.6, 0.5, 0.4])
 def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
     found = config.reduction_at_cost(cost)
@@ -183,7 +198,7 @@ def test_numbers_of_numpy_are_numbers(value):
         (np.bool_(True), "reduction", "a share of the MACs such as 0.5"),
         ([0.5], "reduction", "a share of the MACs such as 0.5"),
         ("autto", "reduction.name", "did you mean auto?"),
-        (0.05, "reduction", "the nearest cost of 'attended' is 0.309"),
+        (0.05, "reduction", "the nearest cost of 'attended' is 0.147"),
     ],
     ids=str,
 )
