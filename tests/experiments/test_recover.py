@@ -474,7 +474,7 @@ def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
 
     figures = {}
     names = ["three-0.6", "three-0.5", "three-0.4", "shape-0.5"]
-    names += ["shape-0.4", "spread-0.4"]
+    names += ["shape-0.4", "spread-0.4", "both-0.4"]
     for name in (*names, "small-192", "small-160", "both-192", "blocks-9"):
         own = committed_right(f"{name}.chosen.A1"), committed_right(f"{name}.chosen.B1")
         figures[f"{name}, off"] = f"{100 * (off('dense') - off(name)):.1f}"
