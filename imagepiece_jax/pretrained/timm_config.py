@@ -351,7 +351,9 @@ def _is_vision_transformer(model: ViT) -> bool:
     arch = model.arch
     if model.stem != "patch" or is_eva(arch) or arch.post_norm or arch.pool_heads:
         return False
-    if arch.dist_token and (arch.registers or arch.fc_norm):
+    # timm's class with that token adds positions to all tokens in front.
+    plain = arch.prefix_positions and not (arch.registers or arch.fc_norm)
+    if arch.dist_token and not plain:
         return False
     if arch.mlp == "swiglu" and not arch.layer_scale:  # its base has it
         return False

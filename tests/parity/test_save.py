@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from timm.data import resolve_model_data_config  # noqa: E402
 
 OTHERS = ("conv stem", "siglip", "dinov3", "eva02", "large eps", "post_norm")
-OTHERS += ("pool_heads",)
+OTHERS += ("pool_heads", "distilled, positions of patches")
 IN_TIMM = [name for name in MODELS if name not in OTHERS]
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 

@@ -45,6 +45,9 @@ MODELS = {
     "siglip": {"arch": SIGLIP, "num_classes": 0, "image_size": 18},
     "giant": {"arch": GIANT, "num_classes": 0},
     "distilled": {"arch": {"dist_token": True}},
+    "distilled, positions of patches": {
+        "arch": {"dist_token": True, "prefix_positions": False}
+    },
     "mean": {"arch": {"pool": "mean"}},
     "fc_norm": {"arch": {"fc_norm": True, "final_norm": False}},
     "eps": {"arch": {"norm_eps": 1e-12}},
@@ -184,6 +187,7 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
         ("clip", "vit_base_patch16_clip_224"),
         ("giant", "vit_giant_patch14_dinov2"),
         ("distilled", "deit_base_distilled_patch16_224"),
+        ("distilled, positions of patches", "imagepiece_jax"),
         ("conv stem", "imagepiece_jax"),
         ("eva02", "imagepiece_jax"),
         ("fc_norm", "vit_base_patch16_224"),
