@@ -322,7 +322,7 @@ class HostRun(tiny_runs.TinyRun):
     def start(self, processes, *words):
         """Start or resume; process 0 prints to NAME.log, process 1 to NAME.1.log."""
         self._left = self._inodes()
-        words = ["train", f"--workdir={self.workdir}", *words]
+        words = ["train", f"--workdir={self.workdir}", *words, *self._words]
         environments = self._stage.environments(processes)
         self.processes = []
         for number, variables in enumerate(environments):
@@ -343,7 +343,7 @@ class HostRun(tiny_runs.TinyRun):
     def _started(self, words, variables, suffix):
         with open(self.log.with_suffix(f"{suffix}.log"), "a", encoding="utf-8") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *words, *self._words],
+                [sys.executable, "-c", COMMAND, *words],
                 cwd=tiny_runs.ROOT,
                 env=variables,
                 stdout=log,
