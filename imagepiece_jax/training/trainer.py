@@ -85,11 +85,12 @@ class Run:
             if parallel.is_main():
                 run_dir.check_folder(workdir)
             initial = InitialWeights(config)
-            mean_and_std = initial.normalization(workdir)
+            mean_and_std = initial.normalization(workdir)  # {} where they are known
             normalized = dataclasses.replace(config.model, **mean_and_std)
             run = dataclasses.replace(config, model=normalized).at_cost()
             self.config = run  # as it is trained
-            self.model = run.create_model(parallel.AXIS)  # as it is evaluated
+            # As it is evaluated: a ViT with the plan of all its steps.
+            self.model = run.create_model(parallel.AXIS)
             dense = run.create_dense()
             placement = parallel.placement(run.grad_accum_steps)
             self.data = Data(run, placement, initial.labels_by_name(workdir))
