@@ -300,14 +300,14 @@ def test_the_comparison_gives_the_figures_of_the_committed_cells():
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
 
 
-def test_the_comparison_gives_the_figures_under_damage():
+def test_the_comparison_gives_the_figures_of_damage_and_of_rounded_weights():
     """Both folds together, without the 100 even rows that chose the recipe."""
     chose = [round(place * 499 / 99) for place in range(100)]
 
-    def judged(student, form, damage):
+    def judged(student, form, damage, kind="damage"):
         folds = []
         for fold in "AB":
-            name = f"damage.{student}.{form}.{fold}.json"
+            name = f"{kind}.{student}.{form}.{fold}.json"
             path = markdown.ROOT / elsewhere.FOLDER / name
             found = json.loads(path.read_text("utf-8"))[damage]
             right = decode_bits(found["right"], found["images"])
@@ -324,6 +324,11 @@ def test_the_comparison_gives_the_figures_under_damage():
             kl, right = judged("three-0.5", form, damage)
             figures[form, damage, "KL"] = f"{kl:.3f}".removeprefix("0")
             figures[form, damage] = f"{100 * (dense - right):.1f}"
+    _, dense = judged("dense", OFF, elsewhere.CLEAN)
+    for kind in ("bfloat16", "int8"):
+        for form in (OFF, RECOVERED_FORM):
+            _, right = judged("three-0.5", form, elsewhere.CLEAN, kind)
+            figures[form, kind] = f"{100 * (dense - right):.1f}"
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
 
 
