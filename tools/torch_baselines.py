@@ -219,8 +219,7 @@ def _workload(case, call, macs, variant, where):
         "peak_memory": peak,
     }
     images = case.batch_size
-    ahead = 0 if where == "cpu" else timer.AHEAD
-    return Workload(timer.TimedCall(call, _wait, ahead), images, images * macs, facts)
+    return Workload(timer.TimedCall(call, _wait), images, images * macs, facts)
 
 
 def tome_forward(vit, images, r):

@@ -22,6 +22,7 @@ from tests import markdown
 from tests.command import call
 from tests.experiments.test_late import logits, slow_kl
 from tests.experiments.test_maps import random_head
+from tests.experiments.test_recover import CHOSE
 from tests.models import tiny
 
 COUNT = 96
@@ -302,7 +303,6 @@ def test_the_comparison_gives_the_figures_of_the_committed_cells():
 
 def test_the_comparison_gives_the_figures_of_damage_and_of_rounded_weights():
     """Both folds together, without the 100 even rows that chose the recipe."""
-    chose = [round(place * 499 / 99) for place in range(100)]
 
     def judged(student, form, damage, kind="damage"):
         folds = []
@@ -312,8 +312,8 @@ def test_the_comparison_gives_the_figures_of_damage_and_of_rounded_weights():
             found = json.loads(path.read_text("utf-8"))[damage]
             right = decode_bits(found["right"], found["images"])
             both = np.stack([found["kl"], right])
-            if fold == "B" and both.shape[1] == 500:
-                both = np.delete(both, chose, axis=1)
+            if fold == "B":
+                both = np.delete(both, CHOSE, axis=1)
             folds.append(both)
         return np.concatenate(folds, axis=1).mean(axis=1)
 
