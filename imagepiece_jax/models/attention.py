@@ -77,6 +77,36 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     length: number of tokens that are not padding. No token attends to padding, and its
         gradient is zero. Padding attends to the tokens, so that all outputs are finite.
     """
+    tokens = key.shape[1]
+    if length in (None, tokens) and padded_length(tokens, backend) != tokens:
+        return _odd_attention(query, key, value, key_bias)
+    return _fused_attention(query, key, value, key_bias, backend, length)
+
+
+@jax.custom_vjp
+def _odd_attention(query, key, value, key_bias):
+    """cuDNN's attention of an odd number of tokens, padded where it has a gradient.
+
+    Code that trains (`train=True`) has padded its tokens already, where that is free.
+    """
+    return _fused_attention(query, key, value, key_bias, "cudnn")
+
+
+def _odd_forward(*arrays):
+    length = arrays[0].shape[1]
+
+    def padded(*arrays):
+        even = [_pad(array, padded_length(length, "cudnn")) for array in arrays]
+        return _fused_attention(*even, "cudnn", length)[:, :length]
+
+    return jax.vjp(padded, *arrays)
+
+
+_odd_attention.defvjp(_odd_forward, lambda vjp, gradient: vjp(gradient))
+
+
+def _fused_attention(query, key, value, key_bias, backend, length=None):
+    """As `attend`, for a backend that takes so many tokens."""
     batch, padded = key.shape[:2]
     bias = None
     if key_bias is not None:
@@ -176,10 +206,10 @@ def attention_columns(query, key, key_bias=None, live=None):
 
 
 def _pad(x, length):
-    """Append tokens of zeros. [B, N, ...] -> [B, length, ...]."""
-    missing = length - x.shape[1]
-    if missing == 0:
+    """Append tokens of zeros. [B, N, ...] -> [B, length, ...]; None stays None."""
+    if x is None or x.shape[1] == length:
         return x
+    missing = length - x.shape[1]
     ends = [(0, 0)] * x.ndim
     ends[1] = (0, missing)
     return jnp.pad(x, ends)
@@ -325,8 +355,7 @@ class Attention(nn.Module):
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return read_by(attention_map(query, key, bias, mask), value)
-        if bias is not None:
-            bias = _pad(bias, key.shape[1])
+        bias = _pad(bias, key.shape[1])
         # cuDNN cannot be trained with one query.
         backend = self.backend if query.shape == key.shape else "xla"
         return attend(query, key, value, bias, backend=backend, length=length)

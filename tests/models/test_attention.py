@@ -130,6 +130,8 @@ def cudnn_calls(monkeypatch):
     plain = jax.nn.dot_product_attention
 
     def stand_in(query, key, value, *, bias, implementation, **options):
+        if implementation == "xla":
+            return plain(query, key, value, bias=bias, implementation="xla", **options)
         assert implementation == "cudnn"
         kind = None if bias is None else bias.dtype
         if bias is not None:  # cuDNN refuses one row for all queries
@@ -157,8 +159,11 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 @pytest.mark.parametrize(
     "length, biased", [(6, True), (7, True), (7, False), (1, True)]
 )
-def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, biased):
-    """Output, taps and all gradients are those of a layer that does not train."""
+@pytest.mark.parametrize("train", [True, False])
+def test_gradients_pad_odd_lengths_and_change_nothing(
+    cudnn_calls, length, biased, train
+):
+    """Output, taps and all gradients are those of XLA's attention, without padding."""
     layer = Attention(15, num_heads=3, backend="cudnn", prop_attn=biased)
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
@@ -167,17 +172,19 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
     variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
     del cudnn_calls[:]
 
-    def loss(variables, x, train):
-        out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
-        return jnp.sum(out[0] * probe), out
+    def gradients(layer, train):
+        def loss(variables, x):
+            out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
+            return jnp.sum(out[0] * probe), out
 
-    slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    both = tiny.compiled(slope, static_argnames="train")
-    got = both(variables, x, train=True)
-    want = both(variables, x, train=False)
+        slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        return tiny.compiled(slope)(variables, x)
+
+    got = gradients(layer, train)
+    want = gradients(layer.clone(backend="xla"), False)
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
-    [(called, _, masked), (plainly, _, _)] = cudnn_calls
-    assert (called, plainly) == (length + length % 2, length)
+    called, _, masked = cudnn_calls[-1]
+    assert called == length + length % 2
     assert masked == (called != length)
 
 
@@ -198,14 +205,19 @@ def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
         out = attend(query, query, query, backend="cudnn")
         return jnp.sum(out, dtype=jnp.float32)
 
+    def refused(query):
+        out = jax.nn.dot_product_attention(query, query, query, implementation="cudnn")
+        return jnp.sum(out, dtype=jnp.float32)
+
     def trace(fn, length):
         query = jax.ShapeDtypeStruct((2, length, 3, 64), jnp.bfloat16)
         return jax.jit(fn).trace(query)
 
     trace(loss, 7)
     trace(jax.grad(loss), 8)
+    trace(jax.grad(loss), 7)
     with pytest.raises(NotImplementedError, match="sequence length Q 7, KV 7"):
-        trace(jax.grad(loss), 7)
+        trace(jax.grad(refused), 7)
 
 
 def device(platform, capability=None):

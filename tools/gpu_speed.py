@@ -1,0 +1,98 @@
+"""Settings of docs/comparison.md on this machine's GPU, in turns with the dense model.
+
+    python -m tools.gpu_speed --size deit_s --times speeds.jsonl
+
+Programs are what `optimize` makes of random weights, in bfloat16 with images on the
+device. Ratios are to the dense model at 224 pixels, round by round, with the lowest and
+highest of the turns. `python -m tools.torch_baselines` times PyTorch beside.
+"""
+
+import json
+
+from imagepiece_jax import cli
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark.workloads import on_noise, random_variables
+from imagepiece_jax.common import timer, xla_options
+from imagepiece_jax.common.files import check_writable
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.errors import one_of
+from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
+from tools.onnx_speed import DENSE, SIDE, SIDES, STAGES, TIMM
+from tools.onnx_speed import MODELS as ON_CPUS
+
+ATTENDED = "diffrate"
+SPREAD = {"name": ATTENDED, "macs": 0.4, "counts": "proportional-1"}
+MODELS = {name: fields for name, fields in ON_CPUS.items() if "stem" not in name} | {
+    "most attended at one share .4": SPREAD,
+    "most attended in 3 blocks .4": {"name": ATTENDED, "macs": 0.4, **STAGES},
+    "192 pixels and 3 blocks .5": {"name": ATTENDED, "macs": 0.5, **STAGES},
+}
+SIZES = SIDES | {"192 pixels and 3 blocks .5": 192}
+SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
+BATCH = cli.integer("batch_size", 256, "images in a call", 1)
+DTYPE = cli.dtype("of weights and layers")
+CHOSEN = cli.listed("models", None, "names of the table, beside dense; default: all")
+TIMING = cli.timing()
+TIMES = cli.text("times", None, "a file to which a line per program is added")
+
+
+def main():
+    file = cli.required(TIMES)
+    check_writable("--times", file)
+    names = CHOSEN.value or list(MODELS)
+    for name in names:
+        one_of("--models", name, MODELS)
+    dtype = DTYPE.value or xla_options.fast_dtype()
+    rows = measure(["dense", *names], dtype, TIMING())
+    with open(file, "a") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    print(f"{device.name()}, {SIZE.value}, {dtype}, batches of {BATCH.value}")
+    print(table(rows))
+
+
+def measure(names, dtype, rules):
+    """Rows of programs, which take turns."""
+    size = SIZE.value
+    batch = BATCH.value
+    programs = {}
+    for name in dict.fromkeys(names):
+        side = SIZES.get(name, SIDE)
+        model = create_model(
+            size, reduction=MODELS[name], stem="patch", image_size=side
+        )
+        vit = Pretrained(model, random_variables(model, side))
+        programs[name] = optimize(vit, batch_size=batch, dtype=dtype, kernels="auto")
+        seconds = programs[name].compile_seconds
+        print(f"{name}: compiled in {seconds:.0f} s", flush=True)
+    jobs = {name: timer.TimedCall(on_noise(fast)) for name, fast in programs.items()}
+    times = timer.measure(jobs, rules)
+    dense = model_macs(programs["dense"].model, SIDE)
+    rows = []
+    for name, program in programs.items():
+        side = SIZES.get(name, SIDE)
+        row = {"size": size, "batch": batch, "runtime": device.name(), "model": name}
+        row |= {"ms": timer.spread([1e3 * seconds for seconds in times[name]])}
+        row |= {"ratio": timer.spread(timer.speedups(times["dense"], times[name]))}
+        row |= {"macs": dense / model_macs(program.model, side)}
+        row |= {"kernels": "fused" if program.model.kernels else "plain"}
+        row |= {"reduction": MODELS[name], "image_size": side, "dtype": dtype}
+        rows.append(row)
+    return rows
+
+
+def table(rows):
+    """A line for each program."""
+    lines = []
+    for row in rows:
+        median, low, high = row["ratio"]
+        rate = f"{1e3 * row['batch'] / row['ms'][0]:.0f}"
+        ratio = f"{median:.2f} [{low:.2f}, {high:.2f}]"
+        lines.append([row["model"], rate, ratio, f"{row['macs']:.2f}"])
+    return markdown_table(["model", "images/s", "times the dense", "by MACs"], lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, compiles=False)
