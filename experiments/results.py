@@ -274,7 +274,15 @@ def comparison_report(results: Results) -> dict:
 # The tables
 
 # Settings and columns of the table by time that README has not, by a word of each.
-ON_OTHER_PAGES = ("fusion", "160", "imagenette", "batch 1")
+ON_OTHER_PAGES = (
+    "fusion",
+    "160",
+    "share",
+    ".4",
+    "192 pixels,",
+    "imagenette",
+    "batch 1",
+)
 
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:

@@ -20,17 +20,18 @@ from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from tools.onnx_speed import DENSE, SIDE, SIDES, STAGES, TIMM
-from tools.onnx_speed import MODELS as ON_CPUS
+from tools import onnx_speed
+from tools.onnx_speed import SIDE, STAGES, TIMM
 
-ATTENDED = "diffrate"
-SPREAD = {"name": ATTENDED, "macs": 0.4, "counts": "proportional-1"}
+ON_CPUS = onnx_speed.MODELS
+ATTENDED = {"name": "diffrate", "macs": 0.4}
+BOTH = "192 pixels and 3 blocks .5"
 MODELS = {name: fields for name, fields in ON_CPUS.items() if "stem" not in name} | {
-    "most attended at one share .4": SPREAD,
-    "most attended in 3 blocks .4": {"name": ATTENDED, "macs": 0.4, **STAGES},
-    "192 pixels and 3 blocks .5": {"name": ATTENDED, "macs": 0.5, **STAGES},
+    "most attended at one share .4": ATTENDED | {"counts": "proportional-1"},
+    "most attended in 3 blocks .4": ATTENDED | STAGES,
+    BOTH: ON_CPUS["most attended in 3 blocks .5"],
 }
-SIZES = SIDES | {"192 pixels and 3 blocks .5": 192}
+SIDES = onnx_speed.SIDES | {BOTH: 192}
 SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
 BATCH = cli.integer("batch_size", 256, "images in a call", 1)
 DTYPE = cli.dtype("of weights and layers")
@@ -59,7 +60,7 @@ def measure(names, dtype, rules):
     batch = BATCH.value
     programs = {}
     for name in dict.fromkeys(names):
-        side = SIZES.get(name, SIDE)
+        side = SIDES.get(name, SIDE)
         model = create_model(
             size, reduction=MODELS[name], stem="patch", image_size=side
         )
@@ -72,7 +73,7 @@ def measure(names, dtype, rules):
     dense = model_macs(programs["dense"].model, SIDE)
     rows = []
     for name, program in programs.items():
-        side = SIZES.get(name, SIDE)
+        side = SIDES.get(name, SIDE)
         row = {"size": size, "batch": batch, "runtime": device.name(), "model": name}
         row |= {"ms": timer.spread([1e3 * seconds for seconds in times[name]])}
         row |= {"ratio": timer.spread(timer.speedups(times["dense"], times[name]))}
