@@ -124,7 +124,9 @@ class Cell:
             return None
         if self.form == REVERSE:
             return f"{self.student}.imagenette.A0"
-        return f"{self.student}.chosen.{self.fold}{SEED}"
+        name = f"{self.student}.chosen.{self.fold}{SEED}"
+        # `experiments recover` has a ToMe at .5, too, of another model.
+        return name if self.student in STORED else f"{self.kind}.{name}"
 
 
 FORMS = (OFF, RECOVERED_FORM)

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 import imagepiece_jax
+from experiments import recover, study
 from experiments import recover_elsewhere as elsewhere
-from experiments import study
 from experiments.damage import DAMAGE
 from experiments.recover_elsewhere import OFF, RECOVERED_FORM, REVERSE, Cell, Student
 from imagepiece_jax.common import timer
@@ -149,6 +149,15 @@ def test_a_model_is_recovered_once(whole, folder):
     found = whole.at_large_size(Cell("large", "dense"), whole.dense_model(24))
     kl, _ = study.unpacked(found[elsewhere.CLEAN])
     np.testing.assert_array_equal(kl, 0)
+
+
+def test_models_that_are_recovered_here_have_folders_of_their_own():
+    """ToMe at .5 is a student of both studies, on different models."""
+    kept = {cell.name for cell in recover.cells()}
+    ours = [cell for cell in elsewhere.cells() if cell.student not in elsewhere.STORED]
+    folders = {cell.folder for cell in ours} - {None}
+    assert len(folders) > 1
+    assert not folders & kept
 
 
 def test_a_model_of_another_reduction_is_refused(whole):
