@@ -188,8 +188,6 @@ def trained_model(checkpoint=True):
     checkpoint: False leaves the last out
 
     Returns a function that reads them: the arguments of `with_config.load_with_config`.
-    Commands that look into a model have no --checkpoint and take a run's last one: its
-    best was chosen on the images of their figures.
     """
     define_config()
     path = weights()
@@ -199,17 +197,17 @@ def trained_model(checkpoint=True):
     of_steps = "the averages of the weights over the steps of their training"
     holders = [switch("averaged", False, of_steps)]
     if checkpoint:
-        of_run = "which of a run's checkpoints"
-        holders.append(choice("checkpoint", "best", kinds, of_run))
+        of_run = "which of a run's checkpoints; default: best"
+        holders.append(choice("checkpoint", None, kinds, of_run))
 
     def read():
         typed = {"path": required(path), "normalization": normalized()}
         typed["config"], typed["overrides"] = config_or_base()
         _check_of_trained(typed["config"])
-        if not checkpoint:
-            typed["checkpoint"] = "latest"
-            if typed["overrides"] == ():  # neither --config nor a field of it is typed
-                typed["config"] = None  # the weights say it all, images of any size too
+        if not checkpoint and typed["overrides"] == ():
+            # Neither --config nor a field of it is typed: the weights say it all, such
+            # as images of any size.
+            typed["config"] = None
         return typed | {holder.name: holder.value for holder in holders}
 
     return read

@@ -33,7 +33,7 @@ MODELS = {name: fields for name, fields in ON_CPUS.items() if "stem" not in name
 }
 SIDES = onnx_speed.SIDES | {BOTH: 192}
 SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
-BATCH = cli.integer("batch_size", 256, "images in a call", 1)
+BATCH = cli.integer("batch", None, "images in a call; default: 256", 1)
 DTYPE = cli.dtype("of weights and layers")
 CHOSEN = cli.listed("models", None, "names of the table, beside dense; default: all")
 TIMING = cli.timing()
@@ -50,14 +50,15 @@ def main():
     rows = measure(["dense", *names], dtype, TIMING())
     with open(file, "a") as out:
         out.writelines(json.dumps(row) + "\n" for row in rows)
-    print(f"{device.name()}, {SIZE.value}, {dtype}, batches of {BATCH.value}")
+    batch = rows[0]["batch"]
+    print(f"{device.name()}, {SIZE.value}, {dtype}, batches of {batch}")
     print(table(rows))
 
 
 def measure(names, dtype, rules):
     """Rows of programs, which take turns."""
     size = SIZE.value
-    batch = BATCH.value
+    batch = BATCH.value or 256
     programs = {}
     for name in dict.fromkeys(names):
         side = SIDES.get(name, SIDE)
@@ -74,9 +75,10 @@ def measure(names, dtype, rules):
     rows = []
     for name, program in programs.items():
         side = SIDES.get(name, SIDE)
+        rates = timer.spread([batch / seconds for seconds in times[name]])
+        ratios = timer.speedups(times["dense"], times[name])
         row = {"size": size, "batch": batch, "runtime": device.name(), "model": name}
-        row |= {"ms": timer.spread([1e3 * seconds for seconds in times[name]])}
-        row |= {"ratio": timer.spread(timer.speedups(times["dense"], times[name]))}
+        row |= {"rate": rates, "ratio": timer.spread(ratios)}
         row |= {"macs": dense / model_macs(program.model, side)}
         row |= {"kernels": "fused" if program.model.kernels else "plain"}
         row |= {"reduction": MODELS[name], "image_size": side, "dtype": dtype}
@@ -89,7 +91,7 @@ def table(rows):
     lines = []
     for row in rows:
         median, low, high = row["ratio"]
-        rate = f"{1e3 * row['batch'] / row['ms'][0]:.0f}"
+        rate = f"{row['rate'][0]:.0f}"
         ratio = f"{median:.2f} [{low:.2f}, {high:.2f}]"
         lines.append([row["model"], rate, ratio, f"{row['macs']:.2f}"])
     return markdown_table(["model", "images/s", "times the dense", "by MACs"], lines)

@@ -74,6 +74,7 @@ def main():
         check_writable("--out", file, own_files(typed["path"]))
     extras.check(f"--format {form}", WRITERS[form])
     config, vit = load_with_config(**typed)
+    _check_taken(config.model, form)
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     if form == "onnx":
         model = model.clone(dtype=jnp.dtype("float32"))
@@ -123,6 +124,24 @@ def main():
         f"{facts['gmacs']:.3f} GMACs an image, {runs}; {facts_file.name} describes "
         "input and output"
     )
+
+
+def _check_taken(fields, form):
+    """Raise InputError for a typed field of the model that no file takes.
+
+    fields: the group "model" of the config
+    """
+    taken = {"attention": "xla", "kernels": "plain"}
+    if form == "onnx":
+        taken["dtype"] = "float32"
+    for field, value in taken.items():
+        typed = cli.is_typed(f"model.{field}")
+        if typed and fields[field] not in (value, "auto", None):
+            raise InputError(
+                field=f"config.model.{field}",
+                value=fields[field],
+                allowed=f"'{value}' in files of --format {form}",
+            )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def main():
     typed = MODEL()
     images = cli.required(DATA, SOURCES)
     out = pathlib.Path(cli.required(OUT))
+    if cli.is_typed("seed"):
+        raise InputError(
+            "is not the seed of a recovery",
+            field="config.seed",
+            hint="give --seed",
+        )
     # These import JAX, which --help and a mistyped flag need not wait for.
     import jax
 

@@ -92,9 +92,9 @@ def features(
     model = vit.model_with_tokens(tokens)
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
-    for name, value in (("norm", norm), ("reshape", reshape)):
-        if not isinstance(value, bool):  # 1 == True
-            raise InputError(field=name, value=value, allowed="True, False")
+    check_norm(norm, blocks)
+    if not isinstance(reshape, bool):
+        raise InputError(field="reshape", value=reshape, allowed="True, False")
     check_fill(fill, model.arch.class_token)
     xla_options.check_dtype(model.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
@@ -251,6 +251,19 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
             ),
         )
     return tuple(blocks)
+
+
+def check_norm(norm: bool, blocks: Sequence[int]) -> None:
+    """Raise InputError for no truth value, and for False without blocks."""
+    if not isinstance(norm, bool):  # 1 == True
+        raise InputError(field="norm", value=norm, allowed="True, False")
+    if not norm and not blocks:
+        raise InputError(
+            "is False, but is for features of layers, of which none are asked for",
+            field="norm",
+            value=norm,
+            allowed="True",
+        )
 
 
 def check_fill(fill: str, class_token: bool) -> None:

@@ -66,8 +66,7 @@ class ProgramOutputs:
                     value=value,
                     allowed="output 'features' or 'patches'",
                 )
-        if not isinstance(self.norm, bool):
-            raise InputError(field="norm", value=self.norm, allowed="True, False")
+        features.check_norm(self.norm, self.blocks)
         features.check_fill(self.fill, self.model.arch.class_token)
         twice = [block for block in self.blocks if self.blocks.count(block) > 1]
         if twice:

@@ -34,7 +34,7 @@ def load(
     path: str | os.PathLike,
     *,
     reduction: Reduction = None,
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     averaged: bool = False,
     num_classes: int | None = None,
     class_names: Sequence[str | None] | None = None,
@@ -53,7 +53,7 @@ def load(
         method gets; a method's name, of which "none" is the dense model; or a dict,
         such as {"name": "evit", "keep_rate": 0.7}; None: as it was trained or saved,
         though `Pretrained.with_reduction` takes None for the dense model
-    checkpoint: of a run, "best" or "latest"
+    checkpoint: of a run, "best", which is the default, or "latest"
     averaged: take the weights averaged over the training's steps, which a run has
         (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
     num_classes: another number than the weights' gives a new head, which is drawn; 0
@@ -80,13 +80,6 @@ def load(
     if changes.get("arch"):
         requested = requested.with_all_parts()
     weights = SavedWeights(path, checkpoint, averaged)
-    if checkpoint != "best" and weights.source.run is None:
-        raise InputError(
-            f"is {checkpoint!r}, but {weights.source} is no run",
-            field="checkpoint",
-            value=checkpoint,
-            allowed="'best'",
-        )
     vit = load_as(
         weights,
         requested,
@@ -108,15 +101,12 @@ def load(
 
 
 class SavedWeights:
-    """Weights at a path, whose files are read once.
-
-    checkpoint: of a run; of other weights it does not count
-    """
+    """Weights at a path, whose files are read once."""
 
     def __init__(
         self,
         path: str | os.PathLike,
-        checkpoint: str = "best",
+        checkpoint: str | None = None,
         averaged: bool = False,
     ):
         self.source = read_source(path, checkpoint, averaged)
@@ -256,26 +246,36 @@ def _fill(vit, contents, fresh, seed, exact):
 
 
 def read_source(
-    path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
+    path: str | os.PathLike, checkpoint: str | None = None, averaged: bool = False
 ) -> Source:
     """What names and configs at a path say of its weights; no tensor is read.
 
     A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
     the caller names another.
     checkpoint, averaged: as `load` takes them
-    Raises InputError where there are no weights.
+    Raises InputError where there are no weights, and for a checkpoint of no run.
     """
     path = hub.local(path)
     kind = hub.kind(path)
+    place = f"{kind} {hub.path_text(path)}"
+    if checkpoint is not None and kind != "run":
+        raise InputError(
+            f"is {checkpoint!r}, but {place} is no run",
+            field="checkpoint",
+            value=checkpoint,
+            hint="leave it out",
+        )
     if kind == "weights file":
         fields = {"config": ModelConfig(name=registry.name_of_file(path))}
     elif kind == "folder":
         fields = {"reduction": DENSE, **hub_configs.read(path)}
     else:
+        if checkpoint is None:
+            checkpoint = "best"
         fields = {"checkpoint": checkpoint, **runs.read(path)}
     return Source(
         path=path,
-        place=f"{kind} {hub.path_text(path)}",
+        place=place,
         name=hub.short_name(path),
         averaged=averaged,
         **fields,

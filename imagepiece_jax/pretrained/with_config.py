@@ -49,7 +49,7 @@ def load_with_config(
     config: "ConfigDict | None" = None,
     overrides: Any = None,
     normalization: Mapping[str, Any] | None = None,
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     averaged: bool = False,
     abstract: bool = False,
 ) -> tuple["ConfigDict | None", Pretrained]:
@@ -94,7 +94,8 @@ def _weights(path, *options):
     try:
         return SavedWeights(path, *options)
     except InputError as error:
-        raise in_config(error.renamed({"path": "--weights"})) from error
+        flags = {"path": "--weights", "checkpoint": "--checkpoint"}
+        raise in_config(error.renamed(flags)) from error
 
 
 def _load_merged(

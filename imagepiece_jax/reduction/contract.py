@@ -265,6 +265,12 @@ def check_form(result, counts):
     if isinstance(result, Assignment):
         if result.n_out != n_out:
             raise InputError(field="n_out", value=result.n_out, allowed=str(n_out))
+        if n_out > n_in:
+            raise InputError(
+                f"makes {n_out} tokens of {n_in}",
+                value=n_out,
+                allowed="a Mixing, or as many tokens at most",
+            )
         _check_integers("dest", result.dest)
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)

@@ -90,23 +90,24 @@ def trace(
     slots = iter(slots)
     source = next(slots)  # before the first step
     last_seen = {}  # fields of a Stage: the last block's attention
+
+    def reduced(block, layer, before):
+        """The slots after a step, whose Stage is appended; after a soft one, None."""
+        after = next(slots, None)
+        stages.append(_stage(block, layer, before, after, soft_weights, last_seen))
+        return after
+
     for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
         if site == "pre":
-            stages.append(
-                _stage(block, layer, source, next(slots, None), soft_weights, last_seen)
-            )
-            source = stages[-1].source
+            source = reduced(block, layer, source)
         if source is None:
             last_seen = {}
             break
         if attention:
             last_seen = {"attention": attention[block], "attended": source}
         if site in ("attention", "mid"):
-            stages.append(
-                _stage(block, layer, source, next(slots, None), soft_weights, last_seen)
-            )
-            source = stages[-1].source
+            source = reduced(block, layer, source)
     return Trace(
         grid=patch_grid(images.shape[1:3], model.patch_size, cut=True),
         depth=model.depth,

@@ -240,6 +240,12 @@ def test_what_is_no_photograph_is_refused(
         features.features(tiny.pretrained(depth=1), images)
 
 
+@pytest.mark.parametrize("norm, said", [(False, "features of layers"), (1, "True, F")])
+def test_a_norm_of_no_layers_is_refused(norm, said):
+    with refused("norm", norm, said):
+        features.features(tiny.pretrained(depth=1), tiny.images(1), norm=norm)
+
+
 @pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     """With four blocks of the public weights, in the folder of the reader."""

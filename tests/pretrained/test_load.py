@@ -212,7 +212,7 @@ def test_a_folder_without_a_config(tmp_path, file, content, place, problem):
 
 def test_a_file_has_no_latest_checkpoint_and_is_no_adapter(tensors, tmp_path):
     np.savez(tmp_path / "w.npz", **tensors)
-    with pytest.raises(InputError, match="'latest', but .*w.npz is no run; allowed:"):
+    with pytest.raises(InputError, match="'latest', but .*w.npz is no run; leave it"):
         imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
     names = [f"base_model.model.encoder.layer.0.query.lora_{x}.weight" for x in "AB"]
     np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones((2, 2))))

@@ -176,6 +176,12 @@ def test_what_keeps_the_contract_passes():
     contract.check(merged([1, 3], [0, 5])(), COUNTS)
     contract.check(Mixing(ones(1, 4, 6)), COUNTS)
     contract.check(Masking(ones(1, 6), ones(1, 8)), Counts(n_in=6, n_out=7))
+    contract.check(Mixing(ones(1, 7, 6)), Counts(n_in=6, n_out=7))
+
+
+def test_more_slots_than_tokens_are_named_without_values():
+    with pytest.raises(InputError, match="makes 7 tokens of 6; allowed: a Mixing, or"):
+        contract.check_form(assignment(RIGHT, n_out=7), Counts(n_in=6, n_out=7))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +295,10 @@ MISSPELT = dataclasses.dataclass(frozen=True)(type("Mine", (Method,), {"step": N
                 f"reduction has the rule Leaving, which leaves {count!r} image tokens",
             )
             for count in (0, -3, 1.5, "3", True)
+        ),
+        (
+            made([Step(1, TopK(), Leaving(26))]),
+            "reduction has the rule Leaving, which leaves 26 of 25 image tokens at bl",
         ),
         (made(None), "Mine.steps returns a NoneType; allowed: a list of Steps"),
         (
