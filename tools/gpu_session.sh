@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # All measurements that need a machine with one NVIDIA GPU, in sessions of less than nine
 # minutes: `OUT=folder tools/gpu_session.sh 256`, then `1024`, then `train`. The first
-# also checks and times the fused reductions, the second runs the tests.
+# also checks and times the fused reductions and the settings of docs/comparison.md, the
+# second runs the tests.
 #
 # Needs the packages of requirements.txt, jax[cuda13], pytest, and for the baselines torch
 # and timm. A part that fails or takes too long does not stop the others; what it measured
-# is kept. $OUT gets log.txt and a JSON-lines file from each benchmark. PYTHON names the
-# interpreter.
+# is kept. Parts that stand first get their time, and the last ones what is left of it: in
+# `256` the kernels' check and the settings stand before the programs beside timm. $OUT
+# gets log.txt and a JSON-lines file from each benchmark. PYTHON names the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder: OUT=folder $0 256}"
@@ -62,6 +64,10 @@ case ${1:-256} in
   256)
     part doctor 40 "$PYTHON" -m imagepiece_jax doctor
     part kernels 120 "$PYTHON" -m tools.check_kernels
+    for size in deit_ti deit_s; do
+      part "settings_$size" 110 "$PYTHON" -m tools.gpu_speed --size $size --batch 256 \
+        --times "$OUT/settings.jsonl"
+    done
     part reduction 60 "$PYTHON" -m tools.reduction_speed \
       --json "$OUT/reduction.json"
     inference 256
@@ -84,5 +90,5 @@ case ${1:-256} in
     exit 2
     ;;
 esac
-grep -hE "largest matmul rate|retokenize|prune|bipartite|passed|failed" "$OUT/log.txt" |
+grep -hE "largest matmul rate|most attended|retokenize|prune|bipartite|passed|failed" "$OUT/log.txt" |
   cut -c 1-100
