@@ -246,7 +246,7 @@ def evaluated_images():
     """Define --data, --set, --resize and --limit.
 
     Returns a function that writes --data, --set and --resize into a config and returns
-    the value of --limit; and the flag --data.
+    the value of --limit; and the flag --data, which is checked before weights are read.
     """
     name = data("config.data")
     resized = resize()

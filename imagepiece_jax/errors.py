@@ -40,11 +40,17 @@ class InputError(ValueError):
         self.hint = hint
 
     def __str__(self):
-        place = f"{self.place}:" if self.place and self.field else self.place
-        problem = str(self.problem) or f"is {self.value!r}"
-        subject = " ".join(filter(None, (place, self.field, problem)))
-        allowed = self.allowed and f"allowed: {self.allowed}"
-        return "; ".join(filter(None, (subject, allowed, self.hint)))
+        words = [str(self.problem) or f"is {self.value!r}"]
+        if self.field:
+            words.insert(0, self.field)
+        if self.place:
+            words.insert(0, f"{self.place}:" if self.field else self.place)
+        clauses = [" ".join(words)]
+        if self.allowed:
+            clauses.append(f"allowed: {self.allowed}")
+        if self.hint:
+            clauses.append(self.hint)
+        return "; ".join(clauses)
 
     def __repr__(self):
         # For an error in a list, such as a Predictor's answers.

@@ -136,9 +136,9 @@ class Case:
         state = first_state(random_variables(model, config.image_size))
         state = parallel.replicate(state)
         teacher = parallel.replicate(teacher)
-        batches = [
-            parallel.shard(_labeled_batch(config, seed)) for seed in range(INPUTS)
-        ]
+        batches = []
+        for seed in range(INPUTS):
+            batches.append(parallel.shard(_labeled_batch(config, seed)))
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
         began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)

@@ -239,11 +239,8 @@ def choice(default=REQUIRED, allowed=()):
 
     def convert(value):
         # 1 == True: equal values must also be of one type.
-        fits = any(
-            value is entry or (value == entry and type(value) is type(entry))
-            for entry in allowed
-        )
-        return _require(fits, value)
+        of_type = [entry for entry in allowed if type(entry) is type(value)]
+        return _require(value in of_type, value)
 
     return checked(default, convert, ", ".join(map(repr, allowed)))
 

@@ -139,7 +139,8 @@ class Overrides(tuple):
         """
         order = {METHOD: 0, MACS: 1}
         for field, text in sorted(self, key=lambda pair: order.get(pair[0], 2)):
-            if field == METHOD and text not in ("", True, False, config.reduction.name):
+            names_method = field == METHOD and isinstance(text, str) and text != ""
+            if names_method and text != config.reduction.name:
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
             else:

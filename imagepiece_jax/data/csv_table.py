@@ -47,9 +47,7 @@ def open_csv(
     files = []
     labels = []
     highest = -1
-    # The last line of a test image with a label, and of one without.
-    with_label = None
-    without_label = None
+    test_lines = {}  # {whether it has a label: the last line of a test image}
     training_images = []
     root = os.path.dirname(path)
     names = {}
@@ -70,12 +68,9 @@ def open_csv(
                     row_split = (fields["split"] or "").strip()
                 one_of("split", row_split, SPLITS)
                 has_label = labeled
-                if row_split == "val" and not labeled:
-                    has_label = bool((fields["label"] or "").strip())
-                    if has_label:
-                        with_label = table.line_num
-                    else:
-                        without_label = table.line_num
+                if row_split == "val":
+                    has_label = labeled or bool((fields["label"] or "").strip())
+                    test_lines[has_label] = table.line_num
                 label = -1
                 if has_label:
                     label = _label(fields["label"], num_classes)
@@ -104,15 +99,14 @@ def open_csv(
         ) from error
     if not first_rows:
         raise InputError("has no rows", place=path, allowed="at least one image")
-    if with_label and without_label:
+    if len(test_lines) == 2:
         raise InputError(
             "is empty, but other test images have labels",
             field="label",
-            place=f"{path} line {without_label}",
+            place=f"{path} line {test_lines[False]}",
             allowed="all, or none",
         )
-    has_tests = with_label or without_label
-    if not labeled and not has_tests:
+    if not labeled and not test_lines:
         chosen = split_files(training_images, split, path)
         files = [_stored_file(name, path) for name in chosen]
         labels = [-1] * len(files)

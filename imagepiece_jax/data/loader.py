@@ -140,10 +140,9 @@ class BatchSequence(abc.ABC):
         """
         batch = self.empty()
         # Views with one axis for devices and micro-batches.
-        flat = {
-            name: array.reshape(-1, *array.shape[self.by_device.ndim :])
-            for name, array in batch.items()
-        }
+        flat = {}
+        for name, array in batch.items():
+            flat[name] = array.reshape(-1, *array.shape[self.by_device.ndim :])
         samples = []
         for chunk in chunks:
             samples += chunk.samples
@@ -167,15 +166,16 @@ class BatchSequence(abc.ABC):
     def empty(self) -> dict[str, np.ndarray]:
         """A new batch of this process without values: {name: array}."""
         shape = self.by_device.shape
-        image = np.empty((*shape, *self.transform.shape, 3), np.uint8)
-        return {"image": image} | {
-            name: np.empty(shape, FIELDS[name]) for name in self.fields
-        }
+        batch = {"image": np.empty((*shape, *self.transform.shape, 3), np.uint8)}
+        for name in self.fields:
+            batch[name] = np.empty(shape, FIELDS[name])
+        return batch
 
     @property
     def max_bytes(self) -> int:
         """The most bytes of pixels that a chunk has at any step of an epoch."""
         images = 0
+        # By the number of copies of a step's first image that the step before had.
         for phase in range(self.repeats):
             places = (phase + self.positions) // self.repeats
             chunks = chunk_slots(self.positions, places)

@@ -333,10 +333,9 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
         size = tuple(side - removed * patch for side in both)
         shrunk = smaller_images(images, size)
         smaller.append(floor(FLOORS[0], shrunk, dense.at_size(size), image_size=size))
-    fewer = [
-        floor(FLOORS[1], images, dense.first_blocks(depth), depth=depth)
-        for depth in range(1, dense.model.depth)
-    ]
+    fewer = []
+    for depth in range(1, dense.model.depth):
+        fewer.append(floor(FLOORS[1], images, dense.first_blocks(depth), depth=depth))
     return [smaller, fewer]
 
 

@@ -297,9 +297,9 @@ def draw_plot(path: str | os.PathLike, report: Report):
     shares = shares_with_settings(report)
     curves = {}
     for name, lines in _curves(report).items():
-        curves[name] = [
-            (_cost(report, line), _acc1_band(report, line)) for line in lines
-        ]
+        curves[name] = []
+        for line in lines:
+            curves[name].append((_cost(report, line), _acc1_band(report, line)))
     cost = "GMACs an image"
     if shares:
         cost = f"share of the dense model's {COSTS[report['metric']]}"

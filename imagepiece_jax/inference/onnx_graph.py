@@ -26,7 +26,7 @@ from imagepiece_jax.models.layers import QUICK
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-HEADS = 16  # axes up to this length are summed part by part
+SHORT_AXIS = 16  # axes up to this length, as of heads, are summed by `_sum_of_parts`
 
 
 def stored_dtype(dtype) -> np.dtype:
@@ -336,7 +336,7 @@ class Graph:
             kept_shape[axis] = 1
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
         if kind == "ReduceSum" and len(axes) == 1 and axes[0] < value.ndim - 1:
-            if value.shape[axes[0]] in range(2, HEADS + 1):
+            if value.shape[axes[0]] in range(2, SHORT_AXIS + 1):
                 total = self._sum_of_parts(value, *axes, kept_shape)
                 return total if keep else self.reshape(total, rest)
         shape = kept_shape if keep else rest

@@ -79,7 +79,10 @@ def _before(values):
 def _centers(path, count, batch, grid):
     """Rows and columns of `count` tokens, the means of their patches, [B, count] each.
 
-    The sums are of whole numbers, so tokens at the same place have equal ones.
+    They are made of sums of whole numbers, which are exact, so that means that are
+    equal tie when `token_list` sorts by them.
+
+    path: the Path that ends in these tokens
     """
     if path.mixed:
         before, mixing, x = path.mixed

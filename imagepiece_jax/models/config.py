@@ -180,7 +180,7 @@ class ModelConfig(CheckedFields):
             not fit, or lose meaning.
         """
         named = named_fields(requested.name)
-        compared = requested
+        compared = requested  # its fields must be those of the weights
         trained_arch = self.architecture
         wanted_arch = trained_arch
         if sizes and requested.name not in (None, self.name):
@@ -230,7 +230,8 @@ class ModelConfig(CheckedFields):
     def create(self, reduction: Reduction | Method = None) -> ViT:
         """The ViT of this config, with the plan of a reduction (`with_plan`).
 
-        Fields that are None are those of the name, else the usual ones.
+        Fields that are None are those of the name, else the usual ones. Attention and
+        the kernels of reductions are chosen for this process's first device.
 
         Raises InputError for fields that do not fit.
         """
@@ -254,13 +255,13 @@ class ModelConfig(CheckedFields):
             mean = named.get("mean")
             std = named.get("std")
         mean, std = normalization(mean, std)
-        size = {field: fields[field] for field in SIZE_FIELDS if field != "depth"}
+        sizes = {field: fields[field] for field in SIZE_FIELDS if field != "depth"}
         image_size = fields["image_size"]
         depth = fields["depth"]
         # Some models were published for images that end in a part of a patch.
         cut = self.name is None or image_size == named.get("image_size")
         patches = patch_grid(image_size, fields["patch_size"], cut)
-        _check_size(size, fields["stem"], arch)
+        _check_size(sizes, fields["stem"], arch)
         head_width = fields["embed_dim"] // fields["num_heads"]
         tokens = arch.prefix + math.prod(patches)
         dense = ViT(
@@ -274,7 +275,7 @@ class ModelConfig(CheckedFields):
             backend=resolve_backend(fields["attention"], fields["dtype"], head_width),
             drop_path_rate=fields["drop_path_rate"],
             axis_name=self.axis_name,
-            **size,
+            **sizes,
         )
         model = with_plan(
             dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
@@ -332,7 +333,8 @@ def with_plan(
     except InputError as error:
         raise error.inside("reduction") from error
     if tokens is not None:
-        noted = method = at_cost.ending_at(tokens, method, model, grid)
+        method = at_cost.ending_at(tokens, method, model, grid)
+        noted = method
     usual = usual_prop_attn(method, name)
     if prop_attn is None:
         prop_attn = usual

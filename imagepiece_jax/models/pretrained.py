@@ -246,13 +246,11 @@ class Pretrained:
     @property
     def untrained_kinds(self) -> list[str]:
         """Of "head" and "selectors" those that are untrained."""
-        selectors = [part.startswith(convert.SELECTOR) for part in self.untrained_parts]
-        kinds = []
-        if not all(selectors):
-            kinds.append("head")
-        if any(selectors):
-            kinds.append("selectors")
-        return kinds
+        kinds = set()
+        for part in self.untrained_parts:
+            is_selector = part.startswith(convert.SELECTOR)
+            kinds.add("selectors" if is_selector else "head")
+        return sorted(kinds)
 
     @property
     def untrained(self) -> bool:
@@ -355,11 +353,10 @@ class Pretrained:
             )
         shallow = self.model.clone(plan=self.model.plan[:depth])
         model = self._planned(shallow, self.reduction, self._grid)
-        params = {
-            name: values
-            for name, values in self.variables["params"].items()
-            if not _is_behind(name, depth)
-        }
+        params = {}
+        for name, values in self.variables["params"].items():
+            if not _is_behind(name, depth):
+                params[name] = values
         return self._with_model(model, params)
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":

@@ -223,6 +223,7 @@ class ViT(nn.Module):
         if isinstance(reducer, nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
             if layer.counts is None and self.is_initializing():
+                # The step reduces nothing in this plan, but its reducer has parameters.
                 n = layer.mlp_tokens - self.arch.prefix
                 taps = contract.random_taps(reducer, n, self.embed_dim, self.num_heads)
                 reducer(taps, Counts(n, n))

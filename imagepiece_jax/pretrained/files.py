@@ -479,7 +479,7 @@ class _ZipStorages:
         self._folder = folder
 
     def check(self, storage):
-        """UnpicklingError where the directory has another size."""
+        """UnpicklingError where the archive lists another size than the pickle."""
         size = self._archive.getinfo(f"{self._folder}data/{storage.key}").file_size
         if size != storage.bytes:
             sizes = f"{size} bytes, needed {storage.bytes}"
@@ -722,7 +722,7 @@ class _StateDictUnpickler(pickle.Unpickler):
             self._stored[storage.key] = self._storages.read(storage)
         stored = self._stored[storage.key]
         itemsize = storage.dtype.itemsize
-        if len(stored) != storage.bytes:  # the directory may say otherwise
+        if len(stored) != storage.bytes:  # the archive lists another size
             sizes = f"{len(stored)} bytes, needed {storage.bytes}"
             raise ValueError(f"storage {storage.key} has {sizes}")
         flat = np.frombuffer(stored, storage.dtype)[offset:]

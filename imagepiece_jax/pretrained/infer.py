@@ -81,8 +81,8 @@ def completed(
 ) -> Source:
     """A Source with all fields of the model that weights were trained as.
 
-    It also has the crop and the class names of weights that have none of their own and
-    a public name.
+    Where several sources say a field, the first in `ORDER` decides. It also has the
+    crop and the class names of weights that have none of their own and a public name.
 
     contents: of the path; None for a run, whose config says all
     requested: fields that the caller adds or changes
@@ -236,8 +236,8 @@ def _given_for_folder(source, contents, requested):
 def _given_for_file(source, contents, requested):
     """The config that caller, layout and name of a file make together.
 
-    What the name of a public model decides is its own here, whatever the caller says:
-    `ModelConfig.with_requested` compares the two later.
+    Fields that the name of a public model decides are that model's, whatever the caller
+    says: `ModelConfig.with_requested` compares the two later.
     """
     name = requested.name or source.config.name
     published = {}

@@ -130,8 +130,9 @@ def _openai_fields(tensors):
     return fixed | CLIP_IMAGES
 
 
-# Parts of models whose norms are in front of attention and MLP, whose positions are not
-# rotary, and whose attention pool has as many heads as a block.
+# Fields that no tensor shows, of models whose norms are in front of attention and MLP,
+# whose positions are not rotary, and whose attention pool has as many heads as a block.
+# A field that is not here may differ between models of one layout.
 PLAIN = {"rotary": None, "post_norm": False, "pool_heads": 0, "fc_norm": False}
 PLAIN |= {"pool_include_prefix": False}
 

@@ -343,16 +343,17 @@ def _problem_type(config, labels):
 
 
 def _kind(config):
-    """The model type; for a language model that of its vision tower."""
+    """The model type, one of MODEL_TYPES; of a host that of its vision tower."""
     name = config["model_type"]
     one_of("model_type", name, [*MODEL_TYPES, *HOSTS])
     if name not in HOSTS:
         return name
-    usual = HOSTS[name].kinds[0]
-    kinds = {kind: kind for kind in HOSTS[name].kinds}
-    kinds[name] = usual
-    inner = (_of_tower(config) or {}).get("model_type", usual)
-    return one_of("vision_config.model_type", inner, kinds)
+    kinds = HOSTS[name].kinds
+    kind = (_of_tower(config) or {}).get("model_type", name)
+    one_of("vision_config.model_type", kind, [*kinds, name])
+    if kind == name:  # the host's own type stands for its usual tower
+        return kinds[0]
+    return kind
 
 
 def _names(labels):

@@ -123,7 +123,11 @@ def _load_merged(
         if config is not None:
             if full and source.run is not None:
                 _check_run(source, config.to_dict(), requested)
-            _merge(config, overrides, source, requested)
+            crop = config_fields(infer.crop_for(source, requested))
+            if full:
+                _add_crop(config, crop)
+            else:
+                _merge(config, overrides, source, crop, requested.prop_attn)
             fields = config.to_dict()
             free = {name: fields["model"][name] for name in FREE}
             requested = dataclasses.replace(requested, **free)
@@ -167,35 +171,38 @@ def _requested(config, overrides):
     return requested.completed_by(named_fields(requested.name))
 
 
-def _merge(config, overrides, source, requested):
-    """Write into a config what names and files of weights say.
-
-    In configs/base.py the fields of the weights replace those that are there, and then
-    the typed ones replace these. A full config gets only the crop, where it has none.
-    What only tensors show is written by `_write_model`.
-    """
-    crop = config_fields(infer.crop_for(source, requested))
+def _add_crop(config, crop):
+    """Write the weights' crop into a full config that has none of its own."""
+    if config.data.eval_crop is not None:
+        return
     with config.unlocked():
-        if overrides is None:
-            if config.data.eval_crop is not None:
-                return
-            for field, usual in CROP.items():
-                if field in crop and config.data[field] == usual:
-                    config.data[field] = crop[field]
-            return
-        fields = source.run
-        if fields is None:
-            reduction = DENSE
-            trained = source.reduction or DENSE
-            if trained["name"] != DENSE["name"]:
-                reduction = settings.completed(trained)
-            if requested.prop_attn is not None:  # the typed one takes its place
-                reduction = {**reduction, "prop_attn": None}
-            fields = {
-                "model": {"name": None, "dtype": fast_dtype()},
-                "reduction": {k: v for k, v in reduction.items() if v is not None},
-                "data": crop,
-            }
+        for field, usual in CROP.items():
+            if field in crop and config.data[field] == usual:
+                config.data[field] = crop[field]
+
+
+def _merge(config, overrides, source, crop, prop_attn):
+    """Write into the config of configs/base.py the weights' fields, then typed ones.
+
+    What only tensors show is written by `_write_model`.
+
+    crop: the weights' crop, as fields of config.data
+    prop_attn: the typed one; None: not typed
+    """
+    fields = source.run
+    if fields is None:
+        reduction = DENSE
+        trained = source.reduction or DENSE
+        if trained["name"] != DENSE["name"]:
+            reduction = settings.completed(trained)
+        if prop_attn is not None:  # it takes the place of the weights' own
+            reduction = {**reduction, "prop_attn": None}
+        fields = {
+            "model": {"name": None, "dtype": fast_dtype()},
+            "reduction": {k: v for k, v in reduction.items() if v is not None},
+            "data": crop,
+        }
+    with config.unlocked():
         try:
             config.update(settings.as_tuple(fields))
         except TypeError as error:

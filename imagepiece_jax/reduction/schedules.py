@@ -53,7 +53,7 @@ def late(depth, strength, power=2.0):
 def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
     """The shares of a schedule at another strength, from 0 to 1.
 
-    At 0 all tokens stay, at 0.5 the given shares do, at 1 none if a share is below 1.
+    At 0 all tokens stay, and at 0.5 the given shares. At 1 a share below 1 becomes 0.
     Each share is raised to the power strength / (1 - strength).
     """
     if strength >= 1:

@@ -420,8 +420,8 @@ def _live(mask, result):
 
 def _shares(result, size):
     """Factor of each token in the sum of its slot, [B, n] float32; None: all are 1."""
-    one_each = result.index is not None and not result.index.groups.shape[1]
-    if result.weight is None and one_each and result.mean:
+    no_merges = result.index is not None and not result.index.groups.shape[1]
+    if no_merges and result.weight is None and result.mean:
         return None
     weight = size if result.weight is None else result.weight
     weight = weight.astype(jnp.float32)

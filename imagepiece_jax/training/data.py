@@ -134,10 +134,10 @@ class Data:
             repeats=run.data.repeats,
         )
         options = {"batch_size": eval_batch_size, "placement": placement}
-        self.evaluations = {
-            name: loader.EvalBatches(source, preprocessing, **options)
-            for name, source in self.eval_sets.items()
-        }
+        self.evaluations = {}
+        for name, source in self.eval_sets.items():
+            batches = loader.EvalBatches(source, preprocessing, **options)
+            self.evaluations[name] = batches
 
     def check_space(self) -> None:
         """Raise InputError for too little shared memory for training and evaluation."""

@@ -186,10 +186,9 @@ class SampleImages:
         images, grid = cut_to_patches(self._images, self._model.patch_size)
         # There are no slots from the first soft reduction on.
         stages = [*zip(self._blocks, map(np.asarray, slots), strict=False)]
-        maps = [
-            [(f"block {block}", slot[i]) for block, slot in stages]
-            for i in range(len(images))
-        ]
+        maps = []
+        for i in range(len(images)):
+            maps.append([(f"block {block}", slot[i]) for block, slot in stages])
         path = self._workdir / PICTURE
         token_pictures.token_page(path, images, maps, grid, self._titles)
         with Image.open(path) as picture:

@@ -146,7 +146,9 @@ class Comparison:
     def measure(self, student, teacher) -> dict[str, jax.Array]:
         """{"distance": .., "agreement": ..} of the two, [B] each.
 
-        The agreement is whether they have the same first class.
+        The distance is that of logits; of features the mean of it and of that of
+        patches, if the loss compares them. The agreement is whether both have the same
+        first class.
         """
         terms = self.terms(student, teacher)
         distance = terms["logits"]

@@ -134,10 +134,9 @@ def train_step(
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
         image, targets = prepare(part, positions, state.step, index, run, model)
         purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
-        keys = {
-            name: sample_keys(run.seed, state.step, positions, purpose)
-            for name, purpose in purposes.items()
-        }
+        keys = {}
+        for name, purpose in purposes.items():
+            keys[name] = sample_keys(run.seed, state.step, positions, purpose)
         teacher_outputs = None
         distill = run.distill
         if teacher_model is not None:

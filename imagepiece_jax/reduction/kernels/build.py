@@ -93,7 +93,10 @@ def _unique(paths):
 
 
 def _built(command, source):
-    """The library that `command` makes of `source`: a CDLL, or what went wrong."""
+    """The library that `command` makes of `source`, as a ctypes.CDLL.
+
+    Where that fails, what `library` then says is missing.
+    """
     folder = "~/.cache"
     try:
         folder = cache_dirs.folder("kernels")

@@ -20,7 +20,8 @@ class _Methods(collections.UserDict):
     def __getitem__(self, name) -> type[Method]:
         value = self.data[name]
         if isinstance(value, str):
-            value = self.data[name] = _imported(name, value)
+            value = _imported(name, value)
+            self.data[name] = value
         return value
 
 

@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
 
 NEIGHBORS = 3  # number of partners over which training may spread a token
-TEMPERATURE = 0.1 * 0.1  # of the soft choice; the authors divide by 0.1 twice
+TEMPERATURE = 0.1  # of the soft choice; the authors divide similarities by it twice
 TINY = 1e-12  # attention size of a token that is merged away, so that it has a log
 
 
@@ -34,7 +34,7 @@ def soft_top(similarity, merges):
     Source: Lee & Hong 2024, section 3.2.
     """
     near = ops.smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
-    logits = jnp.where(near, similarity, 0) / TEMPERATURE
+    logits = jnp.where(near, similarity, 0) / (TEMPERATURE * TEMPERATURE)
 
     def draw(carry, _):
         chosen, discount = carry
@@ -42,8 +42,8 @@ def soft_top(similarity, merges):
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
         share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
-        left = jnp.maximum(1 - drawn, 2.0**-23)
-        discount = discount + jnp.log(left) / 0.1
+        left = jnp.maximum(1 - drawn, 2.0**-23)  # so that it has a log
+        discount = discount + jnp.log(left) / TEMPERATURE
         return (chosen + share, discount), None
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))

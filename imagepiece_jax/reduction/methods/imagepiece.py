@@ -101,9 +101,9 @@ class ImagePiece(Method):
         merge = self.merge_ratio
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(strength, 6))
-        far = strength / max(drop, merge, 1e-6)
-        keep = round(1 - drop * far, 6)
-        merge = round(merge * far, 6)
+        factor = strength / max(drop, merge, 1e-6)
+        keep = round(1 - drop * factor, 6)
+        merge = round(merge * factor, 6)
         return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
 
     def step_at(self, block, depth, tokens):

@@ -124,8 +124,8 @@ class Method(fields.CheckedFields):
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
         """The Step at a block where the field `counts` leaves `tokens` image tokens.
 
-        Here it is the method's own at that block: a subclass whose reducers need the
-        number reads it.
+        It is the method's own at that block. Only subclasses whose reducers are made
+        for one number of tokens, such as TokenLearner, read `tokens`.
 
         Raises InputError for a block at which the method removes no tokens.
         """
