@@ -350,6 +350,7 @@ def git_revision():
 
 
 def _git(*words):
+    """What a git command in the package's folder prints; None where it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True

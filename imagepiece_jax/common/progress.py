@@ -56,6 +56,7 @@ def counted(items: Sequence, what: str) -> Iterator[Any]:
 
 
 def _tell(what, done):
+    """Say on stderr what is being done, from PATIENCE seconds until `done` is set."""
     if done.wait(PATIENCE):
         return
     form = "{desc} .. {elapsed}"

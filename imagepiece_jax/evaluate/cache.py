@@ -200,6 +200,7 @@ class MeasuredWeights:
         return {} if self.tokens is None else {"tokens": self.tokens}
 
     def _evaluate(self, reduction):
+        """The result of these weights with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
         model = vit.model_with_tokens(self.tokens)
         variables = parallel.replicate(vit.variables)

@@ -523,6 +523,7 @@ OPPOSITE = {"before": "from", "from": "before"}
 
 @primitive(*OPERATORS)
 def _operator(graph, equation, *values):
+    """Add an operator; of truth values max is `or`, and min is `and`."""
     name = equation.primitive.name
     truths = values[0].dtype.kind == "b"
     if truths:
@@ -538,6 +539,7 @@ def _operator(graph, equation, *values):
 
 @primitive(*COMPARISONS)
 def _comparison(graph, equation, *values):
+    """Add a comparison; that of an order with a number is noted by SIDES."""
     operands = []
     for value in values:
         if value.dtype.kind == "b":
@@ -888,6 +890,7 @@ def _weights(graph, query, key, key_bias):
 
 @translates
 def class_attention(graph, query, key, key_bias=None):
+    """A row of the attention of all tokens, where that is in the graph already."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
     batch, heads, width = query.shape

@@ -268,6 +268,7 @@ def _unwrapped(content):
 
 
 def _read_npz(path, select):
+    """The arrays of an .npz file that `select` chooses, {name: array}."""
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
@@ -310,6 +311,7 @@ def _check_whole(path):
 
 
 def _read_part(path, select):
+    """The tensors of a .safetensors file that `select` chooses, {name: array}."""
     with safetensors.safe_open(path, framework="numpy") as file:
         # Sizes of 0, as tensors of such a file cannot unpack to more than its own size.
         chosen = select(dict.fromkeys(file.keys(), _Unread(0)))
@@ -399,6 +401,7 @@ def _only(names, content):
 
 
 def _npz_normalization(path):
+    """The mean and std that an .npz file may have, {name: numbers}."""
     # Opened here: NumPy leaves its own file open where the archive is damaged.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {k: archive[k] for k in _NORMALIZATION if k in archive}

@@ -212,6 +212,7 @@ def changed_architecture(arch: Architecture, arguments) -> Architecture:
 
 
 def _with_arguments(arch, arguments):
+    """The Architecture that timm's class builds of `arch` with these arguments."""
     fields = {}
     for argument, field in FIELD_OF_ARGUMENT.items():
         if argument in arguments:

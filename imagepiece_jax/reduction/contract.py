@@ -80,6 +80,7 @@ def check_steps(steps, method):
 
 
 def _check_step(step):
+    """InputError for anything but a Step of a known site, a Reducer and a Rule."""
     if not isinstance(step, Step):
         raise InputError(
             f"is a {type(step).__name__}",

@@ -134,6 +134,7 @@ def _attention(traced, index, block):
 
 
 def _sizes(stage, index):
+    """The view of the sizes of tokens after a step; None: the Stage has none."""
     if stage.sizes is None:
         return None
     sizes = stage.sizes[index]

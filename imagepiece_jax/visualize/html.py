@@ -119,6 +119,7 @@ def page(images, names, methods, traces, weights, class_names=None):
 
 
 def _table(methods, traces):
+    """The table of the methods: their costs and numbers of tokens."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
         label = html.escape(method["label"])
