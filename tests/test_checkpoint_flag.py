@@ -92,10 +92,10 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     variables = imagepiece_jax.load(run, checkpoint="latest", averaged=True).variables
     leaves = jax.tree.leaves(variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
-    averaged = []
+    read = []
 
     def load_as(weights, *args, **options):
-        averaged.append(weights.source.averaged)
+        read.append((weights.source.checkpoint, weights.source.averaged))
         raise ZeroDivisionError
 
     monkeypatch.setattr(with_config, "load_as", load_as)
@@ -104,7 +104,9 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
         for words in ([], ["--averaged"]):
             with pytest.raises(ZeroDivisionError):
                 call(command.main, f"--weights={run}", tmp_path / "a.png", *words)
-    assert averaged == [False, True] * 2
+    # The best was chosen on images that may be among those of the figures.
+    kinds = [("best", False), ("best", True), ("latest", False), ("latest", True)]
+    assert read == kinds
 
 
 def test_weights_without_averages_are_refused(run, tmp_path):
