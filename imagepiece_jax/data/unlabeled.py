@@ -116,7 +116,7 @@ def check_found(images: str):
     if is_data(images):
         registry.check_found(images)
     elif not os.path.exists(os.path.expanduser(images)):
-        open_unlabeled(images)
+        open_unlabeled(images)  # which raises the error
 
 
 def is_data(name: str) -> bool:

@@ -346,13 +346,16 @@ def _size_difference(state_dict, needed):
 
 
 def _remedy(wrong, places, fresh):
-    """The `fresh` with which all paths `wrong` would be allowed; () if none is."""
+    """The parts to draw anew, `fresh` and others, so that all else fits; () if none.
 
-    def with_paths(parts, paths):
-        """Those of the parts that one of the paths is in."""
-        return [part for part in parts if any(matches(path, [part]) for path in paths)]
-
-    parts = with_paths(_REPLACEABLE, [place.path for place in places])
-    if not all(matches(path, parts) for path in wrong):
+    wrong: paths of the tensors that do not fit
+    """
+    of_model = [place.path for place in places]
+    replaced = []
+    for part in _REPLACEABLE:
+        in_model = any(matches(path, [part]) for path in of_model)
+        if in_model and any(matches(path, [part]) for path in wrong):
+            replaced.append(part)
+    if not all(matches(path, replaced) for path in wrong):
         return ()
-    return (*fresh, *with_paths(parts, wrong))
+    return (*fresh, *replaced)
