@@ -51,3 +51,13 @@ def test_microseconds_by_kernels_are_those_of_the_file():
             assert cell == pytest.approx(rest.pop(kind, 0), abs=1)
         other = float(row["other"].replace(",", ""))
         assert other == pytest.approx(sum(rest.values()), abs=2)
+
+
+def test_the_time_of_exact_gelu_is_that_of_the_file():
+    traced = json.loads((FOLDER / "kernels.json").read_text("utf-8"))
+    text = markdown.section("PERFORMANCE.md", "Measured on an H200")
+    for size in ("deit_ti", "deit_s"):
+        kernels = traced[f"{size} dense"]
+        gelu, _ = kernels["exact GELU"]
+        total = sum(us for us, _ in kernels.values())
+        assert f"{round(gelu, -1):,.0f} of {total:,.0f}" in text
