@@ -225,7 +225,7 @@ def check_plan(plan, arch, grid):
                 allowed="other taps",
             )
         if layer.counts:
-            reducer.check_grid(grid)
+            reducer.check_fits(grid, layer.counts)
             grid = None
 
 

@@ -15,6 +15,7 @@ from flax import linen as nn
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot_index
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
@@ -59,10 +60,11 @@ class Reducer:
         """Whether the reducer draws random numbers (reads `Taps.rng`) in this call."""
         return "rng" in self.needs
 
-    def check_grid(self, grid: tuple[int, int] | None):
-        """Raise InputError where the reducer does not work on a grid of tokens.
+    def check_fits(self, grid: tuple[int, int] | None, counts: Counts):
+        """Raise InputError where the reducer cannot reduce these tokens.
 
         grid: (height, width); None where an earlier reduction left no grid
+        counts: the numbers of the step
         """
 
 
@@ -238,8 +240,8 @@ class Dropping(Reducer):
     def metric(self):
         return self.reducer.metric
 
-    def check_grid(self, grid):
-        self.reducer.check_grid(grid)
+    def check_fits(self, grid, counts):
+        self.reducer.check_fits(grid, counts)
 
     def __call__(self, taps, counts, train=False):
         merged = self.reducer(taps, counts, train)

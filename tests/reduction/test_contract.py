@@ -14,12 +14,13 @@ from ml_collections import config_dict
 
 from configs import quickstart
 from imagepiece_jax.commands import describe
-from imagepiece_jax.common.fields import blocks, choice
+from imagepiece_jax.common.fields import blocks, choice, rate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract, layer_plan
 from imagepiece_jax.reduction.layer_plan import Counts, Step
 from imagepiece_jax.reduction.methods import METHODS, name_of
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import (
     Reducer,
@@ -28,7 +29,7 @@ from imagepiece_jax.reduction.reducers import (
     keep_highest,
     merge_in_place,
 )
-from imagepiece_jax.reduction.token_counts import Keep, Rule
+from imagepiece_jax.reduction.token_counts import Fixed, Keep, Rule
 from imagepiece_jax.reduction.tokens import (
     Assignment,
     Masking,
@@ -241,9 +242,13 @@ class Leaving(Rule):
     """It gives any count."""
 
     count: object
+    among: int | None = None
 
     def n_out(self, n, n0, stage):
         return self.count
+
+    def candidates(self, n):
+        return self.among
 
 
 class Undecorated(TopK):
@@ -324,6 +329,41 @@ def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
     with pytest.raises(InputError) as error:
         tiny.model({"name": "wrong"} | schedule)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rule, said",
+    [
+        (HALF, "whose rule names no candidates; allowed: a rule with candidates, such"),
+        (Leaving(19, among=10), "which merges 6 of 10 candidates; allowed: 0 to 5, ha"),
+        (Fixed(26), "whose rule names no candidates"),
+    ],
+)
+def test_candidates_that_do_not_suffice_are_named_by_the_plan(monkeypatch, rule, said):
+    monkeypatch.setitem(METHODS, "wrong", made([Step(1, Retokenize(), rule)]))
+    with pytest.raises(InputError) as error:
+        tiny.model({"name": "wrong"})
+    assert f"reduction has the reducer Retokenize, {said}" in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares(Method):
+    """Its own amount stands in neither `amounts` nor `found_for_macs`."""
+
+    share: float = rate(0.5)
+
+    def steps(self, depth):
+        return [Step(1, TopK(), Keep(self.share))]
+
+
+@pytest.mark.parametrize("fields", [{"macs": 0.8}, {"counts": (25, 10, 10)}])
+def test_an_amount_that_is_no_field_is_named_where_it_is_read(monkeypatch, fields):
+    monkeypatch.setitem(METHODS, "wrong", Shares)
+    assert tiny.model({"name": "wrong"}).plan[1].counts.n_out == 13
+    with pytest.raises(InputError) as error:
+        tiny.model({"name": "wrong"} | fields)
+    said = "method Shares has 'keep_rate' in amounts, which is no field of it; allowed"
+    assert str(error.value) == f"{said}: amounts of its fields: share"
 
 
 def test_a_class_that_a_file_of_methods_lacks_is_named(monkeypatch):

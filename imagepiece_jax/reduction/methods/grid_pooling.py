@@ -26,7 +26,7 @@ class Cells(Reducer):
 
     size: int
 
-    def check_grid(self, grid):
+    def check_fits(self, grid, counts):
         """Raise InputError without a grid (height, width), or for a smaller one."""
         if grid is None:
             raise InputError(
@@ -44,7 +44,7 @@ class Cells(Reducer):
             )
 
     def __call__(self, taps, counts, train=False):
-        self.check_grid(taps.grid)
+        self.check_fits(taps.grid, counts)
         height, width = taps.grid
         rows = jnp.arange(height) * self.size // height
         columns = jnp.arange(width) * self.size // width

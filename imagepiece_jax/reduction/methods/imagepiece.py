@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, metric, score
 from imagepiece_jax.reduction.ops import cosine_within, gather_rows, invert, pick, rank
@@ -33,6 +34,23 @@ class Retokenize(Ranking):
     parity: int = 0  # which of the first two candidates is on side A
     metric: str = "key"  # the feature to compare: "key", "query", "value" or "token"
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
+
+    def check_fits(self, grid, counts):
+        """Raise InputError unless at most half of the candidates merge."""
+        candidates = counts.candidates
+        if candidates is None:
+            raise InputError(
+                "has the reducer Retokenize, whose rule names no candidates",
+                allowed="a rule with candidates, such as Merge",
+            )
+        merges = counts.n_in - counts.n_out
+        if not 0 <= merges <= candidates // 2:
+            raise InputError(
+                f"has the reducer Retokenize, which merges {merges} of {candidates} "
+                "candidates",
+                value=merges,
+                allowed=f"0 to {candidates // 2}, half of them",
+            )
 
     def __call__(self, taps, counts, train=False):
         score = jax.lax.stop_gradient(self.scores(taps, counts))

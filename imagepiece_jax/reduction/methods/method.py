@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from imagepiece_jax.common import fields
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract, schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Dropping
@@ -84,7 +85,7 @@ class Method(fields.CheckedFields):
     def __post_init__(self):
         super().__post_init__()
         if self.macs is not None:
-            self._check_defaults(self.found_for_macs, beside="macs")
+            self._check_defaults("found_for_macs", beside="macs")
         if self.counts is None:
             return
         is_schedule = isinstance(self.counts, str)
@@ -95,7 +96,7 @@ class Method(fields.CheckedFields):
         if not is_schedule and self.macs is not None:
             problem = f"is {self.counts!r}, which says what it costs"
             self.refuse("counts", allowed, problem)
-        self._check_defaults(self.amounts, beside="counts")
+        self._check_defaults("amounts", beside="counts")
 
     def refuse(self, field, allowed="", problem="", hint=""):
         """Raise InputError for the value of a field, which may be the default."""
@@ -106,16 +107,40 @@ class Method(fields.CheckedFields):
             hint = f"{value!r} is the default of {type(self).__name__}"
         super().refuse(field, allowed, problem, hint)
 
-    def _check_defaults(self, names, beside):
-        """Raise InputError for the first field of `names` that is not its default.
+    def _check_defaults(self, listed, beside):
+        """Raise InputError for the first listed field that is not its default.
 
+        listed: "amounts" or "found_for_macs"
         beside: the field that says how many tokens stay in their place
         """
-        for name in names:
+        for name, usual in self._defaults(listed).items():
             value = getattr(self, name)
-            if value != getattr(type(self), name):
+            if value != usual:
                 problem = f"is {value!r}, but {beside} says how many tokens stay"
                 self.refuse(name, f"one of them, as with {beside}=None", problem)
+
+    def _defaults(self, listed):
+        """{name: default} of the fields that `amounts` or `found_for_macs` lists.
+
+        listed: the name of that class attribute
+        Raises InputError, which names the class, for a name that is no field.
+        """
+        shared = [field.name for field in dataclasses.fields(Method)]
+        own = []
+        for field in dataclasses.fields(self):
+            if field.name not in shared:
+                own.append(field.name)
+        defaults = {}
+        for name in getattr(self, listed):
+            if name not in own:
+                raise InputError(
+                    f"has {name!r} in {listed}, which is no field of it",
+                    place=f"method {type(self).__name__}",
+                    value=name,
+                    allowed=f"{listed} of its fields: {', '.join(own) or 'none'}",
+                )
+            defaults[name] = getattr(type(self), name)
+        return defaults
 
     def steps(self, depth: int) -> Sequence[Step]:
         """The Steps in a model of `depth` blocks, by the method's own fields."""
@@ -229,7 +254,7 @@ class Method(fields.CheckedFields):
                 stage += 1
                 n = tokens
             reached.append(n)
-        defaults = {name: getattr(type(self), name) for name in self.amounts}
+        defaults = self._defaults("amounts")
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
 
     def chosen(self, model: ModelFacts) -> "Method":

@@ -70,7 +70,7 @@ class ConvLearner(nn.Module, Reducer):
     num_tokens: int
     pooling: str = "sum"  # "mean" divides the sum by the number of tokens
 
-    def check_grid(self, grid):
+    def check_fits(self, grid, counts):
         """InputError unless `grid` (height, width) of tokens is there."""
         if grid is None:
             raise InputError(
@@ -82,7 +82,7 @@ class ConvLearner(nn.Module, Reducer):
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
-        self.check_grid(taps.grid)
+        self.check_fits(taps.grid, counts)
         batch, n, dim = taps.x.shape
         conv = functools.partial(nn.Conv, self.num_tokens, (3, 3), use_bias=False)
         x = layer_norm("norm")(taps.x.astype(jnp.float32))
