@@ -25,6 +25,7 @@ from imagepiece_jax.config.files import (
     METHOD,
     Overrides,
     config_name,
+    dotted_fields,
     fields_called,
     load_config,
 )
@@ -39,12 +40,23 @@ if TYPE_CHECKING:  # else imported where it is used: not every command has a con
 OF_TRAINED = (
     "model",
     "reduction",
-    "data",
-    "eval",
     "image_size",
     "num_classes",
-    "eval_batch_size",
     "seed",
+    "data.resize",
+    "data.eval_crop",
+    "data.eval_crop_mode",
+    "data.eval_interpolation",
+    "data.eval_rule",
+)
+# Those that only commands with `evaluated_images` read.
+OF_IMAGES = (
+    "data.name",
+    "data.dir",
+    "data.workers",
+    "data.threads",
+    "eval.sets",
+    "eval_batch_size",
 )
 
 IMAGE_SETS = "csv:FILE, folder:PATH, imagenet2012 or digits"  # what --data names
@@ -182,10 +194,11 @@ def normalization():
     return read
 
 
-def trained_model(checkpoint=True):
+def trained_model(checkpoint=True, also_read=()):
     """Define --config, --weights, --macs, --mean, --std, --averaged and --checkpoint.
 
     checkpoint: False leaves the last out
+    also_read: fields of the config that the command reads beside OF_TRAINED
 
     Returns a function that reads them: the arguments of `with_config.load_with_config`.
     """
@@ -203,7 +216,7 @@ def trained_model(checkpoint=True):
     def read():
         typed = {"path": required(path), "normalization": normalized()}
         typed["config"], typed["overrides"] = config_or_base()
-        _check_of_trained(typed["config"])
+        _check_of_trained(typed["config"], (*OF_TRAINED, *also_read))
         if not checkpoint and typed["overrides"] == ():
             # Neither --config nor a field of it is typed: the weights say it all, such
             # as images of any size.
@@ -447,8 +460,12 @@ def _check_given_once():
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     names = _own_flags()
-    # Commands of `trained_model` train nothing by a config.
-    hint = _meant(name, names, of_trained="averaged" in names)
+    read = None
+    if "averaged" in names:  # of `trained_model`
+        read = OF_TRAINED
+    if "set" in names:  # of `evaluated_images`
+        read = (*OF_TRAINED, *OF_IMAGES)
+    hint = _meant(name, names, read)
     allowed = ""
     if not hint:
         allowed = ", ".join([f"--{flag}" for flag in names]) or "none"
@@ -460,11 +477,11 @@ def _own_flags():
     return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
 
 
-def _meant(name, names, of_trained):
+def _meant(name, names, read):
     """A hint at the flags and fields that `name` is like, "" if there are none.
 
     names: those of the command's flags
-    of_trained: whether the command reads only fields of trained weights
+    read: groups and fields that the command reads; None: all
     """
     head, dot, tail = name.partition(".")
     candidates = []
@@ -475,8 +492,8 @@ def _meant(name, names, of_trained):
         candidates.append("--sweep")
     if "config" in names:
         found = fields_called(load_config(BASE), name)
-        if of_trained:
-            found = [field for field in found if _is_of_trained(field)]
+        if read is not None:
+            found = [field for field in found if _is_read(field, read)]
         if name == "batch_size" and "set" in names:  # of `evaluated_images`
             found = ["eval_batch_size"]
         candidates += [f"--config.{field}" for field in found]
@@ -485,24 +502,28 @@ def _meant(name, names, of_trained):
     return f"did you mean {' or '.join(candidates)}?"
 
 
-def _is_of_trained(field):
-    """Whether commands on trained weights read a field of the config."""
-    return field.partition(".")[0] in OF_TRAINED
+def _is_read(field, read):
+    """Whether a field of the config is one of `read`, or in one of its groups."""
+    return any(f"{field}.".startswith(f"{each}.") for each in read)
 
 
-def _check_of_trained(config):
+def _check_of_trained(config, read):
     """Raise InputError for a typed field of the config that nothing here reads.
 
     It is for commands on trained weights. A field that no config has is refused later.
+
+    read: groups and fields that the command reads
     """
+    known = {*dotted_fields(config)}
     for field, _ in _overrides:
-        if _is_of_trained(field) or field.partition(".")[0] not in config:
+        if _is_read(field, read) or field not in known:
             continue
+        leaf = field.removesuffix(".name").rpartition(".")[2]  # --data is data.name
         raise InputError(
-            "is a field of trainings, which this command does not read",
+            "is a field that this command does not read",
             field=f"config.{field}",
-            allowed=f"fields of {', '.join(OF_TRAINED)}",
-            hint=_meant(field.rpartition(".")[2], _own_flags(), of_trained=True),
+            allowed=f"fields of {', '.join(read)}",
+            hint=_meant(leaf, _own_flags(), read),
         )
 
 

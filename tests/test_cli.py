@@ -279,11 +279,12 @@ def test_no_field_is_advised_that_the_command_does_not_read():
 
 
 BATCH_SIZE = "--config.batch_size"
-OF_TRAININGS = (
-    "config.batch_size is a field of trainings, which this command does not read; "
-    "allowed: fields of model, reduction, data, eval, image_size, num_classes, "
-    "eval_batch_size, seed"
+NOT_READ = (
+    "config.batch_size is a field that this command does not read; allowed: fields of "
+    "model, reduction, image_size, num_classes, seed, data.resize, data.eval_crop, "
+    "data.eval_crop_mode, data.eval_interpolation, data.eval_rule"
 )
+OF_IMAGES = ", ".join(cli.OF_IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -304,11 +305,11 @@ OF_TRAININGS = (
         ),
         (
             ["-m", "imagepiece_jax", "evaluate", "--weights=w", f"{BATCH_SIZE}=4"],
-            f"{OF_TRAININGS}; did you mean --config.eval_batch_size?",
+            f"{NOT_READ}, {OF_IMAGES}; did you mean --config.eval_batch_size?",
         ),
         (
             ["-m", "imagepiece_jax", "predict", "--weights=w", f"{BATCH_SIZE}=4"],
-            OF_TRAININGS,
+            NOT_READ,
         ),
         (
             ["-m", "imagepiece_jax", "doctor", "--config.lr=1"],

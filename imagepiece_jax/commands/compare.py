@@ -22,7 +22,7 @@ from imagepiece_jax.common.fields import is_number, literal
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
-MODEL = cli.trained_model()
+MODEL = cli.trained_model(also_read=cli.OF_IMAGES)
 IMAGES, DATA = cli.evaluated_images()
 VALID_LABELS = cli.valid_labels()
 SHARES = cli.listed(

@@ -20,7 +20,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
-MODEL = cli.trained_model()
+MODEL = cli.trained_model(also_read=cli.OF_IMAGES)
 IMAGES, DATA = cli.evaluated_images()
 VALID_LABELS = cli.valid_labels()
 JSON = cli.text("json", None, "write the results here, too")

@@ -15,7 +15,7 @@ import sys
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, flags_of
 
-MODEL = cli.trained_model()
+MODEL = cli.trained_model(also_read=("data.dir",))
 SOURCES = f"a folder of images, {cli.IMAGE_SETS}"
 DATA = cli.text("data", None, SOURCES)  # other commands take no folder without a word
 RESIZE = cli.resize()

@@ -365,3 +365,19 @@ def test_a_command_takes_an_id(cache, files):
     assert said.startswith("config.model.depth is 3, but folder hf://org/name has 1")
     assert load.load("hf://org/name").source.name == "org/name"
     assert load.load(snapshot).source.name == "org/name"
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        (
+            "--checkpoint=latest",
+            "--checkpoint is 'latest', but folder hf://org/name is no run; leave",
+        ),
+        ("--averaged", "/model.safetensors has no averaged weights; allowed: files wi"),
+    ],
+)
+def test_flags_of_runs_are_refused_for_an_id(cache, files, flag, said):
+    lay_out(cache, files)
+    words = ["--weights=hf://org/name", "--data=digits", flag]
+    assert said in sentence(call(evaluate.main, *words))
