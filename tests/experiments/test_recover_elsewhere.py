@@ -334,10 +334,29 @@ def test_the_comparison_gives_the_figures_of_damage_and_of_rounded_weights():
             figures[form, damage, "KL"] = f"{kl:.3f}".removeprefix("0")
             figures[form, damage] = f"{100 * (dense - right):.1f}"
     _, dense = judged("dense", OFF, elsewhere.CLEAN)
-    for kind in ("bfloat16", "int8"):
+    for kind in ("bfloat16", "int8", "int8-openvino"):
         for form in (OFF, RECOVERED_FORM):
             _, right = judged("three-0.5", form, elsewhere.CLEAN, kind)
             figures[form, kind] = f"{100 * (dense - right):.1f}"
+    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+
+
+def test_the_comparison_gives_the_figures_of_large_images_and_of_maps():
+    def cell(name, form):
+        path = markdown.ROOT / elsewhere.FOLDER / f"{name}.{form}.A.json"
+        return json.loads(path.read_text("utf-8"))
+
+    def accuracy(name, form):
+        found = cell(f"large.{name}", form)[elsewhere.CLEAN]
+        return decode_bits(found["right"], found["images"]).mean()
+
+    figures = {}
+    dense = accuracy("dense", OFF)
+    for form in (OFF, RECOVERED_FORM):
+        figures["large", form] = f"{100 * (dense - accuracy('large-0.5', form)):.1f}"
+        for name in ("tome-0.6", "tome-0.5", "attended-0.6", "attended-0.5"):
+            overlap = np.nanmean(np.array(cell(f"maps.{name}", form)["iou"], float))
+            figures[name, form] = f"{overlap:.3f}".removeprefix("0")
     assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
 
 
