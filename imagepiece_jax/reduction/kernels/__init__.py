@@ -1,7 +1,8 @@
 """Reductions as one fused kernel: which reducers have one, and where it runs.
 
 The model asks `find` for each step, and whoever makes a model `resolve_kernels`. To add
-one: a line in `KERNELS`. They are off by default on GPUs until one has measured them.
+one: a line in `KERNELS`. They are off by default on GPUs: they decide like plain JAX
+there, but have not been timed beside it.
 """
 
 import jax
