@@ -46,7 +46,7 @@ from imagepiece_jax.data.registry import open_source, short_name
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained.runs import is_run
+from imagepiece_jax.pretrained.runs import last_checkpoint
 from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction import settings
 
@@ -309,9 +309,7 @@ def opened_models(config, overrides, normalization, seeds) -> Models:
     if RUNS.value:
         return TrainedRuns(tuple(runs_in(RUNS.value, dtype)))
     of_weights = None if SMALL.value else config  # of --small's runs otherwise
-    checkpoint = None
-    if is_run(WEIGHTS.value):  # its best was chosen on the images of the figures
-        checkpoint = "latest"
+    checkpoint = last_checkpoint(WEIGHTS.value)
     _, vit = load_with_config(
         WEIGHTS.value, of_weights, overrides, normalization, checkpoint
     )

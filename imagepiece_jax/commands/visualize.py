@@ -41,7 +41,7 @@ def main(words):
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.data import image_files
     from imagepiece_jax.data.source import evenly_spaced
-    from imagepiece_jax.pretrained.runs import is_run
+    from imagepiece_jax.pretrained.runs import last_checkpoint
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps, sweep_of
     from imagepiece_jax.visualize import html
@@ -57,9 +57,7 @@ def main(words):
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     reductions = parse_sweeps(SWEEP.value)
-    if is_run(typed["path"]):  # its best was chosen on the images of the figures
-        typed["checkpoint"] = "latest"
-    _, vit = load_with_config(**typed)
+    _, vit = load_with_config(**typed, checkpoint=last_checkpoint(typed["path"]))
     vit = vit.analyzed()
     models = []
     for reduction in reductions:

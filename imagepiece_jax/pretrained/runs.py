@@ -42,6 +42,14 @@ def is_run(path: str | os.PathLike) -> bool:
     return (path / RUN_CONFIG).is_file() and not hub.is_published(path)
 
 
+def last_checkpoint(path: str | os.PathLike) -> str | None:
+    """The checkpoint for figures: "latest" of a run, None of other weights.
+
+    A run's best was chosen on the images of the figures.
+    """
+    return "latest" if is_run(path) else None
+
+
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """Fields of a Source by the files of the run in `folder`."""
     run = read_config(folder)
