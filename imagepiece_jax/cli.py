@@ -516,7 +516,8 @@ def _check_of_trained(config, read):
     """
     known = {*dotted_fields(config)}
     for field, _ in _overrides:
-        if _is_read(field, read) or field not in known:
+        is_field = field in known or field.startswith("eval.sets.")  # sets of any name
+        if _is_read(field, read) or not is_field:
             continue
         leaf = field.removesuffix(".name").rpartition(".")[2]  # --data is data.name
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.token_counts import Fixed, Rule
+from imagepiece_jax.reduction.token_counts import Rule
 
 # "pre": before the block; "attention": in it, after the weights of all tokens and
 # before these are applied to values; "mid": between attention and MLP
@@ -70,8 +70,8 @@ def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     """The Counts of a step; None where all tokens stay.
 
     n, n0, stage: as `Rule.n_out` takes them
-    Raises InputError for a rule whose result is not a whole number of at least 1, and
-        for more tokens than arrive unless the rule is Fixed.
+    Raises InputError for a rule whose result is neither None nor a whole number from
+        1 to `n`.
     """
     if step.tokens is None:
         n_out = step.rule.n_out(n, n0, stage)
@@ -79,19 +79,12 @@ def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
         n_out = step.tokens if step.tokens < n else None
     if n_out is None:
         return None
-    if not is_integer(n_out) or n_out < 1:
+    if not is_integer(n_out) or not 1 <= n_out <= n:
         raise InputError(
-            f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} "
+            f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} of {n} "
             f"image tokens at block {step.block}",
             value=n_out,
-            allowed="1, 2, 3, .., or None",
-        )
-    if n_out > n and not isinstance(step.rule, Fixed):
-        raise InputError(
-            f"has the rule {type(step.rule).__name__}, which leaves {n_out} of {n} "
-            f"image tokens at block {step.block}",
-            value=n_out,
-            allowed=f"1 to {n}, None, or the rule Fixed where a Mixing makes more",
+            allowed=f"1 to {n}, or None",
         )
     return Counts(n, n_out, step.rule.candidates(n), stage)
 

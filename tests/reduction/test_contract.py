@@ -297,13 +297,13 @@ MISSPELT = dataclasses.dataclass(frozen=True)(type("Mine", (Method,), {"step": N
         *(
             (
                 made([Step(1, TopK(), Leaving(count))]),
-                f"reduction has the rule Leaving, which leaves {count!r} image tokens",
+                f"reduction has the rule Leaving, which leaves {count!r} of 25 image",
             )
             for count in (0, -3, 1.5, "3", True)
         ),
         (
-            made([Step(1, TopK(), Leaving(26))]),
-            "reduction has the rule Leaving, which leaves 26 of 25 image tokens at bl",
+            made([Step(1, TopK(), Fixed(26))]),
+            "reduction has the rule Fixed, which leaves 26 of 25 image tokens at bl",
         ),
         (made(None), "Mine.steps returns a NoneType; allowed: a list of Steps"),
         (
@@ -336,7 +336,7 @@ def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
     [
         (HALF, "whose rule names no candidates; allowed: a rule with candidates, such"),
         (Leaving(19, among=10), "which merges 6 of 10 candidates; allowed: 0 to 5, ha"),
-        (Fixed(26), "whose rule names no candidates"),
+        (Fixed(20), "whose rule names no candidates"),
     ],
 )
 def test_candidates_that_do_not_suffice_are_named_by_the_plan(monkeypatch, rule, said):
