@@ -28,6 +28,7 @@ ROOMS = (
 )
 APART = {
     *(("data", "reduction"), ("inference", "training"), ("visualize", "benchmark")),
+    ("evaluate", "config"),
 }
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.

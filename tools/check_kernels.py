@@ -85,10 +85,10 @@ def real_inputs(config, vit, data, dtype):
     """Yield (query, key, x, size) of every reduction of a model and batch of images."""
     import jax
 
+    from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
-    from imagepiece_jax.evaluate.images import open_images
     from tools import kernel_agreement as agreement
 
     config.data.name = data or config.data.name

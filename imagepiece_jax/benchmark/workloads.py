@@ -22,11 +22,11 @@ import numpy as np
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.images import open_images
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained

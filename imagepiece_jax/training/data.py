@@ -8,10 +8,10 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.config.images import eval_source, open_images, rounded_batch
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names, loader, worker_pool
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.images import eval_source, open_images, rounded_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe, doctor, evaluate
+from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.images import open_images
 from tests.benchmark.small import FIELDS, TINY
 from tests.command import call, start
 from tests.models import tiny

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.images import labeled_images
 from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.images import labeled_images
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes

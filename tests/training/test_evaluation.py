@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import token_pictures
+from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.evaluate.images import open_images
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation
 from imagepiece_jax.training.train_step import init_state

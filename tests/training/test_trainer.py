@@ -16,9 +16,9 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import BEST_BY, RunConfig
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.evaluate.images import open_images
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.images import labeled_images, rounded_batch
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.evaluate.images import labeled_images, rounded_batch
 from tests.pictures import write_csv
 from tests.runs import configured
 
