@@ -102,6 +102,14 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share(capsys):
     assert len({*deit().reduction_at_cost(asked)["counts"][3:6]}) == 1
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_few_macs_of_a_shallow_model_need_its_first_block(depth):
+    """Where the first block keeps all tokens, it costs a half or a third by itself."""
+    config = deit(depth=depth)
+    assert image_tokens(config.create(0.3))[0] < 196
+    assert abs(config.gmacs(0.3) / config.gmacs() - 0.3) <= TOLERANCE
+
+
 SIZES = ["deit_ti", "vit_large_patch16_224", "vit_small_patch14_dinov2.lvd142m"]
 SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 

@@ -68,6 +68,13 @@ class GridPooling(Method):
     grid_size: int = count(7, least=1)  # cells a side, at most as many as patches
     block: int = count(6)  # the first block that sees the cells
 
+    def for_model(self, model):
+        if self.counts is None:
+            side = math.isqrt(model.patches)  # `Cells` knows the grid itself
+            allowed = f"whole numbers from 1 to {side}, for {model.patches} patches"
+            self._check_most("grid_size", side, allowed)
+        return super().for_model(model)
+
     def scaled(self, strength, depth, patches):
         """The method with the same cells at an earlier block."""
         block = min(depth - 1, max(1, rounded((1 - strength) * depth)))

@@ -68,7 +68,9 @@ class Recommended(Method):
         method = recommendation(model)
         fields = {"macs": self.macs, "counts": self.counts, "fate": self.fate}
         if method.in_stages and self.counts is None:
-            if self.macs < IN_STAGES_FROM:
+            # Below a depth of 4 the first stage starts at block 0, and reaches costs
+            # that a model with all tokens in that block does not.
+            if self.macs < IN_STAGES_FROM and model.depth >= STAGES:
                 fields["counts"] = "proportional-1"
             else:
                 quarters = {model.depth * part // STAGES for part in range(1, STAGES)}

@@ -116,8 +116,9 @@ class TokenLearner(Method):
     pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
 
     def for_model(self, model):
-        allowed = f"1 to {model.patches}, the first block's image tokens"
-        self.check_most("num_tokens", model.patches, allowed)
+        if self.counts is None:
+            allowed = f"1 to {model.patches}, the first block's image tokens"
+            self._check_most("num_tokens", model.patches, allowed)
         return super().for_model(model)
 
     def scaled(self, strength, depth, patches):

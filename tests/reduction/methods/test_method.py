@@ -227,6 +227,8 @@ def test_blocks_that_do_not_fit_are_refused(name, fields):
     [
         ({"name": "token_pooling", "blocks": (0, 2)}, 0, "blocks from 1"),
         ({"name": "grid_pooling", "grid_size": 6, "block": 1}, 6, "from 1 to 5"),
+        ({"name": "grid_pooling", "grid_size": 6, "macs": 0.5}, 6, "from 1 to 5"),
+        ({"name": "token_learner", "num_tokens": 40, "macs": 0.5}, 40, "1 to 25"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused(fields, value, allowed):
