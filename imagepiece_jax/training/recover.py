@@ -367,7 +367,10 @@ def distinct(source: Source) -> Source:
 
     A table, or a caller, may name a file twice; one that is held out must not train.
     """
-    if not isinstance(source, FileSource):
+    whole = source
+    while isinstance(whole, Subset):  # such as of --limit
+        whole = whole.source
+    if not isinstance(whole, FileSource):
         return source
     real = functools.cache(os.path.realpath)  # links are looked up once per folder
     first = {}

@@ -603,7 +603,7 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     assert len(open_unlabeled("digits")) > 1000
 
 
-@pytest.mark.parametrize("kind", ["csv", "folders"])
+@pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
 def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
     vit, tmp_path, monkeypatch, kind
 ):
@@ -619,6 +619,8 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         table.write_text("\n".join(["filename,label,split", *rows]))
         images = f"csv:{table}"
         count -= 3  # a tenth is for tests
+    if kind == "limited":
+        images = open_unlabeled(images).spread(2 * count - 1)
     divided = recover.divided
     parts = []
 
