@@ -270,7 +270,7 @@ def check_form(result, counts):
             raise InputError(
                 f"makes {n_out} tokens of {n_in}",
                 value=n_out,
-                allowed="a Mixing, or as many tokens at most",
+                allowed="as many at most, or a Masking that appends one",
             )
         _check_integers("dest", result.dest)
         _check_shape("dest", result.dest, n_in)
