@@ -104,6 +104,9 @@ def _fault(config):
     name = config["model"].get("name")
     if not isinstance(name, str | None):
         return f"its model.name is {name!r}"
+    data = config.get("data", {})
+    if not isinstance(data, dict):
+        return f"its data is {data!r}"
     return None
 
 

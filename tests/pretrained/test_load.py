@@ -255,6 +255,7 @@ def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
     [
         ("model.name", ["deit_ti"], "its model.name is ['deit_ti']"),
         ("image_size", None, "its image_size is None"),
+        ("data", None, "its data is None"),
         ("num_classes", "7", "its num_classes is '7'"),
         ("model.mean", "abc", "mean"),
         ("model.drop_path_rate", "x", "drop_path_rate"),
