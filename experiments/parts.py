@@ -89,7 +89,7 @@ class Cell:
 
 
 class Answers(NamedTuple):
-    """Which images were right, bool [images], by `reduction_key`.
+    """Which images were right, by `reduction_key`: bool [images], or means over seeds.
 
     The images of imagenette may stand in another order in another study's answers, so
     the dense model's stand among them.
@@ -402,7 +402,7 @@ def points_to_dense(answers: Answers, key: str) -> str:
     reduced = answers.imagenette.get(key)
     if key == dense or reduced is None:
         return ""
-    change = statistics.paired_difference(reduced, answers.imagenette[dense])
+    change = study.points(reduced, answers.imagenette[dense])
     return statistics.format_difference(change)
 
 

@@ -293,6 +293,17 @@ def accuracy_test(name: str, ours, theirs, claim: str = "decided") -> Test:
     return Test(name, "points", change, statistics.mcnemar(ours, theirs), claim)
 
 
+def points(right: np.ndarray, base: np.ndarray) -> Estimate:
+    """Points of accuracy that `right` has more than `base`, image by image.
+
+    right: bool [images], or means of several seeds, which count as given
+    base: bool [images]
+    """
+    if right.dtype == bool:
+        return statistics.paired_difference(right, base)
+    return statistics.mean_difference(100 * right, 100 * base)
+
+
 def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
     """Table of the tests of one family, corrected together by Holm.
 
