@@ -665,7 +665,14 @@ def test_the_cells_are_the_declared_ones():
 def test_pages_give_what_fewer_images_and_passes_leave():
     """KL of odd rows, from the committed runs of the choice."""
     figures = {}
-    ways = ["base", "images-50", "images-100", "images-250", "passes-2000"]
+    ways = [
+        "base",
+        "images-50",
+        "images-100",
+        "images-250",
+        "passes-2000",
+        "passes-32000",
+    ]
     for name in ("off", *(f"{way}.A0" for way in ways)):
         kl = committed(f"three-0.5.{name}")["judged"]["kl"]
         kl = kl[1::2] if name == "off" else kl
