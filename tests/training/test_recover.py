@@ -181,12 +181,11 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
     gradient = tiny.compiled(jax.grad(loss))
     whole = gradient(params)
     part = optimizer.trained_part(params, "biases")
-    chex.assert_trees_all_close(
-        gradient(part),
-        optimizer.trained_part(whole, "biases"),
-        rtol=1e-5,
-        atol=1e-7,
-    )
+    expected = optimizer.trained_part(whole, "biases")
+    # The two programs add in different orders, and a key's bias has a gradient of
+    # rounding alone. So the largest gradient is the scale.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(gradient(part), expected, rtol=0, atol=1e-4 * largest)
 
 
 def test_a_step_needs_no_gradient_of_what_stays():
