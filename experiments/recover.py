@@ -523,27 +523,24 @@ class Results:
             judged = Judged(*(np.delete(values, choosing) for values in judged))
         return judged
 
-    def crossfitted(self, student: str, way: str, seed=FIRST_SEED) -> Judged | None:
+    def crossfitted(
+        self, student: str, way: str, seed: int = FIRST_SEED, folds: str = "AB"
+    ) -> Judged | None:
         """On the photographs, each judged by the fold that did not learn from it.
 
         Without those that chose the recipe.
+
+        folds: the folds that judge
         """
-        folds = [self.photographs(Cell(student, way, fold, seed)) for fold in FOLDS]
-        if None in folds:
+        found = [self.photographs(Cell(student, way, fold, seed)) for fold in folds]
+        if None in found:
             return None
-        return Judged(*map(np.concatenate, zip(*folds, strict=True)))
+        return Judged(*map(np.concatenate, zip(*found, strict=True)))
 
     def recovered(self, student: str, folds: str) -> Judged | None:
-        """With the chosen recipe, as means over the seeds that were declared.
-
-        folds: "A", or "AB" for `crossfitted`
-        """
-        found = []
-        for seed in seeds_of(student):
-            if folds == "A":
-                found.append(self.photographs(Cell(student, CHOSEN, "A", seed)))
-            else:
-                found.append(self.crossfitted(student, CHOSEN, seed))
+        """`crossfitted` with the chosen recipe, as means over the declared seeds."""
+        seeds = seeds_of(student)
+        found = [self.crossfitted(student, CHOSEN, seed, folds) for seed in seeds]
         if None in found:
             return None
         return Judged(*map(mean_over_seeds, zip(*found, strict=True)))
