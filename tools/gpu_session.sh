@@ -70,6 +70,8 @@ case ${1:-256} in
     done
     part reduction 60 "$PYTHON" -m tools.reduction_speed \
       --json "$OUT/reduction.json"
+    part attention 40 "$PYTHON" -m tools.attention_speed --seconds 0.1 \
+      --json "$OUT/attention.json"
     inference 256
     ;;
   1024)

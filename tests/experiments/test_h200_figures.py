@@ -9,7 +9,7 @@ from tests import markdown
 from tests.runs import ROOT
 
 FOLDER = ROOT / "docs" / "tables" / "h200"
-PROGRAMS, KERNELS = markdown.tables(
+PROGRAMS, KERNELS, TRAINING, FUSED = markdown.tables(
     markdown.section("PERFORMANCE.md", "Measured on an H200")
 )
 # Rows of the second table, in its order, and kinds of kernels of its columns.
@@ -23,11 +23,13 @@ KINDS = {
 }
 
 
-def test_speeds_are_those_of_the_file():
-    lines = (FOLDER / "programs.jsonl").read_text("utf-8").splitlines()
-    measured = [json.loads(line) for line in lines]
-    assert len(measured) == len(PROGRAMS)
-    for row, found in zip(PROGRAMS, measured, strict=True):
+@pytest.mark.parametrize(
+    "table, name", [(PROGRAMS, "programs"), (TRAINING, "training")]
+)
+def test_speeds_are_those_of_the_file(table, name):
+    measured = lines_of(name)
+    assert len(measured) == len(table)
+    for row, found in zip(table, measured, strict=True):
         rates = [found[name] for name in ("throughput", "throughput_min")]
         rates.append(found["throughput_max"])
         median, low, high = (f"{rate:,.0f}" for rate in rates)
@@ -36,6 +38,73 @@ def test_speeds_are_those_of_the_file():
         known = [found[name] for name in ("ratio", "ratio_min", "ratio_max")]
         assert ratios == pytest.approx(known[: len(ratios)], abs=0.0051)
         assert float(row["by MACs"]) == pytest.approx(found["mac_ratio"], abs=0.0051)
+        if "GB" in row:
+            gigabytes = found["peak_memory"] / 1e9
+            assert float(row["GB"]) == pytest.approx(gigabytes, abs=0.051)
+
+
+def lines_of(name):
+    """What a file of the folder says, line by line."""
+    lines = (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# Methods of the fourth table: their program, and the rule of their reductions.
+METHODS = {
+    "ImagePiece": ("ImagePiece", "retokenize"),
+    "EViT, keep .7": ("EViT .7", "prune"),
+    "ToMe, r = 13": ("ToMe r=13", "bipartite"),
+}
+
+
+def test_fused_and_plain_reductions_are_those_of_the_files():
+    programs = {(row["model"], row["kernels"]): row for row in lines_of("plain")}
+    alone = {(row["rule"], row["way"]): row for row in lines_of("reductions")}
+    assert len(FUSED) == len(METHODS)
+    for row in FUSED:
+        program, rule = METHODS[row["method"]]
+        for way in ("fused", "plain"):
+            ratios = markdown.interval(row[f"{way}, times the dense"])
+            assert ratios == pytest.approx(programs[program, way]["ratio"], abs=0.0051)
+            us = 1e3 * alone[rule, way]["median"]
+            assert float(row[f"one {way}, us"]) == pytest.approx(us, abs=0.51)
+        copying = 1e3 * alone[rule, "fused"]["floor"]
+        assert float(row["copying, us"]) == pytest.approx(copying, abs=0.51)
+
+
+# Columns of the table of attention, by what the file calls them.
+WAYS = {
+    "none": "without sizes",
+    "rows": "rows as they are",
+    "sizes": "keys padded to a multiple of 8",
+    "sizes, queries too": "queries padded, too",
+}
+
+
+def test_microseconds_of_attention_are_those_of_the_file():
+    last = {}
+    for row in lines_of("attention"):
+        median, *_ = row["us"]
+        last[row["way"], row["tokens"]] = median
+    text = markdown.section("PERFORMANCE.md", "Training, compiled")
+    table = markdown.tables(text)[-1]
+    assert len(table) == len({tokens for _, tokens in last})
+    for row in table:
+        for way, column in WAYS.items():
+            us = last[way, int(row["tokens"])]
+            assert float(row[column]) == pytest.approx(us, abs=0.51)
+    wide = [f"{last['8 channels more', tokens]:.0f}" for tokens in (197, 140)]
+    assert "{} us for 197 tokens, {}".format(*wide) in " ".join(text.split())
+
+
+def test_a_step_of_a_recovery_is_that_of_the_file():
+    *_, large = json.loads((FOLDER / "recovery.json").read_text("utf-8"))
+    milliseconds, *_ = large["ms"]["biases"]
+    median, low, high = large["ratio"]
+    text = markdown.section("PERFORMANCE.md", "Measured on an H200")
+    text = " ".join(text.split())
+    assert f"{milliseconds:.1f} ms for {large['batch']} images" in text
+    assert f"{median:.2f} [{low:.2f}, {high:.2f}] times as long" in text
 
 
 def test_microseconds_by_kernels_are_those_of_the_file():

@@ -125,7 +125,7 @@ def test_columns_of_logits_that_are_far_apart_stay_finite():
 
 @pytest.fixture
 def cudnn_calls(monkeypatch):
-    """Calls that would have gone to cuDNN: (length, type of the bias, masked?)."""
+    """Calls that would have gone to cuDNN: (queries, keys, type of bias, masked?)."""
     calls = []
     plain = jax.nn.dot_product_attention
 
@@ -137,7 +137,7 @@ def cudnn_calls(monkeypatch):
         if bias is not None:  # cuDNN refuses one row for all queries
             assert bias.shape == (len(query), 1, query.shape[1], key.shape[1])
         masked = options.get("key_value_seq_lengths") is not None
-        calls.append((query.shape[1], kind, masked))
+        calls.append((query.shape[1], key.shape[1], kind, masked))
         if masked:
             key = spoilt(key)
             value = spoilt(value)
@@ -183,18 +183,34 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
     got = gradients(layer, train)
     want = gradients(layer.clone(backend="xla"), False)
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
-    called, _, masked = cudnn_calls[-1]
+    called, _, _, masked = cudnn_calls[-1]
     assert called == length + length % 2
     assert masked == (called != length)
 
 
-def test_inference_pads_nothing_and_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
+@pytest.mark.parametrize("length, keys", [(7, 8), (9, 16), (6, 6), (12, 12)])
+def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys):
+    """The output is XLA's; a bias of even lengths is as fast without padding."""
+    qkv = random_qkv(length)
+    bias = random_bias(length)
+    out = tiny.compiled(functools.partial(attend, backend="cudnn"))(*qkv, bias)
+    (called,) = cudnn_calls
+    assert called == (length, keys, jnp.float32, False)
+    assert_close(out, attend_jit(*qkv, bias))
+
+
+def test_inference_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
     qkv = [a.astype(jnp.bfloat16) for a in random_qkv(7)]
     run = functools.partial(attend, backend="cudnn")
     out = jax.eval_shape(run, *qkv, random_bias(7))
-    assert cudnn_calls == [(7, jnp.bfloat16, False)]
+    assert cudnn_calls == [(7, 8, jnp.bfloat16, False)]
     assert out.shape == (2, 7, 3, 5)
     assert out.dtype == jnp.bfloat16
+
+
+def test_inference_without_sizes_pads_nothing(cudnn_calls):
+    jax.eval_shape(functools.partial(attend, backend="cudnn"), *random_qkv(7))
+    assert cudnn_calls == [(7, 7, None, False)]
 
 
 def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):

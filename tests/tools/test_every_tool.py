@@ -5,11 +5,13 @@ import json
 import types
 
 import jax
+import numpy as np
 import pytest
 
+from imagepiece_jax.reduction.kernels import build
 from tests.command import call
 from tests.tools.test_compile_only import COPY, TEXT
-from tools import gpu_speed, h200, large_models, onnx_speed
+from tools import attention_speed, gpu_speed, h200, large_models, onnx_speed
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
@@ -88,3 +90,44 @@ def test_settings_are_timed_on_a_gpu_beside_the_dense_model(tmp_path):
     assert "| dense at 160 pixels |" in out
     error = call(gpu_speed.main, *words[:-1], "--models=Dense").err
     assert error.startswith("error: --models is 'Dense'; allowed: dense, ImagePiece")
+
+
+def test_fused_reductions_are_timed_beside_plain_ones(tmp_path):
+    """A dense model has neither, and is timed once."""
+    file = tmp_path / "times"
+    words = [f"--times={file}", "--size=deit_ti", "--batch=1", "--warmup=2", "--plain"]
+    words += ["--repeats=1", "--seconds=0", "--models=EViT .7", "--dtype=float32"]
+    call(gpu_speed.main, *words).ok()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    timed = [(row["model"], row["kernels"]) for row in rows]
+    fused = [("EViT .7", "fused")] if build.host_compilers() else []
+    assert timed == [("dense", "plain"), *fused, ("EViT .7", "plain")]
+
+
+def test_attention_is_timed_with_and_without_sizes(tmp_path, monkeypatch):
+    """Microseconds of one of eight attentions of a program, for each way to attend."""
+    file = tmp_path / "times"
+
+    def measure(jobs, rules):
+        return {name: [8e-6, 4e-6, 16e-6] for name in jobs}
+
+    monkeypatch.setattr(attention_speed.timer, "measure", measure)
+    words = ["--images=2", "--tokens=3,4", "--heads=1", f"--json={file}"]
+    call(attention_speed.main, *words).ok()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    ways = ["none", "sizes", "rows"]
+    assert [row["way"] for row in rows] == 2 * ways
+    assert [row["tokens"] for row in rows] == 3 * [3] + 3 * [4]
+    assert {tuple(row["us"]) for row in rows} == {(1.0, 0.5, 2.0)}
+    error = call(attention_speed.main, "--tokens=3,many").err
+    assert error.startswith("error: --tokens is 'many'; allowed: whole numbers")
+
+
+def test_ways_to_give_attention_its_sizes_agree():
+    *heads, sizes = attention_speed.random_inputs(0, 7, "float32")
+    own, rows = (
+        attention_speed.ways("xla")[way](*heads, sizes) for way in ("sizes", "rows")
+    )
+    np.testing.assert_allclose(own, rows, atol=1e-6)
+    none = attention_speed.ways("xla")["none"](*heads, sizes)
+    assert np.abs(own - none).max() > 0.01

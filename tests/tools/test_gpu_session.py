@@ -12,12 +12,19 @@ from imagepiece_jax.benchmark import suite
 from imagepiece_jax.commands import benchmark, doctor
 from tests.command import call
 from tests.runs import ROOT
-from tools import check_kernels, gpu_speed, reduction_speed, torch_baselines
+from tools import (
+    attention_speed,
+    check_kernels,
+    gpu_speed,
+    reduction_speed,
+    torch_baselines,
+)
 
 COMMANDS = {
     "benchmark": benchmark.main,
     "torch_baselines": torch_baselines.main,
     "reduction_speed": reduction_speed.main,
+    "attention_speed": attention_speed.main,
     "check_kernels": check_kernels.main,
     "gpu_speed": gpu_speed.main,
     "doctor": doctor.main,
