@@ -3,6 +3,10 @@
 from imagepiece_jax.common.fields import REQUIRED, checked, is_integer
 from imagepiece_jax.errors import InputError
 
+# In one image: Pillow refuses more as a decompression bomb. 540 MB decoded, and a few
+# times as much on the way.
+MAX_PIXELS = 178_956_970
+
 
 def image_size_field():
     """A field for the size of images."""
@@ -13,9 +17,16 @@ def image_size_field():
         both = sides(value)
         if len(both) != 2 or not all(is_integer(s) and s > 0 for s in both):
             raise ValueError(value)
-        return int(value) if is_integer(value) else tuple(map(int, both))
+        height, width = map(int, both)
+        if height * width > MAX_PIXELS:
+            raise ValueError(value)
+        return height if is_integer(value) else (height, width)
 
-    return checked(REQUIRED, convert, "whole pixels a side, and (height, width)")
+    return checked(
+        REQUIRED,
+        convert,
+        f"whole pixels a side, and (height, width), {MAX_PIXELS:,} pixels at most",
+    )
 
 
 def sides(image_size) -> tuple[int, int]:

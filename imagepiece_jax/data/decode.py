@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
+from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.errors import InputError
 
 # Of every format that Pillow itself decodes, those of public sets first. Other files
@@ -28,9 +29,6 @@ EXTENSIONS = (
 SOME_EXTENSIONS = ".jpg, .png or .webp"
 MAX_IN_A_ROW = 20  # this many unreadable images in a row stop the run
 MAX_SHARE = 0.01  # and so does more than this share of a source
-# In one image: Pillow refuses more as a decompression bomb. 540 MB decoded, and a few
-# times as much on the way.
-MAX_PIXELS = 178_956_970
 # What an EXIF orientation says to do before the image is looked at; 1: nothing.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

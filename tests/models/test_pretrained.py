@@ -82,6 +82,7 @@ def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
     [
         ("at_size", "image_size", 30),
         ("at_size", "image_size", "28"),
+        ("at_size", "image_size", 13_392),  # more pixels than an image may have
         ("first_blocks", "depth", 0),
         ("first_blocks", "depth", tiny.DEPTH + 1),
         ("first_blocks", "depth", True),
