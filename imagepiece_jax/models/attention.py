@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.ops import class_attention
 
 BACKENDS = ("auto", "xla", "cudnn")
 ALIGNED = 8  # values of two bytes in 16 bytes
-UNSEEN = -1e9  # added to a logit that counts for nothing
+UNSEEN = -6e4  # added to a logit that counts for nothing; float16 ends at -65504
 
 
 def resolve_backend(requested, dtype, head_dim=64, device=None):

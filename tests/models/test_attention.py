@@ -208,6 +208,25 @@ def test_inference_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
     assert out.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_bias_of_padding_is_finite(monkeypatch, dtype):
+    """A kernel that subtracts infinities would give NaN."""
+    calls = []
+
+    def stand_in(query, key, value, *, bias, implementation):
+        calls.append(bias)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    qkv = [a.astype(dtype) for a in random_qkv(7)]
+    attend(*qkv, random_bias(7), backend="cudnn")
+    (bias,) = calls
+    assert bias.dtype == dtype
+    assert np.isfinite(np.asarray(bias, np.float32)).all()
+    unseen = np.exp(np.asarray(bias[..., 7:], np.float32))
+    np.testing.assert_array_equal(unseen, 0)
+
+
 def test_inference_without_sizes_pads_nothing(cudnn_calls):
     jax.eval_shape(functools.partial(attend, backend="cudnn"), *random_qkv(7))
     assert cudnn_calls == [(7, 7, None, False)]
