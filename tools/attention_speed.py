@@ -1,6 +1,6 @@
 """Time of attention alone, with and without the log sizes of proportional attention.
 
-python -m tools.attention_speed --images 256 --tokens 197,140,100
+python -m tools.attention_speed --images 256 --lengths 197,140,100
 
 "Sizes" is what a model runs. "Rows" gives them to the kernel as they are, without the
 padding that aligns rows of an odd length on a GPU.
@@ -21,7 +21,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import attend, resolve_backend
 
 IMAGES = cli.integer("images", 256, "at once", 1)
-TOKENS = cli.listed("tokens", ["197", "184", "171", "140", "100", "51", "27"], "each")
+LENGTHS = cli.listed("lengths", ["197", "184", "171", "140", "100", "51", "27"], "each")
 HEADS = cli.integer("heads", 6, "of attention, each 64 wide", 1)
 DTYPE = cli.dtype("of queries, keys and values")
 TIMING = cli.timing()
@@ -34,15 +34,15 @@ LARGEST = 8  # patches of a token
 def main():
     if JSON.value:
         check_writable("--json", JSON.value)
-    for word in TOKENS.value:
+    for word in LENGTHS.value:
         if not word.isdecimal() or int(word) < 1:
             raise InputError(
-                field="--tokens", value=word, allowed="whole numbers of at least 1"
+                field="--lengths", value=word, allowed="whole numbers of at least 1"
             )
     dtype = DTYPE.value or xla_options.fast_dtype()
     rules = TIMING()
     rows = []
-    for tokens in map(int, TOKENS.value):
+    for tokens in map(int, LENGTHS.value):
         rows += measure(tokens, dtype, rules)
     backend = resolve_backend("auto", dtype)
     print(f"{device.name()}, {dtype}, {backend}, us of {IMAGES.value} images")

@@ -112,15 +112,15 @@ def test_attention_is_timed_with_and_without_sizes(tmp_path, monkeypatch):
         return {name: [8e-6, 4e-6, 16e-6] for name in jobs}
 
     monkeypatch.setattr(attention_speed.timer, "measure", measure)
-    words = ["--images=2", "--tokens=3,4", "--heads=1", f"--json={file}"]
+    words = ["--images=2", "--lengths=3,4", "--heads=1", f"--json={file}"]
     call(attention_speed.main, *words).ok()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     ways = ["none", "sizes", "rows"]
     assert [row["way"] for row in rows] == 2 * ways
     assert [row["tokens"] for row in rows] == 3 * [3] + 3 * [4]
     assert {tuple(row["us"]) for row in rows} == {(1.0, 0.5, 2.0)}
-    error = call(attention_speed.main, "--tokens=3,many").err
-    assert error.startswith("error: --tokens is 'many'; allowed: whole numbers")
+    error = call(attention_speed.main, "--lengths=3,many").err
+    assert error.startswith("error: --lengths is 'many'; allowed: whole numbers")
 
 
 def test_ways_to_give_attention_its_sizes_agree():
