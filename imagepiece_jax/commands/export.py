@@ -91,6 +91,8 @@ def main():
     }
     try:
         outputs = ProgramOutputs(vit, **options)
+        if form == "onnx":  # before a sentence that asks for a batch size
+            onnx_model.check_has_graph(vit, outputs.model)
         images = jax_export.exported_images(
             vit, BATCH.value, PIXELS.value, TOKENS.value
         )

@@ -17,6 +17,7 @@ from imagepiece_jax.inference.jax_export import IMAGES
 from imagepiece_jax.inference.onnx_graph import Graph, Value
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import ViT
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -28,6 +29,17 @@ ENTRY = 64  # more bytes than a node or a tensor takes besides its own
 SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
 PAGE = 4096  # tensors start at multiples of it, so that runtimes can map them
 DIGITS = 16  # digits of the digest in a file's name
+
+
+def check_has_graph(vit: Pretrained, model: ViT):
+    """Raise InputError for a model of `vit` that draws random numbers."""
+    if jax_export.draws(model):
+        raise InputError(
+            f"is {vit.label}, which draws random numbers, and has no ONNX graph",
+            field="config.reduction",
+            value=vit.label,
+            allowed="the other methods, or --format jax",
+        )
 
 
 def onnx_model(
@@ -47,14 +59,8 @@ def onnx_model(
     Raises InputError for a model whose reduction has no graph, or draws.
     """
     wanted = ProgramOutputs(vit, **outputs)
+    check_has_graph(vit, wanted.model)
     model = wanted.model.clone(kernels=None)
-    if jax_export.draws(model):
-        raise InputError(
-            f"is {vit.label}, which draws random numbers, and has no ONNX graph",
-            field="config.reduction",
-            value=vit.label,
-            allowed="the other methods, or --format jax",
-        )
     images = jax_export.exported_images(vit, batch_size, pixels, wanted.tokens)
     fast, fixed = optimize.prepare(model, vit.variables, dtype="float32")
     with nodes.marked():

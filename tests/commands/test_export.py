@@ -331,6 +331,13 @@ def test_outputs_that_no_program_has_are_refused(saved, options, field, value):
         ProgramOutputs(imagepiece_jax.load(saved), **options)
 
 
+def test_what_draws_has_no_onnx_file_of_any_batch(saved, tmp_path):
+    """The sentence does not send one to --batch, with which it is refused again."""
+    words = [f"--weights={saved}", "--format=onnx", f"--out={tmp_path / 'm.onnx'}"]
+    random = ["--config.reduction.name=random", "--config.reduction.blocks=(1,)"]
+    assert "has no ONNX graph" in sentence(call(export.main, *words, *random))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_an_open_batch_unless_it_draws(name):
     depth, fields, _ = few(name)
