@@ -352,7 +352,11 @@ class Pretrained:
                 allowed=f"whole numbers from 1 to {blocks}",
             )
         shallow = self.model.clone(plan=self.model.plan[:depth])
-        model = self._planned(shallow, self.reduction, self._grid)
+        try:
+            model = self._planned(shallow, self.reduction, self._grid)
+        except InputError as error:
+            hint = "take the blocks first: with_reduction(None).first_blocks(..)"
+            raise error.with_facts(hint=hint) from error
         params = {}
         for name, values in self.variables["params"].items():
             if not _is_behind(name, depth):
