@@ -349,10 +349,14 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     places = read_json(path).get("weight_map")
     place = f"weights file {path}"
     if not isinstance(places, dict) or not places:
+        hint = ""
+        if path.name == "config.json":
+            hint = f"did you mean its folder, {path.parent}?"
         raise InputError(
             "has no weight_map",
             place=place,
             allowed="an index of .safetensors or .bin in parts",
+            hint=hint,
         )
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
     endings = [*_PARTS]

@@ -8,6 +8,7 @@ storages in `NAME/data/KEY`.
 import collections
 import itertools
 import json
+import pathlib
 import re
 import shutil
 import struct
@@ -345,6 +346,16 @@ def test_indexes_of_something_else(tmp_path, part):
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
     assert error.value.value == part
     assert "names of .safet" in error.value.allowed
+
+
+@pytest.mark.parametrize("folder", ["vit", "."])
+def test_a_config_in_place_of_its_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = pathlib.Path(folder) / "config.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"model_type": "dinov2"}')
+    with pytest.raises(InputError, match=rf"did you mean its folder, {folder}\?$"):
+        read_state_dict(path)
 
 
 def test_parts_of_pytorch_are_read_together(tmp_path):
