@@ -488,8 +488,12 @@ def _meant(name, names, read):
     flag = closest(head, names)
     if flag is not None:
         candidates.append(f"--{flag}{dot}{tail}")
+    if name == "h":
+        candidates.append("--help")
     if name == "reduction" and "sweep" in names:
         candidates.append("--sweep")
+    elif name == "reduction" and "macs" in names:
+        candidates.append("--macs")
     if "config" in names:
         found = fields_called(load_config(BASE), name)
         if read is not None:

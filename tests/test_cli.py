@@ -300,6 +300,15 @@ OF_IMAGES = ", ".join(cli.OF_IMAGES)
             "--config.reduction.name?",
         ),
         (
+            ["-m", "imagepiece_jax", "predict", "--reduction", "0.5"],
+            "--reduction is not a flag; did you mean --macs or "
+            "--config.reduction.name?",
+        ),
+        (
+            ["-m", "imagepiece_jax", "predict", "-h"],
+            "--h is not a flag; did you mean --help?",
+        ),
+        (
             ["-m", "imagepiece_jax", "evaluate", "--batch_size=4"],
             "--batch_size is not a flag; did you mean --config.eval_batch_size?",
         ),

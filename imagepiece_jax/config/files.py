@@ -217,7 +217,9 @@ def override(config: "ConfigDict", field: str, text: str | bool):
             names = ", ".join(group[leaf])
             if names:
                 hint = f"set one of them: {names}"
-            if "name" in group[leaf] and isinstance(text, str):
+            if field == "reduction" and isinstance(literal(str(text)), float):
+                hint = f"did you mean {path}.name=auto with {path}.macs={text}?"
+            elif "name" in group[leaf] and isinstance(text, str):
                 hint = f"did you mean {path}.name={text}?"
         raise InputError(problem, field=path, value=kind, hint=hint)
     references = dict(group.items(preserve_field_references=True))
