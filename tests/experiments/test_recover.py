@@ -521,6 +521,32 @@ def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
     assert not markdown.lacking(reduced, "docs/recovery.md")
 
 
+def test_how_far_three_blocks_are_ahead_is_that_of_the_committed_runs():
+    """Of 192 pixels, over images alone, and with the chance of three seeds besides."""
+
+    def right(name, seed):
+        odd = committed_right(f"{name}.chosen.A{seed}")
+        even = committed_right(f"{name}.chosen.B{seed}")
+        return np.concatenate([odd, np.delete(even, CHOSE)])
+
+    smaller = right("small-192", 1)
+    ahead = [100 * (right("three-0.6", seed) - smaller) for seed in (1, 2, 3)]
+    by_image = np.mean(ahead, axis=0)
+    by_seed = np.mean(ahead, axis=1)
+    mean = by_image.mean()
+    images = 1.96 * by_image.std(ddof=1) / np.sqrt(len(by_image))
+    # Student's t of two degrees of freedom: 4.303.
+    seeds = 4.303 * by_seed.std(ddof=1) / np.sqrt(3)
+    figures = {}
+    for name, half in {"images": images, "both": np.hypot(images, seeds)}.items():
+        ends = [f"{end:.1f}".replace("0.", ".") for end in (mean - half, mean + half)]
+        figures[name] = "[{}, {}]".format(*ends)
+    text = markdown.section("docs/comparison.md", "Recovered")
+    text = " ".join(text.split())
+    assert f"{mean:.1f} {figures['images']} points ahead" in text
+    assert f"{figures['both']} if the three seeds count" in text
+
+
 def test_the_page_says_which_runs_are_missing(tmp_path):
     every = [cell.name for cell in recover.cells()]
     page = recover.page(tmp_path)
