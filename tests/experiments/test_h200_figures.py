@@ -43,6 +43,23 @@ def test_speeds_are_those_of_the_file(table, name):
             assert float(row["GB"]) == pytest.approx(gigabytes, abs=0.051)
 
 
+def test_measured_steps_are_compared_with_their_estimates():
+    """Estimates stand in the table of odd lengths, "kernels, ms"."""
+    tables = markdown.tables(markdown.section("PERFORMANCE.md", "Training, compiled"))
+    padded = "padded (kernels, estimated ms)"
+    (estimates,) = (table for table in tables if padded in table[0])
+    measured = {row["config"]: row["ms"] for row in lines_of("training")}
+    pages = ["docs/tables/trainings.md", "docs/questions.md"]
+    text = markdown.section("PERFORMANCE.md", "Measured on an H200")
+    for row, config in zip(estimates, ("deit_s", "deit_s_imagepiece"), strict=True):
+        estimate = float(row[padded].rpartition(" ")[2])
+        assert f"{estimate:.1f}" in text
+        assert f"{measured[config]:.1f}" in text
+        longer = {config: f"{measured[config] / estimate:.2f}"}
+        for page in pages:
+            assert not markdown.lacking(longer, page)
+
+
 def lines_of(name):
     """What a file of the folder says, line by line."""
     lines = (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()
@@ -61,6 +78,7 @@ def test_fused_and_plain_reductions_are_those_of_the_files():
     programs = {(row["model"], row["kernels"]): row for row in lines_of("plain")}
     alone = {(row["rule"], row["way"]): row for row in lines_of("reductions")}
     assert len(FUSED) == len(METHODS)
+    gains = {}
     for row in FUSED:
         program, rule = METHODS[row["method"]]
         for way in ("fused", "plain"):
@@ -70,6 +88,11 @@ def test_fused_and_plain_reductions_are_those_of_the_files():
             assert float(row[f"one {way}, us"]) == pytest.approx(us, abs=0.51)
         copying = 1e3 * alone[rule, "fused"]["floor"]
         assert float(row["copying, us"]) == pytest.approx(copying, abs=0.51)
+        fused, plain = (programs[program, way]["rate"][0] for way in ("fused", "plain"))
+        gains[program] = f"{100 * (fused / plain - 1):.0f} %"
+    text = " ".join(markdown.section("docs/inference.md").split())
+    assert f"up to {max(gains.values())} faster there" in text
+    assert f"ImagePiece by {gains['ImagePiece']}" in text
 
 
 # Columns of the table of attention, by what the file calls them.
