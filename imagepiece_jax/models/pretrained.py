@@ -312,7 +312,8 @@ class Pretrained:
         # The present size may end in a part of a patch, others not.
         same_size = images.shape == sides(self.image_size)
         grid = patch_grid(images.image_size, self.model.patch_size, cut=same_size)
-        model = self._planned(self.model, self.reduction, grid)
+        remedy = "take the size first: with_reduction(None).at_size(..)"
+        model = self._planned_again(self.model, grid, remedy)
         params, trained_size = self._with_trained_positions()
         resized = positions.fit(params, model, images.image_size, trained_size)
         changes = {"preprocessing": images}
@@ -352,11 +353,8 @@ class Pretrained:
                 allowed=f"whole numbers from 1 to {blocks}",
             )
         shallow = self.model.clone(plan=self.model.plan[:depth])
-        try:
-            model = self._planned(shallow, self.reduction, self._grid)
-        except InputError as error:
-            hint = "take the blocks first: with_reduction(None).first_blocks(..)"
-            raise error.with_facts(hint=hint) from error
+        remedy = "take the blocks first: with_reduction(None).first_blocks(..)"
+        model = self._planned_again(shallow, self._grid, remedy)
         params = {}
         for name, values in self.variables["params"].items():
             if not _is_behind(name, depth):
@@ -437,6 +435,13 @@ class Pretrained:
                 value=value,
                 hint="make it by create_model(name, reduction)",
             )
+
+    def _planned_again(self, model, grid, remedy):
+        """`model` with the plan of our reduction; a `remedy` where it has none."""
+        try:
+            return self._planned(model, self.reduction, grid)
+        except InputError as error:
+            raise error.with_facts(hint=remedy) from error
 
     def _planned(self, model, reduction, grid):
         """`model` with the plan of a reduction, and fused kernels if ours has them."""

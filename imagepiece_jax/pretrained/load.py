@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.models import convert, positions, registry
@@ -197,7 +197,11 @@ def _create(source, config, reduction, prop_attn):
     except InputError as error:
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
-        raise error.inside(place=source.place) from error
+        hint = ""
+        size = source.config.image_size
+        if sides(config.image_size) != sides(size):
+            hint = f"the reduction is one for {size_text(size)} pixels; give another"
+        raise error.inside(place=source.place, hint=hint) from error
 
 
 def _fill(vit, contents, fresh, seed, exact):

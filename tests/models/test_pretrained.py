@@ -93,6 +93,17 @@ def test_sizes_that_no_weights_have(dense, method, field, value):
         getattr(dense, method)(value)
 
 
+def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
+    """The sentence says how: nobody typed the counts that macs=0.5 has found."""
+    own = dense.with_reduction({"name": "tome", "macs": 0.5})
+    counts = own.reduction["counts"]
+    with refused("reduction.counts", counts, "with_reduction(None).at_size(..)"):
+        own.at_size(8 * tiny.SIDE)
+    imagepiece_jax.save(tmp_path / "saved", own)
+    with refused("reduction.counts", counts, f"one for {tiny.SIDE}x{tiny.SIDE} pixels"):
+        imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
+
+
 def test_the_first_blocks_are_a_model_of_their_own(dense):
     """With the norm and the head behind the last of them."""
     short = dense.first_blocks(1)
