@@ -543,7 +543,7 @@ class Results:
         found = [self.crossfitted(student, CHOSEN, seed, folds) for seed in seeds]
         if None in found:
             return None
-        return Judged(*map(mean_over_seeds, zip(*found, strict=True)))
+        return Judged(*map(mean_by_image, zip(*found, strict=True)))
 
     def recovered_imagenette(self, student: str) -> np.ndarray | None:
         """Right answers on imagenette with the chosen recipe, of fold A.
@@ -553,7 +553,7 @@ class Results:
         runs = [Cell(student, CHOSEN, seed=seed) for seed in seeds_of(student)]
         found = [self.imagenette(cell) for cell in runs]
         judged = [right for right in found if right is not None]
-        return mean_over_seeds(judged) if judged else None
+        return mean_by_image(judged) if judged else None
 
     def imagenette(self, cell: Cell) -> np.ndarray | None:
         """Right answers on imagenette."""
@@ -568,8 +568,8 @@ def seeds_of(student: str) -> tuple[int, ...]:
     return SEEDS if student in SEEDED else (FIRST_SEED,)
 
 
-def mean_over_seeds(found: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of arrays; of a single one itself, with its type."""
+def mean_by_image(found: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over seeds, image by image; a single one itself, with its type."""
     return np.mean(found, axis=0) if len(found) > 1 else found[0]
 
 

@@ -175,3 +175,18 @@ def one_of(name, value, options):
         listed = ", ".join(map(str, options))
         raise InputError(field=name, value=value, allowed=listed)
     return options[value] if isinstance(options, dict) else value
+
+
+def whole_numbers(name, words):
+    """The numbers that a list of words holds: ["8", "1"] -> [8, 1].
+
+    Raises InputError, about the field `name`, for the first that is below 1 or none.
+    """
+    for word in words:
+        if not word.isdecimal() or int(word) < 1:
+            raise InputError(
+                field=name,
+                value=word,
+                allowed="whole numbers of at least 1, such as 256 or 1,8,64",
+            )
+    return [int(word) for word in words]

@@ -17,7 +17,7 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import text_table
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import whole_numbers
 from imagepiece_jax.models.attention import attend, resolve_backend
 
 IMAGES = cli.integer("images", 256, "at once", 1)
@@ -34,17 +34,13 @@ LARGEST = 8  # patches of a token
 def main():
     if JSON.value:
         check_writable("--json", JSON.value)
-    for word in LENGTHS.value:
-        if not word.isdecimal() or int(word) < 1:
-            raise InputError(
-                field="--lengths", value=word, allowed="whole numbers of at least 1"
-            )
+    lengths = whole_numbers("--lengths", LENGTHS.value)
     dtype = DTYPE.value or xla_options.fast_dtype()
+    backend = resolve_backend("auto", dtype)
     rules = TIMING()
     rows = []
-    for tokens in map(int, LENGTHS.value):
-        rows += measure(tokens, dtype, rules)
-    backend = resolve_backend("auto", dtype)
+    for tokens in lengths:
+        rows += measure(tokens, dtype, backend, rules)
     print(f"{device.name()}, {dtype}, {backend}, us of {IMAGES.value} images")
     table = [["median", "lowest", "highest", "tokens", ""]]
     for row in rows:
@@ -55,9 +51,8 @@ def main():
         replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def measure(tokens, dtype, rules):
+def measure(tokens, dtype, backend, rules):
     """Rows of the ways to attend to so many tokens, which take turns."""
-    backend = resolve_backend("auto", dtype)
     inputs = [random_inputs(seed, tokens, dtype) for seed in range(CHAIN)]
     jobs = {}
     for name, way in ways(backend).items():

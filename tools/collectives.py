@@ -28,7 +28,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import whole_numbers
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.report import macs_by_epoch, training_flop
 from tools import compile_only, h200, hlo
@@ -197,8 +197,8 @@ def _exchange(text, hosts, links):
 
 def main():
     configs = list(cli.configs().items())
-    images = _numbers(IMAGES)
-    hosts = _numbers(HOSTS)
+    images = whole_numbers("--images_per_gpu", IMAGES.value)
+    hosts = whole_numbers("--hosts", HOSTS.value)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)
     links = Links()
@@ -233,17 +233,6 @@ def main():
 def _write(parts):
     if MARKDOWN.value:
         pathlib.Path(MARKDOWN.value).write_text("\n".join(parts) + "\n", "utf-8")
-
-
-def _numbers(holder):
-    if not all(word.isdigit() and int(word) for word in holder.value):
-        value = ",".join(holder.value)
-        raise InputError(
-            field=f"--{holder.name}",
-            value=value,
-            allowed="whole numbers from 1, such as 1,2,8",
-        )
-    return [int(word) for word in holder.value]
 
 
 def _section(name, images, text):

@@ -21,6 +21,7 @@ from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction.kernels import kernels_of
 from tools import onnx_speed
 from tools.onnx_speed import SIDE, STAGES, TIMM
 
@@ -70,7 +71,7 @@ def measure(names, dtype, rules):
         vit = Pretrained(model, random_variables(model, side))
         for kernels in ("auto", "plain"):
             program = optimize(vit, batch_size=batch, dtype=dtype, kernels=kernels)
-            programs[name, reductions_of(program)] = program
+            programs[name, kernels_of(program.model)] = program
             seconds = program.compile_seconds
             print(f"{name}: compiled in {seconds:.0f} s", flush=True)
             if not program.model.kernels or not PLAIN.value:
@@ -91,11 +92,6 @@ def measure(names, dtype, rules):
         row |= {"reduction": MODELS[name], "image_size": side, "dtype": dtype}
         rows.append(row)
     return rows
-
-
-def reductions_of(program):
-    """Whether a program's reductions are "fused" kernels or "plain"."""
-    return "fused" if program.model.kernels else "plain"
 
 
 def table(rows):

@@ -20,7 +20,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.errors import one_of
+from imagepiece_jax.errors import one_of, whole_numbers
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
@@ -72,9 +72,10 @@ def main():
     check_writable("--times", file)
     for name in CHOSEN.value or ():
         one_of("--models", name, MODELS)
+    sizes = whole_numbers("--batch_sizes", BATCH.value)
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
-    for batch in sorted({*map(int, BATCH.value)} - {row["batch"] for row in rows}):
+    for batch in sorted(set(sizes) - {row["batch"] for row in rows}):
         measured = measure(size, batch)
         with open(file, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)

@@ -13,7 +13,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError, one_of, whole_numbers
 from imagepiece_jax.pretrained import with_config
 from imagepiece_jax.reduction.settings import DENSE, label
 from imagepiece_jax.reduction.sweep_text import sweep_of
@@ -35,14 +35,7 @@ def batch_sizes(texts: list[str]) -> list[int]:
     Raises InputError for anything but whole numbers from 1.
     """
     words = ",".join(texts).split(",")
-    for word in words:
-        if not word.isdecimal() or int(word) < 1:
-            raise InputError(
-                field="--batch_size",
-                value=word,
-                allowed="whole numbers of at least 1, such as 256 or 1,8,64",
-            )
-    return sorted(set(map(int, words)), reverse=True)
+    return sorted(set(whole_numbers("--batch_size", words)), reverse=True)
 
 
 def load_for_configs(path, configs: dict) -> dict:

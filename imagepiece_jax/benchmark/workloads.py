@@ -32,6 +32,7 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.runs import reduction_of
+from imagepiece_jax.reduction.kernels import kernels_of
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
@@ -267,7 +268,7 @@ def _facts(model, seconds, compiled):
         "compile_s": seconds,
         "peak_memory": device.program_bytes(compiled),
         "attention": model.backend,
-        "kernels": "plain" if model.kernels is None else "fused",
+        "kernels": kernels_of(model),
         "gelu": model.arch.gelu,
         "stem": model.stem,
     }

@@ -43,7 +43,7 @@ from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import final_norm
-from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
+from imagepiece_jax.reduction.kernels import CHOICES, kernels_of, resolve_kernels
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
@@ -126,7 +126,7 @@ class Program:
         model = self.model
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
-        reductions = "fused" if model.kernels else "plain"
+        reductions = kernels_of(model)
         inputs = self.memory.argument_size_in_bytes / 1e6
         working_space = self.memory.temp_size_in_bytes / 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
@@ -328,7 +328,7 @@ def default_kernels(model, device):
     """
     if device.platform == "cpu":
         return "auto"
-    return "fused" if model.kernels else "plain"
+    return kernels_of(model)
 
 
 def prepare(model, variables, *, dtype="bfloat16", gelu=None):

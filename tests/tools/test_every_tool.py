@@ -71,6 +71,8 @@ def test_a_model_is_timed_beside_the_dense_one(tmp_path, onnx_shapes):
     assert onnx_shapes == []
     error = call(onnx_speed.main, *words, "--models=Tome").err
     assert error.startswith("error: --models is 'Tome'; allowed: dense, ToMe")
+    error = call(onnx_speed.main, *words[:2], "--batch_sizes=8,x").err
+    assert error.startswith("error: --batch_sizes is 'x'; allowed: whole numbers")
 
 
 def test_settings_are_timed_on_a_gpu_beside_the_dense_model(tmp_path):
