@@ -119,13 +119,10 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
             "key_value_seq_lengths": jnp.full((batch,), length, jnp.int32),
         }
     bias = None
-    if key_bias is not None:
-        if backend == "cudnn" and padded % 2:
-            key, value, key_bias = _aligned(key, value, key_bias)
+    if key_bias is not None and backend == "cudnn":
+        key, value, bias = _with_rows_of_bias(query, key, value, key_bias)
+    elif key_bias is not None:
         bias = key_bias[:, None, None, :]
-    if bias is not None and backend == "cudnn":  # cuDNN needs a row for every query
-        rows = (batch, 1, query.shape[1], key.shape[1])
-        bias = jnp.broadcast_to(bias.astype(query.dtype), rows)
     # JAX's function adds float32 to bfloat16, which a user's setting may forbid.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
@@ -133,17 +130,23 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
         )
 
 
-def _aligned(key, value, key_bias):
-    """Keys, values and their bias with padding, to which no token attends.
+def _with_rows_of_bias(query, key, value, key_bias):
+    """(key, value, bias): cuDNN needs a row of the bias for every query.
 
-    cuDNN reads rows of a bias in two thirds of the time where they begin at multiples
-    of 16 bytes, the padding included (PERFORMANCE.md, "Sizes inside the kernel").
+    Rows of an odd length, which are not aligned, cost it up to twice the time. So an
+    odd number of keys is padded, and no token attends to the padding (PERFORMANCE.md,
+    "Sizes inside the kernel").
     """
     tokens = key.shape[1]
-    whole = tokens + -tokens % ALIGNED
-    ends = ((0, 0), (0, whole - tokens))
-    key_bias = jnp.pad(key_bias, ends, constant_values=UNSEEN)
-    return _pad(key, whole), _pad(value, whole), key_bias
+    if tokens % 2:
+        whole = tokens + -tokens % ALIGNED
+        key = _pad(key, whole)
+        value = _pad(value, whole)
+        ends = ((0, 0), (0, whole - tokens))
+        key_bias = jnp.pad(key_bias, ends, constant_values=UNSEEN)
+    bias = key_bias[:, None, None, :].astype(query.dtype)
+    rows = (query.shape[0], 1, query.shape[1], key.shape[1])
+    return key, value, jnp.broadcast_to(bias, rows)
 
 
 def read_by(weights, value):
