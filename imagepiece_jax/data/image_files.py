@@ -12,6 +12,14 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError
 
+# Names of the folders of a set's splits, in small letters or capitals; the first that
+# is there counts.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+}
+PURPOSES = {"train": "learned from", "val": "measured on"}
+
 
 class Listing(NamedTuple):
     """Files of a folder and its sub-folders, by paths relative to a root."""
@@ -89,10 +97,52 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
     return f"{left} left out; images are files with endings such as {endings}"
 
 
-def find_images(words: list[str]) -> list[pathlib.Path]:
+def find_splits(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """{"train": a folder, "val": a folder} in a folder that holds both; {} of others.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    inside = {}
+    for entry in entries(folder):
+        if leads_to(entry.is_dir):
+            inside[entry.name.lower()] = pathlib.Path(folder, entry.name)
+    found = {}
+    for split, names in SPLIT_FOLDERS.items():
+        there = [inside[name] for name in names if name in inside]
+        if not there:
+            return {}
+        found[split] = there[0]
+    return found
+
+
+def split_folder(
+    folder: str | os.PathLike, split: str | None
+) -> tuple[pathlib.Path, str | None]:
+    """(the folder whose images `folder` stands for, a note on it or None).
+
+    A folder that holds train and val stands for train where images are learned from,
+    and for val where they are measured on.
+
+    split: "train" or "val"; None: the images of both
+    """
+    folder = pathlib.Path(folder)
+    parts = find_splits(folder)
+    if not parts:
+        return folder, None
+    names = " and ".join(path.name for path in parts.values())
+    if split is None:
+        return folder, f"{folder} holds {names}; the images of both are taken"
+    taken = parts[split]
+    return taken, f"{folder} holds {names}; {taken.name} is {PURPOSES[split]}"
+
+
+def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path]:
     """The files that `words` name; a folder stands for its images, by `list_images`.
 
-    Prints which files of a folder are left out. Raises InputError where there is none.
+    Prints which files of a folder are left out, and which of its splits is taken.
+    Raises InputError where there is none.
+
+    split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words:
         raise InputError("no images are named", hint="name image files or folders")
@@ -101,12 +151,13 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
         if not path.is_dir():
             files.append(path)
             continue
+        path, split_note = split_folder(path, split)
         found = list_images(path)
         if not found.images:
             raise decode.no_image(path)
-        note = left_out_note(path, found.left_out)
-        if note:
-            print(f"note: {note}", flush=True)
+        for note in (split_note, left_out_note(path, found.left_out)):
+            if note:
+                print(f"note: {note}", flush=True)
         files += [path / image for image in found.images]
     return files
 

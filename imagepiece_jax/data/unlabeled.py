@@ -49,19 +49,20 @@ class Photographs(FileSource):
 
 
 def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> Source:
-    """The Source of images without labels.
+    """The Source of images to learn from without labels.
 
     images: a folder, one path or several, uint8 [B, H, W, 3], images as
         `pictures.rgb` takes them, or the name of data ("csv:FILE", "folder:PATH",
-        "imagenet2012", "digits"), whose training images are taken; a Source stays what
-        it is
+        "imagenet2012", "digits"), whose training images are taken, as they are of a
+        folder that holds train and val; a Source stays what it is
     data_dir: of imagenet2012, as `open_source` takes it
     Raises InputError for anything else.
     """
     if isinstance(images, Source):
         return images
+    if isinstance(images, str):
+        images = _without_prefix(images)
     if isinstance(images, str) and is_data(images):
-        _check_has_splits(images)
         return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
     is_one = pictures.is_one(images)
     images = [images] if is_one else list(images)
@@ -83,7 +84,7 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
                     allowed=ALLOWED,
                     hint=f"did you mean csv:{path}?",
                 )
-        return Photographs(image_files.find_images(paths))
+        return Photographs(image_files.find_images(paths, "train"))
     pixels = []
     for number, image in enumerate(images):
         try:
@@ -95,20 +96,13 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     return ArraySource(pixels)
 
 
-def _check_has_splits(name: str):
-    """Raise InputError for "folder:PATH" where PATH holds images, and no splits."""
+def _without_prefix(name: str) -> str:
+    """PATH of "folder:PATH" where that folder has no train; any other name as it is."""
     kind, _, path = name.partition(":")
     folder = os.path.expanduser(path)
     if kind != "folder" or not os.path.isdir(folder):
-        return
-    if not os.path.isdir(os.path.join(folder, "train")):
-        raise InputError(
-            f"is {name}, but {path} has no folder train",
-            field="images",
-            value=name,
-            allowed=ALLOWED,
-            hint=f"did you mean {path}?",
-        )
+        return name
+    return name if os.path.isdir(os.path.join(folder, "train")) else path
 
 
 def check_found(images: str):

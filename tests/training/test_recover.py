@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -15,6 +16,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import rng
 from imagepiece_jax.config.run import TRAINED
+from imagepiece_jax.data import image_files
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -600,6 +602,38 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
         assert len(source) == 3
         np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
     assert len(open_unlabeled("digits")) > 1000
+
+
+@pytest.mark.parametrize(
+    "splits", [("train", "val"), ("Training", "Testing"), ("train", "validation")]
+)
+def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits):
+    from PIL import Image
+
+    root = tmp_path / "set"
+    for number, pixels in enumerate(noise(6)):
+        folder = root / splits[number % 2] / "any"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for images in (root, [root]):
+        source = open_unlabeled(images)
+        names = [source.name(index).rpartition("/")[2] for index in range(len(source))]
+        assert names == ["0.png", "2.png", "4.png"]
+    learned, test = splits
+    assert f"set holds {learned} and {test}; {learned} is" in capsys.readouterr().out
+    assert image_files.split_folder(root, "val")[0] == root / test
+    # To look at images is to look at all of them.
+    assert len(image_files.find_images([root])) == 6
+    assert "the images of both are taken" in capsys.readouterr().out
+    shutil.rmtree(root / test)
+    assert image_files.split_folder(root, "train") == (root, None)
+
+
+def test_a_folder_of_images_may_be_named_as_a_set(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(noise(1)[0]).save(tmp_path / "0.png")
+    assert len(open_unlabeled(f"folder:{tmp_path}")) == 1
 
 
 @pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
