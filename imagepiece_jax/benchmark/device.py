@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.machine import cores, memory_bytes
+from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError
 
@@ -120,8 +121,8 @@ def peak_rates(dtype: str, rules: timer.Rules) -> PeakRates:
 
 
 def _normal(shape, dtype, count):
-    keys = map(jax.random.key, range(count))
-    return [jax.random.normal(key, shape, dtype) for key in keys]
+    keys = map(root_key, range(count))
+    return [normal(each, shape, dtype=dtype) for each in keys]
 
 
 def _seconds(function, inputs, rules, *more):

@@ -22,6 +22,7 @@ import numpy as np
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import loader
@@ -160,8 +161,8 @@ def on_noise(program):
     """A function call(number) that runs `program` on random images on its device."""
     shape = program.images.shape
     dtype = program.images.dtype
-    keys = jax.random.split(jax.random.key(0), INPUTS)
-    images = [jax.random.normal(key, shape, dtype) for key in keys]
+    keys = jax.random.split(root_key(0), INPUTS)
+    images = [normal(each, shape, dtype=dtype) for each in keys]
     return lambda number: program(images[number % INPUTS])
 
 

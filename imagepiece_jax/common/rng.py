@@ -4,6 +4,10 @@ A key depends on (seed, step, purpose) for draws that a whole batch shares, and 
 sample's position in the global batch too for draws of one sample. Nothing depends on
 the number of devices or hosts, and no state is carried: a resumed run draws the same as
 an uninterrupted one.
+
+Nor does anything depend on settings of JAX, which users change by flags and in the
+environment: generator, its form, seeds, types and modes are fixed here, as JAX has them
+by default.
 """
 
 import enum
@@ -11,12 +15,39 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import define_prng_impl, threefry_prng_impl
 
-# JAX's own types depend on a flag of users, jax_enable_x64, and other types draw other
-# numbers.
+# By jax_enable_x64, JAX's own types are others, which draw other numbers, and
+# jax_high_dynamic_range_gumbel is another mode.
 uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
 normal = functools.partial(jax.random.normal, dtype=jnp.float32)
 integers = functools.partial(jax.random.randint, dtype=jnp.int32)
+gumbel = functools.partial(jax.random.gumbel, dtype=jnp.float32, mode="low")
+
+
+def _partitionable(function):
+    """A function of a generator, in the form that jax_threefry_partitionable sets.
+
+    JAX calls it while it lowers a program, when no setting around a draw holds anymore.
+    """
+
+    @functools.wraps(function)
+    def call(*args):
+        with jax.threefry_partitionable(True):
+            return function(*args)
+
+    return call
+
+
+_GENERATOR = define_prng_impl(
+    key_shape=threefry_prng_impl.key_shape,
+    seed=threefry_prng_impl.seed,
+    split=_partitionable(threefry_prng_impl.split),
+    random_bits=_partitionable(threefry_prng_impl.random_bits),
+    fold_in=threefry_prng_impl.fold_in,
+    name="partitionable threefry2x32",
+    tag="pry",
+)
 
 
 class Purpose(enum.IntEnum):
@@ -36,6 +67,18 @@ _SHARED = 0
 _EACH_SAMPLE = 1
 
 
+def root_key(seed):
+    """A typed key, of whose draws jax.random's functions know the generator.
+
+    seed: an integer, or a scalar, of which the lowest 32 bits are read
+    """
+    if isinstance(seed, int):
+        seed %= 2**32
+    # jax.random.key would add jax_random_seed_offset.
+    low = jnp.asarray(seed, jnp.uint32)
+    return jax.random.wrap_key_data(threefry_prng_impl.seed(low), impl=_GENERATOR)
+
+
 def batch_key(seed, step, purpose):
     """One typed key for the whole batch; `seed` and `step` are integers or scalars."""
     return jax.random.fold_in(_step_key(seed, step, purpose), _SHARED)
@@ -52,6 +95,5 @@ def sample_keys(seed, step, positions, purpose):
 
 def _step_key(seed, step, purpose):
     """The key from which all keys of a purpose at a step are folded."""
-    # The generator is named: a run must not depend on jax's configurable default.
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), int(purpose))
-    return jax.random.fold_in(key, step)
+    of_purpose = jax.random.fold_in(root_key(seed), int(purpose))
+    return jax.random.fold_in(of_purpose, step)

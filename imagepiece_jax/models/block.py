@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, read_by
@@ -89,8 +90,8 @@ class Reduction:
     def _rng(self, batch):
         """Random keys [batch] of this block; fixed ones where the call has no keys."""
         if self.keys is None:
-            start = jax.random.key(0, impl="threefry2x32")
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(batch))
+            places = jnp.arange(batch)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), places)
         else:
             keys = self.keys["reducer"]
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)

@@ -1,6 +1,5 @@
 """Stems, which turn an image into tokens: a patch projection, or convolutions."""
 
-import functools
 import math
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.errors import InputError
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the reference draws its convolutions.
@@ -18,7 +18,11 @@ NORM_EPSILON = 1e-5
 def bias_init(fan_in):
     """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a bias."""
     bound = fan_in**-0.5
-    return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+
+    def init(key, shape, dtype):
+        return uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
+
+    return init
 
 
 def conv_stem_widths(embed_dim, patch_size):

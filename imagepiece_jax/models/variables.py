@@ -3,6 +3,7 @@
 import functools
 import hashlib
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import Purpose, batch_key
+from imagepiece_jax.common.rng import Purpose, batch_key, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
@@ -65,7 +66,7 @@ def _reducer_shapes(model, layer):
         # Some read where tokens are; of any grid the variables are the same.
         return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
 
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(init, root_key(0))
 
 
 def fresh_variables(model, image_size, seed, parts=None):
@@ -119,13 +120,20 @@ def digest(tree):
 @functools.lru_cache(maxsize=4)
 def _shapes(model, image_size):
     images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
-    return _init(model).eval_shape(jax.random.key(0), images)
+    return _init(model).eval_shape(root_key(0), images)
 
 
 @functools.lru_cache(maxsize=4)
 def _init(model):
     """`model.init`, traced once for the shapes and the values of its variables."""
-    return jax.jit(model.init)
+
+    @jax.jit
+    def init(key, images):
+        # Flax makes the keys of parameters, by a setting of its own.
+        with flax.config.temp_flip_flag("fix_rng_separator", False):
+            return model.init(key, images)
+
+    return init
 
 
 def _by_name(variables):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction.layer_plan import SITES, Step
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
@@ -420,7 +421,7 @@ def random_taps(reducer, n, embed_dim, num_heads):
         attn_columns=scores,
         shift=scores,
         probe=scores,
-        rng=jax.random.split(jax.random.key(0), 2),
+        rng=jax.random.split(root_key(0), 2),
         num_heads=num_heads,
     )
 
@@ -429,7 +430,7 @@ def random_taps(reducer, n, embed_dim, num_heads):
 def _run(reducer, taps, counts):
     """Result of a reducer; one that learns has fresh parameters."""
     if isinstance(reducer, nn.Module):
-        return reducer.init_with_output(jax.random.key(0), taps, counts)[0]
+        return reducer.init_with_output(root_key(0), taps, counts)[0]
     return reducer(taps, counts)
 
 

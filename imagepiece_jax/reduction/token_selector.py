@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.rng import gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.tokens import Assignment, start
@@ -60,9 +61,9 @@ def keep_macs(n, dim):
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
-def gumbel(rng, shape):
+def noise(keys, shape):
     """Gumbel(0, 1) noise from a key for each image. [B] keys -> [B, *shape]."""
-    return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32))(rng)
+    return jax.vmap(lambda key: gumbel(key, shape))(keys)
 
 
 def straight_through(value, slope):
@@ -80,7 +81,7 @@ def draw_mask(scores, mask, rng):
     rng: [B] keys
     Returns [B, n] float32, exactly 0 or 1.
     """
-    noisy = scores + gumbel(rng, scores.shape[1:])
+    noisy = scores + noise(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
     keep = straight_through(hard, jax.nn.softmax(noisy)[..., 0])
     return keep if mask is None else keep * mask

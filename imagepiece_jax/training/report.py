@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.variables import variable_shapes
@@ -127,7 +128,7 @@ def _read_backward(run, shapes):
     images = jax.ShapeDtypeStruct((TRACED, *sides(run.image_size), 3), jnp.float32)
 
     def of_images(variables, images):
-        keys = jax.random.split(jax.random.key(0), TRACED)
+        keys = jax.random.split(root_key(0), TRACED)
 
         def logits(params):
             full = {**variables, "params": params}
@@ -220,7 +221,7 @@ def _check_reductions(run):
     model = config.create_train_model(run.data.length.epochs - 1)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, *sides(config.image_size), 3))
-    keys = jax.random.split(jax.random.key(config.seed), count)
+    keys = jax.random.split(root_key(config.seed), count)
 
     @jax.jit
     def decide(variables, images):

@@ -1,12 +1,72 @@
 """Draws depend on what they are for, and on nothing else."""
 
+import ast
+import contextlib
 import itertools
+import pathlib
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import imagepiece_jax
+from imagepiece_jax.common import rng
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
+from imagepiece_jax.models import variables
+from imagepiece_jax.models.variables import digest, fresh_variables
+from tests.models import tiny
+
+# Settings of JAX that a draw depends on unless `rng` fixes it, with another value.
+SETTINGS = {
+    "jax_default_prng_impl": "rbg",  # the generator
+    "jax_threefry_partitionable": False,  # its form
+    "jax_threefry_gpu_kernel_lowering": True,  # how it is computed
+    "jax_random_seed_offset": 7,  # what is added to seeds
+    "jax_enable_custom_prng": True,  # keys in which JAX puts a seed
+    "jax_enable_x64": True,  # types, where none are named
+    "jax_numpy_dtype_promotion": "strict",  # and of results
+    "jax_numpy_rank_promotion": "allow",
+    "jax_high_dynamic_range_gumbel": True,  # the bits of Gumbel noise
+}
+# What JAX 0.10.2 draws by default: every run that was ever started has drawn so.
+DRAWN = {
+    "key": [[2161892057, 871100152], [1874072347, 1973776247]],
+    "uniform": [[0.97904503, 0.37720144], [0.85104430, 0.79371524]],
+    "normal": [[-0.08998215, -0.06593482], [-1.13009942, -1.65236807]],
+    "integers": [[991, 70], [721, 105]],
+    "gumbel": [[-1.05766320, 2.38599014], [0.42668635, 0.88152564]],
+    "shared": 0.33424437,
+}
+
+
+@contextlib.contextmanager
+def setting(name, value):
+    """Context in which JAX has a setting, as by its flag."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def drawn(positions):
+    """Draws of each kind for samples, and one for their batch."""
+
+    def of_sample(key):
+        keys = jax.random.split(key, 4)
+        return {
+            "key": jax.random.key_data(key),
+            "uniform": rng.uniform(keys[0], (3,))[:2],
+            "normal": rng.normal(keys[1], (3,))[:2],
+            "integers": rng.integers(keys[2], (3,), 0, 1000)[:2],
+            "gumbel": rng.gumbel(keys[3], (3,))[:2],
+        }
+
+    each = jax.vmap(of_sample)(sample_keys(5, 7, positions, Purpose.AUGMENT))
+    return each | {"shared": rng.uniform(batch_key(5, 7, Purpose.MIX))}
 
 
 def draws(keys):
@@ -69,3 +129,78 @@ def test_no_two_draws_share_a_key():
     children = jax.vmap(jax.random.fold_in, (None, 0))(parent, jnp.arange(17))
     each = sample_keys(0, 1, jnp.arange(17), Purpose.MIX)
     assert not set(data(children)) & set(data(each))
+
+
+def over_samples(function):
+    """The function of all samples by `pmap`, a device and a process for all."""
+    mapped = jax.pmap(function)
+    return lambda positions: jax.tree.map(lambda x: x[0], mapped(positions[None]))
+
+
+def over_shards(function):
+    """The function of all samples by `shard_map`, over one device."""
+    mesh = jax.make_mesh((1,), ("samples",))
+    none = jax.sharding.PartitionSpec()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=none, out_specs=none, check_vma=False
+    )
+
+
+def compared(found):
+    assert found.keys() == DRAWN.keys()
+    for name, values in DRAWN.items():
+        dtype = {"key": np.uint32, "integers": np.int32}.get(name, np.float32)
+        assert found[name].dtype == dtype, name
+        np.testing.assert_allclose(found[name], values, rtol=3e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("name, value", SETTINGS.items())
+def test_no_setting_of_jax_changes_a_draw(name, value):
+    """Eagerly, and in a program: some are read when it is lowered, and not before."""
+    assert getattr(jax.config, name) != value
+    with setting(name, value):
+        # Of new functions, which nothing has traced yet.
+        compared(drawn(np.arange(2)))
+        compared(jax.jit(lambda positions: drawn(positions))(np.arange(2)))
+
+
+@pytest.mark.parametrize("mapped", [over_samples, over_shards])
+def test_no_setting_changes_draws_of_mapped_functions(mapped):
+    with contextlib.ExitStack() as stack:
+        for name, value in SETTINGS.items():
+            stack.enter_context(setting(name, value))
+        compared(mapped(lambda positions: drawn(positions))(np.arange(2)))
+
+
+def test_no_setting_changes_fresh_variables():
+    """Nor flax's, by which the keys of parameters differ; with a convolutional stem."""
+
+    def found():
+        learned = {"name": "token_learner"} | tiny.SMALL["token_learner"]
+        model = tiny.model(learned, stem="conv", depth=2)
+        return digest(fresh_variables(model, tiny.SIDE, seed=2**32 - 1))
+
+    before = found()
+    jax.clear_caches()
+    variables._init.cache_clear()
+    variables._shapes.cache_clear()
+    with contextlib.ExitStack() as stack:
+        for name, value in SETTINGS.items():
+            stack.enter_context(setting(name, value))
+        stack.enter_context(flax.config.temp_flip_flag("fix_rng_separator", True))
+        assert found() == before
+
+
+def test_all_draws_are_made_here():
+    """Other files only split keys, and fold numbers into them."""
+    allowed = {"split", "fold_in"}
+    package = pathlib.Path(imagepiece_jax.__file__).parent
+    for file in package.rglob("*.py"):
+        if file == pathlib.Path(rng.__file__):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            used = isinstance(node, ast.Attribute) and ast.unparse(node.value)
+            if used == "jax.random":
+                assert node.attr in allowed, f"{file}: jax.random.{node.attr}"
+            imported = isinstance(node, ast.ImportFrom) and node.module or ""
+            assert not imported.startswith("jax.random"), file

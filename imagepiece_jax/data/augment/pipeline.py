@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.rng import uniform
+from imagepiece_jax.common.rng import normal, uniform
 from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
 
@@ -60,7 +60,7 @@ def random_erasing(images, keys, prob):
         column = jnp.arange(width, dtype=jnp.int32)[None, :]
         inside = (row >= top) & (row < top + tall)
         inside &= (column >= left) & (column < left + wide)
-        noise = jax.random.normal(noise_key, image.shape, image.dtype)
+        noise = normal(noise_key, image.shape)
         return jnp.where(inside[:, :, None], noise, image)
 
     return jax.vmap(of_image)(images, keys)

@@ -34,7 +34,7 @@ class NoisyTopK(KeepPredictor):
         score = token_selector.KeepScores(name="scores")(taps.x, taps.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
-        noisy = score + token_selector.gumbel(taps.rng, score.shape[1:])
+        noisy = score + token_selector.noise(taps.rng, score.shape[1:])
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
         chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
         return chosen.replace(weight=factor, mean=False)
