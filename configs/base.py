@@ -53,9 +53,10 @@ def get_config():
     config.data.area = (0.08, 1.0)  # share of the image that a random crop covers
     config.data.shift = 4  # pixels, for crop="shift"
     config.data.flip = True  # left and right, half of the time
-    config.data.resize = "deit"  # evaluation: short side to size / 0.875, center crop;
-    #                              "none": images have the right size already
-    config.data.eval_crop = placeholder(float)  # share of the resized side; empty:
+    config.data.resize = "deit"  # evaluation: short side to size / eval_crop, center
+    #                              crop; "none": images have the right size already
+    config.data.eval_crop = placeholder(float)  # share of the resized side; empty: as
+    #                              the weights say that a run starts from, else DeiT's
     #                              0.875, and images of up to 32 pixels stay as they are
     config.data.eval_crop_mode = "center"  # or "squash": both sides are resized
     config.data.eval_interpolation = "bicubic"  # or "bilinear"

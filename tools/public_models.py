@@ -2,8 +2,9 @@
 
 imagepiece_jax/models/public_models.json has what each of timm's vision transformers
 that `architecture.Architecture` can express is made of, and the images of each of its
-published weights; imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's
-classes in the order of the labels. Needs torch and timm; allocates no weights.
+published weights, first those that timm takes for the name of the architecture;
+imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the order of the
+labels. Needs torch and timm; allocates no weights.
 """
 
 import dataclasses
@@ -205,6 +206,9 @@ def write_models():
             for full_name in tagged or timm.list_pretrained(name) or [name]:
                 _, _, tag = full_name.partition(".")
                 weights[tag] = images(full_name)
+            default = timm.get_pretrained_cfg(name).tag
+            if default in weights:
+                weights = {default: weights.pop(default), **weights}
         except Unsupported as error:
             skipped[name] = str(error)
             continue

@@ -189,6 +189,18 @@ def _not_default(fields):
     return {k: v for k, v in fields.items() if v != getattr(Preprocessing, k)}
 
 
+def left_open(data: Mapping[str, Any], crop: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of a crop that a config leaves to the weights.
+
+    data: config.data; a crop of its own stands for all fields
+    crop: the weights', as `config_fields` names it
+    """
+    if data["eval_crop"] is not None:
+        return {}
+    own = config_fields(read_fields(data))
+    return {field: value for field, value in crop.items() if field not in own}
+
+
 def config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a Preprocessing by their names in config.data."""
     return {IN_CONFIG[own]: value for own, value in fields.items()}

@@ -60,6 +60,8 @@ class Source:
     reduction: Mapping[str, Any] | None = None
     # fields of a Preprocessing but the size
     crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # timm's tag that has this crop, where the name stands for weights of several crops
+    chosen_tag: str | None = None
     normalized: bool = True  # whether weights or caller say mean and std
     class_names: Sequence[str | None] | None = None  # by label
     problem_type: str = SINGLE_LABEL  # what the logits mean
@@ -72,6 +74,11 @@ class Source:
 
     def __str__(self):
         return self.place
+
+    @property
+    def says_crop(self) -> bool:
+        """Whether files, or the name by `infer.with_crop`, say how to crop images."""
+        return bool(self.crop) or self.saved or self.run is not None
 
     @property
     def has_names_of_data(self) -> bool:

@@ -21,6 +21,12 @@ MODELS = {
     "deit_b": SIZE | dict(embed_dim=768, num_heads=12),
     "vit_mini": SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
+# {our name: timm's of the weights that DeiT's authors published for it}
+PUBLISHED = {
+    "deit_ti": "deit_tiny_patch16_224",
+    "deit_s": "deit_small_patch16_224",
+    "deit_b": "deit_base_patch16_224",
+}
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
 # {name of an authors' own file, without ending: timm's name of the model}, by the
 # addresses in timm 1.0.31
@@ -88,13 +94,13 @@ def public_fields(name: str) -> dict[str, Any] | None:
 @functools.cache
 def _public_fields(name):
     """`public_fields`, cached, of which callers get a copy."""
-    base, dot, tag = name.partition(".")
-    row = public_models().get(base)
-    if row is None or (dot and tag not in row["weights"]):
+    weights = [*_weights(name).values()]
+    if not weights:
         return None
+    base, dot, _ = name.partition(".")
+    row = public_models()[base]
     sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
     fields = {"mlp_ratio": 4.0} | sizes
-    weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
 
     def agreed(*names):
         """The fields of these names that have one value in all weights."""
@@ -112,9 +118,24 @@ def _public_fields(name):
     return fields | {"arch": Architecture(**arch)}
 
 
+def _weights(name):
+    """{tag: images} of the public weights that timm's `name` stands for; else {}.
+
+    An architecture stands for all of its weights, of which timm's own choice is first.
+    """
+    base, dot, tag = (name or "").partition(".")
+    weights = public_models().get(base, {"weights": {}})["weights"]
+    if not dot:
+        return weights
+    return {tag: weights[tag]} if tag in weights else {}
+
+
 @functools.cache
 def public_models() -> dict[str, dict[str, Any]]:
-    """{architecture: its size, "arch" and {tag: images} of its "weights"}."""
+    """{architecture: its size, "arch" and {tag: images} of its "weights"}.
+
+    The first tag is the one that timm takes for the name of the architecture.
+    """
     return json.loads(TABLE.read_text("utf-8"))
 
 
@@ -127,16 +148,32 @@ def public_weights() -> list[str]:
 
 
 def published_crop(name: str | None) -> dict[str, Any]:
-    """crop, crop_mode and interpolation of weights by name; {} for other names."""
-    base, dot, tag = (name or "").partition(".")
-    if not dot:
-        return {}
-    images = public_models()[base]["weights"][tag]
-    crop = {"crop_mode": "center"}
-    for field in ("crop", "crop_mode", "interpolation"):
-        if field in images:
-            crop[field] = images[field]
-    return crop
+    """crop, crop_mode and interpolation of weights by name; {} for other names.
+
+    An architecture has those of timm's own choice among its weights (`chosen_tag`), and
+    our names of DeiT's models have those of the weights that its authors published.
+    """
+    return next(iter(_crops(name).values()), {})
+
+
+def chosen_tag(name: str | None) -> str | None:
+    """The tag whose crop an architecture gets; None where all its weights have one."""
+    crops = _crops(name)
+    first = published_crop(name)
+    if all(crop == first for crop in crops.values()):
+        return None
+    return next(iter(crops))
+
+
+def _crops(name):
+    """{tag: fields of a Preprocessing} of the public weights that a name stands for."""
+    found = {}
+    for tag, images in _weights(PUBLISHED.get(name, name)).items():
+        found[tag] = {"crop_mode": "center"}
+        for field in ("crop", "crop_mode", "interpolation"):
+            if field in images:
+                found[tag][field] = images[field]
+    return found
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
@@ -145,16 +182,14 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
     timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
     trained on ImageNet-1k last. An architecture stands for all of its weights.
     """
-    base, dot, tag = (name or "").partition(".")
-    of_base = public_models().get(base, {"weights": ()})
-    tags = [tag] if dot else of_base["weights"]
-    named = classes == 1000 and any(each.endswith("in1k") for each in tags)
+    named = classes == 1000 and any(tag.endswith("in1k") for tag in _weights(name))
     return class_names.imagenet_names() if named else None
 
 
 def name_of_file(path: str | os.PathLike) -> str | None:
     """The known model with the name of a weights file, or None."""
-    name = timm_name(pathlib.Path(path).stem)
+    file = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
+    name = timm_name(pathlib.Path(file).stem)
     return name if is_known(name) else None
 
 

@@ -106,7 +106,8 @@ def completed(
         if requested.name in registry.MODELS:  # which says nothing of the images
             named = partial_config(source, contents)
             normalized = (requested.mean or named.mean) is not None
-        names = registry.published_class_names(named.name, config.num_classes)
+        name = name_of_images(source, requested)
+        names = registry.published_class_names(name, config.num_classes)
     for field, value in source.sizes.items():
         theirs = getattr(config, field)
         if value != theirs:
@@ -118,27 +119,40 @@ def completed(
                 allowed="files of one model",
             )
     return dataclasses.replace(
-        source,
+        with_crop(source, requested),
         config=dataclasses.replace(config, dtype=source.config.dtype),
-        crop=crop_for(source, requested),
         class_names=names,
         normalized=normalized,
     )
 
 
-def crop_for(source: Source, requested: ModelConfig) -> Mapping[str, Any]:
-    """Fields of the Preprocessing that weights were trained with.
+def with_crop(source: Source, requested: ModelConfig) -> Source:
+    """A Source with the crop of the images that its weights were trained for.
 
-    Their run or their folder states it, or it is published for their name.
+    Their run or their folder says it, or it is published for their name.
 
-    requested: fields that the caller adds or changes; names a file as it likes
+    requested: fields that the caller adds or changes
     """
-    if source.crop or source.run is not None:
-        return source.crop
-    name = source.config.name or requested.name
-    if requested.name and not source.path.is_dir():
-        name = requested.name
-    return registry.published_crop(name)
+    if source.says_crop:
+        return source
+    name = name_of_images(source, requested)
+    crop = registry.published_crop(name)
+    tag = registry.chosen_tag(name)
+    return dataclasses.replace(source, crop=crop, chosen_tag=tag)
+
+
+def name_of_images(source: Source, requested: ModelConfig) -> str | None:
+    """The name that says for which images weights are: the caller's, or their own.
+
+    A folder's own counts first. So does a file's where the caller's is one of ours,
+    which stands for sizes.
+
+    requested: fields that the caller adds or changes
+    """
+    names = [requested.name, source.config.name]
+    if source.path.is_dir() or requested.name in registry.MODELS:
+        names.reverse()
+    return names[0] or names[1]
 
 
 def _trained_config(source, contents, requested, otherwise):
@@ -205,10 +219,13 @@ def partial_config(source: Source, contents: Contents) -> ModelConfig:
 
 def _configs_of_file(source, contents):
     """{source: the fields that it says}, for the sources of a file but the caller."""
+    named = source.config
+    published = registry.public_fields(named.name or "") or {}
+    images = {k: published[k] for k in ("mean", "std") if k in published}
     return {
         IN_FILE: contents.images,
         LAYOUT: contents.config,
-        FILE_NAME: source.config,
+        FILE_NAME: dataclasses.replace(named, **images),
     }
 
 

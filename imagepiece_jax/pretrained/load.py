@@ -8,6 +8,7 @@ decides. A model is created by it, and filled.
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,6 +97,9 @@ def load(
     vit = dataclasses.replace(vit, **given)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained(stacklevel=3)  # behind short_traceback
+    note = crop_note(vit.source, vit.preprocessing, "preprocessing={'crop': ..}")
+    if note and preprocessing is None:
+        warnings.warn(note, stacklevel=3)
     vit.warn_of_recovery(stacklevel=3)
     return vit
 
@@ -299,4 +303,26 @@ def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):
     return (
         f"{path} does not say how its images were normalized: {taken} mean and "
         f"standard deviation are taken; {flags} set others"
+    )
+
+
+def crop_note(source, images, field):
+    """A note on weights that say no crop, or one of several; None for all others.
+
+    images: the Preprocessing by their crop
+    field: that sets another
+    """
+    if not images.resizes:
+        return None
+    if source.chosen_tag:
+        return (
+            f"{source} has a name that stands for weights of several crops: that of "
+            f"{source.chosen_tag} is taken ({images.text}), as in timm; a name with a "
+            f"tag says which weights they are, or {field} which crop"
+        )
+    if source.says_crop:
+        return None
+    return (
+        f"{source} does not say how its images are cropped: DeiT's way is taken "
+        f"({images.text}); {field} sets another"
     )

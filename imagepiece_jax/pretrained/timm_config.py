@@ -102,7 +102,7 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
             allowed="0",
         )
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
-    crop = {"crop": DEIT_CROP}  # also for small images
+    crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
     for field, key in keys.items():
         if images.get(key):
             crop[field] = images[key]
@@ -281,9 +281,10 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     size = images.image_size
     crop = {}
     names = vit.class_names
-    if images.crop is not None:
-        crop = {"crop_pct": images.crop, "crop_mode": images.crop_mode}
-        crop["interpolation"] = images.interpolation
+    if images.resizes:
+        way = images.as_json
+        crop = {"crop_pct": way["crop"], "crop_mode": way["crop_mode"]}
+        crop["interpolation"] = way["interpolation"]
     heads = "head"
     if model.arch.dist_token:
         heads = ["head", "head_dist"]

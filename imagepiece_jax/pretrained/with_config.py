@@ -6,13 +6,14 @@
 import copy
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.config import DataConfig
-from imagepiece_jax.data.preprocessing import config_fields, read_fields
+from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
 from imagepiece_jax.errors import InputError, flags_of
 from imagepiece_jax.models.config import (
     Contradiction,
@@ -24,6 +25,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained import infer, runs
 from imagepiece_jax.pretrained.load import (
     SavedWeights,
+    crop_note,
     load_as,
     unknown_normalization,
 )
@@ -35,13 +37,6 @@ if TYPE_CHECKING:
 
 # Fields of a config's model that weights do not decide; the others are theirs.
 FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
-# Evaluation's crop as in configs/base.py: fields that stay so are those of the weights.
-CROP = {
-    "eval_crop": None,
-    "eval_crop_mode": "center",
-    "eval_interpolation": "bicubic",
-    "eval_rule": "timm",
-}
 
 
 def load_with_config(
@@ -119,13 +114,16 @@ def _load_merged(
     by_source = {infer.FLAGS: flagged, infer.TYPED: requested}
     requested = infer.merged("in a command", by_source)
     options = {"abstract": abstract, "seed": source.seed}
+    sets_crop = False
     try:
         if config is not None:
             if full and source.run is not None:
                 _check_run(source, config.to_dict(), requested)
-            crop = config_fields(infer.crop_for(source, requested))
+            crop = config_fields(infer.with_crop(source, requested).crop)
+            sets_crop = _sets_crop(config, overrides)
             if full:
-                _add_crop(config, crop)
+                with config.unlocked():
+                    config.data.update(left_open(config.data, crop))
             else:
                 _merge(config, overrides, source, crop, requested.prop_attn)
             fields = config.to_dict()
@@ -139,6 +137,9 @@ def _load_merged(
     except InputError as error:
         of_run = full and source.run is not None
         raise _as_typed(error, flags, of_run) from error
+    note = crop_note(vit.source, vit.preprocessing, "--config.data.eval_crop")
+    if note and not sets_crop:
+        warnings.warn(note, stacklevel=3)
     if config is not None:
         _write_model(config, vit)
     return vit
@@ -171,14 +172,11 @@ def _requested(config, overrides):
     return requested.completed_by(named_fields(requested.name))
 
 
-def _add_crop(config, crop):
-    """Write the weights' crop into a full config that has none of its own."""
-    if config.data.eval_crop is not None:
-        return
-    with config.unlocked():
-        for field, usual in CROP.items():
-            if field in crop and config.data[field] == usual:
-                config.data[field] = crop[field]
+def _sets_crop(config, overrides):
+    """Whether the crop is typed, or set in a full config."""
+    if overrides is None:
+        return config.data.eval_crop is not None
+    return "data.eval_crop" in dict(overrides)
 
 
 def _merge(config, overrides, source, crop, prop_attn):

@@ -1,5 +1,6 @@
 """The weights that a run starts and learns from, checked against its config."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,15 +8,21 @@ import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
+from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig, config_path
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
-from imagepiece_jax.pretrained.infer import IN_NO_TENSOR, partial_config
+from imagepiece_jax.pretrained.infer import (
+    IN_NO_TENSOR,
+    partial_config,
+    with_crop,
+)
 from imagepiece_jax.pretrained.load import (
     SavedWeights,
+    crop_note,
     load_as,
     unknown_normalization,
 )
@@ -148,6 +155,29 @@ class InitialWeights:
         if teacher and (is_same or not start):
             sources.append((run.teacher.weights, teacher))
         return sources
+
+    def crop(self, workdir) -> dict[str, Any]:
+        """How a run's images are cropped in evaluation, by fields of its config.data.
+
+        Those that the config leaves open are as for the weights that the run starts
+        from, so that their accuracy is that of `evaluate`. A run in `workdir` has its
+        own. {} where the config says it, and from scratch, which is DeiT's recipe. A
+        note is printed where weights say none, or several.
+
+        Raises InputError where weights that a new run needs are not there.
+        """
+        weights = self._earlier(workdir) or self.start
+        if weights is None:
+            return {}
+        run = self._run
+        source = with_crop(weights.source, ModelConfig(name=run.model.name))
+        taken = left_open(vars(run.data), config_fields(source.crop))
+        data = dataclasses.replace(run.data, **taken)
+        images = data.preprocessing(run.image_size)
+        note = crop_note(source, images, "config.data.eval_crop")
+        if note and run.data.eval_crop is None:
+            say(f"note: {note}")
+        return taken
 
     def check_classes(self, workdir, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.

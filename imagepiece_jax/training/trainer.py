@@ -86,8 +86,9 @@ class Run:
                 run_dir.check_folder(workdir)
             initial = InitialWeights(config)
             mean_and_std = initial.normalization(workdir)  # {} where they are known
-            normalized = dataclasses.replace(config.model, **mean_and_std)
-            run = dataclasses.replace(config, model=normalized).at_cost()
+            model = dataclasses.replace(config.model, **mean_and_std)
+            data = dataclasses.replace(config.data, **initial.crop(workdir))
+            run = dataclasses.replace(config, model=model, data=data).at_cost()
             self.config = run  # as it is trained
             # As it is evaluated: a ViT with the plan of all its steps.
             self.model = run.create_model(parallel.AXIS)

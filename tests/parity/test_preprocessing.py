@@ -10,11 +10,13 @@ from PIL import Image
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
 from imagepiece_jax.pretrained import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
 
+import timm  # noqa: E402
 import transformers  # noqa: E402
 from timm.data import create_transform  # noqa: E402
 from transformers.image_processing_utils import get_size_dict  # noqa: E402
@@ -58,6 +60,17 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
     wanted = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0) * 255
     ours = Preprocessing(size, crop=crop, crop_mode=mode, interpolation=interpolation)
     np.testing.assert_allclose(ours(image), wanted, atol=1e-3)
+
+
+def test_every_name_has_timms_crop():
+    """With a tag, and without one, where timm takes one of its own choice."""
+    names = [name.removesuffix(".") for name in registry.public_weights()]
+    for name in (*registry.public_models(), *names):
+        theirs = timm.get_pretrained_cfg(name)
+        ways = theirs.crop_pct, theirs.crop_mode, theirs.interpolation
+        ours = registry.published_crop(name)
+        assert (ours["crop"], ours["crop_mode"], ours["interpolation"]) == ways
+        assert registry.chosen_tag(name) in (None, theirs.tag)
 
 
 SIDE = 32

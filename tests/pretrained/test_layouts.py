@@ -44,6 +44,7 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
     np.savez(tmp_path / "w.npz", **tensors)
     given = json.loads(str(about["given"]))
+    given["preprocessing"] = {"resize": "none"}  # the images are given
     model, variables = tiny.pair(imagepiece_jax.load(tmp_path / "w.npz", **given))
     with jax.default_matmul_precision("highest"):
         ours = apply(model, variables, about["images"].astype(np.float32))

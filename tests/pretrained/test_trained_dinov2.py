@@ -22,6 +22,7 @@ FIELDS = {
     "resize": "bicubic",
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
+    "preprocessing": {"crop": 0.875},
 }
 
 
