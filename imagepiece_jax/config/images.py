@@ -1,6 +1,7 @@
 """The images that a run's config names, and the batches of a pass over test images."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data import class_names, image_files, loader
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem import check_single_label
@@ -99,6 +100,10 @@ def labeled_images(
     names_of_data = source.class_names
     unnamed = class_names.check_classes(vit.names_of_data, path, names_of_data, data)
     notes = []
+    if data.startswith("folder:"):
+        folder = os.path.expanduser(data.removeprefix("folder:"))
+        _, note = image_files.split_folder(folder, "val")
+        notes.append(note)
     if vit.source.run:
         notes.append(unnamed)
     notes.append(class_names.mapped_classes(names_of_data, data, names))

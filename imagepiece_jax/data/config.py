@@ -40,6 +40,7 @@ class DataConfig(CheckedFields):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "name", registry.full_name(self.name))
         if self.area[0] > self.area[1]:
             self.refuse("area", AREA)
 

@@ -1,4 +1,4 @@
-"""folder:PATH, images in PATH/train/CLASS and PATH/val/CLASS."""
+"""folder:PATH, images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/CLASS."""
 
 import logging
 import os
@@ -16,15 +16,16 @@ log = logging.getLogger("imagepiece_jax.data")
 
 def open_folder(root, split, num_classes, labeled, labels_by_name):
     """The images of a split of folder:ROOT, with arguments of `open_source`."""
-    if not labeled and not _has_labeled_tests(root):
-        files = _unlabeled_files(root, split)
+    inside = _folders_of_splits(root)
+    if not labeled and not _has_labeled_tests(root, inside):
+        files = _unlabeled_files(root, split, inside)
         return FileSource(root, files, [-1] * len(files), num_classes)
     # Training images without labels may be anywhere; then val has the classes.
     split_with_classes = split if labeled else "val"
-    folders, loose = _class_folders(root, split_with_classes)
-    splits = {split: folders}
-    other = SPLITS[1 - SPLITS.index(split)]
-    if labeled and os.path.isdir(os.path.join(root, other)):
+    folders, loose = _class_folders(root, inside[split_with_classes])
+    splits = {inside[split]: folders}
+    other = inside[SPLITS[1 - SPLITS.index(split)]]
+    if labeled and inside["val"] and os.path.isdir(os.path.join(root, other)):
         splits[other], _ = _class_folders(root, other)
         difference = folders.keys() ^ splits[other].keys()
         if difference:
@@ -43,22 +44,33 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     by_label = dict(zip(class_labels, names, strict=True))
     names = tuple(map(by_label.get, range(num_classes)))
     if split == "train" and not labeled:
-        files = _unlabeled_files(root, "train")
+        files = _unlabeled_files(root, "train", inside)
         return FileSource(root, files, [-1] * len(files), num_classes, names)
     owners = _owners(root, splits)
     files = []
     labels = []
     left_out = loose
     for label, name in zip(class_labels, folders.values(), strict=True):
-        found = image_files.list_images(root, os.path.join(split, name))
+        found = image_files.list_images(root, os.path.join(inside[split], name))
         _check_links(root, found.folders, owners)
         if not found.images:
-            raise no_image(os.path.join(root, split, name))
+            raise no_image(os.path.join(root, inside[split], name))
         files += found.images
         labels += [label] * len(found.images)
         left_out += found.left_out
     _log_left_out(root, left_out)
     return FileSource(root, files, labels, num_classes, names)
+
+
+def _folders_of_splits(root):
+    """{split: name of its folder in root}; val's is "" where root has test images alone.
+
+    A split that is not there has the name that an error asks for.
+    """
+    found = image_files.find_splits(root)
+    names = {split: path.name for split, path in found.items()}
+    tests = "val" if found else ""
+    return {"train": "train", "val": tests, **names}
 
 
 def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None):
@@ -135,26 +147,26 @@ def _distinct(place, numbers, names):
     return numbers
 
 
-def _class_folders(root, split):
-    """({class: name of its folder}, paths of what is no folder) of root/split.
+def _class_folders(root, inside):
+    """({class: name of its folder}, paths of what is no folder) of root/inside.
 
     Classes are sorted. Their names are normalized: some systems spell é as e and an
     accent, and one of both splits may come from there.
     """
-    folder = os.path.join(root, split)
+    folder = pathlib.Path(root, inside)
     try:
         entries = image_files.entries(folder)
     except InputError as error:
         hint = (
             "folder:PATH needs PATH/train and PATH/val with one folder of images for "
-            "each class"
+            "each class, or to test PATH with these folders alone"
         )
         raise error.inside(hint=hint) from error
     folders = {}
     loose = []
     for entry in entries:
         if not image_files.leads_to(entry.is_dir):
-            loose.append(os.path.join(split, entry.name))
+            loose.append(os.path.join(inside, entry.name))
             continue
         name = class_names.normalized(entry.name)
         if name in folders:
@@ -166,19 +178,22 @@ def _class_folders(root, split):
         folders[name] = entry.name
     if not folders:
         raise InputError(
-            "is empty",
+            "has no folders of classes" if loose else "is empty",
             place=f"folder {folder}",
-            allowed="one folder of images for each class",
+            allowed="one folder of images for each class, or csv:FILE with labels",
         )
     return dict(sorted(folders.items())), loose
 
 
 def _owners(root, splits):
-    """{real path: folder of a class} of all classes; InputError where two are one."""
+    """{real path: folder of a class} of all classes; InputError where two are one.
+
+    splits: {name of a split's folder: {class: name of its folder}}
+    """
     owners = {}
-    for split, folders in sorted(splits.items()):
+    for inside, folders in sorted(splits.items()):
         for name in folders.values():
-            folder = os.path.join(split, name)
+            folder = os.path.join(inside, name)
             real = os.path.realpath(os.path.join(root, folder))
             if real in owners:
                 raise _same_folder(root, folder, owners[real])
@@ -209,9 +224,12 @@ def _same_folder(root, folder, first):
     )
 
 
-def _has_labeled_tests(root):
-    """Whether root/val has folders, which are classes then, and no images beside."""
-    folder = os.path.join(root, "val")
+def _has_labeled_tests(root, inside):
+    """Whether val's folder has folders, classes then, and no images beside.
+
+    inside: of `_folders_of_splits`
+    """
+    folder = os.path.join(root, inside["val"])
     if not os.path.isdir(folder):
         return False
     entries = image_files.entries(folder)
@@ -219,29 +237,30 @@ def _has_labeled_tests(root):
     return bool(entries) and not loose
 
 
-def _unlabeled_files(root, split):
+def _unlabeled_files(root, split, inside):
     """All images in the folder of a split, by name, relative to `root`.
 
     Without root/val, test images are a part of those in root/train.
 
+    inside: of `_folders_of_splits`
     InputError where there are none, and where a folder of root/train is root/val or in
     it, by a link.
     """
-    train, val = SPLITS
-    tested = os.path.join(root, val)
+    train = inside["train"]
+    tested = os.path.join(root, inside["val"])
     separate = os.path.isdir(tested)
-    inside = split if separate else train
-    found = image_files.list_images(root, inside)
+    read = inside[split] if separate else train
+    found = image_files.list_images(root, read)
     tested_on = os.path.realpath(tested)
     for real, folder in found.folders.items():
-        if inside == train and os.path.commonpath((real, tested_on)) == tested_on:
+        if read == train and os.path.commonpath((real, tested_on)) == tested_on:
             raise InputError(
                 f"is a part of {tested}, by a link",
                 place=f"folder {os.path.join(root, folder)}",
                 hint="training needs its own",
             )
     if not found.images:
-        raise no_image(os.path.join(root, inside))
+        raise no_image(os.path.join(root, read))
     _log_left_out(root, found.left_out)
     if separate:
         return found.images

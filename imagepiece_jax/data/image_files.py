@@ -98,7 +98,7 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
 
 
 def find_splits(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """{"train": a folder, "val": a folder} in a folder that holds both; {} of others.
+    """{"train": a folder, "val": a folder}: those of the two that a folder holds.
 
     Raises InputError for a folder that cannot be read.
     """
@@ -109,9 +109,8 @@ def find_splits(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     found = {}
     for split, names in SPLIT_FOLDERS.items():
         there = [inside[name] for name in names if name in inside]
-        if not there:
-            return {}
-        found[split] = there[0]
+        if there:
+            found[split] = there[0]
     return found
 
 
@@ -127,7 +126,7 @@ def split_folder(
     """
     folder = pathlib.Path(folder)
     parts = find_splits(folder)
-    if not parts:
+    if len(parts) < len(SPLIT_FOLDERS):
         return folder, None
     names = " and ".join(path.name for path in parts.values())
     if split is None:

@@ -28,8 +28,10 @@ def open_source(
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
                     `python -m tools.prepare_imagenet` writes
     digits          1,797 handwritten digits, 16x16, inside the package
-    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; see `labels_by_name`
+    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
+                    alone; see `labels_by_name`
     csv:FILE        see `open_csv`; paths relative to FILE
+    PATH            an existing folder or .csv file, without the word before it
 
     name: one of these
     split: "train" or "val"
@@ -50,6 +52,7 @@ def open_source(
     another than as text where a model's classes have to agree with it.
     """
     one_of("split", split, SPLITS)
+    name = full_name(name)
     kind, _, path = name.partition(":")
     path = os.path.expanduser(path)
     if name == "imagenet2012":
@@ -62,10 +65,8 @@ def open_source(
         return open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
     hint = ""
-    if os.path.isdir(path):
-        hint = f"did you mean folder:{name}?"
-    elif os.path.isfile(path):
-        hint = f"did you mean csv:{name}?"
+    if os.path.isfile(path):
+        hint = "name images in a table, or in a folder for each class"
     raise InputError(
         field="config.data.name",
         value=name,
@@ -74,12 +75,24 @@ def open_source(
     )
 
 
+def full_name(name: str) -> str:
+    """The name of data: "folder:PATH" of an existing folder, "csv:FILE" of a table."""
+    path = os.path.expanduser(name)
+    if name in NAMES:
+        return name
+    if os.path.isdir(path):
+        return f"folder:{name}"
+    if os.path.isfile(path) and path.lower().endswith(".csv"):
+        return f"csv:{name}"
+    return name
+
+
 def check_found(name: str):
     """Raise InputError, as `open_source`, where a command's --data are not there.
 
     ImageNet's files are in a folder that the name does not say: they are not looked at.
     """
-    kind, _, path = name.partition(":")
+    kind, _, path = full_name(name).partition(":")
     has_path = kind in ("folder", "csv") and path
     there = has_path and os.path.exists(os.path.expanduser(path))
     if not there and name not in ("imagenet2012", "digits"):
@@ -91,7 +104,7 @@ def check_found(name: str):
 
 def own_files(name: str) -> list[str]:
     """Files of the data `name`, apart from images, that must not be overwritten."""
-    kind, _, path = name.partition(":")
+    kind, _, path = full_name(name).partition(":")
     if kind != "csv":
         return []
     return [os.path.expanduser(path)]

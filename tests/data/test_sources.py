@@ -127,6 +127,41 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2
 
 
+def test_test_images_may_be_folders_of_classes_alone(folder):
+    """As ImageNet's are unpacked; named by the folder, with or without its kind."""
+    within = open_source(f"folder:{folder}", "val", num_classes=2)
+    for name in (f"folder:{folder}/val", f"{folder}/val", f"{folder}/val/"):
+        alone = open_source(name, "val", num_classes=2)
+        names = [os.path.normpath(alone.name(index)) for index in range(len(alone))]
+        assert names == [within.name(index) for index in range(len(within))]
+        assert labels_of(alone) == labels_of(within) == [0, 1]
+        assert alone.class_names == within.class_names == ("ant", "zebra")
+    with refused(f"folder {folder}/val/train", None, "cannot be read"):
+        open_source(f"{folder}/val", "train")
+
+
+@pytest.mark.parametrize("tested", ["val", "validation", "Valid", "test"])
+def test_splits_may_have_other_names(folder, tested):
+    (folder / "val").rename(folder / tested)
+    (folder / "train").rename(folder / "training")
+    for split, images in (("train", 6), ("val", 2)):
+        assert len(open_source(str(folder), split, num_classes=2)) == images
+    assert len(open_source(str(folder), "val", labeled=False)) == 2
+    shutil.rmtree(folder / "training")
+    assert len(open_source(str(folder), "val")) == 2
+
+
+def test_photographs_without_classes_cannot_be_tested_on(folder):
+    with refused(f"folder {folder}/val/ant", None, "no folders of classes"):
+        open_source(f"{folder}/val/ant", "val")
+
+
+def test_a_table_is_known_by_its_ending(table, monkeypatch):
+    assert labels_of(open_source(str(table), "val")) == [4, 0]
+    monkeypatch.chdir(table.parent)
+    assert labels_of(open_source("labels.csv", "val")) == [4, 0]
+
+
 def test_csv_reads_rows_in_order_and_sources_name_their_classes(table, folder):
     source = open_source(f"csv:{table}", "val", num_classes=5)
     assert labels_of(source) == [4, 0]
