@@ -32,7 +32,7 @@ class CheckedFields:
             if convert is None:
                 continue
             try:
-                value = convert(getattr(self, field.name))
+                value = convert(plain(getattr(self, field.name)))
             except InputError as error:  # about a part of it
                 raise error.inside(self.path(field.name)) from error
             except (ValueError, OverflowError):  # an integer beyond all floats
@@ -96,6 +96,11 @@ def from_dict(cls, value):
     return value
 
 
+def plain(value: Any) -> Any:
+    """A number or list of Python for an array of any library, and for its scalars."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def is_number(value) -> bool:
     """Whether it is a real number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -155,31 +160,35 @@ def rate(default=REQUIRED, training=False):
 
 
 def share():
-    """A share of the dense model's cost, above 0 and below 1, that must be given."""
-    allowed = "numbers above 0 and below 1, such as 0.5 for half of the MACs"
+    """A share of the dense model's cost, above 0 and up to 1, that must be given.
+
+    A text such as "50%" is one, too.
+    """
+    allowed = "numbers above 0 and up to 1, such as 0.5 for half of the MACs"
 
     def convert(value):
-        number = round(float(value), 6) if is_number(value) else math.nan
-        if 0 < number < 1:
+        found = number_in(value) if isinstance(value, str) else value
+        number = round(float(found), 6) if is_number(found) else math.nan
+        if 0 < number <= 1:
             return number
         problem = "is missing" if value is None else ""
-        meant = share_meant(value)
-        hint = "" if meant is None else f"did you mean {meant:g}?"
+        hint = ""
+        if 10 <= number < 100:  # which may be a number of tokens, too
+            hint = f"did you mean {number / 100:g}?"
         raise InputError(problem, value=value, allowed=allowed, hint=hint)
 
     return checked(None, convert, allowed)
 
 
-def share_meant(value) -> float | None:
-    """The share 0.5 that 50, "50%" or "0.5" stands for; None: there is none."""
-    text = str(value).strip()
+def number_in(text: str) -> float | None:
+    """The number that a text says: .5 of "0.5" and of "50%"; None: it says none."""
+    text = text.strip()
     try:
-        number = float(text.removesuffix("%"))
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return float(text)
     except ValueError:
         return None
-    if number >= 10 or text.endswith("%"):
-        number /= 100
-    return number if 0 < number < 1 else None
 
 
 def weight(default=REQUIRED, training=False):
@@ -226,8 +235,6 @@ def several(default, each, allowed, length=None):
     """
 
     def convert(value):
-        if hasattr(value, "tolist"):
-            value = value.tolist()
         fits = isinstance(value, tuple | list) and length in (None, len(value))
         return tuple(map(each.metadata["convert"], _require(fits, value)))
 

@@ -5,14 +5,16 @@ import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Mapping
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import is_integer, is_number
+from imagepiece_jax.common.fields import is_integer, is_number, plain
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.recommended import recommendation
 from imagepiece_jax.reduction.settings import (
+    DENSE,
     LABEL,
     as_fields,
     cost_label,
@@ -21,7 +23,6 @@ from imagepiece_jax.reduction.settings import (
     split_reduction,
     with_defaults,
 )
-from imagepiece_jax.reduction.sweep_text import parse_label
 
 TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -41,7 +42,7 @@ def fields_to_note(reduction, method, model, grid, name):
     text = reduction[LABEL]
     own = with_defaults(fields)
     try:
-        wanted = with_defaults(fields_at_cost(parse_label(text), model, grid, name))
+        wanted = with_defaults(fields_at_cost(text, model, grid, name))
     except InputError:
         return fields
     return {**fields, LABEL: text} if wanted == own else fields
@@ -51,7 +52,7 @@ def fields_at_cost(reduction, model, grid, name=None, tolerance=TOLERANCE):
     """A reduction as a dict, with counts of tokens in place of its cost, `macs`.
 
     It keeps the text that asked for it as its label. In place of "auto" it is the
-    recommended method, and a line on stderr says so.
+    recommended method.
 
     model: a ViT of the model's sizes, with any plan
     reduction, grid, name: as for `config.with_plan`
@@ -60,9 +61,9 @@ def fields_at_cost(reduction, model, grid, name=None, tolerance=TOLERANCE):
     """
     try:
         method, _ = read_reduction(reduction)
-        found = method_at_cost(method, model, grid, name, tolerance)
+        _, found = chosen_with_counts(method, model, grid, name, tolerance)
     except InputError as error:
-        if is_number(reduction):
+        if is_number(plain(reduction)):
             raise error.renamed({"reduction.macs": "reduction"}) from error
         raise
     return _with_counts(as_fields(reduction), found, model, grid, name)
@@ -109,18 +110,37 @@ def with_chosen(reduction, model, grid, name=None):
     return fields
 
 
-def method_at_cost(method, model, grid, name=None, tolerance=TOLERANCE):
+def method_at_cost(method, model, grid, name=None):
     """A Method with counts of tokens in place of its cost.
 
     In place of "auto" it is the recommended method, and a line on stderr says so.
     Arguments are those of `fields_at_cost`.
     """
-    chosen, found = chosen_with_counts(method, model, grid, name, tolerance)
-    if chosen is not method and parallel.is_main():
+    chosen, found = chosen_with_counts(method, model, grid, name)
+    if chosen is not method:
+        planned = model.clone(plan=model.plan_of(found, grid))
         text = recommendation(model.facts_for_methods(grid, name)).text
-        line = _recommendation_line(text, found, model, grid)
-        print(line, file=sys.stderr, flush=True)
+        _print_plan(text, planned, grid)
     return found
+
+
+def say(reduction, model, grid, name=None):
+    """Print counts and cost of a reduction in short, a number or a text, on stderr.
+
+    Of dicts it prints those that leave the method open.
+
+    reduction: as a caller gave it
+    model: a ViT with its plan
+    grid, name: as for `config.with_plan`
+    """
+    asked = as_fields(reduction)["name"]
+    is_open = asked == methods.AUTO
+    if asked == DENSE["name"] or (isinstance(reduction, Mapping) and not is_open):
+        return
+    text = asked
+    if is_open:
+        text = recommendation(model.facts_for_methods(grid, name)).text
+    _print_plan(text, model, grid)
 
 
 def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
@@ -139,19 +159,34 @@ def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
     return chosen, found
 
 
-def _recommendation_line(text, method, model, grid):
-    """A line such as "most attended in blocks 3, 6, 9; counts 120, 73, 45".
+def _print_plan(text, model, grid):
+    """Print "most attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
 
-    text: the recommendation's
-    method: the recommended one, with counts of tokens
+    text: the method, in words
     """
-    layers = model.plan_of(method, grid)
-    left = {i: layer.counts.n_out for i, layer in enumerate(layers) if layer.counts}
-    if not left:
-        return f"{text}: all tokens stay at this cost"
-    blocks = f"blocks {', '.join(map(str, left))}"
-    where = "every block" if len(left) == model.depth else blocks
-    return f"{text} in {where}; counts {', '.join(map(str, left.values()))}"
+    if not parallel.is_main():
+        return
+    left = {}
+    for block, layer in enumerate(model.plan):
+        if layer.counts:
+            left[block] = layer.counts.n_out
+    line = f"{text}: all tokens stay at this cost"
+    if left:
+        blocks = "block" if len(left) == 1 else "blocks"
+        where = f"{blocks} {', '.join(map(str, left))}"
+        if len(left) == model.depth:
+            where = "every block"
+        counts = ", ".join(map(str, left.values()))
+        share = _share(model.plan, model, grid)
+        line = f"{text} in {where}; counts {counts}; {share:.2f} of the MACs"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _share(plan, model, grid):
+    """The MACs with a plan, as a share of the dense model's."""
+    size = tuple(side * model.patch_size for side in grid)
+    dense = model.clone(plan=model.plan_of(methods.create(), grid))
+    return model_macs(model.clone(plan=plan), size) / model_macs(dense, size)
 
 
 def _counts(method, model, grid):
@@ -167,13 +202,11 @@ def _at_cost(method, model, grid, tolerance=TOLERANCE):
     tolerance: the largest difference between the two
     Raises InputError where no strength is so near.
     """
-    size = tuple(side * model.patch_size for side in grid)
-    dense = model_macs(model.clone(plan=model.plan_of(methods.create(), grid)), size)
     tried = []
 
     def try_strength(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
-        macs = model_macs(model.clone(plan=model.plan_of(found, grid)), size) / dense
+        macs = _share(model.plan_of(found, grid), model, grid)
         tried.append((abs(macs - method.macs), macs, found))
         return macs
 
@@ -183,14 +216,16 @@ def _at_cost(method, model, grid, tolerance=TOLERANCE):
         try_strength(1.0)
     _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
     miss, macs, found = min(tried, key=lambda trial: trial[0])
-    if miss > tolerance and error:
+    if miss <= tolerance:
+        return found
+    if error:
         raise error
-    if miss > tolerance:
-        name = methods.name_of(method)
-        problem = f"is {method.macs:g}, but the nearest cost of {name!r} is {macs:.3f}"
-        limit = f"costs within {tolerance:g} of one that it reaches"
-        method.refuse("macs", limit, problem)
-    return found
+    name = methods.name_of(method)
+    problem = f"is {method.macs:g}, but the nearest cost of {name!r} is {macs:.3f}"
+    limit = f"costs within {tolerance:g} of one that it reaches"
+    if macs == min(share for _, share, _ in tried):
+        limit = f"{macs:.3f}, the lowest, to 1"
+    method.refuse("macs", limit, problem)
 
 
 def ending_at(tokens, method, model, grid):

@@ -302,9 +302,21 @@ class ModelConfig(CheckedFields):
         if fields.get("macs") is None:
             return fields
         model = self.create()
-        size = self._all_fields["image_size"]
-        grid = patch_grid(size, model.patch_size, cut=True)
+        grid = self._grid(model)
         return at_cost.fields_at_cost(reduction, model, grid, self.name, tolerance)
+
+    def create_at_cost(self, reduction: Reduction) -> ViT:
+        """The ViT of a reduction as a caller gave it, which may have a cost (`macs`).
+
+        A line on stderr says what a number or a text stands for (`at_cost.say`).
+        """
+        model = self.create(self.reduction_at_cost(reduction))
+        at_cost.say(reduction, model, self._grid(model), self.name)
+        return model
+
+    def _grid(self, model):
+        size = self._all_fields["image_size"]
+        return patch_grid(size, model.patch_size, cut=True)
 
 
 def with_plan(
@@ -382,7 +394,7 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
     """
     check_names(changes, ["reduction", *ModelConfig.names()])
     config = ModelConfig.from_fields({"name": name, **changes})
-    return config.create(config.reduction_at_cost(reduction))
+    return config.create_at_cost(reduction)
 
 
 def in_config(error: InputError) -> InputError:

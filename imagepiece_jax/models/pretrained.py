@@ -17,8 +17,7 @@ from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import convert, positions
-from imagepiece_jax.models.at_cost import fields_at_cost
+from imagepiece_jax.models import at_cost, convert, positions
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
@@ -169,7 +168,8 @@ class Pretrained:
         # Short: the model's own goes on for pages.
         return (
             f"<Pretrained {self.name or 'ViT'}: {self.label}, images of "
-            f"{size_text(self.image_size)}, {self.model.num_classes} classes>"
+            f"{size_text(self.image_size)}, {self.model.num_classes} classes, "
+            f"{self.gmacs:.3g} GMACs>"
         )
 
     @property
@@ -303,6 +303,7 @@ class Pretrained:
             seed for one whose selectors the weights lack.
         """
         model = self.model_with(self.reduction_at_cost(reduction))
+        at_cost.say(reduction, model, self._grid, self.name)
         vit = self._with_model(model, self.variables["params"], seed)
         vit.warn_of_recovery(stacklevel=3)  # behind short_traceback
         return vit
@@ -400,7 +401,7 @@ class Pretrained:
 
     def reduction_at_cost(self, reduction: Reduction) -> Mapping[str, Any]:
         """A reduction as a dict, with counts of tokens in place of its cost, `macs`."""
-        return fields_at_cost(reduction, self.model, self._grid, self.name)
+        return at_cost.fields_at_cost(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""

@@ -197,7 +197,7 @@ def _create(source, config, reduction, prop_attn):
         if prop_attn is not None:
             reduction = {**reduction, "prop_attn": prop_attn}
     try:
-        return config.create(config.reduction_at_cost(reduction))
+        return config.create_at_cost(reduction)
     except InputError as error:
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise

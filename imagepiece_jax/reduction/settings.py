@@ -4,10 +4,11 @@ Unknown names and fields are found by `methods.create`. A reduction whose tokens
 found for a cost also has a `label`: the text that asked for it, "tome macs=0.5".
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.fields import is_number
+from imagepiece_jax.common.fields import is_number, literal, number_in, plain
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
@@ -32,7 +33,7 @@ def with_defaults(reduction):
 
 def differences(reduction, base=None):
     """The fields of `reduction` that differ from `base`, or the method's defaults."""
-    base = with_defaults(base or {"name": reduction["name"]})
+    base = with_defaults(base or {"name": as_fields(reduction)["name"]})
     found = {}
     for field, value in with_defaults(reduction).items():
         if field == "name" or value != base.get(field):
@@ -74,9 +75,10 @@ def with_cost(reduction, macs):
     Fields that have no effect beside a cost, a list of counts and the label are left
     out.
     """
-    method = methods.METHODS.get(reduction["name"], Method)  # "auto" has no fields
+    asked = as_fields(reduction)
+    method = methods.METHODS.get(asked["name"], Method)  # "auto" has no fields
     fields = {}
-    for field, value in reduction.items():
+    for field, value in asked.items():
         is_list = field == "counts" and not isinstance(value, str)
         if field not in (LABEL, *method.found_for_macs) and not is_list:
             fields[field] = value
@@ -125,16 +127,26 @@ def fields_of_method(method):
 def as_fields(reduction):
     """A reduction as a dict of a name and fields.
 
-    reduction: such a dict; a method's name; a share of the dense model's MACs, which
-        the recommended method gets; None: the dense model
+    reduction: such a dict; a share of the dense model's MACs, which the recommended
+        method gets, also as "50%" or {"macs": 0.5}; a method's name, in any spelling; a
+        name and fields in a text, as --sweep has them, "tome:r=8", or as a label; None:
+        the dense model
     Raises InputError for anything else.
     """
     if reduction is None:
         return DENSE
     if isinstance(reduction, str):
-        return {"name": reduction}
-    if is_number(reduction):
-        return {"name": methods.AUTO, "macs": reduction}
+        share = number_in(reduction)
+        if share is not None:
+            return as_fields(share)
+        try:
+            texts = split_text(reduction)
+        except InputError as error:
+            raise error.inside("reduction") from error
+        name = texts.pop("name")
+        return {"name": name} | {field: literal(text) for field, text in texts.items()}
+    if is_number(plain(reduction)):
+        return {"name": methods.AUTO, "macs": plain(reduction)}
     mapping = isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction):
         raise InputError(
@@ -145,6 +157,8 @@ def as_fields(reduction):
                 'name and fields: {"name": "evit", "keep_rate": 0.7}'
             ),
         )
+    if "name" not in reduction and "macs" in reduction:
+        reduction = {"name": methods.AUTO, **reduction}
     if "name" not in reduction:
         raise InputError(
             f"is {dict(reduction)!r}, which has no name",
@@ -152,7 +166,39 @@ def as_fields(reduction):
             value=reduction,
             hint=f"the names are {', '.join(methods.names())}",
         )
+    if isinstance(reduction["name"], str):
+        return {**reduction, "name": methods.spelled(reduction["name"])}
     return reduction
+
+
+def split_text(text):
+    """{field: text of its value} of "tome:r=8" or "tome r=8", the name first.
+
+    "tome=0.5" is "tome:macs=0.5".
+    Raises InputError for a part without a value, and for a field that is there twice.
+    """
+    # A label has blanks between its fields, and inside of tuples.
+    name, *parts = re.split(r":|\s+(?=\w+=)", text.strip())
+    name, equals, share = name.partition("=")
+    found = {"name": methods.spelled(name)}
+    if equals:
+        parts.insert(0, f"macs={share}")
+    for part in parts:
+        field, _, value = part.partition("=")
+        if not value:
+            raise InputError(
+                f"has {part!r}",
+                value=part,
+                allowed="FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7",
+            )
+        if field in found:
+            raise InputError(
+                f"has {field} twice",
+                value=field,
+                allowed=f"one list, such as {field}=V1,V2",
+            )
+        found[field] = value
+    return found
 
 
 def split_reduction(reduction, prop_attn=None):

@@ -7,7 +7,12 @@ import re
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.settings import label, split_reduction, with_defaults
+from imagepiece_jax.reduction.settings import (
+    label,
+    split_reduction,
+    split_text,
+    with_defaults,
+)
 
 COMMA = r",(?![^(\[]*[)\]])"  # outside of brackets, which hold no others
 
@@ -16,31 +21,18 @@ def parse_sweep(text):
     """Reductions of a --sweep, dicts of a name and fields, one for each combination.
 
     text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
-        without quotes; a method without fields is one reduction
+        without quotes; "METHOD=V1,V2" for costs; a method without fields is one
+        reduction
     Raises InputError for what cannot be read, and for a field that the method does not
     have or that changes only training.
     """
-    name, *parts = text.split(":")
-    names = ["name"]
-    choices = [[name]]
-    for part in parts:
-        field, equals, values = part.partition("=")
-        if not equals or not values:
-            raise InputError(
-                f"has {part!r}",
-                value=part,
-                allowed="FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7",
-            )
-        if field in names:
-            raise InputError(
-                f"has {field} twice",
-                value=field,
-                allowed=f"one list, such as {field}=V1,V2",
-            )
-        names.append(field)
+    fields = split_text(text)
+    name = fields["name"]
+    choices = []
+    for values in fields.values():
         choices.append([*map(literal, re.split(COMMA, values))])
     combinations = itertools.product(*choices)
-    reductions = [dict(zip(names, values, strict=True)) for values in combinations]
+    reductions = [dict(zip(fields, values, strict=True)) for values in combinations]
     if name == methods.AUTO:
         raise InputError(
             f"names {name!r}, which is not a method",
@@ -56,12 +48,12 @@ def parse_sweep(text):
                 hint=f"did you mean {similar}?",
             )
     for reduction in reductions:
-        fields, _ = split_reduction(reduction)
-        every = dataclasses.fields(methods.create(**fields))
+        own, _ = split_reduction(reduction)
+        every = dataclasses.fields(methods.create(**own))
         allowed = [f.name for f in every if not f.metadata.get("training")]
         allowed.append("prop_attn")
-        for field in names[1:]:
-            if field not in allowed:
+        for field in reduction:
+            if field not in ("name", *allowed):
                 raise InputError(
                     f"has {field}, which only training reads",
                     value=field,

@@ -17,7 +17,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.save import save
 from imagepiece_jax.reduction import schedules, settings
-from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods import METHODS, create
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from tests.models import tiny
@@ -132,11 +132,14 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
         changed = {field: other[field]}
         is_same = scaled(**changed) == scaled()
         assert is_same == (field in kind.found_for_macs), field
-        if field in kind.found_for_macs:
-            with refused(field, other[field], "but macs says how many tokens stay"):
-                kind(macs=0.5, **changed)
-        else:
-            assert kind(macs=0.5, **changed).macs == 0.5
+        for value in (other[field], getattr(kind(), field)):  # the default, too
+            typed = {"macs": 0.5, field: value}
+            if field not in kind.found_for_macs:
+                assert create(name, **typed).macs == 0.5
+                continue
+            with refused(field, value, "but macs says how many tokens stay"):
+                create(name, **typed)
+            assert create(name, **typed | {"macs": None}) == kind(**{field: value})
 
 
 def test_a_schedule_that_names_no_block_of_the_model():
@@ -236,7 +239,6 @@ def test_a_cost_without_a_method_names_what_is_missing(fields):
     "fields, label",
     [
         ({"name": "tome", "macs": 0.7}, "tome macs=0.7"),
-        ({"name": "tome", "macs": 0.7, "r": 13}, "tome macs=0.7"),
         ({"name": "tome", "macs": 0.7, "counts": "stages-1-2"}, None),
         ({"name": "evit", "macs": 0.7, "blocks": (1, 2)}, "evit blocks=(1,2) macs=0.7"),
         ({"name": "diffrate", "macs": 0.7}, "diffrate macs=0.7"),

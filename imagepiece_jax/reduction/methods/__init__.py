@@ -3,8 +3,9 @@
 import collections
 import dataclasses
 import importlib
+import re
 
-from imagepiece_jax.common.fields import share_meant
+from imagepiece_jax.common.fields import number_in
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
@@ -84,6 +85,16 @@ def names() -> list[str]:
     return sorted([*METHODS, AUTO])
 
 
+def spelled(name: str) -> str:
+    """The name that METHODS has of a method: of "ToMe" and "token-learner", too.
+
+    "dense", as labels call it, is "none". A name of no method stays as it is.
+    """
+    known = {each.replace("_", ""): each for each in names()}
+    known["dense"] = "none"
+    return known.get(re.sub(r"[\W_]", "", name.lower()), name)
+
+
 def name_of(method: Method) -> str:
     """The name of a method; "none" for one that is not in METHODS."""
     kind = type(method)
@@ -99,12 +110,10 @@ def create(name: str = "none", **fields) -> Method:
     Raises InputError for an unknown name, field or value.
     """
     if name not in names():  # a list as a name has no hash
-        word = str(name).lower().replace("-", "_")
         listed = f"the methods are {', '.join(names())}"
-        hint = suggestion(word, names(), listed)
-        if (meant := share_meant(name)) is not None:
-            hint = f"did you mean the name 'auto' with macs={meant:g} "
-            hint += f"(in Python, the number {meant:g})?"
+        hint = suggestion(str(name).lower(), names(), listed)
+        if (share := number_in(str(name))) is not None:
+            hint = f"did you mean the name 'auto' with macs={share:g}?"
         raise InputError(field="name", value=name, hint=hint)
     kind = _imported("recommended", "Recommended") if name == AUTO else METHODS[name]
     contract.check_method(kind, Method)
@@ -123,4 +132,6 @@ def create(name: str = "none", **fields) -> Method:
                 value=field,
                 hint=hint,
             )
-    return kind(**fields)
+    method = kind(**fields)
+    method.check_typed(fields)
+    return method

@@ -74,7 +74,7 @@ class Method(fields.CheckedFields):
     _: dataclasses.KW_ONLY
     # Cost as a share of the dense model's MACs. `models.at_cost` finds the strength of
     # the schedule, in `counts` or the method's own, whose cost is nearest.
-    macs: float | None = fields.optional(fields.number(above=0, most=1))
+    macs: float | None = fields.optional(fields.share())
     # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = fields.optional(
         fields.checked(None, schedules.parse, schedules.ALLOWED)
@@ -84,8 +84,6 @@ class Method(fields.CheckedFields):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.macs is not None:
-            self._check_defaults("found_for_macs", beside="macs")
         if self.counts is None:
             return
         is_schedule = isinstance(self.counts, str)
@@ -96,7 +94,26 @@ class Method(fields.CheckedFields):
         if not is_schedule and self.macs is not None:
             problem = f"is {self.counts!r}, which says what it costs"
             self.refuse("counts", allowed, problem)
-        self._check_defaults("amounts", beside="counts")
+        for name, usual in self._defaults("amounts").items():
+            if getattr(self, name) != usual:
+                self._refuse_beside(name, "counts")
+
+    def check_typed(self, typed):
+        """Raise InputError for a typed field that is found for the cost `macs`.
+
+        typed: names of fields, also of those with their default
+        """
+        if self.macs is None:
+            return
+        for name in self._defaults("found_for_macs"):
+            if name in typed:
+                self._refuse_beside(name, "macs")
+
+    def _refuse_beside(self, name, other):
+        """Raise InputError for a field: `other` says how many tokens stay."""
+        value = getattr(self, name)
+        problem = f"is {value!r}, but {other} says how many tokens stay"
+        super().refuse(name, f"one of them, as with {other}=None", problem)
 
     def refuse(self, field, allowed="", problem="", hint=""):
         """Raise InputError for the value of a field, which may be the default."""
@@ -106,18 +123,6 @@ class Method(fields.CheckedFields):
         if value is not None and is_usual and not hint:
             hint = f"{value!r} is the default of {type(self).__name__}"
         super().refuse(field, allowed, problem, hint)
-
-    def _check_defaults(self, listed, beside):
-        """Raise InputError for the first listed field that is not its default.
-
-        listed: "amounts" or "found_for_macs"
-        beside: the field that says how many tokens stay in their place
-        """
-        for name, usual in self._defaults(listed).items():
-            value = getattr(self, name)
-            if value != usual:
-                problem = f"is {value!r}, but {beside} says how many tokens stay"
-                self.refuse(name, f"one of them, as with {beside}=None", problem)
 
     def _defaults(self, listed):
         """{name: default} of the fields that `amounts` or `found_for_macs` lists.

@@ -62,7 +62,7 @@ class Recommended(Method):
     amounts = ()
 
     _: dataclasses.KW_ONLY
-    macs: float | None = fields.share()
+    macs: float = fields.share()
 
     def chosen(self, model):
         method = recommendation(model)
