@@ -1,8 +1,8 @@
 """Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
-`load` returns a `Pretrained`, which `optimize`, `Predictor`, `features` and `save`
-take; `create_model` makes a model without weights. Each name is imported on first
-access, so that `import imagepiece_jax` costs nothing.
+`load` returns a `Pretrained`, which `recover`, `optimize`, `Predictor`, `features`,
+`save` and `export` take; `create_model` makes a model without weights. Each name is
+imported on first access, so that `import imagepiece_jax` costs nothing.
 """
 
 import importlib
@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
     from imagepiece_jax.errors import InputError, RunError
+    from imagepiece_jax.inference.export import export
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
@@ -24,8 +25,8 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.training.recover import recover
 
 __all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "RunError"]
-__all__ += ["create_model", "features", "load", "normalize", "optimize"]
-__all__ += ["recover", "save"]
+__all__ += ["create_model", "export", "features", "load", "normalize"]
+__all__ += ["optimize", "recover", "save"]
 
 _HOMES = {
     "InputError": "errors",
@@ -34,6 +35,7 @@ _HOMES = {
     "Pretrained": "models.pretrained",
     "RunError": "errors",
     "create_model": "models.config",
+    "export": "inference.export",
     "features": "inference.features",
     "load": "pretrained.load",
     "normalize": "data.normalize",

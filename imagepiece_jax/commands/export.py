@@ -1,8 +1,8 @@
 """Export of a model with its weights as one file, for JAX or as ONNX.
 
 python -m imagepiece_jax export --weights WORKDIR --out model.jax
-python -m imagepiece_jax export --format onnx --config configs/deit_s_imagepiece.py \\
-    --weights FILE --out model.onnx
+python -m imagepiece_jax export --config configs/deit_s_imagepiece.py --weights FILE \\
+    --out model.onnx
 
 A run determines its model, a file its sizes: see `evaluate`. The program takes any
 batch size, unless --batch fixes it, and images normalized as FILE.json, beside it,
@@ -18,19 +18,13 @@ and flatbuffers, and neither this package nor Flax. JAX promises to read it for 
 months; ONNX lasts longer. docs/inference.md has code that runs it.
 """
 
-import dataclasses
-import pathlib
-
 from imagepiece_jax import cli
-from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.common.files import check_writable, replace_file, write_json
-from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
 OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
-FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
+FORMAT = cli.choice("format", None, ("jax", "onnx"), "default: by the ending of --out")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 OUTPUT = cli.choice(
@@ -45,85 +39,48 @@ FILL = cli.choice(
 )
 TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
-WRITERS = {"jax": "flatbuffers", "onnx": "onnx"}  # which write a format
+# Arguments of `imagepiece_jax.export` by their flags, where the names differ.
+NAMES = {"batch_size": "--batch", "reduction": "config.reduction"}
+NAMES |= flags_of("out", "format", "output", "layers", "norm", "fill", "tokens")
 
 
 def main():
     typed = MODEL()
     # These import JAX, which --help and a mistyped flag need not wait for.
-    import jax.numpy as jnp
-
-    from imagepiece_jax.common import xla_options
-    from imagepiece_jax.inference import jax_export, onnx_model
-    from imagepiece_jax.inference.onnx_graph import stored_dtype
-    from imagepiece_jax.inference.program_outputs import ProgramOutputs
-    from imagepiece_jax.pretrained.runs import own_files
+    from imagepiece_jax.inference.export import checked_file, export
+    from imagepiece_jax.inference.jax_export import read_facts
     from imagepiece_jax.pretrained.with_config import load_with_config
 
-    out = pathlib.Path(cli.required(OUT))
-    form = FORMAT.value
-    if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
-        raise InputError(
-            f"{out} ends in {out.suffix}, but --format is {form}",
-            field="--out",
-            value=str(out),
-            allowed=f"--format {out.suffix[1:]}, or another name",
-        )
-    facts_file = jax_export.facts_file(out)
-    for file in (out, facts_file):
-        check_writable("--out", file, own_files(typed["path"]))
-    extras.check(f"--format {form}", WRITERS[form])
-    config, vit = load_with_config(**typed)
-    _check_taken(config.model, form)
-    model = vit.model.clone(backend="xla", kernels=None)  # which run on both
-    if form == "onnx":
-        model = model.clone(dtype=jnp.dtype("float32"))
-    vit = dataclasses.replace(vit, model=model)
-    xla_options.check_dtype(model.dtype.name, "cpu")
-    config.model.attention = "xla"
-    config.model.kernels = "plain"
-    options = {
-        "output": OUTPUT.value,
-        "tokens": TOKENS.value,
-        "layers": literal(LAYERS.value),
-        "norm": NORM.value,
-        "fill": FILL.value,
-    }
+    out = cli.required(OUT)
     try:
-        outputs = ProgramOutputs(vit, **options)
-        if form == "onnx":  # before a sentence that asks for a batch size
-            onnx_model.check_has_graph(vit, outputs.model)
-        images = jax_export.exported_images(
-            vit, BATCH.value, PIXELS.value, TOKENS.value
+        _, form = checked_file(out, FORMAT.value, typed["path"])
+        config, vit = load_with_config(**typed)
+        _check_taken(config.model, form)
+        out = export(
+            vit,
+            out,
+            format=form,
+            batch_size=BATCH.value,
+            pixels=PIXELS.value,
+            output=OUTPUT.value,
+            layers=literal(LAYERS.value),
+            norm=NORM.value,
+            fill=FILL.value,
+            tokens=TOKENS.value,
         )
     except InputError as error:
-        raise error.renamed(flags_of(*options)) from error
-    options.update(batch_size=BATCH.value, pixels=PIXELS.value)
-    earlier_weights = jax_export.read_facts(out).get("external_data")
-    with working(f"exporting the model as {form}"):
-        if form == "onnx":
-            program = onnx_model.onnx_model(vit, **options)
-            facts = jax_export.program_facts(vit, config, images, outputs, stored_dtype)
-            facts["opset"] = onnx_model.OPSET
-            weights_file = onnx_model.write_onnx(out, program)
-            runs = f"ONNX opset {onnx_model.OPSET}"
-        else:
-            program = jax_export.serialized(vit, **options)
-            facts = jax_export.program_facts(vit, config, images, outputs)
-            facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
-            replace_file(out, program)
-            weights_file = None
-            runs = f"for {' and '.join(jax_export.PLATFORMS)}"
+        raise error.renamed(NAMES) from error
+    facts = read_facts(out)
     files = [out]
-    if weights_file is not None:
-        facts["external_data"] = weights_file.name
-        files.append(weights_file)
-    write_json(facts_file, facts)
-    onnx_model.remove_weights(out, earlier_weights, weights_file)
+    runs = f"for {' and '.join(facts.get('platforms', ()))}"
+    if form == "onnx":
+        runs = f"ONNX opset {facts['opset']}"
+    if "external_data" in facts:
+        files.append(out.with_name(facts["external_data"]))
     size = sum(file.stat().st_size for file in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
-        f"{facts['gmacs']:.3f} GMACs an image, {runs}; {facts_file.name} describes "
+        f"{facts['gmacs']:.3f} GMACs an image, {runs}; {out.name}.json describes "
         "input and output"
     )
 

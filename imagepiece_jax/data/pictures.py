@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import decode
+from imagepiece_jax.data import decode, image_files
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.errors import InputError
 
@@ -42,6 +42,14 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         except InputError as error:
             raise error.inside(place=name_of(image)) from error
     return np.stack(pixels)
+
+
+def of_folder(images):
+    """The files of a folder (`image_files.find_images`); anything else as it is."""
+    if not isinstance(images, str | os.PathLike):
+        return images
+    path = os.path.expanduser(images)
+    return image_files.find_images([path]) if os.path.isdir(path) else images
 
 
 def name_of(image) -> str:

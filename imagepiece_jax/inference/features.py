@@ -33,6 +33,7 @@ from imagepiece_jax.reduction.tokens import DROPPED
 
 # What a dropped patch gets: see `features`.
 FILLS = ("nearest", "last", "zero", "class")
+BATCH = 64  # files that are computed at a time
 
 
 class Layer(NamedTuple):
@@ -75,8 +76,9 @@ def features(
     The first call with a setting compiles a program, which later calls run.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-        which is normalized here; or one image or several as `Predictor` takes them
-        (paths, PIL images, ..), which `vit.preprocessing` crops
+        which is normalized here; or one image, several or a folder as `Predictor` takes
+        them (paths, PIL images, ..), which `vit.preprocessing` crops. More files than
+        64 are computed in batches, and their features are NumPy arrays
     layers: number of last blocks, or indices of blocks from 0
     norm: whether the final norm is applied to the features of `layers`
     reshape: whether patches are returned as a grid, or else as a list
@@ -89,6 +91,11 @@ def features(
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     check_pretrained(vit)
+    images = pictures.of_folder(images)
+    if _are_many_files(images):
+        options = {"layers": layers, "norm": norm, "reshape": reshape}
+        options |= {"fill": fill, "tokens": tokens}
+        return _in_batches(vit, [*images], options)
     model = vit.model_with_tokens(tokens)
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
@@ -110,6 +117,26 @@ def features(
     except errors.FlaxError:
         check_variables(model, vit.variables, size)
         raise
+
+
+def _are_many_files(images):
+    """Whether images are a list of more files than a batch has."""
+    is_long = isinstance(images, list | tuple) and len(images) > BATCH
+    return is_long and all(map(pictures.name_of, images))
+
+
+def _in_batches(vit, files, options):
+    """Features of files, as NumPy arrays; the last batch is filled with its last file.
+
+    options: arguments of `features`
+    """
+    count = len(files)
+    files += files[-1:] * (-count % BATCH)
+    found = []
+    for start in range(0, count, BATCH):
+        batch = features(vit, files[start : start + BATCH], **options)
+        found.append(jax.device_get(batch))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
 
 @functools.partial(

@@ -20,6 +20,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction import settings
 
 PLATFORMS = ("cpu", "cuda")
 IMAGES = "images"  # the name of a program's input
@@ -84,9 +85,9 @@ def _too_large(model, variables):
     dtype = model.dtype.name
     needed = _weight_bytes(model, variables, dtype)
     half = _weight_bytes(model, variables, HALF)
-    hint = "export it with --format onnx"
+    hint = "export it as ONNX"
     if half < LARGEST and half < needed:
-        hint += f" or --config.model.dtype={HALF} ({half / 1e9:.2f} GB)"
+        hint += f" or in {HALF} ({half / 1e9:.2f} GB)"
     return InputError(
         f"has weights of {needed / 1e9:.2f} GB in {dtype}",
         place="the model",
@@ -120,7 +121,7 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
             f"is no program that jax {version} reads {reason}",
             place=path,
             allowed="complete files of this jax, or of one at most six months older",
-            hint="export the weights again, for longer with --format onnx",
+            hint="export the weights again, for longer as ONNX",
         ) from error
     return program
 
@@ -163,7 +164,7 @@ def exported_images(
             raise InputError(
                 f"is open, but {vit.label} draws random numbers",
                 field="batch_size",
-                allowed="a number, --batch",
+                allowed="a number",
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = (batch_size, *sides(vit.image_size), 3)
@@ -181,7 +182,6 @@ def draws(model: ViT) -> bool:
 
 def program_facts(
     vit: Pretrained,
-    config,
     images: jax.ShapeDtypeStruct,
     outputs: ProgramOutputs | None = None,
     stored: Callable[[np.dtype], np.dtype] = np.dtype,
@@ -212,6 +212,12 @@ def program_facts(
             "std": model.std,
         }
     classes_out = model.num_classes if "logits" in outputs.names else 0
+    fields = None  # of a model that someone made by hand
+    method = None
+    if vit.config is not None:
+        fields = vit.config.as_dict
+    if vit.reduction is not None:
+        method = settings.completed(vit.reduction)
     return {
         "input": entry(IMAGES, images),
         "normalization": normalization,
@@ -222,8 +228,8 @@ def program_facts(
         "problem_type": vit.problem_type if model.num_classes else None,
         "activation": activation(vit.problem_type, classes_out),
         "preprocessing": vit.preprocessing.as_json,
-        "model": config.model.to_dict(),
-        "method": config.reduction.to_dict(),
+        "model": fields,
+        "method": method,
         "dtype": model.dtype.name,
         "gmacs": model_macs(model, vit.image_size) / 1e9,
     }

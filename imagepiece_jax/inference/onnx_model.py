@@ -36,9 +36,9 @@ def check_has_graph(vit: Pretrained, model: ViT):
     if jax_export.draws(model):
         raise InputError(
             f"is {vit.label}, which draws random numbers, and has no ONNX graph",
-            field="config.reduction",
+            field="reduction",
             value=vit.label,
-            allowed="the other methods, or --format jax",
+            allowed="the other methods, or a program for JAX",
         )
 
 

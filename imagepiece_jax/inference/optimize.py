@@ -223,29 +223,30 @@ class CompileOptions(CheckedFields):
         names = [field.name for field in dataclasses.fields(cls)]
         names = [name for name in names if name not in given]
         check_names(options, [*others, *names])
-        values = {**options, **given}
-        if "batch_size" not in values:
-            raise InputError(
-                "is missing",
-                field="batch_size",
-                allowed="whole numbers of at least 1",
-            )
-        return cls(**values)
+        return cls(**options, **given)
 
 
 @short_traceback
-def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> Program:
+def optimize(
+    vit: Pretrained,
+    batch_size: int | None = None,
+    *,
+    tokens: int | None = None,
+    **options: Any,
+) -> Program:
     """Compile a trained model for one device and images of the model's size.
 
+    batch_size: number of images in a call, which is required
     tokens: number of image tokens that the program returns as a `TokenList`, in place
         of logits; see `Pretrained.model_with_tokens`
-    options: batch_size, which is required, and the other fields of `CompileOptions`:
-        dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
+    options: the other fields of `CompileOptions`: dtype, gelu, attention, kernels,
+        pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
     check_pretrained(vit)
-    options = CompileOptions.from_options(options, ["tokens"])
+    others = ["tokens", "batch_size"]
+    options = CompileOptions.from_options(options, others, batch_size=batch_size)
     return compiler(vit, options, tokens)(options.batch_size)
 
 

@@ -128,12 +128,14 @@ class Predictor:
         images: one image: the path of a file, its bytes, a file in binary mode, a PIL
             image (all rotated by their EXIF orientation), or an array uint8: gray
             [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored. Or
-            several: an iterable of these, or an array [B, H, W, 3 or 4]
+            several: an iterable of these, an array [B, H, W, 3 or 4], or a folder,
+            which stands for all images in it and its sub-folders, in order of names
         Returns the `top` Predictions of an image; of a model without classes the pooled
             vector, [D] float32. For several images it returns a list of these, with an
             InputError for each image that cannot be read.
         Raises InputError for one image that cannot be read.
         """
+        images = pictures.of_folder(images)
         if not pictures.is_one(images):
             return list(self.stream(images))
         (answer,) = self.stream([images])
@@ -148,6 +150,7 @@ class Predictor:
         `images` may be endless. An error that `images` raises is raised here after the
         results of the images before it.
         """
+        images = pictures.of_folder(images)
         if pictures.is_one(images):
             images = [images]
         decoded = self._decoded(images)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import re
 import warnings
@@ -558,11 +559,15 @@ def _is_behind(name, depth):
 def check_pretrained(vit: Any):
     """Raise InputError for anything but a Pretrained."""
     if not isinstance(vit, Pretrained):
+        hint = ""
+        if isinstance(vit, str | os.PathLike):
+            hint = f"did you mean load({os.fspath(vit)!r})?"
         raise InputError(
             f"is of type {type(vit).__name__}",
             field="vit",
             value=vit,
             allowed="what load() returns, and Pretrained(model, variables)",
+            hint=hint,
         )
 
 

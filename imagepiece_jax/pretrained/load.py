@@ -33,8 +33,8 @@ HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 @short_traceback
 def load(
     path: str | os.PathLike,
-    *,
     reduction: Reduction = None,
+    *,
     checkpoint: str | None = None,
     averaged: bool = False,
     num_classes: int | None = None,
@@ -51,9 +51,10 @@ def load(
         id of the Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION",
         whose files are fetched once into huggingface_hub's cache
     reduction: a share of the dense model's MACs, such as 0.5, which the recommended
-        method gets; a method's name, of which "none" is the dense model; or a dict,
-        such as {"name": "evit", "keep_rate": 0.7}; None: as it was trained or saved,
-        though `Pretrained.with_reduction` takes None for the dense model
+        method gets; a method's name, of which "none" is the dense model; a dict, such
+        as {"name": "evit", "keep_rate": 0.7}, or the same as a text,
+        "evit:keep_rate=0.7"; None: as it was trained or saved, though
+        `Pretrained.with_reduction` takes None for the dense model
     checkpoint: of a run, "best", which is the default, or "latest"
     averaged: take the weights averaged over the training's steps, which a run has
         (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
@@ -74,9 +75,8 @@ def load(
     Raises InputError for a field that contradicts the weights, and for weights that do
         not say which model they are.
     """
-    check_names(
-        changes, dict.fromkeys([*load.__wrapped__.__kwdefaults__, *ModelConfig.names()])
-    )
+    own = ["reduction", *load.__wrapped__.__kwdefaults__]
+    check_names(changes, dict.fromkeys([*own, *ModelConfig.names()]))
     requested = ModelConfig.from_fields(changes)
     if changes.get("arch"):
         requested = requested.with_all_parts()

@@ -32,6 +32,9 @@ from imagepiece_jax.pretrained.timm_config import EPS
 WEIGHTS = hub.WEIGHTS[0]
 CARD = "README.md"
 FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
+# Endings of files that somebody may expect in place of the folder.
+OF_PROGRAMS = (".onnx", ".jax")
+OF_FILES = (*hub.ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
 
 
 @short_traceback
@@ -42,11 +45,14 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     learned selectors, class names and preprocessing included. timm loads the dense part
     by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
 
-    folder: new, or one of a saved model, which is replaced; a symbolic link stays
+    folder: new, or one of a saved model, which is replaced; a symbolic link stays. It
+        may also come behind the model
     Returns the folder, which can be uploaded as it is.
     Raises InputError for a folder that holds anything else, and for variables that are
         not the model's.
     """
+    if isinstance(folder, Pretrained):  # the order that `export` has
+        folder, vit = vit, folder
     folder = checked_folder(folder)
     check_pretrained(vit)
     _check(vit)
@@ -89,7 +95,7 @@ def checked_folder(folder):
             f"is a {type(folder).__name__}",
             field="folder",
             value=folder,
-            allowed="a string or a pathlib.Path, before the model",
+            allowed="a string or a pathlib.Path",
         )
     if hub.is_id(folder):
         raise InputError(
@@ -101,6 +107,18 @@ def checked_folder(folder):
     allowed = "paths without a NUL byte"
     if "\0" in str(folder):
         raise InputError(field="folder", value=str(folder), allowed=allowed)
+    ending = folder.suffix.lower()
+    if ending in OF_FILES and not folder.exists():
+        hint = ""
+        if ending in OF_PROGRAMS:
+            hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
+        raise InputError(
+            f"ends in {ending}, as files do, but save writes a folder",
+            place=folder,
+            value=ending,
+            allowed=f"names of folders, such as {folder.with_suffix('')}",
+            hint=hint,
+        )
     allowed = "a new or empty folder, or one that save wrote"
     try:
         names = []

@@ -14,7 +14,6 @@ import pytest
 from flatbuffers import builder
 
 import imagepiece_jax
-from configs import base
 from imagepiece_jax.commands import export
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -79,7 +78,7 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
     vit = dataclasses.replace(vit, preprocessing=prepared, problem_type=problem_type)
     images = jax_export.exported_images(vit)
-    facts = jax_export.program_facts(vit, base.get_config(), images)
+    facts = jax_export.program_facts(vit, images)
     assert facts["problem_type"] == problem_type
     assert facts["activation"] == activation
     assert Preprocessing.from_fields(20, crop_of(facts["preprocessing"])) == prepared
@@ -91,9 +90,7 @@ def test_the_facts_say_what_arrays_a_file_has():
     outputs = ProgramOutputs(vit, output="patches", tokens=tiny.TOKENS)
     images = jax_export.exported_images(vit, 2)
     for stored, integers in ((np.dtype, "int32"), (stored_dtype, "int64")):
-        facts = jax_export.program_facts(
-            vit, base.get_config(), images, outputs, stored
-        )
+        facts = jax_export.program_facts(vit, images, outputs, stored)
         found = {a["name"]: (a["shape"], a["dtype"]) for a in facts["output"]}
         assert found == {
             "patches": ([2, 5, 5, tiny.WIDTH], "float32"),
@@ -153,7 +150,7 @@ def test_a_type_of_gpus_and_a_missing_package_are_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for file_format, package in (("onnx", "onnx"), ("jax", "flatbuffers")):
         said = sentence(call(export.main, *words, f"--format={file_format}"))
-        assert said.startswith(f"--format {file_format} needs {package}, which is not ")
+        assert said.startswith(f"format {file_format} needs {package}, which is not ")
     assert not list(tmp_path.iterdir())
 
 
@@ -177,7 +174,7 @@ def test_a_program_that_has_expired_is_refused_in_a_sentence(tmp_path):
     text = str(raised.value)
     assert text.startswith(f"{old_program} is no program that jax {jax.__version__} ")
     assert "); jax 0.7.0 exported it on 2025-07-22; allowed: complete files of" in text
-    assert text.endswith("export the weights again, for longer with --format onnx")
+    assert text.endswith("export the weights again, for longer as ONNX")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, bytes(range(256))])
@@ -269,9 +266,9 @@ def test_weights_that_a_file_cannot_hold_are_named_before_any_work(saved, monkey
         with pytest.raises(AssertionError, match="traced"):
             jax_export.serialized(model)
         monkeypatch.setattr(jax_export, "LARGEST", bytes_needed - 1)
-        with refused("the model", bytes_needed, dtype, "--format onnx") as caught:
+        with refused("the model", bytes_needed, dtype, "as ONNX") as caught:
             jax_export.serialized(model)
-        smaller = "--config.model.dtype=bfloat16" in str(caught.value)
+        smaller = "or in bfloat16" in str(caught.value)
         assert smaller == (dtype == "float32")
 
 
@@ -311,6 +308,57 @@ def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkey
     assert {*tmp_path.iterdir()} == {out, facts_file}
     again = runtime.InferenceSession(out).run(None, {"images": pixels})[0]
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_the_function_writes_what_the_command_writes(saved, tmp_path, form):
+    """The ending decides the format of both."""
+    vit = imagepiece_jax.load(saved)
+    command = tmp_path / "command" / f"m.{form}"
+    command.parent.mkdir()
+    words = [f"--weights={saved}", f"--out={command}", "--batch=2", "--output=patches"]
+    call(export.main, *words, "--config.model.dtype=float32").ok()
+    own = tmp_path / f"m.{form}"
+    options = {"batch_size": 2, "output": "patches"}
+    assert imagepiece_jax.export(vit, own, **options) == own
+    assert own.read_bytes() == command.read_bytes()
+    facts = [jax_export.read_facts(file) for file in (own, command)]
+    models = [each.pop("model") for each in facts]
+    assert facts[0] == facts[1]
+    assert facts[0]["method"]["name"] == "evit"
+    assert models[0] == {field: models[1][field] for field in models[0]}
+    assert models[0]["dtype"] == "float32"
+
+
+def test_a_program_for_jax_has_the_dtype_that_is_asked_for(saved, tmp_path):
+    vit = imagepiece_jax.load(saved)
+    file = imagepiece_jax.export(vit, tmp_path / "model", dtype="bfloat16")
+    assert jax_export.read_facts(file)["dtype"] == "bfloat16"
+    assert vit.model.dtype == jnp.float32
+    swapped = imagepiece_jax.export(str(tmp_path / "m.jax"), vit)
+    assert jax_export.load_program(swapped).out_avals[0].shape[1] == tiny.CLASSES
+
+
+@pytest.mark.parametrize(
+    "name, options, field, value, said",
+    [
+        ("m.pth", {}, "out", "m.pth", "save writes weights"),
+        ("m.onnx", {"format": "jax"}, "out", "m.onnx", "allowed: format onnx"),
+        ("m.jax", {"format": "tf"}, "format", "tf", "allowed: jax, onnx"),
+        ("m.onnx", {"dtype": "bfloat16"}, "dtype", "bfloat16", "'float32' in ONNX"),
+        ("m.jax", {"dtype": "float16"}, "dtype", "float16", "CPUs compute no"),
+        ("m.jax", {"batch_size": 0}, "batch_size", 0, "whole numbers"),
+        ("no/m.jax", {}, "out", "no/m.jax", "No such file"),
+        (7, {}, "out", "int", "paths of a file"),
+    ],
+)
+def test_files_that_are_not_written(
+    saved, tmp_path, monkeypatch, name, options, field, value, said
+):
+    monkeypatch.chdir(tmp_path)
+    with refused(field, value, said):
+        imagepiece_jax.export(imagepiece_jax.load(saved), name, **options)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,11 +221,37 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
     assert warned[0].filename == __file__
 
 
+def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
+    """Two at a time, of which the last has one image of the five twice."""
+    vit = tiny.pretrained({"name": "tome", "r": 4}, depth=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    options = {"layers": 1, "tokens": 15}
+    wanted = features.features(vit, pixels, **options)
+    whole = features.features(vit, tmp_path, **options)
+    chex.assert_trees_all_equal(whole, wanted)
+    monkeypatch.setattr(features, "BATCH", 2)
+    sizes = set()
+    extract = features._extract
+
+    def counted(variables, images, *others):
+        sizes.add(len(images))
+        return extract(variables, images, *others)
+
+    monkeypatch.setattr(features, "_extract", counted)
+    for images in (str(tmp_path), sorted(tmp_path.iterdir())):
+        found = features.features(vit, images, **options)
+        chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert sizes == {2}
+
+
 @pytest.mark.parametrize(
     "images, subject, value, said",
     [
         ([pathlib.Path("a.png")], "a.png", "no known image format", ""),
-        (".", ".", None, "is a folder"),
+        (["."], ".", None, "is a folder"),
+        (".", "a.png", "no known image format", ""),
         ([], "images", None, "is empty"),
         (7, "images", "int", "is int"),
         (TENSOR, "images", "torch.float32 [3, 20, 20, 3]", "uint8 arrays"),

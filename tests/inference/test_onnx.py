@@ -442,7 +442,7 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 def test_what_draws_has_no_graph(batch_size):
     reduction = {"name": "random", "blocks": (1,)}
     vit = tiny.pretrained(reduction)
-    with refused("config.reduction", settings.label(reduction), "has no ONNX graph"):
+    with refused("reduction", settings.label(reduction), "has no ONNX graph"):
         onnx_model(vit, batch_size=batch_size)
 
 
@@ -451,7 +451,7 @@ def test_what_draws_is_decided_by_the_tokens_that_are_left():
     reduction = {"name": "random", "blocks": (1,), "keep_rate": 1.0}
     vit = tiny.pretrained(reduction, depth=2)
     label = "random keep_rate=1.0 blocks=(1,)"
-    with refused("config.reduction", label, "has no ONNX graph"):
+    with refused("reduction", label, "has no ONNX graph"):
         onnx_model(vit, tokens=9)
     with refused("batch_size", None, f"{label} draws random numbers"):
         jax_export.serialized(vit, tokens=9)

@@ -90,6 +90,22 @@ def test_bytes_generators_and_arrays_of_several(predictor, pictures, tmp_path):
     assert close(found, want[0])
 
 
+def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, capsys):
+    """Those of sub-folders come last, and other files are said to be left out."""
+    (tmp_path / "val").mkdir()
+    for number, name in enumerate(("b.png", "val/a.png", "a.png")):
+        Image.fromarray(pictures[number]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    want = [predictor(pictures[number]) for number in (2, 0, 1)]
+    for folder in (tmp_path, str(tmp_path)):
+        assert all(map(close, predictor(folder), want))
+        assert len([*predictor.stream(folder)]) == 3
+    assert f"{tmp_path}/notes.txt is left out" in capsys.readouterr().out
+    with refused(f"folder {tmp_path / 'none'}", None, "holds no images"):
+        (tmp_path / "none").mkdir()
+        predictor(tmp_path / "none")
+
+
 def test_what_comes_before_a_failing_source_is_answered(predictor, pictures):
     """The second of two batches is cut short."""
 
@@ -277,7 +293,7 @@ def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predict
     [
         ("no.png", "no.png", "No such file or directory"),
         ("", "the path ''", "No such file or directory"),
-        ("tests", "tests", None),
+        ("configs", "folder configs", None),
         (3, "images", "int"),
         (np.zeros((20, 20, 3)), "images", "float64 [20, 20, 3]"),
         (np.zeros((20, 20, 1), np.uint8), "images", "uint8 [20, 20, 1]"),

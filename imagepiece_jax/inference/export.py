@@ -1,0 +1,154 @@
+"""A trained model as one file: a program for JAX, or a graph for ONNX."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from imagepiece_jax.common import extras, xla_options
+from imagepiece_jax.common.files import check_writable, replace_file, write_json
+from imagepiece_jax.common.progress import working
+from imagepiece_jax.errors import InputError, one_of, short_traceback
+from imagepiece_jax.inference import jax_export, onnx_model
+from imagepiece_jax.inference.onnx_graph import stored_dtype
+from imagepiece_jax.inference.optimize import CompileOptions
+from imagepiece_jax.inference.program_outputs import DEFAULTS, ProgramOutputs
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.pretrained import hub
+from imagepiece_jax.pretrained.runs import own_files
+
+WRITERS = {"jax": "flatbuffers", "onnx": "onnx"}  # which write a format
+
+
+@short_traceback
+def export(
+    vit: Pretrained,
+    out: str | os.PathLike,
+    *,
+    format: str | None = None,
+    batch_size: int | None = None,
+    dtype: str | None = None,
+    pixels: bool = False,
+    output: str = "logits",
+    layers: int | Sequence[int] = DEFAULTS["layers"],
+    norm: bool = DEFAULTS["norm"],
+    fill: str = DEFAULTS["fill"],
+    tokens: int | None = None,
+) -> pathlib.Path:
+    """Write a model with its weights to one file, which runs without this package.
+
+    FILE.json beside it says how to prepare images, and what the outputs are. Weights of
+    an ONNX file that are more than 2 GB are in a second file, which FILE.json names.
+
+    out: the file, which is replaced if it exists: ONNX where its name ends in .onnx,
+        else a program of `jax.export`, for CPUs and NVIDIA GPUs
+    format: "jax" or "onnx"; None: by the name of the file
+    batch_size: number of images in a call; None: any
+    dtype: of the layers of a program for JAX; None: the model's. ONNX has float32
+    pixels: whether images are uint8, which the program normalizes; else float32
+    output: "logits" (pooled vectors of a model without classes), "features" (what
+        `features` returns) or "patches" (only a feature for every patch)
+    layers, norm, fill: of features, as `features` takes them
+    tokens: exact number of image tokens, which are returned as a `TokenList` in place
+        of logits, or after features
+    Returns the path of the file.
+    Raises InputError for anything that does not fit, before anything is written.
+    """
+    if isinstance(out, Pretrained):  # the order that `save` has
+        vit, out = out, vit
+    check_pretrained(vit)
+    read = None
+    if vit.source is not None:
+        read = vit.source.path
+    out, format = checked_file(out, format, read)
+    if format == "onnx" and dtype not in (None, "float32"):
+        raise InputError(field="dtype", value=dtype, allowed="'float32' in ONNX")
+    if format == "onnx":
+        dtype = "float32"
+    vit = _portable(vit, dtype or vit.model.dtype.name)
+    options = {"output": output, "layers": layers, "norm": norm}
+    options |= {"fill": fill, "tokens": tokens}
+    outputs = ProgramOutputs(vit, **options)
+    if format == "onnx":  # before a sentence that asks for a batch size
+        onnx_model.check_has_graph(vit, outputs.model)
+    if batch_size is not None:
+        batch_size = CompileOptions(batch_size=batch_size).batch_size
+    images = jax_export.exported_images(vit, batch_size, pixels, tokens)
+    options |= {"batch_size": batch_size, "pixels": pixels}
+    earlier_weights = jax_export.read_facts(out).get("external_data")
+    weights_file = None
+    with working(f"exporting the model as {format}"):
+        if format == "onnx":
+            graph = onnx_model.onnx_model(vit, **options)
+            facts = jax_export.program_facts(vit, images, outputs, stored_dtype)
+            facts["opset"] = onnx_model.OPSET
+            weights_file = onnx_model.write_onnx(out, graph)
+        else:
+            program = jax_export.serialized(vit, **options)
+            facts = jax_export.program_facts(vit, images, outputs)
+            facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
+            replace_file(out, program)
+    if weights_file is not None:
+        facts["external_data"] = weights_file.name
+    write_json(jax_export.facts_file(out), facts)
+    onnx_model.remove_weights(out, earlier_weights, weights_file)
+    return out
+
+
+def checked_file(
+    out: str | os.PathLike,
+    format: str | None = None,
+    read: str | os.PathLike | None = None,
+) -> tuple[pathlib.Path, str]:
+    """(the path of a file to export to, its format).
+
+    out, format: as `export` takes them
+    read: where the weights are, which must stay
+    Raises InputError where the file cannot be written, or its name says another format.
+    """
+    if not isinstance(out, str | os.PathLike):
+        kind = type(out).__name__
+        raise InputError(
+            f"is a {kind}", field="out", value=kind, allowed="paths of a file"
+        )
+    out = pathlib.Path(os.path.expanduser(out))
+    ending = out.suffix.lower()
+    if ending in hub.ENDINGS and not out.exists():
+        raise InputError(
+            f"{out} ends in {ending}, as weights do, and a program is written",
+            field="out",
+            value=str(out),
+            allowed="names such as model.onnx and model.jax",
+            hint="save writes weights, in a folder",
+        )
+    named = "onnx" if ending == ".onnx" else "jax"
+    if format is None:
+        format = named
+    one_of("format", format, WRITERS)
+    if ending in (".jax", ".onnx") and format != named:
+        raise InputError(
+            f"{out} ends in {ending}, but format is {format}",
+            field="out",
+            value=str(out),
+            allowed=f"format {named}, or another name",
+        )
+    kept = ()
+    if read is not None:
+        kept = own_files(read)
+    for file in (out, jax_export.facts_file(out)):
+        check_writable("out", str(file), kept)
+    extras.check(f"format {format}", WRITERS[format])
+    return out, format
+
+
+def _portable(vit, dtype):
+    """The model with XLA's attention and plain reductions, which run everywhere."""
+    xla_options.check_dtype(dtype, "cpu")
+    fields = {"attention": "xla", "kernels": "plain", "dtype": dtype}
+    config = vit.config
+    if config is not None:
+        config = dataclasses.replace(config, **fields)
+    model = vit.model.clone(backend="xla", kernels=None, dtype=jnp.dtype(dtype))
+    return dataclasses.replace(vit, model=model, config=config)
