@@ -3,8 +3,9 @@
 imagepiece_jax/models/public_models.json has what each of timm's vision transformers
 that `architecture.Architecture` can express is made of, and the images of each of its
 published weights, first those that timm takes for the name of the architecture;
-imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the order of the
-labels. Needs torch and timm; allocates no weights.
+other_models.json beside it names timm's other models, which a wrong name must not be
+taken for; imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the
+order of the labels. Needs torch and timm; allocates no weights.
 """
 
 import dataclasses
@@ -15,7 +16,15 @@ import pathlib
 import timm
 import torch
 from timm.data import ImageNetInfo
-from timm.layers import Attention, AttentionRope, GluMlp, Mlp, SwiGLU, pos_embed_sincos
+from timm.layers import (
+    Attention,
+    AttentionRope,
+    GluMlp,
+    Mlp,
+    PatchEmbed,
+    SwiGLU,
+    pos_embed_sincos,
+)
 from timm.models import deit, eva, vision_transformer
 from torch import nn
 
@@ -24,6 +33,7 @@ from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
+OTHERS = MODELS.with_name("other_models.json")
 CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
 KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva)
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
@@ -45,12 +55,14 @@ def need(condition, part):
 
 def facts(model):
     """Size and architecture of one of timm's models, as fields of create_model."""
+    need(type(model) in KINDS, type(model).__name__)
+    need(type(model.patch_embed) is PatchEmbed, type(model.patch_embed).__name__)
     block = model.blocks[0]
     patch = model.patch_embed.proj
-    need(type(model) in KINDS, type(model).__name__)
     need(type(block) in BLOCKS, type(block).__name__)
     need(type(block.attn) in ATTENTIONS, type(block.attn).__name__)
-    need(isinstance(model.norm, nn.LayerNorm | nn.Identity), "norm")
+    norm = type(model.norm)
+    need(issubclass(norm, nn.LayerNorm | nn.Identity), norm.__name__)
     need(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
     need(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")
     need(model.global_pool in POOLS, f"pool {model.global_pool!r}")
@@ -83,7 +95,8 @@ def facts(model):
     if type(model) is eva.Eva:
         arch |= eva_facts(model)
     if model.attn_pool is not None:
-        need(model.attn_pool.num_heads == block.attn.num_heads, "heads of the pool")
+        heads = model.attn_pool.num_heads
+        arch["pool_heads"] = 0 if heads == block.attn.num_heads else heads
     prefix = arch["class_token"] or arch["registers"]
     if prefix and arch["pool"] != "token":  # timm's class Eva: a map does, a mean not
         include = getattr(model, "pool_include_prefix", arch["pool"] == "map")
@@ -213,11 +226,43 @@ def write_models():
             skipped[name] = str(error)
             continue
         table[name] = fields | {"weights": weights}
-    rows = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items()]
-    MODELS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    write_rows(MODELS, table)
     print(f"{len(table)} models, {MODELS.stat().st_size} bytes; without:")
     for name, why in skipped.items():
         print(f"  {name}: {why}")
+    return table
+
+
+def write_others(table):
+    """Write {name: the first part that is missing here} of timm's other models.
+
+    Where none of a family is in `table`, its word stands for all, with null.
+    """
+    families = {first_word(name) for name in table}
+    others = {}
+    for name in timm.list_models():
+        family = first_word(name)
+        if family not in families:
+            others[family] = None
+        elif name not in table:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+            try:
+                facts(model)
+            except Unsupported as error:
+                others[name] = str(error)
+    write_rows(OTHERS, dict(sorted(others.items())))
+
+
+def first_word(name):
+    """The part of a model's name that stands for its family."""
+    return name.partition("_")[0]
+
+
+def write_rows(path, table):
+    """Write a dict as JSON with a line for each item."""
+    rows = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items()]
+    path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
 def write_classes():
@@ -236,5 +281,5 @@ def write_classes():
 
 
 if __name__ == "__main__":
-    write_models()
+    write_others(write_models())
     write_classes()

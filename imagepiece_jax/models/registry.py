@@ -28,6 +28,7 @@ PUBLISHED = {
     "deit_b": "deit_base_patch16_224",
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
+OTHERS = TABLE.with_name("other_models.json")
 # {name of an authors' own file, without ending: timm's name of the model}, by the
 # addresses in timm 1.0.31
 ORIGINALS = {
@@ -65,13 +66,21 @@ def is_known(name) -> bool:
 
 
 def instead_of(name: str) -> str:
-    """A hint for an unknown name: a similar model, or the list of models."""
+    """A hint for an unknown name: a similar model, or the list of models.
+
+    The right name of another model of timm is no mistake for one of these.
+    """
+    base, _, _ = name.lower().partition(".")
+    others = other_models()
+    family = _words(name)[0]
+    listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
+    if base in others:
+        return f"timm makes it with {others[base]}, which no model here has; {listed}"
+    if family in others:
+        return listed
     if meant := _similar(name):
         return f"did you mean {meant}?"
     names = [*MODELS, *public_models(), *public_weights()]
-    listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
-    # A name of another family, such as swin_tiny_patch4_window7_224, may be no mistake.
-    family = _words(name)[0]
     families = {_words(each)[0] for each in names}
     near = difflib.get_close_matches(family, families, 1, cutoff=0.75)
     return suggestion(name, names, listed) if near else listed
@@ -137,6 +146,15 @@ def public_models() -> dict[str, dict[str, Any]]:
     The first tag is the one that timm takes for the name of the architecture.
     """
     return json.loads(TABLE.read_text("utf-8"))
+
+
+@functools.cache
+def other_models() -> dict[str, str | None]:
+    """timm's models that are not here: {name: a part that is missing}.
+
+    {first word: None} stands for all models of a family.
+    """
+    return json.loads(OTHERS.read_text("utf-8"))
 
 
 def public_weights() -> list[str]:

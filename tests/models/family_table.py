@@ -21,12 +21,15 @@ MEMBERS = {
     "SigLIP, SigLIP 2": r".*_siglip_",
     "DINOv3": r".*_dinov3",
     "EVA-02": r"eva02_",
+    "Perception Encoder, core": r"vit_pe_core_",
+    "Perception Encoder, spatial and lang": r"vit_pe_(spatial|lang)_",
 }
 POOLS = {
     "class": "token",
     "class and distillation": "token",
     "mean of the patches": "mean",
     "attention pooling": "map",
+    "attention pooling of all tokens": "map",
 }
 # Words on outputs behind the head, and on how two heads make one.
 BEHIND = {"no classes", "then CLIP's projection", "mean of two heads"}

@@ -25,6 +25,7 @@ def test_cells_are_facts_of_all_members(family):
     assert family_table.prefixes(row) == tokens
     pools, headless = family_table.of_timm(row)
     assert pools == {arch.pool for arch in archs}
-    assert not any(arch.pool_include_prefix for arch in archs)
+    of_all = "of all tokens" in row[family_table.HEAD]
+    assert of_all == any(arch.pool_include_prefix for arch in archs)
     assert headless == all(each["num_classes"] == 0 for each in facts)
     assert row[family_table.SOURCES].startswith("timm")

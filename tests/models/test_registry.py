@@ -36,10 +36,15 @@ SIZES = "deit_ti, deit_s, deit_b, vit_mini"
         ("deit_s_patch16", "did you mean deit_small_patch16_224?"),
         ("dinov2_small", "did you mean vit_small_patch14_dinov2?"),
         ("vit_small_patch16_224.augreg", "vit_small_patch16_224.augreg_in1k?"),
-        ("vit_dwee_patch16_reg1_gap_256", ""),  # differential attention
-        ("vit_base_patch16_rpn_224", ""),  # norms behind the branches
-        ("eva02_enormous_patch14_clip_224", ""),  # the same
-        ("vit_pe_core_base_patch16_224", ""),  # other heads in the pool
+        ("vit_dwee_patch16_reg1_gap_256", "timm makes it with DiffAttention"),
+        ("vit_base_patch16_rpn_224", "with ResPostBlock, which no model here has"),
+        ("eva02_enormous_patch14_clip_224.laion2b_plus", "with EvaBlockPostNorm"),
+        ("vit_base_patch16_rope_mixed_224", "with RotaryEmbeddingMixed"),
+        ("vit_base_r50_s16_384.orig_in21k_ft_in1k", "timm makes it with HybridEmbed"),
+        ("vit_relpos_base_patch16_224", "timm makes it with VisionTransformerRelPos"),
+        ("beit_base_patch16_224", f"the models are {SIZES}"),
+        ("davit_tiny", f"the models are {SIZES}"),
+        ("naflexvit_base_patch16_gap", f"the models are {SIZES}"),
     ],
 )
 def test_an_unknown_model_is_named_with_the_most_similar(name, hint):
@@ -53,3 +58,10 @@ def test_an_unknown_model_is_named_with_the_most_similar(name, hint):
 def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
     arch = registry.fields_of(name)["arch"]
     assert (arch.pool, arch.pool_include_prefix) == ("map", include)
+
+
+def test_perception_encoders_pool_has_heads_of_its_own():
+    for size, heads in (("tiny_patch16_384", 3), ("gigantic_patch14_448", 16)):
+        fields = registry.fields_of(f"vit_pe_core_{size}.fb")
+        assert fields["num_heads"] == heads
+        assert (fields["arch"].pool, fields["arch"].pool_heads) == ("map", 8)

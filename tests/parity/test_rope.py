@@ -34,6 +34,7 @@ MODELS = {
     "vit_small_patch16_rope_224.naver_in1k": (160, 224),
     "vit_small_patch16_rope_ape_224.naver_in1k": None,
     "vit_pe_spatial_tiny_patch16_512.fb": (256, 128),
+    "vit_pe_core_tiny_patch16_384.fb": None,
 }
 
 FAMILIES = {  # by a part of their names
