@@ -32,7 +32,7 @@ def main():
     from imagepiece_jax.training import report
 
     if path is not None:
-        config, _ = load_with_config(path, config, overrides, abstract=True)
+        config, vit = load_with_config(path, config, overrides, abstract=True)
         run = RunConfig.from_config(config)
     run = run.at_cost()
     model = run.create_model()
@@ -46,6 +46,8 @@ def main():
     print(cost.describe(model, others, run.image_size))
     if path is None:
         print(report.estimate(run))
+    elif vit.recovery:
+        print(f"recovered for {vit.recovery.form}: {vit.recovery}")
 
 
 if __name__ == "__main__":

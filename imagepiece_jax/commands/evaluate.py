@@ -122,6 +122,7 @@ def main():
             "valid_labels": valid,
             "dtype": model.dtype.name,
             "trained": trained,
+            "recovered_for": vit.recovered_for,
             "reduction": dict(vit.reduction),
             "gmacs": vit.gmacs,
             "unreadable": unreadable,

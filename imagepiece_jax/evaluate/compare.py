@@ -28,6 +28,7 @@ from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.recovery_record import in_force
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.sweep_text import sweep_of
@@ -111,6 +112,7 @@ def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
 def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):
     """Evaluate the dense model and all `entries`, and make the report of `compare`."""
     vit = checkpoint.vit
+    recovery = in_force(vit.recovery)
     models = [(checkpoint, settings.DENSE)]
     models += [(checkpoint, entry.reduction) for entry in entries]
     if floors:
@@ -123,6 +125,8 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
     for entry, measured in zip(entries, figures, strict=True):
         line = dict(vars(entry))
         line["reduction"] = settings.with_defaults(entry.reduction)
+        model = vit.model_with(entry.reduction)
+        line["recovered"] = bool(recovery and recovery.fits(model, vit.image_size))
         line.update(measured)
         lines.append(line)
         rights[entry.method, entry.share] = _right(measured)
@@ -134,6 +138,7 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
         "digest": vit.digest,
         "fields": vit.config.as_dict,
         "trained_as": vit.reduction["name"],
+        "recovered_for": vit.recovered_for,
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,
         "valid_labels": checkpoint.images.valid,

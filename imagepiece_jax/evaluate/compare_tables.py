@@ -28,7 +28,12 @@ NAMES = {
 COSTS = {"gmacs": "MACs", "ms": "time"}
 LEVEL = -1.5  # points to dense; a setting whose interval lies above it counts as level
 SIGNIFICANT = 0.05  # p below this is shown
-Report = Mapping[str, Any]
+DENSE_FORM = "dense form of the recovered weights"
+RECOVERED = (
+    "The dense model of this page is not the one that the weights were made from, but "
+    "their own form without a reduction, for which they were not recovered."
+)
+Report = Mapping[str, Any]  # "recovered_for" is not in those of earlier versions
 
 
 def write(folder: str | os.PathLike, report: Report) -> str:
@@ -61,6 +66,8 @@ def page(report: Report, plot: str) -> str:
             swept_table(report),
             f"![Accuracy by MACs]({plot})",
         ]
+    if report.get("recovered_for"):
+        parts.insert(2, RECOVERED)
     parts.append(advice(report))
     return "\n\n".join(parts) + "\n"
 
@@ -69,20 +76,27 @@ def _measured(report):
     """Table of what was measured: weights, images, the dense model, the clock."""
     dense = report["dense"]
     classes = valid_labels.in_words(report["valid_labels"], report["num_classes"])
-    columns = {
-        "weights": f"`{report['weights']}`",
-        "trained with": report["trained_as"],
-        "images": f"{dense['images']:,} of {report['images']['data']}",
-        "among": classes,
-        "dense acc1, %": statistics.format_estimate(Estimate(*dense["acc1"])),
-        "dense GMACs": f"{dense['gmacs']:.3f}",
-    }
+    columns = {"weights": f"`{report['weights']}`"}
+    if recovered := report.get("recovered_for"):
+        columns["recovered for"] = recovered
+    else:
+        columns["trained with"] = report["trained_as"]
+    columns["images"] = f"{dense['images']:,} of {report['images']['data']}"
+    columns["among"] = classes
+    acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
+    columns[f"{_dense(report)} acc1, %"] = acc1
+    columns["dense GMACs"] = f"{dense['gmacs']:.3f}"
     timing = report["timing"]
     if timing:
         columns["timed on"] = timing["device"]
         columns["batch"] = timing["batch_size"]
         columns["repeats"] = timing["repeats"]
     return markdown_table([*columns], [[*columns.values()]])
+
+
+def _dense(report):
+    """What rows are compared with, in words."""
+    return DENSE_FORM if report.get("recovered_for") else "dense"
 
 
 def advice(report: Report) -> str:
@@ -101,8 +115,9 @@ def advice(report: Report) -> str:
             change = comparison(report, line["method"], line["share"], "dense")
             found.append((line, Estimate(*change["points"])))
     images = f"{report['dense']['images']:,} images"
+    model = f"the {DENSE_FORM}" if report.get("recovered_for") else "the dense model"
     if not found:
-        return f"take the dense model: nothing else was measured on {images}"
+        return f"take {model}: nothing else was measured on {images}"
     level = [pair for pair in found if pair[1].low > LEVEL]
     if level:
         line, change = min(level, key=_preference)
@@ -110,11 +125,11 @@ def advice(report: Report) -> str:
         line, change = max(found, key=lambda pair: pair[0]["acc1"][0])
     points = statistics.format_estimate(change, signs=True)
     cost = f"{line['reached']:.2f} of the dense {COSTS[report['metric']]}"
-    setting = f"{_typed(line)}, {points} points to dense at {cost}"
+    setting = f"{_typed(line)}, {points} points to {_dense(report)} at {cost}"
     rule = f"interval lies above {LEVEL:g} points"
     if not level:
         return (
-            f"take nothing yet: on {images} no setting is level with the dense model "
+            f"take nothing yet: on {images} no setting is level with {model} "
             f"(its {rule}); the most accurate is {setting}"
         )
     return f"take {setting}: the cheapest of those whose {rule} on {images}"
@@ -206,7 +221,7 @@ def settings_table(report: Report) -> str:
     if report["timing"]:
         head.append("share reached")
     head += ["GMACs", "tokens left, with class token", "acc1, %"]
-    head.append("points to dense, p if < .05")
+    head.append(f"points to {_dense(report)}, p if < .05")
     head += [f"points to {name}" for kind, name in NAMES.items() if kind != "dense"]
     rows = []
     for share in report["shares"]:
@@ -216,7 +231,7 @@ def settings_table(report: Report) -> str:
 
 def _settings_row(report, line):
     """The cells of a setting in `settings_table`."""
-    row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
+    row = [f"{line['share']:g}", _name(line), fields(line["setting"])]
     if report["timing"]:
         span = "by MACs"  # of a floor, which is not timed
         speed = line["speed"]
@@ -235,12 +250,18 @@ def _settings_row(report, line):
     return row
 
 
+def _name(line):
+    """The cell that names a setting, and says whether the weights were made for it."""
+    name = f"`{line['method']}`"
+    return f"{name} (recovered)" if line.get("recovered") else name
+
+
 def swept_table(report: Report) -> str:
     """Table of a sweep's settings, in the order in which they were named."""
     head = [
         "setting",
         "acc1, %",
-        "points to dense, p if < .05",
+        f"points to {_dense(report)}, p if < .05",
         "acc5, %",
         "tokens, with class token",
         "GMACs",
@@ -248,7 +269,7 @@ def swept_table(report: Report) -> str:
     rows = []
     for line in report["settings"]:
         change = comparison(report, line["method"], line["share"], "dense")
-        name = f"`{line['method']}`"
+        name = _name(line)
         if line["untrained_selectors"]:
             name += " (untrained selectors)"
         row = [
@@ -308,7 +329,7 @@ def draw_plot(path: str | os.PathLike, report: Report):
         cost,
         "acc1, % (95 %, paired difference to dense)",
         curves,
-        level=("dense", report["dense"]["acc1"][0]),
+        level=(_dense(report), report["dense"]["acc1"][0]),
         references=("tome", "random"),
         xticks=shares,
     )

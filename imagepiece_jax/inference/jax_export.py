@@ -230,6 +230,7 @@ def program_facts(
         "preprocessing": vit.preprocessing.as_json,
         "model": fields,
         "method": method,
+        "recovered_for": vit.recovered_for,
         "dtype": model.dtype.name,
         "gmacs": model_macs(model, vit.image_size) / 1e9,
     }

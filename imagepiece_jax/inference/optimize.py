@@ -263,7 +263,7 @@ def compiler(
     size = sides(vit.image_size)
     model = vit.model_with_tokens(tokens)
     check_variables(model, vit.variables, size)
-    vit.warn_of_untrained(stacklevel=4)  # names the line that calls optimize
+    vit.warn_of_untrained()
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)

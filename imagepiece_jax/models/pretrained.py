@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
@@ -24,7 +24,11 @@ from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector, Tower
-from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.models.recovery_record import (
+    Recovery,
+    in_force,
+    warn_of_recovery,
+)
 from imagepiece_jax.models.variables import (
     check_variables,
     digest,
@@ -164,6 +168,8 @@ class Pretrained:
                 value=images,
                 allowed="a Preprocessing, such as Preprocessing(224, crop=0.9)",
             )
+        # Here, since whatever changes the model or its images makes a Pretrained.
+        warn_of_recovery(self.recovery, model, self.image_size)
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -183,23 +189,6 @@ class Pretrained:
         noted = self.model.reduction or DENSE
         has_steps = any(layer.step for layer in self.model.plan)
         return None if has_steps and noted == DENSE else noted
-
-    def warn_of_recovery(self, stacklevel: int):
-        """Warn of weights that were recovered for another reduction.
-
-        stacklevel: of the caller
-        """
-        if not (self.recovery and self.recovery.changed and self.reduction):
-            return
-        ours = self.reduction
-        theirs = self.recovery.reduction
-        if settings.with_defaults(ours) != settings.with_defaults(theirs):
-            warnings.warn(
-                f"the weights were recovered for {settings.in_words(theirs)}, and "
-                f"not for {settings.in_words(ours)}: those they were made from fit "
-                "other reductions, and the dense model, better",
-                stacklevel=stacklevel + 1,
-            )
 
     @property
     def _grid(self):
@@ -238,8 +227,18 @@ class Pretrained:
             return "a reduction without a name"
         fields = {**self.reduction, "prop_attn": self.model.prop_attn}
         label = settings.in_words(fields)
-        kinds = " and ".join(self.untrained_kinds)
-        return f"{label} (untrained {kinds})" if kinds else label
+        if kinds := " and ".join(self.untrained_kinds):
+            label += f" (untrained {kinds})"
+        if recovered_for := self.recovered_for:
+            fits = self.recovery.fits(self.model, self.image_size)
+            label += " (recovered)" if fits else f" (recovered for {recovered_for})"
+        return label
+
+    @property
+    def recovered_for(self) -> str | None:
+        """The reduction that its weights were recovered for, in words; None: none."""
+        recovery = in_force(self.recovery)
+        return recovery.form if recovery else None
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
@@ -265,11 +264,10 @@ class Pretrained:
         """Whether it has parts that were drawn, and that nothing has trained since."""
         return bool(self.untrained_parts)
 
-    def warn_of_untrained(self, stacklevel: int):
-        """Warn of parts whose numbers were drawn; stacklevel: of the caller."""
+    def warn_of_untrained(self):
+        """Warn of parts whose numbers were drawn."""
         if self.untrained:
-            text = f"{self!r}: what is untrained was drawn from a seed; train it first"
-            warnings.warn(text, stacklevel=stacklevel + 1)
+            warn(f"{self!r}: what is untrained was drawn from a seed; train it first")
 
     @short_traceback
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -305,9 +303,7 @@ class Pretrained:
         """
         model = self.model_with(self.reduction_at_cost(reduction))
         at_cost.say(reduction, model, self._grid, self.name)
-        vit = self._with_model(model, self.variables["params"], seed)
-        vit.warn_of_recovery(stacklevel=3)  # behind short_traceback
-        return vit
+        return self._with_model(model, self.variables["params"], seed)
 
     @short_traceback
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
@@ -422,17 +418,20 @@ class Pretrained:
         if source is None:
             return []
         lines = []
-        if source.reduction is not None:
-            before = self.reduction_at_cost(source.reduction)
+        trained = source.reduction
+        how = "trained with"
+        if self.recovered_for:
+            trained = self.recovery.reduction
+            how = "recovered for"
+        if trained is not None:
+            before = self.reduction_at_cost(trained)
             if settings.with_defaults(before) != settings.with_defaults(self.reduction):
                 ours = settings.in_words(self.reduction)
-                trained = settings.in_words(before)
-                lines.append(f"reduction {ours} (trained with {trained})")
+                lines.append(f"reduction {ours} ({how} {settings.in_words(before)})")
         trained_size = source.config.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
-            trained = size_text(trained_size)
-            lines.append(f"size {ours} (trained with {trained})")
+            lines.append(f"size {ours} (trained with {size_text(trained_size)})")
         return lines
 
     def _check_reduction(self, field, value):
@@ -525,6 +524,8 @@ class Pretrained:
         # which True is 1, and a list has no hash.
         end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
         model = end(self.model, fields, self._grid, self.name, tokens)
+        if model.plan != self.model.plan:
+            warn_of_recovery(self.recovery, model, self.image_size)
         if model.has_selectors:
             try:
                 check_variables(model, self.variables, self.image_size)

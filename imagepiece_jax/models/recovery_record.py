@@ -4,6 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.warning import warn
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import settings
+
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
@@ -28,10 +33,34 @@ class Recovery:
     curve: tuple[tuple[int, float], ...]  # (steps, measure), the start included
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: nothing was better than the start beyond its interval
+    # None in the fields below: a record of an earlier version does not say it
+    image_size: int | tuple[int, int] | None = None
+    depth: int | None = None  # number of blocks
+    weights: str | None = None  # that were recovered, by their `Source.name`
 
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
         object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
+        size = settings.as_tuple(self.image_size)
+        object.__setattr__(self, "image_size", size)
+
+    @property
+    def form(self) -> str:
+        """What the weights were recovered for: "tome r=8, 12 blocks, .. pixels"."""
+        words = settings.in_words(self.reduction)
+        if self.image_size is None:
+            return words
+        return f"{words}, {self.depth} blocks, {size_text(self.image_size)} pixels"
+
+    def fits(self, model, image_size) -> bool:
+        """Whether it was made for a model of this reduction, size and depth."""
+        ours = model.reduction or settings.DENSE
+        theirs = self.reduction
+        if settings.with_defaults(ours) != settings.with_defaults(theirs):
+            return False
+        size = self.image_size or image_size
+        depth = self.depth or model.depth
+        return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
         low, high = self.interval
@@ -48,3 +77,35 @@ class Recovery:
             return text
         start = "the start beyond the interval"
         return f"the weights are unchanged, as nothing was better than {start}: {text}"
+
+    def check_teacher(self, field: str):
+        """Raise InputError, about `field`, where the dense form of the weights teaches.
+
+        It is not the dense model from which they were recovered.
+        """
+        if self.changed:
+            raise InputError(
+                f"was recovered before, for {self.form}",
+                field=field,
+                allowed="the weights that it was made from, whose dense form teaches",
+            )
+
+
+def in_force(recovery: Recovery | None) -> Recovery | None:
+    """The recovery of weights that it has changed; None of all others."""
+    return recovery if recovery is not None and recovery.changed else None
+
+
+def warn_of_recovery(recovery: Recovery | None, model, image_size):
+    """Warn of weights that were recovered for another model than this ViT.
+
+    The text does not say for which it is used, so that many uses warn once.
+    """
+    recovery = in_force(recovery)
+    if recovery is None or recovery.fits(model, image_size):
+        return
+    warn(
+        f"the weights were recovered for {recovery.form} alone: in any other form, "
+        "dense or with another reduction, size or depth, the weights that they were "
+        "made from do better"
+    )

@@ -28,6 +28,7 @@ import safetensors
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.recovery_record import Recovery
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -54,6 +55,7 @@ _AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
 _AVERAGES += ("model_ema_state_dict", "params_ema")
 _COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its module
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
+RECOVERY = "imagepiece_jax.recovery"  # its record in a file's metadata, as JSON
 ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
 DEEPEST = 100  # tuple inside tuple, in a pickle, and module inside module
 MOST_TENSORS = 100_000  # of a module
@@ -143,6 +145,17 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
             allowed="mean and std, or neither",
         )
     return values
+
+
+def read_recovery(path: str | os.PathLike) -> Recovery | None:
+    """The record of a recovery, which a file of `save` holds; None: there is none.
+
+    Raises InputError as `read_state_dict` does.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() != ".safetensors":
+        return None
+    return _guarded(path, {".safetensors": _safetensors_recovery})
 
 
 def _guarded(path, readers, *options):
@@ -421,6 +434,12 @@ def _safetensors_normalization(path):
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
+
+
+def _safetensors_recovery(path):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        record = (file.metadata() or {}).get(RECOVERY)
+    return record and Recovery(**json.loads(record))
 
 
 def _read_torch(path, select):

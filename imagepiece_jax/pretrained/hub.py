@@ -89,6 +89,18 @@ def short_name(path: pathlib.Path) -> str:
     return path.name
 
 
+def given_name(text: str) -> str:
+    """As `short_name`, for a path or a hub id as it is typed."""
+    if is_id(text):
+        return text.removeprefix(SCHEME).partition("@")[0]
+    return pathlib.Path(text).name
+
+
+def has_owner(name: str) -> bool:
+    """Whether a name of `short_name` is that of a repository of the hub."""
+    return "/" in name
+
+
 def path_text(path: pathlib.Path) -> str:
     """The text of a path for sentences: its hub id where it is in the hub's cache."""
     if path.name == files.ORBAX:

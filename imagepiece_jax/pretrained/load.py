@@ -8,13 +8,13 @@ decides. A model is created by it, and filled.
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.models import convert, positions, registry
@@ -22,7 +22,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
+from imagepiece_jax.pretrained import files, hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, with_fc_norm
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.reduction.settings import DENSE, Reduction
@@ -94,13 +94,13 @@ def load(
         given["class_names"] = class_names
     if problem_type is not None:
         given["problem_type"] = problem_type
-    vit = dataclasses.replace(vit, **given)
+    if given:
+        vit = dataclasses.replace(vit, **given)
     if num_classes is not None or seed is not None:
-        vit.warn_of_untrained(stacklevel=3)  # behind short_traceback
+        vit.warn_of_untrained()
     note = crop_note(vit.source, vit.preprocessing, "preprocessing={'crop': ..}")
     if note and preprocessing is None:
-        warnings.warn(note, stacklevel=3)
-    vit.warn_of_recovery(stacklevel=3)
+        warn(note)
     return vit
 
 
@@ -141,8 +141,8 @@ def load_as(
 ) -> Pretrained:
     """The model of weights, with the arguments that `load` has, too.
 
-    `load` adds names of classes and the meaning of logits that the caller gives, and
-    warnings.
+    `load` adds names of classes and the meaning of logits that the caller gives, and a
+    warning of parts that were drawn.
 
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
@@ -177,12 +177,11 @@ def load_as(
         name=name,
         config=config,
         source=source,
-        recovery=source.recovery,
     )
-    if abstract:
-        return vit
-    exact = reduction is None and seed is None
-    return _fill(vit, weights.contents, fresh, seed, exact)
+    if not abstract:
+        exact = reduction is None and seed is None
+        vit = _fill(vit, weights.contents, fresh, seed, exact)
+    return dataclasses.replace(vit, recovery=source.recovery)  # which may warn, once
 
 
 def _create(source, config, reduction, prop_attn):
@@ -256,7 +255,9 @@ def _fill(vit, contents, fresh, seed, exact):
 def read_source(
     path: str | os.PathLike, checkpoint: str | None = None, averaged: bool = False
 ) -> Source:
-    """What names and configs at a path say of its weights; no tensor is read.
+    """What names, configs and records at a path say of its weights.
+
+    No tensor is read.
 
     A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
     the caller names another.
@@ -274,7 +275,8 @@ def read_source(
             hint="leave it out",
         )
     if kind == "weights file":
-        fields = {"config": ModelConfig(name=registry.name_of_file(path))}
+        config = ModelConfig(name=registry.name_of_file(path))
+        fields = {"config": config, "recovery": files.read_recovery(path)}
     elif kind == "folder":
         fields = {"reduction": DENSE, **hub_configs.read(path)}
     else:

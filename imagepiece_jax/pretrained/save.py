@@ -14,23 +14,21 @@ import json
 import os
 import pathlib
 
-import jax
 import safetensors
 import safetensors.numpy
 
 from imagepiece_jax.common.files import replacing_folder
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts
+from imagepiece_jax.pretrained.card import CARD, model_card
+from imagepiece_jax.pretrained.files import RECOVERY
 from imagepiece_jax.pretrained.hub import CONFIG, OURS, PROJECTOR, SELECTORS
 from imagepiece_jax.pretrained.infer import infer
-from imagepiece_jax.pretrained.timm_config import EPS
 
 WEIGHTS = hub.WEIGHTS[0]
-CARD = "README.md"
 FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
 OF_PROGRAMS = (".onnx", ".jax")
@@ -43,7 +41,8 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
 
     `load(folder)` gives one with the same logits, bit for bit, its reduction with
     learned selectors, class names and preprocessing included. timm loads the dense part
-    by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
+    by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models;
+    of recovered weights it is no dense model, as the card says.
 
     folder: new, or one of a saved model, which is replaced; a symbolic link stays. It
         may also come behind the model
@@ -63,12 +62,12 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
-    vit.warn_of_untrained(stacklevel=3)  # at the line that calls `save`
+    vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
-        _write(new / WEIGHTS, dense)
+        _write(new / WEIGHTS, dense, config[OURS].get("recovery"))
         if learned:
             _write(new / SELECTORS, learned)
         if vit.projector:
@@ -79,11 +78,16 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     return folder
 
 
-def _write(file, tensors):
-    """Write tensors to a file; OSError where a disk is full or fails."""
+def _write(file, tensors, recovery=None):
+    """Write tensors to a file; OSError where a disk is full or fails.
+
+    recovery: its record, which a file that is taken out of the folder needs, too
+    """
+    metadata = {"format": "pt"}  # some readers refuse a file without this entry
+    if recovery:
+        metadata[RECOVERY] = json.dumps(recovery)
     try:
-        # Some readers refuse a file without this entry.
-        safetensors.numpy.save_file(tensors, file, {"format": "pt"})
+        safetensors.numpy.save_file(tensors, file, metadata)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -180,61 +184,3 @@ def _check_round_trip(model, tensors, config):
                 value=value,
                 allowed="models of create_model",
             )
-
-
-def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
-    """Markdown on a model, its cost and how to load it.
-
-    name: of its folder
-    in_timm: whether timm has such models
-    """
-    model = vit.model
-    size = vit.image_size
-    leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
-    parameters = sum(leaf.size for leaf in leaves)
-    height, width = sides(size)
-    task = "image-feature-extraction"
-    classes = "none, features alone"
-    if model.num_classes:
-        task = "image-classification"
-        classes = str(model.num_classes)
-    difference = ""
-    eps = model.arch.norm_eps
-    if eps < EPS:
-        difference = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
-    timm = ""
-    if in_timm:
-        timm = f"""
-Its dense part in timm, without the reduction:{difference}
-
-```python
-model = timm.create_model("local-dir:{name}", pretrained=True)
-```
-"""
-    return f"""---
-library_name: imagepiece_jax
-pipeline_tag: {task}
-tags:
-- {task}
-- vision-transformer
-- token-reduction
-- jax
----
-# {name}
-
-A vision transformer of imagepiece_jax.
-
-| | |
-|---|---|
-| reduction | {vit.label} |
-| images | {height} x {width} pixels, mean {model.mean}, std {model.std} of [0, 1] |
-| classes | {classes} |
-| parameters | {parameters / 1e6:.1f} million |
-| cost | {vit.gmacs:.2f} GMACs an image |
-
-```python
-import imagepiece_jax
-
-vit = imagepiece_jax.load("{name}")
-```
-{timm}"""

@@ -6,11 +6,11 @@
 import copy
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.image_size import size_text
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
@@ -63,7 +63,6 @@ def load_with_config(
     """
     weights = _weights(path, checkpoint, averaged)
     vit = _load_merged(weights, config, overrides, normalization, abstract)
-    vit.warn_of_recovery(stacklevel=2)
     if normalization is not None and not vit.source.normalized:
         print(f"note: {unknown_normalization(path)}", flush=True)
     return config, vit
@@ -80,7 +79,6 @@ def load_for_configs(
     loaded = {}
     for name, config in configs.items():
         loaded[name] = _load_merged(weights, config)
-        loaded[name].warn_of_recovery(stacklevel=2)
     return loaded
 
 
@@ -139,7 +137,7 @@ def _load_merged(
         raise _as_typed(error, flags, of_run) from error
     note = crop_note(vit.source, vit.preprocessing, "--config.data.eval_crop")
     if note and not sets_crop:
-        warnings.warn(note, stacklevel=3)
+        warn(note)
     if config is not None:
         _write_model(config, vit)
     return vit

@@ -37,7 +37,6 @@ from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
 HELD_OUT = 5  # one image in five is held out
@@ -113,13 +112,8 @@ def check_recoverable(vit: Pretrained):
     Such a model is dense, was recovered before, has learned selectors, or has variables
     of another model.
     """
-    if vit.recovery and vit.recovery.changed:
-        before = settings.in_words(vit.recovery.reduction)
-        raise InputError(
-            f"was recovered before, for {before}",
-            field="the model",
-            allowed="the weights that it was made from, whose dense form teaches",
-        )
+    if vit.recovery:
+        vit.recovery.check_teacher("the model")
     if not any(layer.counts for layer in vit.model.plan):
         raise InputError(
             "is dense: nothing was lost",
@@ -210,6 +204,9 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
         curve=tuple(course.curve),
         stopped=course.stopped,
         changed=changed,
+        image_size=vit.image_size,
+        depth=vit.model.depth,
+        weights=None if vit.source is None else vit.source.name,
     )
     variables = course.variables if changed else vit.variables
     return dataclasses.replace(vit, variables=variables, recovery=recovery)

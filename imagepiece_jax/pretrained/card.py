@@ -1,0 +1,163 @@
+"""The model card of a saved folder: what a model is, and what it was made from."""
+
+import pathlib
+import re
+
+import jax
+
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.pretrained import hub
+from imagepiece_jax.pretrained.timm_config import EPS
+
+CARD = "README.md"
+LICENSE = "license"
+LICENSES = (LICENSE, "license_name", "license_link")  # fields of a card's header
+# Those of timm's models that the hub has an id of; others have a name there.
+WITH_ID = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "gemma")
+WITH_ID += ("apple-amlr", "apple-ascl", "unknown")
+
+
+def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
+    """Markdown on a model, its cost, its weights and how to load it.
+
+    name: of its folder
+    in_timm: whether timm has such models
+    """
+    model = vit.model
+    size = vit.image_size
+    leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
+    parameters = sum(leaf.size for leaf in leaves)
+    height, width = sides(size)
+    task = "image-feature-extraction"
+    classes = "none, features alone"
+    if model.num_classes:
+        task = "image-classification"
+        classes = str(model.num_classes)
+    header = ""
+    rows = ""
+    if weights := made_from(vit):
+        fields = licenses(vit)
+        if hub.has_owner(weights):
+            fields["base_model"] = weights
+        header = "".join(f"{field}: {value}\n" for field, value in fields.items())
+        terms = fields.get("license_name") or fields.get(LICENSE)
+        terms = terms or "that of the weights it was made from"
+        rows = f"| made from | `{weights}` |\n| license | {terms} |\n"
+    about = ""
+    if vit.recovered_for:
+        about = _recovery(vit, in_timm)
+    elif in_timm:
+        about = _timm(name, model)
+    return f"""---
+{header}library_name: imagepiece_jax
+pipeline_tag: {task}
+tags:
+- {task}
+- vision-transformer
+- token-reduction
+- jax
+---
+# {name}
+
+A vision transformer of imagepiece_jax.
+
+| | |
+|---|---|
+| reduction | {vit.label} |
+| images | {height} x {width} pixels, mean {model.mean}, std {model.std} of [0, 1] |
+| classes | {classes} |
+| parameters | {parameters / 1e6:.1f} million |
+| cost | {vit.gmacs:.2f} GMACs an image |
+{rows}
+```python
+import imagepiece_jax
+
+vit = imagepiece_jax.load("{name}")
+```
+{about}"""
+
+
+def _timm(name, model):
+    """How timm loads the dense part."""
+    difference = ""
+    eps = model.arch.norm_eps
+    if eps < EPS:
+        difference = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
+    return f"""
+Its dense part in timm, without the reduction:{difference}
+
+```python
+model = timm.create_model("local-dir:{name}", pretrained=True)
+```
+"""
+
+
+def _recovery(vit, in_timm):
+    """What recovered weights are for."""
+    text = f"""
+The weights were recovered by `imagepiece_jax.recover` for {vit.recovered_for}:
+{vit.recovery}.
+
+They are no dense model: without the reduction, or with another reduction, size or
+depth, the weights that they were made from do better.
+"""
+    if in_timm:
+        text += "timm, which has no such reductions, would read them without it.\n"
+    return text
+
+
+def made_from(vit: Pretrained) -> str | None:
+    """The weights that a model's were made from, in short; None: they were drawn."""
+    if vit.recovered_for and vit.recovery.weights:
+        return vit.recovery.weights
+    source = vit.source
+    if source is None:
+        return None
+    if source.run is None:
+        return source.name
+    start = source.run.get("init", {}).get("weights")
+    return hub.given_name(start) if start else None
+
+
+def licenses(vit: Pretrained) -> dict[str, str]:
+    """`LICENSES` of a model's weights, by the folder that they were read from.
+
+    The folder's own card says it, or else timm's config; {}: neither does.
+    """
+    source = vit.source
+    if source is None or not source.path.is_dir() or source.run is not None:
+        return {}
+    fields = _header(source.path / CARD)
+    if LICENSE in fields:
+        return fields
+    try:
+        config = read_json(source.path / hub.CONFIG)
+    except InputError:  # other folders have none
+        return {}
+    images = config.get("pretrained_cfg")
+    found = images.get(LICENSE) if isinstance(images, dict) else None
+    if not isinstance(found, str):
+        return {}
+    if found in WITH_ID:
+        return {LICENSE: found}
+    return {LICENSE: "other", "license_name": found}
+
+
+def _header(path):
+    """`LICENSES` in the YAML header of a card."""
+    try:
+        text = pathlib.Path(path).read_text("utf-8", errors="replace")
+    except OSError:
+        return {}
+    header = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    if header is None:
+        return {}
+    fields = {}
+    for field in LICENSES:
+        if line := re.search(rf"^{field}: *(\S.*?)\s*$", header[1], re.MULTILINE):
+            fields[field] = line[1]
+    return fields
