@@ -524,7 +524,7 @@ class Pretrained:
         # which True is 1, and a list has no hash.
         end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
         model = end(self.model, fields, self._grid, self.name, tokens)
-        if model.plan != self.model.plan:
+        if [p.counts for p in model.plan] != [p.counts for p in self.model.plan]:
             warn_of_recovery(self.recovery, model, self.image_size)
         if model.has_selectors:
             try:

@@ -9,10 +9,17 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import settings
 
+# Fields of a Recovery that are None where a run of train.py has made it.
+MEASURED = ("images", "held_out", "steps", "seconds", "measure", "before", "after")
+MEASURED += ("interval", "agreement", "curve", "stopped")
+
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """What `recover` did to a model's weights, measured on images it held out."""
+    """What `recover` did to a model's weights, measured on images it held out.
+
+    A run of train.py that does the same has no measures (`MEASURED`).
+    """
 
     # that the weights were recovered for, with counts of tokens in place of a cost
     reduction: Mapping[str, Any]
@@ -40,7 +47,8 @@ class Recovery:
 
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
-        object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
+        if self.curve is not None:
+            object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
         size = settings.as_tuple(self.image_size)
         object.__setattr__(self, "image_size", size)
 
@@ -63,6 +71,8 @@ class Recovery:
         return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
+        if self.measure is None:
+            return f"{self.parameters} in a run of {self.batch_size} images a step"
         low, high = self.interval
         change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
         figures = f"{self.measure} {self.before:.4f} -> {self.after:.4f} ({change})"
@@ -107,5 +117,5 @@ def warn_of_recovery(recovery: Recovery | None, model, image_size):
     warn(
         f"the weights were recovered for {recovery.form} alone: in any other form, "
         "dense or with another reduction, size or depth, the weights that they were "
-        "made from do better"
+        "made from fit better"
     )

@@ -99,11 +99,10 @@ model = timm.create_model("local-dir:{name}", pretrained=True)
 def _recovery(vit, in_timm):
     """What recovered weights are for."""
     text = f"""
-The weights were recovered by `imagepiece_jax.recover` for {vit.recovered_for}:
-{vit.recovery}.
+The weights were recovered for {vit.recovered_for}: {vit.recovery}.
 
 They are no dense model: without the reduction, or with another reduction, size or
-depth, the weights that they were made from do better.
+depth, the weights that they were made from fit better.
 """
     if in_timm:
         text += "timm, which has no such reductions, would read them without it.\n"

@@ -19,6 +19,7 @@ from imagepiece_jax.models.problem import check_single_label
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import unknown_normalization
 from imagepiece_jax.pretrained.runs import ALLOWED
+from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
@@ -89,6 +90,10 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     place = f"config.teacher.weights {teacher.weights}"
     problem = initial.teacher.source.problem_type
     check_single_label(problem, place, "distillation")
+    trained = settings.with_defaults(initial.teacher.source.reduction)
+    if trained["name"] != settings.DENSE["name"]:
+        words = settings.in_words(initial.teacher.source.reduction)
+        say(f"note: {place} was trained with {words}, and teaches without it")
     if run.reduction.needs_teacher:
         for field in teacher.fields:
             allowed = f"an empty field: {method!r} learns from a model like its own"

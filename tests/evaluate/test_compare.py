@@ -32,7 +32,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from tests.experiments import tiny_paper
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.models.test_learned_contract import LEARNED
 from tests.refused import refused
 
@@ -402,6 +402,45 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
     clock = {"device": "cpu", "batch_size": 8, "repeats": 1}
     floor = measured([("smaller images", 0.6, 0, 1)], timing=clock, metric="ms")
     assert compare_tables.advice(floor).startswith("take the dense model: nothing")
+
+
+def test_the_page_of_recovered_weights_says_what_its_dense_row_is():
+    """No cell, no column and no advice calls their own dense form the dense model."""
+    form = "tome r=3, 12 blocks, 224x224 pixels"
+    settings = [line("tome", 0.5, 70.0, recovered=True), line("clever", 0.5, 76.0)]
+    made = MADE_UP | {"recovered_for": form, "settings": settings, "left_out": []}
+    page = compare_tables.page(made, "plot.png")
+    header, _, cells = page.split("\n\n")[1].splitlines()
+    assert "| recovered for |" in header and f"| {form} |" in cells
+    assert "trained with" not in page
+    assert "points to dense," not in page
+    assert "| dense acc1" not in page
+    own = "dense form of the recovered weights"
+    assert f"| {own} acc1, % |" in page
+    assert f"points to {own}, p if" in page
+    *_, advice = page.splitlines()
+    assert f"level with the {own} (" in advice
+    assert f"points to {own} at" in advice
+    assert "the dense model" not in advice
+    assert "| `tome` (recovered) | r=3 |" in page
+    assert "| `clever` | r=3 |" in page
+    swept = made | {"shares": [], "settings": [], "comparisons": []}
+    assert f"points to {own}, p if" in compare_tables.page(swept, "plot.png")
+    assert f"take the {own}" in compare_tables.advice(swept)
+
+
+def test_a_report_has_what_the_weights_were_recovered_for(tmp_path, on_digits):
+    """Which row it is; one line for all others, at the line that compares."""
+    vit = tiny_paper.pretrained(tmp_path).with_reduction({"name": "tome", "r": 16})
+    made = on_digits(recoveries.recovered(vit))
+    reductions = [{"name": "tome", "r": 16}, {"name": "tome", "r": 20}]
+    with pytest.warns(UserWarning, match="recovered for tome r=16") as said:
+        report = compare.sweep(made, reductions)
+    assert {str(each.filename) for each in said} == {__file__}
+    assert len({str(each.message) for each in said}) == 1
+    assert report["recovered_for"].startswith("tome r=16, ")
+    assert [each["recovered"] for each in report["settings"]] == [True, False]
+    assert "`tome r=16` (recovered) |" in compare_tables.page(report, "p.png")
 
 
 @pytest.fixture

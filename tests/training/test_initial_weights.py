@@ -1,21 +1,27 @@
 """Initial weights: fresh, from a file, from a run, and partly fresh."""
 
 import functools
+import warnings
 
 import chex
 import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import read_checkpoint
+from imagepiece_jax.pretrained.save import save
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.training.teacher import create_teacher
 from tests import runs
-from tests.models import tiny
+from tests.models import recoveries, tiny
+from tests.refused import refused
 
 BLOCKS = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
@@ -83,6 +89,63 @@ def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
     chex.assert_trees_all_equal(read(), variables)
     with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
         read(**{"model.embed_dim": 16})
+
+
+TOME = {"name": "tome", "r": 2}
+FOLDER = {"model.depth": 2}  # what the recovered weights have
+
+
+def reducing(reduction, **fields):
+    """A config with this reduction."""
+    config = configured(FOLDER, **fields)
+    with config.unlocked():
+        config.reduction = reduction
+    return config
+
+
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory):
+    """The folder of weights that were recovered for TOME."""
+    config = reducing(TOME)
+    vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
+    folder = tmp_path_factory.mktemp("recovered") / "m"
+    return save(folder, recoveries.recovered(vit))
+
+
+def test_recovered_weights_start_a_run_of_another_form_with_a_warning(recovered):
+    weights = {"init.weights": str(recovered)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        started(reducing(TOME, **weights))
+    with pytest.warns(UserWarning, match="recovered for tome r=2, 2 blocks"):
+        started(reducing(TOME | {"r": 1}, **weights))
+    with pytest.warns(UserWarning, match="recovered for tome r=2, 2 blocks"):
+        started(reducing(TOME, image_size=32, **weights))
+    config = reducing(TOME, **weights)
+    dense = RunConfig.from_config(config).create_dense()
+    with pytest.warns(UserWarning, match="recovered for tome r=2, 2 blocks"):
+        initial(config).dense_variables(dense)
+
+
+def test_recovered_weights_are_no_teacher(recovered, tmp_path):
+    """As `recover` has it; before anything is read, in a dry run, too."""
+    path = str(recovered)
+    fields = {"distill.kind": "soft", "teacher.weights": path}
+    with refused(f"config.teacher.weights {path}", None, "recovered before, for tome"):
+        runs.train(reducing(TOME, **fields), tmp_path / "run", dry_run=True)
+
+
+def test_a_teacher_that_was_trained_with_a_reduction_is_noted(tmp_path, capsys):
+    config = reducing(TOME)
+    vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
+    path = save(tmp_path / "m", vit)
+    run = RunConfig.from_config(
+        reducing(TOME, **{"distill.kind": "soft", "teacher.weights": str(path)})
+    )
+    create_teacher(run, run.create_dense(), InitialWeights(run))
+    assert (
+        "was trained with tome r=2, and teaches without it" in capsys.readouterr().out
+    )
 
 
 def test_only_the_named_parts_are_new(saved):
