@@ -3,11 +3,12 @@
 import runpy
 import sys
 
-from imagepiece_jax.common import cache_dirs
+from imagepiece_jax.common import cache_dirs, signals
 
 STUDIES = ("recover", "recover_elsewhere", "late")  # scripts of their own
 
 if __name__ == "__main__":
+    signals.end_process()
     script = "paper"
     if sys.argv[1:] and sys.argv[1] in STUDIES:
         script = sys.argv.pop(1)

@@ -33,7 +33,7 @@ from experiments.damage import DAMAGE, damaged
 from experiments.imagenette import Imagenette
 from experiments.study import Judged
 from imagepiece_jax import cli
-from imagepiece_jax.common import timer
+from imagepiece_jax.common import signals, timer
 from imagepiece_jax.common.files import make_folder, read_json
 from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.common.tables import markdown_table
@@ -315,7 +315,7 @@ class Study:
 
     def in_int8(self, cell, vit, runtime="onnxruntime") -> dict[str, Any]:
         """Calibrated by images that the fold learns from."""
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, signals.unfinished(name):
             folder = pathlib.Path(name)
             self.write_graphs(folder, vit, cell.fold, [runtime])
             path = folder / quantize.FILES[runtime, "int8"]
@@ -472,7 +472,7 @@ def measure_times(whole: Study, rules=RULES, threads=study.THREADS) -> dict[str,
     """Seconds of a batch in turns: models, runtimes, and float32 beside int8."""
     rows = []
     for batch in BATCHES:
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, signals.unfinished(name):
             programs = timed_programs(whole, pathlib.Path(name), threads, batch)
             shape = (batch, whole.size, whole.size, 3)
             images = np.random.default_rng(0).normal(size=shape).astype(np.float32)

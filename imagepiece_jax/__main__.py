@@ -1,26 +1,26 @@
 """One entry point of all commands: python -m imagepiece_jax COMMAND, or imagepiece.
 
 A process imports only the module of its own command: the flags of two would collide.
+Other modules are imported where they are used, after signals are heard.
 """
 
-import ast
-import pathlib
-import runpy
 import sys
 
-from imagepiece_jax.common import process
-from imagepiece_jax.errors import InputError, suggestion
-
-FOLDER = pathlib.Path(__file__).resolve().parent / "commands"
+from imagepiece_jax.common import signals
 
 
-def commands() -> dict[str, pathlib.Path]:
+def commands() -> dict:
     """{name: file} of all commands."""
-    return {file.stem: file for file in sorted(FOLDER.glob("[!_]*.py"))}
+    import pathlib
+
+    folder = pathlib.Path(__file__).resolve().parent / "commands"
+    return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
 def listing() -> str:
     """A line for every command: its name, and the first line of its docstring."""
+    import ast
+
     lines = ["python -m imagepiece_jax COMMAND [flags]; COMMAND --help lists its flags"]
     for name, file in commands().items():
         summary, _, _ = ast.get_docstring(ast.parse(file.read_bytes())).partition("\n")
@@ -29,20 +29,16 @@ def listing() -> str:
 
 
 def run_command(name: str):
-    """Run a command, by its name, with the flags in sys.argv; it ends the process.
+    """Run a command, by its name, with the flags in sys.argv; it ends the process."""
+    signals.end_process()
+    import runpy
 
-    Ctrl-C while its modules are imported ends it in one line, as Ctrl-C does later.
-    """
     module = f"imagepiece_jax.commands.{name}"
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt as error:
-        line, status = process.ending(error)
-        print(line, file=sys.stderr)
-        process.leave(status)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def main():
+    signals.end_process()
     name = sys.argv[1] if sys.argv[1:] else "--help"
     names = commands()
     if name in ("--help", "-help", "-h"):
@@ -51,6 +47,8 @@ def main():
         del sys.argv[1]
         run_command(name)
     else:
+        from imagepiece_jax.errors import InputError, suggestion
+
         hint = suggestion(name, names, f"allowed: {', '.join(names)}")
         print(f"error: {name!r} is not a command; {hint}", file=sys.stderr)
         return InputError.status

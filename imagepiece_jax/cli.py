@@ -8,7 +8,6 @@ import inspect
 import io
 import os
 import re
-import signal
 import sys
 import warnings
 from logging import Formatter
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import cache_dirs, extras, fields, process
+from imagepiece_jax.common import cache_dirs, extras, fields, process, signals
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.config.files import (
@@ -339,6 +338,7 @@ def run(main, *, compiles=True):
 
     compiles: whether programs that JAX compiles are cached for the next process
     """
+    signals.end_process()
     takes_words = "words" in inspect.signature(main).parameters
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
@@ -361,8 +361,6 @@ def run(main, *, compiles=True):
         print(line, file=sys.stderr)
         return process.leave(status)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, process.interrupt)
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     warnings.formatwarning = _warning_line

@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from imagepiece_jax import cli
-from imagepiece_jax.common import process
+from imagepiece_jax.common import process, signals
 from tests import forked
 from tests.runs import ROOT
 
@@ -46,6 +46,7 @@ def call(main, *words):
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(process, "leave", sys.exit),
+        mock.patch.object(signals, "end_process"),  # which tests go on in
         flagsaver.flagsaver(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -66,17 +66,19 @@ import signal, sys
 from imagepiece_jax.__main__ import main
 class Interrupting:
     def find_spec(name, path, target=None):
-        if name == "absl":
-            signal.raise_signal(signal.SIGINT)
+        if name == sys.argv[-1]:
+            signal.raise_signal(int(sys.argv[-2]))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 sys.meta_path.insert(0, Interrupting)
 main()
 """
 
 
-def test_ctrl_c_while_a_command_is_imported():
-    ended = start("-c", INTERRUPTED, "describe", "--help")
-    assert (ended.status, ended.out, ended.err) == (130, "", "interrupted\n")
+@pytest.mark.parametrize("module", ["runpy", "absl", "imagepiece_jax.config.files"])
+@pytest.mark.parametrize("signum, said", [(2, "interrupted"), (15, "terminated")])
+def test_a_signal_while_a_command_is_imported(module, signum, said):
+    ended = start("-c", INTERRUPTED, "describe", "--help", signum, module)
+    assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{said}\n")
 
 
 def test_train_py_and_the_console_script_are_the_same_commands():

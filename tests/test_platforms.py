@@ -213,14 +213,14 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios", "array_record"):
     sys.modules[name] = None
 for name in "fork geteuid getuid sched_getaffinity sysconf statvfs killpg".split():
     delattr(os, name)
-for name in "SIGKILL SIGBUS SIGALRM SIGHUP SIGUSR1 setitimer".split():
+for name in "SIGKILL SIGBUS SIGALRM SIGHUP SIGUSR1 pthread_sigmask".split():
     delattr(signal, name)
 for name in ours:
     importlib.import_module(name)
 """
 USED = """
-import gc, pathlib, types
-from imagepiece_jax.common import cache_dirs, files, machine, process
+import pathlib
+from imagepiece_jax.common import cache_dirs, files, machine, signals
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.data import registry
 
@@ -230,14 +230,9 @@ with files.open_locked("--workdir", folder / ".lock", "w"):
 cache_dirs.check_owner(folder)
 assert machine.cores() >= 1 and machine.memory_bytes() == float("inf")
 
-def collect(phase, info):
+signals.end_process()
+with signals.blocked(*signals.SIGNALS):
     pass
-
-gc.callbacks.append(collect)
-try:
-    process.interrupt(2, types.SimpleNamespace(f_code=collect.__code__))
-except KeyboardInterrupt:
-    gc.callbacks.remove(collect)
 sys.platform = "win32"
 try:
     registry.open_source("imagenet2012", "val", num_classes=1000, data_dir=folder)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
@@ -54,7 +55,7 @@ def main():
     jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs
     rng = np.random.default_rng(SEED.value)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
         runs = tiny_runs.TinyRuns(folder)
         for row in drill(runs, rng, KILLS.value, SAVES.value):
             rows.append(dataclasses.asdict(row))

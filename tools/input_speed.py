@@ -22,6 +22,7 @@ from PIL import Image
 
 from configs import base
 from imagepiece_jax import cli
+from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.data import registry, transforms
 from imagepiece_jax.data.config import DataConfig
@@ -47,7 +48,7 @@ def main():
     # A CSV file may have test images alone, and any images will do.
     split = "val" if data.startswith("csv:") else "train"
     source = registry.open_source(data, split, data_dir=DIR.value)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
         folder = pathlib.Path(folder)
         files = folder / "as they are"
         small = folder / "short side"

@@ -24,7 +24,7 @@ import sys
 from tqdm import tqdm
 
 from imagepiece_jax import cli
-from imagepiece_jax.common import machine
+from imagepiece_jax.common import machine, signals
 from imagepiece_jax.errors import InputError
 from tools.imagenet import scan, writer
 
@@ -71,16 +71,13 @@ def main():
         writer.make_folder(data_dir)  # before minutes of looking for images
         patterns = {"train": TRAIN.value, "validation": VALIDATION.value}
         room = writer.room(data_dir, short_side)
-        try:
+        with signals.deferring(say_resumes):
             with progress("finding images") as advance:
                 images = scan.find(
                     source, PARTIAL.value, advance, workers, patterns, room
                 )
             with progress("writing", sum(map(len, images.values()))) as advance:
                 note = writer.write(images, data_dir, short_side, workers, advance)
-        except KeyboardInterrupt:
-            print(scan.RESUMES, file=sys.stderr)
-            raise
     elif note["short_side"] != short_side:
         problem = f"has a complete set with --short_side {note['short_side']}"
         allowed = f"another folder for --short_side {short_side}"
@@ -88,6 +85,12 @@ def main():
     else:
         writer.clear(note["folder"])
     print(writer.summary(data_dir, note))
+
+
+def say_resumes(signum):
+    """Say what a signal that ends this process leaves; False: it is not deferred."""
+    print(scan.RESUMES, file=sys.stderr)
+    return False
 
 
 @contextlib.contextmanager

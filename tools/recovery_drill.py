@@ -24,6 +24,7 @@ import numpy as np
 
 import imagepiece_jax
 from imagepiece_jax import cli
+from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
@@ -249,7 +250,7 @@ def main():
     jax.config.update("jax_platforms", "cpu")
     rng = np.random.default_rng(SEED.value)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
         for row in drill(pathlib.Path(folder), rng, EACH.value):
             rows.append(row)
             print(*dataclasses.astuple(row), sep=" | ", flush=True)

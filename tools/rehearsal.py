@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.checkpoint import KINDS
@@ -67,7 +68,10 @@ def main():
         )
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:
-        folder = FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory())
+        folder = FOLDER.value
+        if not folder:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(signals.unfinished(folder))
         stage = stack.enter_context(HostRuns(folder, PLATFORM.value, DEVICES.value))
         print(line(HEADINGS), line(["---"] * len(HEADINGS)), sep="\n", flush=True)
         kept = []

@@ -29,8 +29,6 @@ PARAMETERS = cli.choice(
     "parameters", "biases", ["norms", "biases", "all"], "which of them are trained"
 )
 
-INTERRUPTED = 130  # exit status after Ctrl-C
-
 
 def main():
     typed = MODEL()
@@ -46,7 +44,7 @@ def main():
     import jax
 
     from imagepiece_jax.common.files import check_folder, check_room
-    from imagepiece_jax.common.process import without_interrupts
+    from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data.unlabeled import check_found, open_unlabeled
     from imagepiece_jax.pretrained.save import checked_folder, save
@@ -85,14 +83,13 @@ def main():
     except InputError as error:
         raise error.renamed(flags) from error
     recovery = recovered.recovery
-    with without_interrupts():  # nothing that took minutes is lost while it is written
+    with finishing():  # nothing that took minutes is lost while it is written
         print(recovery, flush=True)
         if recovery.stopped and not recovery.changed:
             print(f"nothing is written to {out}", file=sys.stderr)
-            return INTERRUPTED
-        save(out, recovered)
-        print(f"saved in {out}", flush=True)
-    return INTERRUPTED if recovery.stopped else 0
+        else:
+            save(out, recovered)
+            print(f"saved in {out}", flush=True)
 
 
 if __name__ == "__main__":

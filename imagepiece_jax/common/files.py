@@ -11,6 +11,7 @@ import stat
 import subprocess
 import uuid
 
+from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
@@ -203,8 +204,9 @@ def check_writable(flag, path, read=(), own_suffixes=()):
         )
     try:
         new = _temporary(_target(path))
-        new.touch()
-        new.unlink()
+        with signals.unfinished(new):
+            new.touch()
+            new.unlink()
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror})",
@@ -240,12 +242,13 @@ def replacing(path):
         target = _target(path)
         new = _temporary(target)
         try:
-            new.touch()
-            like = target if target.exists() else new
-            mode = like.stat().st_mode
-            yield new
-            _finish(new, stat.S_IMODE(mode))
-            os.replace(new, target)
+            with signals.unfinished(new):
+                new.touch()
+                like = target if target.exists() else new
+                mode = like.stat().st_mode
+                yield new
+                _finish(new, stat.S_IMODE(mode))
+                os.replace(new, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 new.unlink()
@@ -270,21 +273,24 @@ def replacing_folder(path):
         new = _temporary(target)
         old = _temporary(target)
         replaces = target.exists()
-        try:
-            new.mkdir(parents=True)
-            mode = new.stat().st_mode & 0o666  # a file's permissions: who may read it
-            yield new
-            for file in new.iterdir():
-                _finish(file, mode)
-            if replaces:
-                os.replace(target, old)
-            os.replace(new, target)
-        except BaseException:
-            if replaces:
-                _put_back(old, target)
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(signals.unfinished(new))
+            try:
+                new.mkdir(parents=True)
+                mode = new.stat().st_mode & 0o666  # a file's: who may read it
+                yield new
+                for file in new.iterdir():
+                    _finish(file, mode)
+                stack.enter_context(signals.finishing())
+                if replaces:
+                    os.replace(target, old)
+                os.replace(new, target)
+            except BaseException:
+                if replaces:
+                    _put_back(old, target)
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _not_written(path, error, "try again") from error
 

@@ -1,9 +1,8 @@
-"""How a command's process ends: the last line, the exit status, signals."""
+"""How a command's process ends: the last line and the exit status."""
 
 import atexit
 import contextlib
 import errno
-import gc
 import os
 import signal
 import sys
@@ -49,32 +48,6 @@ def _has_working_directory():
     except FileNotFoundError:
         return False
     return True
-
-
-def interrupt(signum, frame):
-    """Handler of SIGINT that raises KeyboardInterrupt where Python would not ignore it.
-
-    Python ignores exceptions of functions that the garbage collector calls. JAX has it
-    call one, in which a signal is handled that came during a long collection. There
-    the handler calls itself again a moment later.
-    """
-    collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
-    has_timer = hasattr(signal, "setitimer")  # not on Windows
-    if has_timer and frame is not None and frame.f_code in collecting:
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-    else:
-        signal.default_int_handler(signum, frame)
-
-
-@contextlib.contextmanager
-def without_interrupts():
-    """Context in which Ctrl-C does nothing, in the main thread."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def discard_output():

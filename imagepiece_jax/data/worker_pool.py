@@ -30,6 +30,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from imagepiece_jax.common.signals import SIGNALS, blocked
 from imagepiece_jax.errors import InputError, RunError
 
 GROUPS_AHEAD = 2  # groups that are read ahead, besides two that are joined already
@@ -246,26 +247,25 @@ class Processes:
 class _Worker:
     """A process that runs `_serve(memory, ..)`, and the pipes to and from it.
 
-    The process ignores signals: a run that stops still needs batches until it has
+    The process receives no signals: a run that stops still needs batches until it has
     finished its step.
     """
 
     def __init__(self, memory, *arguments):
         readable, writable = os.pipe()
         code = (
-            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
             "from imagepiece_jax.data import worker_pool; "
             f"worker_pool._serve({memory}, {writable}, *{arguments})"
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],  # -P: without the current folder
-                stdin=subprocess.PIPE,
-                pass_fds=(memory, writable),
-                env=os.environ | {"PYTHONPATH": path},
-            )
+            with blocked(*SIGNALS):
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", code],  # -P: no current folder
+                    stdin=subprocess.PIPE,
+                    pass_fds=(memory, writable),
+                    env=os.environ | {"PYTHONPATH": path},
+                )
         finally:
             os.close(writable)
         self.tasks = self.process.stdin

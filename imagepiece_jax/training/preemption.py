@@ -9,11 +9,9 @@ and `errors.Stopped` has the exit status.
 import contextlib
 import os
 import signal
-import socket
 import sys
-import threading
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from imagepiece_jax.common.signals import SIGNALS, Listener
 
 
 class Interrupted(Exception):
@@ -35,29 +33,23 @@ class StopRequest:
         self._signum = 0  # the first signal that has arrived here; 0: none
         self._agreed = 0  # the signal on which all processes have agreed; 0: none
         self._at_once = False  # whether a signal ends the process now
-        self._writer = None  # Python writes signals to it, and a thread reads them
+        self._heard_before = False  # whether the listener has heard a signal
+        self._listener = None
 
     def __enter__(self):
+        ignored = signal.SIG_IGN  # as Ctrl-C of a process that a shell's `&` starts
+        heard = [s for s in SIGNALS if signal.getsignal(s) is not ignored]
         try:
-            self._before = {s: signal.signal(s, self._note) for s in SIGNALS}
+            self._before = {s: signal.signal(s, self._note) for s in heard}
         except ValueError:  # not in the main thread, where signals do not arrive
             self._before = {}
             return self
-        reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._wakeup_before = signal.set_wakeup_fd(
-            self._writer.fileno(), warn_on_full_buffer=False
-        )
-        self._thread = threading.Thread(
-            target=self._watch, args=(reader,), name="stop request", daemon=True
-        )
-        self._thread.start()
+        self._listener = Listener(self._hear)
         return self
 
     def __exit__(self, *error):
-        self.ignore_signals()
-        if self._before:
-            signal.set_wakeup_fd(self._wakeup_before)
+        if self._listener is not None:
+            self._listener.close()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -84,12 +76,8 @@ class StopRequest:
 
     def ignore_signals(self):
         """Ignore signals from now on, until the end of the context."""
-        if self._writer is None:
-            return
-        signal.set_wakeup_fd(-1)
-        self._writer.close()
-        self._writer = None
-        self._thread.join()
+        if self._listener is not None:
+            self._listener.pause()
 
     def until_requested(self, items):
         """Yield the items; raise Interrupted once a stop is requested."""
@@ -101,20 +89,14 @@ class StopRequest:
     def _note(self, signum, frame):
         self._signum = self._signum or signum
 
-    def _watch(self, reader):
-        """Wait for signals, which arrive in this thread as bytes with their numbers."""
-        received_before = False
-        with reader:
-            while received := reader.recv(1):  # empty: closed
-                (signum,) = received
-                if signum not in SIGNALS:
-                    continue
-                self._note(signum, None)
-                if self._at_once:
-                    _end(signum, "stopped with nothing to save")
-                if received_before and signum == signal.SIGINT:
-                    _end(signum, "stopped without saving")
-                received_before = True
+    def _hear(self, signum):
+        """Note a signal in the listener's thread, or end the process."""
+        self._note(signum, None)
+        if self._at_once:
+            _end(signum, "stopped with nothing to save")
+        if self._heard_before and signum == signal.SIGINT:
+            _end(signum, "stopped without saving")
+        self._heard_before = True
 
 
 def _end(signum, words):

@@ -15,16 +15,14 @@ import functools
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.fields import is_number
 from imagepiece_jax.common.progress import INTERVAL, counted
 from imagepiece_jax.data.decode import UnreadableImage
@@ -229,7 +227,7 @@ class Course:
         self.best = start  # what `Fit.measure` returned for the best weights
         self.variables = None  # the best ones; None: nothing is better than the start
         self.steps_done = 0
-        self.stopped = False  # whether Ctrl-C has ended it
+        self.stopped = False  # whether a signal has ended it
         # (step, mean distance to the teacher) of each measure
         self.curve = [(0, float(start["distance"].mean()))]
         self.began = math.nan  # time at which the first step, which compiles, has ended
@@ -336,27 +334,18 @@ class Display:
 
 @contextlib.contextmanager
 def stopping(course: Course):
-    """Context in which Ctrl-C ends the course after its current step.
+    """Context in which a signal ends the course after its current step.
 
-    Until the course has better weights than at the start, Ctrl-C raises
-    KeyboardInterrupt as usual. It does nothing outside the main thread.
+    Until the course has better weights than at the start, a signal ends a command, and
+    Ctrl-C raises KeyboardInterrupt elsewhere.
     """
-    before = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(before):
-        yield
-        return
 
-    def stop(signum, frame):
-        if course.variables is None:
-            before(signum, frame)
+    def stop(signum):
         course.stopped = True
+        return course.variables is not None
 
-    signal.signal(signal.SIGINT, stop)
-    try:
+    with signals.deferring(stop):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def distinct(source: Source) -> Source:

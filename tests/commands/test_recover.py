@@ -1,9 +1,7 @@
 """The command that recovers: the folder that it leaves, and what it leaves alone."""
 
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import recover
 from imagepiece_jax.training import recovery_step
-from tests.command import call, sentence
+from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.training.test_full_disk import full_disk
 
@@ -53,40 +51,44 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     assert "step 40 of 40" in ended.err
 
 
+# A process of the command that sends itself signals: at a step, and in the save.
+SIGNALED = """
+import os, runpy, sys
+from imagepiece_jax.training.recovery_step import Fit
+
+_, step, *words = sys.argv
+taken = []
+
+def signaled_step(*args, take_step=Fit.take_step):
+    taken.append(args)
+    if len(taken) == int(step):
+        os.kill(os.getpid(), 15)
+    return take_step(*args)
+
+def signaled_save(number, fsync=os.fsync):
+    os.kill(os.getpid(), 2)
+    return fsync(number)
+
+Fit.take_step = signaled_step
+os.fsync = signaled_save
+sys.argv = ["imagepiece", "recover", *words]
+runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize("step, written", [(1, False), (35, True)])
-def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, written):
-    take_step = recovery_step.Fit.take_step
-    steps = []
-
-    def interrupted(self, *args):
-        steps.append(args)
-        if len(steps) == step:
-            signal.raise_signal(signal.SIGINT)
-        return take_step(self, *args)
-
-    monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
-    ended = call(recover.main, *words)
-    assert ended.status == 130
-    assert "stopped" in ended.err
+def test_a_signal_leaves_the_best_or_nothing(words, tmp_path, step, written):
+    """While the first step compiles, and when there is something to lose."""
+    ended = start("-c", SIGNALED, step, *words, imported=True)
+    assert ended.status == 143
+    assert ended.err.splitlines()[-1] == "terminated"
     assert (tmp_path / "out").exists() == written
+    assert not [*tmp_path.glob(".*.tmp")]
     if written:
-        assert imagepiece_jax.load(tmp_path / "out").recovery.stopped
-
-
-def test_ctrl_c_while_it_is_written_loses_nothing(words, tmp_path, monkeypatch):
-    fsync = os.fsync
-
-    def interrupted(number):
-        signal.raise_signal(signal.SIGINT)
-        fsync(number)
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    before = signal.getsignal(signal.SIGINT)
-    call(recover.main, *words).ok()
-    assert signal.getsignal(signal.SIGINT) is before
-    recovery = imagepiece_jax.load(tmp_path / "out").recovery
-    assert recovery.steps == 40
-    assert not recovery.stopped
+        recovery = imagepiece_jax.load(tmp_path / "out").recovery
+        assert recovery.stopped
+        assert recovery.steps == 35
+        assert f"saved in {tmp_path / 'out'}" in ended.out
 
 
 def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):

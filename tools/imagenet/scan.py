@@ -22,6 +22,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from imagepiece_jax.common.files import open_locked
+from imagepiece_jax.common.signals import blocked
 from imagepiece_jax.data.class_names import imagenet_lemmas, other_class
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, RunError
@@ -535,7 +536,8 @@ def run_jobs(function, jobs, workers):
     before = multiprocessing.active_children()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        pending = [pool.submit(function, *job) for job in jobs]
+        with blocked(signal.SIGINT):  # which is for this process to handle
+            pending = [pool.submit(function, *job) for job in jobs]
         for future in concurrent.futures.as_completed(pending):
             yield future.result()
     except concurrent.futures.BrokenExecutor as error:
@@ -552,8 +554,6 @@ def run_jobs(function, jobs, workers):
 
 
 def _start_worker():
-    """Ctrl-C is for the parent to handle; SIGTERM is how it ends a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -16,7 +16,7 @@ import tempfile
 
 import jax
 
-from imagepiece_jax.common import cache_dirs
+from imagepiece_jax.common import cache_dirs, signals
 
 SOURCES = pathlib.Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-shared")
@@ -104,8 +104,9 @@ def _built(command, source):
         cache_dirs.check_owner(path)
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as made:
-                new = pathlib.Path(made) / path.name
+            made = tempfile.TemporaryDirectory(dir=folder)
+            with made, signals.unfinished(made.name):
+                new = pathlib.Path(made.name) / path.name
                 done = subprocess.run(
                     [*command, str(source), "-o", str(new)],
                     capture_output=True,

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import signal
 import sys
 
 import pytest
@@ -96,7 +97,7 @@ def test_changes_to_images_are_printed(tmp_path):
 
 def test_an_interrupted_run_says_how_to_resume(source, tmp_path, monkeypatch):
     def interrupted(*arguments):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(writer, "write", interrupted)
     ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))

@@ -1,0 +1,171 @@
+"""A signal ends a command in any place, in one line, with nothing half-written."""
+
+import signal
+
+import pytest
+
+from tests.command import start
+
+ENDED = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (143, "terminated\n")}
+
+# A command's process; `send()` sends itself the signal, in the main thread or another.
+BEGIN = """
+import os, pathlib, signal, sys, threading, time
+from imagepiece_jax.common import files, signals
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+signum = int(sys.argv[1])
+folder = pathlib.Path(sys.argv[2])
+send = lambda *_: os.kill(os.getpid(), signum)
+"""
+# Python ignores exceptions in most of these places.
+PLACES = {
+    "a callback of C code": """
+import ctypes
+ctypes.CFUNCTYPE(None)(send)()
+time.sleep(20)
+""",
+    "a destructor": """
+class Weights:
+    __del__ = send
+Weights()
+time.sleep(20)
+""",
+    "the garbage collector": """
+import gc
+gc.callbacks.append(send)
+gc.collect()
+time.sleep(20)
+""",
+    "a conversion, whose error numpy words anew": """
+import numpy as np
+class Number:
+    def __float__(self):
+        send()
+np.array(1.0)[()] = Number()
+time.sleep(20)
+""",
+    "what catches all": """
+try:
+    send()
+except BaseException:
+    pass
+time.sleep(20)
+""",
+    "C code that takes long": """
+import hashlib
+threading.Timer(0.1, send).start()
+signals.PATIENCE = 0.1
+hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+""",
+    "a wait for threads": """
+import concurrent.futures
+threading.Timer(0.1, send).start()
+with concurrent.futures.ThreadPoolExecutor() as pool:
+    pool.submit(time.sleep, 20)
+""",
+    "the end of the interpreter": """
+import atexit
+atexit.register(time.sleep, 20)
+atexit.register(send)
+""",
+    "output that nobody reads": """
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+threading.Timer(0.2, send).start()
+print("x" * 1_000_000)
+""",
+    "an unfinished file": """
+with files.replacing(folder / "file") as new:
+    new.write_text("half")
+    send()
+""",
+    "an unfinished folder": """
+with files.replacing_folder(folder / "folder") as new:
+    (new / "file").write_text("half")
+    send()
+""",
+}
+
+
+@pytest.mark.parametrize("signum", ENDED)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_ends_a_process(place, signum, tmp_path):
+    code = f"{BEGIN}\nsignals.end_process()\n{PLACES[place]}"
+    ended = start("-c", code, int(signum), tmp_path)
+    assert (ended.status, ended.err) == ENDED[signum]
+    assert not [*tmp_path.iterdir()]
+
+
+FINISHED = """
+signals.end_process()
+for text in ("old", "new"):
+    if text == "new":
+        replace = os.replace
+        os.replace = lambda *paths: (replace(*paths), send(), send())
+    with files.replacing_folder(folder / "folder") as new:
+        (new / "file").write_text(text)
+print("not ended")
+"""
+
+
+def test_between_two_renames_a_signal_waits(tmp_path):
+    """And a second one, too."""
+    ended = start("-c", BEGIN + FINISHED, int(signal.SIGINT), tmp_path)
+    assert (ended.status, ended.err) == ENDED[signal.SIGINT]
+    assert not ended.out
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "file").read_text() == "new"
+
+
+IGNORED = """
+signal.signal(signum, signal.SIG_IGN)
+signals.end_process()
+send()
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize("signum", ENDED)
+def test_what_is_ignored_stays_ignored(signum, tmp_path):
+    ended = start("-c", BEGIN + IGNORED, int(signum), tmp_path).quiet()
+    assert ended.out == "goes on\n"
+
+
+OF_PYTHON = """
+stopped = []
+with signals.deferring(lambda signum: len(stopped) < 2 and not stopped.append(signum)):
+    send()
+    send()
+    try:
+        send()
+    except KeyboardInterrupt:
+        print(stopped)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+with signals.finishing():
+    pass
+"""
+
+
+def test_without_a_command_ctrl_c_is_pythons(tmp_path):
+    ended = start("-c", BEGIN + OF_PYTHON, int(signal.SIGINT), tmp_path).quiet()
+    assert ended.out == "[2, 2]\n"
+
+
+BLOCKED = """
+import subprocess
+signals.end_process()
+with signals.blocked(*signals.SIGNALS):
+    child = subprocess.Popen([sys.executable, "-c", "print(input())"], stdin=-1)
+os.kill(child.pid, signal.SIGINT)
+os.kill(child.pid, signal.SIGTERM)
+child.communicate(b"still there\\n")
+send()
+time.sleep(20)
+"""
+
+
+def test_a_process_that_receives_no_signals(tmp_path):
+    """It may not have begun with Python yet; its parent receives them again."""
+    ended = start("-c", BEGIN + BLOCKED, int(signal.SIGINT), tmp_path)
+    assert (ended.status, ended.out) == (130, "still there\n")
