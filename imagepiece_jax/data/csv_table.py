@@ -107,8 +107,8 @@ def open_csv(
             allowed="all, or none",
         )
     if not labeled and not test_lines:
-        chosen = split_files(training_images, split, path)
-        files = [_stored_file(name, path) for name in chosen]
+        stored = [_stored_file(name, path) for name in training_images]
+        files = split_files(root, stored, split, path)
         labels = [-1] * len(files)
     if not files:
         raise InputError(

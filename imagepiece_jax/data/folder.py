@@ -63,7 +63,7 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
 
 
 def _folders_of_splits(root):
-    """{split: name of its folder in root}; val's is "" where root has test images alone.
+    """{split: name of its folder in root}; val's is "" where root is a test set alone.
 
     A split that is not there has the name that an error asks for.
     """
@@ -264,7 +264,7 @@ def _unlabeled_files(root, split, inside):
     _log_left_out(root, found.left_out)
     if separate:
         return found.images
-    return split_files(found.images, split, f"folder {root}")
+    return split_files(root, found.images, split, f"folder {root}")
 
 
 def _log_left_out(root, left_out):

@@ -8,13 +8,10 @@ stay; values of parameters change, by default of norms and biases. The teacher i
 dense model with the same weights, which sees the same crops of the images.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
-import os
 import sys
 import time
 from typing import Any
@@ -24,10 +21,10 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.fields import is_number
-from imagepiece_jax.common.progress import INTERVAL, counted
-from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.common.progress import INTERVAL
+from imagepiece_jax.data.copies import readable_originals
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
-from imagepiece_jax.data.source import FileSource, Source, Subset, evenly_spaced
+from imagepiece_jax.data.source import Source, Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
@@ -40,6 +37,7 @@ from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 HELD_OUT = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest images that are held out
 MAX_HELD_OUT = 500  # the most images that are held out
+MAX_IMAGES = 10_000  # the most images that are looked through
 MEASURES = 8  # number of measures during the training
 THREADS = 2  # threads that read and decode images
 UNLIMITED = 2**31 - 1  # number of steps where a time limit ends the training
@@ -60,17 +58,18 @@ def recover(
 ) -> Pretrained:
     """Train a reduced model to answer as its dense form, with images without labels.
 
-    A fifth of the images, 16 to 500 of them, is held out. They measure the weights
-    eight times during the training, and the best weights are returned. If these are not
-    better than at the start by more than the 95 % interval, the weights stay unchanged.
-    Ctrl-C ends the training, and the best weights so far are returned. The same seed
+    Of images that show one picture the first counts, and of more than 10,000 so many
+    that are evenly spaced. A fifth, 16 to 500 of them, is held out. They measure the
+    weights eight times during the training, and the best weights are returned. If these
+    are not better than at the start by more than the 95 % interval, the weights stay
+    unchanged. Ctrl-C ends the training, and the best weights so far are returned. The same seed
     and number of steps give the same bits on the same machine. OpenCV resizes the crops
     where it is installed, else Pillow.
 
     vit: a model with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
-        [H, W, 3], or the name of data as commands take it ("csv:FILE"); labels are not
-        read
+        [H, W, 3], or the name of data as commands take it ("csv:FILE"), of which train
+        is taken, as it is of a folder that holds train and val; labels are not read
     steps: number of training steps; None: 500, or as many as fit in `minutes`
     minutes: time limit for all of it; None: no limit
     batch_size: images in a step, over all devices of this machine
@@ -136,14 +135,20 @@ def recovered(
     minutes: time limit in place of the recipe's steps; None: the recipe's steps
     """
     began = time.monotonic()
-    source = readable(distinct(source))
-    learned, held_out = divided(source, recipe.batch_size)
+    few = source.spread(MAX_IMAGES)
+    if few is not source:
+        log.warning(
+            "%s of the %s images are taken, evenly spaced",
+            f"{len(few):,}",
+            f"{len(source):,}",
+        )
+    few = readable_originals(few)
+    learned, held_out = divided(few, recipe.batch_size)
     source.try_first(vit.preprocessing)
     # Images are checked before anything is compiled.
     options = {"batch_size": recipe.batch_size, "placement": parallel.placement()}
     evaluation = EvalBatches(held_out, vit.preprocessing, **options)
     held_out_batches = list(evaluation.batches(threads=THREADS))
-    check_different(held_out_batches)
     crop = TrainTransform(
         vit.image_size, "random_resized", recipe.area, shift=0, flip=True
     )
@@ -348,61 +353,6 @@ def stopping(course: Course):
         yield
 
 
-def distinct(source: Source) -> Source:
-    """The images of a source, each file once.
-
-    A table, or a caller, may name a file twice; one that is held out must not train.
-    """
-    whole = source
-    while isinstance(whole, Subset):  # such as of --limit
-        whole = whole.source
-    if not isinstance(whole, FileSource):
-        return source
-    real = functools.cache(os.path.realpath)  # links are looked up once per folder
-    first = {}
-    for place in range(len(source)):
-        folder, name = os.path.split(source.name(place))
-        first.setdefault((real(folder), name), place)
-    if len(first) == len(source):
-        return source
-    return Subset(source, [*first.values()])
-
-
-def readable(source: Source) -> Source:
-    """The images of a source without those that cannot be read.
-
-    A large source is returned unchecked: one in a hundred of its images may be damaged,
-    as in training. A small one is checked, because none of the few images that it holds
-    out may be damaged.
-    """
-    total = len(source)
-    if total > HELD_OUT * MAX_HELD_OUT:
-        return source
-
-    def error_of(place):
-        try:
-            source.read(place)
-        except UnreadableImage as error:
-            return error
-        return None
-
-    places = []
-    pool = concurrent.futures.ThreadPoolExecutor(THREADS)
-    try:
-        errors = pool.map(error_of, range(total))
-        for place in counted(range(total), "looking through the images"):
-            error = next(errors)
-            if error is None:
-                places.append(place)
-            else:
-                log.warning("%s: it is left out", error)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if len(places) == total:
-        return source
-    return Subset(source, places)
-
-
 def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     """(images to learn from, images that are held out), the latter evenly spaced.
 
@@ -425,21 +375,3 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     places = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), places)
     return Subset(source, others), Subset(source, places)
-
-
-def check_different(batches: list[dict[str, np.ndarray]]):
-    """Raise InputError for images that are all alike, or of one color each.
-
-    batches: the batches of the held-out images
-    """
-    images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
-    flat = images.reshape(len(images), -1, 3)
-    if np.all(flat == flat[:, :1]):
-        raise InputError("are of one color each", field="images", allowed="photographs")
-    distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
-    if distinct < MIN_HELD_OUT:
-        raise InputError(
-            f"are alike: {len(images)} that are held out show {distinct} pictures",
-            field="images",
-            allowed=f"at least {MIN_HELD_OUT} different ones there",
-        )

@@ -27,6 +27,14 @@ def save(path, color, size=(5, 4)):
     Image.new("RGB", size, color).save(path)
 
 
+def save_noise(path):
+    """An image that is no copy of any other: those of one color are alike."""
+    draw = np.random.default_rng(int(path.stem))
+    pixels = draw.integers(0, 256, (8, 8, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def labels_of(source):
     """The labels of all images, as they are read."""
     return [source.read(index)[1] for index in range(len(source))]
@@ -543,7 +551,7 @@ def test_tests_without_labels_are_images_anywhere_in_val(folder):
 def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
     """At most 1,000, and never an image of both, as one that a table names twice."""
     for number in range(40):
-        save(tmp_path / "train" / "any" / f"{number:02d}.png", (number, 0, 0))
+        save_noise(tmp_path / "train" / "any" / f"{number:02d}.png")
     names = {}
     for split in ("train", "val"):
         source = unlabeled(tmp_path, split)
@@ -553,12 +561,12 @@ def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
     assert sorted(names["train"] + names["val"]) == every
     assert "has no test images: 4 of its 40 images are held out" in caplog.text
     many = [f"{i}" for i in range(20_000)]
-    assert len(split_files(many, "val", "x")) == 1000
+    assert len(split_files("nowhere", many, "val", "x")) == 1000
     twice = [*many[:9], *many[:3]]
-    assert split_files(twice, "val", "x") == ["0"]
-    assert split_files(twice, "train", "x") == [*many[1:9], "1", "2"]
+    assert split_files("nowhere", twice, "val", "x") == ["0"]
+    assert split_files("nowhere", twice, "train", "x") == [*many[1:9], "1", "2"]
     with pytest.raises(InputError, match="x has 1 image and no test images; allow"):
-        split_files(["a", "a"], "val", "x")
+        split_files("nowhere", ["a", "a"], "val", "x")
 
 
 @pytest.mark.parametrize(
@@ -570,7 +578,7 @@ def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
 )
 def test_tables_without_labels(tmp_path, rows, tested, trained):
     for number in range(3):
-        save(tmp_path / f"{number}.png", (number, 0, 0))
+        save_noise(tmp_path / f"{number}.png")
     table = tmp_path / "table.csv"
     table.write_text("filename,label,split\n" + rows)
     for split, names in (("val", tested), ("train", trained)):

@@ -544,8 +544,9 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
     "case, subject, value",
     [
         ("few", "images", 23),
-        ("alike", "images", None),
-        ("one color", "images", None),
+        ("alike", "images", 1),
+        ("one color", "images", 1),
+        ("copies", "images", 20),
         ("floats", "images", "float32 [20, 20, 3]"),
         ("a number", "images", "int"),
         ("one", "images", 1),
@@ -563,6 +564,7 @@ def test_mistakes_are_refused(vit, monkeypatch, case, subject, value):
         "few": noise(23),
         "alike": np.repeat(noise(1), 48, axis=0),
         "one color": colors,
+        "copies": np.concatenate([noise(20)] * 3),
         "floats": np.zeros((48, SIDE, SIDE, 3), np.float32),
         "a number": 3,
         "one": noise(1)[0],
@@ -654,16 +656,7 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         count -= 3  # a tenth is for tests
     if kind == "limited":
         images = open_unlabeled(images).spread(2 * count - 1)
-    divided = recover.divided
-    parts = []
-
-    def divided_only(*args):
-        parts.extend(divided(*args))
-        raise InputError("nothing is trained")
-
-    monkeypatch.setattr(recover, "divided", divided_only)
-    with pytest.raises(InputError, match="nothing is trained"):
-        imagepiece_jax.recover(vit, images, batch_size=8)
+    parts = divided(monkeypatch, vit, images)
     names = []
     for part in parts:
         paths = [part.name(index) for index in range(len(part))]
@@ -671,6 +664,51 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         assert len(names[-1]) == len(part)
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == count
+
+
+def divided(monkeypatch, vit, images):
+    """The images that `recover` learns from, and those that it holds out."""
+    parts = []
+    divide = recover.divided
+
+    def divided_only(*args):
+        parts.extend(divide(*args))
+        raise InputError("nothing is trained")
+
+    monkeypatch.setattr(recover, "divided", divided_only)
+    with pytest.raises(InputError, match="nothing is trained"):
+        imagepiece_jax.recover(vit, images, batch_size=8)
+    return parts
+
+
+def test_copies_of_held_out_images_are_not_learned_from(
+    vit, tmp_path, monkeypatch, caplog
+):
+    """The same bytes, another size, another encoding: a picture counts once."""
+    from PIL import Image
+
+    for number, small in enumerate(noise(30, side=5)):
+        picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / f"{number:02}.png")
+        picture.save(tmp_path / f"{number:02}-again.png")
+        picture.save(tmp_path / f"{number:02}.jpg", quality=60)
+        picture.resize((40, 40)).save(tmp_path / f"{number:02}-small.webp")
+    parts = divided(monkeypatch, vit, tmp_path)
+    pictures = []
+    for part in parts:
+        names = [part.name(index).rpartition("/")[2] for index in range(len(part))]
+        pictures.append({name[:2] for name in names})
+        assert len(names) == len(pictures[-1])
+    assert not pictures[0] & pictures[1]
+    assert len(pictures[0] | pictures[1]) == 30
+    assert "90 of 120 images are copies" in caplog.text
+
+
+def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
+    monkeypatch.setattr(recover, "MAX_IMAGES", 40)
+    learned, held_out = divided(monkeypatch, vit, noise(60))
+    assert len(learned) + len(held_out) == 40
+    assert "40 of the 60 images are taken" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""Copies: images that show one picture, by a distance of small gray forms.
+
+A copy is the same file under another name, or another encoding or size of the picture,
+mirrored or not. Another crop of it is none. `NEAR` was chosen on 500 photographs
+(NIPS 2017, 224 pixels, even rows), and judged on the 500 others:
+
+- saved again as JPEG of quality 20 to 90, as WebP of 50, with 256 colors, in gray; or
+  resized by factors of .25 to 2, aspect not kept: 500 of 500 are found; JPEG of quality
+  10: 496; half the size without antialiasing: 499
+- their 124,750 pairs: none is taken for copies, the nearest one is at .38. Of the
+  499,500 pairs of all 1,000 the nearest is at .31, of 89,692,921 pairs of imagenette at
+  .20. Of 1,613,706 pairs of the handwritten digits one is nearer than .1
+"""
+
+import concurrent.futures
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.common.progress import counted
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.source import Source, Subset
+
+SIDE = 16  # of a form
+NEAR = 0.1  # copies are nearer than this
+# Gray levels that a form's deviation counts as at least: what is nearly of one color
+# differs by what JPEG adds to it.
+LEAST_DEVIATION = 8.0
+ROWS = 500  # forms that are compared with all others at once, for the memory
+DRAFT = 4 * SIDE  # a JPEG file is decoded at an eighth of its size, if not below this
+
+log = logging.getLogger("imagepiece_jax.data")
+
+
+def small_form(image: Image.Image) -> np.ndarray:
+    """The form of an image: 16 x 16 gray means, of mean 0 and deviation 1. [256]"""
+    size = (SIDE, SIDE)
+    small = image.convert("L").resize(size, Image.Resampling.BILINEAR)
+    gray = np.asarray(small, np.float32).ravel()
+    gray -= gray.mean()
+    return gray / max(float(gray.std()), LEAST_DEVIATION)
+
+
+def form_of_file(path: str) -> np.ndarray | None:
+    """The form of an image file as it is stored; None for one that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (DRAFT, DRAFT))
+            return small_form(image)
+    except Exception:  # as in `decode`, which reports it where the image is needed
+        return None
+
+
+def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distances of forms to others or, if they are nearer, to their mirror images.
+
+    A distance is the root mean square of the difference. [n, 256], [m, 256] -> [n, m]
+    """
+    forms = np.asarray(forms, np.float64)
+    others = np.asarray(others, np.float64)
+    mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)
+    products = np.maximum(forms @ others.T, forms @ mirrored.T)
+    squares = np.square(forms).sum(1)[:, None] + np.square(others).sum(1)
+    return np.sqrt(np.maximum(squares - 2 * products, 0) / SIDE**2)
+
+
+def originals(forms: np.ndarray) -> np.ndarray:
+    """The place of the image that each image is a copy of; its own where it is none.
+
+    No two images that are copies of none are nearer than NEAR. [n, 256] -> [n]
+    """
+    found = np.arange(len(forms))
+    for start in range(0, len(forms), ROWS):
+        rows = forms[start : start + ROWS]
+        near = distances(rows, forms[: start + len(rows)]) < NEAR
+        near = np.tril(near, start - 1)  # each row with those before it
+        for row in np.flatnonzero(near.any(1)):
+            before = np.flatnonzero(near[row])
+            before = before[found[before] == before]
+            if before.size:
+                found[start + row] = before[0]
+    return found
+
+
+def readable_originals(source: Source) -> Source:
+    """The images of a source that can be read, each picture once.
+
+    All of them are read. Which are left out is logged.
+    """
+    total = len(source)
+
+    def form_or_error(place):
+        try:
+            pixels, _ = source.read(place)
+        except UnreadableImage as error:
+            return error
+        return small_form(Image.fromarray(pixels))
+
+    forms = []
+    places = []
+    what = "looking through the images"
+    for place, form in _in_threads(form_or_error, range(total), what):
+        if isinstance(form, UnreadableImage):
+            log.warning("%s: it is left out", form)
+        else:
+            forms.append(form)
+            places.append(place)
+    first = originals(np.reshape(forms, (-1, SIDE**2)))
+    places = np.array(places, int)
+    is_copy = first != np.arange(len(first))
+    if is_copy.any():
+        copy = np.flatnonzero(is_copy)[0]
+        log.warning(
+            "%s of %s images are copies of others and left out, such as %s of %s",
+            f"{is_copy.sum():,}",
+            f"{total:,}",
+            source.name(places[copy]),
+            source.name(places[first[copy]]),
+        )
+    places = places[~is_copy]
+    return source if len(places) == total else Subset(source, places)
+
+
+def copies_of_tests(
+    root: str, files: Sequence[str], tests: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """(copies of test images among `files`, those among the tests themselves).
+
+    A file that cannot be read is no copy. Of tests that are alike the first is none.
+
+    root: the folder that the files are relative to
+    """
+
+    def form_of(file):
+        return form_of_file(os.path.join(root, file))
+
+    readable = []
+    forms = []
+    for file, form in _in_threads(form_of, [*tests, *files], "looking for copies"):
+        if form is not None:
+            readable.append(file)
+            forms.append(form)
+    forms = np.reshape(forms, (-1, SIDE**2))
+    tested = len({*readable} & {*tests})
+    first = originals(forms[:tested])
+    again = np.flatnonzero(first != np.arange(tested))
+    among_tests = {readable[place] for place in again}
+    among_files = set()
+    for place in range(tested, len(forms), ROWS):
+        rows = slice(place, place + ROWS)
+        near = distances(forms[rows], forms[:tested]) < NEAR
+        copies = np.flatnonzero(near.any(1))
+        among_files |= {readable[place + row] for row in copies}
+    return among_files, among_tests
+
+
+def _in_threads(call, items, what):
+    """Yield (item, what `call` makes of it) in order; `what` is said as progress."""
+    pool = concurrent.futures.ThreadPoolExecutor()
+    try:
+        found = pool.map(call, items)
+        for item in counted(items, what):
+            yield item, next(found)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,182 @@
+"""Copies among images: found in other encodings and sizes, and nothing else is."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.data import copies, splits
+from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.data.unlabeled import open_unlabeled
+
+
+def pictures(count, side=40, seed=0):
+    """Pictures that are no copies of each other: smooth, and large enough for JPEG."""
+    draw = np.random.default_rng(seed)
+    small = draw.integers(0, 256, (count, 5, 5, 3), np.uint8)
+    size = (side, side)
+    return [
+        Image.fromarray(each).resize(size, Image.Resampling.BICUBIC) for each in small
+    ]
+
+
+def encoded(image, kind, **options):
+    """An image after a file of some kind."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    with Image.open(file) as again:
+        return again.convert("RGB")
+
+
+def scaled(factor, filter=Image.Resampling.BICUBIC):
+    def scale(image):
+        width, height = image.size
+        return image.resize((round(factor * width), round(factor * height)), filter)
+
+    return scale
+
+
+# way to copy: of 50 photographs so many are found at least
+WAYS = {
+    "same": (lambda image: image, 50),
+    "png": (lambda image: encoded(image, "PNG", compress_level=1), 50),
+    "jpeg 90": (lambda image: encoded(image, "JPEG", quality=90), 50),
+    "jpeg 50": (lambda image: encoded(image, "JPEG", quality=50), 50),
+    "jpeg 20": (lambda image: encoded(image, "JPEG", quality=20), 50),
+    "jpeg 10": (lambda image: encoded(image, "JPEG", quality=10), 48),
+    "webp 50": (lambda image: encoded(image, "WEBP", quality=50), 50),
+    "256 colors": (lambda image: image.quantize(256, 2).convert("RGB"), 50),
+    "gray": (lambda image: image.convert("L").convert("RGB"), 50),
+    "quarter": (scaled(0.25), 50),
+    "half": (scaled(0.5, Image.Resampling.LANCZOS), 50),
+    "half, nearest": (scaled(0.5, Image.Resampling.NEAREST), 48),
+    "1.3": (scaled(1.3), 50),
+    "150 x 97": (lambda image: image.resize((150, 48)), 50),
+    "mirrored": (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 50),
+    "half, jpeg 50": (
+        lambda image: encoded(scaled(0.5)(image), "JPEG", quality=50),
+        50,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(assets):
+    return sorted((assets / "data" / "nips2017_224_jpg" / "images").iterdir())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_copies_of_photographs_are_found(photographs, way):
+    """Of odd ones; even ones chose the distance."""
+    copy, least = WAYS[way]
+    found = 0
+    for path in photographs[1:100:2]:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+        forms = [copies.small_form(image)[None], copies.small_form(copy(image))[None]]
+        found += copies.distances(*forms).item() < copies.NEAR
+    assert found >= least
+
+
+def test_no_photograph_is_a_copy_of_another(photographs):
+    """499,500 pairs, and as many with mirror images."""
+    forms = np.stack([copies.form_of_file(path) for path in photographs])
+    pairs = np.triu_indices(len(forms), 1)
+    between = copies.distances(forms, forms)[pairs]
+    assert len(between) == 499_500
+    assert between.min() == pytest.approx(0.31, abs=0.01)
+    np.testing.assert_array_equal(copies.originals(forms), np.arange(len(forms)))
+
+
+def test_one_in_a_million_pairs_of_digits_are_copies():
+    sources = [open_source("digits", split) for split in ("train", "val")]
+    forms = []
+    for source in sources:
+        for index in range(len(source)):
+            pixels, _ = source.read(index)
+            forms.append(copies.small_form(Image.fromarray(pixels)))
+    near = copies.distances(forms, forms) < copies.NEAR
+    pairs = np.triu_indices(len(forms), 1)
+    assert near[pairs].size == 1_613_706
+    assert near[pairs].sum() == 1
+
+
+def test_a_distance_is_that_of_its_definition():
+    one, other = (copies.small_form(image) for image in pictures(2))
+    mirrored = other.reshape(16, 16)[:, ::-1].ravel()
+    assert one.mean() == pytest.approx(0, abs=1e-5)
+    assert one.std() == pytest.approx(1, abs=1e-5)
+    by_hand = [np.sqrt(np.mean((one - each) ** 2)) for each in (other, mirrored)]
+    found = copies.distances(one[None], other[None])
+    assert found.item() == pytest.approx(min(by_hand), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 500])
+def test_an_original_is_the_first_of_its_copies(monkeypatch, rows):
+    monkeypatch.setattr(copies, "ROWS", rows)
+    forms = [copies.small_form(image) for image in pictures(3)]
+    forms = np.stack([forms[place] for place in (0, 1, 0, 2, 1, 0)])
+    assert copies.originals(forms).tolist() == [0, 1, 0, 3, 1, 0]
+
+
+def test_images_of_one_color_are_one_picture():
+    colors = [np.full((20, 20, 3), 5 * level, np.uint8) for level in range(50)]
+    source = copies.readable_originals(open_unlabeled(colors))
+    assert len(source) == 1
+
+
+def test_each_picture_counts_once_and_it_is_said(caplog):
+    images = [np.asarray(image) for image in pictures(6)]
+    half = np.asarray(pictures(6)[4].resize((20, 20)))
+    images += [images[0], images[2][:, ::-1], half]
+    source = copies.readable_originals(open_unlabeled(images))
+    assert [source.name(index) for index in range(len(source))] == [
+        f"image {number}" for number in range(6)
+    ]
+    [record] = caplog.records
+    said = record.getMessage()
+    assert said.startswith("3 of 9 images are copies")
+    assert "image 6 of image 0" in said
+    caplog.clear()
+    whole = open_unlabeled(images[:6])
+    assert copies.readable_originals(whole) is whole
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_copies_of_images_held_out_are_in_neither_split(tmp_path, caplog, kind):
+    """Of a set without labels and test images, a tenth of which is held out."""
+    names = [f"{number:02}.jpg" for number in range(40)]
+    (tmp_path / "train").mkdir()
+    for name, image in zip(names, pictures(40), strict=True):
+        image.save(tmp_path / "train" / name)
+    tests = ["00.jpg", "13.jpg", "26.jpg", "39.jpg"]
+    # 26 shows what 13 does, and so do two training images; 39 cannot be read.
+    shown = pictures(40)[13]
+    shown.save(tmp_path / "train" / "26.jpg", quality=60)
+    shown.resize((60, 60)).save(tmp_path / "train" / "14.jpg")
+    shown.save(tmp_path / "train" / "30.jpg")
+    (tmp_path / "train" / "39.jpg").write_bytes(b"no image")
+    data = f"folder:{tmp_path}"
+    if kind == "csv":
+        rows = [f"train/{name},,train" for name in names]
+        (tmp_path / "set.csv").write_text("\n".join(["filename,label,split", *rows]))
+        data = f"csv:{tmp_path}/set.csv"
+    found = {}
+    for split in ("train", "val"):
+        source = open_source(data, split, labeled=False)
+        paths = [source.name(index) for index in range(len(source))]
+        found[split] = [path.rpartition("/")[2] for path in paths]
+    assert found["val"] == ["00.jpg", "13.jpg", "39.jpg"]
+    assert found["train"] == sorted({*names} - {*tests, "14.jpg", "30.jpg"})
+    said = [record.getMessage() for record in caplog.records]
+    assert any(text.startswith("2 of the images of") for text in said)
+    assert any("3 of its 40 images are held out" in text for text in said)
+
+
+def test_where_copies_are_not_looked_for_it_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(splits, "MAX_READ", 30)
+    names = [f"{number}.jpg" for number in range(31)]
+    assert len(splits.split_files("nowhere", names, "train", "x")) == 28
+    assert "are not looked for among the 31 of x" in caplog.text
