@@ -2,7 +2,6 @@
 
 import io
 import os
-import pathlib
 import threading
 
 import jax
@@ -14,8 +13,14 @@ from imagepiece_jax.data import decode, image_files
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.errors import InputError
 
-FILES = str | bytes | pathlib.Path  # a file, by name or content
+FILES = str | bytes | os.PathLike  # a file, by name or content
 LOADING = threading.Lock()  # Pillow reads a file at first use, in one thread only
+TAKEN = "paths, bytes, open files, PIL images and uint8 arrays "
+TAKEN += "[H, W], [H, W, 3] and [H, W, 4]"
+
+
+class NoImage(InputError):
+    """What a caller gives can be no image, whatever it holds: by its type or shape."""
 
 
 def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
@@ -32,15 +37,17 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    images = [images] if is_one(images) else list(images)
+    alone = is_one(images)
+    images = [images] if alone else list(images)
     if not images:
         raise InputError("is empty", field="images", allowed="one or more images")
     pixels = []
-    for image in images:
+    for number, image in enumerate(images):
         try:
             pixels.append(preprocessing(rgb(image)))
         except InputError as error:
-            raise error.inside(place=name_of(image)) from error
+            place = "" if alone else f"image {number}"
+            raise error.inside(place=name_of(image) or place) from error
     return np.stack(pixels)
 
 
@@ -54,7 +61,7 @@ def of_folder(images):
 
 def name_of(image) -> str:
     """The path of an image that is a file; "" for any other."""
-    return str(image) if isinstance(image, str | pathlib.Path) else ""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else ""
 
 
 def is_one(images) -> bool:
@@ -68,20 +75,41 @@ def is_one(images) -> bool:
     return not hasattr(images, "__iter__")
 
 
+def check_batch(images):
+    """Raise NoImage for an array of several images that are no pixels.
+
+    Of an array of texts each is a path.
+    """
+    if not is_array(images) or images.dtype.kind in "OSU":
+        return
+    shape = images.shape
+    is_batch = images.ndim == 4 and shape[3] in (3, 4) and 0 not in shape[1:]
+    if not is_batch or images.dtype != np.uint8:
+        kind = f"{images.dtype} {list(shape)}"
+        raise NoImage(
+            f"is {kind}",
+            field="images",
+            value=kind,
+            allowed="pixels, uint8 [B, H, W, 3] and [B, H, W, 4]",
+        )
+
+
 def rgb(image) -> np.ndarray:
     """Pixels of one image: a file, a PIL image (both upright) or an array.
 
     image: a path, bytes, an open binary file, a PIL image, or an array uint8: gray
         [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored
     Returns [H, W, 3] uint8.
-    Raises InputError for an image that cannot be read.
+    Raises InputError for an image that cannot be read, NoImage for what is none.
     """
     if hasattr(image, "read"):
         image = _content(image)
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
-    if isinstance(image, str | pathlib.Path):
+    if isinstance(image, str | os.PathLike):
         image = os.path.expanduser(image)
+    if isinstance(image, str) and "*" in image and not os.path.exists(image):
+        raise NoImage("is a pattern", place=image, allowed="paths of files")
     if isinstance(image, str) and os.path.isdir(image):
         raise InputError(
             "is a folder",
@@ -114,15 +142,7 @@ def rgb(image) -> np.ndarray:
         kind = f"{dtype} {list(shape)}"
         if dtype is None:
             kind = type(image).__name__
-        raise InputError(
-            f"is {kind}",
-            field="images",
-            value=kind,
-            allowed=(
-                "paths, bytes, open files, PIL images and uint8 arrays "
-                "[H, W], [H, W, 3] and [H, W, 4]"
-            ),
-        )
+        raise NoImage(f"is {kind}", field="images", value=kind, allowed=TAKEN)
     return decode.rgb(Image.fromarray(np.asarray(image)))
 
 
@@ -137,7 +157,7 @@ def _content(file):
         ) from error
     if not isinstance(content, bytes):
         kind = type(content).__name__
-        raise InputError(
+        raise NoImage(
             f"is an open file of {kind}",
             field="images",
             value=kind,

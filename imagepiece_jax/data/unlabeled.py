@@ -1,5 +1,6 @@
 """Images that a caller hands over without labels, as a `Source`."""
 
+import logging
 import os
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ from imagepiece_jax.data import decode, image_files, pictures, registry
 from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError
 
+log = logging.getLogger("imagepiece_jax.data")
 NO_LABEL = -1
 ALLOWED = "a folder, paths of images, or data such as csv:FILE"
 
@@ -56,6 +58,7 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
         "imagenet2012", "digits"), whose training images are taken, as they are of a
         folder that holds train and val; a Source stays what it is
     data_dir: of imagenet2012, as `open_source` takes it
+    An image of several that cannot be read is left out, with a warning.
     Raises InputError for anything else.
     """
     if isinstance(images, Source):
@@ -65,6 +68,8 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     if isinstance(images, str) and is_data(images):
         return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
     is_one = pictures.is_one(images)
+    if not is_one:
+        pictures.check_batch(images)
     images = [images] if is_one else list(images)
     if all(isinstance(image, str | os.PathLike) for image in images):
         paths = [os.path.expanduser(path) for path in images]
@@ -90,9 +95,12 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
         try:
             pixels.append(pictures.rgb(image))
         except InputError as error:
-            if is_one:
-                raise
-            raise error.inside(place=f"image {number}") from error
+            named = error
+            if not is_one:
+                named = error.inside(place=f"image {number}")
+            if is_one or isinstance(error, pictures.NoImage):
+                raise named from error
+            log.warning("%s: it is left out", named)
     return ArraySource(pixels)
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from imagepiece_jax.common.fields import is_integer
@@ -119,7 +120,7 @@ class Predictor:
         """Compile the programs for all sizes now, and run each of them once."""
         for size in self.sizes:
             program = self._program(size)
-            np.asarray(program(np.zeros(program.images.shape, np.uint8)))
+            jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
 
     @short_traceback
     def __call__(self, images) -> list:
@@ -131,9 +132,10 @@ class Predictor:
             several: an iterable of these, an array [B, H, W, 3 or 4], or a folder,
             which stands for all images in it and its sub-folders, in order of names
         Returns the `top` Predictions of an image; of a model without classes the pooled
-            vector, [D] float32. For several images it returns a list of these, with an
-            InputError for each image that cannot be read.
-        Raises InputError for one image that cannot be read.
+            vector, [D] float32. For several images it returns a list of these.
+        Raises InputError for what can be no image by its type or shape, which is the
+            caller's mistake, and for one image that cannot be read; among several the
+            InputError of an image that cannot be read is in its place in the list.
         """
         images = pictures.of_folder(images)
         if not pictures.is_one(images):
@@ -148,12 +150,15 @@ class Predictor:
 
         Images are computed in batches, and at most two batches are read ahead, so that
         `images` may be endless. An error that `images` raises is raised here after the
-        results of the images before it.
+        results of the images before it, and so is the InputError for what can be none.
         """
         images = pictures.of_folder(images)
         if pictures.is_one(images):
-            images = [images]
-        decoded = self._decoded(images)
+            named = iter([(pictures.name_of(images), images)])
+        else:
+            pictures.check_batch(images)
+            named = _named(images)
+        decoded = self._decoded(named)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
             results = [future.result() for future in part if not future.exception()]
             pixels = [each for each in results if isinstance(each, np.ndarray)]
@@ -177,14 +182,13 @@ class Predictor:
         """Logits of at most a full batch of images. -> [b, classes]."""
         size = next(size for size in self.sizes if size >= len(pixels))
         program = self._program(size)
-        return np.asarray(program(np.stack(pixels)))
+        return jax.device_get(program(np.stack(pixels)))
 
-    def _decoded(self, images):
+    def _decoded(self, named):
         """Yield a Future of the pixels of each image; threads read ahead."""
         waiting = collections.deque()
-        images = iter(images)
         try:
-            while (future := self._submitted(images)) is not None:
+            while (future := self._submitted(named)) is not None:
                 waiting.append(future)
                 if len(waiting) > self.sizes[-1]:
                     yield waiting.popleft()
@@ -194,40 +198,48 @@ class Predictor:
             for future in waiting:
                 future.cancel()
 
-    def _submitted(self, images):
-        """The Future of the next image's pixels; None at the end of `images`.
+    def _submitted(self, named):
+        """The Future of the next image's pixels; None at the end of `named`.
 
-        It raises an error of `images` itself, and returns the InputError of one image.
+        It raises an error of `named` itself, and the InputError of what can be no
+        image; it returns that of an image that cannot be read.
         """
         failed = concurrent.futures.Future()
         try:
-            image = next(images)
+            name, image = next(named)
         except StopIteration:
             return None
         except Exception as error:
             failed.set_exception(error)
             return failed
+        is_array = pictures.is_array(image)
         try:
             if not isinstance(image, pictures.FILES):
                 # Read it now: its owner may change or close it later.
                 image = pictures.rgb(image)
-        except InputError as error:
-            failed.set_result(error)
+        except pictures.NoImage as error:
+            failed.set_exception(error.inside(place=name))
             return failed
-        return self._threads.submit(self._pixels, image)
+        except InputError as error:
+            failed.set_result(error.inside(place=name))
+            return failed
+        return self._threads.submit(self._pixels, name, image, is_array)
 
-    def _pixels(self, image):
-        """The cropped image [H, W, 3] uint8, or its InputError.
+    def _pixels(self, name, image, is_array):
+        """The cropped image [H, W, 3] uint8, or its InputError, which may be raised.
 
         image: a file, its bytes, or a result of `pictures.rgb`
+        is_array: whether the caller gave an array
         """
-        name = pictures.name_of(image)
         try:
             if isinstance(image, pictures.FILES):
                 image = pictures.rgb(image)
             return self._preprocessing(image)
         except InputError as error:
-            return error.inside(place=name)
+            named = error.inside(place=name)
+            if is_array or isinstance(error, pictures.NoImage):
+                raise named from error
+            return named
 
     def _most_probable(self, logits):
         """The `top` Predictions of an image with these logits [classes]."""
@@ -242,6 +254,12 @@ class Predictor:
                 label = index
             predictions.append(Prediction(label, index, float(probabilities[index])))
         return predictions
+
+
+def _named(images):
+    """Yield each of several images with what errors call it: its path, or its place."""
+    for number, image in enumerate(images):
+        yield pictures.name_of(image) or f"image {number}", image
 
 
 def _names(labels, classes):

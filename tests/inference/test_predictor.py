@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import io
 import itertools
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
@@ -148,12 +150,15 @@ def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
 
 def test_a_bad_image_loses_no_other(predictor, pictures, trained, tmp_path):
     want = predictor(pictures)
-    bad = ["no.png", b"no image", Image.new("RGB", (0, 4)), 3]
+    shut = io.BytesIO()
+    shut.close()
+    bad = ["no.png", b"no image", Image.new("RGB", (0, 4)), shut]
     found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2], *bad[2:]])
     assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0, 1, 1]
     assert all(map(close, found[:5:2], want))
     assert str(found[1]).startswith("no.png cannot be read (")
     assert str(found[3]) == "the image cannot be read (no known image format)"
+    assert str(found[5]).startswith("image 5: images is an empty PIL image")
     for one in (found[3], found[6]):  # as a printed list of answers shows them
         assert repr(one) == f"{type(one).__name__}({str(one)!r})"
     predict = imagepiece_jax.Predictor(trained, resize="none", dtype="float32")
@@ -162,6 +167,83 @@ def test_a_bad_image_loses_no_other(predictor, pictures, trained, tmp_path):
     (found,) = predict([file])
     assert isinstance(found, InputError)
     assert str(found).startswith(f"{file}: ")
+
+
+def mistaken(pictures):
+    """{what no image can be, whatever it holds: the value of its error}, by name."""
+    floats = np.float32(pictures)
+    good = pictures[0]
+    return {
+        "floats": (floats, "float32 [3, 20, 20, 3]"),
+        "an array of JAX": (jnp.asarray(floats), "float32 [3, 20, 20, 3]"),
+        "0 to 1": (floats[:1] / 255, "float32 [1, 20, 20, 3]"),
+        "sixteen bits": (np.uint16(pictures), "uint16 [3, 20, 20, 3]"),
+        "five channels": (np.zeros((2, 8, 8, 5), np.uint8), "uint8 [2, 8, 8, 5]"),
+        "one channel": (pictures[..., :1], "uint8 [3, 20, 20, 1]"),
+        "five axes": (pictures[None], "uint8 [1, 3, 20, 20, 3]"),
+        "no pixels": (pictures[:, :0], "uint8 [3, 0, 20, 3]"),
+        "numbers": (np.arange(3), "int64 [3]"),
+        "other sizes": (np.zeros((2, 24, 24, 3), np.uint8), (24, 24)),
+        "a list of floats": ([good, floats[1]], "float32 [20, 20, 3]"),
+        "a list of floats, later": ([good] * 9 + [floats[1]], "float32 [20, 20, 3]"),
+        "None": (None, "NoneType"),
+        "None in a list": ([good, None], "NoneType"),
+        "lists": ([good, good.tolist()], "list"),
+        "a pattern": ("pictures/*.png", None),
+        "a pattern in a list": ([good, "pictures/*.png"], None),
+        "texts": ([good, io.StringIO("text")], "str"),
+    }
+
+
+@pytest.mark.parametrize("name", mistaken(np.zeros((3, 20, 20, 3), np.uint8)))
+def test_what_can_be_no_image_is_raised(name, predictor, pictures, trained):
+    """By features and recover, too; an error in place of a result is of one image."""
+    images, value = mistaken(pictures)[name]
+    subjects = {"other sizes": "the image", "a pattern": "pictures/*.png"}
+    subjects["a pattern in a list"] = subjects["a pattern"]
+    subject = subjects.get(name, "images")
+    with refused(subject, value):
+        predictor(images)
+    with refused(subject, value):
+        list(predictor.stream(iter(images) if isinstance(images, list) else images))
+    if isinstance(images, list):
+        with refused(subject, value):
+            imagepiece_jax.features(trained, images)
+        with refused(subject, value):
+            open_unlabeled(images)
+
+
+def test_recover_leaves_out_what_cannot_be_read(pictures, caplog):
+    """As a Predictor answers it in its place; alone it is raised."""
+    bad = [b"no image", Image.new("RGB", (0, 4))]
+    source = open_unlabeled([pictures[0], *bad, pictures[1]])
+    for place in range(2):
+        np.testing.assert_array_equal(source.read(place)[0], pictures[place])
+    assert len(source) == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    with refused("the image", "no known image format"):
+        open_unlabeled(bad[0])
+
+
+def test_what_comes_before_a_mistake_is_answered(predictor, pictures):
+    answers = []
+    with refused("images", "int", "image 3: images is int"):
+        for answer in predictor.stream([*pictures, 3]):
+            answers.append(answer)
+    assert all(map(close, answers, predictor(pictures)))
+
+
+def test_entries_of_a_folder_and_names_in_an_array_are_paths(
+    predictor, pictures, tmp_path
+):
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"[{number}].png")
+    with os.scandir(tmp_path) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    want = predictor(pictures)
+    assert all(map(close, predictor(entries), want))
+    assert close(predictor(entries[0]), want[0])
+    assert all(map(close, predictor(np.array([each.path for each in entries])), want))
 
 
 def test_files_that_are_no_images(predictor, tmp_path):
