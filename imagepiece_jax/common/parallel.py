@@ -250,7 +250,7 @@ def replicate(tree):
     count = len(local_devices())
 
     def put(x):
-        x = np.asarray(x)
+        x = np.asarray(jax.device_get(x))
         return _global_array(np.broadcast_to(x, (count, *x.shape)))
 
     return jax.tree.map(put, tree)
@@ -261,7 +261,7 @@ def local(tree):
 
     def part(x):
         shards = [shard.data for shard in x.addressable_shards]
-        return np.concatenate(shards)
+        return np.concatenate(jax.device_get(shards))
 
     return jax.tree.map(part, tree)
 
@@ -274,6 +274,13 @@ def unreplicate(tree):
     """
     first = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
     return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first))
+
+
+def on_first_device(tree):
+    """The first device's copy, which stays there: [devices, ...] -> [...]."""
+    return jax.tree.map(
+        lambda x: jax.lax.squeeze(x.addressable_shards[0].data, [0]), tree
+    )
 
 
 def shard(tree):

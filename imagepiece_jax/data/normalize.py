@@ -74,7 +74,11 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     checked = Normalization(mean, std)
     mean = _along(images, checked.mean)
     std = _along(images, checked.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    largest = 255
+    if not isinstance(images, jax.core.Tracer):
+        images = jax.device_put(images)
+        largest = jax.device_put(np.float32(largest))
+    return (images.astype(jnp.float32) / largest - mean) / std
 
 
 def to_pixels(images: jax.Array, mean, std) -> jax.Array:
@@ -86,9 +90,11 @@ def to_pixels(images: jax.Array, mean, std) -> jax.Array:
 
 
 def _along(images, values):
-    """Three numbers along the last axis of images. -> [1, .., 3] float32."""
-    shape = (1,) * (images.ndim - 1) + (3,)
-    return jnp.asarray(values, jnp.float32).reshape(shape)
+    """Three numbers along the last axis of images, beside them. -> [1, .., 3]."""
+    values = np.float32(values).reshape((1,) * (images.ndim - 1) + (3,))
+    if isinstance(images, jax.core.Tracer):
+        return jnp.asarray(values)
+    return jax.device_put(values)
 
 
 def as_normalized(images: jax.Array, mean, std) -> jax.Array:

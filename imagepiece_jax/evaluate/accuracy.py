@@ -164,7 +164,8 @@ def program_step(
 
     def step(_, batch):
         logits = program(batch["image"][0])
-        return score(logits, batch["label"][0], batch["mask"][0])
+        given = jax.device_put((batch["label"][0], batch["mask"][0]))
+        return score(logits, *given)
 
     return step
 

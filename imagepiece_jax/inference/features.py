@@ -109,10 +109,14 @@ def features(
     # At the line that calls `features`, behind short_traceback.
     warn_of_range(images, model.mean, model.std, stacklevel=3)
     listed = tokens is not None
+    variables = vit.variables
+    if not isinstance(images, jax.core.Tracer):
+        images = jax.device_put(images)
+        variables = vit.on_device(beside=images)
     try:
         with working("compiling the features"):  # later calls only start the program
             return _extract(
-                vit.variables, images, model, blocks, norm, reshape, fill, listed
+                variables, images, model, blocks, norm, reshape, fill, listed
             )
     except errors.FlaxError:
         check_variables(model, vit.variables, size)

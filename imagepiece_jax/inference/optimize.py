@@ -15,6 +15,7 @@ output has their size.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -49,6 +50,7 @@ from imagepiece_jax.reduction.kernels import CHOICES, kernels_of, resolve_kernel
 STAYS_FLOAT32 = ("norm", "head", "reducer")
 CONFIG_LOCK = threading.Lock()  # held while JAX's settings, which threads share, change
 _normalized = jax.jit(as_normalized, static_argnames=("mean", "std"))
+_pad = jax.jit(jnp.pad, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,10 +90,10 @@ class Program:
         count = images.shape[0]
         missing = self.batch_size - count
         if missing:
-            xp = jnp
+            pad = _pad
             if isinstance(images, np.ndarray):
-                xp = np
-            images = xp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+                pad = np.pad
+            images = pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         images = jax.device_put(images, self.device)
         if self.images.dtype != jnp.uint8 and images.dtype == jnp.uint8:
             images = _normalized(images, self.model.mean, self.model.std)
@@ -99,7 +101,8 @@ class Program:
             images = images.astype(self.images.dtype)
         results = self.compiled(self.variables, images)
         if missing:
-            results = jax.tree.map(lambda result: result[:count], results)
+            first = functools.partial(jax.lax.slice_in_dim, start_index=0)
+            results = jax.tree.map(lambda rows: first(rows, limit_index=count), results)
         return results
 
     def _check(self, images):
@@ -272,7 +275,8 @@ def compiler(
     _check_options(options, device)
     if requested.cache_dir is not None:
         make_folder("cache_dir", requested.cache_dir)
-    model, weights = prepare(model, vit.variables, dtype=dtype, gelu=requested.gelu)
+    with jax.default_device(device):
+        model, weights = prepare(model, vit.variables, dtype=dtype, gelu=requested.gelu)
     model = for_device(model, device, requested.attention, requested.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
@@ -346,7 +350,7 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
     def cast(path, value):
         stays = any(key.key.startswith(STAYS_FLOAT32) for key in path)
         own_dtype = jnp.float32 if stays else dtype
-        return jnp.asarray(value, own_dtype)
+        return jnp.asarray(jax.device_put(value), own_dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
     arch = dataclasses.replace(model.arch, gelu=gelu or model.arch.gelu)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
@@ -76,8 +75,8 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
     """
     height, width, dim = grid.shape
     if how == "antialias":
-        resized = jax.image.resize(jnp.asarray(grid), (*new, dim), "cubic")
-        return np.asarray(resized)
+        resized = jax.image.resize(jax.device_put(grid), (*new, dim), "cubic")
+        return jax.device_get(resized)
     if how == "linear":
         rows = _linear(height, new[0])
         columns = _linear(width, new[1])

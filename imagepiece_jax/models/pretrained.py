@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common import device_copies
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.warning import warn
@@ -214,6 +215,18 @@ class Pretrained:
     def digest(self) -> str:
         """16 letters that differ between weights."""
         return digest(self.variables)[:16]
+
+    def on_device(self, beside: Any = None) -> Mapping[str, Any]:
+        """`variables` on the device, where they are copied once.
+
+        beside: an array that a program gets together with them, on whose devices they
+            are; None, and an array of NumPy: JAX's default device
+        """
+        return self._copies.of(self.variables, device_copies.beside(beside))
+
+    @functools.cached_property
+    def _copies(self):
+        return device_copies.DeviceCopies()
 
     @property
     def gmacs(self) -> float:

@@ -1,12 +1,14 @@
 """The projector from a vision tower to its language model, and how that reads it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from imagepiece_jax.common import device_copies
 from imagepiece_jax.models.layers import gelu
 
 
@@ -53,10 +55,23 @@ class Projector:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens as the language model takes them. [.., D] -> [.., width there]."""
-        for index, (kernel, bias) in enumerate(self.layers):
-            if index > 0:
-                x = gelu(x, self.gelu)
-            x = jnp.dot(x, kernel)
-            if bias is not None:
-                x = x + jnp.broadcast_to(bias, x.shape)
-        return x
+        if not isinstance(x, jax.core.Tracer):
+            x = jax.device_put(x)
+        layers = self._copies.of(self.layers, device_copies.beside(x))
+        return _projected(layers, x, self.gelu)
+
+    @functools.cached_property
+    def _copies(self):
+        return device_copies.DeviceCopies()
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _projected(layers, x, form):
+    """Tokens behind the layers of a Projector; form: of GELU."""
+    for index, (kernel, bias) in enumerate(layers):
+        if index > 0:
+            x = gelu(x, form)
+        x = jnp.dot(x, kernel)
+        if bias is not None:
+            x = x + jnp.broadcast_to(bias, x.shape)
+    return x

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.image_size import sides
@@ -211,17 +212,21 @@ def fold(stem, params, stats):
     params: parameters of the trained stem
     stats: means and variances of its batch norms
     """
+    params, stats = jax.device_put((params, stats))
     if stem == "patch":
         kernel = params["proj"]["kernel"]  # [p, p, 3, D]
         p, _, channels, dim = kernel.shape
         kernel = jnp.moveaxis(kernel.reshape(p, 1, p * channels, dim), 3, 0)
-        bias = params["proj"].get("bias", jnp.zeros(dim, kernel.dtype))
+        bias = params["proj"].get("bias")
+        if bias is None:
+            bias = jax.device_put(np.zeros(dim, kernel.dtype))
         return {"proj": {"kernel": kernel, "bias": bias}}
     folded = {}
+    epsilon = jax.device_put(np.float32(NORM_EPSILON))
     for name, mean_and_variance in stats.items():  # norm_0, norm_1, ..
         conv = name.replace("norm", "conv")
         scale = params[name]["scale"]
-        scale = scale / jnp.sqrt(mean_and_variance["var"] + NORM_EPSILON)
+        scale = scale / jnp.sqrt(mean_and_variance["var"] + epsilon)
         kernel = params[conv]["kernel"] * _channels(scale)
         bias = params[name]["bias"]
         folded[conv] = {

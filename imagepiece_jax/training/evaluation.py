@@ -103,7 +103,7 @@ class Evaluation:
         for name, figures in by_set.items():
             log.evaluation("eval", run.step, figures, name)
         if parallel.is_main():
-            variables = parallel.unreplicate(state.variables)
+            variables = parallel.on_first_device(state.variables)
             log.image("tokens", run.step, self._samples.tokens(variables))
         log.restart_clock()
         best_set = run.config.eval.best_set
@@ -180,12 +180,12 @@ class SampleImages:
         """
         if not self._decide:
             return None
-        slots = self._decide(variables, self._images)
+        slots = self._decide(variables, jax.device_put(self._images))
         if not slots:
             return None
         images, grid = cut_to_patches(self._images, self._model.patch_size)
         # There are no slots from the first soft reduction on.
-        stages = [*zip(self._blocks, map(np.asarray, slots), strict=False)]
+        stages = [*zip(self._blocks, jax.device_get(slots), strict=False)]
         maps = []
         for i in range(len(images)):
             maps.append([(f"block {block}", slot[i]) for block, slot in stages])

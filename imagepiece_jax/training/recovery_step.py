@@ -223,7 +223,8 @@ class Fit:
     def start(self):
         """Set the state to that of the first step."""
         trained = self.split(self.vit.variables["params"])
-        self.state = parallel.replicate(State(trained, self.adam.init(trained)))
+        moments = jax.jit(self.adam.init)(jax.device_put(trained))
+        self.state = parallel.replicate(State(trained, moments))
 
     def take_step(self, pixels, step: int, rate: float) -> jax.Array:
         """Take a training step; return its loss, [devices], without waiting for it.

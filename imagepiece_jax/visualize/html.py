@@ -54,7 +54,7 @@ def write_folder(
         make_folder("--out", folder)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
-        trace = tracing.trace(vit.model, vit.variables, images, vit.problem_type)
+        trace = tracing.trace(vit.model, vit.on_device(), images, vit.problem_type)
         traces.append(trace)
         method = {
             "label": vit.label,

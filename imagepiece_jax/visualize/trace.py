@@ -144,12 +144,13 @@ def patch_weights(soft_weights, slots):
 
 def _in_batches(model, variables, images):
     """`_run` of all images, BATCH at a time, as NumPy arrays."""
+    variables = jax.device_put(variables)  # once for all batches
     parts = []
     for start in counted(range(0, len(images), BATCH), "batches of images traced"):
         part = images[start : start + BATCH]
         missing = min(BATCH, len(images)) - len(part)
         part = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
-        parts.append(jax.device_get(_run(variables, part, model)))
+        parts.append(jax.device_get(_run(variables, jax.device_put(part), model)))
     together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     return jax.tree.map(lambda rows: rows[: len(images)], together)
 
