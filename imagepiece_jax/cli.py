@@ -193,10 +193,11 @@ def normalization():
     return read
 
 
-def trained_model(checkpoint=True, also_read=()):
+def trained_model(for_figures=False, also_read=()):
     """Define --config, --weights, --macs, --mean, --std, --averaged and --checkpoint.
 
-    checkpoint: False leaves the last out
+    for_figures: take a run's latest weights, as the best were chosen on images that may
+        be those of the figures, and without a typed field the weights' own images
     also_read: fields of the config that the command reads beside OF_TRAINED
 
     Returns a function that reads them: the arguments of `with_config.load_with_config`.
@@ -205,18 +206,17 @@ def trained_model(checkpoint=True, also_read=()):
     path = weights()
     macs()
     normalized = normalization()
-    kinds = ["best", "latest"]
     of_steps = "the averages of the weights over the steps of their training"
-    holders = [switch("averaged", False, of_steps)]
-    if checkpoint:
-        of_run = "which of a run's checkpoints; default: best"
-        holders.append(choice("checkpoint", None, kinds, of_run))
+    usual = "latest" if for_figures else "best"
+    which = f"best or latest of a run, default: {usual}; of a file with several models "
+    which += "a key, or a start of names, such as teacher"
+    holders = [switch("averaged", False, of_steps), text("checkpoint", None, which)]
 
     def read():
         typed = {"path": required(path), "normalization": normalized()}
         typed["config"], typed["overrides"] = config_or_base()
         _check_of_trained(typed["config"], (*OF_TRAINED, *also_read))
-        if not checkpoint and typed["overrides"] == ():
+        if for_figures and typed["overrides"] == ():
             # Neither --config nor a field of it is typed: the weights say it all, such
             # as images of any size.
             typed["config"] = None

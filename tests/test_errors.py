@@ -93,6 +93,12 @@ def fill(folder):
         tiny.write("w.npz", zeros)
         weights = pathlib.Path("w.npz").read_bytes()
         pathlib.Path("half.npz").write_bytes(weights[: len(weights) // 2])
+        two = {}
+        with np.load("w.npz") as arrays:
+            for name in arrays:
+                two[f"student.{name}"] = arrays[name]
+                two[f"teacher.{name}"] = arrays[name]
+        np.savez("two.npz", **two)
         pathlib.Path("w.txt").touch()
         halves = {"model.mean": (0.5, 0.5, 0.5), "model.std": (0.5, 0.5, 0.5)}
         for name, fields in (("trained", halves), ("other", {"lr": 0.5})):

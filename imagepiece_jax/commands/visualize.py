@@ -22,7 +22,7 @@ from imagepiece_jax.errors import InputError, one_of
 
 MANY = 100  # images, of which a page has 30 MB for a method
 
-MODEL = cli.trained_model(checkpoint=False)
+MODEL = cli.trained_model(for_figures=True)
 RESIZE = cli.resize()
 LIMIT = cli.limit()
 SWEEP = cli.sweep("these methods instead of the config's")
@@ -57,7 +57,9 @@ def main(words):
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     reductions = parse_sweeps(SWEEP.value)
-    _, vit = load_with_config(**typed, checkpoint=last_checkpoint(typed["path"]))
+    if typed["checkpoint"] is None:
+        typed["checkpoint"] = last_checkpoint(typed["path"])
+    _, vit = load_with_config(**typed)
     vit = vit.analyzed()
     models = []
     for reduction in reductions:

@@ -55,7 +55,8 @@ class Source:
     path: pathlib.Path  # on this machine
     place: str  # the path in sentences: "run runs/a"
     name: str  # the path in short; of a hub's weights OWNER/NAME
-    checkpoint: str | None = None  # of a run, "best" or "latest"
+    # of a run, "best" or "latest"; else which of several models in a file
+    checkpoint: str | None = None
     averaged: bool = False  # whether the weights are averages over steps
     # of the model that was trained; positions are resized from its image_size
     config: ModelConfig

@@ -7,6 +7,7 @@ only few globals, none of which is looked up, so reading a file never runs code 
 came with it.
 """
 
+import collections
 import functools
 import io
 import json
@@ -53,7 +54,11 @@ _WRAPPERS += ("model_state", "params", "weights", "teacher")
 # Keys of averaged weights beside them: timm's, DeiT's and those of other scripts.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
 _AVERAGES += ("model_ema_state_dict", "params_ema")
+# Words in names of averaged weights in a state dict, such as Lightning's of a module
+# with two models: ema_model.cls_token, model_ema.., swa_model.., momentum_encoder..
+_OF_AVERAGES = {"ema", "swa", "average", "averaged", "momentum", "shadow"}
 _COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its module
+SMALLEST = 12  # tensors of a model, at least: those of one block
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
 RECOVERY = "imagepiece_jax.recovery"  # its record in a file's metadata, as JSON
 ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
@@ -95,22 +100,27 @@ def read_state_dict(
     path: str | os.PathLike,
     averaged: bool = False,
     choose: Callable[[Collection[str]], Collection[str]] = list,
+    checkpoint: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the file's shapes and types.
 
     The ending chooses the reader, by _READERS; a state dict under keys of _WRAPPERS is
     unwrapped.
 
-    averaged: read averages, under one of the keys _AVERAGES; False warns of any
+    averaged: read averages, under one of the keys _AVERAGES or with _OF_AVERAGES in
+        front of their names; False warns of any, and leaves them out
     choose: the names to read, from all names; other tensors may be many GB
+    checkpoint: a key of the file, or a start of names, such as "teacher", of the model
+        that is meant, where a file has several
     Raises InputError where the file or a part is missing, of an unknown kind, damaged,
-        truncated, or anything but named tensors, and where there are no averages.
+        truncated, or anything but named tensors, and where there are no averages, or no
+        such checkpoint.
     """
     path = pathlib.Path(path)
 
     def select(content):
         """The tensors that `choose` names, not yet read, if they fit in memory."""
-        unread = _named_tensors(_chosen(path, content, averaged))
+        unread = _tensors_of_one(path, content, averaged, checkpoint)
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
         memory = memory_bytes()
@@ -212,23 +222,151 @@ def _check_size(unpacked, most, limit):
         )
 
 
-def _chosen(path, content, averaged):
-    """The averages in `content`, or `content` itself with a warning of them."""
-    name = _name_of_averages(content)
-    if averaged and name is None:
-        raise InputError(
-            "has no averaged weights",
-            allowed=f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}",
-        )
+def _tensors_of_one(path, content, averaged, checkpoint):
+    """{name: _Unread} of the model in `content` that the caller means.
+
+    averaged, checkpoint: as `read_state_dict` takes them
+    """
+    start = ""
+    if checkpoint is not None:
+        inner = _entry(content, checkpoint)
+        if inner is None:
+            start = checkpoint
+        else:
+            content = inner
+    key = _name_of_averages(content)
+    if key is not None and not start:
+        if averaged:
+            return _named_tensors(content[key])
+        if _wrapper(content) is not None:  # else the averages are all there is
+            _warn_of_averages(path, key)
+    tensors = _named_tensors(content)
+    if start:
+        named = _under(start, tensors)
+        if not named:
+            models = _models_by_names(tensors) or [*_models(content)]
+            raise InputError(
+                field="checkpoint",
+                value=start,
+                allowed=" or ".join(map(repr, models)),
+                hint="" if models else "leave it out",
+            )
+        tensors = named
+    elif key is None and not averaged and checkpoint is None:
+        _warn_of_others(path, content)
+    by_start = _averages(tensors, start)
+    if averaged and len(by_start) == 1:
+        [averages] = by_start.values()
+        return averages
     if averaged:
-        return content[name]
-    if name is not None:
-        warnings.warn(
-            f"{path} has averaged weights, too ({name}), which are left out: "
-            "averaged=True, in commands --averaged, reads them",
-            stacklevel=6,
+        problem = "has no averaged weights"
+        if by_start:
+            problem = "has averages of several models"
+        raise InputError(
+            problem,
+            allowed=f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}",
+            hint=choice_of(by_start or _models_by_names(tensors)),
         )
-    return content
+    averages = set().union(*by_start.values())
+    others = {name: tensors[name] for name in tensors if name not in averages}
+    if averages and len(others) >= len(averages):  # else the averages are all there is
+        _warn_of_averages(path, " and ".join(by_start))
+        return others
+    return tensors
+
+
+def _warn_of_averages(path, key):
+    warnings.warn(
+        f"{path} has averaged weights, too ({key}), which are left out: "
+        "averaged=True, in commands --averaged, reads them",
+        stacklevel=7,
+    )
+
+
+def _warn_of_others(path, content):
+    """Warn of models beside that which the key in `_WRAPPERS` chooses."""
+    while isinstance(content, dict) and (key := _wrapper(content)) is not None:
+        others = [name for name in _models(content) if name != key]
+        if others:
+            warnings.warn(
+                f"{path} has other weights, too ({', '.join(others)}), which are left "
+                f"out: {choice_of(others)}",
+                stacklevel=7,
+            )
+        content = content[key]
+
+
+def choice_of(models: Collection[str]) -> str:
+    """How a caller names one of these models in a file, as a clause; "": there is none.
+
+    models: keys, or starts of the names of tensors
+    """
+    if not models:
+        return ""
+    ways = [f"checkpoint={model!r}" for model in models]
+    first, *_ = models
+    verb = "reads it" if len(ways) == 1 else "reads one of them"
+    return f"{' or '.join(ways)}, in commands --checkpoint={first}, {verb}"
+
+
+def _averages(tensors, behind):
+    """{start of names, without its last dot: the tensors}, for averaged weights.
+
+    behind: what is in front of all names, and is no mark of averages itself
+    """
+    by_start = {}
+    for name, tensor in tensors.items():
+        end = -1
+        for part in re.split("[./]", name)[:-1]:
+            end += 1 + len(part)
+            marked = not _OF_AVERAGES.isdisjoint(part.split("_"))
+            if marked and end > len(behind):
+                by_start.setdefault(name[:end], {})[name] = tensor
+                break
+    return by_start
+
+
+def _under(start, tensors):
+    """The tensors whose names begin with these words, or else have them inside."""
+    for front in ("", r".*[./]"):
+        is_under = re.compile(rf"{front}{re.escape(start)}[./]").match
+        found = {name: tensors[name] for name in tensors if is_under(name)}
+        if found:
+            break
+    return found
+
+
+def _models_by_names(tensors):
+    """The first words of names, if they are those of several models; else []."""
+    words = [re.split("[./]", name) for name in tensors]
+    while len(words) > 1 and len({*[each[0] for each in words]}) == 1:
+        words = [each[1:] for each in words if each[1:]]
+    sizes = collections.Counter([each[0] for each in words])
+    models = [word for word, size in sizes.items() if size >= SMALLEST]
+    return models if len(models) > 1 else []
+
+
+def _entry(content, key):
+    """What nested dicts have under a key, behind keys of _WRAPPERS; None: nothing."""
+    for _ in range(DEEPEST):
+        if not isinstance(content, dict):
+            return None
+        if isinstance(content.get(key), dict | _Module):
+            return content[key]
+        content = content.get(_wrapper(content))
+    return None
+
+
+def _models(content):
+    """{key: state dict} of the parts of `content` that are those of whole models."""
+    models = {}
+    if not isinstance(content, dict):
+        return models
+    for key, part in content.items():
+        if isinstance(key, str) and isinstance(part, dict) and len(part) >= SMALLEST:
+            if all(type(value) is _Unread for value in part.values()):
+                models[key] = part
+    return models
 
 
 def _name_of_averages(content):
@@ -243,6 +381,16 @@ def _name_of_averages(content):
 def _named_tensors(content):
     """The state dict in `content`. Raises InputError where there is anything else."""
     content = _unwrapped(content)
+    models = _models(content)
+    if len(models) == 1:  # among a script's other things
+        [content] = models.values()
+    elif models:
+        raise InputError(
+            f"holds {len(models)} models, {', '.join(models)}",
+            value=[*models],
+            allowed="one",
+            hint=choice_of(models),
+        )
     problem = "is not a state dict"
     allowed = "named tensors"
     if not isinstance(content, dict):
@@ -260,7 +408,8 @@ def _named_tensors(content):
             kind = np.ndarray
         problem = f"{problem}: {name!r} is of type {kind.__name__}"
         raise InputError(problem, value=name, allowed=allowed)
-    return {name: tensor for name, tensor in content.items() if name != _COUNT}
+    is_count = re.compile(rf"(.*\.)?{_COUNT}").fullmatch
+    return {name: tensor for name, tensor in content.items() if not is_count(name)}
 
 
 def _unwrapped(content):
@@ -270,14 +419,19 @@ def _unwrapped(content):
             return content.tensors()
         if not isinstance(content, dict):
             return content
-        inner = None
-        for key in _WRAPPERS:
-            if inner is None and isinstance(content.get(key), dict | _Module):
-                inner = content[key]
-        if inner is None:
+        key = _wrapper(content)
+        if key is None:
             return content
-        content = inner
+        content = content[key]
     raise pickle.UnpicklingError(f"more than {DEEPEST} dicts in each other")
+
+
+def _wrapper(content):
+    """The first key of _WRAPPERS under which a dict has a dict or module, or None."""
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), dict | _Module):
+            return key
+    return None
 
 
 def _read_npz(path, select):

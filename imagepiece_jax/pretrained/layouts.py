@@ -21,7 +21,11 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
+from imagepiece_jax.pretrained.files import (
+    choice_of,
+    read_normalization,
+    read_state_dict,
+)
 from imagepiece_jax.pretrained.hub import CONFIG
 from imagepiece_jax.pretrained.timm_config import is_eva
 from imagepiece_jax.pretrained.towers import PALIGEMMA
@@ -402,10 +406,14 @@ class Contents(NamedTuple):
 
 
 def read_weights(
-    path: str | os.PathLike, averaged: bool = False, tower: Tower | None = None
+    path: str | os.PathLike,
+    averaged: bool = False,
+    tower: Tower | None = None,
+    checkpoint: str | None = None,
 ) -> Contents:
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
 
+    averaged, checkpoint: as `files.read_state_dict` takes them
     Raises InputError, which names the file.
     """
     path = pathlib.Path(path)
@@ -416,7 +424,7 @@ def read_weights(
         return _placed_names(names, tower)
 
     try:
-        state_dict = read_state_dict(path, averaged, choose)
+        state_dict = read_state_dict(path, averaged, choose, checkpoint)
         in_file = ModelConfig(**read_normalization(path))
         return to_timm(state_dict, tower, names)._replace(images=in_file)
     except InputError as error:
@@ -424,7 +432,10 @@ def read_weights(
 
 
 def read_folder(
-    folder: pathlib.Path, averaged: bool = False, tower: Tower | None = None
+    folder: pathlib.Path,
+    averaged: bool = False,
+    tower: Tower | None = None,
+    checkpoint: str | None = None,
 ) -> Contents:
     """As `read_weights` for a folder, with the selectors of a saved reduction."""
     file = hub.weights_file(folder)
@@ -434,13 +445,14 @@ def read_folder(
             projector = _projector(read_state_dict(path), tower)
         except InputError as error:
             raise error.inside(place=f"weights file {path}") from error
-        checkpoint = read_weights(file, averaged)._replace(projector=projector)
+        contents = read_weights(file, averaged, checkpoint=checkpoint)
+        contents = contents._replace(projector=projector)
     else:
-        checkpoint = read_weights(file, averaged, tower)
+        contents = read_weights(file, averaged, tower, checkpoint)
     if not (folder / hub.SELECTORS).exists():
-        return checkpoint
+        return contents
     learned = read_state_dict(folder / hub.SELECTORS)
-    return checkpoint._replace(tensors=checkpoint.tensors | learned)
+    return contents._replace(tensors=contents.tensors | learned)
 
 
 def to_timm(
@@ -471,10 +483,11 @@ def to_timm(
         place = places.place(name)
         if place is None:
             problem = f"has no place in {layout.title}"
+            hint = ""
             if prefix:
                 problem += f" outside the tower {prefix[:-1]}"
+                hint = choice_of([prefix[:-1]])
             allowed = "the tensors of a vision transformer"
-            hint = ""
             if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
                 hint = "it is a layer with tanh before the head, which no model here "
                 hint += "has: files of fine-tuned models, and AugReg's, have none"
@@ -740,6 +753,7 @@ def _layout(tensors):
                 f"holds {len(prefixes)} vision towers, {', '.join(towers)}",
                 value=prefixes,
                 allowed="one",
+                hint=choice_of(_different_starts(prefixes)),
             )
         if prefixes:
             return layout, prefixes[0]
@@ -759,6 +773,16 @@ def _layout(tensors):
         value=names,
         allowed=layouts,
     )
+
+
+def _different_starts(prefixes):
+    """The shortest starts, of whole words, that tell prefixes apart."""
+    words = [prefix.split(".")[:-1] for prefix in prefixes]
+    for length in range(1, max(map(len, words)) + 1):
+        starts = [".".join(each[:length]) for each in words]
+        if len({*starts}) == len(starts):
+            break
+    return [start for start in starts if start]
 
 
 def _unscanned(tensors):

@@ -16,7 +16,7 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, check_names, short_traceback
+from imagepiece_jax.errors import InputError, check_names, one_of, short_traceback
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
@@ -55,9 +55,11 @@ def load(
         as {"name": "evit", "keep_rate": 0.7}, or the same as a text,
         "evit:keep_rate=0.7"; None: as it was trained or saved, though
         `Pretrained.with_reduction` takes None for the dense model
-    checkpoint: of a run, "best", which is the default, or "latest"
+    checkpoint: of a run, "best", which is the default, or "latest"; of a file with
+        several models, a key or a start of names, such as "teacher" or "encoder_q"
     averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
+        (config.ema_decay), and a file that timm's, DeiT's or Lightning's code saved in
+        training
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
     class_names: instead of the weights' own
@@ -124,8 +126,10 @@ class SavedWeights:
             tensors = runs.read_checkpoint(path, source.checkpoint, source.averaged)
             return Contents(tensors, NO_FIELDS)
         if path.is_dir():
-            return layouts.read_folder(path, source.averaged, source.tower)
-        return layouts.read_weights(path, source.averaged)
+            return layouts.read_folder(
+                path, source.averaged, source.tower, source.checkpoint
+            )
+        return layouts.read_weights(path, source.averaged, checkpoint=source.checkpoint)
 
 
 def load_as(
@@ -262,12 +266,12 @@ def read_source(
     A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
     the caller names another.
     checkpoint, averaged: as `load` takes them
-    Raises InputError where there are no weights, and for a checkpoint of no run.
+    Raises InputError where there are no weights, and for a run's checkpoint of no run.
     """
     path = hub.local(path)
     kind = hub.kind(path)
     place = f"{kind} {hub.path_text(path)}"
-    if checkpoint is not None and kind != "run":
+    if checkpoint in runs.KINDS and kind != "run":
         raise InputError(
             f"is {checkpoint!r}, but {place} is no run",
             field="checkpoint",
@@ -282,11 +286,13 @@ def read_source(
     else:
         if checkpoint is None:
             checkpoint = "best"
-        fields = {"checkpoint": checkpoint, **runs.read(path)}
+        one_of("checkpoint", checkpoint, runs.KINDS)
+        fields = runs.read(path)
     return Source(
         path=path,
         place=place,
         name=hub.short_name(path),
+        checkpoint=checkpoint,
         averaged=averaged,
         **fields,
     )

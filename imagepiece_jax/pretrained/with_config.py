@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Fields of a config's model that weights do not decide; the others are theirs.
 FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
+# Arguments by the flags that say them.
+TYPED_AS = {"path": "--weights", "checkpoint": "--checkpoint"}
 
 
 def load_with_config(
@@ -87,8 +89,7 @@ def _weights(path, *options):
     try:
         return SavedWeights(path, *options)
     except InputError as error:
-        flags = {"path": "--weights", "checkpoint": "--checkpoint"}
-        raise in_config(error.renamed(flags)) from error
+        raise in_config(error.renamed(TYPED_AS)) from error
 
 
 def _load_merged(
@@ -149,7 +150,7 @@ def _as_typed(error, flags, of_run):
     flags: the names of the typed flags
     of_run: whether a full config is compared with that of a run
     """
-    typed = in_config(error.renamed({"path": "--weights"}))
+    typed = in_config(error.renamed(TYPED_AS))
     if isinstance(error, Contradiction):
         typed = typed.renamed({f"config.model.{name}": f"--{name}" for name in flags})
         if of_run:

@@ -23,6 +23,7 @@ import safetensors.numpy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import files
 from imagepiece_jax.pretrained.files import read_state_dict
+from tests.refused import refused
 
 ORDERED = b"ccollections\nOrderedDict\n)R"
 
@@ -176,6 +177,123 @@ def test_averages_of_a_training_checkpoint(tmp_path, key, name):
     path = write_pth(tmp_path / "b.pth", inner[key], {"0": storages["0"]})
     with pytest.raises(InputError, match="b.pth has no averaged weights; allowed:"):
         read_state_dict(path, averaged=True)
+
+
+def models(**values):
+    """Tensors of so many models as a block has them, whose names have these starts."""
+    tensors = {}
+    for start, value in values.items():
+        start = start.replace("__", ".")
+        names = [f"{start}.{index}.w" for index in range(files.SMALLEST)]
+        tensors |= dict.fromkeys(names, np.full(2, value, np.float32))
+    return tensors
+
+
+def values(path, **options):
+    return {float(array[0]) for array in read_state_dict(path, **options).values()}
+
+
+@pytest.mark.parametrize(
+    "plain, averages",
+    [
+        ("model", "ema_model"),
+        ("model", "model_ema"),
+        ("model", "ema_model__module"),  # PyTorch's AveragedModel
+        ("module", "ema"),
+        ("net", "swa_net"),
+        ("module__base_encoder", "module__momentum_encoder"),  # MoCo v3
+        ("averager", "averaged_model"),
+    ],
+)
+def test_averages_have_names_with_another_start(tmp_path, plain, averages):
+    """As Lightning saves a module with two models."""
+    path = tmp_path / "last.safetensors"
+    safetensors.numpy.save_file(models(**{plain: 1, averages: 2}), path)
+    with pytest.warns(UserWarning, match="has averaged weights, too .*averaged=True"):
+        assert values(path) == {1}
+    assert values(path, averaged=True) == {2}
+    for start, value in ((plain, 1), (averages, 2)):
+        assert values(path, checkpoint=start.replace("__", ".")) == {value}
+        assert values(path, checkpoint=start.rpartition("__")[2]) == {value}
+
+
+def test_averages_alone_are_all_there_is(tmp_path):
+    """As ema_pytorch saves them, with a count beside."""
+    path = tmp_path / "ema.safetensors"
+    tensors = models(ema_model=2)
+    safetensors.numpy.save_file(tensors | {"step": np.ones(1, np.float32)}, path)
+    assert values(path) == {1, 2}
+    assert values(path, averaged=True) == {2}
+    safetensors.numpy.save_file(models(ema_a=1, ema_b=2), path)
+    with pytest.raises(InputError, match="of several .*'ema_a' or checkpoint='ema_b'"):
+        read_state_dict(path, averaged=True)
+
+
+@pytest.mark.parametrize("inside", ["", "model__", "module__"])
+def test_a_model_is_chosen_by_the_start_of_its_names(tmp_path, inside):
+    names = {f"{inside}student": 1, f"{inside}teacher": 2}
+    np.savez(tmp_path / "a.npz", **models(**names))
+    assert values(tmp_path / "a.npz") == {1, 2}  # which is no one's model
+    assert values(tmp_path / "a.npz", checkpoint="student") == {1}
+    assert values(tmp_path / "a.npz", checkpoint="teacher") == {2}
+    with refused("checkpoint", "teach", "allowed: 'student' or 'teacher'"):
+        read_state_dict(tmp_path / "a.npz", checkpoint="teach")
+    with pytest.raises(InputError, match="no averaged .*checkpoint='student' or chec"):
+        read_state_dict(tmp_path / "a.npz", averaged=True)
+
+
+def test_a_checkpoint_of_a_file_with_one_model_is_left_out(tmp_path):
+    np.savez(tmp_path / "a.npz", **models(blocks=1))
+    with refused("checkpoint", "teacher", "leave it out"):
+        read_state_dict(tmp_path / "a.npz", checkpoint="teacher")
+
+
+def under_keys(**values):
+    """Opcodes and storages of a dict with a model under each key."""
+    content = {}
+    storages = {}
+    for key, value in values.items():
+        one = tensor(key, 2, (2,), (1,))
+        names = [f"{index}.w" for index in range(files.SMALLEST)]
+        content[key] = mapping(**dict.fromkeys(names, one))
+        storages[key] = np.full(2, value, "<f4")
+    return content, storages
+
+
+def test_a_model_is_chosen_by_its_key(tmp_path):
+    """DINO's teacher is read beside a student, which is said."""
+    content, storages = under_keys(student=1, teacher=2)
+    center = mapping(center=tensor("student", 2, (2,), (1,)))
+    content |= {"dino_loss": center, "epoch": integer(3)}
+    path = write_pth(tmp_path / "dino.pth", mapping(**content), storages)
+    with pytest.warns(UserWarning, match=r"other weights, too \(student\).*='student'"):
+        assert values(path) == {2}
+    assert values(path, checkpoint="student") == {1}
+    assert values(path, checkpoint="teacher") == {2}
+    with refused("checkpoint", "x", "allowed: 'student' or 'teacher'"):
+        read_state_dict(path, checkpoint="x")
+    inside = mapping(model=mapping(**content))
+    path = write_pth(tmp_path / "inside.pth", inside, storages)
+    assert values(path, checkpoint="student") == {1}
+
+
+def test_models_under_keys_of_their_own(tmp_path):
+    """The only one is read; of several, the sentence names each."""
+    content, storages = under_keys(encoder=1, target_encoder=2)
+    path = write_pth(tmp_path / "jepa.pth", mapping(**content), storages)
+    ways = "checkpoint='encoder' or checkpoint='target_encoder', in commands --che"
+    with pytest.raises(InputError, match=f"holds 2 models, .*{ways}"):
+        read_state_dict(path)
+    assert values(path, checkpoint="target_encoder") == {2}
+    with pytest.raises(InputError, match=f"holds 2 models, .*{ways}"):
+        read_state_dict(path, checkpoint="x")
+    del content["encoder"]
+    content["epoch"] = integer(3)
+    path = write_pth(tmp_path / "one.pth", mapping(**content), storages)
+    assert values(path) == {2}
+    content["model_ema"] = content.pop("target_encoder")
+    path = write_pth(tmp_path / "ema.pth", mapping(**content), storages)
+    assert values(path) == values(path, averaged=True) == {2}
 
 
 def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):

@@ -188,11 +188,16 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models outside the "
-            "tower backbone",
+            "tower backbone; allowed: the tensors of a vision transformer; "
+            "checkpoint='backbone', in commands --checkpoint=backbone, reads it",
         ),
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
-            "holds 2 vision towers, a, b",
+            "holds 2 vision towers, a, b; allowed: one; checkpoint='a' or checkpoint=",
+        ),
+        (
+            small("x.a.b.patch_embed.proj.weight", "x.c.b.patch_embed.proj.weight"),
+            "holds 2 vision towers, x.a.b, x.c.b; allowed: one; checkpoint='x.a' or",
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
