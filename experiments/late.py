@@ -23,7 +23,6 @@ from experiments import parts, study
 from experiments.damage import DAMAGE, damaged
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
@@ -118,7 +117,7 @@ class Study:
             "weights": digest(self.vit.variables),
             "images": photographs.digest,
         }
-        as_they_are = Preprocessing(self.vit.image_size, resize="none")
+        as_they_are = study.as_it_is(self.vit.image_size)
         odd = Subset(photographs, np.arange(len(photographs))[ODD])
         noisy = study.batches(odd, as_they_are)
         self.images = {
@@ -253,6 +252,7 @@ def page(folder) -> str:
     blocks = [
         "# When tokens should leave",
         INTRODUCTION,
+        study.crops_text("photographs"),
         "## Tests",
         study.tests_table(primary(results), *head),
         "## Which schedule at which cost",

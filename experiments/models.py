@@ -12,6 +12,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import labels_by_name, other_class
+from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
@@ -50,6 +52,11 @@ class Models:
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
         return {(vit.model.num_classes, vit.image_size) for vit in self.weights}
+
+    @property
+    def crop(self) -> dict[str, Any]:
+        """How all of them see images: fields of a Preprocessing that are not DeiT's."""
+        return self.weights[0].preprocessing.options if self.weights else {}
 
     @property
     def class_names(self):
@@ -165,6 +172,13 @@ class Finetuner(Models):
                 return []
         runs = [self._trained(reduction, stem, seed) for seed in self.seeds]
         return [(run, run.reduction) for run in runs]
+
+    @property
+    def crop(self):
+        """That of the weights, but for what the config says."""
+        data = self.config.data.to_dict()
+        images = config_fields(self.pretrained.preprocessing.options)
+        return read_fields(data | left_open(data, images))
 
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}

@@ -119,10 +119,15 @@ class Images:
         return -(-wanted // devices) * devices
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.image_size, **self.crop)
+
+    @property
     def text(self) -> str:
-        """How many images of which set, for a page."""
+        """How many images of which set in which crop, for a page."""
         spaced = ", evenly spaced" if self.source.part else ""
-        return f"{len(self)} images of {short_name(self.name)}{spaced}"
+        crop = self.preprocessing.text
+        return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -150,7 +155,7 @@ class Images:
     def _read(self):
         sequence = loader.EvalBatches(
             self.source,
-            Preprocessing(self.image_size, **self.crop),
+            self.preprocessing,
             batch_size=self.batch_size,
             placement=parallel.placement(),
         )
@@ -331,9 +336,7 @@ def opened_images(models: Models) -> Images:
     Raises InputError where models or images have other classes than the first.
     """
     classes, side = one_size(models)
-    crop = {}
-    if isinstance(models, OffTheShelf):
-        crop |= models.pretrained.preprocessing.options
+    crop = models.crop
     if RESIZE.value:
         crop["resize"] = RESIZE.value
     name = DATA.value

@@ -43,7 +43,6 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.loader import TrainBatches
-from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
@@ -289,10 +288,10 @@ class Study:
         began = time.monotonic()
         if way.learned == "imagenette":
             images = self.needed_imagenette().spread(IMAGENETTE_LEARNED)
-            preprocessing = enlarged(fit.image_size)
+            preprocessing = study.enlarged(fit.image_size)
         else:
             images = Subset(self.photographs, np.arange(len(self.photographs))[rows])
-            preprocessing = as_it_is(fit.image_size)
+            preprocessing = study.as_it_is(fit.image_size)
         learned, held = recover.divided(images, self.batch_size)
         learned = learned.spread(way.images)
         fit.hold_out(self.batches(held, preprocessing))
@@ -337,7 +336,7 @@ class Study:
         images = Subset(self.photographs, own)
         divergences = []
         rights = []
-        for batch in self.batches(images, as_it_is(fit.image_size)):
+        for batch in self.batches(images, study.as_it_is(fit.image_size)):
             fit.hold_out([batch])
             found = fit.measure()
             divergences += rounded(found)
@@ -354,7 +353,7 @@ class Study:
         images = self.needed_imagenette()
         rights = []
         answers = None
-        for batch in self.batches(images, enlarged(fit.image_size)):
+        for batch in self.batches(images, study.enlarged(fit.image_size)):
             if answers is None:
                 fit.hold_out([batch])
                 ((_, answers),) = fit.held
@@ -478,16 +477,6 @@ class Kept(recover.Course):
         super().measure()
         if self.best is not before:
             self.trained = parallel.unreplicate(self.fit.state.trained)
-
-
-def as_it_is(size):
-    """Preprocessing of photographs that have the model's size."""
-    return Preprocessing(size, resize="none")
-
-
-def enlarged(size):
-    """Preprocessing of imagenette's smaller images: resized and cropped as by DeiT."""
-    return Preprocessing(size, crop=DEIT_CROP)
 
 
 def rounded(found) -> list[float]:
@@ -714,6 +703,7 @@ def page(folder) -> str:
     blocks = [
         "# What recovery gives back",
         INTRODUCTION,
+        study.crops_text("photographs", "imagenette"),
         "## Tests",
         study.tests_table(primary(results)),
         rival_accuracy(results),

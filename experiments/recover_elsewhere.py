@@ -39,7 +39,7 @@ from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_names
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset, evenly_spaced
 from imagepiece_jax.errors import InputError
@@ -271,7 +271,7 @@ class Study:
     def clean(self, fold: str) -> list[dict[str, Any]]:
         """Batches of the rows that judge."""
         images = Subset(self.photographs, self.rows(fold))
-        return list(study.batches(images, Preprocessing(self.size, resize="none")))
+        return list(study.batches(images, study.as_it_is(self.size)))
 
     def images(self, fold: str, damage: str) -> list[dict[str, Any]]:
         if damage == CLEAN:
@@ -387,9 +387,8 @@ class Study:
     def logits_on_imagenette(self, vit) -> np.ndarray:
         images = Subset(self.imagenette, self.judged_of_imagenette)
         side, _ = sides(vit.image_size)
-        crop = Preprocessing(side, crop=DEIT_CROP)
         answer = study.answerer(vit)
-        return answer(study.batches(images, crop))
+        return answer(study.batches(images, study.enlarged(side)))
 
     def at_large_size(self, cell, vit) -> dict[str, Any]:
         """Beside the dense model on images that are enlarged as much."""
@@ -654,6 +653,7 @@ def page(folder) -> str:
     blocks = [
         "# Does recovery hold elsewhere?",
         INTRODUCTION,
+        study.crops_text("photographs", "imagenette"),
         "## Tests",
         study.tests_table(primary(results), *head),
         "## Damaged photographs",

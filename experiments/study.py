@@ -35,6 +35,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.data.loader import EvalBatches
+from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
@@ -341,6 +342,27 @@ def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
 
 
 # A model's answers
+
+SIDE = 224  # of the models' images, where a page says nothing else
+
+
+def as_it_is(size) -> Preprocessing:
+    """Of photographs that have the model's size."""
+    return Preprocessing(size, resize="none")
+
+
+def enlarged(size) -> Preprocessing:
+    """Of imagenette's smaller images: resized and cropped as by DeiT's own code."""
+    return Preprocessing(size, crop=DEIT_CROP)
+
+
+CROPS = {"photographs": as_it_is, "imagenette": enlarged}
+
+
+def crops_text(*names: str) -> str:
+    """How images of these sets are cropped, for a page."""
+    ways = [f"{name}: {CROPS[name](SIDE).text}" for name in names]
+    return f"Crops: {'; '.join(ways)}."
 
 
 def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]]:

@@ -74,6 +74,13 @@ class Preprocessing(CheckedFields):
             )
         return cls(image_size, **fields)
 
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Preprocessing":
+        """The Preprocessing whose `as_json` is among the facts of a measurement."""
+        fields = {name: facts[name] for name in IN_CONFIG if name in facts}
+        height, width = sides(facts["image_size"])
+        return cls(height if height == width else (height, width), **fields)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the output."""

@@ -14,6 +14,7 @@ from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data import valid_labels
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.compare import FLOORS, RECOMMENDED, controlled
 from imagepiece_jax.evaluate.statistics import Estimate
@@ -82,6 +83,7 @@ def _measured(report):
     else:
         columns["trained with"] = report["trained_as"]
     columns["images"] = f"{dense['images']:,} of {report['images']['data']}"
+    columns["crop"] = Preprocessing.from_json(report["images"]).text
     columns["among"] = classes
     acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
     columns[f"{_dense(report)} acc1, %"] = acc1

@@ -44,7 +44,8 @@ CONTROL = "imagepiece drop (control)"
 class Guessing:
     """MeasuredWeights of a DeiT-Ti that errs by chance: the less it computes."""
 
-    images = Split({"data": "csv:labels.csv", "images": IMAGES}, list)
+    setting = {"data": "csv:labels.csv", "images": IMAGES, "image_size": [224, 224]}
+    images = Split(setting, list)
     clock = Clock(8, Rules(2, 1, 0.0))
     cache = types.SimpleNamespace(versions={})
 
@@ -300,7 +301,7 @@ def to(method, other, points, holm, share=0.5):
 MADE_UP = {
     "weights": "tiny.pth",
     "trained_as": "none",
-    "images": {"data": "csv:photos"},
+    "images": {"data": "csv:photos", "image_size": [224, 224], "crop": 0.9},
     "num_classes": 1000,
     "valid_labels": None,
     "metric": "gmacs",
@@ -345,7 +346,7 @@ def test_the_tables_have_the_figures():
         "| `clever` | 0.9 | too far |",
         "| `spvit` | all | needs training |",
     ]
-    assert "| all 1,000 classes |" in page
+    assert "| resize 248 bicubic, crop 224 | all 1,000 classes |" in page
     chosen = MADE_UP | {"valid_labels": [0, 217, 701]}
     assert "| 3 of 1,000 classes |" in compare_tables.page(chosen, "plot.png")
     found = [compare_tables.p_value(p) for p in (1.0, 0.0204, 4e-7)]
