@@ -363,13 +363,25 @@ def run(main, *, compiles=True):
 
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
-    warnings.formatwarning = _warning_line
+    warnings.formatwarning = _warning_lines()
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
 
 
-def _warning_line(message, *_):
-    """A Python warning as one line, without its place in the code of this package."""
-    return f"warning: {message}\n"
+def _warning_lines():
+    """A form of Python's warnings: one line, without a place in the code, and once.
+
+    Python forgets what it has shown whenever a library, such as JAX, changes filters.
+    """
+    shown = set()
+
+    def line(message, *_):
+        text = f"warning: {message}\n"
+        if text in shown:
+            return ""
+        shown.add(text)
+        return text
+
+    return line
 
 
 def _as_typed(error):

@@ -381,6 +381,25 @@ def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsy
     assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
 
 
+TWICE = """
+import warnings
+from imagepiece_jax import cli
+
+def main():
+    for _ in range(2):
+        with warnings.catch_warnings():  # Python forgets what it has shown
+            pass
+        warnings.warn("of this")
+
+cli.run(main, compiles=False)
+"""
+
+
+def test_a_command_warns_once_of_one_thing():
+    ended = start("-c", TWICE, PYTHONWARNINGS="").ok()
+    assert ended.err == "warning: of this\n"
+
+
 FULL = """
 from imagepiece_jax import cli
 cli.run(lambda: print("x" * 10_000), compiles=False)

@@ -29,10 +29,10 @@ NAMES = {
 COSTS = {"gmacs": "MACs", "ms": "time"}
 LEVEL = -1.5  # points to dense; a setting whose interval lies above it counts as level
 SIGNIFICANT = 0.05  # p below this is shown
-DENSE_FORM = "dense form of the recovered weights"
+DENSE_FORM = "the weights' own dense form"  # of recovered weights
 RECOVERED = (
-    "The dense model of this page is not the one that the weights were made from, but "
-    "their own form without a reduction, for which they were not recovered."
+    "All is compared with the weights' own dense form, for which they were not "
+    "recovered, and not with the dense model that they were made from."
 )
 Report = Mapping[str, Any]  # "recovered_for" is not in those of earlier versions
 
@@ -117,7 +117,7 @@ def advice(report: Report) -> str:
             change = comparison(report, line["method"], line["share"], "dense")
             found.append((line, Estimate(*change["points"])))
     images = f"{report['dense']['images']:,} images"
-    model = f"the {DENSE_FORM}" if report.get("recovered_for") else "the dense model"
+    model = DENSE_FORM if report.get("recovered_for") else "the dense model"
     if not found:
         return f"take {model}: nothing else was measured on {images}"
     level = [pair for pair in found if pair[1].low > LEVEL]

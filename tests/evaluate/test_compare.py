@@ -416,18 +416,18 @@ def test_the_page_of_recovered_weights_says_what_its_dense_row_is():
     assert "trained with" not in page
     assert "points to dense," not in page
     assert "| dense acc1" not in page
-    own = "dense form of the recovered weights"
+    own = compare_tables.DENSE_FORM
     assert f"| {own} acc1, % |" in page
     assert f"points to {own}, p if" in page
     *_, advice = page.splitlines()
-    assert f"level with the {own} (" in advice
+    assert f"level with {own} (" in advice
     assert f"points to {own} at" in advice
     assert "the dense model" not in advice
     assert "| `tome` (recovered) | r=3 |" in page
     assert "| `clever` | r=3 |" in page
     swept = made | {"shares": [], "settings": [], "comparisons": []}
     assert f"points to {own}, p if" in compare_tables.page(swept, "plot.png")
-    assert f"take the {own}" in compare_tables.advice(swept)
+    assert f"take {own}" in compare_tables.advice(swept)
 
 
 def test_a_report_has_what_the_weights_were_recovered_for(tmp_path, on_digits):
