@@ -9,16 +9,12 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import settings
 
-# Fields of a Recovery that are None where a run of train.py has made it.
-MEASURED = ("images", "held_out", "steps", "seconds", "measure", "before", "after")
-MEASURED += ("interval", "agreement", "curve", "stopped")
-
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
     """What `recover` did to a model's weights, measured on images it held out.
 
-    A run of train.py that does the same has no measures (`MEASURED`).
+    Of a run of train.py that does the same all is None that its config does not say.
     """
 
     # that the weights were recovered for, with counts of tokens in place of a cost
@@ -40,7 +36,7 @@ class Recovery:
     curve: tuple[tuple[int, float], ...]  # (steps, measure), the start included
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: nothing was better than the start beyond its interval
-    # None in the fields below: a record of an earlier version does not say it
+    # The fields below are None in a record of an earlier version.
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # that were recovered, by their `Source.name`
@@ -55,10 +51,12 @@ class Recovery:
     @property
     def form(self) -> str:
         """What the weights were recovered for: "tome r=8, 12 blocks, .. pixels"."""
-        words = settings.in_words(self.reduction)
-        if self.image_size is None:
-            return words
-        return f"{words}, {self.depth} blocks, {size_text(self.image_size)} pixels"
+        words = [settings.in_words(self.reduction)]
+        if self.depth:
+            words.append(f"{self.depth} blocks")
+        if self.image_size:
+            words.append(f"{size_text(self.image_size)} pixels")
+        return ", ".join(words)
 
     def fits(self, model, image_size) -> bool:
         """Whether it was made for a model of this reduction, size and depth."""

@@ -16,7 +16,7 @@ from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, size_of
-from imagepiece_jax.models.recovery_record import MEASURED, Recovery
+from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction.settings import DENSE, as_tuple
@@ -79,17 +79,18 @@ def recovery_of(run: dict[str, Any]) -> Recovery | None:
         return None
     if not init.get("weights") or init.get("fresh"):
         return None
-    return Recovery(
-        reduction=reduction,
-        parameters=part,
-        batch_size=run.get("batch_size"),
-        seed=run.get("seed", 0),
-        changed=True,
-        image_size=run["image_size"],
-        depth=full_config(run).depth,
-        weights=hub.given_name(init["weights"]),
-        **dict.fromkeys(MEASURED),
-    )
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Recovery))
+    fields |= {
+        "reduction": reduction,
+        "parameters": part,
+        "batch_size": run.get("batch_size"),
+        "seed": run.get("seed", 0),
+        "changed": True,
+        "image_size": run["image_size"],
+        "depth": full_config(run).depth,
+        "weights": hub.given_name(init["weights"]),
+    }
+    return Recovery(**fields)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
