@@ -1,15 +1,19 @@
-"""Fault injection of `recover`: killed, interrupted, and two at once.
+"""Fault injection of `recover`, and signals at any moment of every command.
 
     python -m tools.recovery_drill --out drill
 
 writes drill.json and drill.md row by row: what was sent and when, the exit status, and
 what stands in the command's folder then, which is loaded. It ends with status 1 where
-that is neither nothing nor complete. Every run is a process of its own, of a tiny model
-and the digits of the package: some 40 runs, and a quarter of an hour on two cores.
+that is neither nothing nor complete, and where a signal does not end a command in one
+line. Every run is a process of its own, of a tiny model and the digits of the package:
+some 160 runs, and half an hour on two cores.
 """
 
+import collections
 import copy
 import dataclasses
+import json
+import os
 import pathlib
 import re
 import shutil
@@ -21,6 +25,7 @@ import time
 
 import jax
 import numpy as np
+from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax import cli
@@ -29,7 +34,7 @@ from imagepiece_jax.common.files import replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import fresh_variables
-from tools.tiny_runs import PATIENCE, ROOT, cached
+from tools.tiny_runs import FIELDS, PATIENCE, ROOT, cached
 
 OUT = cli.text("out", None, "files to write, without .json and .md")
 EACH = cli.integer("each", 6, "runs of each kind", 1)
@@ -39,7 +44,29 @@ STEPS = 40
 SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3}
 SIZE |= {"num_heads": 3, "num_classes": 10}
 REDUCTION = {"name": "evit", "keep_rate": 0.3, "blocks": "(0,)"}
+NAMES = {"weights": "weights", "image": "image.png"}  # in the folder of all runs
+DIGITS = "--data=digits"
+DENSE = "--weights=WEIGHTS"
+REDUCED = [f"--config.reduction.{name}={value}" for name, value in REDUCTION.items()]
+REDUCED = " ".join([DENSE, *REDUCED])
+SHORT = FIELDS | {"epochs": 2}
+OF_RUN = " ".join([f"--config.{name}={value}" for name, value in SHORT.items()])
+OF_TIME = "--batch_size=1 --warmup=2 --repeats=1 --seconds=0"
+COMMANDS = {
+    "recover": f"{REDUCED} {DIGITS} --limit=96 --steps={STEPS} --batch=8 --out=OUT",
+    "train": f"--config=configs/quickstart.py {OF_RUN} --workdir=OUT",
+    "compare": f"{DENSE} {DIGITS} --limit=40 --sweep=tome:r=2,4 --out=OUT",
+    "evaluate": f"{REDUCED} {DIGITS} --limit=40 --json=OUT.json",
+    "export": f"{REDUCED} --format=onnx --out=OUT.onnx",
+    "predict": f"{REDUCED} --json=OUT.json IMAGE",
+    "visualize": f"{REDUCED} --out=OUT IMAGE",
+    "benchmark": f"{REDUCED} {OF_TIME} --json=OUT.jsonl",
+    "describe": REDUCED,
+    "doctor": "",
+}
 INTERRUPTED = 128 + signal.SIGINT
+STEP = 0.2  # seconds between the first signals
+CRASHED = "Traceback|Fatal|ignored in|Segmentation"  # in what no command may say
 
 
 @dataclasses.dataclass
@@ -54,27 +81,36 @@ class Row:
     passed: bool = True
 
 
-class Recovery:
-    """A process of the command, in a folder that has the weights, too."""
+class Run:
+    """A process of a command of COMMANDS, in a folder of runs.
 
-    def __init__(self, folder, name):
+    WEIGHTS, IMAGE and OUT in its flags stand for paths.
+    """
+
+    def __init__(self, folder, name, command):
         self.folder = pathlib.Path(folder)
         self.out = self.folder / name / "out"
         self.out.parent.mkdir()
         self.log = self.folder / name / "log"
+        self.words = [command, *map(self._path, COMMANDS[command].split())]
         self.process = None
 
-    def start(self):
-        """Start the command."""
-        words = [sys.executable, "-m", "imagepiece_jax", "recover", "--data=digits"]
-        words += [f"--weights={self.folder / 'weights'}", f"--out={self.out}"]
-        words += [f"--steps={STEPS}", "--batch=8", "--limit=96"]
-        words += [f"--config.reduction.{k}={v}" for k, v in REDUCTION.items()]
+    def _path(self, word):
+        word = word.replace("OUT", str(self.out))
+        for name in ("weights", "image"):
+            word = word.replace(name.upper(), str(self.folder / NAMES[name]))
+        return word
+
+    def start(self, keeps_programs=True):
+        """Start the command; `keeps_programs`: or it compiles all of its own."""
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}
+        if keeps_programs:
+            environment = cached(self.folder / "cache")
         with open(self.log, "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                words,
+                [sys.executable, "-m", "imagepiece_jax", *self.words],
                 cwd=ROOT,
-                env=cached(self.folder / "cache") | {"JAX_PLATFORMS": "cpu"},
+                env=environment | {"JAX_PLATFORMS": "cpu"},
                 stdout=log,
                 stderr=log,
             )
@@ -91,15 +127,6 @@ class Recovery:
             time.sleep(0.0005)
         return True
 
-    def step(self):
-        """The newest step of a line on stderr."""
-        steps = re.findall(r"recover: step (\d+)", self.log.read_text("utf-8"))
-        return int(steps[-1]) if steps else 0
-
-    def writes(self):
-        """Whether the folder is written, whose name is another until it is whole."""
-        return any(self.out.parent.glob(".*.tmp"))
-
     def end(self, *signals):
         """Send the signals; the exit status, 128 and the number where one ended it."""
         for signum in signals:
@@ -109,16 +136,12 @@ class Recovery:
 
     def found(self):
         """What is in the folder, in words."""
-        if not self.out.exists():
-            return "nothing"
-        try:
-            vit = imagepiece_jax.load(self.out)
-        except InputError as error:
-            return f"damaged: {error}"
-        leaves = jax.tree.leaves(vit.variables)
-        if not all(np.isfinite(leaf).all() for leaf in leaves):
-            return "numbers that are not finite"
-        return "complete" if vit.recovery else "the old one"
+        files = [path for path in self.out.parent.rglob("*") if path.is_file()]
+        files.remove(self.log)
+        for path in files:
+            if not is_whole(path):
+                return f"half-written: {path.relative_to(self.out.parent)}"
+        return "complete" if files else "nothing"
 
     def said(self):
         """The last line of the log, if there is one."""
@@ -134,6 +157,49 @@ class Recovery:
         return Row(fault, moment, status, found, self.said(), passed)
 
 
+class Recovery(Run):
+    """A run of the command recover."""
+
+    def __init__(self, folder, name):
+        super().__init__(folder, name, "recover")
+
+    def step(self):
+        """The newest step of a line on stderr."""
+        steps = re.findall(r"recover: step (\d+)", self.log.read_text("utf-8"))
+        return int(steps[-1]) if steps else 0
+
+    def writes(self):
+        """Whether the folder is written, whose name is another until it is whole."""
+        return any(self.out.parent.glob(".*.tmp"))
+
+    def found(self):
+        """What is in the folder, in words."""
+        if not self.out.exists():
+            return "nothing"
+        try:
+            vit = imagepiece_jax.load(self.out)
+        except InputError as error:
+            return f"damaged: {error}"
+        leaves = jax.tree.leaves(vit.variables)
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            return "numbers that are not finite"
+        return "complete" if vit.recovery else "the old one"
+
+
+def is_whole(path):
+    """Whether a file is none that stands for another, and its JSON can be read."""
+    if path.name.startswith(".") and path.suffix == ".tmp":
+        return False
+    text = path.read_text("utf-8", errors="replace")
+    texts = {".json": [text], ".jsonl": text.splitlines()}
+    try:
+        for each in texts.get(path.suffix, []):
+            json.loads(each)
+    except ValueError:
+        return False
+    return True
+
+
 def write_weights(folder):
     """A folder of a tiny dense model with random weights."""
     model = imagepiece_jax.create_model("vit_mini", **SIZE)
@@ -146,9 +212,16 @@ def write_weights(folder):
     imagepiece_jax.save(folder, imagepiece_jax.Pretrained(model, variables))
 
 
+def write_image(path):
+    """An image of noise, of the model's size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
 def drill(folder, rng, each):
     """Yield all rows, each when its runs have ended."""
-    write_weights(folder / "weights")
+    write_weights(folder / NAMES["weights"])
+    write_image(folder / NAMES["image"])
     began = time.monotonic()
     whole = Recovery(folder, "whole").start()
     status = whole.end()
@@ -189,7 +262,7 @@ def drill(folder, rng, each):
         yield row
     for _ in range(each):
         row = in_the_save(new(), signal.SIGINT, rng)
-        row.passed &= (row.status, row.found) == (0, "complete")
+        row.passed &= row.status in (0, INTERRUPTED) and row.found == "complete"
         yield row
     for _ in range(each):
         run = new()
@@ -197,6 +270,36 @@ def drill(folder, rng, each):
         yield in_the_save(run, signal.SIGKILL, rng)
     yield full_disk(new())
     yield from two_at_once(new())
+    for command in COMMANDS:
+        yield from at_any_moment(folder, command, rng, each)
+
+
+def at_any_moment(folder, command, rng, each):
+    """A command that compiles all, ended by signals: early ones, and random ones."""
+    if not each:
+        return
+    began = time.monotonic()
+    whole = Run(folder, f"{command}", command).start(keeps_programs=False)
+    status = whole.end()
+    seconds = time.monotonic() - began
+    row = whole.row(f"none, {command}", "", status, ["nothing", "complete"])
+    row.passed &= status == 0
+    yield row
+    early = [STEP * (1 + number) for number in range(each)]
+    moments = [*early, *rng.uniform(early[-1], seconds, each)]
+    for number, moment in enumerate(moments):
+        for signum in signals.SIGNALS:
+            name = f"{command} {number} {signum.name}"
+            run = Run(folder, name, command).start(keeps_programs=False)
+            time.sleep(moment)
+            status = run.end(signum)
+            fault = f"{signum.name}, {command}"
+            when = f"after {moment:.1f} s"
+            row = run.row(fault, when, status, ["nothing", "complete"])
+            row.passed &= status in (0, 128 + signum)
+            row.passed &= not re.search(CRASHED, run.log.read_text("utf-8"))
+            yield row
+            shutil.rmtree(run.out.parent)
 
 
 def in_the_save(run, signum, rng):
@@ -239,10 +342,20 @@ def two_at_once(run):
 
 
 def table(rows):
-    """Markdown: a line for each row."""
+    """Markdown: how often a fault ended with a status, and a line for each row."""
+    statuses = collections.defaultdict(collections.Counter)
+    for row in rows:
+        statuses[row.fault][row.status] += 1
+    counts = [[fault, in_words(found)] for fault, found in statuses.items()]
+    summary = markdown_table(["fault", "statuses"], counts)
     heads = [field.name for field in dataclasses.fields(Row)]
     lines = [dataclasses.astuple(row) for row in rows]
-    return markdown_table(heads, lines) + "\n"
+    return f"{summary}\n\n{markdown_table(heads, lines)}\n"
+
+
+def in_words(counter):
+    """Exit statuses and how often each was found, such as "0: 1, 130: 5"."""
+    return ", ".join(f"{status}: {count}" for status, count in sorted(counter.items()))
 
 
 def main():

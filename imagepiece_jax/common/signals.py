@@ -149,7 +149,7 @@ def _hear(signum, frame):
             _remove(path)
         # A second signal, which is handled in this place, has no use for output that
         # cannot be written.
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
+        with contextlib.suppress(Exception):
             sys.stdout.flush()
         lead = "\n" if os.isatty(2) else ""  # behind a progress bar, and ^C
         with contextlib.suppress(OSError):
