@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
+from PIL import ExifTags, Image
 
 import imagepiece_jax
 from imagepiece_jax.__main__ import commands
+from imagepiece_jax.commands import export
 from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
@@ -33,6 +34,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.report import training_flop
 from tests import markdown, test_cli
+from tests.command import call
 from tests.models import tiny
 from tests.pretrained import test_towers
 from tests.shallow import deit_ti
@@ -295,6 +297,26 @@ def test_the_example_of_weights_runs(folder):
     logits = run(DOCS / "inference.md", "import imagepiece_jax\n", {})["logits"]
     assert logits.shape == (8, 1000)
     assert bool(jnp.isfinite(logits).all())
+
+
+def test_a_photograph_has_its_class_without_this_package(folder, assets):
+    """Lying and standing ones, and what a phone stores on its side."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    weights = "deit_tiny_patch16_224.pth"
+    words = (f"--weights={weights}", "--format=onnx", "--out=model.onnx")
+    call(export.main, *words).ok()
+    predict = imagepiece_jax.Predictor(imagepiece_jax.load(weights))
+    photographs = sorted((assets / "data" / "imagenette_mini" / "val").rglob("*.*"))
+    for turned, file in enumerate(photographs[::20]):
+        with Image.open(file) as image:
+            exif = image.getexif()
+            exif[ExifTags.Base.Orientation] = 1 + turned % 8
+            image.save("cat.jpg", exif=exif)
+        space = run(DOCS / "inference.md", "import json\nimport pathlib\n", {})
+        found = predict("cat.jpg")[0]
+        assert space["facts"]["class_names"][space["odds"].argmax()] == found.label
+        assert abs(space["odds"].max() - found.probability) < 1e-4
 
 
 @pytest.fixture

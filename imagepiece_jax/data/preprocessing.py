@@ -102,6 +102,12 @@ class Preprocessing(CheckedFields):
         return DEIT_CROP if self.crop is None else self.crop
 
     @property
+    def resized(self) -> tuple[int, int]:
+        """(height, width) that an image is resized to, or to cover, and cropped from."""
+        height, width = self.shape
+        return int(height / self._crop), int(width / self._crop)
+
+    @property
     def text(self) -> str:
         """The crop in words: "resize 256 bicubic, crop 224".
 
@@ -110,13 +116,12 @@ class Preprocessing(CheckedFields):
         if not self.resizes:
             return f"images as they are, {size_text(self.image_size)}"
         height, width = self.shape
-        resized = (int(height / self._crop), int(width / self._crop))
         if self.crop_mode == "squash":
-            size = f"{size_text(resized)} squashed"
+            size = f"{size_text(self.resized)} squashed"
         elif height == width:
-            size = resized[0]
+            size = self.resized[0]
         else:
-            size = size_text(resized)
+            size = size_text(self.resized)
         crop = height if height == width else size_text(self.shape)
         text = f"resize {size} {self.interpolation}, crop {crop}"
         if self.rule != "timm":
@@ -164,8 +169,7 @@ class Preprocessing(CheckedFields):
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
-        new_height = int(height / self._crop)
-        new_width = int(width / self._crop)
+        new_height, new_width = self.resized
         if self.crop_mode == "center":
             image = _middle(image)
             new_height, new_width = _covering_size(image, new_height, new_width)

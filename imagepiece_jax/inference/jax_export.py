@@ -211,6 +211,9 @@ def program_facts(
             "mean": model.mean,
             "std": model.std,
         }
+    prepared = vit.preprocessing.as_json
+    if vit.preprocessing.resizes:
+        prepared["resized"] = list(vit.preprocessing.resized)
     classes_out = model.num_classes if "logits" in outputs.names else 0
     fields = None  # of a model that someone made by hand
     method = None
@@ -227,7 +230,7 @@ def program_facts(
         "class_names": vit.class_names,
         "problem_type": vit.problem_type if model.num_classes else None,
         "activation": activation(vit.problem_type, classes_out),
-        "preprocessing": vit.preprocessing.as_json,
+        "preprocessing": prepared,
         "model": fields,
         "method": method,
         "recovered_for": vit.recovered_for,

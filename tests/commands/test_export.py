@@ -82,6 +82,7 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     assert facts["problem_type"] == problem_type
     assert facts["activation"] == activation
     assert Preprocessing.from_fields(20, crop_of(facts["preprocessing"])) == prepared
+    assert facts["preprocessing"]["resized"] == [22, 22]
 
 
 def test_the_facts_say_what_arrays_a_file_has():
@@ -104,7 +105,8 @@ def test_the_facts_say_what_arrays_a_file_has():
 
 
 def crop_of(facts):
-    return {name: value for name, value in facts.items() if name != "image_size"}
+    sizes = ("image_size", "resized")
+    return {name: value for name, value in facts.items() if name not in sizes}
 
 
 @pytest.mark.slow
