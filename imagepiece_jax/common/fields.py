@@ -98,7 +98,8 @@ def from_dict(cls, value):
 
 def plain(value: Any) -> Any:
     """A number or list of Python for an array of any library, and for its scalars."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    is_array = hasattr(value, "tolist") and not isinstance(value, type)  # np.float32
+    return value.tolist() if is_array else value
 
 
 def is_number(value) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import errors
 
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.fields import is_integer, plain
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import pictures
@@ -268,9 +268,9 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
     Raises InputError for blocks that the model does not have.
     """
-    blocks = layers
-    if is_integer(layers) and 0 <= layers <= depth:
-        blocks = range(depth - layers, depth)
+    blocks = plain(layers)
+    if is_integer(blocks) and 0 <= blocks <= depth:
+        blocks = range(depth - blocks, depth)
     listed = isinstance(blocks, Sequence)
     if not listed or not all(is_integer(b) and 0 <= b < depth for b in blocks):
         raise InputError(

@@ -152,7 +152,7 @@ def _device(value):
     """The jax.Device that a value names. Raises InputError where there is none."""
     if isinstance(value, jax.Device):
         return value
-    platform, _, number = str(value).partition(":")
+    platform, _, number = str(value).lower().partition(":")
     with contextlib.suppress(RuntimeError, IndexError, ValueError):
         return jax.local_devices(backend=platform or "none")[int(number or 0)]
     devices = *jax.local_devices(), *jax.devices("cpu")

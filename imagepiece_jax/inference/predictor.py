@@ -264,7 +264,7 @@ def _named(images):
 
 def _names(labels, classes):
     """The name of each class, as the argument `labels` requests."""
-    if isinstance(labels, str) and labels == "imagenet":
+    if isinstance(labels, str) and labels.lower() == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
         raise InputError(

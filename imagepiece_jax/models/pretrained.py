@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import device_copies
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.fields import is_integer, plain
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
@@ -363,6 +363,7 @@ class Pretrained:
         depth: how many, from 1
         Raises InputError for more than there are, and where the reduction does not fit.
         """
+        depth = plain(depth)
         self._check_reduction("depth", depth)
         blocks = self.model.depth
         if not is_integer(depth) or not 1 <= depth <= blocks:
@@ -532,6 +533,7 @@ class Pretrained:
         """
         if tokens is None:
             return self.model
+        tokens = plain(tokens)
         self._check_reduction("tokens", tokens)
         fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
         # Other values than integers are refused, but not by the cached function, for

@@ -3,11 +3,13 @@
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.fields import CheckedFields
+from imagepiece_jax.common.xla_options import layer_dtype
 from imagepiece_jax.errors import InputError
 
 
@@ -70,7 +72,7 @@ def test_text_that_python_cannot_evaluate_stays_text(text):
 
 
 def test_what_is_allowed_becomes_plain_python():
-    """NumPy's numbers and the lists of JSON included."""
+    """Numbers and arrays of other libraries and the lists of JSON included."""
     found = [
         value_of(np.float32(0.5), fields.rate()),
         value_of(2, fields.weight()),
@@ -81,6 +83,15 @@ def test_what_is_allowed_becomes_plain_python():
     assert found == [0.5, 2.0, 5, (0, 1), (1.0, 0.5)]
     assert [type(value) for value in found] == [float, float, int, tuple, tuple]
     assert [type(block) for block in found[-2]] == [int, int]
+    found = [
+        value_of(jnp.float32(0.5), fields.rate()),
+        value_of(np.array(5), fields.count()),
+        value_of(jnp.arange(2), fields.blocks()),
+        value_of("50%", fields.share()),
+        value_of(np.float32, layer_dtype()),
+    ]
+    assert found == [0.5, 5, (0, 1), 0.5, "float32"]
+    assert [type(value) for value in found] == [float, int, tuple, float, str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,9 +227,9 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
-    options = {"layers": 1, "tokens": 15}
+    options = {"layers": np.array([0]), "tokens": jnp.array(15)}
     wanted = features.features(vit, pixels, **options)
-    whole = features.features(vit, tmp_path, **options)
+    whole = features.features(vit, tmp_path, layers=1, tokens=15)
     chex.assert_trees_all_equal(whole, wanted)
     monkeypatch.setattr(features, "BATCH", 2)
     sizes = set()

@@ -40,9 +40,8 @@ def test_load_infers_the_model_from_its_tensors(trained, weights_file):
     model, variables = tiny.pair(imagepiece_jax.load(weights_file, **GIVEN))
     assert model == trained.model
     chex.assert_trees_all_equal(variables, trained.variables)
-    reduction = {"name": "tome", "r": 4}
     changes = {"image_size": 32, "gelu": "tanh", "dtype": jnp.bfloat16}
-    vit = imagepiece_jax.load(weights_file, reduction=reduction, **changes, **GIVEN)
+    vit = imagepiece_jax.load(weights_file, "tome:r=4", **changes, **GIVEN)
     model, variables = tiny.pair(vit)
     assert model.dtype == jnp.bfloat16
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]

@@ -139,6 +139,14 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
     assert optimize.default_kernels(model.clone(kernels="9.0"), gpu) == "fused"
 
 
+def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
+    vit = Pretrained(*trained)
+    program = optimize.optimize(vit, 2, device="CPU", compiler_options=QUICK)
+    assert program.batch_size == 2
+    with refused("batch_size", None, "whole numbers of at least 1"):
+        optimize.optimize(vit)
+
+
 @pytest.mark.parametrize(
     "option, value, found, said",
     [
