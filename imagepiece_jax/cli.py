@@ -58,7 +58,20 @@ OF_IMAGES = (
     "eval_batch_size",
 )
 
-IMAGE_SETS = "csv:FILE, folder:PATH, imagenet2012 or digits"  # what --data names
+IMAGE_SETS = "csv:FILE, imagenet2012 or digits"  # that --data names, beside folders
+FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
+# What else a flag is called, in Python or by other tools: the flags or fields of the
+# config that may be meant, of which the first that a command has is taken.
+SYNONYMS = {
+    "batch": ["batch_size", "config.eval_batch_size"],
+    "batch_size": ["batch", "config.eval_batch_size"],
+    "dataset": ["data"],
+    "h": ["help"],
+    "image": ["data"],
+    "images": ["data"],
+    "output": ["out"],
+    "output_dir": ["out"],
+}
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
@@ -163,8 +176,9 @@ def weights():
 def macs():
     """Define --macs, which stands for two fields of the config: see `_take_macs`."""
     help_text = (
-        "a share of the dense model's multiply-adds, such as 0.5, that the recommended "
-        "method reduces it to; docs/comparison.md says which, and why"
+        "a share of the dense model's multiply-adds, such as 0.5, that the named "
+        "method or else the recommended one reduces it to; docs/comparison.md says "
+        "which, and why"
     )
     parser = _Parser("macs", fields.share(), "float", literal)
     return flags.DEFINE(parser, "macs", None, help_text, allow_override=True)
@@ -227,7 +241,7 @@ def trained_model(for_figures=False, also_read=()):
 
 def data(default=""):
     """Define --data; `default`: the data without it, in words."""
-    help_text = IMAGE_SETS
+    help_text = f"a folder with a folder of images for each class, {IMAGE_SETS}"
     if default:
         help_text += f"; default: {default}"
     return text("data", None, help_text)
@@ -297,15 +311,23 @@ def with_data_flag(error: InputError) -> InputError:
     chosen = flags.FLAGS["data"].value or flags.FLAGS["set"].value
     if chosen or not error.field.startswith("config."):
         return error
-    hint = f"name images with --data: {IMAGE_SETS}"
+    hint = f"name images with --data: a folder of classes, {IMAGE_SETS}"
     if error.hint:
         hint = f"{error.hint}; or {hint}"
     return error.with_facts(hint=hint)
 
 
 def sweep(help_text):
-    """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated."""
-    return repeated("sweep", [], f"METHOD:FIELD=V1,V2: {help_text}")
+    """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated.
+
+    Where --macs is typed, too, it is the cost of all its reductions.
+    """
+    return repeated("sweep", [], f"METHOD=MACS or METHOD:FIELD=V1,V2: {help_text}")
+
+
+def typed_macs() -> float | None:
+    """The value of --macs; None where it is not typed."""
+    return flags.FLAGS["macs"].value
 
 
 def dtype(of):
@@ -364,7 +386,7 @@ def run(main, *, compiles=True):
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     warnings.formatwarning = _warning_lines()
-    app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+    app.run(guarded, flags_parser=functools.partial(_parse, takes_words=takes_words))
 
 
 def _warning_lines():
@@ -402,18 +424,21 @@ def keep_programs():
         print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)
 
 
-def _parse(argv, anywhere):
+def _parse(argv, takes_words):
     """Parse the flags in `argv`; return its words without them.
 
     A mistake ends the process, as --help does.
 
-    anywhere: whether flags may stand behind words that belong to no flag
+    takes_words: whether words that belong to no flag are the command's images
     """
-    flags.FLAGS.set_gnu_getopt(anywhere)
+    flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind such words
     try:
-        words = _take_overrides([*map(_expand_home, argv)])
+        words = _with_own_names([*map(_expand_home, argv)], takes_words)
+        words = _take_overrides(words)
         _check_has_value(words[-1])
         rest = flags.FLAGS(words)
+        if not takes_words:
+            rest = flags.FLAGS([rest[0], *_placed(rest[1:])])
         _check_given_once()
         _take_macs()
         return rest
@@ -436,6 +461,84 @@ def _expand_home(word):
     """A word such as --weights=~/w.pth or csv:~/a.csv, which shells leave as it is."""
     parts = re.fullmatch(r"((?:-[^=]*=)?(?:csv:|folder:)?)(.*)", word, re.DOTALL)
     return parts[1] + os.path.expanduser(parts[2])
+
+
+def _with_own_names(words, takes_words):
+    """The words of a command line, flags by the names that this command has for them.
+
+    Arguments are those of `_parse`.
+    """
+    named = words[:1]
+    for place, word in enumerate(words[1:], start=1):
+        match = re.fullmatch(r"--?([a-zA-Z][^=]*)(=.*)?", word, re.DOTALL)
+        if not match:
+            named.append(word)
+            continue
+        name = match[1].replace("-", "_")
+        value = match[2] or ""
+        following = value[1:] or "".join(words[place + 1 : place + 2])
+        own = _own_name(name, following)
+        if own is not None:
+            named.append(f"--{own}{value}")
+        elif not takes_words or "data" not in SYNONYMS.get(name, [name]):
+            named.append(f"--{name}{value}")
+        elif value:  # an image; without the sign it is the next word
+            named.append(following)
+    return named
+
+
+def _own_name(name, value):
+    """What a typed name is to this command: a flag, "config.FIELD", or None.
+
+    A path behind --model or --checkpoint is --weights, and a share behind --reduction
+    is --macs. SYNONYMS has other names; else the one field of that name is taken.
+
+    value: the word behind it
+    """
+    own = _own_flags()
+    if "weights" in own and os.path.exists(value):
+        if name == "model" or (name == "checkpoint" and os.path.isfile(value)):
+            return "weights"
+    if name == "reduction" and "macs" in own and fields.share_meant(value):
+        return "macs"
+    is_field = re.match("(no)?config[.]", name)
+    if is_field or name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
+        return name
+    found = _own_synonyms(name)
+    if not found and not (name == "reduction" and "sweep" in own):
+        found = _fields_read(name)
+    return found[0] if len(found) == 1 else None
+
+
+def _own_synonyms(name):
+    """The flags and fields of this command that SYNONYMS has for a name."""
+    own = _own_flags()
+    found = []
+    for other in SYNONYMS.get(name, []):
+        field = other.removeprefix("config.")
+        if other in (*own, "help") or (field != other and _is_read(field)):
+            found.append(other)
+    return found
+
+
+def _placed(words):
+    """Words that belong to no flag, with the flags of those that can be nothing else.
+
+    They are a config, weights and images, in this order.
+    """
+    free = []
+    for name in ("weights", "data"):
+        if name in flags.FLAGS and not flags.FLAGS[name].present:
+            free.append(name)
+    placed = []
+    for word in words:
+        if "config" in flags.FLAGS and re.search(r"\.py(:|$)", word):
+            placed.append(f"--config={word}")
+        elif free and (":" in word or os.path.exists(word)):
+            placed.append(f"--{free.pop(0)}={word}")
+        else:
+            placed.append(word)
+    return placed
 
 
 def _check_has_value(word):
@@ -469,16 +572,10 @@ def _check_given_once():
 
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
-    names = _own_flags()
-    read = None
-    if "averaged" in names:  # of `trained_model`
-        read = OF_TRAINED
-    if "set" in names:  # of `evaluated_images`
-        read = (*OF_TRAINED, *OF_IMAGES)
-    hint = _meant(name, names, read)
+    hint = _meant(name)
     allowed = ""
     if not hint:
-        allowed = ", ".join([f"--{flag}" for flag in names]) or "none"
+        allowed = ", ".join([f"--{flag}" for flag in _own_flags()]) or "none"
     return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
 
 
@@ -487,36 +584,42 @@ def _own_flags():
     return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
 
 
-def _meant(name, names, read):
-    """A hint at the flags and fields that `name` is like, "" if there are none.
-
-    names: those of the command's flags
-    read: groups and fields that the command reads; None: all
-    """
+def _meant(name):
+    """A hint at the flags and fields that `name` is like, "" if there are none."""
+    names = _own_flags()
     head, dot, tail = name.partition(".")
     candidates = []
-    flag = closest(head, names)
+    flag = closest(FORMER.get(head, head), names)
     if flag is not None:
-        candidates.append(f"--{flag}{dot}{tail}")
-    if name == "h":
-        candidates.append("--help")
+        candidates.append(f"{flag}{dot}{tail}")
     if name == "reduction" and "sweep" in names:
-        candidates.append("--sweep")
-    elif name == "reduction" and "macs" in names:
-        candidates.append("--macs")
-    if "config" in names:
-        found = fields_called(load_config(BASE), name)
-        if read is not None:
-            found = [field for field in found if _is_read(field, read)]
-        if name == "batch_size" and "set" in names:  # of `evaluated_images`
-            found = ["eval_batch_size"]
-        candidates += [f"--config.{field}" for field in found]
+        candidates.append("sweep")
+    candidates += _own_synonyms(name) or _fields_read(name)
     if not candidates:
         return ""
-    return f"did you mean {' or '.join(candidates)}?"
+    return f"did you mean --{' or --'.join(candidates)}?"
 
 
-def _is_read(field, read):
+def _fields_read(name):
+    """The "config.FIELD" that `name` may be, of those that this command reads."""
+    if "config" not in _own_flags():
+        return []
+    found = fields_called(load_config(BASE), name)
+    return [f"config.{field}" for field in found if _is_read(field)]
+
+
+def _is_read(field):
+    """Whether this command reads a field of the config."""
+    own = _own_flags()
+    if "averaged" not in own:  # of `trained_model`
+        return "config" in own
+    read = OF_TRAINED
+    if "set" in own:  # of `evaluated_images`
+        read = (*OF_TRAINED, *OF_IMAGES)
+    return _is_one_of(field, read)
+
+
+def _is_one_of(field, read):
     """Whether a field of the config is one of `read`, or in one of its groups."""
     return any(f"{field}.".startswith(f"{each}.") for each in read)
 
@@ -531,24 +634,24 @@ def _check_of_trained(config, read):
     known = {*dotted_fields(config)}
     for field, _ in _overrides:
         is_field = field in known or field.startswith("eval.sets.")  # sets of any name
-        if _is_read(field, read) or not is_field:
+        if _is_one_of(field, read) or not is_field:
             continue
         leaf = field.removesuffix(".name").rpartition(".")[2]  # --data is data.name
         raise InputError(
             "is a field that this command does not read",
             field=f"config.{field}",
             allowed=f"fields of {', '.join(read)}",
-            hint=_meant(leaf, _own_flags(), read),
+            hint=_meant(leaf),
         )
 
 
 def _unexpected(word):
     """The InputError for a word that is no flag's value."""
-    hint = "see --help for flags"
-    if ".py" in word:
-        hint = f"did you mean --config {word}?"
     return InputError(
-        "is an unexpected argument", field=repr(word), value=word, hint=hint
+        "is an unexpected argument",
+        field=repr(word),
+        value=word,
+        hint="see --help for flags",
     )
 
 
@@ -578,6 +681,11 @@ def _take_overrides(words):
             follows = words and not re.match(r"--?[a-z]", words[0])
             if follows and not negated:
                 text = words.pop(0)
+        if field in ("reduction", "model", "data"):  # groups with a field name
+            field += ".name"
+        if field == METHOD and fields.share_meant(text):
+            overrides.append((MACS, text))
+            text = "auto"
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
         raise InputError(
@@ -592,23 +700,26 @@ def _take_overrides(words):
 def _take_macs():
     """Store --macs as the overrides that it stands for.
 
-    Raises InputError where another flag names the reduction, too.
+    The method is the typed one, or that of a --config; else the recommended one, as
+    `load` takes it for a number. With --sweep it is the cost of those reductions.
+
+    Raises InputError where the cost is typed twice.
     """
     global _overrides
     if "macs" not in flags.FLAGS or flags.FLAGS["macs"].value is None:
         return
-    typed = flags.FLAGS["macs"].value
-    sweeps = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
-    given = {f"config.{field}": is_typed(field) for field in (METHOD, MACS)}
-    given["sweep"] = sweeps
-    for other, is_given in given.items():
-        if is_given:
-            raise InputError(
-                f"is given with --{other}",
-                field="--macs",
-                allowed="one of the two",
-            )
-    _overrides = Overrides([*_overrides, (METHOD, "auto"), (MACS, typed)])
+    if is_typed(MACS):
+        raise InputError(
+            f"is given with --config.{MACS}",
+            field="--macs",
+            allowed="one of the two",
+        )
+    if "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value:
+        return
+    stands_for = [(MACS, flags.FLAGS["macs"].value)]
+    if not is_typed(METHOD) and not flags.FLAGS["config"].value:
+        stands_for.append((METHOD, "auto"))
+    _overrides = Overrides([*_overrides, *stands_for])
 
 
 def is_typed(field: str) -> bool:

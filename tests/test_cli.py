@@ -291,26 +291,13 @@ OF_IMAGES = ", ".join(cli.OF_IMAGES)
     "words, said",
     [
         (
-            ["train.py", "--config=configs/quickstart.py", "--macs=.5"],
-            "--macs is not a flag; did you mean --config.reduction.macs?",
-        ),
-        (
             ["-m", "imagepiece_jax", "compare", "--reduction", "tome"],
             "--reduction is not a flag; did you mean --sweep or "
             "--config.reduction.name?",
         ),
         (
-            ["-m", "imagepiece_jax", "predict", "--reduction", "0.5"],
-            "--reduction is not a flag; did you mean --macs or "
-            "--config.reduction.name?",
-        ),
-        (
-            ["-m", "imagepiece_jax", "predict", "-h"],
-            "--h is not a flag; did you mean --help?",
-        ),
-        (
-            ["-m", "imagepiece_jax", "evaluate", "--batch_size=4"],
-            "--batch_size is not a flag; did you mean --config.eval_batch_size?",
+            ["-m", "imagepiece_jax", "compare", "--floors"],
+            "--floors is not a flag; did you mean --smaller_images?",
         ),
         (
             ["-m", "imagepiece_jax", "evaluate", "--weights=w", f"{BATCH_SIZE}=4"],
@@ -328,6 +315,121 @@ OF_IMAGES = ", ".join(cli.OF_IMAGES)
 )
 def test_a_flag_of_another_command_is_named(words, said):
     assert sentence(start(*words, imported=True)) == said
+
+
+OF_WEIGHTS = """
+import contextlib, json, sys
+from absl import flags
+from imagepiece_jax import cli
+
+cli.trained_model()
+if sys.argv[1] == "labeled":
+    cli.evaluated_images()
+    cli.valid_labels()
+else:
+    cli.integer("batch", None, "images a step")
+cli.text("out", None, "a folder")
+for line in json.loads(sys.argv[2]):
+    flags.FLAGS.unparse_flags()
+    for name in ("config", "weights", "data", "macs", "batch", "out", "limit"):
+        if name in flags.FLAGS:
+            flags.FLAGS[name].unparse()
+    rest = cli._parse(["command", *line], sys.argv[1] == "words")
+    typed = {}
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        if flag.present:
+            typed[flag.name] = flag.value
+    print(json.dumps([typed, dict(cli._overrides), rest[1:]]))
+"""
+
+
+def taken(folder, kind, lines):
+    """[{flag: value}, {field: value}, other words] of each command line."""
+    pathlib.Path(folder, "w.pth").touch()
+    pathlib.Path(folder, "photos").mkdir()
+    words = ["-c", OF_WEIGHTS, kind, json.dumps(lines)]
+    ended = start(*words, cwd=folder, PYTHONPATH=str(ROOT)).ok()
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
+
+
+@pytest.mark.parametrize(
+    "kind, taken_as",
+    [
+        (
+            "labeled",
+            {
+                "w.pth photos --limit 1_000": [
+                    {"weights": "w.pth", "data": "photos", "limit": 1000},
+                    {},
+                    [],
+                ],
+                "--data photos w.pth": [{"weights": "w.pth", "data": "photos"}, {}, []],
+                "configs/x.py:s w.pth": [
+                    {"config": ["configs/x.py:s"], "weights": "w.pth"},
+                    {},
+                    [],
+                ],
+                "--model w.pth --images=photos": [
+                    {"weights": "w.pth", "data": "photos"},
+                    {},
+                    [],
+                ],
+                "--model deit_s --checkpoint w.pth --img-size 160": [
+                    {"weights": "w.pth"},
+                    {"model.name": "deit_s", "image_size": "160"},
+                    [],
+                ],
+                "--checkpoint=best": [{"checkpoint": "best"}, {}, []],
+                "--valid-labels=data": [{"valid_labels": "data"}, {}, []],
+                "--batch-size=8 --crop-pct 1": [
+                    {},
+                    {"eval_batch_size": "8", "data.eval_crop": "1"},
+                    [],
+                ],
+                "--macs 50%": [{"macs": 0.5}, AUTO, []],
+                "--reduction .5": [{"macs": 0.5}, AUTO, []],
+                "--reduction tome --macs .5": [
+                    {"macs": 0.5},
+                    {"reduction.name": "tome", "reduction.macs": 0.5},
+                    [],
+                ],
+                "--config.reduction=0.5": [
+                    {},
+                    {"reduction.name": "auto", "reduction.macs": "0.5"},
+                    [],
+                ],
+                "--macs .5 --config=configs/deit_s_tome.py": [
+                    {"macs": 0.5, "config": ["configs/deit_s_tome.py"]},
+                    {"reduction.macs": 0.5},
+                    [],
+                ],
+            },
+        ),
+        ("learned", {"--batch-size=8": [{"batch": 8}, {}, []]}),
+        (
+            "words",
+            {
+                "--images photos 1.png --weights w.pth": [
+                    {"weights": "w.pth"},
+                    {},
+                    ["photos", "1.png"],
+                ],
+                "--data=photos --weights w.pth": [
+                    {"weights": "w.pth"},
+                    {},
+                    ["photos"],
+                ],
+            },
+        ),
+    ],
+    ids=["labeled", "learned", "words"],
+)
+def test_what_others_call_a_flag_is_taken(tmp_path, kind, taken_as):
+    found = taken(tmp_path, kind, [line.split() for line in taken_as])
+    assert dict(zip(taken_as, found, strict=True)) == taken_as
 
 
 KEEPS = """

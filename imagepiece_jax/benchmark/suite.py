@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import pathlib
 import sys
 from collections.abc import Collection, Sequence
 
@@ -15,7 +14,8 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, one_of, whole_numbers
 from imagepiece_jax.pretrained import with_config
-from imagepiece_jax.reduction.settings import DENSE, label
+from imagepiece_jax.reduction.methods import AUTO
+from imagepiece_jax.reduction.settings import DENSE, in_words, label
 from imagepiece_jax.reduction.sweep_text import sweep_of
 
 # How libraries say that memory is full.
@@ -62,7 +62,7 @@ def load_beside_dense(path, base, overrides) -> dict:
         with dense.unlocked():
             dense.reduction = dict(DENSE)
         pairs["dense"] = dense, vit
-    pairs[pathlib.Path(path).name] = config, vit
+    pairs[in_words(vit.reduction)] = config, vit
     return pairs
 
 
@@ -93,7 +93,11 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
             RunConfig.from_config(changed).create_model()
         except InputError as error:
             raise error.inside(place=sweep_of(reduction)) from error
-        by_label[label(reduction)] = changed, vit
+        name = label(reduction)
+        if reduction["name"] == AUTO:
+            changed = _with_tokens(changed)
+            name = in_words(changed.reduction.to_dict())
+        by_label[name] = changed, vit
     return by_label
 
 

@@ -7,9 +7,9 @@ All configs take turns in one process and are compared with the first. The devic
 rates are measured first; large batches run before small ones. --weights
 FILE_OR_WORKDIR measures trained weights under each config, or without --config their
 own model beside the same without its reduction; --config.FIELD=VALUE changes it, as in
-`evaluate`. --sweep tome:r=8,13 measures one model dense and with each of these
-reductions. Without a GPU, `python -m tools.compile_only` of the repository shows what
-the compiler makes of a config.
+`evaluate`. --sweep tome:r=8,13 --sweep evit=0.5 measures one model dense and with each
+of these reductions. Without a GPU, `python -m tools.compile_only` of the repository
+shows what the compiler makes of a config.
 """
 
 from absl import flags
@@ -48,7 +48,7 @@ def main(others=None):
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
-    reductions = parse_sweeps(SWEEP.value)
+    reductions = parse_sweeps(SWEEP.value, cli.typed_macs())
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes = suite.modes(MODE.value)
     rules = TIMING()

@@ -1,24 +1,24 @@
 """Accuracy of all methods on one checkpoint at equal costs: which reduction to take.
 
+python -m imagepiece_jax compare --weights FILE --data PATH --macs 0.5 --smaller_images
 python -m imagepiece_jax compare --weights FILE_OR_WORKDIR --data csv:FILE
-python -m imagepiece_jax compare --weights WORKDIR --sweep tome:r=8,13 --sweep evit
+python -m imagepiece_jax compare --weights WORKDIR --sweep tome:r=8,13 --sweep evit=0.5
 
 Each method takes the setting whose cost is nearest to --shares of the dense model's, by
 MACs or (--metric ms) as timed here; differences are paired, and p is corrected by
 Holm's rule. The last line says what to take. OUT gets compare.json with all figures,
 its tables as compare.md, its plot as compare.png, and points.jsonl, by which a command
 that was stopped resumes. --sweep compares the reductions that it names with the dense
-model instead, whatever they cost; --macs 0.5 does so with the recommended one.
-A run determines its model, a file its sizes: see `evaluate`.
+model instead, whatever they cost; --macs 0.5 does so with the recommended one, in
+minutes. --smaller_images adds the same weights on smaller images of about that cost. A
+run determines its model, a file its sizes: see `evaluate`.
 """
 
 import functools
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.fields import is_number, literal
+from imagepiece_jax.common.fields import literal, share
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
@@ -32,7 +32,11 @@ METHODS = cli.listed("methods", [], "these, tome and random; default: all")
 METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "the cost")
 SPEED_BATCH = cli.integer("speed_batch_size", 64, "images at once, if cost is time", 1)
 SWEEP = cli.sweep("these reductions instead of methods at equal cost")
-FLOORS = cli.switch("floors", False, "also smaller images, and only the first blocks")
+SMALLER_IMAGES = cli.switch(
+    "smaller_images",
+    False,
+    "the dense model on smaller images of the same costs, too",
+)
 TIMING = cli.timing()
 OUT = cli.text("out", None, "default: runs/compare")
 AGAIN = cli.switch("again", False, "measure again what was measured before")
@@ -41,29 +45,29 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 def main():
     typed = MODEL()
     rules = TIMING()
-    shares = [*map(literal, SHARES.value)]
-    macs = flags.FLAGS["macs"].value
+    macs = cli.typed_macs()
+    others = [SHARES, METHODS, METRIC]
     given = ""
     if SWEEP.value:
         given = "--sweep"
-    if macs:
+    elif macs:
         given = "--macs"
-    for flag in (SHARES, METHODS, METRIC, FLOORS):
+        if METHODS.present:  # at this share
+            others = [SHARES]
+    for flag in others:
         if given and flag.present:
             raise InputError(
                 f"is given with --{flag.name}",
                 field=given,
                 allowed="one of the two",
             )
-    if not shares or not all(is_number(one) and 0 < one < 1 for one in shares):
-        value = ",".join(SHARES.value)
-        raise InputError(
-            field="--shares",
-            value=value,
-            allowed=(
-                "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
-            ),
-        )
+    try:
+        read = share().metadata["convert"]
+        shares = [read(literal(text)) for text in SHARES.value or [""]]
+    except InputError as error:
+        raise error.inside("--shares") from error
+    if macs:
+        shares = [macs]
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
@@ -81,13 +85,15 @@ def main():
     check_folder("--out", out)
     extras.check("the plot of a comparison", "matplotlib")
     compare.chosen(METHODS.value)
-    reductions = parse_sweeps(SWEEP.value)
+    reductions = parse_sweeps(SWEEP.value, macs)
     if DATA.value:
         registry.check_found(DATA.value)
     config, vit = load_with_config(**typed)
-    if macs:  # the reduction is one to compare, not that of the training
-        reductions = [parse_label(vit.reduction[LABEL])]
+    if given == "--macs":  # the reduction is one to compare, not that of the training
+        if not METHODS.present:
+            reductions = [parse_label(vit.reduction[LABEL])]
         vit = vit.with_reduction(vit.source.reduction)
+    reductions = compare.with_recommended(vit, reductions)
     compare.check_fit(vit, reductions)
     limit = IMAGES(config)
     run = RunConfig.from_config(config)
@@ -100,7 +106,7 @@ def main():
         print(f"note: {note}", flush=True)
     images = Split(
         {
-            "data": registry.short_name(config.data.name),
+            "data": registry.short_name(run.data.name),
             "digest": source.digest,
             "images": len(source),
             "limit": limit,
@@ -119,10 +125,10 @@ def main():
     checkpoint = MeasuredWeights(vit.analyzed(dtype), images, cache, clock)
     try:
         if reductions:
-            report = compare.sweep(checkpoint, reductions)
+            report = compare.sweep(checkpoint, reductions, SMALLER_IMAGES.value)
         else:
             report = compare.compare(
-                checkpoint, shares, METHODS.value, METRIC.value, FLOORS.value
+                checkpoint, shares, METHODS.value, METRIC.value, SMALLER_IMAGES.value
             )
     finally:
         cache.close()

@@ -1,7 +1,7 @@
 """Top-1, top-5 and loss of trained weights over every image of a set.
 
 python -m imagepiece_jax evaluate --weights WORKDIR
-python -m imagepiece_jax evaluate --weights FILE --data folder:PATH \\
+python -m imagepiece_jax evaluate --weights FILE --data PATH \\
     --config configs/deit_s_imagepiece.py:deit_ti
 
 A run determines model and data, a file its sizes: --config gives a file a reduction,
@@ -115,7 +115,7 @@ def main():
             "weights": typed["path"],
             "checkpoint": loaded.checkpoint,
             "averaged": loaded.averaged,
-            "data": config.data.name,
+            "data": run.data.name,
             "limit": limit,
             **source.part,
             "num_classes": run.num_classes,

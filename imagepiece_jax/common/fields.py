@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -113,7 +114,9 @@ def is_integer(value) -> bool:
 
 
 def literal(text: str) -> Any:
-    """A Python literal from a command line, true or false, or else the text itself."""
+    """A Python literal from a command line, 50%, true or false, or else the text."""
+    if re.fullmatch(r"\d*\.?\d+%", text):
+        return float(text[:-1]) / 100
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):

@@ -37,7 +37,9 @@ ALIASES = {
     "num_epochs": "epochs",
     "wd": "weight_decay",
     "img_size": "image_size",
+    "input_size": "image_size",
     "resolution": "image_size",
+    "crop_pct": "data.eval_crop",
     "nb_classes": "num_classes",
     "smoothing": "label_smoothing",
     "drop_path": "model.drop_path_rate",
@@ -135,9 +137,11 @@ class Overrides(tuple):
         """Set the fields in a config.
 
         The reduction's name comes first: another method has other fields, all of which
-        it checks itself. Next comes its cost, which replaces the config's own amounts.
+        it checks itself. Next comes its cost, which replaces the config's own amounts;
+        the dense model gets the recommended method with it.
         """
         order = {METHOD: 0, MACS: 1}
+        named = any(field == METHOD for field, _ in self)
         for field, text in sorted(self, key=lambda pair: order.get(pair[0], 2)):
             names_method = field == METHOD and isinstance(text, str) and text != ""
             if names_method and text != config.reduction.name:
@@ -146,9 +150,12 @@ class Overrides(tuple):
             else:
                 override(config, field, text)
             if field == MACS and config.reduction.macs is not None:
-                from imagepiece_jax.reduction.settings import with_cost  # imports JAX
+                from imagepiece_jax.reduction.methods import AUTO  # imports JAX
+                from imagepiece_jax.reduction.settings import DENSE, with_cost
 
                 fields = with_cost(config.reduction.to_dict(), config.reduction.macs)
+                if fields["name"] == DENSE["name"] and not named:
+                    fields["name"] = AUTO
                 with config.unlocked():
                     config.reduction = type(config)(fields)
 
@@ -217,10 +224,6 @@ def override(config: "ConfigDict", field: str, text: str | bool):
             names = ", ".join(group[leaf])
             if names:
                 hint = f"set one of them: {names}"
-            if field == "reduction" and isinstance(literal(str(text)), float):
-                hint = f"did you mean {path}.name=auto with {path}.macs={text}?"
-            elif "name" in group[leaf] and isinstance(text, str):
-                hint = f"did you mean {path}.name={text}?"
         raise InputError(problem, field=path, value=kind, hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):

@@ -63,9 +63,9 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
 
 
 def _folders_of_splits(root):
-    """{split: name of its folder in root}; val's is "" where root is a test set alone.
+    """{split: name of its folder in root}; that of a missing one is as errors ask for.
 
-    A split that is not there has the name that an error asks for.
+    Without either, root has the classes of test images, and val's name is "".
     """
     found = image_files.find_splits(root)
     names = {split: path.name for split, path in found.items()}

@@ -9,7 +9,8 @@ Differences are paired: both models see the same images. A method is compared wi
 dense model, and with ToMe and random tokens at the same share. A control, which has the
 token counts of its method, is compared with that method, too. All comparisons are one
 family of exact McNemar tests, corrected by Holm's rule. A sweep compares named
-reductions at any cost with the dense model only.
+reductions at any cost with the dense model, and where they are asked for with the same
+weights on smaller images of about their cost.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import in_force
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.sweep_text import sweep_of
+from imagepiece_jax.reduction.methods import AUTO, METHODS
+from imagepiece_jax.reduction.sweep_text import parse_label, sweep_of
 
 Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # and the dense model
 CONTROL = "(control)"  # ends the name of a variant that has its method's token counts
-FLOORS = ("smaller images", "first blocks")  # cheaper dense models
+SMALLER = "smaller images"  # the dense model on them is a method of its own
 RECOMMENDED = "attended"  # by README and docs
 VARIANTS = {
     f"imagepiece drop {CONTROL}": {"name": "imagepiece", "inattentive": "drop"},
@@ -61,7 +62,7 @@ def compare(
     shares: Iterable[float],
     methods: Iterable[str] = (),
     metric: str = "gmacs",
-    floors: bool = False,
+    smaller_images: bool = False,
 ) -> dict[str, Any]:
     """Compare methods on one checkpoint; ToMe and random tokens are always among them.
 
@@ -69,22 +70,30 @@ def compare(
     shares: shares of the dense model's cost, between 0 and 1
     methods: names of methods; empty: all methods
     metric: what cost means: "gmacs", or "ms" for time on this device
-    floors: whether cheaper dense models (`FLOORS`) of the nearest MACs are compared too
+    smaller_images: whether the dense model on smaller images of the nearest MACs is
+        compared, too
     Returns a report of JSON values, of which `compare_tables` makes tables and a plot.
     Raises InputError for an unknown method, and where no method reaches a share.
     Source: McNemar (1947) and Holm (1979), as `statistics` has them.
     """
     shares = sorted(set(shares), reverse=True)
     entries, absent = match(checkpoint, shares, methods, metric)
-    return _report(checkpoint, entries, shares, metric, floors, absent)
+    smaller = []
+    if smaller_images:
+        smaller = nearest_sizes(checkpoint, shares)
+    return _report(checkpoint, entries, smaller, shares, metric, absent)
 
 
 def sweep(
-    checkpoint: MeasuredWeights, reductions: Iterable[dict[str, Any]]
+    checkpoint: MeasuredWeights,
+    reductions: Iterable[dict[str, Any]],
+    smaller_images: bool = False,
 ) -> dict[str, Any]:
     """Compare named reductions with the dense model; a report as `compare` returns it.
 
     reductions: fields of reductions that passed `check_fit`
+    smaller_images: whether each is compared with the dense model on smaller images,
+        too: those whose cost is next to its own, on either side
     """
     vit = checkpoint.vit
     dense_fields = settings.with_defaults(settings.DENSE)
@@ -97,7 +106,23 @@ def sweep(
         setting = settings.differences(reduction)
         share = vit.gmacs_with(reduction) / dense
         entries.append(MatchedMethod(name, None, reduction, setting, share))
-    return _report(checkpoint, entries)
+    smaller = []
+    if smaller_images:
+        costs = [entry.reached for entry in entries]
+        smaller = sizes_around(checkpoint, costs)
+    return _report(checkpoint, entries, smaller)
+
+
+def with_recommended(
+    vit: Pretrained, reductions: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Reductions with the method that is recommended for `vit` in place of "auto"."""
+    found = []
+    for reduction in reductions:
+        if reduction["name"] == AUTO:
+            reduction = parse_label(vit.reduction_at_cost(reduction)[settings.LABEL])
+        found.append(reduction)
+    return found
 
 
 def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
@@ -109,16 +134,18 @@ def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
             raise error.inside(place=sweep_of(reduction)) from error
 
 
-def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):
-    """Evaluate the dense model and all `entries`, and make the report of `compare`."""
+def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
+    """Evaluate the dense model and all `entries`, and make the report of `compare`.
+
+    smaller: the entries of smaller images, with their weights
+    """
     vit = checkpoint.vit
     recovery = in_force(vit.recovery)
     models = [(checkpoint, settings.DENSE)]
     models += [(checkpoint, entry.reduction) for entry in entries]
-    if floors:
-        for floor, cheaper in nearest_floors(checkpoint, shares):
-            entries = [*entries, floor]
-            models.append((cheaper, settings.DENSE))
+    for entry, resized in smaller:
+        entries = [*entries, entry]
+        models.append((resized, settings.DENSE))
     dense, *figures = map(_figures, _evaluate_all(models))
     lines = []
     rights = {}
@@ -150,7 +177,9 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
         "left_out": list(absent),
         "dense": dense,
         "settings": lines,
-        "comparisons": comparisons(rights, _right(dense)),
+        "comparisons": comparisons(
+            rights, _right(dense), [entry.method for entry, _ in smaller]
+        ),
     }
 
 
@@ -294,57 +323,68 @@ def _by_time(checkpoint, requested, share):
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
 
 
-def nearest_floors(checkpoint, shares) -> list[tuple[MatchedMethod, MeasuredWeights]]:
-    """The nearest of the `floors` of each kind at each share, with its weights."""
+def nearest_sizes(checkpoint, shares) -> list[tuple[MatchedMethod, MeasuredWeights]]:
+    """The smaller images of the nearest cost at each share, with their weights."""
+    sizes = smaller_sizes(checkpoint)
     found = []
-    for kind in floors(checkpoint):
-        if not kind:  # a model of one block, or an image of few patches
-            continue
-        for share in shares:
-            floor, cheaper = min(kind, key=lambda pair: abs(pair[0].reached - share))
-            found.append((dataclasses.replace(floor, share=share), cheaper))
+    if not sizes:  # an image of few patches
+        return found
+    for share in shares:
+        entry, resized = min(sizes, key=lambda pair: abs(pair[0].reached - share))
+        found.append((dataclasses.replace(entry, share=share), resized))
     return found
 
 
-def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
-    """Cheaper dense weights: for smaller images, down to two patches; of fewer blocks.
+def sizes_around(checkpoint, costs) -> list[tuple[MatchedMethod, MeasuredWeights]]:
+    """The smaller images next to each cost, at most and above it, the largest first.
+
+    Each is named as a setting of a sweep. The dense model's own images are not among
+    them.
+    """
+    sizes = smaller_sizes(checkpoint)
+    wanted = set()
+    for cost in costs:
+        above = sum(entry.reached > cost for entry, _ in sizes)
+        wanted |= {above - 1, above}
+    found = []
+    for place, (entry, resized) in enumerate(sizes):
+        if place in wanted:
+            name = settings.label({**settings.DENSE, **entry.setting})
+            found.append((dataclasses.replace(entry, method=name), resized))
+    return found
+
+
+def smaller_sizes(checkpoint) -> list[tuple[MatchedMethod, MeasuredWeights]]:
+    """The dense weights on smaller images, the largest first, down to two patches.
 
     Images are those of the dense model, made smaller after their normalization, by
     antialiased bicubic weights.
-    Returns a list for each kind: pairs of a MatchedMethod, without a share, and its
-        weights.
+    Returns pairs of a MatchedMethod, without a share, and its weights.
     """
-    # Counts of a reduction fit neither a smaller image nor fewer blocks.
+    # Counts of a reduction do not fit a smaller image.
     dense = checkpoint.vit.with_reduction(settings.DENSE)
     both = sides(dense.image_size)
     patch = dense.model.patch_size
-
-    def floor(kind, images, sized, **setting):
-        """The pair of a cheaper dense model; setting: what makes it cheaper."""
-        fields = ", ".join(f"{k}={v}" for k, v in setting.items())
-        cheaper = dataclasses.replace(
-            checkpoint,
-            vit=sized,
-            images=images,
-            programs={},
-            name=f"{kind}, {fields}",
-        )
-        reached = sized.gmacs / dense.gmacs
-        return MatchedMethod(kind, None, settings.DENSE, setting, reached), cheaper
-
-    images = checkpoint.images
-    smaller = []
+    found = []
     for removed in range(1, min(both) // patch - 1):  # patches a side
         size = tuple(side - removed * patch for side in both)
-        shrunk = smaller_images(images, size)
-        smaller.append(floor(FLOORS[0], shrunk, dense.at_size(size), image_size=size))
-    fewer = []
-    for depth in range(1, dense.model.depth):
-        fewer.append(floor(FLOORS[1], images, dense.first_blocks(depth), depth=depth))
-    return [smaller, fewer]
+        vit = dense.at_size(size)
+        typed = size if len({*size}) > 1 else size[0]
+        resized = dataclasses.replace(
+            checkpoint,
+            vit=vit,
+            images=made_smaller(checkpoint.images, size),
+            programs={},
+            name=f"{SMALLER}, image_size={typed}",
+        )
+        reached = vit.gmacs / dense.gmacs
+        setting = {"image_size": typed}
+        entry = MatchedMethod(SMALLER, None, settings.DENSE, setting, reached)
+        found.append((entry, resized))
+    return found
 
 
-def smaller_images(images: Split, size: tuple[int, int]) -> Split:
+def made_smaller(images: Split, size: tuple[int, int]) -> Split:
     """The same images, made smaller on the device."""
 
     def alter(images, batch, model):
@@ -391,16 +431,19 @@ def measure_all(
     return [measure(model) for model in models]
 
 
-def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:
+def comparisons(
+    rights: dict[tuple[str, float], np.ndarray], dense, smaller=()
+) -> list[dict]:
     """Every comparison of two models, with p before and after Holm's correction.
 
     rights: bool [images] by (method, share): whether it answers each image right
     dense: bool [images], the same of the dense model
+    smaller: the methods among them that are smaller images
     """
     lines = []
     for (method, share), right in rights.items():
         others = {"dense": dense}
-        for name in _compared_with(method, share):
+        for name in _compared_with(method, share, smaller):
             if (name, share) in rights:
                 others[name] = rights[name, share]
         for name, other in others.items():
@@ -419,9 +462,11 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
     return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
 
 
-def _compared_with(method, share):
+def _compared_with(method, share, smaller):
     """The methods that one is compared with at a share, besides the dense model."""
     names = []
+    if share is None and method not in smaller:  # of a sweep
+        names += smaller
     if share is not None:
         # Random tokens are compared with ToMe, so that ToMe need not be with them.
         references = REFERENCES[:1] if method in REFERENCES else REFERENCES

@@ -16,7 +16,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data import valid_labels
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.compare import FLOORS, RECOMMENDED, controlled
+from imagepiece_jax.evaluate.compare import RECOMMENDED, SMALLER, controlled
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.reduction.settings import as_tuple
 
@@ -107,8 +107,8 @@ def advice(report: Report) -> str:
     A setting is level where the 95 % interval of its points to dense lies above LEVEL.
     Of several level settings at one share the line names the recommended method, which
     takes the least time, or else the most accurate setting. Where no setting is level
-    it names the most accurate of all. Controls are left out, and so are floors in a
-    comparison by time, because floors are not timed.
+    it names the most accurate of all. Controls are left out, and so are smaller images
+    in a comparison by time, because they are not timed.
     """
     found = []
     for line in report["settings"]:
@@ -148,10 +148,15 @@ def _preference(pair):
 
 def _typed(line):
     """A setting as `load` takes it: its reduction, or the fields of a dense model."""
-    if line["method"] in FLOORS:
+    if is_smaller(line):
         return f"the dense model with {fields(line['setting'])}"
     name = line["reduction"]["name"]
     return f"reduction={json.dumps({'name': name, **line['setting']})}"
+
+
+def is_smaller(line: Mapping[str, Any]) -> bool:
+    """Whether a setting is the dense model on smaller images."""
+    return "image_size" in line["setting"]
 
 
 def comparison(
@@ -235,7 +240,7 @@ def _settings_row(report, line):
     """The cells of a setting in `settings_table`."""
     row = [f"{line['share']:g}", _name(line), fields(line["setting"])]
     if report["timing"]:
-        span = "by MACs"  # of a floor, which is not timed
+        span = "by MACs"  # of smaller images, which are not timed
         speed = line["speed"]
         if speed:
             span = f"{1 / speed['ratio_max']:.3f} to {1 / speed['ratio_min']:.3f}"
@@ -259,16 +264,18 @@ def _name(line):
 
 
 def swept_table(report: Report) -> str:
-    """Table of a sweep's settings, in the order in which they were named."""
-    head = [
-        "setting",
-        "acc1, %",
-        f"points to {_dense(report)}, p if < .05",
-        "acc5, %",
-        "tokens, with class token",
-        "GMACs",
-    ]
-    rows = []
+    """Table of the dense model and a sweep's settings, in the order of their names.
+
+    Reductions are compared with the smaller images that are among the settings.
+    """
+    smaller = [line["method"] for line in report["settings"] if is_smaller(line)]
+    head = ["setting", "acc1, %", f"points to {_dense(report)}, p if < .05"]
+    head += [f"to `{name}`" for name in smaller]
+    head += ["acc5, %", "tokens, with class token", "GMACs", "share of the MACs"]
+    dense = report["dense"]
+    acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
+    cost = [f"{dense['acc5']:.1f}", dense["tokens"], f"{dense['gmacs']:.3f}", "1.00"]
+    rows = [["`dense`", acc1, "", *("" for _ in smaller), *cost]]
     for line in report["settings"]:
         change = comparison(report, line["method"], line["share"], "dense")
         name = _name(line)
@@ -278,10 +285,15 @@ def swept_table(report: Report) -> str:
             name,
             statistics.format_estimate(Estimate(*line["acc1"])),
             difference(change),
-            f"{line['acc5']:.1f}",
-            line["tokens"],
-            f"{line['gmacs']:.3f}",
         ]
+        for other in smaller:
+            change = comparison(report, line["method"], line["share"], other)
+            cell = ""
+            if change is not None and not is_smaller(line):
+                cell = difference(change)
+            row.append(cell)
+        row += [f"{line['acc5']:.1f}", line["tokens"], f"{line['gmacs']:.3f}"]
+        row.append(f"{line['reached']:.2f}")
         rows.append(row)
     return markdown_table(head, rows)
 
@@ -343,7 +355,7 @@ def _curves(report):
     for line in sorted(report["settings"], key=lambda line: line["gmacs"]):
         name = line["method"]
         if not report["shares"]:  # a sweep's names are "METHOD FIELD=VALUE"
-            name = name.split()[0]
+            name = SMALLER if is_smaller(line) else name.split()[0]
         curves.setdefault(name, []).append(line)
     return curves
 

@@ -1,4 +1,4 @@
-"""The text of --sweep, METHOD:FIELD=V1,V2: reductions from a command line."""
+"""The text of --sweep, METHOD:FIELD=V1,V2 or METHOD=MACS: reductions as one types."""
 
 import dataclasses
 import itertools
@@ -8,6 +8,7 @@ from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import (
+    DENSE,
     label,
     split_reduction,
     split_text,
@@ -17,29 +18,26 @@ from imagepiece_jax.reduction.settings import (
 COMMA = r",(?![^(\[]*[)\]])"  # outside of brackets, which hold no others
 
 
-def parse_sweep(text):
+def parse_sweep(text, macs=None):
     """Reductions of a --sweep, dicts of a name and fields, one for each combination.
 
     text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
         without quotes; "METHOD=V1,V2" for costs; a method without fields is one
         reduction
+    macs: the cost of all; None: they say it themselves
     Raises InputError for what cannot be read, and for a field that the method does not
-    have or that changes only training.
+        have or that changes only training.
     """
     fields = split_text(text)
     name = fields["name"]
+    if macs is not None and name != DENSE["name"]:
+        fields = split_text(f"{text}:macs={macs}")
     choices = []
     for values in fields.values():
         choices.append([*map(literal, re.split(COMMA, values))])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(fields, values, strict=True)) for values in combinations]
-    if name == methods.AUTO:
-        raise InputError(
-            f"names {name!r}, which is not a method",
-            value=name,
-            hint="for the recommended method give --macs=0.5 without --sweep",
-        )
-    if name not in methods.METHODS:
+    if name not in methods.names():
         similar = closest(name, methods.METHODS)
         if similar:
             raise InputError(
@@ -67,13 +65,17 @@ def parse_label(text):
     return parse_sweep(text.replace(" ", ":"))[0]
 
 
-def parse_sweeps(texts):
-    """Reductions of every --sweep. Raises InputError for the same one twice."""
+def parse_sweeps(texts, macs=None):
+    """Reductions of every --sweep. Raises InputError for the same one twice.
+
+    macs: as for `parse_sweep`
+    """
     reductions = []
     seen = set()
     for text in texts:
         try:
-            parsed = [(each, str(with_defaults(each))) for each in parse_sweep(text)]
+            found = parse_sweep(text, macs)
+            parsed = [(each, str(with_defaults(each))) for each in found]
         except InputError as error:
             raise error.inside(place=f"--sweep {text}") from error
         for reduction, full in parsed:

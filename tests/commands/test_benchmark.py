@@ -155,7 +155,7 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     ended = call(benchmark.main, *words).quiet()
     assert f"weights of {folder}, random images" in ended.out
     found = [(row["config"], row["weights"]) for row in rows(tmp_path)]
-    assert found == [("dense", str(folder)), ("trained", str(folder))]
+    assert found == [("dense", str(folder)), ("tome r=2", str(folder))]
     assert [name for name, _ in compiled] == ["none", "tome"]
     kernel = trained.variables["params"]["head"]["kernel"]
     for _, each in compiled:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.commands import benchmark, describe
 from tests.benchmark.small import SMALL, simplify
 from tests.command import call, start
 from tests.models import tiny
@@ -84,3 +85,46 @@ def test_it_says_once_what_it_takes_and_stores_it_by_name(folder, name, monkeypa
             "attended macs=0.7 blocks=(0, 1, 2)"
         ]
         assert report["trained_as"] == "none"
+
+
+def cost(text):
+    """The share of the dense MACs, as `describe` has it."""
+    found = re.search(r"([\d.]+) GMACs an image; dense ([\d.]+)", text)
+    return float(found[1]) / float(found[2])
+
+
+@pytest.mark.parametrize(
+    "words, reducer",
+    [
+        (["--macs=.7", "--config.reduction.name=tome"], "Bipartite"),
+        (["--macs", "70%", "--config.reduction=tome"], "Bipartite"),
+        (["--config.reduction.macs=.7"], "PruneAndMerge"),
+        (["--config.reduction=.7"], "PruneAndMerge"),
+    ],
+)
+def test_a_named_method_gets_it_and_else_the_recommended_one(folder, words, reducer):
+    described = call(describe.main, "--weights", folder / "vit", *words).ok().out
+    assert {*re.findall(r"(\w+): \d+ - \d+", described)} == {reducer}
+    assert abs(cost(described) - 0.7) < 0.02
+
+
+def test_the_method_of_a_config_gets_it():
+    words = ["--config=configs/deit_s_tome.py:deit_ti", "--macs=.5"]
+    described = call(describe.main, *words).ok().out
+    assert {*re.findall(r"(\w+): \d+ - \d+", described)} == {"Bipartite"}
+    assert abs(cost(described) - 0.5) < 0.02
+
+
+def test_beside_sweep_it_is_the_cost_of_each_reduction(folder, monkeypatch):
+    simplify(monkeypatch)
+    file = folder / "swept.json"
+    words = ["--weights", folder / "vit", *SMALL, f"--json={file}", "--macs=.7"]
+    call(benchmark.main, *words, "--sweep=auto", "--sweep=tome").ok()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["config"] for row in rows] == [
+        "dense",
+        "attended macs=0.7 blocks=(0,1,2)",
+        "tome macs=0.7",
+    ]
+    dense, *reduced = [row["gmacs"] for row in rows]
+    assert all(abs(gmacs / dense - 0.7) < 0.02 for gmacs in reduced)

@@ -359,8 +359,8 @@ def measured(points, **more):
     changes = []
     for method, share, value, half in points:
         setting = {"macs": share}
-        if method in compare.FLOORS:
-            setting = {"image_size": (192, 192)}
+        if method == compare.SMALLER:
+            setting = {"image_size": 192}
         name = method.split()[0]
         own = {"setting": setting, "reduction": {"name": name}, "speed": None}
         lines.append(line(method, share, 80 + value, **own))
@@ -382,7 +382,7 @@ ATTENDED = 'reduction={"name": "attended", "macs": 0.6}'
         ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.4, 1)], ATTENDED),
         ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.6, 1)], '"tome", "macs": 0.6'),
         ([("tome", 0.6, 0, 1), ("evit", 0.6, 0.1, 1)], '"evit", "macs": 0.6'),
-        ([("smaller images", 0.6, 0, 1)], "the dense model with image_size=(192, 192)"),
+        ([("smaller images", 0.6, 0, 1)], "the dense model with image_size=192"),
     ],
 )
 def test_the_last_line_says_what_to_take(points, taken):
@@ -399,10 +399,10 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
     assert 'the most accurate is reduction={"name": "tome", "macs": 0.9}, -1.0' in last
     control = measured([(CONTROL, 0.5, 0, 1)])
     assert compare_tables.advice(control).startswith("take the dense model: nothing")
-    # By time a floor, which is not timed, has no place in the order.
+    # By time smaller images, which are not timed, have no place in the order.
     clock = {"device": "cpu", "batch_size": 8, "repeats": 1}
-    floor = measured([("smaller images", 0.6, 0, 1)], timing=clock, metric="ms")
-    assert compare_tables.advice(floor).startswith("take the dense model: nothing")
+    smaller = measured([("smaller images", 0.6, 0, 1)], timing=clock, metric="ms")
+    assert compare_tables.advice(smaller).startswith("take the dense model: nothing")
 
 
 def test_the_page_of_recovered_weights_says_what_its_dense_row_is():
@@ -489,67 +489,99 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     assert report["dense"]["acc1"][0] == 100 * right.mean()
 
 
-def test_floors_are_the_dense_weights_made_cheaper(tmp_path, on_digits):
-    """Of two blocks the first with norm and head; images of five, four, .. patches."""
+def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
+    """Of five, four, .. patches a side."""
     weights = tiny_paper.pretrained(tmp_path, depth=2)
     measured = on_digits(weights)
-    smaller, fewer = compare.floors(measured)
+    smaller = compare.smaller_sizes(measured)
     patch = weights.model.patch_size
-    sizes = [floor.setting["image_size"] for floor, _ in smaller]
-    assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
-    assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
-    costs = [floor.reached for floor, _ in smaller]
+    sizes = [entry.setting["image_size"] for entry, _ in smaller]
+    assert sizes == [*range(16 - patch, patch, -patch)]
+    costs = [entry.reached for entry, _ in smaller]
     assert [1, *costs] == sorted({1, *costs}, reverse=True)
     batches = list(measured.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, MEAN, STD)
-
-    def check(floor, model, params, images):
-        """A floor answers as the model does."""
-        logits = tiny.logits(model)({"params": params}, images)
-        right = logits.argmax(axis=1) == labels
-        found = floor[1].evaluate(settings.DENSE)["right"]
-        assert decode_bits(found, 24).tolist() == right.tolist()
-
-    variables = weights.variables
-    short = create_model(**tiny_paper.FIELDS | {"depth": 1})
-    first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
-    check(fewer[0], short, first, images)
-
-    made = compare.smaller_images(measured.images, sizes[0]).alter(images, None, None)
+    size = (sizes[0], sizes[0])
+    made = compare.made_smaller(measured.images, size).alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
-    want = Image.fromarray(channel).resize(sizes[0], Image.Resampling.BICUBIC)
+    want = Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
-    resized = {"image_size": sizes[0], "depth": 2}
-    model = create_model(**tiny_paper.FIELDS | resized)
-    tensors = convert.to_timm(variables)
+    model = create_model(**tiny_paper.FIELDS | {"image_size": size, "depth": 2})
+    tensors = convert.to_timm(weights.variables)
     params = convert.from_timm(
-        positions.fit(tensors, model, sizes[0]), variable_shapes(model, sizes[0])
+        positions.fit(tensors, model, size), variable_shapes(model, size)
     )["params"]
-    check(smaller[0], model, params, made)
+    logits = tiny.logits(model)({"params": params}, made)
+    right = logits.argmax(axis=1) == labels
+    found = smaller[0][1].evaluate(settings.DENSE)["right"]
+    assert decode_bits(found, 24).tolist() == right.tolist()
 
 
-def test_floors_are_compared_as_methods_are(tmp_path, on_digits, capsys):
-    """The model's own counts fit neither fewer patches nor fewer blocks."""
+def test_smaller_images_are_compared_as_methods_are(tmp_path, on_digits, capsys):
+    """The model's own counts do not fit fewer patches."""
     counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_paper.pretrained(tmp_path, depth=3)
     weights = weights.with_reduction(counts)
-    found = compare.compare(on_digits(weights), (0.6,), ["tome"], floors=True)
+    measured = on_digits(weights)
+    found = compare.compare(measured, (0.6,), ["tome"], smaller_images=True)
     methods = [line["method"] for line in found["settings"]]
-    assert methods[0] == "tome"
-    assert methods[-2:] == ["smaller images", "first blocks"]
+    assert methods == ["tome", "smaller images"]
     said = capsys.readouterr().err
-    assert said.startswith("4 settings, 0 of them measured before; ")
-    assert "4 of 4, about 1 min left: measuring first blocks, depth=2, 24 im" in said
+    assert said.startswith("3 settings, 0 of them measured before; ")
+    assert "3 of 3, about 1 min left: measuring smaller images, image_size=" in said
     tested = {(line["method"], line["to"]) for line in found["comparisons"]}
-    assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
-    page = compare_tables.page(found, plot="p.png")
-    assert "| image_size=(" in page.replace("`", "")
-    assert "depth=2" in page
+    assert ("smaller images", "tome") in tested
+    assert "| image_size=" in compare_tables.page(found, plot="p.png")
 
 
-def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path, on_digits):
+def test_a_sweep_is_compared_with_the_smaller_images_of_its_cost(tmp_path, on_digits):
+    weights = tiny_paper.pretrained(tmp_path, depth=2)
+    reduced = {"name": "tome", "macs": 0.63}
+    found = compare.sweep(on_digits(weights), [reduced], smaller_images=True)
+    lines = {line["method"]: line for line in found["settings"]}
+    tome, larger, smaller = lines
+    assert tome == "tome macs=0.63"
+    costs = [lines[name]["reached"] for name in (larger, tome, smaller)]
+    assert costs == sorted(costs, reverse=True)
+    rows = compare_tables.swept_table(found).splitlines()
+    assert [row.split("|")[1].strip(" `") for row in rows[2:]] == ["dense", *lines]
+    rights = {name: decode_bits(line["right"], 24) for name, line in lines.items()}
+    for other in (larger, smaller):
+        change = compare_tables.comparison(found, tome, None, other)
+        points = statistics.paired_difference(rights[tome], rights[other])
+        assert change["points"] == list(points)
+        assert compare_tables.comparison(found, other, None, "dense")
+        assert f"to `{other}`" in rows[0]
+
+
+def test_a_model_of_one_block_and_two_patches_has_no_smaller_images(
+    tmp_path, on_digits
+):
     weights = tiny_paper.pretrained(tmp_path, depth=1, patch_size=8)
-    assert compare.nearest_floors(on_digits(weights), (0.6,)) == []
+    assert compare.nearest_sizes(on_digits(weights), (0.6,)) == []
+    assert compare.sizes_around(on_digits(weights), (0.6,)) == []
+
+
+def test_a_reduction_is_between_two_sizes_of_its_cost(context):
+    """DeiT-Ti at half the cost: 160 pixels have .48 of it, 176 have .59 (README)."""
+    measured = MeasuredWeights(context.vit, context.images, cache=None)
+    found = compare.sizes_around(measured, [0.5])
+    sizes = {entry.setting["image_size"]: round(entry.reached, 2) for entry, _ in found}
+    assert sizes == {176: 0.59, 160: 0.48}
+    assert [entry.method for entry, _ in found] == [
+        "dense image_size=176",
+        "dense image_size=160",
+    ]
+    (exact,) = [each for each, _ in found if each.setting["image_size"] == 160]
+
+    def around(*costs):
+        found = compare.sizes_around(measured, costs)
+        return [entry.setting["image_size"] for entry, _ in found]
+
+    assert around(exact.reached) == [176, 160]
+    assert around(0.5, 0.7) == [192, 176, 160]
+    assert around(0.99) == [208]  # above it are the dense model's own images
+    assert around(0.001) == [32]

@@ -23,6 +23,30 @@ def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
     assert [each["macs"] for each in parse_sweep("tome:macs=None,.5")] == [None, 0.5]
 
 
+def test_a_method_may_be_given_by_its_cost():
+    for text in ("tome=.5,60%:prop_attn=False", "tome:macs=.5,60%:prop_attn=False"):
+        assert parse_sweep(text) == [
+            {"name": "tome", "macs": macs, "prop_attn": False} for macs in (0.5, 0.6)
+        ]
+    # The recommended one, too.
+    assert parse_sweep("auto=.5") == [{"name": "auto", "macs": 0.5}]
+
+
+def test_one_cost_may_be_that_of_several_methods():
+    found = parse_sweeps(["tome", "evit:fuse_token=True", "none"], macs=0.5)
+    assert found == [
+        {"name": "tome", "macs": 0.5},
+        {"name": "evit", "fuse_token": True, "macs": 0.5},
+        {"name": "none"},
+    ]
+    for text, problem in (
+        ("tome:r=8", "is 8, but macs says"),
+        ("tome=.6", "has macs twice"),
+    ):
+        with pytest.raises(InputError, match=f"^--sweep {re.escape(text)}.*{problem}"):
+            parse_sweeps([text], macs=0.5)
+
+
 @pytest.mark.parametrize(
     "text, problem, allowed",
     [
