@@ -499,7 +499,8 @@ def _own_name(name, value):
     if "weights" in own and os.path.exists(value):
         if name == "model" or (name == "checkpoint" and os.path.isfile(value)):
             return "weights"
-    if name == "reduction" and "macs" in own and fields.share_meant(value):
+    is_number = fields.number_in(value) is not None
+    if name == "reduction" and "macs" in own and is_number:
         return "macs"
     is_field = re.match("(no)?config[.]", name)
     if is_field or name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
@@ -683,7 +684,7 @@ def _take_overrides(words):
                 text = words.pop(0)
         if field in ("reduction", "model", "data"):  # groups with a field name
             field += ".name"
-        if field == METHOD and fields.share_meant(text):
+        if field == METHOD and fields.number_in(str(text)) is not None:
             overrides.append((MACS, text))
             text = "auto"
         overrides.append((field, text))

@@ -103,7 +103,7 @@ class Preprocessing(CheckedFields):
 
     @property
     def resized(self) -> tuple[int, int]:
-        """(height, width) that an image is resized to, or to cover, and cropped from."""
+        """(height, width) that images are resized to, or to cover, and cropped from."""
         height, width = self.shape
         return int(height / self._crop), int(width / self._crop)
 
