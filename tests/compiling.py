@@ -1,6 +1,11 @@
-"""XLA flags that compile the tests' tiny programs fast, and stand-ins for a GPU's."""
+"""XLA flags that compile the tests' tiny programs fast, and what XLA compiles here.
+
+HARMLESS options stand in for a GPU's.
+"""
 
 from importlib import metadata
+
+import numpy as np
 
 QUICK = "--xla_backend_optimization_level=0"
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
@@ -29,3 +34,19 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
 # Compiler options that a CPU accepts and that change nothing: with these in
 # common.xla_options.OPTIONS["cpu"], programs are compiled as they are on a GPU.
 HARMLESS = {"xla_embed_ir_in_executable": False}
+
+
+def needs_float16():
+    """Skip a test where XLA compiles nothing in float16.
+
+    So it is on a processor without F16C, and with --xla_cpu_max_isa=SSE4_2 on any.
+    """
+    import jax  # behind the flags of this file, which tests/conftest.py sets first
+    import pytest
+
+    one = np.float32(1)
+    try:
+        jax.jit(lambda x: x.astype("float16"))(one)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        pytest.skip(f"needs float16, which XLA does not compile here: {reason}")
