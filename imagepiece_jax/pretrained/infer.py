@@ -214,19 +214,26 @@ def partial_config(source: Source, contents: Contents) -> ModelConfig:
     """The config by name, layout and config.json, without the sizes of tensors."""
     if source.path.is_dir():
         return source.config
-    return merged("a file", _configs_of_file(source, contents))
+    config = merged("a file", _configs_of_file(source, contents))
+    return _with_images_of(source.config.name, config)
 
 
 def _configs_of_file(source, contents):
     """{source: the fields that it says}, for the sources of a file but the caller."""
-    named = source.config
-    published = registry.public_fields(named.name or "") or {}
-    images = {k: published[k] for k in ("mean", "std") if k in published}
     return {
         IN_FILE: contents.images,
         LAYOUT: contents.config,
-        FILE_NAME: dataclasses.replace(named, **images),
+        FILE_NAME: source.config,
     }
+
+
+def _with_images_of(name, config):
+    """A config with mean and std of a public model, where it says neither."""
+    if config.mean is not None or config.std is not None:
+        return config
+    published = registry.public_fields(name or "") or {}
+    images = {k: published[k] for k in ("mean", "std") if k in published}
+    return dataclasses.replace(config, **images)
 
 
 def _given_for_folder(source, contents, requested):
@@ -280,7 +287,8 @@ def _given_for_file(source, contents, requested):
     if name_decides:
         given = _without(given, SETTLED_BY_NAME)
     by_source[CALLER] = given
-    config = merged(row, by_source)
+    images_of = name_of_images(source, requested)
+    config = _with_images_of(images_of, merged(row, by_source))
     norm = contents.tensors.get("blocks.0.norm1.weight")
     if name_decides and np.shape(norm) == (published["embed_dim"],):
         config = _without(config, ["num_heads"])

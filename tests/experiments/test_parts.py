@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from experiments import parts, study
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import methods, settings
 from tests import markdown
@@ -130,6 +131,24 @@ def test_level_is_that_of_the_images():
     assert faster["difference"] == statistics.format_difference(change)
     assert faster["verdict"] == "decided"
     assert statistics.mcnemar(*pair) < study.LEVEL
+
+
+def test_pages_say_by_which_crop_the_points_were_measured():
+    """That of each point's own setting."""
+    ways = {}
+    for file in ("points.jsonl", "elsewhere.jsonl"):
+        for point in parts.read_lines(file):
+            text = Preprocessing.from_json(point["setting"]).text
+            ways.setdefault(point["experiment"], set()).add(text)
+    assert ways["level"] == {study.enlarged(parts.SIDE).text}
+    assert ways["parts"] == ways["carried"] == {study.as_it_is(parts.SIDE).text}
+    for experiment, texts in ways.items():
+        place = ("docs/tables/parts/elsewhere.md", f"`{experiment}`")
+        if experiment == "parts":
+            place = ("docs/tables/parts/parts.md",)
+        section = markdown.section(*place)
+        for text in texts:
+            assert text in section.replace("\n", " "), experiment
 
 
 def test_figures_of_pages_are_those_of_the_points(points):

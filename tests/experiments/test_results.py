@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from experiments import intervals, results
+from experiments import intervals, results, study
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.evaluate.cache import encode_bits
@@ -41,6 +41,17 @@ def test_tables_of_the_pages_are_made_from_the_file(tables):
         used += results.MARKED.findall(text)
     assert {name for _, name, _ in used} == set(tables)
     assert results.PLOT.is_file()
+
+
+def test_photographs_were_taken_as_they_are(stored):
+    """As `How we measure` says of all pages."""
+    for source in stored.sources.values():
+        if source.study in ("comparison", "controls"):
+            assert "--resize none" in source.command
+    words = markdown.section("docs/comparison.md", "How we measure")
+    assert "`--resize none`" in words
+    enlarged = study.enlarged(study.SIDE).text.partition(",")[0]
+    assert enlarged in " ".join(words.split())
 
 
 def cochran(right):

@@ -24,6 +24,7 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.command import call
 from tests.models import tiny
 from tests.pictures import write_csv
+from tests.refused import refused
 
 SIDE = 48
 TINY = "deit_tiny_patch16_224"
@@ -103,6 +104,8 @@ def test_our_short_name_leaves_the_images_to_the_name_of_the_file(tmp_path):
     vit = imagepiece_jax.load(written(tmp_path, AUGREG, AUGREG), name="deit_ti")
     assert (vit.model.mean, vit.model.std) == (HALF, HALF)
     assert vit.source.normalized
+    with refused("mean", None, "std is not"):
+        imagepiece_jax.load(tmp_path / f"{AUGREG}.npz", mean=HALF)
     unknown = imagepiece_jax.load(written(tmp_path, "w"), name="deit_ti")
     assert unknown.model.mean == MEAN
     assert not unknown.source.normalized
