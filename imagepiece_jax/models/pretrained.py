@@ -19,7 +19,7 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import at_cost, convert, positions
+from imagepiece_jax.models import at_cost, convert, positions, registry
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
@@ -112,7 +112,8 @@ class Pretrained:
 
     model: ViT  # the network
     variables: Mapping[str, Any]  # parameters and statistics, {"params": .., ..}
-    # of its images; None: the square that has as many patches as the model
+    # of its images; None: the square that has as many patches as the model, cropped as
+    # for weights of its name
     preprocessing: Preprocessing | None = None
     # a name, or None, for each class; None: there are no names
     class_names: tuple[str | None, ...] | None = None
@@ -163,7 +164,15 @@ class Pretrained:
             )
         images = self.preprocessing
         if images is None:
-            put("preprocessing", Preprocessing(_square(model)))
+            crop = registry.published_crop(self.name)
+            put("preprocessing", Preprocessing(_square(model), **crop))
+            if tag := registry.chosen_tag(self.name):
+                warnings.warn(
+                    f"{self.name!r} stands for weights of several crops: that of {tag} "
+                    "is taken, as in timm; a name with a tag, or preprocessing=.., "
+                    "says which",
+                    stacklevel=3,
+                )
         elif not isinstance(images, Preprocessing):
             raise InputError(
                 field="preprocessing",

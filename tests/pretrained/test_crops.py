@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from configs import base, deit_s
-from imagepiece_jax import Preprocessing
+from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
@@ -92,6 +92,16 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem, name):
     assert of_config(path, base.get_config(), typed) == expected
     assert of_config(path, full_config()) == expected
     assert in_training(path) == expected
+
+
+def test_a_model_of_ones_own_is_cropped_as_its_name_says():
+    model = create_model(TINY, depth=1, image_size=SIDE, num_classes=5)
+    variables = tiny.fill(tiny.shapes(model, SIDE))
+    for name, crop in ((TINY, 0.9), (f"{TINY}.fb_in1k", 0.9), (None, None)):
+        vit = Pretrained(model, variables, name=name)
+        assert vit.preprocessing == Preprocessing(SIDE, crop=crop)
+    with pytest.warns(UserWarning, match="several crops: that of fb_in1k is taken"):
+        Pretrained(model, variables, name=SEVERAL)
 
 
 def test_an_ending_of_two_parts_hides_no_name():
