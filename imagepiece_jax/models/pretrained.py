@@ -130,7 +130,8 @@ class Pretrained:
     trained_positions: positions.Trained | None = None
     # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None
-    # of weights that `recover` has made; None: they are as they were trained
+    # of weights that `recover` has made, with which it goes on: a model that they were
+    # not recovered for warns; None: they are as they were trained
     recovery: Recovery | None = None
 
     def __post_init__(self):

@@ -102,7 +102,7 @@ def _recovery(vit, in_timm):
 The weights were recovered for {vit.recovered_for}: {vit.recovery}.
 
 They are no dense model: without the reduction, or with another reduction, size or
-depth, the weights that they were made from fit better.
+depth, the weights that they were made from, whose license applies, fit better.
 """
     if in_timm:
         text += "timm, which has no such reductions, would read them without it.\n"
