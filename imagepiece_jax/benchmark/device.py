@@ -121,8 +121,12 @@ def peak_rates(dtype: str, rules: timer.Rules) -> PeakRates:
 
 
 def _normal(shape, dtype, count):
-    keys = map(root_key, range(count))
-    return [normal(each, shape, dtype=dtype) for each in keys]
+    @jax.jit
+    def draw():
+        keys = map(root_key, range(count))
+        return [normal(each, shape, dtype=dtype) for each in keys]
+
+    return draw()
 
 
 def _seconds(function, inputs, rules, *more):

@@ -66,7 +66,7 @@ def _reducer_shapes(model, layer):
         # Some read where tokens are; of any grid the variables are the same.
         return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
 
-    return jax.eval_shape(init, root_key(0))
+    return jax.eval_shape(init, _key())
 
 
 def fresh_variables(model, image_size, seed, parts=None):
@@ -74,8 +74,8 @@ def fresh_variables(model, image_size, seed, parts=None):
 
     parts: names of the parts to draw; None: all
     """
-    images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
-    key = batch_key(seed, 0, Purpose.INIT)
+    images = jax.device_put(np.zeros((1, *sides(image_size), 3), np.float32))
+    key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a step, and statistics do not depend on it.
     init = _init(model.clone(axis_name=None))
     if parts is None:
@@ -117,10 +117,15 @@ def digest(tree):
     return total.hexdigest()
 
 
+def _key():
+    """A random key as its shape and type."""
+    return jax.eval_shape(root_key, 0)
+
+
 @functools.lru_cache(maxsize=4)
 def _shapes(model, image_size):
     images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
-    return _init(model).eval_shape(root_key(0), images)
+    return _init(model).eval_shape(_key(), images)
 
 
 @functools.lru_cache(maxsize=4)
