@@ -161,8 +161,13 @@ def on_noise(program):
     """A function call(number) that runs `program` on random images on its device."""
     shape = program.images.shape
     dtype = program.images.dtype
-    keys = jax.random.split(root_key(0), INPUTS)
-    images = [normal(each, shape, dtype=dtype) for each in keys]
+
+    @jax.jit
+    def draw():
+        keys = jax.random.split(root_key(0), INPUTS)
+        return [normal(each, shape, dtype=dtype) for each in keys]
+
+    images = jax.device_put(draw(), program.device)
     return lambda number: program(images[number % INPUTS])
 
 
