@@ -88,9 +88,9 @@ def main():
 
 
 def say_resumes(signum):
-    """Say what a signal that ends this process leaves; False: it is not deferred."""
+    """Say what a signal leaves, and let the processes that write be ended."""
     print(scan.RESUMES, file=sys.stderr)
-    return False
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

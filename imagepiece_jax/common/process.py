@@ -8,13 +8,15 @@ import signal
 import sys
 import traceback
 
+from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
 def ending(error):
     """(last line, exit status) of a command; (None, None) where a traceback is due."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 128 + signal.SIGINT
+        signum = signals.arrived or signal.SIGINT
+        return signals.SIGNALS[signum], 128 + signum
     if isinstance(error, Stopped):
         return error, error.status
     if isinstance(error, InputError | RunError):

@@ -17,7 +17,7 @@ import time
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 PATIENCE = 1.0  # seconds that C code may keep the main thread from its handlers
 
-_arrived = 0  # the first signal that has arrived; 0: none
+arrived = 0  # the first signal that has arrived; 0: none
 _deferring = []  # functions of a signal's number: whether it ends nothing yet
 _unfinished = set()  # files and folders that a signal removes
 _ending = threading.RLock()  # of the thread that ends the process
@@ -51,6 +51,7 @@ def unfinished(path):
 def deferring(stop):
     """Context in which a signal ends nothing where `stop(its number)` is true.
 
+    `stop` may raise KeyboardInterrupt, too, where what it passes through is known.
     In the main thread of another process than a command's, that is Ctrl-C, which raises
     KeyboardInterrupt as usual where it is not true.
     """
@@ -81,8 +82,8 @@ def finishing():
         yield
     finally:
         _deferring.remove(_always)
-    if _arrived:
-        _hear(_arrived, None)
+    if arrived:
+        _hear(arrived, None)
 
 
 @contextlib.contextmanager
@@ -140,8 +141,8 @@ class Listener:
 
 def _hear(signum, frame):
     """Handler of SIGNALS: end the process, unless somebody finishes something first."""
-    global _arrived
-    _arrived = _arrived or signum
+    global arrived
+    arrived = arrived or signum
     if any([stop(signum) for stop in [*_deferring]]):
         return
     with _ending:  # another thread waits here for the end
@@ -153,15 +154,16 @@ def _hear(signum, frame):
             sys.stdout.flush()
         lead = "\n" if os.isatty(2) else ""  # behind a progress bar, and ^C
         with contextlib.suppress(OSError):
-            os.write(2, f"{lead}{SIGNALS[_arrived]}\n".encode())
-        os._exit(128 + _arrived)
+            os.write(2, f"{lead}{SIGNALS[arrived]}\n".encode())
+        os._exit(128 + arrived)
 
 
 def _hear_in_place(signum):
     """Call `_hear` in place of the main thread where that runs C code for long."""
     time.sleep(PATIENCE)
-    if not _arrived and signal.getsignal(signum) is _hear:
-        _hear(signum, None)
+    if not arrived and signal.getsignal(signum) is _hear:
+        with contextlib.suppress(KeyboardInterrupt):  # the main thread's handler raises
+            _hear(signum, None)
 
 
 def _remove(path):

@@ -1,5 +1,6 @@
 """A signal ends a command in any place, in one line, with nothing half-written."""
 
+import itertools
 import signal
 
 import pytest
@@ -88,8 +89,7 @@ with files.replacing_folder(folder / "folder") as new:
 }
 
 
-@pytest.mark.parametrize("signum", ENDED)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place, signum", zip(PLACES, itertools.cycle(ENDED)))
 def test_a_signal_ends_a_process(place, signum, tmp_path):
     code = f"{BEGIN}\nsignals.end_process()\n{PLACES[place]}"
     ended = start("-c", code, int(signum), tmp_path)

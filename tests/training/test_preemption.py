@@ -34,6 +34,18 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back():
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
 
 
+def test_an_ignored_signal_stays_ignored():
+    """Ctrl-C, of a process that a shell's `&` has started."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(signal.SIGINT)
+            assert request.requested() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_encloses_a_request_hears_no_signal_until_it_is_left():
     """Of several processes one gets SIGTERM while the others make it save."""
     reader, writer = socket.socketpair()
