@@ -5,6 +5,8 @@ import dataclasses
 import io
 import itertools
 import os
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -423,3 +425,14 @@ def test_a_projection_is_no_classifier(trained):
     with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
         imagepiece_jax.Predictor(projecting)
     imagepiece_jax.Predictor(projecting, labels=NAMES)
+
+
+def test_a_process_that_only_imports_this_can_fork():
+    """Threads of JAX start with `load`, and a fork would have none of them."""
+    lines = (
+        "import imagepiece_jax",
+        "assert imagepiece_jax.load and imagepiece_jax.Predictor",
+        "from jax._src import xla_bridge",
+        "assert not xla_bridge.backends_are_initialized()",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
