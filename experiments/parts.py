@@ -141,6 +141,8 @@ def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
     """
     fields = dict(reduction)
     schedule = fields.pop("counts", None)
+    if fields.get("macs") is not None:  # beside which the points have all fields
+        fields = settings.with_cost(fields, fields["macs"])
     key = [settings.with_defaults(fields), schedule, side]
     return json.dumps(key, sort_keys=True)
 

@@ -4,6 +4,7 @@ import pytest
 
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.refused import refused
 
@@ -15,6 +16,16 @@ def test_fields_are_completed_by_the_defaults_of_the_method():
     )
     assert settings.with_defaults({"name": "tome"})["prop_attn"] is True
     assert settings.with_defaults(None) == {"name": "none", "prop_attn": False}
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"none"}))
+def test_what_is_completed_is_a_reduction_with_the_same_fields(name):
+    """Beside a cost without the fields that are found for it, which it refuses."""
+    for asked in ({"name": name}, {"name": name, "macs": 0.5}):
+        fields = settings.with_defaults(asked)
+        assert settings.with_defaults(fields) == fields
+        replaced = {*METHODS[name].found_for_macs}
+        assert not ("macs" in asked and replaced & {*fields})
 
 
 def test_fields_that_differ_are_changed_and_name_a_reduction():

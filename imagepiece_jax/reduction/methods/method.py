@@ -337,6 +337,8 @@ class Method(fields.CheckedFields):
         """
         # Fields that all methods have are left out where they have their default.
         silent = {"macs": None, "counts": None, "fate": "own"}
+        if self.macs is not None:  # beside which they decide nothing
+            silent |= self._defaults("found_for_macs")
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
