@@ -99,7 +99,7 @@ def test_training_names_what_is_missing_before_it_begins(without, tmp_path, modu
 @pytest.mark.parametrize(
     "main, words, what",
     [
-        (export.main, ["--out=model.jax"], "--format jax needs flatbuffers"),
+        (export.main, ["--out=model.jax"], "format jax needs flatbuffers"),
         (visualize.main, ["cat.jpg"], "a figure needs matplotlib"),
     ],
 )
