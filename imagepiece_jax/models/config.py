@@ -387,7 +387,8 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
         without its tag, such as "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch`
         and the size are enough
     reduction: a share of the MACs such as 0.5, a method's name, or a dict such as
-        {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`; None: the dense model
+        {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`, or as a text,
+        "evit:keep_rate=0.7"; None: the dense model
     changes: fields of a ModelConfig, and parts of an Architecture, that differ from the
         name's, such as image_size=(224, 280), dtype="bfloat16" or gelu="tanh"
     Raises InputError for anything that does not fit.

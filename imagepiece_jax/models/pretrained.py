@@ -319,8 +319,9 @@ class Pretrained:
         """The same weights with another reduction, or with none.
 
         reduction: a share of the MACs such as 0.5, which the recommended method gets, a
-            method's name, or a dict such as {"name": "tome", "r": 8}; None, as
-            "none": the dense model, though `load` takes None for "as trained"
+            method's name, or a dict such as {"name": "tome", "r": 8}, also as a text,
+            "tome:r=8"; None, as "none": the dense model, though `load` takes None for
+            "as trained"
         seed: of selectors that the method learns and the weights lack
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.

@@ -88,7 +88,7 @@ def with_cost(reduction, macs):
 def cost_label(reduction):
     """The label of a reduction with `macs`: the text that asks for its cost.
 
-    `sweep_text.parse_label` reads it.
+    `as_fields` reads it.
     """
     fields = differences(reduction)
     fields.pop("prop_attn", None)

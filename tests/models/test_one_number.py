@@ -189,6 +189,24 @@ NUMBERS += [np.array(0.625), jnp.float32(0.625), "0.625", ".625", "62.5%"]
 NUMBERS += [{"macs": 0.625}, {"macs": "62.5%"}, {"macs": jnp.float32(0.625)}]
 
 
+def test_a_text_is_said_with_counts_and_cost_and_a_dict_says_itself(capsys, tmp_path):
+    """Wherever one gives it; the dense model has no counts."""
+    dense = tiny.pretrained()
+    save(tmp_path / "dense", dense)
+    reduced = dense.with_reduction("tome:r=4")
+    assert load(tmp_path / "dense", "ToMe:r=4").label == reduced.label
+    share = round(reduced.gmacs / dense.gmacs, 2)
+    line = f"tome in every block; counts 21, 17, 13; {share:.2f} of the MACs"
+    assert capsys.readouterr().err.splitlines() == [line, line]
+    assert repr(reduced).endswith(f", {reduced.gmacs:.3g} GMACs>")
+    dense.with_reduction("evit:blocks=(1,)")
+    assert capsys.readouterr().err.startswith("evit in block 1; counts 18; ")
+    for silent in (one.reduction, {"name": "tome", "macs": 0.7}, "none", None):
+        dense.with_reduction(silent)
+    load(tmp_path / "dense")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 def test_a_share_may_be_of_any_library_a_text_or_the_only_field(value):
     found = deit().reduction_at_cost(value)
