@@ -6,6 +6,7 @@ Commands can be imported side by side, so each flag here may be defined again.
 import functools
 import inspect
 import io
+import mimetypes
 import os
 import re
 import sys
@@ -60,17 +61,17 @@ OF_IMAGES = (
 
 IMAGE_SETS = "csv:FILE, imagenet2012 or digits"  # that --data names, beside folders
 FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
-# What else a flag is called, in Python or by other tools: the flags or fields of the
-# config that may be meant, of which the first that a command has is taken.
+# What a flag is called in Python or by other tools: the flag that stands for it.
 SYNONYMS = {
-    "batch": ["batch_size", "config.eval_batch_size"],
-    "batch_size": ["batch", "config.eval_batch_size"],
-    "dataset": ["data"],
-    "h": ["help"],
-    "image": ["data"],
-    "images": ["data"],
-    "output": ["out"],
-    "output_dir": ["out"],
+    "batch": "batch_size",
+    "batch_size": "batch",
+    "dataset": "data",
+    "h": "help",
+    "image": "data",
+    "images": "data",
+    "output": "out",
+    "output_dir": "out",
+    "reduction": "sweep",
 }
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
@@ -437,8 +438,8 @@ def _parse(argv, takes_words):
         words = _take_overrides(words)
         _check_has_value(words[-1])
         rest = flags.FLAGS(words)
-        if not takes_words:
-            rest = flags.FLAGS([rest[0], *_placed(rest[1:])])
+        placed, others = _placed(rest[1:], takes_words)
+        rest = flags.FLAGS([rest[0], *placed, "--", *others])
         _check_given_once()
         _take_macs()
         return rest
@@ -480,7 +481,7 @@ def _with_own_names(words, takes_words):
         own = _own_name(name, following)
         if own is not None:
             named.append(f"--{own}{value}")
-        elif not takes_words or "data" not in SYNONYMS.get(name, [name]):
+        elif not takes_words or SYNONYMS.get(name, name) != "data":
             named.append(f"--{name}{value}")
         elif value:  # an image; without the sign it is the next word
             named.append(following)
@@ -491,7 +492,7 @@ def _own_name(name, value):
     """What a typed name is to this command: a flag, "config.FIELD", or None.
 
     A path behind --model or --checkpoint is --weights, and a share behind --reduction
-    is --macs. SYNONYMS has other names; else the one field of that name is taken.
+    is --macs. SYNONYMS has other names; else it is the one field of that name.
 
     value: the word behind it
     """
@@ -505,41 +506,37 @@ def _own_name(name, value):
     is_field = re.match("(no)?config[.]", name)
     if is_field or name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
         return name
-    found = _own_synonyms(name)
-    if not found and not (name == "reduction" and "sweep" in own):
-        found = _fields_read(name)
+    if SYNONYMS.get(name) in (*own, "help"):
+        return SYNONYMS[name]
+    found = _fields_read(name)
     return found[0] if len(found) == 1 else None
 
 
-def _own_synonyms(name):
-    """The flags and fields of this command that SYNONYMS has for a name."""
-    own = _own_flags()
-    found = []
-    for other in SYNONYMS.get(name, []):
-        field = other.removeprefix("config.")
-        if other in (*own, "help") or (field != other and _is_read(field)):
-            found.append(other)
-    return found
+def _placed(words, takes_words):
+    """(words that can only be values of flags, with these; other words) of no flag.
 
-
-def _placed(words):
-    """Words that belong to no flag, with the flags of those that can be nothing else.
-
-    They are a config, weights and images, in this order.
+    They are a config, weights and images, in this order. Where words are images, one
+    before them that is another file is the weights.
     """
     free = []
     for name in ("weights", "data"):
         if name in flags.FLAGS and not flags.FLAGS[name].present:
             free.append(name)
     placed = []
+    others = []
     for word in words:
+        kind, _ = mimetypes.guess_type(word)
+        is_path = ":" in word or os.path.exists(word)
+        if takes_words:
+            is_image = os.path.isdir(word) or (kind or "").startswith("image/")
+            is_path = is_path and not others and not is_image
         if "config" in flags.FLAGS and re.search(r"\.py(:|$)", word):
             placed.append(f"--config={word}")
-        elif free and (":" in word or os.path.exists(word)):
+        elif free and is_path:
             placed.append(f"--{free.pop(0)}={word}")
         else:
-            placed.append(word)
-    return placed
+            others.append(word)
+    return placed, others
 
 
 def _check_has_value(word):
@@ -593,9 +590,7 @@ def _meant(name):
     flag = closest(FORMER.get(head, head), names)
     if flag is not None:
         candidates.append(f"{flag}{dot}{tail}")
-    if name == "reduction" and "sweep" in names:
-        candidates.append("sweep")
-    candidates += _own_synonyms(name) or _fields_read(name)
+    candidates += _fields_read(name)
     if not candidates:
         return ""
     return f"did you mean --{' or --'.join(candidates)}?"
@@ -605,8 +600,11 @@ def _fields_read(name):
     """The "config.FIELD" that `name` may be, of those that this command reads."""
     if "config" not in _own_flags():
         return []
-    found = fields_called(load_config(BASE), name)
-    return [f"config.{field}" for field in found if _is_read(field)]
+    found = [*filter(_is_read, fields_called(load_config(BASE), name))]
+    is_batch = name in ("batch", "batch_size")
+    if is_batch and not found and _is_read("eval_batch_size"):
+        found = ["eval_batch_size"]
+    return [f"config.{field}" for field in found]
 
 
 def _is_read(field):

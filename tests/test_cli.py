@@ -291,11 +291,6 @@ OF_IMAGES = ", ".join(cli.OF_IMAGES)
     "words, said",
     [
         (
-            ["-m", "imagepiece_jax", "compare", "--reduction", "tome"],
-            "--reduction is not a flag; did you mean --sweep or "
-            "--config.reduction.name?",
-        ),
-        (
             ["-m", "imagepiece_jax", "compare", "--floors"],
             "--floors is not a flag; did you mean --smaller_images?",
         ),
@@ -417,6 +412,7 @@ AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
                     {},
                     ["photos", "1.png"],
                 ],
+                "w.pth photos 1.png": [{"weights": "w.pth"}, {}, ["photos", "1.png"]],
                 "--data=photos --weights w.pth": [
                     {"weights": "w.pth"},
                     {},

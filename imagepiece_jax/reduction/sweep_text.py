@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 
-from imagepiece_jax.common.fields import literal
+from imagepiece_jax.common.fields import literal, number_in
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import (
@@ -22,12 +22,14 @@ def parse_sweep(text, macs=None):
     """Reductions of a --sweep, dicts of a name and fields, one for each combination.
 
     text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
-        without quotes; "METHOD=V1,V2" for costs; a method without fields is one
-        reduction
-    macs: the cost of all; None: they say it themselves
+        without quotes; "METHOD=V1,V2" for costs, or without the method for those of the
+        recommended one; a method without fields is one reduction
+    macs: the cost of all but the dense model; None: they say it themselves
     Raises InputError for what cannot be read, and for a field that the method does not
         have or that changes only training.
     """
+    if number_in(text.partition(",")[0]) is not None:
+        text = f"{methods.AUTO}={text}"
     fields = split_text(text)
     name = fields["name"]
     if macs is not None and name != DENSE["name"]:

@@ -29,7 +29,9 @@ def test_a_method_may_be_given_by_its_cost():
             {"name": "tome", "macs": macs, "prop_attn": False} for macs in (0.5, 0.6)
         ]
     # The recommended one, too.
-    assert parse_sweep("auto=.5") == [{"name": "auto", "macs": 0.5}]
+    half = {"name": "auto", "macs": 0.5}
+    assert parse_sweep("auto=.5") == parse_sweep("0.5") == [half]
+    assert [each["macs"] for each in parse_sweep(".6,.5")] == [0.6, 0.5]
 
 
 def test_one_cost_may_be_that_of_several_methods():
