@@ -168,11 +168,10 @@ class Pretrained:
             crop = registry.published_crop(self.name)
             put("preprocessing", Preprocessing(_square(model), **crop))
             if tag := registry.chosen_tag(self.name):
-                warnings.warn(
+                warn(
                     f"{self.name!r} stands for weights of several crops: that of {tag} "
                     "is taken, as in timm; a name with a tag, or preprocessing=.., "
-                    "says which",
-                    stacklevel=3,
+                    "says which"
                 )
         elif not isinstance(images, Preprocessing):
             raise InputError(
