@@ -199,9 +199,9 @@ def test_a_text_is_said_with_counts_and_cost_and_a_dict_says_itself(capsys, tmp_
     line = f"tome in every block; counts 21, 17, 13; {share:.2f} of the MACs"
     assert capsys.readouterr().err.splitlines() == [line, line]
     assert repr(reduced).endswith(f", {reduced.gmacs:.3g} GMACs>")
-    dense.with_reduction("evit:blocks=(1,)")
+    evit = dense.with_reduction("evit:blocks=(1,)")
     assert capsys.readouterr().err.startswith("evit in block 1; counts 18; ")
-    for silent in (one.reduction, {"name": "tome", "macs": 0.7}, "none", None):
+    for silent in (evit.reduction, {"name": "tome", "macs": 0.7}, "none", None):
         dense.with_reduction(silent)
     load(tmp_path / "dense")
     assert capsys.readouterr().err == ""
