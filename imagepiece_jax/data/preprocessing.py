@@ -201,14 +201,16 @@ def _not_default(fields):
 
 
 def left_open(data: Mapping[str, Any], crop: Mapping[str, Any]) -> dict[str, Any]:
-    """Those fields of a crop that a config leaves to the weights.
+    """Those fields of a crop that a full config leaves to the weights.
+
+    Whether images are resized depends on the data, so the config decides that alone.
 
     data: config.data; a crop of its own stands for all fields
     crop: the weights', as `config_fields` names it
     """
     if data["eval_crop"] is not None:
         return {}
-    own = config_fields(read_fields(data))
+    own = {"resize", *config_fields(read_fields(data))}
     return {field: value for field, value in crop.items() if field not in own}
 
 

@@ -147,6 +147,7 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, chosen):
     path = imagepiece_jax.save(tmp_path / "saved", vit)
     assert imagepiece_jax.load(path).preprocessing == Preprocessing(SIDE, **chosen)
     of_timm = json.loads((path / "config.json").read_text())["pretrained_cfg"]
+    assert in_training(path).resizes  # images of any size, whatever the weights had
     if chosen != {"resize": "none"}:
         assert of_timm["crop_pct"] == chosen.get("crop", 0.875)
         assert of_timm["crop_mode"] == chosen.get("crop_mode", "center")
