@@ -78,6 +78,18 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     assert abs(cost(fitted) - cost(models.REFERENCE)) <= step
 
 
+def test_runs_are_compared_on_images_in_their_own_crop(tmp_path, config):
+    """That of the weights that they start from, unless the config has one."""
+    maker = finetuner(tmp_path, config)
+    known = dataclasses.replace(maker.pretrained.preprocessing, crop=0.9)
+    maker.pretrained = dataclasses.replace(maker.pretrained, preprocessing=known)
+    assert maker.crop["crop"] == 0.9
+    run = types.SimpleNamespace(preprocessing=known)
+    assert models.TrainedRuns((run,)).crop["crop"] == 0.9
+    config.data.eval_crop = 0.8
+    assert maker.crop["crop"] == 0.8
+
+
 def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
     maker = finetuner(tmp_path, config)
     evit = {"name": "evit", "blocks": (7,)}
