@@ -402,7 +402,7 @@ def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
 
 
 def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
-    """With few photographs, and a step of recovery instead of 500."""
+    """With few photographs, and a step of recovery instead of 250."""
     (downloaded / "photos").mkdir()
     rng = np.random.default_rng(0)
     for number in range(24):

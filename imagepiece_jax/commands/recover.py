@@ -2,10 +2,11 @@
 
 python -m imagepiece_jax recover --weights FILE --macs 0.5 --data PATH --out DIR
 
-The model learns to answer as its own dense form does: minutes on a laptop. Reduction,
-cost, speed and file format stay what they are. A fifth of the images is held out, and
-chooses the best weights; DIR is a folder as `imagepiece_jax.save` writes it. Labels are
-not read. --minutes 10 takes as many steps as fit. Ctrl-C leaves the best so far in DIR.
+The model learns to answer as its own dense form does, and the first line says how long
+that takes here. Reduction, cost, speed and file format stay what they are. A fifth of
+the images is held out, and chooses the best weights; DIR is a folder as
+`imagepiece_jax.save` writes it. Labels are not read. --minutes 10 takes as many steps
+as fit. Ctrl-C leaves the best so far in DIR.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ DATA = cli.text("data", None, SOURCES)  # other commands take no folder without 
 RESIZE = cli.resize()
 LIMIT = cli.limit()
 OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")
-STEPS = cli.integer("steps", None, "of training; default: 500", 1)
+STEPS = cli.integer("steps", None, "of training; default: 250", 1)
 MINUTES = cli.real("minutes", None, "all of the time, instead of --steps", above=0)
 BATCH = cli.integer("batch", None, "images a step; default: 32", 1)
 SEED = cli.integer("seed", 0, "of crops and order", 0)

@@ -35,8 +35,10 @@ class Recovery:
     agreement: tuple[float, float]  # before and after, %: the dense model's first class
     curve: tuple[tuple[int, float], ...]  # (steps, measure), the start included
     stopped: bool  # by Ctrl-C, before the last step
-    changed: bool  # False: nothing was better than the start beyond its interval
+    changed: bool  # False: nothing was better than the start beyond chance
     # The fields below are None in a record of an earlier version.
+    # chance that the best of all measures is as much better by luck
+    p: float | None = None
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # that were recovered, by their `Source.name`
@@ -73,6 +75,8 @@ class Recovery:
             return f"{self.parameters} in a run of {self.batch_size} images a step"
         low, high = self.interval
         change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
+        if self.p is not None:
+            change += f", p {self.p:.2g}"
         figures = f"{self.measure} {self.before:.4f} -> {self.after:.4f} ({change})"
         if self.measure == "KL":
             before, after = self.agreement
@@ -83,7 +87,7 @@ class Recovery:
         text = f"{figures}; on {self.held_out} images held out, learned from {source}"
         if self.changed:
             return text
-        start = "the start beyond the interval"
+        start = "the start beyond chance"
         return f"the weights are unchanged, as nothing was better than {start}: {text}"
 
     def check_teacher(self, field: str):

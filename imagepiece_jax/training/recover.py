@@ -28,7 +28,7 @@ from imagepiece_jax.data.source import Source, Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
-from imagepiece_jax.evaluate.statistics import mean_difference
+from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import check_variables
@@ -39,6 +39,9 @@ MIN_HELD_OUT = 16  # the fewest images that are held out
 MAX_HELD_OUT = 500  # the most images that are held out
 MAX_IMAGES = 10_000  # the most images that are looked through
 MEASURES = 8  # number of measures during the training
+# Level of the test by which the best weights are better than the start. With .05 a
+# change whose mean is none would be kept in up to 8 of 100 cases, as tails differ.
+LEVEL = 0.03
 THREADS = 2  # threads that read and decode images
 UNLIMITED = 2**31 - 1  # number of steps where a time limit ends the training
 
@@ -61,16 +64,16 @@ def recover(
     Of images that show one picture the first counts, and of more than 10,000 so many
     that are evenly spaced. A fifth, 16 to 500 of them, is held out. They measure the
     weights eight times during the training, and the best weights are returned. If these
-    are not better than at the start by more than the 95 % interval, the weights stay
-    unchanged. Ctrl-C ends the training, and the best weights so far are returned. The same seed
-    and number of steps give the same bits on the same machine. OpenCV resizes the crops
-    where it is installed, else Pillow.
+    are not better than at the start beyond chance (`statistics.best_is_lower`), the
+    weights stay unchanged. Ctrl-C ends the training, and the best weights so far are
+    returned. The same seed and number of steps give the same bits on the same machine.
+    OpenCV resizes the crops where it is installed, else Pillow.
 
     vit: a model with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
         [H, W, 3], or the name of data as commands take it ("csv:FILE"), of which train
         is taken, as it is of a folder that holds train and val; labels are not read
-    steps: number of training steps; None: 500, or as many as fit in `minutes`
+    steps: number of training steps; None: 250, or as many as fit in `minutes`
     minutes: time limit for all of it; None: no limit
     batch_size: images in a step, over all devices of this machine
     parameters: which parameters are trained: "norms", "biases" (norms, all other biases
@@ -188,7 +191,10 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
     start = course.start
     best = course.best
     interval = mean_difference(best["distance"], start["distance"])
-    changed = interval.high < 0
+    p = 1.0
+    if course.variables is not None:
+        p = best_is_lower(course.distances, start["distance"])
+    changed = p < LEVEL
     agreement = tuple(100 * float(found["agreement"].mean()) for found in (start, best))
     recovery = Recovery(
         reduction=dict(vit.reduction),
@@ -203,6 +209,7 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
         before=float(start["distance"].mean()),
         after=float(best["distance"].mean()),
         interval=(interval.low, interval.high),
+        p=p,
         agreement=agreement,
         curve=tuple(course.curve),
         stopped=course.stopped,
@@ -230,6 +237,7 @@ class Course:
         self.end = end
         self.start = start
         self.best = start  # what `Fit.measure` returned for the best weights
+        self.distances = []  # of the images, at each measure after the start
         self.variables = None  # the best ones; None: nothing is better than the start
         self.steps_done = 0
         self.stopped = False  # whether a signal has ended it
@@ -272,6 +280,7 @@ class Course:
         began = time.monotonic()
         found = self.fit.measure()
         value = float(found["distance"].mean())
+        self.distances.append(found["distance"])
         if value < min(before for _, before in self.curve):
             self.variables = self.fit.variables()
             self.best = found
@@ -289,7 +298,20 @@ class Course:
             return max(0.0, total - done)
         if done < 2:
             return None
-        return (time.monotonic() - self.began) / (done - 1) * (total - done)
+        return self.seconds_of_step() * (total - done)
+
+    def seconds_of_step(self) -> float:
+        """Mean seconds of the steps after the first, which compiles; of two or more."""
+        return (time.monotonic() - self.began) / (self.steps_done - 1)
+
+    def announcement(self) -> str:
+        """How long it takes on this machine, as known after the second step."""
+        left = self.seconds_left()
+        steps = self.fit.recipe.steps
+        if self.end is not None:
+            steps = f"about {self.steps_done + left / self.seconds_of_step():.0f}"
+        kept = "Ctrl-C keeps the best so far"
+        return f"about {in_words(left)} on this machine, for {steps} steps; {kept}"
 
 
 class Display:
@@ -304,6 +326,7 @@ class Display:
         )
         self.due = time.monotonic() + INTERVAL  # time of the next line
         self.measured = 1  # number of measures that were shown
+        self.announced = False  # whether it was said how long it takes
 
     def __enter__(self):
         return self
@@ -312,8 +335,14 @@ class Display:
         self.bar.close()
 
     def show(self):
-        """Show the progress after a step."""
+        """Show the progress after a step; first of all how long it takes."""
         done, total = self.course.progress()
+        if self.course.steps_done < 2 and done < total:
+            return
+        if not self.announced and done < total:
+            announcement = f"recover: {self.course.announcement()}"
+            self.bar.write(announcement, file=sys.stderr)
+            self.announced = True
         text = self.text()
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
@@ -335,6 +364,15 @@ class Display:
         text = f"{steps}, {course.fit.comparison.name} {value:.4f}"
         left = course.seconds_left()
         return text if left is None else f"{text}, {left:.0f} s left"
+
+
+def in_words(seconds: float) -> str:
+    """A time of seconds, minutes or hours: "40 s", "9 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

@@ -131,3 +131,35 @@ def test_format_of_figures(estimate, written):
     figure = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
     assert figure == "84.9 [82.5, 87.0]"
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
+
+
+def test_one_measure_is_judged_by_wilcoxon_s_signed_ranks():
+    """As by scipy's exact test, with random signs."""
+    draw = np.random.default_rng(0)
+    base = draw.exponential(size=24)
+    lower = base * np.exp(draw.normal(-0.6, 0.8, 24))
+    exact = stats.wilcoxon(lower, base, alternative="less", method="exact").pvalue
+    assert 0.005 < exact < 0.1
+    assert statistics.best_is_lower([lower], base) == pytest.approx(exact, abs=0.005)
+
+
+def test_the_choice_of_the_best_is_counted():
+    """Eight measures that are the same are one; eight others need more."""
+    draw = np.random.default_rng(1)
+    base = draw.exponential(size=40)
+    lower = base * np.exp(draw.normal(-0.3, 0.8, 40))
+    alone = statistics.best_is_lower([lower], base)
+    assert statistics.best_is_lower([lower] * 8, base) == alone
+    others = base * np.exp(draw.normal(0.3, 0.8, (7, 40)))
+    assert alone < statistics.best_is_lower([lower, *others], base) < 8 * alone + 0.01
+
+
+def test_the_mean_must_fall():
+    base = np.ones(40)
+    change = np.full(40, 0.9)
+    change[0] = 9.0  # all but one image are better
+    assert statistics.best_is_lower([change], base) == 1.0
+    assert statistics.best_is_lower([base], base) == 1.0
+    assert (
+        statistics.best_is_lower([np.full(40, np.nan), np.full(40, 0.9)], base) < 0.001
+    )

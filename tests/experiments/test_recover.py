@@ -27,6 +27,7 @@ from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.training.recover import divided
+from imagepiece_jax.training.recovery_step import Recipe
 from tests import forked, markdown
 from tests.command import call, sentence, start
 from tests.models import tiny
@@ -707,3 +708,22 @@ def test_pages_give_what_fewer_images_and_passes_leave():
     del figures["images-100.A0"]
     del figures["images-250.A0"]
     assert not markdown.lacking(figures, "docs/recovery.md")
+
+
+def test_the_default_is_what_was_published():
+    recipe = Recipe()
+    assert recipe.steps * recipe.batch_size == recover.WAYS[recover.BASE].passes
+
+
+def test_the_pages_minutes_are_those_of_the_study():
+    minutes = []
+    for path in sorted((markdown.ROOT / recover.FOLDER).glob("three-0.5.chosen.*")):
+        run = json.loads(path.read_text("utf-8"))
+        assert run["versions"]["device"] == "AMD EPYC, 2 cores"
+        minutes.append(run["seconds_learning"] / 60)
+    promised = f"{np.median(minutes):.0f} min"
+    readme = (markdown.ROOT / "README.md").read_text("utf-8")
+    [line] = [each for each in readme.splitlines() if "recover(half" in each]
+    assert f"{promised} on 2 CPU cores" in line
+    page = (markdown.ROOT / "docs" / "recovery.md").read_text("utf-8")
+    assert f"{promised}utes on two cores of an AMD EPYC" in page

@@ -271,6 +271,7 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     after = kl(logits["dense"], logits["after"])
     assert report.before == pytest.approx(before.mean(), rel=1e-4)
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
+    assert report.p < recover.LEVEL
     change = statistics.mean_difference(after, before)
     assert report.interval == pytest.approx(change[1:], rel=1e-3)
     first = {name: each.argmax(-1) for name, each in logits.items()}
@@ -446,17 +447,35 @@ def test_a_log_has_the_time_left(vit, monkeypatch, capsys):
     slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
     recovered(vit, steps=40)
     first, *lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"recover: step 1 of 40, KL [\d.]+", first)
+    assert first.startswith("recover: about 6 min on this machine, for 40 steps")
     assert len(lines) == 16  # at every fifth step, and 30 s after a line
     for line in lines:
         step, seconds = re.search(r"step (\d+) of .* (\d+) s left", line).groups()
         assert int(seconds) == 10 * (40 - int(step))
 
 
+def test_a_time_limit_says_how_many_steps_fit(vit, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
+    recovered(vit, steps=None, minutes=4.0)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("recover: about 3 min on this machine, for about 20 steps")
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (89, "89 s"), (545, "9 min"), (9000, "2.5 h")]
+)
+def test_a_time_in_words(seconds, text):
+    assert recover.in_words(seconds) == text
+
+
 def test_a_terminal_has_a_bar_with_the_time_left(vit, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     recovered(vit, steps=8)
-    last = capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err
+    assert re.search(r"recover: about \d+ s on this machine", said)
+    last = said.splitlines()[-1]
     assert "100%" in last
     assert "step 8 of 8, KL" in last
     assert "0 s left" in last
