@@ -167,7 +167,7 @@ def on_noise(program):
         keys = jax.random.split(root_key(0), INPUTS)
         return [normal(each, shape, dtype=dtype) for each in keys]
 
-    images = jax.device_put(draw(), program.device)
+    images = draw()
     return lambda number: program(images[number % INPUTS])
 
 

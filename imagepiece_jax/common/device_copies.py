@@ -37,7 +37,7 @@ class DeviceCopies:
     """
 
     def __init__(self):
-        self._kept = {}  # {place: the _Copies of a tree}
+        self._kept = {}  # {place: the copies there of a tree}
 
     def __reduce__(self):
         return DeviceCopies, ()  # copies stay in their process
@@ -61,7 +61,8 @@ class DeviceCopies:
 
         with _LOCK:
             copies = jax.tree.map(copied, tree)
-            self._kept[place] = copies
+            leaves = jax.tree.leaves(copies)
+            self._kept[place] = [copy for copy in leaves if isinstance(copy, _Copy)]
         return jax.tree.map(lambda copy: getattr(copy, "on_devices", copy), copies)
 
 

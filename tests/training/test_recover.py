@@ -566,7 +566,7 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
         ("alike", "images", 1),
         ("one color", "images", 1),
         ("copies", "images", 20),
-        ("floats", "images", "float32 [20, 20, 3]"),
+        ("floats", "images", "float32 [48, 20, 20, 3]"),
         ("a number", "images", "int"),
         ("one", "images", 1),
         ("both", "minutes", None),
