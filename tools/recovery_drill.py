@@ -65,7 +65,7 @@ COMMANDS = {
     "doctor": "",
 }
 INTERRUPTED = 128 + signal.SIGINT
-STEP = 0.2  # seconds between the first signals
+STEP = 0.1  # seconds between the first signals, from when they are heard
 CRASHED = "Traceback|Fatal|ignored in|Segmentation"  # in what no command may say
 
 
@@ -126,6 +126,12 @@ class Run:
                 raise InputError("hangs", place=self.log)
             time.sleep(0.0005)
         return True
+
+    def hears(self):
+        """Whether it handles signals, before which Python starts, by Linux's word."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status")
+        caught = re.search(r"SigCgt:\s*(\w+)", status.read_text())
+        return caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
 
     def end(self, *signals):
         """Send the signals; the exit status, 128 and the number where one ended it."""
@@ -285,12 +291,13 @@ def at_any_moment(folder, command, rng, each):
     row = whole.row(f"none, {command}", "", status, ["nothing", "complete"])
     row.passed &= status == 0
     yield row
-    early = [STEP * (1 + number) for number in range(each)]
+    early = [STEP * number for number in range(each)]
     moments = [*early, *rng.uniform(early[-1], seconds, each)]
     for number, moment in enumerate(moments):
         for signum in signals.SIGNALS:
             name = f"{command} {number} {signum.name}"
             run = Run(folder, name, command).start(keeps_programs=False)
+            run.until(run.hears)
             time.sleep(moment)
             status = run.end(signum)
             fault = f"{signum.name}, {command}"

@@ -72,9 +72,10 @@ atexit.register(send)
 """,
     "output that nobody reads": """
 reader, writer = os.pipe()
-os.dup2(writer, 1)
-threading.Timer(0.2, send).start()
-print("x" * 1_000_000)
+os.close(reader)
+sys.stdout = open(writer, "w")
+print("a line")  # into its buffer
+send()
 """,
     "an unfinished file": """
 with files.replacing(folder / "file") as new:
@@ -89,7 +90,10 @@ with files.replacing_folder(folder / "folder") as new:
 }
 
 
-@pytest.mark.parametrize("place, signum", zip(PLACES, itertools.cycle(ENDED)))
+CASES = [*zip(PLACES, itertools.cycle(ENDED))]
+
+
+@pytest.mark.parametrize("place, signum", CASES)
 def test_a_signal_ends_a_process(place, signum, tmp_path):
     code = f"{BEGIN}\nsignals.end_process()\n{PLACES[place]}"
     ended = start("-c", code, int(signum), tmp_path)
