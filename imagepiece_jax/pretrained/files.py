@@ -254,6 +254,14 @@ def _tensors_of_one(path, content, averaged, checkpoint):
         tensors = named
     elif key is None and not averaged and checkpoint is None:
         _warn_of_others(path, content)
+    return _averaged_or_not(path, tensors, averaged, start)
+
+
+def _averaged_or_not(path, tensors, averaged, start):
+    """Those of named tensors whose names are those of averages, or the others.
+
+    start: what the caller says that is in front of all names
+    """
     by_start = _averages(tensors, start)
     if averaged and len(by_start) == 1:
         [averages] = by_start.values()
@@ -276,6 +284,7 @@ def _tensors_of_one(path, content, averaged, checkpoint):
 
 
 def _warn_of_averages(path, key):
+    """Warn of averages that are left out: under a key, or of names with a start."""
     warnings.warn(
         f"{path} has averaged weights, too ({key}), which are left out: "
         "averaged=True, in commands --averaged, reads them",
