@@ -710,7 +710,7 @@ def page(folder) -> str:
         "## Recipes",
         recipes_table(results),
         choice_text(results),
-        "## Reductions and floors",
+        "## Reductions and rivals",
         students_table(results),
         "## Seeds and folds",
         seeds_table(results),
@@ -726,7 +726,7 @@ INTRODUCTION = """\
 Written by `python -m experiments recover --tables` from the files in `runs`.
 [declared.md](declared.md) says what was declared before the runs. DeiT-Ti; KL is the
 mean divergence from the dense model at 224 pixels, points are accuracy minus the dense
-model's on the same images, with 95 % intervals. "Reductions and floors" has means over
+model's on the same images, with 95 % intervals. "Reductions and rivals" has means over
 three seeds for the models under "Seeds and folds"; the tests are of the first seed, as
 declared."""
 

@@ -150,7 +150,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
         assert found[row["method"]]["points"] == list(change)
         assert found[row["method"]]["to"] == "dense"
     page = (tmp_path / "compare.md").read_text()
-    assert page.count("\n| ") == 3 + 2 + 3
+    assert page.count("\n| ") == 3 + 2 + 4
     assert "359 of digits" in page
     value, low, high = found["tome r=16"]["points"]
     assert f"| {value:+.1f} [{low:+.1f}, {high:+.1f}]" in page
