@@ -64,7 +64,7 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     if isinstance(images, Source):
         return images
     if isinstance(images, str):
-        images = _without_prefix(images)
+        images = _named(images)
     if isinstance(images, str) and is_data(images):
         return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
     is_one = pictures.is_one(images)
@@ -104,8 +104,13 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
     return ArraySource(pixels)
 
 
-def _without_prefix(name: str) -> str:
-    """PATH of "folder:PATH" where that folder has no train; any other name as it is."""
+def _named(name: str) -> str:
+    """What a text names: "csv:FILE" of a table, and PATH of "folder:PATH" without train.
+
+    Any other text is itself.
+    """
+    if name.lower().endswith(".csv"):
+        return registry.full_name(name)
     kind, _, path = name.partition(":")
     folder = os.path.expanduser(path)
     if kind != "folder" or not os.path.isdir(folder):

@@ -623,6 +623,10 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
         assert len(source) == 3
         np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
     assert len(open_unlabeled("digits")) > 1000
+    table = tmp_path / "table.csv"
+    rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
+    table.write_text("\n".join(rows))
+    assert len(open_unlabeled(f"csv:{table}")) == len(open_unlabeled(str(table))) == 2
 
 
 @pytest.mark.parametrize(
