@@ -105,7 +105,7 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
 
 
 def _named(name: str) -> str:
-    """What a text names: "csv:FILE" of a table, and PATH of "folder:PATH" without train.
+    """What a text names: "csv:FILE" of a table, PATH of "folder:PATH" without train.
 
     Any other text is itself.
     """
