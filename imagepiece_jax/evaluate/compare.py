@@ -349,7 +349,7 @@ def sizes_around(checkpoint, costs) -> list[tuple[MatchedMethod, MeasuredWeights
     found = []
     for place, (entry, resized) in enumerate(sizes):
         if place in wanted:
-            name = settings.label({**settings.DENSE, **entry.setting})
+            name = f"image_size={entry.setting['image_size']}"
             found.append((dataclasses.replace(entry, method=name), resized))
     return found
 

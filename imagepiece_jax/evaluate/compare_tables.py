@@ -127,7 +127,7 @@ def advice(report: Report) -> str:
         line, change = max(found, key=lambda pair: pair[0]["acc1"][0])
     points = statistics.format_estimate(change, signs=True)
     cost = f"{line['reached']:.2f} of the dense {COSTS[report['metric']]}"
-    setting = f"{_typed(line)}, {points} points to {_dense(report)} at {cost}"
+    setting = f"{_typed(line, model)}, {points} points to {_dense(report)} at {cost}"
     rule = f"interval lies above {LEVEL:g} points"
     if not level:
         return (
@@ -146,10 +146,13 @@ def _preference(pair):
     return cost, line["method"] != RECOMMENDED, -line["acc1"][0]
 
 
-def _typed(line):
-    """A setting as `load` takes it: its reduction, or the fields of a dense model."""
+def _typed(line, model):
+    """A setting as `load` takes it: its reduction, or the fields of a dense model.
+
+    model: the dense model, in words
+    """
     if is_smaller(line):
-        return f"the dense model with {fields(line['setting'])}"
+        return f"{model} with {fields(line['setting'])}"
     name = line["reduction"]["name"]
     return f"reduction={json.dumps({'name': name, **line['setting']})}"
 
@@ -275,7 +278,7 @@ def swept_table(report: Report) -> str:
     dense = report["dense"]
     acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
     cost = [f"{dense['acc5']:.1f}", dense["tokens"], f"{dense['gmacs']:.3f}", "1.00"]
-    rows = [["`dense`", acc1, "", *("" for _ in smaller), *cost]]
+    rows = [[_dense(report), acc1, "", *("" for _ in smaller), *cost]]
     for line in report["settings"]:
         change = comparison(report, line["method"], line["share"], "dense")
         name = _name(line)

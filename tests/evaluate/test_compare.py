@@ -288,6 +288,7 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
 
 def line(method, share, value, **more):
     figures = {"gmacs": share, "tokens": 9, "reached": share, "images": 100}
+    figures["acc5"] = 99.0
     figures |= {"method": method, "share": share, "setting": {"r": 3}, "speed": None}
     figures |= {"reduction": {"name": method}}
     return figures | {"acc1": [value, value - 5, value + 5]} | more
@@ -572,8 +573,8 @@ def test_a_reduction_is_between_two_sizes_of_its_cost(context):
     sizes = {entry.setting["image_size"]: round(entry.reached, 2) for entry, _ in found}
     assert sizes == {176: 0.59, 160: 0.48}
     assert [entry.method for entry, _ in found] == [
-        "dense image_size=176",
-        "dense image_size=160",
+        "image_size=176",
+        "image_size=160",
     ]
     (exact,) = [each for each, _ in found if each.setting["image_size"] == 160]
 
