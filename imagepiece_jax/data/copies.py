@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.progress import counted
+from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source, Subset
 
@@ -49,7 +50,7 @@ def form_of_file(path: str) -> np.ndarray | None:
     try:
         with Image.open(path) as image:
             image.draft("L", (DRAFT, DRAFT))
-            return small_form(image)
+            return small_form(Image.fromarray(decode.rgb(image)))
     except Exception:  # as in `decode`, which reports it where the image is needed
         return None
 

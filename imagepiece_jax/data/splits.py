@@ -21,8 +21,9 @@ def split_files(root: str, files: Sequence[str], split: str, place: str) -> list
     """The training or the test images among the files of a set.
 
     Test images are a tenth of the files, evenly spaced and at most 1,000. A file that
-    is named twice is in one split only, and tests only once; so does a copy (`copies`),
-    which is left out of both.
+    is named twice is in one split only, and tests only once. Other copies of a test
+    image (`copies`) are in neither split; among more than 100,000 files they are not
+    looked for, which is logged.
 
     root: the folder that the files are relative to
     files: paths of all images of the set

@@ -175,6 +175,18 @@ def test_copies_of_images_held_out_are_in_neither_split(tmp_path, caplog, kind):
     assert any("3 of its 40 images are held out" in text for text in said)
 
 
+def test_images_of_16_bits_are_compared_by_all_of_them(tmp_path):
+    """Not clipped at eight bits, where all of them were white."""
+    forms = []
+    for number, picture in enumerate(pictures(3)):
+        levels = np.asarray(picture.convert("L")).astype("<u2") * 257
+        Image.fromarray(levels).save(tmp_path / f"{number}.png")
+        forms.append(copies.form_of_file(tmp_path / f"{number}.png"))
+        eight = copies.small_form(picture)
+        np.testing.assert_allclose(forms[-1], eight, atol=0.05)
+    assert copies.originals(np.stack(forms)).tolist() == [0, 1, 2]
+
+
 def test_where_copies_are_not_looked_for_it_is_said(monkeypatch, caplog):
     monkeypatch.setattr(splits, "MAX_READ", 30)
     names = [f"{number}.jpg" for number in range(31)]
