@@ -12,6 +12,7 @@ from typing import Any
 
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file, write_json
+from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data import valid_labels
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -42,9 +43,10 @@ def write(folder: str | os.PathLike, report: Report) -> str:
     folder = pathlib.Path(folder)
     make_folder("--out", folder)
     text = page(report, plot="compare.png")
-    write_json(folder / "compare.json", report)
-    replace_file(folder / "compare.md", text)
-    draw_plot(folder / "compare.png", report)
+    with finishing():  # the files belong together
+        write_json(folder / "compare.json", report)
+        replace_file(folder / "compare.md", text)
+        draw_plot(folder / "compare.png", report)
     return text
 
 

@@ -18,6 +18,7 @@ from flax import linen as nn
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import counted
+from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.problem import SINGLE_LABEL, activation, probabilities
@@ -221,9 +222,10 @@ def write_traces(folder, names, methods, traces):
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays)
     folder = pathlib.Path(folder)
-    replace_file(folder / NPZ, archive.getvalue())
     text = json.dumps({"images": names, "methods": entries}) + "\n"
-    replace_file(folder / JSON, text)
+    with finishing():  # the files belong together
+        replace_file(folder / NPZ, archive.getvalue())
+        replace_file(folder / JSON, text)
 
 
 def _stage_entry(stage):
