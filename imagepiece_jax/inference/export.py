@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from imagepiece_jax.common import extras, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file, write_json
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.inference import jax_export, onnx_model
 from imagepiece_jax.inference.onnx_graph import stored_dtype
@@ -77,23 +78,26 @@ def export(
         batch_size = CompileOptions(batch_size=batch_size).batch_size
     images = jax_export.exported_images(vit, batch_size, pixels, tokens)
     options |= {"batch_size": batch_size, "pixels": pixels}
-    earlier_weights = jax_export.read_facts(out).get("external_data")
-    weights_file = None
     with working(f"exporting the model as {format}"):
         if format == "onnx":
-            graph = onnx_model.onnx_model(vit, **options)
+            program = onnx_model.onnx_model(vit, **options)
             facts = jax_export.program_facts(vit, images, outputs, stored_dtype)
             facts["opset"] = onnx_model.OPSET
-            weights_file = onnx_model.write_onnx(out, graph)
         else:
             program = jax_export.serialized(vit, **options)
             facts = jax_export.program_facts(vit, images, outputs)
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
+    earlier_weights = jax_export.read_facts(out).get("external_data")
+    weights_file = None
+    with finishing():  # the files belong together
+        if format == "onnx":
+            weights_file = onnx_model.write_onnx(out, program)
+        else:
             replace_file(out, program)
-    if weights_file is not None:
-        facts["external_data"] = weights_file.name
-    write_json(jax_export.facts_file(out), facts)
-    onnx_model.remove_weights(out, earlier_weights, weights_file)
+        if weights_file is not None:
+            facts["external_data"] = weights_file.name
+        write_json(jax_export.facts_file(out), facts)
+        onnx_model.remove_weights(out, earlier_weights, weights_file)
     return out
 
 

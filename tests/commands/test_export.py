@@ -109,6 +109,30 @@ def crop_of(facts):
     return {name: value for name, value in facts.items() if name not in sizes}
 
 
+# A signal comes when the first of two files is in its place.
+SIGNALED = """
+import os, runpy, sys
+
+def signaled(*paths, replace=os.replace):
+    replace(*paths)
+    os.kill(os.getpid(), 15)
+
+os.replace = signaled
+sys.argv[0] = "imagepiece"
+runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_signal_leaves_both_files_or_none(weights_file, tmp_path):
+    out = tmp_path / "model.jax"
+    words = ["export", *WORDS, f"--weights={weights_file}", f"--out={out}"]
+    ended = start("-c", SIGNALED, *words, imported=True)
+    assert (ended.status, ended.err.splitlines()[-1]) == (143, "terminated")
+    facts = json.loads((tmp_path / "model.jax.json").read_text())
+    assert facts["dtype"] == "float32"
+    assert len([*tmp_path.iterdir()]) == 2
+
+
 @pytest.mark.slow
 def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
     out = tmp_path / "model.jax"
