@@ -152,6 +152,8 @@ def _hear(signum, frame):
         # cannot be written.
         with contextlib.suppress(Exception):
             sys.stdout.flush()
+        with contextlib.suppress(ValueError):  # not in the main thread
+            _ignore()  # so that there is one line
         lead = "\n" if os.isatty(2) else ""  # behind a progress bar, and ^C
         with contextlib.suppress(OSError):
             os.write(2, f"{lead}{SIGNALS[arrived]}\n".encode())
@@ -178,7 +180,7 @@ def _remove(path):
 
 
 def _ignore():
-    """Ignore signals at the end of a command, when handlers cannot run any more."""
+    """Ignore signals at the very end of a process."""
     for signum in SIGNALS:
         if signal.getsignal(signum) is _hear:
             signal.signal(signum, signal.SIG_IGN)

@@ -77,6 +77,12 @@ sys.stdout = open(writer, "w")
 print("a line")  # into its buffer
 send()
 """,
+    "the line that says so": """
+write = os.write
+os.write = lambda *args: (write(*args), send())
+send()
+time.sleep(20)
+""",
     "an unfinished file": """
 with files.replacing(folder / "file") as new:
     new.write_text("half")
