@@ -45,13 +45,17 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     assert "cannot be read" in found[str(images / "b.png")]["error"]
 
 
+RESIZES = ([], ["--resize=none"])
+
+
 def test_images_are_resized_unless_told_otherwise(tmp_path):
     vit = tiny.pretrained(image_size=40)
     tiny.write(tmp_path / "w.npz", vit.variables)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = [*WORDS, f"--weights={tmp_path}/w.npz", tmp_path / "a.png"]
-    outs = [call(predict.main, *words, *more).out for more in ([], ["--resize=none"])]
+    with pytest.warns(UserWarning, match="does not say how its images are cropped"):
+        outs = [call(predict.main, *words, *more).out for more in RESIZES]
     assert "each image read (1 of 1) has 40x40 pixels" in outs[0]
     assert "40x40" not in outs[1]
     (want,) = Predictor(vit, resize="none", top=1)(pixels)
