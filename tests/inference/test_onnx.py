@@ -197,7 +197,7 @@ def test_all_forms_of_rotary_positions_are_there():
     assert {form.axes for form in forms} == {"yx", "xy"}
     assert {form.origin for form in forms} == {"corner", "center"}
     assert {form.start for form in forms} == {0.0, 1.0}
-    assert len(forms) == 5
+    assert len(forms) == 7
 
 
 @pytest.mark.parametrize("name", sorted(ROTARY.values()))
