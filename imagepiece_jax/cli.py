@@ -433,12 +433,18 @@ def _parse(argv, takes_words):
     takes_words: whether words that belong to no flag are the command's images
     """
     flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind such words
+    words = [*map(_expand_home, argv)]
+    plain = []
+    if "--" in words:  # behind which is no flag
+        end = words.index("--")
+        plain = words[end + 1 :]
+        words = words[:end]
     try:
-        words = _with_own_names([*map(_expand_home, argv)], takes_words)
+        words = _with_own_names(words, takes_words)
         words = _take_overrides(words)
         _check_has_value(words[-1])
         rest = flags.FLAGS(words)
-        placed, others = _placed(rest[1:], takes_words)
+        placed, others = _placed([*rest[1:], *plain], takes_words)
         rest = flags.FLAGS([rest[0], *placed, "--", *others])
         _check_given_once()
         _take_macs()
@@ -475,7 +481,9 @@ def _with_own_names(words, takes_words):
         if not match:
             named.append(word)
             continue
-        name = match[1].replace("-", "_")
+        name = match[1]
+        if "config.eval.sets." not in name:  # names of sets are the user's own
+            name = name.replace("-", "_")
         value = match[2] or ""
         following = value[1:] or "".join(words[place + 1 : place + 2])
         own = _own_name(name, following)

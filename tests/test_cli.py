@@ -385,6 +385,11 @@ AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
                     [],
                 ],
                 "--macs 50%": [{"macs": 0.5}, AUTO, []],
+                "--config.eval.sets.in-a.data=digits": [
+                    {},
+                    {"eval.sets.in-a.data": "digits"},
+                    [],
+                ],
                 "--reduction .5": [{"macs": 0.5}, AUTO, []],
                 "--reduction tome --macs .5": [
                     {"macs": 0.5},
@@ -417,6 +422,11 @@ AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
                     {"weights": "w.pth"},
                     {},
                     ["photos"],
+                ],
+                "w.pth -- -1.png --a-b=c.png --out": [
+                    {"weights": "w.pth"},
+                    {},
+                    ["-1.png", "--a-b=c.png", "--out"],
                 ],
             },
         ),
