@@ -19,6 +19,7 @@ from scipy import special
 Z = 1.959964  # standard errors of a 95 % interval
 NOISE = "within noise"
 FLIPS = 9999  # random signs by which signed ranks are judged
+ROUNDING = 1e-9  # sums of ranks that differ by less are the same one
 
 
 class Estimate(NamedTuple):
@@ -97,7 +98,7 @@ def best_is_lower(values: ArrayLike, base: ArrayLike) -> float:
     draw = np.random.default_rng(0)
     signs = 2 * draw.integers(0, 2, (ranks.shape[1], FLIPS), np.int8) - 1
     lowest = (ranks @ signs).min(axis=0)
-    as_low = np.sum(lowest <= ranks[best].sum())
+    as_low = np.sum(lowest <= ranks[best].sum() + ROUNDING)
     return float((1 + as_low) / (1 + FLIPS))
 
 
