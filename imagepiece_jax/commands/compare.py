@@ -78,8 +78,7 @@ def main():
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.pretrained.with_config import load_with_config
-    from imagepiece_jax.reduction.settings import LABEL
-    from imagepiece_jax.reduction.sweep_text import parse_label, parse_sweeps
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
@@ -91,7 +90,7 @@ def main():
     config, vit = load_with_config(**typed)
     if given == "--macs":  # the reduction is one to compare, not that of the training
         if not METHODS.present:
-            reductions = [parse_label(vit.reduction[LABEL])]
+            reductions = [compare.as_asked(vit.reduction)]
         vit = vit.with_reduction(vit.source.reduction)
     reductions = compare.with_recommended(vit, reductions)
     compare.check_fit(vit, reductions)

@@ -32,7 +32,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import in_force
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import AUTO, METHODS
-from imagepiece_jax.reduction.sweep_text import parse_label, sweep_of
+from imagepiece_jax.reduction.sweep_text import sweep_of
 
 Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
@@ -120,9 +120,17 @@ def with_recommended(
     found = []
     for reduction in reductions:
         if reduction["name"] == AUTO:
-            reduction = parse_label(vit.reduction_at_cost(reduction)[settings.LABEL])
+            reduction = as_asked(vit.reduction_at_cost(reduction))
         found.append(reduction)
     return found
+
+
+def as_asked(reduction: dict[str, Any]) -> dict[str, Any]:
+    """A reduction found for a cost, with the cost again in place of its amounts."""
+    asked = dict(settings.as_fields(reduction[settings.LABEL]))
+    if "prop_attn" in reduction:  # which is in no label
+        asked["prop_attn"] = reduction["prop_attn"]
+    return asked
 
 
 def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):

@@ -62,11 +62,6 @@ def parse_sweep(text, macs=None):
     return reductions
 
 
-def parse_label(text):
-    """The reduction that a label of `settings.cost_label` names. Raises InputError."""
-    return parse_sweep(text.replace(" ", ":"))[0]
-
-
 def parse_sweeps(texts, macs=None):
     """Reductions of every --sweep. Raises InputError for the same one twice.
 

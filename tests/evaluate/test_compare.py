@@ -586,3 +586,16 @@ def test_a_reduction_is_between_two_sizes_of_its_cost(context):
     assert around(0.5, 0.7) == [192, 176, 160]
     assert around(0.99) == [208]  # above it are the dense model's own images
     assert around(0.001) == [32]
+
+
+@pytest.mark.parametrize("prop_attn", [None, True, False])
+def test_the_recommended_method_is_compared_as_it_is_asked_for(prop_attn):
+    asked = {"name": "auto", "macs": 0.5}
+    if prop_attn is not None:
+        asked["prop_attn"] = prop_attn
+    vit = Guessing().vit
+    (found,) = compare.with_recommended(vit, [asked])
+    assert (found["name"], found["macs"]) == (RECOMMENDED, 0.5)
+    wanted = settings.with_defaults(vit.reduction_at_cost(asked))
+    assert settings.with_defaults(vit.reduction_at_cost(found)) == wanted
+    assert wanted["prop_attn"] is (prop_attn is not False)
