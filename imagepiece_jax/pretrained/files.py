@@ -17,7 +17,6 @@ import pathlib
 import pickle
 import pickletools
 import re
-import warnings
 import zipfile
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -28,6 +27,7 @@ import safetensors
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.recovery_record import Recovery
 
@@ -252,8 +252,8 @@ def _tensors_of_one(path, content, averaged, checkpoint):
                 hint="" if models else "leave it out",
             )
         tensors = named
-    elif key is None and not averaged and checkpoint is None:
-        _warn_of_others(path, content)
+    elif not averaged and checkpoint is None:
+        _warn_of_others(path, content, key)
     return _averaged_or_not(path, tensors, averaged, start)
 
 
@@ -285,22 +285,23 @@ def _averaged_or_not(path, tensors, averaged, start):
 
 def _warn_of_averages(path, key):
     """Warn of averages that are left out: under a key, or of names with a start."""
-    warnings.warn(
+    warn(
         f"{path} has averaged weights, too ({key}), which are left out: "
-        "averaged=True, in commands --averaged, reads them",
-        stacklevel=7,
+        "averaged=True, in commands --averaged, reads them"
     )
 
 
-def _warn_of_others(path, content):
-    """Warn of models beside that which the key in `_WRAPPERS` chooses."""
+def _warn_of_others(path, content, averages):
+    """Warn of models beside that which the key in `_WRAPPERS` chooses.
+
+    averages: the key of averaged weights, of which `_warn_of_averages` warns, or None
+    """
     while isinstance(content, dict) and (key := _wrapper(content)) is not None:
-        others = [name for name in _models(content) if name != key]
+        others = [name for name in _models(content) if name not in (key, averages)]
         if others:
-            warnings.warn(
+            warn(
                 f"{path} has other weights, too ({', '.join(others)}), which are left "
-                f"out: {choice_of(others)}",
-                stacklevel=7,
+                f"out: {choice_of(others)}"
             )
         content = content[key]
 

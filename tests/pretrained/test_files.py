@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import struct
+import warnings
 import zipfile
 
 import jax.numpy as jnp
@@ -272,6 +273,15 @@ def test_a_model_is_chosen_by_its_key(tmp_path):
     assert values(path, checkpoint="teacher") == {2}
     with refused("checkpoint", "x", "allowed: 'student' or 'teacher'"):
         read_state_dict(path, checkpoint="x")
+    several, storages_of_three = under_keys(student=1, teacher=2, ema=3)
+    three = write_pth(tmp_path / "three.pth", mapping(**several), storages_of_three)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert values(three) == {2}
+    averages, others = said
+    assert "averaged weights, too (ema)" in str(averages.message)
+    assert "other weights, too (student)" in str(others.message)
+    assert averages.filename == others.filename == __file__
     inside = mapping(model=mapping(**content))
     path = write_pth(tmp_path / "inside.pth", inside, storages)
     assert values(path, checkpoint="student") == {1}
