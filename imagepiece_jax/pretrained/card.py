@@ -1,5 +1,6 @@
 """The model card of a saved folder: what a model is, and what it was made from."""
 
+import json
 import pathlib
 import re
 
@@ -143,13 +144,15 @@ def licenses(vit: Pretrained) -> dict[str, str]:
         return {}
     if found in WITH_ID:
         return {LICENSE: found}
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", found):
+        found = json.dumps(found)  # as YAML reads it, too
     return {LICENSE: "other", "license_name": found}
 
 
 def _header(path):
-    """`LICENSES` in the YAML header of a card."""
+    """`LICENSES` in the YAML header of a card, each of one line."""
     try:
-        text = pathlib.Path(path).read_text("utf-8", errors="replace")
+        text = pathlib.Path(path).read_text("utf-8-sig", errors="replace")
     except OSError:
         return {}
     header = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
@@ -157,6 +160,6 @@ def _header(path):
         return {}
     fields = {}
     for field in LICENSES:
-        if line := re.search(rf"^{field}: *(\S.*?)\s*$", header[1], re.MULTILINE):
+        if line := re.search(rf"^{field}: *([^\s>|].*?)\s*$", header[1], re.MULTILINE):
             fields[field] = line[1]
     return fields

@@ -53,6 +53,7 @@ HEADERS = {
     },
     "license: [mit, apache-2.0]\r": {"license": ["mit", "apache-2.0"]},
     "license:\n- mit": {},
+    "license: >-\n  mit": {},
     "tags:\n- license": {},
 }
 
@@ -75,6 +76,7 @@ def test_the_license_is_that_of_the_folders_card(tmp_path, written):
     [
         ("mit", {"license": "mit"}),
         ("dinov3-license", {"license": "other", "license_name": "dinov3-license"}),
+        ("cc: by #1\nfoo: bar", {"license": "other", "license_name": "cc: by #1\nfoo: bar"}),
         (None, {}),
     ],
 )
@@ -87,7 +89,11 @@ def test_the_license_is_that_of_timms_config(tmp_path, license, wanted):
     file.write_text(json.dumps(config))
     header, text = saved(tmp_path / "m", folder)
     assert {k: v for k, v in header.items() if k.startswith("license")} == wanted
-    terms = [*wanted.values()][-1] if wanted else "that of the weights"
+    terms = "that of the weights"
+    if wanted:
+        *_, terms = wanted.values()
+    if "\n" in terms:
+        terms = json.dumps(terms)
     assert f"| license | {terms}" in text
 
 
