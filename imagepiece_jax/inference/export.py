@@ -64,6 +64,13 @@ def export(
     if vit.source is not None:
         read = vit.source.path
     out, format = checked_file(out, format, read)
+    typed = {"dtype": dtype, "pixels": pixels, "batch_size": batch_size}
+    if batch_size is None:  # the program takes any
+        typed["batch_size"] = 1
+    checked = CompileOptions(**typed)
+    if batch_size is not None:
+        batch_size = checked.batch_size
+    dtype = checked.dtype
     if format == "onnx" and dtype not in (None, "float32"):
         raise InputError(field="dtype", value=dtype, allowed="'float32' in ONNX")
     if format == "onnx":
@@ -74,8 +81,6 @@ def export(
     outputs = ProgramOutputs(vit, **options)
     if format == "onnx":  # before a sentence that asks for a batch size
         onnx_model.check_has_graph(vit, outputs.model)
-    if batch_size is not None:
-        batch_size = CompileOptions(batch_size=batch_size).batch_size
     images = jax_export.exported_images(vit, batch_size, pixels, tokens)
     options |= {"batch_size": batch_size, "pixels": pixels}
     with working(f"exporting the model as {format}"):
