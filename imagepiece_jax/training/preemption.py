@@ -43,8 +43,8 @@ class StopRequest:
             self._before = {s: signal.signal(s, self._note) for s in heard}
         except ValueError:  # not in the main thread, where signals do not arrive
             self._before = {}
-            return self
-        self._listener = Listener(self._hear)
+        if self._before:
+            self._listener = Listener(self._hear)
         return self
 
     def __exit__(self, *error):

@@ -1,5 +1,6 @@
 """Graceful shutdown: a run saves first; one that cannot answer ends in time."""
 
+import concurrent.futures
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ import time
 import pytest
 
 from configs import quickstart
+from imagepiece_jax.common.signals import SIGNALS
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.run_dir import RunLock
@@ -44,6 +46,22 @@ def test_an_ignored_signal_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_no_signal_is_heard():
+    """Even where all of them are ignored."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in SIGNALS}
+
+    def requested():
+        with StopRequest() as request:
+            return request.requested()
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            assert pool.submit(requested).result() == 0
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def test_what_encloses_a_request_hears_no_signal_until_it_is_left():
