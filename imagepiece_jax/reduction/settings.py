@@ -178,7 +178,7 @@ def split_text(text):
     Raises InputError for a part without a value, and for a field that is there twice.
     """
     # A label has blanks between its fields, and inside of tuples.
-    name, *parts = re.split(r":|\s+(?=\w+=)", text.strip())
+    name, *parts = re.split(r"\s*:\s*|\s+(?=\w+=)", text.strip())
     name, equals, share = name.partition("=")
     found = {"name": methods.spelled(name)}
     if equals:

@@ -28,6 +28,9 @@ def test_a_method_may_be_given_by_its_cost():
         assert parse_sweep(text) == [
             {"name": "tome", "macs": macs, "prop_attn": False} for macs in (0.5, 0.6)
         ]
+    assert parse_sweep("tome: r=8 : prop_attn=False") == parse_sweep(
+        "tome:r=8:prop_attn=False"
+    )
     # The recommended one, too.
     half = {"name": "auto", "macs": 0.5}
     assert parse_sweep("auto=.5") == parse_sweep("0.5") == [half]
