@@ -363,6 +363,7 @@ def run(main, *, compiles=True):
     """
     signals.end_process()
     takes_words = "words" in inspect.signature(main).parameters
+    jax_was_there = "jax" in sys.modules
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -372,7 +373,7 @@ def run(main, *, compiles=True):
             if argv[1:] and not takes_words:
                 raise _unexpected(argv[1])
             if compiles:
-                keep_programs()
+                keep_programs(jax_was_there)
             words = [argv[1:]] if takes_words else []
             return main(*words) or 0
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
@@ -415,11 +416,16 @@ def _as_typed(error):
     return error
 
 
-def keep_programs():
-    """Let JAX keep compiled programs for later commands, and say where if it is new."""
-    if "jax" in sys.modules:  # which has read its settings
+def keep_programs(jax_was_there):
+    """Let JAX keep compiled programs for later commands, and say where if it is new.
+
+    jax_was_there: whether JAX was imported before the command, whose settings it is not
+    """
+    if jax_was_there:
         return
     folder, is_new = cache_dirs.keep_programs()
+    if folder is not None and "jax" in sys.modules:  # for the name of a flag
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
     if is_new:
         way_out = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
         print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)

@@ -441,6 +441,8 @@ def test_what_others_call_a_flag_is_taken(tmp_path, kind, taken_as):
 KEEPS = """
 from imagepiece_jax import cli
 
+cli.define_config()
+
 def main():
     import jax
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -450,14 +452,16 @@ cli.run(main)
 """
 
 
-def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
+@pytest.mark.parametrize("words", [[], ["--keep_rate=.5"]], ids=["plain", "looked up"])
+def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path, words):
+    """Also where JAX was imported to find the field that a word names."""
     script = tmp_path / "keeps.py"
     home = tmp_path / "cache"
     script.write_text(KEEPS)
     variables = {name: os.environ[name] for name in os.environ if "JAX" not in name}
     variables |= {"PYTHONPATH": os.getcwd(), "XDG_CACHE_HOME": str(home)}
     variables["JAX_PLATFORMS"] = "cpu"
-    command = [sys.executable, script]
+    command = [sys.executable, script, *words]
     for turn in range(2):
         ended = subprocess.run(command, env=variables, capture_output=True, text=True)
         assert (ended.returncode, ended.stdout) == (0, "7.0\n")
@@ -483,8 +487,7 @@ def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsy
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delitem(sys.modules, "jax")  # as if it was not imported
-    cli.keep_programs()
+    cli.keep_programs(jax_was_there=False)
     assert capsys.readouterr() == ("", "")
     assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
 
