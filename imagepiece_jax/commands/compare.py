@@ -9,9 +9,10 @@ MACs or (--metric ms) as timed here; differences are paired, and p is corrected 
 Holm's rule. The last line says what to take. OUT gets compare.json with all figures,
 its tables as compare.md, its plot as compare.png, and points.jsonl, by which a command
 that was stopped resumes. --sweep compares the reductions that it names with the dense
-model instead, whatever they cost; --macs 0.5 does so with the recommended one, in
-minutes. --smaller_images adds the same weights on smaller images of about that cost. A
-run determines its model, a file its sizes: see `evaluate`.
+model instead, whatever they cost, --config.reduction=tome does so with one, and
+--macs 0.5 with the recommended one, in minutes. --smaller_images adds the same weights
+on smaller images of about that cost. A run determines its model, a file its sizes: see
+`evaluate`.
 """
 
 import functools
@@ -20,6 +21,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal, share
 from imagepiece_jax.common.files import check_folder
+from imagepiece_jax.config.files import MACS, METHOD
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model(also_read=cli.OF_IMAGES)
@@ -48,12 +50,21 @@ def main():
     macs = cli.typed_macs()
     others = [SHARES, METHODS, METRIC]
     given = ""
+    typed_reduction = [f"--config.{f}" for f in (METHOD, MACS) if cli.is_typed(f)]
     if SWEEP.value:
         given = "--sweep"
+        if typed_reduction:
+            raise InputError(
+                f"is given with {typed_reduction[0]}",
+                field=given,
+                allowed="one of the two",
+            )
     elif macs:
         given = "--macs"
         if METHODS.present:  # at this share
             others = [SHARES]
+    elif typed_reduction:
+        given = typed_reduction[0]
     for flag in others:
         if given and flag.present:
             raise InputError(
@@ -88,7 +99,8 @@ def main():
     if DATA.value:
         registry.check_found(DATA.value)
     config, vit = load_with_config(**typed)
-    if given == "--macs":  # the reduction is one to compare, not that of the training
+    if given not in ("", "--sweep"):
+        # The reduction is one to compare, not that of the training.
         if not METHODS.present:
             reductions = [compare.as_asked(vit.reduction)]
         vit = vit.with_reduction(vit.source.reduction)

@@ -126,7 +126,9 @@ def with_recommended(
 
 
 def as_asked(reduction: dict[str, Any]) -> dict[str, Any]:
-    """A reduction found for a cost, with the cost again in place of its amounts."""
+    """A reduction as one types it, with a cost in place of amounts found for it."""
+    if settings.LABEL not in reduction:
+        return settings.differences(reduction)
     asked = dict(settings.as_fields(reduction[settings.LABEL]))
     if "prop_attn" in reduction:  # which is in no label
         asked["prop_attn"] = reduction["prop_attn"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.commands import benchmark, describe
+from imagepiece_jax.commands import benchmark, compare, describe
 from tests.benchmark.small import SMALL, simplify
 from tests.command import call, start
 from tests.models import tiny
@@ -128,3 +128,19 @@ def test_beside_sweep_it_is_the_cost_of_each_reduction(folder, monkeypatch):
     ]
     dense, *reduced = [row["gmacs"] for row in rows]
     assert all(abs(gmacs / dense - 0.7) < 0.02 for gmacs in reduced)
+
+
+@pytest.mark.parametrize(
+    "typed, compared",
+    [
+        (["--config.reduction=tome", "--config.reduction.r=2"], "tome r=2"),
+        (["--config.reduction=.7"], "attended macs=0.7 blocks=(0, 1, 2)"),
+    ],
+)
+def test_a_typed_reduction_is_what_is_compared(folder, typed, compared):
+    """Not every method at every cost."""
+    command = ["--weights", folder / "vit", *words(folder, "compare"), "--limit=8"]
+    call(compare.main, *command, *typed).ok()
+    report = json.loads((folder / "compare" / "compare.json").read_text())
+    assert [row["method"] for row in report["settings"]] == [compared]
+    assert report["trained_as"] == "none"
