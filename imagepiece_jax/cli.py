@@ -464,7 +464,8 @@ def _parse(argv, takes_words):
     except (InputError, flags.Error) as error:
         mistake = error
         # absl words an InputError of a `_Parser` anew, as an error of its own.
-        if isinstance(error.__context__, InputError):
+        is_own = isinstance(error, InputError)
+        if not is_own and isinstance(error.__context__, InputError):
             mistake = error.__context__
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
@@ -699,6 +700,9 @@ def _take_overrides(words):
         if field == METHOD and fields.number_in(str(text)) is not None:
             overrides.append((MACS, text))
             text = "auto"
+        elif field == METHOD and re.search("[:=]", str(text)):
+            text, *typed = _fields_of_text(text)
+            overrides += typed
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
         raise InputError(
@@ -708,6 +712,18 @@ def _take_overrides(words):
         )
     _overrides = Overrides(overrides)
     return rest
+
+
+def _fields_of_text(text):
+    """The name and (field, text) of each field in "tome:r=8", as `load` takes it."""
+    from imagepiece_jax.reduction.settings import split_text  # imports JAX
+
+    try:
+        fields = split_text(text)
+    except InputError as error:
+        raise error.inside("config.reduction") from error
+    name = fields.pop("name")
+    return name, *((f"reduction.{field}", typed) for field, typed in fields.items())
 
 
 def _take_macs():

@@ -98,6 +98,8 @@ def cost(text):
     [
         (["--macs=.7", "--config.reduction.name=tome"], "Bipartite"),
         (["--macs", "70%", "--config.reduction=tome"], "Bipartite"),
+        (["--reduction=tome=.7"], "Bipartite"),
+        (["--config.reduction", "ToMe macs=.7"], "Bipartite"),
         (["--config.reduction.macs=.7"], "PruneAndMerge"),
         (["--config.reduction=.7"], "PruneAndMerge"),
     ],
