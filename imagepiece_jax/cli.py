@@ -61,6 +61,9 @@ OF_IMAGES = (
 
 IMAGE_SETS = "csv:FILE, imagenet2012 or digits"  # that --data names, beside folders
 FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
+# Endings of files that hold weights alone, and what a folder of weights or a run has.
+WEIGHTS_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
+WEIGHTS_FILES = ("config.json", "open_clip_config.json")
 # What a flag is called in Python or by other tools: the flag that stands for it.
 SYNONYMS = {
     "batch": "batch_size",
@@ -531,7 +534,8 @@ def _placed(words, takes_words):
     """(words that can only be values of flags, with these; other words) of no flag.
 
     They are a config, weights and images, in this order. Where words are images, one
-    before them that is another file is the weights.
+    before them that is another file is the weights. What can only be weights by its
+    name is the weights, wherever it stands.
     """
     free = []
     for name in ("weights", "data"):
@@ -539,6 +543,12 @@ def _placed(words, takes_words):
             free.append(name)
     placed = []
     others = []
+    named = [word for word in words if _names_weights(word)]
+    if "weights" in free and named:
+        free.remove("weights")
+        placed.append(f"--weights={named[0]}")
+        words = [*words]
+        words.remove(named[0])
     for word in words:
         kind, _ = mimetypes.guess_type(word)
         is_path = ":" in word or os.path.exists(word)
@@ -552,6 +562,12 @@ def _placed(words, takes_words):
         else:
             others.append(word)
     return placed, others
+
+
+def _names_weights(word):
+    """Whether a word is by its name a path of weights, of a file that may not exist."""
+    is_folder = any(os.path.exists(os.path.join(word, name)) for name in WEIGHTS_FILES)
+    return is_folder or word.endswith(WEIGHTS_ENDINGS)
 
 
 def _check_has_value(word):
@@ -661,11 +677,23 @@ def _check_of_trained(config, read):
 
 def _unexpected(word):
     """The InputError for a word that is no flag's value."""
+    lacking = [
+        name
+        for name in ("macs", "weights", "data", "out")
+        if name in _own_flags() and not flags.FLAGS[name].present
+    ]
+    hint = "see --help for flags"
+    if "macs" in lacking and fields.number_in(word) is not None:
+        hint = f"did you mean --macs={word}?"
+    elif {"weights", "data"} & {*lacking}:
+        hint = f"there is no such file or folder; {hint}"
+    elif "out" in lacking:
+        hint = f"did you mean --out={word}?"
     return InputError(
         "is an unexpected argument",
         field=repr(word),
         value=word,
-        hint="see --help for flags",
+        hint=hint,
     )
 
 

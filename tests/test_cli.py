@@ -312,6 +312,23 @@ def test_a_flag_of_another_command_is_named(words, said):
     assert sentence(start(*words, imported=True)) == said
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["describe", "w.pth", "0.5"], "did you mean --macs=0.5?"),
+        (["export", "w.pth", "x.onnx"], "did you mean --out=x.onnx?"),
+        (
+            ["evaluate", "w.pth", "gone"],
+            "there is no such file or folder; see --help for flags",
+        ),
+        (["doctor", "gone"], "see --help for flags"),
+    ],
+)
+def test_a_word_that_is_left_over_is_answered_by_what_lacks(words, said):
+    error = f"{words[-1]!r} is an unexpected argument; {said}"
+    assert sentence(start("-m", "imagepiece_jax", *words, imported=True)) == error
+
+
 OF_WEIGHTS = """
 import contextlib, json, sys
 from absl import flags
@@ -342,6 +359,8 @@ def taken(folder, kind, lines):
     """[{flag: value}, {field: value}, other words] of each command line."""
     pathlib.Path(folder, "w.pth").touch()
     pathlib.Path(folder, "photos").mkdir()
+    pathlib.Path(folder, "saved").mkdir()
+    pathlib.Path(folder, "saved", "config.json").touch()
     words = ["-c", OF_WEIGHTS, kind, json.dumps(lines)]
     ended = start(*words, cwd=folder, PYTHONPATH=str(ROOT)).ok()
     return [json.loads(line) for line in ended.out.splitlines()]
@@ -362,6 +381,8 @@ AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
                     [],
                 ],
                 "--data photos w.pth": [{"weights": "w.pth", "data": "photos"}, {}, []],
+                "photos w.pth": [{"weights": "w.pth", "data": "photos"}, {}, []],
+                "no.pth photos": [{"weights": "no.pth", "data": "photos"}, {}, []],
                 "configs/x.py:s w.pth": [
                     {"config": ["configs/x.py:s"], "weights": "w.pth"},
                     {},
@@ -418,6 +439,9 @@ AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
                     ["photos", "1.png"],
                 ],
                 "w.pth photos 1.png": [{"weights": "w.pth"}, {}, ["photos", "1.png"]],
+                "photos 1.png no.pth": [{"weights": "no.pth"}, {}, ["photos", "1.png"]],
+                "saved photos": [{"weights": "saved"}, {}, ["photos"]],
+                "--weights saved w.pth": [{"weights": "saved"}, {}, ["w.pth"]],
                 "--data=photos --weights w.pth": [
                     {"weights": "w.pth"},
                     {},
