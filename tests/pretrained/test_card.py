@@ -76,7 +76,10 @@ def test_the_license_is_that_of_the_folders_card(tmp_path, written):
     [
         ("mit", {"license": "mit"}),
         ("dinov3-license", {"license": "other", "license_name": "dinov3-license"}),
-        ("cc: by #1\nfoo: bar", {"license": "other", "license_name": "cc: by #1\nfoo: bar"}),
+        (
+            "cc: by #1\nfoo: bar",
+            {"license": "other", "license_name": "cc: by #1\nfoo: bar"},
+        ),
         (None, {}),
     ],
 )
