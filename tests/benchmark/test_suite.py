@@ -35,9 +35,9 @@ def test_weights_are_read_once_for_all_configs(tmp_path, monkeypatch):
     reads = []
     read = layouts.read_weights
 
-    def counted(*args):
+    def counted(*args, **options):
         reads.append(args)
-        return read(*args)
+        return read(*args, **options)
 
     monkeypatch.setattr(layouts, "read_weights", counted)
     small = {"model.depth": 1, "model.embed_dim": 64, "model.num_heads": 1}

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from configs import base
 from imagepiece_jax.commands import predict, visualize
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.inference.predictor import Predictor
@@ -89,6 +88,6 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert saved.class_names == vit.class_names
     images = jax_export.exported_images(saved)
-    facts = jax_export.program_facts(saved, base.get_config(), images)
+    facts = jax_export.program_facts(saved, images)
     assert facts["class_names"][388] == "giant panda"
     assert facts["classes"] == 1000

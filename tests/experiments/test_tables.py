@@ -183,7 +183,7 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert "ImagePiece" not in tables.table(ROWS, found, {}, "")
     notes = tables.facts(study, found)
     assert "| no model of | ImagePiece |" in notes
-    assert "| 24 images of digits, evenly spaced |" in notes
+    assert "| 24 images of digits, evenly spaced (" in notes
     assert "One checkpoint for all rows" in notes
     assert "not to be compared with" in notes
 
