@@ -36,10 +36,11 @@ from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError, check_names, short_traceback
+from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.token_list import TokenList, token_list
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
-from imagepiece_jax.models.attention import BACKENDS, resolve_backend
+from imagepiece_jax.models.attention import BACKENDS, SIZES, resolve_backend
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
@@ -130,6 +131,9 @@ class Program:
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
         reductions = kernels_of(model)
+        sizes = ""
+        if size_direction.has_sizes(model):
+            sizes = f", sizes by a {model.sizes}"
         inputs = self.memory.argument_size_in_bytes / 1e6
         working_space = self.memory.temp_size_in_bytes / 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
@@ -140,7 +144,7 @@ class Program:
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
-            f"{reductions} reductions, {model.stem} stem, folded\n"
+            f"{reductions} reductions, {model.stem} stem, folded{sizes}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{inputs:.0f} MB of weights and images, "
             f"{working_space:.0f} MB to work in\n"
@@ -191,6 +195,13 @@ class CompileOptions(CheckedFields):
     # paired)
     gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
     attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
+    # how proportional attention adds log(size) to logits: by a "bias", which is exact,
+    # or in a "direction" of the keys (`size_direction`), for which cuDNN's attention
+    # needs no bias matrix; no GPU has timed it yet
+    sizes: str = fields.choice("bias", SIZES)
+    # photographs, as `Predictor` takes them, that find the directions; None: eight that
+    # come with this package
+    size_images: Any = None
     # kernels of the reductions, as config.model.kernels; None: the model's, but "auto"
     # on CPUs, where fused kernels compile in a third of the time and run faster
     kernels: str | None = fields.optional(fields.choice(allowed=CHOICES))
@@ -242,8 +253,8 @@ def optimize(
     batch_size: number of images in a call, which is required
     tokens: number of image tokens that the program returns as a `TokenList`, in place
         of logits; see `Pretrained.model_with_tokens`
-    options: the other fields of `CompileOptions`: dtype, gelu, attention, kernels,
-        pixels, device, compiler_options, cache_dir
+    options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
+        size_images, kernels, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
@@ -265,7 +276,8 @@ def compiler(
     """
     size = sides(vit.image_size)
     model = vit.model_with_tokens(tokens)
-    check_variables(model, vit.variables, size)
+    variables = vit.variables
+    check_variables(model, variables, size)
     vit.warn_of_untrained()
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
@@ -275,9 +287,12 @@ def compiler(
     _check_options(options, device)
     if requested.cache_dir is not None:
         make_folder("cache_dir", requested.cache_dir)
-    with jax.default_device(device):
-        model, weights = prepare(model, vit.variables, dtype=dtype, gelu=requested.gelu)
+    model = model.clone(dtype=jnp.dtype(dtype))
     model = for_device(model, device, requested.attention, requested.kernels)
+    if requested.sizes == "direction":
+        model, variables = in_keys(vit, model, requested)
+    with jax.default_device(device):
+        model, weights = prepare(model, variables, dtype=dtype, gelu=requested.gelu)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
     dead_gmacs = 0.0
@@ -324,6 +339,24 @@ def for_device(model, device, attention="auto", kernels=None):
         backend=resolve_backend(attention, model.dtype, head_dim, device),
         kernels=resolve_kernels(kernels, model, device),
     )
+
+
+def in_keys(vit, model, requested):
+    """(model, variables) with sizes in a direction of the keys.
+
+    A model whose attention meets no sizes stays as it is.
+
+    requested: the CompileOptions
+    Raises InputError for a model that cannot have them there.
+    """
+    if not size_direction.has_sizes(model):
+        return model, vit.variables
+    reason = size_direction.reason_against(model)
+    if reason:
+        requested.refuse("sizes", "'bias'", f"is 'direction', but the model {reason}")
+    found = size_direction.directions(vit, requested.size_images)
+    plain = model.clone(kernels=None)  # fused reductions add sizes by themselves
+    return size_direction.folded(plain, vit.variables, found)
 
 
 def default_kernels(model, device):

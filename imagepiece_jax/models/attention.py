@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.initializers import zeros
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
@@ -19,6 +20,10 @@ from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction.ops import class_attention
 
 BACKENDS = ("auto", "xla", "cudnn")
+# how proportional attention adds log(size) to the logits of a key: as a bias, or in a
+# direction of the keys (`inference.size_direction`), for which no bias matrix is needed
+SIZES = ("bias", "direction")
+QUERY_SCALE = 4.0  # of every query, along the direction of its head
 ALIGNED = 8  # values of two bytes in 16 bytes
 UNSEEN = -6e4  # added to a logit that counts for nothing; float16 ends at -65504
 
@@ -261,16 +266,21 @@ class Attention(nn.Module):
     prop_attn: bool = False  # log(size) is added to the logits
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
+    sizes: str = "bias"  # of SIZES
 
     def setup(self):
         arch = self.arch
         width = (self.dim, self.dtype)
-        self.q = dense(*width, use_bias=arch.qkv_bias)
+        in_keys = self.sizes == "direction"
+        self.q = dense(*width, use_bias=arch.qkv_bias or in_keys)
         self.v = dense(*width, use_bias=arch.qkv_bias)
         self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
         self.proj = dense(*width)
         if arch.attn_norm:
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
+        if in_keys:
+            shape = (self.num_heads, self.dim // self.num_heads)
+            self.size_direction = self.param("size_direction", zeros, shape)
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
         """(result of attention [B, N, D], scores as the method `scores` returns them).
@@ -318,7 +328,24 @@ class Attention(nn.Module):
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
+        if key_bias is not None and self.sizes == "direction":
+            key = self._sized(key, key_bias)
+            key_bias = None
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
+
+    def _sized(self, key, log_size):
+        """Keys whose product with any query of their head is log(size) larger.
+
+        The product is that of attention, divided by the root of the width.
+
+        key: [B, N, H, d], orthogonal to the directions, as queries are but for
+            QUERY_SCALE (`inference.size_direction.folded`)
+        log_size: [B, N]
+        """
+        factor = key.shape[-1] ** 0.5 / QUERY_SCALE
+        direction = factor * self.size_direction[None, None]
+        along = log_size[:, :, None, None] * direction
+        return (key.astype(jnp.float32) + along).astype(key.dtype)
 
     def value(self, x):
         """Values of the normed tokens x. [B, N, D] -> [B, N, H, d]."""

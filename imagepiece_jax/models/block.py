@@ -112,6 +112,7 @@ class Block(nn.Module):
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
+    sizes: str = "bias"
     remat: bool = False
     # number of first tokens, all of the prefix, that alone attend and are returned;
     # None: all tokens
@@ -122,7 +123,13 @@ class Block(nn.Module):
         hidden = round(self.dim * self.mlp_ratio)
         self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
         self.attn = Attention(
-            self.dim, self.num_heads, arch, self.prop_attn, self.backend, self.dtype
+            self.dim,
+            self.num_heads,
+            arch,
+            self.prop_attn,
+            self.backend,
+            self.dtype,
+            self.sizes,
         )
         self.norm2 = LayerNorm(self.dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None

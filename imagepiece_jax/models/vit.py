@@ -87,6 +87,7 @@ class ViT(nn.Module):
     std: tuple[float, float, float] = STD  # likewise
     drop_path_rate: float = 0.0  # probability that training drops the last branches
     prop_attn: bool = False  # log(size) is added to the attention logits
+    sizes: str = "bias"  # how it is added, one of `attention.SIZES`
     backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
     dtype: jnp.dtype = jnp.float32  # in which layers compute
     axis_name: str | None = None  # device axis over which batch norm is synchronized
@@ -197,6 +198,7 @@ class ViT(nn.Module):
             index=index,
             layer=self.plan[index],
             backend=self.backend,
+            sizes=self.sizes,
             remat=self.remat,
             queries=queries,
             name=f"blocks_{index}",

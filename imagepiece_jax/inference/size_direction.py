@@ -1,0 +1,233 @@
+"""Proportional attention without a bias matrix: sizes in a direction of the keys.
+
+Proportional attention adds log(size) of a key to the logits of all queries. A fused
+kernel takes that as a bias with a row for every query, which costs a GPU as much again
+as attention itself. But each head has a direction that its logits hardly use. Queries
+and keys give it up, and keys carry the sizes there, so that the width of a head, and
+the kernel, stay what they are.
+
+With u the unit vector of the direction and P = I - u u^T, the projections become
+W_q P, b_q P + a u and W_k P, b_k P, and k_j + sqrt(d) / a log(s_j) u is the key of a
+token of size s_j: q k_j / sqrt(d) has lost its part along u, and gained log(s_j). That
+is for inference: training would fill the direction again.
+
+Of the directions, u has the least (u^T C_q u) (u^T C_k u), the mean square of what the
+logits lose, where C_q is the mean of q q^T and C_k the covariance of the keys of an
+image, both over tokens of some images. What all keys of an image share moves the logits
+of a query alike, which the softmax does not notice.
+"""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from imagepiece_jax.common import cache_dirs
+from imagepiece_jax.common.files import replacing
+from imagepiece_jax.data import pictures
+from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.models.attention import QUERY_SCALE, Attention
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.vit import ViT
+
+PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
+CLASS_SHARE = 0.5  # of the class token in the mean of queries: its row decides
+STARTS = 3  # last eigenvectors of the sum from which the descent starts
+TURNS = 100  # the most turns of a descent
+STILL = 1e-12  # distance of the cosine from 1 at which a direction has settled
+NOTHING = 1e-9  # of all moments, below what float32 has summed up
+
+
+def sized_blocks(model: ViT) -> range:
+    """The blocks whose attention meets tokens of several patches."""
+    for index, layer in enumerate(model.plan):
+        if layer.counts is None:
+            continue
+        before_attention = layer.step.site == "pre"
+        first = index if before_attention else index + 1
+        return range(first, model.depth)
+    return range(0)
+
+
+def has_sizes(model: ViT) -> bool:
+    """Whether the attention of some block adds log(size) to logits."""
+    return model.prop_attn and bool(sized_blocks(model))
+
+
+def reason_against(model: ViT) -> str | None:
+    """Why a model cannot have its sizes in a direction, in words; None: it can."""
+    if model.arch.rotary is not None:
+        return "has rotary positions, which turn every direction"
+    if any("query" in layer.reads for layer in model.plan):
+        return "has a reducer that compares queries, which would change"
+    return None
+
+
+def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
+    """The direction of every head that its logits use least.
+
+    They are found once for the same weights and images: the result is kept in the
+    cache folder of this package.
+
+    images: photographs as `features` takes them; None: eight of this package
+    Returns unit vectors, [depth, H, d] float32.
+    Raises InputError for images that cannot be read.
+    """
+    prepared = vit.preprocessing
+    if images is None:
+        images = sorted(PHOTOGRAPHS.glob("*.jpg"))
+        prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
+    pixels = np.asarray(pictures.as_batch(images, prepared))
+    name = f"{vit.digest}-{digest(pixels)[:16]}.npy"
+    kept = None
+    with contextlib.suppress(OSError):  # there may be no home folder
+        kept = cache_dirs.folder("size_directions") / name
+    shape = (vit.model.depth, vit.model.num_heads, -1)
+    if kept is not None and kept.exists():
+        with contextlib.suppress(OSError, ValueError):  # a damaged file
+            return np.load(kept).reshape(shape)
+    exact = {"kernels": None, "backend": "xla", "dtype": jnp.dtype("float32")}
+    dense = vit.model_with(None).clone(**exact)
+    found = []
+    for of_queries, of_keys in _moments(dense)(vit.variables, pixels):
+        pairs = zip(np.asarray(of_queries), np.asarray(of_keys), strict=True)
+        found.append([least_used(*pair) for pair in pairs])
+    found = np.asarray(found, np.float32)
+    if kept is not None:
+        with contextlib.suppress(OSError, RunError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as new, open(new, "wb") as file:
+                np.save(file, found)
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _moments(model):
+    """A compiled function (variables, images) -> C_q and C_k of each block.
+
+    They are [H, d, d] float32 each.
+    """
+
+    def moments(variables, images):
+        found = []
+
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            is_attention = isinstance(context.module, Attention)
+            if is_attention and context.method_name == "project":
+                prefix = int(model.arch.class_token)
+                found.append(second_moments(result.query, result.key, prefix))
+            return result
+
+        images = as_normalized(images, model.mean, model.std)
+        with nn.intercept_methods(noting), jax.default_matmul_precision("highest"):
+            model.apply(variables, images)
+        return found
+
+    return jax.jit(moments)
+
+
+def second_moments(query, key, class_token):
+    """(mean of q q^T, mean covariance of the keys of an image), each [H, d, d].
+
+    query, key: [B, N, H, d]
+    class_token: whether the first token is one, which counts as CLASS_SHARE of all
+    """
+    batch, tokens = query.shape[:2]
+    weight = jnp.full(tokens, 1 / tokens)
+    if class_token:
+        others = (1 - CLASS_SHARE) / (tokens - 1)
+        weight = jnp.full(tokens, others).at[0].set(CLASS_SHARE)
+    of_queries = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
+    key = key - jnp.mean(key, axis=1, keepdims=True)
+    of_keys = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * tokens)
+    return of_queries, of_keys
+
+
+def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
+    """The unit vector u of the least (u^T C_q u) (u^T C_k u). [d, d] twice -> [d].
+
+    u is the last eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u), which each turn
+    descends to, from several starts.
+    """
+    of_queries = _scaled(of_queries)
+    of_keys = _scaled(of_keys)
+    starts = [*np.linalg.eigh(of_queries + of_keys)[1].T[:STARTS]]
+    starts += [_last(of_queries), _last(of_keys)]
+    best = None
+    least = np.inf
+    for u in starts:
+        for _ in range(TURNS):
+            before = u
+            along = (u @ of_queries @ u, u @ of_keys @ u)
+            u = _last(of_queries / along[0] + of_keys / along[1])
+            if abs(before @ u) > 1 - STILL:
+                break
+        lost = (u @ of_queries @ u) * (u @ of_keys @ u)
+        if lost < least:
+            best = u
+            least = lost
+    return best
+
+
+def _scaled(moments):
+    """Second moments with the trace 1, of which no direction has none at all."""
+    moments = np.asarray(moments, np.float64)
+    return moments / np.trace(moments) + NOTHING * np.eye(len(moments))
+
+
+def _last(matrix):
+    """The eigenvector of the least eigenvalue."""
+    return np.linalg.eigh(matrix)[1][:, 0]
+
+
+def folded(
+    model: ViT, variables: Mapping[str, Any], directions: np.ndarray
+) -> tuple[ViT, dict[str, Any]]:
+    """(model, variables) with sizes in directions of the keys, for inference.
+
+    Blocks in front of the first reduction, whose tokens all have the size 1, compute
+    what they did.
+
+    directions: [depth, H, d], from `directions`
+    """
+    params = dict(variables["params"])
+    sized = sized_blocks(model)
+    for index in range(model.depth):
+        u = directions[index]
+        if index not in sized:
+            u = np.zeros_like(u)
+        name = f"blocks_{index}"
+        params[name] = {**params[name], "attn": _without(params[name]["attn"], u)}
+    return model.clone(sizes="direction"), {**variables, "params": params}
+
+
+def _without(attention, u):
+    """Parameters of an Attention whose queries and keys have left the directions.
+
+    u: [H, d] float32, unit vectors, or zeros for an Attention that stays as it is
+    """
+    attention = dict(attention)
+    query = {name: _projected(value, u) for name, value in attention["q"].items()}
+    bias = query.get("bias", np.zeros(u.size, np.float32))
+    attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
+    key = {name: _projected(value, u) for name, value in attention["k"].items()}
+    attention["k"] = key
+    attention["size_direction"] = u
+    return attention
+
+
+def _projected(value, u):
+    """value P, head by head. [.., H d] -> [.., H d] float32."""
+    heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
+    along = np.sum(heads * u, axis=-1, keepdims=True)
+    return (heads - along * u).reshape(value.shape).astype(np.float32)

@@ -1,0 +1,228 @@
+"""Sizes in a direction of the keys: what logits lose, and what they gain."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from imagepiece_jax import load, normalize, optimize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import size_direction
+from imagepiece_jax.models.attention import Attention
+from imagepiece_jax.reduction.methods import METHODS
+from tests.models import tiny
+
+TOME = {"name": "tome", "r_list": (9, 5, 2), "prop_attn": True}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder in which directions are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "imagepiece_jax" / "size_directions"
+
+
+def heads_of(model, variables, images):
+    """[Heads] of every block."""
+    found = []
+
+    def noting(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if isinstance(context.module, Attention) and context.method_name == "project":
+            found.append(result)
+        return result
+
+    with nn.intercept_methods(noting):
+        model.apply(variables, images)
+    return found
+
+
+def photographs(vit, count):
+    """uint8 images of the model's size, of smooth random colors."""
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 256, (count, 4, 4, 3), np.uint8)
+    size = (vit.image_size, vit.image_size)
+    return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
+
+
+def test_logits_lose_the_direction_and_gain_the_log_of_the_size():
+    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 3)
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = normalize(images, vit.model.mean, vit.model.std)
+    plain = heads_of(vit.model, vit.variables, images)
+    folded = heads_of(model, variables, images)
+    first = size_direction.sized_blocks(vit.model)[0]
+    for name in ("query", "key"):
+        before = getattr(plain[first - 1], name)
+        np.testing.assert_array_equal(getattr(folded[first - 1], name), before)
+    query, key, log_size = (
+        np.asarray(getattr(plain[first], name), np.float64)
+        for name in ("query", "key", "key_bias")
+    )
+    assert log_size.max() > 0.5
+    axis = u[first].astype(np.float64)
+    query = query - np.sum(query * axis, -1, keepdims=True) * axis
+    key = key - np.sum(key * axis, -1, keepdims=True) * axis
+    wanted = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(key.shape[-1])
+    wanted = wanted + log_size[:, None, None, :]
+    got = np.einsum("bqhd,bkhd->bhqk", folded[first].query, folded[first].key)
+    assert folded[first].key_bias is None
+    np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
+    # What reducers compare has no sizes in it.
+    np.testing.assert_allclose(folded[first].unrotated["key"], key, atol=2e-5)
+
+
+def test_the_least_used_direction_is_the_best_of_all():
+    """By angle in two dimensions; against many random ones in eight."""
+    of_queries = np.diag([1.0, 4.0])
+    of_keys = np.array([[9.0, 2.0], [2.0, 1.0]])
+
+    def lost(u, of_queries, of_keys):
+        return (u @ of_queries @ u) * (u @ of_keys @ u)
+
+    angles = np.linspace(0, np.pi, 100_001)
+    every = np.stack([np.cos(angles), np.sin(angles)], -1)
+    least = min(lost(u, of_queries, of_keys) for u in every)
+    found = size_direction.least_used(of_queries, of_keys)
+    assert lost(found, of_queries, of_keys) == pytest.approx(least, rel=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        factors = rng.normal(size=(2, 8, 8)) * np.geomspace(1, 0.05, 8)
+        of_queries, of_keys = (factor.T @ factor for factor in factors)
+        found = size_direction.least_used(of_queries, of_keys)
+        assert np.linalg.norm(found) == pytest.approx(1)
+        others = rng.normal(size=(20_000, 8))
+        others /= np.linalg.norm(others, axis=1, keepdims=True)
+        along = np.einsum("nd,de,ne->n", others, of_queries, others)
+        along *= np.einsum("nd,de,ne->n", others, of_keys, others)
+        assert lost(found, of_queries, of_keys) < along.min()
+
+
+@pytest.mark.parametrize(
+    "name", ["tome", "evit", "mctf", "grid_pooling", "token_learner"]
+)
+def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
+    assert name in METHODS
+    reduction = tiny.small(name) | {"prop_attn": True}
+    model = tiny.model(reduction)
+    variables = tiny.shapes(model)
+    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
+    biases = []
+
+    def trace(variables, images):
+        heads = heads_of(model, variables, images)
+        biases.extend(each.key_bias is not None for each in heads)
+        return 0
+
+    jax.eval_shape(trace, variables, images)
+    sized = [*size_direction.sized_blocks(model)]
+    assert sized == [index for index, has_bias in enumerate(biases) if has_bias]
+    assert sized
+
+
+def test_a_program_says_how_it_takes_sizes():
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 2)
+    options = {"sizes": "direction", "size_images": images}
+    program = optimize(vit, 2, **options)
+    assert "sizes by a direction" in program.describe()
+    assert "sizes by a bias" in optimize(vit, 2).describe()
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    pixels = normalize(images, vit.model.mean, vit.model.std)
+    wanted = model.apply(variables, pixels).logits
+    np.testing.assert_allclose(program(images), wanted, atol=2e-5)
+    dense = vit.with_reduction(None)
+    same = optimize(dense, 2, **options)
+    assert "sizes" not in same.describe()
+    np.testing.assert_array_equal(same(images), optimize(dense, 2)(images))
+
+
+def test_what_turns_directions_keeps_the_bias():
+    rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
+    queries = tiny.pretrained({**TOME, "metric": "query"})
+    for vit in (rotary, queries):
+        with pytest.raises(InputError) as refused:
+            optimize(vit, 2, sizes="direction")
+        assert (refused.value.field, refused.value.value) == ("sizes", "direction")
+
+
+def test_directions_are_found_once(cache, monkeypatch):
+    """For the same weights and images; a damaged file is made again."""
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 2)
+    found = size_direction.directions(vit, images)
+    (file,) = cache.iterdir()
+    calls = []
+    moments = size_direction._moments
+
+    def counted(model):
+        calls.append(model)
+        return moments(model)
+
+    monkeypatch.setattr(size_direction, "_moments", counted)
+    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
+    assert not calls
+    file.write_bytes(file.read_bytes()[:40])
+    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
+    assert len(calls) == 1
+    size_direction.directions(vit, images[::-1].copy())
+    assert len(calls) == 2
+
+
+def test_eight_photographs_come_with_the_package():
+    vit = tiny.pretrained(TOME)
+    files = sorted(size_direction.PHOTOGRAPHS.glob("*.jpg"))
+    assert len(files) == 8
+    credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
+    assert all(file.name in credits for file in files)
+    found = size_direction.directions(vit)
+    assert found.shape[0] == vit.model.depth
+    norms = np.linalg.norm(found, axis=-1)
+    np.testing.assert_allclose(norms, np.ones_like(norms), atol=1e-6)
+
+
+def odd_photographs(assets, count):
+    folder = assets / "data/nips2017_224_jpg/images"
+    files = sorted(folder.glob("*.jpg"))[1 : 2 * count : 2]
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def folded_everywhere(vit, monkeypatch):
+    """(model, variables) with the direction given up in all blocks, without sizes."""
+    monkeypatch.setattr(
+        size_direction, "sized_blocks", lambda model: range(model.depth)
+    )
+    directions = size_direction.directions(vit)
+    return size_direction.folded(vit.model, vit.variables, directions)
+
+
+@pytest.mark.slow
+def test_deit_hardly_notices(assets, monkeypatch):
+    """KL of the dense model to itself, on photographs that did not find directions."""
+    vit = load(assets / "weights/deit_tiny_patch16_224.pth")
+    pixels = odd_photographs(assets, 32)
+    images = normalize(pixels, vit.model.mean, vit.model.std)
+    model, variables = folded_everywhere(vit, monkeypatch)
+    dense = jax.nn.log_softmax(jax.jit(vit.model.apply)(vit.variables, images).logits)
+    folded = jax.nn.log_softmax(jax.jit(model.apply)(variables, images).logits)
+    divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
+    assert 1e-6 < divergence < 5e-4
+
+
+@pytest.mark.slow
+def test_dinov2_hardly_notices(assets, monkeypatch):
+    vit = load(assets / "weights/dinov2_small", image_size=224)
+    pixels = odd_photographs(assets, 16)
+    images = normalize(pixels, vit.model.mean, vit.model.std)
+    model, variables = folded_everywhere(vit, monkeypatch)
+    dense = jax.jit(vit.model.apply)(vit.variables, images).pooled
+    folded = jax.jit(model.apply)(variables, images).pooled
+    norms = jnp.linalg.norm(dense, axis=-1) * jnp.linalg.norm(folded, axis=-1)
+    cosine = jnp.sum(dense * folded, -1) / norms
+    assert 1e-7 < jnp.max(1 - cosine) < 1e-3
