@@ -140,7 +140,7 @@ class Predictor:
         images = pictures.of_folder(images)
         if not pictures.is_one(images):
             return list(self.stream(images))
-        (answer,) = self.stream([images])
+        (answer,) = self.stream(images)
         if isinstance(answer, InputError):
             raise answer
         return answer

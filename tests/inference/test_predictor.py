@@ -387,8 +387,10 @@ def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predict
     ],
 )
 def test_what_is_no_image(predictor, image, subject, value):
-    with refused(subject, value):
+    """One alone has no number in the sentence."""
+    with refused(subject, value) as caught:
         predictor(image)
+    assert "image 0" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
