@@ -74,8 +74,8 @@ def instead_of(name: str) -> str:
     others = other_models()
     family = _words(name)[0]
     listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
-    if base in others:
-        return f"timm makes it with {others[base]}, which no model here has; {listed}"
+    if part := others.get(base):
+        return f"timm makes it with {part}, which no model here has; {listed}"
     if family in others:
         return listed
     if meant := _similar(name):
