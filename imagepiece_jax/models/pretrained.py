@@ -111,7 +111,9 @@ class Pretrained:
     """
 
     model: ViT  # the network
-    variables: Mapping[str, Any]  # parameters and statistics, {"params": .., ..}
+    # parameters and statistics, {"params": .., ..}. They are not to be changed: what
+    # computes with them copies them to its device once, and makes NumPy's read-only
+    variables: Mapping[str, Any]
     # of its images; None: the square that has as many patches as the model, cropped as
     # for weights of its name
     preprocessing: Preprocessing | None = None
