@@ -72,8 +72,10 @@ SYNONYMS = {
     "h": "help",
     "image": "data",
     "images": "data",
+    "o": "out",
     "output": "out",
     "output_dir": "out",
+    "output_file": "out",
     "reduction": "sweep",
 }
 
@@ -509,8 +511,9 @@ def _with_own_names(words, takes_words):
 def _own_name(name, value):
     """What a typed name is to this command: a flag, "config.FIELD", or None.
 
-    A path behind --model or --checkpoint is --weights, and a share behind --reduction
-    is --macs. SYNONYMS has other names; else it is the one field of that name.
+    A path behind --model or --checkpoint is --weights, a share behind --reduction is
+    --macs, and the name of a program behind export's --output is --out. SYNONYMS has
+    other names; else it is the one field of that name.
 
     value: the word behind it
     """
@@ -521,6 +524,8 @@ def _own_name(name, value):
     is_number = fields.number_in(value) is not None
     if name == "reduction" and "macs" in own and is_number:
         return "macs"
+    if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
+        return "out"
     is_field = re.match("(no)?config[.]", name)
     if is_field or name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
         return name

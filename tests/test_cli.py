@@ -329,6 +329,14 @@ def test_a_word_that_is_left_over_is_answered_by_what_lacks(words, said):
     assert sentence(start("-m", "imagepiece_jax", *words, imported=True)) == error
 
 
+@pytest.mark.parametrize("name", ["output", "output-file", "o"])
+def test_a_program_behind_output_is_the_file_to_write(name, tmp_path):
+    """export has a flag --output, which chooses what a program gives."""
+    typed = [f"--{name}", "none/x.onnx", "w.pth"]
+    error = sentence(start("-m", "imagepiece_jax", "export", *typed, imported=True))
+    assert error.startswith("--out none/x.onnx cannot be written")
+
+
 OF_WEIGHTS = """
 import contextlib, json, sys
 from absl import flags
