@@ -27,6 +27,7 @@ from imagepiece_jax.config.files import (
     config_name,
     dotted_fields,
     fields_called,
+    fields_of_text,
     load_config,
 )
 from imagepiece_jax.errors import InputError, closest, one_of
@@ -734,7 +735,7 @@ def _take_overrides(words):
             overrides.append((MACS, text))
             text = "auto"
         elif field == METHOD and re.search("[:=]", str(text)):
-            text, *typed = _fields_of_text(text)
+            text, *typed = fields_of_text(text)
             overrides += typed
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
@@ -745,18 +746,6 @@ def _take_overrides(words):
         )
     _overrides = Overrides(overrides)
     return rest
-
-
-def _fields_of_text(text):
-    """The name and (field, text) of each field in "tome:r=8", as `load` takes it."""
-    from imagepiece_jax.reduction.settings import split_text  # imports JAX
-
-    try:
-        fields = split_text(text)
-    except InputError as error:
-        raise error.inside("config.reduction") from error
-    name = fields.pop("name")
-    return name, *((f"reduction.{field}", typed) for field, typed in fields.items())
 
 
 def _take_macs():

@@ -243,6 +243,21 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         raise InputError(field=path, value=value, allowed=allowed) from None
 
 
+def fields_of_text(text: str) -> list:
+    """[name, (field, text), ..] of a reduction "tome:r=8", as `load` takes it.
+
+    Raises InputError for a text that cannot be read.
+    """
+    from imagepiece_jax.reduction.settings import split_text  # imports JAX
+
+    try:
+        fields = split_text(text)
+    except InputError as error:
+        raise error.inside("config.reduction") from error
+    name = fields.pop("name")
+    return [name, *((f"reduction.{field}", typed) for field, typed in fields.items())]
+
+
 def fields_called(config: "ConfigDict", name: str) -> list[str]:
     """Paths of the fields that a typed name may mean.
 

@@ -30,7 +30,10 @@ SIZES = "deit_ti, deit_s, deit_b, vit_mini"
 @pytest.mark.parametrize(
     "name, hint",
     [
-        ("resnet50", f"name is 'resnet50'; the models are {SIZES} and timm's plain ViTs"),
+        (
+            "resnet50",
+            f"name is 'resnet50'; the models are {SIZES} and timm's plain ViTs",
+        ),
         ("swin_tiny_patch4_window7_224", f"the models are {SIZES}"),
         ("vit_smal_patch16_224", "did you mean vit_small_patch16_224?"),
         ("deit_s_patch16", "did you mean deit_small_patch16_224?"),
