@@ -591,11 +591,11 @@ def _check_has_value(word):
 
 
 def _check_given_once():
-    """Raise InputError for two values of --weights or --data, which are no list.
+    """Raise InputError for two values of a flag that names one thing.
 
     Of other flags the last value counts, so that one can be added to a command.
     """
-    for name in ("weights", "data"):
+    for name in ("weights", "data", "macs"):
         if name in flags.FLAGS and flags.FLAGS[name].present > 1:
             raise InputError(
                 f"is given {flags.FLAGS[name].present} times",
