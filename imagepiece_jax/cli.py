@@ -459,6 +459,7 @@ def _parse(argv, takes_words):
         placed, others = _placed([*rest[1:], *plain], takes_words)
         rest = flags.FLAGS([rest[0], *placed, "--", *others])
         _check_given_once()
+        _check_sweep()
         _take_macs()
         return rest
     except SystemExit:  # --help ends absl's commands with 1
@@ -602,6 +603,19 @@ def _check_given_once():
                 field=f"--{name}",
                 value=flags.FLAGS[name].value,
                 allowed="once",
+            )
+
+
+def _check_sweep():
+    """Raise InputError for --sweep beside a field that names the reduction, too."""
+    if "sweep" not in flags.FLAGS or not flags.FLAGS["sweep"].value:
+        return
+    for field in (METHOD, MACS):
+        if is_typed(field):
+            raise InputError(
+                f"is given with --config.{field}",
+                field="--sweep",
+                allowed="one of the two",
             )
 
 

@@ -53,12 +53,6 @@ def main():
     typed_reduction = [f"--config.{f}" for f in (METHOD, MACS) if cli.is_typed(f)]
     if SWEEP.value:
         given = "--sweep"
-        if typed_reduction:
-            raise InputError(
-                f"is given with {typed_reduction[0]}",
-                field=given,
-                allowed="one of the two",
-            )
     elif macs:
         given = "--macs"
         if METHODS.present:  # at this share

@@ -83,7 +83,8 @@ class Recovery:
             figures += (
                 f", first class as the dense model's {before:.1f} -> {after:.1f} %"
             )
-        source = f"{self.images} others, {self.steps} steps of {self.batch_size} images"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        source = f"{self.images} others, {steps} of {self.batch_size} images"
         text = f"{figures}; on {self.held_out} images held out, learned from {source}"
         if self.changed:
             return text
