@@ -7,6 +7,8 @@ import scipy.stats
 from experiments import parts, study
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import methods, settings
 from tests import markdown
 
@@ -102,15 +104,21 @@ STAGES = "most attended, stages-3-6-9"
 SETS[STAGES] = SETS["most attended"] | {"counts": "stages-3-6-9"}
 
 
-def test_level_is_that_of_the_images():
+@pytest.mark.parametrize("experiment, images", [("level", 13394), ("level-crop", 3925)])
+def test_level_is_that_of_the_images(experiment, images):
     """Every row of elsewhere.md: accuracy, and the paired difference to dense."""
-    _, found = parts.rights()
+    found = {}
+    for point in parts.read_lines("elsewhere.jsonl"):
+        if point["experiment"] == experiment:
+            side, *_ = point["setting"].get("resized", [parts.SIDE])
+            key = parts.reduction_key(point["setting"]["reduction"], side)
+            found[key] = decode_bits(point["result"]["right"], images)
     dense = parts.reduction_key(settings.DENSE)
     table, (faster,) = markdown.tables(
-        markdown.section("docs/tables/parts/elsewhere.md", "`level`")
+        markdown.section("docs/tables/parts/elsewhere.md", f"`{experiment}`")
     )
-    assert len(table) == 19
-    assert len(found[dense]) == 13394
+    assert len(table) == len(found) == 19
+    assert len(found[dense]) == images
 
     def right_of(name, share):
         if name in SETS:
@@ -126,11 +134,13 @@ def test_level_is_that_of_the_images():
         if row["points to dense"]:
             change = statistics.paired_difference(right, found[dense])
             assert row["points to dense"] == statistics.format_difference(change), row
+        if row["level"]:
+            assert (row["level"] == "yes") == (change.low > -1.5), row
     pair = right_of(STAGES, 0.6), right_of("most attended", 0.5)
     change = statistics.paired_difference(*pair)
     assert faster["difference"] == statistics.format_difference(change)
-    assert faster["verdict"] == "decided"
-    assert statistics.mcnemar(*pair) < study.LEVEL
+    decided = statistics.mcnemar(*pair) < study.LEVEL
+    assert (faster["verdict"] == "decided") == decided
 
 
 def test_pages_say_by_which_crop_the_points_were_measured():
@@ -141,6 +151,8 @@ def test_pages_say_by_which_crop_the_points_were_measured():
             text = Preprocessing.from_json(point["setting"]).text
             ways.setdefault(point["experiment"], set()).add(text)
     assert ways["level"] == {study.enlarged(parts.SIDE).text}
+    weights = Preprocessing(parts.SIDE, **registry.published_crop("deit_ti"))
+    assert ways["level-crop"] == {weights.text}
     assert ways["parts"] == ways["carried"] == {study.as_it_is(parts.SIDE).text}
     for experiment, texts in ways.items():
         place = ("docs/tables/parts/elsewhere.md", f"`{experiment}`")
