@@ -610,13 +610,12 @@ def _check_sweep():
     """Raise InputError for --sweep beside a field that names the reduction, too."""
     if "sweep" not in flags.FLAGS or not flags.FLAGS["sweep"].value:
         return
-    for field in (METHOD, MACS):
-        if is_typed(field):
-            raise InputError(
-                f"is given with --config.{field}",
-                field="--sweep",
-                allowed="one of the two",
-            )
+    for other in typed_reduction():
+        raise InputError(
+            f"is given with {other}",
+            field="--sweep",
+            allowed="one of the two",
+        )
 
 
 def _unknown(name):
@@ -785,6 +784,11 @@ def _take_macs():
     if not is_typed(METHOD) and not flags.FLAGS["config"].value:
         stands_for.append((METHOD, "auto"))
     _overrides = Overrides([*_overrides, *stands_for])
+
+
+def typed_reduction() -> list[str]:
+    """The typed --config.FIELD that name the method or its cost; --macs is none."""
+    return [f"--config.{field}" for field in (METHOD, MACS) if is_typed(field)]
 
 
 def is_typed(field: str) -> bool:

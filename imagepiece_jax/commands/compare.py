@@ -21,7 +21,6 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal, share
 from imagepiece_jax.common.files import check_folder
-from imagepiece_jax.config.files import MACS, METHOD
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model(also_read=cli.OF_IMAGES)
@@ -50,14 +49,13 @@ def main():
     macs = cli.typed_macs()
     others = [SHARES, METHODS, METRIC]
     given = ""
-    typed_reduction = [f"--config.{f}" for f in (METHOD, MACS) if cli.is_typed(f)]
     if SWEEP.value:
         given = "--sweep"
     elif macs:
         given = "--macs"
         if METHODS.present:  # at this share
             others = [SHARES]
-    elif typed_reduction:
+    elif typed_reduction := cli.typed_reduction():
         given = typed_reduction[0]
     for flag in others:
         if given and flag.present:

@@ -5,7 +5,6 @@ import concurrent.futures
 import itertools
 import os
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, short_traceback
@@ -78,12 +78,11 @@ class Predictor:
             raise InputError(field="top", value=top, allowed=f"1 to {classes}")
         biased = classes and np.any(vit.variables["params"]["head"]["bias"])
         if classes and self._labels is None and not biased:
-            warnings.warn(
+            warn(
                 "the head has no bias, like CLIP's projection or a head that was not "
                 "trained, so its outputs are no classes, and probabilities of them "
                 "mean nothing; an embedding is "
                 "vit.model.apply(vit.variables, images).logits",
-                stacklevel=3,  # behind short_traceback
             )
         if classes:
             vit.probabilities(np.zeros(classes))  # raises InputError for a regression
