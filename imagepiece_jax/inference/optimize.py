@@ -197,8 +197,9 @@ class CompileOptions(CheckedFields):
     attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
     # how proportional attention adds log(size) to logits: by a "bias", which is exact,
     # or in a "direction" of the keys (`size_direction`), for which cuDNN's attention
-    # needs no bias matrix; no GPU has timed it yet
-    sizes: str = fields.choice("bias", SIZES)
+    # needs no bias matrix; None: a direction where that attention runs and the model
+    # can have it
+    sizes: str | None = fields.optional(fields.choice(allowed=SIZES))
     # photographs, as `Predictor` takes them, that find the directions; None: eight that
     # come with this package
     size_images: Any = None
@@ -289,8 +290,9 @@ def compiler(
         make_folder("cache_dir", requested.cache_dir)
     model = model.clone(dtype=jnp.dtype(dtype))
     model = for_device(model, device, requested.attention, requested.kernels)
-    if requested.sizes == "direction":
-        model, variables = in_keys(vit, model, requested)
+    if takes_direction(model, requested):
+        found = size_direction.directions(vit, requested.size_images)
+        model, variables = size_direction.folded(model, variables, found)
     with jax.default_device(device):
         model, weights = prepare(model, variables, dtype=dtype, gelu=requested.gelu)
     weights = jax.device_put(weights, device)
@@ -341,22 +343,22 @@ def for_device(model, device, attention="auto", kernels=None):
     )
 
 
-def in_keys(vit, model, requested):
-    """(model, variables) with sizes in a direction of the keys.
+def takes_direction(model, requested):
+    """Whether a model gets its sizes in a direction of the keys.
 
-    A model whose attention meets no sizes stays as it is.
-
+    model: for a device (`for_device`)
     requested: the CompileOptions
-    Raises InputError for a model that cannot have them there.
+    Raises InputError where a direction is requested for a model that cannot have it.
     """
-    if not size_direction.has_sizes(model):
-        return model, vit.variables
+    asked = requested.sizes
+    if asked == "bias" or not size_direction.has_sizes(model):
+        return False
     reason = size_direction.reason_against(model)
-    if reason:
+    if asked == "direction" and reason:
         requested.refuse("sizes", "'bias'", f"is 'direction', but the model {reason}")
-    found = size_direction.directions(vit, requested.size_images)
-    plain = model.clone(kernels=None)  # fused reductions add sizes by themselves
-    return size_direction.folded(plain, vit.variables, found)
+    if asked is None and model.backend != "cudnn":
+        return False
+    return not reason
 
 
 def default_kernels(model, device):

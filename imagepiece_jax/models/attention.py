@@ -254,6 +254,28 @@ class Heads(NamedTuple):
     mask: jax.Array | None  # [B, N], 0 for the masked tokens of masked training
 
 
+class MeanKey(nn.Module):
+    """Mean over heads of the keys of tokens, as they are before sizes get a direction.
+
+    [B, n, D] -> [B, n, d] float32
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", zeros, (x.shape[-1], self.width))
+        bias = self.param("bias", zeros, (self.width,))
+        rows = x.reshape(-1, x.shape[-1])
+        product = jnp.dot(
+            rows.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return (product + bias.astype(jnp.float32)[None]).reshape(*x.shape[:2], -1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of the tokens of a state, with scores for reducers.
 
@@ -279,8 +301,10 @@ class Attention(nn.Module):
         if arch.attn_norm:
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
         if in_keys:
-            shape = (self.num_heads, self.dim // self.num_heads)
+            head_dim = self.dim // self.num_heads
+            shape = (self.num_heads, head_dim)
             self.size_direction = self.param("size_direction", zeros, shape)
+            self.mean_key = MeanKey(head_dim, self.dtype)
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
         """(result of attention [B, N, D], scores as the method `scores` returns them).
@@ -386,12 +410,15 @@ class Attention(nn.Module):
         if "attn_columns" in reads:
             received = attention_columns(query, key, bias, live)
             scores["attn_columns"] = state.image(received)
+        image = unrotated["input"][:, state.num_prefix : length]
+        if "input" in reads:
+            scores["input"] = image
         for name in ("key", "query", "value"):
-            if name in reads:
+            if name == "key" in reads and self.sizes == "direction":
+                scores[name] = self.mean_key(image)
+            elif name in reads:
                 image = unrotated[name][:, state.num_prefix : length]
                 scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)
-        if "input" in reads:
-            scores["input"] = unrotated["input"][:, state.num_prefix : length]
         return scores
 
     def weights(self, heads):
