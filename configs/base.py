@@ -31,9 +31,6 @@ def get_config():
     config.model.dtype = "bfloat16"  # of layers; or "float32", or for use "float16";
     #                     parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
-    config.model.kernels = placeholder(str)  # of reductions: "fused" into one kernel
-    #                     each where there is one, "plain", "auto" (fused where that
-    #                     runs); empty: auto in optimized programs on CPUs, else plain
     # These override the size that the name stands for; empty: as named.
     config.model.patch_size = placeholder(int)  # pixels a side
     config.model.embed_dim = placeholder(int)  # width of a token

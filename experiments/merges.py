@@ -62,7 +62,7 @@ def observed(model):
         if step:
             steps.append(step)
     plan = build(model.depth, patches, steps, prefix)
-    return model.clone(plan=plan, kernels=None)
+    return model.clone(plan=plan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,6 +144,10 @@ class Stopped(Exception):
         self.status = 128 + signum
 
 
+# Fields that there were, and what became of them.
+GONE = {"kernels": "fused reductions are gone, and all are plain JAX"}
+
+
 def closest(word, words):
     """The most similar of the `words`, None if none is similar.
 
@@ -163,6 +167,7 @@ def check_names(given, allowed):
     for name in given:
         if name not in allowed:
             hint = suggestion(str(name), allowed, f"allowed: {', '.join(allowed)}")
+            hint = GONE.get(name, hint)
             raise InputError("is unknown", field=str(name), value=name, hint=hint)
 
 

@@ -42,7 +42,6 @@ REDUCTION = (
     {"methods"},
     {"settings"},
     {"sweep_text"},
-    {"kernels"},
 )
 PLAIN_PYTHON = REDUCTION[0]
 

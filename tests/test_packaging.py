@@ -45,8 +45,8 @@ NOT_IMPORTED = {"importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
-# Kernels are compiled where they are used; tables stand beside what reads them.
-SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt", ".gz", ".css")
+# Tables stand beside what reads them.
+SOURCES = (".py", ".json", ".txt", ".gz", ".css")
 
 
 def requirements(name):

@@ -1,7 +1,6 @@
 """Branches for other platforms, more devices and small limits, taken by stand-ins."""
 
 import collections
-import ctypes
 import types
 
 import jax
@@ -15,12 +14,9 @@ from imagepiece_jax.common import machine, parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
-from imagepiece_jax.reduction.layer_plan import Counts
 from tests.command import call, start
-from tests.models import tiny
 from tools import prepare_imagenet as prepare
-from tools import reduction_speed, torch_baselines
+from tools import torch_baselines
 from tools.imagenet import scan, writer
 
 
@@ -29,88 +25,6 @@ def gpu(capability="9.0", **attributes):
     found = {"platform": "gpu", "device_kind": "NVIDIA H200"}
     found["compute_capability"] = capability
     return types.SimpleNamespace(**found | attributes)
-
-
-@pytest.mark.parametrize(
-    "here, of_device, of_shapes, kernels",
-    [
-        (types.SimpleNamespace(platform="cpu"), None, None, "cpu"),
-        (types.SimpleNamespace(platform="cpu"), "a compiler", None, None),
-        (types.SimpleNamespace(platform="tpu"), "a GPU", None, None),
-        (gpu("7.5"), "a newer one", None, None),
-        (gpu("9.0"), None, None, "9.0"),
-        (gpu("12.0"), None, "less memory", None),
-    ],
-)
-def test_auto_takes_fused_kernels_where_they_run(
-    monkeypatch, here, of_device, of_shapes, kernels
-):
-    asked_about = []
-
-    def reason(*platform):
-        asked_about.append(platform)
-        return of_device
-
-    monkeypatch.setattr(fused, "unsupported_reason", reason)
-    monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_, **__: of_shapes)
-    model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
-    assert resolve_kernels("auto", model, here) == kernels
-    capability = getattr(here, "compute_capability", None)
-    assert asked_about == [(here.platform, capability)]
-    if of_device or of_shapes:
-        with pytest.raises(InputError, match=f"needs {of_device or of_shapes}"):
-            resolve_kernels("fused", model, here)
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """The library for GPUs is a stand-in; what is registered with XLA, by platform."""
-    found = {}
-    library = types.SimpleNamespace(ImagepieceReduce=ctypes.c_int(0))
-    library.imagepiece_shared_bytes = lambda *numbers: 150 * 1024
-    monkeypatch.setattr(build, "library", lambda *_: library)
-    monkeypatch.setattr(jax.ffi, "pycapsule", lambda handler: handler)
-    monkeypatch.setattr(
-        jax.ffi,
-        "register_ffi_target",
-        lambda target, handler, platform: found.setdefault(platform, library),
-    )
-    fused.register_library.cache_clear()
-    yield found
-    fused.register_library.cache_clear()
-
-
-def test_compiling_for_a_described_gpu_asks_no_driver(registered):
-    assert fused.unsupported_reason("gpu", "8.9") is None
-    assert list(registered) == ["CUDA"]
-
-
-@pytest.mark.parametrize("capability, fits", [("8.0", True), ("8.9", False)])
-def test_shared_memory_is_that_of_the_card(registered, capability, fits):
-    """163 KiB on an A100, 99 KiB on cards that are not named; 150 are needed."""
-    model = tiny.model(embed_dim=384, num_heads=6, dtype="bfloat16")
-    counts = Counts(n_in=576, n_out=288)
-    reason = fused.Kernel("prune").unsupported_reason(model, counts, capability)
-    limit = "at most 101376 bytes of shared memory an image, not 153600"
-    assert reason == (None if fits else limit)
-
-
-@pytest.mark.parametrize(
-    "machine, flag", [("x86_64", "-march=native"), ("aarch64", "-mcpu=native")]
-)
-def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
-    monkeypatch.setattr(build.platform, "machine", lambda: machine)
-    command, _ = build.command_and_source("cpu", "c++", None)
-    assert flag in command and "-fPIC" in command
-
-
-def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
-    monkeypatch.setattr(device, "platform", lambda: "tpu")
-    assert "a CPU or an NVIDIA GPU" in reduction_speed.unsupported_reason("float32")
-    assert reduction_speed.versions("float32") == ("plain",)
-    monkeypatch.setattr(fused, "unsupported_reason", lambda *_: None)
-    assert reduction_speed.versions("float32") == ("plain", "fused")
-    assert reduction_speed.versions("float16") == ("plain",)
 
 
 def test_the_benchmarked_device(monkeypatch):

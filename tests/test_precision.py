@@ -17,7 +17,7 @@ from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
-from tools import kernel_agreement as agreement
+from tools import near_ties
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
 SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}
@@ -66,7 +66,6 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
     words = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
     words += ["--config.reduction.merge_blocks=(0,)", "--config.model.dtype=float32"]
     words += ["--config.reduction.prune_blocks=(1,)", f"--weights={weights}"]
-    words += ["--config.model.kernels=plain"]
     config = ROOT / "configs" / "quickstart.py"
     call(evaluate.main, "--config", config, *words, "--optimized").ok()
     found = precisions(lowered())
@@ -76,11 +75,11 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
 
 
 @pytest.mark.parametrize(
-    "reduction", agreement.reductions(12), ids=lambda reduction: reduction.rule
+    "reduction", near_ties.reductions(12), ids=lambda reduction: reduction.rule
 )
-def test_what_kernels_are_compared_with(reduction):
-    arrays = agreement.random_inputs(0, 2, 12, 2, 8, "float32")
-    text = agreement.plain_answers.lower(reduction, *arrays).as_text()
+def test_what_near_ties_are_measured_by(reduction):
+    arrays = near_ties.random_inputs(0, 2, 12, 2, 8, "float32")
+    text = near_ties.answers.lower(reduction, *arrays).as_text()
     products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
     assert all("[HIGHEST, HIGHEST]" in line for line in products)
     assert products or reduction.rule == "prune"

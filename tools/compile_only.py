@@ -130,18 +130,15 @@ def _gmacs(config):
 
 
 def unplaced(config):
-    """Return `config` with an attention and reductions that every device supports."""
+    """Return `config` with an attention that every device supports."""
     config = config.copy_and_resolve_references()
-    config.model.update(attention="xla", kernels="plain")
+    config.model.attention = "xla"
     return config
 
 
 def placed(model, config):
-    """Return `model` with the attention and kernels of `config` on an H200."""
-    requested = config.model
-    return optimize.for_device(
-        model, h200.device(), requested.attention, requested.kernels
-    )
+    """Return `model` with the attention of `config` on an H200."""
+    return optimize.for_device(model, h200.device(), config.model.attention)
 
 
 def inference_text(config):
@@ -158,7 +155,7 @@ def inference_text(config):
 def forward_text(model, batch_size, image_size, dtype, place):
     """Return the compiled text of `inference.optimize`'s program for a ViT.
 
-    place: from the prepared model to the one with its attention and kernels on an H200
+    place: from the prepared model to the one with its attention on an H200
     """
     prepared = []
 

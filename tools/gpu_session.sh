@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # All measurements that need a machine with one NVIDIA GPU, in sessions of less than nine
 # minutes: `OUT=folder tools/gpu_session.sh 256`, then `1024`, then `train`. The first
-# also checks and times the fused reductions and the settings of docs/comparison.md, the
-# second runs the tests.
+# also times single reductions and the settings of docs/comparison.md, the second runs
+# the tests.
 #
 # Needs the packages of requirements.txt, jax[cuda13], pytest, and for the baselines torch
 # and timm. A part that fails or takes too long does not stop the others; what it measured
 # is kept. Parts that stand first get their time, and the last ones what is left of it: in
-# `256` the kernels' check and the settings stand before the programs beside timm. $OUT
-# gets log.txt and a JSON-lines file from each benchmark. PYTHON names the interpreter.
+# `256` the settings stand before the programs beside timm. $OUT gets log.txt and a
+# JSON-lines file from each benchmark. PYTHON names the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder: OUT=folder $0 256}"
@@ -48,13 +48,12 @@ configs() { # files of configs/, such as deit_s.py:deit_ti -> flags
 inference() { # batch size: the programs that are compared
   local all="deit_s.py deit_s_imagepiece.py deit_s_imagepiece_fast.py deit_s_evit.py deit_s_tome.py"
   bench "tanh_$1" 200 $(configs $all) $TANH --batch_size "$1" --against timm
-  bench "exact_$1" 110 $(configs deit_s.py deit_s_imagepiece.py) $FUSED \
+  bench "exact_$1" 110 $(configs deit_s.py deit_s_imagepiece.py) \
     --batch_size "$1" --against timm
   bench "tiny_$1" 70 $(configs deit_s.py:deit_ti deit_s_imagepiece.py:deit_ti) $TANH --batch_size "$1"
 }
 
-FUSED=--config.model.kernels=auto
-TANH="--config.model.gelu=tanh $FUSED"
+TANH=--config.model.gelu=tanh
 # A training step without the augmentation on the device.
 PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
   --config.cutmix=0 --config.ema_decay=0"
@@ -63,7 +62,6 @@ PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
 case ${1:-256} in
   256)
     part doctor 40 "$PYTHON" -m imagepiece_jax doctor
-    part kernels 120 "$PYTHON" -m tools.check_kernels
     for size in deit_ti deit_s; do
       part "settings_$size" 110 "$PYTHON" -m tools.gpu_speed --size $size --batch 256 \
         --times "$OUT/settings.jsonl"
@@ -84,7 +82,6 @@ case ${1:-256} in
     bench tome 90 $(configs deit_s_tome.py) $TANH --against tome
     bench sweep 200 $(configs deit_s.py deit_s_imagepiece.py) $TANH --warmup 10 \
       --seconds 0.3 --batch_size 1,2,4,8,16,32,64,128,512
-    bench plain 60 $(configs deit_s.py deit_s_imagepiece.py) --config.model.gelu=tanh
     bench starts 60 $(configs deit_s.py deit_s_imagepiece.py) $TANH --mode copy
     ;;
   *)

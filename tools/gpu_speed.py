@@ -3,9 +3,8 @@
     python -m tools.gpu_speed --size deit_s --times speeds.jsonl
 
 Programs are what `optimize` makes of random weights, in bfloat16 with images on the
-device. --plain adds those with fused reductions once more, with XLA's own. Ratios are
-to the dense model at 224 pixels, round by round, with the lowest and highest of the
-turns. `python -m tools.torch_baselines` times PyTorch beside.
+device. Ratios are to the dense model at 224 pixels, round by round, with the lowest and
+highest of the turns. `python -m tools.torch_baselines` times PyTorch beside.
 """
 
 import json
@@ -21,7 +20,6 @@ from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.kernels import kernels_of
 from tools import onnx_speed
 from tools.onnx_speed import SIDE, STAGES, TIMM
 
@@ -38,7 +36,6 @@ SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
 BATCH = cli.integer("batch", None, "images in a call; default: 256", 1)
 DTYPE = cli.dtype("of weights and layers")
 CHOSEN = cli.listed("models", None, "names of the table, beside dense; default: all")
-PLAIN = cli.switch("plain", False, "fused reductions beside the same without kernels")
 TIMING = cli.timing()
 TIMES = cli.text("times", None, "a file to which a line per program is added")
 
@@ -69,26 +66,22 @@ def measure(names, dtype, rules):
             size, reduction=MODELS[name], stem="patch", image_size=side
         )
         vit = Pretrained(model, random_variables(model, side))
-        for kernels in ("auto", "plain"):
-            program = optimize(vit, batch_size=batch, dtype=dtype, kernels=kernels)
-            programs[name, kernels_of(program.model)] = program
-            seconds = program.compile_seconds
-            print(f"{name}: compiled in {seconds:.0f} s", flush=True)
-            if not program.model.kernels or not PLAIN.value:
-                break
-    jobs = {key: timer.TimedCall(on_noise(fast)) for key, fast in programs.items()}
+        program = optimize(vit, batch_size=batch, dtype=dtype)
+        programs[name] = program
+        seconds = program.compile_seconds
+        print(f"{name}: compiled in {seconds:.0f} s", flush=True)
+    jobs = {name: timer.TimedCall(on_noise(fast)) for name, fast in programs.items()}
     times = timer.measure(jobs, rules)
-    dense = model_macs(programs["dense", "plain"].model, SIDE)
+    dense = model_macs(programs["dense"].model, SIDE)
     rows = []
-    for (name, kernels), program in programs.items():
+    for name, program in programs.items():
         side = SIDES.get(name, SIDE)
-        seconds = times[name, kernels]
+        seconds = times[name]
         rates = timer.spread([batch / second for second in seconds])
-        ratios = timer.speedups(times["dense", "plain"], seconds)
+        ratios = timer.speedups(times["dense"], seconds)
         row = {"size": size, "batch": batch, "runtime": device.name(), "model": name}
         row |= {"rate": rates, "ratio": timer.spread(ratios)}
         row |= {"macs": dense / model_macs(program.model, side)}
-        row |= {"kernels": kernels}
         row |= {"reduction": MODELS[name], "image_size": side, "dtype": dtype}
         rows.append(row)
     return rows
@@ -101,9 +94,8 @@ def table(rows):
         median, low, high = row["ratio"]
         rate = f"{row['rate'][0]:.0f}"
         ratio = f"{median:.2f} [{low:.2f}, {high:.2f}]"
-        line = [row["model"], row["kernels"], rate, ratio, f"{row['macs']:.2f}"]
-        lines.append(line)
-    head = ["model", "reductions", "images/s", "times the dense", "by MACs"]
+        lines.append([row["model"], rate, ratio, f"{row['macs']:.2f}"])
+    head = ["model", "images/s", "times the dense", "by MACs"]
     return markdown_table(head, lines)
 
 

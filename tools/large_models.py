@@ -87,7 +87,7 @@ def compared(name, size):
 
 
 def _placed(model):
-    return optimize.for_device(model, h200.device(), "auto", "auto")
+    return optimize.for_device(model, h200.device())
 
 
 if __name__ == "__main__":

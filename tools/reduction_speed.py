@@ -1,4 +1,4 @@
-"""Time of one reduction alone, as one fused kernel and as XLA's own.
+"""Time of one reduction alone.
 
 python -m tools.reduction_speed --images 256 --dtype bfloat16
 
@@ -18,8 +18,7 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import text_table
-from imagepiece_jax.reduction.kernels import fused
-from tools import kernel_agreement as agreement
+from tools import near_ties
 
 BATCH = cli.integer("images", 256, "reduced at once", 1)
 PATCHES = cli.integer("patches", 196, "of an image, before the step", 8)
@@ -37,15 +36,12 @@ def main():
     rules = TIMING()
     dtype = DTYPE.value or xla_options.fast_dtype()
     copy = device.peak_rates(dtype, rules).copy
-    if lacking := unsupported_reason(dtype):
-        print(f"note: no fused reduction here, it needs {lacking}")
     works = workloads(BATCH.value, PATCHES.value, HEADS.value, dtype)
-    readings = timer.measure({(w.rule, w.version): w.job for w in works}, rules)
+    readings = timer.measure({work.rule: work.job for work in works}, rules)
     rows = []
     for work in works:
-        seconds = readings[work.rule, work.version]
-        ms = [1e3 * s / CHAIN for s in seconds]
-        row = {"rule": work.rule, "way": work.version, **timer.spread(ms)._asdict()}
+        ms = [1e3 * s / CHAIN for s in readings[work.rule]]
+        row = {"rule": work.rule, **timer.spread(ms)._asdict()}
         row |= {"floor": 1e3 * work.bytes / copy, "batch_size": BATCH.value}
         row |= {"tokens": PATCHES.value, "heads": HEADS.value, "dtype": dtype}
         rows.append(row | {"device": device.name(), **dataclasses.asdict(rules)})
@@ -53,7 +49,7 @@ def main():
     table = [["median", "lowest", "highest", "floor", ""]]
     for row in rows:
         cells = (f"{row[key]:.4f}" for key in ("median", "low", "high", "floor"))
-        table.append([*cells, f"{row['rule']}, {row['way']}"])
+        table.append([*cells, row["rule"]])
     print(text_table(table))
     if JSON.value:
         replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
@@ -63,43 +59,27 @@ def main():
 class ReductionWorkload:
     """A job of `CHAIN` reductions."""
 
-    rule: str  # as in PlainAndFused
-    version: str  # "plain" or "fused"
+    rule: str  # as in OneReduction
     job: timer.TimedCall
     bytes: int  # the fewest that one reduction must move
 
 
 def workloads(batch, tokens, heads, dtype):
-    """Return the compiled ReductionWorkloads of every rule and available version."""
+    """Return the compiled ReductionWorkload of every rule."""
     width = heads * HEAD_WIDTH
     inputs = [
-        agreement.random_inputs(seed, batch, tokens, heads, HEAD_WIDTH, dtype)
+        near_ties.random_inputs(seed, batch, tokens, heads, HEAD_WIDTH, dtype)
         for seed in range(CHAIN)
     ]
     compiled = []
-    for reduction in agreement.reductions(tokens):
+    for reduction in near_ties.reductions(tokens):
         # Keys and tokens read and tokens written, each once.
         rows = 2 * (tokens + 1) + reduction.n_out + 1
         moved = batch * rows * width * jnp.dtype(dtype).itemsize
-        for version in versions(dtype):
-            run = _chained(getattr(reduction, version))
-            program = jax.jit(run).lower(inputs).compile()
-            job = timer.TimedCall(lambda number, program=program: program(inputs))
-            compiled.append(ReductionWorkload(reduction.rule, version, job, moved))
+        program = jax.jit(_chained(reduction)).lower(inputs).compile()
+        job = timer.TimedCall(lambda number, program=program: program(inputs))
+        compiled.append(ReductionWorkload(reduction.rule, job, moved))
     return compiled
-
-
-def versions(dtype):
-    """Return ("plain", "fused"), or "plain" alone where the device lacks the kernel."""
-    return ("plain",) if unsupported_reason(dtype) else ("plain", "fused")
-
-
-def unsupported_reason(dtype):
-    """The requirement that the fused reduction lacks here, in words, or None."""
-    if dtype not in fused.DTYPES:
-        return f"dtype {' or '.join(fused.DTYPES)}"
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    return fused.unsupported_reason(device.platform(), capability)
 
 
 def _chained(reduce):

@@ -212,7 +212,6 @@ def _workload(case, call, macs, variant, where):
         peak = torch.cuda.max_memory_allocated()
     facts = {
         "attention": "sdpa",
-        "kernels": "plain",
         "gelu": "exact",
         "stem": "patch",
         "compile_s": compile_s,

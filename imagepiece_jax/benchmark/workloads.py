@@ -33,7 +33,6 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.runs import reduction_of
-from imagepiece_jax.reduction.kernels import kernels_of
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
@@ -125,7 +124,6 @@ class Case:
             batch_size=self.batch_size,
             dtype=self.dtype,
             attention=self.config.model.attention,
-            kernels=self.config.model.kernels,
             pixels=pixels,
         )
 
@@ -220,7 +218,7 @@ class Clock:
 def training_step(config, place=lambda model: model):
     """The training step of a config's last epoch, as `train.py` runs it.
 
-    place: function of a model that returns the one to run, such as with other kernels
+    place: function of a model that returns the one to run, such as with cuDNN
     Returns (the step, a function of a state, a batch and the teacher's variables; a
         function from the model's variables to the first state; the model; the
         teacher's model, or None).
@@ -274,7 +272,6 @@ def _facts(model, seconds, compiled):
         "compile_s": seconds,
         "peak_memory": device.program_bytes(compiled),
         "attention": model.backend,
-        "kernels": kernels_of(model),
         "gelu": model.arch.gelu,
         "stem": model.stem,
     }

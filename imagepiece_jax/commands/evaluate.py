@@ -87,7 +87,6 @@ def main():
             dtype=model.dtype.name,
             gelu=GELU.value,
             attention=config.model.attention,
-            kernels=config.model.kernels,
             pixels=True,
         )
         result, change = accuracy.evaluate_program(

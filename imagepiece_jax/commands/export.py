@@ -90,7 +90,7 @@ def _check_taken(fields, form):
 
     fields: the group "model" of the config
     """
-    taken = {"attention": "xla", "kernels": "plain"}
+    taken = {"attention": "xla"}
     if form == "onnx":
         taken["dtype"] = "float32"
     for field, value in taken.items():

@@ -54,7 +54,6 @@ def main(words):
             labels=LABELS.value,
             top=TOP.value,
             attention=config.model.attention,
-            kernels=config.model.kernels,
         )
     except InputError as error:
         raise error.renamed(flags_of("labels", "top")) from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import InputError, closest, suggestion
+from imagepiece_jax.errors import GONE, InputError, closest, suggestion
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -370,6 +370,8 @@ def _no_such_field(config, field):
     if (alias := ALIASES.get(leaf)) in names:
         hint = f"did you mean config.{alias}?"
         return InputError("is not a field", field=f"config.{field}", hint=hint)
+    if leaf in GONE:
+        return InputError("is not a field", field=f"config.{field}", hint=GONE[leaf])
     siblings = []
     for name in names:
         group, _, last = name.rpartition(".")

@@ -278,14 +278,18 @@ class RunConfig(CheckedFields):
 
     def _read_model(self):
         """Make a ModelConfig and a Method of dicts, and check the teacher's fields."""
-        from imagepiece_jax.models.config import ModelConfig, in_config
+        from imagepiece_jax.models.config import (
+            ModelConfig,
+            fields_in_config,
+            in_config,
+        )
         from imagepiece_jax.reduction.settings import read_reduction
 
         sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
         model = self.model
         try:
             if isinstance(model, dict):
-                model = ModelConfig.from_fields({**model, **sizes})
+                model = ModelConfig.from_fields(fields_in_config(model) | sizes)
             method, prop_attn = read_reduction(self.reduction, model.prop_attn)
         except InputError as error:
             raise in_config(error) from error

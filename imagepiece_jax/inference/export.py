@@ -153,11 +153,11 @@ def checked_file(
 
 
 def _portable(vit, dtype):
-    """The model with XLA's attention and plain reductions, which run everywhere."""
+    """The model with XLA's attention, which runs everywhere."""
     xla_options.check_dtype(dtype, "cpu")
-    fields = {"attention": "xla", "kernels": "plain", "dtype": dtype}
+    fields = {"attention": "xla", "dtype": dtype}
     config = vit.config
     if config is not None:
         config = dataclasses.replace(config, **fields)
-    model = vit.model.clone(backend="xla", kernels=None, dtype=jnp.dtype(dtype))
+    model = vit.model.clone(backend="xla", dtype=jnp.dtype(dtype))
     return dataclasses.replace(vit, model=model, config=config)

@@ -60,9 +60,8 @@ def onnx_model(
     """
     wanted = ProgramOutputs(vit, **outputs)
     check_has_graph(vit, wanted.model)
-    model = wanted.model.clone(kernels=None)
     images = jax_export.exported_images(vit, batch_size, pixels, wanted.tokens)
-    fast, fixed = optimize.prepare(model, vit.variables, dtype="float32")
+    fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")
     with nodes.marked():
         traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)

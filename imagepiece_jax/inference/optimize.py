@@ -45,7 +45,6 @@ from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import final_norm
-from imagepiece_jax.reduction.kernels import CHOICES, kernels_of, resolve_kernels
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
@@ -130,7 +129,6 @@ class Program:
         model = self.model
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
-        reductions = kernels_of(model)
         sizes = ""
         if size_direction.has_sizes(model):
             sizes = f", sizes by a {model.sizes}"
@@ -144,7 +142,7 @@ class Program:
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
-            f"{reductions} reductions, {model.stem} stem, folded{sizes}\n"
+            f"{model.stem} stem, folded{sizes}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{inputs:.0f} MB of weights and images, "
             f"{working_space:.0f} MB to work in\n"
@@ -203,9 +201,6 @@ class CompileOptions(CheckedFields):
     # photographs, as `Predictor` takes them, that find the directions; None: eight that
     # come with this package
     size_images: Any = None
-    # kernels of the reductions, as config.model.kernels; None: the model's, but "auto"
-    # on CPUs, where fused kernels compile in a third of the time and run faster
-    kernels: str | None = fields.optional(fields.choice(allowed=CHOICES))
     # whether the program takes uint8 images and normalizes them, so that only a quarter
     # of the bytes is copied to the device
     pixels: bool = fields.switch(False)
@@ -255,7 +250,7 @@ def optimize(
     tokens: number of image tokens that the program returns as a `TokenList`, in place
         of logits; see `Pretrained.model_with_tokens`
     options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
-        size_images, kernels, pixels, device, compiler_options, cache_dir
+        size_images, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
@@ -289,7 +284,7 @@ def compiler(
     if requested.cache_dir is not None:
         make_folder("cache_dir", requested.cache_dir)
     model = model.clone(dtype=jnp.dtype(dtype))
-    model = for_device(model, device, requested.attention, requested.kernels)
+    model = for_device(model, device, requested.attention)
     if takes_direction(model, requested):
         found = size_direction.directions(vit, requested.size_images)
         model, variables = size_direction.folded(model, variables, found)
@@ -330,17 +325,14 @@ def compiler(
     return compiled
 
 
-def for_device(model, device, attention="auto", kernels=None):
-    """The model with the attention and the kernels of reductions that a device has.
+def for_device(model, device, attention="auto"):
+    """The model with the attention that a device has.
 
-    attention, kernels: as `CompileOptions` has them
+    attention: as `CompileOptions` has it
     """
     head_dim = model.embed_dim // model.num_heads
-    kernels = kernels or default_kernels(model, device)
-    return model.clone(
-        backend=resolve_backend(attention, model.dtype, head_dim, device),
-        kernels=resolve_kernels(kernels, model, device),
-    )
+    backend = resolve_backend(attention, model.dtype, head_dim, device)
+    return model.clone(backend=backend)
 
 
 def takes_direction(model, requested):

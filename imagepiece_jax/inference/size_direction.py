@@ -101,7 +101,7 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
     if kept is not None and kept.exists():
         with contextlib.suppress(OSError, ValueError):  # a damaged file
             return np.load(kept).reshape(shape)
-    exact = {"kernels": None, "backend": "xla", "dtype": jnp.dtype("float32")}
+    exact = {"backend": "xla", "dtype": jnp.dtype("float32")}
     dense = vit.model_with(None).clone(**exact)
     found = []
     for of_queries, of_keys in _moments(dense)(vit.variables, pixels):
@@ -214,9 +214,7 @@ def folded(
             u = np.zeros_like(u)
         name = f"blocks_{index}"
         params[name] = {**params[name], "attn": _without(params[name]["attn"], u)}
-    # Fused reductions would add sizes by themselves.
-    model = model.clone(sizes="direction", kernels=None)
-    return model, {**variables, "params": params}
+    return model.clone(sizes="direction"), {**variables, "params": params}
 
 
 def _without(attention, u):

@@ -377,14 +377,12 @@ class Attention(nn.Module):
         return value.reshape(*x.shape[:2], self.num_heads, -1)
 
     def scores(self, heads, reads, state):
-        """Scores of the tokens of `state` for reducers and kernels, without padding.
+        """Scores of the tokens of `state` for reducers, without padding.
 
         reads: names of the scores
         Returns a dict. "cls_attn" and "attn_columns" are [B, n] float32, as in Taps;
             "key", "query" and "value" are means over heads, [B, n, d]; "input" is
-            [B, n, D]. Kernels read "heads", the (query, key) of attention, or
-            "projected", the same before rotary positions turn them: [B, N, H, d] each,
-            with the prefix.
+            [B, n, D].
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]
@@ -398,12 +396,6 @@ class Attention(nn.Module):
             bias = gone if bias is None else bias + gone
         unrotated = heads.unrotated
         scores = {}
-        if "heads" in reads:
-            scores["heads"] = (query, key)
-        if "projected" in reads:
-            projected_query = unrotated["query"][:, :length]
-            projected_key = unrotated["key"][:, :length]
-            scores["projected"] = (projected_query, projected_key)
         if "cls_attn" in reads:
             row = class_attention(query[:, 0], key, bias)
             scores["cls_attn"] = state.image(row)

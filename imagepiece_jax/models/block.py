@@ -14,7 +14,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, read_by
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, tokens
-from imagepiece_jax.reduction.kernels.fused import Kernel
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.ops import shift_shares
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -28,7 +27,6 @@ class Reduction:
     layer: LayerPlan  # the block's plan
     reducer: Any  # the reducer of the plan's step, bound to its parameters
     num_heads: int  # heads of attention
-    kernel: Kernel | None = None  # a fused kernel that decides as the reducer does
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
     # function of a state: attention of the pool's probe to its image tokens; None where
     # the model has no attention pool
@@ -40,26 +38,16 @@ class Reduction:
         scores: of the tokens of `state`, from `Attention.scores`
         """
         counts = self.layer.counts
-        kernel = self.kernel_for(state)
         taps = self._taps(state, scores, train)
         try:
-            if kernel:
-                state, result = kernel(*scores[kernel.reads], state, counts)
-            else:
-                readable = contract.Declared(taps, self.reducer.needs)
-                result = self.reducer(readable, counts, train)
-                contract.check_form(result, counts)
-                state = tokens.apply(state, result)
+            readable = contract.Declared(taps, self.reducer.needs)
+            result = self.reducer(readable, counts, train)
+            contract.check_form(result, counts)
+            state = tokens.apply(state, result)
         except InputError as error:
             place = contract.place_of(self.reducer, self.block)
             raise error.inside(place=place) from error
         return state, (result, taps)
-
-    def kernel_for(self, state):
-        """The kernel that reduces `state`; None where the reducer has to."""
-        if self.kernel and self.kernel.supports(state):
-            return self.kernel
-        return None
 
     def _taps(self, state, scores, train):
         """The Taps of a state: all that the reducer can read."""
@@ -162,10 +150,6 @@ class Block(nn.Module):
             feed_forward = nn.remat(feed_forward)
         if site == "pre":
             state, record = reduction(state, scores, train)
-        if site == "mid":
-            kernel = reduction.kernel_for(state)
-            if kernel:
-                reads = frozenset({kernel.reads})
         if site == "attention":
             state, scores, record = self.attend_reduced(
                 state, reduction, drop_path[0], train

@@ -21,7 +21,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError, check_names, short_traceback
+from imagepiece_jax.errors import GONE, InputError, check_names, short_traceback
 from imagepiece_jax.models import at_cost
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -30,7 +30,6 @@ from imagepiece_jax.models.registry import MODELS, fields_of, instead_of, is_kno
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import contract, settings
-from imagepiece_jax.reduction import kernels as fused_kernels
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.settings import Reduction, as_fields, read_reduction
@@ -101,7 +100,6 @@ class ModelConfig(CheckedFields):
     )
     dtype: str | None = _open(xla_options.layer_dtype(), "float32")
     attention: str | None = _open(choice(allowed=BACKENDS), "auto")
-    kernels: str | None = _open(choice(allowed=fused_kernels.CHOICES), "plain")
     drop_path_rate: float | None = _open(number(least=0, below=1), 0.0)
     # None: the reduction's default, such as True for ToMe; False for MAE's weights
     prop_attn: bool | None = _open(switch())
@@ -230,8 +228,8 @@ class ModelConfig(CheckedFields):
     def create(self, reduction: Reduction | Method = None) -> ViT:
         """The ViT of this config, with the plan of a reduction (`with_plan`).
 
-        Fields that are None are those of the name, else the usual ones. Attention and
-        the kernels of reductions are chosen for this process's first device.
+        Fields that are None are those of the name, else the usual ones. Attention is
+        chosen for this process's first device.
 
         Raises InputError for fields that do not fit.
         """
@@ -277,13 +275,9 @@ class ModelConfig(CheckedFields):
             axis_name=self.axis_name,
             **sizes,
         )
-        model = with_plan(
+        return with_plan(
             dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
         )
-        if fields["kernels"] == "plain":
-            return model
-        kernels = fused_kernels.resolve_kernels(fields["kernels"], model)
-        return model.clone(kernels=kernels)
 
     def gmacs(self, reduction: Reduction = None) -> float:
         """GMACs of one image through `create(reduction)`."""
@@ -396,6 +390,14 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
     check_names(changes, ["reduction", *ModelConfig.names()])
     config = ModelConfig.from_fields({"name": name, **changes})
     return config.create_at_cost(reduction)
+
+
+def fields_in_config(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a ModelConfig in a config's group `model`; old ones are left out.
+
+    Configs and run folders may name a field that there was.
+    """
+    return {name: value for name, value in group.items() if name not in GONE}
 
 
 def in_config(error: InputError) -> InputError:

@@ -32,8 +32,6 @@ def describe(model, others, image_size):
     dead = dead_macs(model) / 1e9
     if dead:
         lines.append(f"{dead:#.4g} GMACs of the last block are not computed for logits")
-    if model.kernels:
-        lines.append(f"reductions in fused kernels, for {model.kernels}")
     return "\n".join(lines)
 
 

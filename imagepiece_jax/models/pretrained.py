@@ -37,7 +37,6 @@ from imagepiece_jax.models.variables import (
 )
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.settings import (
     DENSE,
     Reduction,
@@ -394,9 +393,7 @@ class Pretrained:
         return self._with_model(model, params)
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
-        """The same model with reductions in plain JAX, which show all that they decide.
-
-        Fused kernels leave scores out.
+        """The same model in `dtype`, without drop path.
 
         dtype: of the layers; None: the model's
         """
@@ -407,11 +404,10 @@ class Pretrained:
         model = self.model.clone(
             dtype=jnp.dtype(dtype),
             backend=resolve_backend(asked or "auto", dtype, width),
-            kernels=None,
             drop_path_rate=0.0,
         )
         if config is not None:
-            fields = dict.fromkeys(("drop_path_rate", "kernels", "prop_attn"))
+            fields = dict.fromkeys(("drop_path_rate", "prop_attn"))
             config = dataclasses.replace(config, dtype=dtype, **fields)
         return dataclasses.replace(self, model=model, config=config)
 
@@ -479,11 +475,8 @@ class Pretrained:
             raise error.with_facts(hint=remedy) from error
 
     def _planned(self, model, reduction, grid):
-        """`model` with the plan of a reduction, and fused kernels if ours has them."""
-        model = with_plan(model.clone(kernels=None), reduction, grid, self.name)
-        if self.model.kernels:
-            model = model.clone(kernels=resolve_kernels("auto", model))
-        return model
+        """`model` with the plan of a reduction."""
+        return with_plan(model, reduction, grid, self.name)
 
     @property
     def _learned(self):

@@ -23,9 +23,7 @@ def variable_shapes(model, image_size):
     All blocks have the same ones: one block is traced for all plans and methods of a
     model, and each reducer that learns by itself.
     """
-    one_block = model.clone(
-        axis_name=None, plan=(LayerPlan(0, 0),), prop_attn=False, kernels=None
-    )
+    one_block = model.clone(axis_name=None, plan=(LayerPlan(0, 0),), prop_attn=False)
     of_one_block = _shapes(one_block, image_size)
     shapes = {}
     for collection, values in of_one_block.items():

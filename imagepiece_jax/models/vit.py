@@ -19,7 +19,7 @@ from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
-from imagepiece_jax.reduction import contract, kernels, layer_plan, tokens
+from imagepiece_jax.reduction import contract, layer_plan, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -92,9 +92,6 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32  # in which layers compute
     axis_name: str | None = None  # device axis over which batch norm is synchronized
     remat: bool = False  # whether the backward pass computes activations again
-    # the device whose fused kernels replace reducers that have one: "cpu", or a GPU's
-    # compute capability; they decide the same, but leave scores out of `taps`
-    kernels: str | None = None
     folded: bool = False  # whether the stem has the variables of `stems.fold`
     # whether the last block computes only the tokens that the head reads, where these
     # are in the prefix; enough for logits and pooled vectors
@@ -231,8 +228,7 @@ class ViT(nn.Module):
                 reducer(taps, Counts(n, n))
         if layer.counts is None:
             return None
-        kernel = kernels.find(layer.step, self, self.kernels)
-        return Reduction(index, layer, reducer, self.num_heads, kernel, keys, probe)
+        return Reduction(index, layer, reducer, self.num_heads, keys, probe)
 
     def _drop_path(self, keys, train):
         """For each block the factors of its two branches, each [B] or None."""

@@ -15,7 +15,7 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, size_of
+from imagepiece_jax.models.config import ModelConfig, fields_in_config, size_of
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
@@ -208,7 +208,7 @@ def own_files(path):
 def model_fields(config):
     """The arguments of `create_model` in the config of a run, without its reduction."""
     sizes = {"image_size": config["image_size"], "num_classes": config["num_classes"]}
-    return as_tuple(config["model"]) | sizes
+    return as_tuple(fields_in_config(config["model"])) | sizes
 
 
 def model_config(config) -> ModelConfig:

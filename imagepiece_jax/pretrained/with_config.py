@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 # Fields of a config's model that weights do not decide; the others are theirs.
-FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
+FREE = ("dtype", "attention", "drop_path_rate", "prop_attn")
 # Arguments by the flags that say them.
 TYPED_AS = {"path": "--weights", "checkpoint": "--checkpoint"}
 

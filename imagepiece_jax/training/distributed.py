@@ -325,7 +325,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     """Raise InputError where the processes of a run disagree on their settings.
 
     config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
-    model: whose attention and kernels depend on the devices where they are "auto"
+    model: whose attention depends on the devices where it is "auto"
     """
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
@@ -334,7 +334,6 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
             "--dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
             "config.model.attention, resolved for the devices there,": model.backend,
-            "config.model.kernels, for the devices there,": model.kernels or "plain",
             "the count of training and test images": data.images,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }

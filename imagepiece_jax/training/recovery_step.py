@@ -205,8 +205,8 @@ class Fit:
         self.vit = vit
         self.recipe = recipe
         self.image_size = teacher.image_size  # size of the images in batches
-        self.model = vit.model.clone(kernels=None)
-        self.dense = teacher.model.clone(kernels=None)
+        self.model = vit.model
+        self.dense = teacher.model
         self.comparison = Comparison(vit, recipe)
         self.split = split
         self.join = join

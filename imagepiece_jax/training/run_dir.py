@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import GONE, InputError, RunError
 from imagepiece_jax.pretrained import runs
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.training.logging import read_metrics
@@ -36,6 +36,7 @@ MAY_CHANGE = (
     *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
     *("progress", "pictures", "profile"),
 )
+FORMER = tuple(f"model.{name}" for name in GONE)  # that old runs have
 OTHER = "choose another --workdir"
 # What a shell or a scheduler writes into the folder before a run starts there.
 LOGS = (".err", ".log", ".out", ".txt")
@@ -78,7 +79,8 @@ def check_folder(workdir):
 def check_config(workdir, config: dict):
     """Check that `workdir` holds no run that took a step with another config.
 
-    Every field but `MAY_CHANGE` must be equal; 1, 1.0 and True are three values.
+    Every field but `MAY_CHANGE` and `FORMER` must be equal; 1, 1.0 and True are three
+    values.
 
     config: nested dict of JSON values (tuples count as lists)
     Raises InputError for the first field that differs, with the ways out, for a run
@@ -102,7 +104,7 @@ def check_config(workdir, config: dict):
     for name in new | old:
         before = old.get(name, "not a field")
         now = new.get(name, "not a field")
-        if before != now and name not in MAY_CHANGE:
+        if before != now and name not in (*MAY_CHANGE, *FORMER):
             problem = f"is {now}, but {before} in the run there"
             hint = f"change it back, or {OTHER}"
             if not name.startswith("init."):

@@ -78,7 +78,7 @@ def trace(
     It ends at the first soft reduction: tokens overlap there, and later ones have no
     place on the image.
 
-    model: with plain kernels, not of masked training
+    model: not of masked training
     problem_type: of the head, as Pretrained has it
     """
     slots, soft_weights, attention, logits = _in_batches(model, variables, images)

@@ -26,7 +26,7 @@ class Mean:
 
     compile_seconds = 1.0
 
-    def __init__(self, vit, *, batch_size, pixels, dtype, attention, kernels):
+    def __init__(self, vit, *, batch_size, pixels, dtype, attention):
         self.model = vit.model
         self.seen = []
         shape = (batch_size, 16, 16, 3)

@@ -15,7 +15,6 @@ from tests.reduction.methods.test_imagepiece import (
     FIELDS,
     block_counts,
     first_step,
-    kernel_rules,
     taps,
 )
 from tests.reduction.steps import decide
@@ -57,12 +56,6 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
     assert set(place) == {*itertools.product((0, 2, 4), (1, 3, 5))}
     expected = images * (n - counts.n_out) / 9
     assert all(abs(times / expected - 1) < 0.15 for times in place.values())
-
-
-def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():
-    assert kernel_rules(controls.ImagePieceMatched()) == ["bipartite"] * 9
-    rules = kernel_rules(controls.ImagePieceRandom())
-    assert rules == [None, None, "prune"] * 3
 
 
 def test_controls_are_methods_while_they_are_registered():

@@ -13,7 +13,6 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -115,7 +114,7 @@ def test_a_program_is_described_and_kept_where_requested(program, cache):
     text = program.describe()
     assert "3 images of 20x20, float32" in text
     assert "26 to 16 tokens, 0.000 GMACs an image" in text
-    assert "float32, exact GELU, xla attention, plain reductions, conv stem" in text
+    assert "float32, exact GELU, xla attention, conv stem" in text
     assert "compiler options: xla_backend_optimization_level=0" in text
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
@@ -124,19 +123,6 @@ def test_a_program_is_described_and_kept_where_requested(program, cache):
     assert jax.config.jax_compilation_cache_dir != str(cache)
     jax.jit(lambda x: x * 3)(jnp.ones(5))
     assert sorted(cache.iterdir()) == kept
-
-
-def test_reductions_are_fused_on_cpus(monkeypatch):
-    model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
-    cpu = types.SimpleNamespace(platform="cpu")
-    gpu = types.SimpleNamespace(platform="gpu")
-    gpu.compute_capability = "9.0"
-    monkeypatch.setattr(fused, "unsupported_reason", lambda *of: None)
-    monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_: None)
-    assert optimize.default_kernels(model, cpu) == "auto"
-    assert optimize.for_device(model, cpu, kernels="auto").kernels == "cpu"
-    assert optimize.default_kernels(model, gpu) == "plain"
-    assert optimize.default_kernels(model.clone(kernels="9.0"), gpu) == "fused"
 
 
 def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
@@ -154,12 +140,12 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         *(("dtype", dtype, dtype, "") for dtype in ([], "int8", "float16")),
         ("gelu", "relu", "relu", ""),
         ("attention", "flash", "flash", ""),
-        *(("kernels", kernels, kernels, "") for kernels in ("quick", [])),
         ("pixels", "no", "no", ""),
         *(("compiler_options", given, given, "") for given in (3, {"xla_no": 1})),
         *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
         *(("cache_dir", folder, folder, "") for folder in (3, "/dev/null/x")),
         ("batchsize", 8, "batchsize", "did you mean batch_size?"),
+        ("kernels", "fused", "kernels", "fused reductions are gone"),
         ("image_size", 16, "image_size", "allowed: tokens, batch_size, "),
     ],
 )

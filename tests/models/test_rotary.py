@@ -21,7 +21,6 @@ from tests import oracles
 from tests.models import tiny
 from tests.models.test_families import few
 from tests.models.traced_programs import equations, program
-from tests.reduction.kernels.inputs import needs_compiler
 from tests.reduction.steps import apply
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -288,31 +287,6 @@ def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
     traced = program(made, train=False, backward=False)
     sines = [each for each in equations(traced) if each.primitive.name == "sin"]
     assert [sine.outvars[0].aval.shape for sine in sines] == [(2, 18, 1, 4)]
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    "reduction", [tiny.EVIT | {"blocks": (0, 1)}, {"name": "tome", "r": 4}]
-)
-def test_fused_kernels_rank_turned_keys_and_compare_plain_ones(reduction):
-    plain = model("dinov3", reduction, depth=2, kernels="plain")
-    fast = model("dinov3", reduction, depth=2, kernels="fused")
-    assert fast.kernels == "cpu"
-    variables = tiny.variables(plain)
-    images = tiny.images()
-    want = tiny.jit(plain.apply)(variables, images)
-    got = tiny.jit(fast.apply)(variables, images)
-    np.testing.assert_array_equal(tiny.slots(got), tiny.slots(want))
-    places = want.state.coordinates
-    np.testing.assert_allclose(got.state.coordinates, places, atol=1e-6)
-    np.testing.assert_allclose(got.logits, want.logits, atol=2e-5)
-
-
-@needs_compiler
-def test_a_kernel_that_does_both_is_refused():
-    with refused("kernels", "fused", "needs positions that are not rotary"):
-        model("dinov3", tiny.IMAGEPIECE, kernels="fused")
-    assert model("dinov3", tiny.IMAGEPIECE, kernels="auto").kernels is None
 
 
 def test_heads_without_whole_planes_are_named():

@@ -401,12 +401,26 @@ def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(tmp_path):
     variables = tiny.fill(variable_shapes(model.create_model(), 16))
     with Checkpoints(run) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
-    emptied = [("model.mlp_ratio", ""), ("model.name", "None"), ("model.kernels", "")]
+    emptied = [("model.mlp_ratio", ""), ("model.name", "None")]
     given = run, base.get_config(), Overrides(emptied)
     config, vit = load_with_config(*given)
     assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
-    assert config.model.kernels is None  # of a device, not of the weights
     assert RunConfig.from_config(config).create_model() == vit.model
+
+
+def test_runs_and_configs_that_name_fused_kernels_are_read(tmp_path):
+    """Which are gone, and decided as what is left."""
+    run = run_folder(tmp_path / "run")
+    fields = json.loads((run / "config.json").read_text())
+    model = RunConfig.from_config(fields).create_model()
+    fields["model"]["kernels"] = "fused"
+    (run / "config.json").write_text(json.dumps(fields))
+    _, by_flags = load_with_config(run, base.get_config(), Overrides(), abstract=True)
+    _, by_config = load_with_config(run, ConfigDict(fields), abstract=True)
+    alone = load_as(SavedWeights(run), abstract=True)
+    for vit in (by_flags, by_config, alone):
+        assert vit.model.plan == model.plan
+    assert RunConfig.from_config(ConfigDict(fields)).create_model() == model
 
 
 def test_what_a_path_says_is_no_model(tmp_path, tensors):

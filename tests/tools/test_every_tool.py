@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.kernels import build
 from tests.command import call
 from tests.tools.test_compile_only import COPY, TEXT
 from tools import attention_speed, gpu_speed, h200, large_models, onnx_speed
@@ -92,18 +91,6 @@ def test_settings_are_timed_on_a_gpu_beside_the_dense_model(tmp_path):
     assert "| dense at 160 pixels |" in out
     error = call(gpu_speed.main, *words[:-1], "--models=Dense").err
     assert error.startswith("error: --models is 'Dense'; allowed: dense, ImagePiece")
-
-
-def test_fused_reductions_are_timed_beside_plain_ones(tmp_path):
-    """A dense model has neither, and is timed once."""
-    file = tmp_path / "times"
-    words = [f"--times={file}", "--size=deit_ti", "--batch=1", "--warmup=2", "--plain"]
-    words += ["--repeats=1", "--seconds=0", "--models=EViT .7", "--dtype=float32"]
-    call(gpu_speed.main, *words).ok()
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    timed = [(row["model"], row["kernels"]) for row in rows]
-    fused = [("EViT .7", "fused")] if build.host_compilers() else []
-    assert timed == [("dense", "plain"), *fused, ("EViT .7", "plain")]
 
 
 def test_attention_is_timed_with_and_without_sizes(tmp_path, monkeypatch):

@@ -14,7 +14,6 @@ from tests.command import call
 from tests.runs import ROOT
 from tools import (
     attention_speed,
-    check_kernels,
     gpu_speed,
     reduction_speed,
     torch_baselines,
@@ -25,7 +24,6 @@ COMMANDS = {
     "torch_baselines": torch_baselines.main,
     "reduction_speed": reduction_speed.main,
     "attention_speed": attention_speed.main,
-    "check_kernels": check_kernels.main,
     "gpu_speed": gpu_speed.main,
     "doctor": doctor.main,
 }

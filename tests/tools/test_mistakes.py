@@ -7,7 +7,6 @@ import pytest
 from tests.benchmark.small import TINY
 from tests.command import call, sentence
 
-AGREEMENT = "check_kernels"
 SCALE = "imagenet_scale"
 PREPARE = "prepare_imagenet"
 FLAGS = ("--source=y", "--partial", "--dir=x")
@@ -16,11 +15,6 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
 @pytest.mark.parametrize(
     "tool, words, start",
     [
-        (AGREEMENT, ["--random=0"], "--random is 0"),
-        (AGREEMENT, ["--weights=a.npz"], "--weights is a.npz: no such file"),
-        (AGREEMENT, ["--config=configs/deit_s.py"], "--weights is missing"),
-        (AGREEMENT, ["--mean=0,0,0", "--std=1,1,1"], "--weights is missing"),
-        (AGREEMENT, ["--mean=0,0,0"], "--mean is given without"),
         ("compile_only", [*TINY, "--mode=copy"], "--mode is 'copy'"),
         ("compile_only", [*TINY, "--mode="], "--mode is ''"),
         ("compile_only", [*TINY, "--batch_size=0"], "--batch_size is '0'"),

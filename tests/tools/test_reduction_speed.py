@@ -24,9 +24,6 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "peak_rates", lambda *_: device.PeakRates(1.0, 2e6))
     monkeypatch.setattr(timer, "measure", measure)
     monkeypatch.setattr(reduction_speed, "CHAIN", 2)
-    monkeypatch.setattr(
-        reduction_speed, "unsupported_reason", lambda dtype: "a compiler"
-    )
     out = tmp_path / "a.json"
     ended = call(reduction_speed.main, *TINY, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")
@@ -40,7 +37,7 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
         # keys and tokens of 13 rows read, those kept written; 64 floats each
         bytes_moved = 2 * (13 + 13 + left[row["rule"]] + 1) * 64 * 4
         assert row["floor"] == pytest.approx(1e3 * bytes_moved / 2e6)
-        results = called[0][row["rule"], "plain"]
+        results = called[0][row["rule"]]
         assert len(results) == 2
         assert {x.shape for x, _, _ in results} == {(2, left[row["rule"]] + 1, 64)}
         first, second = (np.asarray(x) for x, _, _ in results)

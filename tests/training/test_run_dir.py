@@ -54,6 +54,11 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     assert json.loads((tmp_path / "config.json").read_text())["data"]["workers"] == 8
 
 
+def test_a_run_whose_config_names_fused_kernels_is_resumed(tmp_path):
+    started(tmp_path, changed(model={"kernels": "plain", "depth": 2}))
+    check_config(tmp_path, changed(model={"depth": 2}))
+
+
 @pytest.mark.parametrize(
     "config, field, now, before",
     [

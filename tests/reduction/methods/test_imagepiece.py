@@ -1,14 +1,11 @@
 """ImagePiece's schedules, the blocks and rates that its steps get, and its control."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import kernels
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
@@ -130,20 +127,6 @@ def test_dropping_drops_the_least_attended(gone):
     dropped = np.nonzero(decide(reducer, seen, counts).dest == DROPPED)[1]
     want = np.sort(lowest[:, gone : gone + 4])
     np.testing.assert_array_equal(dropped.reshape(5, 4), want)
-
-
-def test_dropping_takes_the_kernel_that_prunes():
-    merging = kernel_rules(ImagePiece())
-    dropping = kernel_rules(ImagePiece(inattentive="drop"))
-    assert merging == ["retokenize", "retokenize", "prune"] * 3
-    assert dropping == ["prune"] * 9
-
-
-def kernel_rules(method):
-    """Rules of the kernels that stand in for the steps; None: there is none."""
-    model = types.SimpleNamespace(prop_attn=False)
-    found = [kernels.find(step, model, "cpu") for step in method.steps(3 * 4)]
-    return [kernel and kernel.rule for kernel in found]
 
 
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():

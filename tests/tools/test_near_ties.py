@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reduction.kernels.inputs import random_inputs
-from tools.kernel_agreement import (
+from tools.near_ties import (
     EPS,
     Comparison,
-    PlainAndFused,
+    OneReduction,
+    random_inputs,
     reductions,
     score_rounding,
 )
@@ -21,14 +21,7 @@ HEADS = 6
 WIDTH = 64
 
 
-class Instead(PlainAndFused):
-    """A PlainAndFused whose fused version is the plain one of another class."""
-
-    def fused(self, *arrays):
-        return self.other(**dataclasses.asdict(self)).plain(*arrays)
-
-
-class OtherOrder(PlainAndFused):
+class OtherOrder(OneReduction):
     """Sums in another order, and an exp that is 2 ulp off."""
 
     def scores(self, query, key, size):
@@ -40,7 +33,7 @@ class OtherOrder(PlainAndFused):
         return super().metric(key[:, :, ::-1, ::-1])
 
 
-class SwappedCandidates(PlainAndFused):
+class SwappedCandidates(OneReduction):
     """In one image the last token kept and the first token dropped are swapped."""
 
     def scores(self, query, key, size):
@@ -49,14 +42,14 @@ class SwappedCandidates(PlainAndFused):
         return scores.at[0, swapped].set(scores[0, swapped[::-1]])
 
 
-class DroppedHead(PlainAndFused):
+class DroppedHead(OneReduction):
     """The last head is ignored."""
 
-    def plain(self, query, key, x, size):
-        return super().plain(query[:, :, :-1], key[:, :, :-1], x, size)
+    def __call__(self, query, key, x, size):
+        return super().__call__(query[:, :, :-1], key[:, :, :-1], x, size)
 
 
-class OtherPartner(PlainAndFused):
+class OtherPartner(OneReduction):
     """The metric lacks its first feature."""
 
     def metric(self, key):
@@ -64,26 +57,25 @@ class OtherPartner(PlainAndFused):
 
 
 def compared(other, reduction, arrays):
-    of = type("Compared", (Instead,), {"other": other})
     comparison = Comparison()
-    comparison.add(of(**dataclasses.asdict(reduction)), arrays)
+    comparison.add(reduction, other(**dataclasses.asdict(reduction)), arrays)
     return comparison
 
 
 @pytest.mark.parametrize("reduction", reductions(N), ids=lambda r: r.rule)
 def test_rounding_is_no_fault(reduction):
-    arrays = random_inputs(5, 128, N, HEADS, WIDTH)
+    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
     comparison = compared(OtherOrder, reduction, arrays)
     assert comparison.agrees, comparison
 
 
 def test_equal_scores_are_a_tie_after_rounding():
     """The same products in another order: equal scores, some 10 ulp apart."""
-    query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH)
+    query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH, "float32")
     query = np.full_like(query, 2)
     key = np.copy(key)
     key[:, 1 + N // 2 :] = key[:, 1 : 1 + N // 2, :, ::-1]
-    reduction = PlainAndFused("prune", n_out=N // 2 + 3)  # odd: splits a pair
+    reduction = OneReduction("prune", n_out=N // 2 + 3)  # odd: splits a pair
     scores = np.asarray(reduction.scores(query, key, size), np.float64)
     pairs = scores[:, : N // 2], scores[:, N // 2 :]
     apart = np.abs(pairs[0] - pairs[1]) / np.maximum(*pairs)
@@ -110,7 +102,19 @@ PRUNE, RETOKENIZE, BIPARTITE = reductions(N)
     ],
 )
 def test_faults_are_found(other, reduction, images):
-    arrays = [array[:images] for array in random_inputs(5, 128, N, HEADS, WIDTH)]
+    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
+    arrays = [array[:images] for array in arrays]
     comparison = compared(other, reduction, arrays)
     assert not comparison.agrees
     assert max(comparison.gaps) > 1
+
+
+@pytest.mark.parametrize(
+    "images, gaps, error, agrees",
+    [
+        *((101, [], 2.0, True), (101, [1.0], 0, True), (101, [1.1], 0, False)),
+        *((101, [], 2.1, False), (100, [0.0], 0, False)),  # one percent differs
+    ],
+)
+def test_what_agrees(images, gaps, error, agrees):
+    assert Comparison(images=images, gaps=gaps, error=error).agrees is agrees

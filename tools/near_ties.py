@@ -1,4 +1,4 @@
-"""Agreement of the fused reductions with the plain ones, up to near ties.
+"""Agreement of two ways to compute a reduction, up to near ties.
 
 Both round, in different orders and with different exps. Where two scores or
 similarities are nearly equal they may decide differently: a gap is measured in units of
@@ -10,29 +10,23 @@ proportion to the sum of the terms' magnitudes, which is far above the typical e
 """
 
 import dataclasses
-from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import kernels, ops, reducers, tokens
+from imagepiece_jax.reduction import ops, reducers, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
 EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
-DTYPES = ("float32", "bfloat16")
-BATCH = 256
-# Tokens, heads and head width of the random inputs: the first step of DeiT-S, and odd
-# numbers for DeiT-Ti.
-SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainAndFused:
-    """A reduction, plain and fused: rule "prune", "retokenize" or "bipartite".
+class OneReduction:
+    """The reduction of one block: rule "prune", "retokenize" or "bipartite".
 
     All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
     """
@@ -46,14 +40,7 @@ class PlainAndFused:
     parity: int = 0
     size_weighting: bool = True
 
-    def fused(self, query, key, x, size):
-        """Return (x, size, dest), computed by one kernel."""
-        kernel = kernels.KERNELS[type(self._reducer())](self._reducer(), self.prop_attn)
-        state = TokenState(x=x, size=size, num_prefix=self.num_prefix)
-        state, result = kernel(query, key, state, self._counts(x))
-        return state.x, state.size, result.dest
-
-    def plain(self, query, key, x, size):
+    def __call__(self, query, key, x, size):
         """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
         taps = Taps(
@@ -93,7 +80,7 @@ class PlainAndFused:
         """Return the smallest gap that one image's decision depends on.
 
         Its unit is the gap that rounding explains: up to 1 it is a tie. The arrays are
-        one image's ([1, N, ..]); scores and cosines are the plain version's.
+        one image's ([1, N, ..]).
         """
         scores = np.asarray(self.scores(query, key, size), np.float64)[0]
         ties = score_rounding(query, key) * scores
@@ -178,20 +165,23 @@ class Comparison:
         near = all(gap <= 1 for gap in self.gaps)
         return near and 100 * len(self.gaps) < self.images and self.error <= 2
 
-    def add(self, reduction, arrays):
-        """Compare both versions of `reduction` on one batch, image by image."""
-        plain = [np.asarray(a) for a in plain_answers(reduction, *arrays)]
-        fused = [np.asarray(a) for a in _fused(reduction, *arrays)]
-        same = np.all(plain[2] == fused[2], axis=1)
-        same &= np.all(plain[1] == fused[1], axis=1)
+    def add(self, reduction, other, arrays):
+        """Compare a OneReduction with another way on one batch, image by image.
+
+        other: likewise a hashable function of the arrays
+        """
+        ours = [np.asarray(a) for a in answers(reduction, *arrays)]
+        theirs = [np.asarray(a) for a in answers(other, *arrays)]
+        same = np.all(ours[2] == theirs[2], axis=1)
+        same &= np.all(ours[1] == theirs[1], axis=1)
         query, key, _, size = arrays
         for i in np.flatnonzero(~same):
             one = slice(i, i + 1)
             self.gaps.append(float(reduction.gap(query[one], key[one], size[one])))
-        place = float(jnp.finfo(plain[0].dtype).eps)
+        place = float(jnp.finfo(ours[0].dtype).eps)
         if same.any():
-            a = np.asarray(plain[0][same], np.float64)
-            b = np.asarray(fused[0][same], np.float64)
+            a = np.asarray(ours[0][same], np.float64)
+            b = np.asarray(theirs[0][same], np.float64)
             self.error = max(self.error, np.abs(a - b).max() / np.abs(a).max() / place)
         self.images += len(same)
 
@@ -201,20 +191,10 @@ def reductions(n):
     candidates = int(0.3 * n)
     merges = min(round(0.08 * (n + 1)), candidates // 2)
     return (
-        PlainAndFused("prune", int(0.7 * n)),
-        PlainAndFused("retokenize", n - merges, candidates),
-        PlainAndFused("bipartite", n - min(13, n // 2)),
+        OneReduction("prune", int(0.7 * n)),
+        OneReduction("retokenize", n - merges, candidates),
+        OneReduction("bipartite", n - min(13, n // 2)),
     )
-
-
-def compare(batches: Iterable):
-    """Return {rule: Comparison} over `batches` of (query, key, x, size)."""
-    comparisons = {}
-    for arrays in batches:
-        for reduction in reductions(arrays[2].shape[1] - 1):
-            comparison = comparisons.setdefault(reduction.rule, Comparison())
-            comparison.add(reduction, arrays)
-    return comparisons
 
 
 def model_inputs(model, variables, images):
@@ -244,12 +224,6 @@ def model_inputs(model, variables, images):
     return inputs
 
 
-def random_batches(images, dtype):
-    """Yield random inputs for at least `images` images, in whole batches."""
-    for seed in range(-(-images // BATCH)):
-        yield random_inputs(seed, BATCH, *SHAPES[seed % len(SHAPES)], dtype)
-
-
 def random_inputs(seed, batch, n, heads, width, dtype):
     """Return (query, key, x, size) of a class token and `n` others, of sizes 1 to 4."""
     keys = jax.random.split(jax.random.key(seed), 4)
@@ -261,13 +235,9 @@ def random_inputs(seed, batch, n, heads, width, dtype):
 
 
 @jax.jit(static_argnums=0)
-def plain_answers(reduction, *arrays):
-    return reduction.plain(*arrays)
-
-
-@jax.jit(static_argnums=0)
-def _fused(reduction, *arrays):
-    return reduction.fused(*arrays)
+def answers(reduction, *arrays):
+    """What a function of the arrays computes: (x, size, dest)."""
+    return reduction(*arrays)
 
 
 def _steps(values, rounding):
