@@ -353,16 +353,6 @@ def takes_direction(model, requested):
     return not reason
 
 
-def default_kernels(model, device):
-    """The kernels where none are requested: "auto" on CPUs, else the model's.
-
-    On CPUs fused reductions are faster.
-    """
-    if device.platform == "cpu":
-        return "auto"
-    return kernels_of(model)
-
-
 def prepare(model, variables, *, dtype="bfloat16", gelu=None):
     """(model, variables) in the form that is compiled: stem folded, weights cast.
 

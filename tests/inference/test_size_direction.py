@@ -272,10 +272,9 @@ def test_deit_hardly_notices(assets, monkeypatch):
 
 @pytest.mark.slow
 def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
-    """Of the same tokens, in every block that ranks tokens of several sizes.
+    """Of the same tokens, in every block that ranks some.
 
-    A lower rank means less attention, less what it changes by: its standard deviation
-    over tokens is below a hundredth of the attention's.
+    Their order changes by a hundredth of what their attention differs by.
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth", reduction=0.5)
     pixels = odd_photographs(assets, 8)
@@ -300,12 +299,11 @@ def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
         vit.model.apply(vit.variables, images)
     assert len(compared) == 3
     ranks = []
-    for plain, folded in compared: print(np.std(np.log(folded) - np.log(plain)),np.std(np.log(plain)),(np.argsort(plain) == np.argsort(folded)).mean())
     for plain, folded in compared:
         change = np.std(np.log(folded) - np.log(plain))
         assert change < 0.01 * np.std(np.log(plain))
         ranks.append(np.argsort(plain) == np.argsort(folded))
-    assert 0.5 < np.mean(np.concatenate(ranks, axis=1)) < 1
+    assert 0.9 < np.mean(np.concatenate(ranks, axis=1)) < 1
 
 
 @pytest.mark.slow
