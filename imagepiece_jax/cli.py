@@ -343,6 +343,15 @@ def dtype(of):
     return choice("dtype", None, ["float32", "bfloat16", "float16"], help_text)
 
 
+def gelu():
+    """Define --gelu of optimized programs; None stands for what `optimize` takes."""
+    help_text = (
+        "of the optimized program; default: the model's, but tanh for exact on GPUs, "
+        "not in float32"
+    )
+    return choice("gelu", None, ["exact", "tanh"], help_text)
+
+
 def timing():
     """Define --warmup, --repeats and --seconds; return a function that gives Rules."""
     warmup = integer(

@@ -43,6 +43,15 @@ def test_the_benchmarked_device(monkeypatch):
         device.use("cpu")
 
 
+@pytest.mark.parametrize("dtype, gelu", [("float32", None), ("bfloat16", "tanh")])
+def test_a_speed_is_that_of_the_gelu_that_the_device_takes(monkeypatch, dtype, gelu):
+    vit = tiny.pretrained(dtype=dtype)
+    here = workloads.Clock().setting(vit)
+    assert "gelu" not in here
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
+    assert workloads.Clock().setting(vit).get("gelu") == gelu
+
+
 @pytest.mark.parametrize(
     "platform, sides, copied",
     [("cpu", (1024, 2048), 2**27), ("gpu", (4096, 8192, 16384), 2**30)],

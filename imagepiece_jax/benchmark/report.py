@@ -23,6 +23,7 @@ COLUMNS = (
     ("by MACs", lambda r: f"{r['mac_ratio']:.3f}"),
     ("GMACs", lambda r: f"{r['gmacs']:.3f}"),
     ("TMACs/s", lambda r: f"{r['macs_per_s'] / 1e12:,.3f}"),
+    ("GELU", lambda r: r["gelu"]),
     ("of matmul", lambda r: f"{100 * r['ceiling_share']:.1f} %"),
     ("GB", lambda r: _or_blank(r["peak_memory"], 1e9)),
     ("compile, s", lambda r: _or_blank(r["compile_s"], 1.0)),

@@ -101,12 +101,15 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
     return by_label
 
 
-def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]:
+def groups(
+    pairs: dict, batch_sizes, dtype: str, modes, gelu: str | None = None
+) -> list[dict[str, Case]]:
     """Groups of Cases, each {name: Case}: one group for each batch size and mode.
 
     The programs of a group are measured in turns.
 
     pairs: {name: (config, Pretrained, or None for random weights)}
+    gelu: as for `optimize`
     Raises InputError for mistakes that show without compiling.
     """
     settings = [*itertools.product(batch_sizes, modes)]
@@ -115,7 +118,7 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
         try:
             config = _with_tokens(config)
             for group, (batch_size, mode) in zip(listed, settings, strict=True):
-                group[name] = Case(config, mode, batch_size, dtype, vit)
+                group[name] = Case(config, mode, batch_size, dtype, vit, gelu)
                 group[name].check()
         except InputError as error:
             place = f"config {name}" if len(pairs) > 1 else ""

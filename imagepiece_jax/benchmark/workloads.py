@@ -58,9 +58,10 @@ class Case:
     config: its config, of which a copy gets the batch size and dtype
     mode: one of MODES
     vit: its Pretrained; None: random weights
+    gelu: of the optimized program, as `optimize` takes it
     """
 
-    def __init__(self, config, mode, batch_size, dtype, vit=None):
+    def __init__(self, config, mode, batch_size, dtype, vit=None, gelu=None):
         self.config = config.copy_and_resolve_references()
         self.config.batch_size = batch_size
         self.config.model.dtype = dtype
@@ -70,6 +71,7 @@ class Case:
         self.batch_size = batch_size
         self.dtype = dtype
         self.vit = vit
+        self.gelu = gelu
         self.path = None if vit is None else str(vit.source.path)
 
     def check(self):
@@ -123,6 +125,7 @@ class Case:
             vit,
             batch_size=self.batch_size,
             dtype=self.dtype,
+            gelu=self.gelu,
             attention=self.config.model.attention,
             pixels=pixels,
         )
@@ -183,11 +186,17 @@ class Clock:
     batch_size: int = 64
     rules: timer.Rules = timer.Rules()
 
-    @property
-    def setting(self) -> dict:
-        """All that decides a speed besides the model, as JSON values."""
+    def setting(self, vit: Pretrained) -> dict:
+        """All that decides a speed besides the model, as JSON values.
+
+        "gelu" is among them where the program's is not the model's.
+        """
         setting = {"device": device.name(), "batch_size": self.batch_size}
-        return setting | dataclasses.asdict(self.rules)
+        setting |= dataclasses.asdict(self.rules)
+        gelu = optimize.default_gelu(vit.model, jax.local_devices()[0])
+        if gelu != vit.model.arch.gelu:
+            setting["gelu"] = gelu
+        return setting
 
     def __call__(
         self, vit: Pretrained, reduction: Mapping, tokens: int | None = None

@@ -24,6 +24,7 @@ cli.macs()
 SWEEP = cli.sweep("these reductions of one model beside the dense one")
 BATCH_SIZE = cli.repeated("batch_size", ["256"], "one or more, such as 1,8,256")
 DTYPE = cli.dtype("of weights and layers")
+GELU = cli.gelu()
 MODE = cli.listed(
     "mode", ["inference"], "one or more of inference,copy,end_to_end,train"
 )
@@ -66,7 +67,7 @@ def main(others=None):
     if reductions:
         pairs = suite.swept(pairs, configs, reductions)
     note_short_timing(rules)
-    groups = suite.groups(pairs, sizes, dtype, modes)
+    groups = suite.groups(pairs, sizes, dtype, modes, GELU.value)
     suite.run_all(groups, rules, files, others)
 
 

@@ -27,9 +27,7 @@ JSON = cli.text("json", None, "write the results here, too")
 OPTIMIZED = cli.switch(
     "optimized", False, "compare the optimized program with the float32 model"
 )
-GELU = cli.choice(
-    "gelu", None, ["exact", "tanh"], "in the optimized program; default: the model's"
-)
+GELU = cli.gelu()
 
 
 def main():

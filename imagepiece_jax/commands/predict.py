@@ -24,6 +24,7 @@ TOP = cli.integer("top", None, "classes of each image; default: 5, or all of few
 LABELS = cli.choice(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
 )
+GELU = cli.gelu()
 JSON = cli.text("json", None, "a file to write the predictions to, as JSON")
 
 
@@ -54,6 +55,7 @@ def main(words):
             labels=LABELS.value,
             top=TOP.value,
             attention=config.model.attention,
+            gelu=GELU.value,
         )
     except InputError as error:
         raise error.renamed(flags_of("labels", "top")) from error

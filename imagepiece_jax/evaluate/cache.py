@@ -166,7 +166,7 @@ class MeasuredWeights:
             "kind": "speed",
             "fields": self.vit.config.as_dict,
             "reduction": settings.with_defaults(reduction),
-            **self.clock.setting,
+            **self.clock.setting(self.vit),
             **self._tokens_left,
         }
         return self.cache.result(

@@ -169,7 +169,7 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
         rights[entry.method, entry.share] = _right(measured)
     timing = None
     if metric == "ms":
-        timing = checkpoint.clock.setting
+        timing = checkpoint.clock.setting(checkpoint.vit)
     return {
         "weights": vit.source.name,
         "digest": vit.digest,

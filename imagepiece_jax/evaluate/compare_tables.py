@@ -95,6 +95,8 @@ def _measured(report):
         columns["timed on"] = timing["device"]
         columns["batch"] = timing["batch_size"]
         columns["repeats"] = timing["repeats"]
+        if gelu := timing.get("gelu"):
+            columns["GELU"] = gelu
     return markdown_table([*columns], [[*columns.values()]])
 
 

@@ -1,10 +1,11 @@
 """Compilation of a trained model into the fastest program for a device.
 
-`optimize` makes a program faster and does not change what it computes. Weights are cast
-once, batch norms of the stem are folded into its convolutions, the last block computes
-only the tokens that the head reads (`ViT.head_only`), attention is the fastest that the
-device has, and the compiler gets the options with which it fuses best. Only
-`gelu="tanh"`, on request, computes another function.
+`optimize` makes a program faster. Weights are cast once, batch norms of the stem are
+folded into its convolutions, the last block computes only the tokens that the head
+reads (`ViT.head_only`), attention is the fastest that the device has, and the compiler
+gets the options with which it fuses best. None of that changes what is computed, beyond
+rounding. One choice does: in types of two bytes, GPUs compute exact GELU by tanh
+(`default_gelu`), unless `gelu="exact"` is given.
 
 Some changes were tried and gain nothing: folding scale and bias of layer norms into the
 next product (the program for an H200 is the same, as a norm is one kernel either way),
@@ -66,6 +67,7 @@ class Program:
     gmacs: float  # GMACs for one image
     dead_gmacs: float  # the part of these that is not computed (`cost.dead_macs`)
     compile_seconds: float  # how long compilation took
+    own_gelu: str  # the form that the model has without `optimize`
 
     @property
     def batch_size(self) -> int:
@@ -129,6 +131,9 @@ class Program:
         model = self.model
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
+        gelu = f"{model.arch.gelu} GELU"
+        if model.arch.gelu != self.own_gelu:
+            gelu = f"{gelu} in place of {self.own_gelu}"
         sizes = ""
         if size_direction.has_sizes(model):
             sizes = f", sizes by a {model.sizes}"
@@ -141,7 +146,7 @@ class Program:
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
-            f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
+            f"{model.dtype.name}, {gelu}, {model.backend} attention, "
             f"{model.stem} stem, folded{sizes}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{inputs:.0f} MB of weights and images, "
@@ -187,10 +192,9 @@ class CompileOptions(CheckedFields):
     # type of weights and layers; norms, scores, softmax and logits stay float32; None:
     # bfloat16, but float32 on CPUs, where bfloat16 is slow
     dtype: str | None = fields.optional(xla_options.layer_dtype())
-    # form of GELU; None: the model's. "tanh" is faster on GPUs, which compute it in the
-    # kernel of a product, but it is another function: DeiT-Ti, trained with the exact
-    # form, changes by -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %,
-    # paired)
+    # form of GELU; None: the model's, but "tanh" for "exact" in types of two bytes on
+    # GPUs, which compute it in the kernel of a product. It changes a model less than
+    # the type does (docs/tables/gelu/README.md)
     gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
     attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
     # how proportional attention adds log(size) to logits: by a "bias", which is exact,
@@ -289,7 +293,8 @@ def compiler(
         found = size_direction.directions(vit, requested.size_images)
         model, variables = size_direction.folded(model, variables, found)
     with jax.default_device(device):
-        model, weights = prepare(model, variables, dtype=dtype, gelu=requested.gelu)
+        gelu = requested.gelu or default_gelu(model, device)
+        model, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
     dead_gmacs = 0.0
@@ -320,6 +325,7 @@ def compiler(
             gmacs=gmacs,
             dead_gmacs=dead_gmacs,
             compile_seconds=time.perf_counter() - began,
+            own_gelu=vit.model.arch.gelu,
         )
 
     return compiled
@@ -351,6 +357,21 @@ def takes_direction(model, requested):
     if asked is None and model.backend != "cudnn":
         return False
     return not reason
+
+
+def default_gelu(model, device):
+    """The form of GELU where none is requested: the model's, or "tanh" for "exact".
+
+    GPUs compute "tanh" in the kernel of the product before it, and "exact" in one of
+    its own, a fifth of a dense model's time. They get "tanh" where layers have two
+    bytes, whose rounding changes more; float32 stays exact.
+    """
+    form = model.arch.gelu
+    rounds_more = model.dtype.itemsize == 2
+    if form == "exact" and model.arch.has_gelu and rounds_more:
+        if device.platform == "gpu":
+            return "tanh"
+    return form
 
 
 def prepare(model, variables, *, dtype="bfloat16", gelu=None):

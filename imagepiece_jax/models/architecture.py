@@ -69,6 +69,11 @@ class Architecture(CheckedFields):
         return self.class_token + self.dist_token + self.registers
 
     @property
+    def has_gelu(self) -> bool:
+        """Whether something computes a GELU: an MLP of a block, or that of a map."""
+        return self.mlp == "gelu" or self.pool == "map"
+
+    @property
     def head_tokens(self) -> int | None:
         """Number of first tokens that the head reads; None: it reads patches."""
         if self.pool != "token":

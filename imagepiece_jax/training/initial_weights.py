@@ -308,8 +308,8 @@ class InitialWeights:
         del ours["resize"]  # these positions are resized already
         if "head" in fresh:
             del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
-        if model.arch.mlp == "swiglu" and model.arch.pool != "map":
-            del ours["gelu"]  # which nothing computes
+        if not model.arch.has_gelu:
+            del ours["gelu"]
         for field, value in ours.items():
             if not _equal(theirs[field], value):
                 path = config_path(field)

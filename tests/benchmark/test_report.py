@@ -23,7 +23,7 @@ SETTING = {
 
 
 def work(macs, **facts):
-    facts = {"peak_memory": None, "compile_s": None} | facts
+    facts = {"peak_memory": None, "compile_s": None, "gelu": "exact"} | facts
     return Workload(TimedCall(None, None), 10, macs, facts)
 
 
@@ -74,6 +74,7 @@ def test_tables_leave_unknown_cells_blank(rows):
     assert table[3].startswith("| ---")
     cells = markdown.cells(table[4])
     assert cells[0] == "dense" and cells[-2:] == ["2.5", ""]  # GB, and no compile time
+    assert dict(zip(markdown.cells(table[2]), cells, strict=True))["GELU"] == "exact"
     assert table[5].endswith("|  | 1.2 |")
     assert "abacus, float32" in table[7]
     assert "8.000 TFLOP/s" in table[7]

@@ -38,7 +38,7 @@ def measured(tmp_path_factory):
     again.write_text((ROOT / "configs" / "quickstart.py").read_text())
     words = ["--config", again, "--mode=inference,copy", "--batch_size=2"]
     words += ["--json", folder / "a.json", "--markdown", folder / "a.md"]
-    words += ["--plot", folder / "a.png"]
+    words += ["--plot", folder / "a.png", "--gelu=tanh"]
     # A program that is read has no compile_s.
     with pytest.MonkeyPatch.context() as patch, programs.compiled_anew():
         simplify(patch)
@@ -61,6 +61,7 @@ def test_every_figure_is_a_json_line(measured):
         assert len(row["seconds_a_call"]) == row["repeats"] == 2
         assert row["dtype"] == "float32"
         assert row["attention"] == "xla"
+        assert row["gelu"] == "tanh"
         assert row["peak_memory"] > 0
         assert row["compile_s"] > 0
         # The same model twice: overrides reach both.

@@ -1,4 +1,4 @@
-"""The fast program: the same function, and sentences for what it does not take."""
+"""The fast program: what it computes, and sentences for what it does not take."""
 
 import dataclasses
 import types
@@ -93,6 +93,35 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
     assert (fast.model.arch.gelu, model.arch.gelu) == ("tanh", "exact")
     assert fast.images.dtype == "uint8"
+    assert "tanh GELU in place of exact" in fast.describe()
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, arch, form",
+    [
+        ("gpu", "bfloat16", {}, "tanh"),
+        ("gpu", "float16", {}, "tanh"),
+        ("gpu", "float32", {}, "exact"),
+        ("cpu", "bfloat16", {}, "exact"),
+        ("gpu", "bfloat16", {"gelu": "quick"}, "quick"),
+        ("gpu", "bfloat16", {"mlp": "swiglu"}, "exact"),
+        ("gpu", "bfloat16", {"mlp": "swiglu", "pool": "map"}, "tanh"),
+    ],
+)
+def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
+    device = types.SimpleNamespace(platform=platform)
+    assert optimize.default_gelu(tiny.model(dtype=dtype, arch=arch), device) == form
+
+
+def test_the_form_of_the_device_is_taken_where_none_is_requested(monkeypatch):
+    model = tiny.model(depth=1)
+    monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
+    monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
+    variables = tiny.variables(model)
+    assert optimized(model, variables).model.arch.gelu == "tanh"
+    exact = optimized(model, variables, gelu="exact")
+    assert exact.model.arch.gelu == "exact"
+    assert "float32, exact GELU, xla" in exact.describe()
 
 
 def test_only_what_layers_cast_is_cast():

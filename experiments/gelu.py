@@ -1,0 +1,192 @@
+"""What tanh GELU changes, beside what bfloat16 changes anyway.
+
+python -m experiments.gelu --weights FILE --data csv:FILE [--limit 200]
+
+Programs of `optimize` answer the same photographs, dense and at half the MACs, each in
+float32 and bfloat16 with either GELU. All are compared, image by image, with the same
+model in float32 with the exact GELU: by the KL divergence and the first class, or by
+the cosine of pooled vectors where there are no classes. Results are lines of
+docs/tables/gelu/points.jsonl, of which README.md there has the tables.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+import imagepiece_jax
+from experiments import results, study
+from imagepiece_jax import cli
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import FILE, ResultCache, decode_bits, encode_bits
+from imagepiece_jax.evaluate.statistics import Estimate
+from imagepiece_jax.inference.optimize import optimize
+
+FOLDER = results.ROOT / "docs" / "tables" / "gelu"
+PAGE = FOLDER / "README.md"
+WEIGHTS = cli.weights()
+DATA = cli.data()
+LIMIT = cli.integer("limit", None, "images, spread over the set; default: all", 2)
+SIDE = 224  # of images
+
+EXACT = ("float32", "exact")
+PROGRAMS = (EXACT, ("float32", "tanh"), ("bfloat16", "exact"), ("bfloat16", "tanh"))
+DENSE = "dense"
+REDUCTIONS = {DENSE: None, "half of the MACs": 0.5}
+DIGITS = 4  # of a change
+
+
+def measure(vit, images: Sequence[np.ndarray], cache: ResultCache):
+    """Compare the programs of a model, and keep what they change.
+
+    images: batches uint8 of the model's size, all of study.BATCH images but the last
+    """
+
+    @functools.cache
+    def answers(reduction, dtype, gelu):
+        """Logits, or pooled vectors of a model without classes. [images, ..]."""
+        reduced = vit.with_reduction(REDUCTIONS[reduction])
+        options = {"dtype": dtype, "gelu": gelu, "pixels": True}
+        program = optimize(reduced, batch_size=study.BATCH, **options)
+        return np.concatenate([np.asarray(program(batch)) for batch in images])
+
+    def changes(reduction, dtype, gelu):
+        """What a program changes, as JSON values."""
+        found = answers(reduction, dtype, gelu)
+        exact = answers(reduction, *EXACT)
+        change = distance
+        result = {}
+        if vit.model.num_classes:
+            change = study.divergence
+            result["same"] = encode_bits(exact.argmax(axis=1) == found.argmax(axis=1))
+        if reduction != DENSE:
+            result["to_dense"] = rounded(change(answers(DENSE, *EXACT), found))
+        return {"change": rounded(change(exact, found)), **result}
+
+    count = sum(map(len, images))
+    for reduction, (dtype, gelu) in itertools.product(REDUCTIONS, PROGRAMS):
+        if (reduction, dtype, gelu) == (DENSE, *EXACT):
+            continue
+        setting = {"model": vit.name, "weights": vit.digest, "images": count}
+        setting |= {"reduction": reduction, "dtype": dtype, "gelu": gelu}
+        compare = functools.partial(changes, reduction, dtype, gelu)
+        cache.result(setting, compare, f"{reduction}, {dtype}, {gelu} GELU")
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """1 - cosine of vectors. [images, D] twice -> [images]."""
+    one = np.float64(one)
+    other = np.float64(other)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return 1 - np.sum(one * other, axis=1) / lengths
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values]
+
+
+# The tables
+
+
+class Point(NamedTuple):
+    """What a program changes, image by image."""
+
+    change: np.ndarray  # from the same model in float32 with the exact GELU
+    to_dense: np.ndarray  # from the dense model in float32 with the exact GELU
+    same: np.ndarray | None  # bool, of first classes; None: there are none
+
+
+def read_points() -> dict[str, dict[tuple[str, str, str], Point]]:
+    """All points, by the model and by (reduction, type, form of GELU)."""
+    found = {}
+    for line in (FOLDER / FILE).read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        setting = entry["setting"]
+        result = entry["result"]
+        change = np.array(result["change"])
+        same = None
+        if "same" in result:
+            same = decode_bits(result["same"], setting["images"])
+        key = tuple(setting[name] for name in ("reduction", "dtype", "gelu"))
+        to_dense = np.array(result.get("to_dense", change))
+        points = found.setdefault(setting["model"], {})
+        points[key] = Point(change, to_dense, same)
+    return found
+
+
+def tables() -> dict[str, str]:
+    """The tables of the page, by the names that stand in their marks."""
+    rows = {"gelu-classes": [], "gelu-features": []}
+    for model, points in read_points().items():
+        for key, point in points.items():
+            reduction, dtype, gelu = key
+            row = [model, f"{len(point.change):,}", reduction, dtype, gelu]
+            row.append(small(mean(point.change)))
+            table = rows["gelu-features"]
+            if point.same is None:
+                row.append(f"{point.change.max():.5f}")
+            else:
+                table = rows["gelu-classes"]
+                changed = statistics.accuracy(~point.same)
+                row.append(statistics.format_estimate(changed))
+            row.append(small(mean(point.to_dense)))
+            row.append(than_exact(points, key))
+            table.append(row)
+    head = ["model", "images", "reduction", "type", "GELU"]
+    of_classes = ["KL", "first classes that change, %", "KL to dense"]
+    of_features = ["1 - cosine", "the largest", "1 - cosine to dense"]
+    more = "more than exact, to dense"
+    return {
+        "gelu-classes": markdown_table(
+            [*head, *of_classes, more], rows["gelu-classes"]
+        ),
+        "gelu-features": markdown_table(
+            [*head, *of_features, more], rows["gelu-features"]
+        ),
+    }
+
+
+def mean(values: np.ndarray) -> Estimate:
+    """The mean over images, with its interval."""
+    return statistics.mean_difference(values, np.zeros(len(values)))
+
+
+def than_exact(points, key) -> str:
+    """What tanh GELU adds to the distance from the dense model, in the same type."""
+    reduction, dtype, gelu = key
+    exact = points.get((reduction, dtype, "exact"))
+    if gelu == "exact":
+        return ""
+    base = np.zeros(len(points[key].to_dense))
+    if exact is not None:
+        base = exact.to_dense
+    return small(statistics.mean_difference(points[key].to_dense, base), signs=True)
+
+
+def small(estimate: Estimate, signs: bool = False) -> str:
+    return statistics.format_estimate(estimate, 5, signs)
+
+
+def main():
+    vit = imagepiece_jax.load(cli.required(WEIGHTS), image_size=SIDE)
+    source = open_source(cli.required(DATA), "val", num_classes=1000)
+    if LIMIT.value:
+        source = source.spread(LIMIT.value)
+    images = []
+    for batch in study.batches(source, study.as_it_is(SIDE)):
+        images.append(batch["image"][0][batch["mask"][0] > 0])
+    cache = ResultCache(FOLDER, versions=study.versions())
+    with contextlib.closing(cache):
+        measure(vit, images, cache)
+    replace_file(PAGE, results.filled(PAGE.read_text("utf-8"), tables()))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,63 @@
+"""What tanh GELU changes: the page's tables, and their claims."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+
+from experiments import gelu, results
+from imagepiece_jax.evaluate.cache import FILE, ResultCache
+from imagepiece_jax.evaluate.statistics import mean_difference
+from tests.models import tiny
+
+DEIT = "deit_tiny_patch16_224"
+
+
+def test_the_page_has_the_tables():
+    page = gelu.PAGE.read_text("utf-8")
+    assert results.filled(page, gelu.tables()) == page
+
+
+@pytest.mark.parametrize("model", gelu.read_points())
+@pytest.mark.parametrize("reduction", gelu.REDUCTIONS)
+def test_tanh_changes_less_than_bfloat16(model, reduction):
+    """A tenth of it in float32; in bfloat16 it adds less than there was."""
+    points = gelu.read_points()[model]
+    rounded = points[reduction, "bfloat16", "exact"]
+    tanh = points[reduction, "float32", "tanh"]
+    both = points[reduction, "bfloat16", "tanh"]
+    assert tanh.change.mean() < 0.11 * rounded.change.mean()
+    added = mean_difference(both.to_dense, rounded.to_dense)
+    assert added.value < rounded.change.mean()
+    if reduction != gelu.DENSE:
+        assert added.low < 0
+
+
+def test_a_reduction_makes_more_of_rounding():
+    points = gelu.read_points()[DEIT]
+    dense, reduced = (points[name, "bfloat16", "exact"] for name in gelu.REDUCTIONS)
+    assert reduced.change.mean() > 10 * dense.change.mean()
+
+
+def test_changes_are_measured_image_by_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(gelu, "FOLDER", tmp_path)
+    monkeypatch.setattr(gelu.study, "BATCH", 3)
+    monkeypatch.setattr(gelu, "REDUCTIONS", {gelu.DENSE: None})
+    monkeypatch.setattr(gelu, "PROGRAMS", (gelu.EXACT, ("float32", "tanh")))
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (n, 20, 20, 3), np.uint8) for n in (3, 2)]
+    vit = tiny.pretrained(depth=1)
+    with contextlib.closing(ResultCache(tmp_path)) as cache:
+        gelu.measure(vit, images, cache)
+    (line,) = (tmp_path / FILE).read_text().splitlines()
+    assert json.loads(line)["setting"]["gelu"] == "tanh"  # exact is what is compared
+    (point,) = gelu.read_points()[None].values()
+    assert point.change.shape == point.same.shape == (5,)
+    assert all(0 < point.change) and all(point.change < 1e-3)
+
+
+def test_the_distance_of_vectors_is_that_of_their_directions():
+    one = np.array([[3.0, 4.0], [1.0, 0.0]])
+    other = np.array([[30.0, 40.0], [0.0, 2.0]])
+    np.testing.assert_allclose(gelu.distance(one, other), [0, 1], atol=1e-12)
