@@ -73,6 +73,7 @@ SYNONYMS = {
     "h": "help",
     "image": "data",
     "images": "data",
+    "macs": "reduction",
     "o": "out",
     "output": "out",
     "output_dir": "out",

@@ -86,8 +86,10 @@ def allowed(module, name):
     theirs = room_of(name)
     if ours == "entry":  # it starts commands by their names
         return theirs in ("errors", "common")
-    if not rest or theirs == "commands":  # no command imports a command
+    if not rest:
         return False
+    if theirs == "commands":  # no command imports a command, but what they share
+        return ours == "commands" and name.split(".")[2].startswith("_")
     if "entry" in (ours, theirs):
         return False
     if ours == "commands" or module == PACKAGE:
@@ -187,6 +189,7 @@ experiments.tables | from tools import h200
 ~.commands.describe | import configs.base
 ~.commands.describe | from tests import oracles
 ~.commands.describe | from ~.commands import doctor
+~.training.trainer | from ~.commands import _weights
 ~.errors | import flax
 ~.cli | from ~.training import trainer
 configs.deit_s | import jax

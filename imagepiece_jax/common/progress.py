@@ -36,23 +36,73 @@ def working(what: str, enabled: bool = True):
 
 
 def counted(items: Sequence, what: str) -> Iterator[Any]:
-    """Yield items, and say on stderr how many are done.
+    """Yield items, and say on stderr how many are done (`Progress`).
+
+    what: such as "drawing figures"
+    """
+    with Progress(what, len(items)) as progress:
+        for item in items:
+            yield item
+            progress.add(1)
+
+
+class Progress:
+    """How many things are done, and how long the others take, on stderr.
 
     A terminal shows a bar, which disappears at the end; a log gets a line every
     INTERVAL seconds.
 
     what: such as "drawing figures"
+    done: how many of `total` an earlier process has done
     """
-    bar = tqdm(items, desc=what, delay=PATIENCE, leave=False, disable=None)
-    if not bar.disable:
-        yield from bar
-        return
-    due = time.monotonic() + INTERVAL
-    for done, item in enumerate(items):
-        if time.monotonic() >= due:
-            print(f"{what}: {done} of {len(items)}", file=sys.stderr, flush=True)
-            due = time.monotonic() + INTERVAL
-        yield item
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self._what = what
+        self._total = total
+        self._before = done
+        self._done = done
+        self._bar = tqdm(
+            desc=what,
+            total=total,
+            initial=done,
+            delay=PATIENCE,
+            leave=False,
+            disable=None,
+        )
+        self._began = time.monotonic()
+        self._due = self._began + INTERVAL
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def add(self, count: int):
+        """Note that `count` more are done."""
+        self._done += count
+        self._bar.update(count)
+        now = time.monotonic()
+        if self._bar.disable and now >= self._due and self._done < self._total:
+            seconds = (now - self._began) / (self._done - self._before)
+            left = in_words(seconds * (self._total - self._done))
+            line = f"{self._what}: {self._done} of {self._total}, about {left} left"
+            self.say(line)
+            self._due = now + INTERVAL
+
+    def say(self, line: str):
+        """Write a line on stderr, above the bar."""
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def in_words(seconds: float) -> str:
+    """A time of seconds, minutes or hours: "40 s", "9 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _tell(what, done):

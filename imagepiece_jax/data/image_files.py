@@ -1,8 +1,10 @@
 """Image files: all of a folder, by one rule, and those that a command line names."""
 
+import csv
 import os
 import pathlib
 import sys
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -147,18 +149,97 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
         raise InputError("no images are named", hint="name image files or folders")
     files = []
     for path in map(pathlib.Path, words):
-        if not path.is_dir():
+        if path.is_dir():
+            files += map(pathlib.Path, _of_folder(path, split))
+        else:
             files.append(path)
-            continue
-        path, split_note = split_folder(path, split)
-        found = list_images(path)
-        if not found.images:
-            raise decode.no_image(path)
-        for note in (split_note, left_out_note(path, found.left_out)):
-            if note:
-                print(f"note: {note}", flush=True)
-        files += [path / image for image in found.images]
     return files
+
+
+def _of_folder(path, split):
+    """Yield the paths of a folder's images, as `find_images` takes them."""
+    path, split_note = split_folder(path, split)
+    found = list_images(path)
+    if not found.images:
+        raise decode.no_image(path)
+    for note in (split_note, left_out_note(path, found.left_out)):
+        if note:
+            print(f"note: {note}", flush=True)
+    for image in found.images:
+        yield os.path.join(path, image)
+
+
+def listed(names: Iterable[str]) -> Iterator[str]:
+    """Yield the paths of image files, one after the other; none is opened.
+
+    names: folders, also as folder:PATH, which stand for their images, by `list_images`;
+        tables (.csv, csv:FILE), for their column filename, relative to the table; lists
+        (.txt), for their lines; other paths stand for themselves
+    Raises InputError for a path that is not there, and for a table without the column.
+    """
+    for name in names:
+        path = _path_of(name)
+        if os.path.isdir(path):
+            yield from _of_folder(path, None)
+        elif path.lower().endswith(".csv"):
+            yield from _of_table(path)
+        elif path.lower().endswith(".txt"):
+            yield from _of_list(path)
+        else:
+            yield path
+
+
+def check_there(names: Iterable[str]):
+    """Raise InputError for the first of the `names` of `listed` that is not there."""
+    for name in names:
+        if not os.path.exists(_path_of(name)):
+            allowed = "folders, images, a .csv with a column filename, a .txt of paths"
+            raise InputError(
+                f"is {name}, which does not exist",
+                field="images",
+                value=name,
+                allowed=allowed,
+            )
+
+
+def _path_of(name):
+    """The path in "folder:PATH", "csv:FILE" and "PATH"."""
+    kind, _, path = name.partition(":")
+    if kind not in ("folder", "csv") or os.path.exists(name):
+        path = name
+    return os.path.expanduser(path)
+
+
+def _of_table(path):
+    """Yield the paths in the column filename of a table."""
+    with _opened(path) as file:
+        table = csv.DictReader(file, restval="")
+        columns = [name.strip() for name in table.fieldnames or ()]
+        table.fieldnames = columns
+        if "filename" not in columns:
+            raise InputError(
+                f"has no column 'filename' (found: {', '.join(columns) or 'none'})",
+                place=path,
+            )
+        folder = os.path.dirname(path)
+        for row in table:
+            yield os.path.join(folder, row["filename"])
+
+
+def _of_list(path):
+    """Yield the lines of a file that are not empty."""
+    with _opened(path) as file:
+        for line in file:
+            if name := line.rstrip("\r\n"):
+                yield name
+
+
+def _opened(path):
+    """A file of text, names that are not UTF-8 among it. Raises InputError."""
+    try:
+        return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.fields import is_number
-from imagepiece_jax.common.progress import INTERVAL
+from imagepiece_jax.common.progress import INTERVAL, in_words
 from imagepiece_jax.data.copies import readable_originals
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
 from imagepiece_jax.data.source import Source, Subset, evenly_spaced
@@ -364,15 +364,6 @@ class Display:
         text = f"{steps}, {course.fit.comparison.name} {value:.4f}"
         left = course.seconds_left()
         return text if left is None else f"{text}, {left:.0f} s left"
-
-
-def in_words(seconds: float) -> str:
-    """A time of seconds, minutes or hours: "40 s", "9 min", "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

@@ -55,8 +55,19 @@ def counting(monkeypatch):
 
 
 def test_items_are_counted_by_lines_in_a_log_and_a_bar_on_a_terminal(counting):
-    assert counting(io.StringIO()) == "letters: 1 of 3\n"
+    assert counting(io.StringIO()) == "letters: 2 of 3, about 1 s left\n"
     shown = counting(Terminal())
     assert "letters" in shown and "0/3" in shown
     assert shown.split("\r")[-2].strip() == ""
     assert "\n" not in shown.strip()
+
+
+def test_the_time_left_is_that_of_this_process(monkeypatch):
+    """An earlier one did half of the work, whose time nobody knows."""
+    clock = iter([0, 40])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress.Progress("letters", 100, done=50) as letters:
+        letters.add(10)
+    assert stream.getvalue() == "letters: 60 of 100, about 3 min left\n"

@@ -1,0 +1,399 @@
+"""Features of many photographs, computed on all devices into a `FeatureFolder`."""
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common.files import check_room
+from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.progress import Progress
+from imagepiece_jax.common.version import __version__
+from imagepiece_jax.data import decode
+from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference.feature_folder import KEY, FeatureFolder, Paths
+from imagepiece_jax.inference.features import feature_map
+from imagepiece_jax.inference.token_list import token_list
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.recovery_record import in_force
+from imagepiece_jax.models.vit import ViT, final_norm
+from imagepiece_jax.reduction import settings
+
+STORAGES = ("float16", "float32")
+COMPARED = 256  # photographs that the dense model sees, too
+AHEAD = 2  # batches that are decoded ahead
+
+
+class Comparison(NamedTuple):
+    """Pooled vectors of a reduced model beside those of the same weights, dense."""
+
+    images: int
+    mean: float  # cosine
+    worst: float  # cosine
+    path: str  # of the photograph with the worst
+
+    def __str__(self):
+        return (
+            f"cosine to the dense model's vectors, of the first {self.images} "
+            f"photographs: mean {self.mean:.4f}, worst {self.worst:.4f} ({self.path})"
+        )
+
+
+class Written(NamedTuple):
+    """What a complete folder holds."""
+
+    shapes: dict[str, list[int]]  # of the arrays, by name
+    damaged: int  # rows of NaN
+    compared: Comparison | None  # None: nothing is reduced, or weights are recovered
+
+
+def write_features(
+    vit: Pretrained,
+    images: Iterable[str],
+    folder: str | os.PathLike,
+    *,
+    tokens: int | None = None,
+    patches: bool = False,
+    logits: bool = False,
+    storage: str = "float16",
+    batch_size: int = 64,
+    threads: int | None = None,
+) -> Written:
+    """Write features of image files into a folder, on all devices of this machine.
+
+    A folder that the same arguments have started is completed from where it is.
+
+    images: paths, which are read once
+    folder: new, empty or started
+    tokens: exact number of image tokens that the reduction leaves, which are written,
+        too
+    patches, logits: whether a feature for every patch, and the head's outputs, are
+        written, too
+    storage: type of the numbers, "float16" or "float32"
+    batch_size: photographs a device at a time
+    threads: that decode; None: one per core, at most 16
+    Raises InputError for a folder that was started by other arguments, or is in use;
+        RunError where it cannot be written.
+    """
+    one_of("storage", storage, STORAGES)
+    if logits and not vit.model.num_classes:
+        raise InputError("is for weights with a head", field="logits", value=True)
+    model = vit.model_with_tokens(tokens)
+    xla_options.check_dtype(model.dtype.name)
+    chosen = {"logits": logits, "tokens": tokens is not None, "patches": patches}
+    names = ("pooled", *filter(chosen.get, chosen))
+    images = _begun_with(images)  # its mistakes, before a folder is made
+    with FeatureFolder(folder) as files:
+        facts = _facts(vit, model, tokens, storage)
+        _check_same(files, facts)
+        found = files.write_paths(images)
+        devices = len(parallel.local_devices())
+        size = min(batch_size, math.ceil(found["count"] / devices)) * devices
+        run = Extractor(vit, model, names)
+        shapes = {k: [found["count"], *shape] for k, shape in run.shapes.items()}
+        _check_same(files, {"arrays": shapes})
+        arrays = files.arrays(shapes, storage)
+        if not files.info:
+            check_room("folder", files.path, arrays.missing_bytes)
+            files.write_info(**facts, images=found, arrays=shapes, complete=False)
+        if not files.info["complete"]:
+            reading = Reading(
+                files.paths(), vit.preprocessing, size, threads or _threads()
+            )
+            _complete(vit, run, reading, arrays, files)
+        compared = files.info.get("compared")
+        if compared:
+            compared = Comparison(**compared)
+        return Written(shapes, len(arrays.damaged()), compared)
+
+
+def _begun_with(images):
+    """The same paths, of which the first is looked up. InputError for none."""
+    images = iter(images)
+    first = [*itertools.islice(images, 1)]
+    if not first:
+        raise InputError("is empty", field="images", allowed="photographs")
+    return itertools.chain(first, images)
+
+
+def _threads():
+    return min(16, os.cpu_count() or 1)
+
+
+def _facts(vit, model, tokens, storage):
+    """What decides the rows, as JSON values by name."""
+    facts = {
+        KEY: __version__,
+        "weights": {"name": vit.source and vit.source.name, "digest": vit.digest},
+        "reduction": settings.completed(vit.model.reduction),
+        "tokens": tokens,
+        "dtype": model.dtype.name,
+        "preprocessing": vit.preprocessing.as_json,
+        "storage": storage,
+    }
+    return json.loads(json.dumps(facts))
+
+
+# How sentences name facts that are no plain value.
+IN_WORDS = {
+    "weights": lambda fact: f"{fact['name']} ({fact['digest']})",
+    "reduction": settings.in_words,
+    "preprocessing": lambda fact: Preprocessing.from_json(fact).text,
+    "arrays": ", ".join,
+}
+
+
+def _check_same(files, facts):
+    """Raise InputError for the first fact that a started folder contradicts."""
+    for name, ours in facts.items():
+        theirs = files.info.get(name, ours)
+        if theirs != ours and name != KEY:
+            in_words = IN_WORDS.get(name, str)
+            value = in_words(ours)
+            raise InputError(
+                f"is {value}, but {files.path} was started with {in_words(theirs)}",
+                field=name,
+                value=value,
+                hint="give another folder",
+            )
+
+
+class Batch(NamedTuple):
+    """Photographs that follow each other, cropped."""
+
+    rows: range
+    pixels: np.ndarray  # uint8 [size, H, W, 3], black where there is none
+    damaged: list[tuple[int, str, str]]  # row, path and reason
+
+
+class Reading(NamedTuple):
+    """How photographs are read."""
+
+    paths: Paths
+    preprocessing: Preprocessing
+    size: int  # photographs of a batch, over all devices
+    threads: int
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the photographs from `start` on, batch by batch; threads read ahead."""
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+            ahead = collections.deque()
+            for first in range(start, stop, self.size):
+                rows = range(first, min(first + self.size, stop))
+                ahead.append(self._begun(pool, rows))
+                if len(ahead) > AHEAD:
+                    yield _ended(*ahead.popleft())
+            for begun in ahead:
+                yield _ended(*begun)
+
+    def _begun(self, pool, rows):
+        """(rows, their pixels, which threads fill; a Future of `_read` for each)."""
+        pixels = np.zeros((self.size, *self.preprocessing.shape, 3), np.uint8)
+        futures = []
+        for row, place in zip(rows, pixels, strict=False):
+            futures.append(pool.submit(self._read, row, place))
+        return rows, pixels, futures
+
+    def _read(self, row, place):
+        """Read a photograph into its place; (row, path, reason) where that fails."""
+        path = self.paths[row]
+        try:
+            place[:] = self.preprocessing(decode.decode(path, path, upright=True))
+        except InputError as error:
+            return row, path, str(error.with_facts(place=""))
+        return None
+
+
+def _ended(rows, pixels, futures):
+    """The Batch of a result of `Reading._begun`."""
+    results = [future.result() for future in futures]
+    return Batch(rows, pixels, [result for result in results if result])
+
+
+class Extractor:
+    """A model on all devices: called with pixels [size, H, W, 3], it gives its arrays.
+
+    A result is {name: array [devices, size / devices, ..]}.
+
+    names: of the arrays, in ARRAYS
+    shapes: of a row of each
+    """
+
+    def __init__(self, vit: Pretrained, model: ViT, names: Sequence[str]):
+        attention = vit.config.attention if vit.config else None
+        device = parallel.local_devices()[0]
+        model = optimize.for_device(model, device, attention or "auto")
+        model, weights = optimize.prepare(model, vit.variables, dtype=model.dtype.name)
+        run = functools.partial(_arrays, model, tuple(names))
+        one = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
+        found = jax.eval_shape(run, weights, one)
+        self.shapes = {name: found[name].shape[1:] for name in names}
+        self.plan = model.plan
+        self._step = parallel.pmap(run, program="features")
+        self._weights = parallel.replicate(weights)
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, jax.Array]:
+        return self._step(self._weights, parallel.shard(pixels))
+
+
+def _arrays(model, names, variables, images):
+    """The arrays of uint8 images, by name."""
+    all_tokens = {"tokens", "patches"} & {*names}
+    model = model.clone(head_only=not all_tokens)
+    outputs = model.apply(variables, as_normalized(images, model.mean, model.std))
+    found = {"pooled": outputs.pooled, "logits": outputs.logits}
+    if all_tokens:
+        grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+        norm = final_norm(model, variables)
+        found["tokens"] = token_list(outputs, grid, norm).tokens
+        found["patches"] = feature_map(outputs, grid, norm=norm)
+    return {name: found[name] for name in names}
+
+
+def _complete(vit, run, reading, arrays, files):
+    """Append the rows that a folder lacks, and give its arrays their names."""
+    count = len(reading.paths)
+    start = arrays.rows
+    if start < count:
+        start -= start % reading.size
+        arrays.cut(start)
+    with Progress("features", count, start) as progress:
+        if start < count:
+            begun = _begun(run, reading, start, progress)
+            if start == 0 and _is_compared(vit, run):
+                compared = _comparison(vit, reading, begun)
+                files.write_info(compared=compared and compared._asdict())
+            for batch, result in begun:
+                _append(arrays, reading, batch, result, progress)
+            start = begun[-1][0].rows.stop
+        for batch, result in _one_behind(run, reading.batches(start, count)):
+            _append(arrays, reading, batch, result, progress)
+    arrays.finish()
+    files.write_info(complete=True)
+
+
+def _one_behind(run, batches):
+    """Yield (batch, result) while the devices compute the next one."""
+    pending = None
+    for batch in batches:
+        result = run(batch.pixels)
+        if pending is not None:
+            yield pending
+        pending = batch, result
+    if pending is not None:
+        yield pending
+
+
+def _begun(run, reading, start, progress):
+    """(batch, result) of about COMPARED photographs, by which the rates are measured.
+
+    They are read before the model runs, so that neither waits for the other.
+    """
+    stop = start + math.ceil(COMPARED / reading.size) * reading.size
+    began = time.monotonic()
+    batches = [*reading.batches(start, min(stop, len(reading.paths)))]
+    read = time.monotonic() - began
+    _check_some(batches)
+    results = [jax.block_until_ready(run(batches[0].pixels))]  # which compiles it
+    again = batches[1:] or batches
+    began = time.monotonic()
+    results += [jax.block_until_ready(run(batch.pixels)) for batch in again]
+    computed = time.monotonic() - began
+    decoding = sum([len(batch.rows) for batch in batches]) / read
+    model = len(again) * reading.size / computed
+    slower = "the model" if model < decoding else "decoding"
+    devices = (
+        f"{len(parallel.local_devices())} x {parallel.local_devices()[0].platform}"
+    )
+    progress.say(
+        f"decoding {decoding:,.0f} photographs a second ({reading.threads} threads), "
+        f"the model {model:,.0f} ({devices}): {slower} is slower"
+    )
+    return [*zip(batches, results, strict=False)]
+
+
+def _check_some(batches):
+    """Raise InputError where no photograph of these batches can be read."""
+    damaged = []
+    for batch in batches:
+        damaged += batch.damaged
+    count = sum([len(batch.rows) for batch in batches])
+    if len(damaged) == count:
+        _, path, reason = damaged[0]
+        raise InputError(
+            f"has none that can be read among {count} photographs, of which the first, "
+            f"{path}, {reason}",
+            field="images",
+            value=path,
+        )
+
+
+def _append(arrays, reading, batch, result, progress):
+    """Append the rows of a batch, NaN where a photograph is damaged."""
+    rows = {}
+    damaged = {row: (path, reason) for row, path, reason in batch.damaged}
+    for name, values in parallel.local(result).items():
+        values = values.reshape(-1, *values.shape[2:])[: len(batch.rows)]
+        with np.errstate(over="ignore"):
+            rows[name] = values.astype(arrays.dtype)
+        finite = np.isfinite(rows[name]).all(axis=tuple(range(1, values.ndim)))
+        for row in np.array(batch.rows)[~finite].tolist():
+            reason = f"has {name} that are no numbers of {arrays.dtype}"
+            damaged.setdefault(row, (reading.paths[row], reason))
+    lines = [(row, *damaged[row]) for row in sorted(damaged)]
+    for row, path, reason in lines:
+        progress.say(f"{path} {reason}: its row is NaN")
+        for values in rows.values():
+            values[row - batch.rows.start] = np.nan
+    arrays.append(rows, lines)
+    progress.add(len(batch.rows))
+
+
+def _is_compared(vit, run):
+    """Whether the dense model of the same weights is what the reduced one stands for.
+
+    Recovered weights were trained to answer as another dense model.
+    """
+    return any(layer.step for layer in run.plan) and not in_force(vit.recovery)
+
+
+def _comparison(vit, reading, begun):
+    """The Comparison with the dense model; None where all photographs are damaged."""
+    dense = vit.with_reduction(None)
+    run = Extractor(dense, dense.model, ["pooled"])
+    cosines = {}
+    for batch, reduced in begun:
+        ours = _vectors(reduced["pooled"])
+        theirs = _vectors(run(batch.pixels)["pooled"])
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        of_batch = np.sum(ours * theirs, axis=1) / lengths
+        cosines |= dict(zip(batch.rows, of_batch.tolist(), strict=False))
+        for row, *_ in batch.damaged:
+            del cosines[row]
+    compared = {row: cosines[row] for row in cosines if row < COMPARED}
+    if not compared:
+        return None
+    worst = min(compared, key=compared.get)
+    mean = sum(compared.values()) / len(compared)
+    path = reading.paths[worst]
+    return Comparison(len(compared), round(mean, 6), round(compared[worst], 6), path)
+
+
+def _vectors(pooled):
+    """Pooled vectors on all devices as float32 [size, numbers of a photograph]."""
+    pooled = parallel.local(pooled).astype(np.float32)
+    return pooled.reshape(pooled.shape[0] * pooled.shape[1], -1)

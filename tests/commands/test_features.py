@@ -1,0 +1,74 @@
+"""The command that writes features: what it prints, and the words of `load`."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.commands import features
+from tests.command import call, start
+from tests.models import tiny
+from tests.pictures import write_damaged
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights in a saved folder, and three images of which the second is damaged."""
+    folder = tmp_path_factory.mktemp("features")
+    imagepiece_jax.save(folder / "weights", tiny.pretrained())
+    write_damaged(folder / "photos", tiny.SIDE)
+    return folder
+
+
+def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    out = tmp_path / "out"
+    words = ["--weights=weights", "--reduction=evit:keep_rate=.6:blocks=(1,2)"]
+    ended = call(features.main, *words, "--data=photos", f"--out={out}").ok()
+    rows, damaged, compared = ended.out.splitlines()
+    assert rows == f"{out}/pooled.npy: 3 x 30 float16"
+    assert damaged == f"1 damaged, whose rows are NaN: {out}/damaged.csv"
+    assert re.fullmatch(r".*first 2 photographs: mean 0\.\d{4}, worst 0.*", compared)
+    assert "photos/b.png cannot be read (no known image format)" in ended.err
+    rates = r"decoding [\d,]+ photographs a second .*, the model [\d,]+ .* is slower"
+    assert re.search(rates, ended.err)
+    vit = imagepiece_jax.load("weights", reduction=tiny.EVIT)
+    maps = imagepiece_jax.features(vit, ["photos/a.png", "photos/c.png"])
+    found = np.load(out / "pooled.npy")
+    np.testing.assert_allclose(found[[0, 2]], maps.pooled, rtol=2e-3, atol=2e-3)
+    assert (out / "paths.txt").read_text().split() == [
+        f"photos/{name}.png" for name in "abc"
+    ]
+    again = call(features.main, *words, "--data=photos", f"--out={out}").ok()
+    assert again.out == ended.out
+    other = ["--weights=weights", "--reduction=tome:r=2", "photos", f"--out={out}"]
+    *_, said = call(features.main, *other).err.splitlines()
+    assert said.startswith(f"error: --reduction is tome r=2, but {out} was started")
+
+
+def test_the_words_of_load(folder, tmp_path, monkeypatch):
+    """Sizes, crop and type are those of the model; images may stand behind flags."""
+    monkeypatch.chdir(folder)
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
+    words = ["--weights=weights", "--image_size=40", "--crop=0.5", "--dtype=bfloat16"]
+    words += ["--storage=float32", f"--out={tmp_path}/out", tmp_path / "a.png"]
+    call(features.main, *words).ok()
+    vit = imagepiece_jax.load(
+        "weights", image_size=40, preprocessing={"crop": 0.5}, dtype="bfloat16"
+    )
+    want = imagepiece_jax.features(vit, tmp_path / "a.png").pooled
+    found = np.load(tmp_path / "out" / "pooled.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.float32(want), rtol=0.02, atol=0.02)
+    two = ["--weights=weights", f"--out={tmp_path}/two", "photos/a.png", "photos/c.png"]
+    call(features.main, *two).ok()
+    assert len(np.load(tmp_path / "two" / "pooled.npy")) == 2
+
+
+def test_macs_is_the_short_form_of_a_reduction(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    words = ["weights", "photos", "--macs", "0.6", f"--out={tmp_path}/out"]
+    ended = start("-m", "imagepiece_jax.commands.features", *words, cwd=folder)
+    assert "most attended" in ended.err, ended
