@@ -113,8 +113,21 @@ LEFT = [
 
 
 @pytest.mark.parametrize("halves", LEFT)
-def test_a_killed_process_is_gone_on_with(vit, photographs, written, tmp_path, halves):
-    """To the same bits, damaged rows and the comparison included."""
+def test_a_killed_process_is_gone_on_with(
+    vit, photographs, written, tmp_path, monkeypatch, halves
+):
+    """To the same bits, damaged rows and the comparison included.
+
+    Batches are those of an uninterrupted process, so that a GPU gives its bits, too.
+    """
+    starts = []
+    batches = feature_files.Reading.batches
+
+    def noted(reading, start, stop):
+        starts.append(start)
+        return batches(reading, start, stop)
+
+    monkeypatch.setattr(feature_files.Reading, "batches", noted)
     whole, result = written
     folder = tmp_path / "killed"
     shutil.copytree(whole, folder)
@@ -135,6 +148,7 @@ def test_a_killed_process_is_gone_on_with(vit, photographs, written, tmp_path, h
     again = write_features(vit, photographs, folder, **OPTIONS)
     assert again == result
     assert content(folder) == content(whole)
+    assert all(start % 4 == 0 for start in starts if start < COUNT)
 
 
 def test_a_complete_folder_is_computed_no_more(vit, photographs, written, monkeypatch):
