@@ -337,17 +337,11 @@ class Rounded(NamedTuple):
     ratios: Mapping[tuple[str, int], list[float]]  # by (runtime, batch size)
 
 
-def clock(
-    recovered: Answers,
-    rounded: Iterable[Rounded],
-    left_out: tuple[str, ...] = (),
-) -> str:
+def clock(recovered: Answers, rounded: Iterable[Rounded]) -> str:
     """Every timed setting, the dense model first, off the shelf and recovered.
 
     recovered: right answers of recovered models
     rounded: the last rows
-    left_out: words of settings and columns that are not in the table, which then has
-        no intervals of times either
     """
     by_model = {}
     for speed in read_lines("clock.jsonl"):
@@ -365,33 +359,19 @@ def clock(
         ratios = {
             (speed["runtime"], speed["batch"]): speed["ratio"] for speed in speeds
         }
-        rows.append(row + ratio_cells(ratios, not left_out))
+        rows.append(row + ratio_cells(ratios))
     for each in rounded:
         row = [each.name, f"{each.share:.2f}"]
         row += [acc1_cell(each.off_the_shelf), acc1_cell(each.recovered), "", ""]
-        rows.append(row + ratio_cells(each.ratios, not left_out))
+        rows.append(row + ratio_cells(each.ratios))
     head = ["setting", "MACs", "acc1, off the shelf", "acc1, recovered"]
     head += ["imagenette, off the shelf", "imagenette, recovered"]
     head += TIMED.values()
-    return table_without(left_out, head, rows)
+    return markdown_table(head, rows)
 
 
-def ratio_cells(ratios: Mapping, intervals: bool) -> list[str]:
-    return [ratio_cell(ratios.get(place), intervals) for place in TIMED]
-
-
-def table_without(left_out: tuple[str, ...], head: list[str], rows: list) -> str:
-    """A table without the columns and rows whose names contain one of the words."""
-
-    def stays(text):
-        return not any(word in text for word in left_out)
-
-    columns = [stays(name) for name in head]
-    lines = []
-    for row in rows:
-        if stays(row[0]):
-            lines.append(list(itertools.compress(row, columns)))
-    return markdown_table(list(itertools.compress(head, columns)), lines)
+def ratio_cells(ratios: Mapping) -> list[str]:
+    return [ratio_cell(ratios.get(place)) for place in TIMED]
 
 
 def acc1_cell(right: np.ndarray | None) -> str:
@@ -429,11 +409,11 @@ def rights() -> Answers:
     return Answers(photographs, imagenette)
 
 
-def ratio_cell(ratio: list[float] | None, spread: bool) -> str:
-    """Times as fast as dense; spread: with the lowest and the highest ratio."""
+def ratio_cell(ratio: list[float] | None) -> str:
+    """Times as fast as dense, with the lowest and the highest ratio."""
     if ratio is None:
         return ""
     value, *ends = ratio
-    if not spread or not ends or ends == [value, value]:
+    if not ends or ends == [value, value]:
         return f"{value:.2f}"
     return study.spread(ratio)

@@ -275,16 +275,16 @@ def comparison_report(results: Results) -> dict:
 
 # The tables
 
-# Settings and columns of the table by time that README has not, by a word of each.
-ON_OTHER_PAGES = (
-    "fusion",
-    "160",
-    "share",
-    ".4",
-    "192 pixels,",
-    "imagenette",
-    "batch 1",
-)
+# README's table: what is typed, the student of `recover` that it makes, and the row of
+# the table by time that has its figure on a GPU.
+TYPED = {
+    "reduction=0.6": ("three-0.6", "most attended in 3 blocks .6"),
+    "image_size=192": ("small-192", "dense at 192 pixels"),
+    "reduction=0.5": ("three-0.5", "most attended in 3 blocks .5"),
+    "image_size=176": ("small-176", "dense at 176 pixels"),
+    "reduction=0.4": ("spread-0.4", "most attended, one share, .4"),
+    "image_size=160": ("small-160", "dense at 160 pixels"),
+}
 
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
@@ -349,6 +349,38 @@ def controls_table(
     return markdown_table(head, lines)
 
 
+def readme_table(recoveries: recover.Results) -> str:
+    """What is lost and gained by each of TYPED, on all photographs that judge."""
+    on_gpu = {}
+    for speed in parts.read_lines("clock.jsonl"):
+        if speed["runtime"] == "H200, DeiT-S":
+            on_gpu[speed["model"]] = speed["ratio"][0]
+    dense = recoveries.crossfitted("dense", recover.OFF)
+    all_macs = recoveries.runs[recover.Cell("dense").name]["gmacs"]
+    lines = []
+    for typed, (student, timed) in TYPED.items():
+        off = recoveries.crossfitted(student, recover.OFF)
+        own = recoveries.recovered(student, "AB")
+        share = recoveries.runs[recover.Cell(student).name]["gmacs"] / all_macs
+        line = [
+            f"`{typed}`",
+            f"{share:.2f}",
+            lost(off, dense),
+            lost(own, dense),
+            f"{recoveries.times[student]['ratio'][0]:.2f}",
+            f"{on_gpu[timed]:.2f}",
+        ]
+        lines.append(line)
+    head = ["typed", "multiply-adds", "points lost", "points lost, recovered"]
+    return markdown_table([*head, "CPU", "H200, DeiT-S"], lines)
+
+
+def lost(judged: study.Judged, dense: study.Judged) -> str:
+    """Points of accuracy that a model has less than the dense one."""
+    value, low, high = study.points(judged.right, dense.right)
+    return format_estimate(Estimate(-value, -high, -low))
+
+
 def mean_points(right, base) -> np.ndarray:
     """Points of each image, the mean over the shares. bool [shares, images] twice."""
     change = np.asarray(right, float) - np.asarray(base)
@@ -408,7 +440,7 @@ def tables(results: Results) -> dict[str, str]:
         "speeds": schedule.efficiency_table(),
         "roundings": schedule.rounding_table(),
         "clock": parts.clock(recovered, rounded),
-        "readme": parts.clock(recovered, rounded, ON_OTHER_PAGES),
+        "readme": readme_table(recoveries),
         "recovered": recover.students_table(recoveries),
         "recovered-contrasts": study.tests_table(recover.primary(recoveries)),
         "parts": parts.grid(crossed, "merged", True),

@@ -152,6 +152,7 @@ def test_versions_are_those_of_the_makefile_and_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (version, PROJECT["license"])
     assert f"## [{version}] - 20" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"Version {version}, " in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_notes_of_a_release_are_its_part_of_the_changelog(tmp_path):

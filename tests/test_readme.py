@@ -98,9 +98,15 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
         np.testing.assert_array_equal(dest[others], best[others])
-    # README has only the reducer.
+    # README has only the reducer, with what it imports.
     start = "@dataclasses.dataclass(frozen=True)\nclass JoinByNorm(Reducer)"
-    assert code[code.index(start) :].startswith(block(README, start))
+    short = block(README, "import dataclasses\n")
+    assert code[code.index(start) :].startswith(short[short.index(start) :])
+    own = run(README, "import dataclasses\n", {})["JoinByNorm"]()
+    counts = layer_plan.Counts(n_in=16, n_out=8)
+    decide_alone = tiny.compiled(lambda taps: own(taps, counts).dest)
+    taps = tokens.Taps(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
+    assert {*np.ravel(decide_alone(taps))} == {*range(8)}
 
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():

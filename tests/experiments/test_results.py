@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from experiments import intervals, results, study
+from experiments import intervals, recover, results, study
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.evaluate.cache import encode_bits
+from imagepiece_jax.models.config import ModelConfig
 from tests import markdown
 
 RANDOM = np.random.default_rng(0)
@@ -238,3 +239,25 @@ def test_figures_of_imagepiece(stored):
         "matching - imagepiece, merge ratio .08": worded(ahead),
     }
     assert not markdown.lacking(figures, "docs/imagepiece.md")
+
+
+def test_what_readme_types_is_what_it_shows(tables):
+    """Each argument makes the student whose figures stand in its row."""
+    config = ModelConfig(name="deit_tiny_patch16_224", image_size=224)
+    for typed, (name, _) in results.TYPED.items():
+        argument, _, value = typed.partition("=")
+        student = recover.STUDENTS[name]
+        if argument == "image_size":
+            assert student.reduction is None
+            assert student.image_size == int(value)
+            continue
+        made, shown = map(config.create_at_cost, (float(value), student.reduction))
+        for ours, theirs in zip(made.plan, shown.plan, strict=True):
+            assert ours.counts == theirs.counts
+            reducers = [
+                layer.step and type(layer.step.reducer) for layer in (ours, theirs)
+            ]
+            assert reducers[0] == reducers[1]
+    (rows,) = markdown.tables(tables["readme"])
+    assert len(rows) <= 6
+    assert len(rows[0]) <= 6
