@@ -56,13 +56,17 @@ def hyperspeed(paper):
     gmacs = {}
     for name, curve in curves.items():
         gmacs[name] = [point.facts["gmacs"] for point in curve.values()]
-    means = [means_table(paper, curves, "gmacs", "GMACs an image", gmacs)]
+    level = None
+    if dense:
+        right = [paper.evaluate(*model).right.mean() for model in dense]
+        level = float(100 * np.mean(right))
+    means = [means_table(paper, curves, "gmacs", "GMACs an image", gmacs, level)]
     if paper.clock:
         ratios = {}
         for name, curve in curves.items():
             ratios[name] = [point.speed["ratio"] for point in curve.values()]
         axis = "times as fast as dense"
-        means.append(means_table(paper, curves, "speed", axis, ratios))
+        means.append(means_table(paper, curves, "speed", axis, ratios, level))
     paper.write_page(
         "hyperspeed",
         "accuracy against speed",
@@ -131,7 +135,12 @@ def common_range(x: Mapping[str, list[float]]) -> tuple[float, float] | None:
 
 
 def means_table(
-    paper, curves: Mapping[str, Curve], axis: str, name: str, x: Mapping
+    paper,
+    curves: Mapping[str, Curve],
+    axis: str,
+    name: str,
+    x: Mapping,
+    level: float | None,
 ) -> str:
     """A plot over one axis, and a table of mean accuracies over the common range.
 
@@ -140,13 +149,13 @@ def means_table(
     axis: the end of the plot's file name
     name: of the axis, for people
     x: of the points of each curve
+    level: accuracy of the dense model in percent; None: it is not measured
     """
     series = {}
     for method, curve in curves.items():
         accuracies = [point.accuracy for point in curve.values()]
         series[method] = list(zip(x[method], accuracies, strict=True))
-    path = paper.out / f"hyperspeed_{axis}.png"
-    plotting.draw_curves(path, name, "accuracy, %", series)
+    draw(paper.out / f"hyperspeed_{axis}.png", name, series, level)
     span = common_range(x) if len(x) > 1 else None
     if span is None:
         return ""
@@ -158,6 +167,12 @@ def means_table(
     low, high = span
     head = ["method", f"mean acc1 from {low:.3f} to {high:.3f} {name}, %"]
     return markdown_table(head, lines)
+
+
+def draw(path, name: str, series: Mapping, level: float | None):
+    """A PNG of accuracy, {method: [(x, Estimate)]}; arguments as for `means_table`."""
+    line = None if level is None else ("dense", level)
+    plotting.draw_curves(path, name, "accuracy, %", series, level=line)
 
 
 def mean_over(x, right: np.ndarray, span: tuple[float, float]):

@@ -44,14 +44,19 @@ def masking(paper):
         if row in rights:
             accuracies = map(intervals.accuracy, rights[row])
             series[row.name] = list(zip(COUNTS, accuracies, strict=True))
-    path = paper.out / "masking.png"
-    plotting.draw_curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
+    draw(paper.out / "masking.png", series)
     head = ["model", "figure", *(f"{count} masks" for count in COUNTS), "mean, masked"]
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
     title = "accuracy behind random masks"
     table = markdown_table(head, lines)
     paper.write_page("masking", title, table, paper.facts(more))
+
+
+def draw(path, series):
+    """A PNG of accuracy by the number of squares, {model: [(count, Estimate)]}."""
+    axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
+    plotting.draw_curves(path, *axes, series, references=[DENSE.name], apart=True)
 
 
 def published_lines(row: TableRow) -> list[list[str]]:

@@ -11,6 +11,7 @@ KL divergence from the dense model and the right answers of every image by cell,
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 
 from experiments import intervals, study
 from experiments.study import Judged
+from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
@@ -185,6 +187,33 @@ def grid(found, fate, prop_attn) -> str:
     with_or_without = "with" if prop_attn else "without"
     title = f"{fate}, {with_or_without} proportional attention"
     return markdown_table([f"KL / acc1 at {COST}: {title}", *SCHEDULES], lines)
+
+
+def draw(path: str | os.PathLike, found: Mapping[Cell, Judged]):
+    """A PNG of the mean KL on odd rows at `COST`: selectors by schedules, in color.
+
+    Where tokens are merged with proportional attention, above where they are dropped.
+    """
+    rows = {}
+    for fate, selectors in SELECTORS.items():
+        for method, selector in selectors.items():
+            cells = of_schedules(method, fate, fate == "merged")
+            rows[f"{selector}, {fate}"] = [found[cell].kl[ODD].mean() for cell in cells]
+    values = np.log10([*rows.values()])
+    figure = plotting.new_figure(9.5, 5.5, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(values, aspect="auto", cmap="viridis_r")
+    middle = (values.min() + values.max()) / 2
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value > middle else "black"
+        look = {"ha": "center", "va": "center", "fontsize": 8, "color": color}
+        axes.text(column, row, f"{10**value:.2f}", **look)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
+    bar = figure.colorbar(drawn, label="KL divergence from the dense model")
+    ticks = (0.1, 0.2, 0.5, 1, 2, 5)
+    bar.set_ticks(np.log10(ticks), labels=[f"{tick:g}" for tick in ticks])
+    plotting.save_figure(figure, path, colors=144)
 
 
 def costs(found, chosen) -> str:

@@ -41,18 +41,21 @@ def draw_curves(
     level: tuple[str, float] | None = None,
     references: Collection[str] = (),
     xticks: Sequence[float] = (),
+    apart: bool = False,
 ):
     """Write a PNG of curves with their intervals.
 
     Up to TOGETHER share a panel. More have one each, which is named after its curve and
     shows all others behind it in pale gray: a color would stand for several of them.
 
+    apart: whether few have a panel each, too, as their bands would cover each other
+
     curves: by name [(x, (value, low, high))], in any order of x
     level: name and value of a horizontal line
     references: names of curves that each of many panels shows, too; the first three
     Raises RunError where it cannot be written.
     """
-    many = len(curves) > TOGETHER
+    many = apart or len(curves) > TOGETHER
     shown = 1
     columns = 1
     rows = 1
@@ -87,6 +90,10 @@ def draw_curves(
     figure.supxlabel(xlabel, fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     lines, names = used[0].get_legend_handles_labels()
+    if many:
+        own = [*_legend_of_each(curves, references)]
+        lines = [*own, *lines]
+        names = [*[line.get_label() for line in own], *names]
     if lines:
         look = {"loc": "outside right upper", "frameon": False, "fontsize": 8}
         if many:
@@ -116,6 +123,18 @@ def _draw_each(panels, curves, references):
                 axes.plot(x, values, marker=marker, **looks[name])
         _draw_curve(axes, curves[title], color=COLORS[0], marker=MARKERS[0])
         axes.set_title(textwrap.fill(title, TITLE), fontsize=9, loc="left")
+
+
+def _legend_of_each(curves, references):
+    """Yield what stands in the legend for the curve of every panel, and for others."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    look = {"color": COLORS[0], "marker": MARKERS[0], "markersize": 4}
+    yield Line2D([], [], label="the method above the panel", **look)
+    yield Patch(color=COLORS[0], alpha=0.18, linewidth=0, label="its 95 % interval")
+    if {*curves} - {*references}:
+        yield Line2D([], [], color="lightgray", label="the other methods")
 
 
 def _draw_curve(axes, points, color, marker, label=None):

@@ -67,7 +67,16 @@ def test_many_curves_have_a_panel_each_that_is_named_after_it(drawn, count):
         assert len(found) == 5  # its own, the others, two references and the level
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert sorted(names) == ["dense", "method 2", "method 4"]
+    own = ["the method above the panel", "its 95 % interval", "the other methods"]
+    assert sorted(names) == sorted([*own, "dense", "method 2", "method 4"])
+
+
+def test_few_curves_may_have_a_panel_each(drawn):
+    """Where bands would cover each other."""
+    figure = drawn(curves(3), references=["method 0"], apart=True)
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in panels] == [*curves(3)]
+    assert all(len(axes.collections) == 1 for axes in panels)  # one band
 
 
 def test_names_of_panels_fit(drawn):
@@ -100,4 +109,4 @@ def test_single_points_and_more_references_than_styles(drawn):
     assert all(line.get_marker() != "None" for line in first.lines[:7])
     (legend,) = figure.legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == [*points][: len(plotting.REFERENCES)]
+    assert shown[2:] == [*points][: len(plotting.REFERENCES)]  # and no other methods
