@@ -15,6 +15,7 @@ from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests.command import call, start
+from tests.models import tiny
 from tools import prepare_imagenet as prepare
 from tools import torch_baselines
 from tools.imagenet import scan, writer

@@ -220,15 +220,11 @@ def test_the_tour_quotes_its_files():
 def test_answers_have_the_figures_of_tables():
     speeds = "docs/tables/runtimes.md"
     settings = "docs/tables/settings.md"
-    compiled = ("PERFORMANCE.md", "Inference, compiled")
     figures = {}
     for model in ("ImagePiece", "ToMe r=13", "EViT .7"):
         row = {"runtime": "onnxruntime", "model": model}
         times = markdown.cell(speeds, "DeiT-S", row, "batch 1").partition("(")[2]
         figures[model] = times.partition(" ")[0]
-    for program in ("DeiT-S", "EViT, keep .7", "ToMe, r = 13"):
-        cell = markdown.cell(*compiled, {"program": program}, "tanh")
-        figures[program] = cell.partition(" /")[0]
     for share in ("0.75", "0.5"):
         rows = {name: {"share": share, "method": f"`{name}`"} for name in METHODS}
         for name in ("tome", "pitome"):

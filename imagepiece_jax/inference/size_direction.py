@@ -26,7 +26,7 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -197,20 +197,23 @@ def _last(matrix):
 
 
 def folded(
-    model: ViT, variables: Mapping[str, Any], directions: np.ndarray
+    model: ViT,
+    variables: Mapping[str, Any],
+    directions: np.ndarray,
+    blocks: Container[int] | None = None,
 ) -> tuple[ViT, dict[str, Any]]:
     """(model, variables) with sizes in directions of the keys, for inference.
 
-    Blocks in front of the first reduction, whose tokens all have the size 1, compute
-    what they did.
-
     directions: [depth, H, d], from `directions`
+    blocks: indices of the blocks that give up a direction; None: those that meet sizes,
+        so that the others compute what they did
     """
     params = dict(variables["params"])
-    sized = sized_blocks(model)
+    if blocks is None:
+        blocks = sized_blocks(model)
     for index in range(model.depth):
         u = directions[index]
-        if index not in sized:
+        if index not in blocks:
             u = np.zeros_like(u)
         name = f"blocks_{index}"
         params[name] = {**params[name], "attn": _without(params[name]["attn"], u)}

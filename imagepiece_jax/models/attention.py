@@ -140,7 +140,7 @@ def _with_rows_of_bias(query, key, value, key_bias):
 
     Rows of an odd length, which are not aligned, cost it up to twice the time. So an
     odd number of keys is padded, and no token attends to the padding (PERFORMANCE.md,
-    "Sizes inside the kernel").
+    "Sizes in a direction").
     """
     tokens = key.shape[1]
     if tokens % 2:

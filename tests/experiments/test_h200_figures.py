@@ -9,10 +9,10 @@ from tests import markdown
 from tests.runs import ROOT
 
 FOLDER = ROOT / "docs" / "tables" / "h200"
-PROGRAMS, KERNELS, TRAINING, ALONE = markdown.tables(
-    markdown.section("PERFORMANCE.md", "Measured on an H200")
-)
-# Rows of the second table, in its order, and kinds of kernels of its columns.
+PAGE = markdown.section("PERFORMANCE.md")
+TEXT = " ".join(PAGE.split())
+SETTINGS, PROGRAMS, TRAINING, KERNELS, ALONE, ATTENTION, ODD, _ = markdown.tables(PAGE)
+# Rows of the table of kernels, in its order, and kinds of kernels of its columns.
 TRACED = ("dense", "three", "tome", "imagepiece")
 KINDS = {
     "products": "products, bfloat16",
@@ -21,6 +21,19 @@ KINDS = {
     "fused reductions": "fused reductions",
     "float32 products": "products, float32",
 }
+
+
+def test_settings_are_those_of_the_clock():
+    lines = (ROOT / "docs/tables/parts/clock.jsonl").read_text("utf-8").splitlines()
+    measured = [json.loads(line) for line in lines]
+    columns = {"H200": "DeiT-Ti", "H200, DeiT-S": "DeiT-S"}
+    for row in SETTINGS:
+        for runtime, column in columns.items():
+            place = (runtime, row["setting"])
+            (found,) = (m for m in measured if (m["runtime"], m["model"]) == place)
+            ratios = markdown.interval(row[column])
+            assert ratios == pytest.approx(found["ratio"], abs=0.0051)
+        assert float(row["by MACs"]) == pytest.approx(found["macs"], abs=0.0051)
 
 
 @pytest.mark.parametrize(
@@ -45,16 +58,13 @@ def test_speeds_are_those_of_the_file(table, name):
 
 def test_measured_steps_are_compared_with_their_estimates():
     """Estimates stand in the table of odd lengths, "kernels, ms"."""
-    tables = markdown.tables(markdown.section("PERFORMANCE.md", "Training, compiled"))
     padded = "padded (kernels, estimated ms)"
-    (estimates,) = (table for table in tables if padded in table[0])
     measured = {row["config"]: row["ms"] for row in lines_of("training")}
     pages = ["docs/tables/trainings.md", "docs/questions.md"]
-    text = markdown.section("PERFORMANCE.md", "Measured on an H200")
-    for row, config in zip(estimates, ("deit_s", "deit_s_imagepiece"), strict=True):
+    for row, config in zip(ODD, ("deit_s", "deit_s_imagepiece"), strict=True):
         estimate = float(row[padded].rpartition(" ")[2])
-        assert f"{estimate:.1f}" in text
-        assert f"{measured[config]:.1f}" in text
+        assert f"{estimate:.1f}" in TEXT
+        assert f"{measured[config]:.1f}" in TEXT
         longer = {config: f"{measured[config] / estimate:.2f}"}
         for page in pages:
             assert not markdown.lacking(longer, page)
@@ -66,7 +76,7 @@ def lines_of(name):
     return [json.loads(line) for line in lines]
 
 
-# Methods of the fourth table: their program, and the rule of their reductions.
+# Methods of the table of reductions: their program, and the rule of their reductions.
 METHODS = {
     "ImagePiece": ("ImagePiece", "retokenize"),
     "EViT, keep .7": ("EViT .7", "prune"),
@@ -102,26 +112,22 @@ def test_microseconds_of_attention_are_those_of_the_file():
     for row in lines_of("attention"):
         median, *_ = row["us"]
         last[row["way"], row["tokens"]] = median
-    text = markdown.section("PERFORMANCE.md", "Training, compiled")
-    table = markdown.tables(text)[-1]
-    assert len(table) == len({tokens for _, tokens in last})
-    for row in table:
+    assert len(ATTENTION) == len({tokens for _, tokens in last})
+    for row in ATTENTION:
         for way, column in WAYS.items():
             us = last[way, int(row["tokens"])]
             assert float(row[column]) == pytest.approx(us, abs=0.51)
     wide = [f"{last['8 channels more', tokens]:.0f}" for tokens in (197, 140)]
-    assert "{} us for 197 tokens, {}".format(*wide) in " ".join(text.split())
+    assert "{} us for 197 tokens, {}".format(*wide) in TEXT
 
 
 def test_a_step_of_a_recovery_is_that_of_the_file():
     *_, large = json.loads((FOLDER / "recovery.json").read_text("utf-8"))
     milliseconds, *_ = large["ms"]["biases"]
     median, low, high = large["ratio"]
-    text = markdown.section("PERFORMANCE.md", "Measured on an H200")
-    text = " ".join(text.split())
-    assert f"{milliseconds:.1f} ms for {large['batch']} images" in text
+    assert f"{milliseconds:.1f} ms for {large['batch']} images" in TEXT
     ratio = f"{median:.2f} [{low:.2f}, {high:.2f}] times as long"
-    for page in (text, markdown.section("docs/tables/recover/step.md")):
+    for page in (TEXT, markdown.section("docs/tables/recover/step.md")):
         assert ratio in page
 
 
@@ -142,9 +148,8 @@ def test_microseconds_by_kernels_are_those_of_the_file():
 
 def test_the_time_of_exact_gelu_is_that_of_the_file():
     traced = json.loads((FOLDER / "kernels.json").read_text("utf-8"))
-    text = markdown.section("PERFORMANCE.md", "Measured on an H200")
     for size in ("deit_ti", "deit_s"):
         kernels = traced[f"{size} dense"]
         gelu, _ = kernels["exact GELU"]
         total = sum(us for us, _ in kernels.values())
-        assert f"{round(gelu, -1):,.0f} of {total:,.0f}" in text
+        assert f"{round(gelu, -1):,.0f} of {total:,.0f}" in TEXT

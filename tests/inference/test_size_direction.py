@@ -248,22 +248,20 @@ def odd_photographs(assets, count):
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
-def folded_everywhere(vit, monkeypatch):
+def folded_everywhere(vit):
     """(model, variables) with the direction given up in all blocks, without sizes."""
-    monkeypatch.setattr(
-        size_direction, "sized_blocks", lambda model: range(model.depth)
-    )
-    directions = size_direction.directions(vit)
-    return size_direction.folded(vit.model, vit.variables, directions)
+    found = size_direction.directions(vit)
+    every = range(vit.model.depth)
+    return size_direction.folded(vit.model, vit.variables, found, every)
 
 
 @pytest.mark.slow
-def test_deit_hardly_notices(assets, monkeypatch):
+def test_deit_hardly_notices(assets):
     """KL of the dense model to itself, on photographs that did not find directions."""
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
     pixels = odd_photographs(assets, 24)
     images = normalize(pixels, vit.model.mean, vit.model.std)
-    model, variables = folded_everywhere(vit, monkeypatch)
+    model, variables = folded_everywhere(vit)
     dense = jax.nn.log_softmax(jax.jit(vit.model.apply)(vit.variables, images).logits)
     folded = jax.nn.log_softmax(jax.jit(model.apply)(variables, images).logits)
     divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
@@ -307,11 +305,11 @@ def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
 
 
 @pytest.mark.slow
-def test_dinov2_hardly_notices(assets, monkeypatch):
+def test_dinov2_hardly_notices(assets):
     vit = load(assets / "weights/dinov2_small", image_size=224)
     pixels = odd_photographs(assets, 8)
     images = normalize(pixels, vit.model.mean, vit.model.std)
-    model, variables = folded_everywhere(vit, monkeypatch)
+    model, variables = folded_everywhere(vit)
     dense = jax.jit(vit.model.apply)(vit.variables, images).pooled
     folded = jax.jit(model.apply)(variables, images).pooled
     norms = jnp.linalg.norm(dense, axis=-1) * jnp.linalg.norm(folded, axis=-1)
