@@ -13,6 +13,7 @@ import itertools
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -152,15 +153,21 @@ def inference_text(config):
     )
 
 
-def forward_text(model, batch_size, image_size, dtype, place):
+def forward_text(model, batch_size, image_size, dtype, place, **options):
     """Return the compiled text of `inference.optimize`'s program for a ViT.
 
-    place: from the prepared model to the one with its attention on an H200
+    place: from a model to the one with its attention on an H200
+    options: fields of CompileOptions, such as gelu and sizes
     """
+    options = optimize.CompileOptions(batch_size=batch_size, **options)
+    on_gpu = place(model.clone(dtype=jnp.dtype(dtype)))
+    gelu = options.gelu or optimize.default_gelu(on_gpu, h200.device())
+    if optimize.takes_direction(on_gpu, options):
+        model = model.clone(sizes="direction")  # which has the shapes of a folded one
     prepared = []
 
     def prepare(variables):
-        fast, weights = optimize.prepare(model, variables, dtype=dtype)
+        fast, weights = optimize.prepare(model, variables, dtype=dtype, gelu=gelu)
         prepared.append(fast)
         return weights
 

@@ -4,8 +4,10 @@
 folded into its convolutions, the last block computes only the tokens that the head
 reads (`ViT.head_only`), attention is the fastest that the device has, and the compiler
 gets the options with which it fuses best. None of that changes what is computed, beyond
-rounding. One choice does: in types of two bytes, GPUs compute exact GELU by tanh
-(`default_gelu`), unless `gelu="exact"` is given.
+rounding. Two choices do. In types of two bytes, GPUs compute exact GELU by tanh
+(`default_gelu`), unless `gelu="exact"` is given. Where cuDNN's attention runs, sizes of
+tokens are in a direction of the keys (`size_direction`), unless `sizes="bias"` is. Both
+change a model less than its type does (docs/tables/gelu, docs/tables/sizes).
 
 Some changes were tried and gain nothing: folding scale and bias of layer norms into the
 next product (the program for an H200 is the same, as a norm is one kernel either way),

@@ -24,7 +24,6 @@ own, of the tokens with the mean of the heads' weights.
 
 import contextlib
 import functools
-import math
 import pathlib
 from collections.abc import Container, Mapping
 from typing import Any
@@ -230,7 +229,10 @@ def _without(attention, u):
     bias = query.get("bias", np.zeros(u.size, np.float32))
     attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
     key = attention["k"]
-    attention["mean_key"] = _mean_key(key, u.shape)
+    of_heads = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
+    attention["mean_key"] = np.mean(of_heads, axis=1)
+    bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
+    attention["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
     attention["k"] = {name: _projected(value, u) for name, value in key.items()}
     attention["size_direction"] = u
     return attention
@@ -241,14 +243,3 @@ def _projected(value, u):
     heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
     along = np.sum(heads * u, axis=-1, keepdims=True)
     return (heads - along * u).reshape(value.shape).astype(np.float32)
-
-
-def _mean_key(key, heads):
-    """Parameters of the mean over heads of keys. heads: (H, d)"""
-    kernel = np.asarray(key["kernel"], np.float32)
-    bias = np.asarray(key.get("bias", np.zeros(math.prod(heads))), np.float32)
-    of_heads = kernel.reshape(-1, *heads)
-    return {
-        "kernel": np.mean(of_heads, axis=1),
-        "bias": np.mean(bias.reshape(heads), axis=0),
-    }

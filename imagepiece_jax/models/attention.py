@@ -254,28 +254,6 @@ class Heads(NamedTuple):
     mask: jax.Array | None  # [B, N], 0 for the masked tokens of masked training
 
 
-class MeanKey(nn.Module):
-    """Mean over heads of the keys of tokens, as they are before sizes get a direction.
-
-    [B, n, D] -> [B, n, d] float32
-    """
-
-    width: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", zeros, (x.shape[-1], self.width))
-        bias = self.param("bias", zeros, (self.width,))
-        rows = x.reshape(-1, x.shape[-1])
-        product = jnp.dot(
-            rows.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return (product + bias.astype(jnp.float32)[None]).reshape(*x.shape[:2], -1)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention of the tokens of a state, with scores for reducers.
 
@@ -304,7 +282,8 @@ class Attention(nn.Module):
             head_dim = self.dim // self.num_heads
             shape = (self.num_heads, head_dim)
             self.size_direction = self.param("size_direction", zeros, shape)
-            self.mean_key = MeanKey(head_dim, self.dtype)
+            self.mean_key = self.param("mean_key", zeros, (self.dim, head_dim))
+            self.mean_key_bias = self.param("mean_key_bias", zeros, (head_dim,))
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
         """(result of attention [B, N, D], scores as the method `scores` returns them).
@@ -407,11 +386,24 @@ class Attention(nn.Module):
             scores["input"] = image
         for name in ("key", "query", "value"):
             if name == "key" in reads and self.sizes == "direction":
-                scores[name] = self.mean_key(image)
+                scores[name] = self._mean_key(image)
             elif name in reads:
                 image = unrotated[name][:, state.num_prefix : length]
                 scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)
         return scores
+
+    def _mean_key(self, x):
+        """Mean over heads of the keys of tokens, as they are without directions.
+
+        [B, n, D] -> [B, n, d] float32
+        """
+        product = jnp.dot(
+            x.reshape(-1, self.dim).astype(self.dtype),
+            self.mean_key.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        key = product + self.mean_key_bias.astype(jnp.float32)[None]
+        return key.reshape(*x.shape[:2], -1)
 
     def weights(self, heads):
         """Attention weights of all tokens to all tokens, [B, H, N, N] float32."""
