@@ -43,9 +43,10 @@ REDUCTIONS = {DENSE: None, "half of the MACs": 0.5}
 DIGITS = 4  # of a change
 
 
-def measure(vit, images: Sequence[np.ndarray], cache: ResultCache):
+def measure(name: str, vit, images: Sequence[np.ndarray], cache: ResultCache):
     """Compare the programs of a model, and keep what they change.
 
+    name: of the model, for the table
     images: batches uint8 of the model's size, all of study.BATCH images but the last
     """
 
@@ -74,7 +75,7 @@ def measure(vit, images: Sequence[np.ndarray], cache: ResultCache):
     for reduction, (dtype, gelu) in itertools.product(REDUCTIONS, PROGRAMS):
         if (reduction, dtype, gelu) == (DENSE, *EXACT):
             continue
-        setting = {"model": vit.name, "weights": vit.digest, "images": count}
+        setting = {"model": name, "weights": vit.digest, "images": count}
         setting |= {"reduction": reduction, "dtype": dtype, "gelu": gelu}
         compare = functools.partial(changes, reduction, dtype, gelu)
         cache.result(setting, compare, f"{reduction}, {dtype}, {gelu} GELU")
@@ -126,16 +127,16 @@ def tables() -> dict[str, str]:
     rows = {"gelu-classes": [], "gelu-features": []}
     for model, points in read_points().items():
         for key, point in points.items():
-            reduction, dtype, gelu = key
-            row = [model, f"{len(point.change):,}", reduction, dtype, gelu]
-            row.append(small(mean(point.change)))
+            row = [model, f"{len(point.change):,}", *key]
             table = rows["gelu-features"]
-            if point.same is None:
-                row.append(f"{point.change.max():.5f}")
-            else:
+            change = [small(mean(point.change)), f"{point.change.max():.5f}"]
+            if point.same is not None:
                 table = rows["gelu-classes"]
                 changed = statistics.accuracy(~point.same)
-                row.append(statistics.format_estimate(changed))
+                change[1] = statistics.format_estimate(changed)
+            if key[1:] == EXACT:  # that is what others are compared with
+                change = ["", ""]
+            row += change
             row.append(small(mean(point.to_dense)))
             row.append(than_exact(points, key))
             table.append(row)
@@ -184,7 +185,7 @@ def main():
         images.append(batch["image"][0][batch["mask"][0] > 0])
     cache = ResultCache(FOLDER, versions=study.versions())
     with contextlib.closing(cache):
-        measure(vit, images, cache)
+        measure(vit.name or vit.source.name, vit, images, cache)
     replace_file(PAGE, results.filled(PAGE.read_text("utf-8"), tables()))
 
 

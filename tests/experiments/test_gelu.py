@@ -49,10 +49,10 @@ def test_changes_are_measured_image_by_image(tmp_path, monkeypatch):
     images = [draw.integers(0, 256, (n, 20, 20, 3), np.uint8) for n in (3, 2)]
     vit = tiny.pretrained(depth=1)
     with contextlib.closing(ResultCache(tmp_path)) as cache:
-        gelu.measure(vit, images, cache)
+        gelu.measure("tiny", vit, images, cache)
     (line,) = (tmp_path / FILE).read_text().splitlines()
     assert json.loads(line)["setting"]["gelu"] == "tanh"  # exact is what is compared
-    (point,) = gelu.read_points()[None].values()
+    (point,) = gelu.read_points()["tiny"].values()
     assert point.change.shape == point.same.shape == (5,)
     assert all(0 < point.change) and all(point.change < 1e-3)
 
