@@ -17,7 +17,6 @@ from imagepiece_jax.evaluate.statistics import Estimate
 DOCS = results.ROOT / "docs"
 PAPER = DOCS / "tables" / "paper.md"
 SALIENCY = DOCS / "tables" / "saliency.md"
-NEAREST = "the nearest kept token's"  # what dropped patches get by default
 Curves = Mapping[str, list[tuple[float, Estimate]]]
 
 
@@ -43,13 +42,12 @@ def estimate(cell: str) -> Estimate:
 def saliency() -> Curves:
     """IoU by the share of the dense model's MACs."""
     curves = {}
-    for row in rows(SALIENCY, "IoU", "IoU, to ToMe"):
-        fill = row["dropped patches get"]
-        is_default = fill in ("", NEAREST)
-        if not row["share"] or not is_default:  # no method, or another fill
+    # The other tables of the page have other fills.
+    for row in rows(SALIENCY, "IoU", "IoU, to ImagePiece"):
+        if not row["share"]:  # no method
             continue
         name = row["method"].strip("`")
-        if fill:
+        if row["dropped patches get"]:
             name += ", nearest"
         point = float(row["share"]), estimate(row["IoU"])
         curves.setdefault(name, []).append(point)
