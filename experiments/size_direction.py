@@ -45,9 +45,10 @@ SIZES = ("bias", "direction")
 DENSE = "dense"
 
 
-def measure(vit, images: Sequence[np.ndarray], cache: ResultCache):
+def measure(name: str, vit, images: Sequence[np.ndarray], cache: ResultCache):
     """Compare the programs of a model, and keep what they change.
 
+    name: of the model, for the table
     images: batches uint8 of the model's size, all of study.BATCH images but the last
     """
     difference = study.divergence if vit.model.num_classes else distance
@@ -98,11 +99,7 @@ def measure(vit, images: Sequence[np.ndarray], cache: ResultCache):
         return result(answers(*key), twin)
 
     count = sum(map(len, images))
-    setting = {
-        "model": vit.name or vit.source.name,
-        "weights": vit.digest,
-        "images": count,
-    }
+    setting = {"model": name, "weights": vit.digest, "images": count}
     cache.result(setting | {"reduction": DENSE}, everywhere, DENSE)
     for key in itertools.product(REDUCTIONS, TYPES, SIZES):
         names = dict(zip(("reduction", "dtype", "sizes"), key, strict=True))
@@ -174,8 +171,8 @@ def tables() -> dict[str, str]:
         for reduction, dtype in itertools.product(REDUCTIONS, TYPES):
             bias, direction = (points[reduction, dtype, sizes] for sizes in SIZES)
             row = [model, reduction, dtype]
-            row += [f"{point.to_dense.mean():.4f}" for point in (bias, direction)]
-            row.append(f"{direction.to_bias.mean():.4f}")
+            row += [f"{point.to_dense.mean():.5f}" for point in (bias, direction)]
+            row.append(f"{direction.to_bias.mean():.5f}")
             for part in (EVERY, ODD):
                 row.append(more(paired(points, reduction, dtype, part)))
             if dtype == TYPES[1]:
@@ -201,7 +198,7 @@ def percent(right: np.ndarray) -> str:
 
 
 def more(estimate: Estimate) -> str:
-    return statistics.format_estimate(estimate, 4, signs=True)
+    return statistics.format_estimate(estimate, 5, signs=True)
 
 
 def main():
@@ -214,7 +211,7 @@ def main():
         images.append(batch["image"][0][batch["mask"][0] > 0])
     cache = ResultCache(FOLDER, versions=study.versions())
     with contextlib.closing(cache):
-        measure(vit, images, cache)
+        measure(vit.name or vit.source.name, vit, images, cache)
     replace_file(PAGE, results.filled(PAGE.read_text("utf-8"), tables()))
 
 
