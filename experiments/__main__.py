@@ -5,7 +5,8 @@ import sys
 
 from imagepiece_jax.common import cache_dirs, signals
 
-STUDIES = ("recover", "recover_elsewhere", "late")  # scripts of their own
+# Scripts of their own.
+STUDIES = ("recover", "recover_elsewhere", "recover_sharp", "late")
 
 if __name__ == "__main__":
     signals.end_process()

@@ -3,6 +3,7 @@
 Each takes uint8 [H, W, 3] and the index, and returns uint8 [H, W, 3].
 """
 
+import dataclasses
 import functools
 import io
 from collections.abc import Callable, Mapping
@@ -10,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from imagepiece_jax.data.preprocessing import resize_exactly
+from imagepiece_jax.data.transforms import TrainTransform
 
 
 def add_noise(pixels: np.ndarray, index: int, std: float) -> np.ndarray:
@@ -53,3 +57,55 @@ def damaged(batch: Mapping[str, Any], damage: Callable) -> dict[str, Any]:
     for pixels, index in zip(flat, np.ravel(batch["index"]), strict=True):
         changed.append(damage(pixels, index))
     return {**batch, "image": np.stack(changed).reshape(images.shape)}
+
+
+# Damage that is learned from
+
+SHARE = 0.5  # of the crops that are damaged
+SIDES = (2 / 7, 6 / 7)  # as shares of the crop's: 64 to 192 of 224 pixels
+QUALITIES = (8, 60)
+STDS = (0.03, 0.2)
+
+
+def shrink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Reduced to a side that is drawn, and enlarged again."""
+    height, width = pixels.shape[:2]
+    share = rng.uniform(*SIDES)
+    small = resize_exactly(pixels, round(share * height), round(share * width))
+    return resize_exactly(small, height, width)
+
+
+def store(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Stored as JPEG of a quality that is drawn."""
+    low, high = QUALITIES
+    return compress(pixels, 0, int(rng.integers(low, high + 1)))
+
+
+def roughen(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of a strength that is drawn."""
+    noise = rng.normal(0, 255 * rng.uniform(*STDS), pixels.shape)
+    return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+
+
+KINDS = (shrink, store, roughen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged:
+    """A crop that is damaged half of the time: (image, rng) -> [H, W, 3] uint8."""
+
+    crop: TrainTransform
+
+    @property
+    def shape(self):
+        return self.crop.shape
+
+    def __call__(self, image, rng):
+        return self.of_crop(self.crop(image, rng), rng)
+
+    def of_crop(self, pixels, rng):
+        """Damage a crop, after what was drawn for it."""
+        if rng.random() >= SHARE:
+            return pixels
+        damage = KINDS[rng.integers(len(KINDS))]
+        return damage(pixels, rng)
