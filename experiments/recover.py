@@ -295,7 +295,8 @@ class Study:
         learned, held = recover.divided(images, self.batch_size)
         learned = learned.spread(way.images)
         fit.hold_out(self.batches(held, preprocessing))
-        start = fit.measure()
+        course = recover.Course([fit])
+        start = course.start[0]
         area = fit.recipe.area
         crop = TrainTransform(
             fit.image_size, "random_resized", area, shift=0, flip=True
@@ -309,22 +310,21 @@ class Study:
             start_step=0,
             stop_step=fit.recipe.steps,
         )
-        course = Kept(fit, start)
         course.run(batches)
-        interval = statistics.mean_difference(
-            course.best["distance"], start["distance"]
-        )
+        (best,) = course.best
+        interval = statistics.mean_difference(best["distance"], start["distance"])
         changed = interval.high < 0
         fit.start()
         if changed:
             trained = parallel.replicate(course.trained)
             fit.state = fit.state._replace(trained=trained)
-        best = course.best if changed else start
+        if not changed:
+            best = start
         return {
             "steps": fit.recipe.steps,
             "batch_size": self.batch_size,
             "images_learned": len(learned),
-            "curve": [[step, round(value, DIGITS)] for step, value in course.curve],
+            "curve": [[step, round(value, DIGITS)] for step, (value,) in course.curve],
             "changed": changed,
             "selection": {"before": rounded(start), "after": rounded(best)},
             "seconds_learning": round(time.monotonic() - began, 1),
@@ -465,18 +465,6 @@ def folded(params, factors):
     for path, pair in factors.items():
         flat[path] = flat[path] + pair["a"] @ pair["b"]
     return traverse_util.unflatten_dict(flat, sep="/")
-
-
-class Kept(recover.Course):
-    """A course whose `trained` is what was trained at the best moment."""
-
-    trained = None
-
-    def measure(self):
-        before = self.best
-        super().measure()
-        if self.best is not before:
-            self.trained = parallel.unreplicate(self.fit.state.trained)
 
 
 def rounded(found) -> list[float]:

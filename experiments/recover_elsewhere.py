@@ -204,7 +204,8 @@ class Study:
         vit = self.model(cell)
         found = {"reduction": dict(vit.reduction), "gmacs": vit.gmacs}
         if vit.recovery is not None:
-            found["recovery"] = dataclasses.asdict(vit.recovery)
+            (cost,) = vit.recovery.costs
+            found["recovery"] = dataclasses.asdict(cost)
         return found | MEASURES[cell.kind](self, cell, vit)
 
     # Models

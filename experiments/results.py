@@ -217,8 +217,6 @@ def origin_of(report: Mapping[str, Any]) -> Origin:
     training = "off the shelf"
     if report["trained_as"] != "none":
         training = f"trained with {report['trained_as']}"
-    if recovered := report.get("recovered_for"):
-        training = f"recovered for {recovered}"
     return Origin(
         study="comparison",
         model=report["fields"]["name"],

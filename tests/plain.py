@@ -86,7 +86,7 @@ def functions():
     return {
         "logits": np.asarray(program(pixels[:2])).shape,
         "patches": np.asarray(maps.patches).shape,
-        "steps": better.recovery.steps,
+        "steps": better.recovery.costs[0].steps,
     }
 
 

@@ -189,7 +189,16 @@ class Recovery(Run):
         leaves = jax.tree.leaves(vit.variables)
         if not all(np.isfinite(leaf).all() for leaf in leaves):
             return "numbers that are not finite"
-        return "complete" if vit.recovery else "the old one"
+        if not vit.recovery:
+            return "the old one"
+        return "complete" if self.keeps_dense(vit) else "another dense model"
+
+    def keeps_dense(self, vit):
+        """Whether a recovered model's dense one is that of the weights, to the bit."""
+        before = imagepiece_jax.load(self.folder / NAMES["weights"])
+        ours = jax.tree.leaves(vit.with_reduction(None).variables)
+        theirs = jax.tree.leaves(before.variables)
+        return all(map(np.array_equal, ours, theirs))
 
 
 def is_whole(path):

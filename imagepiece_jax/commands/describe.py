@@ -47,7 +47,7 @@ def main():
     if path is None:
         print(report.estimate(run))
     elif vit.recovery:
-        print(f"recovered for {vit.recovery.form}: {vit.recovery}")
+        print(f"recovered for {vit.recovery}")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main():
             "valid_labels": valid,
             "dtype": model.dtype.name,
             "trained": trained,
-            "recovered_for": vit.recovered_for,
+            "recovered": vit.recovered and vit.recovered.form,
             "reduction": dict(vit.reduction),
             "gmacs": vit.gmacs,
             "unreadable": unreadable,

@@ -1,12 +1,14 @@
 """Recovery of what a reduction costs, from a few hundred images without labels.
 
+python -m imagepiece_jax recover --weights FILE --data PATH --out DIR
 python -m imagepiece_jax recover --weights FILE --macs 0.5 --data PATH --out DIR
 
-The model learns to answer as its own dense form does, and the first line says how long
-that takes here. Reduction, cost, speed and file format stay what they are. A fifth of
-the images is held out, and chooses the best weights; DIR is a folder as
-`imagepiece_jax.save` writes it. Labels are not read. --minutes 10 takes as many steps
-as fit. Ctrl-C leaves the best so far in DIR.
+Reduced forms learn to answer as the dense model does: the first at .6, .5 and .4 of its
+MACs, the second at one cost. The first line says how long that takes here. DIR is a
+folder as `imagepiece_jax.save` writes it, which holds the dense model as it was, and
+what each cost takes in place of some of its numbers. A fifth of the images is held out,
+and chooses the best. Labels are not read. --minutes 10 takes as many steps as fit.
+Ctrl-C leaves the best so far in DIR.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ DATA = cli.text("data", None, SOURCES)  # other commands take no folder without 
 RESIZE = cli.resize()
 LIMIT = cli.limit()
 OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")
-STEPS = cli.integer("steps", None, "of training; default: 250", 1)
+STEPS = cli.integer("steps", None, "of training, for each cost; default: 250", 1)
 MINUTES = cli.real("minutes", None, "all of the time, instead of --steps", above=0)
 BATCH = cli.integer("batch", None, "images a step; default: 32", 1)
 SEED = cli.integer("seed", 0, "of crops and order", 0)
@@ -86,7 +88,8 @@ def main():
     recovery = recovered.recovery
     with finishing():  # nothing that took minutes is lost while it is written
         print(recovery, flush=True)
-        if recovery.stopped and not recovery.changed:
+        newest = recovery.costs[0]
+        if newest.stopped and not newest.changed:
             print(f"nothing is written to {out}", file=sys.stderr)
         else:
             save(out, recovered)

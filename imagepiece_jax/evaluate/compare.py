@@ -29,7 +29,6 @@ from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import in_force
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import AUTO, METHODS
 from imagepiece_jax.reduction.sweep_text import sweep_of
@@ -150,7 +149,6 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
     smaller: the entries of smaller images, with their weights
     """
     vit = checkpoint.vit
-    recovery = in_force(vit.recovery)
     models = [(checkpoint, settings.DENSE)]
     models += [(checkpoint, entry.reduction) for entry in entries]
     for entry, resized in smaller:
@@ -162,8 +160,7 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
     for entry, measured in zip(entries, figures, strict=True):
         line = dict(vars(entry))
         line["reduction"] = settings.with_defaults(entry.reduction)
-        model = vit.model_with(entry.reduction)
-        line["recovered"] = bool(recovery and recovery.fits(model, vit.image_size))
+        line["recovered"] = bool(vit.recovered_with(entry.reduction))
         line.update(measured)
         lines.append(line)
         rights[entry.method, entry.share] = _right(measured)
@@ -175,7 +172,6 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
         "digest": vit.digest,
         "fields": vit.config.as_dict,
         "trained_as": vit.reduction["name"],
-        "recovered_for": vit.recovered_for,
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,
         "valid_labels": checkpoint.images.valid,

@@ -30,12 +30,7 @@ NAMES = {
 COSTS = {"gmacs": "MACs", "ms": "time"}
 LEVEL = -1.5  # points to dense; a setting whose interval lies above it counts as level
 SIGNIFICANT = 0.05  # p below this is shown
-DENSE_FORM = "the weights' own dense form"  # of recovered weights
-RECOVERED = (
-    "All is compared with the weights' own dense form, for which they were not "
-    "recovered, and not with the dense model that they were made from."
-)
-Report = Mapping[str, Any]  # "recovered_for" is not in those of earlier versions
+Report = Mapping[str, Any]
 
 
 def write(folder: str | os.PathLike, report: Report) -> str:
@@ -69,8 +64,6 @@ def page(report: Report, plot: str) -> str:
             swept_table(report),
             f"![Accuracy by MACs]({plot})",
         ]
-    if report.get("recovered_for"):
-        parts.insert(2, RECOVERED)
     parts.append(advice(report))
     return "\n\n".join(parts) + "\n"
 
@@ -80,15 +73,12 @@ def _measured(report):
     dense = report["dense"]
     classes = valid_labels.in_words(report["valid_labels"], report["num_classes"])
     columns = {"weights": f"`{report['weights']}`"}
-    if recovered := report.get("recovered_for"):
-        columns["recovered for"] = recovered
-    else:
-        columns["trained with"] = report["trained_as"]
+    columns["trained with"] = report["trained_as"]
     columns["images"] = f"{dense['images']:,} of {report['images']['data']}"
     columns["crop"] = Preprocessing.from_json(report["images"]).text
     columns["among"] = classes
     acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
-    columns[f"{_dense(report)} acc1, %"] = acc1
+    columns["dense acc1, %"] = acc1
     columns["dense GMACs"] = f"{dense['gmacs']:.3f}"
     timing = report["timing"]
     if timing:
@@ -98,11 +88,6 @@ def _measured(report):
         if gelu := timing.get("gelu"):
             columns["GELU"] = gelu
     return markdown_table([*columns], [[*columns.values()]])
-
-
-def _dense(report):
-    """What rows are compared with, in words."""
-    return DENSE_FORM if report.get("recovered_for") else "dense"
 
 
 def advice(report: Report) -> str:
@@ -121,9 +106,8 @@ def advice(report: Report) -> str:
             change = comparison(report, line["method"], line["share"], "dense")
             found.append((line, Estimate(*change["points"])))
     images = f"{report['dense']['images']:,} images"
-    model = DENSE_FORM if report.get("recovered_for") else "the dense model"
     if not found:
-        return f"take {model}: nothing else was measured on {images}"
+        return f"take the dense model: nothing else was measured on {images}"
     level = [pair for pair in found if pair[1].low > LEVEL]
     if level:
         line, change = min(level, key=_preference)
@@ -131,11 +115,11 @@ def advice(report: Report) -> str:
         line, change = max(found, key=lambda pair: pair[0]["acc1"][0])
     points = statistics.format_estimate(change, signs=True)
     cost = f"{line['reached']:.2f} of the dense {COSTS[report['metric']]}"
-    setting = f"{_typed(line, model)}, {points} points to {_dense(report)} at {cost}"
+    setting = f"{_typed(line)}, {points} points to dense at {cost}"
     rule = f"interval lies above {LEVEL:g} points"
     if not level:
         return (
-            f"take nothing yet: on {images} no setting is level with {model} "
+            f"take nothing yet: on {images} no setting is level with the dense model "
             f"(its {rule}); the most accurate is {setting}"
         )
     return f"take {setting}: the cheapest of those whose {rule} on {images}"
@@ -150,13 +134,10 @@ def _preference(pair):
     return cost, line["method"] != RECOMMENDED, -line["acc1"][0]
 
 
-def _typed(line, model):
-    """A setting as `load` takes it: its reduction, or the fields of a dense model.
-
-    model: the dense model, in words
-    """
+def _typed(line):
+    """A setting as `load` takes it: its reduction, or the fields of a dense model."""
     if is_smaller(line):
-        return f"{model} with {fields(line['setting'])}"
+        return f"the dense model with {fields(line['setting'])}"
     name = line["reduction"]["name"]
     return f"reduction={json.dumps({'name': name, **line['setting']})}"
 
@@ -235,7 +216,7 @@ def settings_table(report: Report) -> str:
     if report["timing"]:
         head.append("share reached")
     head += ["GMACs", "tokens left, with class token", "acc1, %"]
-    head.append(f"points to {_dense(report)}, p if < .05")
+    head.append("points to dense, p if < .05")
     head += [f"points to {name}" for kind, name in NAMES.items() if kind != "dense"]
     rows = []
     for share in report["shares"]:
@@ -276,13 +257,13 @@ def swept_table(report: Report) -> str:
     Reductions are compared with the smaller images that are among the settings.
     """
     smaller = [line["method"] for line in report["settings"] if is_smaller(line)]
-    head = ["setting", "acc1, %", f"points to {_dense(report)}, p if < .05"]
+    head = ["setting", "acc1, %", "points to dense, p if < .05"]
     head += [f"to `{name}`" for name in smaller]
     head += ["acc5, %", "tokens, with class token", "GMACs", "share of the MACs"]
     dense = report["dense"]
     acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
     cost = [f"{dense['acc5']:.1f}", dense["tokens"], f"{dense['gmacs']:.3f}", "1.00"]
-    rows = [[_dense(report), acc1, "", *("" for _ in smaller), *cost]]
+    rows = [["dense", acc1, "", *("" for _ in smaller), *cost]]
     for line in report["settings"]:
         change = comparison(report, line["method"], line["share"], "dense")
         name = _name(line)
@@ -350,7 +331,7 @@ def draw_plot(path: str | os.PathLike, report: Report):
         cost,
         "acc1, % (95 %, paired difference to dense)",
         curves,
-        level=(_dense(report), report["dense"]["acc1"][0]),
+        level=("dense", report["dense"]["acc1"][0]),
         references=("tome", "random"),
         xticks=shares,
     )

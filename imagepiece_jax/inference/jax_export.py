@@ -233,7 +233,7 @@ def program_facts(
         "preprocessing": prepared,
         "model": fields,
         "method": method,
-        "recovered_for": vit.recovered_for,
+        "recovered": vit.recovered and vit.recovered.form,
         "dtype": model.dtype.name,
         "gmacs": model_macs(model, vit.image_size) / 1e9,
     }

@@ -177,12 +177,12 @@ def _print_plan(text, model, grid):
         if len(left) == model.depth:
             where = "every block"
         counts = ", ".join(map(str, left.values()))
-        share = _share(model.plan, model, grid)
+        share = share_of(model.plan, model, grid)
         line = f"{text} in {where}; counts {counts}; {share:.2f} of the MACs"
     print(line, file=sys.stderr, flush=True)
 
 
-def _share(plan, model, grid):
+def share_of(plan, model, grid):
     """The MACs with a plan, as a share of the dense model's."""
     size = tuple(side * model.patch_size for side in grid)
     dense = model.clone(plan=model.plan_of(methods.create(), grid))
@@ -206,7 +206,7 @@ def _at_cost(method, model, grid, tolerance=TOLERANCE):
 
     def try_strength(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
-        macs = _share(model.plan_of(found, grid), model, grid)
+        macs = share_of(model.plan_of(found, grid), model, grid)
         tried.append((abs(macs - method.macs), macs, found))
         return macs
 

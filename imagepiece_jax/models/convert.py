@@ -209,6 +209,29 @@ def check_fit(state_dict, like, fresh=()):
     return needed
 
 
+def numbers_from_timm(
+    tensors: Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    fresh: Iterable[str] = (),
+) -> dict[str, np.ndarray]:
+    """{path: value} of the parameters whose tensors are given, without `fresh` ones.
+
+    tensors: some by timm's names
+    like, fresh: as for `from_timm`; positions may be those of other images
+    Raises Misfit as `from_timm` does.
+    """
+    leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
+    given = {}
+    for key, place in _places(leaves).items():
+        if place.name in tensors and not matches(place.path, fresh):
+            given[key] = leaves[key]
+    if "pos_embed" in tensors:
+        positions = tensors["pos_embed"]
+        given["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
+    found = from_timm(tensors, traverse_util.unflatten_dict(given, sep="/"), fresh)
+    return traverse_util.flatten_dict(found.get("params", {}), sep="/")
+
+
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
     stacks = {}  # {name: {part: array}}

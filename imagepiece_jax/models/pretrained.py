@@ -6,13 +6,14 @@ import math
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common import device_copies
+from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.common.fields import is_integer, plain
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.warning import warn
@@ -26,9 +27,9 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.models.recovery_record import (
+    RecoveredCost,
     Recovery,
-    in_force,
-    warn_of_recovery,
+    with_numbers,
 )
 from imagepiece_jax.models.variables import (
     check_variables,
@@ -71,7 +72,8 @@ class Source:
     class_names: Sequence[str | None] | None = None  # by label
     problem_type: str = SINGLE_LABEL  # what the logits mean
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
-    recovery: Recovery | None = None  # of weights that `recover` has changed
+    # what `recover` learned for reduced forms, without numbers, which files have
+    recovery: Recovery | None = None
     tower: Tower | None = None  # how a language model reads its vision tower
     saved: bool = False  # whether `save` of this package wrote the folder
     run: Mapping[str, Any] | None = None  # a run's config
@@ -131,8 +133,8 @@ class Pretrained:
     trained_positions: positions.Trained | None = None
     # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None
-    # of weights that `recover` has made, with which it goes on: a model that they were
-    # not recovered for warns; None: they are as they were trained
+    # what `recover` learned for reduced forms, which take its numbers in place of the
+    # dense model's; None where nothing was, and where the variables have been replaced
     recovery: Recovery | None = None
 
     def __post_init__(self):
@@ -181,7 +183,12 @@ class Pretrained:
                 allowed="a Preprocessing, such as Preprocessing(224, crop=0.9)",
             )
         # Here, since whatever changes the model or its images makes a Pretrained.
-        warn_of_recovery(self.recovery, model, self.image_size)
+        params = variables["params"]
+        if self.recovery and not self.recovery.describes(params):
+            put("recovery", None)
+        fitted = self.fitted(params, model, self.image_size)
+        if fitted is not params:
+            put("variables", {**variables, "params": fitted})
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -224,8 +231,14 @@ class Pretrained:
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 letters that differ between weights."""
-        return digest(self.variables)[:16]
+        """16 letters that differ between weights, and between what they recover."""
+        if self.recovery is None:
+            return digest(self.variables)[:16]
+        parts = [self.variables, self.recovery.dense]
+        for each in self.recovery.sets:
+            forms = "; ".join(cost.form for cost in each.costs)
+            parts += [each.numbers, np.frombuffer(forms.encode(), np.uint8)]
+        return digest(parts)[:16]
 
     def on_device(self, beside: Any = None) -> Mapping[str, Any]:
         """`variables` on the device, where they are copied once.
@@ -253,16 +266,70 @@ class Pretrained:
         label = settings.in_words(fields)
         if kinds := " and ".join(self.untrained_kinds):
             label += f" (untrained {kinds})"
-        if recovered_for := self.recovered_for:
-            fits = self.recovery.fits(self.model, self.image_size)
-            label += " (recovered)" if fits else f" (recovered for {recovered_for})"
-        return label
+        return f"{label} (recovered)" if self.recovered else label
 
     @property
-    def recovered_for(self) -> str | None:
-        """The reduction that its weights were recovered for, in words; None: none."""
-        recovery = in_force(self.recovery)
-        return recovery.form if recovery else None
+    def recovered(self) -> RecoveredCost | None:
+        """The cost whose numbers it has, its own or the nearest; None: the dense ones.
+
+        None, too, where nothing was better than the dense ones.
+        """
+        cost = self._cost_of(self.model, self.image_size)
+        return cost if cost and cost.changed else None
+
+    def recovered_with(self, reduction: Reduction) -> RecoveredCost | None:
+        """`recovered` of `with_reduction`."""
+        cost = self._cost_of(self.model_with(reduction), self.image_size)
+        return cost if cost and cost.changed else None
+
+    def _cost_of(self, model, image_size):
+        """The cost of `recovery` whose numbers a model takes; None: the dense ones."""
+        if self.recovery is None:
+            return None
+        grid = patch_grid(image_size, model.patch_size, cut=True)
+        share = at_cost.share_of(model.plan, model, grid)
+        return self.recovery.nearest(model, image_size, share)
+
+    @property
+    def dense_variables(self) -> Mapping[str, Any]:
+        """`variables`, with the dense model's numbers in place of recovered ones."""
+        if self.recovery is None:
+            return self.variables
+        params = with_numbers(self.variables["params"], self.recovery.dense)
+        return {**self.variables, "params": params}
+
+    def fitted(
+        self, params: Mapping[str, Any], model: ViT, image_size: int | tuple[int, int]
+    ) -> Mapping[str, Any]:
+        """Parameters with the numbers of `recovery` that a model takes.
+
+        params: those of this Pretrained, for images of `image_size`
+        model: a ViT that they fit, with any plan
+        """
+        recovery = self.recovery
+        if recovery is None:
+            return params
+        cost = self._cost_of(model, image_size)
+        numbers = {**recovery.dense, **recovery.numbers(cost)}
+        params = with_numbers(params, numbers)
+        if "pos_embed" in numbers:
+            learned_size = recovery.costs[0].image_size
+            params = positions.fit(params, model, image_size, learned_size)
+        return params
+
+    def with_recovery(self, recovery: Recovery) -> "Pretrained":
+        """The same model with another record of recoveries, and its numbers."""
+        dense = self.dense_variables
+        return dataclasses.replace(self, variables=dense, recovery=recovery)
+
+    def say_recovered(self):
+        """Print whose recovered numbers it has, where they are of another form."""
+        cost = self.recovered
+        if cost is None or cost.fits(self.model, self.image_size):
+            return
+        if self.recovery.keeps_dense and parallel.is_main():
+            text = f"{self.label}: by the numbers of {cost.form}, the nearest"
+            print(text, file=sys.stderr, flush=True)
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
@@ -443,8 +510,9 @@ class Pretrained:
         lines = []
         trained = source.reduction
         how = "trained with"
-        if self.recovered_for:
-            trained = self.recovery.reduction
+        if self.recovery:
+            cost = self.recovered
+            trained = cost and cost.reduction
             how = "recovered for"
         if trained is not None:
             before = self.reduction_at_cost(trained)
@@ -498,8 +566,8 @@ class Pretrained:
         seed: of selectors that were never learned; None: InputError for these
         changes: further fields of the Pretrained
         """
-        dense = {k: v for k, v in params.items() if not k.startswith(convert.SELECTOR)}
         images = changes.get("preprocessing", self.preprocessing)
+        dense = {k: v for k, v in params.items() if not k.startswith(convert.SELECTOR)}
         learned = self._learned
         fresh = ()  # no selector is drawn
         if seed is not None:
@@ -517,7 +585,7 @@ class Pretrained:
         if config is not None:
             size = {"image_size": images.image_size, "depth": model.depth}
             config = dataclasses.replace(config, **size)
-        return dataclasses.replace(
+        vit = dataclasses.replace(
             self,
             model=model,
             variables=variables,
@@ -526,6 +594,8 @@ class Pretrained:
             selectors=learned,
             **changes,
         )
+        vit.say_recovered()
+        return vit
 
     def model_with_tokens(self, tokens: int | None) -> ViT:
         """The model, for the same parameters, whose last block leaves `tokens` tokens.
@@ -545,8 +615,6 @@ class Pretrained:
         # which True is 1, and a list has no hash.
         end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
         model = end(self.model, fields, self._grid, self.name, tokens)
-        if [p.counts for p in model.plan] != [p.counts for p in self.model.plan]:
-            warn_of_recovery(self.recovery, model, self.image_size)
         if model.has_selectors:
             try:
                 check_variables(model, self.variables, self.image_size)

@@ -1,24 +1,29 @@
-"""The record of a recovery, which goes with the weights that it changed."""
+"""What `recover` learned: numbers for reduced forms of a dense model, and figures.
+
+A `Recovery` goes with a Pretrained. The dense model keeps its numbers; a reduced form
+has others in place of some, mostly norms and biases, that were learned at its cost.
+"""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+from flax import traverse_util
+
 from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.common.warning import warn
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import settings
+
+Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
 
 
 @dataclasses.dataclass(frozen=True)
-class Recovery:
-    """What `recover` did to a model's weights, measured on images it held out.
+class RecoveredCost:
+    """What came back at one cost, measured on images that were held out."""
 
-    Of a run of train.py that does the same all is None that its config does not say.
-    """
-
-    # that the weights were recovered for, with counts of tokens in place of a cost
-    reduction: Mapping[str, Any]
+    reduction: Mapping[str, Any]  # with counts of tokens in place of a cost
     parameters: str  # that were trained, as `recover` takes it
     images: int  # that were learned from
     held_out: int  # that were measured on
@@ -41,18 +46,19 @@ class Recovery:
     p: float | None = None
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
-    weights: str | None = None  # that were recovered, by their `Source.name`
+    weights: str | None = None  # of the dense model, by their `Source.name`
+    share: float | None = None  # of the dense model's MACs
 
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
-        if self.curve is not None:
-            object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
-        size = settings.as_tuple(self.image_size)
-        object.__setattr__(self, "image_size", size)
+        object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
+        for field in ("reduction", "interval", "agreement", "image_size"):
+            value = settings.as_tuple(getattr(self, field))
+            object.__setattr__(self, field, value)
 
     @property
     def form(self) -> str:
-        """What the weights were recovered for: "tome r=8, 12 blocks, .. pixels"."""
+        """The form that it was learned for: "tome r=8, 12 blocks, .. pixels"."""
         words = [settings.in_words(self.reduction)]
         if self.depth:
             words.append(f"{self.depth} blocks")
@@ -61,7 +67,7 @@ class Recovery:
         return ", ".join(words)
 
     def fits(self, model, image_size) -> bool:
-        """Whether it was made for a model of this reduction, size and depth."""
+        """Whether it was learned for a model of this reduction, size and depth."""
         ours = model.reduction or settings.DENSE
         theirs = self.reduction
         if settings.with_defaults(ours) != settings.with_defaults(theirs):
@@ -71,8 +77,6 @@ class Recovery:
         return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
-        if self.measure is None:
-            return f"{self.parameters} in a run of {self.batch_size} images a step"
         low, high = self.interval
         change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
         if self.p is not None:
@@ -89,36 +93,103 @@ class Recovery:
         if self.changed:
             return text
         start = "the start beyond chance"
-        return f"the weights are unchanged, as nothing was better than {start}: {text}"
+        return f"nothing was better than {start}, which stays: {text}"
 
-    def check_teacher(self, field: str):
-        """Raise InputError, about `field`, where the dense form of the weights teaches.
 
-        It is not the dense model from which they were recovered.
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecoveredSet:
+    """Numbers that were learned together, for one cost or several."""
+
+    costs: tuple[RecoveredCost, ...]
+    # of the forms at these costs; None where the dense model's are them, as in folders
+    # of earlier versions
+    numbers: Numbers | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recovery:
+    """Numbers of reduced forms, and those that the dense model has in their place."""
+
+    sets: tuple[RecoveredSet, ...]
+    dense: Numbers = dataclasses.field(default_factory=dict)
+
+    @property
+    def costs(self) -> tuple[RecoveredCost, ...]:
+        """All costs that were learned for, with what was lost before and after."""
+        return tuple(itertools.chain(*(each.costs for each in self.sets)))
+
+    @property
+    def keeps_dense(self) -> bool:
+        """Whether the dense model is the one that was recovered."""
+        return all(each.numbers is not None for each in self.sets)
+
+    def __str__(self):
+        return "\n".join(f"{cost.form}: {cost}" for cost in self.costs)
+
+    def nearest(self, model, image_size, share: float) -> RecoveredCost | None:
+        """The cost whose numbers a model takes: its own, or else the nearest by MACs.
+
+        None: those of the dense model, whose cost is as near.
+
+        share: the model's MACs as a share of the dense model's
         """
-        if self.changed:
-            raise InputError(
-                f"was recovered before, for {self.form}",
-                field=field,
-                allowed="the weights that it was made from, whose dense form teaches",
-            )
+        for cost in self.costs:
+            if cost.fits(model, image_size):
+                return cost
+        if not self.keeps_dense:
+            return self.costs[0]
+        known = [cost for cost in self.costs if cost.share is not None]
+        if not known:
+            return None
+        found = min(known, key=lambda cost: abs(cost.share - share))
+        return found if abs(found.share - share) < 1 - share else None
+
+    def numbers(self, cost: RecoveredCost | None) -> Numbers:
+        """What stands in place of the dense model's numbers at a cost of `costs`."""
+        for each in self.sets:
+            if cost in each.costs:
+                return each.numbers or {}
+        return self.dense
+
+    def describes(self, params: Mapping[str, Any]) -> bool:
+        """Whether parameters have its numbers, and nobody's that trained them since."""
+        leaves = traverse_util.flatten_dict(params, sep="/")
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
+            return True
+        learned = [each.numbers for each in self.sets if each.numbers]
+        return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
+
+    def joined(self, other: "Recovery | None") -> "Recovery":
+        """With the sets of an earlier one, but for costs that are learned again."""
+        if other is None or not other.keeps_dense:
+            return self
+        forms = [cost.form for cost in self.costs]
+        kept = []
+        for each in other.sets:
+            costs = tuple(cost for cost in each.costs if cost.form not in forms)
+            if costs:
+                kept.append(dataclasses.replace(each, costs=costs))
+        return Recovery((*self.sets, *kept), {**other.dense, **self.dense})
 
 
-def in_force(recovery: Recovery | None) -> Recovery | None:
-    """The recovery of weights that it has changed; None of all others."""
-    return recovery if recovery is not None and recovery.changed else None
+def _have(leaves, numbers):
+    """Whether leaves have the numbers that are at their paths, but for positions.
 
-
-def warn_of_recovery(recovery: Recovery | None, model, image_size):
-    """Warn of weights that were recovered for another model than this ViT.
-
-    The text does not say for which it is used, so that many uses warn once.
+    Those may have been resized since.
     """
-    recovery = in_force(recovery)
-    if recovery is None or recovery.fits(model, image_size):
-        return
-    warn(
-        f"the weights were recovered for {recovery.form} alone: in any other form, "
-        "dense or with another reduction, size or depth, the weights that they were "
-        "made from fit better"
-    )
+    for path, value in numbers.items():
+        leaf = leaves.get(path, value)
+        if path == "pos_embed":
+            continue
+        if leaf is not value and not np.array_equal(leaf, value):
+            return False
+    return True
+
+
+def with_numbers(params: Mapping[str, Any], numbers: Numbers) -> Mapping[str, Any]:
+    """Parameters with numbers in place of theirs, where they have such ones."""
+    if not numbers:
+        return params
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    present = {path: value for path, value in numbers.items() if path in leaves}
+    return traverse_util.unflatten_dict(leaves | present, sep="/")

@@ -8,6 +8,7 @@ import jax
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
@@ -49,10 +50,10 @@ def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
         terms = terms or "that of the weights it was made from"
         rows = f"| made from | `{weights}` |\n| license | {terms} |\n"
     about = ""
-    if vit.recovered_for:
-        about = _recovery(vit, in_timm)
-    elif in_timm:
-        about = _timm(name, model)
+    if vit.recovery:
+        about = _recovery(vit.recovery)
+    if in_timm and (vit.recovery is None or vit.recovery.keeps_dense):
+        about += _timm(name, model)
     return f"""---
 {header}library_name: imagepiece_jax
 pipeline_tag: {task}
@@ -97,23 +98,28 @@ model = timm.create_model("local-dir:{name}", pretrained=True)
 """
 
 
-def _recovery(vit, in_timm):
-    """What recovered weights are for."""
-    text = f"""
-The weights were recovered for {vit.recovered_for}: {vit.recovery}.
+def _recovery(recovery):
+    """What came back at each cost."""
+    lines = []
+    for cost in recovery.costs:
+        after = f"{cost.after:.4f}" if cost.changed else "no better"
+        lines.append([cost.form, cost.measure, f"{cost.before:.4f}", after])
+    table = markdown_table(["recovered", "measure", "before", "after"], lines)
+    kept = "without a reduction this is the dense model that they were learned beside"
+    if not recovery.keeps_dense:
+        kept = "without a reduction, the weights that they were made from fit better"
+    return f"""
+Norms and biases, or more, were learned for these forms, from images without labels;
+{kept}. The license is that of the weights that it was made from.
 
-They are no dense model: without the reduction, or with another reduction, size or
-depth, the weights that they were made from, whose license applies, fit better.
+{table}
 """
-    if in_timm:
-        text += "timm, which has no such reductions, would read them without it.\n"
-    return text
 
 
 def made_from(vit: Pretrained) -> str | None:
     """The weights that a model's were made from, in short; None: they were drawn."""
-    if vit.recovered_for and vit.recovery.weights:
-        return vit.recovery.weights
+    if vit.recovery and vit.recovery.costs[0].weights:
+        return vit.recovery.costs[0].weights
     source = vit.source
     if source is None:
         return None

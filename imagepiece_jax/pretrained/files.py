@@ -19,7 +19,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,6 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.recovery_record import Recovery
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -157,8 +156,10 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     return values
 
 
-def read_recovery(path: str | os.PathLike) -> Recovery | None:
-    """The record of a recovery, which a file of `save` holds; None: there is none.
+def read_recovery(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The record of a recovery that changed the tensors of a file; None: there is none.
+
+    Earlier versions wrote such files.
 
     Raises InputError as `read_state_dict` does.
     """
@@ -603,7 +604,7 @@ def _safetensors_normalization(path):
 def _safetensors_recovery(path):
     with safetensors.safe_open(path, framework="numpy") as file:
         record = (file.metadata() or {}).get(RECOVERY)
-    return record and Recovery(**json.loads(record))
+    return record and json.loads(record)
 
 
 def _read_torch(path, select):

@@ -24,6 +24,8 @@ PROCESSOR = "processor_config.json"  # of images and of text, since transformers
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
 SELECTORS = "selectors.safetensors"  # of a saved model, with learned selectors
 PROJECTOR = "projector.safetensors"  # of a vision tower to its language model
+RECOVERED = "recovered.safetensors"  # of a saved model, for reduced forms of it
+OTHERS = (SELECTORS, PROJECTOR, RECOVERED)  # beside the weights of a saved model
 INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
 # Names of a file of weights, the preferred ones first; those of OpenCLIP are last.
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
@@ -186,7 +188,7 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
             return [folder / name]
     found = []
     for file in sorted(folder.iterdir()):
-        if file.suffix in ENDINGS and file.name not in (SELECTORS, PROJECTOR):
+        if file.suffix in ENDINGS and file.name not in OTHERS:
             found.append(file)
     return found
 
@@ -255,6 +257,8 @@ def repository_files(text):
         repository.optional(SELECTORS)
         if "projector" in [*config[OURS]]:
             repository.optional(PROJECTOR)
+        if "recovery" in [*config[OURS]]:
+            repository.optional(RECOVERED)
     return repository.files
 
 

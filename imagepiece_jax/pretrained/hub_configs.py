@@ -15,7 +15,11 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.projector import Tower
-from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.models.recovery_record import (
+    RecoveredCost,
+    RecoveredSet,
+    Recovery,
+)
 from imagepiece_jax.pretrained import (
     hub,
     open_clip_config,
@@ -105,7 +109,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
         projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
         optional["projector"] = projector
     if vit.recovery:
-        optional["recovery"] = dataclasses.asdict(vit.recovery)
+        optional["recovery"] = recovery_record(vit.recovery)
     ours = {
         "version": __version__,
         "model": {
@@ -124,6 +128,32 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: ours}
 
 
+def recovery_record(recovery: Recovery) -> dict[str, Any]:
+    """A Recovery as JSON values, without its numbers."""
+    if not recovery.keeps_dense:  # as earlier versions wrote it
+        return dataclasses.asdict(recovery.costs[0])
+    sets = []
+    for each in recovery.sets:
+        sets.append([dataclasses.asdict(cost) for cost in each.costs])
+    return {"sets": sets}
+
+
+def recovery_of(record: Mapping[str, Any]) -> Recovery:
+    """The Recovery of a `recovery_record`, or of an earlier version, without numbers.
+
+    Earlier versions had one cost, and changed the dense model's own numbers.
+    """
+    if "sets" not in record:
+        cost = RecoveredCost(**record)
+        numbers = None if cost.changed else {}
+        return Recovery((RecoveredSet((cost,), numbers),))
+    sets = []
+    for costs in record["sets"]:
+        costs = tuple(RecoveredCost(**cost) for cost in costs)
+        sets.append(RecoveredSet(costs, {}))
+    return Recovery(tuple(sets))
+
+
 def _parse_ours(config):
     """Our own part of a file that `describe` wrote."""
     ours = as_tuple(config[OURS])
@@ -135,7 +165,7 @@ def _parse_ours(config):
         tower = Tower(**ours["projector"])
     recovery = None
     if "recovery" in ours:
-        recovery = Recovery(**ours["recovery"])
+        recovery = recovery_of(ours["recovery"])
     problem_type = ours.get("problem_type", SINGLE_LABEL)
     return {
         "config": ModelConfig(dtype=ours["dtype"], **ours["model"]),

@@ -401,6 +401,8 @@ class Contents(NamedTuple):
     config: ModelConfig  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
     images: ModelConfig = ModelConfig()  # mean and std, where the file itself has them
     projector: Projector | None = None  # of a tower in a language model
+    # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
+    recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
     # fields of an Architecture that all models of its layout have
     common_parts: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -437,7 +439,7 @@ def read_folder(
     tower: Tower | None = None,
     checkpoint: str | None = None,
 ) -> Contents:
-    """As `read_weights` for a folder, with the selectors of a saved reduction."""
+    """As `read_weights` for a folder, with what `save` writes beside the weights."""
     file = hub.weights_file(folder)
     path = folder / hub.PROJECTOR
     if path.exists():  # of a model that `save` wrote
@@ -449,10 +451,13 @@ def read_folder(
         contents = contents._replace(projector=projector)
     else:
         contents = read_weights(file, averaged, tower, checkpoint)
-    if not (folder / hub.SELECTORS).exists():
-        return contents
-    learned = read_state_dict(folder / hub.SELECTORS)
-    return contents._replace(tensors=contents.tensors | learned)
+    if (folder / hub.SELECTORS).exists():
+        learned = read_state_dict(folder / hub.SELECTORS)
+        contents = contents._replace(tensors=contents.tensors | learned)
+    if (folder / hub.RECOVERED).exists():
+        recovered = read_state_dict(folder / hub.RECOVERED)
+        contents = contents._replace(recovered=recovered)
+    return contents
 
 
 def to_timm(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
@@ -21,6 +22,7 @@ from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
+from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import files, hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, with_fc_norm
@@ -182,10 +184,18 @@ def load_as(
         config=config,
         source=source,
     )
+    vit = dataclasses.replace(vit, recovery=source.recovery)
     if not abstract:
         exact = reduction is None and seed is None
         vit = _fill(vit, weights.contents, fresh, seed, exact)
-    return dataclasses.replace(vit, recovery=source.recovery)  # which may warn, once
+    if source.recovery and not source.recovery.keeps_dense:
+        warn(
+            f"{source} was recovered by an earlier version, for "
+            f"{source.recovery.costs[0].form}: without the reduction it is not the "
+            "dense model that it was made from"
+        )
+    vit.say_recovered()
+    return vit
 
 
 def _create(source, config, reduction, prop_attn):
@@ -246,6 +256,7 @@ def _fill(vit, contents, fresh, seed, exact):
     for part in variables["params"]:
         if part not in drawn and convert.matches(part, source.untrained):
             drawn.append(part)
+    recovery = _filled_recovery(vit, contents, variables, drawn)
     return dataclasses.replace(
         vit,
         variables=variables,
@@ -253,7 +264,38 @@ def _fill(vit, contents, fresh, seed, exact):
         trained_positions=trained_positions,
         projector=contents.projector,
         drawn=digests(variables, drawn),
+        recovery=recovery,
     )
+
+
+def _filled_recovery(vit, contents, variables, drawn):
+    """The Recovery of a Pretrained, with its numbers.
+
+    variables: of the dense model
+    drawn: parts that were not learned, nor recovered
+    """
+    recovery = vit.recovery
+    if recovery is None or not recovery.keeps_dense:
+        return recovery
+    sets = []
+    dense = {}
+    leaves = traverse_util.flatten_dict(variables["params"], sep="/")
+    for place, each in enumerate(recovery.sets):
+        start = f"{place}."
+        tensors = {}
+        for name, tensor in contents.recovered.items():
+            if name.startswith(start):
+                tensors[name.removeprefix(start)] = tensor
+        try:
+            numbers = convert.numbers_from_timm(tensors, vit.variables, drawn)
+            if not tensors and any(cost.changed for cost in each.costs):
+                raise InputError(f"has no numbers for {each.costs[0].form}")
+        except InputError as error:
+            path = vit.source.path / hub.RECOVERED
+            raise error.inside(place=f"weights file {path}") from error
+        dense |= {path: leaves[path] for path in numbers}
+        sets.append(dataclasses.replace(each, numbers=numbers))
+    return Recovery(tuple(sets), dense)
 
 
 def read_source(
@@ -280,7 +322,9 @@ def read_source(
         )
     if kind == "weights file":
         config = ModelConfig(name=registry.name_of_file(path))
-        fields = {"config": config, "recovery": files.read_recovery(path)}
+        fields = {"config": config}
+        if record := files.read_recovery(path):
+            fields["recovery"] = hub_configs.recovery_of(record)
     elif kind == "folder":
         fields = {"reduction": DENSE, **hub_configs.read(path)}
     else:

@@ -16,10 +16,9 @@ from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, fields_in_config, size_of
-from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.reduction.settings import DENSE, as_tuple
+from imagepiece_jax.reduction.settings import as_tuple
 
 # In the folder of a run.
 RUN_CONFIG = "config.json"
@@ -61,36 +60,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         "class_names": read_class_names(folder, run["num_classes"]),
         "run": run,
         "seed": run.get("seed", 0),
-        "recovery": recovery_of(run),
     }
-
-
-def recovery_of(run: dict[str, Any]) -> Recovery | None:
-    """The Recovery in the config of a run, as configs/recover.py makes one; or None.
-
-    Norms and biases of a reduced model have learned from a teacher's answers, and the
-    others stay as they were. Nobody has measured what was lost before and after.
-    """
-    part = run.get("optim", {}).get("train", "all")
-    taught = run.get("distill", {}).get("kind", "none") != "none"
-    init = run.get("init", {})
-    reduction = reduction_of(run)
-    if part == "all" or not taught or reduction["name"] == DENSE["name"]:
-        return None
-    if not init.get("weights") or init.get("fresh"):
-        return None
-    fields = dict.fromkeys(field.name for field in dataclasses.fields(Recovery))
-    fields |= {
-        "reduction": reduction,
-        "parameters": part,
-        "batch_size": run.get("batch_size"),
-        "seed": run.get("seed", 0),
-        "changed": True,
-        "image_size": run["image_size"],
-        "depth": full_config(run).depth,
-        "weights": hub.given_name(init["weights"]),
-    }
-    return Recovery(**fields)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

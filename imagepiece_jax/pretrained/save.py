@@ -4,6 +4,7 @@ It has the form of the Hugging Face hub:
 
 model.safetensors       the dense part, by timm's names
 selectors.safetensors   learned by a reduction
+recovered.safetensors   what reduced forms recovered; 0.NAME is of the first set
 projector.safetensors   of a vision tower
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
@@ -16,6 +17,7 @@ import pathlib
 
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.errors import InputError, short_traceback
@@ -25,11 +27,11 @@ from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts
 from imagepiece_jax.pretrained.card import CARD, model_card
 from imagepiece_jax.pretrained.files import RECOVERY
-from imagepiece_jax.pretrained.hub import CONFIG, OURS, PROJECTOR, SELECTORS
+from imagepiece_jax.pretrained.hub import CONFIG, OURS
 from imagepiece_jax.pretrained.infer import infer
 
 WEIGHTS = hub.WEIGHTS[0]
-FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
+FILES = (WEIGHTS, *hub.OTHERS, CONFIG, CARD)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
 OF_PROGRAMS = (".onnx", ".jax")
 OF_FILES = (*hub.ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
@@ -41,8 +43,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
 
     `load(folder)` gives one with the same logits, bit for bit, its reduction with
     learned selectors, class names and preprocessing included. timm loads the dense part
-    by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models;
-    of recovered weights it is no dense model, as the card says.
+    by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
 
     folder: new, or one of a saved model, which is replaced; a symbolic link stays. It
         may also come behind the model
@@ -55,7 +56,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     folder = checked_folder(folder)
     check_pretrained(vit)
     _check(vit)
-    tensors = convert.to_timm(vit.variables)
+    tensors = convert.to_timm(vit.dense_variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, vit.model.arch)
@@ -67,21 +68,40 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
-        _write(new / WEIGHTS, dense, config[OURS].get("recovery"))
+        _write(new / WEIGHTS, dense, _record_of_file(vit))
         if learned:
-            _write(new / SELECTORS, learned)
+            _write(new / hub.SELECTORS, learned)
         if vit.projector:
-            _write(new / PROJECTOR, vit.projector.tensors())
+            _write(new / hub.PROJECTOR, vit.projector.tensors())
+        if recovered := _recovered(vit.recovery):
+            _write(new / hub.RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
         # Escapes stand for what is not UTF-8 in the name of the folder.
         (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
     return folder
 
 
+def _recovered(recovery):
+    """Tensors of the sets of a Recovery, with their numbers in front of their names."""
+    tensors = {}
+    for place, each in enumerate(recovery.sets if recovery else ()):
+        params = traverse_util.unflatten_dict(each.numbers or {}, sep="/")
+        for name, tensor in convert.to_timm({"params": params}).items():
+            tensors[f"{place}.{name}"] = tensor
+    return tensors
+
+
+def _record_of_file(vit):
+    """What a file that is taken out of the folder needs: no dense model is in it."""
+    if vit.recovery is None or vit.recovery.keeps_dense:
+        return None
+    return hub_configs.recovery_record(vit.recovery)
+
+
 def _write(file, tensors, recovery=None):
     """Write tensors to a file; OSError where a disk is full or fails.
 
-    recovery: its record, which a file that is taken out of the folder needs, too
+    recovery: the record of one whose numbers are in these tensors
     """
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
     if recovery:

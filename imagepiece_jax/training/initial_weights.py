@@ -13,7 +13,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig, config_path
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import warn_of_recovery
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
 from imagepiece_jax.pretrained.infer import (
@@ -35,12 +34,6 @@ from imagepiece_jax.training.logging import say
 
 class NamedWeights(SavedWeights):
     """The weights that a field of a run's config names."""
-
-    def __init__(self, path):
-        super().__init__(path)
-        # Tensors are read by way of the dense model, in whose form none need be used.
-        self.recovery = self.source.recovery
-        self.source = dataclasses.replace(self.source, recovery=None)
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
@@ -82,15 +75,8 @@ class InitialWeights:
 
     @functools.cached_property
     def teacher(self) -> NamedWeights | None:
-        """The weights at `config.teacher.weights`; None where it is empty.
-
-        Raises InputError for recovered ones: a teacher is dense.
-        """
-        weights = _named(self._run.teacher)
-        if weights and weights.recovery:
-            field = f"config.teacher.weights {self._run.teacher.weights}"
-            weights.recovery.check_teacher(field)
-        return weights
+        """The weights at `config.teacher.weights`; None where it is empty."""
+        return _named(self._run.teacher)
 
     def _earlier(self, workdir):
         """Weights of the run in `workdir` that is resumed; None for a new one."""
@@ -295,8 +281,8 @@ class InitialWeights:
         hidden = ModelConfig.from_fields(_hidden(model))
         vit = weights.load(otherwise=hidden)
         size = self._run.image_size
-        warn_of_recovery(weights.recovery, model, size)
-        tensors = convert.to_timm(vit.variables) | vit.selectors
+        params = vit.fitted(vit.variables["params"], model, size)
+        tensors = convert.to_timm({**vit.variables, "params": params}) | vit.selectors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             how = vit.model.arch.resize
             tensors = positions.fit(tensors, model, size, vit.image_size, how)

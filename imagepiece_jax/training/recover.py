@@ -1,11 +1,12 @@
-"""Recovery: a reduced model learns to answer as its own dense form does.
+"""Recovery: reduced forms of a model learn to answer as its dense form does.
 
     better = imagepiece_jax.recover(vit, "photos")
     print(better.recovery)
+    half = better.with_reduction(0.5)
 
-It takes a few hundred images without labels, and minutes. The reduction and all shapes
-stay; values of parameters change, by default of norms and biases. The teacher is the
-dense model with the same weights, which sees the same crops of the images.
+It takes a few hundred images without labels, and minutes. The dense model stays what it
+is; its reduced forms get other values of some parameters, by default of norms and
+biases. The teacher is the dense model, which sees the same crops of the images.
 """
 
 import contextlib
@@ -14,9 +15,12 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
 from tqdm import tqdm
 
 from imagepiece_jax.common import parallel, signals
@@ -30,10 +34,15 @@ from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.models.recovery_record import (
+    RecoveredCost,
+    RecoveredSet,
+    Recovery,
+)
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
+COSTS = (0.6, 0.5, 0.4)  # that a dense model learns, as shares of its MACs
 HELD_OUT = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest images that are held out
 MAX_HELD_OUT = 500  # the most images that are held out
@@ -59,28 +68,34 @@ def recover(
     seed: int = 0,
     parameters: str = "biases",
 ) -> Pretrained:
-    """Train a reduced model to answer as its dense form, with images without labels.
+    """Learn to answer as the dense model does, from images without labels.
+
+    Of a reduced model its cost is learned; of a dense one .6, .5 and .4 of its MACs, by
+    the recommended method, which then share what they learn. The dense model is not
+    changed: `with_reduction(None)` gives it back to the bit.
 
     Of images that show one picture the first counts, and of more than 10,000 so many
     that are evenly spaced. A fifth, 16 to 500 of them, is held out. They measure the
-    weights eight times during the training, and the best weights are returned. If these
+    numbers eight times during the training, and the best ones are returned. If these
     are not better than at the start beyond chance (`statistics.best_is_lower`), the
-    weights stay unchanged. Ctrl-C ends the training, and the best weights so far are
-    returned. The same seed and number of steps give the same bits on the same machine.
+    start stays. Ctrl-C ends the training, and the best numbers so far are returned. The
+    same seed and number of steps give the same bits on the same machine.
     OpenCV resizes the crops where it is installed, else Pillow.
 
-    vit: a model with a reduction that learns no selectors
+    vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
         [H, W, 3], or the name of data as commands take it ("csv:FILE"), of which train
         is taken, as it is of a folder that holds train and val; labels are not read
-    steps: number of training steps; None: 250, or as many as fit in `minutes`
+    steps: number of training steps for a cost; None: 250, or as many as fit in
+        `minutes`
     minutes: time limit for all of it; None: no limit
     batch_size: images in a step, over all devices of this machine
     parameters: which parameters are trained: "norms", "biases" (norms, all other biases
         and factors of layer scale) or "all"
-    Returns a Pretrained whose `recovery` is the report.
-    Raises InputError for a dense model, for one with learned selectors, and for images
-        that are too few, or all alike.
+    Returns the same model with a `recovery`, whose `costs` have what was lost before
+        and after.
+    Raises InputError for a model with learned selectors, and for images that are too
+        few, or all alike.
     """
     check_pretrained(vit)
     check_recoverable(vit)
@@ -109,18 +124,8 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that `recover` does not take.
 
-    Such a model is dense, was recovered before, has learned selectors, or has variables
-    of another model.
+    Such a model has learned selectors, or variables of another model.
     """
-    if vit.recovery:
-        vit.recovery.check_teacher("the model")
-    if not any(layer.counts for layer in vit.model.plan):
-        raise InputError(
-            "is dense: nothing was lost",
-            field="the model",
-            hint="give it a reduction first, such as vit.with_reduction(0.5), or in "
-            "the command --macs 0.5",
-        )
     if vit.model.has_selectors:
         raise InputError(
             "has selectors that must be learned",
@@ -145,6 +150,8 @@ def recovered(
             f"{len(few):,}",
             f"{len(source):,}",
         )
+    dense = vit.with_reduction(None)
+    forms = forms_of(vit, dense)
     few = readable_originals(few)
     learned, held_out = divided(few, recipe.batch_size)
     source.try_first(vit.preprocessing)
@@ -161,110 +168,158 @@ def recovered(
         **options,
         seed=recipe.seed,
         start_step=0,
-        stop_step=recipe.steps if minutes is None else UNLIMITED,
+        stop_step=UNLIMITED if minutes else recipe.steps * len(forms),
     )
-    fit = Fit(vit, recipe)
-    fit.hold_out(held_out_batches)
+    fits = [Fit(form, recipe, dense) for form in forms]
+    first = fits[0]
+    first.hold_out(held_out_batches)
+    for fit in fits:
+        fit.weights = first.weights
+        fit.held = first.held
     end = None if minutes is None else began + 60 * minutes
-    course = Course(fit, fit.measure(), end)
+    course = Course(fits, end)
     with stopping(course):
         try:
             course.run(batches)
         except KeyboardInterrupt:
             course.stopped = True
-        better = with_best(vit, course, len(learned), time.monotonic() - began)
+        better = with_best(vit, dense, course, len(learned), time.monotonic() - began)
         if course.stopped:
             kept = "the best weights so far are kept"
-            if not better.recovery.changed:
+            if not better.recovery.costs[0].changed:
                 kept = "nothing was better than the start yet"
             print(f"stopped: {kept}", file=sys.stderr)
         return better
 
 
-def with_best(vit, course, images: int, seconds: float) -> Pretrained:
-    """The model with its Recovery, and with the best weights if they are better.
+def is_dense(vit: Pretrained) -> bool:
+    """Whether no block loses tokens."""
+    return not any(layer.counts for layer in vit.model.plan)
 
+
+def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
+    """The forms that learn: the model itself, or of a dense one those at COSTS.
+
+    They have the same parameters: of several forms the dense ones.
+    """
+    if not is_dense(vit):
+        return [vit]
+    bare = dataclasses.replace(dense, recovery=None)
+    return [bare.with_reduction(cost) for cost in COSTS]
+
+
+def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
+    """The model with its Recovery, which has the best numbers if they are better.
+
+    dense: the teacher
     images: number of images that it learned from
     seconds: how long it took
     """
-    recipe = course.fit.recipe
-    start = course.start
-    best = course.best
-    interval = mean_difference(best["distance"], start["distance"])
+    recipe = course.recipe
     p = 1.0
-    if course.variables is not None:
-        p = best_is_lower(course.distances, start["distance"])
+    if course.trained is not None:
+        p = best_is_lower(course.distances, course.relative(course.start))
     changed = p < LEVEL
-    agreement = tuple(100 * float(found["agreement"].mean()) for found in (start, best))
-    recovery = Recovery(
-        reduction=dict(vit.reduction),
-        parameters=recipe.parameters,
-        images=images,
-        held_out=len(start["distance"]),
-        steps=course.steps_done,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        seconds=round(seconds, 1),
-        measure=course.fit.comparison.name,
-        before=float(start["distance"].mean()),
-        after=float(best["distance"].mean()),
-        interval=(interval.low, interval.high),
-        p=p,
-        agreement=agreement,
-        curve=tuple(course.curve),
-        stopped=course.stopped,
-        changed=changed,
-        image_size=vit.image_size,
-        depth=vit.model.depth,
-        weights=None if vit.source is None else vit.source.name,
-    )
-    variables = course.variables if changed else vit.variables
-    return dataclasses.replace(vit, variables=variables, recovery=recovery)
+    costs = []
+    for place, fit in enumerate(course.fits):
+        start = course.start[place]
+        best = course.best[place]
+        interval = mean_difference(best["distance"], start["distance"])
+        both = (start, best)
+        agreement = tuple(100 * float(found["agreement"].mean()) for found in both)
+        form = fit.vit
+        cost = RecoveredCost(
+            reduction=dict(form.reduction),
+            parameters=recipe.parameters,
+            images=images,
+            held_out=len(start["distance"]),
+            steps=course.steps_done,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            seconds=round(seconds, 1),
+            measure=fit.comparison.name,
+            before=float(start["distance"].mean()),
+            after=float(best["distance"].mean()),
+            interval=(interval.low, interval.high),
+            p=p,
+            agreement=agreement,
+            curve=tuple((step, values[place]) for step, values in course.curve),
+            stopped=course.stopped,
+            changed=changed,
+            image_size=form.image_size,
+            depth=form.model.depth,
+            weights=None if vit.source is None else vit.source.name,
+            share=form.gmacs / dense.gmacs,
+        )
+        costs.append(cost)
+    numbers = {}
+    if changed:
+        numbers = numbers_of(course.trained)
+    elif vit.recovered:  # with which it started
+        numbers = numbers_of(course.fits[0].split(vit.variables["params"]))
+    leaves = numbers_of(dense.variables["params"])
+    of_dense = {path: leaves[path] for path in numbers}
+    learned = Recovery((RecoveredSet(tuple(costs), numbers),), of_dense)
+    return vit.with_recovery(learned.joined(vit.recovery))
+
+
+def numbers_of(params) -> dict[str, np.ndarray]:
+    """Parameters by their paths, without those that are None."""
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    return {path: leaf for path, leaf in leaves.items() if leaf is not None}
 
 
 class Course:
     """The training of a recovery: its loop, its measures, and the best state so far.
 
-    start: what `Fit.measure` returns before the first step
+    fits: a Fit of each form; they have one state, and a step is of one of them
     end: the time, by the monotonic clock, at which the last measure should be done;
         None: the recipe's steps are taken
     """
 
-    def __init__(
-        self, fit: Fit, start: dict[str, np.ndarray], end: float | None = None
-    ):
-        self.fit = fit
+    def __init__(self, fits: Sequence[Fit], end: float | None = None):
+        self.fits = fits
+        self.recipe = fits[0].recipe
+        self.state = fits[0].state
         self.end = end
-        self.start = start
-        self.best = start  # what `Fit.measure` returned for the best weights
-        self.distances = []  # of the images, at each measure after the start
-        self.variables = None  # the best ones; None: nothing is better than the start
+        self.start = self.measured()  # what `Fit.measure` returns before the first step
+        self.best = self.start  # what it returned for the best numbers
+        self.distances = []  # of the images, as `relative`, at each later measure
+        self.trained = None  # the best numbers; None: nothing is better than the start
         self.steps_done = 0
         self.stopped = False  # whether a signal has ended it
-        # (step, mean distance to the teacher) of each measure
-        self.curve = [(0, float(start["distance"].mean()))]
-        self.began = math.nan  # time at which the first step, which compiles, has ended
+        # (step, the mean distance of each form to the teacher) of each measure
+        self.curve = [(0, means(self.start))]
+        # time at which the first step of each form, which compiles, has ended
+        self.began = math.nan
         self.seconds_of_measure = 0.0  # how long the last measure took
         self.next_measure = 1  # number of the next measure, of MEASURES
+        self._order = np.random.default_rng(self.recipe.seed)
+        self._waiting = []  # forms that come before any of them comes again
 
     def progress(self) -> tuple[float, float]:
         """(how much is done, how much there is to do), in steps or in seconds."""
         if self.end is None:
-            return self.steps_done, self.fit.recipe.steps
-        if not self.steps_done:
+            return self.steps_done, self.steps
+        if self.steps_done < len(self.fits):
             return 0, 1
         total = self.end - self.seconds_of_measure - self.began
         return time.monotonic() - self.began, max(total, 1e-3)
+
+    @property
+    def steps(self) -> int:
+        """The recipe's number of steps, for all forms together."""
+        return self.recipe.steps * len(self.fits)
 
     def run(self, batches: TrainBatches):
         """Train to the end; measure MEASURES times, the last time at the end."""
         images = batches.batches(threads=THREADS)
         with contextlib.closing(images), Display(self) as display:
             for batch in images:
-                rate = self.fit.recipe.rate(*self.progress())
-                loss = self.fit.take_step(batch["image"][:, 0], self.steps_done, rate)
+                rate = self.recipe.rate(*self.progress())
+                loss = self.take_step(batch["image"][:, 0], rate)
                 loss.block_until_ready()  # for true times and a prompt Ctrl-C
-                if not self.steps_done:
+                if self.steps_done < len(self.fits):
                     self.began = time.monotonic()
                 self.steps_done += 1
                 done, total = self.progress()
@@ -275,43 +330,73 @@ class Course:
                 if done >= total or self.stopped:
                     return
 
+    def take_step(self, pixels, rate: float):
+        """A step of a form that is drawn: each comes once before any comes again."""
+        if not self._waiting:
+            self._waiting = self._order.permutation(len(self.fits)).tolist()
+        fit = self.fits[self._waiting.pop()]
+        fit.state = self.state
+        loss = fit.take_step(pixels, self.steps_done, rate)
+        self.state = fit.state
+        return loss
+
+    def measured(self) -> list[dict[str, np.ndarray]]:
+        """`Fit.measure` of each form."""
+        found = []
+        for fit in self.fits:
+            fit.state = self.state
+            found.append(fit.measure())
+        return found
+
+    def relative(self, found: list[dict[str, np.ndarray]]) -> np.ndarray:
+        """Distances of the images as shares of the start's mean, as means of forms."""
+        shares = []
+        for each, scale in zip(found, means(self.start), strict=True):
+            shares.append(each["distance"] / (scale or 1.0))
+        return np.mean(shares, axis=0)
+
     def measure(self):
-        """Measure the state, and keep its variables if it is the best so far."""
+        """Measure the state, and keep its numbers if it is the best so far."""
         began = time.monotonic()
-        found = self.fit.measure()
-        value = float(found["distance"].mean())
-        self.distances.append(found["distance"])
-        if value < min(before for _, before in self.curve):
-            self.variables = self.fit.variables()
+        found = self.measured()
+        distances = self.relative(found)
+        if distances.mean() < self.relative(self.best).mean():
+            self.trained = jax.device_get(parallel.unreplicate(self.state.trained))
             self.best = found
-        self.curve.append((self.steps_done, value))
+        self.distances.append(distances)
+        self.curve.append((self.steps_done, means(found)))
         self.seconds_of_measure = time.monotonic() - began
 
     def seconds_left(self) -> float | None:
         """Seconds of training that are left, without the last measurement.
 
         They are known where a time was given. Else they are estimated from the steps
-        after the first, which compiles; None before the second.
+        after the first ones, which compile; None before that.
         """
         done, total = self.progress()
         if self.end is not None:
             return max(0.0, total - done)
-        if done < 2:
+        if self.steps_done <= len(self.fits):
             return None
         return self.seconds_of_step() * (total - done)
 
     def seconds_of_step(self) -> float:
-        """Mean seconds of the steps after the first, which compiles; of two or more."""
-        return (time.monotonic() - self.began) / (self.steps_done - 1)
+        """Mean seconds of the steps after the first ones, which compile."""
+        return (time.monotonic() - self.began) / (self.steps_done - len(self.fits))
 
     def announcement(self) -> str:
-        """How long it takes on this machine, as known after the second step."""
+        """How long it takes on this machine, as known after the first steps."""
         left = self.seconds_left()
-        steps = self.fit.recipe.steps
+        steps = self.steps
         if self.end is not None:
             steps = f"about {self.steps_done + left / self.seconds_of_step():.0f}"
         kept = "Ctrl-C keeps the best so far"
         return f"about {in_words(left)} on this machine, for {steps} steps; {kept}"
+
+
+def means(found: list[dict[str, np.ndarray]]) -> list[float]:
+    """The mean distance of each form."""
+    return [float(each["distance"].mean()) for each in found]
 
 
 class Display:
@@ -337,7 +422,7 @@ class Display:
     def show(self):
         """Show the progress after a step; first of all how long it takes."""
         done, total = self.course.progress()
-        if self.course.steps_done < 2 and done < total:
+        if self.course.steps_done <= len(self.course.fits) and done < total:
             return
         if not self.announced and done < total:
             announcement = f"recover: {self.course.announcement()}"
@@ -359,9 +444,10 @@ class Display:
         course = self.course
         steps = f"step {course.steps_done}"
         if course.end is None:
-            steps += f" of {course.fit.recipe.steps}"
-        _, value = course.curve[-1]
-        text = f"{steps}, {course.fit.comparison.name} {value:.4f}"
+            steps += f" of {course.steps}"
+        _, values = course.curve[-1]
+        shown = ", ".join(f"{value:.4f}" for value in values)
+        text = f"{steps}, {course.fits[0].comparison.name} {shown}"
         left = course.seconds_left()
         return text if left is None else f"{text}, {left:.0f} s left"
 
@@ -376,7 +462,7 @@ def stopping(course: Course):
 
     def stop(signum):
         course.stopped = True
-        return course.variables is not None
+        return course.trained is not None
 
     with signals.deferring(stop):
         yield

@@ -1,7 +1,7 @@
 """The recipe, the loss and the compiled programs of a recovery.
 
-The student is a reduced model. The teacher is the dense model with the same weights,
-which sees the same images.
+The student is a reduced model. The teacher is its dense model, which sees the same
+images.
 """
 
 import dataclasses
@@ -196,12 +196,12 @@ class Fit:
         split: Callable[[Any], Any] | None = None,
         join: Callable[[Any, Any], Any] = optimizer.with_trained,
     ):
+        teacher = teacher or vit.with_reduction(None)
         of_student = parallel.replicate(vit.variables)
         of_teacher = of_student
-        if teacher is not None:
+        if not _are_same(vit.variables, teacher.variables):
             of_teacher = parallel.replicate(teacher.variables)
         self.weights = of_student, of_teacher  # variables, on all devices
-        teacher = teacher or vit.with_reduction(None)
         self.vit = vit
         self.recipe = recipe
         self.image_size = teacher.image_size  # size of the images in batches
@@ -315,6 +315,15 @@ class Fit:
             images = jax.image.resize(images, shape, "cubic")
         variables = {**variables, "params": params}
         return answers(self.model, variables, images, self.comparison.read)
+
+
+def _are_same(variables, others) -> bool:
+    """Whether two models have the same arrays in memory."""
+    ours = jax.tree.leaves(variables)
+    theirs = jax.tree.leaves(others)
+    if len(ours) != len(theirs):
+        return False
+    return all(one is other for one, other in zip(ours, theirs, strict=True))
 
 
 def mix(images, partners, keys, share):

@@ -24,7 +24,7 @@ from tests.runs import ROOT, configured
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
 FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
 FACTS |= {"trained", "averaged", "reduction", "num_classes", "valid_labels"}
-FACTS |= {"recovered_for"}
+FACTS |= {"recovered"}
 KEYS |= FACTS
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,12 +44,26 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     assert vit.reduction["name"] == "evit"
     assert vit.preprocessing.crop == 0.9
     assert str(vit.recovery) in ended.out
-    assert vit.recovery.steps == 40
-    assert f"40 steps of {vit.recovery.batch_size} images" in ended.out
+    (cost,) = vit.recovery.costs
+    assert cost.steps == 40
+    assert f"40 steps of {cost.batch_size} images" in ended.out
     own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
-    assert own["recovery"]["images"] == 32
-    assert own["recovery"]["held_out"] == 16
+    ((record,),) = own["recovery"]["sets"]
+    assert record["images"] == 32
+    assert record["held_out"] == 16
+    public = tiny.variables(tiny.model())
+    dense = imagepiece_jax.load(tmp_path / "out", reduction="none")
+    chex.assert_trees_all_equal(dense.variables, public)
     assert "step 40 of 40" in ended.err
+
+
+def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
+    dense = [word for word in words if ".reduction." not in word]
+    ended = call(recover.main, *dense, "--steps=2").ok()
+    vit = imagepiece_jax.load(tmp_path / "out")
+    assert vit.reduction["name"] == "none"
+    assert [cost.steps for cost in vit.recovery.costs] == [6, 6, 6]
+    assert str(vit.recovery) in ended.out
 
 
 # A process of the command that sends itself signals: at a step, and in the save.
@@ -85,9 +100,9 @@ def test_a_signal_leaves_the_best_or_nothing(words, tmp_path, step, written):
     assert (tmp_path / "out").exists() == written
     assert not [*tmp_path.glob(".*.tmp")]
     if written:
-        recovery = imagepiece_jax.load(tmp_path / "out").recovery
-        assert recovery.stopped
-        assert recovery.steps == 35
+        (cost,) = imagepiece_jax.load(tmp_path / "out").recovery.costs
+        assert cost.stopped
+        assert cost.steps == 35
         assert f"saved in {tmp_path / 'out'}" in ended.out
 
 

@@ -406,43 +406,21 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
     assert compare_tables.advice(smaller).startswith("take the dense model: nothing")
 
 
-def test_the_page_of_recovered_weights_says_what_its_dense_row_is():
-    """No cell, no column and no advice calls their own dense form the dense model."""
-    form = "tome r=3, 12 blocks, 224x224 pixels"
-    settings = [line("tome", 0.5, 70.0, recovered=True), line("clever", 0.5, 76.0)]
-    made = MADE_UP | {"recovered_for": form, "settings": settings, "left_out": []}
-    page = compare_tables.page(made, "plot.png")
-    header, _, cells = page.split("\n\n")[1].splitlines()
-    assert "| recovered for |" in header and f"| {form} |" in cells
-    assert "trained with" not in page
-    assert "points to dense," not in page
-    assert "| dense acc1" not in page
-    own = compare_tables.DENSE_FORM
-    assert f"| {own} acc1, % |" in page
-    assert f"points to {own}, p if" in page
-    *_, advice = page.splitlines()
-    assert f"level with {own} (" in advice
-    assert f"points to {own} at" in advice
-    assert "the dense model" not in advice
-    assert "| `tome` (recovered) | r=3 |" in page
-    assert "| `clever` | r=3 |" in page
-    swept = made | {"shares": [], "settings": [], "comparisons": []}
-    assert f"points to {own}, p if" in compare_tables.page(swept, "plot.png")
-    assert f"take {own}" in compare_tables.advice(swept)
-
-
-def test_a_report_has_what_the_weights_were_recovered_for(tmp_path, on_digits):
-    """Which row it is; one line for all others, at the line that compares."""
-    vit = tiny_paper.pretrained(tmp_path).with_reduction({"name": "tome", "r": 16})
-    made = on_digits(recoveries.recovered(vit))
-    reductions = [{"name": "tome", "r": 16}, {"name": "tome", "r": 20}]
-    with pytest.warns(UserWarning, match="recovered for tome r=16") as said:
-        report = compare.sweep(made, reductions)
-    assert {str(each.filename) for each in said} == {__file__}
-    assert len({str(each.message) for each in said}) == 1
-    assert report["recovered_for"].startswith("tome r=16, ")
+def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
+    """The one that it was made from; rows say which forms were recovered."""
+    public = tiny_paper.pretrained(tmp_path)
+    reduction = {"name": "tome", "r": 16}
+    made = on_digits(recoveries.recovered(public, sets=((reduction,),)))
+    report = compare.sweep(made, [reduction, {"name": "tome", "r": 1}])
+    assert (
+        report["dense"]["right"] == on_digits(public).evaluate(settings.DENSE)["right"]
+    )
+    plain = on_digits(public).evaluate(reduction)
+    assert report["settings"][0]["loss"] != plain["loss"]
     assert [each["recovered"] for each in report["settings"]] == [True, False]
-    assert "`tome r=16` (recovered) |" in compare_tables.page(report, "p.png")
+    text = compare_tables.page(report, "p.png")
+    assert "`tome r=16` (recovered) |" in text
+    assert "points to dense," in text
 
 
 @pytest.fixture

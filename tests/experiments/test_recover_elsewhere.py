@@ -140,11 +140,11 @@ def test_a_model_is_recovered_once(whole, folder):
     assert whole.missing(cell) is None
     first = whole.model(cell)
     assert first.image_size == 24
-    assert first.recovery.steps == 1
+    assert first.recovery.costs[0].steps == 1
     assert whole.photographs.seen <= set(range(0, COUNT, 2))
     whole.photographs.seen.clear()
     again = whole.model(cell)
-    assert again.recovery.seconds == first.recovery.seconds
+    assert again.recovery.costs == first.recovery.costs
     assert not whole.photographs.seen
     found = whole.at_large_size(Cell("large", "dense"), whole.dense_model(24))
     kl, _ = study.unpacked(found[elsewhere.CLEAN])

@@ -1,8 +1,17 @@
-"""Records of recoveries that nobody has computed."""
+"""Recoveries that nobody has computed: figures and numbers made up."""
 
 import dataclasses
+import json
 
-from imagepiece_jax.models.recovery_record import Recovery
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+from imagepiece_jax.models.recovery_record import (
+    RecoveredCost,
+    RecoveredSet,
+    Recovery,
+)
 from tests.models import tiny
 
 TOME = {"name": "tome", "r": 3}
@@ -21,20 +30,52 @@ FIGURES = {
     "agreement": (80.0, 90.0),
     "curve": ((0, 0.25), (8, 0.125)),
     "stopped": False,
+    "weights": "public.pth",
 }
 
 
-def recovered(vit=None, changed=True, **fields):
-    """A Pretrained that is said to have been recovered in its own form."""
-    vit = vit or tiny.pretrained(TOME)
+def cost_of(vit, changed=True, **fields):
+    """The figures of a form."""
     fields = {
         "reduction": dict(vit.reduction),
         "image_size": vit.image_size,
         "depth": vit.model.depth,
-        "weights": "public.pth",
+        "share": vit.gmacs / vit.gmacs_with("none"),
         "changed": changed,
     } | fields
-    return dataclasses.replace(vit, recovery=Recovery(**FIGURES, **fields))
+    return RecoveredCost(**FIGURES | fields)
+
+
+def numbers(vit, seed=0):
+    """Norms and biases of a dense model, moved by random numbers."""
+    draw = np.random.default_rng(seed)
+    found = {}
+    leaves = traverse_util.flatten_dict(vit.variables["params"], sep="/")
+    for path, leaf in leaves.items():
+        if "norm" in path or path.endswith("bias"):
+            noise = draw.normal(size=leaf.shape)
+            found[path] = (np.asarray(leaf) + noise).astype(np.float32)
+    return found
+
+
+def recovered(vit=None, changed=True, sets=((TOME,),)):
+    """A Pretrained, first dense, that is said to have been recovered at some costs.
+
+    sets: of reductions that share their numbers
+    """
+    vit = vit or tiny.pretrained(TOME)
+    dense = vit.with_reduction(None)
+    leaves = traverse_util.flatten_dict(dense.variables["params"], sep="/")
+    made = []
+    of_dense = {}
+    for seed, reductions in enumerate(sets):
+        learned = numbers(dense, seed) if changed else {}
+        of_dense |= {path: leaves[path] for path in learned}
+        costs = []
+        for reduction in reductions:
+            costs.append(cost_of(dense.with_reduction(reduction), changed))
+        made.append(RecoveredSet(tuple(costs), learned))
+    return vit.with_recovery(Recovery(tuple(made), of_dense))
 
 
 def saved(folder, **fields):
@@ -42,3 +83,22 @@ def saved(folder, **fields):
     import imagepiece_jax
 
     return imagepiece_jax.save(folder, recovered(**fields))
+
+
+def of_earlier_version(folder, changed=True):
+    """A folder as version 0.3 wrote it: the dense model's own numbers were changed."""
+    import imagepiece_jax
+
+    vit = recovered(changed=changed)
+    record = dataclasses.asdict(vit.recovery.costs[0])
+    del record["share"]
+    imagepiece_jax.save(folder, dataclasses.replace(vit, recovery=None))
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["imagepiece_jax"]["recovery"] = record
+    path.write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    metadata = {"format": "pt", "imagepiece_jax.recovery": json.dumps(record)}
+    tensors = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file(tensors, file, metadata)
+    return folder

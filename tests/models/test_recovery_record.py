@@ -1,130 +1,253 @@
-"""Recovered weights in each form that they were not recovered for."""
+"""Recovered models: which numbers a form has, in memory and in folders."""
 
 import dataclasses
-import os
 import shutil
-import subprocess
-import sys
 import warnings
 
+import chex
+import numpy as np
 import pytest
+import safetensors.numpy
+from flax import traverse_util
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.recovery_record import RecoveredSet, Recovery
 from tests.command import call
 from tests.models import recoveries, tiny
 from tests.models.recoveries import TOME
-from tests.runs import ROOT
 
 FIELDS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 LARGER = 2 * tiny.SIDE
+MORE = {"name": "tome", "r": 6}
+SETS = ((TOME,), (MORE,))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return recoveries.saved(tmp_path_factory.mktemp("recovered") / "m")
+def public():
+    return tiny.pretrained()
+
+
+@pytest.fixture(scope="module")
+def vit(public):
+    """A dense model that was recovered at two costs."""
+    return recoveries.recovered(public, sets=SETS)
+
+
+@pytest.fixture(scope="module")
+def folder(vit, tmp_path_factory):
+    return imagepiece_jax.save(tmp_path_factory.mktemp("recovered") / "m", vit)
 
 
 def load(path, **options):
     return imagepiece_jax.load(path, **options)
 
 
-def by_hand(path):
-    """Another model with the variables and the record, as a caller may put it."""
-    vit = load(path)
-    return Pretrained(tiny.model(), vit.variables, recovery=vit.recovery)
+def leaves_of(vit):
+    return traverse_util.flatten_dict(vit.variables["params"], sep="/")
 
 
-OTHER_FORMS = {
-    "load, dense": lambda path: load(path, reduction="none"),
-    "load, another reduction": lambda path: load(path, reduction={**TOME, "r": 2}),
-    "load, another size": lambda path: load(path, image_size=LARGER),
-    "load, proportional attention": lambda path: load(
-        path, prop_attn=not load(path).model.prop_attn
-    ),
-    "dense": lambda path: load(path).with_reduction(None),
-    "another reduction": lambda path: load(path).with_reduction(tiny.EVIT),
-    "another size": lambda path: load(path).at_size(LARGER),
-    "fewer blocks": lambda path: load(path).first_blocks(2),
-    "fewer tokens": lambda path: load(path).model_with_tokens(5),
-    "a program of fewer tokens": lambda path: imagepiece_jax.optimize(
-        load(path), batch_size=1, tokens=5
-    ),
-    "another model": lambda path: dataclasses.replace(load(path), model=tiny.model()),
-    "by hand": by_hand,
-    "the file alone": lambda path: load(path / "model.safetensors", **FIELDS),
-}
+def has_numbers(vit, numbers):
+    """Whether the leaves of these numbers are them, to the bit."""
+    leaves = leaves_of(vit)
+    return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
 
 
-@pytest.mark.parametrize("form", OTHER_FORMS)
-def test_another_form_warns_once_at_the_callers_line(folder, form):
-    with pytest.warns(UserWarning, match="recovered for tome r=3, 3 blocks") as found:
-        OTHER_FORMS[form](folder)
-    assert [each.filename for each in found] == [__file__]
+def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
+    """To the bit, with or without a way by a reduction, and by a folder."""
+    original = imagepiece_jax.save(tmp_path / "public", public)
+    again = imagepiece_jax.save(tmp_path / "again", load(folder, reduction=MORE))
+    dense = {
+        "itself": vit,
+        "back": vit.with_reduction(TOME).with_reduction(None),
+        "loaded": load(folder, reduction="none"),
+        "saved with another": load(again, reduction="none"),
+        "the file alone": load(folder / "model.safetensors", **FIELDS),
+    }
+    for name, each in dense.items():
+        chex.assert_trees_all_equal(each.variables, public.variables)
+        assert each.label == "dense", name
+    tensors = safetensors.numpy.load_file(original / "model.safetensors")
+    ours = safetensors.numpy.load_file(folder / "model.safetensors")
+    chex.assert_trees_all_equal(ours, tensors)
 
 
-def test_a_copied_folder_warns(folder, tmp_path):
+@pytest.mark.parametrize("place, reduction", [(0, TOME), (1, MORE)])
+def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reduction):
+    expected = recoveries.numbers(tiny.pretrained(), place)
+    forms = [vit.with_reduction(reduction), load(folder, reduction=reduction)]
+    forms.append(vit.with_reduction([MORE, TOME][place]).with_reduction(reduction))
+    for form in forms:
+        assert has_numbers(form, expected)
+        assert form.label == f"tome r={reduction['r']} (recovered)"
+        others = leaves_of(form).keys() - expected.keys()
+        assert all(leaves_of(form)[path] is leaves_of(form)[path] for path in others)
+    assert "nearest" not in capsys.readouterr().err.replace(forms[2].label, "")
+
+
+def test_another_cost_has_the_numbers_of_the_nearest(vit, folder, capsys):
+    """It is said, and the dense model is one of those that may be the nearest."""
+    numbers = [recoveries.numbers(tiny.pretrained(), place) for place in range(2)]
+    shares = [cost.share for cost in vit.recovery.costs]
+    for r in (1, 2, 4, 5, 7):
+        form = vit.with_reduction({"name": "tome", "r": r})
+        share = form.gmacs / form.gmacs_with("none")
+        candidates = [abs(share - each) for each in (*shares, 1.0)]
+        nearest = int(np.argmin(candidates))
+        said = capsys.readouterr().err
+        if nearest == 2:
+            chex.assert_trees_all_equal(form.variables, vit.variables)
+            assert form.label == f"tome r={r}"
+            assert not said
+        else:
+            assert has_numbers(form, numbers[nearest])
+            assert form.label == f"tome r={r} (recovered)"
+            assert f"tome r={[3, 6][nearest]}, 3 blocks, 20x20 pixels" in said
+    load(folder, reduction={"name": "tome", "r": 5})
+    assert "the nearest" in capsys.readouterr().err
+
+
+def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_path):
+    expected = recoveries.numbers(public)
+    dropping = recoveries.recovered(public, sets=((tiny.EVIT,),))
+    path = imagepiece_jax.save(tmp_path / "m", dropping)
+    larger = dropping.with_reduction(tiny.EVIT).at_size(LARGER)
+    assert has_numbers(larger, expected)
+    assert has_numbers(load(path, reduction=tiny.EVIT, image_size=LARGER), expected)
+    # Three tokens of a hundred are next to nothing: the dense model is the nearest.
+    form = vit.with_reduction(TOME)
+    assert not form.at_size(LARGER).recovered
+    shallow = form.first_blocks(2)
+    kept = leaves_of(shallow)
+    assert has_numbers(shallow, {k: v for k, v in expected.items() if k in kept})
+    chex.assert_trees_all_equal(
+        shallow.with_reduction(None).variables, vit.first_blocks(2).variables
+    )
+    with pytest.warns(UserWarning, match="drawn"):
+        other = load(folder, reduction=TOME, num_classes=3)
+    body = {k: v for k, v in expected.items() if not k.startswith("head")}
+    assert has_numbers(other, body)
+    assert leaves_of(other)["head/bias"].shape == (3,)
+
+
+def test_a_set_serves_several_costs(public, tmp_path):
+    vit = recoveries.recovered(public, sets=((TOME, MORE),))
+    again = load(imagepiece_jax.save(tmp_path / "m", vit))
+    expected = recoveries.numbers(public)
+    assert [len(each.costs) for each in again.recovery.sets] == [2]
+    for reduction in (TOME, MORE):
+        assert has_numbers(again.with_reduction(reduction), expected)
+    assert str(again.recovery) == str(vit.recovery)
+    names = safetensors.numpy.load_file(tmp_path / "m" / "recovered.safetensors")
+    assert {name.partition(".")[0] for name in names} == {"0"}
+
+
+def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
+    form = vit.with_reduction(TOME)
+    params = dict(form.variables["params"])
+    params["norm"] = {k: v + 1 for k, v in params["norm"].items()}
+    other = dataclasses.replace(form, variables={**form.variables, "params": params})
+    assert other.recovery is None
+    dense = other.with_reduction(None)
+    chex.assert_trees_all_equal(dense.variables["params"]["norm"], params["norm"])
+    assert dataclasses.replace(form, class_names=None).recovery is form.recovery
+
+
+def test_another_model_by_hand_has_its_own_numbers(public, vit):
+    """Of one form's variables and another's model, of either set and the dense one."""
+    form = vit.with_reduction(TOME)
+    for reduction in (MORE, None):
+        other = vit.with_reduction(reduction)
+        made = dataclasses.replace(form, model=other.model)
+        chex.assert_trees_all_equal(made.variables, other.variables)
+        by_hand = Pretrained(
+            other.model, form.variables, form.preprocessing, recovery=vit.recovery
+        )
+        chex.assert_trees_all_equal(by_hand.variables, other.variables)
+
+
+def test_a_digest_is_that_of_all_numbers(public, vit):
+    others = recoveries.recovered(public, sets=((TOME,), (TOME, MORE)))
+    digests = {each.digest for each in (public, vit, others, vit.with_reduction(TOME))}
+    assert len(digests) == 4
+
+
+def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
+    vit = recoveries.recovered(public, changed=False)
+    again = load(imagepiece_jax.save(tmp_path / "m", vit))
+    assert again.recovery.costs == vit.recovery.costs
+    form = again.with_reduction(TOME)
+    assert form.label == "tome r=3"
+    chex.assert_trees_all_equal(form.variables, public.variables)
+    assert not (tmp_path / "m" / "recovered.safetensors").exists()
+
+
+def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    with pytest.warns(UserWarning, match="recovered for tome"):
-        load(copy, reduction="none")
+    (copy / "recovered.safetensors").unlink()
+    with pytest.raises(
+        InputError, match=r"recovered\.safetensors.*no numbers for tome"
+    ):
+        load(copy)
 
 
-def test_its_own_form_is_silent(folder, tmp_path):
-    """By its folder or its file, with or without what `recover` did not look at."""
+def test_a_folder_of_an_earlier_version_says_once_what_its_dense_form_is(tmp_path):
+    path = recoveries.of_earlier_version(tmp_path / "m")
+    with pytest.warns(UserWarning, match="not the dense model") as said:
+        vit = load(path)
+    assert [each.filename for each in said] == [__file__]
+    expected = recoveries.numbers(tiny.pretrained())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        vit = load(folder)
-        vit.with_reduction(TOME)
-        vit.at_size(tiny.SIDE)
-        vit.first_blocks(tiny.DEPTH)
-        vit.analyzed()
-        vit.model_with_tokens(vit.model.plan[-1].mlp_tokens - 1)
-        load(folder, class_names=[*"abcdefg"])
-        load(folder / "model.safetensors", reduction=TOME, **FIELDS)
-        assert load(imagepiece_jax.save(tmp_path / "m", vit)).recovery == vit.recovery
-        unchanged = recoveries.saved(tmp_path / "unchanged", changed=False)
+        assert vit.label == "tome r=3 (recovered)"
+        assert has_numbers(vit, expected)
+        assert has_numbers(vit.with_reduction(None), expected)
+        again = imagepiece_jax.save(tmp_path / "again", vit)
+    with pytest.warns(UserWarning, match="not the dense model"):
+        load(again)
+    with pytest.warns(UserWarning, match="not the dense model"):
+        load(path / "model.safetensors", **FIELDS)
+    unchanged = recoveries.of_earlier_version(tmp_path / "unchanged", changed=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         load(unchanged, reduction="none")
-        load(unchanged / "model.safetensors", **FIELDS)
 
 
-def test_a_record_of_an_earlier_version_says_no_size(tmp_path):
-    vit = recoveries.recovered(image_size=None, depth=None, weights=None)
-    path = imagepiece_jax.save(tmp_path / "m", vit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load(path).at_size(LARGER)
-    with pytest.warns(UserWarning, match="recovered for tome r=3 alone"):
-        load(path, reduction="none")
+def test_differences_from_training_name_what_was_recovered(folder):
+    form = load(folder, reduction={"name": "tome", "r": 5})
+    assert form.differences_from_training() == [
+        "reduction tome r=5 (recovered for tome r=6)"
+    ]
+    assert load(folder, reduction=TOME).differences_from_training() == []
+    assert load(folder).differences_from_training() == []
 
 
-def test_labels_say_what_weights_were_recovered_for(folder):
-    vit = load(folder)
-    assert vit.label == "tome r=3 (recovered)"
-    assert "tome r=3 (recovered), images" in repr(vit)
-    with pytest.warns(UserWarning, match="recovered for"):
-        dense = vit.with_reduction(None)
-    assert dense.label == "dense (recovered for tome r=3, 3 blocks, 20x20 pixels)"
-    [line] = dense.differences_from_training()
-    assert line == "reduction dense (recovered for tome r=3)"
-    assert recoveries.recovered(changed=False).label == "tome r=3"
+def test_describe_lists_what_was_recovered(folder):
+    out = call(describe.main, f"--weights={folder}").ok().out
+    for r in (3, 6):
+        assert f"tome r={r}, 3 blocks, 20x20 pixels: KL 0.2500 -> 0.1250" in out
 
 
-def test_a_session_is_told_once_for_each_line(folder):
-    """Python's own filter, by which commands show warnings, too."""
-    code = "import sys, imagepiece_jax\nvit = imagepiece_jax.load(sys.argv[1])\n"
-    code += "for name in ('none', 'evit'):\n    vit.with_reduction(name)\n"
-    words = [sys.executable, "-c", code, folder]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
-    done = subprocess.run(words, env=variables, capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if "recovered for" in line]
-    assert len(said) == 1, done.stderr
-    assert said[0].startswith("<string>:4: UserWarning")
-
-
-def test_describe_says_what_weights_were_recovered_for(folder):
-    own = call(describe.main, f"--weights={folder}").ok()
-    assert "recovered for tome r=3, 3 blocks, 20x20 pixels: KL 0.2500" in own.out
-    assert "recovered" not in own.err
-    with pytest.warns(UserWarning, match="recovered for tome r=3"):
-        call(describe.main, f"--weights={folder}", "--config.reduction.name=none").ok()
+def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):
+    """As `recover(parameters="all")` has it: numbers with positions among them."""
+    public = tiny.pretrained(num_classes=3)
+    leaves = leaves_of(public)
+    numbers = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
+    cost = recoveries.cost_of(public.with_reduction(tiny.EVIT))
+    learned = Recovery((RecoveredSet((cost,), numbers),), leaves)
+    vit = public.with_recovery(learned)
+    again = load(imagepiece_jax.save(tmp_path / "m", vit))
+    for each in (vit, again):
+        form = each.with_reduction(tiny.EVIT)
+        assert has_numbers(form, numbers)
+        larger = form.at_size(LARGER)
+        own = dataclasses.replace(form, recovery=None).at_size(LARGER)
+        chex.assert_trees_all_equal(larger.variables, own.variables)
+        original = public.at_size(LARGER)
+        chex.assert_trees_all_equal(
+            larger.with_reduction(None).variables, original.variables
+        )
+    loaded = load(tmp_path / "m", reduction=tiny.EVIT, image_size=LARGER)
+    chex.assert_trees_all_equal(loaded.variables, larger.variables)

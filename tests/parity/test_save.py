@@ -11,7 +11,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.parity.record import apart, computed, noise
 from tests.pretrained.test_save import MODELS, made
 
@@ -45,6 +45,21 @@ def agrees(folder, vit):
 @pytest.mark.parametrize("name", IN_TIMM)
 def test_timm_computes_the_same(tmp_path, name):
     agrees(tmp_path / "m", made(**MODELS[name]))
+
+
+def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
+    """To the bit, whatever form was saved."""
+    public = made(**MODELS[IN_TIMM[0]]).with_reduction(None)
+    vit = recoveries.recovered(public, sets=(({"name": "tome", "r": 3},),))
+    forms = {"dense": vit, "reduced": vit.with_reduction({"name": "tome", "r": 3})}
+    read = {}
+    for name, form in {"public": public, **forms}.items():
+        folder = imagepiece_jax.save(tmp_path / name, form)
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        read[name] = theirs.state_dict()
+    for name in forms:
+        for key, tensor in read["public"].items():
+            assert torch.equal(read[name][key], tensor), key
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,8 +1,6 @@
 """What a model card says of the weights that a model was made from."""
 
-import dataclasses
 import json
-import warnings
 
 import pytest
 import yaml
@@ -112,7 +110,7 @@ def test_weights_of_the_hub_are_the_base_model(tmp_path):
 
 
 def test_the_card_of_recovered_weights(tmp_path):
-    """Which are no dense model, for timm neither; through a second folder, too."""
+    """A table of costs, and timm's line; of a second folder, too."""
     vit = recoveries.recovered()
     first = imagepiece_jax.save(tmp_path / "half", vit)
     again = imagepiece_jax.load(first)
@@ -120,20 +118,24 @@ def test_the_card_of_recovered_weights(tmp_path):
         header, text = card(folder)
         assert header["library_name"] == "imagepiece_jax"
         assert "| reduction | tome r=3 (recovered) |" in text
-        assert "recovered for tome r=3, 3 blocks, 20x20 pixels: " in text
-        assert "KL 0.2500 -> 0.1250" in text
+        row = "| tome r=3, 3 blocks, 20x20 pixels | KL | 0.2500 | 0.1250 |"
+        assert row in text
         assert "| made from | `public.pth` |" in text
         assert f'load("{folder.name}")' in text
-        assert "create_model" not in text
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dense = again.with_reduction(None)
+        assert "timm.create_model" in text
+    dense = again.with_reduction(None)
     _, text = card(imagepiece_jax.save(tmp_path / "dense", dense))
-    assert "| reduction | dense (recovered for tome r=3, 3 blocks" in text
-    assert "create_model" not in text
-    same = dataclasses.replace(
-        vit, recovery=recoveries.recovered(changed=False).recovery
-    )
+    assert "| reduction | dense |" in text
+    assert row in text
+    same = recoveries.recovered(changed=False)
     _, text = card(imagepiece_jax.save(tmp_path / "same", same))
-    assert "recover" not in text
-    assert "timm.create_model" in text
+    assert "| KL | 0.2500 | no better |" in text
+
+
+def test_the_card_of_a_folder_of_an_earlier_version_has_no_line_of_timm(tmp_path):
+    path = recoveries.of_earlier_version(tmp_path / "m")
+    with pytest.warns(UserWarning, match="earlier version"):
+        vit = imagepiece_jax.load(path)
+    _, text = card(imagepiece_jax.save(tmp_path / "again", vit))
+    assert "| tome r=3, 3 blocks, 20x20 pixels | KL | 0.2500 | 0.1250 |" in text
+    assert "create_model" not in text

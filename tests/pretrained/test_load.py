@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 
 import jax
 import numpy as np
@@ -21,8 +20,6 @@ from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.hub_configs import describe as describe_model
-from imagepiece_jax.pretrained.hub_configs import parse
 from imagepiece_jax.pretrained.load import SavedWeights, load_as
 from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction import settings
@@ -60,40 +57,6 @@ def run_folder(path, **fields):
     config = runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
     return path
-
-
-RECOVERING = {
-    "optim.train": "biases",
-    "distill.kind": "soft",
-    "init.weights": "hf://some/vit@main",
-    "teacher.weights": "hf://some/vit@main",
-}
-
-
-def test_a_run_that_recovered_a_model_has_a_record_of_it(tmp_path):
-    """As configs/recover.py makes one; a run that trains all is one that trains."""
-
-    def loaded(path, **options):
-        return load_as(SavedWeights(path), abstract=True, **options)
-
-    run = run_folder(tmp_path / "run", **RECOVERING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        vit = loaded(run)
-        assert "(recovered)" in vit.label
-        assert vit.recovery.weights == "some/vit"
-        for name, other in (
-            ("all", {"optim.train": "all"}),
-            ("labels", {"distill.kind": "none"}),
-            ("fresh", {"init.fresh": ("head",)}),
-            ("scratch", {"init.weights": ""}),
-        ):
-            path = run_folder(tmp_path / name, **RECOVERING | other)
-            assert loaded(path, reduction="none").recovery is None
-    with pytest.warns(UserWarning, match="recovered for imagepiece"):
-        loaded(run, reduction="none")
-    saved = parse(json.loads(json.dumps(describe_model(vit))), {})
-    assert saved["recovery"] == vit.recovery
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])

@@ -1,12 +1,12 @@
 """Initial weights: fresh, from a file, from a run, and partly fresh."""
 
 import functools
-import warnings
 
 import chex
 import numpy as np
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -21,7 +21,6 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
 from tests import runs
 from tests.models import recoveries, tiny
-from tests.refused import refused
 
 BLOCKS = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
@@ -112,27 +111,31 @@ def recovered(tmp_path_factory):
     return save(folder, recoveries.recovered(vit))
 
 
-def test_recovered_weights_start_a_run_of_another_form_with_a_warning(recovered):
+def scales(variables):
+    return variables["params"]["blocks_1"]["norm1"]["scale"]
+
+
+def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
+    """And in another with the dense model's numbers, or those of the nearest cost."""
     weights = {"init.weights": str(recovered)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        started(reducing(TOME, **weights))
-    with pytest.warns(UserWarning, match="recovered for tome r=2, 2 blocks"):
-        started(reducing(TOME | {"r": 1}, **weights))
-    with pytest.warns(UserWarning, match="recovered for tome r=2, 2 blocks"):
-        started(reducing(TOME, image_size=32, **weights))
-    config = reducing(TOME, **weights)
-    dense = RunConfig.from_config(config).create_dense()
-    with pytest.warns(UserWarning, match="recovered for tome r=2, 2 blocks"):
-        initial(config).dense_variables(dense)
+    vit = imagepiece_jax.load(recovered)
+    dense = scales(imagepiece_jax.load(recovered, reduction="none").variables)
+    assert np.any(dense != scales(vit.variables))
+    own = reducing(TOME, **weights)
+    np.testing.assert_array_equal(scales(started(own)), scales(vit.variables))
+    larger = reducing(TOME, image_size=32, **weights)
+    np.testing.assert_array_equal(scales(started(larger)), dense)
+    as_dense = RunConfig.from_config(own).create_dense()
+    found = initial(own).dense_variables(as_dense)
+    np.testing.assert_array_equal(scales(found), dense)
 
 
-def test_recovered_weights_are_no_teacher(recovered, tmp_path):
-    """As `recover` has it; before anything is read, in a dry run, too."""
-    path = str(recovered)
-    fields = {"distill.kind": "soft", "teacher.weights": path}
-    with refused(f"config.teacher.weights {path}", None, "recovered before, for tome"):
-        runs.train(reducing(TOME, **fields), tmp_path / "run", dry_run=True)
+def test_a_recovered_folder_teaches_by_its_dense_model(recovered):
+    fields = {"distill.kind": "soft", "teacher.weights": str(recovered)}
+    run = RunConfig.from_config(reducing(TOME, **fields))
+    dense = imagepiece_jax.load(recovered, reduction="none")
+    found = InitialWeights(run).teacher_variables(run.create_dense())
+    chex.assert_trees_all_equal(found, dense.variables)
 
 
 def test_a_teacher_that_was_trained_with_a_reduction_is_noted(tmp_path, capsys):

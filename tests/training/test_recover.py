@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import sys
-import warnings
 
 import chex
 import jax
@@ -233,7 +232,7 @@ def better(vit):
 
 
 def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
-    report = better.recovery
+    (report,) = better.recovery.costs
     assert report.changed
     assert report.after < 0.8 * report.before
     assert report.interval[1] < 0
@@ -258,7 +257,7 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
 
 
 def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
-    report = better.recovery
+    (report,) = better.recovery.costs
     images = noise()
     places = np.linspace(0, 47, 16).round().astype(int)
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
@@ -285,8 +284,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
     first = recovered(vit)
     second = recovered(vit)
     chex.assert_trees_all_equal(first.variables, second.variables)
-    assert first.recovery.curve == second.recovery.curve
-    assert recovered(vit, seed=1).recovery.curve != first.recovery.curve
+    curves = []
+    for each in (first, second, recovered(vit, seed=1)):
+        curves.append(each.recovery.costs[0].curve)
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
 
 
 def mixed_recovery():
@@ -303,7 +305,7 @@ import numpy as np
 from tests.training.test_recover import mixed_recovery
 better = mixed_recovery()
 leaves = map(np.asarray, jax.tree.leaves(better.variables))
-np.savez(sys.argv[1], *leaves, curve=better.recovery.curve)
+np.savez(sys.argv[1], *leaves, curve=better.recovery.costs[0].curve)
 """
 
 
@@ -318,7 +320,7 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
         processes[devices] = forked.Process(words, env=environment)
     here = mixed_recovery()
     assert forked.statuses(processes.values(), timeout=300) == [0, 0, 0]
-    curve = np.array(here.recovery.curve)
+    curve = np.array(here.recovery.costs[0].curve)
     found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
     np.testing.assert_array_equal(found[1]["curve"], curve)
     for place, leaf in enumerate(jax.tree.leaves(here.variables)):
@@ -351,8 +353,9 @@ def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
     useless = functools.partial(recovery_step.Recipe.for_model, lr=1e3)
     monkeypatch.setattr(recovery_step.Recipe, "for_model", useless)
     lost = recovered(vit)
-    assert not lost.recovery.changed
-    assert lost.recovery.after == lost.recovery.before
+    (report,) = lost.recovery.costs
+    assert not report.changed
+    assert report.after == report.before
     chex.assert_trees_all_equal(lost.variables, vit.variables)
 
 
@@ -372,7 +375,7 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
     before = signal.getsignal(signal.SIGINT)
     stopped = recovered(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
-    report = stopped.recovery
+    (report,) = stopped.recovery.costs
     assert report.stopped
     assert report.steps == 30
     assert report.changed
@@ -395,7 +398,7 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
     stopped = recovered(vit, steps=40)
-    report = stopped.recovery
+    (report,) = stopped.recovery.costs
     assert report.stopped
     assert not report.changed
     assert report.steps == steps
@@ -409,7 +412,7 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow(monkeypatch, clock, "take_step", step, first=30 + step)
     slow(monkeypatch, clock, "measure", measure)
-    report = recovered(vit, steps=None, minutes=2.5).recovery
+    (report,) = recovered(vit, steps=None, minutes=2.5).recovery.costs
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
     assert report.seconds <= 150 + step
     assert report.seconds > 150 - step - measure
@@ -494,36 +497,95 @@ def test_damaged_images_are_left_out(vit, tmp_path, caplog, place, kind):
     path = tmp_path / f"{place:02}.png"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if kind == "cut" else b"no image")
-    report = recovered(vit, tmp_path).recovery
+    (report,) = recovered(vit, tmp_path).recovery.costs
     assert (report.images, report.held_out) == (32, 16)
     assert f"{place:02}.png cannot be read" in caplog.text
 
 
-def test_a_saved_model_knows_what_it_was_recovered_for(better, tmp_path):
+def test_a_saved_model_has_what_was_recovered_and_the_dense_model(
+    vit, better, tmp_path
+):
     imagepiece_jax.save(tmp_path / "m", better)
     again = imagepiece_jax.load(tmp_path / "m")
-    assert again.recovery == better.recovery
+    assert again.recovery.costs == better.recovery.costs
+    assert again.label == f"{vit.label} (recovered)"
     chex.assert_trees_all_equal(again.variables, better.variables)
-    for warned in (
-        lambda: again.with_reduction(MERGING),
-        lambda: again.with_reduction(None),
-        lambda: imagepiece_jax.load(tmp_path / "m", reduction=MERGING),
+    for dense in (
+        better.with_reduction(None),
+        again.with_reduction(None),
+        imagepiece_jax.load(tmp_path / "m", reduction="none"),
     ):
-        with pytest.warns(UserWarning, match="recovered for evit") as found:
-            warned()
-        assert [each.filename for each in found] == [__file__]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again.with_reduction(DROPPING)
-    with refused("the model"):
-        recovered(again)
+        chex.assert_trees_all_equal(dense.variables, vit.variables)
+
+
+def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
+    """By the true dense model; what was learned before stays."""
+    other = recovered(better.with_reduction(MERGING), steps=24)
+    names = [cost.reduction["name"] for cost in other.recovery.costs]
+    assert names == ["tome", "evit"]
+    own = other.with_reduction(DROPPING)
+    chex.assert_trees_all_equal(own.variables, better.variables)
+    chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
+    again = recovered(own, steps=24)
+    newest, merging = again.recovery.costs
+    assert newest.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
+    assert merging == other.recovery.costs[0]
+    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+
+
+@pytest.fixture(scope="module")
+def public():
+    return tiny.pretrained(depth=2)
+
+
+def test_a_dense_model_learns_three_costs(public, monkeypatch):
+    monkeypatch.setattr(recover, "LEVEL", 1.1)  # whatever is better counts
+    of_dense = recovered(public)
+    assert of_dense.label == "dense"
+    chex.assert_trees_all_equal(of_dense.variables, public.variables)
+    costs = of_dense.recovery.costs
+    assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
+    places = np.linspace(0, 47, 16).round().astype(int)
+    images = noise()[places]
+    held = imagepiece_jax.normalize(images, public.model.mean, public.model.std)
+    teacher = tiny.logits(public.model)(public.variables, held).astype(float)
+    for cost in costs:
+        assert cost.steps == 24
+        assert cost.changed
+        form = of_dense.with_reduction(cost.reduction)
+        assert form.recovered is cost
+        for variables, figure in (
+            (public.variables, cost.before),
+            (form.variables, cost.after),
+        ):
+            logits = tiny.logits(form.model)(variables, held).astype(float)
+            assert figure == pytest.approx(kl(teacher, logits).mean(), rel=1e-4)
+    text = str(of_dense.recovery)
+    assert len(text.splitlines()) == 3
+
+
+def test_each_cost_gets_one_of_three_steps(public, monkeypatch):
+    taken = []
+    take_step = recovery_step.Fit.take_step
+
+    def noting(self, *args):
+        taken.append(self.vit.gmacs)
+        return take_step(self, *args)
+
+    monkeypatch.setattr(recovery_step.Fit, "take_step", noting)
+    recovered(public, steps=3)
+    rounds = [taken[0:3], taken[3:6], taken[6:9]]
+    assert all(sorted(each) == sorted(rounds[0]) for each in rounds)
+    assert len(set(rounds[0])) == 3
+    assert len(taken) == 9
+    assert not rounds[0] == rounds[1] == rounds[2]
 
 
 @pytest.mark.parametrize("classes", [0, tiny.CLASSES])
 def test_a_model_without_a_class_token_learns_by_its_patches(classes):
     arch = {"class_token": False, "pool": "mean"}
     vit = tiny.pretrained(MERGING, arch=arch, num_classes=classes)
-    report = recovered(vit, steps=24).recovery
+    (report,) = recovered(vit, steps=24).recovery.costs
     assert report.measure == ("KL" if classes else "change")
     assert report.changed
     assert report.after < report.before
@@ -556,7 +618,8 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
     )
     preprocessing = imagepiece_jax.Preprocessing(size, crop=0.875)
     vit = Pretrained(model, tiny.variables(model), preprocessing)
-    assert recovered(vit, noise(side=40)).recovery.steps == 8
+    (report,) = recovered(vit, noise(side=40)).recovery.costs
+    assert report.steps == 8
 
 
 @pytest.mark.parametrize(
@@ -599,11 +662,7 @@ def test_mistakes_are_refused(vit, monkeypatch, case, subject, value):
         recovered(vit, images.get(case), **options.get(case, {}))
 
 
-def test_a_dense_model_and_learned_selectors_are_refused():
-    with refused("the model", None, "vit.with_reduction(0.5)", "--macs 0.5"):
-        recovered(tiny.pretrained())
-    with refused("the model", None, "dense: nothing was lost"):  # no block loses any
-        recovered(tiny.pretrained({"name": "tome", "r": 0}))
+def test_learned_selectors_are_refused():
     learned = tiny.pretrained({"name": "dynamicvit", "keep_rate": 0.5, "blocks": (1,)})
     with refused(learned.label):
         recovered(learned)
@@ -786,7 +845,7 @@ def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
 
 
 def test_just_enough_images_are_enough(vit):
-    report = recovered(vit, noise(24)).recovery
+    (report,) = recovered(vit, noise(24)).recovery.costs
     assert (report.images, report.held_out) == (8, 16)
 
 
