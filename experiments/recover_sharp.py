@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 import imagepiece_jax
 from experiments import study
@@ -306,10 +305,9 @@ class Study:
 
     def keep(self, cell: Cell, trained):
         """Write the learned numbers into the scratch folder."""
-        leaves = traverse_util.flatten_dict(trained, sep="/")
         folder = self.scratch / "trained"
         make_folder("--scratch", folder)
-        np.savez(folder / f"{cell.name}.npz", **leaves)
+        np.savez(folder / f"{cell.name}.npz", **recover.numbers_of(trained))
 
     # Judging
 
