@@ -23,8 +23,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import traverse_util
 from scipy import special
 
@@ -465,6 +467,51 @@ def folded(params, factors):
     for path, pair in factors.items():
         flat[path] = flat[path] + pair["a"] @ pair["b"]
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+class Once(recovery_step.Fit):
+    """A Fit that also steps by answers that the teacher has given before."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._without_teacher = parallel.pmap(
+            self._step_by_answers, donate_argnums=0, program="step without a teacher"
+        )
+
+    def take_answered(self, pixels, targets, rate):
+        """As `take_step`, with the answers of the teacher in place of the teacher.
+
+        targets: a batch of what `answers_to` returns, with an axis of devices
+        """
+        rate = parallel.replicate(np.float32(rate))
+        self.state, loss = self._without_teacher(
+            self.state, self.weights, pixels, targets, rate
+        )
+        return loss
+
+    def answers_to(self, pixels, size: int) -> Mapping[str, np.ndarray]:
+        """The teacher's answers to views, [views, ..], by batches of `size`."""
+        by_name = {}
+        for first in range(0, len(pixels), size):
+            batch = pixels[None, first : first + size]
+            answers = parallel.local(self._targets(self.weights, batch))
+            for name, answer in answers.items():
+                by_name.setdefault(name, []).append(answer[0])
+        return {name: np.concatenate(parts) for name, parts in by_name.items()}
+
+    def _step_by_answers(self, state, weights, pixels, targets, rate):
+        images = self._normalized(pixels)
+
+        def loss_of(trained):
+            answered = self.answers_of(weights[0], trained, images)
+            return self.comparison.loss(answered, targets)
+
+        loss, gradient = jax.value_and_grad(loss_of)(state.trained)
+        loss, gradient = parallel.mean((loss, gradient))
+        updates, moments = self.adam.update(gradient, state.moments)
+        updates = jax.tree.map(lambda update: -rate * update, updates)
+        trained = optax.apply_updates(state.trained, updates)
+        return recovery_step.State(trained, moments), loss
 
 
 def rounded(found) -> list[float]:

@@ -12,15 +12,14 @@ image, to which the teacher answers once. Both write the tables of step.md there
 
 import pathlib
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import imagepiece_jax
 from experiments import results, study
+from experiments.recover import Once
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.files import read_json, replace_file, write_json
@@ -117,51 +116,6 @@ def steps_table() -> str:
 # Views
 
 
-class Once(recovery_step.Fit):
-    """A Fit that also steps by answers that the teacher has given before."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._without_teacher = parallel.pmap(
-            self._step_by_answers, donate_argnums=0, program="step without a teacher"
-        )
-
-    def take_answered(self, pixels, targets, rate):
-        """As `take_step`, with the answers of the teacher in place of the teacher.
-
-        targets: a batch of what `answers_to` returns, with an axis of devices
-        """
-        rate = parallel.replicate(np.float32(rate))
-        self.state, loss = self._without_teacher(
-            self.state, self.weights, pixels, targets, rate
-        )
-        return loss
-
-    def answers_to(self, pixels) -> Mapping[str, np.ndarray]:
-        """The teacher's answers to views, [views, ..], batch by batch."""
-        by_name = {}
-        for first in range(0, len(pixels), BATCH):
-            batch = pixels[None, first : first + BATCH]
-            answers = parallel.local(self._targets(self.weights, batch))
-            for name, answer in answers.items():
-                by_name.setdefault(name, []).append(answer[0])
-        return {name: np.concatenate(parts) for name, parts in by_name.items()}
-
-    def _step_by_answers(self, state, weights, pixels, targets, rate):
-        images = self._normalized(pixels)
-
-        def loss_of(trained):
-            answered = self.answers_of(weights[0], trained, images)
-            return self.comparison.loss(answered, targets)
-
-        loss, gradient = jax.value_and_grad(loss_of)(state.trained)
-        loss, gradient = parallel.mean((loss, gradient))
-        updates, moments = self.adam.update(gradient, state.moments)
-        updates = jax.tree.map(lambda update: -rate * update, updates)
-        trained = optax.apply_updates(state.trained, updates)
-        return recovery_step.State(trained, moments), loss
-
-
 def try_views(vit, source, steps: int, seed: int) -> list[dict[str, Any]]:
     """Recoveries with crops that are drawn anew, and with fixed views."""
     few = source.spread(IMAGES)
@@ -232,7 +186,7 @@ def learn_views(fit, learned, crop):
         image, *_ = learned.read(place)
         images.append(image)
     views = np.stack([crop(image, rng) for image in images * EACH])
-    targets = fit.answers_to(views)
+    targets = fit.answers_to(views, BATCH)
     order = []
     while len(order) < BATCH * recipe.steps:
         order += rng.permutation(len(views)).tolist()

@@ -28,6 +28,7 @@ from experiments import (
     parts,
     recover,
     recover_elsewhere,
+    recover_sharp,
     retokenization,
     schedule,
     study,
@@ -45,7 +46,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "tables" / "bundles.png"
 PAGES = (
-    *("README.md", "docs/comparison.md", "docs/imagepiece.md"),
+    *("README.md", "docs/comparison.md", "docs/recovery.md"),
+    "docs/imagepiece.md",
     *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
     *("docs/tables/retokenization/README.md", "docs/tables/parts/parts.md"),
     "docs/tables/trained_schedules/README.md",
@@ -421,6 +423,7 @@ def tables(results: Results) -> dict[str, str]:
     recovered = recover.answers(recoveries)
     cells = recover_elsewhere.Results(ROOT / recover_elsewhere.FOLDER)
     rounded = recover_elsewhere.fastest(cells)
+    sharp = recover_sharp.Results(ROOT / recover_sharp.FOLDER)
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -440,6 +443,8 @@ def tables(results: Results) -> dict[str, str]:
         "clock": parts.clock(recovered, rounded),
         "readme": readme_table(recoveries),
         "recovered": recover.students_table(recoveries),
+        "recovery": recover_sharp.short_table(recoveries, sharp),
+        "recovered-sharp": recover_sharp.sharp_table(sharp),
         "recovered-contrasts": study.tests_table(recover.primary(recoveries)),
         "parts": parts.grid(crossed, "merged", True),
         "parts-dropped": parts.grid(crossed, "dropped", False),

@@ -290,11 +290,11 @@ def on_imagenette(student, form):
     return found | {"acc1": 100 * right / images}
 
 
-def test_the_comparison_gives_the_figures_of_the_committed_cells():
+def test_the_page_gives_the_figures_of_the_committed_cells():
     figures = {}
     for form in (OFF, RECOVERED_FORM, "from-imagenette"):
         divergence = on_imagenette("three-0.5", form)["kl"][0]
-        figures[f"{form}, KL"] = f"{divergence:.3f}".removeprefix("0")
+        figures[f"{form}, KL"] = f"{divergence:.3f}"
     for form in (OFF, RECOVERED_FORM):
         agreement = on_imagenette("three-0.5", form)["agreement"]
         figures[f"{form}, agreement"] = f"{100 * agreement:.1f} %"
@@ -304,13 +304,13 @@ def test_the_comparison_gives_the_figures_of_the_committed_cells():
         accuracy = on_imagenette(student, "from-imagenette")["acc1"]
         figures[student] = f"{accuracy:.1f}"
     rival = on_imagenette("small-176", "from-imagenette")
-    figures["small-176, KL"] = f"{rival['kl'][0]:.3f}".removeprefix("0")
+    figures["small-176, KL"] = f"{rival['kl'][0]:.3f}"
     ahead = rival["acc1"] - on_imagenette("three-0.5", "from-imagenette")["acc1"]
     figures["I1"] = f"{ahead:.1f}"
-    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+    assert not markdown.lacking(figures, "docs/tables/recover_elsewhere/README.md")
 
 
-def test_the_comparison_gives_the_figures_of_damage_and_of_rounded_weights():
+def test_the_page_gives_the_figures_of_damage_and_of_rounded_weights():
     """Both folds together, without the 100 even rows that chose the recipe."""
 
     def judged(student, form, damage, kind="damage"):
@@ -331,17 +331,17 @@ def test_the_comparison_gives_the_figures_of_damage_and_of_rounded_weights():
         _, dense = judged("dense", OFF, damage)
         for form in (OFF, RECOVERED_FORM):
             kl, right = judged("three-0.5", form, damage)
-            figures[form, damage, "KL"] = f"{kl:.3f}".removeprefix("0")
+            figures[form, damage, "KL"] = f"{kl:.3f}"
             figures[form, damage] = f"{100 * (dense - right):.1f}"
     _, dense = judged("dense", OFF, elsewhere.CLEAN)
     for kind in ("bfloat16", "int8", "int8-openvino"):
         for form in (OFF, RECOVERED_FORM):
             _, right = judged("three-0.5", form, elsewhere.CLEAN, kind)
             figures[form, kind] = f"{100 * (dense - right):.1f}"
-    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+    assert not markdown.lacking(figures, "docs/tables/recover_elsewhere/README.md")
 
 
-def test_the_comparison_gives_the_figures_of_large_images_and_of_maps():
+def test_the_page_gives_the_figures_of_large_images_and_of_maps():
     def cell(name, form):
         path = markdown.ROOT / elsewhere.FOLDER / f"{name}.{form}.A.json"
         return json.loads(path.read_text("utf-8"))
@@ -356,8 +356,8 @@ def test_the_comparison_gives_the_figures_of_large_images_and_of_maps():
         figures["large", form] = f"{100 * (dense - accuracy('large-0.5', form)):.1f}"
         for name in ("tome-0.6", "tome-0.5", "attended-0.6", "attended-0.5"):
             overlap = np.nanmean(np.array(cell(f"maps.{name}", form)["iou"], float))
-            figures[name, form] = f"{overlap:.3f}".removeprefix("0")
-    assert not markdown.lacking(figures, "docs/comparison.md", "Recovered")
+            figures[name, form] = f"{overlap:.3f}"
+    assert not markdown.lacking(figures, "docs/tables/recover_elsewhere/README.md")
 
 
 def test_the_first_page_gives_the_fastest_form():
