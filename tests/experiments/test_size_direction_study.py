@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments import results
 from experiments import size_direction as study
 from imagepiece_jax.evaluate.cache import ResultCache
+from tests import markdown
 from tests.models import tiny
 
 DEIT = "deit_tiny_patch16_224"
@@ -54,3 +56,14 @@ def test_programs_are_compared_image_by_image(tmp_path, monkeypatch):
     assert direction.to_bias.shape == direction.same.shape == (5,)
     assert all(direction.to_bias < 1e-2)
     assert points["ToMe", "float32", "bias"].to_bias is None
+
+
+def test_graphs_gain_nothing():
+    lines = (study.FOLDER / "onnx.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {row["batch"] for row in rows} == {1, 8}
+    text = " ".join(markdown.section("PERFORMANCE.md", "Tried").split())
+    for runtime in ("onnxruntime", "OpenVINO"):
+        ratios = [row["ratio"][0] for row in rows if row["runtime"] == runtime]
+        ends = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        assert f"{ends} times as fast in {runtime}" in text or f"{ends} in" in text
