@@ -36,6 +36,7 @@ BATCH_SIZE = flags.DEFINE_multi_string(
 )
 MODE = cli.listed("mode", ["inference"], "inference, train, or both")
 DTYPE = cli.dtype("of weights and layers")
+GELU = cli.gelu()
 KERNELS = cli.switch("kernels", False, "list every kernel of every program")
 UNPADDED = cli.switch(
     "unpadded", False, "train cuDNN's attention with odd lengths, which JAX refuses"
@@ -150,6 +151,7 @@ def inference_text(config):
         config.image_size,
         dtype=config.model.dtype,
         place=functools.partial(placed, config=config),
+        gelu=GELU.value,
     )
 
 

@@ -1,93 +1,112 @@
 #!/usr/bin/env bash
-# All measurements that need a machine with one NVIDIA GPU, in sessions of less than nine
-# minutes: `OUT=folder tools/gpu_session.sh 256`, then `1024`, then `train`. The first
-# also times single reductions and the settings of docs/comparison.md, the second runs
-# the tests.
+# All measurements that need a machine with one NVIDIA GPU, in numbered parts, the most
+# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 5, some eight minutes of an
+# H100 or H200, and `OUT=folder tools/gpu_session.sh 6 7` these two, alone or again.
 #
-# Needs the packages of requirements.txt, jax[cuda13], pytest, and for the baselines torch
-# and timm. A part that fails or takes too long does not stop the others; what it measured
-# is kept. Parts that stand first get their time, and the last ones what is left of it: in
-# `256` the settings stand before the programs beside timm. $OUT gets log.txt and a
-# JSON-lines file from each benchmark. PYTHON names the interpreter.
+#   part  what                                                            seconds, guessed
+#   1     DeiT-S at half the MACs, ImagePiece with its stem, timm's beside             100
+#   2     DeiT-Ti at half the MACs                                                      60
+#   3     ImagePiece with its stem in float32, with and without TF32                    40
+#   4     SigLIP So400m/14 at 224, batches 256, 8, 3 and 1, timm's beside              150
+#   5     ViT-L/16, batches 256, 8 and 1, timm's beside                                130
+#   6     DINOv3-L/16 at 512 and So400m/14 at 384                                      130
+#   7     ViT-B/16 and CLIP-L/14 at 336                                                 90
+#   8     all settings of docs/comparison.md, which are in README's columns             90
+#   9     forms of the stem; one reduction, and attention, alone                        90
+#   10    doctor, and the tests that need a GPU                                        120
+#   11    training steps beside timm's; needs ml-collections                           200
+#
+# Guessed from compile times of a program that was seen on an H200 (3 s for DeiT-S, 12 s
+# for timm's under torch.compile), of which eight compile at a time on 16 cores. A GPU
+# machine needs jax[cuda13], flax, torch and timm, no network, no configs and no data.
+# A part has a time limit of its own, and one that fails stops no other; what it measured
+# is kept. $OUT gets speeds.jsonl, reduction.json, attention.json, train.json, log.txt and
+# tables.md. PYTHON names the interpreter. FLAGS are added to all calls of gpu_speed,
+# such as FLAGS=--smoke to try the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-: "${OUT:?name a folder: OUT=folder $0 256}"
+: "${OUT:?name a folder: OUT=folder $0 1 2}"
 PYTHON=${PYTHON:-python3}
-LIMIT=${LIMIT:-530} # seconds of the whole session
+LIMIT=${LIMIT:-530} # seconds of all parts together
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch needs memory as well
+# A part that runs again on the same machine reads its programs.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-${TMPDIR:-/tmp}/programs}
 mkdir -p "$OUT"
 
-part() { # name, seconds at most, command: runs it within the remaining session time
-  local name=$1 most=$2 left=$((LIMIT - SECONDS)) began=$SECONDS status
-  shift 2
+part() { # seconds at most, command: runs it within the remaining time
+  local most=$1 left=$((LIMIT - SECONDS)) began=$SECONDS status
+  shift
   if ((left < 15)); then
-    echo "== $name: no time left" | tee -a "$OUT/log.txt"
+    echo "== part $number: no time left" | tee -a "$OUT/log.txt"
     return
   fi
-  echo "== $name: $*" >> "$OUT/log.txt"
+  echo "== part $number: $*" >> "$OUT/log.txt"
   timeout --kill-after=10 $((left < most ? left : most)) "$@" >> "$OUT/log.txt" 2>&1
   status=$?
-  echo "== $name: exit $status after $((SECONDS - began)) s" | tee -a "$OUT/log.txt"
+  echo "== part $number: exit $status after $((SECONDS - began)) s" |
+    tee -a "$OUT/log.txt"
 }
 
-bench() { # name, seconds at most, flags: a benchmark that writes $OUT/name.jsonl
-  local name=$1 most=$2 command="imagepiece_jax benchmark"
-  shift 2
-  case " $* " in *" --against "*) command=tools.torch_baselines ;; esac
+speed() { # seconds at most, flags of tools.gpu_speed
+  local most=$1
+  shift
   # shellcheck disable=SC2086 # words
-  part "$name" "$most" "$PYTHON" -m $command --device gpu \
-    --json "$OUT/$name.jsonl" "$@"
+  part "$most" "$PYTHON" -m tools.gpu_speed --times "$OUT/speeds.jsonl" --warmup 5 \
+    --seconds 0.25 "$@" ${FLAGS:-}
 }
 
-configs() { # files of configs/, such as deit_s.py:deit_ti -> flags
-  local file
-  for file in "$@"; do printf -- '--config\nconfigs/%s\n' "$file"; done
+tool() { # name, seconds at most, flags: a tool that writes $OUT/name.json
+  local name=$1 most=$2
+  shift 2
+  part "$most" "$PYTHON" -m "tools.$name" --json "$OUT/${name%%_*}.json" "$@"
 }
 
-inference() { # batch size: the programs that are compared
-  local all="deit_s.py deit_s_imagepiece.py deit_s_imagepiece_fast.py deit_s_evit.py deit_s_tome.py"
-  bench "tanh_$1" 200 $(configs $all) $TANH --batch_size "$1" --against timm
-  bench "exact_$1" 110 $(configs deit_s.py deit_s_imagepiece.py) \
-    --batch_size "$1" --against timm
-  bench "tiny_$1" 70 $(configs deit_s.py:deit_ti deit_s_imagepiece.py:deit_ti) $TANH --batch_size "$1"
-}
-
-TANH=--config.model.gelu=tanh
+HALVES="ToMe .5,most attended in 3 blocks .5,most attended .5"
+STEM="ImagePiece with conv stem"
+CONFIGS="--config configs/deit_s.py --config configs/deit_s_imagepiece.py"
 # A training step without the augmentation on the device.
 PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
   --config.cutmix=0 --config.ema_decay=0"
 
-# shellcheck disable=SC2046,SC2086 # lists of words
-case ${1:-256} in
-  256)
-    part doctor 40 "$PYTHON" -m imagepiece_jax doctor
-    for size in deit_ti deit_s; do
-      part "settings_$size" 110 "$PYTHON" -m tools.gpu_speed --size $size --batch 256 \
-        --times "$OUT/settings.jsonl"
-    done
-    part reduction 60 "$PYTHON" -m tools.reduction_speed \
-      --json "$OUT/reduction.json"
-    part attention 40 "$PYTHON" -m tools.attention_speed --seconds 0.1 \
-      --json "$OUT/attention.json"
-    inference 256
-    ;;
-  1024)
-    inference 1024
-    part gpu_tests 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider
-    ;;
-  train)
-    bench train 200 $(configs deit_s.py deit_s_imagepiece.py) --mode train $PLAIN \
-      --against timm
-    bench tome 90 $(configs deit_s_tome.py) $TANH --against tome
-    bench sweep 200 $(configs deit_s.py deit_s_imagepiece.py) $TANH --warmup 10 \
-      --seconds 0.3 --batch_size 1,2,4,8,16,32,64,128,512
-    bench starts 60 $(configs deit_s.py deit_s_imagepiece.py) $TANH --mode copy
-    ;;
-  *)
-    echo "error: $1 is no session; allowed: 256, 1024 and train" >&2
-    exit 2
-    ;;
-esac
-grep -hE "largest matmul rate|most attended|retokenize|prune|bipartite|passed|failed" "$OUT/log.txt" |
-  cut -c 1-100
+for number in ${*:-1 2 3 4 5}; do
+  # shellcheck disable=SC2086 # words
+  case $number in
+    1)
+      speed 170 --cases deit_s --models "$HALVES,$STEM" --gelus tanh,exact \
+        --sizes direction,bias --beside timm,timm-tanh
+      ;;
+    2) speed 110 --cases deit_ti --models "$HALVES" --gelus tanh,exact --sizes direction,bias ;;
+    3)
+      speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default,highest
+      ;;
+    4) speed 220 --cases so400m --models half --at_once 256,8,3,1 --beside timm ;;
+    5) speed 200 --cases vit_l --models half --at_once 256,8,1 --gelus tanh,exact --beside timm ;;
+    6)
+      speed 110 --cases dinov3_l --models half --at_once 256,8,1
+      speed 110 --cases so400m_384 --models half --at_once 256,8,3,1
+      ;;
+    7) speed 140 --cases vit_b,clip_l --models half --at_once 256,8,1 ;;
+    8) speed 150 --cases deit_ti,deit_s ;;
+    9)
+      speed 80 --cases deit_s --models "dense with conv stem,$STEM" --joined 1,2,4,8
+      tool reduction_speed 50 --seconds 0.25
+      tool attention_speed 40 --seconds 0.1
+      ;;
+    10)
+      part 40 "$PYTHON" -m imagepiece_jax doctor
+      part 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider
+      ;;
+    11)
+      part 240 "$PYTHON" -m tools.torch_baselines $CONFIGS --mode train $PLAIN \
+        --device gpu --json "$OUT/train.json" --against timm
+      ;;
+    *)
+      echo "error: $number is no part; allowed: 1 to 11" >&2
+      exit 2
+      ;;
+  esac
+done
+if [ -e "$OUT/speeds.jsonl" ]; then
+  "$PYTHON" -m tools.gpu_speed --show "$OUT/speeds.jsonl" | tee "$OUT/tables.md"
+fi

@@ -1,102 +1,437 @@
-"""Settings of docs/comparison.md on this machine's GPU, in turns with the dense model.
+"""Dense and reduced models on this device in turns, and timm's beside them.
 
-    python -m tools.gpu_speed --size deit_s --times speeds.jsonl
+    python -m tools.gpu_speed --cases deit_s --gelus exact,tanh --times speeds.jsonl
+    python -m tools.gpu_speed --cases vit_l --models half --at_once 256,8,1 \\
+        --beside timm --times speeds.jsonl
+    python -m tools.gpu_speed --show speeds.jsonl
 
-Programs are what `optimize` makes of random weights, in bfloat16 with images on the
-device. Ratios are to the dense model at 224 pixels, round by round, with the lowest and
-highest of the turns. `python -m tools.torch_baselines` times PyTorch beside.
+Programs are what `optimize` makes of random weights, with images on the device. Those
+of a size and a batch take turns, in every GELU, form of sizes and precision of products
+that is listed; where none is, in what `optimize` takes. Small batches are also timed
+one call at a time: their latency. A line of the file has the seconds of every turn,
+from which --show compares the programs of a run, turn by turn. --smoke makes tiny
+models of the same parts, to try a command.
 """
 
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
 import json
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import on_noise, random_variables
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable
+from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.errors import one_of
-from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.errors import one_of, whole_numbers
+from imagepiece_jax.inference import size_direction
+from imagepiece_jax.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.models import stems
+from imagepiece_jax.models.architecture import GELUS
+from imagepiece_jax.models.attention import SIZES
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from tools import onnx_speed
-from tools.onnx_speed import SIDE, STAGES, TIMM
+from tools import onnx_speed, torch_baselines
+from tools.onnx_speed import SIDE, STAGES
 
-ON_CPUS = onnx_speed.MODELS
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model that is timed, with reductions."""
+
+    title: str
+    name: str  # for `create_model`
+    side: int = SIDE  # of images, in pixels
+    timm: str | None = None  # timm's name; None: the same
+
+    def create(self, setting: str):
+        """The ViT in one of MODELS."""
+        fields = {"image_size": self.side_of(setting), "stem": "patch"}
+        if setting.endswith(CONV):
+            fields["stem"] = "conv"
+        if SMOKE_TEST.value:
+            fields |= SMOKE
+        return create_model(self.name, reduction=MODELS[setting], **fields)
+
+    def side_of(self, setting: str) -> int:
+        """Pixels a side of the images in one of MODELS."""
+        side = SIDES.get(setting, self.side)
+        if SMOKE_TEST.value:
+            side //= SMOKE_SHRINKS
+        return side
+
+
+CASES = {
+    "deit_ti": Case("DeiT-Ti", "deit_ti", timm=onnx_speed.TIMM["deit_ti"]),
+    "deit_s": Case("DeiT-S", "deit_s", timm=onnx_speed.TIMM["deit_s"]),
+    "vit_b": Case("ViT-B/16", "vit_base_patch16_224"),
+    "vit_l": Case("ViT-L/16", "vit_large_patch16_224"),
+    "so400m": Case("So400m/14", "vit_so400m_patch14_siglip_224"),
+    "so400m_384": Case("So400m/14, 384", "vit_so400m_patch14_siglip_384", 384),
+    "clip_l": Case("CLIP-L/14, 336", "vit_large_patch14_clip_quickgelu_336", 336),
+    "dinov3_l": Case("DINOv3-L/16, 512", "vit_large_patch16_dinov3", 512),
+}
+DENSE = "dense"
+CONV = "conv stem"  # how names of settings end that have one
+HALF = "half"  # of the MACs, by the method that is recommended for the model
 ATTENDED = {"name": "diffrate", "macs": 0.4}
 BOTH = "192 pixels and 3 blocks .5"
-MODELS = {name: fields for name, fields in ON_CPUS.items() if "stem" not in name} | {
+# A comma is between names.
+ON_CPUS = {k.replace(", ", " with "): v for k, v in onnx_speed.MODELS.items()}
+MODELS = ON_CPUS | {
     "most attended at one share .4": ATTENDED | {"counts": "proportional-1"},
     "most attended in 3 blocks .4": ATTENDED | STAGES,
     BOTH: ON_CPUS["most attended in 3 blocks .5"],
+    HALF: {"macs": 0.5},
 }
-SIDES = onnx_speed.SIDES | {BOTH: 192}
-SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
-BATCH = cli.integer("batch", None, "images in a call; default: 256", 1)
+SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are smaller
+HALVES = (HALF, "most attended in 3 blocks .5")
+OURS = "imagepiece_jax"
+SMOKE = {"embed_dim": 32, "num_heads": 2, "depth": 12}
+SMOKE_SHRINKS = 2  # sides of images
+QUICK = {"xla_backend_optimization_level": 0}
+PRECISIONS = {"default": None, "highest": "highest"}  # of products; default: TF32
+# Of timm's models, whose own GELU is exact
+ACTS = {"timm": {}, "timm-tanh": {"act_layer": "gelu_tanh"}}
+SMALL_BATCH = 4  # the largest whose latency is timed
+
+CHOSEN_CASES = cli.listed("cases", ["deit_s"], f"of {', '.join(CASES)}")
+CHOSEN = cli.listed("models", None, "settings beside dense; default: all of DeiT's")
+BATCHES = cli.listed("at_once", ["256"], "images in a call")
 DTYPE = cli.dtype("of weights and layers")
-CHOSEN = cli.listed("models", None, "names of the table, beside dense; default: all")
+GELU = cli.listed("gelus", [], f"of {', '.join(GELUS)}")
+KEY_SIZES = cli.listed("sizes", [], f"of {', '.join(SIZES)}: of merged tokens")
+JOINED = cli.listed("joined", ["1"], "pixels that a stem's first convolution joins")
+PRECISION = cli.listed("precisions", ["default"], f"of {', '.join(PRECISIONS)}")
+BESIDE = cli.listed("beside", [], f"of {', '.join(ACTS)}, under torch.compile")
 TIMING = cli.timing()
 TIMES = cli.text("times", None, "a file to which a line per program is added")
+SHOW = cli.text("show", None, "a file of such lines; prints their tables")
+SMOKE_TEST = cli.switch("smoke", False, "tiny models")
 
 
 def main():
+    if SHOW.value:
+        print(*tables(read_rows(SHOW.value)).values(), sep="\n\n")
+        return
     file = cli.required(TIMES)
     check_writable("--times", file)
-    names = CHOSEN.value or list(MODELS)
-    for name in names:
-        one_of("--models", name, MODELS)
+    listed = (
+        ("--cases", CHOSEN_CASES.value, CASES),
+        ("--models", CHOSEN.value or (), MODELS),
+        ("--gelus", GELU.value, GELUS),
+        ("--sizes", KEY_SIZES.value, SIZES),
+        ("--precisions", PRECISION.value, PRECISIONS),
+        ("--beside", BESIDE.value, ACTS),
+    )
+    for flag, values, allowed in listed:
+        for value in values:
+            one_of(flag, value, allowed)
+    batches = whole_numbers("--at_once", BATCHES.value)
+    if BESIDE.value:
+        torch_baselines.prepare(["timm"])
     dtype = DTYPE.value or xla_options.fast_dtype()
-    rows = measure(["dense", *names], dtype, TIMING())
-    with open(file, "a") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    batch = rows[0]["batch"]
-    print(f"{device.name()}, {SIZE.value}, {dtype}, batches of {batch}")
-    print(table(rows))
+    rules = TIMING()
+    shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
+    shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
+    for size in CHOSEN_CASES.value:
+        for rows in measure(size, batches, dtype, rules):
+            with open(file, "a") as out:
+                out.writelines(json.dumps(row | shared) + "\n" for row in rows)
+            print(table(rows), flush=True)
 
 
-def measure(names, dtype, rules):
-    """Rows of programs, which take turns."""
-    size = SIZE.value
-    batch = BATCH.value or 256
+# Programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A setting, and how it is compiled."""
+
+    setting: str  # a name in MODELS
+    gelu: str | None  # None: as `optimize` takes it
+    sizes: str | None
+    precision: str
+    joined: int = 1  # pixels, as `stems.JOINED`
+
+
+class Timed(NamedTuple):
+    """A program that is timed, and the fields of its row."""
+
+    call: Callable[[int], Any]
+    wait: Callable[[Any], Any]
+    facts: dict[str, Any]
+
+
+def ways(case: Case) -> list[Way]:
+    """All that the flags list, the dense model first."""
+    settings = CHOSEN.value or [name for name in MODELS if name != HALF]
+    found = []
+    for name in dict.fromkeys([DENSE, *settings]):
+        kinds = KEY_SIZES.value
+        if not size_direction.has_sizes(case.create(name)):
+            kinds = []
+        parts = itertools.product(GELU.value or [None], kinds or [None])
+        for (gelu, sizes), precision in itertools.product(parts, PRECISION.value):
+            way = Way(name, gelu, sizes, precision)
+            found.append(way)
+            if name.endswith(CONV):
+                others = whole_numbers("--joined", JOINED.value)
+                found += [dataclasses.replace(way, joined=n) for n in others if n > 1]
+    return found
+
+
+def measure(
+    size: str, batches: list[int], dtype: str, rules
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a model's programs, which take turns, batch by batch.
+
+    All programs are compiled first, several at a time: XLA tries the ways to compute a
+    product on the device one by one.
+    """
+    case = CASES[size]
     programs = {}
-    for name in dict.fromkeys(names):
-        side = SIDES.get(name, SIDE)
-        model = create_model(
-            size, reduction=MODELS[name], stem="patch", image_size=side
-        )
-        vit = Pretrained(model, random_variables(model, side))
-        program = optimize(vit, batch_size=batch, dtype=dtype)
-        programs[name] = program
-        seconds = program.compile_seconds
-        print(f"{name}: compiled in {seconds:.0f} s", flush=True)
-    jobs = {name: timer.TimedCall(on_noise(fast)) for name, fast in programs.items()}
+    by_joined = {}
+    for way in ways(case):
+        by_joined.setdefault(way.joined, []).append(way)
+    for joined, found in by_joined.items():
+        with mock.patch.object(stems, "JOINED", joined):
+            programs |= all_compiled(case, batches, dtype, found)
+    for batch in batches:
+        timed = []
+        for (of_batch, way), program in programs.items():
+            if of_batch == batch:
+                timed.append(of_ours(case, way, program))
+        timed += [of_timm(case, name, batch, dtype) for name in BESIDE.value or ()]
+        yield timed_rows(timed, {"size": size, "batch": batch}, rules)
+
+
+def all_compiled(case: Case, batches, dtype: str, found: list[Way]) -> dict:
+    """The Program of each batch and Way."""
+    parts = [*itertools.product(batches, found)]
+    any_direction = mock.patch.object(size_direction, "directions", random_directions)
+    threads = concurrent.futures.ThreadPoolExecutor(max(1, cores() // 2))
+    with any_direction, threads:
+        make = functools.partial(compiler_of, case, dtype)
+        compilers = dict(zip(found, threads.map(make, found), strict=True))
+        programs = threads.map(functools.partial(compiled, compilers), parts)
+        return dict(zip(parts, programs, strict=True))
+
+
+def timed_rows(programs: list[Timed], shared: Mapping, rules) -> list[dict[str, Any]]:
+    """Rows of programs of one batch; shared: fields of all rows."""
+    latency = shared["batch"] <= SMALL_BATCH
+    jobs = {}
+    for number, program in enumerate(programs):
+        call = (program.call, program.wait)
+        jobs[number, "turns"] = timer.TimedCall(*call)
+        if latency:
+            jobs[number, "latency"] = timer.TimedCall(*call, ahead=0)
     times = timer.measure(jobs, rules)
-    dense = model_macs(programs["dense"].model, SIDE)
     rows = []
-    for name, program in programs.items():
-        side = SIDES.get(name, SIDE)
-        seconds = times[name]
-        rates = timer.spread([batch / second for second in seconds])
-        ratios = timer.speedups(times["dense"], seconds)
-        row = {"size": size, "batch": batch, "runtime": device.name(), "model": name}
-        row |= {"rate": rates, "ratio": timer.spread(ratios)}
-        row |= {"macs": dense / model_macs(program.model, side)}
-        row |= {"reduction": MODELS[name], "image_size": side, "dtype": dtype}
+    for number, program in enumerate(programs):
+        row = {**shared, **program.facts, "turns": times[number, "turns"]}
+        row["latency"] = times.get((number, "latency"))
         rows.append(row)
-    return rows
+    return with_ratios(rows)
 
 
-def table(rows):
-    """A line for each program."""
+def compiled(compilers: Mapping[Way, Callable], part: tuple[int, Way]):
+    """The Program of a batch and a Way."""
+    batch, way = part
+    with jax.default_matmul_precision(PRECISIONS[way.precision]):
+        program = compilers[way](batch)
+    seconds = program.compile_seconds
+    print(f"{way.setting}, {batch}: compiled in {seconds:.0f} s", flush=True)
+    return program
+
+
+def of_ours(case: Case, way: Way, program) -> Timed:
+    """A Program, with images on the device."""
+    model = program.model
+    sizes = None
+    if size_direction.has_sizes(model):
+        sizes = model.sizes
+    facts = {"model": way.setting, "library": OURS, "reduction": MODELS[way.setting]}
+    facts |= {"image_size": case.side_of(way.setting), "stem": model.stem}
+    facts |= {"gelu": model.arch.gelu, "sizes": sizes, "precision": way.precision}
+    facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
+    facts |= {"joined": way.joined}
+    return Timed(on_noise(program), jax.block_until_ready, facts)
+
+
+def compiler_of(case: Case, dtype: str, way: Way):
+    """A function that compiles a program for a batch; all have the same weights."""
+    model = case.create(way.setting)
+    variables = random_variables(model, case.side_of(way.setting))
+    options = {"batch_size": 1, "dtype": dtype, "gelu": way.gelu}
+    if way.sizes is not None:
+        options["sizes"] = way.sizes
+    if SMOKE_TEST.value:
+        options["compiler_options"] = QUICK
+    return compiler(Pretrained(model, variables), CompileOptions(**options))
+
+
+def random_directions(vit, images=None) -> np.ndarray:
+    """In place of `size_direction.directions`: for a clock any will do."""
+    model = vit.model
+    shape = (model.depth, model.num_heads, model.embed_dim // model.num_heads)
+    found = np.random.default_rng(0).normal(size=shape)
+    return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
+
+
+def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
+    """timm's dense model under torch.compile; name: in ACTS."""
+    import timm
+
+    side = case.side_of(DENSE)
+    fields = ACTS[name] | {"img_size": side}
+    if SMOKE_TEST.value:
+        fields |= SMOKE
+    vit = timm.create_model(case.timm or case.name, **fields)
+    shape = (batch, 3, side, side)
+    began = time.perf_counter()
+    call = torch_baselines.inference(vit, shape, dtype, compiled=True)
+    torch_baselines.wait(call(0))
+    seconds = time.perf_counter() - began
+    print(f"{name}: compiled in {seconds:.0f} s", flush=True)
+    gelu = "tanh" if ACTS[name] else "exact"
+    facts = {"model": DENSE, "library": name, "reduction": MODELS[DENSE]}
+    facts |= {"image_size": side, "stem": "patch", "gelu": gelu, "sizes": None}
+    facts |= {"precision": "default", "gmacs": None, "compile_s": seconds}
+    return Timed(call, torch_baselines.wait, facts)
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with rates, and with ratios to the dense model."""
+    found = []
+    for row in rows:
+        dense = dense_of(row, rows)
+        rates = [row["batch"] / second for second in row["turns"]]
+        more = {"rate": timer.spread(rates), "ratio": ratio(row, dense)}
+        if row["gmacs"] is not None:
+            more["macs"] = dense["gmacs"] / row["gmacs"]
+        found.append(row | more)
+    return found
+
+
+def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
+    """Our dense model of the same precision, and of the same GELU if it is there."""
+    found = None
+    for each in rows:
+        ours = each["model"] == DENSE and each["library"] == OURS
+        if ours and each["precision"] == row["precision"]:
+            if each["gelu"] == row["gelu"]:
+                return each
+            found = found or each
+    return found
+
+
+def ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
+    """How many times as fast a row is as another of its turns."""
+    return timer.spread(timer.speedups(other[field], row[field]))
+
+
+# Tables
+
+
+def read_rows(path) -> list[dict[str, Any]]:
+    lines = pathlib.Path(path).read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def groups(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
+    """The rows that took turns, by device, size, batch and run."""
+    found = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("runtime", "size", "batch", "run"))
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def tables(rows: Iterable[Mapping]) -> dict[str, str]:
+    """All tables of rows, by their names; one that would be empty is left out."""
+    found = {}
+    for (runtime, size, batch, run), group in groups(rows).items():
+        title = f"{CASES[size].title}, {runtime}, batches of {batch}, {run}"
+        found[title] = f"{title}\n\n{table(group)}"
+    for name, made in (("timm", beside_timm), ("growth", growth)):
+        if text := made(rows):
+            found[name] = text
+    return found
+
+
+def table(rows: Iterable[Mapping]) -> str:
+    """A line for each program of a group."""
     lines = []
     for row in rows:
-        median, low, high = row["ratio"]
-        rate = f"{row['rate'][0]:.0f}"
-        ratio = f"{median:.2f} [{low:.2f}, {high:.2f}]"
-        lines.append([row["model"], rate, ratio, f"{row['macs']:.2f}"])
-    head = ["model", "images/s", "times the dense", "by MACs"]
-    return markdown_table(head, lines)
+        name = row["model"] if row["library"] == OURS else row["library"]
+        if row.get("joined", 1) > 1:
+            name += f", {row['joined']} pixels joined"
+        line = [name, row["gelu"], row["sizes"] or "", row["precision"]]
+        line += [f"{row['rate'][0]:,.0f}", cell(row["ratio"])]
+        line.append(f"{row['macs']:.2f}" if "macs" in row else "")
+        latency = row["latency"]
+        line.append(f"{1e3 * timer.spread(latency).median:.2f}" if latency else "")
+        lines.append(line)
+    head = ["model", "GELU", "sizes", "products", "images/s", "times the dense"]
+    return markdown_table([*head, "by MACs", "one call, ms"], lines)
+
+
+def beside_timm(rows: Iterable[Mapping]) -> str:
+    """Our dense models beside timm's of either GELU."""
+    lines = []
+    for (_, size, batch, _), group in groups(rows).items():
+        theirs = {row["library"]: row for row in group if row["library"] != OURS}
+        for row in group:
+            if row["model"] == DENSE and row["library"] == OURS and theirs:
+                line = [CASES[size].title, batch, row["gelu"]]
+                for name in ACTS:
+                    other = theirs.get(name)
+                    line.append("" if other is None else cell(ratio(row, other)))
+                lines.append(line)
+    head = ["model", "batch", "our GELU", *(f"times {name}" for name in ACTS)]
+    return lines and markdown_table(head, lines)
+
+
+def growth(rows: Iterable[Mapping]) -> str:
+    """What half of the MACs gives by model and batch: throughput, and one call."""
+    lines = {}
+    for (_, size, batch, _), group in groups(rows).items():
+        for row in group:
+            if row["model"] not in HALVES:
+                continue
+            dense = dense_of(row, group)
+            line = [CASES[size].title, batch, row["gelu"], row["sizes"] or ""]
+            line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
+            line += [cell(row["ratio"]), f"{row['macs']:.2f}"]
+            if row["latency"]:
+                pair = [timer.spread(each["latency"]) for each in (dense, row)]
+                line += [f"{1e3 * each.median:.2f}" for each in pair]
+                line.append(cell(ratio(row, dense, "latency")))
+            else:
+                line += ["", "", ""]
+            lines[size, batch, row["gelu"], row["sizes"]] = line
+    head = ["model", "batch", "GELU", "sizes", "dense, images/s", "half, images/s"]
+    head += ["times the dense", "by MACs", "dense, one call, ms", "half, one call, ms"]
+    return lines and markdown_table([*head, "times the dense"], lines.values())
+
+
+def cell(spread: Iterable[float]) -> str:
+    """ "1.45 [1.44, 1.46]": median, lowest and highest."""
+    median, low, high = spread
+    return f"{median:.2f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -102,17 +102,29 @@ def _model(size, **options):
 
 def _infer(size, case, variant, r=0):
     """The Workload of inference; r: tokens that ToMe merges in a block, 0: dense."""
+    is_compiled = variant == "torch.compile"
+    dtype = case.config.model.dtype
+    call = inference(_model(size), _images_shape(case), dtype, is_compiled, r)
+    reduction = {"name": "tome", "r": R} if r else None
+    return _workload(case, call, _macs(case, reduction), variant, torch_device())
+
+
+def inference(vit, shape, dtype: str, compiled: bool, r: int = 0):
+    """A function of a call's number that starts timm's `vit` on noise, for `wait`.
+
+    shape: of images, [B, 3, H, W]
+    r: tokens that ToMe merges in a block, 0: dense
+    """
     import torch
 
     where = torch_device()
-    dtype = getattr(torch, case.config.model.dtype)
-    vit = _model(size).eval().to(where, dtype)
+    dtype = getattr(torch, dtype)
+    vit = vit.eval().to(where, dtype)
 
     def forward(images):
         return tome_forward(vit, images, r) if r else vit(images)
 
-    run = torch.compile(forward) if variant == "torch.compile" else forward
-    shape = _images_shape(case)
+    run = torch.compile(forward, dynamic=False) if compiled else forward
     images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(INPUTS)]
 
     def call(number):
@@ -120,8 +132,7 @@ def _infer(size, case, variant, r=0):
             run(images[number % INPUTS])
         return _mark(where)
 
-    reduction = {"name": "tome", "r": R} if r else None
-    return _workload(case, call, _macs(case, reduction), variant, where)
+    return call
 
 
 def _train(size, case, variant):
@@ -171,7 +182,7 @@ def torch_device():
 
 
 def _mark(where):
-    """An event that `_wait` blocks on; None on a CPU, where calls are synchronous."""
+    """An event that `wait` blocks on; None on a CPU, where calls are synchronous."""
     import torch
 
     if where == "cpu":
@@ -181,7 +192,7 @@ def _mark(where):
     return event
 
 
-def _wait(event):
+def wait(event):
     if event is not None:
         event.synchronize()
 
@@ -203,12 +214,12 @@ def _workload(case, call, macs, variant, where):
     import torch
 
     began = time.perf_counter()
-    _wait(call(0))
+    wait(call(0))
     compile_s = time.perf_counter() - began if variant == "torch.compile" else None
     peak = None
     if where == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        _wait(call(1))
+        wait(call(1))
         peak = torch.cuda.max_memory_allocated()
     facts = {
         "attention": "sdpa",
@@ -218,7 +229,7 @@ def _workload(case, call, macs, variant, where):
         "peak_memory": peak,
     }
     images = case.batch_size
-    return Workload(timer.TimedCall(call, _wait), images, images * macs, facts)
+    return Workload(timer.TimedCall(call, wait), images, images * macs, facts)
 
 
 def tome_forward(vit, images, r):

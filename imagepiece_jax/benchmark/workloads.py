@@ -160,16 +160,20 @@ class Case:
 
 def on_noise(program):
     """A function call(number) that runs `program` on random images on its device."""
-    shape = program.images.shape
-    dtype = program.images.dtype
+    images = _noise(program.images.shape, program.images.dtype)
+    return lambda number: program(images[number % INPUTS])
+
+
+@functools.lru_cache(maxsize=4)  # of as many sizes of images
+def _noise(shape, dtype):
+    """Random images on the device, which programs that take turns share."""
 
     @jax.jit
     def draw():
         keys = jax.random.split(root_key(0), INPUTS)
         return [normal(each, shape, dtype=dtype) for each in keys]
 
-    images = draw()
-    return lambda number: program(images[number % INPUTS])
+    return draw()
 
 
 def on_pixels(program):
@@ -260,12 +264,19 @@ def training_step(config, place=lambda model: model):
 
 
 def random_variables(model, image_size):
-    """Random variables of `model`; scales and variances are near 1."""
+    """Random variables of `model`; scales and variances are near 1.
+
+    A million numbers are drawn, and taken again from another place for each array: to
+    draw those of a large model takes longer than to time it.
+    """
     rng = np.random.default_rng(0)
+    numbers = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
 
     def draw(path, leaf):
         around = 1.0 if path[-1].key in ("scale", "var") else 0.0
-        return rng.normal(around, 0.02, leaf.shape).astype(leaf.dtype)
+        first = rng.integers(len(numbers))
+        drawn = np.resize(np.roll(numbers, first), leaf.shape)
+        return (around + drawn).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, image_size))
 

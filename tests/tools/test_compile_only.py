@@ -74,6 +74,21 @@ def test_one_row_a_config_compared_with_the_first(compiled):
         )
 
 
+@pytest.mark.parametrize("requested, form", [(None, "tanh"), ("exact", "exact")])
+def test_the_program_has_the_gelu_of_the_device(compiled, monkeypatch, requested, form):
+    seen = []
+    gpu = types.SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(h200, "device", lambda: gpu)
+
+    def place(model):
+        seen.append(model.arch.gelu)
+        return model
+
+    model = RunConfig.from_config(compile_only.unplaced(config())).create_model()
+    compile_only.forward_text(model, 2, 16, "bfloat16", place, requested)
+    assert seen == [form]
+
+
 def test_a_training_step_is_compiled_whole(compiled):
     compile_only.report([("one", config(attention="xla"))], 6, mode="train")
     ((state, metrics), (given, batch, teacher)) = compiled[0]

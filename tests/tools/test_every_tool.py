@@ -10,7 +10,7 @@ import pytest
 
 from tests.command import call
 from tests.tools.test_compile_only import COPY, TEXT
-from tools import attention_speed, gpu_speed, h200, large_models, onnx_speed
+from tools import attention_speed, h200, large_models, onnx_speed
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
@@ -72,25 +72,6 @@ def test_a_model_is_timed_beside_the_dense_one(tmp_path, onnx_shapes):
     assert error.startswith("error: --models is 'Tome'; allowed: dense, ToMe")
     error = call(onnx_speed.main, *words[:2], "--batch_sizes=8,x").err
     assert error.startswith("error: --batch_sizes is 'x'; allowed: whole numbers")
-
-
-def test_settings_are_timed_on_a_gpu_beside_the_dense_model(tmp_path):
-    """Here, on a CPU, one of them in the smallest batch."""
-    file = tmp_path / "times"
-    chosen = "dense at 160 pixels"
-    words = [f"--times={file}", "--size=deit_ti", "--batch=1", "--warmup=2"]
-    words += ["--repeats=1", "--seconds=0.001", f"--models={chosen}"]
-    out = call(gpu_speed.main, *words).ok().out
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [row["model"] for row in rows] == ["dense", chosen]
-    assert [row["image_size"] for row in rows] == [224, 160]
-    assert [round(row["macs"], 1) for row in rows] == [1, 2.1]
-    dense, smaller = rows
-    ratio = smaller["rate"][0] / dense["rate"][0]
-    assert smaller["ratio"][0] == pytest.approx(ratio)
-    assert "| dense at 160 pixels |" in out
-    error = call(gpu_speed.main, *words[:-1], "--models=Dense").err
-    assert error.startswith("error: --models is 'Dense'; allowed: dense, ImagePiece")
 
 
 def test_attention_is_timed_with_and_without_sizes(tmp_path, monkeypatch):

@@ -9,66 +9,79 @@ import pytest
 
 from imagepiece_jax.benchmark import device as benchmark_device
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.commands import benchmark, doctor
+from imagepiece_jax.commands import doctor
 from tests.command import call
 from tests.runs import ROOT
-from tools import (
-    attention_speed,
-    gpu_speed,
-    reduction_speed,
-    torch_baselines,
-)
+from tools import attention_speed, gpu_speed, reduction_speed, torch_baselines
 
 COMMANDS = {
-    "benchmark": benchmark.main,
     "torch_baselines": torch_baselines.main,
-    "reduction_speed": reduction_speed.main,
-    "attention_speed": attention_speed.main,
+    "reduction_speed": lambda: None,
+    "attention_speed": lambda: None,
     "gpu_speed": gpu_speed.main,
-    "doctor": doctor.main,
+    "doctor": lambda: None,
 }
-RUN = ("benchmark", "torch_baselines")
+FLAGS_OF = (reduction_speed, attention_speed, doctor)  # parse what the others get
+SETTINGS = {"dense", *gpu_speed.HALVES, "ToMe .5", "ImagePiece with conv stem"}
 
 
-def session(name, folder):
-    """Run a session whose commands are printed and fail: (exit status, log)."""
+def session(folder, *parts):
+    """Run parts whose commands are printed and fail: (exit status, log)."""
     python = folder / "python"
     # Words are apart by tabs: a folder's name may have spaces.
     python.write_text("#!/bin/sh\nprintf '%s\\t' \"$@\"\necho\nexit 1\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {"OUT": str(folder), "PYTHON": str(python)}
-    words = [ROOT / "tools/gpu_session.sh", name]
+    words = [ROOT / "tools/gpu_session.sh", *parts]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     log = folder / "log.txt"
     return done, log.read_text() if log.exists() else ""
 
 
-@pytest.mark.parametrize("name", ["256", "1024", "train"])
-def test_commands_parse_and_a_failing_one_stops_no_other(name, tmp_path, monkeypatch):
-    _, log = session(name, tmp_path)
+@pytest.fixture
+def timed(monkeypatch):
+    """Nothing is timed; (size, batches, dtype) and settings of what would be."""
+    found = []
+
+    def measure(size, batches, dtype, rules):
+        names = [way.setting for way in gpu_speed.ways(gpu_speed.CASES[size])]
+        found.append((size, tuple(batches), dtype, set(names)))
+        return []
+
+    monkeypatch.setattr(gpu_speed, "measure", measure)
+    monkeypatch.setattr(benchmark_device, "use", lambda name: None)
+    monkeypatch.setattr(torch_baselines, "prepare", lambda names: None)
+    monkeypatch.setattr(suite, "groups", lambda *_: [None])
+    monkeypatch.setattr(suite, "run_all", lambda *_: None)
+    monkeypatch.chdir(ROOT)
+    return found
+
+
+def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
+    _, log = session(tmp_path, *map(str, range(1, 12)))
     lines = re.findall(
         r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.MULTILINE
     )
-    started = re.findall(r"^== (\w+): /", log, re.MULTILINE)
-    assert re.findall(r"^== (\w+): exit 1 after", log, re.MULTILINE) == started
-    assert len(started) > 3
-    compared = set()
-    monkeypatch.setattr(benchmark_device, "use", lambda name: None)
-    monkeypatch.setattr(torch_baselines, "prepare", lambda names: None)
-    monkeypatch.setattr(
-        suite, "groups", lambda configs, *_: compared.update(configs) or [None]
-    )
-    monkeypatch.setattr(suite, "run_all", lambda *_: None)
-    monkeypatch.chdir(ROOT)
+    started = re.findall(r"^== part (\d+): /", log, re.MULTILINE)
+    assert re.findall(r"^== part (\d+): exit 1 after", log, re.MULTILINE) == started
+    assert len(set(started)) == 11
     for command, words in lines:
-        main = COMMANDS[command]
-        run = main if command in RUN else lambda: None
-        ended = call(run, *words.split("\t")[:-1])
-        assert (ended.status, ended.err) == (0, "")
-    assert {"deit_s", "deit_s_imagepiece"} <= compared
+        ended = call(COMMANDS[command], *words.split("\t")[:-1])
+        assert ended.status == 0 and "error" not in ended.err
+    sizes = {size: batches for size, batches, *_ in timed}
+    assert sizes.keys() == gpu_speed.CASES.keys()
+    assert sizes["so400m"] == sizes["so400m_384"] == (256, 8, 3, 1)
+    assert sizes["vit_l"] == sizes["dinov3_l"] == (256, 8, 1)
+    settings = set().union(*(names for *_, names in timed))
+    assert SETTINGS <= settings
 
 
-def test_an_unknown_session(tmp_path):
-    done, _ = session("later", tmp_path)
-    message = "error: later is no session; allowed: 256, 1024 and train\n"
+def test_the_first_parts_are_run_unless_others_are_named(tmp_path):
+    _, log = session(tmp_path)
+    assert set(re.findall(r"^== part (\d+):", log, re.MULTILINE)) == set("12345")
+
+
+def test_an_unknown_part(tmp_path):
+    done, _ = session(tmp_path, "12")
+    message = "error: 12 is no part; allowed: 1 to 11\n"
     assert (done.returncode, done.stderr) == (2, message)

@@ -1,0 +1,146 @@
+"""The clock of GPUs: what it times, here in tiny models, and its tables."""
+
+import json
+
+import pytest
+
+from tests.command import call, start
+from tools import gpu_speed
+
+SMOKE = ["--smoke", "--warmup=2", "--repeats=2", "--seconds=0", "--cases=deit_ti"]
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_settings_are_timed_beside_the_dense_model(tmp_path):
+    """Here, on a CPU, one of them in every way, and in the smallest batch."""
+    file = tmp_path / "times"
+    words = [*SMOKE, "--at_once=5,1", "--models=half", "--gelus=tanh"]
+    words += ["--sizes=bias,direction", "--precisions=highest", f"--times={file}"]
+    out = call(gpu_speed.main, *words).ok().out
+    rows = rows_of(file)
+    ways = [("dense", None), ("half", "bias"), ("half", "direction")]
+    assert [(row["model"], row["sizes"]) for row in rows] == 2 * ways
+    assert [row["batch"] for row in rows] == 3 * [5] + 3 * [1]
+    assert {row["precision"] for row in rows} == {"highest"}
+    for dense, half, other in (rows[:3], rows[3:]):
+        assert half["macs"] == pytest.approx(2, abs=0.05)
+        ratio = half["rate"][0] / dense["rate"][0]
+        assert half["ratio"][1] <= ratio * 1.5 and len(half["turns"]) == 2
+        assert (other["gelu"], dense["ratio"]) == ("tanh", [1, 1, 1])
+    assert [bool(row["latency"]) for row in rows] == 3 * [False] + 3 * [True]
+    assert "| half | tanh | direction | highest |" in out
+    shown = call(gpu_speed.main, f"--show={file}").ok().out
+    assert "| DeiT-Ti | 1 | tanh | direction |" in shown
+
+
+def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
+    file = tmp_path / "times"
+    words = [*SMOKE, "--at_once=2", "--joined=1,4", f"--times={file}"]
+    words.append("--models=dense at 160 pixels,dense with conv stem")
+    out = call(gpu_speed.main, *words).ok().out
+    rows = rows_of(file)
+    assert [row["image_size"] for row in rows] == [112, 80, 112, 112]
+    assert [row["reduction"] for row in rows] == 4 * [{"name": "none"}]
+    stems = [("patch", 1), ("patch", 1), ("conv", 1), ("conv", 4)]
+    assert [(row["stem"], row["joined"]) for row in rows] == stems
+    assert "| dense with conv stem, 4 pixels joined |" in out
+
+
+@pytest.mark.parametrize("words", [["--models=Dense"], ["--gelus=fast"], ["--cases=s"]])
+def test_names_that_it_does_not_know(words):
+    error = call(gpu_speed.main, "--times=x", *words).err
+    assert error.startswith(f"error: {words[0].replace('=', ' is ', 1)[:8]}")
+
+
+def test_timm_takes_its_turn_with_either_gelu(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("timm")
+    compiled = []
+
+    def compile(run, dynamic):
+        compiled.append(dynamic)
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    file = tmp_path / "times"
+    words = [*SMOKE, "--models=dense", "--at_once=2", f"--times={file}"]
+    call(gpu_speed.main, *words, "--beside=timm,timm-tanh").ok()
+    timed = [(row["library"], row["gelu"]) for row in rows_of(file)]
+    assert timed[0] == ("imagepiece_jax", "exact")
+    assert timed[1:] == [("timm", "exact"), ("timm-tanh", "tanh")]
+    assert compiled == [False, False]
+    shown = call(gpu_speed.main, f"--show={file}").ok().out
+    assert "| model | batch | our GELU | times timm | times timm-tanh |" in shown
+
+
+def row(model, seconds, **fields):
+    """A line of a file: a DeiT-S of one run."""
+    usual = {"size": "deit_s", "batch": 2, "runtime": "abacus", "run": "today"}
+    usual |= {"library": gpu_speed.OURS, "gelu": "exact", "sizes": None, "gmacs": 4.0}
+    usual |= {"precision": "default", "latency": None, "model": model}
+    return usual | {"turns": seconds} | fields
+
+
+@pytest.fixture
+def rows():
+    tanh = {"gelu": "tanh"}
+    return gpu_speed.with_ratios(
+        [
+            row("dense", [4.0, 4.0, 8.0], latency=[5.0, 5.0, 5.0]),
+            row("dense", [3.0, 3.0, 3.0], **tanh),
+            row("half", [2.0, 1.0, 4.0], gmacs=2.0, latency=[5.0, 4.0, 2.5]),
+            row("half", [2.0, 2.0, 1.0], gmacs=2.0, sizes="direction", **tanh),
+            row("dense", [6.0, 6.0, 6.0], library="timm", gmacs=None),
+        ]
+    )
+
+
+def test_ratios_are_to_the_dense_model_of_the_same_gelu_turn_by_turn(rows):
+    assert [tuple(each["ratio"]) for each in rows] == [
+        (1, 1, 1),
+        (1, 1, 1),
+        (2, 2, 4),
+        (1.5, 1.5, 3),
+        (4 / 6, 4 / 6, 8 / 6),
+    ]
+    assert [each.get("macs") for each in rows] == [1, 1, 2, 2, None]
+
+
+def test_a_table_of_what_half_of_the_macs_gives(rows):
+    heading, _, exact, tanh = gpu_speed.growth(rows).splitlines()
+    assert heading.startswith("| model | batch | GELU | sizes | dense, images/s |")
+    assert exact == (
+        "| DeiT-S | 2 | exact |  | 0 | 1 | 2.00 [2.00, 4.00] | 2.00 | 5000.00 | "
+        "4000.00 | 1.25 [1.00, 2.00] |"
+    )
+    assert tanh.startswith("| DeiT-S | 2 | tanh | direction | 1 | 1 | 1.50 [1.50,")
+
+
+def test_a_table_beside_timm(rows):
+    _, _, exact, tanh = gpu_speed.beside_timm(rows).splitlines()
+    assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |"
+    assert tanh == "| DeiT-S | 2 | tanh | 2.00 [2.00, 2.00] |  |"
+
+
+def test_other_runs_are_not_compared(rows):
+    later = [each | {"run": "tomorrow"} for each in rows[:1]]
+    assert len(gpu_speed.groups([*rows, *later])) == 2
+
+
+ABSENT = ("ml_collections", "tensorflow", "tensorflow_datasets", "array_record")
+ALONE = """
+import sys
+sys.modules.update(dict.fromkeys(NAMES))
+from tools import gpu_speed, reduction_speed, attention_speed, torch_baselines
+"""
+
+
+@pytest.mark.slow  # imports JAX anew
+def test_it_starts_where_only_jax_is_installed():
+    """And no library that reads configs or data sets."""
+    code = ALONE.replace("NAMES", repr(ABSENT))
+    ended = start("-c", code)
+    assert ended.status == 0, ended
