@@ -67,7 +67,7 @@ WAYS = {
     CLEAN_TEACHER: "half of the crops damaged; the teacher sees the clean ones",
 }
 SHARED = "shared"
-COSTS = ("three-0.6", "three-0.5", "three-0.4")
+COSTS = ("three-0.6", "three-0.5", "spread-0.4")  # as one number takes them
 RIVALS = ("small-192", "small-176")
 BASE = "three-0.5"  # the student of the choice
 LEARNED = {"A": "even photographs", "B": "odd photographs", "I": "imagenette"}
@@ -124,14 +124,14 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """All runs, in the order in which they are run."""
-    for student in ("dense", *COSTS, *RIVALS):
+    for student in ("dense", *COSTS, "three-0.4", *RIVALS):
         yield Cell(student)
     yield Cell(BASE, PLAIN)
     yield Cell(BASE, DAMAGED)
     yield Cell(BASE, DAMAGED, "B")
     yield Cell(SHARED, CHOSEN)
     yield Cell("three-0.6", CHOSEN)
-    yield Cell("three-0.4", CHOSEN)
+    yield Cell("spread-0.4", CHOSEN)
     for student in ("three-0.5", "three-0.6", *RIVALS):
         yield Cell(student, CHOSEN, "I")
     for student in RIVALS:

@@ -28,7 +28,7 @@ STUDENTS = {
     "dense": Student("dense"),
     "three-0.6": Student(".6", {"name": "tome", "r": 3}),
     "three-0.5": Student(".5", {"name": "tome", "r": 5}),
-    "three-0.4": Student(".4", DROPPING),
+    "spread-0.4": Student(".4", DROPPING),
     "small-176": Student("small", image_size=16),
 }
 
@@ -151,7 +151,7 @@ def test_one_set_of_numbers_serves_three_costs(study, monkeypatch):
     monkeypatch.setattr(recover_sharp.Study, "way", lambda self, cell: "plain")
     found = study.run(Cell("shared", CHOSEN))
     assert found["steps"] == 24
-    assert [*found["judged"]] == ["three-0.6", "three-0.5", "three-0.4"]
+    assert [*found["judged"]] == ["three-0.6", "three-0.5", "spread-0.4"]
     assert {step for step, _ in found["curve"]} == {3, 6, 9, 12, 15, 18, 21, 24}
     small = study.run(Cell("small-176", CHOSEN, "I"))
     assert small["images_learned"] == 16
@@ -226,11 +226,11 @@ def test_the_recipe_is_chosen_as_declared():
 
 
 def test_sharing_is_decided_as_declared():
-    own = ("three-0.6.chosen.A1", "three-0.4.chosen.A1", "shared.chosen.A1")
+    own = ("three-0.6.chosen.A1", "spread-0.4.chosen.A1", "shared.chosen.A1")
     needs(*DECIDING, *own)
     found = recover_sharp.Results(FOLDER)
     alone = f"three-0.5.{recover_sharp.chosen_way(found)}.A1"
-    names = {"three-0.6": own[0], "three-0.5": alone, "three-0.4": own[1]}
+    names = {"three-0.6": own[0], "three-0.5": alone, "spread-0.4": own[1]}
     shares = {}
     for student, name in names.items():
         shared = committed(own[2], "photographs", student)[0].mean()
@@ -251,7 +251,7 @@ def test_the_cells_are_the_declared_ones():
     text = (FOLDER.parent / "declared.md").read_text("utf-8")
     names = [cell.name for cell in recover_sharp.cells()]
     assert len(names) == len(set(names))
-    for name in re.findall(r"`((?:three|shared)\S+1)`", text):
+    for name in re.findall(r"`((?:three|shared|spread)\S+1)`", text):
         assert name in names or name in (
             "three-0.5.chosen.B1",  # of the study of recovery
         )
