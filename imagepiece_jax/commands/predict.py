@@ -32,7 +32,7 @@ def main(words):
     typed = MODEL()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import image_files
+    from imagepiece_jax.data import class_names, image_files
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import load_with_config
@@ -72,7 +72,10 @@ def main(words):
             print(f"{file}: a vector of {len(predictions)} features", flush=True)
             continue
         answers[str(file)] = [one._asdict() for one in predictions]
-        listed = (f"{one.label} {100 * one.probability:.1f} %" for one in predictions)
+        listed = []
+        for one in predictions:
+            label = class_names.described(one.label)
+            listed.append(f"{label} {100 * one.probability:.1f} %")
         print(f"{file}: {'; '.join(listed)}", flush=True)
     if JSON.value is not None:
         write_json(JSON.value, answers)

@@ -56,6 +56,7 @@ def main(words):
         files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
+    html.check_own(out)
     reductions = parse_sweeps(SWEEP.value, cli.typed_macs())
     if typed["checkpoint"] is None:
         typed["checkpoint"] = last_checkpoint(typed["path"])

@@ -63,6 +63,19 @@ def _names_of(label):
     return (*imagenet_rows()[label], imagenet_names()[label])
 
 
+@functools.cache
+def _names_of_ids():
+    """The names of ImageNet-1k's classes by WordNet ID."""
+    synsets = [synset for synset, _ in imagenet_rows()]
+    return dict(zip(synsets, imagenet_names(), strict=True))
+
+
+def described(name: str) -> str:
+    """A name of a class for people: "n01440764 (tench)" of a WordNet ID."""
+    known = _names_of_ids().get(name)
+    return f"{name} ({known})" if known else name
+
+
 def shortened(names: Names | None) -> Names | None:
     """The names of a label map, `imagenet_names` where it is one of ImageNet-1k.
 
@@ -183,13 +196,17 @@ def mapped_classes(
                 allowed="folders that are named as the model's classes, by WordNet "
                 "IDs of ImageNet's, or by whole numbers as labels",
             )
-    example = f"{named[label]} is {label}"
+    name = described(named[label])
+    example = f"{name} is {label}"
     name_in_model = expected and expected[label]
-    if name_in_model not in (None, named[label]):
+    if name_in_model not in (None, named[label]) and f"({name_in_model})" not in name:
         example += f" ({name_in_model})"
+    folders = f"{len(named)} folders of {data} are"
+    if len(named) == 1:
+        folders = f"one folder of {data} is"
     return (
-        f"the {len(named)} folders of {data} are mapped by {way} to the model's "
-        f"{len(names)} classes: {example}{remark}"
+        f"the {folders} mapped by {way} to the model's {len(names)} classes: "
+        f"{example}{remark}"
     )
 
 

@@ -20,13 +20,40 @@ from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.token_pictures import enlarged, value_colors
+from imagepiece_jax.data.class_names import described
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
 
 WIDTH = 224  # of pictures before they are loaded, in pixels of the page
 QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin and bright
+FILES = ("figures", "index.html", "provenance.json", "provenance.npz")  # of a folder
+TITLE = "What the tokens became"
 LABELS = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
+
+
+def check_own(out: str | os.PathLike):
+    """Raise InputError for a folder that holds anything but what `write_folder` wrote.
+
+    A page of another kind is not its own, either.
+    """
+    out = pathlib.Path(out)
+    names = []
+    if out.is_dir():
+        names = sorted([file.name for file in out.iterdir()])
+    others = [name for name in names if name not in FILES]
+    if "index.html" in names:
+        start = (out / "index.html").read_bytes()[:1000]
+        if f"<title>{TITLE}</title>".encode() not in start:
+            others.append("index.html")
+    if others:
+        raise InputError(
+            f"holds {others[0]}",
+            place=out,
+            value=others[0],
+            allowed="a new or empty folder, or one of an earlier call",
+        )
 
 
 def write_folder(
@@ -96,13 +123,13 @@ def page(images, names, methods, traces, weights, class_names=None):
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>What the tokens became</title>
+<title>{TITLE}</title>
 <style>{style}{photos}
 </style>
 </head>
 <body>
 <header>
-<h1>What the tokens became</h1>
+<h1>{TITLE}</h1>
 <p>{_count(len(names), "image")}, {_count(len(methods), "method")}, one checkpoint:
 {html.escape(weights)}.</p>
 {_table(methods, traces)}
@@ -215,7 +242,7 @@ def _prediction(trace, index, class_names):
     top = trace.top[index]
     name = f"class {top}"
     if top < len(class_names):
-        name = class_names[top] or name
+        name = described(class_names[top] or name)
     sure = 100 * trace.confidence[index]
     return f'<p class="none">{html.escape(name)}, {sure:.0f} % sure</p>'
 

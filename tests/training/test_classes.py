@@ -254,7 +254,7 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
     assert source.labels.tolist() == [2, 2, 0, 0]
     line = class_names.mapped_classes(source.class_names, data, ("tench", "bee", "ant"))
     assert line.startswith(f"the 2 folders of {data} are mapped by name to the model's")
-    assert line.endswith(" 3 classes: n01440764 is 0 (tench)")
+    assert line.endswith(" 3 classes: n01440764 (tench) is 0")
     for labels, message in (
         ({"n01440764": 0}, "class 'ant', which is not one of the model's 3"),
         ({"bee": 0}, "folder .* has 2 classes, none .* model's 3"),
@@ -374,7 +374,7 @@ def test_numbers_are_no_other_names_of_a_models_classes():
     assert class_names.other_class(("0", "1", "10"), ("0", "1", "2")) == (2, "10", "2")
     line = class_names.mapped_classes((None, "1", None), "folder:x", names)
     assert line == (
-        "the 1 folders of folder:x are mapped by number to the model's 3 classes: 1 is "
+        "the one folder of folder:x is mapped by number to the model's 3 classes: 1 is "
         "1 (bee)"
     )
 
@@ -501,7 +501,7 @@ def test_evaluate_maps_folders_to_imagenets_classes(assets):
     words = [f"--weights={assets}/weights/deit_tiny_patch16_224.npz", "--limit=20"]
     words += [f"--data=folder:{assets}/data/imagenette_mini", "--config.data.workers=0"]
     ended = call(evaluate.main, *words, "--config.model.dtype=float32").ok()
-    assert "by name to the model's 1000 classes: n01440764 is 0 (tench)\n" in ended.out
+    assert "by name to the model's 1000 classes: n01440764 (tench) is 0\n" in ended.out
     assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 
 
