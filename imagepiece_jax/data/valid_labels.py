@@ -81,7 +81,8 @@ def note(labels: tuple[int, ...] | None, source: Source) -> str | None:
     present = len(source.present_labels)
     if labels is not None or present == source.num_classes:
         return None
+    classes = "one class" if present == 1 else f"{present:,} classes"
     return (
-        f"the images have {present:,} classes, and the model chooses among all "
+        f"the images have {classes}, and the model chooses among all "
         f"{source.num_classes:,}; {FLAG}={FROM_DATA} has it choose among theirs"
     )

@@ -68,5 +68,6 @@ def test_the_note_is_for_few_classes_and_a_choice_among_all():
     few = source(0, 217)
     every = source(*np.arange(1000))
     assert "2 classes" in valid_labels.note(None, few)
+    assert "have one class, " in valid_labels.note(None, source(217, 217))
     assert valid_labels.note((0, 217), few) is None
     assert valid_labels.note(None, every) is None
