@@ -234,7 +234,7 @@ def test_answers_have_the_figures_of_tables():
         figures["change", share] = change.partition("]")[0] + "]"
     for share in ("0.6", "0.5"):
         row = {"share": share, "method": "`tome`"}
-        lost = markdown.cell(settings, "", row, "points to dense, p if \\< .05")
+        lost = markdown.cell(settings, "", row, "points to dense, p if < .05")
         figures["lost", share] = lost[1:4]
         tokens = markdown.cell(settings, "", row, "tokens left, with class token")
         figures["tokens", share] = tokens

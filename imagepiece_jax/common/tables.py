@@ -1,5 +1,7 @@
 """Tables as text: columns that line up, and Markdown."""
 
+import re
+
 
 def text_table(rows):
     """Aligned columns, the first row a heading; all but the last right-aligned."""
@@ -28,5 +30,6 @@ def _markdown_cell(value):
     """Text that neither ends its cell nor is read as HTML: it may be a file's name."""
     if value is None:
         return ""
-    text = str(value).replace("|", "\\|").replace("<", "\\<")
+    text = str(value).replace("|", "\\|")
+    text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", text)  # any other begins no tag
     return " ".join(text.splitlines())
