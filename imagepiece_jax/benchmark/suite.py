@@ -51,18 +51,25 @@ def load_for_configs(path, configs: dict) -> dict:
 def load_beside_dense(path, base, overrides) -> dict:
     """Load the weights at `path` for their own model; {name: (config, Pretrained)}.
 
-    Before a model with a reduction comes the same without it, "dense".
-
     base, overrides: as `cli.config_or_base` returns them without a --config
     """
-    config, vit = with_config.load_with_config(path, base, overrides)
+    return beside_dense(*with_config.load_with_config(path, base, overrides))
+
+
+def beside_dense(config, vit=None) -> dict:
+    """A model, named by its reduction; {name: (config, Pretrained or None)}.
+
+    Before a model with a reduction comes the same without it, "dense".
+    """
+    config = _with_tokens(config)
     pairs = {}
     if config.reduction.name != DENSE["name"]:
         dense = config.copy_and_resolve_references()
         with dense.unlocked():
             dense.reduction = dict(DENSE)
         pairs["dense"] = dense, vit
-    pairs[in_words(vit.reduction)] = config, vit
+    reduction = vit.reduction if vit else config.reduction.to_dict()
+    pairs[in_words(reduction)] = config, vit
     return pairs
 
 

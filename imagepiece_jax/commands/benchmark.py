@@ -6,10 +6,10 @@ python -m imagepiece_jax benchmark --config configs/deit_s.py \\
 All configs take turns in one process and are compared with the first. The device's peak
 rates are measured first; large batches run before small ones. --weights
 FILE_OR_WORKDIR measures trained weights under each config, or without --config their
-own model beside the same without its reduction; --config.FIELD=VALUE changes it, as in
-`evaluate`. --sweep tome:r=8,13 --sweep evit=0.5 measures one model dense and with each
-of these reductions. Without a GPU, `python -m tools.compile_only` of the repository
-shows what the compiler makes of a config.
+own model beside the same without its reduction, as --macs 0.5 does with one config;
+--config.FIELD=VALUE changes it, as in `evaluate`. --sweep tome:r=8,13 --sweep evit=0.5
+measures one model dense and with each of these reductions. Without a GPU, `python -m
+tools.compile_only` of the repository shows what the compiler makes of a config.
 """
 
 from absl import flags
@@ -58,7 +58,10 @@ def main(others=None):
     files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
     device.use(DEVICE.value)
     dtype = DTYPE.value or xla_options.fast_dtype()
-    if path is None:
+    if path is None and len(configs) == 1 and cli.typed_macs():
+        # The file's name is not that of the reduction.
+        pairs = suite.beside_dense(*configs.values())
+    elif path is None:
         pairs = {name: (config, None) for name, config in configs.items()}
     elif base is None:
         pairs = suite.load_for_configs(path, configs)

@@ -54,7 +54,8 @@ def test_every_command_with_weights_has_it():
     listed = [line.split()[0] for line in text.splitlines()[1:]]
     for name in listed:
         described = start("-m", "imagepiece_jax", name, "--help", imported=True).out
-        assert ("--macs:" in described) == ("--weights:" in described)
+        takes_cost = "--macs:" in described or "--reduction:" in described
+        assert takes_cost == ("--weights:" in described)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,20 @@ def test_the_method_of_a_config_gets_it():
     described = call(describe.main, *words).ok().out
     assert {*re.findall(r"(\w+): \d+ - \d+", described)} == {"Bipartite"}
     assert abs(cost(described) - 0.5) < 0.02
+
+
+def test_a_program_is_named_by_its_reduction_and_not_by_a_file(folder, monkeypatch):
+    """A config alone is measured beside its dense model, as weights are."""
+    simplify(monkeypatch)
+    file = folder / "named.json"
+    words = ["--config=configs/deit_s.py:deit_ti", "--config.model.depth=3", *SMALL]
+    words += ["--config.image_size=32", "--dtype=float32", f"--json={file}"]
+    call(benchmark.main, *words, "--macs=.7").ok()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    dense, reduced = rows
+    assert dense["config"] == "dense"
+    assert reduced["config"] == "attended macs=0.7 blocks=(0,1,2)"
+    assert reduced["gmacs"] < dense["gmacs"]
 
 
 def test_beside_sweep_it_is_the_cost_of_each_reduction(folder, monkeypatch):
