@@ -723,10 +723,11 @@ def level_test(results, cost: str) -> study.Test:
     name = f"R3 recovered - dense, 3 blocks, {cost}, imagenette"
     ours = results.imagenette(Cell(f"three-{cost}", CHOSEN))
     dense = results.imagenette(Cell("dense"))
+    tested = f"above -{MARGIN}"
     if ours is None or dense is None:
-        return study.Test(name, "points", None)
+        return study.Test(name, "points", None, tested=tested)
     change = statistics.paired_difference(ours, dense)
-    return study.Test(name, "points", change, level_p(change), "level")
+    return study.Test(name, "points", change, level_p(change), "level", tested)
 
 
 # The page

@@ -269,6 +269,7 @@ class Test(NamedTuple):
     change: Estimate | None  # the tested difference
     p: float = 1.0
     claim: str = "decided"  # the verdict where p, corrected, is below LEVEL
+    tested: str = "not 0"  # what the change is where the claim holds
 
 
 def paired_test(name: str, unit: str, ours, theirs, claim: str = "decided") -> Test:
@@ -315,6 +316,8 @@ def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
     """
     tests = list(tests)
     corrected = statistics.holm([test.p for test in tests])
+    # Where all tests are of one kind, the page says which.
+    several = len({test.tested for test in tests}) > 1
     lines = []
     absent = []
     for test, p in zip(tests, corrected, strict=True):
@@ -330,10 +333,14 @@ def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
             f"{p:.3g}",
             test.claim if p < LEVEL else "open",
         ]
+        if several:
+            line.insert(3, test.tested)
         lines.append(line)
     blocks = []
     if lines:
-        head = head or ("test", "unit", "difference")
+        head = [*(head or ("test", "unit", "difference"))]
+        if several:
+            head.append("tested: it is")
         blocks.append(markdown_table([*head, "p", "p, Holm", "verdict"], lines))
     if absent:
         names = "; ".join(absent)

@@ -81,3 +81,15 @@ def test_tests_are_corrected_together_with_those_that_are_missing():
     assert rows[0]["difference"] == "+0.123 [+0.100, +0.200]"
     assert rows[1]["difference"] == "+0.12 [-0.10, +0.20], within noise"
     assert note.endswith(": C.")
+
+
+def test_what_was_tested_is_said_where_tests_differ():
+    """A loss that is below a margin is no difference, and has a p of its own."""
+    change = Estimate(-4.02, -4.5, -3.54)
+    level = study.Test("R3", "points", change, 1.0, "level", "above -1.5")
+    usual = study.Test("R1", "points", change, 0.001)
+    (rows,) = markdown.tables(study.tests_table([usual, level]))
+    assert [row["tested: it is"] for row in rows] == ["not 0", "above -1.5"]
+    assert [row["verdict"] for row in rows] == ["decided", "open"]
+    (rows,) = markdown.tables(study.tests_table([usual, usual]))
+    assert "tested: it is" not in rows[0]
