@@ -6,6 +6,7 @@ that it has fallen a little at the end of the warm-up.
 """
 
 import functools
+import math
 import operator
 
 import jax
@@ -61,6 +62,14 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
         return cosine
     rise = (optim.peak_lr - optim.warmup_lr) / optim.warmup_epochs
     return jnp.where(t < optim.warmup_epochs, optim.warmup_lr + t * rise, cosine)
+
+
+def warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
+    """The number of steps, from the first on, that `learning_rate` warms up."""
+    if optim.warmup_epochs == 0:
+        return 0
+    epochs = min(optim.epochs, optim.warmup_epochs + optim.lr_offset)
+    return math.ceil(epochs * steps_per_epoch)
 
 
 def decay_mask(params):

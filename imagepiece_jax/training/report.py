@@ -207,10 +207,27 @@ def _data_text(config, data):
             classes += ", ..."
     optim = config.optim
     scaled = f"{optim.lr:.4g} x {optim.batch_size} / {REFERENCE_BATCH}"
+    warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
         f"data: {config.data.name}, {len(data.train):,} training images, {tests}, "
         f"{classes}\n"
-        f"learning rate: {optim.peak_lr:.4g} after the warm-up ({scaled})"
+        f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} steps "
+        f"({scaled}){warmup_note(warmup, data.length)}"
+    )
+
+
+def warmup_note(warmup, length):
+    """A line on a warm-up that leaves few steps; "" for any other.
+
+    warmup: its number of steps
+    length: the Length of the run
+    """
+    if 2 * warmup <= length.steps:
+        return ""
+    return (
+        f"\nnote: {warmup} of {length.steps} steps warm up, as an epoch has "
+        f"{length.steps_per_epoch}; a lower config.warmup_epochs leaves more to learn "
+        "in, and a lower config.batch_size makes more of them"
     )
 
 

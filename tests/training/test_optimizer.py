@@ -12,6 +12,8 @@ from flax import traverse_util
 
 from configs import base
 from imagepiece_jax.config.run import InitConfig, OptimConfig, PartConfig
+from imagepiece_jax.training import report
+from imagepiece_jax.training.data import Length
 from imagepiece_jax.training.optimizer import (
     adamw,
     check_part,
@@ -19,6 +21,7 @@ from imagepiece_jax.training.optimizer import (
     ema,
     global_norm,
     learning_rate,
+    warmup_steps,
 )
 from tests.models import tiny
 from tests.refused import refused
@@ -65,6 +68,23 @@ def test_rate_moves_within_an_epoch_and_stays_at_the_minimum():
     )
     np.testing.assert_allclose(jax.jit(rate)(steps), want, rtol=RTOL)
     np.testing.assert_allclose(rate(0, warmup_epochs=0), 1e-3, rtol=RTOL)
+
+
+def test_steps_of_the_warm_up_are_those_below_its_end():
+    """All of a run whose warm-up is as long; DeiT's code is an epoch late."""
+
+    def steps(**fields):
+        return warmup_steps(dataclasses.replace(DEIT, **fields), STEPS)
+
+    assert steps() == 5 * STEPS
+    assert rate(steps() - 2) < rate(steps() - 1)  # it rises
+    assert rate(steps()) > rate(steps() + 100)
+    assert steps(lr_offset=1) == 6 * STEPS
+    assert steps(warmup_epochs=0.0) == 0
+    assert steps(epochs=5) == 5 * STEPS
+    short = Length(3, 5, {})
+    assert "15 of 15 steps warm up" in report.warmup_note(15, short)
+    assert report.warmup_note(7, short) == ""
 
 
 def test_decay_mask():

@@ -138,7 +138,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     assert f"data: {data}, ...\n" in printed
     lr = configured().lr
     peak = configured().lr * 256 / 512
-    assert f"learning rate: {peak:.4g} after the warm-up ({lr:.4g} x 256" in printed
+    warmup = f"{peak:.4g} after a warm-up of 0 steps ({lr:.4g} x 256"
+    assert f"learning rate: {warmup}" in printed
+    assert "steps warm up" not in printed
     assert not (tmp_path / "run").exists()
 
 
