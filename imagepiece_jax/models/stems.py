@@ -14,6 +14,10 @@ from imagepiece_jax.errors import InputError
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the reference draws its convolutions.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORM_EPSILON = 1e-5
+# Pixels of a row that the first convolution of a folded stem reads as one position, so
+# that it has more than three channels, and gives as many results at once. 1 is the
+# convolution as it is; no GPU has timed others yet (`tools.gpu_speed --joined`).
+JOINED = 1
 
 
 def bias_init(fan_in):
@@ -132,7 +136,8 @@ class FoldedStem(nn.Module):
 
     A patch stem reads images as [B, H, W/p, 3 p], which needs no copy, by a convolution
     over p rows; a GPU need not put the patches in order. In a stem of convolutions each
-    ends with bias and ReLU, which a GPU computes in the same kernel.
+    ends with bias and ReLU, which a GPU computes in the same kernel. The first may read
+    several pixels as one (`joined`), which needs no copy either.
     """
 
     stem: str
@@ -149,13 +154,53 @@ class FoldedStem(nn.Module):
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
             return self._convolved("proj", x, dim, (p, 1), (p, 1))
+        pixels = joined_pixels(p)
         for i, width in enumerate(conv_stem_widths(dim, p)):
-            x = nn.relu(self._convolved(f"conv_{i}", x, width, (3, 3), (2, 2), 1))
+            if i == 0 and pixels > 1:
+                x = self._convolved_joined(x, width, pixels)
+            else:
+                x = self._convolved(f"conv_{i}", x, width, (3, 3), (2, 2), 1)
+            x = nn.relu(x)
         return self._convolved("proj", x, dim, (1, 1), (1, 1))
+
+    def _convolved_joined(self, x, width, pixels):
+        """The first convolution, with the kernel of `joined`."""
+        batch, height, length, channels = x.shape
+        x = x.reshape(batch, height, length // pixels, pixels * channels)
+        results = pixels // 2 * width
+        x = self._convolved("conv_0", x, results, (3, 3), (2, 1), 1)
+        return x.reshape(batch, height // 2, length // 2, width)
 
     def _convolved(self, name, x, width, size, strides, padding=0):
         shape = (width, *size, x.shape[-1])
         return _Convolution(shape, strides, padding, self.dtype, name=name)(x)
+
+
+def joined_pixels(patch_size):
+    """JOINED, where patches are as wide."""
+    return min(JOINED, patch_size)
+
+
+def joined(kernel, bias, pixels):
+    """Kernel and bias of the first convolution for `pixels` of a row as one position.
+
+    A position has pixels / 2 results, each of which reads three of its pixels or, as
+    the first does, the last one of the position before. All other weights are zeros,
+    those of the position behind, too: with as much padding on either side the images
+    need not be copied.
+
+    kernel: [O, 3, 3, C], which steps by two pixels
+    pixels: an even number
+    Returns arrays [pixels / 2 O, 3, 3, pixels C] and [pixels / 2 O].
+    """
+    width, _, _, channels = kernel.shape
+    results = pixels // 2
+    wide = jnp.zeros((results, width, 3, 3 * pixels, channels), kernel.dtype)
+    for place in range(results):
+        first = pixels - 1 + 2 * place
+        wide = wide.at[place, :, :, first : first + 3].set(kernel)
+    wide = wide.reshape(results * width, 3, 3, pixels * channels)
+    return wide, jnp.tile(bias, results)
 
 
 class _Convolution(nn.Module):
@@ -233,6 +278,11 @@ def fold(stem, params, stats):
             "kernel": jnp.moveaxis(kernel, 3, 0),
             "bias": bias - mean_and_variance["mean"] * scale,
         }
+    first = folded["conv_0"]
+    pixels = joined_pixels(2 ** len(folded))
+    if pixels > 1:
+        kernel, bias = joined(first["kernel"], first["bias"], pixels)
+        folded["conv_0"] = {"kernel": kernel, "bias": bias}
     proj = params["proj"]
     kernel = jnp.moveaxis(proj["kernel"], 3, 0)
     return folded | {"proj": {"kernel": kernel, "bias": proj["bias"]}}
