@@ -1,9 +1,11 @@
-"""Large public models on an H200, dense and reduced, compiled without a GPU.
+"""Large public models, dense and reduced: timed on a GPU, and compiled without one.
 
-python -m tools.large_models --out docs/tables/large_models.md
+python -m tools.large_models --out docs/tables/large_models.md [--timed]
 
-A reduced model has the setting whose MACs are nearest to a share of the dense model's.
-As for tools.compile_only: needs JAX's CUDA wheels, times are estimates.
+What `tools.gpu_speed` timed are lines of docs/tables/h200/large.jsonl; --timed writes
+only their tables, and keeps the estimates. For these a reduced model has the setting
+whose MACs are nearest to a share of the dense model's; as tools.compile_only they need
+JAX's CUDA wheels.
 """
 
 import pathlib
@@ -15,9 +17,11 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import settings
-from tools import compile_only, h200
+from tools import compile_only, gpu_speed, h200
 
 OUT = cli.text("out", None, "the page to write")
+TIMED = cli.switch("timed", False, "write only the tables of what was timed")
+FILE = pathlib.Path(__file__).parent.parent / "docs/tables/h200/large.jsonl"
 SHARE = 0.6  # of the dense model's MACs
 BATCH = 64
 # Weights, and the sides of images in pixels.
@@ -31,17 +35,29 @@ REDUCTIONS = ({"name": "none"}, {"name": "tome"}, {"name": "imagepiece"})
 BY_SHIFT = {"name": "imagepiece", "score": "shift"}
 HEAD = ["model", "pixels", "reduction", "tokens left", "GMACs", "kernels"]
 HEAD += ["guessed ms", "x dense", "x by MACs"]
-NOTE = f"""# Large models on an H200, guessed
+TITLE = "# Large models\n\n## Timed\n\n"
+UNTIMED = """No GPU has timed these models yet. `tools/gpu_session.sh 4 5 6 7` times
+ViT-B/16, ViT-L/16, SigLIP So400m/14 at 224 and 384 pixels, CLIP-L/14 at 336 and
+DINOv3-L/16 at 512, dense and with `reduction=0.5`, at batches from 1 to 256, and timm's
+ViT-L and So400m beside them.
+"""
+NOTE = f"""
+## Guessed for an H200
 
-Compiled for an NVIDIA H200 in bfloat16, batches of {BATCH}, not run: milliseconds are
-estimates from bytes and products of every kernel, good for comparing programs. Reduced
-models have the setting whose MACs are nearest to {SHARE:g} of the dense model's.
+Compiled for an NVIDIA H200 in bfloat16 with exact GELU, batches of {BATCH}, not run:
+milliseconds are estimates from bytes and products of every kernel, good for comparing
+programs. Reduced models have the setting whose MACs are nearest to {SHARE:g} of the
+dense model's.
 
 """
 
 
 def main():
     page = pathlib.Path(cli.required(OUT))
+    if TIMED.value:
+        _, _, guessed = page.read_text("utf-8").partition(NOTE)
+        replace_file(page, f"{TITLE}{timed()}{NOTE}{guessed}")
+        return
     rows = []
     h200.device()  # before JAX is used otherwise
     for name, sizes in CASES.items():
@@ -49,7 +65,17 @@ def main():
             built = compared(name, size)
             print(*built, sep="\n", flush=True)
             rows += built
-            replace_file(page, f"{NOTE}{markdown_table(HEAD, rows)}\n")
+            guessed = markdown_table(HEAD, rows)
+            replace_file(page, f"{TITLE}{timed()}{NOTE}{guessed}\n")
+
+
+def timed():
+    """The tables of what was timed; before that, a sentence that says so."""
+    if not FILE.exists():
+        return UNTIMED
+    rows = gpu_speed.read_rows(FILE)
+    made = (gpu_speed.growth(rows), gpu_speed.beside_timm(rows))
+    return "\n\n".join(filter(None, made)) + "\n"
 
 
 def compared(name, size):
@@ -74,7 +100,8 @@ def compared(name, size):
         if reduction["name"] != "none":
             reduction = {**reduction, "macs": SHARE}
         built = model(reduction)
-        text = compile_only.forward_text(built, BATCH, size, "bfloat16", _placed)
+        form = built.arch.gelu  # as before GPUs took tanh for exact
+        text = compile_only.forward_text(built, BATCH, size, "bfloat16", _placed, form)
         by_kind = h200.summary(text)
         kernels, ms = (sum(part) for part in zip(*by_kind.values(), strict=True))
         if dense_ms is None:  # the first is dense

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.command import call
+from tests.runs import ROOT
 from tests.tools.test_compile_only import COPY, TEXT
-from tools import attention_speed, h200, large_models, onnx_speed
+from tools import attention_speed, gpu_speed, h200, large_models, onnx_speed
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
@@ -30,6 +31,32 @@ def test_a_row_of_large_models_is_matched_in_cost(monkeypatch):
     for row in (tome, imagepiece):
         assert 1.4 < float(row[8]) < 2
         assert row[3] < 17
+
+
+def test_the_page_of_large_models_says_what_was_timed(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "tables" / "large_models.md"
+    text = page.read_text("utf-8")
+    start = f"{large_models.TITLE}{large_models.timed()}{large_models.NOTE}"
+    assert text.startswith(start)
+    line = {"size": "vit_l", "batch": 8, "runtime": "abacus", "run": "today"}
+    line |= {
+        "library": "imagepiece_jax",
+        "gelu": "tanh",
+        "sizes": None,
+        "latency": None,
+    }
+    line |= {"precision": "default", "turns": [2.0], "gmacs": 2.0, "model": "dense"}
+    half = line | {"model": "half", "turns": [1.0], "gmacs": 1.0}
+    rows = gpu_speed.with_ratios([line, half])
+    file = tmp_path / "large.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(large_models, "FILE", file)
+    copy = tmp_path / "page.md"
+    copy.write_text(text)
+    call(large_models.main, f"--out={copy}", "--timed").ok()
+    written = copy.read_text()
+    assert "| ViT-L/16 | 8 | tanh |  | 4 | 8 | 2.00 [2.00, 2.00] | 2.00 |" in written
+    assert written.endswith(text[len(start) :])
 
 
 @pytest.fixture
