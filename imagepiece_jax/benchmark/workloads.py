@@ -193,13 +193,17 @@ class Clock:
     def setting(self, vit: Pretrained) -> dict:
         """All that decides a speed besides the model, as JSON values.
 
-        "gelu" is among them where the program's is not the model's.
+        "gelu" is among them where the program's is not the model's, and "sizes" where
+        programs may have them in a direction of the keys.
         """
         setting = {"device": device.name(), "batch_size": self.batch_size}
         setting |= dataclasses.asdict(self.rules)
-        gelu = optimize.default_gelu(vit.model, jax.local_devices()[0])
+        here = jax.local_devices()[0]
+        gelu = optimize.default_gelu(vit.model, here)
         if gelu != vit.model.arch.gelu:
             setting["gelu"] = gelu
+        if optimize.for_device(vit.model, here).backend == "cudnn":
+            setting["sizes"] = "direction"
         return setting
 
     def __call__(
@@ -293,6 +297,7 @@ def _facts(model, seconds, compiled):
         "peak_memory": device.program_bytes(compiled),
         "attention": model.backend,
         "gelu": model.arch.gelu,
+        "sizes": model.sizes,
         "stem": model.stem,
     }
 

@@ -29,7 +29,6 @@ from imagepiece_jax.inference.feature_folder import KEY, FeatureFolder, Paths
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import in_force
 from imagepiece_jax.models.vit import ViT, final_norm
 from imagepiece_jax.reduction import settings
 
@@ -366,9 +365,10 @@ def _append(arrays, reading, batch, result, progress):
 def _is_compared(vit, run):
     """Whether the dense model of the same weights is what the reduced one stands for.
 
-    Recovered weights were trained to answer as another dense model.
+    In folders of earlier versions recovered weights answer as another dense model.
     """
-    return any(layer.step for layer in run.plan) and not in_force(vit.recovery)
+    keeps_dense = vit.recovery is None or vit.recovery.keeps_dense
+    return keeps_dense and any(layer.step for layer in run.plan)
 
 
 def _comparison(vit, reading, begun):

@@ -24,7 +24,7 @@ KEYS = {
     *("throughput", "throughput_min", "throughput_max", "ms", "seconds_a_call"),
     *("ratio", "ratio_min", "ratio_max", "mac_ratio", "gmacs", "macs_per_s"),
     *("ceiling_share", "matmul_ceiling", "copy_ceiling", "compile_s", "peak_memory"),
-    *("attention", "gelu", "stem", "warmup", "repeats", "seconds"),
+    *("attention", "gelu", "sizes", "stem", "warmup", "repeats", "seconds"),
 }
 AGAIN = "quickstart_again"  # the same config under another name
 
