@@ -27,7 +27,7 @@ LOGITS = cli.switch(
 STORAGE = cli.choice(
     "storage", "float16", ["float16", "float32"], "type of the numbers in the files"
 )
-BATCH = cli.integer("batch", 64, "photographs a device at a time", 1)
+BATCH = cli.integer("batch", None, "photographs a device at a time; default: 64", 1)
 THREADS = cli.integer(
     "threads", None, "that decode; default: one a core, at most 16", 1
 )
@@ -59,7 +59,7 @@ def main(words):
             patches=PATCHES.value,
             logits=LOGITS.value,
             storage=STORAGE.value,
-            batch_size=BATCH.value,
+            batch_size=BATCH.value or 64,
             threads=THREADS.value,
         )
     except InputError as error:
