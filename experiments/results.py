@@ -25,6 +25,7 @@ import numpy as np
 from experiments import (
     intervals,
     late,
+    neighbors,
     parts,
     recover,
     recover_elsewhere,
@@ -47,7 +48,7 @@ FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "tables" / "bundles.png"
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/recovery.md"),
-    "docs/imagepiece.md",
+    *("docs/imagepiece.md", "docs/search.md"),
     *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
     *("docs/tables/retokenization/README.md", "docs/tables/parts/parts.md"),
     "docs/tables/trained_schedules/README.md",
@@ -450,6 +451,7 @@ def tables(results: Results) -> dict[str, str]:
         "parts-dropped": parts.grid(crossed, "dropped", False),
         "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),
         "late-choices": late.choices_table(late.Results(ROOT / late.FOLDER)),
+        "neighbors": neighbors.found_table(ROOT / neighbors.FOLDER),
         "parts-shares": parts.shares_table(crossed),
         "parts-contrasts": parts.tests_table(parts.contrasts(crossed)),
         "parts-chosen": parts.tests_table([parts.primary(points)]),

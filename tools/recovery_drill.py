@@ -58,6 +58,7 @@ COMMANDS = {
     "compare": f"{DENSE} {DIGITS} --limit=40 --sweep=tome:r=2,4 --out=OUT",
     "evaluate": f"{REDUCED} {DIGITS} --limit=40 --json=OUT.json",
     "export": f"{REDUCED} --format=onnx --out=OUT.onnx",
+    "features": f"{DENSE} --reduction=evit:keep_rate=.3:blocks=(0,) --out=OUT IMAGE",
     "predict": f"{REDUCED} --json=OUT.json IMAGE",
     "visualize": f"{REDUCED} --out=OUT IMAGE",
     "benchmark": f"{REDUCED} {OF_TIME} --json=OUT.jsonl",

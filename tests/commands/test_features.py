@@ -11,6 +11,7 @@ from imagepiece_jax.commands import features
 from tests.command import call, start
 from tests.models import tiny
 from tests.pictures import write_damaged
+from tests.runs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,23 @@ def test_macs_is_the_short_form_of_a_reduction(folder, tmp_path, monkeypatch):
     words = ["weights", "photos", "--macs", "0.6", f"--out={tmp_path}/out"]
     ended = start("-m", "imagepiece_jax.commands.features", *words, cwd=folder)
     assert "most attended" in ended.err, ended
+
+
+def test_the_lines_of_the_page_find_the_photograph_itself(
+    folder, tmp_path, monkeypatch, capsys
+):
+    """And a damaged one last."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(folder / "photos")
+    words = [f"--weights={folder}/weights", "--data=photos", "--out=vectors"]
+    call(features.main, *words).ok()
+    page = (ROOT / "docs" / "search.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    exec(code.replace("cat.jpg", "c.png"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        f"photos/{name}.png" for name in "cab"
+    ]
+    assert lines[0].startswith("1.000 ")
+    assert lines[-1].startswith("0.000 ")
