@@ -39,7 +39,11 @@ WEIGHTS = cli.weights()
 DATA = cli.data()
 LIMIT = cli.integer("limit", None, "images, spread over the set; default: all", 2)
 
-REDUCTIONS = {"most attended in 3 blocks": 0.5, "ToMe": {"name": "tome", "macs": 0.5}}
+STAGES = {"name": "diffrate", "macs": 0.5, "counts": "stages-3-6-9"}
+REDUCTIONS = {
+    "most attended in 3 blocks": STAGES,
+    "ToMe": {"name": "tome", "macs": 0.5},
+}
 TYPES = ("float32", "bfloat16")
 SIZES = ("bias", "direction")
 DENSE = "dense"
@@ -169,6 +173,8 @@ def tables() -> dict[str, str]:
                 row.append("" if point.same is None else percent(point.same))
                 dense_rows.append(row)
         for reduction, dtype in itertools.product(REDUCTIONS, TYPES):
+            if (reduction, dtype, SIZES[0]) not in points:
+                continue
             bias, direction = (points[reduction, dtype, sizes] for sizes in SIZES)
             row = [model, reduction, dtype]
             row += [f"{point.to_dense.mean():.5f}" for point in (bias, direction)]
