@@ -17,6 +17,7 @@ import numpy as np
 
 from imagepiece_jax.reduction import ops, reducers, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -26,7 +27,7 @@ EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentati
 
 @dataclasses.dataclass(frozen=True)
 class OneReduction:
-    """The reduction of one block: rule "prune", "retokenize" or "bipartite".
+    """The reduction of one block by a rule: "prune", "retokenize", "bipartite", "join".
 
     All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
     """
@@ -46,6 +47,7 @@ class OneReduction:
         taps = Taps(
             x=x[:, prefix:],
             size=size[:, prefix:],
+            attn_size=size[:, prefix:],
             metric=self.metric(key),
             cls_attn=self.scores(query, key, size),
             num_prefix=prefix,
@@ -72,11 +74,13 @@ class OneReduction:
             return reducers.TopK()
         if self.rule == "bipartite":
             return reducers.Bipartite()
+        if self.rule == "join":
+            return PruneAndMerge(ALL)
         return Retokenize(
             order=self.order, parity=self.parity, size_weighting=self.size_weighting
         )
 
-    def gap(self, query, key, size):
+    def gap(self, query, key, x, size):
         """Return the smallest gap that one image's decision depends on.
 
         Its unit is the gap that rounding explains: up to 1 it is a tie. The arrays are
@@ -92,6 +96,12 @@ class OneReduction:
         if self.rule == "prune":  # the last kept token and the first dropped one
             border = ranked[self.n_out - 1 : self.n_out + 1]
             return min([*gaps, *_steps(scores[border], ties[border])])
+        if self.rule == "join":  # slots are in the order of the scores
+            gaps += [*_steps(scores[ranked], ties[ranked])]
+            image = np.asarray(x, np.float32)[:, self.num_prefix :]
+            rounding = cosine_rounding(image[:, :, None])
+            sides = ranked[self.n_out :], ranked[: self.n_out]
+            return min(gaps + _partner_gaps(image, rounding, sides, n - self.n_out))
         if self.rule == "retokenize":  # all candidates, whose order makes the sides
             lowest = ranked[n - self.candidates :]
             border = ranked[n - self.candidates - 1 :]
@@ -101,20 +111,30 @@ class OneReduction:
         sides = split[parity::2], split[1 - parity :: 2]
         metric = self.metric(key)
         rounding = cosine_rounding(key[:, self.num_prefix :])
-        cosines = np.asarray(ops.cosine(*(metric[:, side] for side in sides)))[0]
-        ties = rounding[sides[0]][:, None] + rounding[sides[1]]
-        # Highest first: the two best of each row, and the rows by their best.
-        best_two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
-        cosines = np.take_along_axis(cosines, best_two, axis=1)
-        ties = np.take_along_axis(ties, best_two, axis=1)
-        rows = np.argsort(-cosines[:, 0], kind="stable")
-        absorbed = n - self.n_out
-        border = rows[absorbed - 1 : absorbed + 1]
-        gaps += [*_steps(cosines[border, 0], ties[border, 0])]
-        # The partner of each absorbed token.
-        for row in rows[: absorbed + 1]:
-            gaps += [*_steps(cosines[row], ties[row])]
-        return min(gaps)
+        return min(gaps + _partner_gaps(metric, rounding, sides, n - self.n_out))
+
+
+def _partner_gaps(features, rounding, sides, absorbed):
+    """Gaps of the decisions of tokens of one side that join similar ones of another.
+
+    features: [1, n, d], what is compared
+    rounding: [n], as of `cosine_rounding`
+    sides: the tokens of each side
+    absorbed: how many of the first side join
+    """
+    cosines = np.asarray(ops.cosine(*(features[:, side] for side in sides)))[0]
+    ties = rounding[sides[0]][:, None] + rounding[sides[1]]
+    # Highest first: the two best of each row, and the rows by their best.
+    best_two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
+    cosines = np.take_along_axis(cosines, best_two, axis=1)
+    ties = np.take_along_axis(ties, best_two, axis=1)
+    rows = np.argsort(-cosines[:, 0], kind="stable")
+    border = rows[absorbed - 1 : absorbed + 1]
+    gaps = [*_steps(cosines[border, 0], ties[border, 0])]
+    # The partner of each absorbed token.
+    for row in rows[: absorbed + 1]:
+        gaps += [*_steps(cosines[row], ties[row])]
+    return gaps
 
 
 def score_rounding(query, key):
@@ -174,10 +194,9 @@ class Comparison:
         theirs = [np.asarray(a) for a in answers(other, *arrays)]
         same = np.all(ours[2] == theirs[2], axis=1)
         same &= np.all(ours[1] == theirs[1], axis=1)
-        query, key, _, size = arrays
         for i in np.flatnonzero(~same):
-            one = slice(i, i + 1)
-            self.gaps.append(float(reduction.gap(query[one], key[one], size[one])))
+            image = (array[i : i + 1] for array in arrays)
+            self.gaps.append(float(reduction.gap(*image)))
         place = float(jnp.finfo(ours[0].dtype).eps)
         if same.any():
             a = np.asarray(ours[0][same], np.float64)
@@ -187,13 +206,14 @@ class Comparison:
 
 
 def reductions(n):
-    """What EViT keeps, ImagePiece merges and ToMe merges of `n` image tokens."""
+    """What EViT keeps, ImagePiece and ToMe merge, and most attended, of `n` tokens."""
     candidates = int(0.3 * n)
     merges = min(round(0.08 * (n + 1)), candidates // 2)
     return (
         OneReduction("prune", int(0.7 * n)),
         OneReduction("retokenize", n - merges, candidates),
         OneReduction("bipartite", n - min(13, n // 2)),
+        OneReduction("join", n // 2),
     )
 
 

@@ -1058,11 +1058,14 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     prefix = x.shape[1] - dest.shape[1]
     row = _after_prefix(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
     kept = gather_rows(graph, x, row)
-    if weight is None or (mean and not absorbs):
+    plain = weight is None and total is None
+    if plain or (mean and not absorbs):
         return kept
 
     def shares(tokens, slots=None):
-        weights = gather_rows(graph, weight, tokens)
+        weights = 1.0
+        if weight is not None:
+            weights = gather_rows(graph, weight, tokens)
         if total is None:
             return weights
         sums = total

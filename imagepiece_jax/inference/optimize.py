@@ -48,9 +48,11 @@ from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import final_norm
+from imagepiece_jax.reduction import ops
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
+REDUCTIONS = ("exact", "fast")  # how reductions are computed
 CONFIG_LOCK = threading.Lock()  # held while JAX's settings, which threads share, change
 _normalized = jax.jit(as_normalized, static_argnames=("mean", "std"))
 _pad = jax.jit(jnp.pad, static_argnums=1)
@@ -66,6 +68,7 @@ class Program:
     images: jax.ShapeDtypeStruct  # shape and dtype of the images that it takes
     device: jax.Device  # the device that it runs on
     options: Mapping  # options of XLA
+    reductions: str  # how they are computed, one of REDUCTIONS
     gmacs: float  # GMACs for one image
     dead_gmacs: float  # the part of these that is not computed (`cost.dead_macs`)
     compile_seconds: float  # how long compilation took
@@ -153,7 +156,7 @@ class Program:
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{inputs:.0f} MB of weights and images, "
             f"{working_space:.0f} MB to work in\n"
-            f"compiler options: {options}"
+            f"{self.reductions} reductions, compiler options: {options}"
         )
 
 
@@ -207,6 +210,10 @@ class CompileOptions(CheckedFields):
     # photographs, as `Predictor` takes them, that find the directions; None: eight that
     # come with this package
     size_images: Any = None
+    # how reductions compute: "exact", as the model does, or "fast", where layers are of
+    # two bytes: in fewer and cheaper kernels of a GPU (`ops.fast`), which decide alike
+    # but for near ties; no GPU has timed it yet
+    reductions: str = fields.choice("exact", REDUCTIONS)
     # whether the program takes uint8 images and normalizes them, so that only a quarter
     # of the bytes is copied to the device
     pixels: bool = fields.switch(False)
@@ -256,7 +263,7 @@ def optimize(
     tokens: number of image tokens that the program returns as a `TokenList`, in place
         of logits; see `Pretrained.model_with_tokens`
     options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
-        size_images, pixels, device, compiler_options, cache_dir
+        size_images, reductions, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
@@ -302,6 +309,9 @@ def compiler(
     dead_gmacs = 0.0
     if tokens is None:
         dead_gmacs = dead_macs(model) / 1e9
+    reductions = requested.reductions
+    if jnp.dtype(dtype).itemsize > 2:
+        reductions = "exact"
     input_dtype = "uint8" if requested.pixels else dtype
 
     def compiled(batch_size):
@@ -314,7 +324,8 @@ def compiler(
         count = "1 image" if batch_size == 1 else f"{batch_size} images"
         work = working(f"compiling the model for {count} at a time")
         with _cached_in(requested.cache_dir), work:
-            program = jax.jit(forward(model, tokens is not None))
+            program = forward(model, tokens is not None, reductions)
+            program = jax.jit(program)
             lowered = program.lower(weights, images)
             executable = lowered.compile(compiler_options=options)
         return Program(
@@ -324,6 +335,7 @@ def compiler(
             images=images,
             device=device,
             options=options,
+            reductions=reductions,
             gmacs=gmacs,
             dead_gmacs=dead_gmacs,
             compile_seconds=time.perf_counter() - began,
@@ -398,18 +410,20 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
     return fast, {"params": params}
 
 
-def forward(model, listed=False):
+def forward(model, listed=False, reductions="exact"):
     """A function (variables, images) -> logits, which normalizes uint8 images.
 
     The last block computes only the tokens that the head reads (`ViT.head_only`).
 
     listed: whether it returns a `TokenList` in place of logits
+    reductions: as `CompileOptions` has it
     """
     model = model.clone(head_only=not listed)
 
     def logits_or_tokens(variables, images):
         images = as_normalized(images, model.mean, model.std)
-        outputs = model.apply(variables, images)
+        with ops.fast(reductions == "fast"):
+            outputs = model.apply(variables, images)
         if not listed:
             return outputs.logits
         grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)

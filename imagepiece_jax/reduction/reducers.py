@@ -151,14 +151,13 @@ class Bipartite(Reducer):
     def __call__(self, taps, counts, train=False):
         merges = counts.n_in - counts.n_out
         prefix = taps.num_prefix
-        metric = jax.lax.stop_gradient(taps.metric)
         # Number of the first image token on side A: positions count the prefix, too.
         first = prefix % 2
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        side_a = metric[:, first::2]
-        side_b = metric[:, 1 - first :: 2]
-        similarity = ops.cosine(side_a, side_b)
+        # Scaled to length 1 as one array: for a GPU a kernel, of two sides several.
+        metric = ops.unit(jax.lax.stop_gradient(taps.metric))
+        similarity = ops.products(metric[:, first::2], metric[:, 1 - first :: 2])
         best, partner = find_partners(similarity, targets)
         order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
@@ -265,14 +264,13 @@ def nearest_to_means(x, size, result):
     would be kept.
 
     x: [B, n, D]
-    size: [B, n], weights of the means where the result has none
+    size: [B, n], of the tokens
     result: an Assignment whose slots are means
     Returns [B, n_out] int32.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     squares = ops.squared_distances(x)
-    weight = size if result.weight is None else result.weight
-    weight = jax.lax.stop_gradient(weight)
+    weight = jax.lax.stop_gradient(result.weights(size))
     together = result.dest[:, :, None] == result.dest[:, None, :]
     cost = jnp.where(together, weight[:, None, :] * squares, 0)
     cost = jnp.sum(cost, axis=-1)
@@ -359,9 +357,8 @@ def join_most_similar(metric, sources, targets, joining=None):
     joining: number of sources to pair, those with the highest similarity; None: all
     Returns (sources, their targets), [B, r] int32 each.
     """
-    side_a = ops.gather_rows(metric, sources)
-    side_b = ops.gather_rows(metric, targets)
-    best, partners = find_partners(ops.cosine(side_a, side_b), targets)
+    similarity = ops.cosine_between(metric, sources, targets)
+    best, partners = find_partners(similarity, targets)
     if joining is None:
         return sources, partners
     return ops.pick(ops.rank(best), joining, sources, partners)

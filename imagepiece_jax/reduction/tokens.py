@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from imagepiece_jax.common.nodes import node
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among
+from imagepiece_jax.reduction.ops import (
+    cosine,
+    gather_rows,
+    invert,
+    is_fast,
+    place_among,
+)
 
 Array = jax.Array
 
@@ -134,7 +140,8 @@ class Assignment:
     """A hard reduction: every token goes to one slot, or is dropped."""
 
     dest: Array  # [B, n] int32: the slot of each token, or DROPPED; no slot is empty
-    weight: Array | None = None  # [B, n]: weights of the features; None: the sizes
+    # [B, n]: weights of the features; None: the sizes, or 1 without `by_size`
+    weight: Array | None = None
     # [B, n]: what each token adds to its slot's attention size; None: its own one
     attn_size: Array | None = None
     # the same map by `slot_index`, with which tokens are gathered; None: they are moved
@@ -143,6 +150,14 @@ class Assignment:
     n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
     # whether a slot is the weighted mean of its tokens, or else their weighted sum
     mean: bool = struct.field(pytree_node=False, default=True)
+    # whether tokens without a `weight` count by their sizes, or else all alike
+    by_size: bool = struct.field(pytree_node=False, default=True)
+
+    def weights(self, size):
+        """The weights of the features, [B, n] float32; size: [B, n]."""
+        if self.weight is not None:
+            return self.weight.astype(jnp.float32)
+        return size if self.by_size else jnp.ones_like(size)
 
 
 @struct.dataclass
@@ -208,8 +223,12 @@ def apply(state, result):
         x = _mixed(state.x, jnp.where(belongs, share[:, None, :], 0))
     else:
         if result.weight is None and result.mean and index.groups.shape[1]:
+            # No sums of all pairs, as `_shares` needs: the weights are integers.
             share = image_size
-            total = size  # is known: no sums of pairs, as `_shares` needs
+            total = size
+            if not result.by_size:
+                share = None
+                total = _totals(jnp.ones_like(image_size), result)
         else:
             share = _shares(result, image_size)
             total = None
@@ -423,8 +442,7 @@ def _shares(result, size):
     no_merges = result.index is not None and not result.index.groups.shape[1]
     if no_merges and result.weight is None and result.mean:
         return None
-    weight = size if result.weight is None else result.weight
-    weight = weight.astype(jnp.float32)
+    weight = result.weights(size)
     if not result.mean:
         return weight
     together = result.dest[:, :, None] == result.dest[:, None, :]
@@ -451,7 +469,7 @@ def _move_by_index(x, weight, total, index, dest, mean):
     small array [B, m, D] of weighted sums.
 
     x: [B, prefix + n, D]
-    weight: [B, n], weights of the tokens
+    weight: [B, n], weights of the tokens; None: all are 1
     total: [B, n_out], by which sums are divided; None: the weights are shares already
     index, dest: the SlotIndex, and the slot of each token [B, n]
     mean: whether slots hold means, so that a token alone in its slot stays as it is
@@ -467,8 +485,13 @@ def _move_by_index(x, weight, total, index, dest, mean):
         factor = jnp.pad(factor, front, constant_values=1.0)
         single = single.astype(jnp.float32) * factor[:, :, None]
         single = single.astype(x.dtype)
-    if weight is None or not index.groups.shape[1]:
+    plain = weight is None and total is None
+    if plain or not index.groups.shape[1]:
         return single
+    many = index.absorbed.shape[1] > FEW
+    if is_fast(x) and total is not None and many:
+        rows = _all_rows(x, weight, total, index, prefix)
+        return jnp.concatenate([x[:, :prefix], rows.astype(x.dtype)], axis=1)
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
     group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
@@ -493,7 +516,7 @@ def _group_rows(x, weight, total, index, prefix):
     tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
     in_front = ((0, 0), (0, 0), (1, 0))
     taken = jnp.pad(absorbs, in_front, constant_values=True)
-    factor = jnp.where(taken, gather_rows(weight, tokens), 0)
+    factor = jnp.where(taken, _weights_of(weight, tokens), 0)
     if total is not None:
         factor = factor / gather_rows(total, index.groups)[:, :, None]
     rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
@@ -504,8 +527,8 @@ def _group_product(x, weight, total, index, prefix, absorbs):
     """`_group_rows` by a matrix product; absorbs: [B, m, e] bool."""
     first = index.group_keep
     absorbed = index.absorbed
-    factor_of_first = gather_rows(weight, first)[:, :, None]
-    weights = gather_rows(weight, absorbed)[:, None, :]
+    factor_of_first = _weights_of(weight, first)[:, :, None]
+    weights = _weights_of(weight, absorbed)[:, None, :]
     factor = jnp.where(absorbs, weights, 0)
     if total is not None:
         divisor = gather_rows(total, index.groups)[:, :, None]
@@ -515,6 +538,40 @@ def _group_product(x, weight, total, index, prefix, absorbs):
     rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
     first_rows = gather_rows(x, first + prefix).astype(jnp.float32)
     return rows + factor_of_first * first_rows
+
+
+def _weights_of(weight, tokens):
+    """The weights of tokens, of which None are all 1, as float32."""
+    if weight is None:
+        return jnp.ones(tokens.shape, jnp.float32)
+    return gather_rows(weight, tokens)
+
+
+def _all_rows(x, weight, total, index, prefix):
+    """Weighted means of the tokens of each slot, [B, n_out, D] float32.
+
+    Tokens are summed by a product with their weights, which are integers. An integer of
+    more digits than the tokens' type has is two operands.
+    """
+    absorbed = index.absorbed
+    count = index.keep.shape[1]
+    # As many rows as tensor cores take, or XLA would cut the product in a pass over it.
+    slots = jnp.arange(count + -count % 8, dtype=jnp.int32)[None, :, None]
+    absorbs = index.target[:, None, :] == slots
+    factor = jnp.where(absorbs, _weights_of(weight, absorbed)[:, None, :], 0)
+    high = factor.astype(x.dtype)
+    if weight is not None:
+        low = factor - high.astype(jnp.float32)
+        high = jnp.concatenate([high, low.astype(x.dtype)], axis=2)
+        absorbed = jnp.concatenate([absorbed, absorbed], axis=1)
+    rows = gather_rows(x, absorbed + prefix)
+    sums = jnp.einsum("bse,bed->bsd", high, rows, preferred_element_type=jnp.float32)
+    # Else XLA would write the kept tokens as float32, for the product to add to them.
+    sums = jax.lax.optimization_barrier(sums)
+    kept = gather_rows(x, index.keep + prefix).astype(jnp.float32)
+    if weight is not None:
+        kept = kept * gather_rows(weight, index.keep)[:, :, None]
+    return (kept + sums[:, :count]) / total[:, :, None]
 
 
 def largest_and_any(values, flags):
@@ -538,7 +595,8 @@ def _move_forward(x, weight, total, index, dest, mean):
     moved = _move_by_index(x, weight, total, index, dest, mean)
     share = weight
     if total is not None:
-        share = weight / gather_rows(total, jnp.maximum(dest, 0))
+        share = 1.0 if weight is None else weight
+        share = share / gather_rows(total, jnp.maximum(dest, 0))
     return moved, (x, share, total, dest)
 
 

@@ -67,6 +67,25 @@ def test_folded_norms_change_nothing(program, logits):
     assert "batch_stats" not in program.variables
 
 
+def test_fast_reductions_are_of_programs_in_two_bytes():
+    reduction = {"name": "attended", "blocks": (1,), "macs": 0.7}
+    for dtype, differs in (("bfloat16", True), ("float32", False)):
+        model = tiny.model(reduction, dtype=dtype)
+        arguments = tiny.shapes(model), tiny.images(2)
+        exact, fast = (
+            str(jax.make_jaxpr(optimize.forward(model, reductions=form))(*arguments))
+            for form in optimize.REDUCTIONS
+        )
+        assert (exact != fast) is differs
+
+
+def test_a_program_says_how_its_reductions_are_computed(trained):
+    for dtype, form in (("bfloat16", "fast"), ("float32", "exact")):
+        program = optimized(*trained, dtype=dtype, reductions="fast")
+        assert program.reductions == form
+        assert ("fast reductions" in program.describe()) is (form == "fast")
+
+
 def test_a_smaller_batch_gives_its_own_logits(program, logits):
     for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
         out = program(images)
@@ -169,6 +188,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         *(("dtype", dtype, dtype, "") for dtype in ([], "int8", "float16")),
         ("gelu", "relu", "relu", ""),
         ("attention", "flash", "flash", ""),
+        ("reductions", "quick", "quick", "'exact', 'fast'"),
         ("pixels", "no", "no", ""),
         *(("compiler_options", given, given, "") for given in (3, {"xla_no": 1})),
         *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),

@@ -159,7 +159,7 @@ ALLOWED = {
     "prune": ({"name": "evit", "blocks": (LAST,)}, 10, 128),
     "fuse": ({"name": "evit", "blocks": (LAST,), "fuse_token": True}, 32, 363),
     "merge": (tiny.IMAGEPIECE | {"merge_blocks": (LAST,), "prune_blocks": ()}, 31, 364),
-    "tome": ({"name": "tome", "r_list": (0,) * LAST + (4,)}, 28, 341),
+    "tome": ({"name": "tome", "r_list": (0,) * LAST + (4,)}, 27, 319),
 }
 PASS = re.compile(
     "reduce|arg|gather|dot|conv_|concatenate|stack|pad|sort|top_k|scatter|cum|while|scan"

@@ -87,7 +87,7 @@ def test_equal_scores_are_a_tie_after_rounding():
     assert max(comparison.gaps) <= 1
 
 
-PRUNE, RETOKENIZE, BIPARTITE = reductions(N)
+PRUNE, RETOKENIZE, BIPARTITE, JOIN = reductions(N)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ PRUNE, RETOKENIZE, BIPARTITE = reductions(N)
         (DroppedHead, PRUNE, 4),
         (DroppedHead, RETOKENIZE, 4),
         (DroppedHead, BIPARTITE, 4),
+        (DroppedHead, JOIN, 4),
         (OtherPartner, RETOKENIZE, 4),
         (OtherPartner, BIPARTITE, 4),
     ],

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from imagepiece_jax.common.fields import counts, optional, weight
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, score
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
-from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
+from imagepiece_jax.reduction.ops import cosine_between, gather_rows, invert, rank
+from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
@@ -85,16 +85,22 @@ class PruneAndMerge(Ranking):
             return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
-        alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
+        alike = cosine_between(x, joining, keep)
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
-        is_token = joining[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
-        best = jnp.max(alike, axis=-1)[:, None, :]
-        cosine_of_joining = jnp.sum(jnp.where(is_token, best, 0), axis=-1)
-        result = keep_and_join(keep, joining, target, n)
-        weight = jnp.ones_like(taps.size)
-        factor = jnp.where(order < n_out, 1.0, cosine_of_joining)
-        return result.replace(weight=weight, attn_size=taps.attn_size * factor)
+        stays = order < n_out
+        # Place of each token among those that join; another token reads any of these.
+        place = jnp.clip(order - n_out, 0, joining.shape[1] - 1)
+        dest = jnp.where(stays, order, gather_rows(target, place))
+        best = gather_rows(jnp.max(alike, axis=-1), place)
+        factor = jnp.where(stays, 1.0, best)
+        dropped = order >= tokens.shape[1]
+        dest = jnp.where(dropped, DROPPED, dest)
+        sizes = jnp.where(dropped, 0.0, taps.attn_size * factor)
+        index = SlotIndex.joining(keep, joining, target, gather_rows(keep, target))
+        return Assignment(
+            dest, attn_size=sizes, index=index, n_out=n_out, by_size=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
@@ -69,9 +68,7 @@ class Retokenize(Ranking):
         merges = counts.n_in - counts.n_out
         absorbed, partners = pick(rank(best), merges, candidates[:, :size_a], partner)
         result = merge_in_place(absorbed, partners, counts)
-        if self.size_weighting:
-            return result
-        return result.replace(weight=jnp.ones_like(taps.size))
+        return result.replace(by_size=self.size_weighting)
 
     def similarity(self, taps, candidates, size_a):
         """Similarity of the first `size_a` candidates, side A, to the others, side B.

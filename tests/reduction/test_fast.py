@@ -1,0 +1,148 @@
+"""Reductions in the form that is fast on GPUs, against their usual form."""
+
+import dataclasses
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.pictures import as_batch
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.pretrained.load import load
+from imagepiece_jax.reduction import ops, tokens
+from imagepiece_jax.reduction.methods import diffrate
+from imagepiece_jax.reduction.tokens import Assignment, SlotIndex, TokenState
+from tools.near_ties import (
+    Comparison,
+    OneReduction,
+    model_inputs,
+    random_inputs,
+    reductions,
+)
+
+N = 60
+HEADS = 2
+WIDTH = 16
+JOIN = OneReduction("join", N // 2)  # more tokens join than are summed one by one
+FEW = OneReduction("join", N - 8)
+ALL = (*reductions(N), FEW)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fast(OneReduction):
+    """A reduction in its fast form."""
+
+    def __call__(self, *arrays):
+        with ops.fast():
+            return super().__call__(*arrays)
+
+
+def fast(reduction):
+    return Fast(**dataclasses.asdict(reduction))
+
+
+def inputs(images, dtype):
+    return random_inputs(0, images, N, HEADS, WIDTH, dtype)
+
+
+def operands(reduction, dtype):
+    """Types of the operands of all products."""
+    program = jax.make_jaxpr(reduction)(*inputs(1, dtype))
+    found = set()
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            found |= {variable.aval.dtype.name for variable in equation.invars}
+    return found
+
+
+@pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
+def test_tokens_leave_as_usual_but_for_near_ties(reduction):
+    comparison = Comparison()
+    comparison.add(reduction, fast(reduction), inputs(128, "bfloat16"))
+    assert comparison.agrees, comparison
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reduction", reductions(196), ids=lambda r: r.rule)
+def test_a_gpu_decides_as_usual_but_for_near_ties(reduction):
+    """The first step of DeiT-S."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU here")
+    comparison = Comparison()
+    arrays = random_inputs(1, 256, 196, 6, 64, "bfloat16")
+    comparison.add(reduction, fast(reduction), arrays)
+    assert comparison.agrees, comparison
+
+
+@pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
+def test_programs_in_float32_stay_as_they_are(reduction):
+    arrays = inputs(1, "float32")
+    usual, other = (jax.make_jaxpr(r)(*arrays) for r in (reduction, fast(reduction)))
+    assert str(usual) == str(other)
+
+
+def test_tokens_of_two_bytes_are_operands_as_they_are():
+    assert operands(JOIN, "bfloat16") == {"float32"}
+    assert operands(fast(JOIN), "bfloat16") == {"bfloat16"}
+    assert operands(fast(JOIN), "float16") == {"float16"}
+
+
+class Unscaled(OneReduction):
+    """A reduction that does not scale the tokens that it compares to length 1."""
+
+    def __call__(self, *arrays):
+        def products(x, *sides):
+            return ops.products(*(ops.gather_rows(x, side) for side in sides))
+
+        with mock.patch.object(diffrate, "cosine_between", products):
+            return super().__call__(*arrays)
+
+
+def test_tokens_that_are_not_scaled_are_no_near_ties():
+    comparison = Comparison()
+    other = Unscaled(**dataclasses.asdict(JOIN))
+    comparison.add(JOIN, other, inputs(4, "bfloat16"))
+    assert max(comparison.gaps) > 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sizes_of_many_digits_count_in_full(dtype):
+    """Tokens of opposite signs and sizes of 12 digits, whose first ones cancel."""
+    n = 30
+    x = np.zeros((1, n + 1, 4), np.float32)
+    x[0, 1:] = np.where(np.arange(n) % 2, -1, 1)[:, None]
+    size = np.ones((1, n + 1), np.float32)
+    size[0, 1:] = np.where(np.arange(n) % 2, 2047, 2049)
+    keep = jnp.zeros((1, 1), jnp.int32)
+    absorbed = jnp.arange(1, n, dtype=jnp.int32)[None]
+    target = jnp.zeros_like(absorbed)
+    index = SlotIndex.joining(keep, absorbed, target, target)
+    result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
+    state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
+    with ops.fast():
+        moved = tokens.apply(state, result)
+    mean = (x[0, 1:, 0] * size[0, 1:]).sum() / size[0, 1:].sum()
+    assert 0 < mean < 1e-3
+    np.testing.assert_allclose(np.float32(moved.x[0, 1]), mean, rtol=4e-3)
+
+
+@pytest.mark.slow
+def test_photographs_are_decided_as_usual(assets):
+    """By queries, keys and tokens of DeiT-Ti's second to fourth block."""
+    vit = load(assets / "weights/deit_tiny_patch16_224.npz").first_blocks(4)
+    vit = vit.with_reduction(0.5)
+    folder = assets / "data/nips2017_224_jpg/images"
+    pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
+    model = vit.model.clone(dtype=jnp.dtype("bfloat16"))
+    images = normalize(jnp.asarray(pixels), model.mean, model.std)
+    found = jax.jit(lambda v, x: model_inputs(model, v, x))(vit.variables, images)
+    comparison = Comparison()
+    for arrays in found:
+        n = arrays[2].shape[1] - 1
+        reduction = OneReduction("join", n // 2, prop_attn=True)
+        comparison.add(reduction, fast(reduction), arrays)
+    assert comparison.images == 36
+    assert all(gap <= 1 for gap in comparison.gaps), comparison
