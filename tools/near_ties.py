@@ -114,6 +114,20 @@ class OneReduction:
         return min(gaps + _partner_gaps(metric, rounding, sides, n - self.n_out))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fast(OneReduction):
+    """A OneReduction in the form that `optimize(reductions="fast")` takes."""
+
+    @classmethod
+    def form_of(cls, reduction: OneReduction) -> "Fast":
+        """The fast form of another one."""
+        return cls(**dataclasses.asdict(reduction))
+
+    def __call__(self, *arrays):
+        with ops.fast():
+            return super().__call__(*arrays)
+
+
 def _partner_gaps(features, rounding, sides, absorbed):
     """Gaps of the decisions of tokens of one side that join similar ones of another.
 

@@ -17,6 +17,7 @@ from imagepiece_jax.reduction.methods import diffrate
 from imagepiece_jax.reduction.tokens import Assignment, SlotIndex, TokenState
 from tools.near_ties import (
     Comparison,
+    Fast,
     OneReduction,
     model_inputs,
     random_inputs,
@@ -29,19 +30,6 @@ WIDTH = 16
 JOIN = OneReduction("join", N // 2)  # more tokens join than are summed one by one
 FEW = OneReduction("join", N - 8)
 ALL = (*reductions(N), FEW)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fast(OneReduction):
-    """A reduction in its fast form."""
-
-    def __call__(self, *arrays):
-        with ops.fast():
-            return super().__call__(*arrays)
-
-
-def fast(reduction):
-    return Fast(**dataclasses.asdict(reduction))
 
 
 def inputs(images, dtype):
@@ -61,7 +49,7 @@ def operands(reduction, dtype):
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_tokens_leave_as_usual_but_for_near_ties(reduction):
     comparison = Comparison()
-    comparison.add(reduction, fast(reduction), inputs(128, "bfloat16"))
+    comparison.add(reduction, Fast.form_of(reduction), inputs(128, "bfloat16"))
     assert comparison.agrees, comparison
 
 
@@ -73,21 +61,23 @@ def test_a_gpu_decides_as_usual_but_for_near_ties(reduction):
         pytest.skip("no GPU here")
     comparison = Comparison()
     arrays = random_inputs(1, 256, 196, 6, 64, "bfloat16")
-    comparison.add(reduction, fast(reduction), arrays)
+    comparison.add(reduction, Fast.form_of(reduction), arrays)
     assert comparison.agrees, comparison
 
 
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_programs_in_float32_stay_as_they_are(reduction):
     arrays = inputs(1, "float32")
-    usual, other = (jax.make_jaxpr(r)(*arrays) for r in (reduction, fast(reduction)))
+    usual, other = (
+        jax.make_jaxpr(r)(*arrays) for r in (reduction, Fast.form_of(reduction))
+    )
     assert str(usual) == str(other)
 
 
 def test_tokens_of_two_bytes_are_operands_as_they_are():
     assert operands(JOIN, "bfloat16") == {"float32"}
-    assert operands(fast(JOIN), "bfloat16") == {"bfloat16"}
-    assert operands(fast(JOIN), "float16") == {"float16"}
+    assert operands(Fast.form_of(JOIN), "bfloat16") == {"bfloat16"}
+    assert operands(Fast.form_of(JOIN), "float16") == {"float16"}
 
 
 class Unscaled(OneReduction):
@@ -143,6 +133,6 @@ def test_photographs_are_decided_as_usual(assets):
     for arrays in found:
         n = arrays[2].shape[1] - 1
         reduction = OneReduction("join", n // 2, prop_attn=True)
-        comparison.add(reduction, fast(reduction), arrays)
+        comparison.add(reduction, Fast.form_of(reduction), arrays)
     assert comparison.images == 36
     assert all(gap <= 1 for gap in comparison.gaps), comparison
