@@ -66,10 +66,7 @@ class Case:
 
     def side_of(self, setting: str) -> int:
         """Pixels a side of the images in one of MODELS."""
-        side = SIDES.get(setting, self.side)
-        if SMOKE_TEST.value:
-            side //= SMOKE_SHRINKS
-        return side
+        return SIDES.get(setting, self.side)
 
 
 CASES = {
@@ -99,7 +96,6 @@ SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are small
 HALVES = (HALF, "most attended in 3 blocks .5")
 OURS = "imagepiece_jax"
 SMOKE = {"embed_dim": 32, "num_heads": 2, "depth": 12}
-SMOKE_SHRINKS = 2  # sides of images
 QUICK = {"xla_backend_optimization_level": 0}
 PRECISIONS = {"default": None, "highest": "highest"}  # of products; default: TF32
 # Of timm's models, whose own GELU is exact

@@ -42,7 +42,7 @@ def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
     words.append("--models=dense at 160 pixels,dense with conv stem")
     out = call(gpu_speed.main, *words).ok().out
     rows = rows_of(file)
-    assert [row["image_size"] for row in rows] == [112, 80, 112, 112]
+    assert [row["image_size"] for row in rows] == [224, 160, 224, 224]
     assert [row["reduction"] for row in rows] == 4 * [{"name": "none"}]
     stems = [("patch", 1), ("patch", 1), ("conv", 1), ("conv", 4)]
     assert [(row["stem"], row["joined"]) for row in rows] == stems
