@@ -101,7 +101,9 @@ def compared(name, size):
             reduction = {**reduction, "macs": SHARE}
         built = model(reduction)
         form = built.arch.gelu  # as before GPUs took tanh for exact
-        text = compile_only.forward_text(built, BATCH, size, "bfloat16", _placed, form)
+        text = compile_only.forward_text(
+            built, BATCH, size, "bfloat16", _placed, gelu=form
+        )
         by_kind = h200.summary(text)
         kernels, ms = (sum(part) for part in zip(*by_kind.values(), strict=True))
         if dense_ms is None:  # the first is dense
