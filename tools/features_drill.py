@@ -31,7 +31,7 @@ from tools.recovery_drill import SIZE, write_weights
 from tools.tiny_runs import PATIENCE, ROOT, cached
 
 OUT = cli.text("out", None, "the file to write, without .json")
-KILLS = cli.integer("kills", 5, "processes that are killed", 1)
+ENDS = cli.integer("ends", 5, "that a process is killed", 1)
 PHOTOGRAPHS = cli.integer("photographs", 2000, "over which they are killed", 64)
 FILES = cli.listed("files", ["1000", "20000"], "of the runs whose memory is read")
 SEED = cli.integer("seed", 0, "of the moments", 0)
@@ -150,7 +150,7 @@ def main():
     files = [int(count) for count in FILES.value]
     with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
         folder = pathlib.Path(folder)
-        found = drill(folder, KILLS.value, PHOTOGRAPHS.value, files, rng)
+        found = drill(folder, ENDS.value, PHOTOGRAPHS.value, files, rng)
     write_json(f"{out}.json", found)
     print(json.dumps(found, indent=2))
     return 0 if found["same"] else 1

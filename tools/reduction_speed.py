@@ -22,7 +22,7 @@ from imagepiece_jax.common.tables import text_table
 from tools import near_ties
 
 BATCH = cli.integer("images", 256, "reduced at once", 1)
-PATCHES = cli.integer("patches", 196, "of an image, before the step", 8)
+PATCHES = cli.integer("input", 196, "patches of an image, before the step", 8)
 HEADS = cli.integer("heads", 6, "of attention, each 64 wide", 1)
 DTYPE = cli.dtype("of tokens")
 TIMING = cli.timing()

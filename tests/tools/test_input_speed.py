@@ -27,7 +27,7 @@ def data(tmp_path_factory):
     return f"csv:{folder}/labels.csv"
 
 
-SHORT = ["--rounds=2", "--image_size=32", "--subset=9", "--copies=2"]
+SHORT = ["--rounds=2", "--side=32", "--subset=9", "--copies=2"]
 
 
 def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):

@@ -10,7 +10,7 @@ from imagepiece_jax.common import timer
 from tests.command import call
 from tools import reduction_speed
 
-TINY = ["--images=2", "--patches=12", "--heads=1", "--dtype=float32"]
+TINY = ["--images=2", "--input=12", "--heads=1", "--dtype=float32"]
 
 
 def test_figures_are_per_reduction(tmp_path, monkeypatch):
