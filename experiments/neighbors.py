@@ -18,7 +18,6 @@ import itertools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import imagepiece_jax
@@ -166,7 +165,6 @@ def measure_times(weights) -> dict[str, Any]:
         ratios[setting] = timer.spread(timer.speedups(readings[DENSE], seconds))
     return {
         "batch_size": BATCH_TIMED,
-        "cores": len(jax.devices()),
         "versions": study.versions(),
         "ratios": ratios,
     }
