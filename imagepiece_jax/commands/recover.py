@@ -88,8 +88,7 @@ def main():
     recovery = recovered.recovery
     with finishing():  # nothing that took minutes is lost while it is written
         print(recovery, flush=True)
-        newest = recovery.costs[0]
-        if newest.stopped and not newest.changed:
+        if all(cost.stopped and not cost.changed for cost in recovery.costs):
             print(f"nothing is written to {out}", file=sys.stderr)
         else:
             save(out, recovered)

@@ -272,15 +272,19 @@ class Pretrained:
     def recovered(self) -> RecoveredCost | None:
         """The cost whose numbers it has, its own or the nearest; None: the dense ones.
 
-        None, too, where nothing was better than the dense ones.
+        None, too, where nothing was better than these.
         """
-        cost = self._cost_of(self.model, self.image_size)
-        return cost if cost and cost.changed else None
+        return self._recovered(self.model)
 
     def recovered_with(self, reduction: Reduction) -> RecoveredCost | None:
         """`recovered` of `with_reduction`."""
-        cost = self._cost_of(self.model_with(reduction), self.image_size)
-        return cost if cost and cost.changed else None
+        return self._recovered(self.model_with(reduction))
+
+    def _recovered(self, model):
+        cost = self._cost_of(model, self.image_size)
+        if cost is None or not self.recovery.changes(cost):
+            return None
+        return cost
 
     def _cost_of(self, model, image_size):
         """The cost of `recovery` whose numbers a model takes; None: the dense ones."""

@@ -151,6 +151,11 @@ class Recovery:
                 return each.numbers or {}
         return self.dense
 
+    def changes(self, cost: RecoveredCost) -> bool:
+        """Whether one of `costs` has other numbers than the dense model as it was."""
+        (found,) = [each for each in self.sets if cost in each.costs]
+        return found.numbers is None or bool(found.numbers)
+
     def describes(self, params: Mapping[str, Any]) -> bool:
         """Whether parameters have its numbers, and nobody's that trained them since."""
         leaves = traverse_util.flatten_dict(params, sep="/")
@@ -160,16 +165,24 @@ class Recovery:
         return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
     def joined(self, other: "Recovery | None") -> "Recovery":
-        """With the sets of an earlier one, but for costs that are learned again."""
+        """With the sets of an earlier one, but for costs that were learned again.
+
+        Where nothing was better than the dense model, the earlier sets stay.
+        """
         if other is None or not other.keeps_dense:
             return self
-        forms = [cost.form for cost in self.costs]
+        first = self
+        second = other
+        if not self.dense:
+            first = other
+            second = self
+        forms = [cost.form for cost in first.costs]
         kept = []
-        for each in other.sets:
+        for each in second.sets:
             costs = tuple(cost for cost in each.costs if cost.form not in forms)
             if costs:
                 kept.append(dataclasses.replace(each, costs=costs))
-        return Recovery((*self.sets, *kept), {**other.dense, **self.dense})
+        return Recovery((*first.sets, *kept), {**second.dense, **first.dense})
 
 
 def _have(leaves, numbers):

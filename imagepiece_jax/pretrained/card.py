@@ -105,12 +105,12 @@ def _recovery(recovery):
         after = f"{cost.after:.4f}" if cost.changed else "no better"
         lines.append([cost.form, cost.measure, f"{cost.before:.4f}", after])
     table = markdown_table(["recovered", "measure", "before", "after"], lines)
-    kept = "without a reduction this is the dense model that they were learned beside"
+    dense = "Without a reduction this is that model."
     if not recovery.keeps_dense:
-        kept = "without a reduction, the weights that they were made from fit better"
+        dense = "Without a reduction, the weights that it was made from fit better."
     return f"""
-Norms and biases, or more, were learned for these forms, from images without labels;
-{kept}. The license is that of the weights that it was made from.
+These forms learned to answer as the dense model does, from images without labels.
+{dense} The license is that of the weights that it was made from.
 
 {table}
 """

@@ -186,7 +186,7 @@ def recovered(
         better = with_best(vit, dense, course, len(learned), time.monotonic() - began)
         if course.stopped:
             kept = "the best weights so far are kept"
-            if not better.recovery.costs[0].changed:
+            if not course.changed:
                 kept = "nothing was better than the start yet"
             print(f"stopped: {kept}", file=sys.stderr)
         return better
@@ -200,12 +200,16 @@ def is_dense(vit: Pretrained) -> bool:
 def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     """The forms that learn: the model itself, or of a dense one those at COSTS.
 
-    They have the same parameters: of several forms the dense ones.
+    They start with the dense model's numbers, but for a cost that is learned again.
     """
-    if not is_dense(vit):
-        return [vit]
-    bare = dataclasses.replace(dense, recovery=None)
-    return [bare.with_reduction(cost) for cost in COSTS]
+    if is_dense(vit):
+        bare = dataclasses.replace(dense, recovery=None)
+        return [bare.with_reduction(cost) for cost in COSTS]
+    own = vit.recovered
+    if own and not own.fits(vit.model, vit.image_size):
+        start = vit.dense_variables
+        return [dataclasses.replace(vit, variables=start, recovery=None)]
+    return [vit]
 
 
 def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
@@ -216,10 +220,6 @@ def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
     seconds: how long it took
     """
     recipe = course.recipe
-    p = 1.0
-    if course.trained is not None:
-        p = best_is_lower(course.distances, course.relative(course.start))
-    changed = p < LEVEL
     costs = []
     for place, fit in enumerate(course.fits):
         start = course.start[place]
@@ -241,22 +241,23 @@ def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
             before=float(start["distance"].mean()),
             after=float(best["distance"].mean()),
             interval=(interval.low, interval.high),
-            p=p,
+            p=course.p,
             agreement=agreement,
             curve=tuple((step, values[place]) for step, values in course.curve),
             stopped=course.stopped,
-            changed=changed,
+            changed=course.changed,
             image_size=form.image_size,
             depth=form.model.depth,
             weights=None if vit.source is None else vit.source.name,
             share=form.gmacs / dense.gmacs,
         )
         costs.append(cost)
+    first = course.fits[0]
     numbers = {}
-    if changed:
+    if course.changed:
         numbers = numbers_of(course.trained)
-    elif vit.recovered:  # with which it started
-        numbers = numbers_of(course.fits[0].split(vit.variables["params"]))
+    elif first.vit.recovered:  # with whose numbers it started
+        numbers = numbers_of(first.split(first.vit.variables["params"]))
     leaves = numbers_of(dense.variables["params"])
     of_dense = {path: leaves[path] for path in numbers}
     learned = Recovery((RecoveredSet(tuple(costs), numbers),), of_dense)
@@ -366,6 +367,18 @@ class Course:
         self.distances.append(distances)
         self.curve.append((self.steps_done, means(found)))
         self.seconds_of_measure = time.monotonic() - began
+
+    @property
+    def p(self) -> float:
+        """The chance that the best of all measures is as much better by luck."""
+        if self.trained is None:
+            return 1.0
+        return best_is_lower(self.distances, self.relative(self.start))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the best numbers are better than the start beyond chance."""
+        return self.p < LEVEL
 
     def seconds_left(self) -> float | None:
         """Seconds of training that are left, without the last measurement.

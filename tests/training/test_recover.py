@@ -518,19 +518,43 @@ def test_a_saved_model_has_what_was_recovered_and_the_dense_model(
         chex.assert_trees_all_equal(dense.variables, vit.variables)
 
 
-def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
-    """By the true dense model; what was learned before stays."""
-    other = recovered(better.with_reduction(MERGING), steps=24)
+def test_a_recovered_model_learns_another_cost_and_its_own_again(
+    vit, better, monkeypatch
+):
+    """By the true dense model, and from it; what was learned before stays."""
+    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
+    merging = {"name": "tome", "r": 10}
+    other = recovered(better.with_reduction(merging), steps=24)
+    alone = recovered(vit.with_reduction(merging), steps=24)
+    chex.assert_trees_all_equal(other.variables, alone.variables)
+    assert other.recovery.costs[0].curve == alone.recovery.costs[0].curve
     names = [cost.reduction["name"] for cost in other.recovery.costs]
     assert names == ["tome", "evit"]
     own = other.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
     chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
     again = recovered(own, steps=24)
-    newest, merging = again.recovery.costs
+    assert other.recovery.costs[0] in again.recovery.costs
+    (newest,) = [c for c in again.recovery.costs if c.reduction["name"] == "evit"]
     assert newest.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
-    assert merging == other.recovery.costs[0]
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+
+
+def test_what_was_recovered_stays_where_nothing_is_better(vit, better, monkeypatch):
+    """Learned again at its cost, and at the three of the dense model."""
+    useless = functools.partial(recovery_step.Recipe.for_model, lr=1e3)
+    monkeypatch.setattr(recovery_step.Recipe, "for_model", useless)
+    again = recovered(better, steps=2)
+    (report,) = again.recovery.costs
+    assert not report.changed
+    assert report.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
+    chex.assert_trees_all_equal(again.variables, better.variables)
+    assert again.label == better.label
+    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+    of_dense = recovered(better.with_reduction(None), steps=1)
+    assert len(of_dense.recovery.costs) == 4
+    own = of_dense.with_reduction(DROPPING)
+    chex.assert_trees_all_equal(own.variables, better.variables)
 
 
 @pytest.fixture(scope="module")
@@ -539,7 +563,7 @@ def public():
 
 
 def test_a_dense_model_learns_three_costs(public, monkeypatch):
-    monkeypatch.setattr(recover, "LEVEL", 1.1)  # whatever is better counts
+    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
     of_dense = recovered(public)
     assert of_dense.label == "dense"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
