@@ -603,6 +603,38 @@ def paired(name: str, ours: Judged | None, theirs: Judged | None) -> study.Test:
     return study.paired_test(name, "KL", ours.kl, theirs.kl)
 
 
+def harms(found: Results) -> list[statistics.Estimate]:
+    """Points of right answers, learned from photographs minus off the shelf."""
+    changes = []
+    for student in TIMES_AS_FAST:
+        ours = found.mean(student, "A")
+        off = found.judged(Cell(student), SHARP)
+        if ours is not None and off is not None:
+            changes.append(study.points(ours.right, off.right))
+    return changes
+
+
+def rivals(found: Results) -> list[statistics.Estimate]:
+    """Points of three blocks minus the smaller image, learned from imagenette."""
+    changes = []
+    for student, rival in TIMES_AS_FAST.items():
+        ours = found.mean(student, "I")
+        theirs = found.mean(rival, "I")
+        if ours is not None and theirs is not None:
+            changes.append(study.points(ours.right, theirs.right))
+    return changes
+
+
+def verdict(changes: Sequence[statistics.Estimate]) -> str:
+    """What becomes of a sentence that all of these changes lie below zero."""
+    if len(changes) < len(TIMES_AS_FAST):
+        return "open"
+    below = [change.high < 0 for change in changes]
+    if all(below):
+        return "kept"
+    return "weakened" if any(below) else "withdrawn"
+
+
 # The page
 
 
@@ -723,6 +755,9 @@ def page(folder: pathlib.Path) -> str:
         "means over the seeds that are there; intervals are over images alone.",
         made["recovered-sharp"],
         made["recovered-sharp-tests"],
+        "By the declared rules: that learning from photographs does harm on "
+        f"imagenette is {verdict(harms(found))}, that a smaller image wins there is "
+        f"{verdict(rivals(found))}.",
         "## Damaged crops",
         "Three blocks at .5, learned from even photographs, seed 1; KL.",
         made["recovered-damaged"],
@@ -733,7 +768,7 @@ def page(folder: pathlib.Path) -> str:
         made["recovered-shared"],
     ]
     if not undecided(found):
-        blocks.insert(8, f"Chosen: {WAYS[chosen_way(found)]}.")
+        blocks.insert(9, f"Chosen: {WAYS[chosen_way(found)]}.")
     return study.page(blocks, cells(), found.runs)
 
 

@@ -225,6 +225,26 @@ def test_the_recipe_is_chosen_as_declared():
     assert f"{photographs.mean():+.4f} [" in text
 
 
+def test_what_becomes_of_the_sentence_on_harm():
+    """By right answers at .5 and .6, with the seeds that are there."""
+    runs = {"three-0.5": ["plain.A1"], "three-0.6": ["chosen.A1"]}
+    for student, names in runs.items():
+        names += [f"chosen.A{seed}" for seed in (2, 3)]
+        every = [f"{student}.{name}" for name in names]
+        runs[student] = [n for n in every if (FOLDER / f"{n}.json").exists()]
+    needs("three-0.5.off", "three-0.6.off", "three-0.5.plain.A1", "three-0.6.chosen.A1")
+    below = []
+    for student, names in runs.items():
+        ours = np.mean([committed(name, "sharp")[1] for name in names], axis=0)
+        change = 100 * (ours - committed(f"{student}.off", "sharp")[1])
+        half = 1.96 * change.std(ddof=1) / np.sqrt(len(change))
+        below.append(change.mean() + half < 0)
+    expected = ["withdrawn", "weakened", "kept"][sum(below)]
+    found = recover_sharp.Results(FOLDER)
+    assert recover_sharp.verdict(recover_sharp.harms(found)) == expected
+    assert f"imagenette is {expected}" in (FOLDER.parent / "README.md").read_text()
+
+
 def test_sharing_is_decided_as_declared():
     own = ("three-0.6.chosen.A1", "spread-0.4.chosen.A1", "shared.chosen.A1")
     needs(*DECIDING, *own)
