@@ -174,7 +174,7 @@ def test_the_chosen_recipe_waits_for_what_chooses(study):
 def committed(name, kind, student=None):
     """(KL, right, same) of a committed run on some images."""
     run = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
-    found = run["judged"][student or name.partition(".")[0]][kind]
+    found = run["judged"][student or run["cell"]["student"]][kind]
     bits = [decode_bits(found[field], found["images"]) for field in ("right", "same")]
     return np.array(found["kl"]), *bits
 
@@ -206,9 +206,13 @@ def changes(kind):
 
 def test_the_recipe_is_chosen_as_declared():
     """R4 and R5 by SciPy, and Holm's rule by hand."""
+    needs(*DECIDING[:2])
+    small = committed(DECIDING[1], "small")[0] - committed(DECIDING[0], "small")[0]
+    if scipy.stats.ttest_1samp(small, 0.0).pvalue >= 0.05:
+        found = recover_sharp.Results(FOLDER)
+        assert recover_sharp.chosen_way(found) == "plain"
     needs(*DECIDING)
     blur = changes("blur")
-    small = committed(DECIDING[1], "small")[0] - committed(DECIDING[0], "small")[0]
     ps = [scipy.stats.ttest_1samp(each, 0.0).pvalue for each in (blur, small)]
     corrected = [2 * min(ps), max(2 * min(ps), max(ps))]
     r4 = blur.mean() < 0 and small.mean() < 0 and max(corrected) < 0.05
@@ -247,7 +251,7 @@ def test_what_becomes_of_the_sentence_on_harm():
 
 def test_sharing_is_decided_as_declared():
     own = ("three-0.6.chosen.A1", "spread-0.4.chosen.A1", "shared.chosen.A1")
-    needs(*DECIDING, *own)
+    needs(*DECIDING[:2], *own)
     found = recover_sharp.Results(FOLDER)
     alone = f"three-0.5.{recover_sharp.chosen_way(found)}.A1"
     names = {"three-0.6": own[0], "three-0.5": alone, "spread-0.4": own[1]}
