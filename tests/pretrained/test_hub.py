@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.pretrained import hub, load
 from tests.command import call, sentence
-from tests.models import tiny
+from tests.models import recoveries, tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
 from tests.pretrained import hub_stand_in, test_towers
 
@@ -275,6 +275,19 @@ def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
     count = len(online.requests)
     imagepiece_jax.load("hf://org/name")
     assert len(online.requests) == count
+
+
+def test_a_recovered_model_comes_with_what_its_forms_take(online, cache, tmp_path):
+    folder = recoveries.saved(tmp_path / "m")
+    for path in folder.iterdir():
+        online.files[path.name] = path.read_bytes()
+    vit = imagepiece_jax.load("hf://org/name")
+    assert cached(cache) == {
+        "config.json",
+        "model.safetensors",
+        "recovered.safetensors",
+    }
+    assert same(vit.variables, imagepiece_jax.load(folder).variables)
 
 
 def test_transformers_models_come_with_their_processor(online, cache):
