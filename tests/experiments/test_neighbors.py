@@ -1,5 +1,6 @@
 """Neighbors of reduced encoders: by hand, and the figures of the pages."""
 
+import itertools
 import json
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_the_pages_have_the_figures_of_the_files():
     rows, paired = markdown.tables(page.read_text("utf-8"))
     (shown,) = markdown.tables(markdown.section("docs/search.md", "What a reduction"))
     assert shown == rows
-    for row, images in ((row, images) for row in rows for images in neighbors.SETS):
+    for row, images in itertools.product(rows, neighbors.SETS):
         kept = committed(images, row["typed"].strip("`"))
         half = 1.96 * 10 * kept.std(ddof=1) / np.sqrt(len(kept))
         value, low, high = markdown.interval(row[f"recall, %, {images}"])
