@@ -4,8 +4,8 @@
 # H100 or H200, and `OUT=folder tools/gpu_session.sh 6 7` these two, alone or again.
 #
 #   part  what                                                            seconds, guessed
-#   1     DeiT-S at half the MACs, ImagePiece with its stem, timm's beside             100
-#   2     DeiT-Ti at half the MACs                                                      60
+#   1     DeiT-S at half the MACs, ImagePiece with its stem, timm's beside             130
+#   2     DeiT-Ti at half the MACs                                                      90
 #   3     ImagePiece with its stem in float32, with and without TF32                    40
 #   4     SigLIP So400m/14 at 224, batches 256, 8, 3 and 1, timm's beside              150
 #   5     ViT-L/16, batches 256, 8 and 1, timm's beside                                130
@@ -62,7 +62,8 @@ tool() { # name, seconds at most, flags: a tool that writes $OUT/name.json
   part "$most" "$PYTHON" -m "tools.$name" --json "$OUT/${name%%_*}.json" "$@"
 }
 
-HALVES="ToMe .5,most attended in 3 blocks .5,most attended .5"
+ATTENDED="most attended in 3 blocks .5,most attended .5"
+HALVES="ToMe .5,$ATTENDED"
 STEM="ImagePiece with conv stem"
 CONFIGS="--config configs/deit_s.py --config configs/deit_s_imagepiece.py"
 # A training step without the augmentation on the device.
@@ -75,8 +76,12 @@ for number in ${*:-1 2 3 4 5}; do
     1)
       speed 170 --cases deit_s --models "$HALVES,$STEM" --gelus tanh,exact \
         --sizes direction,bias --beside timm,timm-tanh
+      speed 60 --cases deit_s --models "$ATTENDED" --reductions exact,fast
       ;;
-    2) speed 110 --cases deit_ti --models "$HALVES" --gelus tanh,exact --sizes direction,bias ;;
+    2)
+      speed 110 --cases deit_ti --models "$HALVES" --gelus tanh,exact --sizes direction,bias
+      speed 60 --cases deit_ti --models "$ATTENDED" --reductions exact,fast
+      ;;
     3)
       speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default,highest
       ;;

@@ -32,6 +32,7 @@ def test_settings_are_timed_beside_the_dense_model(tmp_path):
         assert (other["gelu"], dense["ratio"]) == ("tanh", [1, 1, 1])
     assert [bool(row["latency"]) for row in rows] == 3 * [False] + 3 * [True]
     assert "| half | tanh | direction | highest |" in out
+    assert {row["reductions"] for row in rows} == {"exact"}
     shown = call(gpu_speed.main, f"--show={file}").ok().out
     assert "| DeiT-Ti | 1 | tanh | direction |" in shown
 
@@ -47,6 +48,15 @@ def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
     stems = [("patch", 1), ("patch", 1), ("conv", 1), ("conv", 4)]
     assert [(row["stem"], row["joined"]) for row in rows] == stems
     assert "| dense with conv stem, 4 pixels joined |" in out
+
+
+def test_reductions_are_timed_in_both_forms(tmp_path):
+    file = tmp_path / "times"
+    words = [*SMOKE, "--at_once=2", "--models=half", "--reductions=exact,fast"]
+    out = call(gpu_speed.main, *words, "--dtype=bfloat16", f"--times={file}").ok().out
+    found = [(row["model"], row["reductions"]) for row in rows_of(file)]
+    assert found == [("dense", "exact"), ("half", "exact"), ("half", "fast")]
+    assert "| half, fast |" in out
 
 
 @pytest.mark.parametrize("words", [["--models=Dense"], ["--gelus=fast"], ["--cases=s"]])
