@@ -1,12 +1,13 @@
 """What tanh GELU changes, beside what bfloat16 changes anyway.
 
-python -m experiments.gelu --weights FILE --data csv:FILE [--limit 200]
+python -m experiments.gelu --weights FILE --data csv:FILE [--limit 200] [--types ..]
 
 Programs of `optimize` answer the same photographs, dense and at half the MACs, each in
 float32 and bfloat16 with either GELU. All are compared, image by image, with the same
 model in float32 with the exact GELU: by the KL divergence and the first class, or by
-the cosine of pooled vectors where there are no classes. Results are lines of
-docs/tables/gelu/points.jsonl, of which README.md there has the tables.
+the cosine of pooled vectors where there are no classes. CPUs compute no attention in
+float16: with --types float16 it is computed in float32, of rounded operands. Results
+are lines of docs/tables/gelu/points.jsonl, of which README.md there has the tables.
 """
 
 import contextlib
@@ -15,12 +16,15 @@ import itertools
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
+from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 
 import imagepiece_jax
 from experiments import results, study
 from imagepiece_jax import cli
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.registry import open_source
@@ -28,26 +32,35 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import FILE, ResultCache, decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.models import attention
 
 FOLDER = results.ROOT / "docs" / "tables" / "gelu"
 PAGE = FOLDER / "README.md"
 WEIGHTS = cli.weights()
 DATA = cli.data()
 LIMIT = cli.integer("limit", None, "images, spread over the set; default: all", 2)
+TYPES = cli.listed("types", ["float32", "bfloat16"], "of layers")
 SIDE = 224  # of images
 
 EXACT = ("float32", "exact")
-PROGRAMS = (EXACT, ("float32", "tanh"), ("bfloat16", "exact"), ("bfloat16", "tanh"))
+FORMS = ("exact", "tanh")
 DENSE = "dense"
 REDUCTIONS = {DENSE: None, "half of the MACs": 0.5}
 DIGITS = 4  # of a change
 
 
-def measure(name: str, vit, images: Sequence[np.ndarray], cache: ResultCache):
+def measure(
+    name: str,
+    vit,
+    images: Sequence[np.ndarray],
+    cache: ResultCache,
+    types: Sequence[str],
+):
     """Compare the programs of a model, and keep what they change.
 
     name: of the model, for the table
     images: batches uint8 of the model's size, all of study.BATCH images but the last
+    types: of layers
     """
 
     @functools.cache
@@ -55,7 +68,8 @@ def measure(name: str, vit, images: Sequence[np.ndarray], cache: ResultCache):
         """Logits, or pooled vectors of a model without classes. [images, ..]."""
         reduced = vit.with_reduction(REDUCTIONS[reduction])
         options = {"dtype": dtype, "gelu": gelu, "pixels": True}
-        program = optimize(reduced, batch_size=study.BATCH, **options)
+        with attention_in_float32(dtype):
+            program = optimize(reduced, batch_size=study.BATCH, **options)
         return np.concatenate([np.asarray(program(batch)) for batch in images])
 
     def changes(reduction, dtype, gelu):
@@ -72,13 +86,32 @@ def measure(name: str, vit, images: Sequence[np.ndarray], cache: ResultCache):
         return {"change": rounded(change(exact, found)), **result}
 
     count = sum(map(len, images))
-    for reduction, (dtype, gelu) in itertools.product(REDUCTIONS, PROGRAMS):
+    for reduction, dtype, gelu in itertools.product(REDUCTIONS, types, FORMS):
         if (reduction, dtype, gelu) == (DENSE, *EXACT):
             continue
         setting = {"model": name, "weights": vit.digest, "images": count}
         setting |= {"reduction": reduction, "dtype": dtype, "gelu": gelu}
         compare = functools.partial(changes, reduction, dtype, gelu)
         cache.result(setting, compare, f"{reduction}, {dtype}, {gelu} GELU")
+
+
+@contextlib.contextmanager
+def attention_in_float32(dtype: str):
+    """Context in which attention of float16 is computed in float32; of others: none."""
+    if dtype != "float16":
+        yield
+        return
+    attend = attention.attend
+
+    def wide(query, key, value, key_bias=None, **options):
+        heads = [part.astype(jnp.float32) for part in (query, key, value)]
+        return attend(*heads, key_bias, **options).astype(query.dtype)
+
+    with (
+        mock.patch.object(attention, "attend", wide),
+        mock.patch.object(xla_options, "check_dtype", lambda *_: None),
+    ):
+        yield
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -185,7 +218,7 @@ def main():
         images.append(batch["image"][0][batch["mask"][0] > 0])
     cache = ResultCache(FOLDER, versions=study.versions())
     with contextlib.closing(cache):
-        measure(vit.name or vit.source.name, vit, images, cache)
+        measure(vit.name or vit.source.name, vit, images, cache, TYPES.value)
     replace_file(PAGE, results.filled(PAGE.read_text("utf-8"), tables()))
 
 

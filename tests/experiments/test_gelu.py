@@ -1,13 +1,12 @@
 """What tanh GELU changes: the page's tables, and their claims."""
 
 import contextlib
-import json
 
 import numpy as np
 import pytest
 
 from experiments import gelu, results
-from imagepiece_jax.evaluate.cache import FILE, ResultCache
+from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.evaluate.statistics import mean_difference
 from tests.models import tiny
 
@@ -34,27 +33,40 @@ def test_tanh_changes_less_than_bfloat16(model, reduction):
         assert added.low < 0
 
 
+@pytest.mark.parametrize("reduction", gelu.REDUCTIONS)
+def test_tanh_in_float16_changes_less_than_bfloat16(reduction):
+    """But more than float16 does, where nothing is reduced."""
+    points = gelu.read_points()[DEIT]
+    rounded = points[reduction, "bfloat16", "exact"].change.mean()
+    exact = points[reduction, "float16", "exact"].change.mean()
+    tanh = points[reduction, "float16", "tanh"].change.mean()
+    assert tanh < 0.3 * rounded
+    if reduction == gelu.DENSE:
+        assert exact < 0.2 * tanh
+
+
 def test_a_reduction_makes_more_of_rounding():
     points = gelu.read_points()[DEIT]
     dense, reduced = (points[name, "bfloat16", "exact"] for name in gelu.REDUCTIONS)
     assert reduced.change.mean() > 10 * dense.change.mean()
 
 
-def test_changes_are_measured_image_by_image(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype, forms", [("float32", 1), ("float16", 2)])
+def test_changes_are_measured_image_by_image(tmp_path, monkeypatch, dtype, forms):
+    """Exact GELU in float32 is what others are compared with."""
     monkeypatch.setattr(gelu, "FOLDER", tmp_path)
     monkeypatch.setattr(gelu.study, "BATCH", 3)
     monkeypatch.setattr(gelu, "REDUCTIONS", {gelu.DENSE: None})
-    monkeypatch.setattr(gelu, "PROGRAMS", (gelu.EXACT, ("float32", "tanh")))
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (n, 20, 20, 3), np.uint8) for n in (3, 2)]
     vit = tiny.pretrained(depth=1)
     with contextlib.closing(ResultCache(tmp_path)) as cache:
-        gelu.measure("tiny", vit, images, cache)
-    (line,) = (tmp_path / FILE).read_text().splitlines()
-    assert json.loads(line)["setting"]["gelu"] == "tanh"  # exact is what is compared
-    (point,) = gelu.read_points()["tiny"].values()
-    assert point.change.shape == point.same.shape == (5,)
-    assert all(0 < point.change) and all(point.change < 1e-3)
+        gelu.measure("tiny", vit, images, cache, [dtype])
+    points = gelu.read_points()["tiny"]
+    assert [*points] == [(gelu.DENSE, dtype, form) for form in gelu.FORMS[-forms:]]
+    for point in points.values():
+        assert point.change.shape == point.same.shape == (5,)
+        assert all(0 < point.change) and all(point.change < 1e-3)
 
 
 def test_the_distance_of_vectors_is_that_of_their_directions():
