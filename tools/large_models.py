@@ -45,10 +45,10 @@ NOTE = f"""
 ## Guessed for an H200
 
 Compiled for an NVIDIA H200 in bfloat16 with exact GELU and a bias of
-sizes, batches of {BATCH}, not run: milliseconds are estimates from bytes and products of
-every kernel, good for comparing programs. Reductions had one kernel each, as up to
-revision 576324ff. Reduced models have the setting whose MACs are nearest to {SHARE:g} of
-the dense model's.
+sizes, batches of {BATCH}, not run: milliseconds are estimates from bytes and products
+of every kernel, good for comparing programs. Reductions had one kernel each, as up to
+revision 576324ff. Reduced models have the setting whose MACs are nearest to
+{SHARE:g} of the dense model's.
 
 """
 
