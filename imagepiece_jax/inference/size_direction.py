@@ -36,9 +36,9 @@ from flax import linen as nn
 from imagepiece_jax.common import cache_dirs
 from imagepiece_jax.common.files import replacing
 from imagepiece_jax.data import pictures
-from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import RunError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import digest
@@ -85,26 +85,30 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
 
     images: photographs as `features` takes them; None: eight of this package
     Returns unit vectors, [depth, H, d] float32.
-    Raises InputError for images that cannot be read.
+    Raises InputError for images that do not fit, and where queries or keys are no
+        numbers.
     """
-    prepared = vit.preprocessing
-    if images is None:
-        images = sorted(PHOTOGRAPHS.glob("*.jpg"))
-        prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
-    pixels = np.asarray(pictures.as_batch(images, prepared))
-    name = f"{vit.digest}-{digest(pixels)[:16]}.npy"
-    kept = None
-    with contextlib.suppress(OSError):  # there may be no home folder
-        kept = cache_dirs.folder("size_directions") / name
-    shape = (vit.model.depth, vit.model.num_heads, -1)
-    if kept is not None and kept.exists():
-        with contextlib.suppress(OSError, ValueError):  # a damaged file
-            return np.load(kept).reshape(shape)
     exact = {"backend": "xla", "dtype": jnp.dtype("float32")}
     dense = vit.model_with(None).clone(**exact)
+    pixels = _pixels(vit, images)
+    kept = None
+    with contextlib.suppress(OSError):  # there may be no home folder
+        name = f"{vit.digest}-{_digest(dense, pixels)}.npy"
+        kept = cache_dirs.folder("size_directions") / name
+    shape = (dense.depth, dense.num_heads, dense.embed_dim // dense.num_heads)
+    found = _read(kept, shape)
+    if found is not None:
+        return found
+    # Copied by name, which a user's transfer guard allows.
+    moments = _moments(dense)(*jax.device_put((vit.variables, pixels)))
     found = []
-    for of_queries, of_keys in _moments(dense)(vit.variables, pixels):
-        pairs = zip(np.asarray(of_queries), np.asarray(of_keys), strict=True)
+    for index, (of_queries, of_keys) in enumerate(jax.device_get(moments)):
+        if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
+            raise InputError(
+                f"give queries or keys of block {index} that are no numbers",
+                field="variables" if images is None else "size_images",
+            )
+        pairs = zip(of_queries, of_keys, strict=True)
         found.append([least_used(*pair) for pair in pairs])
     found = np.asarray(found, np.float32)
     if kept is not None:
@@ -113,6 +117,41 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
             with replacing(kept) as new, open(new, "wb") as file:
                 np.save(file, found)
     return found
+
+
+def _pixels(vit, images):
+    """The array of the photographs, [B, H, W, 3]."""
+    prepared = vit.preprocessing
+    if images is None:
+        images = sorted(PHOTOGRAPHS.glob("*.jpg"))
+        prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
+    try:
+        pixels = pictures.as_batch(pictures.of_folder(images), prepared)
+        check_images(pixels, vit.image_size, pixels=True)
+    except InputError as error:
+        raise error.renamed({"images": "size_images"}) from error
+    # At the line that calls `optimize`, behind `compiler` and short_traceback.
+    warn_of_range(pixels, vit.model.mean, vit.model.std, stacklevel=6)
+    return np.asarray(pixels)
+
+
+def _digest(dense, pixels):
+    """16 letters that differ where, for the same weights, directions do."""
+    of_model = (dense.num_heads, dense.arch, dense.mean, dense.std)
+    facts = f"{of_model} {pixels.dtype} {pixels.shape}"
+    return digest([pixels, np.frombuffer(facts.encode(), np.uint8)])[:16]
+
+
+def _read(file, shape):
+    """The directions in a file; None: it has none of the shape."""
+    if file is None or not file.exists():
+        return None
+    # One that is damaged, or empty.
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found = np.load(file)
+        if found.shape == shape:
+            return found
+    return None
 
 
 @functools.lru_cache(maxsize=2)
@@ -185,9 +224,15 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
 
 
 def _scaled(moments):
-    """Second moments with the trace 1, of which no direction has none at all."""
+    """Second moments with the trace 1, of which no direction has none at all.
+
+    Those of a head of zeros, such as one that was pruned, are the same everywhere.
+    """
     moments = np.asarray(moments, np.float64)
-    return moments / np.trace(moments) + NOTHING * np.eye(len(moments))
+    total = np.trace(moments)
+    if total > 0:
+        moments = moments / total
+    return moments + NOTHING * np.eye(len(moments))
 
 
 def _last(matrix):

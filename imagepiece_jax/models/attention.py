@@ -346,7 +346,7 @@ class Attention(nn.Module):
         log_size: [B, N]
         """
         factor = key.shape[-1] ** 0.5 / QUERY_SCALE
-        direction = factor * self.size_direction[None, None]
+        direction = factor * self.size_direction.astype(jnp.float32)[None, None]
         along = log_size[:, :, None, None] * direction
         return (key.astype(jnp.float32) + along).astype(key.dtype)
 

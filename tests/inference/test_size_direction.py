@@ -1,5 +1,7 @@
 """Sizes in a direction of the keys: what logits lose, and what they gain."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,6 +230,101 @@ def test_directions_are_found_once(cache, monkeypatch):
     assert len(calls) == 1
     size_direction.directions(vit, images[::-1].copy())
     assert len(calls) == 2
+
+
+def test_kept_directions_are_those_of_the_same_model():
+    """The same weights have other directions with other heads."""
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 2)
+    first = size_direction.directions(vit, images)
+    heads = vit.model.clone(num_heads=6)
+    quick = dataclasses.replace(vit.model.arch, gelu="quick")
+    for model in (heads, vit.model.clone(arch=quick), vit.model.clone(std=(1, 1, 1))):
+        other = dataclasses.replace(vit, model=model)
+        found = size_direction.directions(other, images)
+        norms = np.linalg.norm(found, axis=-1)
+        np.testing.assert_allclose(norms, np.ones_like(norms), atol=1e-6)
+        assert found.shape[1] == model.num_heads
+        assert not np.array_equal(found.ravel(), first.ravel())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", "another shape"])
+def test_a_file_that_holds_no_directions_is_made_again(cache, content):
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 2)
+    found = size_direction.directions(vit, images)
+    (file,) = cache.iterdir()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, found[..., :5])
+    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
+    np.testing.assert_array_equal(np.load(file), found)
+
+
+@pytest.mark.parametrize("names", ["q", "k", "qk"])
+def test_a_head_of_zeros_has_a_direction(names):
+    """Such as a head that was pruned: it uses none."""
+    vit = tiny.pretrained(TOME)
+    params = jax.tree.map(np.copy, vit.variables["params"])
+    for name in names:
+        for values in params["blocks_1"]["attn"][name].values():
+            values[..., :10] = 0
+    vit = dataclasses.replace(vit, variables={"params": params})
+    found = size_direction.directions(vit, photographs(vit, 2))
+    norms = np.linalg.norm(found, axis=-1)
+    np.testing.assert_allclose(norms, np.ones_like(norms), atol=1e-6)
+
+
+def test_photographs_as_features_takes_them(tmp_path):
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 2)
+    found = size_direction.directions(vit, images)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    np.testing.assert_array_equal(size_direction.directions(vit, tmp_path), found)
+    floats = np.asarray(normalize(images, vit.model.mean, vit.model.std))
+    close = size_direction.directions(vit, floats)
+    np.testing.assert_allclose(np.abs(np.sum(close * found, -1)), 1, atol=1e-5)
+    with pytest.warns(UserWarning, match="as pixels of 0 .. 255") as warned:
+        optimize(vit, 2, sizes="direction", size_images=np.float32(images))
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((2, 24, 20, 3), np.uint8), "of 20x20"),
+        (np.zeros((2, 20, 20, 4), np.uint8), "of 20x20"),
+        ([], "is empty"),
+        ([3], "image 0: size_images is int"),
+        (np.full((2, 20, 20, 3), np.nan, np.float32), "no numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the values of images are not all numbers")
+def test_images_that_find_no_directions(images, said):
+    vit = tiny.pretrained(TOME)
+    with pytest.raises(InputError, match=said) as refused:
+        optimize(vit, 2, sizes="direction", size_images=images)
+    assert refused.value.field == "size_images"
+
+
+def test_weights_that_are_no_numbers_find_no_directions():
+    vit = tiny.pretrained(TOME)
+    params = jax.tree.map(np.copy, vit.variables["params"])
+    params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
+    vit = dataclasses.replace(vit, variables={"params": params})
+    with pytest.raises(InputError, match="no numbers"):
+        size_direction.directions(vit)
+
+
+def test_settings_of_a_user_hold_for_directions():
+    """No implicit copy to a device, and no sum of two types."""
+    vit = tiny.pretrained(TOME)
+    images = photographs(vit, 2)
+    options = {"sizes": "direction", "size_images": images, "dtype": "bfloat16"}
+    with jax.transfer_guard("disallow"), jax.numpy_dtype_promotion("strict"):
+        optimize(vit, 2, **options)
 
 
 def test_eight_photographs_come_with_the_package():
