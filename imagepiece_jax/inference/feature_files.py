@@ -306,7 +306,8 @@ def _begun(run, reading, start, progress):
     began = time.monotonic()
     batches = [*reading.batches(start, min(stop, len(reading.paths)))]
     read = time.monotonic() - began
-    _check_some(batches)
+    if start == 0:
+        _check_some(batches)
     results = [jax.block_until_ready(run(batches[0].pixels))]  # which compiles it
     again = batches[1:] or batches
     began = time.monotonic()
@@ -315,12 +316,11 @@ def _begun(run, reading, start, progress):
     decoding = sum([len(batch.rows) for batch in batches]) / read
     model = len(again) * reading.size / computed
     slower = "the model" if model < decoding else "decoding"
-    devices = (
-        f"{len(parallel.local_devices())} x {parallel.local_devices()[0].platform}"
-    )
+    devices = parallel.local_devices()
+    of_model = f"{len(devices)} x {devices[0].platform}"
     progress.say(
         f"decoding {decoding:,.0f} photographs a second ({reading.threads} threads), "
-        f"the model {model:,.0f} ({devices}): {slower} is slower"
+        f"the model {model:,.0f} ({of_model}): {slower} is slower"
     )
     return [*zip(batches, results, strict=False)]
 

@@ -151,6 +151,21 @@ def test_a_killed_process_is_gone_on_with(
     assert all(start % 4 == 0 for start in starts if start < COUNT)
 
 
+def test_a_process_may_go_on_with_damaged_files_alone(vit, photographs, tmp_path):
+    """Where all else was done before, they are no wrong folder."""
+    damaged = [photographs[row] for row in DAMAGED]
+    images = [*photographs[:4], *damaged]
+    write_features(vit, images, tmp_path / "whole", batch_size=4)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    info = json.loads((tmp_path / "part" / "info.json").read_text())
+    (tmp_path / "part" / "info.json").write_text(json.dumps(info | {"complete": False}))
+    part = tmp_path / "part" / "pooled.npy.unfinished"
+    (tmp_path / "part" / "pooled.npy").rename(part)
+    os.truncate(part, part.stat().st_size - 3 * 2 * tiny.WIDTH)
+    write_features(vit, images, tmp_path / "part", batch_size=4)
+    assert content(tmp_path / "part") == content(tmp_path / "whole")
+
+
 def test_a_complete_folder_is_computed_no_more(vit, photographs, written, monkeypatch):
     folder, result = written
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*.npy")}
