@@ -35,6 +35,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common import cache_dirs
 from imagepiece_jax.common.files import replacing
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -47,7 +48,8 @@ from imagepiece_jax.models.vit import ViT
 PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
 CLASS_SHARE = 0.5  # of the class token in the mean of queries: its row decides
 STARTS = 3  # last eigenvectors of the sum from which the descent starts
-TURNS = 100  # the most turns of a descent
+FIRST_TURNS = 20  # of all starts
+TURNS = 100  # the most turns of the best one
 STILL = 1e-12  # distance of the cosine from 1 at which a direction has settled
 NOTHING = 1e-9  # of all moments, below what float32 has summed up
 
@@ -99,17 +101,18 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
     found = _read(kept, shape)
     if found is not None:
         return found
-    # Copied by name, which a user's transfer guard allows.
-    moments = _moments(dense)(*jax.device_put((vit.variables, pixels)))
+    with working("finding the directions of sizes"):
+        # Copied by name, which a user's transfer guard allows.
+        moments = _moments(dense)(*jax.device_put((vit.variables, pixels)))
+        moments = jax.device_get(moments)
     found = []
-    for index, (of_queries, of_keys) in enumerate(jax.device_get(moments)):
+    for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
             raise InputError(
                 f"give queries or keys of block {index} that are no numbers",
                 field="variables" if images is None else "size_images",
             )
-        pairs = zip(of_queries, of_keys, strict=True)
-        found.append([least_used(*pair) for pair in pairs])
+        found.append(least_used(of_queries, of_keys))
     found = np.asarray(found, np.float32)
     if kept is not None:
         with contextlib.suppress(OSError, RunError):
@@ -198,29 +201,48 @@ def second_moments(query, key, class_token):
 
 
 def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
-    """The unit vector u of the least (u^T C_q u) (u^T C_k u). [d, d] twice -> [d].
+    """The unit vector u of the least (u^T C_q u) (u^T C_k u).
 
-    u is the last eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u), which each turn
-    descends to, from several starts.
+    [.., d, d] twice -> [.., d]
+
+    u is the last eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u). A turn divides u
+    by this matrix, which never makes the product larger (AM-GM), and takes a fraction
+    of the time of an eigenvector. The best of several starts goes on to the end.
     """
     of_queries = _scaled(of_queries)
     of_keys = _scaled(of_keys)
-    starts = [*np.linalg.eigh(of_queries + of_keys)[1].T[:STARTS]]
-    starts += [_last(of_queries), _last(of_keys)]
-    best = None
-    least = np.inf
-    for u in starts:
-        for _ in range(TURNS):
-            before = u
-            along = (u @ of_queries @ u, u @ of_keys @ u)
-            u = _last(of_queries / along[0] + of_keys / along[1])
-            if abs(before @ u) > 1 - STILL:
-                break
-        lost = (u @ of_queries @ u) * (u @ of_keys @ u)
-        if lost < least:
-            best = u
-            least = lost
-    return best
+    starts = [
+        np.linalg.eigh(of_queries + of_keys)[1][..., :STARTS],
+        np.linalg.eigh(of_queries)[1][..., :1],
+        np.linalg.eigh(of_keys)[1][..., :1],
+    ]
+    found = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
+    found = _turned(found, of_queries, of_keys, FIRST_TURNS)
+    lost = _along(found, of_queries) * _along(found, of_keys)
+    best = np.argmin(lost, axis=-1)[..., None, None]
+    found = np.take_along_axis(found, best, axis=-2)
+    return _turned(found, of_queries, of_keys, TURNS)[..., 0, :]
+
+
+def _turned(vectors, of_queries, of_keys, turns):
+    """Unit vectors [.., S, d] after so many turns, or when they are still."""
+    for _ in range(turns):
+        before = vectors
+        along_queries = _along(vectors, of_queries)[..., None, None]
+        along_keys = _along(vectors, of_keys)[..., None, None]
+        matrix = of_queries[..., None, :, :] / along_queries
+        matrix = matrix + of_keys[..., None, :, :] / along_keys
+        vectors = np.linalg.solve(matrix, vectors[..., None])[..., 0]
+        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        cosines = np.sum(before * vectors, axis=-1)
+        if np.all(cosines > 1 - STILL):
+            break
+    return vectors
+
+
+def _along(vectors, moments):
+    """u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
+    return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
 
 
 def _scaled(moments):
@@ -229,15 +251,9 @@ def _scaled(moments):
     Those of a head of zeros, such as one that was pruned, are the same everywhere.
     """
     moments = np.asarray(moments, np.float64)
-    total = np.trace(moments)
-    if total > 0:
-        moments = moments / total
-    return moments + NOTHING * np.eye(len(moments))
-
-
-def _last(matrix):
-    """The eigenvector of the least eigenvalue."""
-    return np.linalg.eigh(matrix)[1][:, 0]
+    total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
+    scaled = moments / np.where(total > 0, total, 1)
+    return scaled + NOTHING * np.eye(moments.shape[-1])
 
 
 def folded(

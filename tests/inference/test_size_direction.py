@@ -142,6 +142,27 @@ def test_the_least_used_direction_is_the_best_of_all():
         assert lost(found, of_queries, of_keys) < along.min()
 
 
+def test_heads_are_searched_at_once_and_not_by_eigenvectors(monkeypatch):
+    """An eigenvector of every turn took minutes for a large model."""
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(2, 5, 16, 16)) * np.geomspace(1, 0.05, 16)
+    of_queries, of_keys = np.swapaxes(factors, -1, -2) @ factors
+    alone = []
+    for pair in zip(of_queries, of_keys, strict=True):
+        alone.append(size_direction.least_used(*pair))
+    calls = []
+    eigh = np.linalg.eigh
+
+    def counted(matrix):
+        calls.append(matrix.shape)
+        return eigh(matrix)
+
+    monkeypatch.setattr(np.linalg, "eigh", counted)
+    found = size_direction.least_used(of_queries, of_keys)
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    assert len(calls) <= 3
+
+
 @pytest.mark.parametrize(
     "name", ["tome", "evit", "mctf", "grid_pooling", "token_learner"]
 )
