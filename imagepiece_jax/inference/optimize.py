@@ -137,7 +137,9 @@ class Program:
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
         gelu = f"{model.arch.gelu} GELU"
-        if model.arch.gelu != self.own_gelu:
+        if not model.arch.has_gelu:
+            gelu = "no GELU"
+        elif model.arch.gelu != self.own_gelu:
             gelu = f"{gelu} in place of {self.own_gelu}"
         sizes = ""
         if size_direction.has_sizes(model):

@@ -143,6 +143,12 @@ def test_the_form_of_the_device_is_taken_where_none_is_requested(monkeypatch):
     assert "float32, exact GELU, xla" in exact.describe()
 
 
+def test_a_model_without_gelu_is_described_without():
+    model = tiny.model(depth=1, arch={"mlp": "swiglu"})
+    program = optimized(model, tiny.variables(model), gelu="tanh")
+    assert "float32, no GELU, xla attention" in program.describe()
+
+
 def test_only_what_layers_cast_is_cast():
     """Shapes can be prepared without weights."""
     model = tiny.model({"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1,)})
