@@ -181,8 +181,11 @@ def ways(case: Case) -> list[Way]:
     found = []
     for name in dict.fromkeys([DENSE, *settings]):
         kinds = KEY_SIZES.value
-        if not size_direction.has_sizes(case.create(name)):
+        model = case.create(name)
+        if not size_direction.has_sizes(model):
             kinds = []
+        elif size_direction.reason_against(model):
+            kinds = [kind for kind in kinds if kind != "direction"]
         reductions = REDUCED.value
         if name not in FASTER:
             reductions = []

@@ -59,6 +59,13 @@ def test_reductions_are_timed_in_both_forms(tmp_path):
     assert "| half, fast |" in out
 
 
+def test_rotary_positions_are_timed_with_a_bias(tmp_path):
+    file = tmp_path / "times"
+    words = [*SMOKE, "--cases=dinov3_l", "--at_once=2", f"--times={file}"]
+    call(gpu_speed.main, *words, "--models=half", "--sizes=direction,bias").ok()
+    assert [row["sizes"] for row in rows_of(file)] == [None, "bias"]
+
+
 @pytest.mark.parametrize("words", [["--models=Dense"], ["--gelus=fast"], ["--cases=s"]])
 def test_names_that_it_does_not_know(words):
     error = call(gpu_speed.main, "--times=x", *words).err
