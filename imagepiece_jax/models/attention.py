@@ -381,12 +381,13 @@ class Attention(nn.Module):
         if "attn_columns" in reads:
             received = attention_columns(query, key, bias, live)
             scores["attn_columns"] = state.image(received)
-        image = unrotated["input"][:, state.num_prefix : length]
         if "input" in reads:
-            scores["input"] = image
+            scores["input"] = unrotated["input"][:, state.num_prefix : length]
         for name in ("key", "query", "value"):
             if name == "key" in reads and self.sizes == "direction":
-                scores[name] = self._mean_key(image)
+                # Of all tokens: a product without the prefix would copy its operand.
+                means = self._mean_key(unrotated["input"])
+                scores[name] = means[:, state.num_prefix : length]
             elif name in reads:
                 image = unrotated[name][:, state.num_prefix : length]
                 scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)

@@ -15,6 +15,7 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import CompileOptions, takes_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.tokens import TokenState
 from tests.models import tiny
 
 TOME = {"name": "tome", "r_list": (9, 5, 2), "prop_attn": True}
@@ -114,6 +115,24 @@ def test_reducers_compare_keys_as_they_were():
     key = key.reshape(*x.shape[:2], vit.model.num_heads, -1)
     wanted = key.mean(axis=2)[:, 1:]
     np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
+
+
+def test_no_copy_of_the_tokens_is_made_for_their_mean_keys():
+    """A GPU copies the operand of a product that is a slice of an array."""
+    size = jnp.ones((2, 9))
+    x = jnp.ones((2, 9, 30))
+    module = Attention(30, 3, prop_attn=True, sizes="direction")
+
+    def key(params):
+        return module.apply(params, x, TokenState(x, size), {"key"})[1]["key"]
+
+    params = jax.eval_shape(module.init, jax.random.key(0), x, TokenState(x, size))
+    traced = jax.make_jaxpr(key)(params)
+    sliced = [
+        e.outvars[0].aval.shape for e in traced.eqns if e.primitive.name == "slice"
+    ]
+    assert sliced
+    assert (2, 8, 30) not in sliced
 
 
 def test_the_least_used_direction_is_the_best_of_all():
