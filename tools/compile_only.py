@@ -59,7 +59,7 @@ def main():
         config.model.dtype = DTYPE.value or "bfloat16"
     with unpadded() if UNPADDED.value else contextlib.nullcontext():
         for size, mode in itertools.product(sizes, MODE.value):
-            print(report(list(configs.items()), size, mode, KERNELS.value))
+            print(report(configs.items(), size, mode, KERNELS.value, GELU.value))
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def unpadded():
         yield
 
 
-def report(configs, batch_size, mode="inference", kernels=False):
+def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
     """The table of configs, as text.
 
     A row per config: kernels and estimated milliseconds by kind, GMACs, and the speed
@@ -86,6 +86,7 @@ def report(configs, batch_size, mode="inference", kernels=False):
     configs: [(name, config)]
     mode: "inference" (the program of `inference.optimize`) or "train" (a whole step)
     kernels: whether every kernel of every program is listed, too
+    gelu: of programs of mode inference, as `optimize` takes it
     Raises InputError without JAX's CUDA wheels.
     """
     h200.device()  # before JAX is used otherwise
@@ -93,7 +94,8 @@ def report(configs, batch_size, mode="inference", kernels=False):
     for name, config in configs:
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
-        programs.append((name, PROGRAMS[mode](config), _gmacs(config)))
+        options = {"gelu": gelu} if mode == "inference" else {}
+        programs.append((name, PROGRAMS[mode](config, **options), _gmacs(config)))
     title = f"mode {mode}, batch size {batch_size}; by kind: estimated ms (kernels)"
     parts = [NOTE, title, _overview(programs)]
     if kernels:
@@ -143,7 +145,7 @@ def placed(model, config):
     return optimize.for_device(model, h200.device(), config.model.attention)
 
 
-def inference_text(config):
+def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
     return forward_text(
         RunConfig.from_config(unplaced(config)).create_model(),
@@ -151,7 +153,7 @@ def inference_text(config):
         config.image_size,
         dtype=config.model.dtype,
         place=functools.partial(placed, config=config),
-        gelu=GELU.value,
+        gelu=gelu,
     )
 
 

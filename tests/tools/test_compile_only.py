@@ -140,16 +140,17 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 def test_the_command_reports_every_size_and_mode(monkeypatch):
     calls = []
 
-    def report(configs, batch_size, mode, kernels):
+    def report(configs, batch_size, mode, kernels, gelu):
         dtypes = [(name, config.model.dtype) for name, config in configs]
-        calls.append((dtypes, batch_size, mode, kernels))
+        calls.append((dtypes, batch_size, mode, kernels, gelu))
         return f"table {len(calls)}"
 
     monkeypatch.setattr(compile_only, "report", report)
     words = [*TINY, "--kernels", "--batch_size=8,256", "--mode=inference,train"]
+    words.append("--gelu=tanh")
     ended = call(compile_only.main, *words)
     assert (ended.status, ended.out.split("\n")[0]) == (0, "table 1")
     assert calls == [
-        ([("quickstart", "bfloat16")], size, mode, True)
+        ([("quickstart", "bfloat16")], size, mode, True, "tanh")
         for size, mode in itertools.product((256, 8), ("inference", "train"))
     ]
