@@ -1,16 +1,16 @@
 """Recovery on sharp images, from damaged crops, and of several costs at once.
 
 python -m experiments recover_sharp --weights FILE --data csv:FILE
-    --imagenette folder:FOLDER --small FILE.npz --scratch FOLDER
+    --imagenette folder:FOLDER --enlarged FILE.npz --scratch FOLDER
     --out FOLDER [--only NAMES]
 python -m experiments recover_sharp --list
 python -m experiments recover_sharp --out FOLDER --tables
 
 docs/tables/recover_sharp/declared.md declares it. --imagenette has imagenette at 224
-pixels, --small all of it at 128. Learned norms and biases, the dense model's answers to
-crops and its logits stay in --scratch: runs that see the same crops ask it once. Cells
-of the chosen recipe wait for the runs that choose it. --tables writes README.md beside
-FOLDER from the files that are there.
+pixels, --enlarged all of it at 128. Learned norms and biases, the dense model's answers
+to crops and its logits stay in --scratch: runs that see the same crops ask it once.
+Cells of the chosen recipe wait for the runs that choose it. --tables writes README.md
+beside FOLDER from the files that are there.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ from imagepiece_jax.training import recover, recovery_step
 WEIGHTS = cli.weights()
 DATA = cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette at 224 pixels, as --data has it")
-SMALL = cli.text("small", None, "imagenette at 128 pixels in one .npz file")
+ENLARGED = cli.text("enlarged", None, "imagenette at 128 pixels in one .npz file")
 SCRATCH = cli.text("scratch", None, "a folder for what runs share")
 DOCS = pathlib.Path("docs/tables")
 FOLDER = f"{DOCS}/recover_sharp/runs"
@@ -784,7 +784,7 @@ def main():
         photographs=open_source(cli.required(DATA), "val", num_classes=1000),
         learned=open_source(cli.required(IMAGENETTE), "train", labeled=False),
         sharp=open_source(cli.required(IMAGENETTE), "val", **named),
-        small=Imagenette(cli.required(SMALL)),
+        small=Imagenette(cli.required(ENLARGED)),
         out=folder,
         scratch=pathlib.Path(cli.required(SCRATCH)),
     )
