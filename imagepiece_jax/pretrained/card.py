@@ -105,9 +105,9 @@ def _recovery(recovery):
         after = f"{cost.after:.4f}" if cost.changed else "no better"
         lines.append([cost.form, cost.measure, f"{cost.before:.4f}", after])
     table = markdown_table(["recovered", "measure", "before", "after"], lines)
-    dense = "Without a reduction this is that model."
+    dense = "Its dense form, `vit.with_reduction(None)`, is that model."
     if not recovery.keeps_dense:
-        dense = "Without a reduction, the weights that it was made from fit better."
+        dense = "Its dense form is not that model, whose weights fit better."
     return f"""
 These forms learned to answer as the dense model does, from images without labels.
 {dense} The license is that of the weights that it was made from.
