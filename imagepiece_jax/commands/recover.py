@@ -4,7 +4,7 @@ python -m imagepiece_jax recover --weights FILE --data PATH --out DIR
 python -m imagepiece_jax recover --weights FILE --macs 0.5 --data PATH --out DIR
 
 Reduced forms learn to answer as the dense model does: the first at .6, .5 and .4 of its
-MACs, the second at one cost. The first line says how long that takes here. DIR is a
+MACs, the second at one cost. It says first how long that takes here. DIR is a
 folder as `imagepiece_jax.save` writes it, which holds the dense model as it was, and
 what each cost takes in place of some of its numbers. A fifth of the images is held out,
 and chooses the best. Labels are not read. --minutes 10 takes as many steps as fit.

@@ -59,8 +59,8 @@ class Progress:
     def __init__(self, what: str, total: int, done: int = 0):
         self._what = what
         self._total = total
-        self._before = done
         self._done = done
+        self._first = None  # how many were done when the first of `add` were
         self._bar = tqdm(
             desc=what,
             total=total,
@@ -79,12 +79,19 @@ class Progress:
         self._bar.close()
 
     def add(self, count: int):
-        """Note that `count` more are done."""
+        """Note that `count` more are done.
+
+        The time left is told by all but the first, which wait for the compiler.
+        """
         self._done += count
         self._bar.update(count)
         now = time.monotonic()
-        if self._bar.disable and now >= self._due and self._done < self._total:
-            seconds = (now - self._began) / (self._done - self._before)
+        if self._first is None:
+            self._first = self._done
+            self._began = now
+        is_known = self._first < self._done < self._total
+        if self._bar.disable and now >= self._due and is_known:
+            seconds = (now - self._began) / (self._done - self._first)
             left = in_words(seconds * (self._total - self._done))
             line = f"{self._what}: {self._done} of {self._total}, about {left} left"
             self.say(line)

@@ -63,11 +63,12 @@ def test_items_are_counted_by_lines_in_a_log_and_a_bar_on_a_terminal(counting):
 
 
 def test_the_time_left_is_that_of_this_process(monkeypatch):
-    """An earlier one did half of the work, whose time nobody knows."""
-    clock = iter([0, 40])
+    """An earlier one did half of the work, and the first items wait for a compiler."""
+    clock = iter([0, 400, 440])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     with progress.Progress("letters", 100, done=50) as letters:
         letters.add(10)
-    assert stream.getvalue() == "letters: 60 of 100, about 3 min left\n"
+        letters.add(10)
+    assert stream.getvalue() == "letters: 70 of 100, about 2 min left\n"
