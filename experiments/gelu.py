@@ -38,7 +38,7 @@ FOLDER = results.ROOT / "docs" / "tables" / "gelu"
 PAGE = FOLDER / "README.md"
 WEIGHTS = cli.weights()
 DATA = cli.data()
-LIMIT = cli.integer("limit", None, "images, spread over the set; default: all", 2)
+LIMIT = cli.limit()
 TYPES = cli.listed("types", ["float32", "bfloat16"], "of layers")
 SIDE = 224  # of images
 

@@ -37,7 +37,7 @@ FOLDER = results.ROOT / "docs" / "tables" / "sizes"
 PAGE = FOLDER / "README.md"
 WEIGHTS = cli.weights()
 DATA = cli.data()
-LIMIT = cli.integer("limit", None, "images, spread over the set; default: all", 2)
+LIMIT = cli.limit()
 
 STAGES = {"name": "diffrate", "macs": 0.5, "counts": "stages-3-6-9"}
 REDUCTIONS = {

@@ -55,11 +55,18 @@ def call(main, *words):
         # Many commands define --config; here the one imported last owns it.
         if "config" in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS["config"])
+        # All commands but one read --reduction as a field; here its flag is imported.
+        defined = flags.FLAGS._flags()
+        reduction = None
+        if main.__module__ != "imagepiece_jax.commands.features":
+            reduction = defined.pop("reduction", None)
         try:
             cli.run(main)
         except SystemExit as end:
             status = end.code
         finally:
+            if reduction is not None:
+                defined["reduction"] = reduction
             root.handlers[:] = handlers
             root.setLevel(level)
     return Ended(status, out.getvalue(), err.getvalue())

@@ -126,7 +126,7 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
     """Without --config, as other commands take them; the weights' size is another."""
     size = 16
     picture_set(tmp_path, side=size)
-    words = [f"--config.image_size={size}", f"--out={tmp_path}"]
+    words = [f"--config.image_size={size}", f"--out={tmp_path / 'v'}"]
     words += ["--config.reduction.name=tome", "--config.reduction.r=4"]
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
     patches = (size // tiny.PATCH) ** 2

@@ -14,7 +14,7 @@ from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.pretrained.save import FILES
 from imagepiece_jax.training.logging import MetricWriter
 from tests.command import call
-from tests.models import tiny
+from tests.models import recoveries, tiny
 
 UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
@@ -26,7 +26,9 @@ def saved(folder):
         **vars(vit) | {"projector": Projector((weights,), gelu="exact")}
     )
     imagepiece_jax.save(folder / "model", vit)
-    names = {file.name for file in (folder / "model").iterdir()}
+    recovered = recoveries.recovered()
+    imagepiece_jax.save(folder / "recovered", recovered)
+    names = {file.name for file in folder.rglob("*") if file.is_file()}
     assert names == set(FILES)
 
 

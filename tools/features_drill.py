@@ -1,6 +1,6 @@
 """The command features that is killed again and again, and its memory.
 
-    python -m tools.features_drill --out drill
+    python -m tools.features_drill --report drill
 
 writes drill.json: moments at which processes were killed, whether the folder that the
 last one completed has the bits of an uninterrupted one, and the highest memory of runs
@@ -30,7 +30,7 @@ from imagepiece_jax.errors import RunError
 from tools.recovery_drill import SIZE, write_weights
 from tools.tiny_runs import PATIENCE, ROOT, cached
 
-OUT = cli.text("out", None, "the file to write, without .json")
+REPORT = cli.text("report", None, "the file to write, without .json")
 ENDS = cli.integer("ends", 5, "that a process is killed", 1)
 PHOTOGRAPHS = cli.integer("photographs", 2000, "over which they are killed", 64)
 FILES = cli.listed("files", ["1000", "20000"], "of the runs whose memory is read")
@@ -144,7 +144,7 @@ def drill(folder, kills, photographs, files, rng):
 
 
 def main():
-    out = cli.required(OUT)
+    out = cli.required(REPORT)
     jax.config.update("jax_platforms", "cpu")
     rng = np.random.default_rng(SEED.value)
     files = [int(count) for count in FILES.value]
