@@ -39,7 +39,8 @@ def test_deit_ti_on_photographs_of_ten_classes(assets, tmp_path):
     model = timm.create_model("deit_tiny_patch16_224").eval()
     state = torch.load(file, map_location="cpu", weights_only=True)
     model.load_state_dict(state.get("model", state))
-    transform = create_transform((3, 224, 224), crop_pct=0.875, interpolation="bicubic")
+    crop = model.pretrained_cfg["crop_pct"]  # which a name without a tag has here, too
+    transform = create_transform((3, 224, 224), crop_pct=crop, interpolation="bicubic")
     images = []
     targets = []
     for name, label in LABELS.items():
