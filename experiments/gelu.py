@@ -27,7 +27,6 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import FILE, ResultCache, decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import Estimate
@@ -210,12 +209,7 @@ def small(estimate: Estimate, signs: bool = False) -> str:
 
 def main():
     vit = imagepiece_jax.load(cli.required(WEIGHTS), image_size=SIDE)
-    source = open_source(cli.required(DATA), "val", num_classes=1000)
-    if LIMIT.value:
-        source = source.spread(LIMIT.value)
-    images = []
-    for batch in study.batches(source, study.as_it_is(SIDE)):
-        images.append(batch["image"][0][batch["mask"][0] > 0])
+    images = study.photographs(cli.required(DATA), LIMIT.value, SIDE)
     cache = ResultCache(FOLDER, versions=study.versions())
     with contextlib.closing(cache):
         measure(vit.name or vit.source.name, vit, images, cache, TYPES.value)

@@ -26,7 +26,6 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import as_normalized
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import FILE, ResultCache, decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import Estimate
@@ -151,10 +150,10 @@ def paired(points, reduction: str, dtype: str, part: slice) -> Estimate:
     return statistics.mean_difference(direction.to_dense[part], bias.to_dense[part])
 
 
-def of_types(points, reduction: str, part: slice) -> Estimate:
+def of_types(points, reduction: str) -> Estimate:
     """The same of bfloat16 and float32, both with a bias, which differ by rounding."""
     exact, half = (points[reduction, dtype, "bias"] for dtype in TYPES)
-    return statistics.mean_difference(half.to_dense[part], exact.to_dense[part])
+    return statistics.mean_difference(half.to_dense, exact.to_dense)
 
 
 EVERY = slice(None)
@@ -182,7 +181,7 @@ def tables() -> dict[str, str]:
             for part in (EVERY, ODD):
                 row.append(more(paired(points, reduction, dtype, part)))
             if dtype == TYPES[1]:
-                row.append(more(of_types(points, reduction, EVERY)))
+                row.append(more(of_types(points, reduction)))
             rows.append(row)
     head = ["model", "half of the MACs", "type", "bias", "direction", "between the two"]
     head += ["direction - bias", "of every second image", "bfloat16 - float32, bias"]
@@ -209,12 +208,7 @@ def more(estimate: Estimate) -> str:
 
 def main():
     vit = imagepiece_jax.load(cli.required(WEIGHTS), image_size=SIDE)
-    source = open_source(cli.required(DATA), "val", num_classes=1000)
-    if LIMIT.value:
-        source = source.spread(LIMIT.value)
-    images = []
-    for batch in study.batches(source, study.as_it_is(SIDE)):
-        images.append(batch["image"][0][batch["mask"][0] > 0])
+    images = study.photographs(cli.required(DATA), LIMIT.value, SIDE)
     cache = ResultCache(FOLDER, versions=study.versions())
     with contextlib.closing(cache):
         measure(vit.name or vit.source.name, vit, images, cache)

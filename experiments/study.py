@@ -36,6 +36,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.data.loader import EvalBatches
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
@@ -381,6 +382,21 @@ def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]
     if source.unreadable:
         problem = f"are {len(source)}, of which some cannot be read"
         raise InputError(problem, field="the images", hint="fetch them again")
+
+
+def photographs(data: str, limit: int | None, side: int) -> list[np.ndarray]:
+    """Batches of the images of ImageNet's classes, uint8 [b, side, side, 3].
+
+    data: as commands take it
+    limit: number of images, spread over the set; None: all
+    """
+    source = open_source(data, "val", num_classes=1000)
+    if limit:
+        source = source.spread(limit)
+    images = []
+    for batch in batches(source, as_it_is(side)):
+        images.append(batch["image"][0][batch["mask"][0] > 0])
+    return images
 
 
 def reader(

@@ -1,6 +1,7 @@
 """Sizes in a direction of the keys: what logits lose, and what they gain."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "imagepiece_jax" / "size_directions"
 
 
-def heads_of(model, variables, images):
-    """[Heads] of every block."""
+def results_of(method, model, variables, images):
+    """[results] of a method of Attention, of every block."""
     found = []
 
     def noting(call, args, kwargs, context):
         result = call(*args, **kwargs)
-        if isinstance(context.module, Attention) and context.method_name == "project":
+        if isinstance(context.module, Attention) and context.method_name == method:
             found.append(result)
         return result
 
@@ -43,19 +44,8 @@ def heads_of(model, variables, images):
     return found
 
 
-def scores_of(model, variables, images):
-    """[scores] that attention gives to the reducers of every block."""
-    found = []
-
-    def noting(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if isinstance(context.module, Attention) and context.method_name == "scores":
-            found.append(result)
-        return result
-
-    with nn.intercept_methods(noting):
-        model.apply(variables, images)
-    return found
+heads_of = functools.partial(results_of, "project")
+scores_of = functools.partial(results_of, "scores")
 
 
 def photographs(vit, count):
