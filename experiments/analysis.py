@@ -10,8 +10,7 @@ from experiments.tables import BLANK, TableRow, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.settings import split_reduction
+from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = {"name": "imagepiece"}
@@ -63,8 +62,8 @@ def reassess(paper):
 
 def attentive_ratios(paper, vit, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
-    fields, _ = split_reduction(reduction)
-    share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
+    method = Reduction.read(reduction).method
+    share = getattr(method, "candidate_ratio", 0.3)
     steps = merges.sites(vit.model_with(reduction))
     after = []
     for before, here in itertools.pairwise(steps):

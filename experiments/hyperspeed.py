@@ -15,6 +15,7 @@ from experiments.tables import DENSE, Measured, TableRow, find, measure_row
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
+from imagepiece_jax.reduction.reduction import Reduction
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
@@ -81,7 +82,10 @@ def measure_curve(paper, row, models, rates, dense) -> Curve:
     """The models of a row, one a seed, at each rate."""
     curve = {}
     for rate in rates:
-        at_rate = [(vit, reduction | rate) for vit, reduction in models]
+        at_rate = []
+        for vit, reduction in models:
+            fields = Reduction.read(reduction).fields | rate
+            at_rate.append((vit, Reduction.read(fields)))
         ((field, value),) = rate.items()
         curve[f"{field}={value}"] = measure_row(paper, row, at_rate, dense)
     return curve

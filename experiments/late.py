@@ -143,7 +143,7 @@ class Study:
         logits = {name: answer(images) for name, images in self.images.items()}
         share = vit.gmacs / self.vit.gmacs
         return {
-            "reduction": dict(vit.reduction),
+            "reduction": vit.reduction.fields,
             "share": round(share, 4),
             **self.figures(logits),
         }

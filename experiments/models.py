@@ -28,7 +28,8 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
-from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction import methods
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 # A model, and the reduction that it is measured with
@@ -93,11 +94,10 @@ class TrainedRuns(Models):
     note = "Trained models, each with the reduction it was trained with."
 
     def find(self, reduction, stem, by_stem):
-        wanted = settings.with_defaults(reduction)
+        wanted = Reduction.read(reduction)
         found = []
         for run in self.weights:
-            same = settings.with_defaults(run.reduction) == wanted
-            if same and run.model.stem == stem:
+            if run.reduction == wanted and run.model.stem == stem:
                 found.append((run, run.reduction))
         return found
 
@@ -119,7 +119,7 @@ def package_config(name: str) -> ConfigDict:
 
 # Fine-tuning
 
-REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
+REFERENCE = Reduction.read("imagepiece")  # whose cost the others are matched to
 # Published trainings freeze the backbone for longer than a small run lasts.
 LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 
@@ -164,7 +164,8 @@ class Finetuner(Models):
         """As Models, at the GMACs of REFERENCE; none for what does not reach them."""
         if stem != "patch" and not by_stem:
             return []
-        if not by_stem and reduction not in (settings.DENSE, REFERENCE):
+        reduction = Reduction.read(reduction)
+        if not by_stem and reduction not in (DENSE, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
@@ -186,7 +187,7 @@ class Finetuner(Models):
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
         share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
-        requested = settings.with_cost(reduction, share)
+        requested = reduction.with_cost(share)
         return self._dense.reduction_at_cost(requested, tolerance=0.1)
 
     @functools.cached_property
@@ -207,13 +208,13 @@ class Finetuner(Models):
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)
-        if methods.METHODS[reduction["name"]].needs_teacher:
+        if reduction.method.needs_teacher:
             config.teacher.weights = str(start)
         return self._run(config, f"{label(reduction)}_{stem}_seed{seed}")
 
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
-        config = self._prepared(settings.DENSE, stem, seed)
+        config = self._prepared(DENSE, stem, seed)
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.stem else ("patch_embed",)
         others = self.num_classes != pretrained.model.num_classes
@@ -226,11 +227,8 @@ class Finetuner(Models):
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
         config = self.config.copy_and_resolve_references()
-        fields = {k: v for k, v in reduction.items() if k != "prop_attn"}
         with config.unlocked():
-            config.reduction = trained_reduction(fields, LEARNING)
-        if "prop_attn" in reduction:
-            config.model.prop_attn = reduction["prop_attn"]
+            config.reduction = trained_reduction(reduction.fields, LEARNING)
         config.seed = seed
         config.num_classes = self.num_classes
         config.model.stem = stem
@@ -285,5 +283,5 @@ def take_from_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
 
 def label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
-    text = settings.label(reduction).replace(", ", ",")
+    text = Reduction.read(reduction).words.replace(", ", ",")
     return text.translate(str.maketrans(" ", "_", "()"))

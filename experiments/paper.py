@@ -48,7 +48,7 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, Split
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.runs import last_checkpoint
 from imagepiece_jax.pretrained.with_config import load_with_config
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import Reduction
 
 cli.define_config("a config file: of --weights that lack a config, of --small's runs")
 WEIGHTS = cli.weights()
@@ -209,12 +209,14 @@ class Study:
         self, vit: Pretrained, reduction: Mapping, images: Split | None = None
     ) -> Answers:
         """Answers of a model with a reduction on all images, or on these."""
-        figures = self.weights(vit, images).evaluate(reduction)
+        figures = self.weights(vit, images).evaluate(Reduction.read(reduction))
         return Answers(figures, study.unpacked_right(figures))
 
     def speed(self, vit: Pretrained, reduction: Mapping) -> dict[str, float] | None:
         """Speed in turns with the dense model, as a Clock gives it."""
-        return self.weights(vit).speed(reduction) if self.clock else None
+        return (
+            self.weights(vit).speed(Reduction.read(reduction)) if self.clock else None
+        )
 
     def inside(
         self,
@@ -237,7 +239,8 @@ class Study:
             return summarize(answer(self.images.batches()))
 
         weights = self.weights(vit)
-        what = f"inside {settings.label(reduction)}, {len(self.images)} images"
+        reduction = Reduction.read(reduction)
+        what = f"inside {reduction.words}, {len(self.images)} images"
         return weights.cache.result(weights.setting(kind, reduction), measure, what)
 
     # The pages

@@ -24,7 +24,8 @@ from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "parts"
 # "curve", which the package no longer has, is the S of 1 / (1 + exp(-8 (x - .5))) over
@@ -141,11 +142,14 @@ def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
 
     Its schedule is a name alone, as one of them is no longer in the package.
     """
+    if isinstance(reduction, Reduction):
+        reduction = reduction.all_fields
     fields = dict(reduction)
     schedule = fields.pop("counts", None)
     if fields.get("macs") is not None:  # beside which the points have all fields
-        fields = settings.with_cost(fields, fields["macs"])
-    key = [settings.with_defaults(fields), schedule, side]
+        for field in METHODS[fields["name"]].found_for_macs:
+            fields.pop(field, None)
+    key = [Reduction.read(fields).all_fields, schedule, side]
     return json.dumps(key, sort_keys=True)
 
 
@@ -409,7 +413,7 @@ def acc1_cell(right: np.ndarray | None) -> str:
 
 def points_to_dense(answers: Answers, key: str) -> str:
     """Points on imagenette of a model to the dense one, whose images are the same."""
-    dense = reduction_key(settings.DENSE)
+    dense = reduction_key(DENSE)
     reduced = answers.imagenette.get(key)
     if key == dense or reduced is None:
         return ""

@@ -52,7 +52,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.variables import digest
-from imagepiece_jax.reduction import settings as reduction_settings
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training import recover, recovery_step
 
 WEIGHTS = cli.weights()
@@ -264,7 +264,7 @@ class Study:
             "settings": self.settings(cell),
             "way": named,
             "recipe": way and way._asdict(),
-            "reduction": dict(vit.reduction),
+            "reduction": vit.reduction.fields,
             "seed": cell.seed,
             "gmacs": vit.gmacs,
         }
@@ -606,12 +606,12 @@ def answers(results) -> parts.Answers:
     imagenette = {}
     dense = results.imagenette(Cell("dense"))
     if dense is not None:
-        imagenette[parts.reduction_key(reduction_settings.DENSE)] = dense
+        imagenette[parts.reduction_key(DENSE)] = dense
     for name, student in STUDENTS.items():
         found = results.recovered(name, "A")
         if found is None or student.blocks:
             continue
-        reduction = student.reduction or reduction_settings.DENSE
+        reduction = Reduction.read(student.reduction)
         key = parts.reduction_key(reduction, student.image_size or parts.SIDE)
         photographs[key] = found.right
         elsewhere = results.recovered_imagenette(name)

@@ -202,7 +202,7 @@ class Study:
     def measure(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell, as JSON values by name."""
         vit = self.model(cell)
-        found = {"reduction": dict(vit.reduction), "gmacs": vit.gmacs}
+        found = {"reduction": vit.reduction.fields, "gmacs": vit.gmacs}
         if vit.recovery is not None:
             (cost,) = vit.recovery.costs
             found["recovery"] = dataclasses.asdict(cost)

@@ -21,7 +21,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import Reduction
 
 BLANK = "not measured"
 TOKENS_LEFT = "tokens left, with class token"
@@ -39,7 +39,7 @@ class TableRow:
     trained: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
 
-DENSE = TableRow("DeiT", settings.DENSE)
+DENSE = TableRow("DeiT", {"name": "none"})
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
 # What its published speed fits: see `schedule.efficiency_table`.
@@ -223,8 +223,9 @@ def table(rows, results: Results, printed: Mapping, whose: str) -> str:
 
 def matched_fields(measured: Measured) -> str:
     """Fields of the reduction that were matched, and are not the row's: " (r=9)"."""
-    differs = settings.differences(measured.reduction, measured.row.reduction)
-    fields = [f"{field}={differs[field]}" for field in differs if field != "name"]
+    ours = Reduction.read(measured.reduction).all_fields
+    usual = Reduction.read(measured.row.reduction).all_fields
+    fields = [f"{k}={value}" for k, value in ours.items() if value != usual.get(k)]
     if not fields:
         return ""
     return f" ({', '.join(fields)})"

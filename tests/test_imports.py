@@ -40,7 +40,7 @@ REDUCTION = (
     {"reducers", "token_selector"},
     {"contract"},
     {"methods"},
-    {"settings"},
+    {"reduction"},
     {"sweep_text"},
 )
 PLAIN_PYTHON = REDUCTION[0]

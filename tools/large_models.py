@@ -16,7 +16,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import Reduction
 from tools import compile_only, gpu_speed, h200
 
 OUT = cli.text("out", None, "the page to write")
@@ -109,7 +109,7 @@ def compared(name, size):
         kernels, ms = (sum(part) for part in zip(*by_kind.values(), strict=True))
         if dense_ms is None:  # the first is dense
             dense_ms = round(ms, 3)
-        row = [name, size, settings.label(reduction), built.plan[-1].mlp_tokens]
+        row = [name, size, Reduction.read(reduction).words, built.plan[-1].mlp_tokens]
         row += [f"{cost(reduction) / 1e9:.1f}", kernels, f"{ms:.3f}"]
         row += [f"{dense_ms / ms:.2f}", f"{dense_macs / cost(reduction):.2f}"]
         rows.append(row)

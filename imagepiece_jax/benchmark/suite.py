@@ -14,9 +14,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, one_of, whole_numbers
 from imagepiece_jax.pretrained import with_config
-from imagepiece_jax.reduction.methods import AUTO
-from imagepiece_jax.reduction.settings import DENSE, in_words, label
-from imagepiece_jax.reduction.sweep_text import sweep_of
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 # How libraries say that memory is full.
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
@@ -63,17 +61,19 @@ def beside_dense(config, vit=None) -> dict:
     """
     config = _with_tokens(config)
     pairs = {}
-    if config.reduction.name != DENSE["name"]:
+    if config.reduction.name != DENSE.name:
         dense = config.copy_and_resolve_references()
         with dense.unlocked():
-            dense.reduction = dict(DENSE)
+            dense.reduction = DENSE.fields
         pairs["dense"] = dense, vit
-    reduction = vit.reduction if vit else config.reduction.to_dict()
-    pairs[in_words(reduction)] = config, vit
+    reduction = Reduction.read(config.reduction.to_dict())
+    if vit:
+        reduction = vit.reduction
+    pairs[reduction.words] = config, vit
     return pairs
 
 
-def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
+def swept(pairs: dict, configs: Collection, reductions: Sequence[Reduction]) -> dict:
     """One model with each reduction of --sweep: {label: (config, Pretrained or None)}.
 
     The dense model comes first.
@@ -90,21 +90,20 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
             allowed="one --config, or --weights",
         )
     *_, (config, vit) = pairs.values()
-    others = [each for each in reductions if each["name"] != DENSE["name"]]
+    others = [each for each in reductions if each.name != DENSE.name]
     by_label = {}
     for reduction in [DENSE, *others]:
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
-            changed.reduction = dict(reduction)
+            changed.reduction = reduction.fields
         try:
             RunConfig.from_config(changed).create_model()
         except InputError as error:
-            raise error.inside(place=sweep_of(reduction)) from error
-        name = label(reduction)
-        if reduction["name"] == AUTO:
+            raise error.inside(place=f"--sweep {reduction.text}") from error
+        if reduction.is_open:
             changed = _with_tokens(changed)
-            name = in_words(changed.reduction.to_dict())
-        by_label[name] = changed, vit
+            reduction = Reduction.read(changed.reduction.to_dict())
+        by_label[reduction.words] = changed, vit
     return by_label
 
 

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -33,7 +32,7 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.runs import reduction_of
-from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
@@ -207,7 +206,7 @@ class Clock:
         return setting
 
     def __call__(
-        self, vit: Pretrained, reduction: Mapping, tokens: int | None = None
+        self, vit: Pretrained, reduction: ReductionLike, tokens: int | None = None
     ) -> dict[str, float]:
         """`timer.figures` relative to the dense model, whose time is "dense_ms".
 
@@ -215,8 +214,8 @@ class Clock:
             dense program returns all patches; None: both return logits
         """
         jobs = {}
-        for name, fields in (("dense", DENSE), ("reduced", reduction)):
-            variant = vit.with_reduction(fields, seed=0)
+        for name, each in (("dense", DENSE), ("reduced", reduction)):
+            variant = vit.with_reduction(each, seed=0)
             returned = tokens
             if tokens and name == "dense":
                 returned = variant.model.image_tokens
@@ -241,7 +240,7 @@ def training_step(config, place=lambda model: model):
         teacher's model, or None).
     """
     run = RunConfig.from_config(config)
-    method = run.reduction
+    method = run.reduction.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = None

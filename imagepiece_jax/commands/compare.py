@@ -94,7 +94,7 @@ def main():
     if given not in ("", "--sweep"):
         # The reduction is one to compare, not that of the training.
         if not METHODS.present:
-            reductions = [compare.as_asked(vit.reduction)]
+            reductions = [vit.reduction.as_asked]
         vit = vit.with_reduction(vit.source.reduction)
     reductions = compare.with_recommended(vit, reductions)
     compare.check_fit(vit, reductions)

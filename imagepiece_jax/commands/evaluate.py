@@ -106,7 +106,8 @@ def main():
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
         size = loaded.config.image_size
-        trained = {"reduction": loaded.reduction, "image_size": size}
+        reduction = loaded.reduction and loaded.reduction.fields
+        trained = {"reduction": reduction, "image_size": size}
         facts = {
             "preprocessing": transform.as_json,
             "weights": typed["path"],
@@ -120,7 +121,7 @@ def main():
             "dtype": model.dtype.name,
             "trained": trained,
             "recovered": vit.recovered and vit.recovered.form,
-            "reduction": dict(vit.reduction),
+            "reduction": vit.reduction.fields,
             "gmacs": vit.gmacs,
             "unreadable": unreadable,
         }

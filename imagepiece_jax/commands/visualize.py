@@ -43,7 +43,7 @@ def main(words):
     from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.pretrained.runs import last_checkpoint
     from imagepiece_jax.pretrained.with_config import load_with_config
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps, sweep_of
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.visualize import html
 
     extras.check("a figure", "matplotlib")
@@ -67,7 +67,7 @@ def main(words):
         try:
             models.append(vit.with_reduction(reduction, seed=vit.source.seed))
         except InputError as error:
-            raise error.inside(place=sweep_of(reduction)) from error
+            raise error.inside(place=f"--sweep {reduction.text}") from error
     models = models or [vit]
     numbers = [str(block) for block in range(len(models[0].model.plan))]
     blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]

@@ -103,6 +103,14 @@ def plain(value: Any) -> Any:
     return value.tolist() if is_array else value
 
 
+def as_tuple(value: Any) -> Any:
+    """A list (JSON's form of a tuple) or an array as a tuple, also inside of dicts."""
+    if isinstance(value, dict):
+        return {name: as_tuple(each) for name, each in value.items()}
+    value = plain(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def is_number(value) -> bool:
     """Whether it is a real number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -129,10 +137,11 @@ def checked(default, convert, allowed, training=False):
 
     convert: from a value to its plain Python form; ValueError for one not allowed
     allowed: the allowed values, in words
-    training: whether only training reads the field
+    training: whether only training reads the field; methods that differ in such fields
+        are equal
     """
     metadata = {"convert": convert, "allowed": allowed, "training": training}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, compare=not training)
 
 
 def number(

@@ -147,17 +147,34 @@ class Overrides(tuple):
             if names_method and text != config.reduction.name:
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
+            elif field == MACS and text not in ("", "None"):
+                _put_cost(config, text, named)
             else:
                 override(config, field, text)
-            if field == MACS and config.reduction.macs is not None:
-                from imagepiece_jax.reduction.methods import AUTO  # imports JAX
-                from imagepiece_jax.reduction.settings import DENSE, with_cost
 
-                fields = with_cost(config.reduction.to_dict(), config.reduction.macs)
-                if fields["name"] == DENSE["name"] and not named:
-                    fields["name"] = AUTO
-                with config.unlocked():
-                    config.reduction = type(config)(fields)
+
+def _put_cost(config, text, named):
+    """Put a cost in the place of the amounts in a config.
+
+    named: whether the method is typed, too; else the dense model gets the recommended
+    """
+    from imagepiece_jax.reduction.methods import AUTO  # imports JAX
+    from imagepiece_jax.reduction.reduction import DENSE, Reduction
+
+    share = literal(text) if isinstance(text, str) else text
+    written = config.reduction.to_dict()
+    try:
+        if written["name"] == AUTO or (written["name"] == DENSE.name and not named):
+            reduction = Reduction.read(written | {"name": AUTO, "macs": share})
+        else:
+            reduction = Reduction.read(written).with_cost(share)
+    except InputError as error:
+        raise error.inside("config") from error
+    fields = {"name": reduction.name, **reduction.method.named_fields()}
+    if reduction.prop_attn is not None:
+        fields["prop_attn"] = reduction.prop_attn
+    with config.unlocked():
+        config.reduction = type(config)(fields)
 
 
 def _tuple(text):
@@ -248,7 +265,7 @@ def fields_of_text(text: str) -> list:
 
     Raises InputError for a text that cannot be read.
     """
-    from imagepiece_jax.reduction.settings import split_text  # imports JAX
+    from imagepiece_jax.reduction.reduction import split_text  # imports JAX
 
     try:
         fields = split_text(text)

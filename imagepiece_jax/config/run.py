@@ -31,7 +31,7 @@ from imagepiece_jax.errors import InputError, check_names
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.config import ModelConfig
     from imagepiece_jax.models.vit import ViT
-    from imagepiece_jax.reduction.methods.method import Method
+    from imagepiece_jax.reduction.reduction import Reduction
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
 BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
@@ -219,7 +219,7 @@ class RunConfig(CheckedFields):
 
     Some are not where the config has them. config.lr, and the other fields of AdamW and
     its schedule, are fields of `optim`; config.optim.train is `part.train`. `model` has
-    config.image_size and config.num_classes, too, and prop_attn of config.reduction.
+    config.image_size and config.num_classes, too; `reduction` has its prop_attn.
 
     model, reduction: or dicts of their fields, of which objects are made once all other
         fields are found to be right: that imports JAX
@@ -249,7 +249,7 @@ class RunConfig(CheckedFields):
     ema_decay: float = rate()
     best_by: str = choice(allowed=tuple(BEST_BY))
     model: "ModelConfig" = _object()
-    reduction: "Method" = _object()
+    reduction: "Reduction" = _object()
     eval: EvalConfig
     data: DataConfig
     augment: AugmentConfig
@@ -277,32 +277,28 @@ class RunConfig(CheckedFields):
         self._read_model()
 
     def _read_model(self):
-        """Make a ModelConfig and a Method of dicts, and check the teacher's fields."""
+        """Make a ModelConfig and a Reduction of dicts; check the teacher's fields."""
         from imagepiece_jax.models.config import (
             ModelConfig,
             fields_in_config,
             in_config,
         )
-        from imagepiece_jax.reduction.settings import read_reduction
+        from imagepiece_jax.reduction.reduction import Reduction
 
         sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
         model = self.model
         try:
             if isinstance(model, dict):
                 model = ModelConfig.from_fields(fields_in_config(model) | sizes)
-            method, prop_attn = read_reduction(self.reduction, model.prop_attn)
+            reduction = Reduction.read(self.reduction, model.prop_attn)
         except InputError as error:
             raise in_config(error) from error
-        try:
-            model = dataclasses.replace(model, prop_attn=prop_attn)
-        except InputError as error:
-            raise error.inside("config.reduction") from error
         try:
             ModelConfig(**self.teacher.fields)
         except InputError as error:
             raise error.inside("config.teacher") from error
         object.__setattr__(self, "model", model)
-        object.__setattr__(self, "reduction", method)
+        object.__setattr__(self, "reduction", reduction)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
         """The model as it is evaluated, with the plan of the reduction.
@@ -322,29 +318,29 @@ class RunConfig(CheckedFields):
         has the keep rate of the epoch.
         """
         reduction = self.reduction
-        if rate_at := reduction.rate_at:
-            reduction = dataclasses.replace(reduction, keep_rate=rate_at(epoch))
+        if rate_at := reduction.method.rate_at:
+            method = dataclasses.replace(reduction.method, keep_rate=rate_at(epoch))
+            reduction = dataclasses.replace(reduction, method=method)
         model = self._model(reduction, axis_name=axis_name, masked=True)
         return model.clone(remat=self.remat)
 
     def at_cost(self) -> "RunConfig":
         """The RunConfig with counts of tokens in place of the cost `macs`."""
-        from imagepiece_jax.models.at_cost import method_at_cost  # imports JAX
+        from imagepiece_jax.models import cost_search  # imports JAX
 
-        if self.reduction.macs is None:
+        asked = self.reduction
+        if asked.method.macs is None:
             return self
-        try:
-            reduction = method_at_cost(self.reduction, *self._dense)
-        except InputError as error:
-            raise error.inside("config") from error
-        return dataclasses.replace(self, reduction=reduction)
-
-    @property
-    def _dense(self):
-        """The dense model, its grid of patches and its name."""
         dense = self.create_dense()
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
-        return dense, grid, self.model.name
+        where = grid, self.model.name
+        try:
+            reduction = cost_search.at_cost(asked, dense, *where)
+        except InputError as error:
+            raise error.inside("config") from error
+        found = dataclasses.replace(self, reduction=reduction)
+        cost_search.say(asked, found.create_model(), *where)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The config for the run's folder: as written, and complete where it matters.
@@ -352,18 +348,15 @@ class RunConfig(CheckedFields):
         mean, std and all fields of the reduction are in it, even where they were empty,
         and as a label the text that asked for the reduction.
         """
-        from imagepiece_jax.models.at_cost import with_chosen  # imports JAX
-        from imagepiece_jax.reduction.methods import name_of
-        from imagepiece_jax.reduction.settings import LABEL, cost_label
+        from imagepiece_jax.reduction.reduction import LABEL  # imports JAX
 
         images = {"mean": self.model.mean, "std": self.model.std}
-        fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
-        written = self.written["reduction"]
-        for field in ("prop_attn", LABEL):
-            if field in written:
-                fields[field] = written[field]
-        if written.get("macs") and self.reduction.macs is None:
-            fields[LABEL] = cost_label(with_chosen(written, *self._dense))
+        reduction = self.reduction
+        fields = {"name": reduction.name, **reduction.method.named_fields()}
+        if "prop_attn" in self.written["reduction"]:
+            fields["prop_attn"] = reduction.prop_attn
+        if reduction.asked:
+            fields[LABEL] = reduction.asked
         model = self.written["model"] | images
         return {**self.written, "model": model, "reduction": fields}
 

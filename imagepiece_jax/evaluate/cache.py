@@ -22,7 +22,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
 MAX_PROGRAMS = 64  # compiled evaluation steps in memory
@@ -143,47 +143,47 @@ class MeasuredWeights:
     # compiled evaluation steps, which several weights of one model may share
     programs: dict = dataclasses.field(default_factory=dict)
 
-    def evaluate(self, reduction: Mapping[str, Any]) -> dict[str, Any]:
+    def evaluate(self, reduction: Reduction) -> dict[str, Any]:
         """Figures of the model with a reduction on the images, as JSON values.
 
         "right" has a bit for each image: whether it is classified right.
         """
         setting = self.setting("accuracy", reduction)
-        name = self.name or settings.in_words(reduction)
+        name = self.name or reduction.words
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
             f"{name}, {setting['images']} images",
         )
 
-    def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
+    def has_evaluated(self, reduction: Reduction) -> bool:
         """Whether `evaluate` has been measured already."""
         return self.setting("accuracy", reduction) in self.cache
 
-    def speed(self, reduction: Mapping[str, Any]) -> dict[str, float]:
+    def speed(self, reduction: Reduction) -> dict[str, float]:
         """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
             "fields": self.vit.config.as_dict,
-            "reduction": settings.with_defaults(reduction),
+            "reduction": reduction.all_fields,
             **self.clock.setting(self.vit),
             **self._tokens_left,
         }
         return self.cache.result(
             setting,
             lambda: self.clock(self.vit, reduction, self.tokens),
-            f"the speed of {settings.in_words(reduction)}",
+            f"the speed of {reduction.words}",
         )
 
-    def setting(self, kind: str, reduction: Mapping[str, Any]) -> dict[str, Any]:
+    def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """All that decides a result of this kind on the images, as JSON values."""
         return {
             "kind": kind,
             "weights": self.vit.digest,
             "fields": self.vit.config.as_dict,
-            "reduction": settings.with_defaults(reduction),
+            "reduction": reduction.all_fields,
             "use": self.vit.use(reduction),
-            "trained_as": settings.with_defaults(self.vit.reduction),
+            "trained_as": self.vit.reduction.all_fields,
             "seed": self.vit.source.seed,
             **self.images.setting,
             **self._valid,

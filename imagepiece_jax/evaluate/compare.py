@@ -29,9 +29,8 @@ from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.methods import AUTO, METHODS
-from imagepiece_jax.reduction.sweep_text import sweep_of
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
@@ -50,7 +49,7 @@ class MatchedMethod:
 
     method: str
     share: float | None  # None in a sweep
-    reduction: dict  # with the tokens that stay
+    reduction: Reduction  # with the tokens that stay
     setting: dict  # the fields that a user would type
     reached: float  # share of the dense model's cost
     speed: dict | None = None  # of `MeasuredWeights.speed`; None: it was not timed
@@ -85,26 +84,24 @@ def compare(
 
 def sweep(
     checkpoint: MeasuredWeights,
-    reductions: Iterable[dict[str, Any]],
+    reductions: Iterable[Reduction],
     smaller_images: bool = False,
 ) -> dict[str, Any]:
     """Compare named reductions with the dense model; a report as `compare` returns it.
 
-    reductions: fields of reductions that passed `check_fit`
+    reductions: that passed `check_fit`
     smaller_images: whether each is compared with the dense model on smaller images,
         too: those whose cost is next to its own, on either side
     """
     vit = checkpoint.vit
-    dense_fields = settings.with_defaults(settings.DENSE)
-    dense = vit.gmacs_with(settings.DENSE)
+    dense = vit.gmacs_with(DENSE)
     entries = []
     for reduction in reductions:
-        if settings.with_defaults(reduction) == dense_fields:
+        if vit.model_with(reduction) == vit.model_with(DENSE):
             continue
-        name = settings.label(reduction)
-        setting = settings.differences(reduction)
         share = vit.gmacs_with(reduction) / dense
-        entries.append(MatchedMethod(name, None, reduction, setting, share))
+        setting = _setting(reduction)
+        entries.append(MatchedMethod(reduction.words, None, reduction, setting, share))
     smaller = []
     if smaller_images:
         costs = [entry.reached for entry in entries]
@@ -113,34 +110,29 @@ def sweep(
 
 
 def with_recommended(
-    vit: Pretrained, reductions: Iterable[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    vit: Pretrained, reductions: Iterable[Reduction]
+) -> list[Reduction]:
     """Reductions with the method that is recommended for `vit` in place of "auto"."""
     found = []
     for reduction in reductions:
-        if reduction["name"] == AUTO:
-            reduction = as_asked(vit.reduction_at_cost(reduction))
+        if reduction.is_open:
+            reduction = vit.reduction_at_cost(reduction).as_asked
         found.append(reduction)
     return found
 
 
-def as_asked(reduction: dict[str, Any]) -> dict[str, Any]:
-    """A reduction as one types it, with a cost in place of amounts found for it."""
-    if settings.LABEL not in reduction:
-        return settings.differences(reduction)
-    asked = dict(settings.as_fields(reduction[settings.LABEL]))
-    if "prop_attn" in reduction:  # which is in no label
-        asked["prop_attn"] = reduction["prop_attn"]
-    return asked
-
-
-def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
+def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
     """Raise InputError, which names the reduction, for one that does not fit `vit`."""
     for reduction in reductions:
         try:
             vit.model_with(reduction)
         except InputError as error:
-            raise error.inside(place=sweep_of(reduction)) from error
+            raise error.inside(place=f"--sweep {reduction.text}") from error
+
+
+def _setting(reduction):
+    """What one types for a reduction, without what asked for it."""
+    return dataclasses.replace(reduction, asked="").fields
 
 
 def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
@@ -149,17 +141,17 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
     smaller: the entries of smaller images, with their weights
     """
     vit = checkpoint.vit
-    models = [(checkpoint, settings.DENSE)]
+    models = [(checkpoint, DENSE)]
     models += [(checkpoint, entry.reduction) for entry in entries]
     for entry, resized in smaller:
         entries = [*entries, entry]
-        models.append((resized, settings.DENSE))
+        models.append((resized, DENSE))
     dense, *figures = map(_figures, _evaluate_all(models))
     lines = []
     rights = {}
     for entry, measured in zip(entries, figures, strict=True):
         line = dict(vars(entry))
-        line["reduction"] = settings.with_defaults(entry.reduction)
+        line["reduction"] = entry.reduction.all_fields
         line["recovered"] = bool(vit.recovered_with(entry.reduction))
         line.update(measured)
         lines.append(line)
@@ -171,7 +163,7 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
         "weights": vit.source.name,
         "digest": vit.digest,
         "fields": vit.config.as_dict,
-        "trained_as": vit.reduction["name"],
+        "trained_as": vit.reduction.name,
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,
         "valid_labels": checkpoint.images.valid,
@@ -194,7 +186,7 @@ def _evaluate_all(models):
 
     def key(model):
         weights, reduction = model
-        return id(weights), str(settings.with_defaults(reduction))
+        return id(weights), reduction
 
     def is_measured(model):
         weights, reduction = model
@@ -248,7 +240,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     The control of ImagePiece comes right after it.
     Raises InputError for another name.
     """
-    every = [name for name in METHODS if name != settings.DENSE["name"]]
+    every = [name for name in METHODS if name != DENSE.name]
     for name in names:
         if name not in every:
             hint = suggestion(name, every, f"allowed: {', '.join(every)}")
@@ -271,11 +263,13 @@ def _entries(checkpoint, method, shares, metric):
     vit = checkpoint.vit
     nearest = _by_time if metric == "ms" else _by_macs
     requested = VARIANTS.get(method, {"name": method})
-    if vit.reduction["name"] == requested["name"]:  # the checkpoint's own fields count
-        trained = {**vit.reduction, "counts": None, settings.LABEL: None}
-        requested = {**trained, **requested}
+    if vit.reduction.name == requested["name"]:  # the checkpoint's own fields count
+        trained = _setting(vit.reduction)
+        trained.pop("counts", None)
+        requested = trained | requested
+    requested = Reduction.read(requested)
     try:
-        vit.model_with({**requested, "counts": None})
+        vit.model_with(requested)
     except InputError as error:
         return [], [{"share": None, "reason": str(error)}]
     entries = []
@@ -290,10 +284,9 @@ def _entries(checkpoint, method, shares, metric):
             return [], [{"share": None, "reason": "needs training"}]
         macs = share
         if metric == "ms":  # the share of the MACs that takes this share of the time
-            dense = vit.gmacs_with(settings.DENSE)
+            dense = vit.gmacs_with(DENSE)
             macs = round(vit.gmacs_with(reduction) / dense, 4)
-        typed = settings.with_cost(requested, macs)
-        setting = {"macs": macs} | settings.differences(typed)
+        setting = {"macs": macs} | _setting(requested.with_cost(macs))
         setting.pop("name")
         entry = MatchedMethod(method, share, reduction, setting, reached, speed)
         entries.append(entry)
@@ -306,8 +299,8 @@ def _by_macs(checkpoint, requested, share):
     The None stands for a speed, which is not measured.
     """
     vit = checkpoint.vit
-    reduction = vit.reduction_at_cost(settings.with_cost(requested, share))
-    reached = vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
+    reduction = vit.reduction_at_cost(requested.with_cost(share))
+    reached = vit.gmacs_with(reduction) / vit.gmacs_with(DENSE)
     return reduction, reached, None
 
 
@@ -368,7 +361,7 @@ def smaller_sizes(checkpoint) -> list[tuple[MatchedMethod, MeasuredWeights]]:
     Returns pairs of a MatchedMethod, without a share, and its weights.
     """
     # Counts of a reduction do not fit a smaller image.
-    dense = checkpoint.vit.with_reduction(settings.DENSE)
+    dense = checkpoint.vit.with_reduction(DENSE)
     both = sides(dense.image_size)
     patch = dense.model.patch_size
     found = []
@@ -385,7 +378,7 @@ def smaller_sizes(checkpoint) -> list[tuple[MatchedMethod, MeasuredWeights]]:
         )
         reached = vit.gmacs / dense.gmacs
         setting = {"image_size": typed}
-        entry = MatchedMethod(SMALLER, None, settings.DENSE, setting, reached)
+        entry = MatchedMethod(SMALLER, None, DENSE, setting, reached)
         found.append((entry, resized))
     return found
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common import plotting
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
@@ -19,7 +20,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.compare import RECOMMENDED, SMALLER, controlled
 from imagepiece_jax.evaluate.statistics import Estimate
-from imagepiece_jax.reduction.settings import as_tuple
 
 NAMES = {
     "dense": "dense",

@@ -30,7 +30,7 @@ from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT, final_norm
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 STORAGES = ("float16", "float32")
 COMPARED = 256  # photographs that the dense model sees, too
@@ -138,7 +138,7 @@ def _facts(vit, model, tokens, storage):
     facts = {
         KEY: __version__,
         "weights": {"name": vit.source and vit.source.name, "digest": vit.digest},
-        "reduction": settings.completed(vit.model.reduction),
+        "reduction": (vit.model.reduction or DENSE).fields,
         "tokens": tokens,
         "dtype": model.dtype.name,
         "preprocessing": vit.preprocessing.as_json,
@@ -150,7 +150,7 @@ def _facts(vit, model, tokens, storage):
 # How sentences name facts that are no plain value.
 IN_WORDS = {
     "weights": lambda fact: f"{fact['name']} ({fact['digest']})",
-    "reduction": settings.in_words,
+    "reduction": lambda fields: Reduction.read(fields).words,
     "preprocessing": lambda fact: Preprocessing.from_json(fact).text,
     "arrays": ", ".join,
 }

@@ -20,7 +20,6 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import settings
 
 PLATFORMS = ("cpu", "cuda")
 IMAGES = "images"  # the name of a program's input
@@ -220,7 +219,7 @@ def program_facts(
     if vit.config is not None:
         fields = vit.config.as_dict
     if vit.reduction is not None:
-        method = settings.completed(vit.reduction)
+        method = vit.reduction.fields
     return {
         "input": entry(IMAGES, images),
         "normalization": normalization,

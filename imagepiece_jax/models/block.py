@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduction:
+class BlockReduction:
     """The reduction of one block, from its tokens and their scores to fewer tokens."""
 
     block: int  # index of the block
@@ -134,7 +134,7 @@ class Block(nn.Module):
         The record is (result, taps) of the reduction, or None without one.
 
         state, scores: the TokenState and the scores of the block before
-        reduction: the Reduction of this block; None: it keeps all tokens
+        reduction: the BlockReduction of this block; None: it keeps all tokens
         drop_path: factors of the two residual branches, each [B] or None
         """
         site = reduction and self.layer.step.site

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import (
     CheckedFields,
+    as_tuple,
     checked,
     choice,
     count,
@@ -22,17 +23,17 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import GONE, InputError, check_names, short_traceback
-from imagepiece_jax.models import at_cost
+from imagepiece_jax.models import cost_search
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import MODELS, fields_of, instead_of, is_known
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import contract, settings
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.settings import Reduction, as_fields, read_reduction
+from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
@@ -191,8 +192,8 @@ class ModelConfig(CheckedFields):
 
             of_name: whether `value` is that of the requested name
             """
-            value = settings.as_tuple(value)
-            trained = settings.as_tuple(trained)
+            value = as_tuple(value)
+            trained = as_tuple(trained)
             if value == trained:
                 return
             whose = ""
@@ -225,7 +226,7 @@ class ModelConfig(CheckedFields):
             patch_grid(size, self.patch_size)
         return dataclasses.replace(self, **requested.fields | {"arch": wanted_arch})
 
-    def create(self, reduction: Reduction | Method = None) -> ViT:
+    def create(self, reduction: ReductionLike = None) -> ViT:
         """The ViT of this config, with the plan of a reduction (`with_plan`).
 
         Fields that are None are those of the name, else the usual ones. Attention is
@@ -275,37 +276,31 @@ class ModelConfig(CheckedFields):
             axis_name=self.axis_name,
             **sizes,
         )
-        return with_plan(
-            dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
-        )
+        reduction = Reduction.read(reduction, self.prop_attn)
+        return with_plan(dense, reduction, patches, self.name, fields["masked"])
 
-    def gmacs(self, reduction: Reduction = None) -> float:
+    def gmacs(self, reduction: ReductionLike = None) -> float:
         """GMACs of one image through `create(reduction)`."""
         size = self._all_fields["image_size"]
         return model_macs(self.create(reduction), size) / 1e9
 
     def reduction_at_cost(
-        self, reduction: Reduction, tolerance: float = at_cost.TOLERANCE
-    ) -> Mapping[str, Any]:
-        """A reduction as a dict, for this model: counts of tokens in place of `macs`.
+        self, reduction: ReductionLike, tolerance: float = cost_search.TOLERANCE
+    ) -> Reduction:
+        """A reduction for this model, with counts of tokens in place of its cost.
 
-        In place of "auto", which a number such as 0.5 stands for, it has the name and
-        fields of the recommended method (`at_cost.fields_at_cost`).
+        In place of "auto", which a number such as 0.5 stands for, it has the
+        recommended method (`cost_search.at_cost`).
         """
-        fields = as_fields(reduction)
-        if fields.get("macs") is None:
-            return fields
         model = self.create()
+        reduction = Reduction.read(reduction)
         grid = self._grid(model)
-        return at_cost.fields_at_cost(reduction, model, grid, self.name, tolerance)
+        return cost_search.at_cost(reduction, model, grid, self.name, tolerance)
 
-    def create_at_cost(self, reduction: Reduction) -> ViT:
-        """The ViT of a reduction as a caller gave it, which may have a cost (`macs`).
-
-        A line on stderr says what a number or a text stands for (`at_cost.say`).
-        """
-        model = self.create(self.reduction_at_cost(reduction))
-        at_cost.say(reduction, model, self._grid(model), self.name)
+    def create_at_cost(self, reduction: ReductionLike) -> ViT:
+        """`create`, and a line on stderr says what a number or a text stands for."""
+        model = self.create(reduction)
+        cost_search.say(reduction, model, self._grid(model), self.name)
         return model
 
     def _grid(self, model):
@@ -314,57 +309,60 @@ class ModelConfig(CheckedFields):
 
 
 def with_plan(
-    model, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
-):
-    """A ViT with the plan of a reduction.
-
-    The method's score "auto" becomes a score that the model has. prop_attn is the
-    method's, where neither the reduction nor `prop_attn` says it. The ViT's field
-    `reduction` notes the name and fields.
+    model: ViT,
+    reduction: Reduction,
+    grid: tuple[int, int],
+    name: str | None = None,
+    masked: bool = False,
+    tokens: int | None = None,
+) -> ViT:
+    """A ViT with the plan of a reduction, which its field `reduction` notes.
 
     model: a ViT of the same sizes, with any plan
-    reduction: as `create_model` takes it, or a Method
     grid: (height, width) of the images, in patches
-    name, prop_attn, masked: fields of a ModelConfig
+    name, masked: fields of a ModelConfig
     tokens: exact number of image tokens in the end; None: the reduction's own
     Raises InputError for a reduction that does not fit the model.
     """
-    prop_attn_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
-    method, prop_attn = read_reduction(reduction, prop_attn)
-    if tokens is None and method.macs is not None:
-        _, method = at_cost.chosen_with_counts(method, model, grid, name)
-    noted = method  # its score "auto" fits other models, too
-    try:
-        method = method.for_model(model.facts_for_methods(grid, name))
-    except InputError as error:
-        raise error.inside("reduction") from error
-    if tokens is not None:
-        method = at_cost.ending_at(tokens, method, model, grid)
-        noted = method
+    facts = model.facts_for_methods(grid, name)
+    place = ""
+    if tokens is None:
+        noted = cost_search.at_cost(reduction, model, grid, name)
+        method = noted.for_model(facts).method
+    else:
+        place = f"tokens={tokens}"
+        method = reduction.for_model(facts).method
+        method = cost_search.ending_at(tokens, method, model, grid)
+        noted = Reduction(method, reduction.prop_attn)
     usual = usual_prop_attn(method, name)
+    prop_attn = noted.prop_attn
     if prop_attn is None:
         prop_attn = usual
-    if not isinstance(prop_attn, bool):
-        raise InputError(field=prop_attn_field, value=prop_attn, allowed="True, False")
-    place = "" if tokens is None else f"tokens={tokens}"
     try:
         plan = model.plan_of(method, grid, masked)
         contract.check_plan(plan, model.arch, grid)
     except InputError as error:
         raise error.inside("reduction", place) from error
-    if tokens is not None or isinstance(reduction, Method):
-        fields = settings.fields_of_method(noted)
-    else:
-        asked = as_fields(reduction)
-        fields, _ = settings.split_reduction(asked)
-        if asked.get("macs") is not None or asked.get(settings.LABEL) is not None:
-            fields = at_cost.fields_to_note(asked, noted, model, grid, name)
-    if prop_attn != usual:
-        fields["prop_attn"] = prop_attn
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fields)
+    if prop_attn == usual:
+        noted = dataclasses.replace(noted, prop_attn=None)
+    if reduction.asked and not _still_asked(noted, model, grid, name):
+        noted = dataclasses.replace(noted, asked="")
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=noted)
 
 
-def usual_prop_attn(method, name):
+def _still_asked(reduction, model, grid, name):
+    """Whether what asked for a reduction makes the same one of this model.
+
+    Its fields, or the size of images, may have changed since.
+    """
+    try:
+        again = cost_search.at_cost(reduction.as_asked, model, grid, name)
+    except InputError:
+        return False
+    return again == reduction
+
+
+def usual_prop_attn(method: Method, name: str | None) -> bool:
     """Whether a Method has proportional attention by default.
 
     name: of the model; some public weights (MAE's) are used without it
@@ -374,7 +372,9 @@ def usual_prop_attn(method, name):
 
 
 @short_traceback
-def create_model(name: str | None, reduction: Reduction = None, **changes: Any) -> ViT:
+def create_model(
+    name: str | None, reduction: ReductionLike = None, **changes: Any
+) -> ViT:
     """A ViT by name, without weights.
 
     name: "deit_ti", "deit_s", "deit_b", or timm's name of a public model with or

@@ -20,7 +20,7 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import at_cost, convert, positions, registry
+from imagepiece_jax.models import convert, cost_search, positions, registry
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
@@ -37,11 +37,7 @@ from imagepiece_jax.models.variables import (
     variable_shapes,
 )
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.settings import (
-    DENSE,
-    Reduction,
-)
+from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,7 +59,7 @@ class Source:
     # sizes in a config.json, which tensors must have too
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # that they were trained with; None: a file does not say
-    reduction: Mapping[str, Any] | None = None
+    reduction: Reduction | None = None
     # fields of a Preprocessing but the size
     crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # timm's tag that has this crop, where the name stands for weights of several crops
@@ -199,11 +195,10 @@ class Pretrained:
         )
 
     @property
-    def reduction(self) -> Mapping[str, Any] | None:
-        """Name and fields of the reduction that made the model's plan.
+    def reduction(self) -> Reduction | None:
+        """The reduction that made the model's plan; None: someone made it by hand.
 
-        prop_attn is among them where it is unusual for the method. None: someone made
-        the plan by hand.
+        It has prop_attn where that is unusual for method and model.
         """
         noted = self.model.reduction or DENSE
         has_steps = any(layer.step for layer in self.model.plan)
@@ -262,8 +257,7 @@ class Pretrained:
         """The reduction in a few words."""
         if self.reduction is None:
             return "a reduction without a name"
-        fields = {**self.reduction, "prop_attn": self.model.prop_attn}
-        label = settings.in_words(fields)
+        label = self.reduction.words
         if kinds := " and ".join(self.untrained_kinds):
             label += f" (untrained {kinds})"
         return f"{label} (recovered)" if self.recovered else label
@@ -276,7 +270,7 @@ class Pretrained:
         """
         return self._recovered(self.model)
 
-    def recovered_with(self, reduction: Reduction) -> RecoveredCost | None:
+    def recovered_with(self, reduction: ReductionLike) -> RecoveredCost | None:
         """`recovered` of `with_reduction`."""
         return self._recovered(self.model_with(reduction))
 
@@ -291,7 +285,7 @@ class Pretrained:
         if self.recovery is None:
             return None
         grid = patch_grid(image_size, model.patch_size, cut=True)
-        share = at_cost.share_of(model.plan, model, grid)
+        share = cost_search.share_of(model.plan, model, grid)
         return self.recovery.nearest(model, image_size, share)
 
     @property
@@ -385,7 +379,7 @@ class Pretrained:
 
     @short_traceback
     def with_reduction(
-        self, reduction: Reduction, seed: int | None = None
+        self, reduction: ReductionLike, seed: int | None = None
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
@@ -397,8 +391,8 @@ class Pretrained:
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        model = self.model_with(self.reduction_at_cost(reduction))
-        at_cost.say(reduction, model, self._grid, self.name)
+        model = self.model_with(reduction)
+        cost_search.say(reduction, model, self._grid, self.name)
         return self._with_model(model, self.variables["params"], seed)
 
     @short_traceback
@@ -482,26 +476,26 @@ class Pretrained:
             config = dataclasses.replace(config, dtype=dtype, **fields)
         return dataclasses.replace(self, model=model, config=config)
 
-    def model_with(self, reduction: Reduction) -> ViT:
+    def model_with(self, reduction: ReductionLike) -> ViT:
         """The model of `with_reduction`, without its variables."""
-        return self._planned(self.model, reduction, self._grid)
+        reduction = Reduction.read(reduction)
+        return with_plan(self.model, reduction, self._grid, self.name)
 
-    def gmacs_with(self, reduction: Reduction) -> float:
+    def gmacs_with(self, reduction: ReductionLike) -> float:
         """`gmacs` of `with_reduction`."""
         return model_macs(self.model_with(reduction), self.image_size) / 1e9
 
-    def reduction_at_cost(self, reduction: Reduction) -> Mapping[str, Any]:
-        """A reduction as a dict, with counts of tokens in place of its cost, `macs`."""
-        return at_cost.fields_at_cost(reduction, self.model, self._grid, self.name)
+    def reduction_at_cost(self, reduction: ReductionLike) -> Reduction:
+        """A reduction with counts of tokens in place of its cost, `macs`."""
+        reduction = Reduction.read(reduction)
+        return cost_search.at_cost(reduction, self.model, self._grid, self.name)
 
-    def use(self, reduction: Mapping[str, Any]) -> str:
+    def use(self, reduction: ReductionLike) -> str:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
-        same = settings.with_defaults(reduction) == settings.with_defaults(
-            self.reduction
-        )
+        same = self.model_with(reduction).reduction == self.reduction
         return "as trained" if same else "off-the-shelf"
 
-    def lacks_selectors(self, reduction: Mapping[str, Any] | None) -> bool:
+    def lacks_selectors(self, reduction: ReductionLike) -> bool:
         """Whether `reduction` has selectors that the weights have not learned."""
         like = variable_shapes(self.model_with(reduction), self.image_size)
         return bool(convert.lacking_selectors(self._learned, like))
@@ -519,10 +513,10 @@ class Pretrained:
             trained = cost and cost.reduction
             how = "recovered for"
         if trained is not None:
-            before = self.reduction_at_cost(trained)
-            if settings.with_defaults(before) != settings.with_defaults(self.reduction):
-                ours = settings.in_words(self.reduction)
-                lines.append(f"reduction {ours} ({how} {settings.in_words(before)})")
+            before = self.model_with(trained).reduction
+            if before != self.reduction:
+                ours = self.reduction.words
+                lines.append(f"reduction {ours} ({how} {before.words})")
         trained_size = source.config.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
@@ -542,13 +536,9 @@ class Pretrained:
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
         try:
-            return self._planned(model, self.reduction, grid)
+            return with_plan(model, self.reduction, grid, self.name)
         except InputError as error:
             raise error.with_facts(hint=remedy) from error
-
-    def _planned(self, model, reduction, grid):
-        """`model` with the plan of a reduction."""
-        return with_plan(model, reduction, grid, self.name)
 
     @property
     def _learned(self):
@@ -614,17 +604,16 @@ class Pretrained:
             return self.model
         tokens = plain(tokens)
         self._check_reduction("tokens", tokens)
-        fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
         # Other values than integers are refused, but not by the cached function, for
         # which True is 1, and a list has no hash.
         end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
-        model = end(self.model, fields, self._grid, self.name, tokens)
+        model = end(self.model, self.reduction, self._grid, self.name, tokens)
         if model.has_selectors:
             try:
                 check_variables(model, self.variables, self.image_size)
             except InputError as error:
                 check_variables(self.model, self.variables, self.image_size)
-                name = self.reduction["name"]
+                name = self.reduction.name
                 raise InputError(
                     f"is {tokens}, but {name!r} has learned weights of another",
                     field="tokens",
@@ -640,8 +629,8 @@ def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str
 
 
 @functools.lru_cache(maxsize=32)
-def _ending_at(model, fields, grid, name, tokens):
-    return with_plan(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
+def _ending_at(model, reduction, grid, name, tokens):
+    return with_plan(model, reduction, grid, name, tokens=tokens)
 
 
 def _is_behind(name, depth):

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
 
@@ -23,7 +24,7 @@ Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/
 class RecoveredCost:
     """What came back at one cost, measured on images that were held out."""
 
-    reduction: Mapping[str, Any]  # with counts of tokens in place of a cost
+    reduction: Reduction  # with counts of tokens in place of a cost
     parameters: str  # that were trained, as `recover` takes it
     images: int  # that were learned from
     held_out: int  # that were measured on
@@ -52,14 +53,19 @@ class RecoveredCost:
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
         object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
-        for field in ("reduction", "interval", "agreement", "image_size"):
-            value = settings.as_tuple(getattr(self, field))
-            object.__setattr__(self, field, value)
+        object.__setattr__(self, "reduction", Reduction.read(self.reduction))
+        for field in ("interval", "agreement", "image_size"):
+            object.__setattr__(self, field, as_tuple(getattr(self, field)))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {**vars(self), "reduction": self.reduction.fields}
 
     @property
     def form(self) -> str:
         """The form that it was learned for: "tome r=8, 12 blocks, .. pixels"."""
-        words = [settings.in_words(self.reduction)]
+        words = [self.reduction.words]
         if self.depth:
             words.append(f"{self.depth} blocks")
         if self.image_size:
@@ -68,9 +74,7 @@ class RecoveredCost:
 
     def fits(self, model, image_size) -> bool:
         """Whether it was learned for a model of this reduction, size and depth."""
-        ours = model.reduction or settings.DENSE
-        theirs = self.reduction
-        if settings.with_defaults(ours) != settings.with_defaults(theirs):
+        if (model.reduction or DENSE) != self.reduction:
             return False
         size = self.image_size or image_size
         depth = self.depth or model.depth

@@ -8,11 +8,11 @@ import pathlib
 import re
 from typing import Any
 
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction.settings import as_tuple
 
 SIZE = dict(patch_size=16, depth=12, mlp_ratio=4.0, mean=MEAN, std=STD)
 MODELS = {

@@ -16,12 +16,13 @@ from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
-from imagepiece_jax.models.block import Block, Reduction
+from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
 from imagepiece_jax.reduction import contract, layer_plan, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
+from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
@@ -96,9 +97,8 @@ class ViT(nn.Module):
     # whether the last block computes only the tokens that the head reads, where these
     # are in the prefix; enough for logits and pooled vectors
     head_only: bool = False
-    # name and fields of the reduction that made the plan, noted by `config.with_plan`:
-    # the plan decides what is computed, and models of one plan are equal
-    reduction: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
+    # that made the plan, noted by `config.with_plan`; models of one plan are equal
+    reduction: Reduction | None = dataclasses.field(default=None, compare=False)
 
     @property
     def depth(self) -> int:
@@ -214,7 +214,7 @@ class ViT(nn.Module):
         }
 
     def _reduction(self, index, keys, probe):
-        """The Reduction of a block; None: the block keeps all tokens."""
+        """What reduces the tokens of a block; None: it keeps all."""
         layer = self.plan[index]
         if layer.step is None:
             return None
@@ -228,7 +228,7 @@ class ViT(nn.Module):
                 reducer(taps, Counts(n, n))
         if layer.counts is None:
             return None
-        return Reduction(index, layer, reducer, self.num_heads, keys, probe)
+        return BlockReduction(index, layer, reducer, self.num_heads, keys, probe)
 
     def _drop_path(self, keys, train):
         """For each block the factors of its two branches, each [B] or None."""

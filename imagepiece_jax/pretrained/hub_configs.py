@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.errors import InputError, one_of
@@ -33,7 +34,7 @@ from imagepiece_jax.pretrained.hub import (
     PREPROCESSOR,
     PROCESSOR,
 )
-from imagepiece_jax.reduction.settings import as_tuple
+from imagepiece_jax.reduction.reduction import Reduction
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
             "std": model.std,
         },
         "preprocessing": vit.preprocessing.options,
-        "reduction": {**vit.reduction, "prop_attn": model.prop_attn},
+        "reduction": {**vit.reduction.fields, "prop_attn": model.prop_attn},
         "dtype": model.dtype.name,
         **optional,
     }
@@ -131,10 +132,10 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 def recovery_record(recovery: Recovery) -> dict[str, Any]:
     """A Recovery as JSON values, without its numbers."""
     if not recovery.keeps_dense:  # as earlier versions wrote it
-        return dataclasses.asdict(recovery.costs[0])
+        return recovery.costs[0].record
     sets = []
     for each in recovery.sets:
-        sets.append([dataclasses.asdict(cost) for cost in each.costs])
+        sets.append([cost.record for cost in each.costs])
     return {"sets": sets}
 
 
@@ -171,7 +172,7 @@ def _parse_ours(config):
         "config": ModelConfig(dtype=ours["dtype"], **ours["model"]),
         "sizes": {"num_classes": classes},
         "crop": ours["preprocessing"],
-        "reduction": {**ours["reduction"]},
+        "reduction": Reduction.read(ours["reduction"]),
         "class_names": timm_config.labels(config, classes),
         "problem_type": one_of("problem_type", problem_type, PROBLEMS),
         "saved": True,

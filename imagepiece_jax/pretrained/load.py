@@ -27,7 +27,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import files, hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, with_fc_norm
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.reduction.settings import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
@@ -35,7 +35,7 @@ HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 @short_traceback
 def load(
     path: str | os.PathLike,
-    reduction: Reduction = None,
+    reduction: ReductionLike = None,
     *,
     checkpoint: str | None = None,
     averaged: bool = False,
@@ -139,7 +139,7 @@ def load_as(
     requested: ModelConfig = NO_FIELDS,
     otherwise: ModelConfig = NO_FIELDS,
     *,
-    reduction: Reduction = None,
+    reduction: ReductionLike = None,
     num_classes: int | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     seed: int | None = None,
@@ -208,7 +208,7 @@ def _create(source, config, reduction, prop_attn):
     if reduction is None:
         reduction = trained
         if prop_attn is not None:
-            reduction = {**reduction, "prop_attn": prop_attn}
+            reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:
         return config.create_at_cost(reduction)
     except InputError as error:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
@@ -18,7 +19,7 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, fields_in_config, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.reduction.settings import as_tuple
+from imagepiece_jax.reduction.reduction import Reduction
 
 # In the folder of a run.
 RUN_CONFIG = "config.json"
@@ -92,8 +93,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _fault(config):
     """Why a config is not that of a run, in words; None where it is."""
     try:
-        model_fields(config)  # raises where it is incomplete, as does the next
-        reduction_of(config)
+        model_fields(config)  # raises where it is incomplete
+        dict(config["reduction"])
     except KeyError as error:
         return f"it has no {error.args[0]}"
     except (TypeError, AttributeError, ValueError):
@@ -213,8 +214,10 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         raise error.inside(place=path) from error
 
 
-def reduction_of(config):
+def reduction_of(config) -> Reduction:
     """The reduction in the config of a run, with the model's `prop_attn` if set."""
+    fields = {k: v for k, v in config["reduction"].items() if v is not None}
     prop_attn = config["model"].get("prop_attn")
-    fields = [*config["reduction"].items(), ("prop_attn", prop_attn)]
-    return as_tuple({k: v for k, v in fields if v is not None})
+    if prop_attn is not None:
+        fields["prop_attn"] = prop_attn
+    return Reduction.read(fields)

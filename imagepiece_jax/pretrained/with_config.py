@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.common.xla_options import fast_dtype
@@ -29,8 +30,7 @@ from imagepiece_jax.pretrained.load import (
     load_as,
     unknown_normalization,
 )
-from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.settings import DENSE, with_defaults
+from imagepiece_jax.reduction.reduction import DENSE
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -188,12 +188,9 @@ def _merge(config, overrides, source, crop, prop_attn):
     """
     fields = source.run
     if fields is None:
-        reduction = DENSE
-        trained = source.reduction or DENSE
-        if trained["name"] != DENSE["name"]:
-            reduction = settings.completed(trained)
+        reduction = (source.reduction or DENSE).fields
         if prop_attn is not None:  # it takes the place of the weights' own
-            reduction = {**reduction, "prop_attn": None}
+            reduction["prop_attn"] = None
         fields = {
             "model": {"name": None, "dtype": fast_dtype()},
             "reduction": {k: v for k, v in reduction.items() if v is not None},
@@ -201,7 +198,7 @@ def _merge(config, overrides, source, crop, prop_attn):
         }
     with config.unlocked():
         try:
-            config.update(settings.as_tuple(fields))
+            config.update(as_tuple(fields))
         except TypeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
@@ -229,9 +226,9 @@ def _write_model(config, vit):
         if field in config.model and field not in FREE:
             decided[field] = value
     with config.unlocked():
-        config.model.update(settings.as_tuple(decided))
+        config.model.update(as_tuple(decided))
         if config.reduction.get("macs") is not None:  # found for these weights
-            config.reduction = type(config)(vit.reduction)
+            config.reduction = type(config)(vit.reduction.fields)
 
 
 def _check_run(source, config, requested):
@@ -252,20 +249,13 @@ def _check_run(source, config, requested):
 
 
 def _reduction(fields, source, requested):
-    """The reduction of a config, as a dict.
-
-    It has the label of the weights' reduction only where it is the same reduction.
-    """
+    """The reduction of a config; with the words of the weights' only where it is it."""
     trained = source.reduction or DENSE
     if requested.prop_attn is not None:
-        trained = {**trained, "prop_attn": requested.prop_attn}
+        trained = dataclasses.replace(trained, prop_attn=requested.prop_attn)
     reduction = runs.reduction_of(fields)
-    try:
-        requested_fields = with_defaults(reduction)
-    except InputError as error:
-        raise error.inside("reduction") from error
-    if requested_fields != with_defaults(trained):
-        reduction.pop(settings.LABEL, None)
+    if reduction != trained:
+        reduction = dataclasses.replace(reduction, asked="")
     return reduction
 
 
@@ -286,9 +276,9 @@ def _decided(model, reduction):
     fields = {"image_size": model.image_size}
     arch = vars(model.architecture)
     fields |= {f"model.arch.{part}": value for part, value in arch.items()}
-    for field, value in with_defaults(reduction).items():
+    for field, value in reduction.all_fields.items():
         group = "reduction"
         if field == "prop_attn":
             group = "model"
         fields[f"{group}.{field}"] = value
-    return settings.as_tuple(fields)
+    return as_tuple(fields)

@@ -1,25 +1,20 @@
-"""The text of --sweep, METHOD:FIELD=V1,V2 or METHOD=MACS: reductions as one types."""
+"""The text of --sweep, METHOD:FIELD=V1,V2 or METHOD=MACS: several reductions."""
 
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterable
 
 from imagepiece_jax.common.fields import literal, number_in
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.settings import (
-    DENSE,
-    label,
-    split_reduction,
-    split_text,
-    with_defaults,
-)
+from imagepiece_jax.reduction.reduction import DENSE, Reduction, split_text
 
 COMMA = r",(?![^(\[]*[)\]])"  # outside of brackets, which hold no others
 
 
-def parse_sweep(text, macs=None):
-    """Reductions of a --sweep, dicts of a name and fields, one for each combination.
+def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
+    """Reductions of a --sweep, one for each combination of values.
 
     text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
         without quotes; "METHOD=V1,V2" for costs, or without the method for those of the
@@ -32,13 +27,8 @@ def parse_sweep(text, macs=None):
         text = f"{methods.AUTO}={text}"
     fields = split_text(text)
     name = fields["name"]
-    if macs is not None and name != DENSE["name"]:
+    if macs is not None and name != DENSE.name:
         fields = split_text(f"{text}:macs={macs}")
-    choices = []
-    for values in fields.values():
-        choices.append([*map(literal, re.split(COMMA, values))])
-    combinations = itertools.product(*choices)
-    reductions = [dict(zip(fields, values, strict=True)) for values in combinations]
     if name not in methods.names():
         similar = closest(name, methods.METHODS)
         if similar:
@@ -47,50 +37,62 @@ def parse_sweep(text, macs=None):
                 value=name,
                 hint=f"did you mean {similar}?",
             )
-    for reduction in reductions:
-        own, _ = split_reduction(reduction)
-        every = dataclasses.fields(methods.create(**own))
-        allowed = [f.name for f in every if not f.metadata.get("training")]
-        allowed.append("prop_attn")
-        for field in reduction:
-            if field not in ("name", *allowed):
-                raise InputError(
-                    f"has {field}, which only training reads",
-                    value=field,
-                    allowed=", ".join(allowed),
-                )
+    choices = []
+    for values in fields.values():
+        choices.append([*map(literal, re.split(COMMA, values))])
+    reductions = []
+    for values in itertools.product(*choices):
+        typed = dict(zip(fields, values, strict=True))
+        reduction = Reduction.read(typed)
+        _check_read(typed, reduction)
+        asked = as_words(typed)
+        reductions.append(dataclasses.replace(reduction, asked=asked))
     return reductions
 
 
-def parse_sweeps(texts, macs=None):
+def as_words(typed):
+    """Typed fields in words, as they are: "evit keep_rate=0.7"; not prop_attn."""
+    words = []
+    for field, value in typed.items():
+        if field == "name":
+            words.append(value)
+        elif field != "prop_attn":
+            words.append(f"{field}={value}".replace(", ", ","))
+    return "dense" if words == [DENSE.name] else " ".join(words)
+
+
+def _check_read(typed, reduction):
+    """Raise InputError for a typed field that only training reads."""
+    every = dataclasses.fields(reduction.method)
+    allowed = [field.name for field in every if not field.metadata.get("training")]
+    allowed.append("prop_attn")
+    for field in typed:
+        if field not in ("name", *allowed):
+            raise InputError(
+                f"has {field}, which only training reads",
+                value=field,
+                allowed=", ".join(allowed),
+            )
+
+
+def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduction]:
     """Reductions of every --sweep. Raises InputError for the same one twice.
 
     macs: as for `parse_sweep`
     """
-    reductions = []
-    seen = set()
+    reductions = {}  # by all that decides what they compute
     for text in texts:
+        place = f"--sweep {text}"
         try:
             found = parse_sweep(text, macs)
-            parsed = [(each, str(with_defaults(each))) for each in found]
         except InputError as error:
-            raise error.inside(place=f"--sweep {text}") from error
-        for reduction, full in parsed:
-            if full in seen:
+            raise error.inside(place=place) from error
+        for reduction in found:
+            key = str(reduction.all_fields)
+            if key in reductions:
+                hint = "name each reduction only once"
                 raise InputError(
-                    "is given twice",
-                    field=label(reduction),
-                    place=f"--sweep {text}",
-                    hint="name each reduction only once",
+                    "is given twice", field=reduction.words, place=place, hint=hint
                 )
-            seen.add(full)
-            reductions.append(reduction)
-    return reductions
-
-
-def sweep_of(reduction):
-    """The --sweep that asks for one reduction, for errors."""
-    words = []
-    for field, value in reduction.items():
-        words.append(value if field == "name" else f"{field}={value}")
-    return f"--sweep {':'.join(words)}"
+            reductions[key] = reduction
+    return [*reductions.values()]

@@ -27,7 +27,7 @@ from imagepiece_jax.pretrained.load import (
     unknown_normalization,
 )
 from imagepiece_jax.pretrained.runs import IMAGENET
-from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.logging import say
 
@@ -151,7 +151,7 @@ class InitialWeights:
         if start:
             sources.append((run.init.weights, start))
         # A teacher of distillation may be normalized in another way.
-        is_same = run.reduction.needs_teacher or not run.distill.active
+        is_same = run.reduction.method.needs_teacher or not run.distill.active
         if teacher and (is_same or not start):
             sources.append((run.teacher.weights, teacher))
         return sources

@@ -229,7 +229,7 @@ def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
         agreement = tuple(100 * float(found["agreement"].mean()) for found in both)
         form = fit.vit
         cost = RecoveredCost(
-            reduction=dict(form.reduction),
+            reduction=form.reduction,
             parameters=recipe.parameters,
             images=images,
             held_out=len(start["distance"]),

@@ -46,7 +46,7 @@ PLACES = (
 
 def macs_by_epoch(run: RunConfig) -> list[int]:
     """MACs of an image's forward pass in each epoch; their keep rates may differ."""
-    rate_at = run.reduction.rate_at
+    rate_at = run.reduction.method.rate_at
     by_rate = {}
     macs = []
     for epoch in range(run.optim.epochs):
@@ -74,7 +74,7 @@ def training_flop(
     """
     if teacher_macs is None:
         teacher_macs = 0
-        if run.reduction.needs_teacher or run.distill.active:
+        if run.reduction.method.needs_teacher or run.distill.active:
             teacher_macs = model_macs(run.create_dense(), run.image_size)
     steps = length(run, images)
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
@@ -103,7 +103,7 @@ def estimate(run: RunConfig) -> str:
         flop = 1000 * training_flop(run, optim.batch_size) / optim.batch_size
         training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
     shapes = variable_shapes(model, run.image_size)
-    _, transformation = optimizer.create(optim, 1, run.reduction.param_groups)
+    _, transformation = optimizer.create(optim, 1, run.reduction.method.param_groups)
     averages = run.ema_decay > 0
     part = run.part.train
     state = jax.eval_shape(

@@ -19,8 +19,7 @@ from imagepiece_jax.models.problem import check_single_label
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import unknown_normalization
 from imagepiece_jax.pretrained.runs import ALLOWED
-from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.methods import name_of
+from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
 
@@ -74,8 +73,8 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     """
     teacher = run.teacher
     distill = run.distill
-    method = name_of(run.reduction)
-    needed = run.reduction.needs_teacher or distill.active
+    method = run.reduction.name
+    needed = run.reduction.method.needs_teacher or distill.active
     if needed and not teacher.weights:
         learner = f"config.reduction.name {method!r}"
         if distill.active:
@@ -90,11 +89,10 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     place = f"config.teacher.weights {teacher.weights}"
     problem = initial.teacher.source.problem_type
     check_single_label(problem, place, "distillation")
-    trained = settings.with_defaults(initial.teacher.source.reduction)
-    if trained["name"] != settings.DENSE["name"]:
-        words = settings.in_words(initial.teacher.source.reduction)
-        say(f"note: {place} was trained with {words}, and teaches without it")
-    if run.reduction.needs_teacher:
+    trained = initial.teacher.source.reduction or DENSE
+    if trained.name != DENSE.name:
+        say(f"note: {place} was trained with {trained.words}, and teaches without it")
+    if run.reduction.method.needs_teacher:
         for field in teacher.fields:
             allowed = f"an empty field: {method!r} learns from a model like its own"
             teacher.refuse(field, allowed)

@@ -120,7 +120,7 @@ def train_step(
         skipped, and how many were. Accuracies are by the labels, or, where the loss
         does not read these, by the teacher's answers.
     """
-    method_loss = run.reduction.loss
+    method_loss = run.reduction.method.loss
     model = model.clone(head_only=method_loss is None)
     trains_all = run.part.train == "all"
     trained = trained_part(state.params, run.part.train)

@@ -104,7 +104,7 @@ class Run:
                 say("note: without labels, tests measure agreement with the teacher")
             # The learning rate by step, and an optax transformation.
             self.rate, self.optimizer = optimizer.create(
-                run.optim, length.steps_per_epoch, run.reduction.param_groups
+                run.optim, length.steps_per_epoch, run.reduction.method.param_groups
             )
             fields = run.to_dict()
             distributed.check_same_settings(dry_run, fields, self.model, self.data)

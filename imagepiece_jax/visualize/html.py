@@ -85,7 +85,7 @@ def write_folder(
         traces.append(trace)
         method = {
             "label": vit.label,
-            "setting": vit.reduction,
+            "setting": vit.reduction.fields,
             "untrained": "selectors" in vit.untrained_kinds,
             "gmacs": vit.gmacs,
         }

@@ -52,7 +52,7 @@ def test_weights_are_read_once_for_all_configs(tmp_path, monkeypatch):
     pairs = suite.load_for_configs(path, configs)
     assert len(reads) == 1
     for r, (config, vit) in enumerate(pairs.values(), start=1):
-        assert config.reduction.r == vit.reduction["r"] == r
+        assert config.reduction.r == vit.reduction.method.r == r
         assert same(vit.variables, variables)
 
 

@@ -147,7 +147,7 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     stand_in = optimize.optimize
 
     def seen(vit, **options):
-        compiled.append((vit.reduction["name"], vit.variables))
+        compiled.append((vit.reduction.name, vit.variables))
         return stand_in(vit, **options)
 
     monkeypatch.setattr(optimize, "optimize", seen)

@@ -41,7 +41,7 @@ def words(tmp_path):
 def test_the_folder_holds_the_recovered_model(words, tmp_path):
     ended = call(recover.main, *words).ok()
     vit = imagepiece_jax.load(tmp_path / "out")
-    assert vit.reduction["name"] == "evit"
+    assert vit.reduction.name == "evit"
     assert vit.preprocessing.crop == 0.9
     assert str(vit.recovery) in ended.out
     (cost,) = vit.recovery.costs
@@ -61,7 +61,7 @@ def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
     dense = [word for word in words if ".reduction." not in word]
     ended = call(recover.main, *dense, "--steps=2").ok()
     vit = imagepiece_jax.load(tmp_path / "out")
-    assert vit.reduction["name"] == "none"
+    assert vit.reduction.name == "none"
     assert [cost.steps for cost in vit.recovery.costs] == [6, 6, 6]
     assert str(vit.recovery) in ended.out
 

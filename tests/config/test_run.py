@@ -17,7 +17,7 @@ from imagepiece_jax.config.files import (
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import runs
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training import run_dir
 from tests.refused import refused
 from tests.runs import configured
@@ -124,9 +124,8 @@ def test_a_model_of_a_run_keeps_the_text_of_a_method_with_a_score(name):
     model = run.model.create(runs.reduction_of(run.to_dict()))
     assert model == run.create_model()
     typed = run.model.create({"name": name, "macs": 0.7})
-    assert settings.in_words(model.reduction) == settings.in_words(typed.reduction)
-    with_defaults = settings.with_defaults
-    assert with_defaults(model.reduction) == with_defaults(typed.reduction)
+    assert model.reduction.words == typed.reduction.words
+    assert model.reduction == typed.reduction
 
 
 def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
@@ -139,10 +138,8 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     assert written["reduction"]["label"] == "tome macs=0.7"
     (tmp_path / "config.json").write_text(json.dumps(written))
     reduction = runs.reduction_of(runs.read_config(tmp_path))
-    assert settings.in_words(reduction) == "tome macs=0.7"
-    full = settings.completed(reduction)
-    assert full["counts"] == reduction["counts"]
-    assert settings.in_words(full) == "tome macs=0.7"
+    assert reduction.words == "tome macs=0.7"
+    assert Reduction.read(reduction.fields).words == "tome macs=0.7"
     again = RunConfig.from_config(written)
     assert again.at_cost().to_dict()["reduction"] == written["reduction"]
     del written["reduction"]["label"]

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from imagepiece_jax.benchmark.workloads import Clock
+from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
@@ -29,8 +30,9 @@ from imagepiece_jax.models import convert, positions
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.sweep_text import parse_sweep
 from tests.experiments import tiny_paper
 from tests.models import recoveries, tiny
 from tests.models.test_learned_contract import LEARNED
@@ -64,7 +66,7 @@ class Guessing:
     def evaluate(self, reduction):
         self.known.add(str(reduction))
         figures = plan_facts(self.vit.model_with(reduction), 224)
-        name = reduction["name"] + reduction.get("inattentive", "")
+        name = reduction.name + reduction.fields.get("inattentive", "")
         draw = np.random.default_rng(sum(map(ord, name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
         figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES}
@@ -133,7 +135,7 @@ def tokens_by_block(plan):
 
 def of_json(reduction):
     """The fields of a reduction as they were: JSON has lists where they are tuples."""
-    return {name: settings.as_tuple(value) for name, value in reduction.items()}
+    return {name: as_tuple(value) for name, value in reduction.items()}
 
 
 def bits(line):
@@ -197,7 +199,7 @@ def test_what_one_number_stands_for_is_measured(context, report):
 
 def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):
     made = Guessing()
-    made.evaluate(settings.DENSE)
+    made.evaluate(DENSE)
     compare.compare(made, SHARES, ["evit"])
     count, *lines = capsys.readouterr().err.split("\n")
     assert count == (
@@ -275,11 +277,11 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     made = Guessing()
     made.vit = tiny.loaded(tmp_path, own, variables, **tiny_paper.FIELDS)
     (one, other), _ = matched(made, "dynamicvit", (0.65, 0.9))
-    assert one.reduction["blocks"] == (1, 2)
+    assert one.reduction.method.blocks == (1, 2)
     assert one.reached < other.reached
     assert set(one.setting) == {"macs", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
-    made.vit = made.vit.with_reduction(settings.DENSE)
+    made.vit = made.vit.with_reduction(DENSE)
     _, [absent] = matched(made, "dynamicvit", SHARES)
     assert absent["reason"].startswith("reduction.blocks has 9; ")
     _, [absent] = matched(made, "dtem", (0.9,))
@@ -411,11 +413,10 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     public = tiny_paper.pretrained(tmp_path)
     reduction = {"name": "tome", "r": 16}
     made = on_digits(recoveries.recovered(public, sets=((reduction,),)))
-    report = compare.sweep(made, [reduction, {"name": "tome", "r": 1}])
-    assert (
-        report["dense"]["right"] == on_digits(public).evaluate(settings.DENSE)["right"]
-    )
-    plain = on_digits(public).evaluate(reduction)
+    reductions = [Reduction.read(reduction), Reduction.read("tome:r=1")]
+    report = compare.sweep(made, reductions)
+    assert report["dense"]["right"] == on_digits(public).evaluate(DENSE)["right"]
+    plain = on_digits(public).evaluate(reductions[0])
     assert report["settings"][0]["loss"] != plain["loss"]
     assert [each["recovered"] for each in report["settings"]] == [True, False]
     text = compare_tables.page(report, "p.png")
@@ -495,13 +496,13 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     )["params"]
     logits = tiny.logits(model)({"params": params}, made)
     right = logits.argmax(axis=1) == labels
-    found = smaller[0][1].evaluate(settings.DENSE)["right"]
+    found = smaller[0][1].evaluate(DENSE)["right"]
     assert decode_bits(found, 24).tolist() == right.tolist()
 
 
 def test_smaller_images_are_compared_as_methods_are(tmp_path, on_digits, capsys):
     """The model's own counts do not fit fewer patches."""
-    counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
+    counts = Reduction.read({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_paper.pretrained(tmp_path, depth=3)
     weights = weights.with_reduction(counts)
     measured = on_digits(weights)
@@ -518,7 +519,7 @@ def test_smaller_images_are_compared_as_methods_are(tmp_path, on_digits, capsys)
 
 def test_a_sweep_is_compared_with_the_smaller_images_of_its_cost(tmp_path, on_digits):
     weights = tiny_paper.pretrained(tmp_path, depth=2)
-    reduced = {"name": "tome", "macs": 0.63}
+    (reduced,) = parse_sweep("tome=.63")
     found = compare.sweep(on_digits(weights), [reduced], smaller_images=True)
     lines = {line["method"]: line for line in found["settings"]}
     tome, larger, smaller = lines
@@ -568,12 +569,10 @@ def test_a_reduction_is_between_two_sizes_of_its_cost(context):
 
 @pytest.mark.parametrize("prop_attn", [None, True, False])
 def test_the_recommended_method_is_compared_as_it_is_asked_for(prop_attn):
-    asked = {"name": "auto", "macs": 0.5}
-    if prop_attn is not None:
-        asked["prop_attn"] = prop_attn
+    asked = Reduction.read(0.5, prop_attn)
     vit = Guessing().vit
     (found,) = compare.with_recommended(vit, [asked])
-    assert (found["name"], found["macs"]) == (RECOMMENDED, 0.5)
-    wanted = settings.with_defaults(vit.reduction_at_cost(asked))
-    assert settings.with_defaults(vit.reduction_at_cost(found)) == wanted
-    assert wanted["prop_attn"] is (prop_attn is not False)
+    assert (found.name, found.method.macs) == (RECOMMENDED, 0.5)
+    wanted = vit.reduction_at_cost(asked)
+    assert vit.reduction_at_cost(found) == wanted
+    assert wanted.all_fields["prop_attn"] is (prop_attn is not False)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from experiments import controls
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -63,7 +62,7 @@ def test_controls_are_methods_while_they_are_registered():
     with controls.registered():
         for name, kind in controls.CONTROLS.items():
             vit = tiny.pretrained(tiny.IMAGEPIECE | {"name": name})
-            assert type(methods.create(**vit.reduction)) is kind
+            assert type(vit.reduction.method) is kind
             run = tiny.compiled(vit.model.apply)
             assert np.isfinite(run(vit.variables, tiny.images()).logits).all()
     assert not {*METHODS} & {*controls.CONTROLS}

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from experiments import hyperspeed, models, published, tables
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests.models import tiny
 
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
@@ -77,9 +77,11 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
     """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160).config
     target = one.gmacs(models.REFERENCE)
-    share = target / one.gmacs(settings.DENSE)
-    found = one.reduction_at_cost(settings.with_cost(reduction, share), tolerance=0.1)
-    assert found["name"] == reduction["name"]
+    share = target / one.gmacs(DENSE)
+    found = one.reduction_at_cost(
+        Reduction.read(reduction).with_cost(share), tolerance=0.1
+    )
+    assert found.name == reduction["name"]
     if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
         assert target < one.gmacs(found) < 1.1 * target

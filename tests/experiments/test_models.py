@@ -11,7 +11,7 @@ from experiments import models
 from experiments.models import Finetuner, label
 from experiments.tables import DENSE, TableRow, measure, table
 from imagepiece_jax.data import digits
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import Reduction
 from tests.experiments import tiny_paper
 
 EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
@@ -53,14 +53,14 @@ def finetuner(tmp_path, config):
 
 def test_folders_are_named_by_their_reduction():
     assert label(EVIT) == "evit_keep_rate=0.5_blocks=1,"
-    assert label(settings.DENSE) == "dense"
+    assert label(None) == "dense"
 
 
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
     tmp_path, config, trained
 ):
     maker = finetuner(tmp_path, config)
-    for reduction in (settings.DENSE, models.REFERENCE):
+    for reduction in (None, models.REFERENCE):
         maker.find(reduction, "patch", False)
     maker.find(EVIT, "conv", True)
     names = [name for name in trained if not name.startswith("start")]
@@ -72,7 +72,8 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     fitted = {**trained[list(trained)[-1]].reduction}
     assert fitted != EVIT
     assert fitted["blocks"] == (1,)
-    assert fitted["keep_rate"] == maker.match(EVIT)["keep_rate"]
+    matched = maker.match(Reduction.read(EVIT))
+    assert fitted["keep_rate"] == matched.method.keep_rate
     cost = maker.pretrained.gmacs_with
     step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
     assert abs(cost(fitted) - cost(models.REFERENCE)) <= step
@@ -121,7 +122,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     assert learned.reduction.backbone_lr == 1.0
     assert learned.reduction.frozen_epochs == 0.0
     assert conv_start.init.fresh == ("patch_embed",)
-    assert tome.model.prop_attn is False
+    assert tome.reduction.prop_attn is False
     assert tome.init.fresh == ()
     assert tome.teacher.weights == ""
     assert tome.eval_every_epochs == tome.epochs
@@ -138,7 +139,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     source = dataclasses.replace(vit.source, path=tmp_path, saved=True)
     known = {"source": source, "class_names": tuple(names)}
     maker.pretrained = dataclasses.replace(vit, **known)
-    maker.find(settings.DENSE, "patch", True)
+    maker.find(None, "patch", True)
     assert trained["start_patch_seed0"].init.fresh == fresh
     start = maker.folder / "start_patch_seed0"
     assert trained["dense_patch_seed0"].init.weights == str(start)

@@ -9,7 +9,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.models import registry
-from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests import markdown
 
 
@@ -20,10 +20,10 @@ def test_every_cell_is_a_method_with_counts():
     for cell in found:
         if cell.schedule == "curve":
             continue
-        fields, prop_attn = settings.split_reduction(cell.reduction)
-        method = methods.create(**fields)
-        assert (method.macs, method.counts) == (0.5, cell.schedule)
-        assert prop_attn == cell.prop_attn
+        reduction = Reduction.read(cell.reduction)
+        assert reduction.method.macs == 0.5
+        assert reduction.method.counts == cell.schedule
+        assert reduction.prop_attn == cell.prop_attn
 
 
 def test_shares_are_those_of_an_analysis_of_variance():
@@ -113,7 +113,7 @@ def test_level_is_that_of_the_images(experiment, images):
             side, *_ = point["setting"].get("resized", [parts.SIDE])
             key = parts.reduction_key(point["setting"]["reduction"], side)
             found[key] = decode_bits(point["result"]["right"], images)
-    dense = parts.reduction_key(settings.DENSE)
+    dense = parts.reduction_key(DENSE)
     table, (faster,) = markdown.tables(
         markdown.section("docs/tables/parts/elsewhere.md", f"`{experiment}`")
     )
@@ -125,7 +125,7 @@ def test_level_is_that_of_the_images(experiment, images):
             macs = round(float(share), 3)
             return found[parts.reduction_key({**SETS[name], "macs": macs})]
         side = int((name + ", 224").split(", ")[1].split()[0])
-        return found[parts.reduction_key(settings.DENSE, side)]
+        return found[parts.reduction_key(DENSE, side)]
 
     for row in table:
         right = right_of(row["set"], row["share of the MACs"])

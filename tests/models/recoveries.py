@@ -37,7 +37,7 @@ FIGURES = {
 def cost_of(vit, changed=True, **fields):
     """The figures of a form."""
     fields = {
-        "reduction": dict(vit.reduction),
+        "reduction": vit.reduction,
         "image_size": vit.image_size,
         "depth": vit.model.depth,
         "share": vit.gmacs / vit.gmacs_with("none"),
@@ -90,7 +90,7 @@ def of_earlier_version(folder, changed=True):
     import imagepiece_jax
 
     vit = recovered(changed=changed)
-    record = dataclasses.asdict(vit.recovery.costs[0])
+    record = vit.recovery.costs[0].record
     del record["share"]
     imagepiece_jax.save(folder, dataclasses.replace(vit, recovery=None))
     path = folder / "config.json"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.block import Reduction
+from imagepiece_jax.models.block import BlockReduction
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
@@ -81,7 +81,7 @@ def facts(model, variables):
     """What the test reads of two images: with all Outputs it would compile for long."""
     states = []
     prefix = model.arch.prefix
-    reduce = Reduction.__call__
+    reduce = BlockReduction.__call__
 
     def note(reduction, state, *args):
         after, record = reduce(reduction, state, *args)
@@ -89,7 +89,7 @@ def facts(model, variables):
         return after, record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reduction, "__call__", note)
+        patch.setattr(BlockReduction, "__call__", note)
         out = model.apply(variables, tiny.images(2))
     return out.logits, out.state.size, tiny.slots(out), states
 

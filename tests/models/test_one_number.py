@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.models.at_cost import TOLERANCE
 from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.cost_search import TOLERANCE
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.save import save
-from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import ModelFacts
-from imagepiece_jax.reduction.methods.recommended import recommendation
+from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
+from imagepiece_jax.reduction.reduction import DENSE
 from tests.models import tiny
 from tests.refused import refused
 from tests.runs import configured
@@ -84,7 +85,7 @@ def facts(**fields):
     ],
 )
 def test_the_method_of_each_kind_of_model(fields, name, blocks):
-    method = methods.create("auto", macs=0.5).chosen(facts(**fields))
+    method = recommended(methods.create("auto", macs=0.5), facts(**fields))
     assert methods.name_of(method) == recommendation(facts(**fields)).name == name
     assert getattr(method, "blocks", None) == blocks
     assert method.macs == 0.5
@@ -92,8 +93,8 @@ def test_the_method_of_each_kind_of_model(fields, name, blocks):
 
 def test_with_few_macs_every_block_but_the_first_removes_the_same_share(capsys):
     """As from .45 down, where three blocks would have to remove too much at once."""
-    assert methods.create("auto", macs=0.45).chosen(facts()).blocks == (3, 6, 9)
-    method = methods.create("auto", macs=0.44).chosen(facts())
+    assert recommended(methods.create("auto", macs=0.45), facts()).blocks == (3, 6, 9)
+    method = recommended(methods.create("auto", macs=0.44), facts())
     assert (methods.name_of(method), method.counts) == ("attended", "proportional-1")
     counts = image_tokens(create_model("deit_ti", reduction=0.4))
     assert counts[0] == 196
@@ -102,7 +103,7 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share(capsys):
     assert max(kept) < 0.80
     assert capsys.readouterr().err.startswith("most attended in blocks 1, 2, 3, 4,")
     asked = {"name": "auto", "macs": 0.4, "counts": "stages-3-6-9"}
-    assert len({*deit().reduction_at_cost(asked)["counts"][3:6]}) == 1
+    assert len({*deit().reduction_at_cost(asked).method.counts[3:6]}) == 1
 
 
 @pytest.mark.parametrize("depth", [2, 3])
@@ -122,10 +123,10 @@ SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
     found = config.reduction_at_cost(cost)
-    assert found["name"] != "auto"
-    assert "macs" not in found
+    assert not found.is_open
+    assert found.method.macs is None
     assert abs(config.gmacs(found) / config.gmacs() - cost) <= TOLERANCE
-    assert found["label"].startswith(f"{found['name']} macs={cost}")
+    assert found.asked.startswith(f"{found.name} macs={cost}")
 
 
 def test_a_cost_that_moves_no_token_says_so(capsys):
@@ -141,7 +142,7 @@ def test_other_fields_of_auto_are_those_of_the_method():
     assert model == deit().create(named)
     assert not model.prop_attn
     own = deit().reduction_at_cost(HALF | {"counts": "proportional-1"})
-    assert own["label"] == "attended macs=0.5 counts=proportional-1"
+    assert own.asked == "attended macs=0.5 counts=proportional-1"
 
 
 @pytest.mark.parametrize("classes", [tiny.CLASSES, 0])
@@ -151,8 +152,8 @@ def test_it_is_kept_as_the_method_and_its_counts(classes, tmp_path, capsys):
     dense = tiny.pretrained(num_classes=classes, **arch)
     vit = dense.with_reduction(0.7)
     name = "attended" if classes else "tome"
-    assert vit.reduction["name"] == name
-    assert "auto" not in f"{vit} {vit.reduction}"
+    assert vit.reduction.name == name
+    assert "auto" not in f"{vit} {vit.reduction.fields}"
     (said,) = capsys.readouterr().err.splitlines()
     left = ", ".join(map(str, image_tokens(vit.model)))
     found = re.fullmatch(
@@ -181,7 +182,7 @@ def test_a_text_is_a_methods_name_as_published():
     )
     assert image_tokens(create_model("deit_ti", reduction="tome"))[:2] == [183, 170]
     vit = tiny.pretrained(0.7).with_reduction("none")
-    assert vit.reduction == settings.DENSE == vit.with_reduction(None).reduction
+    assert vit.reduction == DENSE == vit.with_reduction(None).reduction
 
 
 NUMBERS = [0.625, np.float64(0.625), np.float32(0.625), np.float16(0.625)]
@@ -211,7 +212,7 @@ def test_a_text_is_said_with_counts_and_cost_and_a_dict_says_itself(capsys, tmp_
 def test_a_share_may_be_of_any_library_a_text_or_the_only_field(value):
     found = deit().reduction_at_cost(value)
     assert found == deit().reduction_at_cost(HALF | {"macs": 0.625})
-    assert type(found["keep_rate"]) is float
+    assert type(found.method.keep_rate) is float
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "100%", "auto=1"])

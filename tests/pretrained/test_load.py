@@ -22,7 +22,6 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import SavedWeights, load_as
 from imagepiece_jax.pretrained.with_config import load_with_config
-from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests import runs
 from tests.command import call, sentence
@@ -142,7 +141,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     assert found.model.dtype == "bfloat16"
     assert found.model.drop_path_rate == 0.5
     own = load_as(SavedWeights(path), abstract=True).reduction
-    assert settings.with_defaults(found.reduction) == settings.with_defaults(own)
+    assert found.reduction == own
 
 
 @pytest.mark.parametrize(
@@ -292,7 +291,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     assert set(variables) == {"params", "batch_stats"}
     assert not vit.untrained
     learned = {name for name in variables["params"] if "reducer" in name}
-    dense = load.load(tmp_path, reduction=settings.DENSE)
+    dense = load.load(tmp_path, reduction="none")
     for other in (dense, vit.with_reduction(None)):
         assert not other.untrained
         assert model.plan != other.model.plan

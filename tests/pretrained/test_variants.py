@@ -10,7 +10,7 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.load import SavedWeights, load, load_as
 from imagepiece_jax.pretrained.with_config import load_with_config
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 from tests import runs
 from tests.models import tiny
@@ -50,7 +50,7 @@ def test_a_file_is_read_once(file, monkeypatch):
 
     monkeypatch.setattr(layouts, "read_state_dict", counted)
     weights = load(file).analyzed()
-    for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
+    for reduction in (DENSE, {"name": "tome", "r": 2}):
         weights.with_reduction(reduction)
     assert weights.digest and reads == [file]
 
@@ -115,7 +115,7 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     narrow = {f"model.{name}": value for name, value in NARROW.items()}
     config = runs.configured(blocks, narrow, **{"model.stem": "patch"})
     found = load_with_config(path, config)[1].analyzed()
-    assert found.model_with(settings.DENSE) == model
+    assert found.model_with(DENSE) == model
     given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
     assert found.use(given) == "as trained"
 
@@ -136,4 +136,4 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     given = {k: v for k, v in reduction.items() if v is not None}
     assert usual.use(given) == "as trained"
     assert usual.use(given | {"keep_rate": 0.5}) == "off-the-shelf"
-    assert other.use(given) == usual.use(settings.DENSE) == "off-the-shelf"
+    assert other.use(given) == usual.use(DENSE) == "off-the-shelf"

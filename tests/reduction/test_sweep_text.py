@@ -6,44 +6,50 @@ import re
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.sweep_text import parse_sweep, parse_sweeps
 
 
+def read(*fields):
+    return [*map(Reduction.read, fields)]
+
+
 def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
-    assert parse_sweep("evit:keep_rate=.9,.5:fuse_token=True,False") == [
-        {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
+    found = parse_sweep("evit:keep_rate=.9,.5:fuse_token=True,False")
+    assert found == [
+        Reduction.read({"name": "evit", "keep_rate": rate, "fuse_token": fuse})
         for rate, fuse in itertools.product((0.9, 0.5), (True, False))
     ]
+    assert found[0].words == "evit keep_rate=0.9 fuse_token=True"
     (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):schedule=A:prop_attn=True")
     fields = {"prune_blocks": (2, 5), "schedule": "A", "prop_attn": True}
-    assert found == {"name": "imagepiece"} | fields
+    assert found == Reduction.read({"name": "imagepiece"} | fields)
     listed = parse_sweep("imagepiece:merge_blocks=(0,1),[2],(),():parity=1")
-    assert [each["merge_blocks"] for each in listed] == [(0, 1), (2,), (), ()]
-    assert parse_sweep("none") == [{"name": "none"}]
-    assert [each["macs"] for each in parse_sweep("tome:macs=None,.5")] == [None, 0.5]
+    assert [each.method.merge_blocks for each in listed] == [(0, 1), (2,), (), ()]
+    assert parse_sweep("none") == read("none")
+    assert parse_sweep("tome:macs=None,.5") == read("tome", "tome=.5")
 
 
 def test_a_method_may_be_given_by_its_cost():
     for text in ("tome=.5,60%:prop_attn=False", "tome:macs=.5,60%:prop_attn=False"):
-        assert parse_sweep(text) == [
-            {"name": "tome", "macs": macs, "prop_attn": False} for macs in (0.5, 0.6)
+        found = parse_sweep(text)
+        assert found == [
+            Reduction.read({"name": "tome", "macs": macs, "prop_attn": False})
+            for macs in (0.5, 0.6)
         ]
+        assert found[0].words == "tome macs=0.5 prop_attn=False"
     assert parse_sweep("tome: r=8 : prop_attn=False") == parse_sweep(
         "tome:r=8:prop_attn=False"
     )
     # The recommended one, too.
-    half = {"name": "auto", "macs": 0.5}
-    assert parse_sweep("auto=.5") == parse_sweep("0.5") == [half]
-    assert [each["macs"] for each in parse_sweep(".6,.5")] == [0.6, 0.5]
+    assert parse_sweep("auto=.5") == parse_sweep("0.5") == read(0.5)
+    assert parse_sweep(".6,.5") == read(0.6, 0.5)
 
 
 def test_one_cost_may_be_that_of_several_methods():
     found = parse_sweeps(["tome", "evit:fuse_token=True", "none"], macs=0.5)
-    assert found == [
-        {"name": "tome", "macs": 0.5},
-        {"name": "evit", "fuse_token": True, "macs": 0.5},
-        {"name": "none"},
-    ]
+    evit = {"name": "evit", "fuse_token": True, "macs": 0.5}
+    assert found == read("tome=0.5", evit, "none")
     for text, problem in (
         ("tome:r=8", "is 8, but macs says"),
         ("tome=.6", "has macs twice"),

@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import re
 
-from imagepiece_jax.common.fields import number_in
+from imagepiece_jax.common.fields import number_in, share
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
@@ -98,6 +98,8 @@ def spelled(name: str) -> str:
 def name_of(method: Method) -> str:
     """The name of a method; "none" for one that is not in METHODS."""
     kind = type(method)
+    if kind is Method:
+        return AUTO
     METHODS.get(kind.__module__.rpartition(".")[2])  # imports this class alone
     return next((k for k, v in METHODS.data.items() if v is kind), "none")
 
@@ -112,11 +114,17 @@ def create(name: str = "none", **fields) -> Method:
     if name not in names():  # a list as a name has no hash
         listed = f"the methods are {', '.join(names())}"
         hint = suggestion(str(name).lower(), names(), listed)
-        if (share := number_in(str(name))) is not None:
-            hint = f"did you mean the name 'auto' with macs={share:g}?"
+        if (cost := number_in(str(name))) is not None:
+            hint = f"did you mean the name 'auto' with macs={cost:g}?"
         raise InputError(field="name", value=name, hint=hint)
-    kind = _imported("recommended", "Recommended") if name == AUTO else METHODS[name]
-    contract.check_method(kind, Method)
+    kind = Method
+    if name != AUTO:
+        kind = METHODS[name]
+        contract.check_method(kind, Method)
+    elif fields.get("macs") is None:
+        raise InputError(
+            "is missing", field="macs", allowed=share().metadata["allowed"]
+        )
     shared = [field.name for field in dataclasses.fields(Method)]
     in_order = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(kind),

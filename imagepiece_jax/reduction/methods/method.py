@@ -54,7 +54,8 @@ class Method(fields.CheckedFields):
     """A method of token reduction; its fields are those of `config.reduction`.
 
     Each field has a default and a check (`common.fields`). A method with a training of
-    its own overrides some of the class attributes by a value or a function.
+    its own overrides some of the class attributes by a value or a function. A plain
+    Method is "auto": it has a cost, and stands for the one recommended for a model.
     """
 
     # names of the fields that say how many tokens stay, and at which blocks
@@ -72,8 +73,8 @@ class Method(fields.CheckedFields):
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
-    # Cost as a share of the dense model's MACs. `models.at_cost` finds the strength of
-    # the schedule, in `counts` or the method's own, whose cost is nearest.
+    # Cost as a share of the dense model's MACs. `models.cost_search` finds the strength
+    # of the schedule, in `counts` or the method's own, whose cost is nearest.
     macs: float | None = fields.optional(fields.share())
     # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = fields.optional(
@@ -130,6 +131,8 @@ class Method(fields.CheckedFields):
         listed: the name of that class attribute
         Raises InputError, which names the class, for a name that is no field.
         """
+        if type(self) is Method:
+            return {}
         shared = [field.name for field in dataclasses.fields(Method)]
         own = []
         for field in dataclasses.fields(self):
@@ -261,10 +264,6 @@ class Method(fields.CheckedFields):
             reached.append(n)
         defaults = self._defaults("amounts")
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
-
-    def chosen(self, model: ModelFacts) -> "Method":
-        """The method itself; "auto" returns the method recommended for the model."""
-        return self
 
     def for_model(self, model: ModelFacts) -> "Method":
         """The method with fields that fit a model.

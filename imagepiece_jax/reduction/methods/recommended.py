@@ -3,12 +3,10 @@
 `reduction=0.5` is {"name": "auto", "macs": 0.5}.
 """
 
-import dataclasses
 from typing import NamedTuple
 
-from imagepiece_jax.common import fields
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 
 STAGES = 4  # of equal depth; tokens leave at the start of each but the first
 # The least share of MACs at which tokens leave in stages. At .4 the same share in every
@@ -46,8 +44,8 @@ TABLE = {
 }
 
 
-def recommendation(model):
-    """The Recommendation for a model; model: its ModelFacts."""
+def recommendation(model: ModelFacts) -> Recommendation:
+    """The Recommendation for a model."""
     if not model.classes:
         return TABLE["no classes"]
     if model.pool == "token":
@@ -55,27 +53,19 @@ def recommendation(model):
     return TABLE["other pool"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Recommended(Method):
-    """A placeholder for the recommended method, which `chosen` returns for a model."""
+def recommended(method: Method, model: ModelFacts) -> Method:
+    """The method that is recommended for a model, with the fields of a plain one.
 
-    amounts = ()
-
-    _: dataclasses.KW_ONLY
-    macs: float = fields.share()
-
-    def chosen(self, model):
-        method = recommendation(model)
-        fields = {"macs": self.macs, "counts": self.counts, "fate": self.fate}
-        if method.in_stages and self.counts is None:
-            # Below a depth of 4 the first stage starts at block 0, and reaches costs
-            # that a model with all tokens in that block does not.
-            if self.macs < IN_STAGES_FROM and model.depth >= STAGES:
-                fields["counts"] = "proportional-1"
-            else:
-                quarters = {model.depth * part // STAGES for part in range(1, STAGES)}
-                fields["blocks"] = tuple(sorted(quarters))
-        return methods.create(method.name, **fields)
-
-    def steps(self, depth):
-        raise NotImplementedError("only `chosen` has steps")
+    method: has a cost, and may have a schedule and a fate
+    """
+    found = recommendation(model)
+    fields = {"macs": method.macs, "counts": method.counts, "fate": method.fate}
+    if found.in_stages and method.counts is None:
+        # Below a depth of 4 the first stage starts at block 0, and reaches costs that a
+        # model with all tokens in that block does not.
+        if method.macs < IN_STAGES_FROM and model.depth >= STAGES:
+            fields["counts"] = "proportional-1"
+        else:
+            quarters = {model.depth * part // STAGES for part in range(1, STAGES)}
+            fields["blocks"] = tuple(sorted(quarters))
+    return methods.create(found.name, **fields)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.at_cost import TOLERANCE, fields_at_cost
+from imagepiece_jax.models import cost_search
 from imagepiece_jax.models.config import (
     ModelConfig,
     create_model,
@@ -14,12 +14,14 @@ from imagepiece_jax.models.config import (
     with_plan,
 )
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost_search import TOLERANCE
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.save import save
-from imagepiece_jax.reduction import schedules, settings
+from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS, create
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
 from tests.refused import refused
 
@@ -43,7 +45,7 @@ def dense(**fields):
 def at_cost(reduction, model=None, grid=(14, 14)):
     """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
-    found = fields_at_cost(reduction, model, grid)
+    found = cost_search.at_cost(Reduction.read(reduction), model, grid)
     size = tuple(side * model.patch_size for side in grid)
     reduced = dense(depth=model.depth, image_size=size, reduction=found)
     share = model_macs(reduced, size) / model_macs(model, size)
@@ -59,7 +61,7 @@ def test_every_method_reaches_half_by_its_own_schedule(name):
         assert "the nearest cost" in str(error)
         return
     assert abs(share - 0.5) <= TOLERANCE
-    assert "macs" not in found
+    assert found.method.macs is None
 
 
 @pytest.mark.parametrize("counts", SCHEDULES)
@@ -75,9 +77,9 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         return
     assert counts != "proportional-1" or takes_any
     assert abs(share - 0.6) <= TOLERANCE
-    assert isinstance(found["counts"], tuple)
-    assert "macs" not in found
-    extra = np.array(left) - found["counts"]  # packages and fused tokens
+    assert isinstance(found.method.counts, tuple)
+    assert found.method.macs is None
+    extra = np.array(left) - found.method.counts  # packages and fused tokens
     assert set(extra) <= {0, 1}
     assert left == sorted(left, reverse=True)
     # Counts are what they say, without a cost, too.
@@ -111,7 +113,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
 )
 def test_mistakes(fields, field, text):
     with refused(f"reduction.{field}", fields[field], text):
-        dense(reduction=fields_at_cost({"name": "tome", **fields}, dense(), (14, 14)))
+        dense(reduction={"name": "tome", **fields})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +147,7 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 def test_a_schedule_that_names_no_block_of_the_model():
     reduction = {"name": "tome", "macs": 0.5, "counts": "stages-3-99"}
     with refused("reduction.counts", 99):
-        fields_at_cost(reduction, dense(), (14, 14))
+        dense(reduction=reduction)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"grid_pooling"}))
@@ -153,7 +155,7 @@ def test_fewer_tokens_keep_the_shape_of_a_list(name):
     """Whatever the method's own schedule is; those of a saved model are a list."""
     listed = (196, 196, 160, 160, 160, 120, 120, 120, 90, 90, 90, 90)
     reduction = {"name": name, "counts": listed}
-    plan = with_plan(dense(), reduction, (14, 14), tokens=60).plan
+    plan = with_plan(dense(), Reduction.read(reduction), (14, 14), tokens=60).plan
     # To a power: 60 = 196 (90 / 196) ** p, and 196 (160 / 196) ** p = 143.7.
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left[:3] == [196, 196, 144]
@@ -173,18 +175,15 @@ def test_unusual_models():
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost({"name": "tome", "counts": listed})
     assert left == listed
-    assert found["counts"] == listed
+    assert found.method.counts == (*listed,)
 
 
 def test_a_cost_needs_no_other_field():
     """The fields of a reduction that are found replace those that asked for it."""
     found, *_ = at_cost({"name": "evit", "macs": 0.5, "blocks": (2, 5)})
-    method = METHODS["evit"]
-    own = {field.name for field in dataclasses.fields(method)}
-    own |= {"name", "prop_attn", "label"}
-    assert set(found) <= own
-    assert found["blocks"] == (2, 5)
-    assert found["keep_rate"] < 0.7
+    assert found.name == "evit"
+    assert found.method.blocks == (2, 5)
+    assert found.method.keep_rate < 0.7
 
 
 PUBLIC = ("vit_small_patch14_dinov2.lvd142m", "vit_large_patch16_224")
@@ -204,7 +203,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     found = model.reduction_at_cost({"name": name, "macs": cost})
     share = model.gmacs(found) / model.gmacs()
     assert abs(share - cost) <= TOLERANCE
-    assert "macs" not in found
+    assert found.method.macs is None
 
 
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
@@ -216,7 +215,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
-    plan = with_plan(model, {"name": "diffrate", "macs": 0.5}, (37, 37)).plan
+    plan = with_plan(model, Reduction.read("diffrate=0.5"), (37, 37)).plan
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left == sorted(left, reverse=True)
     assert left[-1] < 1369 / 20
@@ -246,10 +245,10 @@ def test_a_cost_without_a_method_names_what_is_missing(fields):
 )
 def test_a_reduction_is_called_what_it_was_asked_for(fields, label, tmp_path):
     """By repr and saved folder; not where fields or images are others since then."""
-    label = label or settings.label(fields)
+    label = label or Reduction.read(fields).words
     vit = tiny.pretrained(fields)
     assert {*vit.label.split()} == {*label.split()}
-    assert "macs" not in vit.reduction
+    assert vit.reduction.method.macs is None
     assert "counts" not in vit.label.split("=")[0]
     assert f": {vit.label}, images of" in repr(vit)
     save(tmp_path / "m", vit)
@@ -258,22 +257,22 @@ def test_a_reduction_is_called_what_it_was_asked_for(fields, label, tmp_path):
     assert again.reduction == vit.reduction
     assert f"| {vit.label} |" in (tmp_path / "m" / "README.md").read_text()
     switched = not vit.model.prop_attn
-    weighted = vit.with_reduction(vit.reduction | {"prop_attn": switched})
+    weighted = vit.with_reduction(vit.reduction.fields | {"prop_attn": switched})
     assert weighted.label == f"{vit.label} prop_attn={switched}"
-    other = vit.with_reduction(vit.reduction | {"fate": "drop"})
-    assert "label" not in other.reduction
+    other = vit.with_reduction(vit.reduction.fields | {"fate": "drop"})
+    assert other.reduction.asked == ""
     assert "macs" not in other.label
-    if "counts" not in vit.reduction:
+    if vit.reduction.method.counts is None:
         larger = load(tmp_path / "m", image_size=28)
-        assert "label" not in larger.reduction
+        assert larger.reduction.asked == ""
         assert "macs" not in larger.label
 
 
 def test_a_label_changes_no_key_and_is_text():
     found = at_cost({"name": "tome", "macs": 0.5})[0]
-    plain = {k: v for k, v in found.items() if k != "label"}
-    assert found["label"] == "tome macs=0.5"
-    assert settings.with_defaults(found) == settings.with_defaults(plain)
-    assert settings.in_words(plain).startswith("tome counts=(")
+    plain = dataclasses.replace(found, asked="")
+    assert found.asked == "tome macs=0.5"
+    assert found == plain
+    assert plain.words.startswith("tome counts=(")
     with refused("reduction.label", 5):
-        dense(reduction=plain | {"label": 5})
+        dense(reduction=plain.fields | {"label": 5})

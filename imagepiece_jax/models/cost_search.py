@@ -5,158 +5,75 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Mapping
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import is_integer, is_number, plain
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.recommended import recommendation
-from imagepiece_jax.reduction.settings import (
-    DENSE,
-    LABEL,
-    as_fields,
-    cost_label,
-    fields_of_method,
-    read_reduction,
-    split_reduction,
-    with_defaults,
-)
+from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 
 
-def fields_to_note(reduction, method, model, grid, name):
-    """What a ViT notes of a reduction with a cost or a label, without prop_attn.
+def at_cost(
+    reduction: Reduction,
+    model: ViT,
+    grid: tuple[int, int],
+    name: str | None = None,
+    tolerance: float = TOLERANCE,
+) -> Reduction:
+    """A reduction with counts of tokens, or fields, in place of its cost `macs`.
 
-    It has counts in place of the cost. The label stays only where it still gives this
-    model the same fields: they, or the image size, may have changed since.
-
-    method: what the reduction asks for, with counts in place of a cost
-    """
-    fields, _ = split_reduction(reduction)
-    if fields.get("macs") is not None:
-        return _with_counts(fields, method, model, grid, name)
-    text = reduction[LABEL]
-    own = with_defaults(fields)
-    try:
-        wanted = with_defaults(fields_at_cost(text, model, grid, name))
-    except InputError:
-        return fields
-    return {**fields, LABEL: text} if wanted == own else fields
-
-
-def fields_at_cost(reduction, model, grid, name=None, tolerance=TOLERANCE):
-    """A reduction as a dict, with counts of tokens in place of its cost, `macs`.
-
-    It keeps the text that asked for it as its label. In place of "auto" it is the
-    recommended method.
+    In place of "auto" it has the recommended method. What asked for it is noted. One
+    without a cost is returned as it is.
 
     model: a ViT of the model's sizes, with any plan
-    reduction, grid, name: as for `config.with_plan`
+    grid: (height, width) of the images, in patches
+    name: of a public model, on which defaults depend
     tolerance: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
-    try:
-        method, _ = read_reduction(reduction)
-        _, found = chosen_with_counts(method, model, grid, name, tolerance)
-    except InputError as error:
-        if is_number(plain(reduction)):
-            raise error.renamed({"reduction.macs": "reduction"}) from error
-        raise
-    return _with_counts(as_fields(reduction), found, model, grid, name)
-
-
-def _with_counts(reduction, found, model, grid, name):
-    """A reduction as a dict, with the fields of `found` in place of its cost.
-
-    Other arguments and the result are those of `fields_at_cost`.
-
-    found: the reduction's Method at that cost, which mostly has counts of tokens
-    """
-    reduction = with_chosen(reduction, model, grid, name)
-    method, _ = read_reduction(reduction)
-    if method.macs is None:
+    if reduction.method.macs is None:
         return reduction
-    fields = dict(reduction)
-    for field, value in vars(found).items():
-        if value != getattr(method, field):
-            fields[field] = value
-    fields[LABEL] = cost_label(reduction)
-    without_effect = ()
-    if found.counts:
-        without_effect = found.amounts
-    set_fields = {}
-    for field, value in fields.items():
-        if value is not None and field not in without_effect:
-            set_fields[field] = value
-    return set_fields
-
-
-def with_chosen(reduction, model, grid, name=None):
-    """The reduction as a dict; in place of "auto" it has the recommended method.
-
-    Arguments are those of `fields_at_cost`.
-    """
-    method, prop_attn = read_reduction(reduction)
-    chosen = method.chosen(model.facts_for_methods(grid, name))
-    if chosen is method:
-        return reduction
-    fields = fields_of_method(chosen)
-    if prop_attn is not None:
-        fields["prop_attn"] = prop_attn
-    return fields
-
-
-def method_at_cost(method, model, grid, name=None):
-    """A Method with counts of tokens in place of its cost.
-
-    In place of "auto" it is the recommended method, and a line on stderr says so.
-    Arguments are those of `fields_at_cost`.
-    """
-    chosen, found = chosen_with_counts(method, model, grid, name)
-    if chosen is not method:
-        planned = model.clone(plan=model.plan_of(found, grid))
-        text = recommendation(model.facts_for_methods(grid, name)).text
-        _print_plan(text, planned, grid)
-    return found
-
-
-def say(reduction, model, grid, name=None):
-    """Print counts and cost of a reduction in short, a number or a text, on stderr.
-
-    Of dicts it prints those that leave the method open.
-
-    reduction: as a caller gave it
-    model: a ViT with its plan
-    grid, name: as for `config.with_plan`
-    """
-    asked = as_fields(reduction)["name"]
-    is_open = asked == methods.AUTO
-    if asked == DENSE["name"] or (isinstance(reduction, Mapping) and not is_open):
-        return
-    text = asked
-    if is_open:
-        text = recommendation(model.facts_for_methods(grid, name)).text
-    _print_plan(text, model, grid)
-
-
-def chosen_with_counts(method, model, grid, name, tolerance=TOLERANCE):
-    """(the method, or the one recommended for "auto"; the same with counts)."""
-    if method.macs is None:
-        return method, method
-    of_model = model.facts_for_methods(grid, name)
-    chosen = method.chosen(of_model)
+    facts = model.facts_for_methods(grid, name)
+    chosen = reduction.chosen(facts)
+    fitted = chosen.for_model(facts).method
     unbound = model.clone(parent=None)
     try:
-        found = _at_cost(chosen.for_model(of_model), unbound, grid, tolerance)
+        strength = _strength(fitted, unbound, grid, tolerance)
     except InputError as error:
-        raise error.inside("reduction") from error
-    if hasattr(chosen, "score"):  # it stays "auto", which fits other models, too
-        found = dataclasses.replace(found, score=chosen.score)
-    return chosen, found
+        error = error.inside("reduction")
+        if reduction.is_open:  # its cost is all that was asked for
+            error = error.renamed({"reduction.macs": "reduction"})
+        raise error from error
+    found = fitted.at_strength(strength, model.depth, math.prod(grid))
+    if hasattr(found, "score"):  # it stays "auto", which fits other models, too
+        found = dataclasses.replace(found, score=chosen.method.score)
+    words = Reduction(chosen.method).words
+    return Reduction(found, reduction.prop_attn, words.replace(", ", ","))
+
+
+def say(asked: ReductionLike, model: ViT, grid: tuple[int, int], name: str | None):
+    """Print counts and cost of a reduction in short, a number or a text, on stderr.
+
+    Of others it prints those that leave the method open.
+
+    asked: as a caller gave it
+    model: a ViT with its plan
+    grid, name: as for `at_cost`
+    """
+    reduction = Reduction.read(asked)
+    is_short = isinstance(asked, str) or reduction.is_open
+    if reduction.name == DENSE.name or not is_short:
+        return
+    text = reduction.name
+    if reduction.is_open:
+        text = recommendation(model.facts_for_methods(grid, name)).text
+    _print_plan(text, model, grid)
 
 
 def _print_plan(text, model, grid):
@@ -196,8 +113,8 @@ def _counts(method, model, grid):
 
 
 @functools.lru_cache(maxsize=256)
-def _at_cost(method, model, grid, tolerance=TOLERANCE):
-    """`method` at the strength whose share of the dense MACs is nearest to its `macs`.
+def _strength(method, model, grid, tolerance):
+    """The strength of `method` whose share of the dense MACs is nearest to its `macs`.
 
     tolerance: the largest difference between the two
     Raises InputError where no strength is so near.
@@ -207,7 +124,7 @@ def _at_cost(method, model, grid, tolerance=TOLERANCE):
     def try_strength(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
         macs = share_of(model.plan_of(found, grid), model, grid)
-        tried.append((abs(macs - method.macs), macs, found))
+        tried.append((abs(macs - method.macs), macs, strength))
         return macs
 
     try_strength(0.0)
@@ -215,9 +132,9 @@ def _at_cost(method, model, grid, tolerance=TOLERANCE):
     with contextlib.suppress(InputError):
         try_strength(1.0)
     _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
-    miss, macs, found = min(tried, key=lambda trial: trial[0])
+    miss, macs, strength = min(tried, key=lambda trial: trial[0])
     if miss <= tolerance:
-        return found
+        return strength
     if error:
         raise error
     name = methods.name_of(method)

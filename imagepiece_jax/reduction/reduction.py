@@ -1,0 +1,273 @@
+"""A reduction as one record: a method, and how attention weighs sizes beside it.
+
+Users give a number, a text or a dict, which `Reduction.read` reads at the door. Files
+have the dict of `Reduction.fields`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
+from imagepiece_jax.common.fields import is_number, literal, number_in, plain
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import methods
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
+from imagepiece_jax.reduction.methods.recommended import recommended
+
+LABEL = "label"  # what files call `Reduction.asked`
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What removes tokens from a model; equal ones compute the same.
+
+    method: a plain Method, "auto", stands for the one that is recommended for a model
+    prop_attn: whether attention is proportional; None: as is usual for method and model
+    asked: the words that asked for it, such as "tome macs=0.5", where counts of tokens
+        were found for a cost, or where somebody typed it; "": its fields say it
+    """
+
+    method: Method
+    prop_attn: bool | None = None
+    asked: str = dataclasses.field(default="", compare=False)
+
+    @classmethod
+    def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> Self:
+        """The reduction that a caller or a file gives.
+
+        value: a share of the dense model's MACs, which the recommended method gets,
+            also as "50%" or {"macs": 0.5}; a method's name, in any spelling; a dict of
+            a name and fields, or the same in a text, "tome:r=8" or "tome r=8"; a
+            Method; a Reduction; None: the dense model
+        prop_attn: the value that a model's config has; the reduction may have it, too
+        Raises InputError for anything else, and for two values of prop_attn.
+        """
+        if isinstance(value, Method):
+            return cls(value, prop_attn)
+        found = value
+        if not isinstance(value, Reduction):
+            found = cls._of_fields(_fields_of(value))
+        if prop_attn is None or found.prop_attn == prop_attn:
+            return found
+        if found.prop_attn is not None:
+            raise InputError(
+                f"is {prop_attn!r}, in reduction {found.prop_attn!r}",
+                field="prop_attn",
+                value=prop_attn,
+                allowed="one of them",
+            )
+        return dataclasses.replace(found, prop_attn=prop_attn)
+
+    @classmethod
+    def _of_fields(cls, fields):
+        """The reduction of a dict with a name, fields, prop_attn and a label."""
+        fields = dict(fields)
+        asked = fields.pop(LABEL, None) or ""
+        if not isinstance(asked, str):
+            raise InputError(
+                field="reduction.label",
+                value=asked,
+                allowed='the text that asked for it, such as "tome macs=0.5"',
+            )
+        prop_attn = plain(fields.pop("prop_attn", None))
+        if not isinstance(prop_attn, bool | None):
+            raise InputError(
+                field="reduction.prop_attn", value=prop_attn, allowed="True, False"
+            )
+        try:
+            method = methods.create(**fields)
+        except InputError as error:
+            raise error.inside("reduction") from error
+        return cls(method, prop_attn, asked)
+
+    @property
+    def name(self) -> str:
+        """The name of the method."""
+        return methods.name_of(self.method)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it leaves the method to be recommended for a model."""
+        return self.name == methods.AUTO
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Its name and what differs from the method's defaults, as files have it.
+
+        `read` makes an equal one of it.
+        """
+        found = {"name": self.name}
+        usual = type(self.method)
+        for field, value in self.method.named_fields(training=False).items():
+            if value != getattr(usual, field):
+                found[field] = value
+        if self.prop_attn is not None:
+            found["prop_attn"] = self.prop_attn
+        if self.asked:
+            found[LABEL] = self.asked
+        return found
+
+    @property
+    def all_fields(self) -> dict[str, Any]:
+        """All fields that decide what it computes, as tables of results have them."""
+        prop_attn = self.prop_attn
+        if prop_attn is None:
+            prop_attn = self.method.model_fields.get("prop_attn", False)
+        own = self.method.named_fields(training=False)
+        return {"name": self.name, "prop_attn": prop_attn, **own}
+
+    @property
+    def words(self) -> str:
+        """What asked for it, or its fields that are no defaults: "evit keep_rate=.5".
+
+        The dense model is "dense".
+        """
+        fields = self.fields
+        fields.pop(LABEL, None)
+        words = [fields.pop("name")]
+        if words == [DENSE.name]:
+            words = ["dense"]
+        if self.asked:
+            words = [self.asked]
+            fields = {}
+            if self.prop_attn is not None:  # which is never among the words
+                fields = {"prop_attn": self.prop_attn}
+        words += [f"{field}={value}" for field, value in fields.items()]
+        return " ".join(words)
+
+    @property
+    def text(self) -> str:
+        """The same as one types it: "evit:keep_rate=0.5"."""
+        return self.words.replace(", ", ",").replace(" ", ":")
+
+    @property
+    def as_asked(self) -> "Reduction":
+        """What asked for it, with a cost in place of the counts found for it."""
+        if not self.asked:
+            return self
+        return self.read(self.asked, self.prop_attn)
+
+    def with_cost(self, macs: float) -> "Reduction":
+        """The reduction with a cost in place of what said how many tokens stay.
+
+        A schedule stays, and so do fields that give it a shape.
+        """
+        method = self.method
+        changes = {"macs": macs}
+        if not isinstance(method.counts, str):
+            changes["counts"] = None
+        for field in method.found_for_macs:
+            changes[field] = getattr(type(method), field)
+        try:
+            method = dataclasses.replace(method, **changes)
+        except InputError as error:
+            raise error.inside("reduction") from error
+        return Reduction(method, self.prop_attn)
+
+    def chosen(self, model: ModelFacts) -> "Reduction":
+        """The reduction with the recommended method in place of "auto"."""
+        if not self.is_open:
+            return self
+        return Reduction(recommended(self.method, model), self.prop_attn)
+
+    def for_model(self, model: ModelFacts) -> "Reduction":
+        """The reduction with fields that a model has: its method, blocks and score.
+
+        Raises InputError for a reduction that does not fit the model.
+        """
+        chosen = self.chosen(model)
+        try:
+            method = chosen.method.for_model(model)
+        except InputError as error:
+            raise error.inside("reduction") from error
+        return dataclasses.replace(chosen, method=method)
+
+
+ReductionLike = Reduction | Method | Mapping[str, Any] | str | float | None
+DENSE = Reduction(methods.create())
+
+
+def _fields_of(value):
+    """What `Reduction.read` takes, as a dict of a name and fields."""
+    if value is None:
+        return DENSE.fields
+    if isinstance(value, str):
+        share = number_in(value)
+        if share is None:
+            return _fields_of_text(value)
+        value = share
+    if is_number(plain(value)):
+        return _fields_of_share(plain(value))
+    mapping = isinstance(value, Mapping)
+    if not mapping or not all(isinstance(field, str) for field in value):
+        raise InputError(
+            field="reduction",
+            value=value,
+            allowed=(
+                "a share of the MACs such as 0.5, a method's name, and a dict with a "
+                'name and fields: {"name": "evit", "keep_rate": 0.7}'
+            ),
+        )
+    name = value.get("name")
+    if "name" not in value and "macs" in value:
+        name = methods.AUTO
+    elif "name" not in value:
+        raise InputError(
+            f"is {dict(value)!r}, which has no name",
+            field="reduction",
+            value=value,
+            hint=f"the names are {', '.join(methods.names())}",
+        )
+    if isinstance(name, str):
+        name = methods.spelled(name)
+    return {**value, "name": name}
+
+
+def _fields_of_share(share):
+    """The fields of the recommended method at a share of the MACs."""
+    fields = {"name": methods.AUTO, "macs": share}
+    try:
+        methods.create(**fields)
+    except InputError as error:  # the share is all that was typed
+        raise error.renamed({"macs": "reduction"}) from error
+    return fields
+
+
+def _fields_of_text(text):
+    try:
+        texts = split_text(text)
+    except InputError as error:
+        raise error.inside("reduction") from error
+    name = texts.pop("name")
+    return {"name": name} | {field: literal(value) for field, value in texts.items()}
+
+
+def split_text(text: str) -> dict[str, str]:
+    """{field: text of its value} of "tome:r=8" or "tome r=8", the name first.
+
+    "tome=0.5" is "tome:macs=0.5".
+    Raises InputError for a part without a value, and for a field that is there twice.
+    """
+    # What asked for a reduction has blanks between its fields, and inside of tuples.
+    name, *parts = re.split(r"\s*:\s*|\s+(?=\w+=)", text.strip())
+    name, equals, share = name.partition("=")
+    found = {"name": methods.spelled(name)}
+    if equals:
+        parts.insert(0, f"macs={share}")
+    for part in parts:
+        field, _, value = part.partition("=")
+        if not value:
+            raise InputError(
+                f"has {part!r}",
+                value=part,
+                allowed="FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7",
+            )
+        if field in found:
+            raise InputError(
+                f"has {field} twice",
+                value=field,
+                allowed=f"one list, such as {field}=V1,V2",
+            )
+        found[field] = value
+    return found
