@@ -16,6 +16,7 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
@@ -25,7 +26,7 @@ from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction import contract, provenance, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.sweep_text import parse_sweep
+from imagepiece_jax.reduction.reduction import Reduction, split_text
 from imagepiece_jax.reduction.token_counts import Merge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
@@ -92,8 +93,9 @@ def cases(names):
     """(name of the case, method, fields), as `named_parameters` takes them."""
     found = []
     for text in (*METHODS, *SETTINGS):
-        fields = dict(parse_sweep(text)[0])
-        name = fields.pop("name")
+        typed = split_text(text)
+        name = typed.pop("name")
+        fields = {field: literal(value) for field, value in typed.items()}
         label = re.sub(r"\W+", "_", text).strip("_")
         if name in names:
             found.append((label, name, SMALLER.get(name, {}) | fields))
@@ -457,7 +459,7 @@ def test_two_devices_are_there():
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"none"}))
 def test_every_method_can_leave_exactly_so_many_tokens(name, tokens):
     """No step leaves fewer, and the schedule is no stronger than it needs to be."""
-    model = with_plan(dense_deit(), {"name": name}, (14, 14), tokens=tokens)
+    model = with_plan(dense_deit(), Reduction.read(name), (14, 14), tokens=tokens)
     assert model.plan[-1].mlp_tokens == 1 + tokens
     counts = [layer.counts for layer in model.plan if layer.counts]
     assert all(count.n_in >= count.n_out >= tokens for count in counts)
@@ -482,7 +484,7 @@ def dense_deit():
 )
 def test_what_cannot_be_left_is_refused(name, tokens, allowed):
     with pytest.raises(InputError, match=f"{tokens}") as error:
-        with_plan(dense_deit(), {"name": name}, (14, 14), tokens=tokens)
+        with_plan(dense_deit(), Reduction.read(name), (14, 14), tokens=tokens)
     assert allowed in error.value.allowed
 
 
@@ -491,7 +493,9 @@ def test_the_schedule_is_cut_off_where_it_would_leave_fewer():
 
     def counts(tokens, **fields):
         reduction = {"name": "tome"} | fields
-        plan = with_plan(dense_deit(), reduction, (14, 14), tokens=tokens).plan
+        plan = with_plan(
+            dense_deit(), Reduction.read(reduction), (14, 14), tokens=tokens
+        ).plan
         return [layer.counts.n_out for layer in plan if layer.counts]
 
     assert counts(64) == [196 - 11 * step for step in range(1, 13)]

@@ -5,7 +5,6 @@ import pytest
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.layer_plan import build
-from imagepiece_jax.reduction.methods import create
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 
 
@@ -126,7 +125,7 @@ def test_counts_and_costs_are_their_authors(name, text, tokens, macs):
 )
 def test_tokens_by_hand(text, site, tokens):
     """A step before a block changes what its attention reads, another what its MLP."""
-    plan = build(12, 196, create(**parse_sweep(text)[0]).steps(12))
+    plan = build(12, 196, parse_sweep(text)[0].method.steps(12))
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     arriving = [197, *numbers(tokens)[:-1]]
     wanted = numbers(tokens) if site == "pre" else arriving
@@ -145,6 +144,6 @@ def test_tokens_by_hand(text, site, tokens):
     ],
 )
 def test_tokens_in_masked_training(text, tokens):
-    plan = build(12, 196, create(**parse_sweep(text)[0]).steps(12), masked=True)
+    plan = build(12, 196, parse_sweep(text)[0].method.steps(12), masked=True)
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     assert any(layer.counts for layer in plan)
