@@ -412,7 +412,7 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     quick = functools.partial(imagepiece_jax.recover, steps=1, batch_size=8)
     monkeypatch.setattr(imagepiece_jax, "recover", quick)
     space = run(README, "import imagepiece_jax\n", {})
-    assert space["vit"].reduction["name"] == "attended"
+    assert space["vit"].reduction.name == "attended"
     costs = space["vit"].recovery.costs
     assert costs[0].steps == len(costs)
     assert imagepiece_jax.load("deit_tiny_half").recovery.costs == costs
@@ -443,7 +443,7 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     model = vit.model
     variables = vit.variables
     assert vit.image_size == (224, 280)
-    assert vit.reduction["name"] == "tome"
+    assert vit.reduction.name == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
     wanted = jax.jit(model.apply)(variables, images).pooled

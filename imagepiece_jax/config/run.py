@@ -337,6 +337,7 @@ class RunConfig(CheckedFields):
         try:
             reduction = cost_search.at_cost(asked, dense, *where)
         except InputError as error:
+            error = error.renamed({"reduction": "reduction.macs"})
             raise error.inside("config") from error
         found = dataclasses.replace(self, reduction=reduction)
         cost_search.say(asked, found.create_model(), *where)

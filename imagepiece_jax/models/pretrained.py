@@ -257,7 +257,8 @@ class Pretrained:
         """The reduction in a few words."""
         if self.reduction is None:
             return "a reduction without a name"
-        label = self.reduction.words
+        prop_attn = self.model.prop_attn
+        label = dataclasses.replace(self.reduction, prop_attn=prop_attn).words
         if kinds := " and ".join(self.untrained_kinds):
             label += f" (untrained {kinds})"
         return f"{label} (recovered)" if self.recovered else label

@@ -124,15 +124,16 @@ class Reduction:
         The dense model is "dense".
         """
         fields = self.fields
-        fields.pop(LABEL, None)
         words = [fields.pop("name")]
         if words == [DENSE.name]:
             words = ["dense"]
-        if self.asked:
+        fields.pop("prop_attn", None)
+        if fields.pop(LABEL, ""):
             words = [self.asked]
             fields = {}
-            if self.prop_attn is not None:  # which is never among the words
-                fields = {"prop_attn": self.prop_attn}
+        usual = self.method.model_fields.get("prop_attn", False)
+        if self.prop_attn not in (None, usual):  # which is never among what asked
+            fields["prop_attn"] = self.prop_attn
         words += [f"{field}={value}" for field, value in fields.items()]
         return " ".join(words)
 

@@ -24,7 +24,7 @@ def dense():
 
 
 def test_a_model_that_someone_made_has_defaults(dense):
-    assert dense.reduction == {"name": "none"}
+    assert dense.reduction.fields == {"name": "none"}
     assert dense.label == "dense"
     assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
     for size in (0, (20, -4), (20, 20, 3), 20.0):
@@ -96,7 +96,7 @@ def test_sizes_that_no_weights_have(dense, method, field, value):
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     """The sentence says how: nobody typed the counts that macs=0.5 has found."""
     own = dense.with_reduction({"name": "tome", "macs": 0.5})
-    counts = own.reduction["counts"]
+    counts = own.reduction.method.counts
     with refused("reduction.counts", counts, "with_reduction(None).at_size(..)"):
         own.at_size(8 * tiny.SIDE)
     imagepiece_jax.save(tmp_path / "saved", own)
@@ -149,13 +149,13 @@ def test_the_same_weights_with_another_reduction(dense):
     assert tome.model == tiny.model(TOME)
     assert tome.model.prop_attn
     assert same(tome.variables, dense.variables)
-    assert tome.reduction == TOME
+    assert tome.reduction.fields == TOME
     assert tome.label == "tome r=4"
     assert tome.gmacs < dense.gmacs
-    assert dense.reduction == {"name": "none"}  # which is not changed
+    assert dense.reduction.fields == {"name": "none"}  # which is not changed
     plain = dense.with_reduction(UNWEIGHTED)
     assert not plain.model.prop_attn
-    assert plain.reduction == UNWEIGHTED
+    assert plain.reduction.fields == UNWEIGHTED
     again = dense.with_reduction(plain.reduction)  # as it was, whoever set it
     assert again.model == plain.model
     assert again.reduction == plain.reduction

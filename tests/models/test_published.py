@@ -103,7 +103,7 @@ def test_timms_folder_is_the_model_that_its_config_says(
     assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
     reduced = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
     assert reduced.model.plan != model.plan
-    assert reduced.reduction["name"] == "evit"
+    assert reduced.reduction.name == "evit"
     larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24, gelu="tanh"))
     assert larger.arch.gelu == "tanh"
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)

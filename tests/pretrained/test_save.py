@@ -411,7 +411,7 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
     tome = {"name": "tome", "r": 1}
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
-    assert found.reduction["name"] == "tome"
+    assert found.reduction.name == "tome"
     assert not found.model.prop_attn
     assert not found.with_reduction({"name": "tome", "r": 2}).model.prop_attn
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True).model

@@ -528,7 +528,7 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(
     alone = recovered(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(other.variables, alone.variables)
     assert other.recovery.costs[0].curve == alone.recovery.costs[0].curve
-    names = [cost.reduction["name"] for cost in other.recovery.costs]
+    names = [cost.reduction.name for cost in other.recovery.costs]
     assert names == ["tome", "evit"]
     own = other.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
