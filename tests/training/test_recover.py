@@ -535,7 +535,7 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(
     chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
     again = recovered(own, steps=24)
     assert other.recovery.costs[0] in again.recovery.costs
-    (newest,) = [c for c in again.recovery.costs if c.reduction["name"] == "evit"]
+    (newest,) = [c for c in again.recovery.costs if c.reduction.name == "evit"]
     assert newest.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
 
