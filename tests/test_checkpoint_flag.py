@@ -17,7 +17,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import with_config
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

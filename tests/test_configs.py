@@ -24,7 +24,8 @@ from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import optimizer, run_dir
+from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.data import check_training, length
 from imagepiece_jax.training.report import training_flop
 from tests.reduction.steps import shortest

@@ -262,6 +262,6 @@ def test_devices_processes_and_orbax_are_known_by_one_file_each():
     assert found == {
         f"{PACKAGE}.common.orbax_files": {"orbax"},
         f"{PACKAGE}.common.parallel": {"jax.pmap"},
-        f"{PACKAGE}.training.distributed": {"jax.distributed"},
+        f"{PACKAGE}.training.cluster.job": {"jax.distributed"},
     }
     assert {path.stem for path in (ROOT / PACKAGE).glob("*.py")} == TOP

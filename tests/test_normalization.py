@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence

@@ -28,7 +28,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training.checkpoint import KINDS
+from imagepiece_jax.training.cluster.checkpoint import KINDS
 from tools import tiny_runs
 from tools.rehearsal_config import EPOCH
 

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -31,11 +31,12 @@ PROCESS_ID = cli.integer("process_id", None, "number of this host, from 0")
 def main():
     name, config = cli.run_config()
     # It imports JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.training import distributed, trainer
+    from imagepiece_jax.training import trainer
+    from imagepiece_jax.training.cluster.job import find_job, joined
 
-    job = distributed.find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
-    with distributed.joined(job):
+    with joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 

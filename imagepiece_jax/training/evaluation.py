@@ -16,8 +16,8 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.provenance import patch_slots
+from imagepiece_jax.training.cluster.preemption import Interrupted
 from imagepiece_jax.training.logging import AGREEMENT, accuracy_or_agreement
-from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder

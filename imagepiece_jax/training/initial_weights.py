@@ -28,7 +28,7 @@ from imagepiece_jax.pretrained.load import (
 )
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.reduction.reduction import DENSE
-from imagepiece_jax.training import run_dir
+from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.logging import say
 
 

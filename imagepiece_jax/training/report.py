@@ -17,6 +17,7 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.cluster.run_dir import wall_seconds
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import (
@@ -27,7 +28,6 @@ from imagepiece_jax.training.logging import (
     say,
     top1,
 )
-from imagepiece_jax.training.run_dir import wall_seconds
 from imagepiece_jax.training.train_step import count_programs, init_state
 
 UNIT = " (1e18 operations, two a MAC)"

@@ -18,13 +18,14 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
-from imagepiece_jax.training.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training import optimizer, report, teacher
+from imagepiece_jax.training.cluster import job, run_dir
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training.cluster.preemption import StopRequest
 from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say
-from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.train_step import (
     batch_shapes,
     init_state,
@@ -107,7 +108,7 @@ class Run:
                 run.optim, length.steps_per_epoch, run.reduction.method.param_groups
             )
             fields = run.to_dict()
-            distributed.check_same_settings(dry_run, fields, self.model, self.data)
+            job.check_same_settings(dry_run, fields, self.model, self.data)
 
             lock = run_dir.RunLock(workdir)
             self.checkpoints = Checkpoints(workdir, run.keep_every_steps, lock)
@@ -153,7 +154,7 @@ class Run:
                 state, saved, self.step = self.checkpoints.restore(state)
                 self.progress = self.progress.resumed(saved, self.data.names, workdir)
             started = state, frozen, self.dense_variables
-            distributed.check_same_start(self.step, started)
+            job.check_same_start(self.step, started)
         self.state, self.teacher = parallel.replicate((state, frozen))  # on all devices
 
     @property

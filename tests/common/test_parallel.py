@@ -18,7 +18,13 @@ import pytest
 from imagepiece_jax.common import parallel, progress, xla_options
 from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import distributed, run_dir
+from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training.cluster.job import (
+    Job,
+    check_same_settings,
+    check_same_start,
+    joined,
+)
 from tests import compiling, forked, runs
 
 
@@ -125,7 +131,7 @@ def check_eight():
 def check_process(process, port, folder):
     process = int(process)
     xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
-    with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, process)):
+    with joined(Job(f"127.0.0.1:{port}", 2, process)):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
@@ -159,7 +165,7 @@ def check_agreement(process, folder):
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):
         train = types.SimpleNamespace(class_names=names)
         data = types.SimpleNamespace(train=train, images=images)
-        distributed.check_same_settings(False, config, model, data)
+        check_same_settings(False, config, model, data)
 
     settings()
     refused("config.lr is 1 on process 1, but 0 on", settings, config | {"lr": process})
@@ -175,13 +181,12 @@ def check_agreement(process, folder):
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
-    distributed.check_same_start(0, arrays)
-    same_start = distributed.check_same_start
+    check_same_start(0, arrays)
     step = 4 + process
-    refused("step to resume from is 5 on process 1", same_start, step, arrays)
+    refused("step to resume from is 5 on process 1", check_same_start, step, arrays)
     for differs in arrays:  # any of them, not just the last
         other = arrays | {differs: arrays[differs] + process}
-        refused("checksum of the first weights is", same_start, 4, other)
+        refused("checksum of the first weights is", check_same_start, 4, other)
 
     run_dir.PATIENCE = 0.3
     run_dir.check_workdir(folder)

@@ -18,7 +18,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import runs
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.training import run_dir
+from imagepiece_jax.training.cluster import run_dir
 from tests.refused import refused
 from tests.runs import configured
 

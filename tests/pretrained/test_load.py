@@ -22,7 +22,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import SavedWeights, load_as
 from imagepiece_jax.pretrained.with_config import load_with_config
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common import checksums
-from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MetricWriter
 from tests.command import call, sentence
 from tests.training.states import make_state

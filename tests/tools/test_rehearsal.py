@@ -6,8 +6,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from imagepiece_jax.training import distributed
-from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.training.cluster.job import find_job
 from imagepiece_jax.training.logging import MetricWriter
 from tests import compiling, forked, programs
 from tests.command import call
@@ -109,12 +109,12 @@ def test_the_same_layout_may_not_differ_at_all(stage, theirs):
 
 def test_tasks_on_gpus_take_their_shares(tmp_path):
     stage = rehearsal.HostRuns(tmp_path, "gpu", 8)
-    jobs = [distributed.find_job(environment=found) for found in stage.environments(2)]
+    jobs = [find_job(environment=found) for found in stage.environments(2)]
     assert [job.local_devices for job in jobs] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert [job.process_id for job in jobs] == [0, 1]
     assert jobs[0].coordinator == jobs[1].coordinator
     (single,) = stage.environments(1)
-    assert distributed.find_job(environment=single) is None
+    assert find_job(environment=single) is None
 
 
 def test_a_promise_that_is_not_kept_ends_with_status_1(tmp_path, monkeypatch):

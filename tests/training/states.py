@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 
 
 @struct.dataclass

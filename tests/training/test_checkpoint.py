@@ -14,7 +14,7 @@ from orbax.checkpoint import v1
 
 from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import forked
 from tests.training.states import abstract, assert_same, folders, make_state, saved
 from tools.tiny_runs import stored
@@ -256,9 +256,9 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
 
 def save_together(workdir, port, process):
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.training import distributed
+    from imagepiece_jax.training.cluster.job import Job, joined
 
-    with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, int(process))):
+    with joined(Job(f"127.0.0.1:{port}", 2, int(process))):
         assert parallel.is_main() == (process == "0")
         if process == "1":  # its view of the folder is an old one
             checksums.steps = lambda folder: [1]

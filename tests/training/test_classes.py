@@ -23,8 +23,8 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
-from imagepiece_jax.training import run_dir
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs

@@ -13,7 +13,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.training.checkpoint import Progress
+from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 from tests.command import call, sentence

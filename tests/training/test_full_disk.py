@@ -12,7 +12,7 @@ import pytest
 
 from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import read_metrics
 from tests.command import start
 from tests.training.states import abstract, assert_same, folders, make_state, saved

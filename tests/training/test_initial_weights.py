@@ -16,7 +16,7 @@ from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import read_checkpoint
 from imagepiece_jax.pretrained.save import save
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
 from tests import runs

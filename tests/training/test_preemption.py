@@ -17,8 +17,8 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.common.signals import SIGNALS
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training.preemption import Interrupted, StopRequest
-from imagepiece_jax.training.run_dir import RunLock
+from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
+from imagepiece_jax.training.cluster.run_dir import RunLock
 from tests import forked, runs
 from tests.runs import ROOT
 from tools import fault_drill, tiny_runs
@@ -103,7 +103,7 @@ def test_all_processes_stop_at_the_same_call():
 # Busy where Python's own handlers do not run, as in a compile.
 WORK = """
 import contextlib, hashlib, signal, sys
-from imagepiece_jax.training.preemption import StopRequest
+from imagepiece_jax.training.cluster.preemption import StopRequest
 
 if __name__ == "__main__":
     with StopRequest() as request, contextlib.ExitStack() as stack:

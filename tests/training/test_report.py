@@ -8,8 +8,9 @@ import pytest
 from configs import base, deit_s_evit
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.training import data, logging, report, run_dir
-from imagepiece_jax.training.checkpoint import Progress
+from imagepiece_jax.training import data, logging, report
+from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import MetricWriter
 from tests import runs
 from tests.training import test_logging

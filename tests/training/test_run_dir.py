@@ -7,7 +7,11 @@ import pytest
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import check_config, check_folder, record_start
+from imagepiece_jax.training.cluster.run_dir import (
+    check_config,
+    check_folder,
+    record_start,
+)
 from tests.refused import refused
 from tests.runs import configured
 

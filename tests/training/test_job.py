@@ -15,8 +15,16 @@ import jax
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import distributed
-from imagepiece_jax.training.distributed import FIRST_PORT, PORTS, Job, find_job
+from imagepiece_jax.training.cluster.job import (
+    FIRST_PORT,
+    LOST,
+    PORTS,
+    Job,
+    check_devices,
+    find_job,
+    is_loss,
+    joined,
+)
 from tests import forked
 from tests.command import start
 from tests.refused import refused
@@ -42,7 +50,7 @@ OPEN_MPI = {
 }
 HEAD = """\
 import atexit, os, threading
-from imagepiece_jax.training import distributed
+from imagepiece_jax.training.cluster import job
 """
 
 
@@ -57,7 +65,7 @@ def scheduled(environment=SLURM, **variables):
 
 def test_flags_name_the_job():
     assert find_job(environment={}) is None
-    with distributed.joined(None):
+    with joined(None):
         assert not jax.distributed.is_initialized()
     job = find_job("gpu1:1234", 3, 2, environment={})
     assert job == Job("gpu1:1234", 3, 2)
@@ -116,8 +124,8 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
     job = find_job("gpu1:9", environment=version_5)
     assert (job.coordinator, job.num_processes, job.process_id) == ("gpu1:9", 2, 1)
     done = run(
-        "try:\n    with distributed.joined(distributed.find_job()): pass\n"
-        "except distributed.InputError as error: print(error)",
+        "try:\n    with job.joined(job.find_job()): pass\n"
+        "except job.InputError as error: print(error)",
         **version_5,
     )
     assert done.out.startswith("--coordinator is missing, and process 0 of 2 not f")
@@ -145,9 +153,9 @@ def test_flags_that_do_not_fit_together_are_named(arguments, flag, value):
 @pytest.mark.parametrize("mine, visible", [((), "all"), ((4, 5), "4,5")])
 def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
     """A job of one process that meets itself: its number, its GPUs and its port."""
-    job = f"distributed.Job(None, 1, 0, {mine}, {forked.free_port()})"
+    job = f"job.Job(None, 1, 0, {mine}, {forked.free_port()})"
     done = run(
-        f"import jax\nwith distributed.joined({job}):\n"
+        f"import jax\nwith job.joined({job}):\n"
         "  print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))",
         **SLURM | {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_LOCALID": "3"},
     )
@@ -156,12 +164,12 @@ def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
 
 def test_unequal_devices_and_an_unknown_coordinator_are_refused():
     devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
-    distributed.check_devices(devices[:4])
+    check_devices(devices[:4])
     message = "process 2 has 1 devices, but process 0 has 2"
     with pytest.raises(InputError, match=message):
-        distributed.check_devices(devices)
+        check_devices(devices)
     with pytest.raises(InputError, match="no-such-host.invalid:61500, a host not"):
-        with distributed.joined(Job("no-such-host.invalid:61500", 2, 1)):
+        with joined(Job("no-such-host.invalid:61500", 2, 1)):
             pass
 
 
@@ -173,7 +181,7 @@ def test_a_port_in_use_is_named(found_by_jax):
         place = job.coordinator or f"port {port} of the first host"
         message = f"--coordinator is {place}, a port .* .Address already in use"
         with pytest.raises(InputError, match=message):
-            with distributed.joined(job):
+            with joined(job):
                 pass
 
 
@@ -184,12 +192,12 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     """JAX waits in C++, where Python's own handlers do not run."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    job = f"distributed.Job({address!r}, 2, {process})"
+    job = f"job.Job({address!r}, 2, {process})"
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
             waiting = forked.Process(
-                [sys.executable, "-c", f"{HEAD}with distributed.joined({job}): pass"],
+                [sys.executable, "-c", f"{HEAD}with job.joined({job}): pass"],
                 env=os.environ | {"JAX_PLATFORMS": "cpu"},
                 stderr=writer,
             )
@@ -208,11 +216,11 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
 
 def test_an_abort_in_a_thread_ends_with_the_sentence():
     done = run(
-        "distributed.end_at_abort('error: gone')\n"
+        "job.end_at_abort('error: gone')\n"
         "print('begin', flush=True)\n"
         "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
     )
-    assert done == (distributed.LOST, "begin\n", "error: gone\n")
+    assert done == (LOST, "begin\n", "error: gone\n")
 
 
 def test_a_process_that_fails_reports_only_its_own_error():
@@ -220,11 +228,11 @@ def test_a_process_that_fails_reports_only_its_own_error():
     done = run(
         "atexit.register(os.abort)\n"
         "atexit.register(os.write, 2, b'a long report')\n"
-        "distributed.end_at_abort('error: gone')\n"
-        "distributed.leave_quietly()\n"
+        "job.end_at_abort('error: gone')\n"
+        "job.leave_quietly()\n"
         "raise SystemExit('error: disk is full')"
     )
-    assert (done.status, done.err) == (distributed.LOST, "error: disk is full\n")
+    assert (done.status, done.err) == (LOST, "error: disk is full\n")
 
 
 @pytest.mark.parametrize(
@@ -238,4 +246,4 @@ def test_a_process_that_fails_reports_only_its_own_error():
     ],
 )
 def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost):
-    assert distributed.is_loss(RuntimeError(message)) == lost
+    assert is_loss(RuntimeError(message)) == lost

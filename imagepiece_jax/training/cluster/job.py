@@ -3,7 +3,7 @@
 The project's only mention of `jax.distributed`. A process is one task of SLURM or Open
 MPI, usually one for each host with all of its GPUs. JAX finds the coordinator's host in
 the scheduler's variables; its detection (0.10.2 and 0.12.0.1 asked) does not decide the
-rest, for these reasons, and tests/training/test_distributed.py has a test of each:
+rest, for these reasons, and tests/training/test_job.py has a test of each:
 
 - Number and count of tasks are those of the `srun` step. JAX takes the job's count, and
   an interactive shell in a job of four tasks waits for three that nobody started
@@ -41,8 +41,8 @@ from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.training.preemption import StopRequest
-from imagepiece_jax.training.run_dir import flat_fields
+from imagepiece_jax.training.cluster.preemption import StopRequest
+from imagepiece_jax.training.cluster.run_dir import flat_fields
 
 # The coordinator's port is one of these: above what Linux assigns by itself.
 FIRST_PORT = 61440
