@@ -1,6 +1,7 @@
 """One training step: a function of state and batch, inside `pmap`.
 
-Its losses are those of losses.py.
+`train_step` calls `loss_of`, of the functions of losses.py, then `accounted` and
+`updated`. A `RunPlan` may have another loss (docs/tour.md, "Fork the trainer").
 """
 
 from typing import Any
@@ -98,8 +99,46 @@ def init_state(variables, optimizer, with_ema, part="all"):
     )
 
 
+def loss_of(student, teacher, targets, run, model):
+    """(loss of a micro-batch, {name: a term of it that is logged}).
+
+    The loss is that of the labels and all terms: of distillation, and of the method.
+
+    student, teacher: (Outputs, the TokenState after each block) for the same images;
+        teacher None where the run has none
+    targets: [m, C], class probabilities by the labels, smoothed and mixed
+    run: the RunConfig
+    model: the student's
+    """
+    outputs, states = student
+    taught = None
+    if teacher is not None:
+        taught, taught_states = teacher
+    distill = run.distill
+    if distill.active:
+        loss, terms = distillation(distill, outputs, targets, taught.logits)
+    else:
+        loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
+        terms = {}
+    if distill.class_tokens:
+        change = relative_change(class_tokens(states), class_tokens(taught_states))
+        terms["class_tokens"] = distill.class_tokens * jnp.mean(change)
+    if method_loss := run.reduction.method.loss:
+        terms |= method_loss(outputs, taught, plan=model.plan)
+    return sum(terms.values(), loss), terms
+
+
 def train_step(
-    state, batch, teacher=None, *, run, model, optimizer, rate, teacher_model=None
+    state,
+    batch,
+    teacher=None,
+    *,
+    run,
+    model,
+    optimizer,
+    rate,
+    teacher_model=None,
+    loss=loss_of,
 ):
     """One update.
 
@@ -111,17 +150,18 @@ def train_step(
     teacher: the frozen variables of `teacher_model`, None where there is none; it sees
         the images as the student does, augmented and mixed
     model: of an epoch, see `RunConfig.create_train_model`; made `head_only` unless
-        the method has a loss of its own, which may read tokens
+        the method has a loss, or `loss` is another, which may read tokens
     optimizer, rate: of `optimizer.create`
     teacher_model: of `teacher.create_teacher`, or None
+    loss: `loss_of`, or a function with its arguments and results
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not
         skipped, and how many were. Accuracies are by the labels, or, where the loss
         does not read these, by the teacher's answers.
     """
-    method_loss = run.reduction.method.loss
-    model = model.clone(head_only=method_loss is None)
+    reads_tokens = loss is not loss_of or run.reduction.method.loss is not None
+    model = model.clone(head_only=not reads_tokens)
     trains_all = run.part.train == "all"
     trained = trained_part(state.params, run.part.train)
     count, micro_batch = batch["label"].shape
@@ -137,12 +177,10 @@ def train_step(
         keys = {}
         for name, purpose in purposes.items():
             keys[name] = sample_keys(run.seed, state.step, positions, purpose)
-        teacher_outputs = None
-        distill = run.distill
+        taught = None
         if teacher_model is not None:
-            teacher_outputs, teacher_states = jax.lax.stop_gradient(
-                with_states(teacher_model, teacher, image)
-            )
+            taught = with_states(teacher_model, teacher, image)
+            taught = jax.lax.stop_gradient(taught)
 
         def loss_fn(trained):
             params = with_trained(state.params, trained)
@@ -154,27 +192,17 @@ def train_step(
                 keys=keys,
                 mutable=["batch_stats"],
             )
-            if not distill.active:
-                loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
-                terms = {}
-            else:
-                answers = teacher_outputs.logits
-                loss, terms = distillation(distill, outputs, targets, answers)
-            if distill.class_tokens:
-                answered = class_tokens(states)
-                expected = class_tokens(teacher_states)
-                change = jnp.mean(relative_change(answered, expected))
-                terms["class_tokens"] = distill.class_tokens * change
-            if method_loss:
-                terms |= method_loss(outputs, teacher_outputs, plan=model.plan)
-            loss = sum(terms.values(), loss)
-            return loss, (outputs.logits, changed.get("batch_stats", {}), terms)
+            student = outputs, states
+            value, terms = loss(student, taught, targets, run, model)
+            return value, (outputs.logits, changed.get("batch_stats", {}), terms)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats, terms)), grad = gradient(trained)
+        (value, (logits, batch_stats, terms)), grad = gradient(trained)
         grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
-        answers = teacher_outputs.logits if distill.unlabeled else targets
-        sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, answers))
+        answers = targets
+        if run.distill.unlabeled:
+            answers = taught[0].logits
+        sums = jax.tree.map(jnp.add, sums, _sums(value, logits, answers))
         return (batch_stats, grads, sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (trained, state.window))
@@ -191,40 +219,56 @@ def train_step(
         grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
     grads = parallel.mean(grads)
     sums = parallel.total(sums)
+    mean_loss = sums["loss"] / sums["samples"]
+    grad_norm = global_norm(grads)
+    finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+    learning_rate = rate(state.step)
+    state = accounted(state, sums, finite, run.log_every_steps)
+    metrics = {
+        "loss": mean_loss,
+        "grad_norm": grad_norm,
+        "lr": learning_rate,
+        "terms": parallel.mean(jax.tree.map(jnp.mean, terms)),
+        "window": state.window,
+        "skipped": state.skipped,
+    }
+    return updated(state, grads, batch_stats, finite, optimizer, run), metrics
+
+
+def updated(state, grads, batch_stats, finite, optimizer, run):
+    """The TrainState after an update, which changes no weight unless `finite`.
+
+    grads: of the global batch, for what is trained
+    batch_stats: those after the forward pass
+    """
+    trained = trained_part(state.params, run.part.train)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params = with_trained(state.params, optax.apply_updates(trained, updates))
     average = state.ema
     if average is not None:
         new = {"params": params, "batch_stats": batch_stats}
         average = ema(average, new, run.ema_decay)
-
-    loss = sums["loss"] / sums["samples"]
-    grad_norm = global_norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    skipped = jnp.where(finite, 0, state.skipped + 1)
-    sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
-    starts_window = state.step % run.log_every_steps == 0
-    window = jax.tree.map(
-        lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
-    )
-    metrics = {
-        "loss": loss,
-        "grad_norm": grad_norm,
-        "lr": rate(state.step),
-        "terms": parallel.mean(jax.tree.map(jnp.mean, terms)),
-        "window": window,
-        "skipped": skipped,
-    }
-    state = TrainState(
+    return state.replace(
         step=state.step + 1,
         params=optax.tree.where(finite, params, state.params),
         batch_stats=optax.tree.where(finite, batch_stats, state.batch_stats),
         opt_state=skip_update(finite, opt_state, state.opt_state),
         ema=optax.tree.where(finite, average, state.ema),
-        window=window,
-        skipped=skipped,
     )
-    return state, metrics
+
+
+def accounted(state, sums, finite, log_every_steps):
+    """The TrainState, before its update, with a step in its window and `skipped`.
+
+    sums: of the metrics over the global batch
+    """
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
+    starts_window = state.step % log_every_steps == 0
+    window = jax.tree.map(
+        lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
+    )
+    return state.replace(window=window, skipped=skipped)
 
 
 def prepared_images(batch, step, *, run, model, count):
