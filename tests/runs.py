@@ -90,9 +90,10 @@ def compile_once(patch):
     compiled = trainer.Run.compiled_step
 
     def step(run, epoch):
-        fields = {**vars(run.config), "init": None, "written": None}
-        model = run.config.create_train_model(epoch)
-        key = repr((fields, run.data.length, model, run.teacher_model))
+        plan = run.plan
+        fields = {**vars(plan.config), "init": None, "written": None}
+        model = plan.config.create_train_model(epoch)
+        key = repr((fields, plan.data.length, model, run.teacher, plan.loss))
         if key not in steps:
             steps[key] = compiled(run, epoch)
         return steps[key]

@@ -41,26 +41,28 @@ class Evaluation:
     """
 
     def __init__(self, run, log, request):
+        plan = run.plan
         self._run = run
+        self._plan = plan
         self._log = log
         self._request = request
-        self._first = run.data.evaluations[run.config.eval.best_set]
+        self._first = plan.data.evaluations[plan.config.eval.best_set]
         with request.ending_at_once():
-            self._programs = self._compiled(run.model, run.state.variables)
+            self._programs = self._compiled(plan.model, run.state.variables)
             images = self._first.source, self._first.transform
-            self._samples = SampleImages(run.config, run.workdir, run.model, *images)
+            self._samples = SampleImages(plan.config, plan.workdir, plan.model, *images)
 
     def _compiled(self, model, variables):
         """{whether images have labels: compiled evaluation of a batch}."""
-        run = self._run
+        plan = self._plan
         programs = {}
-        for labeled in {source.labeled for source in run.data.eval_sets.values()}:
+        for labeled in {source.labeled for source in plan.data.eval_sets.values()}:
             teacher = None
             frozen = ()
             if not labeled:
-                teacher = run.teacher_model.answers
-                frozen = (run.teacher,)
-            step = accuracy.model_step(model, run.config.seed, teacher=teacher)
+                teacher = self._run.teacher.answers
+                frozen = (self._run.frozen,)
+            step = accuracy.model_step(model, plan.config.seed, teacher=teacher)
             step.compile(variables, self._first.empty(), *frozen)
             programs[labeled] = functools.partial(_evaluate, step, frozen)
         return programs
@@ -72,9 +74,9 @@ class Evaluation:
         """
         variables = parallel.replicate(variables)
         with self._request.ending_at_once():
-            programs = self._compiled(self._run.config.create_dense(), variables)
+            programs = self._compiled(self._plan.dense, variables)
         with contextlib.suppress(Interrupted):
-            for name in self._run.data.evaluations:
+            for name in self._plan.data.evaluations:
                 (figures,) = self._accuracy(programs, [variables], name)
                 who = "the dense model as given has "
                 self._log.evaluation("init", 0, figures, name, who)
@@ -93,7 +95,7 @@ class Evaluation:
             models.append(state.ema)
         by_set = {}
         try:
-            for name in run.data.length.due(run.step):
+            for name in self._plan.data.length.due(run.step):
                 by_set[name], *averages = self._accuracy(self._programs, models, name)
                 for found in averages:
                     kept = {k: v for k, v in found.items() if k not in OF_A_PASS}
@@ -106,9 +108,10 @@ class Evaluation:
             variables = parallel.on_first_device(state.variables)
             log.image("tokens", run.step, self._samples.tokens(variables))
         log.restart_clock()
-        best_set = run.config.eval.best_set
-        best_by = BEST_BY[run.config.best_by]
-        if not run.data.eval_sets[best_set].labeled:
+        config = self._plan.config
+        best_set = config.eval.best_set
+        best_by = BEST_BY[config.best_by]
+        if not self._plan.data.eval_sets[best_set].labeled:
             best_by = best_by.replace("acc", AGREEMENT)
         return run.progress.with_evaluation(run.step, by_set, best_set, best_by)
 
@@ -119,7 +122,7 @@ class Evaluation:
 
     def _accuracy(self, programs, models, name):
         """The figures of several models, by one pass over the set `name`."""
-        data = self._run.data
+        data = self._plan.data
         labeled = data.eval_sets[name].labeled
         reader = data.evaluations[name].batches(*data.readers)
         with contextlib.closing(reader):

@@ -78,6 +78,11 @@ class InitialWeights:
         """The weights at `config.teacher.weights`; None where it is empty."""
         return _named(self._run.teacher)
 
+    def forget(self):
+        """Free the tensors; who needs them again reads the files again."""
+        for name in ("start", "teacher"):
+            vars(self).pop(name, None)
+
     def _earlier(self, workdir):
         """Weights of the run in `workdir` that is resumed; None for a new one."""
         if run_dir.took_steps(workdir) and runs.is_run(workdir):

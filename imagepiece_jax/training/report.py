@@ -167,8 +167,9 @@ def dry_run(run):
 
     Raises InputError where a reduction breaks its contract on two random images.
     """
-    config = run.config
-    length = run.data.length
+    plan = run.plan
+    config = plan.config
+    length = plan.data.length
     say(
         "compiling the training step, which takes minutes on a few CPU cores; python "
         "-m imagepiece_jax describe --config FILE estimates its memory without"
@@ -178,11 +179,11 @@ def dry_run(run):
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
-    teacher = run.teacher_model
+    teacher = run.teacher
     teacher_macs = model_macs(teacher.model, teacher.image_size) if teacher else 0
-    operations = training_flop(config, len(run.data.train), teacher_macs)
+    operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
-        f"{_data_text(config, run.data)}\n"
+        f"{_data_text(config, plan.data)}\n"
         f"memory on each of {parallel.device_count()} devices: {_megabytes(state)} of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
@@ -233,9 +234,9 @@ def warmup_note(warmup, length):
 
 def _check_reductions(run):
     """Raise InputError where a reduction of the last epoch breaks its contract."""
-    config = run.config
+    config = run.plan.config
     count = 2
-    model = config.create_train_model(run.data.length.epochs - 1)
+    model = config.create_train_model(config.optim.epochs - 1)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, *sides(config.image_size), 3))
     keys = jax.random.split(root_key(config.seed), count)

@@ -7,7 +7,7 @@ Orbax writes a step in the background under a temporary name, renames it when it
 complete, and then removes an older step. So a kill or a full disk leaves no incomplete
 step, and loses no complete one. Arrays are compared with their checksums when they are
 read; a damaged step is skipped, and the one before it is taken. KEEP steps stay, which
-`common.orbax_files.StepWriter` chooses. `trainer` says when a run saves and resumes.
+`common.orbax_files.StepWriter` chooses. `keeper` says when a run saves and resumes.
 """
 
 import contextlib

@@ -2,8 +2,8 @@
 
 A run stops between two steps, where its state can be saved. During a compilation, which
 may take minutes, Python does not run signal handlers; there a thread ends the process,
-which has saved its state before. `trainer.Run.train` says what is saved after a step,
-and `errors.Stopped` has the exit status.
+which has saved its state before. `keeper` says what is saved after a step, and
+`errors.Stopped` has the exit status.
 """
 
 import contextlib

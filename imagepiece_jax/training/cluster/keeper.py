@@ -1,0 +1,127 @@
+"""What keeps a run alive, for the trainer: its folder, its checkpoints and its stops.
+
+`held` locks the folder and compares the processes, `Keeper.begin` resumes, and
+`Keeper.after_step` saves and stops. The other files of this folder have the parts.
+"""
+
+import contextlib
+import dataclasses
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import Stopped
+from imagepiece_jax.training.cluster import job, run_dir
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training.cluster.preemption import StopRequest
+
+
+@contextlib.contextmanager
+def held(plan, dry_run: bool = False):
+    """While entered, no other run has the folder of a RunPlan. Yields its Keeper.
+
+    dry_run: neither write nor lock
+    Raises InputError where processes disagree on the plan, and for a folder of another
+        run, or one that is in use.
+    """
+    workdir = plan.workdir
+    fields = plan.config.to_dict()
+    job.check_same_settings(dry_run, fields, plan.model, plan.data)
+    lock = run_dir.RunLock(workdir)
+    run_dir.check_config(workdir, fields)
+    with contextlib.ExitStack() as stack:
+        if parallel.is_main() and not dry_run:
+            stack.enter_context(lock)
+        yield Keeper(plan, fields, lock, dry_run)
+
+
+class Keeper:
+    """Keeps one run, which it begins, saves after steps, and stops at a signal.
+
+    resumed: whether the run has a checkpoint
+    """
+
+    def __init__(self, plan, fields, lock, dry_run):
+        self._plan = plan
+        self._fields = fields
+        self._dry_run = dry_run
+        every = plan.config.keep_every_steps
+        self._checkpoints = Checkpoints(plan.workdir, every, lock)
+        self._request = None  # a StopRequest, in `guarding`
+        self._first = 0  # the step that the run begins after
+        self.last_saved = self._checkpoints.latest_step
+        self.resumed = parallel.from_main(self.last_saved) is not None
+
+    def begin(self, state, frozen, class_names):
+        """(state, Progress, step) that the run begins with; config and start are noted.
+
+        state: the first one; of a resumed run shapes are enough
+        frozen: other arrays, in which processes must not differ either
+        class_names: of the model
+        Raises InputError for too little room, and for a checkpoint of another run.
+        """
+        plan = self._plan
+        if not self._dry_run:  # nothing has been written so far
+            plan.data.check_space()
+            if parallel.is_main():
+                self._checkpoints.check_room(state, plan.data.length.steps)
+                run_dir.record_start(plan.workdir, self._fields)
+                run_dir.record_classes(plan.workdir, class_names)
+            run_dir.check_workdir(plan.workdir)
+        digest = parallel.from_main(plan.data.digest)
+        progress = Progress(plan.data.images, digest)
+        if self.resumed:
+            state, saved, self._first = self._checkpoints.restore(state)
+            progress = progress.resumed(saved, plan.data.names, plan.workdir)
+        job.check_same_start(self._first, (state, frozen))
+        return state, progress, self._first
+
+    @contextlib.contextmanager
+    def guarding(self):
+        """While entered, a signal requests a stop. Yields the StopRequest.
+
+        At the end all checkpoints are on disk; the end of a complete run is noted.
+        """
+        with (
+            StopRequest(parallel.max_over_processes()) as self._request,
+            self._checkpoints,
+        ):
+            yield self._request
+        if parallel.is_main():
+            run_dir.record_end(self._plan.workdir)
+
+    @contextlib.contextmanager
+    def compiling(self, run, log):
+        """While entered, a signal ends the process, whose state is saved before."""
+        if run.step > self._first:
+            self.save(run, log)
+            self._checkpoints.wait()
+        with self._request.ending_at_once():
+            yield
+
+    def after_step(self, run, log):
+        """Save a Run where that is due, and stop it where that is requested.
+
+        Raises Stopped after a signal, once the state is saved, and RunError where it
+        cannot be.
+        """
+        signum = self._request.requested()
+        evaluated = run.progress.evaluated == run.step
+        if signum or evaluated or self._plan.config.saves(run.step):
+            self.save(run, log)
+        if run.complete:
+            self._request.ignore_signals()
+        elif signum:
+            raise Stopped(signum, run.step)
+
+    def stop_if_requested(self, run):
+        """Raise Stopped after a signal, where nothing is to be saved."""
+        if signum := self._request.requested():
+            raise Stopped(signum, run.step)
+
+    def save(self, run, log):
+        """Save a Run after its step, as the best too where it is that."""
+        log.flush()  # lines first: a kill between the two loses nothing
+        state = parallel.unreplicate(run.state)
+        meta = dataclasses.asdict(run.progress)
+        if run.progress.best["step"] == run.step:
+            self._checkpoints.save(run.step, state, meta, "best")
+        self._checkpoints.save(run.step, state, meta)
