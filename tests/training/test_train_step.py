@@ -58,9 +58,10 @@ def rate(step):
 
 def with_loss(recipe, loss):
     """The same RunConfig with a method that has this loss."""
-    method = copy.copy(recipe.reduction)
+    method = copy.copy(recipe.reduction.method)
     object.__setattr__(method, "loss", loss)
-    return dataclasses.replace(recipe, reduction=method)
+    reduction = dataclasses.replace(recipe.reduction, method=method)
+    return dataclasses.replace(recipe, reduction=reduction)
 
 
 def make(recipe=None, optimizer=None, seed=0, **fields):
