@@ -65,10 +65,9 @@ def train_and_evaluate(
         steps = plan.data.length.steps
         if run.complete:
             say(f"this run is complete: {steps} steps; nothing is left to do")
-        else:
-            if run.step > 0:
-                say(f"resuming from step {run.step} of {steps}")
-            train(run)
+        elif run.step > 0:
+            say(f"resuming from step {run.step} of {steps}")
+        train(run)
         if parallel.is_main():
             say(report.final_table(plan.workdir, plan.config, plan.model, run.progress))
         return run.progress.last
@@ -86,7 +85,7 @@ class RunPlan:
     rate: Callable  # the learning rate by step
     optimizer: optax.GradientTransformation
     initial: InitialWeights
-    loss: Callable = loss_of  # of `train_step`; a run does not note another one
+    loss: Callable = loss_of  # of a micro-batch; config.json does not name it
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, of `step`, from 1."""
@@ -235,11 +234,13 @@ def _begun(plan, keeper):
 
 
 def train(run: Run) -> None:
-    """Take all remaining steps, with their evaluations and checkpoints.
+    """Take all remaining steps, if there are any, and evaluate and save the run.
 
     Raises Stopped after a signal, once the state is saved, and RunError where the run
     cannot continue.
     """
+    if run.complete:
+        return
     plan = run.plan
     keeper = run.keeper
     length = plan.data.length

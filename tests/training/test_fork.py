@@ -1,0 +1,42 @@
+"""A trainer with a loss of one's own, as docs/tour.md makes it."""
+
+import math
+import shutil
+
+import pytest
+
+from imagepiece_jax.config.run import RunConfig
+from tests import runs, test_readme
+from tools.tiny_runs import equal, stored
+
+TOUR = test_readme.DOCS / "tour.md"
+# 1,438 digits, 479 a step: three steps.
+FIELDS = runs.DENSE | {"batch_size": 479, "epochs": 1, "warmup_epochs": 0.0}
+FIELDS |= {"model.depth": 1, "model.stem": "patch", "checkpoint_every_steps": 2}
+
+
+@pytest.mark.usefixtures("quickly_begun")
+def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch):
+    """It is what the page says, and a run that lost its last step resumes with it."""
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "runs" / "focal"
+    config = RunConfig.from_config(runs.configured(FIELDS))
+
+    def train():
+        test_readme.run(TOUR, "import dataclasses", {"config": config})
+        return runs.computed(workdir), stored(workdir, "latest")
+
+    lines, arrays = train()
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    # Weights that know nothing give each of 10 classes the probability 1/2.
+    guessing = 10 * (1 - 1 / 2) ** 2 * math.log(2)
+    assert steps[0]["loss"] == pytest.approx(guessing, rel=0.05)
+    assert all(line["loss"] == pytest.approx(line["focal"]) for line in steps)
+    assert steps[2]["loss"] < steps[0]["loss"]
+
+    for kind in ("latest", "best"):
+        shutil.rmtree(workdir / "checkpoints" / kind / "3")
+    resumed, again = train()
+    assert resumed == lines
+    assert equal(again, arrays)
