@@ -9,6 +9,7 @@ resumes a run that was stopped.
 import pathlib
 
 from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError, flags_of
 
 cli.define_config()
 WORKDIR = cli.text(
@@ -26,6 +27,7 @@ COORDINATOR = cli.text(
 )
 NUM_PROCESSES = cli.integer("num_processes", None, "number of hosts; 1: only this one")
 PROCESS_ID = cli.integer("process_id", None, "number of this host, from 0")
+FLAGS = flags_of("workdir", "dry_run", "coordinator", "num_processes", "process_id")
 
 
 def main():
@@ -34,10 +36,13 @@ def main():
     from imagepiece_jax.training import trainer
     from imagepiece_jax.training.cluster.job import find_job, joined
 
-    job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
-    with joined(job):
-        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
+    try:
+        job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        with joined(job):
+            trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
+    except InputError as error:
+        raise error.renamed(FLAGS) from error
 
 
 if __name__ == "__main__":

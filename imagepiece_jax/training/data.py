@@ -12,6 +12,7 @@ from imagepiece_jax.config.images import eval_source, open_images, rounded_batch
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names, loader, worker_pool
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import config_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     if run.model.dtype == "float16":
         raise InputError(
             "is 'float16', in which small gradients vanish in training",
-            field="config.model.dtype",
+            field=config_path("dtype"),
             value="float16",
             allowed="float32, bfloat16",
         )
@@ -107,12 +108,12 @@ class Data:
         self.train = open_images(run, "train", labels_by_name)
         names = self.train.class_names
         self.eval_sets = {name: eval_source(run, name, names) for name in run.eval.sets}
-        self.names = [("config.data.name", run.data.name, "training")]
+        self.names = [(run.data.path("name"), run.data.name, "training")]
         for name, source in self.eval_sets.items():
-            field = "config.data.name"
+            field = run.data.path("name")
             data = run.data.name
             if run.eval.sets[name].data:
-                field = f"config.eval.sets.{name}.data"
+                field = run.eval.path(f"sets.{name}.data")
                 data = run.eval.sets[name].data
             self.names.append((field, data, name or "test"))
             class_names.check_classes(names, run.data.name, source.class_names, data)

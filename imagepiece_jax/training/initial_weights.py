@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run import RunConfig, TeacherConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError
@@ -137,7 +137,7 @@ class InitialWeights:
                 values = weights.normalization
             else:
                 unknown.insert(0, path)
-        fields = "config.model.mean and config.model.std"
+        fields = f"{config_path('mean')} and {config_path('std')}"
         for path in unknown:
             say(f"note: {unknown_normalization(path, fields, taken)}")
         return {field: values[field] for field in IMAGENET}
@@ -179,7 +179,7 @@ class InitialWeights:
         taken = left_open(vars(run.data), config_fields(source.crop))
         data = dataclasses.replace(run.data, **taken)
         images = data.preprocessing(run.image_size)
-        note = crop_note(source, images, "config.data.eval_crop")
+        note = crop_note(source, images, run.data.path("eval_crop"))
         if note and run.data.eval_crop is None:
             say(f"note: {note}")
         return taken
@@ -195,26 +195,26 @@ class InitialWeights:
         Raises InputError where a class is another, by name.
         """
         run = self._run
-        data = f"config.data.name {self._run.data.name!r}"
+        data = f"{run.data.path('name')} {run.data.name!r}"
         if earlier := self._earlier(workdir):
             before = earlier.source.names_of_data
             try:
                 check_classes(before, str(workdir), names, data)
             except InputError as error:
-                hint = "choose another --workdir, or the data of its training"
+                hint = f"{run_dir.OTHER}, or the data of its training"
                 raise error.inside(hint=hint) from error
         if run.teacher.weights and hub.exists(run.teacher.weights):
-            source = f"config.teacher.weights {run.teacher.weights}"
+            source = f"{run.teacher.path('weights')} {run.teacher.weights}"
             taught = self.teacher.source.names_of_data
             check_classes(taught, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         before = self.start.source
-        source = f"config.init.weights {run.init.weights}"
+        source = f"{run.init.path('weights')} {run.init.weights}"
         try:
             note = check_classes(before.names_of_data, source, names, data)
         except InputError as error:
-            hint = "or a new head by config.init.fresh=('head',)"
+            hint = f"or a new head by {run.init.path('fresh')}=('head',)"
             raise error.inside(hint=hint) from error
         if note and before.run is not None:
             say(f"note: {note}")
@@ -227,18 +227,18 @@ class InitialWeights:
         Raises InputError where it does not fit.
         """
         run = self._run
-        fresh = self._run.init.fresh
-        if fresh and not run.init.weights:
-            problem = (
-                f"is {fresh}, but config.init.weights, for all other parts, is empty"
-            )
+        init = run.init
+        fresh = init.fresh
+        if fresh and not init.weights:
+            weights = init.path("weights")
+            problem = f"is {fresh}, but {weights}, for all other parts, is empty"
             hint = "name a weights file or the folder of a run there, or set "
-            hint += "config.init.fresh=() to train all of it from scratch"
-            run.init.refuse("fresh", problem=problem, hint=hint)
+            hint += f"{init.path('fresh')}=() to train all of it from scratch"
+            init.refuse("fresh", problem=problem, hint=hint)
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
         shapes = variable_shapes(model, run.image_size)
-        convert.check_parts(fresh, shapes, "config.init.fresh")
+        convert.check_parts(fresh, shapes, init.path("fresh"))
         return self._started(model, fresh)
 
     def dense_variables(self, dense):
@@ -248,9 +248,10 @@ class InitialWeights:
         """
         init = self._run.init
         if _fresh_parts_of_dense(init.fresh) or not init.weights:
-            found = f"weights {init.weights!r} and config.init.fresh {init.fresh}"
-            allowed = "False, or all parts from config.init.weights"
-            init.refuse("evaluate", allowed, f"is True with config.init.{found}")
+            weights = init.path("weights")
+            problem = f"is True with {weights} {init.weights!r} and "
+            problem += f"{init.path('fresh')} {init.fresh}"
+            init.refuse("evaluate", f"False, or all parts from {weights}", problem)
         return self._started(dense)
 
     def teacher_variables(self, model):
@@ -325,7 +326,7 @@ def _hidden(model):
 
 def of_teacher(error):
     """The same mistake as one of the weights at config.teacher.weights."""
-    place = "config.teacher.weights"
+    place = TeacherConfig.path("weights")
     if error.place:
         place += f": {error.place}"
     return error.with_facts(place=place)

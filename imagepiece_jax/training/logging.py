@@ -331,7 +331,7 @@ class RunLog(contextlib.ExitStack):
             row = f", as in {count} steps in a row"
         raise RunError(
             f"{name} is {metrics[name]} at step {step}{row}: training stopped, {where} "
-            f"in {self._workdir}; try a lower config.lr or config.clip_grad_norm=1.0"
+            f"in {self._workdir}; try a lower lr, or clip_grad_norm=1.0"
         )
 
 

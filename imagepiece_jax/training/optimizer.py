@@ -27,7 +27,8 @@ def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
     Raises InputError for a warm-up longer than the run.
     """
     if optim.warmup_epochs > optim.epochs:
-        optim.refuse("warmup_epochs", f"0 to config.epochs, which is {optim.epochs}")
+        most = f"{optim.path('epochs')}, which is {optim.epochs}"
+        optim.refuse("warmup_epochs", f"0 to {most}")
     rate = functools.partial(
         learning_rate, optim=optim, steps_per_epoch=steps_per_epoch
     )

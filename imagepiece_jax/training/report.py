@@ -227,8 +227,8 @@ def warmup_note(warmup, length):
         return ""
     return (
         f"\nnote: {warmup} of {length.steps} steps warm up, as an epoch has "
-        f"{length.steps_per_epoch}; a lower config.warmup_epochs leaves more to learn "
-        "in, and a lower config.batch_size makes more of them"
+        f"{length.steps_per_epoch}; a lower warmup_epochs leaves more to learn in, "
+        "and a lower batch_size makes more of them"
     )
 
 

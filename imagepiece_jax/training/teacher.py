@@ -78,15 +78,15 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     if needed and not teacher.weights:
         learner = f"config.reduction.name {method!r}"
         if distill.active:
-            learner = f"config.distill.kind {distill.kind!r}"
+            learner = f"{distill.path('kind')} {distill.kind!r}"
         teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
     if teacher.weights and not needed:
         problem = f"is {teacher.weights!r}, but nothing learns from it"
-        hint = "leave it empty, or set config.distill.kind to soft or hard"
+        hint = f"leave it empty, or set {distill.path('kind')} to soft or hard"
         teacher.refuse("weights", problem=problem, hint=hint)
     if not needed:
         return None, None
-    place = f"config.teacher.weights {teacher.weights}"
+    place = f"{teacher.path('weights')} {teacher.weights}"
     problem = initial.teacher.source.problem_type
     check_single_label(problem, place, "distillation")
     trained = initial.teacher.source.reduction or DENSE
@@ -126,6 +126,7 @@ def _teacher_of_distillation(run, dense, initial):
         problem += "class tokens of one width and depth"
         run.distill.refuse("class_tokens", "0.0", problem)
     if not vit.source.normalized:
-        flags = "config.teacher.mean and config.teacher.std"
-        say(f"note: {unknown_normalization(vit.source.path, flags)}")
+        teacher = run.teacher
+        fields = f"{teacher.path('mean')} and {teacher.path('std')}"
+        say(f"note: {unknown_normalization(vit.source.path, fields)}")
     return model, vit.image_size, vit.variables

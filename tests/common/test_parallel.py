@@ -213,7 +213,7 @@ def check_dry_run(process, workdir):
     printed = output.getvalue()
     assert ("memory on each of 4 devices: " in printed) == (process == 0)
     train = functools.partial(runs.train, dry_run=process == 1)
-    refused("--dry_run is True on process 1, but False on", train, config, workdir)
+    refused("dry_run is True on process 1, but False on", train, config, workdir)
     assert not workdir.exists()
 
 

@@ -63,7 +63,7 @@ def scheduled(environment=SLURM, **variables):
     return find_job(environment=environment | variables)
 
 
-def test_flags_name_the_job():
+def test_arguments_name_the_job():
     assert find_job(environment={}) is None
     with joined(None):
         assert not jax.distributed.is_initialized()
@@ -128,12 +128,12 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         "except job.InputError as error: print(error)",
         **version_5,
     )
-    assert done.out.startswith("--coordinator is missing, and process 0 of 2 not f")
-    assert "allowed: HOST:PORT of process 0, or --num_processes 1" in done.out
+    assert done.out.startswith("coordinator is missing, and process 0 of 2 not f")
+    assert "allowed: HOST:PORT of process 0, or num_processes 1" in done.out
 
 
 @pytest.mark.parametrize(
-    "arguments, flag, value",
+    "arguments, name, value",
     [
         ((None, 2, 0), "coordinator", None),
         (("auto", 2, 0), "coordinator", "auto"),
@@ -145,8 +145,8 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         (("host:1", 2, None), "process_id", None),
     ],
 )
-def test_flags_that_do_not_fit_together_are_named(arguments, flag, value):
-    with refused(f"--{flag}", value):
+def test_arguments_that_do_not_fit_together_are_named(arguments, name, value):
+    with refused(name, value):
         find_job(*arguments, environment={})
 
 
@@ -179,7 +179,7 @@ def test_a_port_in_use_is_named(found_by_jax):
         port = other.getsockname()[1]
         job = Job(None if found_by_jax else f"localhost:{port}", 2, 0, port=port)
         place = job.coordinator or f"port {port} of the first host"
-        message = f"--coordinator is {place}, a port .* .Address already in use"
+        message = f"coordinator is {place}, a port .* .Address already in use"
         with pytest.raises(InputError, match=message):
             with joined(job):
                 pass

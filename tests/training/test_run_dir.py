@@ -83,7 +83,7 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, 
     files = [tmp_path / "config.json", tmp_path / "run.json"]
     there = [path.read_text() for path in files]
     for check in (check_config, record_start):
-        with pytest.raises(InputError, match=f"^--workdir {tmp_path}: config") as error:
+        with pytest.raises(InputError, match=f"^{tmp_path}: config") as error:
             check(tmp_path, config)
         assert (error.value.field, error.value.value) == (f"config.{field}", now)
         assert error.value.problem == f"is {now}, but {before} in the run there"
@@ -138,7 +138,7 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
     check_folder(tmp_path)
     check_folder(tmp_path / "new")
     (tmp_path / "cat.jpg").touch()
-    with refused("--workdir", "cat.jpg", "that of a run"):
+    with refused("workdir", "cat.jpg", "that of a run"):
         check_folder(tmp_path)
     assert len([*tmp_path.iterdir()]) == 4
     record_start(tmp_path, CONFIG)  # once a run is there, it may stay

@@ -105,7 +105,7 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     names[4] = "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
-    with pytest.raises(InputError, match=message + ".*; choose another --workdir"):
+    with pytest.raises(InputError, match=message + ".*; choose another workdir"):
         runs.train(configured(pictures=2, profile=True), workdir)
 
 

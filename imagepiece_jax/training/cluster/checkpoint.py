@@ -87,7 +87,7 @@ class Progress:
                         field=field,
                         place=workdir,
                         value=now,
-                        allowed="the same, or another --workdir",
+                        allowed="the same, or another workdir",
                     )
         return before
 
@@ -169,9 +169,7 @@ class Checkpoints:
                 f"has {free / 1e9:.3f} GB of free disk, but {needed}",
                 place=self._root,
                 value=free,
-                allowed=(
-                    "more room, another --workdir, or a higher config.keep_every_steps"
-                ),
+                allowed=("more room, another workdir, or a higher keep_every_steps"),
             )
 
     def latest_step(self):

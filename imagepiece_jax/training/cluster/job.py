@@ -41,6 +41,7 @@ from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.models.config import config_path
 from imagepiece_jax.training.cluster.preemption import StopRequest
 from imagepiece_jax.training.cluster.run_dir import flat_fields
 
@@ -58,7 +59,6 @@ SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
 # Fields that say how one host reads, and may differ from host to host.
 OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
-FLAG = "--coordinator"
 ADDRESS = "HOST:PORT of process 0"
 
 _handlers = []  # C code calls them: they must not be freed
@@ -86,30 +86,30 @@ def find_job(
     process_id: int | None = None,
     environment=os.environ,
 ) -> Job | None:
-    """The `Job` of this process, from flags and environment; None: the only one.
+    """The `Job` of this process, from arguments and environment; None: the only one.
 
     coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
         also give the two numbers where they are None
     num_processes: 1: a run of this process alone, even under a scheduler. Any other
         number needs `coordinator`
-    Raises InputError for flags that contradict each other.
+    Raises InputError for arguments that contradict each other.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return None
     named = coordinator not in (None, "auto")
-    numbers = {"--num_processes": num_processes, "--process_id": process_id}
-    typed = [f"{flag} is {n}" for flag, n in numbers.items() if n is not None]
+    numbers = {"num_processes": num_processes, "process_id": process_id}
+    typed = [f"{name} is {n}" for name, n in numbers.items() if n is not None]
     if typed and not named:
         raise InputError(
             f"is {coordinator or 'missing'}, but {' and '.join(typed)}",
-            field=FLAG,
+            field="coordinator",
             value=coordinator,
             allowed=ADDRESS,
         )
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
         raise InputError(
-            field=FLAG,
+            field="coordinator",
             value=coordinator,
             allowed=f"{ADDRESS}, and auto under SLURM and Open MPI",
         )
@@ -122,9 +122,9 @@ def find_job(
     if coordinator == "auto":
         raise InputError(
             "is auto, but neither SLURM nor Open MPI is found",
-            field=FLAG,
+            field="coordinator",
             value="auto",
-            allowed=f"{ADDRESS}, with --num_processes and --process_id",
+            allowed=f"{ADDRESS}, with num_processes and process_id",
         )
     if coordinator is None:
         return None
@@ -133,12 +133,12 @@ def find_job(
         if process_id is None:
             problem = "is missing"
         if num_processes is not None:
-            problem += f" with --num_processes {num_processes}"
+            problem += f" with num_processes {num_processes}"
         raise InputError(
             problem,
-            field="--process_id",
+            field="process_id",
             value=process_id,
-            allowed=f"0 to --num_processes - 1, both with {FLAG} {coordinator}",
+            allowed=f"0 to num_processes - 1, both with coordinator {coordinator}",
         )
     return Job(coordinator, num_processes, process_id)
 
@@ -274,8 +274,8 @@ def _initialize(job):
         problem = f"is missing, and process 0 of {job.num_processes} not found"
         raise InputError(
             f"{problem} ({error})",
-            field=FLAG,
-            allowed=f"{ADDRESS}, or --num_processes 1 for a run of each process",
+            field="coordinator",
+            allowed=f"{ADDRESS}, or num_processes 1 for a run of each process",
         ) from error
 
 
@@ -291,7 +291,7 @@ def _check_address(job):
     except OSError as error:
         raise InputError(
             f"is {job.coordinator}, a host not found ({error.strerror})",
-            field=FLAG,
+            field="coordinator",
             value=host,
             allowed=ADDRESS,
         ) from error
@@ -302,7 +302,7 @@ def _check_address(job):
         reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
         raise InputError(
             f"is {job.address}, {reason}",
-            field=FLAG,
+            field="coordinator",
             value=port,
             allowed="another",
         ) from error
@@ -329,11 +329,12 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     """
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
+    attention = config_path("attention")
     parallel.check_same(
         {
-            "--dry_run": dry_run,
+            "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
-            "config.model.attention, resolved for the devices there,": model.backend,
+            f"{attention}, resolved for the devices there,": model.backend,
             "the count of training and test images": data.images,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }

@@ -37,7 +37,7 @@ MAY_CHANGE = (
     *("progress", "pictures", "profile"),
 )
 FORMER = tuple(f"model.{name}" for name in GONE)  # that old runs have
-OTHER = "choose another --workdir"
+OTHER = "choose another workdir"
 # What a shell or a scheduler writes into the folder before a run starts there.
 LOGS = (".err", ".log", ".out", ".txt")
 PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
@@ -70,7 +70,7 @@ def check_folder(workdir):
     if others:
         raise InputError(
             f"{workdir} holds {others[0]}, and no run",
-            field="--workdir",
+            field="workdir",
             value=others[0],
             allowed="a new or empty folder, or that of a run",
         )
@@ -113,7 +113,7 @@ def check_config(workdir, config: dict):
             raise InputError(
                 problem,
                 field=f"config.{name}",
-                place=f"--workdir {workdir}",
+                place=workdir,
                 value=now,
                 hint=hint,
             )
@@ -138,7 +138,7 @@ def record_start(workdir, config: dict):
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
     )
-    files.make_folder("--workdir", workdir)
+    files.make_folder("workdir", workdir)
     files.write_json(workdir / RUN, {"starts": starts})
     files.write_json(workdir / RUN_CONFIG, config)
 
@@ -201,7 +201,7 @@ def check_workdir(workdir):
             there = f"the folder that process 0 ({seen[0][1]}) writes to"
             raise InputError(
                 f"{workdir} of process {process} ({host}) is not {there}",
-                field="--workdir",
+                field="workdir",
                 allowed="a folder on storage that all hosts share",
             )
 
@@ -232,7 +232,7 @@ class RunLock(contextlib.AbstractContextManager):
     def __enter__(self):
         paths = (self._folder, *self._folder.parents)
         self._made = [path for path in paths if not os.path.exists(path)]
-        self._descriptor = files.lock_folder("--workdir", self._folder)
+        self._descriptor = files.lock_folder("workdir", self._folder)
         return self
 
     def check(self):
