@@ -91,7 +91,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     run = RunConfig.from_config(config)
     check_training(run, Placement())
-    optimizer.create(run.optim, 10, run.reduction.param_groups)
+    optimizer.create(run.optim, 10, run.reduction.method.param_groups)
     model = run.create_model()
     model = model.clone(plan=shortest(model.plan))  # later blocks have nothing new
     size = config.image_size
@@ -104,7 +104,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     logits = outputs.logits
     assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
     given = dict(configs[name].reduction)
-    usual = type(run.reduction)
+    usual = type(run.reduction.method)
     del given["name"]
     start = ("rate_warmup_start", "rate_warmup_epochs")
     same = [k for k, v in given.items() if v == getattr(usual, k) and k not in start]
@@ -315,7 +315,7 @@ def test_recipe_of_masked_training(size, method, changes):
     config = config_files.load_config(f"{path}:{size}")
     assert dict(fields(config)).items() >= (MASKED_TRAINING | changes).items()
     reduction = RunConfig.from_config(config).reduction
-    assert reduction.named_fields().items() >= LEARNED.items()
+    assert reduction.method.named_fields().items() >= LEARNED.items()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])

@@ -170,9 +170,9 @@ def _put_cost(config, text, named):
             reduction = Reduction.read(written).with_cost(share)
     except InputError as error:
         raise error.inside("config") from error
-    fields = {"name": reduction.name, **reduction.method.named_fields()}
-    if reduction.prop_attn is not None:
-        fields["prop_attn"] = reduction.prop_attn
+    left = {"prop_attn", *reduction.method.named_fields()}
+    fields = {field: value for field, value in written.items() if field in left}
+    fields |= {"name": reduction.name, "macs": reduction.method.macs}
     with config.unlocked():
         config.reduction = type(config)(fields)
 
