@@ -96,10 +96,6 @@ class Damaged:
 
     crop: TrainTransform
 
-    @property
-    def shape(self):
-        return self.crop.shape
-
     def __call__(self, image, rng):
         return self.of_crop(self.crop(image, rng), rng)
 

@@ -44,7 +44,6 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.loader import TrainBatches
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
@@ -53,7 +52,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
-from imagepiece_jax.training import recover, recovery_step
+from imagepiece_jax.training import recover, recovery_images, recovery_step
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
@@ -294,7 +293,7 @@ class Study:
         else:
             images = Subset(self.photographs, np.arange(len(self.photographs))[rows])
             preprocessing = study.as_it_is(fit.image_size)
-        learned, held = recover.divided(images, self.batch_size)
+        learned, held = recovery_images.divided(images, self.batch_size)
         learned = learned.spread(way.images)
         fit.hold_out(self.batches(held, preprocessing))
         course = recover.Course([fit])
@@ -303,16 +302,10 @@ class Study:
         crop = TrainTransform(
             fit.image_size, "random_resized", area, shift=0, flip=True
         )
-        batches = TrainBatches(
-            learned,
-            crop,
-            batch_size=self.batch_size,
-            placement=parallel.placement(),
-            seed=seed,
-            start_step=0,
-            stop_step=fit.recipe.steps,
+        crops = recovery_images.Crops(
+            learned, crop, self.batch_size, seed, fit.recipe.steps
         )
-        course.run(batches)
+        course.run(crops)
         (best,) = course.best
         interval = statistics.mean_difference(best["distance"], start["distance"])
         changed = interval.high < 0
@@ -627,8 +620,8 @@ def candidates() -> list[Cell]:
 
 def choosing_places(count: int) -> np.ndarray:
     """Places among the `count` even rows whose images choose the recipe."""
-    held = max(recover.MIN_HELD_OUT, count // recover.HELD_OUT)
-    return evenly_spaced(count, min(recover.MAX_HELD_OUT, held))
+    held = max(recovery_images.MIN_HELD_OUT, count // recovery_images.HELD_OUT)
+    return evenly_spaced(count, min(recovery_images.MAX_HELD_OUT, held))
 
 
 class Choice(NamedTuple):

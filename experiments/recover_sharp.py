@@ -35,7 +35,6 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import make_folder, read_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_rows
-from imagepiece_jax.data.loader import TrainBatches
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.data.transforms import TrainTransform
@@ -43,7 +42,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.models.variables import digest
-from imagepiece_jax.training import recover, recovery_step
+from imagepiece_jax.training import recover, recovery_images, recovery_step
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
@@ -153,11 +152,6 @@ class Pair:
         self.crop = crop
         self.damage = Damaged(crop)
 
-    @property
-    def shape(self):
-        height, width = self.crop.shape
-        return 2 * height, width
-
     def __call__(self, image, rng):
         clean = self.crop(image, rng)
         return np.concatenate([clean, self.damage.of_crop(clean, rng)])
@@ -243,7 +237,7 @@ class Study:
         fits = {name: Once(vit, recipe, self.teacher) for name, vit in vits.items()}
         first = next(iter(fits.values()))
         images = self.learned_from(cell.learned)
-        learned, held = recover.divided(images, self.batch_size)
+        learned, held = recovery_images.divided(images, self.batch_size)
         first.hold_out(self.batches(held, study.as_it_is(first.image_size)))
         for fit in fits.values():
             fit.held = first.held
@@ -254,20 +248,13 @@ class Study:
             first.image_size, "random_resized", area, shift=0, flip=True
         )
         transforms = {PLAIN: crop, DAMAGED: Damaged(crop), CLEAN_TEACHER: Pair(crop)}
-        batches = TrainBatches(
-            learned,
-            transforms[way],
-            batch_size=self.batch_size,
-            placement=parallel.placement(),
-            seed=cell.seed,
-            start_step=0,
-            stop_step=steps,
+        crops = recovery_images.Crops(
+            learned, transforms[way], self.batch_size, cell.seed, steps
         )
         answers = Answers(self.scratch, cell, way, first)
         course = Course(fits, scales)
         order = drawn_order(tuple(fits), steps, cell.seed)
-        for step, batch in enumerate(batches.batches(threads=study.THREADS)):
-            pixels = batch["image"][:, 0]
+        for step, pixels in enumerate(crops):
             seen = pixels
             if way == CLEAN_TEACHER:
                 seen, pixels = np.split(pixels, 2, axis=2)

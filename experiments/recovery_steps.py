@@ -24,12 +24,12 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.files import read_json, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.loader import EvalBatches, TrainBatches
+from imagepiece_jax.data.loader import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.data.transforms import TrainTransform
-from imagepiece_jax.training import recover, recovery_step
+from imagepiece_jax.training import recovery_images, recovery_step
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 FOLDER = DOCS / "tables" / "recover"
@@ -119,7 +119,7 @@ def steps_table() -> str:
 def try_views(vit, source, steps: int, seed: int) -> list[dict[str, Any]]:
     """Recoveries with crops that are drawn anew, and with fixed views."""
     few = source.spread(IMAGES)
-    learned, held = recover.divided(few, BATCH)
+    learned, held = recovery_images.divided(few, BATCH)
     others = np.setdiff1d(np.arange(1, len(source), OTHERS), few.indices)
     judged = {"held": held, "other": Subset(source, others)}
     recipe = recovery_step.Recipe.for_model(vit, steps=steps, seed=seed)
@@ -159,18 +159,12 @@ def mean_measure(fit, images) -> float:
 
 def learn_anew(fit, learned, crop):
     """As `recover` learns: every step has crops of its own."""
-    batches = TrainBatches(
-        learned,
-        crop,
-        batch_size=BATCH,
-        placement=parallel.placement(),
-        seed=fit.recipe.seed,
-        start_step=0,
-        stop_step=fit.recipe.steps,
+    crops = recovery_images.Crops(
+        learned, crop, BATCH, fit.recipe.seed, fit.recipe.steps
     )
-    for step, batch in enumerate(batches.batches(threads=2)):
+    for step, pixels in enumerate(crops):
         rate = fit.recipe.rate(step, fit.recipe.steps)
-        fit.take_step(batch["image"][:, 0], step, rate).block_until_ready()
+        fit.take_step(pixels, step, rate).block_until_ready()
 
 
 def learn_views(fit, learned, crop):

@@ -27,8 +27,7 @@ from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.fields import is_number
 from imagepiece_jax.common.progress import INTERVAL, in_words
 from imagepiece_jax.data.copies import readable_originals
-from imagepiece_jax.data.loader import EvalBatches, TrainBatches
-from imagepiece_jax.data.source import Source, Subset, evenly_spaced
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
@@ -40,19 +39,19 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
 )
 from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.training.recovery_images import (
+    Crops,
+    divided,
+    evaluation_batches,
+)
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
 COSTS = (0.6, 0.5, 0.4)  # that a dense model learns, as shares of its MACs
-HELD_OUT = 5  # one image in five is held out
-MIN_HELD_OUT = 16  # the fewest images that are held out
-MAX_HELD_OUT = 500  # the most images that are held out
 MAX_IMAGES = 10_000  # the most images that are looked through
 MEASURES = 8  # number of measures during the training
 # Level of the test by which the best weights are better than the start. With .05 a
 # change whose mean is none would be kept in up to 8 of 100 cases, as tails differ.
 LEVEL = 0.03
-THREADS = 2  # threads that read and decode images
-UNLIMITED = 2**31 - 1  # number of steps where a time limit ends the training
 
 log = logging.getLogger("imagepiece_jax.training")
 
@@ -154,25 +153,16 @@ def recovered(
     forms = forms_of(vit, dense)
     few = readable_originals(few)
     learned, held_out = divided(few, recipe.batch_size)
-    source.try_first(vit.preprocessing)
     # Images are checked before anything is compiled.
-    options = {"batch_size": recipe.batch_size, "placement": parallel.placement()}
-    evaluation = EvalBatches(held_out, vit.preprocessing, **options)
-    held_out_batches = list(evaluation.batches(threads=THREADS))
-    crop = TrainTransform(
+    batches = evaluation_batches(held_out, vit.preprocessing, recipe.batch_size)
+    transform = TrainTransform(
         vit.image_size, "random_resized", recipe.area, shift=0, flip=True
     )
-    batches = TrainBatches(
-        learned,
-        crop,
-        **options,
-        seed=recipe.seed,
-        start_step=0,
-        stop_step=UNLIMITED if minutes else recipe.steps * len(forms),
-    )
+    steps = None if minutes else recipe.steps * len(forms)
+    crops = Crops(learned, transform, recipe.batch_size, recipe.seed, steps)
     fits = [Fit(form, recipe, dense) for form in forms]
     first = fits[0]
-    first.hold_out(held_out_batches)
+    first.hold_out(batches)
     for fit in fits:
         fit.weights = first.weights
         fit.held = first.held
@@ -180,7 +170,7 @@ def recovered(
     course = Course(fits, end)
     with stopping(course):
         try:
-            course.run(batches)
+            course.run(crops)
         except KeyboardInterrupt:
             course.stopped = True
         better = with_best(vit, dense, course, len(learned), time.monotonic() - began)
@@ -312,13 +302,13 @@ class Course:
         """The recipe's number of steps, for all forms together."""
         return self.recipe.steps * len(self.fits)
 
-    def run(self, batches: TrainBatches):
+    def run(self, crops: Crops):
         """Train to the end; measure MEASURES times, the last time at the end."""
-        images = batches.batches(threads=THREADS)
-        with contextlib.closing(images), Display(self) as display:
-            for batch in images:
+        batches = iter(crops)
+        with contextlib.closing(batches), Display(self) as display:
+            for pixels in batches:
                 rate = self.recipe.rate(*self.progress())
-                loss = self.take_step(batch["image"][:, 0], rate)
+                loss = self.take_step(pixels, rate)
                 loss.block_until_ready()  # for true times and a prompt Ctrl-C
                 if self.steps_done < len(self.fits):
                     self.began = time.monotonic()
@@ -479,27 +469,3 @@ def stopping(course: Course):
 
     with signals.deferring(stop):
         yield
-
-
-def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
-    """(images to learn from, images that are held out), the latter evenly spaced.
-
-    Raises InputError for too few images.
-    """
-    total = len(source)
-    needed = MIN_HELD_OUT + batch_size
-    if total < needed:
-        problem = f"has {total} image" if total == 1 else f"has {total} images"
-        raise InputError(
-            problem,
-            field="images",
-            value=total,
-            allowed=(
-                f"{needed} or more: {MIN_HELD_OUT} that are held out and a batch of "
-                f"{batch_size}"
-            ),
-        )
-    held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    places = evenly_spaced(total, held)
-    others = np.setdiff1d(np.arange(total), places)
-    return Subset(source, others), Subset(source, places)

@@ -26,7 +26,7 @@ from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
-from imagepiece_jax.training.recover import divided
+from imagepiece_jax.training.recovery_images import divided
 from imagepiece_jax.training.recovery_step import Recipe
 from tests import forked, markdown
 from tests.command import call, sentence, start

@@ -1,0 +1,151 @@
+"""The images of a recovery: which are held out, and random crops of the others.
+
+Order, crop and flip of an image are functions of (seed, step, position). So batches do
+not depend on threads and devices.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data.decode import UnreadableImage, record_unreadable
+from imagepiece_jax.data.source import Source, Subset, evenly_spaced
+from imagepiece_jax.errors import InputError
+
+HELD_OUT = 5  # one image in five is held out
+MIN_HELD_OUT = 16  # the fewest images that are held out
+MAX_HELD_OUT = 500  # the most images that are held out
+THREADS = 2  # threads that read and decode images
+AHEAD = 2  # batches that are read before they are needed
+
+# Second word of every random stream, so that no two purposes share one.
+_ORDER = 0
+_CROP = 1
+
+
+def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
+    """(images to learn from, images that are held out), the latter evenly spaced.
+
+    Raises InputError for too few images.
+    """
+    total = len(source)
+    needed = MIN_HELD_OUT + batch_size
+    if total < needed:
+        problem = f"has {total} image" if total == 1 else f"has {total} images"
+        raise InputError(
+            problem,
+            field="images",
+            value=total,
+            allowed=(
+                f"{needed} or more: {MIN_HELD_OUT} that are held out and a batch of "
+                f"{batch_size}"
+            ),
+        )
+    held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
+    places = evenly_spaced(total, held)
+    others = np.setdiff1d(np.arange(total), places)
+    return Subset(source, others), Subset(source, places)
+
+
+@dataclasses.dataclass(eq=False)
+class Crops:
+    """Batches of random crops, uint8 [devices, m, H, W, 3], one for each step.
+
+    Every image comes once before any comes again. One that cannot be read any more is
+    named, and the next one takes its place.
+
+    transform: function (image, rng) -> uint8 [H, W, 3]
+    batch_size: images in a step, over all devices
+    steps: number of batches; None: they do not end
+    """
+
+    source: Source
+    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    batch_size: int
+    seed: int
+    steps: int | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        positions = parallel.placement().positions(self.batch_size)[:, 0]
+        steps = itertools.count() if self.steps is None else range(self.steps)
+        pool = concurrent.futures.ThreadPoolExecutor(THREADS)
+        ahead = collections.deque()
+
+        def joined():
+            crops = np.stack([crop.result() for crop in ahead.popleft()])
+            return crops.reshape(*positions.shape, *crops.shape[1:])
+
+        try:
+            for step in steps:
+                crop = functools.partial(pool.submit, self.crop, step)
+                ahead.append([crop(position) for position in positions.ravel()])
+                if len(ahead) > AHEAD:
+                    yield joined()
+            while ahead:
+                yield joined()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def crop(self, step: int, position: int) -> np.ndarray:
+        """The crop at a position of a step's batch."""
+        image = self._readable(step * self.batch_size + position)
+        rng = np.random.default_rng((self.seed, _CROP, step, position))
+        return self.transform(image, rng)
+
+    def _readable(self, number):
+        """Image `number` of all epochs, or the first readable one after it."""
+        unreadable = []
+        for following in itertools.count(number):
+            epoch, place = divmod(following, len(self.source))
+            order = epoch_order(self.seed, epoch, len(self.source))
+            try:
+                image, _ = self.source.read(int(order[place]))
+                return image
+            except UnreadableImage as error:
+                unreadable.append(error)
+            what_follows = "the next readable image takes its place"
+            total = len(self.source)
+            record_unreadable(self.source.unreadable, unreadable, total, what_follows)
+
+
+@functools.lru_cache(maxsize=2)  # crops ask for it, also over an epoch's end
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """Permutation of 0..length-1 for one epoch. [length]"""
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
+
+
+def evaluation_batches(
+    source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
+) -> list[dict[str, Any]]:
+    """All images in batches of "image", uint8 [devices, m, H, W, 3], and "mask".
+
+    The mask, [devices, m], is false for the padding of the last batch.
+    Raises InputError for an image that cannot be read or does not fit.
+    """
+
+    def prepared(place):
+        image, _ = source.read(place)
+        try:
+            return preprocessing(image)
+        except InputError as error:
+            raise error.inside(place=source.name(place)) from error
+
+    positions = parallel.placement().positions(batch_size)[:, 0]
+    batches = []
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(source), batch_size):
+            places = range(first, min(first + batch_size, len(source)))
+            images = np.stack([*pool.map(prepared, places)])
+            padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+            padded[: len(images)] = images
+            mask = np.arange(batch_size) < len(images)
+            batch = {"image": padded[positions], "mask": mask[positions]}
+            batches.append(batch)
+    return batches
