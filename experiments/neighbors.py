@@ -28,7 +28,7 @@ from imagepiece_jax.common.files import make_folder, read_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.data import decode, image_files
+from imagepiece_jax.data import decode, pictures
 from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.models.variables import digest
@@ -85,7 +85,7 @@ def loaded(weights, setting: str):
 
 def chosen(folder: str) -> list[str]:
     """The paths of the images of a set."""
-    files = [*image_files.listed([folder])]
+    files = [*pictures.listed([folder])]
     return [files[i] for i in evenly_spaced(len(files), SPACED)][::2]
 
 

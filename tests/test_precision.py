@@ -8,8 +8,8 @@ import pytest
 
 from experiments import study
 from imagepiece_jax.commands import evaluate
+from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import load

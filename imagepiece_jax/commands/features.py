@@ -41,19 +41,19 @@ def main(words):
     out = pathlib.Path(cli.required(OUT))
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common.files import check_folder
-    from imagepiece_jax.data import image_files
+    from imagepiece_jax.data import pictures
     from imagepiece_jax.inference import feature_files, feature_folder
 
     flags = flags_of("weights", "reduction", "tokens", "patches", "logits", "dtype")
     flags |= flags_of("storage")
     flags |= {"images": "--data", "folder": "--out", "preprocessing": "the crop"}
     try:
-        image_files.check_there(words)
+        pictures.check_there(words)
         check_folder("--out", out)
         feature_folder.check_folder(out)
         written = feature_files.write_features(
             WEIGHTS(),
-            image_files.listed(words),
+            pictures.listed(words),
             out,
             tokens=TOKENS.value,
             patches=PATCHES.value,

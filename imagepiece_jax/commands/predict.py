@@ -32,12 +32,12 @@ def main(words):
     typed = MODEL()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import class_names, image_files
+    from imagepiece_jax.data import class_names, pictures
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import load_with_config
 
-    files = image_files.find_images(words)
+    files = pictures.find_images(words)
     if JSON.value is not None:
         read = [*map(str, files), *own_files(typed["path"])]
         check_writable("--json", JSON.value, read)
@@ -47,7 +47,7 @@ def main(words):
     if preprocessing != vit.preprocessing:
         vit = dataclasses.replace(vit, preprocessing=preprocessing)
     classes = vit.model.num_classes
-    if note := image_files.sizes_note(files, preprocessing):
+    if note := pictures.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
     try:
         predict = Predictor(

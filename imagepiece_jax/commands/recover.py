@@ -49,7 +49,7 @@ def main():
     from imagepiece_jax.common.files import check_folder, check_room
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data.unlabeled import check_found, open_unlabeled
+    from imagepiece_jax.data.registry import check_unlabeled, open_unlabeled
     from imagepiece_jax.pretrained.save import checked_folder, save
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.training.recover import recover
@@ -60,7 +60,7 @@ def main():
         raise error.with_facts(place=f"--out {out}") from error
     check_folder("--out", folder)
     try:
-        check_found(images)
+        check_unlabeled(images)
     except InputError as error:
         raise error.renamed({"images": "--data"}) from error
     config, vit = load_with_config(**typed)

@@ -39,7 +39,7 @@ BLOCKS = cli.listed(
 def main(words):
     typed = MODEL()
     # These import JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.data import image_files
+    from imagepiece_jax.data import pictures
     from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.pretrained.runs import last_checkpoint
     from imagepiece_jax.pretrained.with_config import load_with_config
@@ -47,7 +47,7 @@ def main(words):
     from imagepiece_jax.visualize import html
 
     extras.check("a figure", "matplotlib")
-    files = image_files.find_images(words)
+    files = pictures.find_images(words)
     if LIMIT.value is None and len(files) > MANY:
         note = f"note: the page holds the pictures of all {len(files):,} images"
         print(f"{note}; --limit 20 takes twenty, evenly spaced", flush=True)
@@ -74,8 +74,8 @@ def main(words):
     preprocessing = vit.preprocessing
     if RESIZE.value:
         preprocessing = dataclasses.replace(preprocessing, resize=RESIZE.value)
-    images, names = image_files.read_images(files, preprocessing)
-    if note := image_files.sizes_note(files, preprocessing):
+    images, names = pictures.read_images(files, preprocessing)
+    if note := pictures.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
     source = vit.source.name
     if vit.source.averaged:

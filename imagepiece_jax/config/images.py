@@ -9,7 +9,8 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names, image_files, loader
+from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem import check_single_label
@@ -102,7 +103,7 @@ def labeled_images(
     notes = []
     if data.startswith("folder:"):
         folder = os.path.expanduser(data.removeprefix("folder:"))
-        _, note = image_files.split_folder(folder, "val")
+        _, note = split_folder(folder, "val")
         notes.append(note)
     if vit.source.run:
         notes.append(unnamed)

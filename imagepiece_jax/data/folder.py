@@ -1,17 +1,143 @@
-"""folder:PATH, images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/CLASS."""
+"""Folders of images: all files of one by one rule, its splits, and folder:PATH.
+
+folder:PATH has images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/CLASS.
+"""
 
 import logging
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from imagepiece_jax.data import class_names, image_files
-from imagepiece_jax.data.decode import EXTENSIONS, no_image
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
 from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError
 
 log = logging.getLogger("imagepiece_jax.data")
+
+# Names of the folders of a set's splits, in small letters or capitals; the first that
+# is there counts.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test", "testing"),
+}
+PURPOSES = {"train": "learned from", "val": "measured on"}
+
+
+class Listing(NamedTuple):
+    """Files of a folder and its sub-folders, by paths relative to a root."""
+
+    images: list[str]
+    left_out: list[str]  # files of other kinds, and links that lead nowhere
+    folders: dict[str, str]  # each folder that was read, by its real path
+
+
+def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
+    """The images in the folder `inside` of `root`, and in its sub-folders.
+
+    An image is a file that ends in one of `EXTENSIONS`. Files of a folder come
+    in order of their names, and before those of its sub-folders. Hidden files and
+    folders are passed over, and a folder that links lead to again is read once.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    found = Listing([], [], {})
+    _add(found, root, inside)
+    return found
+
+
+def _add(found, root, inside):
+    """Add the files of a folder and of its sub-folders to a Listing."""
+    folder = os.path.join(root, inside) if inside else root
+    real = os.path.realpath(folder)
+    if real in found.folders:
+        return
+    found.folders[real] = inside
+    sub_folders = []
+    for entry in entries(folder):
+        path = os.path.join(inside, entry.name)
+        if leads_to(entry.is_dir):
+            sub_folders.append(path)
+        elif entry.name.lower().endswith(EXTENSIONS) and leads_to(entry.is_file):
+            found.images.append(path)
+        else:
+            found.left_out.append(path)
+    for path in sub_folders:
+        _add(found, root, path)
+
+
+def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
+    """Entries of a folder by name, hidden ones left out; InputError for none."""
+    try:
+        with os.scandir(folder) as found:
+            shown = [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            place=f"folder {folder}",
+        ) from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def leads_to(kind) -> bool:
+    """`kind()`, an entry's is_file or is_dir; False for links that lead nowhere."""
+    try:
+        return kind()
+    except OSError:  # a loop of links, or a target in a folder that cannot be read
+        return False
+
+
+def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
+    """A note on the files that are `left_out`; None where there are none."""
+    if not left_out:
+        return None
+    first = os.path.join(root, left_out[0])
+    others = len(left_out) - 1
+    left = f"{first} is"
+    if others:
+        left = f"{first} and {others} more are"
+    endings = SOME_EXTENSIONS
+    return f"{left} left out; images are files with endings such as {endings}"
+
+
+def find_splits(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """{"train": a folder, "val": a folder}: those of the two that a folder holds.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    inside = {}
+    for entry in entries(folder):
+        if leads_to(entry.is_dir):
+            inside[entry.name.lower()] = pathlib.Path(folder, entry.name)
+    found = {}
+    for split, names in SPLIT_FOLDERS.items():
+        there = [inside[name] for name in names if name in inside]
+        if there:
+            found[split] = there[0]
+    return found
+
+
+def split_folder(
+    folder: str | os.PathLike, split: str | None
+) -> tuple[pathlib.Path, str | None]:
+    """(the folder whose images `folder` stands for, a note on it or None).
+
+    A folder that holds train and val stands for train where images are learned from,
+    and for val where they are measured on.
+
+    split: "train" or "val"; None: the images of both
+    """
+    folder = pathlib.Path(folder)
+    parts = find_splits(folder)
+    if len(parts) < len(SPLIT_FOLDERS):
+        return folder, None
+    names = " and ".join(path.name for path in parts.values())
+    if split is None:
+        return folder, f"{folder} holds {names}; the images of both are taken"
+    taken = parts[split]
+    return taken, f"{folder} holds {names}; {taken.name} is {PURPOSES[split]}"
 
 
 def open_folder(root, split, num_classes, labeled, labels_by_name):
@@ -51,7 +177,7 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     labels = []
     left_out = loose
     for label, name in zip(class_labels, folders.values(), strict=True):
-        found = image_files.list_images(root, os.path.join(inside[split], name))
+        found = list_images(root, os.path.join(inside[split], name))
         _check_links(root, found.folders, owners)
         if not found.images:
             raise no_image(os.path.join(root, inside[split], name))
@@ -67,7 +193,7 @@ def _folders_of_splits(root):
 
     Without either, root has the classes of test images, and val's name is "".
     """
-    found = image_files.find_splits(root)
+    found = find_splits(root)
     names = {split: path.name for split, path in found.items()}
     tests = "val" if found else ""
     return {"train": "train", "val": tests, **names}
@@ -155,7 +281,7 @@ def _class_folders(root, inside):
     """
     folder = pathlib.Path(root, inside)
     try:
-        entries = image_files.entries(folder)
+        inside_it = entries(folder)
     except InputError as error:
         hint = (
             "folder:PATH needs PATH/train and PATH/val with one folder of images for "
@@ -164,8 +290,8 @@ def _class_folders(root, inside):
         raise error.inside(hint=hint) from error
     folders = {}
     loose = []
-    for entry in entries:
-        if not image_files.leads_to(entry.is_dir):
+    for entry in inside_it:
+        if not leads_to(entry.is_dir):
             loose.append(os.path.join(inside, entry.name))
             continue
         name = class_names.normalized(entry.name)
@@ -232,9 +358,9 @@ def _has_labeled_tests(root, inside):
     folder = os.path.join(root, inside["val"])
     if not os.path.isdir(folder):
         return False
-    entries = image_files.entries(folder)
-    loose = [entry for entry in entries if entry.name.lower().endswith(EXTENSIONS)]
-    return bool(entries) and not loose
+    found = entries(folder)
+    loose = [entry for entry in found if entry.name.lower().endswith(EXTENSIONS)]
+    return bool(found) and not loose
 
 
 def _unlabeled_files(root, split, inside):
@@ -250,7 +376,7 @@ def _unlabeled_files(root, split, inside):
     tested = os.path.join(root, inside["val"])
     separate = os.path.isdir(tested)
     read = inside[split] if separate else train
-    found = image_files.list_images(root, read)
+    found = list_images(root, read)
     tested_on = os.path.realpath(tested)
     for real, folder in found.folders.items():
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
@@ -269,6 +395,6 @@ def _unlabeled_files(root, split, inside):
 
 def _log_left_out(root, left_out):
     """Warn of files that are no images."""
-    note = image_files.left_out_note(root, left_out)
+    note = left_out_note(root, left_out)
     if note:
         log.warning(note)

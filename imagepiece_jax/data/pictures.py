@@ -1,22 +1,45 @@
-"""Images as callers have them: paths, bytes, open files, PIL images, arrays."""
+"""Images that a caller hands over: paths, folders, tables, PIL images, arrays.
 
+`as_batch` makes one array of them, and `as_source` a Source. Commands find the files
+that words name, by `find_images` or `listed`, and read them one by one.
+"""
+
+import csv
 import io
+import logging
 import os
+import pathlib
+import sys
 import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import decode, image_files
+from imagepiece_jax.common.progress import counted
+from imagepiece_jax.data import decode
+from imagepiece_jax.data.csv_table import open_csv
+from imagepiece_jax.data.folder import (
+    left_out_note,
+    list_images,
+    open_folder,
+    split_folder,
+)
 from imagepiece_jax.data.normalize import is_array
+from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError
 
 FILES = str | bytes | os.PathLike  # a file, by name or content
 LOADING = threading.Lock()  # Pillow reads a file at first use, in one thread only
 TAKEN = "paths, bytes, open files, PIL images and uint8 arrays "
 TAKEN += "[H, W], [H, W, 3] and [H, W, 4]"
+NO_LABEL = -1
+SOURCES = "a folder, paths of images, or data such as csv:FILE"
+
+log = logging.getLogger("imagepiece_jax.data")
 
 
 class NoImage(InputError):
@@ -52,11 +75,11 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
 
 
 def of_folder(images):
-    """The files of a folder (`image_files.find_images`); anything else as it is."""
+    """The files of a folder (`find_images`); anything else as it is."""
     if not isinstance(images, str | os.PathLike):
         return images
     path = os.path.expanduser(images)
-    return image_files.find_images([path]) if os.path.isdir(path) else images
+    return find_images([path]) if os.path.isdir(path) else images
 
 
 def name_of(image) -> str:
@@ -164,3 +187,243 @@ def _content(file):
             allowed='binary files, open(path, "rb")',
         )
     return content
+
+
+class ArraySource(Source):
+    """Images in memory.
+
+    images: uint8 [H, W, 3], maybe of different sizes
+    """
+
+    def __init__(self, images):
+        super().__init__(num_classes=0)
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        return self.images[index], NO_LABEL
+
+    def name(self, index):
+        return f"image {index}"
+
+    def size(self, index):
+        return self.images[index].shape[:2]
+
+
+class Photographs(FileSource):
+    """Image files without labels, turned as their EXIF says."""
+
+    def __init__(self, files):
+        super().__init__("", files, np.full(len(files), NO_LABEL), num_classes=0)
+
+    def read(self, index):
+        path = self.name(index)
+        return decode.decode(path, path, upright=True), NO_LABEL
+
+
+def as_source(images: Any) -> Source:
+    """The Source of images without labels.
+
+    images: a folder, one path or several, uint8 [B, H, W, 3], images as `rgb` takes
+        them, csv:FILE or folder:PATH, whose training images are taken, as they are of a
+        folder that holds train and val; a Source stays what it is
+    An image of several that cannot be read is left out, with a warning.
+    Raises InputError for anything else.
+    """
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, str):
+        kind, _, path = images.partition(":")
+        path = os.path.expanduser(path)
+        whole = os.path.expanduser(images)
+        if whole.lower().endswith(".csv") and os.path.isfile(whole):
+            return open_csv(whole, "train", labeled=False)
+        if kind == "csv" and path:
+            return open_csv(path, "train", labeled=False)
+        if kind == "folder" and path:
+            if not os.path.isdir(path) or os.path.isdir(os.path.join(path, "train")):
+                return open_folder(path, "train", None, False, None)
+            images = path
+    alone = is_one(images)
+    if not alone:
+        check_batch(images)
+    images = [images] if alone else list(images)
+    if all(isinstance(image, str | os.PathLike) for image in images):
+        return _photographs(images)
+    pixels = []
+    for number, image in enumerate(images):
+        try:
+            pixels.append(rgb(image))
+        except InputError as error:
+            named = error
+            if not alone:
+                named = error.inside(place=f"image {number}")
+            if alone or isinstance(error, NoImage):
+                raise named from error
+            log.warning("%s: it is left out", named)
+    return ArraySource(pixels)
+
+
+def _photographs(paths):
+    """The Photographs of paths of images and folders. Raises InputError."""
+    paths = [os.path.expanduser(path) for path in paths]
+    for path in paths:
+        if not os.path.exists(path):
+            problem = f"is {path}, which does not exist"
+            raise InputError(problem, field="images", value=path, allowed=SOURCES)
+        if path.endswith(".csv"):
+            raise InputError(
+                f"is {path}, which is no image",
+                field="images",
+                value=path,
+                allowed=SOURCES,
+                hint=f"did you mean csv:{path}?",
+            )
+    return Photographs(find_images(paths, "train"))
+
+
+def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path]:
+    """The files that `words` name; a folder stands for its images, by `list_images`.
+
+    Prints which files of a folder are left out, and which of its splits is taken.
+    Raises InputError where there is none.
+
+    split: which images of a folder with splits are taken, as `split_folder` takes it
+    """
+    if not words:
+        raise InputError("no images are named", hint="name image files or folders")
+    files = []
+    for path in map(pathlib.Path, words):
+        if path.is_dir():
+            files += map(pathlib.Path, _of_folder(path, split))
+        else:
+            files.append(path)
+    return files
+
+
+def _of_folder(path, split):
+    """Yield the paths of a folder's images, as `find_images` takes them."""
+    path, split_note = split_folder(path, split)
+    found = list_images(path)
+    if not found.images:
+        raise decode.no_image(path)
+    for note in (split_note, left_out_note(path, found.left_out)):
+        if note:
+            print(f"note: {note}", flush=True)
+    for image in found.images:
+        yield os.path.join(path, image)
+
+
+def listed(names: Iterable[str]) -> Iterator[str]:
+    """Yield the paths of image files, one after the other; none is opened.
+
+    names: folders, also as folder:PATH, which stand for their images, by `list_images`;
+        tables (.csv, csv:FILE), for their column filename, relative to the table; lists
+        (.txt), for their lines; other paths stand for themselves
+    Raises InputError for a path that is not there, and for a table without the column.
+    """
+    for name in names:
+        path = _path_of(name)
+        if os.path.isdir(path):
+            yield from _of_folder(path, None)
+        elif path.lower().endswith(".csv"):
+            yield from _of_table(path)
+        elif path.lower().endswith(".txt"):
+            yield from _of_list(path)
+        else:
+            yield path
+
+
+def check_there(names: Iterable[str]):
+    """Raise InputError for the first of the `names` of `listed` that is not there."""
+    for name in names:
+        if not os.path.exists(_path_of(name)):
+            allowed = "folders, images, a .csv with a column filename, a .txt of paths"
+            raise InputError(
+                f"is {name}, which does not exist",
+                field="images",
+                value=name,
+                allowed=allowed,
+            )
+
+
+def _path_of(name):
+    """The path in "folder:PATH", "csv:FILE" and "PATH"."""
+    kind, _, path = name.partition(":")
+    if kind not in ("folder", "csv") or os.path.exists(name):
+        path = name
+    return os.path.expanduser(path)
+
+
+def _of_table(path):
+    """Yield the paths in the column filename of a table."""
+    with _opened(path) as file:
+        table = csv.DictReader(file, restval="")
+        columns = [name.strip() for name in table.fieldnames or ()]
+        table.fieldnames = columns
+        if "filename" not in columns:
+            raise InputError(
+                f"has no column 'filename' (found: {', '.join(columns) or 'none'})",
+                place=path,
+            )
+        folder = os.path.dirname(path)
+        for row in table:
+            yield os.path.join(folder, row["filename"])
+
+
+def _of_list(path):
+    """Yield the lines of a file that are not empty."""
+    with _opened(path) as file:
+        for line in file:
+            if name := line.rstrip("\r\n"):
+                yield name
+
+
+def _opened(path):
+    """A file of text, names that are not UTF-8 among it. Raises InputError."""
+    try:
+        return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+
+
+def sizes_note(files: list[pathlib.Path], transform) -> str | None:
+    """`transform.note` of the readable images among `files`, upright as they are shown.
+
+    Sizes are those that are stored, so images on their side have another.
+    """
+    sizes = [decode.size(file) for file in files]
+    readable = [size for size in sizes if size]
+    return transform.note(readable, len(files))
+
+
+def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[str]]:
+    """The readable images among `files`; why others are left out is printed.
+
+    Returns (uint8 [B, H, W, 3], their names).
+    Raises InputError if no image is left, and for one that does not fit `transform`.
+    """
+    images = []
+    names = []
+    for file in counted(files, "reading images"):
+        if not file.is_file():
+            print(f"{file} is left out: no such file", file=sys.stderr)
+            continue
+        try:
+            image = decode.decode(file, str(file), upright=True)
+        except decode.UnreadableImage as error:
+            print(f"{error.place} is left out: {error.value}", file=sys.stderr)
+            continue
+        try:
+            images.append(transform(image))
+        except InputError as error:
+            raise error.inside(place=file) from error
+        names.append(file.name)
+    if not images:
+        raise InputError(
+            f"none of {len(files)} files can be read, the first is {files[0]}",
+            allowed="images",
+        )
+    return np.stack(images), names

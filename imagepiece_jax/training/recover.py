@@ -27,9 +27,9 @@ from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.fields import is_number
 from imagepiece_jax.common.progress import INTERVAL, in_words
 from imagepiece_jax.data.copies import readable_originals
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.transforms import TrainTransform
-from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
@@ -83,8 +83,8 @@ def recover(
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
-        [H, W, 3], or the name of data as commands take it ("csv:FILE"), of which train
-        is taken, as it is of a folder that holds train and val; labels are not read
+        [H, W, 3], or csv:FILE or folder:PATH, of which train is taken, as it is of a
+        folder that holds train and val; labels are not read
     steps: number of training steps for a cost; None: 250, or as many as fit in
         `minutes`
     minutes: time limit for all of it; None: no limit
@@ -117,7 +117,7 @@ def recover(
         batch_size=batch_size,
         seed=seed,
     )
-    return recovered(vit, open_unlabeled(images), recipe, minutes)
+    return recovered(vit, as_source(images), recipe, minutes)
 
 
 def check_recoverable(vit: Pretrained):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.commands import visualize
-from imagepiece_jax.data import image_files
+from imagepiece_jax.data import pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
@@ -85,18 +85,18 @@ def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"\0\5\26\7")
     (tmp_path / ".hidden").mkdir()
     picture.save(tmp_path / ".hidden" / "i.png")
-    found = image_files.find_images([tmp_path])
+    found = pictures.find_images([tmp_path])
     assert [str(file.relative_to(tmp_path)) for file in found] == [*names]
     said = f"note: {tmp_path}/notes.txt and 1 more are left out; images are files with"
     assert capsys.readouterr().out.startswith(said)
-    images, read = image_files.read_images(found, Preprocessing(tiny.SIDE, crop=0.5))
+    images, read = pictures.read_images(found, Preprocessing(tiny.SIDE, crop=0.5))
     assert len(read) == len(names)
     # The same files are a class of a set.
     source = open_source(f"folder:{_as_class(tmp_path)}", "val")
     inside = [source.name(i).split("/val/ant/")[1] for i in range(len(source))]
     assert inside == [*names]
     hidden = tmp_path / "._a.jpg"
-    assert image_files.find_images([hidden]) == [hidden]  # it is named
+    assert pictures.find_images([hidden]) == [hidden]  # it is named
 
 
 def _as_class(folder):
@@ -111,9 +111,9 @@ def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     def scandir(folder):
         raise PermissionError(13, "Permission denied", folder)
 
-    monkeypatch.setattr(image_files.os, "scandir", scandir)
+    monkeypatch.setattr("os.scandir", scandir)
     with pytest.raises(InputError, match=f"folder {tmp_path} cannot be read"):
-        image_files.find_images([tmp_path])
+        pictures.find_images([tmp_path])
 
 
 def test_images_are_read_as_for_evaluation(folder):
@@ -121,16 +121,16 @@ def test_images_are_read_as_for_evaluation(folder):
     with Image.open(files[0]) as picture:
         picture.resize((40, 60)).save(files[1])
     transform = Preprocessing(tiny.SIDE, crop=0.5)
-    images, names = image_files.read_images(files, transform)
+    images, names = pictures.read_images(files, transform)
     with Image.open(folder / "a.png") as picture:
         np.testing.assert_array_equal(images[0], transform(np.asarray(picture)))
     assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3)
     assert names == ["a.png", "l.png"]
-    assert image_files.sizes_note(files, transform) is None
-    note = image_files.sizes_note(files[:1], transform)
+    assert pictures.sizes_note(files, transform) is None
+    note = pictures.sizes_note(files[:1], transform)
     assert "20x20 pixels, the model's size" in note
     with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
-        image_files.read_images(files, Preprocessing(tiny.SIDE))
+        pictures.read_images(files, Preprocessing(tiny.SIDE))
 
 
 def test_a_config_defines_the_model_and_flags_come_in_any_order(

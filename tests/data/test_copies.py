@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import copies, splits
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.registry import open_source
-from imagepiece_jax.data.unlabeled import open_unlabeled
 
 
 def pictures(count, side=40, seed=0):
@@ -122,7 +122,7 @@ def test_an_original_is_the_first_of_its_copies(monkeypatch, rows):
 
 def test_images_of_one_color_are_one_picture():
     colors = [np.full((20, 20, 3), 5 * level, np.uint8) for level in range(50)]
-    source = copies.readable_originals(open_unlabeled(colors))
+    source = copies.readable_originals(as_source(colors))
     assert len(source) == 1
 
 
@@ -130,7 +130,7 @@ def test_each_picture_counts_once_and_it_is_said(caplog):
     images = [np.asarray(image) for image in pictures(6)]
     half = np.asarray(pictures(6)[4].resize((20, 20)))
     images += [images[0], images[2][:, ::-1], half]
-    source = copies.readable_originals(open_unlabeled(images))
+    source = copies.readable_originals(as_source(images))
     assert [source.name(index) for index in range(len(source))] == [
         f"image {number}" for number in range(6)
     ]
@@ -139,7 +139,7 @@ def test_each_picture_counts_once_and_it_is_said(caplog):
     assert said.startswith("3 of 9 images are copies")
     assert "image 6 of image 0" in said
     caplog.clear()
-    whole = open_unlabeled(images[:6])
+    whole = as_source(images[:6])
     assert copies.readable_originals(whole) is whole
     assert not caplog.records
 

@@ -11,7 +11,7 @@ import imagepiece_jax
 from experiments import late, study
 from experiments.damage import DAMAGE
 from experiments.late import Cell
-from imagepiece_jax.data.unlabeled import ArraySource
+from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.models.config import create_model

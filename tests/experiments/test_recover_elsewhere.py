@@ -14,8 +14,8 @@ from experiments import recover_elsewhere as elsewhere
 from experiments.damage import DAMAGE
 from experiments.recover_elsewhere import OFF, RECOVERED_FORM, REVERSE, Cell, Student
 from imagepiece_jax.common import timer
+from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from tests import markdown

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import recovery_steps, results
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.data.unlabeled import ArraySource
+from imagepiece_jax.data.pictures import ArraySource
 from tests.models import tiny
 
 MERGING = {"name": "tome", "r": 5}

@@ -11,7 +11,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import image_files
+from imagepiece_jax.data import pictures
 from imagepiece_jax.inference import feature_files, feature_folder
 from imagepiece_jax.inference.feature_files import write_features
 from tests.models import tiny
@@ -38,7 +38,7 @@ def photographs(tmp_path_factory):
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
     for number in DAMAGED:
         (folder / f"{number:02}.png").write_bytes(b"nothing")
-    return [*image_files.listed([str(folder)])]
+    return [*pictures.listed([str(folder)])]
 
 
 @pytest.fixture(scope="module")
@@ -252,14 +252,14 @@ def test_listed_names(tmp_path, monkeypatch):
     (tmp_path / "photos" / "set.csv").write_text("label, filename\n1,b.jpg\n2,no.jpg\n")
     (tmp_path / "list.txt").write_bytes(b"photos/a.png\r\n\n\xff.jpg\n")
     in_folder = ["photos/a.png", "photos/b.jpg", "photos/inside/c.webp"]
-    assert [*image_files.listed(["photos"])] == in_folder
-    assert [*image_files.listed(["folder:photos"])] == in_folder
+    assert [*pictures.listed(["photos"])] == in_folder
+    assert [*pictures.listed(["folder:photos"])] == in_folder
     of_table = ["photos/b.jpg", "photos/no.jpg"]
-    assert [*image_files.listed(["csv:photos/set.csv"])] == of_table
-    found = [*image_files.listed(["list.txt", "x.jpg"])]
+    assert [*pictures.listed(["csv:photos/set.csv"])] == of_table
+    found = [*pictures.listed(["list.txt", "x.jpg"])]
     assert found == ["photos/a.png", "\udcff.jpg", "x.jpg"]
     with refused("images", "no.csv", "does not exist"):
-        image_files.check_there(["photos", "no.csv"])
+        pictures.check_there(["photos", "no.csv"])
     (tmp_path / "set.csv").write_text("file,label\nb.jpg,1\n")
     with refused("set.csv", None, "no column 'filename' (found: file, label)"):
-        [*image_files.listed(["set.csv"])]
+        [*pictures.listed(["set.csv"])]

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
@@ -212,19 +212,19 @@ def test_what_can_be_no_image_is_raised(name, predictor, pictures, trained):
         with refused(subject, value):
             imagepiece_jax.features(trained, images)
         with refused(subject, value):
-            open_unlabeled(images)
+            as_source(images)
 
 
 def test_recover_leaves_out_what_cannot_be_read(pictures, caplog):
     """As a Predictor answers it in its place; alone it is raised."""
     bad = [b"no image", Image.new("RGB", (0, 4))]
-    source = open_unlabeled([pictures[0], *bad, pictures[1]])
+    source = as_source([pictures[0], *bad, pictures[1]])
     for place in range(2):
         np.testing.assert_array_equal(source.read(place)[0], pictures[place])
     assert len(source) == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     with refused("the image", "no known image format"):
-        open_unlabeled(bad[0])
+        as_source(bad[0])
 
 
 def test_what_comes_before_a_mistake_is_answered(predictor, pictures):

@@ -15,8 +15,10 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import rng
 from imagepiece_jax.config.run import TRAINED
-from imagepiece_jax.data import image_files
-from imagepiece_jax.data.unlabeled import open_unlabeled
+from imagepiece_jax.data import pictures
+from imagepiece_jax.data.folder import split_folder
+from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.data.registry import open_unlabeled
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
@@ -295,7 +297,7 @@ def mixed_recovery():
     """A recovery with all that draws, of some steps."""
     vit = reduced()
     recipe = recovery_step.Recipe.for_model(vit, steps=8, batch_size=8, mixed=0.5)
-    return recover.recovered(vit, open_unlabeled(noise()), recipe)
+    return recover.recovered(vit, as_source(noise()), recipe)
 
 
 ELSEWHERE = """
@@ -698,10 +700,10 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     for number, pixels in enumerate(noise(3)):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     files = sorted(tmp_path.glob("*.png"))
-    sources = [open_unlabeled(tmp_path), open_unlabeled(files)]
-    sources += [open_unlabeled([*noise(3)]), open_unlabeled(noise(3))]
+    sources = [as_source(tmp_path), as_source(files)]
+    sources += [as_source([*noise(3)]), as_source(noise(3))]
     pictures = map(Image.open, files)
-    sources += [open_unlabeled(pictures), open_unlabeled(jax.numpy.array(noise(3)))]
+    sources += [as_source(pictures), as_source(jax.numpy.array(noise(3)))]
     for source in sources:
         assert len(source) == 3
         np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
@@ -709,7 +711,7 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     table = tmp_path / "table.csv"
     rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
     table.write_text("\n".join(rows))
-    assert len(open_unlabeled(f"csv:{table}")) == len(open_unlabeled(str(table))) == 2
+    assert len(as_source(f"csv:{table}")) == len(as_source(str(table))) == 2
 
 
 @pytest.mark.parametrize(
@@ -724,24 +726,24 @@ def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     for images in (root, [root]):
-        source = open_unlabeled(images)
+        source = as_source(images)
         names = [source.name(index).rpartition("/")[2] for index in range(len(source))]
         assert names == ["0.png", "2.png", "4.png"]
     learned, test = splits
     assert f"set holds {learned} and {test}; {learned} is" in capsys.readouterr().out
-    assert image_files.split_folder(root, "val")[0] == root / test
+    assert split_folder(root, "val")[0] == root / test
     # To look at images is to look at all of them.
-    assert len(image_files.find_images([root])) == 6
+    assert len(pictures.find_images([root])) == 6
     assert "the images of both are taken" in capsys.readouterr().out
     shutil.rmtree(root / test)
-    assert image_files.split_folder(root, "train") == (root, None)
+    assert split_folder(root, "train") == (root, None)
 
 
 def test_a_folder_of_images_may_be_named_as_a_set(tmp_path):
     from PIL import Image
 
     Image.fromarray(noise(1)[0]).save(tmp_path / "0.png")
-    assert len(open_unlabeled(f"folder:{tmp_path}")) == 1
+    assert len(as_source(f"folder:{tmp_path}")) == 1
 
 
 @pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
@@ -761,7 +763,7 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         images = f"csv:{table}"
         count -= 3  # a tenth is for tests
     if kind == "limited":
-        images = open_unlabeled(images).spread(2 * count - 1)
+        images = as_source(images).spread(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
     names = []
     for part in parts:
@@ -828,7 +830,7 @@ def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
 )
 def test_an_image_has_a_number_where_there_are_several(images, said):
     with pytest.raises(InputError) as caught:
-        open_unlabeled(images)
+        as_source(images)
     assert str(caught.value).startswith(said)
 
 
@@ -840,7 +842,7 @@ def test_files_are_turned_as_their_exif_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
     picture.save(tmp_path / "a.png", exif=exif)
-    pixels, _ = open_unlabeled(tmp_path).read(0)
+    pixels, _ = as_source(tmp_path).read(0)
     np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture), -1))
 
 
@@ -858,7 +860,7 @@ def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
         picture = Image.fromarray(noise(1, 8)[0]).convert(mode)
     picture.save(tmp_path / f"a.{suffix}")
     (tmp_path / "b.heic").write_bytes(b"....ftypheic")
-    source = open_unlabeled(tmp_path)
+    source = as_source(tmp_path)
     assert len(source) == 1  # a format that Pillow does not decode is left out
     pixels, _ = source.read(0)
     assert pixels.dtype == np.uint8

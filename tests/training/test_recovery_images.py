@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
+from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import recovery_images
 from imagepiece_jax.training.recovery_images import Crops, evaluation_batches
