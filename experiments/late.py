@@ -23,10 +23,10 @@ from experiments import parts, study
 from experiments.damage import DAMAGE, damaged
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import digest
 
 WEIGHTS = cli.weights()

@@ -21,8 +21,8 @@ from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes

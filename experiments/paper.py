@@ -40,11 +40,13 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.files import check_folder, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.registry import open_source, short_name
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split
+from imagepiece_jax.input import loader
+from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.runs import last_checkpoint
 from imagepiece_jax.pretrained.with_config import load_with_config
@@ -144,7 +146,7 @@ class Images:
         }
 
     def batches(self):
-        """Batches of a pass as `loader.EvalBatches` gives them."""
+        """Batches of a pass as `EvalBatches` gives them."""
         pixels = len(self) * math.prod(sides(self.image_size)) * 3
         return self._kept if pixels <= MOST_KEPT else self._read()
 
@@ -153,13 +155,13 @@ class Images:
         return list(self._read())
 
     def _read(self):
-        sequence = loader.EvalBatches(
+        sequence = EvalBatches(
             self.source,
             self.preprocessing,
             batch_size=self.batch_size,
             placement=parallel.placement(),
         )
-        return sequence.batches(self.workers, 2 if self.workers else 0)
+        return loader.read_ahead(sequence, self.workers, 2 if self.workers else 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -40,12 +40,12 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset, evenly_spaced
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import feature_map, final_norm
 from imagepiece_jax.inference.onnx_model import onnx_model, write_onnx
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import digest
 
 WEIGHTS = cli.weights()

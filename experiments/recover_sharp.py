@@ -35,12 +35,12 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import make_folder, read_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_rows
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.training import recover, recovery_images, recovery_step
 

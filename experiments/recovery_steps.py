@@ -24,11 +24,11 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.files import read_json, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.loader import EvalBatches
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.training import recovery_images, recovery_step
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"

@@ -34,13 +34,13 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.data.loader import EvalBatches
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.evaluate.statistics import Estimate
+from imagepiece_jax.input.registry import open_source
 
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 THREADS = 2  # that read and decode

@@ -19,8 +19,8 @@ from imagepiece_jax.config.run import (
     OptimConfig,
     RunConfig,
 )
-from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.config import AugmentConfig, DataConfig
+from imagepiece_jax.input.augment import randaugment
+from imagepiece_jax.input.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS

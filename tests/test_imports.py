@@ -16,6 +16,7 @@ ROOMS = (
     "common",
     "reduction",
     "data",
+    "input",
     "models",
     "pretrained",
     "config",
@@ -28,7 +29,8 @@ ROOMS = (
 )
 APART = {
     *(("data", "reduction"), ("inference", "training"), ("visualize", "benchmark")),
-    ("evaluate", "config"),
+    *(("input", "reduction"), ("models", "input"), ("evaluate", "input")),
+    *(("evaluate", "config"), ("inference", "input"), ("visualize", "input")),
 }
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
@@ -174,9 +176,11 @@ BAD = """
 ~.reduction.methods.new | from ~ import training
 ~.reduction.methods.new | from ...models.vit import Block
 ~.models.vit | import ~
-~.data.loader | from ~.reduction import tokens
-~.data.loader | def f(): import ~.cli
-~.data.loader | from ~.models import vit
+~.data.batches | from ~.reduction import tokens
+~.data.batches | def f(): import ~.cli
+~.data.batches | from ~.input import loader
+~.input.loader | from ~.models import vit
+~.inference.features | from ~.input import loader
 ~.evaluate.accuracy | import ~.training.trainer
 ~.models.vit | import ~.pretrained.load
 ~.pretrained.load | from ~.config.run import RunConfig

@@ -11,8 +11,8 @@ import pytest
 
 from imagepiece_jax.commands import export, train, visualize
 from imagepiece_jax.common import extras
-from imagepiece_jax.data import registry
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import registry
 from tests import compiling
 from tests.command import call, sentence, start
 from tests.models import tiny

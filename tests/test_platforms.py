@@ -11,9 +11,9 @@ from configs import quickstart
 from experiments.paper import Images
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import machine, parallel, timer, xla_options
-from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import worker_pool
+from imagepiece_jax.input.registry import open_source
 from tests.command import call, start
 from tests.models import tiny
 from tools import prepare_imagenet as prepare
@@ -154,7 +154,7 @@ USED = """
 import pathlib
 from imagepiece_jax.common import cache_dirs, files, machine, signals
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.data import registry
+from imagepiece_jax.input import registry
 
 folder = pathlib.Path(sys.argv[1])
 with files.open_locked("--workdir", folder / ".lock", "w"):
@@ -217,7 +217,7 @@ def test_threads_read_where_processes_inherit_no_files(monkeypatch):
     for workers, each in ((2, 3), (2, 0)):
         options = {"groups": 8, "size": 4, "max_bytes": 1}
         options |= {"workers": workers, "threads": each}
-        read = worker_pool.Prefetch(work, join, **options)
+        read = worker_pool.prefetch(work, join, **options)
         assert [*read] == [[*range(i, i + 4)] for i in range(0, 32, 4)]
     assert threads == [6, 2]
 

@@ -160,7 +160,7 @@ def epoch_end(config):
     """Median and longest seconds of a batch, and those of the first of a new epoch."""
     from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import loader
+    from imagepiece_jax.input import loader
 
     source = open_images(RunConfig.from_config(config), "train")
     end = loader.steps_per_epoch(len(source), config.batch_size)
@@ -200,7 +200,7 @@ def growth(config, count):
     """
     from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import loader
+    from imagepiece_jax.input import loader
 
     config.batch_size = SMALL_BATCH
     source = open_images(RunConfig.from_config(config), "train")
@@ -224,7 +224,7 @@ def _batches(config, source, step):
     """The batches from `step` on as a run reads them."""
     from imagepiece_jax.common import parallel
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import loader
+    from imagepiece_jax.input import loader
 
     run = RunConfig.from_config(config)
     sequence = loader.TrainBatches(
@@ -237,7 +237,7 @@ def _batches(config, source, step):
         placement=parallel.placement(config.grad_accum_steps),
         repeats=config.data.repeats,
     )
-    return sequence.batches(config.data.workers, config.data.threads)
+    return loader.read_ahead(sequence, config.data.workers, config.data.threads)
 
 
 def _resources(pid):

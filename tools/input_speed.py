@@ -24,10 +24,11 @@ from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.data import registry, transforms
-from imagepiece_jax.data.config import DataConfig
+from imagepiece_jax.data import transforms
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import registry
+from imagepiece_jax.input.config import DataConfig
 from tools.imagenet import writer
 
 DATA = cli.data()

@@ -24,10 +24,10 @@ from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import loader
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.input import loader
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
@@ -366,7 +366,7 @@ def _read_batches(run):
         start_step=0,
         stop_step=10**9,
     )
-    batches = sequence.batches(run.data.workers, run.data.threads)
+    batches = loader.read_ahead(sequence, run.data.workers, run.data.threads)
     with contextlib.closing(batches):
         for batch in batches:
             yield batch["image"][0, 0]  # one device, one micro-batch

@@ -77,9 +77,10 @@ def main():
     from imagepiece_jax.common import parallel, xla_options
     from imagepiece_jax.config.images import eval_batches, labeled_images
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import registry, valid_labels
+    from imagepiece_jax.data import valid_labels
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
+    from imagepiece_jax.input import registry
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
 

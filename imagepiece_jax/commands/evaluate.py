@@ -36,9 +36,10 @@ def main():
     from imagepiece_jax.common import parallel
     from imagepiece_jax.config.images import eval_batches, labeled_images
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import registry, valid_labels
+    from imagepiece_jax.data import valid_labels
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
+    from imagepiece_jax.input import registry
     from imagepiece_jax.pretrained import runs
     from imagepiece_jax.pretrained.with_config import load_with_config
 

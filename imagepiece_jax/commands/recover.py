@@ -49,7 +49,6 @@ def main():
     from imagepiece_jax.common.files import check_folder, check_room
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data.registry import check_unlabeled, open_unlabeled
     from imagepiece_jax.pretrained.save import checked_folder, save
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.training.recover import recover
@@ -60,7 +59,7 @@ def main():
         raise error.with_facts(place=f"--out {out}") from error
     check_folder("--out", folder)
     try:
-        check_unlabeled(images)
+        check_there(images)
     except InputError as error:
         raise error.renamed({"images": "--data"}) from error
     config, vit = load_with_config(**typed)
@@ -73,7 +72,7 @@ def main():
     flags = flags_of("steps", "minutes", "seed", "parameters")
     flags |= {"images": "--data", "config.data.name": "--data", "batch_size": "--batch"}
     try:
-        source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)
+        source = opened(images, config.data.dir).spread(LIMIT.value)
         recovered = recover(
             vit,
             source,
@@ -93,6 +92,27 @@ def main():
         else:
             save(out, recovered)
             print(f"saved in {out}", flush=True)
+
+
+def check_there(images: str):
+    """Raise InputError for a path or data that are not there."""
+    from imagepiece_jax.data import pictures
+    from imagepiece_jax.input import registry
+
+    if registry.full_name(images).startswith(("folder:", "csv:")):
+        registry.check_found(images)
+    elif images not in registry.SETS and not pathlib.Path(images).expanduser().exists():
+        pictures.as_source(images)  # which raises the error
+
+
+def opened(images: str, data_dir: str | None):
+    """The Source of a set of `registry.SETS`, or of images in files."""
+    from imagepiece_jax.data import pictures
+    from imagepiece_jax.input import registry
+
+    if images in registry.SETS and not pathlib.Path(images).exists():
+        return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
+    return pictures.as_source(images)
 
 
 if __name__ == "__main__":

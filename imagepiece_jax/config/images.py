@@ -9,10 +9,12 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import loader
 from imagepiece_jax.models.problem import check_single_label
 
 if TYPE_CHECKING:
@@ -138,10 +140,10 @@ def eval_batches(
     batch_size: int | None = None,
 ) -> Iterator:
     """The batches of one pass over `source` in this process."""
-    sequence = loader.EvalBatches(
+    sequence = EvalBatches(
         source,
         run.preprocessing(),
         batch_size=batch_size or rounded_batch(run, placement, len(source)),
         placement=placement,
     )
-    return sequence.batches(run.data.workers, run.data.threads)
+    return loader.read_ahead(sequence, run.data.workers, run.data.threads)

@@ -24,9 +24,9 @@ from imagepiece_jax.common.fields import (
     weight,
 )
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names
+from imagepiece_jax.input.config import AugmentConfig, DataConfig
 
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.config import ModelConfig

@@ -13,9 +13,9 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.common.xla_options import fast_dtype
-from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
 from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.input.config import DataConfig
 from imagepiece_jax.models.config import (
     Contradiction,
     ModelConfig,

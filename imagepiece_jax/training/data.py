@@ -10,8 +10,10 @@ from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.images import eval_source, open_images, rounded_batch
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names, loader, worker_pool
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import loader, worker_pool
 from imagepiece_jax.models.config import config_path
 
 
@@ -137,15 +139,20 @@ class Data:
         options = {"batch_size": eval_batch_size, "placement": placement}
         self.evaluations = {}
         for name, source in self.eval_sets.items():
-            batches = loader.EvalBatches(source, preprocessing, **options)
+            batches = EvalBatches(source, preprocessing, **options)
             self.evaluations[name] = batches
+
+    def read(self, batches: BatchSequence) -> Reader:
+        """Iterator over batches, which `readers` read ahead."""
+        return loader.read_ahead(batches, *self.readers)
 
     def check_space(self) -> None:
         """Raise InputError for too little shared memory for training and evaluation."""
         training = self.training(start_step=0, stop_step=self.length.steps)
         evaluations = self.evaluations.values()
-        most = max(each.shared_bytes(*self.readers) for each in evaluations)
-        worker_pool.check_space(training.shared_bytes(*self.readers) + most)
+        most = max(loader.shared_bytes(each, *self.readers) for each in evaluations)
+        needed = loader.shared_bytes(training, *self.readers) + most
+        worker_pool.check_space(needed)
 
     @property
     def images(self) -> list[int]:

@@ -124,7 +124,7 @@ class Evaluation:
         """The figures of several models, by one pass over the set `name`."""
         data = self._plan.data
         labeled = data.eval_sets[name].labeled
-        reader = data.evaluations[name].batches(*data.readers)
+        reader = data.read(data.evaluations[name])
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             results = accuracy.evaluate_each(programs[labeled], models, batches)

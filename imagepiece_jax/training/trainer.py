@@ -249,7 +249,7 @@ def train(run: Run) -> None:
     with (
         keeper.guarding() as request,
         RunLog(plan.workdir, plan.config, length, run.step, saved) as log,
-        contextlib.closing(training.batches(*plan.data.readers)) as batches,
+        contextlib.closing(plan.data.read(training)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
         if run.dense_variables is not None:

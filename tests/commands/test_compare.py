@@ -10,12 +10,12 @@ from imagepiece_jax.commands import compare
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare as comparing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import variable_shapes
 from tests.benchmark.small import TINY, tiny_config
 from tests.command import call, sentence

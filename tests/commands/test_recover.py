@@ -66,6 +66,15 @@ def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
     assert str(vit.recovery) in ended.out
 
 
+def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch):
+    assert len(recover.opened("digits", None)) > 1000
+    recover.check_there("digits")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "digits" / "0.png")
+    assert len(recover.opened("digits", None)) == 1
+
+
 # A process of the command that sends itself signals: at a step, and in the save.
 SIGNALED = """
 import os, runpy, sys

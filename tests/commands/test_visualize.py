@@ -10,8 +10,8 @@ from PIL import Image
 from imagepiece_jax.commands import visualize
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.registry import open_source
 from tests.command import call
 from tests.models import tiny
 from tests.pictures import write_damaged

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.data import copies, splits
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.input.registry import open_source
 
 
 def pictures(count, side=40, seed=0):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.csv_table import open_csv
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.registry import open_source
 
 SPLIT = "filename,label,split"
 NO_SPLIT = "filename,label"

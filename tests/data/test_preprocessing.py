@@ -7,7 +7,7 @@ from PIL import Image
 from imagepiece_jax.data import preprocessing
 from imagepiece_jax.data.preprocessing import MAX_ASPECT, Preprocessing, resize_exactly
 from imagepiece_jax.errors import InputError
-from tests.data.noise import ramp, train_transform
+from tests.input.noise import ramp, train_transform
 from tests.refused import refused
 
 RNG = np.random.default_rng(0)

@@ -13,11 +13,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
-from imagepiece_jax.data.digits import read_digits
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource, Subset
 from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.digits import read_digits
+from imagepiece_jax.input.registry import open_source
 from tests import tars
 from tests.refused import refused
 

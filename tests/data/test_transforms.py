@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.data import transforms
 from imagepiece_jax.data.transforms import resize_fast
-from tests.data.noise import ramp, train_transform
+from tests.input.noise import ramp, train_transform
 
 AREA = (0.08, 1.0)
 

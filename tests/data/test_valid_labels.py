@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import valid_labels
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource
+from imagepiece_jax.input.registry import open_source
 from tests.refused import refused
 
 

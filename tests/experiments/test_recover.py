@@ -22,10 +22,10 @@ from experiments import parts, recover, recover_elsewhere
 from experiments.recover import CHOSEN, Cell, Student, Way
 from experiments.study import selected
 from imagepiece_jax.common import timer
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.training.recovery_images import divided
 from imagepiece_jax.training.recovery_step import Recipe
 from tests import forked, markdown

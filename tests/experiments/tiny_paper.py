@@ -4,7 +4,7 @@ import pathlib
 
 from experiments.models import OffTheShelf
 from experiments.paper import Images, Study
-from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny

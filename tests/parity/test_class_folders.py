@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.input.registry import open_source
 
 datasets = pytest.importorskip("torchvision.datasets")
 readers = pytest.importorskip("timm.data.readers.reader_image_folder")

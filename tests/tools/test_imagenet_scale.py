@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.input.registry import open_source
 from tests import command
 from tests.runs import ROOT
 from tools import imagenet_scale

@@ -16,9 +16,9 @@ from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.images import eval_source
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import registry
+from imagepiece_jax.input import registry
 from tests import forked, programs, runs
 from tests.models import tiny
 

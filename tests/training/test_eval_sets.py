@@ -10,9 +10,9 @@ from PIL import Image
 
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs

@@ -18,7 +18,6 @@ from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.data.registry import open_unlabeled
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
@@ -707,7 +706,6 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     for source in sources:
         assert len(source) == 3
         np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
-    assert len(open_unlabeled("digits")) > 1000
     table = tmp_path / "table.csv"
     rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
     table.write_text("\n".join(rows))

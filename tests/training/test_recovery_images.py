@@ -12,7 +12,7 @@ from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import recovery_images
 from imagepiece_jax.training.recovery_images import Crops, evaluation_batches
-from tests.data.noise import Noise
+from tests.input.noise import Noise
 
 
 class Numbered(Source):

@@ -26,7 +26,7 @@ from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
 from tests import runs, tars
-from tests.data.test_worker_pool import shared_memory, workers
+from tests.input.test_worker_pool import shared_memory, workers
 from tests.oracles import log_softmax
 from tests.training.test_logging import events
 from tools.tiny_runs import stored

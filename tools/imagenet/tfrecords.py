@@ -9,8 +9,8 @@ import os
 import re
 import struct
 
-from imagepiece_jax.data.records import example_class, parse_example
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.records import example_class, parse_example
 
 
 def serialize_example(image: bytes, label: int, file_name: str) -> bytes:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.input.registry import open_source
 from tests import tars
 from tests.command import call, sentence, start
 from tools import prepare_imagenet as prepare

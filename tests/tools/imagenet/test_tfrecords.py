@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input.registry import open_source
 from tests import tars, tfrecords
 from tests.command import call, sentence
 from tools import prepare_imagenet as prepare

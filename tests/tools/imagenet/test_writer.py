@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
-from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.input.registry import open_source
 from tests import tars
 from tests.training.test_full_disk import full_disk
 from tools.imagenet import scan, writer

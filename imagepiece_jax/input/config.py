@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.fields import CheckedFields
-from imagepiece_jax.data import preprocessing, registry, transforms
+from imagepiece_jax.data import preprocessing, transforms
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.input import registry
 
 MAX_MAGNITUDE = 10.0
 AREA = "two shares of the image above 0 and up to 1, the smaller one first"

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data import loader, worker_pool
+from imagepiece_jax.data import prefetch
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from tests.data.noise import Noise, global_batches, same, train, train_batches, values
+from imagepiece_jax.input import loader
+from tests.input.noise import Noise, global_batches, same, train, train_batches, values
 from tests.refused import refused
 
 
 def evaluate(source, threads=0, **options):
     transform = Preprocessing(8, resize="none")
     options = {"batch_size": 8} | options
-    return list(loader.EvalBatches(source, transform, **options).batches(0, threads))
+    return list(EvalBatches(source, transform, **options).batches(threads))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():
@@ -136,7 +138,7 @@ def test_reading_ahead_is_bounded():
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(source.reads) <= 4 * (4 + worker_pool.GROUPS_AHEAD)
+    assert 4 <= len(source.reads) <= 4 * (4 + prefetch.GROUPS_AHEAD)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 19])

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import normal, uniform
-from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.input.augment.randaugment import fill_color, randaugment
 
 TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image

@@ -1,11 +1,11 @@
-"""Work for the processes of `Prefetch`, each of which imports this module, not JAX."""
+"""Work for the processes of `prefetch`, each of which imports this module, not JAX."""
 
 import collections
 import sys
 import time
 
-from imagepiece_jax.data import worker_pool
-from tests.data.noise import Noise, train_batches, train_transform
+from imagepiece_jax.input import worker_pool
+from tests.input.noise import Noise, train_batches, train_transform
 
 Result = collections.namedtuple("Result", "pixels number")
 

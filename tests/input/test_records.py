@@ -9,9 +9,9 @@ import threading
 import pytest
 from array_record.python import array_record_module
 
-from imagepiece_jax.data import records
-from imagepiece_jax.data.records import ArrayRecords, parse_example
 from imagepiece_jax.errors import RunError
+from imagepiece_jax.input import records
+from imagepiece_jax.input.records import ArrayRecords, parse_example
 from tests.command import start
 from tests.tfrecords import field
 
@@ -22,7 +22,7 @@ EACH = 3
 # were right, how many files are open and the soft limit.
 READ_ALL = """
 import os, random, resource, sys, threading
-from imagepiece_jax.data.records import ArrayRecords
+from imagepiece_jax.input.records import ArrayRecords
 before = len(os.listdir("/dev/fd"))
 soft, hard, *files = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard)))
@@ -148,7 +148,7 @@ def test_limits_without_end_and_limits_that_cannot_be_raised(monkeypatch):
 
 READER = """
 import sys
-from imagepiece_jax.data.records import parse_example
+from imagepiece_jax.input.records import parse_example
 features = parse_example(bytes.fromhex(sys.argv[1]))
 assert list(features["x"].int64_list.value) == [7, 128]
 assert not {"tensorflow_datasets", "tensorflow"} & set(sys.modules)

@@ -4,13 +4,12 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from imagepiece_jax.data import pictures
 from imagepiece_jax.data.csv_table import open_csv
-from imagepiece_jax.data.digits import Digits
 from imagepiece_jax.data.folder import open_folder
-from imagepiece_jax.data.imagenet_tfds import open_imagenet
 from imagepiece_jax.data.source import SPLITS, Source
 from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.input.digits import Digits
+from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
 SETS = ("imagenet2012", "digits")
 NAMES = (*SETS, "folder:PATH", "csv:FILE")
@@ -102,28 +101,6 @@ def check_found(name: str):
             open_source(name, "val")
         except InputError as error:
             raise error.renamed({"config.data.name": "--data"}) from error
-
-
-def open_unlabeled(name: str, data_dir: str | os.PathLike | None = None) -> Source:
-    """The training images of a set, or what `pictures.as_source` makes of a path.
-
-    data_dir: of imagenet2012, as `open_source` takes it
-    """
-    if _is_set(name):
-        return open_source(name, "train", labeled=False, data_dir=data_dir)
-    return pictures.as_source(name)
-
-
-def check_unlabeled(name: str):
-    """Raise InputError, as `open_unlabeled`, for a path or data that are not there."""
-    if full_name(name).startswith(("folder:", "csv:")):
-        check_found(name)
-    elif not _is_set(name) and not os.path.exists(os.path.expanduser(name)):
-        pictures.as_source(name)  # which raises the error
-
-
-def _is_set(name):
-    return name in SETS and not os.path.exists(name)
 
 
 def own_files(name: str) -> list[str]:

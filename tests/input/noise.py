@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from configs import base
-from imagepiece_jax.data import loader
-from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
+from imagepiece_jax.input import loader
+from imagepiece_jax.input.config import DataConfig
 
 
 def train_transform(image_size, **changes):
@@ -54,7 +54,7 @@ def train_batches(
         transform or train_transform(8),
         **dict(batch_size=size, seed=3, start_step=0, stop_step=stop) | options,
     )
-    return sequence.batches(workers, threads)
+    return loader.read_ahead(sequence, workers, threads)
 
 
 def train(*args, **options):

@@ -1,15 +1,13 @@
-"""Batches of training and evaluation, which are the same on any devices.
+"""Batches of images, which are the same on any devices, and those of an evaluation.
 
-Each image of a run has a step and a position in the global batch. `Placement` says
-which positions this process has. Order, crop and flip of an image are functions of
-(seed, step, position). So batches do not depend on the number of devices, hosts, worker
-processes and threads, nor on a restart.
+Each image has a position in the global batch. `Placement` says which positions this
+process has. So batches do not depend on the number of devices, hosts, worker processes
+and threads. Those of a training are in `input.loader`, and processes that read them.
 """
 
 import abc
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -17,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unreadable
+from imagepiece_jax.data.decode import UnreadableImage, record_unreadable
+from imagepiece_jax.data.prefetch import Prefetch, Threads
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
@@ -33,40 +31,6 @@ FIELDS = {
     "mask": np.float32,  # 1 for an image, 0 for padding
     "index": np.int32,  # index in the source
 }
-
-# First word of every random stream, so that no two purposes share one.
-_ORDER = 0
-_TRANSFORM = 1
-
-
-def steps_per_epoch(length: int, batch_size: int) -> int:
-    """The number of whole batches in `length` images; the rest is left out.
-
-    Raises InputError where images do not fill a batch.
-    """
-    if length < batch_size:
-        raise InputError(
-            f"is {batch_size}, but the training data has only {length} images",
-            field="batch_size",
-            value=batch_size,
-            allowed=f"1 to {length}",
-        )
-    return length // batch_size
-
-
-@functools.lru_cache(maxsize=2)  # all chunks ask for it, also over an epoch's end
-def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
-    order = _stream(seed, _ORDER, epoch, 0).permutation(length)
-    order.flags.writeable = False
-    return order
-
-
-def _stream(seed, purpose, step, position):
-    """Generator for one purpose: Philox is counter-based, so no two streams meet."""
-    return np.random.Generator(
-        np.random.Philox(key=[seed, purpose], counter=[0, 0, position, step])
-    )
 
 
 @dataclasses.dataclass(eq=False)
@@ -182,67 +146,16 @@ class BatchSequence(abc.ABC):
             images = max(images, *map(len, chunks))
         return images * math.prod(self.transform.shape) * 3
 
-    def shared_bytes(self, workers: int, threads: int) -> int:
-        """Shared memory that `batches` takes."""
-        layout = self.steps, self.chunks, self.max_bytes
-        return worker_pool.shared_bytes(*layout, workers, threads)
+    def batches(self, threads: int = 0) -> "Reader":
+        """Iterator over the batches, which threads read ahead; its close() ends them.
 
-    def batches(self, workers: int = 0, threads: int = 0) -> "Reader":
-        """Iterator over the batches; its close() ends processes and threads.
-
-        workers, threads: processes, and threads of each, that read ahead (see
-            `Prefetch`)
+        threads: 0: the calling thread reads on demand
         Raises InputError for images that do not fit the transform or too many that
-        cannot be read; RunError where a worker process has died.
+        cannot be read.
         """
-        return Reader(self, workers, threads)
-
-
-@dataclasses.dataclass(eq=False, kw_only=True)
-class TrainBatches(BatchSequence):
-    """The batches of a training from start_step to stop_step - 1.
-
-    A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
-    devices and A accumulation steps. An image that cannot be read is replaced by the
-    next readable one of the epoch's order and recorded in `source.unreadable`.
-
-    transform: function (image, rng)
-    seed: seed of order, crops and flips, 0..2**64-1
-    repeats: how often each image comes in a row, each time with other random crops; an
-        epoch has as many steps as without. A step has the images that DeiT's sampler
-        gives to all devices together, if batches split evenly
-    Raises InputError for a batch that cannot be split or filled, and for another seed.
-    Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
-    """
-
-    seed: int
-    start_step: int
-    stop_step: int
-
-    fields = ("label",)
-    consequence = "the next readable image of the epoch takes its place"
-
-    def __post_init__(self):
-        if not 0 <= self.seed < 2**64:
-            raise InputError(field="seed", value=self.seed, allowed="0 to 2**64 - 1")
-        self.by_device = self.placement.positions(self.batch_size)
-        self.steps = max(0, self.stop_step - self.start_step)
-        self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
-
-    def requests(self, number):
-        step, chunk = divmod(number, self.chunks)
-        step += self.start_step
-        epoch, step_in_epoch = divmod(step, self._epoch_steps)
-        order = epoch_order(self.seed, epoch, len(self.source))
-        places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-        slots = chunk_slots(self.positions, places)[chunk]
-        for place, copies in itertools.groupby(slots, lambda slot: places[slot]):
-            candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
-            calls = {slot: (self._rng(step, slot),) for slot in copies}
-            yield Request(candidates, calls)
-
-    def _rng(self, step, slot):
-        return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
+        pool = Threads(self.read, threads)
+        joined = Prefetch(pool, self.join, groups=self.steps, size=self.chunks)
+        return Reader(self, joined)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -322,21 +235,13 @@ class Reader:
     Unreadable images are recorded in the thread that takes batches, in the order of
     positions, so that the record does not depend on workers.
 
-    workers, threads: as `Prefetch` takes them
+    joined: a Prefetch of what `BatchSequence.join` returns
     """
 
-    def __init__(self, sequence: BatchSequence, workers: int = 0, threads: int = 0):
+    def __init__(self, sequence: BatchSequence, joined: Prefetch):
         self._sequence = sequence
         self._errors_in_a_row = []  # since the last readable image
-        self._joined = worker_pool.Prefetch(
-            sequence.read,
-            sequence.join,
-            groups=sequence.steps,
-            size=sequence.chunks,
-            max_bytes=sequence.max_bytes,
-            workers=workers,
-            threads=threads,
-        )
+        self._joined = joined
 
     def __iter__(self):
         return self

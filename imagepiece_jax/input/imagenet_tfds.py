@@ -6,9 +6,10 @@ import logging
 import sys
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data import decode, records
+from imagepiece_jax.data import decode
 from imagepiece_jax.data.source import Source, check_num_classes
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.input import records
 
 NAME = "data set imagenet2012"
 

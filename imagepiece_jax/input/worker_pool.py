@@ -1,7 +1,6 @@
-"""Numbered tasks that threads and processes do ahead, with pixels in shared memory.
+"""Processes that do numbered tasks ahead, with pixels in shared memory.
 
-Task `number` is done by worker `number % workers`, and results are taken in the order
-of the numbers, so that results do not depend on workers and threads.
+Task `number` is done by worker `number % workers`.
 
 Workers are plain Python processes that import neither JAX nor the script that is run.
 Their pixels are in one block of shared memory, divided into slots that are reused.
@@ -10,11 +9,8 @@ times as many JPEGs (500 x 375, 107 KB); it takes twice as long to the first bat
 twice the memory.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import functools
-import itertools
 import mmap
 import os
 import pickle
@@ -25,15 +21,14 @@ import sys
 import tempfile
 import threading
 import traceback
-import weakref
 from collections.abc import Callable
 
 import numpy as np
 
 from imagepiece_jax.common.signals import SIGNALS, blocked
+from imagepiece_jax.data.prefetch import Prefetch, Threads, results_ahead
 from imagepiece_jax.errors import InputError, RunError
 
-GROUPS_AHEAD = 2  # groups that are read ahead, besides two that are joined already
 MIN_TASKS = 16  # tasks for each worker process, at least
 SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
 
@@ -47,19 +42,24 @@ _CAUSES = {
 }
 
 
-class Prefetch:
-    """Iterator over groups of results, which threads and processes prepare ahead.
+def prefetch(
+    work: Callable,
+    join: Callable,
+    *,
+    groups: int,
+    size: int,
+    max_bytes: int,
+    workers: int = 0,
+    threads: int = 0,
+) -> Prefetch:
+    """A Prefetch of processes, or of threads of this process.
 
-    close() ends threads and processes, and so do garbage collection and the end of the
-    interpreter. Processes end with this one, however it ends, and ignore Ctrl-C and
-    SIGTERM.
+    Processes end with this one, however it ends, and ignore Ctrl-C and SIGTERM.
 
     work: function (number, allocate) for the numbers 0, 1, ..; it returns a named tuple
         whose field `pixels` is an array allocate(shape) of uint8. It is pickled, so
         it must not use what the script that is run defines
-    join: function that makes one group of a list of `size` results, in this process
-    groups: number of groups
-    size: number of results in a group
+    join, groups, size: as Prefetch takes them
     max_bytes: the most bytes of the pixels of a result
     workers: number of processes, at most one for every 16 tasks; on Windows threads of
         this process take their place. 0: threads of this process
@@ -68,60 +68,23 @@ class Prefetch:
     Raises what `work` raises; RunError where a process has died; InputError for too
         little shared memory.
     """
-
-    def __init__(
-        self,
-        work: Callable,
-        join: Callable,
-        *,
-        groups: int,
-        size: int,
-        max_bytes: int,
-        workers: int = 0,
-        threads: int = 0,
-    ):
-        count = groups * size
-        workers, threads = _usable(count, workers, threads)
-        ahead = _results_ahead(size, workers, threads)
-        with contextlib.ExitStack() as stack:
-            if workers:
-                pool = Processes(work, workers, threads, ahead, max_bytes)
-            else:
-                pool = Threads(work, threads)
-            joined = _joined(pool, join, count, size, ahead)
-            if workers or threads:
-                # A thread joins groups, which copies batches, while the device works.
-                executor = concurrent.futures.ThreadPoolExecutor(1)
-                stack.callback(executor.shutdown)
-                joined = _joined_ahead(executor, joined)
-            stack.callback(pool.close)  # ends first, so that waiting threads end, too
-            self._joined = joined
-            self._close = weakref.finalize(self, stack.pop_all().close)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        try:
-            return next(self._joined)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self):
-        """End threads and processes."""
-        self._joined = iter(())
-        self._close()
+    workers, threads = _usable(groups * size, workers, threads)
+    if not workers:
+        pool = Threads(work, threads)
+    else:
+        ahead = results_ahead(size, workers * max(threads, 1))
+        pool = Processes(work, workers, threads, ahead, max_bytes)
+    return Prefetch(pool, join, groups=groups, size=size)
 
 
 def shared_bytes(
     groups: int, size: int, max_bytes: int, workers: int, threads: int
 ) -> int:
-    """Bytes of shared memory that a Prefetch takes; 0 without processes."""
+    """Bytes of shared memory that a `prefetch` takes; 0 without processes."""
     workers, threads = _usable(groups * size, workers, threads)
     if not workers:
         return 0
-    return _results_ahead(size, workers, threads) * max_bytes
+    return results_ahead(size, workers * max(threads, 1)) * max_bytes
 
 
 def _usable(count, workers, threads):
@@ -132,59 +95,6 @@ def _usable(count, workers, threads):
     return workers, threads
 
 
-def _results_ahead(size, workers, threads):
-    """The most results in memory at once: of a group and of those after it."""
-    parallel = max(workers, 1) * max(threads, 1)
-    return size + max(GROUPS_AHEAD * size, parallel)
-
-
-def _joined(pool, join, count, size, ahead):
-    """Yield the joined groups; at most `ahead` tasks are started but not joined."""
-    numbers = iter(range(count))
-    pending = collections.deque()
-
-    def submit(times):
-        pending.extend(map(pool.submit, itertools.islice(numbers, times)))
-
-    submit(ahead)
-    for _ in range(count // size):
-        joined = join([pending.popleft()() for _ in range(size)])
-        submit(size)
-        yield joined
-
-
-def _joined_ahead(executor, groups):
-    """Iterator over `groups`, of which a thread makes the next two ahead."""
-    upcoming = collections.deque(executor.submit(next, groups, None) for _ in range(2))
-
-    def take():
-        upcoming.append(executor.submit(next, groups, None))
-        return upcoming.popleft().result()
-
-    return iter(take, None)
-
-
-class Threads:
-    """Does tasks in threads of this process, or without threads when asked."""
-
-    def __init__(self, work, threads):
-        allocate = functools.partial(np.empty, dtype=np.uint8)
-        self._work = functools.partial(work, allocate=allocate)
-        self._executor = None
-        if threads:
-            self._executor = concurrent.futures.ThreadPoolExecutor(threads)
-
-    def submit(self, number):
-        """Start a task; return a function that waits for its result."""
-        if self._executor:
-            return self._executor.submit(self._work, number).result
-        return functools.partial(self._work, number)
-
-    def close(self):
-        if self._executor:
-            self._executor.shutdown(cancel_futures=True)
-
-
 class Processes:
     """Does tasks in processes, whose pixels are in `slots` slots of shared memory.
 
@@ -193,6 +103,7 @@ class Processes:
     """
 
     def __init__(self, work, workers, threads, slots, max_bytes):
+        self.parallel = workers * max(threads, 1)  # so many tasks are done at a time
         self._slots = slots
         self._max_bytes = max_bytes
         payload = pickle.dumps(work)  # once, in memory that all of them read
@@ -254,7 +165,7 @@ class _Worker:
     def __init__(self, memory, *arguments):
         readable, writable = os.pipe()
         code = (
-            "from imagepiece_jax.data import worker_pool; "
+            "from imagepiece_jax.input import worker_pool; "
             f"worker_pool._serve({memory}, {writable}, *{arguments})"
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)

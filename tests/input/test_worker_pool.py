@@ -14,14 +14,15 @@ import pytest
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import loader, worker_pool
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.input import loader, worker_pool
+from imagepiece_jax.input.worker_pool import prefetch
 from imagepiece_jax.training.data import Data
-from tests.data import noise
-from tests.data.noise import Noise, same, train_transform
-from tests.data.tasks import fail, fill, train, unpicklable
+from tests.input import noise
+from tests.input.noise import Noise, same, train_transform
+from tests.input.tasks import fail, fill, train, unpicklable
 from tests.runs import ROOT, configured
 
 
@@ -132,8 +133,8 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
     transform = Preprocessing(16, resize="none")
     message = "0.jpg: the image has 8x8 pixels and is not resized; scale it to"
     for count in (0, 2):
-        sequence = loader.EvalBatches(Noise(100, size=8), transform, batch_size=40)
-        batches = sequence.batches(count)
+        sequence = EvalBatches(Noise(100, size=8), transform, batch_size=40)
+        batches = loader.read_ahead(sequence, count)
         with pytest.raises(InputError) as caught:
             next(batches)
         assert str(caught.value).startswith(message)
@@ -143,7 +144,7 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
 def reading_forever(*words):
     """`tasks.read_forever` in a session of its own, after its first batch."""
     running = subprocess.Popen(
-        [sys.executable, "-m", "tests.data.tasks", *words],
+        [sys.executable, "-m", "tests.input.tasks", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -180,15 +181,15 @@ def test_evaluations_between_steps_change_no_batch(count, threads):
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
     training = loader.TrainBatches(sources[0], train_transform(24), **options)
-    evaluation = loader.EvalBatches(sources[1], Preprocessing(48), batch_size=40)
-    reader = training.batches(count, threads)
+    evaluation = EvalBatches(sources[1], Preprocessing(48), batch_size=40)
+    reader = loader.read_ahead(training, count, threads)
     evaluated = []
     trained = [next(reader)]
     started = workers()
     assert len(started) == count
     for steps in (3, 5, 2):
         trained += itertools.islice(reader, steps)
-        other = evaluation.batches(count, threads)
+        other = loader.read_ahead(evaluation, count, threads)
         found = [next(other)]
         assert len(workers()) == 2 * count
         assert started <= workers()
@@ -246,7 +247,7 @@ def pixels_of(results):
 def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
     options = dict(groups=40, size=3, max_bytes=7, workers=count, threads=threads)
     joined = []
-    for group in Prefetch(fill, pixels_of, **options):
+    for group in prefetch(fill, pixels_of, **options):
         time.sleep(0.001 * (len(joined) % 5))
         joined.append(group)
     assert [len(group) for group in joined] == [3] * 40
@@ -258,7 +259,7 @@ def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
     options = dict(groups=2, size=1, max_bytes=1)
-    results = Prefetch(fail, list, **options, workers=count, threads=1)
+    results = prefetch(fail, list, **options, workers=count, threads=1)
     with pytest.raises(ValueError, match="of its own"):
         next(results)
     assert not workers()
@@ -268,7 +269,7 @@ def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
 
 @pytest.mark.slow
 def test_an_error_that_cannot_be_sent_ends_the_process(capfd):
-    results = Prefetch(unpicklable, list, groups=2, size=1, max_bytes=1, workers=1)
+    results = prefetch(unpicklable, list, groups=2, size=1, max_bytes=1, workers=1)
     with pytest.raises(RunError, match="ended with status 1; the same command"):
         next(results)
     assert "Local" in capfd.readouterr().err
@@ -280,7 +281,7 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
     message = f"{tmp_path} has 2 MB free, but .* 3 MB; .*config.data.workers=0"
     with pytest.raises(InputError, match=message):
-        Prefetch(fill, list, groups=9, size=1, max_bytes=10**6, workers=1)
+        prefetch(fill, list, groups=9, size=1, max_bytes=10**6, workers=1)
 
 
 def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
@@ -293,10 +294,10 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     config.data.crop = "random_resized"
     data = Data(RunConfig.from_config(config), Placement())
     training = data.training(start_step=0, stop_step=data.length.steps)
-    assert training.shared_bytes(1, 1) == 3 * 64 * 100 * 100 * 3
+    assert loader.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
     (evaluation,) = data.evaluations.values()
-    needed = training.shared_bytes(1, 1) + evaluation.shared_bytes(1, 1)
-    assert evaluation.shared_bytes(1, 1) == 3 * 32 * 100 * 100 * 3
+    needed = loader.shared_bytes(training, 1, 1) + loader.shared_bytes(evaluation, 1, 1)
+    assert loader.shared_bytes(evaluation, 1, 1) == 3 * 32 * 100 * 100 * 3
     usage = collections.namedtuple("Usage", "free")
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed))
     data.check_space()

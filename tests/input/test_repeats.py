@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data import loader
+from imagepiece_jax.data.batches import (
+    CHUNK_IMAGES,
+    EvalBatches,
+    Request,
+    chunk_slots,
+)
 from imagepiece_jax.data.preprocessing import Preprocessing
-from tests.data import noise
-from tests.data.noise import Noise, values
+from imagepiece_jax.input import loader
+from tests.input import noise
+from tests.input.noise import Noise, values
 
 train = functools.partial(noise.train, repeats=3)
 
@@ -63,7 +69,7 @@ def test_an_image_is_read_once_for_its_copies(processes, accumulation):
         placement = Placement(index, processes, 2, accumulation)
         (batch,) = train(source, 1, 192, placement=placement)
         # A process's part may be several runs of positions, but no chunk cuts one.
-        assert batch["label"].size > loader.CHUNK_IMAGES
+        assert batch["label"].size > CHUNK_IMAGES
         reads = source.reads
         assert len(reads) == len(set(reads)) == len(np.unique(batch["label"]))
 
@@ -74,8 +80,8 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
     # 20 in a row end a run: seven with three copies each do not.
-    sequence = loader.EvalBatches(Noise(9, {4}), Preprocessing(48), batch_size=3)
-    sequence.requests = lambda _: [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
+    sequence = EvalBatches(Noise(9, {4}), Preprocessing(48), batch_size=3)
+    sequence.requests = lambda _: [Request([4, 5], {0: (), 1: (), 2: ()})]
     _, samples = sequence.read(0, functools.partial(np.empty, dtype=np.uint8))
     names = [[error.place for error in sample.errors] for sample in samples]
     assert names == [["4.jpg"], [], []]
@@ -87,8 +93,8 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
 def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     positions = np.random.default_rng(0).permutation(count)
     places = (positions + 5) // repeats
-    slots = loader.chunk_slots(positions, places)
-    assert len(slots) == math.ceil(count / loader.CHUNK_IMAGES)
+    slots = chunk_slots(positions, places)
+    assert len(slots) == math.ceil(count / CHUNK_IMAGES)
     assert sorted(sum(slots, [])) == list(range(count))
     in_order = []
     for part in slots:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.input.augment import pipeline
+from imagepiece_jax.input.config import AugmentConfig
 from tests.oracles_augment import erased_boxes, photographs
 
 COUNT = 6
