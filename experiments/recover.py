@@ -52,7 +52,12 @@ from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
-from imagepiece_jax.training import recover, recovery_images, recovery_step
+from imagepiece_jax.training import (
+    comparison,
+    recover,
+    recovery_images,
+    recovery_step,
+)
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
@@ -391,7 +396,7 @@ def first_blocks(vit, count: int):
     )
 
 
-class Comparison(recovery_step.Comparison):
+class Comparison(comparison.Comparison):
     """Of a student that may have fewer blocks, the last with the teacher's last."""
 
     def terms(self, student, teacher):

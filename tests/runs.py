@@ -108,7 +108,8 @@ def compile_recoveries_once(patch):
     patch: as that of `compile_once`
     """
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.training import optimizer, recovery_step
+    from imagepiece_jax.models.parts import with_trained
+    from imagepiece_jax.training import recovery_step
 
     programs = {}
     pmap = parallel.pmap
@@ -117,7 +118,7 @@ def compile_recoveries_once(patch):
         fit = getattr(fn, "__self__", None)
         if not isinstance(fit, recovery_step.Fit):
             return pmap(fn, **options)
-        if fit.join is not optimizer.with_trained:
+        if fit.join is not with_trained:
             return pmap(fn, **options)
         key = (
             options["program"],

@@ -27,6 +27,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
+from imagepiece_jax.models.parts import TRAINED
 
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.config import ModelConfig
@@ -35,9 +36,6 @@ if TYPE_CHECKING:  # they import JAX
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
 BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
-# Which parameters are trained. "norms": scales and biases of norms; "biases": these,
-# all other biases and the factors of layer scale.
-TRAINED = ("all", "biases", "norms")
 REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
 
 
@@ -69,7 +67,7 @@ class OptimConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartConfig(CheckedFields):
-    """The part of the parameters that is trained: `optimizer.trained_part`."""
+    """The part of the parameters that is trained: `models.parts`."""
 
     group: ClassVar[str] = "optim"
 

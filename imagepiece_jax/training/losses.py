@@ -1,12 +1,10 @@
-"""The losses of training: of labels, of distillation, and of recovery.
+"""The losses of training: of labels, and of distillation.
 
 Distillation is soft: the teacher's probabilities at a temperature (Hinton et al.,
 2015); or hard: its first class, as a label (Touvron et al., 2021, section 3). A model
 with a distillation token has a head for the labels and one for the teacher; others
-learn both with one. Recovery compares outputs of `answers` by the distances below.
+learn both with one. Those of recovery are in comparison.py.
 """
-
-import dataclasses
 
 import chex
 import jax
@@ -14,9 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from imagepiece_jax.config.run import DistillConfig
-from imagepiece_jax.models.vit import ViT, with_states
-from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.training.comparison import kl_divergence
 
 
 def soft_cross_entropy(logits, targets):
@@ -50,85 +46,6 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
         return jnp.float32(0), {"distill": term}
     loss = jnp.mean(soft_cross_entropy(first, targets))
     return (1 - distill.weight) * loss, {"distill": term}
-
-
-def answers(model: ViT, variables, images, read: tuple[str, ...]):
-    """Outputs of a model in which student and teacher are compared, by name, float32.
-
-    "logits" [B, C]; the pooled vector of a model without classes. A model without a
-        pool has its class token there, or else the mean of its tokens.
-    "class_tokens" [B, depth, D]: the class token after each block.
-    "patches" [B, n, D]: for each patch its token after the final norm.
-    "kept" [B, n]: whether each patch is in a token; comes with "patches".
-
-    read: names of the outputs to return besides "logits"
-    """
-    if model.arch.pool == "none":
-        pool = "token" if model.arch.class_token else "mean"
-        model = model.clone(arch=dataclasses.replace(model.arch, pool=pool))
-    model = model.clone(head_only="patches" not in read)
-    outputs, states = with_states(model, variables, images)
-    found = {"logits": outputs.logits}
-    if "class_tokens" in read:
-        found["class_tokens"] = class_tokens(states)
-    if "patches" in read:
-        tokens = outputs.tokens[:, model.arch.prefix :]
-        slot = follow(outputs.results)[-1].slot
-        found["patches"] = rows_of(tokens, slot)
-        gone = jnp.zeros(found["patches"].shape[:2], bool)
-        if slot is None:
-            found["kept"] = ~gone
-        else:
-            found["kept"] = slot != DROPPED
-    return {name: jnp.asarray(found[name], jnp.float32) for name in found}
-
-
-def class_tokens(states):
-    """The class token after each block. -> [B, depth, D] float32."""
-    rows = [state.x[:, 0].astype(jnp.float32) for state in states]
-    return jnp.stack(rows, axis=1)
-
-
-def kl_divergence(student, teacher):
-    """KL(teacher || student) of softmax(logits). [B, C] twice -> [B]."""
-    student = jax.nn.log_softmax(student)
-    teacher = jax.nn.log_softmax(teacher)
-    return optax.losses.kl_divergence_with_log_targets(student, teacher)
-
-
-def binary_kl_divergence(student, teacher):
-    """Sum over classes of KL(teacher || student) of sigmoid(logits).
-
-    [B, C] twice -> [B]
-    """
-    total = 0.0
-    for sign in (1, -1):
-        ours = jax.nn.log_sigmoid(sign * student)
-        theirs = jax.nn.log_sigmoid(sign * teacher)
-        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    return total
-
-
-def squared_error(student, teacher):
-    """Mean squared difference of outputs. [B, C] twice -> [B]."""
-    return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-def relative_change(student, teacher, kept=None):
-    """Squared distance of features, divided by the square of the teacher's.
-
-    student, teacher: [B, D], or [B, n, D] for n features of each image
-    kept: [B, n], 1 for features that count and 0 for others; None: all count
-    Returns [B], means over n.
-    """
-    distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    share = distance / jnp.sum(teacher**2, axis=-1)
-    if share.ndim == 1:
-        return share
-    if kept is None:
-        return jnp.mean(share, axis=1)
-    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(share * kept, axis=1) / number
 
 
 def teacher_distance(distill: DistillConfig, logits, teacher_logits):

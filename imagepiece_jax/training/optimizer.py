@@ -1,4 +1,4 @@
-"""DeiT's optimizer: what is trained, learning rate, AdamW, decay, moving average.
+"""DeiT's optimizer: learning rate, AdamW, decay, moving average.
 
 AdamW has decoupled weight decay. The learning rate is proportional to the global batch.
 It rises linearly in the warm-up, and then follows a cosine that began with the run, so
@@ -7,7 +7,6 @@ that it has fallen a little at the end of the warm-up.
 
 import functools
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -98,39 +97,6 @@ def check_part(part: PartConfig, init: InitConfig, model: ViT):
         drawn = ", ".join(init.fresh) or "all weights"
         problem = f"is {part.train!r}, but what is drawn anew ({drawn}) has to learn"
         part.refuse("train", "'all'", problem)
-
-
-def trained_part(params, part: str):
-    """The tree of parameters with None in place of those that are not trained.
-
-    JAX treats None as an empty tree. Gradients, moments and exchanges between devices
-    exist only for what is trained.
-
-    part: one of `config.run.TRAINED`
-    """
-    if part == "all":
-        return params
-
-    def chosen(path, leaf):
-        *module, name = (entry.key for entry in path)
-        siblings = functools.reduce(operator.getitem, module, params)
-        in_norm = "scale" in siblings
-        is_bias = name in ("bias", "gamma")
-        if in_norm or (part == "biases" and is_bias):
-            return leaf
-        return None
-
-    return jax.tree_util.tree_map_with_path(chosen, params)
-
-
-def with_trained(params, trained):
-    """`params` with the parameters of a `trained_part` in place of its own."""
-    return jax.tree.map(
-        lambda new, old: old if new is None else new,
-        trained,
-        params,
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def adamw(optim: OptimConfig, rate):

@@ -1,4 +1,4 @@
-"""The recipe, the loss and the compiled programs of a recovery.
+"""The recipe and the compiled programs of a recovery.
 
 The student is a reduced model. The teacher is its dense model, which sees the same
 images.
@@ -27,18 +27,10 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, sample_keys, uniform
-from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION, activation
-from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.losses import (
-    answers,
-    binary_kl_divergence,
-    kl_divergence,
-    relative_change,
-    squared_error,
-)
+from imagepiece_jax.training.comparison import Comparison, answers, outputs_of
 
 # Number of steps, where neither steps nor minutes are given; the figures of DeiT-Ti in
 # docs/tables/recover are of so many.
@@ -83,94 +75,6 @@ class Recipe(CheckedFields):
         return self.lr * math.cos(math.pi / 2 * share) ** 2
 
 
-class Kind(NamedTuple):
-    """How outputs of one kind are compared."""
-
-    measure: str  # name of the distance in reports
-    # function (student, teacher), both [B, C], -> [B]
-    distance: Callable[[jax.Array, jax.Array], jax.Array]
-
-
-KINDS = {
-    "softmax": Kind("KL", kl_divergence),
-    "sigmoid": Kind("KL", binary_kl_divergence),
-    "numbers": Kind("squared error", squared_error),
-    "features": Kind("change", relative_change),
-}
-
-
-def outputs_of(vit: Pretrained) -> str:
-    """The kind of a model's outputs, one of `KINDS`.
-
-    A head without a bias counts as a projection of features, such as CLIP's, unless its
-    classes have names, or its problem is one of several labels.
-    """
-    if not vit.model.num_classes:
-        return "features"
-    if vit.problem_type == REGRESSION:
-        return "numbers"
-    bias = vit.variables["params"].get("head", {}).get("bias", 0)
-    named = vit.class_names is not None or vit.problem_type == MULTI_LABEL
-    if named or np.any(bias):
-        return activation(vit.problem_type, vit.model.num_classes)
-    return "features"
-
-
-class Comparison:
-    """How student and teacher are compared: in the loss, and in the measure."""
-
-    def __init__(self, vit: Pretrained, recipe: Recipe):
-        self.outputs = outputs_of(vit)
-        self.name, self.distance = KINDS[self.outputs]
-        self.weights = {"class_tokens": 0.0, "patches": recipe.patches}
-        if vit.model.arch.class_token:
-            self.weights["class_tokens"] = recipe.class_tokens
-        self.read = tuple(name for name, weight in self.weights.items() if weight)
-
-    def terms(self, student, teacher) -> dict[str, jax.Array]:
-        """{name: term of the loss [B]}, without weights.
-
-        student, teacher: results of `losses.answers`
-        """
-        terms = {"logits": self.distance(student["logits"], teacher["logits"])}
-        for name in self.read:
-            kept = student["kept"] if name == "patches" else None
-            terms[name] = relative_change(student[name], teacher[name], kept)
-        return terms
-
-    def loss(self, student, teacher) -> jax.Array:
-        """The weighted sum of all terms, as a mean over the batch."""
-        total = 0
-        for name, term in self.terms(student, teacher).items():
-            total = total + self.weights.get(name, 1.0) * term
-        return jnp.mean(total)
-
-    def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """{"distance": .., "agreement": ..} of the two, [B] each.
-
-        The distance is that of logits; of features the mean of it and of that of
-        patches, if the loss compares them. The agreement is whether both have the same
-        first class.
-        """
-        terms = self.terms(student, teacher)
-        distance = terms["logits"]
-        if self.outputs == "features" and "patches" in terms:
-            distance = (distance + terms["patches"]) / 2
-        first = first_class(student["logits"])
-        expected = first_class(teacher["logits"])
-        return {"distance": distance, "agreement": first == expected}
-
-
-def first_class(logits):
-    """The most probable class; of a single class, whether it is probable.
-
-    [B, C] -> [B]
-    """
-    if logits.shape[-1] == 1:
-        return logits[:, 0] > 0
-    return jnp.argmax(logits, -1)
-
-
 class State(NamedTuple):
     """What a training step changes."""
 
@@ -194,7 +98,7 @@ class Fit:
         recipe: Recipe,
         teacher: Pretrained | None = None,
         split: Callable[[Any], Any] | None = None,
-        join: Callable[[Any, Any], Any] = optimizer.with_trained,
+        join: Callable[[Any, Any], Any] = with_trained,
     ):
         teacher = teacher or vit.with_reduction(None)
         of_student = parallel.replicate(vit.variables)
@@ -212,7 +116,7 @@ class Fit:
         self.join = join
         if split is None:
             part = recipe.parameters
-            self.split = functools.partial(optimizer.trained_part, part=part)
+            self.split = functools.partial(trained_part, part=part)
         self.adam = optax.scale_by_adam()
         self.start()
         self._step = parallel.pmap(

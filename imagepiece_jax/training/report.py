@@ -14,6 +14,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.parts import trained_part
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
@@ -110,7 +111,7 @@ def estimate(run: RunConfig) -> str:
         lambda variables: init_state(variables, transformation, averages, part),
         shapes,
     )
-    gradients = optimizer.trained_part(state.params, part)
+    gradients = trained_part(state.params, part)
     each = _bytes(_read_backward(run, shapes)) / TRACED
     images = optim.batch_size // run.grad_accum_steps
     return (

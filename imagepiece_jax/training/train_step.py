@@ -17,20 +17,11 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
+from imagepiece_jax.models.parts import trained_part, with_trained
 from imagepiece_jax.models.vit import ViT, with_states
-from imagepiece_jax.training.losses import (
-    class_tokens,
-    distillation,
-    relative_change,
-    soft_cross_entropy,
-)
-from imagepiece_jax.training.optimizer import (
-    ema,
-    global_norm,
-    skip_update,
-    trained_part,
-    with_trained,
-)
+from imagepiece_jax.training.comparison import class_tokens, relative_change
+from imagepiece_jax.training.losses import distillation, soft_cross_entropy
+from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 
 @struct.dataclass
@@ -83,7 +74,7 @@ def init_state(variables, optimizer, with_ema, part="all"):
     variables: the model's variables
     optimizer: an optax transformation
     with_ema: whether the run averages its weights
-    part: which parameters are trained, one of `config.run.TRAINED`
+    part: which parameters are trained, one of `models.parts.TRAINED`
     """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})

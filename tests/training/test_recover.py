@@ -14,15 +14,15 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common import rng
-from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.training import losses, optimizer, recover, recovery_step
+from imagepiece_jax.training import comparison, recover, recovery_step
 from tests import forked, programs, runs
 from tests.models import tiny
 from tests.refused import refused
@@ -65,8 +65,8 @@ def kl(teacher, student):
 
 
 def answers(model, variables, images, read):
-    """`losses.answers` in one program."""
-    run = tiny.compiled(lambda *args: losses.answers(model, *args, read))
+    """`comparison.answers` in one program."""
+    run = tiny.compiled(lambda *args: comparison.answers(model, *args, read))
     return run(variables, images)
 
 
@@ -116,7 +116,7 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     p = 1 / (1 + np.exp(-teacher))
     q = 1 / (1 + np.exp(-student))
     by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    found = losses.binary_kl_divergence(student, teacher)
+    found = comparison.binary_kl_divergence(student, teacher)
     np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
     vit = dataclasses.replace(reduced(), problem_type="multi_label_classification")
     assert fit_of(vit).comparison.name == "KL"
@@ -138,15 +138,17 @@ def test_a_patch_is_compared_with_the_token_that_has_it():
 def test_relative_change_by_hand():
     teacher = np.array([[[3.0, 4.0], [1.0, 0.0]]], np.float32)
     student = np.array([[[3.0, 5.0], [0.0, 0.0]]], np.float32)
-    assert losses.relative_change(student, teacher) == pytest.approx([(1 / 25 + 1) / 2])
+    assert comparison.relative_change(student, teacher) == pytest.approx(
+        [(1 / 25 + 1) / 2]
+    )
     kept = np.array([[1.0, 0.0]], np.float32)
-    assert losses.relative_change(student, teacher, kept) == pytest.approx([0.04])
+    assert comparison.relative_change(student, teacher, kept) == pytest.approx([0.04])
 
 
 @pytest.mark.parametrize("which", TRAINED)
 def test_only_what_is_chosen_is_trained(vit, which):
     params = vit.variables["params"]
-    part = optimizer.trained_part(params, which)
+    part = trained_part(params, which)
     names = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(part)
@@ -159,15 +161,15 @@ def test_only_what_is_chosen_is_trained(vit, which):
     biases = {name for name in every if name.endswith("bias")}
     expected = {"all": every, "biases": norms | biases, "norms": norms}
     assert names == expected[which]
-    chex.assert_trees_all_equal(optimizer.with_trained(params, part), params)
+    chex.assert_trees_all_equal(with_trained(params, part), params)
 
 
 def test_layer_scale_is_trained_with_the_biases():
     arch = {"layer_scale": True}
     params = tiny.variables(tiny.model(arch=arch))["params"]
-    part = optimizer.trained_part(params, "biases")
+    part = trained_part(params, "biases")
     assert part["blocks_0"]["ls1"]["gamma"] is params["blocks_0"]["ls1"]["gamma"]
-    assert optimizer.trained_part(params, "norms")["blocks_0"]["ls1"]["gamma"] is None
+    assert trained_part(params, "norms")["blocks_0"]["ls1"]["gamma"] is None
 
 
 def test_gradients_of_a_part_are_those_of_the_whole(vit):
@@ -182,8 +184,8 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
 
     gradient = tiny.compiled(jax.grad(loss))
     whole = gradient(params)
-    part = optimizer.trained_part(params, "biases")
-    expected = optimizer.trained_part(whole, "biases")
+    part = trained_part(params, "biases")
+    expected = trained_part(whole, "biases")
     # The two programs add in different orders, and a key's bias has a gradient of
     # rounding alone. So the largest gradient is the scale.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
