@@ -28,7 +28,7 @@ class RecoveredCost:
     parameters: str  # that were trained, as `recover` takes it
     images: int  # that were learned from
     held_out: int  # that were measured on
-    steps: int
+    steps: int  # of all costs that were learned together
     batch_size: int
     seed: int
     seconds: float  # that it took
@@ -43,7 +43,8 @@ class RecoveredCost:
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: nothing was better than the start beyond chance
     # The fields below are None in a record of an earlier version.
-    # chance that the best of all measures is as much better by luck
+    # chance that the best of all measures is as much better by luck; of costs that were
+    # learned together, for their mean
     p: float | None = None
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
@@ -81,23 +82,21 @@ class RecoveredCost:
         return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
+        """The form, and what came back; before the change where there was none."""
+        agreement, after = self.agreement
+        if not self.changed:
+            text = f"{self.form}: {self.measure} {self.before:.4f} stays"
+            if self.measure == "KL":
+                text += f", first class as the dense model's {agreement:.1f} %"
+            return text
         low, high = self.interval
         change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
-        if self.p is not None:
-            change += f", p {self.p:.2g}"
-        figures = f"{self.measure} {self.before:.4f} -> {self.after:.4f} ({change})"
+        moved = f"{self.before:.4f} -> {self.after:.4f} ({change})"
+        text = f"{self.form}: {self.measure} {moved}"
         if self.measure == "KL":
-            before, after = self.agreement
-            figures += (
-                f", first class as the dense model's {before:.1f} -> {after:.1f} %"
-            )
-        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
-        source = f"{self.images} others, {steps} of {self.batch_size} images"
-        text = f"{figures}; on {self.held_out} images held out, learned from {source}"
-        if self.changed:
-            return text
-        start = "the start beyond chance"
-        return f"nothing was better than {start}, which stays: {text}"
+            shares = f"{agreement:.1f} -> {after:.1f} %"
+            text += f", first class as the dense model's {shares}"
+        return text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +107,25 @@ class RecoveredSet:
     # of the forms at these costs; None where the dense model's are them, as in folders
     # of earlier versions
     numbers: Numbers | None = None
+
+    def __str__(self):
+        """What came back at each cost, and the one test and training of them all."""
+        first = self.costs[0]
+        found = "better than the start beyond chance"
+        if not first.changed:
+            found = f"nothing was {found}"
+        if first.p is not None:
+            found += f", p {first.p:.2g}"
+        steps = "1 step" if first.steps == 1 else f"{first.steps} steps"
+        if len(self.costs) > 1:
+            steps += " in all"
+        text = (
+            f"{found}; on {first.held_out} images held out, learned from "
+            f"{first.images} others, {steps} of {first.batch_size} images"
+        )
+        if len(self.costs) == 1:
+            return f"{first}; {text}"
+        return "\n".join([*map(str, self.costs), f"together: {text}"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +146,7 @@ class Recovery:
         return all(each.numbers is not None for each in self.sets)
 
     def __str__(self):
-        return "\n".join(f"{cost.form}: {cost}" for cost in self.costs)
+        return "\n".join(map(str, self.sets))
 
     def nearest(self, model, image_size, share: float) -> RecoveredCost | None:
         """The cost whose numbers a model takes: its own, or else the nearest by MACs.

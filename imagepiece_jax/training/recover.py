@@ -167,7 +167,7 @@ def recovered(
         fit.weights = first.weights
         fit.held = first.held
     end = None if minutes is None else began + 60 * minutes
-    course = Course(fits, end)
+    course = Course(fits, end, began)
     with stopping(course):
         try:
             course.run(crops)
@@ -213,7 +213,7 @@ def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
     costs = []
     for place, fit in enumerate(course.fits):
         start = course.start[place]
-        best = course.best[place]
+        best = course.best[place] if course.changed else start
         interval = mean_difference(best["distance"], start["distance"])
         both = (start, best)
         agreement = tuple(100 * float(found["agreement"].mean()) for found in both)
@@ -266,9 +266,16 @@ class Course:
     fits: a Fit of each form; they have one state, and a step is of one of them
     end: the time, by the monotonic clock, at which the last measure should be done;
         None: the recipe's steps are taken
+    opened: the time at which the recovery began; None: now
     """
 
-    def __init__(self, fits: Sequence[Fit], end: float | None = None):
+    def __init__(
+        self,
+        fits: Sequence[Fit],
+        end: float | None = None,
+        opened: float | None = None,
+    ):
+        self.opened = time.monotonic() if opened is None else opened
         self.fits = fits
         self.recipe = fits[0].recipe
         self.state = fits[0].state
@@ -390,11 +397,23 @@ class Course:
     def announcement(self) -> str:
         """How long it takes on this machine, as known after the first steps."""
         left = self.seconds_left()
-        steps = self.steps
+        steps = f"{self.steps} steps{self.over_costs}"
         if self.end is not None:
-            steps = f"about {self.steps_done + left / self.seconds_of_step():.0f}"
+            steps = f"about {self.steps_done + left / self.seconds_of_step():.0f} steps"
+        spent = in_words(self.began - self.opened)
         kept = "Ctrl-C keeps the best so far"
-        return f"about {in_words(left)} on this machine, for {steps} steps; {kept}"
+        return (
+            f"{steps} take about {in_words(left)} on this machine, after {spent} of "
+            f"reading and compiling; {kept}"
+        )
+
+    @property
+    def over_costs(self) -> str:
+        """How steps are shared, " (250 for each of 3 costs)"; "" for one cost."""
+        costs = len(self.fits)
+        if costs == 1:
+            return ""
+        return f" ({self.recipe.steps} for each of {costs} costs)"
 
 
 def means(found: list[dict[str, np.ndarray]]) -> list[float]:
@@ -447,7 +466,7 @@ class Display:
         course = self.course
         steps = f"step {course.steps_done}"
         if course.end is None:
-            steps += f" of {course.steps}"
+            steps += f" of {course.steps}{course.over_costs}"
         _, values = course.curve[-1]
         shown = ", ".join(f"{value:.4f}" for value in values)
         text = f"{steps}, {course.fits[0].comparison.name} {shown}"

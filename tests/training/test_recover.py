@@ -362,6 +362,21 @@ def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
     chex.assert_trees_all_equal(lost.variables, vit.variables)
 
 
+def test_numbers_that_are_better_by_chance_are_not_reported(vit, monkeypatch):
+    monkeypatch.setattr(recover, "LEVEL", 0.0)
+    lost = recovered(vit, steps=40)
+    (report,) = lost.recovery.costs
+    assert not report.changed
+    assert min(value for _, value in report.curve) < report.before
+    assert report.after == report.before
+    assert report.agreement[0] == report.agreement[1]
+    said = str(lost.recovery)
+    assert f"KL {report.before:.4f} stays, first class as the dense model's" in said
+    assert f"nothing was better than the start beyond chance, p {report.p:.2g};" in said
+    assert "->" not in said
+    chex.assert_trees_all_equal(lost.variables, vit.variables)
+
+
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
     take_step = recovery_step.Fit.take_step
@@ -453,7 +468,9 @@ def test_a_log_has_the_time_left(vit, monkeypatch, capsys):
     slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
     recovered(vit, steps=40)
     first, *lines = capsys.readouterr().err.splitlines()
-    assert first.startswith("recover: about 6 min on this machine, for 40 steps")
+    assert first.startswith(
+        "recover: 40 steps take about 6 min on this machine, after 50 s of reading and"
+    )
     assert len(lines) == 16  # at every fifth step, and 30 s after a line
     for line in lines:
         step, seconds = re.search(r"step (\d+) of .* (\d+) s left", line).groups()
@@ -466,7 +483,7 @@ def test_a_time_limit_says_how_many_steps_fit(vit, monkeypatch, capsys):
     slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
     recovered(vit, steps=None, minutes=4.0)
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("recover: about 3 min on this machine, for about 20 steps")
+    assert first.startswith("recover: about 20 steps take about 3 min on this machine")
 
 
 @pytest.mark.parametrize(
@@ -480,7 +497,7 @@ def test_a_terminal_has_a_bar_with_the_time_left(vit, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     recovered(vit, steps=8)
     said = capsys.readouterr().err
-    assert re.search(r"recover: about \d+ s on this machine", said)
+    assert re.search(r"recover: 8 steps take about \d+ s on this machine", said)
     last = said.splitlines()[-1]
     assert "100%" in last
     assert "step 8 of 8, KL" in last
@@ -556,6 +573,8 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better, monkeypat
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
     of_dense = recovered(better.with_reduction(None), steps=1)
     assert len(of_dense.recovery.costs) == 4
+    said = str(of_dense.recovery)
+    assert "together: nothing was better than the start beyond chance, p 1;" in said
     own = of_dense.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
 
@@ -587,11 +606,13 @@ def test_a_dense_model_learns_three_costs(public, monkeypatch):
         ):
             logits = tiny.logits(form.model)(variables, held).astype(float)
             assert figure == pytest.approx(kl(teacher, logits).mean(), rel=1e-4)
-    text = str(of_dense.recovery)
-    assert len(text.splitlines()) == 3
+    *lines, together = str(of_dense.recovery).splitlines()
+    assert lines == [*map(str, costs)]
+    assert together.startswith("together: better than the start beyond chance, p ")
+    assert together.endswith("learned from 32 others, 24 steps in all of 8 images")
 
 
-def test_each_cost_gets_one_of_three_steps(public, monkeypatch):
+def test_each_cost_gets_one_of_three_steps(public, monkeypatch, capsys):
     taken = []
     take_step = recovery_step.Fit.take_step
 
@@ -606,6 +627,9 @@ def test_each_cost_gets_one_of_three_steps(public, monkeypatch):
     assert len(set(rounds[0])) == 3
     assert len(taken) == 9
     assert not rounds[0] == rounds[1] == rounds[2]
+    said = capsys.readouterr().err
+    assert "recover: 9 steps (3 for each of 3 costs) take about" in said
+    assert "recover: step 9 of 9 (3 for each of 3 costs), KL" in said
 
 
 @pytest.mark.parametrize("classes", [0, tiny.CLASSES])
