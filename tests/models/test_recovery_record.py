@@ -109,6 +109,23 @@ def test_another_cost_has_the_numbers_of_the_nearest(vit, folder, capsys):
     assert "the nearest" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "share, nearest",
+    [(0.98, None), (0.69, None), (0.66, 0.6), (0.5, 0.6), (0.4, 0.6), (0.36, 0.3)]
+    + [(0.375, None), (0.29, 0.3), (0.1, 0.3), (0.07, None)],
+)
+def test_numbers_are_taken_for_costs_that_are_near(public, share, nearest):
+    """Much harsher forms, and hardly milder ones: those they would make worse."""
+    model = public.with_reduction(MORE).model
+    costs = []
+    for each in (0.6, 0.3, None):
+        form = public.with_reduction(TOME)
+        costs.append(recoveries.cost_of(form, share=each))
+    recovery = Recovery((RecoveredSet(tuple(costs), {}),))
+    found = recovery.nearest(model, public.image_size, share)
+    assert (found and found.share) == nearest
+
+
 def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_path):
     expected = recoveries.numbers(public)
     dropping = recoveries.recovered(public, sets=((tiny.EVIT,),))
