@@ -301,8 +301,8 @@ class Study:
         learned, held = recovery_images.divided(images, self.batch_size)
         learned = learned.spread(way.images)
         fit.hold_out(self.batches(held, preprocessing))
-        course = recover.Course([fit])
-        start = course.start[0]
+        course = recover.Course(fit)
+        start = course.start
         area = fit.recipe.area
         crop = TrainTransform(
             fit.image_size, "random_resized", area, shift=0, flip=True
@@ -311,7 +311,7 @@ class Study:
             learned, crop, self.batch_size, seed, fit.recipe.steps
         )
         course.run(crops)
-        (best,) = course.best
+        best = course.best
         interval = statistics.mean_difference(best["distance"], start["distance"])
         changed = interval.high < 0
         fit.start()
@@ -324,7 +324,7 @@ class Study:
             "steps": fit.recipe.steps,
             "batch_size": self.batch_size,
             "images_learned": len(learned),
-            "curve": [[step, round(value, DIGITS)] for step, (value,) in course.curve],
+            "curve": [[step, round(value, DIGITS)] for step, value in course.curve],
             "changed": changed,
             "selection": {"before": rounded(start), "after": rounded(best)},
             "seconds_learning": round(time.monotonic() - began, 1),

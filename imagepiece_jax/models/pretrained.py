@@ -230,9 +230,8 @@ class Pretrained:
         if self.recovery is None:
             return digest(self.variables)[:16]
         parts = [self.variables, self.recovery.dense]
-        for each in self.recovery.sets:
-            forms = "; ".join(cost.form for cost in each.costs)
-            parts += [each.numbers, np.frombuffer(forms.encode(), np.uint8)]
+        for cost in self.recovery.costs:
+            parts += [cost.numbers, np.frombuffer(cost.form.encode(), np.uint8)]
         return digest(parts)[:16]
 
     def on_device(self, beside: Any = None) -> Mapping[str, Any]:
@@ -277,7 +276,7 @@ class Pretrained:
 
     def _recovered(self, model):
         cost = self._cost_of(model, self.image_size)
-        if cost is None or not self.recovery.changes(cost):
+        if cost is None or not cost.differs:
             return None
         return cost
 
@@ -309,7 +308,9 @@ class Pretrained:
         if recovery is None:
             return params
         cost = self._cost_of(model, image_size)
-        numbers = {**recovery.dense, **recovery.numbers(cost)}
+        numbers = dict(recovery.dense)
+        if cost is not None:
+            numbers |= cost.numbers or {}
         params = with_numbers(params, numbers)
         if "pos_embed" in numbers:
             learned_size = recovery.costs[0].image_size

@@ -5,7 +5,6 @@ has others in place of some, mostly norms and biases, that were learned at its c
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +38,7 @@ class RecoveredCost:
     parameters: str  # that were trained, as `recover` takes it
     images: int  # that were learned from
     held_out: int  # that were measured on
-    steps: int  # of all costs that were learned together
+    steps: int
     batch_size: int
     seed: int
     seconds: float  # that it took
@@ -54,13 +53,15 @@ class RecoveredCost:
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: nothing was better than the start beyond chance
     # The fields below are None in a record of an earlier version.
-    # chance that the best of all measures is as much better by luck; of costs that were
-    # learned together, for their mean
+    # chance that the best of all measures is as much better by luck
     p: float | None = None
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
     share: float | None = None  # of the dense model's MACs
+    # of the form at this cost, in place of the dense model's, {} where nothing was
+    # better; None where the dense model's are them, as in folders of earlier versions
+    numbers: Numbers | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
@@ -71,8 +72,15 @@ class RecoveredCost:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return {**vars(self), "reduction": self.reduction.fields}
+        """The fields as JSON has them, without numbers."""
+        fields = {**vars(self), "reduction": self.reduction.fields}
+        del fields["numbers"]
+        return fields
+
+    @property
+    def differs(self) -> bool:
+        """Whether the form has other numbers than the dense model as it was."""
+        return self.numbers is None or bool(self.numbers)
 
     @property
     def form(self) -> str:
@@ -93,71 +101,41 @@ class RecoveredCost:
         return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
-        """The form, and what came back; before the change where there was none."""
         agreement, after = self.agreement
-        if not self.changed:
-            text = f"{self.form}: {self.measure} {self.before:.4f} stays"
-            if self.measure == "KL":
-                text += f", first class as the dense model's {agreement:.1f} %"
-            return text
-        low, high = self.interval
-        change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
-        moved = f"{self.before:.4f} -> {self.after:.4f} ({change})"
-        text = f"{self.form}: {self.measure} {moved}"
-        if self.measure == "KL":
+        figures = f"{self.measure} {self.before:.4f} stays"
+        shares = f"{agreement:.1f} %"
+        found = "nothing was better than the start beyond chance"
+        if self.changed:
+            low, high = self.interval
+            change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
+            figures = f"{self.measure} {self.before:.4f} -> {self.after:.4f} ({change})"
             shares = f"{agreement:.1f} -> {after:.1f} %"
-            text += f", first class as the dense model's {shares}"
-        return text
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RecoveredSet:
-    """Numbers that were learned together, for one cost or several."""
-
-    costs: tuple[RecoveredCost, ...]
-    # of the forms at these costs; None where the dense model's are them, as in folders
-    # of earlier versions
-    numbers: Numbers | None = None
-
-    def __str__(self):
-        """What came back at each cost, and the one test and training of them all."""
-        first = self.costs[0]
-        found = "better than the start beyond chance"
-        if not first.changed:
-            found = f"nothing was {found}"
-        if first.p is not None:
-            found += f", p {first.p:.2g}"
-        steps = "1 step" if first.steps == 1 else f"{first.steps} steps"
-        if len(self.costs) > 1:
-            steps += " in all"
-        text = (
-            f"{found}; on {first.held_out} images held out, learned from "
-            f"{first.images} others, {steps} of {first.batch_size} images"
+            found = "better than the start beyond chance"
+        if self.measure == "KL":
+            figures += f", first class as the dense model's {shares}"
+        if self.p is not None:
+            found += f", p {self.p:.2g}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return (
+            f"{self.form}: {figures}; {found}; on {self.held_out} images held out, "
+            f"learned from {self.images} others, {steps} of {self.batch_size} images"
         )
-        if len(self.costs) == 1:
-            return f"{first}; {text}"
-        return "\n".join([*map(str, self.costs), f"together: {text}"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recovery:
     """Numbers of reduced forms, and those that the dense model has in their place."""
 
-    sets: tuple[RecoveredSet, ...]
+    costs: tuple[RecoveredCost, ...]  # that were learned
     dense: Numbers = dataclasses.field(default_factory=dict)
-
-    @property
-    def costs(self) -> tuple[RecoveredCost, ...]:
-        """All costs that were learned for, with what was lost before and after."""
-        return tuple(itertools.chain(*(each.costs for each in self.sets)))
 
     @property
     def keeps_dense(self) -> bool:
         """Whether the dense model is the one that was recovered."""
-        return all(each.numbers is not None for each in self.sets)
+        return all(cost.numbers is not None for cost in self.costs)
 
     def __str__(self):
-        return "\n".join(map(str, self.sets))
+        return "\n".join(map(str, self.costs))
 
     def nearest(self, model, image_size, share: float) -> RecoveredCost | None:
         """The cost whose numbers a model takes: its own, or else the nearest by MACs.
@@ -174,45 +152,30 @@ class Recovery:
         near = [cost for cost in self.costs if _serves(cost.share, share)]
         return min(near, key=lambda cost: abs(cost.share - share), default=None)
 
-    def numbers(self, cost: RecoveredCost | None) -> Numbers:
-        """What stands in place of the dense model's numbers at a cost of `costs`."""
-        for each in self.sets:
-            if cost in each.costs:
-                return each.numbers or {}
-        return self.dense
-
-    def changes(self, cost: RecoveredCost) -> bool:
-        """Whether one of `costs` has other numbers than the dense model as it was."""
-        (found,) = [each for each in self.sets if cost in each.costs]
-        return found.numbers is None or bool(found.numbers)
-
     def describes(self, params: Mapping[str, Any]) -> bool:
         """Whether parameters have its numbers, and nobody's that trained them since."""
         leaves = traverse_util.flatten_dict(params, sep="/")
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
             return True
-        learned = [each.numbers for each in self.sets if each.numbers]
+        learned = [cost.numbers for cost in self.costs if cost.numbers]
         return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
     def joined(self, other: "Recovery | None") -> "Recovery":
-        """With the sets of an earlier one, but for costs that were learned again.
+        """With the costs of an earlier one that were not learned again.
 
-        Where nothing was better than the dense model, the earlier sets stay.
+        One stays, too, where nothing was better than the dense model this time.
         """
         if other is None or not other.keeps_dense:
             return self
-        first = self
-        second = other
-        if not self.dense:
-            first = other
-            second = self
-        forms = [cost.form for cost in first.costs]
-        kept = []
-        for each in second.sets:
-            costs = tuple(cost for cost in each.costs if cost.form not in forms)
-            if costs:
-                kept.append(dataclasses.replace(each, costs=costs))
-        return Recovery((*first.sets, *kept), {**second.dense, **first.dense})
+        earlier = {cost.form: cost for cost in other.costs}
+        costs = []
+        for cost in self.costs:
+            before = earlier.pop(cost.form, None)
+            if before and before.numbers and not cost.numbers:
+                cost = before
+            costs.append(cost)
+        costs += earlier.values()
+        return Recovery(tuple(costs), {**other.dense, **self.dense})
 
 
 def _serves(learned: float | None, share: float) -> bool:

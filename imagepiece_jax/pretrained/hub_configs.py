@@ -18,7 +18,6 @@ from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.projector import Tower
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
-    RecoveredSet,
     Recovery,
 )
 from imagepiece_jax.pretrained import (
@@ -133,10 +132,7 @@ def recovery_record(recovery: Recovery) -> dict[str, Any]:
     """A Recovery as JSON values, without its numbers."""
     if not recovery.keeps_dense:  # as earlier versions wrote it
         return recovery.costs[0].record
-    sets = []
-    for each in recovery.sets:
-        sets.append([cost.record for cost in each.costs])
-    return {"sets": sets}
+    return {"costs": [cost.record for cost in recovery.costs]}
 
 
 def recovery_of(record: Mapping[str, Any]) -> Recovery:
@@ -144,15 +140,13 @@ def recovery_of(record: Mapping[str, Any]) -> Recovery:
 
     Earlier versions had one cost, and changed the dense model's own numbers.
     """
-    if "sets" not in record:
+    if "costs" not in record:
         cost = RecoveredCost(**record)
-        numbers = None if cost.changed else {}
-        return Recovery((RecoveredSet((cost,), numbers),))
-    sets = []
-    for costs in record["sets"]:
-        costs = tuple(RecoveredCost(**cost) for cost in costs)
-        sets.append(RecoveredSet(costs, {}))
-    return Recovery(tuple(sets))
+        if not cost.changed:
+            cost = dataclasses.replace(cost, numbers={})
+        return Recovery((cost,))
+    costs = [RecoveredCost(**cost, numbers={}) for cost in record["costs"]]
+    return Recovery(tuple(costs))
 
 
 def _parse_ours(config):

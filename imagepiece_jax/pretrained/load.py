@@ -277,10 +277,10 @@ def _filled_recovery(vit, contents, variables, drawn):
     recovery = vit.recovery
     if recovery is None or not recovery.keeps_dense:
         return recovery
-    sets = []
+    costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
-    for place, each in enumerate(recovery.sets):
+    for place, cost in enumerate(recovery.costs):
         start = f"{place}."
         tensors = {}
         for name, tensor in contents.recovered.items():
@@ -288,14 +288,14 @@ def _filled_recovery(vit, contents, variables, drawn):
                 tensors[name.removeprefix(start)] = tensor
         try:
             numbers = convert.numbers_from_timm(tensors, vit.variables, drawn)
-            if not tensors and any(cost.changed for cost in each.costs):
-                raise InputError(f"has no numbers for {each.costs[0].form}")
+            if not tensors and cost.changed:
+                raise InputError(f"has no numbers for {cost.form}")
         except InputError as error:
             path = vit.source.path / hub.RECOVERED
             raise error.inside(place=f"weights file {path}") from error
         dense |= {path: leaves[path] for path in numbers}
-        sets.append(dataclasses.replace(each, numbers=numbers))
-    return Recovery(tuple(sets), dense)
+        costs.append(dataclasses.replace(cost, numbers=numbers))
+    return Recovery(tuple(costs), dense)
 
 
 def read_source(

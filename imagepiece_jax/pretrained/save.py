@@ -4,7 +4,7 @@ It has the form of the Hugging Face hub:
 
 model.safetensors       the dense part, by timm's names
 selectors.safetensors   learned by a reduction
-recovered.safetensors   what reduced forms recovered; 0.NAME is of the first set
+recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
 projector.safetensors   of a vision tower
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
@@ -82,10 +82,10 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
 
 
 def _recovered(recovery):
-    """Tensors of the sets of a Recovery, with their numbers in front of their names."""
+    """Tensors of the costs of a Recovery, with their places in front of their names."""
     tensors = {}
-    for place, each in enumerate(recovery.sets if recovery else ()):
-        params = traverse_util.unflatten_dict(each.numbers or {}, sep="/")
+    for place, cost in enumerate(recovery.costs if recovery else ()):
+        params = traverse_util.unflatten_dict(cost.numbers or {}, sep="/")
         for name, tensor in convert.to_timm({"params": params}).items():
             tensors[f"{place}.{name}"] = tensor
     return tensors

@@ -15,7 +15,6 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +34,6 @@ from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
-    RecoveredSet,
     Recovery,
 )
 from imagepiece_jax.models.variables import check_variables
@@ -46,7 +44,9 @@ from imagepiece_jax.training.recovery_images import (
 )
 from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
-COSTS = (0.6, 0.5, 0.4)  # that a dense model learns, as shares of its MACs
+# That a dense model learns, as shares of its MACs. One set of numbers for the three is
+# 1.1 to 1.3 times as far from the dense model (docs/tables/recover_sharp).
+COSTS = (0.6, 0.5, 0.4)
 MAX_IMAGES = 10_000  # the most images that are looked through
 MEASURES = 8  # number of measures during the training
 # Level of the test by which the best weights are better than the start. With .05 a
@@ -70,16 +70,16 @@ def recover(
     """Learn to answer as the dense model does, from images without labels.
 
     Of a reduced model its cost is learned; of a dense one .6, .5 and .4 of its MACs, by
-    the recommended method, which then share what they learn. The dense model is not
-    changed: `with_reduction(None)` gives it back to the bit.
+    the recommended method, one after the other. The dense model is not changed:
+    `with_reduction(None)` gives it back to the bit.
 
     Of images that show one picture the first counts, and of more than 10,000 so many
     that are evenly spaced. A fifth, 16 to 500 of them, is held out. They measure the
     numbers eight times during the training, and the best ones are returned. If these
     are not better than at the start beyond chance (`statistics.best_is_lower`), the
     start stays. Ctrl-C ends the training, and the best numbers so far are returned. The
-    same seed and number of steps give the same bits on the same machine.
-    OpenCV resizes the crops where it is installed, else Pillow.
+    same seed and number of steps give the same bits on the same machine. OpenCV resizes
+    the crops where it is installed, else Pillow.
 
     vit: a dense model, or one with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
@@ -158,28 +158,39 @@ def recovered(
     transform = TrainTransform(
         vit.image_size, "random_resized", recipe.area, shift=0, flip=True
     )
-    steps = None if minutes else recipe.steps * len(forms)
+    steps = None if minutes else recipe.steps
     crops = Crops(learned, transform, recipe.batch_size, recipe.seed, steps)
-    fits = [Fit(form, recipe, dense) for form in forms]
-    first = fits[0]
-    first.hold_out(batches)
-    for fit in fits:
-        fit.weights = first.weights
-        fit.held = first.held
-    end = None if minutes is None else began + 60 * minutes
-    course = Course(fits, end, began)
-    with stopping(course):
-        try:
-            course.run(crops)
-        except KeyboardInterrupt:
-            course.stopped = True
-        better = with_best(vit, dense, course, len(learned), time.monotonic() - began)
-        if course.stopped:
-            kept = "the best weights so far are kept"
-            if not course.changed:
-                kept = "nothing was better than the start yet"
-            print(f"stopped: {kept}", file=sys.stderr)
-        return better
+    done = []
+    shared = None
+    with stopping() as stop:
+        for place, form in enumerate(forms):
+            now = time.monotonic()
+            end = None
+            if minutes is not None:
+                left = began + 60 * minutes - now
+                end = now + left / (len(forms) - place)
+            fit = Fit(form, recipe, dense)
+            if shared is None:
+                fit.hold_out(batches)
+                shared = fit.weights, fit.held
+            fit.weights, fit.held = shared
+            course = Course(fit, end, stop, place + 1, len(forms))
+            with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
+                course.run(crops)
+            cost = learned_cost(course, dense, len(learned))
+            if cost.changed or not (stop.requested and done):
+                done.append(cost)
+            if stop.requested:
+                break
+    leaves = numbers_of(dense.variables["params"])
+    of_dense = {path: leaves[path] for cost in done for path in cost.numbers}
+    better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
+    if stop.requested:
+        kept = "the best weights so far are kept"
+        if not any(cost.changed for cost in done):
+            kept = "nothing was better than the start yet"
+        print(f"stopped: {kept}", file=sys.stderr)
+    return better
 
 
 def is_dense(vit: Pretrained) -> bool:
@@ -202,56 +213,48 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     return [vit]
 
 
-def with_best(vit, dense, course, images: int, seconds: float) -> Pretrained:
-    """The model with its Recovery, which has the best numbers if they are better.
+def learned_cost(course: "Course", dense: Pretrained, images: int) -> RecoveredCost:
+    """What a Course has learned: its best numbers if they are better than the start.
 
     dense: the teacher
     images: number of images that it learned from
-    seconds: how long it took
     """
-    recipe = course.recipe
-    costs = []
-    for place, fit in enumerate(course.fits):
-        start = course.start[place]
-        best = course.best[place] if course.changed else start
-        interval = mean_difference(best["distance"], start["distance"])
-        both = (start, best)
-        agreement = tuple(100 * float(found["agreement"].mean()) for found in both)
-        form = fit.vit
-        cost = RecoveredCost(
-            reduction=form.reduction,
-            parameters=recipe.parameters,
-            images=images,
-            held_out=len(start["distance"]),
-            steps=course.steps_done,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            seconds=round(seconds, 1),
-            measure=fit.comparison.name,
-            before=float(start["distance"].mean()),
-            after=float(best["distance"].mean()),
-            interval=(interval.low, interval.high),
-            p=course.p,
-            agreement=agreement,
-            curve=tuple((step, values[place]) for step, values in course.curve),
-            stopped=course.stopped,
-            changed=course.changed,
-            image_size=form.image_size,
-            depth=form.model.depth,
-            weights=None if vit.source is None else vit.source.name,
-            share=form.gmacs / dense.gmacs,
-        )
-        costs.append(cost)
-    first = course.fits[0]
+    fit = course.fit
+    recipe = fit.recipe
+    form = fit.vit
+    start = course.start
+    best = course.best if course.changed else start
+    interval = mean_difference(best["distance"], start["distance"])
+    agreement = tuple(100 * float(each["agreement"].mean()) for each in (start, best))
     numbers = {}
     if course.changed:
         numbers = numbers_of(course.trained)
-    elif first.vit.recovered:  # with whose numbers it started
-        numbers = numbers_of(first.split(first.vit.variables["params"]))
-    leaves = numbers_of(dense.variables["params"])
-    of_dense = {path: leaves[path] for path in numbers}
-    learned = Recovery((RecoveredSet(tuple(costs), numbers),), of_dense)
-    return vit.with_recovery(learned.joined(vit.recovery))
+    elif form.recovered:  # with whose numbers it started
+        numbers = numbers_of(fit.split(form.variables["params"]))
+    return RecoveredCost(
+        reduction=form.reduction,
+        parameters=recipe.parameters,
+        images=images,
+        held_out=len(start["distance"]),
+        steps=course.steps_done,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        seconds=round(time.monotonic() - course.opened, 1),
+        measure=fit.comparison.name,
+        before=mean(start),
+        after=mean(best),
+        interval=(interval.low, interval.high),
+        p=course.p,
+        agreement=agreement,
+        curve=tuple(course.curve),
+        stopped=course.stop.requested,
+        changed=course.changed,
+        image_size=form.image_size,
+        depth=form.model.depth,
+        weights=None if dense.source is None else dense.source.name,
+        share=form.gmacs / dense.gmacs,
+        numbers=numbers,
+    )
 
 
 def numbers_of(params) -> dict[str, np.ndarray]:
@@ -260,64 +263,67 @@ def numbers_of(params) -> dict[str, np.ndarray]:
     return {path: leaf for path, leaf in leaves.items() if leaf is not None}
 
 
-class Course:
-    """The training of a recovery: its loop, its measures, and the best state so far.
+@dataclasses.dataclass
+class Stop:
+    """What a signal asks for, and whether there is something to keep then."""
 
-    fits: a Fit of each form; they have one state, and a step is of one of them
+    requested: bool = False  # that training ends after the current step
+    keeps: bool = False  # whether some numbers are better than at the start
+
+
+class Course:
+    """The training at one cost: its loop, its measures, and the best state so far.
+
     end: the time, by the monotonic clock, at which the last measure should be done;
         None: the recipe's steps are taken
-    opened: the time at which the recovery began; None: now
+    stop: ends it; None: nothing does
+    number, costs: which cost it is, from 1, of how many that are learned
     """
 
     def __init__(
         self,
-        fits: Sequence[Fit],
+        fit: Fit,
         end: float | None = None,
-        opened: float | None = None,
+        stop: Stop | None = None,
+        number: int = 1,
+        costs: int = 1,
     ):
-        self.opened = time.monotonic() if opened is None else opened
-        self.fits = fits
-        self.recipe = fits[0].recipe
-        self.state = fits[0].state
+        self.opened = time.monotonic()
+        self.fit = fit
         self.end = end
-        self.start = self.measured()  # what `Fit.measure` returns before the first step
+        self.stop = stop or Stop()
+        self.number = number
+        self.costs = costs
+        self.start = fit.measure()  # what `Fit.measure` returns before the first step
         self.best = self.start  # what it returned for the best numbers
-        self.distances = []  # of the images, as `relative`, at each later measure
+        self.distances = []  # of the images, at each later measure
         self.trained = None  # the best numbers; None: nothing is better than the start
         self.steps_done = 0
-        self.stopped = False  # whether a signal has ended it
-        # (step, the mean distance of each form to the teacher) of each measure
-        self.curve = [(0, means(self.start))]
-        # time at which the first step of each form, which compiles, has ended
+        # (step, the mean distance to the teacher) of each measure
+        self.curve = [(0, mean(self.start))]
+        # time at which the first step, which compiles, has ended
         self.began = math.nan
         self.seconds_of_measure = 0.0  # how long the last measure took
         self.next_measure = 1  # number of the next measure, of MEASURES
-        self._order = np.random.default_rng(self.recipe.seed)
-        self._waiting = []  # forms that come before any of them comes again
 
     def progress(self) -> tuple[float, float]:
         """(how much is done, how much there is to do), in steps or in seconds."""
         if self.end is None:
-            return self.steps_done, self.steps
-        if self.steps_done < len(self.fits):
+            return self.steps_done, self.fit.recipe.steps
+        if not self.steps_done:
             return 0, 1
         total = self.end - self.seconds_of_measure - self.began
         return time.monotonic() - self.began, max(total, 1e-3)
-
-    @property
-    def steps(self) -> int:
-        """The recipe's number of steps, for all forms together."""
-        return self.recipe.steps * len(self.fits)
 
     def run(self, crops: Crops):
         """Train to the end; measure MEASURES times, the last time at the end."""
         batches = iter(crops)
         with contextlib.closing(batches), Display(self) as display:
             for pixels in batches:
-                rate = self.recipe.rate(*self.progress())
-                loss = self.take_step(pixels, rate)
+                rate = self.fit.recipe.rate(*self.progress())
+                loss = self.fit.take_step(pixels, self.steps_done, rate)
                 loss.block_until_ready()  # for true times and a prompt Ctrl-C
-                if self.steps_done < len(self.fits):
+                if not self.steps_done:
                     self.began = time.monotonic()
                 self.steps_done += 1
                 done, total = self.progress()
@@ -325,44 +331,20 @@ class Course:
                     self.next_measure = MEASURES * done // total + 1
                     self.measure()
                 display.show()
-                if done >= total or self.stopped:
+                if done >= total or self.stop.requested:
                     return
-
-    def take_step(self, pixels, rate: float):
-        """A step of a form that is drawn: each comes once before any comes again."""
-        if not self._waiting:
-            self._waiting = self._order.permutation(len(self.fits)).tolist()
-        fit = self.fits[self._waiting.pop()]
-        fit.state = self.state
-        loss = fit.take_step(pixels, self.steps_done, rate)
-        self.state = fit.state
-        return loss
-
-    def measured(self) -> list[dict[str, np.ndarray]]:
-        """`Fit.measure` of each form."""
-        found = []
-        for fit in self.fits:
-            fit.state = self.state
-            found.append(fit.measure())
-        return found
-
-    def relative(self, found: list[dict[str, np.ndarray]]) -> np.ndarray:
-        """Distances of the images as shares of the start's mean, as means of forms."""
-        shares = []
-        for each, scale in zip(found, means(self.start), strict=True):
-            shares.append(each["distance"] / (scale or 1.0))
-        return np.mean(shares, axis=0)
 
     def measure(self):
         """Measure the state, and keep its numbers if it is the best so far."""
         began = time.monotonic()
-        found = self.measured()
-        distances = self.relative(found)
-        if distances.mean() < self.relative(self.best).mean():
-            self.trained = jax.device_get(parallel.unreplicate(self.state.trained))
+        found = self.fit.measure()
+        if mean(found) < mean(self.best):
+            trained = parallel.unreplicate(self.fit.state.trained)
+            self.trained = jax.device_get(trained)
             self.best = found
-        self.distances.append(distances)
-        self.curve.append((self.steps_done, means(found)))
+            self.stop.keeps = True
+        self.distances.append(found["distance"])
+        self.curve.append((self.steps_done, mean(found)))
         self.seconds_of_measure = time.monotonic() - began
 
     @property
@@ -370,7 +352,7 @@ class Course:
         """The chance that the best of all measures is as much better by luck."""
         if self.trained is None:
             return 1.0
-        return best_is_lower(self.distances, self.relative(self.start))
+        return best_is_lower(self.distances, self.start["distance"])
 
     @property
     def changed(self) -> bool:
@@ -381,25 +363,27 @@ class Course:
         """Seconds of training that are left, without the last measurement.
 
         They are known where a time was given. Else they are estimated from the steps
-        after the first ones, which compile; None before that.
+        after the first one, which compiles; None before that.
         """
         done, total = self.progress()
         if self.end is not None:
             return max(0.0, total - done)
-        if self.steps_done <= len(self.fits):
+        if self.steps_done <= 1:
             return None
         return self.seconds_of_step() * (total - done)
 
     def seconds_of_step(self) -> float:
-        """Mean seconds of the steps after the first ones, which compile."""
-        return (time.monotonic() - self.began) / (self.steps_done - len(self.fits))
+        """Mean seconds of the steps after the first one, which compiles."""
+        return (time.monotonic() - self.began) / (self.steps_done - 1)
 
     def announcement(self) -> str:
-        """How long it takes on this machine, as known after the first steps."""
+        """How long it takes on this machine, as known after the second step."""
         left = self.seconds_left()
-        steps = f"{self.steps} steps{self.over_costs}"
+        steps = f"{self.fit.recipe.steps} steps"
         if self.end is not None:
             steps = f"about {self.steps_done + left / self.seconds_of_step():.0f} steps"
+        if self.costs > 1:
+            steps = f"cost {self.number} of {self.costs}: {steps}"
         spent = in_words(self.began - self.opened)
         kept = "Ctrl-C keeps the best so far"
         return (
@@ -407,18 +391,10 @@ class Course:
             f"reading and compiling; {kept}"
         )
 
-    @property
-    def over_costs(self) -> str:
-        """How steps are shared, " (250 for each of 3 costs)"; "" for one cost."""
-        costs = len(self.fits)
-        if costs == 1:
-            return ""
-        return f" ({self.recipe.steps} for each of {costs} costs)"
 
-
-def means(found: list[dict[str, np.ndarray]]) -> list[float]:
-    """The mean distance of each form."""
-    return [float(each["distance"].mean()) for each in found]
+def mean(found: dict[str, np.ndarray]) -> float:
+    """The mean distance of what `Fit.measure` returned."""
+    return float(found["distance"].mean())
 
 
 class Display:
@@ -444,7 +420,7 @@ class Display:
     def show(self):
         """Show the progress after a step; first of all how long it takes."""
         done, total = self.course.progress()
-        if self.course.steps_done <= len(self.course.fits) and done < total:
+        if self.course.steps_done <= 1 and done < total:
             return
         if not self.announced and done < total:
             announcement = f"recover: {self.course.announcement()}"
@@ -464,27 +440,29 @@ class Display:
     def text(self) -> str:
         """The steps that are done, the newest measure, and the time left."""
         course = self.course
-        steps = f"step {course.steps_done}"
+        text = f"step {course.steps_done}"
         if course.end is None:
-            steps += f" of {course.steps}{course.over_costs}"
-        _, values = course.curve[-1]
-        shown = ", ".join(f"{value:.4f}" for value in values)
-        text = f"{steps}, {course.fits[0].comparison.name} {shown}"
+            text += f" of {course.fit.recipe.steps}"
+        if course.costs > 1:
+            text = f"cost {course.number} of {course.costs}, {text}"
+        _, value = course.curve[-1]
+        text += f", {course.fit.comparison.name} {value:.4f}"
         left = course.seconds_left()
         return text if left is None else f"{text}, {left:.0f} s left"
 
 
 @contextlib.contextmanager
-def stopping(course: Course):
-    """Context in which a signal ends the course after its current step.
+def stopping():
+    """Context in which a signal ends training after its current step. Yields a Stop.
 
-    Until the course has better weights than at the start, a signal ends a command, and
+    Until there are better numbers than at the start, a signal ends a command, and
     Ctrl-C raises KeyboardInterrupt elsewhere.
     """
+    stop = Stop()
 
-    def stop(signum):
-        course.stopped = True
-        return course.trained is not None
+    def request(signum):
+        stop.requested = True
+        return stop.keeps
 
-    with signals.deferring(stop):
-        yield
+    with signals.deferring(request):
+        yield stop

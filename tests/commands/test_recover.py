@@ -48,7 +48,7 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     assert cost.steps == 40
     assert f"40 steps of {cost.batch_size} images" in ended.out
     own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
-    ((record,),) = own["recovery"]["sets"]
+    (record,) = own["recovery"]["costs"]
     assert record["images"] == 32
     assert record["held_out"] == 16
     public = tiny.variables(tiny.model())
@@ -62,7 +62,7 @@ def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
     ended = call(recover.main, *dense, "--steps=2").ok()
     vit = imagepiece_jax.load(tmp_path / "out")
     assert vit.reduction.name == "none"
-    assert [cost.steps for cost in vit.recovery.costs] == [6, 6, 6]
+    assert [cost.steps for cost in vit.recovery.costs] == [2, 2, 2]
     assert str(vit.recovery) in ended.out
 
 

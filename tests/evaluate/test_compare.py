@@ -412,7 +412,7 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     """The one that it was made from; rows say which forms were recovered."""
     public = tiny_paper.pretrained(tmp_path)
     reduction = {"name": "tome", "r": 16}
-    made = on_digits(recoveries.recovered(public, sets=((reduction,),)))
+    made = on_digits(recoveries.recovered(public, costs=(reduction,)))
     reductions = [Reduction.read(reduction), Reduction.read("tome:r=1")]
     report = compare.sweep(made, reductions)
     assert report["dense"]["right"] == on_digits(public).evaluate(DENSE)["right"]

@@ -7,11 +7,7 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.models.recovery_record import (
-    RecoveredCost,
-    RecoveredSet,
-    Recovery,
-)
+from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
 from tests.models import tiny
 
 TOME = {"name": "tome", "r": 3}
@@ -58,23 +54,21 @@ def numbers(vit, seed=0):
     return found
 
 
-def recovered(vit=None, changed=True, sets=((TOME,),)):
+def recovered(vit=None, changed=True, costs=(TOME,)):
     """A Pretrained, first dense, that is said to have been recovered at some costs.
 
-    sets: of reductions that share their numbers
+    costs: reductions
     """
     vit = vit or tiny.pretrained(TOME)
     dense = vit.with_reduction(None)
     leaves = traverse_util.flatten_dict(dense.variables["params"], sep="/")
     made = []
     of_dense = {}
-    for seed, reductions in enumerate(sets):
+    for seed, reduction in enumerate(costs):
         learned = numbers(dense, seed) if changed else {}
         of_dense |= {path: leaves[path] for path in learned}
-        costs = []
-        for reduction in reductions:
-            costs.append(cost_of(dense.with_reduction(reduction), changed))
-        made.append(RecoveredSet(tuple(costs), learned))
+        form = dense.with_reduction(reduction)
+        made.append(cost_of(form, changed, numbers=learned))
     return vit.with_recovery(Recovery(tuple(made), of_dense))
 
 

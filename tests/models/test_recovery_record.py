@@ -14,7 +14,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import describe
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import RecoveredSet, Recovery
+from imagepiece_jax.models.recovery_record import Recovery
 from tests.command import call
 from tests.models import recoveries, tiny
 from tests.models.recoveries import TOME
@@ -22,7 +22,7 @@ from tests.models.recoveries import TOME
 FIELDS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 LARGER = 2 * tiny.SIDE
 MORE = {"name": "tome", "r": 6}
-SETS = ((TOME,), (MORE,))
+COSTS = (TOME, MORE)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def public():
 @pytest.fixture(scope="module")
 def vit(public):
     """A dense model that was recovered at two costs."""
-    return recoveries.recovered(public, sets=SETS)
+    return recoveries.recovered(public, costs=COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +120,15 @@ def test_numbers_are_taken_for_costs_that_are_near(public, share, nearest):
     costs = []
     for each in (0.6, 0.3, None):
         form = public.with_reduction(TOME)
-        costs.append(recoveries.cost_of(form, share=each))
-    recovery = Recovery((RecoveredSet(tuple(costs), {}),))
+        costs.append(recoveries.cost_of(form, share=each, numbers={}))
+    recovery = Recovery(tuple(costs))
     found = recovery.nearest(model, public.image_size, share)
     assert (found and found.share) == nearest
 
 
 def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_path):
     expected = recoveries.numbers(public)
-    dropping = recoveries.recovered(public, sets=((tiny.EVIT,),))
+    dropping = recoveries.recovered(public, costs=(tiny.EVIT,))
     path = imagepiece_jax.save(tmp_path / "m", dropping)
     larger = dropping.with_reduction(tiny.EVIT).at_size(LARGER)
     assert has_numbers(larger, expected)
@@ -149,16 +149,15 @@ def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_pa
     assert leaves_of(other)["head/bias"].shape == (3,)
 
 
-def test_a_set_serves_several_costs(public, tmp_path):
-    vit = recoveries.recovered(public, sets=((TOME, MORE),))
-    again = load(imagepiece_jax.save(tmp_path / "m", vit))
-    expected = recoveries.numbers(public)
-    assert [len(each.costs) for each in again.recovery.sets] == [2]
-    for reduction in (TOME, MORE):
-        assert has_numbers(again.with_reduction(reduction), expected)
+def test_a_folder_has_the_numbers_of_each_cost_by_its_place(vit, folder):
+    again = load(folder)
     assert str(again.recovery) == str(vit.recovery)
-    names = safetensors.numpy.load_file(tmp_path / "m" / "recovered.safetensors")
-    assert {name.partition(".")[0] for name in names} == {"0"}
+    assert [cost.form for cost in again.recovery.costs] == [
+        "tome r=3, 3 blocks, 20x20 pixels",
+        "tome r=6, 3 blocks, 20x20 pixels",
+    ]
+    names = safetensors.numpy.load_file(folder / "recovered.safetensors")
+    assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
 def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
@@ -186,7 +185,7 @@ def test_another_model_by_hand_has_its_own_numbers(public, vit):
 
 
 def test_a_digest_is_that_of_all_numbers(public, vit):
-    others = recoveries.recovered(public, sets=((TOME,), (TOME, MORE)))
+    others = recoveries.recovered(public, costs=(TOME, tiny.EVIT))
     digests = {each.digest for each in (public, vit, others, vit.with_reduction(TOME))}
     assert len(digests) == 4
 
@@ -252,8 +251,8 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
     public = tiny.pretrained(num_classes=3)
     leaves = leaves_of(public)
     numbers = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
-    cost = recoveries.cost_of(public.with_reduction(tiny.EVIT))
-    learned = Recovery((RecoveredSet((cost,), numbers),), leaves)
+    cost = recoveries.cost_of(public.with_reduction(tiny.EVIT), numbers=numbers)
+    learned = Recovery((cost,), leaves)
     vit = public.with_recovery(learned)
     again = load(imagepiece_jax.save(tmp_path / "m", vit))
     for each in (vit, again):
