@@ -37,9 +37,11 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.files import check_folder, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.config import command_line
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -48,12 +50,14 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, Split
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import load, unknown_normalization
 from imagepiece_jax.pretrained.runs import last_checkpoint
-from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction.reduction import Reduction
 
-cli.define_config("a config file: of --weights that lack a config, of --small's runs")
+CONFIG = cli.define_config("a config file of --small's runs")
 WEIGHTS = cli.weights()
+MODEL = cli.model()
+IMAGE_SIZE = cli.image_size()
 DATA = cli.data()
 NORMALIZATION = cli.normalization()
 RESIZE = cli.resize()
@@ -302,28 +306,28 @@ def is_seed(text: str) -> bool:
     return text.isascii() and text.isdecimal() and int(text) <= MOST_SEED
 
 
-def opened_models(config, overrides, normalization, seeds) -> Models:
+def opened_models(config, fields, seeds) -> Models:
     """Trained runs, a Finetuner, or one checkpoint off the shelf.
 
-    config: of --config; None: neither it nor a field of it is typed
-    overrides: fields of the weights' config that are typed without --config, as
-        `load_with_config` takes them
-    normalization: of --mean and --std
+    config: of --config; None: it is not typed
+    fields: of a ModelConfig that are typed for --weights
     """
-    if overrides and (RUNS.value or SMALL.value):
-        allowed = "without it, --config.FIELD=VALUE of --weights as they are"
-        raise InputError("is missing", field="--config", allowed=allowed)
-    if normalization and RUNS.value:
-        raise InputError("has its own --mean and --std", field="--runs")
+    if config is not None and not SMALL.value:
+        raise InputError("is for --small's runs", field="--config", hint="drop it")
+    if fields and RUNS.value:
+        field = f"--{[*fields][0]}"
+        raise InputError(f"has its own {field}", field="--runs")
     dtype = DTYPE.value or xla_options.fast_dtype()
     if RUNS.value:
         return TrainedRuns(tuple(runs_in(RUNS.value, dtype)))
-    of_weights = None if SMALL.value else config  # of --small's runs otherwise
     checkpoint = last_checkpoint(WEIGHTS.value)
-    _, vit = load_with_config(
-        WEIGHTS.value, of_weights, overrides, normalization, checkpoint
-    )
-    vit = vit.analyzed(dtype)
+    try:
+        vit = load(WEIGHTS.value, checkpoint=checkpoint, **fields).analyzed(dtype)
+    except InputError as error:
+        raise error.renamed({"path": "--weights"}) from error
+    if not vit.source.normalized:
+        note = unknown_normalization(WEIGHTS.value, "--mean and --std")
+        print(f"note: {note}", flush=True)
     if not SMALL.value:
         return OffTheShelf(vit)
     recipe = config or package_config(FINETUNING)
@@ -347,7 +351,10 @@ def opened_images(models: Models) -> Images:
     name = DATA.value
     names_of_models = models.class_names
     known = class_names.labels_by_name(names_of_models, classes)
-    every = open_source(name, "val", num_classes=classes, labels_by_name=known)
+    try:
+        every = open_source(name, "val", num_classes=classes, labels_by_name=known)
+    except InputError as error:
+        raise error.renamed({"name": "--data"}) from error
     images = Images(
         source=every.spread(LIMIT.value),
         name=name,
@@ -401,10 +408,12 @@ def make(names: list[str], paper: Study):
 
 def main(words):
     rules = TIMING()
-    config, overrides = cli.config_or_base()
-    normalization = NORMALIZATION()
-    if overrides is not None and not overrides:
-        config = None
+    config = None
+    if CONFIG.value or command_line.overrides():
+        *_, config = cli.configs().values()
+    fields = {**MODEL(), **NORMALIZATION()}
+    if IMAGE_SIZE.value is not None:
+        fields["image_size"] = literal(IMAGE_SIZE.value)
     seeds = read_seeds(SEEDS.value)
     names = selected(words, SMALL.value)
     if RUNS.value and SMALL.value:
@@ -416,7 +425,7 @@ def main(words):
     if not RUNS.value:
         cli.required(WEIGHTS)
     check_folder("--out", out_folder())
-    models = opened_models(config, overrides, normalization or {}, seeds)
+    models = opened_models(config, fields, seeds)
     images = opened_images(models)
     clock = Clock(SPEED_BATCH.value, rules) if SPEED.value else None
     make(names, Study(models=models, images=images, out=out_folder(), clock=clock))

@@ -1,4 +1,4 @@
-"""Command line of every command: shared flags, running it, its words, --config.
+"""Shared flags of commands, running one, and --config; `command_line` has its words.
 
 Commands can be imported side by side, so each flag here may be defined again.
 """
@@ -6,9 +6,6 @@ Commands can be imported side by side, so each flag here may be defined again.
 import functools
 import inspect
 import io
-import mimetypes
-import os
-import re
 import sys
 import warnings
 from logging import Formatter
@@ -16,71 +13,19 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import cache_dirs, extras, fields, process, signals
+from imagepiece_jax.common import cache_dirs, fields, process, signals
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.config.files import (
-    BASE,
-    MACS,
-    METHOD,
-    Overrides,
-    config_name,
-    dotted_fields,
-    fields_called,
-    fields_of_text,
-    load_config,
-)
-from imagepiece_jax.errors import InputError, closest, one_of
+from imagepiece_jax.config import command_line
+from imagepiece_jax.config.files import config_name, load_config
+from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
 
     from imagepiece_jax.config.run import RunConfig
 
-# Groups and fields of a config that commands on trained weights read.
-OF_TRAINED = (
-    "model",
-    "reduction",
-    "image_size",
-    "num_classes",
-    "seed",
-    "data.resize",
-    "data.eval_crop",
-    "data.eval_crop_mode",
-    "data.eval_interpolation",
-    "data.eval_rule",
-)
-# Those that only commands with `evaluated_images` read.
-OF_IMAGES = (
-    "data.name",
-    "data.dir",
-    "data.workers",
-    "data.threads",
-    "eval.sets",
-    "eval_batch_size",
-)
-
 IMAGE_SETS = "csv:FILE, imagenet2012 or digits"  # that --data names, beside folders
-FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
-# Endings of files that hold weights alone, and what a folder of weights or a run has.
-WEIGHTS_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
-WEIGHTS_FILES = ("config.json", "open_clip_config.json")
-# What a flag is called in Python or by other tools: the flag that stands for it.
-SYNONYMS = {
-    "batch": "batch_size",
-    "batch_size": "batch",
-    "dataset": "data",
-    "h": "help",
-    "image": "data",
-    "images": "data",
-    "macs": "reduction",
-    "o": "out",
-    "output": "out",
-    "output_dir": "out",
-    "output_file": "out",
-    "reduction": "sweep",
-}
-
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
 text = functools.partial(flags.DEFINE_string, allow_override=True)
@@ -167,7 +112,7 @@ def required(holder, values=""):
 
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
-    """Define --config; `run_config`, `configs` or `config_or_base` reads it."""
+    """Define --config; `run_config` or `configs` reads it."""
     help_text += "; --config.FIELD=VALUE changes a field"
     return repeated("config", [], help_text)
 
@@ -181,15 +126,47 @@ def weights():
     return text("weights", None, help_text)
 
 
-def macs():
-    """Define --macs, which stands for two fields of the config: see `_take_macs`."""
+def path_of_weights() -> str:
+    """The value of --weights. Raises InputError where it is missing."""
+    return required(flags.FLAGS["weights"])
+
+
+def reduction(otherwise="as the weights were trained"):
+    """Define --reduction; `otherwise`: the reduction without it, in words."""
     help_text = (
-        "a share of the dense model's multiply-adds, such as 0.5, that the named "
-        "method or else the recommended one reduces it to; docs/comparison.md says "
-        "which, and why"
+        "a share of the dense model's multiply-adds, such as 0.5, for the recommended "
+        "method; or METHOD:FIELD=VALUE, such as tome:r=8; --macs is short for it; "
+        f"default: {otherwise}"
     )
-    parser = _Parser("macs", fields.share(), "float", literal)
-    return flags.DEFINE(parser, "macs", None, help_text, allow_override=True)
+    return text("reduction", None, help_text)
+
+
+def image_size():
+    """Define --image_size."""
+    help_text = "pixels a side, or HEIGHT,WIDTH; default: the weights' own"
+    return text("image_size", None, help_text)
+
+
+def model():
+    """Define --name and --model; return a function that gives the fields of both."""
+    named = "timm's name of the model, where the weights do not say it"
+    name = text("name", None, named)
+    help_text = "FIELD=VALUE: another argument of load, such as num_heads=3; may repeat"
+    fields_typed = repeated("model", [], help_text)
+
+    def read():
+        typed = {}
+        for each in fields_typed.value:
+            field, equals, value = each.partition("=")
+            if not equals:
+                allowed = "FIELD=VALUE, such as num_heads=3"
+                raise InputError(field="--model", value=each, allowed=allowed)
+            typed[field.removeprefix("arch.")] = literal(value)
+        if name.value is not None:
+            typed["name"] = name.value
+        return typed
+
+    return read
 
 
 def normalization():
@@ -215,38 +192,6 @@ def normalization():
     return read
 
 
-def trained_model(for_figures=False, also_read=()):
-    """Define --config, --weights, --macs, --mean, --std, --averaged and --checkpoint.
-
-    for_figures: take a run's latest weights, as the best were chosen on images that may
-        be those of the figures, and without a typed field the weights' own images
-    also_read: fields of the config that the command reads beside OF_TRAINED
-
-    Returns a function that reads them: the arguments of `with_config.load_with_config`.
-    """
-    define_config()
-    path = weights()
-    macs()
-    normalized = normalization()
-    of_steps = "the averages of the weights over the steps of their training"
-    usual = "latest" if for_figures else "best"
-    which = f"best or latest of a run, default: {usual}; of a file with several models "
-    which += "a key, or a start of names, such as teacher"
-    holders = [switch("averaged", False, of_steps), text("checkpoint", None, which)]
-
-    def read():
-        typed = {"path": required(path), "normalization": normalized()}
-        typed["config"], typed["overrides"] = config_or_base()
-        _check_of_trained(typed["config"], (*OF_TRAINED, *also_read))
-        if for_figures and typed["overrides"] == ():
-            # Neither --config nor a field of it is typed: the weights say it all, such
-            # as images of any size.
-            typed["config"] = None
-        return typed | {holder.name: holder.value for holder in holders}
-
-    return read
-
-
 def data(default=""):
     """Define --data; `default`: the data without it, in words."""
     help_text = f"a folder with a folder of images for each class, {IMAGE_SETS}"
@@ -255,10 +200,30 @@ def data(default=""):
     return text("data", None, help_text)
 
 
+def data_dir():
+    """Define --data_dir."""
+    return text("data_dir", None, "of imagenet2012's files; default: TFDS's own")
+
+
 def resize():
     """Define --resize."""
     help_text = "none: images have the right size already; default: the model's own"
     return choice("resize", None, ["deit", "none"], help_text)
+
+
+def preprocessing():
+    """Define --resize, --crop and the other fields of a Preprocessing.
+
+    Returns a function that gives those that are typed, by name.
+    """
+    holders = [
+        resize(),
+        real("crop", None, "sides of the crop by those of the resized image", above=0),
+        choice("crop_mode", None, ["center", "squash"], "squash: both sides alike"),
+        choice("interpolation", None, ["bicubic", "bilinear"], "of resizing"),
+        choice("rule", None, ["timm", "transformers"], "whose rounding of the crop"),
+    ]
+    return lambda: {h.name: h.value for h in holders if h.value is not None}
 
 
 def limit():
@@ -276,72 +241,41 @@ def valid_labels():
     return text("valid_labels", None, help_text)
 
 
-def evaluated_images():
-    """Define --data, --set, --resize and --limit.
-
-    Returns a function that writes --data, --set and --resize into a config and returns
-    the value of --limit; and the flag --data, which is checked before weights are read.
-    """
-    name = data("config.data")
-    resized = resize()
-    count = limit()
-    set_name = text("set", "", "a name in config.eval.sets, instead of --data")
-
-    def read(config):
-        sets = config.eval.sets.to_dict()
-        if set_name.value and name.value:
-            raise InputError("is given with --data", field="--set", hint="drop one")
-        if set_name.value and not sets:
-            raise InputError(
-                f"is {set_name.value!r}, but config.eval.sets is empty",
-                field="--set",
-                value=set_name.value,
-                hint="drop it, or name images with --data",
-            )
-        chosen_set = {}
-        remaining = {}
-        if set_name.value:
-            chosen_set = one_of("--set", set_name.value, sets)
-            remaining[set_name.value] = chosen_set
-        config.eval = {"sets": remaining, "best_set": ""}
-        config.data.name = name.value or chosen_set.get("data") or config.data.name
-        config.data.resize = resized.value or config.data.resize
-        return count.value
-
-    return read, name
-
-
-def with_data_flag(error: InputError) -> InputError:
-    """The same error, with --data where it is about images of the config.
-
-    It is for commands with the flags of `evaluated_images`.
-    """
-    chosen = flags.FLAGS["data"].value or flags.FLAGS["set"].value
-    if chosen or not error.field.startswith("config."):
-        return error
-    hint = f"name images with --data: a folder of classes, {IMAGE_SETS}"
-    if error.hint:
-        hint = f"{error.hint}; or {hint}"
-    return error.with_facts(hint=hint)
-
-
 def sweep(help_text):
     """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated.
 
-    Where --macs is typed, too, it is the cost of all its reductions.
+    A number behind --reduction is the cost of all its reductions.
     """
     return repeated("sweep", [], f"METHOD=MACS or METHOD:FIELD=V1,V2: {help_text}")
 
 
-def typed_macs() -> float | None:
-    """The value of --macs; None where it is not typed."""
-    return flags.FLAGS["macs"].value
+def typed_cost() -> float | None:
+    """The number that --reduction says; None where it says none.
+
+    Raises InputError for a number that is no share.
+    """
+    typed = flags.FLAGS["reduction"].value
+    if typed is None or fields.number_in(typed) is None:
+        return None
+    try:
+        return fields.share().metadata["convert"](literal(typed))
+    except InputError as error:
+        raise error.inside("--reduction") from error
 
 
-def dtype(of):
-    """Define --dtype; None stands for the device's fast one."""
-    help_text = f"{of}; default: bfloat16, and float32 on CPUs"
+def dtype(of, usual=""):
+    """Define --dtype; None stands for `usual`, or for the device's fast one."""
+    default = "bfloat16, and float32 on CPUs"
+    if usual:
+        default = f"{usual}, or {default}"
+    help_text = f"{of}; default: {default}"
     return choice("dtype", None, ["float32", "bfloat16", "float16"], help_text)
+
+
+def attention():
+    """Define --attention."""
+    help_text = "what computes it; default: the fastest that the device has"
+    return choice("attention", None, ["xla", "cudnn"], help_text)
 
 
 def gelu():
@@ -387,7 +321,7 @@ def run(main, *, compiles=True):
     def guarded(argv):
         try:
             if argv[1:] and not takes_words:
-                raise _unexpected(argv[1])
+                raise command_line.unexpected(argv[1])
             if compiles:
                 keep_programs(jax_was_there)
             words = [argv[1:]] if takes_words else []
@@ -395,7 +329,7 @@ def run(main, *, compiles=True):
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return process.discard_output()
         except (Exception, KeyboardInterrupt) as error:
-            line, status = process.ending(_as_typed(error))
+            line, status = process.ending(command_line.as_typed(error))
             if line is None:
                 raise
         print(line, file=sys.stderr)
@@ -404,7 +338,10 @@ def run(main, *, compiles=True):
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     warnings.formatwarning = _warning_lines()
-    app.run(guarded, flags_parser=functools.partial(_parse, takes_words=takes_words))
+    app.run(
+        guarded,
+        flags_parser=functools.partial(command_line.parse, takes_words=takes_words),
+    )
 
 
 def _warning_lines():
@@ -424,14 +361,6 @@ def _warning_lines():
     return line
 
 
-def _as_typed(error):
-    """The same error, an InputError about --macs by the name of this flag."""
-    typed = "macs" in flags.FLAGS and flags.FLAGS["macs"].value is not None
-    if typed and isinstance(error, InputError):
-        return error.renamed({"config.reduction.macs": "--macs"})
-    return error
-
-
 def keep_programs(jax_was_there):
     """Let JAX keep compiled programs for later commands, and say where if it is new.
 
@@ -447,363 +376,7 @@ def keep_programs(jax_was_there):
         print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)
 
 
-def _parse(argv, takes_words):
-    """Parse the flags in `argv`; return its words without them.
-
-    A mistake ends the process, as --help does.
-
-    takes_words: whether words that belong to no flag are the command's images
-    """
-    flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind such words
-    words = [*map(_expand_home, argv)]
-    plain = []
-    if "--" in words:  # behind which is no flag
-        end = words.index("--")
-        plain = words[end + 1 :]
-        words = words[:end]
-    try:
-        words = _with_own_names(words, takes_words)
-        words = _take_overrides(words)
-        _check_has_value(words[-1])
-        rest = flags.FLAGS(words)
-        placed, others = _placed([*rest[1:], *plain], takes_words)
-        rest = flags.FLAGS([rest[0], *placed, "--", *others])
-        _check_given_once()
-        _check_sweep()
-        _take_macs()
-        return rest
-    except SystemExit:  # --help ends absl's commands with 1
-        sys.exit(0)
-    except BrokenPipeError:  # of --help
-        sys.exit(process.discard_output())
-    except flags.UnrecognizedFlagError as error:
-        mistake = _unknown(error.flagname)
-    except (InputError, flags.Error) as error:
-        mistake = error
-        # absl words an InputError of a `_Parser` anew, as an error of its own.
-        is_own = isinstance(error, InputError)
-        if not is_own and isinstance(error.__context__, InputError):
-            mistake = error.__context__
-    print(f"error: {mistake}", file=sys.stderr)
-    sys.exit(InputError.status)
-
-
-def _expand_home(word):
-    """A word such as --weights=~/w.pth or csv:~/a.csv, which shells leave as it is."""
-    parts = re.fullmatch(r"((?:-[^=]*=)?(?:csv:|folder:)?)(.*)", word, re.DOTALL)
-    return parts[1] + os.path.expanduser(parts[2])
-
-
-def _with_own_names(words, takes_words):
-    """The words of a command line, flags by the names that this command has for them.
-
-    Arguments are those of `_parse`.
-    """
-    named = words[:1]
-    for place, word in enumerate(words[1:], start=1):
-        match = re.fullmatch(r"--?([a-zA-Z][^=]*)(=.*)?", word, re.DOTALL)
-        if not match:
-            named.append(word)
-            continue
-        name = match[1]
-        if "config.eval.sets." not in name:  # names of sets are the user's own
-            name = name.replace("-", "_")
-        value = match[2] or ""
-        following = value[1:] or "".join(words[place + 1 : place + 2])
-        own = _own_name(name, following)
-        if own is not None:
-            named.append(f"--{own}{value}")
-        elif not takes_words or SYNONYMS.get(name, name) != "data":
-            named.append(f"--{name}{value}")
-        elif value:  # an image; without the sign it is the next word
-            named.append(following)
-    return named
-
-
-def _own_name(name, value):
-    """What a typed name is to this command: a flag, "config.FIELD", or None.
-
-    A path behind --model or --checkpoint is --weights, a share behind --reduction is
-    --macs, and the name of a program behind export's --output is --out. SYNONYMS has
-    other names; else it is the one field of that name.
-
-    value: the word behind it
-    """
-    own = _own_flags()
-    if "weights" in own and os.path.exists(value):
-        if name == "model" or (name == "checkpoint" and os.path.isfile(value)):
-            return "weights"
-    is_number = fields.number_in(value) is not None
-    if name == "reduction" and "macs" in own and is_number:
-        return "macs"
-    if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
-        return "out"
-    is_field = re.match("(no)?config[.]", name)
-    if is_field or name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
-        return name
-    if SYNONYMS.get(name) in (*own, "help"):
-        return SYNONYMS[name]
-    found = _fields_read(name)
-    return found[0] if len(found) == 1 else None
-
-
-def _placed(words, takes_words):
-    """(words that can only be values of flags, with these; other words) of no flag.
-
-    They are a config, weights and images, in this order. Where words are images, one
-    before them that is another file is the weights. What can only be weights by its
-    name is the weights, wherever it stands.
-    """
-    free = []
-    for name in ("weights", "data"):
-        if name in flags.FLAGS and not flags.FLAGS[name].present:
-            free.append(name)
-    placed = []
-    others = []
-    named = [word for word in words if _names_weights(word)]
-    if "weights" in free and named:
-        free.remove("weights")
-        placed.append(f"--weights={named[0]}")
-        words = [*words]
-        words.remove(named[0])
-    for word in words:
-        kind, _ = mimetypes.guess_type(word)
-        is_path = ":" in word or os.path.exists(word)
-        if takes_words:
-            is_image = os.path.isdir(word) or (kind or "").startswith("image/")
-            is_path = is_path and not others and not is_image
-        if "config" in flags.FLAGS and re.search(r"\.py(:|$)", word):
-            placed.append(f"--config={word}")
-        elif free and is_path:
-            placed.append(f"--{free.pop(0)}={word}")
-        else:
-            others.append(word)
-    return placed, others
-
-
-def _names_weights(word):
-    """Whether a word is by its name a path of weights, of a file that may not exist."""
-    is_folder = any(os.path.exists(os.path.join(word, name)) for name in WEIGHTS_FILES)
-    return is_folder or word.endswith(WEIGHTS_ENDINGS)
-
-
-def _check_has_value(word):
-    """Raise InputError where the last word is a flag that lacks its value."""
-    name = re.sub("^--?", "", word)
-    if not word.startswith("-") or name not in flags.FLAGS:
-        return
-    flag = flags.FLAGS[name]
-    if not flag.boolean:
-        raise InputError(
-            "has no value",
-            field=f"--{name}",
-            hint=f"give {flag.help.partition(';')[0]}",
-        )
-
-
-def _check_given_once():
-    """Raise InputError for two values of a flag that names one thing.
-
-    Of other flags the last value counts, so that one can be added to a command.
-    """
-    for name in ("weights", "data", "macs"):
-        if name in flags.FLAGS and flags.FLAGS[name].present > 1:
-            raise InputError(
-                f"is given {flags.FLAGS[name].present} times",
-                field=f"--{name}",
-                value=flags.FLAGS[name].value,
-                allowed="once",
-            )
-
-
-def _check_sweep():
-    """Raise InputError for --sweep beside a field that names the reduction, too."""
-    if "sweep" not in flags.FLAGS or not flags.FLAGS["sweep"].value:
-        return
-    for other in typed_reduction():
-        raise InputError(
-            f"is given with {other}",
-            field="--sweep",
-            allowed="one of the two",
-        )
-
-
-def _unknown(name):
-    """The InputError for a flag that does not exist, with a suggestion."""
-    hint = _meant(name)
-    allowed = ""
-    if not hint:
-        allowed = ", ".join([f"--{flag}" for flag in _own_flags()]) or "none"
-    return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
-
-
-def _own_flags():
-    """The names of the flags that --help of this command shows."""
-    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-
-
-def _meant(name):
-    """A hint at the flags and fields that `name` is like, "" if there are none."""
-    names = _own_flags()
-    head, dot, tail = name.partition(".")
-    candidates = []
-    flag = closest(FORMER.get(head, head), names)
-    if flag is not None:
-        candidates.append(f"{flag}{dot}{tail}")
-    candidates += _fields_read(name)
-    if not candidates:
-        return ""
-    return f"did you mean --{' or --'.join(candidates)}?"
-
-
-def _fields_read(name):
-    """The "config.FIELD" that `name` may be, of those that this command reads."""
-    if "config" not in _own_flags():
-        return []
-    found = [*filter(_is_read, fields_called(load_config(BASE), name))]
-    is_batch = name in ("batch", "batch_size")
-    if is_batch and not found and _is_read("eval_batch_size"):
-        found = ["eval_batch_size"]
-    return [f"config.{field}" for field in found]
-
-
-def _is_read(field):
-    """Whether this command reads a field of the config."""
-    own = _own_flags()
-    if "averaged" not in own:  # of `trained_model`
-        return "config" in own
-    read = OF_TRAINED
-    if "set" in own:  # of `evaluated_images`
-        read = (*OF_TRAINED, *OF_IMAGES)
-    return _is_one_of(field, read)
-
-
-def _is_one_of(field, read):
-    """Whether a field of the config is one of `read`, or in one of its groups."""
-    return any(f"{field}.".startswith(f"{each}.") for each in read)
-
-
-def _check_of_trained(config, read):
-    """Raise InputError for a typed field of the config that nothing here reads.
-
-    It is for commands on trained weights. A field that no config has is refused later.
-
-    read: groups and fields that the command reads
-    """
-    known = {*dotted_fields(config)}
-    for field, _ in _overrides:
-        is_field = field in known or field.startswith("eval.sets.")  # sets of any name
-        if _is_one_of(field, read) or not is_field:
-            continue
-        leaf = field.removesuffix(".name").rpartition(".")[2]  # --data is data.name
-        raise InputError(
-            "is a field that this command does not read",
-            field=f"config.{field}",
-            allowed=f"fields of {', '.join(read)}",
-            hint=_meant(leaf),
-        )
-
-
-def _unexpected(word):
-    """The InputError for a word that is no flag's value."""
-    lacking = [
-        name
-        for name in ("macs", "weights", "data", "out")
-        if name in _own_flags() and not flags.FLAGS[name].present
-    ]
-    hint = "see --help for flags"
-    if "macs" in lacking and fields.number_in(word) is not None:
-        hint = f"did you mean --macs={word}?"
-    elif {"weights", "data"} & {*lacking}:
-        hint = f"there is no such file or folder; {hint}"
-    elif "out" in lacking:
-        hint = f"did you mean --out={word}?"
-    return InputError(
-        "is an unexpected argument",
-        field=repr(word),
-        value=word,
-        hint=hint,
-    )
-
-
-# The config of a command line
-
-_overrides = Overrides()  # of the command line that `run` has parsed
-
-
-def _take_overrides(words):
-    """Store the overrides among the words of a command line, and return the rest.
-
-    An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
-    --config.FIELD (True, not a text) or --noconfig.FIELD (False).
-    """
-    global _overrides
-    rest = []
-    overrides = []
-    while words:
-        word = words.pop(0)
-        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
-        if not match:
-            rest.append(word)
-            continue
-        negated, field, text = match.groups()
-        if text is None:
-            text = not negated
-            follows = words and not re.match(r"--?[a-z]", words[0])
-            if follows and not negated:
-                text = words.pop(0)
-        if field in ("reduction", "model", "data"):  # groups with a field name
-            field += ".name"
-        if field == METHOD and fields.number_in(str(text)) is not None:
-            overrides.append((MACS, text))
-            text = "auto"
-        elif field == METHOD and re.search("[:=]", str(text)):
-            text, *typed = fields_of_text(text)
-            overrides += typed
-        overrides.append((field, text))
-    if overrides and "config" not in flags.FLAGS:
-        raise InputError(
-            "is for commands with a config",
-            field=f"--config.{overrides[0][0]}",
-            hint="see --help",
-        )
-    _overrides = Overrides(overrides)
-    return rest
-
-
-def _take_macs():
-    """Store --macs as the overrides that it stands for.
-
-    The method is the typed one, or that of a --config; else the recommended one, as
-    `load` takes it for a number. With --sweep it is the cost of those reductions.
-
-    Raises InputError where the cost is typed twice.
-    """
-    global _overrides
-    if "macs" not in flags.FLAGS or flags.FLAGS["macs"].value is None:
-        return
-    if is_typed(MACS):
-        raise InputError(
-            f"is given with --config.{MACS}",
-            field="--macs",
-            allowed="one of the two",
-        )
-    if "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value:
-        return
-    stands_for = [(MACS, flags.FLAGS["macs"].value)]
-    if not is_typed(METHOD) and not flags.FLAGS["config"].value:
-        stands_for.append((METHOD, "auto"))
-    _overrides = Overrides([*_overrides, *stands_for])
-
-
-def typed_reduction() -> list[str]:
-    """The typed --config.FIELD that name the method or its cost; --macs is none."""
-    return [f"--config.{field}" for field in (METHOD, MACS) if is_typed(field)]
-
-
-def is_typed(field: str) -> bool:
-    """Whether the command line has --config.FIELD."""
-    return any(name == field for name, _ in _overrides)
+# Configs of a command line
 
 
 def run_config() -> tuple[str, "RunConfig"]:
@@ -817,7 +390,7 @@ def run_config() -> tuple[str, "RunConfig"]:
 
     path = _only_path()
     config = load_config(path)
-    _overrides.apply(config)
+    command_line.overrides().apply(config)
     return config_name(path), RunConfig.from_config(config)
 
 
@@ -854,23 +427,10 @@ def configs() -> dict[str, "ConfigDict"]:
             )
         by_name[name] = load_config(path)
         try:
-            _overrides.apply(by_name[name])
+            command_line.overrides().apply(by_name[name])
             RunConfig.from_config(by_name[name])
         except InputError as error:
             if len(paths) == 1:
                 raise
             raise error.inside(place=path) from error
     return by_name
-
-
-def config_or_base() -> tuple["ConfigDict", Overrides | None]:
-    """(the only --config, None), or without one (configs/base.py, the overrides).
-
-    Overrides are applied to a --config, but not to configs/base.py: what weights say
-    goes over its fields, and overrides over both (`load_with_config`).
-    """
-    if flags.FLAGS["config"].value:
-        name = config_name(_only_path())
-        return configs()[name], None
-    extras.check("this command", "ml_collections")  # nobody has named a config
-    return load_config(BASE), _overrides

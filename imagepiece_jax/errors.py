@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -76,8 +77,12 @@ class InputError(ValueError):
         )
 
     def renamed(self, names: Mapping[str, str]) -> "InputError":
-        """The same mistake, whose field has another name where `names` has one."""
-        return self.with_facts(field=names.get(self.field, self.field))
+        """The same mistake, whose field has another name where `names` has one.
+
+        So have fields in the hint, as "FIELD=..".
+        """
+        hint = re.sub(r"\w+(?==\.\.)", lambda m: names.get(m[0], m[0]), str(self.hint))
+        return self.with_facts(field=names.get(self.field, self.field), hint=hint)
 
     def with_facts(self, **facts: Any) -> "InputError":
         """The same mistake with these facts in place of its own."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import logging
 import os
@@ -30,9 +31,18 @@ class Ended(NamedTuple):
         return self
 
     def quiet(self):
-        """Itself, of a command that ended well and wrote nothing to stderr."""
-        assert (self.status, self.err) == (0, ""), self
+        """Itself, of a command that ended well, with no line on stderr but plans."""
+        assert (self.status, self.lines) == (0, []), self
         return self
+
+    @property
+    def lines(self):
+        """The lines on stderr, but for plans: what reductions come to."""
+        found = []
+        for line in self.err.splitlines():
+            if line.startswith("error: ") or not line.endswith(" of the MACs"):
+                found.append(line)
+        return found
 
 
 def call(main, *words):
@@ -47,29 +57,46 @@ def call(main, *words):
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(process, "leave", sys.exit),
         mock.patch.object(signals, "end_process"),  # which tests go on in
+        _own_flags(main),
         flagsaver.flagsaver(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         flags.FLAGS.unparse_flags()
-        # Many commands define --config; here the one imported last owns it.
-        if "config" in flags.FLAGS:
-            flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS["config"])
-        # All commands but one read --reduction as a field; here its flag is imported.
-        defined = flags.FLAGS._flags()
-        reduction = None
-        if main.__module__ != "imagepiece_jax.commands.features":
-            reduction = defined.pop("reduction", None)
         try:
             cli.run(main)
         except SystemExit as end:
             status = end.code
         finally:
-            if reduction is not None:
-                defined["reduction"] = reduction
             root.handlers[:] = handlers
             root.setLevel(level)
     return Ended(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _own_flags(main):
+    """The flags of a command alone, though tests have imported others beside it."""
+    name = main.__module__
+    if not name.startswith("imagepiece_jax.commands."):
+        if "config" in flags.FLAGS:  # the program that was imported last owns it
+            flags.FLAGS.register_key_flag_for_module(name, flags.FLAGS["config"])
+        yield
+        return
+    source = inspect.getsource(sys.modules[name])
+    exec(compile(source, name, "exec"), {"__name__": name})  # defines them anew
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(name)}
+    defined = flags.FLAGS._flags()
+    others = {}
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("absl."):
+            continue
+        for flag in found:
+            if flag.name not in own and flag.name in defined:
+                others[flag.name] = defined.pop(flag.name)
+    try:
+        yield
+    finally:
+        defined.update(others)
 
 
 def start(*words, cwd=ROOT, imported=False, **environment):
@@ -90,5 +117,5 @@ def start(*words, cwd=ROOT, imported=False, **environment):
 def sentence(ended):
     """The one line of a command that found a mistake, which exits with status 2."""
     assert ended.status == 2, ended
-    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
-    return ended.err.removeprefix("error: ").rstrip("\n")
+    assert len(ended.lines) == 1 and ended.lines[0].startswith("error: "), ended.err
+    return ended.lines[0].removeprefix("error: ")

@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import with_config
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import runs
 from tests.command import call, sentence
@@ -98,7 +98,7 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
         read.append((weights.source.checkpoint, weights.source.averaged))
         raise ZeroDivisionError
 
-    monkeypatch.setattr(with_config, "load_as", load_as)
+    monkeypatch.setattr(load, "load_as", load_as)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     for command in (predict, visualize):
         for words in ([], ["--averaged"]):
@@ -119,7 +119,7 @@ def test_a_model_in_a_file_is_named(command, start, value, tmp_path, monkeypatch
         read.append(weights.contents.tensors)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(with_config, "load_as", load_as)
+    monkeypatch.setattr(load, "load_as", load_as)
     shapes = {"patch_embed.proj.weight": (4, 3, 2, 2), "cls_token": (1, 1, 4)}
     tensors = {}
     for name, shape in shapes.items():
@@ -154,6 +154,6 @@ def test_a_run_that_was_not_evaluated_yet_has_its_latest_alone(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "best")
     assert sentence(call(evaluate.main, f"--weights={tmp_path}/run")) == (
-        f"run {tmp_path}/run has no 'best' checkpoint yet; allowed: 'latest', in "
-        "commands --checkpoint=latest; its first evaluation saves the best"
+        f"run {tmp_path}/run has no 'best' checkpoint yet; allowed: 'latest'; "
+        "its first evaluation saves the best"
     )

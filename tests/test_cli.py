@@ -29,8 +29,9 @@ def in_root(monkeypatch):
 def parsed(*words, config=IMAGEPIECE):
     """The config that a command gets to see."""
     seen = []
-    call(lambda: seen.append(cli.config_or_base()[0]), "--config", config, *words).ok()
-    return seen[0]
+    call(lambda: seen.append(cli.configs()), "--config", config, *words).ok()
+    [found] = seen[0].values()
+    return found
 
 
 HOME = os.path.expanduser("~")
@@ -119,7 +120,7 @@ runpy.{1}("{0}", run_name="__main__")
     "command",
     [
         ("train.py", "run_path"),
-        ("imagepiece_jax.commands.evaluate", "run_module", "--weights=w"),
+        ("imagepiece_jax.commands.benchmark", "run_module"),
     ],
 )
 def test_mistakes_of_a_config_come_before_jax(command, field):
@@ -205,17 +206,6 @@ def test_overrides_reach_all_configs():
         assert [config.lr for config in given.values()] == [0.5, 0.5]
 
 
-def test_a_config_that_may_be_missing():
-    """It is then configs/base.py, with the overrides apart."""
-    seen = []
-    main = lambda: seen.append(cli.config_or_base())  # noqa: E731
-    assert call(main, "--config.lr=1").status == 0
-    assert seen.pop() == (config_files.load_config(config_files.BASE), (("lr", "1"),))
-    assert call(main, "--config", IMAGEPIECE, "--config.lr=1").status == 0
-    config, overrides = seen.pop()
-    assert (config.lr, overrides) == (1.0, None)
-
-
 @pytest.mark.parametrize(
     "path, name",
     [
@@ -275,16 +265,7 @@ def test_flags_in_a_process_of_its_own():
 def test_no_field_is_advised_that_the_command_does_not_read():
     words = ["predict", "--batch_size=4"]
     said = sentence(start("-m", "imagepiece_jax", *words, imported=True))
-    assert said.startswith("--batch_size is not a flag; allowed: --config, --weights,")
-
-
-BATCH_SIZE = "--config.batch_size"
-NOT_READ = (
-    "config.batch_size is a field that this command does not read; allowed: fields of "
-    "model, reduction, image_size, num_classes, seed, data.resize, data.eval_crop, "
-    "data.eval_crop_mode, data.eval_interpolation, data.eval_rule"
-)
-OF_IMAGES = ", ".join(cli.OF_IMAGES)
+    assert said.startswith("--batch_size is not a flag; allowed: --weights,")
 
 
 @pytest.mark.parametrize(
@@ -295,12 +276,13 @@ OF_IMAGES = ", ".join(cli.OF_IMAGES)
             "--floors is not a flag; did you mean --smaller_images?",
         ),
         (
-            ["-m", "imagepiece_jax", "evaluate", "--weights=w", f"{BATCH_SIZE}=4"],
-            f"{NOT_READ}, {OF_IMAGES}; did you mean --config.eval_batch_size?",
+            ["-m", "imagepiece_jax", "evaluate", "--config.eval_batch_size=4"],
+            "--config.eval_batch_size is not for weights, which say their model; "
+            "give --batch=4",
         ),
         (
-            ["-m", "imagepiece_jax", "predict", "--weights=w", f"{BATCH_SIZE}=4"],
-            NOT_READ,
+            ["-m", "imagepiece_jax", "predict", "--config=configs/deit_s.py"],
+            "--config is not for weights, which say their model; see --help",
         ),
         (
             ["-m", "imagepiece_jax", "doctor", "--config.lr=1"],
@@ -315,7 +297,7 @@ def test_a_flag_of_another_command_is_named(words, said):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["describe", "w.pth", "0.5"], "did you mean --macs=0.5?"),
+        (["describe", "w.pth", "0.5"], "did you mean --reduction=0.5?"),
         (["export", "w.pth", "x.onnx"], "did you mean --out=x.onnx?"),
         (
             ["evaluate", "w.pth", "gone"],
@@ -341,25 +323,25 @@ OF_WEIGHTS = """
 import contextlib, json, sys
 from absl import flags
 from imagepiece_jax import cli
+from imagepiece_jax.config import command_line
+from imagepiece_jax.commands import _images, _weights
 
-cli.trained_model()
+_weights.weights()
 if sys.argv[1] == "labeled":
-    cli.evaluated_images()
-    cli.valid_labels()
+    _images.labeled_images()
 else:
     cli.integer("batch", None, "images a step")
 cli.text("out", None, "a folder")
 for line in json.loads(sys.argv[2]):
     flags.FLAGS.unparse_flags()
-    for name in ("config", "weights", "data", "macs", "batch", "out", "limit"):
-        if name in flags.FLAGS:
-            flags.FLAGS[name].unparse()
-    rest = cli._parse(["command", *line], sys.argv[1] == "words")
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        flag.unparse()
+    rest = command_line.parse(["command", *line], sys.argv[1] == "words")
     typed = {}
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         if flag.present:
             typed[flag.name] = flag.value
-    print(json.dumps([typed, dict(cli._overrides), rest[1:]]))
+    print(json.dumps([typed, dict(command_line._overrides), rest[1:]]))
 """
 
 
@@ -372,9 +354,6 @@ def taken(folder, kind, lines):
     words = ["-c", OF_WEIGHTS, kind, json.dumps(lines)]
     ended = start(*words, cwd=folder, PYTHONPATH=str(ROOT)).ok()
     return [json.loads(line) for line in ended.out.splitlines()]
-
-
-AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -391,50 +370,27 @@ AUTO = {"reduction.name": "auto", "reduction.macs": 0.5}
                 "--data photos w.pth": [{"weights": "w.pth", "data": "photos"}, {}, []],
                 "photos w.pth": [{"weights": "w.pth", "data": "photos"}, {}, []],
                 "no.pth photos": [{"weights": "no.pth", "data": "photos"}, {}, []],
-                "configs/x.py:s w.pth": [
-                    {"config": ["configs/x.py:s"], "weights": "w.pth"},
-                    {},
-                    [],
-                ],
                 "--model w.pth --images=photos": [
                     {"weights": "w.pth", "data": "photos"},
                     {},
                     [],
                 ],
                 "--model deit_s --checkpoint w.pth --img-size 160": [
-                    {"weights": "w.pth"},
-                    {"model.name": "deit_s", "image_size": "160"},
+                    {"weights": "w.pth", "name": "deit_s", "image_size": "160"},
+                    {},
+                    [],
+                ],
+                "--model num_heads=3 --model norm_eps=1e-5": [
+                    {"model": ["num_heads=3", "norm_eps=1e-5"]},
+                    {},
                     [],
                 ],
                 "--checkpoint=best": [{"checkpoint": "best"}, {}, []],
                 "--valid-labels=data": [{"valid_labels": "data"}, {}, []],
-                "--batch-size=8 --crop-pct 1": [
-                    {},
-                    {"eval_batch_size": "8", "data.eval_crop": "1"},
-                    [],
-                ],
-                "--macs 50%": [{"macs": 0.5}, AUTO, []],
-                "--config.eval.sets.in-a.data=digits": [
-                    {},
-                    {"eval.sets.in-a.data": "digits"},
-                    [],
-                ],
-                "--reduction .5": [{"macs": 0.5}, AUTO, []],
-                "--reduction tome --macs .5": [
-                    {"macs": 0.5},
-                    {"reduction.name": "tome", "reduction.macs": 0.5},
-                    [],
-                ],
-                "--config.reduction=0.5": [
-                    {},
-                    {"reduction.name": "auto", "reduction.macs": "0.5"},
-                    [],
-                ],
-                "--macs .5 --config=configs/deit_s_tome.py": [
-                    {"macs": 0.5, "config": ["configs/deit_s_tome.py"]},
-                    {"reduction.macs": 0.5},
-                    [],
-                ],
+                "--batch-size=8 --crop-pct 1": [{"batch": 8, "crop": 1.0}, {}, []],
+                "--macs 50%": [{"reduction": "50%"}, {}, []],
+                "--reduction .5": [{"reduction": ".5"}, {}, []],
+                "--method tome=.5": [{"reduction": "tome=.5"}, {}, []],
             },
         ),
         ("learned", {"--batch-size=8": [{"batch": 8}, {}, []]}),

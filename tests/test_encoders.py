@@ -8,18 +8,14 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from configs import base
 from experiments import paper as experiments
-from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.pretrained.with_config import load_with_config
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.pictures import write_csv
 
-FLOAT = "--config.model.dtype=float32"
+FLOAT = "--dtype=float32"
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +53,14 @@ def done(main, saved, *words):
 
 
 def test_describe(saved):
-    evit = ["--config.reduction.name=evit", "--config.reduction.blocks=(1,)"]
+    evit = ["--reduction=evit:blocks=(1,)"]
     out = done(describe.main, saved, *evit)
     assert "GMACs an image; dense" in out and "TopK: 25 - 7" in out
 
 
 def test_predict_gives_pooled_vectors(saved, tmp_path):
     out = tmp_path / "pooled.json"
-    tome = ["--config.reduction.name=tome", FLOAT]
-    tome += ["--config.reduction.r=4", f"--json={out}", "--resize=none"]
+    tome = ["--reduction=tome:r=4", FLOAT, f"--json={out}", "--resize=none"]
     said = done(predict.main, saved, *tome, saved / "images")
     assert f"0.png: a vector of {tiny.WIDTH} features" in said
     found = json.loads(out.read_text())
@@ -99,8 +94,8 @@ def test_export_names_the_output_and_gives_tokens(saved, tmp_path, form):
     assert ("platforms" in facts) == (form == "jax")
     (found,) = outputs(out, pixels(saved), ["pooled"])
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
-    words += ["--tokens=12", "--config.reduction.name=tome"]
-    done(export.main, saved, *words, "--config.reduction.r=5", "--batch=2")
+    words += ["--tokens=12", "--reduction=tome:r=5", "--batch=2"]
+    done(export.main, saved, *words)
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
     assert facts["input"]["shape"] == [2, *shape[1:]]
     shapes = {each["name"]: tuple(each["shape"]) for each in facts["output"]}
@@ -123,11 +118,10 @@ def test_export_names_the_output_and_gives_tokens(saved, tmp_path, form):
 
 
 def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
-    """Without --config, as other commands take them; the weights' size is another."""
+    """As other commands take them; the weights' size is another."""
     size = 16
     picture_set(tmp_path, side=size)
-    words = [f"--config.image_size={size}", f"--out={tmp_path / 'v'}"]
-    words += ["--config.reduction.name=tome", "--config.reduction.r=4"]
+    words = [f"--image_size={size}", f"--out={tmp_path / 'v'}", "--reduction=tome:r=4"]
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
     patches = (size // tiny.PATCH) ** 2
     assert f"tome r=4: {patches} patches, {patches - 8} tokens at the end" in out
@@ -136,8 +130,8 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
 PREDICTS = ["but the model has no classes, and gives features; leave it out, or take"]
 DATA = "--data=csv:{0}/set.csv"
 ANSWERS = ["{0}/weights has no classes; allowed: weights"]
-ANSWERS += ["train.py --config.init.weights", "predict with --json"]
-DEEPER = ["--config.model.depth=3", "{0}/images/0.png", "--out={1}"]
+ANSWERS += ["which training from these gives", "take their vectors by `features`"]
+DEEPER = ["--model=depth=3", "{0}/images/0.png", "--out={1}"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +142,7 @@ DEEPER = ["--config.model.depth=3", "{0}/images/0.png", "--out={1}"]
         (evaluate.main, [DATA], ANSWERS),
         (evaluate.main, [DATA, "--optimized"], ANSWERS),
         (experiments.main, ["hyperspeed", DATA, "--out={1}"], ["--weights has no cla"]),
-        (visualize.main, DEEPER, ["config.model.depth is 3, but folder"]),
+        (visualize.main, DEEPER, ["--model depth is 3, but folder"]),
     ],
 )
 def test_what_such_weights_cannot_do_is_said(saved, tmp_path, main, words, said):
@@ -161,30 +155,20 @@ def test_proportional_attention_is_a_field_of_a_reduction(saved):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
     vit = imagepiece_jax.load(saved / "weights", reduction=tome)
     assert not vit.model.prop_attn
-    assert vit.reduction == tome
-    words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
-    words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
+    assert vit.reduction.fields == tome
+    words = [f"--weights={saved / 'weights'}", "--reduction=tome:r=4:prop_attn=2"]
     said = sentence(call(describe.main, *words))
-    assert said == "config.reduction.prop_attn is 2; allowed: True, False"
-    words[-1] = "--config.reduction.prop_attn=false"
+    assert said == "reduction.prop_attn is 2; allowed: True, False"
+    words[-1] = "--reduction=tome:r=4:prop_attn=false"
     assert call(describe.main, *words).status == 0
 
 
 def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
-    vit = tiny.pretrained(tome)
-    model = vit.model
-    imagepiece_jax.save(tmp_path / "tome", vit)
-    for words, wanted in (
-        ([], model),
-        ([("reduction.r", "2")], tiny.model(tome | {"r": 2})),
-        ([("reduction.name", "none")], tiny.model()),
-    ):
-        given = tmp_path / "tome", base.get_config(), Overrides(words)
-        config, loaded = load_with_config(*given)
-        assert loaded.model.plan == wanted.plan
-        if not words:
-            assert not loaded.model.prop_attn
-            made = RunConfig.from_config(config).create_model()
-            assert made.plan == model.plan
-            assert not made.prop_attn
+    imagepiece_jax.save(tmp_path / "tome", tiny.pretrained(tome))
+    described = []
+    for words in ([], ["--reduction=tome:r=4:prop_attn=False"], ["--reduction=none"]):
+        given = f"--weights={tmp_path / 'tome'}", *words
+        described.append(call(describe.main, *given).ok().out)
+    own, typed, dense = described
+    assert own == typed != dense

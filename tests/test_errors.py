@@ -41,6 +41,7 @@ QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
 WORDS = {
     "quickstart": [QUICKSTART],
     "tiny": [QUICKSTART, *(f"--config.{name}={value}" for name, value in TINY.items())],
+    "named": ["--name=vit_mini", "--model=num_heads=1"],  # weights of "tiny"
 }
 BASE = "from configs import base\ndef get_config():\n    config = base.get_config()\n"
 CONFIG_FILES = {

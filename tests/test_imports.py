@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import pathlib
+import re
 import sys
 
 import pytest
@@ -201,6 +202,7 @@ experiments.tables | from tools import h200
 ~.commands.describe | from ~.commands import doctor
 ~.training.trainer | from ~.commands import _weights
 ~.errors | import flax
+~.data.loader | from ~.config.command_line import parse
 ~.cli | from ~.training import trainer
 configs.deit_s | import jax
 configs.deit_s | from ~.models import registry
@@ -255,6 +257,50 @@ def test_imports_stand_at_the_top():
 )
 def test_imports_in_functions_are_found(source, found):
     assert hidden_imports("imagepiece_jax.models.block", source) == found
+
+
+# Rooms whose texts may speak of flags and of fields of a config.
+SPEAKS_OF_FLAGS = ("flags", "config", "commands", "training", "entry")
+OF_GIT = {"--error-unmatch", "--always", "--dirty", "--abbrev=40", "--exclude=*"}
+
+
+def texts_on_flags(source):
+    """Texts of a file, not docstrings, with a --flag or a field of a config."""
+    tree = ast.parse(source)
+    docs = set()
+    texts = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if ast.get_docstring(node) is not None:
+                docs.add(node.body[0].value)
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and node not in docs and node.value not in OF_GIT:
+            texts.append(node.value)
+    found = r"(?<![\w-])--[a-z]|(?<!\w)config\.(?!json)[a-z]|train\.py"
+    return [text for text in texts if re.search(found, text)]
+
+
+def test_rooms_below_the_commands_name_their_own_parameters():
+    """Whose flags and fields commands and configs know: `InputError.renamed`."""
+    found = {}
+    for module, source, _ in described_files(PACKAGE):
+        if room_of(module) not in SPEAKS_OF_FLAGS and texts_on_flags(source):
+            found[module] = texts_on_flags(source)
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ('"""Of --out."""\nx = "config.json, a_config.b and a--b"', []),
+        ('x = "give --out"', ["give --out"]),
+        ('x = f"config.lr is {x}"', ["config.lr is "]),
+        ('def f():\n    """Of --out."""\n    return "by train.py"', ["by train.py"]),
+    ],
+)
+def test_a_text_on_flags_is_found(source, found):
+    assert texts_on_flags(source) == found
 
 
 def mentions(module, source, is_package=False):

@@ -33,7 +33,7 @@ HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
 MISSING = "config.init.weights is no.npz: no such file or folder"
 FLAGS = ["--mean=.5,.5,.5", "--std=.5,.5,.5"]
-MODEL_FLAGS = ["--config.model.mean=(.5,.5,.5)", "--config.model.std=.5,.5,.5"]
+MODEL_FLAGS = ["--model=mean=(.5,.5,.5)", "--model=std=.5,.5,.5"]
 NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
 # Some reduction, for runs.
 FIELDS = {
@@ -48,6 +48,8 @@ FIELDS = {
 }
 WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
 WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
+REDUCED = "--reduction=imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
+NAMED = ["--name=vit_mini", "--model=num_heads=1", REDUCED]
 
 
 def config(**fields):
@@ -106,12 +108,11 @@ def expected(model, variables, folder):
 @pytest.mark.parametrize(
     "weights_of, words, which, noted",
     [
-        ("w.npz", WORDS, "imagenet", True),
-        ("w.npz", [*WORDS, *FLAGS], "halves", False),
-        ("w.npz", [*WORDS, *MODEL_FLAGS], "halves", False),
-        ("own.npz", WORDS, "halves", False),
+        ("w.npz", NAMED, "imagenet", True),
+        ("w.npz", [*NAMED, *FLAGS], "halves", False),
+        ("w.npz", [*NAMED, *MODEL_FLAGS], "halves", False),
+        ("own.npz", NAMED, "halves", False),
         ("run", [], "halves", False),
-        ("run", WORDS, "halves", False),
     ],
 )
 def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
@@ -163,7 +164,7 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
         out = tmp_path / name
         words = [f"--weights={folder / name}", f"--out={out}", *flags]
         if name != "run":
-            words += WORDS
+            words += NAMED
         ended = call(visualize.main, folder / "0.png", *words)
         assert ended.status == 0 and NOTE not in ended.out, ended
         _, _, (trace,) = read_traces(out)
@@ -175,9 +176,9 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
 def test_fields_of_the_run_can_be_changed_deliberately(
     tmp_path, folder, expected, variables
 ):
-    """Without --config its reduction may be another: all tokens are kept here."""
+    """Its reduction may be another: all tokens are kept here."""
     out = tmp_path / "result.json"
-    words = ["--config.reduction.keep_rate=1.0", "--resize=none", f"--json={out}"]
+    words = ["--reduction=none", "--resize=none", f"--json={out}"]
     call(evaluate.main, f"--weights={folder}/run", *words).ok()
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
     dense = RunConfig.from_config(config()).create_dense()

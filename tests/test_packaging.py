@@ -262,10 +262,12 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     )
     tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16), 0))
 
+    config = ["--config=configs/quickstart.py", "--config.model.depth=6"]
+    described = start(
+        *("-m", "imagepiece_jax", "describe", *config), cwd=folder, PYTHONPATH=str(site)
+    )
+    assert "GMACs an image" in described.ok().out
     words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--limit=16"]
-    words += ["--config=configs/deit_s.py:vit_mini", "--config.image_size=16"]
-    words += ["--config.num_classes=10", "--config.model.mlp_ratio=1.0"]
-    words += [f"--config.model.{name}={value}" for name, value in fields.items()]
     ended = start(
         *("-m", "imagepiece_jax", "evaluate", *words),
         cwd=folder,

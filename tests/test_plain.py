@@ -65,13 +65,18 @@ HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True
     [
         ("a config", ["train", QUICKSTART]),
         ("a config", ["describe", QUICKSTART]),
-        ("this command", ["predict", "--weights=none.npz", "cat.jpg"]),
     ],
 )
 def test_a_command_with_fields_says_what_to_install(subject, words):
     said = sentence(start("-c", HIDING, "imagepiece_jax", *words))
     lacking = "needs ml-collections, which is not installed"
     assert said == f"{subject} {lacking}; {INSTALL}"
+
+
+def test_a_command_on_weights_needs_no_configs():
+    words = ["predict", "--weights=none.npz", "cat.jpg"]
+    said = sentence(start("-c", HIDING, "imagepiece_jax", *words))
+    assert said == "--weights is none.npz: no such file or folder"
 
 
 def test_doctor_works_and_names_the_extra():

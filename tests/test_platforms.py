@@ -40,7 +40,7 @@ def test_the_benchmarked_device(monkeypatch):
     assert timer.TimedCall(None).ahead == 2
     assert (device.name(), device.memory()) == ("NVIDIA H200", 5)
     device.use("gpu")
-    with pytest.raises(InputError, match="--device is cpu, which JAX does not find"):
+    with pytest.raises(InputError, match="device is cpu, which JAX does not find"):
         device.use("cpu")
 
 
@@ -96,7 +96,7 @@ def test_a_training_step_is_measured_on_one_device(monkeypatch):
     train.check()
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
     inference.check()
-    with pytest.raises(InputError, match="--mode is train on 8 devices; allowed: one"):
+    with pytest.raises(InputError, match="mode is train on 8 devices; allowed: one"):
         train.check()
 
 
@@ -190,7 +190,7 @@ def test_the_package_is_imported_without_what_windows_lacks(as_on_windows):
 
 def test_imagenet_is_refused_without_array_record(as_on_windows):
     assert as_on_windows.out == (
-        "config.data.name is 'imagenet2012', which Windows cannot read: it has no "
+        "name is 'imagenet2012', which Windows cannot read: it has no "
         "array_record; take folder:PATH there\n"
     )
 

@@ -16,7 +16,6 @@ from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models import tiny
-from tests.runs import ROOT
 from tools import near_ties
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
@@ -63,11 +62,9 @@ def test_what_visualize_and_studies_show(weights, lowered):
 
 
 def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
-    words = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
-    words += ["--config.reduction.merge_blocks=(0,)", "--config.model.dtype=float32"]
-    words += ["--config.reduction.prune_blocks=(1,)", f"--weights={weights}"]
-    config = ROOT / "configs" / "quickstart.py"
-    call(evaluate.main, "--config", config, *words, "--optimized").ok()
+    words = ["--reduction=imagepiece:merge_blocks=(0,):prune_blocks=(1,)"]
+    words += [f"--weights={weights}", "--data=digits", "--dtype=float32"]
+    call(evaluate.main, *words, "--workers=0", "--optimized").ok()
     found = precisions(lowered())
     (program,) = (found.pop(name) for name in list(found) if "logits" in name)
     assert program > FULL  # of its products only those that decide

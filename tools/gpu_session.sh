@@ -75,12 +75,12 @@ for number in ${*:-1 2 3 4 5}; do
   case $number in
     1)
       speed 170 --cases deit_s --models "$HALVES,$STEM" --gelus tanh,exact \
-        --sizes direction,bias --beside timm,timm-tanh
-      speed 60 --cases deit_s --models "$ATTENDED" --reductions exact,fast
+        --size_forms direction,bias --beside timm,timm-tanh
+      speed 60 --cases deit_s --models "$ATTENDED" --reduction_forms exact,fast
       ;;
     2)
-      speed 110 --cases deit_ti --models "$HALVES" --gelus tanh,exact --sizes direction,bias
-      speed 60 --cases deit_ti --models "$ATTENDED" --reductions exact,fast
+      speed 110 --cases deit_ti --models "$HALVES" --gelus tanh,exact --size_forms direction,bias
+      speed 60 --cases deit_ti --models "$ATTENDED" --reduction_forms exact,fast
       ;;
     3)
       speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default,highest

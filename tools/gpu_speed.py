@@ -109,8 +109,10 @@ CHOSEN = cli.listed("models", None, "settings beside dense; default: all of DeiT
 BATCHES = cli.listed("at_once", ["256"], "images in a call")
 DTYPE = cli.dtype("of weights and layers")
 GELU = cli.listed("gelus", [], f"of {', '.join(GELUS)}")
-KEY_SIZES = cli.listed("sizes", [], f"of {', '.join(SIZES)}: of merged tokens")
-REDUCED = cli.listed("reductions", [], f"of {', '.join(REDUCTIONS)}: how they compute")
+KEY_SIZES = cli.listed("size_forms", [], f"of {', '.join(SIZES)}: of merged tokens")
+REDUCED = cli.listed(
+    "reduction_forms", [], f"of {', '.join(REDUCTIONS)}: how they compute"
+)
 JOINED = cli.listed("joined", ["1"], "pixels that a stem's first convolution joins")
 PRECISION = cli.listed("precisions", ["default"], f"of {', '.join(PRECISIONS)}")
 BESIDE = cli.listed("beside", [], f"of {', '.join(ACTS)}, under torch.compile")
@@ -130,8 +132,8 @@ def main():
         ("--cases", CHOSEN_CASES.value, CASES),
         ("--models", CHOSEN.value or (), MODELS),
         ("--gelus", GELU.value, GELUS),
-        ("--sizes", KEY_SIZES.value, SIZES),
-        ("--reductions", REDUCED.value, REDUCTIONS),
+        ("--size_forms", KEY_SIZES.value, SIZES),
+        ("--reduction_forms", REDUCED.value, REDUCTIONS),
         ("--precisions", PRECISION.value, PRECISIONS),
         ("--beside", BESIDE.value, ACTS),
     )

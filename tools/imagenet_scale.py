@@ -29,9 +29,11 @@ from tqdm import tqdm
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.config import command_line
+from imagepiece_jax.config.files import BASE, load_config
 from imagepiece_jax.errors import InputError, RunError
 
-cli.define_config("a config file; default: configs/base.py")
+CONFIG = cli.define_config("a config file; default: configs/base.py")
 TRAIN = cli.listed("train", ["1281167", "1024"], "write: images, files")
 VAL = cli.listed("val", ["50000", "64"], "write: images, files")
 LIMITS = cli.listed(
@@ -130,9 +132,8 @@ def _config(folder):
     """The config of the measurements; a part of them starts with training's imports."""
     if PART.value:
         from imagepiece_jax.training import trainer  # noqa: F401
-    config, overrides = cli.config_or_base()
-    if overrides is not None:
-        overrides.apply(config)
+    config = load_config(CONFIG.value[0] if CONFIG.value else BASE)
+    command_line.overrides().apply(config)
     config.data.name = "imagenet2012"
     config.data.dir = str(folder)
     return config

@@ -43,12 +43,11 @@ SEED = cli.integer("seed", 0, "of the random moments", 0)
 STEPS = 40
 SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3}
 SIZE |= {"num_heads": 3, "num_classes": 10}
-REDUCTION = {"name": "evit", "keep_rate": 0.3, "blocks": "(0,)"}
+REDUCTION = "evit:keep_rate=.3:blocks=(0,)"
 NAMES = {"weights": "weights", "image": "image.png"}  # in the folder of all runs
 DIGITS = "--data=digits"
 DENSE = "--weights=WEIGHTS"
-REDUCED = [f"--config.reduction.{name}={value}" for name, value in REDUCTION.items()]
-REDUCED = " ".join([DENSE, *REDUCED])
+REDUCED = f"{DENSE} --reduction={REDUCTION}"
 SHORT = FIELDS | {"epochs": 2}
 OF_RUN = " ".join([f"--config.{name}={value}" for name, value in SHORT.items()])
 OF_TIME = "--batch_size=1 --warmup=2 --repeats=1 --seconds=0"
@@ -58,7 +57,7 @@ COMMANDS = {
     "compare": f"{DENSE} {DIGITS} --limit=40 --sweep=tome:r=2,4 --out=OUT",
     "evaluate": f"{REDUCED} {DIGITS} --limit=40 --json=OUT.json",
     "export": f"{REDUCED} --format=onnx --out=OUT.onnx",
-    "features": f"{DENSE} --reduction=evit:keep_rate=.3:blocks=(0,) --out=OUT IMAGE",
+    "features": f"{REDUCED} --out=OUT IMAGE",
     "predict": f"{REDUCED} --json=OUT.json IMAGE",
     "visualize": f"{REDUCED} --out=OUT IMAGE",
     "benchmark": f"{REDUCED} {OF_TIME} --json=OUT.jsonl",

@@ -61,6 +61,8 @@ def workloads(names, cases):
 
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
+    if cases[0].config is None:
+        raise InputError("has random weights", field="--against", hint="give --config")
     first_of_size = {}
     for case in cases:
         first_of_size.setdefault(_size(case), case)

@@ -35,14 +35,14 @@ def use(name: str):
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"is {name}, but JAX finds none ({reason})",
-            field="--device",
+            field="device",
             value=name,
         ) from error
     if name not in ("default", here):
         allowed = ", ".join(dict.fromkeys(("default", "cpu", here)))
         raise InputError(
             f"is {name}, which JAX does not find here, or lacks the plugin of",
-            field="--device",
+            field="device",
             value=name,
             allowed=allowed,
         )

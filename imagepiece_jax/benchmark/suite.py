@@ -3,17 +3,19 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from imagepiece_jax.benchmark import device, report
 from imagepiece_jax.benchmark.workloads import MODES, Case, InputStreams
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, one_of, whole_numbers
-from imagepiece_jax.pretrained import with_config
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 # How libraries say that memory is full.
@@ -23,7 +25,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
 def modes(values: list[str]) -> list[str]:
     """The modes that --mode lists. Raises InputError for an unknown one or none."""
     for mode in values or [""]:
-        one_of("--mode", mode, MODES)
+        one_of("mode", mode, MODES)
     return values
 
 
@@ -33,104 +35,105 @@ def batch_sizes(texts: list[str]) -> list[int]:
     Raises InputError for anything but whole numbers from 1.
     """
     words = ",".join(texts).split(",")
-    return sorted(set(whole_numbers("--batch_size", words)), reverse=True)
+    return sorted(set(whole_numbers("batch_size", words)), reverse=True)
 
 
-def load_for_configs(path, configs: dict) -> dict:
-    """Load the weights at `path` for each config; {name: (config, Pretrained)}.
-
-    configs: {name: config}
-    Raises InputError where a config does not agree with the weights.
-    """
-    loaded = with_config.load_for_configs(path, configs)
-    return {name: (configs[name], vit) for name, vit in loaded.items()}
-
-
-def load_beside_dense(path, base, overrides) -> dict:
-    """Load the weights at `path` for their own model; {name: (config, Pretrained)}.
-
-    base, overrides: as `cli.config_or_base` returns them without a --config
-    """
-    return beside_dense(*with_config.load_with_config(path, base, overrides))
-
-
-def beside_dense(config, vit=None) -> dict:
-    """A model, named by its reduction; {name: (config, Pretrained or None)}.
+def beside_dense(config) -> dict:
+    """A config's model, named by its reduction; {name: (config, None)}.
 
     Before a model with a reduction comes the same without it, "dense".
     """
     config = _with_tokens(config)
     pairs = {}
     if config.reduction.name != DENSE.name:
-        dense = config.copy_and_resolve_references()
-        with dense.unlocked():
-            dense.reduction = DENSE.fields
-        pairs["dense"] = dense, vit
-    reduction = Reduction.read(config.reduction.to_dict())
-    if vit:
-        reduction = vit.reduction
-    pairs[reduction.words] = config, vit
+        pairs["dense"] = _with_reduction(config, DENSE), None
+    pairs[_reduction(config).words] = config, None
     return pairs
 
 
-def swept(pairs: dict, configs: Collection, reductions: Sequence[Reduction]) -> dict:
+def weights_beside_dense(vit: Pretrained) -> dict:
+    """Weights, named by their reduction, as `beside_dense` names a config's model."""
+    pairs = {}
+    if vit.reduction != DENSE:
+        pairs["dense"] = None, vit.with_reduction(None)
+    pairs[vit.reduction.words] = None, vit
+    return pairs
+
+
+def swept(pairs: dict, reductions: Sequence[Reduction]) -> dict:
     """One model with each reduction of --sweep: {label: (config, Pretrained or None)}.
 
     The dense model comes first.
 
     pairs: as for `groups`; the last one is the model
-    configs: the configs that the command line names
-    Raises InputError for several configs, and for a reduction that does not fit.
+    Raises InputError for a reduction that does not fit.
     """
-    if len(configs) > 1:
-        raise InputError(
-            f"is given with {len(configs)} configs",
-            field="--sweep",
-            value=len(configs),
-            allowed="one --config, or --weights",
-        )
     *_, (config, vit) = pairs.values()
     others = [each for each in reductions if each.name != DENSE.name]
     by_label = {}
     for reduction in [DENSE, *others]:
-        changed = config.copy_and_resolve_references()
-        with changed.unlocked():
-            changed.reduction = reduction.fields
         try:
-            RunConfig.from_config(changed).create_model()
+            if vit is None:
+                changed = _with_reduction(config, reduction)
+                RunConfig.from_config(changed).create_model()
+                found = _reduction(_with_tokens(changed))
+                pair = changed, None
+            else:
+                reduced = vit.with_reduction(reduction, seed=0)
+                found = reduced.reduction
+                pair = None, reduced
         except InputError as error:
-            raise error.inside(place=f"--sweep {reduction.text}") from error
-        if reduction.is_open:
-            changed = _with_tokens(changed)
-            reduction = Reduction.read(changed.reduction.to_dict())
-        by_label[reduction.words] = changed, vit
+            raise error.inside(place=f"sweep {reduction.text}") from error
+        named = found if reduction.is_open else reduction
+        by_label[named.words] = pair
     return by_label
 
 
+def _with_reduction(config, reduction):
+    """A copy of a config with another reduction."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.reduction = reduction.fields
+    return changed
+
+
+def _reduction(config):
+    """The reduction of a config."""
+    return Reduction.read(config.reduction.to_dict())
+
+
 def groups(
-    pairs: dict, batch_sizes, dtype: str, modes, gelu: str | None = None
+    pairs: dict,
+    batch_sizes,
+    dtype: str,
+    modes,
+    forms: dict[str, str] | None = None,
+    data: str | None = None,
 ) -> list[dict[str, Case]]:
     """Groups of Cases, each {name: Case}: one group for each batch size and mode.
 
     The programs of a group are measured in turns.
 
-    pairs: {name: (config, Pretrained, or None for random weights)}
-    gelu: as for `optimize`
+    pairs: {name: (config, None), with random weights, or (None, Pretrained)}
+    forms, data: as for `Case`
     Raises InputError for mistakes that show without compiling.
     """
     settings = [*itertools.product(batch_sizes, modes)]
     listed = [{} for _ in settings]
     for name, (config, vit) in pairs.items():
         try:
-            config = _with_tokens(config)
+            if config is not None:
+                config = _with_tokens(config)
             for group, (batch_size, mode) in zip(listed, settings, strict=True):
-                group[name] = Case(config, mode, batch_size, dtype, vit, gelu)
-                group[name].check()
+                case = Case(config, mode, batch_size, dtype, vit, forms, data)
+                case.check()
+                group[name] = case
         except InputError as error:
             place = f"config {name}" if len(pairs) > 1 else ""
             raise error.inside(place=place) from error
         for batch_size in batch_sizes:
-            values = device.INPUTS * batch_size * config.image_size**2 * 3
+            pixels = math.prod(sides(case.image_size))
+            values = device.INPUTS * batch_size * pixels * 3
             _check_memory(name, batch_size, 4 * values)  # float32
     return listed
 
@@ -214,7 +217,7 @@ def _too_large(batch_size, reason):
     """The InputError for a batch that does not fit in memory."""
     return InputError(
         f"is {batch_size}, for which {reason}",
-        field="--batch_size",
+        field="batch_size",
         value=batch_size,
         allowed="smaller ones",
     )

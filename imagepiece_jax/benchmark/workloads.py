@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -22,16 +23,16 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.rng import normal, root_key
-from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.input import loader
+from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.runs import reduction_of
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
@@ -51,44 +52,137 @@ class Workload:
     facts: dict  # further fields of its row in the report
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Test images that programs read from files, and how."""
+
+    name: str  # of the data, as `open_source` takes it
+    data_dir: str | None = None
+    num_classes: int | None = None  # None: any
+    labeled: bool = True
+    preprocessing: Preprocessing
+    batch_size: int
+    seed: int = 0
+    workers: int = 8
+    threads: int = 2
+
+    def source(self) -> Source:
+        """The images. Raises InputError if they are missing, too few, or too small."""
+        source = open_source(
+            self.name,
+            "val",
+            num_classes=self.num_classes,
+            data_dir=self.data_dir,
+            labeled=self.labeled,
+        )
+        length = len(source)
+        if length < self.batch_size:
+            raise InputError(
+                f"is {self.batch_size}, but the test data has only {length} images",
+                field="batch_size",
+                value=self.batch_size,
+                allowed=f"1 to {length}",
+            )
+        source.try_first(self.preprocessing)
+        return source
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Yield endless batches: uint8 [batch size, S, S, 3]."""
+        sequence = loader.TrainBatches(
+            self.source(),
+            self.preprocessing,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start_step=0,
+            stop_step=10**9,
+        )
+        batches = loader.read_ahead(sequence, self.workers, self.threads)
+        with contextlib.closing(batches) as read:
+            for batch in read:
+                yield batch["image"][0, 0]  # one device, one micro-batch
+
+
 class Case:
     """A model to measure, in one mode, batch size and dtype.
 
-    config: its config, of which a copy gets the batch size and dtype
+    config: a config, of which a copy gets the batch size and dtype; None: of weights
     mode: one of MODES
-    vit: its Pretrained; None: random weights
-    gelu: of the optimized program, as `optimize` takes it
+    vit: a Pretrained; None: the config's model, with random weights
+    forms: gelu, sizes and reductions of the optimized program, as for `optimize`
+    data: images of mode end_to_end, as `open_source` takes them, for weights
     """
 
-    def __init__(self, config, mode, batch_size, dtype, vit=None, gelu=None):
-        self.config = config.copy_and_resolve_references()
-        self.config.batch_size = batch_size
-        self.config.model.dtype = dtype
-        self.run = RunConfig.from_config(self.config)
-        self.model = self.run.create_model()
+    def __init__(
+        self, config, mode, batch_size, dtype, vit=None, forms=None, data=None
+    ):
+        self.config = None
+        self.run = None
+        if config is None:
+            self.model = vit.model
+            self.image_size = vit.image_size
+            self.attention = vit.config.attention or "auto"
+        else:
+            self.config = config.copy_and_resolve_references()
+            self.config.batch_size = batch_size
+            self.config.model.dtype = dtype
+            self.run = RunConfig.from_config(self.config)
+            self.model = self.run.create_model()
+            self.image_size = self.config.image_size
+            self.attention = self.config.model.attention
         self.mode = mode
         self.batch_size = batch_size
         self.dtype = dtype
         self.vit = vit
-        self.gelu = gelu
+        self.forms = forms or {}
+        self.data = data
         self.path = None if vit is None else str(vit.source.path)
 
     def check(self):
         """Raise InputError for mistakes that would otherwise show while measuring."""
-        run = self.run
         mode = self.mode
         if mode == "train":
-            check_training(run, parallel.placement(run.grad_accum_steps))
+            if self.run is None:
+                raise InputError(
+                    "is train, which needs a config, not weights",
+                    field="mode",
+                    value=mode,
+                    allowed="inference, copy, end_to_end",
+                )
+            check_training(self.run, parallel.placement(self.run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
                 raise InputError(
                     f"is train on {count} devices",
-                    field="--mode",
+                    field="mode",
                     value=mode,
                     allowed="one device, such as by CUDA_VISIBLE_DEVICES=0",
                 )
         if mode == "end_to_end":
-            _test_images(run)
+            self.reading.source()
+
+    @property
+    def reading(self) -> Reading:
+        """The images of mode end_to_end."""
+        if self.run is None:
+            if not self.data:
+                raise InputError("is missing", field="data", hint="name test images")
+            return Reading(
+                name=self.data,
+                preprocessing=self.vit.preprocessing,
+                batch_size=self.batch_size,
+            )
+        data = self.run.data
+        return Reading(
+            name=data.name,
+            data_dir=data.dir or None,
+            num_classes=self.run.num_classes,
+            labeled=not self.run.distill.unlabeled,
+            preprocessing=self.run.preprocessing(),
+            batch_size=self.batch_size,
+            seed=self.run.seed,
+            workers=data.workers,
+            threads=data.threads,
+        )
 
     def workload(self, streams: "InputStreams | None" = None) -> Workload:
         """The compiled program; `streams` has the images of mode end_to_end."""
@@ -100,32 +194,29 @@ class Case:
         elif self.mode == "copy":
             call = on_pixels(fast)
         else:
-            batches = streams.batches(self.run)
+            batches = streams.batches(self.reading)
 
             def call(number):
                 return fast(next(batches))
 
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
-        macs = self.batch_size * model_macs(self.model, self.config.image_size)
+        macs = self.batch_size * model_macs(self.model, self.image_size)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
     def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""
-        size = self.config.image_size
-        if self.vit is None:
-            variables = random_variables(self.model, size)
-            prepared = Preprocessing(size)
+        vit = self.vit
+        if vit is None:
+            variables = random_variables(self.model, self.image_size)
+            prepared = Preprocessing(self.image_size)
             name = self.config.model.name  # DiffRate's schedules depend on it
             vit = Pretrained(self.model, variables, prepared, name=name)
-        else:
-            reduction = reduction_of(self.config.to_dict())
-            vit = self.vit.with_reduction(reduction, seed=0)
         return optimize.optimize(
             vit,
             batch_size=self.batch_size,
             dtype=self.dtype,
-            gelu=self.gelu,
-            attention=self.config.model.attention,
+            **self.forms,
+            attention=self.attention,
             pixels=pixels,
         )
 
@@ -327,46 +418,9 @@ class InputStreams(contextlib.ExitStack):
         super().__init__()
         self._streams = {}
 
-    def batches(self, run):
-        """Iterator over the batches of a run: uint8 [batch size, S, S, 3]."""
-        key = (run.image_size, run.optim.batch_size, run.data)
-        if key not in self._streams:
-            self._streams[key] = self.enter_context(
-                contextlib.closing(_read_batches(run))
-            )
-        return self._streams[key]
-
-
-def _test_images(run):
-    """The test images of a run.
-
-    Raises InputError if they are missing, too few, or of another size.
-    """
-    source = open_images(run, "val")
-    length = len(source)
-    size = run.optim.batch_size
-    if length < size:
-        raise InputError(
-            f"is {size}, but the test data has only {length} images",
-            field="--batch_size",
-            value=size,
-            allowed=f"1 to {length}",
-        )
-    source.try_first(run.preprocessing())
-    return source
-
-
-def _read_batches(run):
-    """Yield endless batches of a run's test images: uint8 [batch size, S, S, 3]."""
-    sequence = loader.TrainBatches(
-        _test_images(run),
-        run.preprocessing(),
-        batch_size=run.optim.batch_size,
-        seed=run.seed,
-        start_step=0,
-        stop_step=10**9,
-    )
-    batches = loader.read_ahead(sequence, run.data.workers, run.data.threads)
-    with contextlib.closing(batches):
-        for batch in batches:
-            yield batch["image"][0, 0]  # one device, one micro-batch
+    def batches(self, reading: Reading) -> Iterator[np.ndarray]:
+        """Iterator over batches of images: uint8 [batch size, S, S, 3]."""
+        if reading not in self._streams:
+            batches = contextlib.closing(reading.batches())
+            self._streams[reading] = self.enter_context(batches)
+        return self._streams[reading]

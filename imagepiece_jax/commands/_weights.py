@@ -6,52 +6,46 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.fields import literal
+from imagepiece_jax.config import command_line
 from imagepiece_jax.errors import InputError, flags_of
 
 flags.disclaim_key_flags()  # they are flags of the command that asks for them
 
 
-def weights():
+def weights(latest=False, draws=True):
     """Define --weights, --reduction and the other words of `load`.
 
-    Returns a function that reads them, and returns the Pretrained that they name.
+    latest: take a run's latest weights, as the best were chosen on images that may be
+        those of the figures
+    draws: whether selectors that the weights have not learned are drawn, or refused
+    Returns a function that reads them, and returns the Pretrained that they name; of
+        `read(abstract=True)` variables are shapes and types.
     """
     path = cli.weights()
-    reduction = cli.text(
-        "reduction",
-        None,
-        "a share of the dense model's multiply-adds, such as 0.5, for the recommended "
-        "method; or METHOD:FIELD=VALUE, such as tome:r=8; default: as it was trained",
-    )
-    size = cli.text(
-        "image_size", None, "pixels a side, or HEIGHT,WIDTH; default: the weights' own"
-    )
-    name = cli.text(
-        "name", None, "timm's name of the model, where the weights do not say it"
-    )
-    of_attention = "what computes it; default: the fastest that the device has"
-    dtype = cli.dtype("of layers")
-    attention = cli.choice("attention", None, ["xla", "cudnn"], of_attention)
+    cli.reduction()
+    size = cli.image_size()
+    model = cli.model()
+    dtype = cli.dtype("of layers", "the run's own")
+    attention = cli.attention()
+    usual = "latest" if latest else "best"
     checkpoint = cli.text(
         "checkpoint",
         None,
-        "best or latest of a run, default: best; of a file with several models a key, "
-        "or a start of names, such as teacher",
+        f"best or latest of a run, default: {usual}; of a file with several models a "
+        "key, or a start of names, such as teacher",
     )
     averaged = cli.switch(
         "averaged", False, "the averages of the weights over the steps of training"
     )
     normalized = cli.normalization()
-    resize = cli.resize()
-    crop = cli.real(
-        "crop", None, "sides of the crop by those of the resized image", above=0
-    )
+    crop = cli.preprocessing()
 
-    def read():
+    def read(abstract=False):
         # These import JAX, which --help and a mistyped flag need not wait for.
         from imagepiece_jax.common.warning import warn
         from imagepiece_jax.common.xla_options import fast_dtype
         from imagepiece_jax.models.config import ModelConfig
+        from imagepiece_jax.pretrained import runs
         from imagepiece_jax.pretrained.load import (
             SavedWeights,
             crop_note,
@@ -59,31 +53,45 @@ def weights():
             unknown_normalization,
         )
 
-        changes = {"dtype": dtype.value or fast_dtype(), **normalized()}
-        for flag in (name, attention):
-            if flag.value is not None:
-                changes[flag.name] = flag.value
-        if size.value is not None:
-            changes["image_size"] = literal(size.value)
-        crops = {}
-        for flag in (resize, crop):
-            if flag.value is not None:
-                crops[flag.name] = flag.value
+        chosen = checkpoint.value
+        given = {**model(), **normalized()}
         try:
-            saved = SavedWeights(cli.required(path), checkpoint.value, averaged.value)
+            if latest and chosen is None:
+                chosen = runs.last_checkpoint(cli.path_of_weights())
+            saved = SavedWeights(cli.path_of_weights(), chosen, averaged.value)
+            own_dtype = saved.source.run and saved.source.config.dtype
+            given["dtype"] = dtype.value or own_dtype or fast_dtype()
+            if attention.value is not None:
+                given["attention"] = attention.value
+            if size.value is not None:
+                given["image_size"] = literal(size.value)
             vit = load_as(
-                saved, ModelConfig.from_fields(changes), reduction=reduction.value
+                saved,
+                ModelConfig.from_fields(given),
+                reduction=command_line.reduction(),
+                seed=saved.source.seed if draws else None,
+                abstract=abstract,
             )
-            images = dataclasses.replace(vit.preprocessing, **crops)
+            images = dataclasses.replace(vit.preprocessing, **crop())
         except InputError as error:
-            named = {"path": "--weights", "reduction.macs": "--reduction"}
-            named |= flags_of("checkpoint", "reduction", "crop")
-            raise error.renamed(named | flags_of(*ModelConfig.names())) from error
+            raise error.renamed(_flags(ModelConfig.names())) from error
+        vit = dataclasses.replace(vit, preprocessing=images)
+        if abstract:  # which reads no images
+            return vit
         if not vit.source.normalized:
-            print(f"note: {unknown_normalization(path.value)}", flush=True)
+            note = unknown_normalization(path.value, "--mean and --std")
+            print(f"note: {note}", flush=True)
         note = crop_note(vit.source, images, "--crop")
-        if note and crop.value is None:
+        if note and "crop" not in crop():
             warn(note)
-        return dataclasses.replace(vit, preprocessing=images)
+        return vit
 
     return read
+
+
+def _flags(fields_of_model):
+    """{an argument of `load`: the flag that has it}."""
+    names = {field: f"--model {field}" for field in fields_of_model}
+    names |= flags_of("name", "image_size", "dtype", "attention", "mean", "std")
+    names |= flags_of("checkpoint", "averaged", "reduction", "crop")
+    return names | {"path": "--weights", "reduction.macs": "--reduction"}

@@ -1,6 +1,7 @@
 """Accuracy of all methods on one checkpoint at equal costs: which reduction to take.
 
-python -m imagepiece_jax compare --weights FILE --data PATH --macs 0.5 --smaller_images
+python -m imagepiece_jax compare --weights FILE --data PATH --reduction 0.5 \\
+    --smaller_images
 python -m imagepiece_jax compare --weights FILE_OR_WORKDIR --data csv:FILE
 python -m imagepiece_jax compare --weights WORKDIR --sweep tome:r=8,13 --sweep evit=0.5
 
@@ -9,23 +10,23 @@ MACs or (--metric ms) as timed here; differences are paired, and p is corrected 
 Holm's rule. The last line says what to take. OUT gets compare.json with all figures,
 its tables as compare.md, its plot as compare.png, and points.jsonl, by which a command
 that was stopped resumes. --sweep compares the reductions that it names with the dense
-model instead, whatever they cost, --config.reduction=tome does so with one, and
---macs 0.5 with the recommended one, in minutes. --smaller_images adds the same weights
-on smaller images of about that cost. A run determines its model, a file its sizes: see
-`evaluate`.
+model instead, whatever they cost, --reduction tome does so with one, and 0.5
+with the recommended one, in minutes. --smaller_images adds the same weights on smaller
+images of about that cost. A run determines its model and its images: see `evaluate`.
 """
 
-import functools
+from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _images, _weights
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal, share
 from imagepiece_jax.common.files import check_folder
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.config import command_line
+from imagepiece_jax.errors import InputError, flags_of
 
-MODEL = cli.trained_model(also_read=cli.OF_IMAGES)
-IMAGES, DATA = cli.evaluated_images()
-VALID_LABELS = cli.valid_labels()
+WEIGHTS = _weights.weights()
+CHECK_DATA, IMAGES = _images.labeled_images()
 SHARES = cli.listed(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "of the dense model's cost"
 )
@@ -44,99 +45,74 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 
 
 def main():
-    typed = MODEL()
+    cli.path_of_weights()
     rules = TIMING()
-    macs = cli.typed_macs()
-    others = [SHARES, METHODS, METRIC]
-    given = ""
-    if SWEEP.value:
-        given = "--sweep"
-    elif macs:
-        given = "--macs"
-        if METHODS.present:  # at this share
-            others = [SHARES]
-    elif typed_reduction := cli.typed_reduction():
-        given = typed_reduction[0]
-    for flag in others:
-        if given and flag.present:
-            raise InputError(
-                f"is given with --{flag.name}",
-                field=given,
-                allowed="one of the two",
-            )
-    try:
-        read = share().metadata["convert"]
-        shares = [read(literal(text)) for text in SHARES.value or [""]]
-    except InputError as error:
-        raise error.inside("--shares") from error
-    if macs:
-        shares = [macs]
+    shares = read_shares()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
-    from imagepiece_jax.common import parallel, xla_options
-    from imagepiece_jax.config.images import eval_batches, labeled_images
-    from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import valid_labels
+    from imagepiece_jax.common.xla_options import fast_dtype
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
-    from imagepiece_jax.input import registry
-    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
     extras.check("the plot of a comparison", "matplotlib")
-    compare.chosen(METHODS.value)
-    reductions = parse_sweeps(SWEEP.value, macs)
-    if DATA.value:
-        registry.check_found(DATA.value)
-    config, vit = load_with_config(**typed)
-    if given not in ("", "--sweep"):
-        # The reduction is one to compare, not that of the training.
-        if not METHODS.present:
-            reductions = [vit.reduction.as_asked]
-        vit = vit.with_reduction(vit.source.reduction)
-    reductions = compare.with_recommended(vit, reductions)
-    compare.check_fit(vit, reductions)
-    limit = IMAGES(config)
-    run = RunConfig.from_config(config)
+    names = {"folder": "--out", **flags_of("shares", "methods")}
     try:
-        source = labeled_images(run, vit, limit)
+        compare.chosen(METHODS.value)
+        reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
+        CHECK_DATA()
+        vit = WEIGHTS()
+        if command_line.reduction():
+            # The reduction is one to compare, not that of the training.
+            if not METHODS.present:
+                reductions = [vit.reduction.as_asked]
+            vit = vit.with_reduction(vit.source.reduction)
+        reductions = compare.with_recommended(vit, reductions)
+        compare.check_fit(vit, reductions)
+        images = IMAGES(vit)
+        split = Split(images.setting, images.batches, valid=images.valid)
+        # A run's own dtype is for training, on another device.
+        vit = vit.analyzed(flags.FLAGS["dtype"].value or fast_dtype())
+        clock = Clock(SPEED_BATCH.value, rules)
+        with ResultCache(out, AGAIN.value, device.versions()) as cache:
+            checkpoint = MeasuredWeights(vit, split, cache, clock)
+            if reductions:
+                report = compare.sweep(checkpoint, reductions, SMALLER_IMAGES.value)
+            else:
+                given = shares, METHODS.value, METRIC.value, SMALLER_IMAGES.value
+                report = compare.compare(checkpoint, *given)
     except InputError as error:
-        raise cli.with_data_flag(error) from error
-    valid = valid_labels.read(VALID_LABELS.value, source)
-    if note := valid_labels.note(valid, source):
-        print(f"note: {note}", flush=True)
-    images = Split(
-        {
-            "data": registry.short_name(run.data.name),
-            "digest": source.digest,
-            "images": len(source),
-            "limit": limit,
-            **source.part,
-            **run.preprocessing().as_json,
-        },
-        functools.partial(eval_batches, run, source, placement=parallel.placement()),
-        valid=valid,
-    )
-    cache = ResultCache(out, AGAIN.value, device.versions())
-    # A config's dtype is for training, on another device.
-    dtype = None
-    if not cli.is_typed("model.dtype"):
-        dtype = xla_options.fast_dtype()
-    clock = Clock(SPEED_BATCH.value, rules)
-    checkpoint = MeasuredWeights(vit.analyzed(dtype), images, cache, clock)
-    try:
-        if reductions:
-            report = compare.sweep(checkpoint, reductions, SMALLER_IMAGES.value)
-        else:
-            report = compare.compare(
-                checkpoint, shares, METHODS.value, METRIC.value, SMALLER_IMAGES.value
-            )
-    finally:
-        cache.close()
+        raise error.renamed(names) from error
     print(compare_tables.write(out, report), end="", flush=True)
+
+
+def read_shares():
+    """The costs to compare at: that of --reduction, or --shares.
+
+    Raises InputError for flags that have no effect beside the typed ones.
+    """
+    cost = cli.typed_cost()
+    others = [SHARES, METHODS, METRIC]
+    given = "--sweep" if SWEEP.value else ""
+    if command_line.reduction():
+        given = "--reduction"
+        if cost and METHODS.present:  # at this share
+            others = [SHARES]
+    for flag in others:
+        if given and flag.present:
+            raise InputError(
+                f"is given with --{flag.name}", field=given, allowed="one of the two"
+            )
+    if cost:
+        return [cost]
+    try:
+        read = share().metadata["convert"]
+        return [read(literal(text)) for text in SHARES.value or [""]]
+    except InputError as error:
+        raise error.inside("--shares") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tokens, MACs and parameters of a config, block by block.
+"""Tokens, MACs and parameters of a config or of weights, block by block.
 
 Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
 A config is followed by the operations and the memory of its training, for which no
@@ -6,45 +6,48 @@ images are needed and nothing is compiled, and by the line on its cost that the 
 docstring repeats.
 
 python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
-python -m imagepiece_jax describe --weights FILE --config.reduction.name=tome \\
-    --config.reduction.r=8
+python -m imagepiece_jax describe --weights FILE --reduction tome:r=8
 """
 
+import dataclasses
+
+from absl import flags
+
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _weights
 
 cli.define_config("a config file, such as configs/quickstart.py, or --weights")
-WEIGHTS = cli.weights()
-cli.macs()
+WEIGHTS = _weights.weights()
 
 
 def main():
-    path = WEIGHTS.value
-    if path is None:
+    run = None
+    if not flags.FLAGS["weights"].value:
         _, run = cli.run_config()
-    else:
-        config, overrides = cli.config_or_base()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common.image_size import patch_grid
-    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.models import cost
-    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report
 
-    if path is not None:
-        config, vit = load_with_config(path, config, overrides, abstract=True)
-        run = RunConfig.from_config(config)
-    run = run.at_cost()
-    model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
-    others = [run.create_dense(), run.create_dense(stem="patch")]
-    grid = patch_grid(run.image_size, model.patch_size, cut=True)
-    width = model.embed_dim
-    heads = model.num_heads
-    prefix = model.arch.prefix
-    contract.try_reducers(model.plan, grid, width, heads, prefix)
-    print(cost.describe(model, others, run.image_size))
-    if path is None:
+    if run is None:
+        vit = WEIGHTS(abstract=True)
+        model = vit.model
+        size = vit.image_size
+        patch_stem = dataclasses.replace(vit.config, stem="patch")
+        others = [vit.config.create(), patch_stem.create()]
+    else:
+        run = run.at_cost()
+        model = run.create_model()
+        size = run.image_size
+        others = [run.create_dense(), run.create_dense(stem="patch")]
+    grid = patch_grid(size, model.patch_size, cut=True)
+    contract.try_reducers(
+        model.plan, grid, model.embed_dim, model.num_heads, model.arch.prefix
+    )
+    print(cost.describe(model, others, size))
+    if run is not None:
         print(report.estimate(run))
     elif vit.recovery:
         print(f"recovered for {vit.recovery}")

@@ -1,12 +1,10 @@
 """Top-1, top-5 and loss of trained weights over every image of a set.
 
 python -m imagepiece_jax evaluate --weights WORKDIR
-python -m imagepiece_jax evaluate --weights FILE --data PATH \\
-    --config configs/deit_s_imagepiece.py:deit_ti
+python -m imagepiece_jax evaluate --weights FILE --data PATH --reduction tome:r=8
 
-A run determines model and data, a file its sizes: --config gives a file a reduction,
-and must agree with the weights. Without it, --config.FIELD=VALUE changes what they
-determine, such as --config.reduction.keep_rate=.5 of a run. --optimized evaluates the
+A run determines its model, its images and their crop. --reduction has the weights run
+with another one, and other words of `load` change the rest. --optimized evaluates the
 fast program of `imagepiece_jax.optimize` and the float32 model: its cost in
 accuracy. --limit 100 takes 100 images, evenly spaced over the set. --valid_labels=data
 has the model choose among the classes of the images alone, as published figures on
@@ -14,15 +12,13 @@ ImageNet-A, ImageNet-R and imagenette do. `compare --sweep` evaluates several
 reductions.
 """
 
-import functools
-
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _images, _weights
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
-MODEL = cli.trained_model(also_read=cli.OF_IMAGES)
-IMAGES, DATA = cli.evaluated_images()
-VALID_LABELS = cli.valid_labels()
+WEIGHTS = _weights.weights()
+CHECK_DATA, IMAGES = _images.labeled_images()
 JSON = cli.text("json", None, "write the results here, too")
 OPTIMIZED = cli.switch(
     "optimized", False, "compare the optimized program with the float32 model"
@@ -31,102 +27,71 @@ GELU = cli.gelu()
 
 
 def main():
-    typed = MODEL()
-    # These import JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.common import parallel
-    from imagepiece_jax.config.images import eval_batches, labeled_images
-    from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import valid_labels
-    from imagepiece_jax.evaluate import accuracy, statistics
-    from imagepiece_jax.inference import optimize
-    from imagepiece_jax.input import registry
-    from imagepiece_jax.pretrained import runs
-    from imagepiece_jax.pretrained.with_config import load_with_config
-
+    path = cli.path_of_weights()
     if GELU.value and not OPTIMIZED.value:
         raise InputError(
             f"{GELU.value} is for the optimized program",
             field="--gelu",
             value=GELU.value,
-            hint="add --optimized, or set --config.model.gelu for the model itself",
+            hint=f"add --optimized, or give --model=gelu={GELU.value} for the model",
         )
+    # These import JAX, which --help and a mistyped flag need not wait for.
+    from imagepiece_jax.common import parallel
+    from imagepiece_jax.evaluate import accuracy
+    from imagepiece_jax.input import registry
+    from imagepiece_jax.pretrained import runs
+
+    CHECK_DATA()
     if JSON.value:
-        files = runs.own_files(typed["path"])
-        check_writable("--json", JSON.value, files)
-    if DATA.value:
-        registry.check_found(DATA.value)
-    config, vit = load_with_config(**typed)
-    limit = IMAGES(config)
-    model = vit.model
-    loaded = vit.source
+        check_writable("--json", JSON.value, runs.own_files(path))
+    vit = WEIGHTS()
+    images = IMAGES(vit)
     if JSON.value:
-        check_writable("--json", JSON.value, registry.own_files(config.data.name))
-    run = RunConfig.from_config(config)
-    try:
-        source = labeled_images(run, vit, limit)
-    except InputError as error:
-        raise cli.with_data_flag(error) from error
-    valid = valid_labels.read(VALID_LABELS.value, source)
-    if note := valid_labels.note(valid, source):
-        print(f"note: {note}", flush=True)
-    placement = parallel.placement()
-    transform = run.preprocessing()
-    batches = functools.partial(eval_batches, run, source, placement=placement)
-    how = [
-        f"among {valid_labels.in_words(valid, run.num_classes)}",
-        *["averaged weights"] * loaded.averaged,
-        transform.text,
-        *vit.differences_from_training(),
-    ]
+        check_writable("--json", JSON.value, registry.own_files(images.name))
+    how = images.in_words(vit)
     if OPTIMIZED.value:
-        print("  ".join(how), flush=True)
-        program = optimize.optimize(
-            vit,
-            batch_size=config.eval_batch_size,
-            dtype=model.dtype.name,
-            gelu=GELU.value,
-            attention=config.model.attention,
-            pixels=True,
-        )
-        result, change = accuracy.evaluate_program(
-            vit.model, vit.variables, program, batches, config.seed, valid
-        )
-        for figures in result.values():
-            kind = f"{figures['dtype']}, {figures['gelu']} GELU"
-            print(f"{kind}: {accuracy.line(figures)}", flush=True)
-        print(
-            f"the program's cost: acc1 {statistics.format_difference(change, 2)} "
-            f"(points, 95 %, paired, {figures['images']} images)"
-        )
+        print(*how, sep="  ", flush=True)
+        figures = optimized(vit, images)
     else:
-        step = accuracy.model_step(model, config.seed, valid=valid)
-        measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
-        result = measured.figures
-        print(accuracy.line(result, *how, f"gmacs {vit.gmacs:.3f}"))
-    if unreadable := len(source.unreadable):
+        step = accuracy.model_step(vit.model, vit.source.seed, valid=images.valid)
+        variables = parallel.replicate(vit.variables)
+        figures = accuracy.evaluate(step, variables, images.batches()).figures
+        print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
+    if unreadable := len(images.source.unreadable):
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
-        size = loaded.config.image_size
-        reduction = loaded.reduction and loaded.reduction.fields
-        trained = {"reduction": reduction, "image_size": size}
-        facts = {
-            "preprocessing": transform.as_json,
-            "weights": typed["path"],
-            "checkpoint": loaded.checkpoint,
-            "averaged": loaded.averaged,
-            "data": run.data.name,
-            "limit": limit,
-            **source.part,
-            "num_classes": run.num_classes,
-            "valid_labels": valid,
-            "dtype": model.dtype.name,
-            "trained": trained,
-            "recovered": vit.recovered and vit.recovered.form,
-            "reduction": vit.reduction.fields,
-            "gmacs": vit.gmacs,
-            "unreadable": unreadable,
-        }
-        write_json(JSON.value, result | facts)
+        write_json(JSON.value, figures | {"weights": path} | images.facts(vit))
+
+
+def optimized(vit, images):
+    """Print and return the figures of the optimized program and of the model."""
+    from imagepiece_jax.evaluate import accuracy, statistics
+    from imagepiece_jax.inference import optimize
+
+    program = optimize.optimize(
+        vit,
+        batch_size=images.batch,
+        dtype=vit.model.dtype.name,
+        gelu=GELU.value,
+        attention=vit.config.attention or "auto",
+        pixels=True,
+    )
+    figures, change = accuracy.evaluate_program(
+        vit.model,
+        vit.variables,
+        program,
+        images.batches,
+        vit.source.seed,
+        images.valid,
+    )
+    for each in figures.values():
+        kind = f"{each['dtype']}, {each['gelu']} GELU"
+        print(f"{kind}: {accuracy.line(each)}", flush=True)
+    print(
+        f"the program's cost: acc1 {statistics.format_difference(change, 2)} "
+        f"(points, 95 %, paired, {figures['optimized']['images']} images)"
+    )
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Export of a model with its weights as one file, for JAX or as ONNX.
 
 python -m imagepiece_jax export --weights WORKDIR --out model.jax
-python -m imagepiece_jax export --config configs/deit_s_imagepiece.py --weights FILE \\
-    --out model.onnx
+python -m imagepiece_jax export --weights FILE --reduction tome:r=8 --out model.onnx
 
-A run determines its model, a file its sizes: see `evaluate`. The program takes any
-batch size, unless --batch fixes it, and images normalized as FILE.json, beside it,
-says; with --pixels, uint8 images. --output features gives what
-`imagepiece_jax.features` returns, --output patches only its map, and --layers the same
-after some blocks. With --tokens K it gives exactly K image tokens, their sizes, the
-token of each patch and where tokens stand (`inference.token_list.TokenList`).
+A run determines its model: see `evaluate`. The program takes any batch size, unless
+--batch fixes it, and images normalized as FILE.json, beside it, says; with --pixels,
+uint8 images. --output features gives what `imagepiece_jax.features` returns, --output
+patches only its map, and --layers the same after some blocks. With --tokens K it gives
+exactly K image tokens, their sizes, the token of each patch and where tokens stand
+(`inference.token_list.TokenList`).
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32; weights of more than
 2 GB are in a file beside it, which FILE.json names. The other format holds the program
@@ -18,11 +17,15 @@ and flatbuffers, and neither this package nor Flax. JAX promises to read it for 
 months; ONNX lasts longer. docs/inference.md has code that runs it.
 """
 
+from absl import flags
+
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _weights
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, flags_of
 
-MODEL = cli.trained_model()
+WEIGHTS = _weights.weights()
+cli.choice("attention", None, ["xla"], "which runs everywhere; files have no other")
 OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
 FORMAT = cli.choice("format", None, ("jax", "onnx"), "default: by the ending of --out")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
@@ -40,26 +43,24 @@ FILL = cli.choice(
 TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 # Arguments of `imagepiece_jax.export` by their flags, where the names differ.
-NAMES = {"batch_size": "--batch", "reduction": "config.reduction"}
+NAMES = {"batch_size": "--batch", "reduction": "--reduction", "dtype": "--dtype"}
 NAMES |= flags_of("out", "format", "output", "layers", "norm", "fill", "tokens")
 
 
 def main():
-    typed = MODEL()
+    path = cli.path_of_weights()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.inference.export import checked_file, export
     from imagepiece_jax.inference.jax_export import read_facts
-    from imagepiece_jax.pretrained.with_config import load_with_config
 
     out = cli.required(OUT)
     try:
-        _, form = checked_file(out, FORMAT.value, typed["path"])
-        config, vit = load_with_config(**typed)
-        _check_taken(config.model, form)
+        _, form = checked_file(out, FORMAT.value, path)
         out = export(
-            vit,
+            WEIGHTS(),
             out,
             format=form,
+            dtype=flags.FLAGS["dtype"].value,
             batch_size=BATCH.value,
             pixels=PIXELS.value,
             output=OUTPUT.value,
@@ -83,24 +84,6 @@ def main():
         f"{facts['gmacs']:.3f} GMACs an image, {runs}; {out.name}.json describes "
         "input and output"
     )
-
-
-def _check_taken(fields, form):
-    """Raise InputError for a typed field of the model that no file takes.
-
-    fields: the group "model" of the config
-    """
-    taken = {"attention": "xla"}
-    if form == "onnx":
-        taken["dtype"] = "float32"
-    for field, value in taken.items():
-        typed = cli.is_typed(f"model.{field}")
-        if typed and fields[field] not in (value, "auto", None):
-            raise InputError(
-                field=f"config.model.{field}",
-                value=fields[field],
-                allowed=f"'{value}' in files of --format {form}",
-            )
 
 
 if __name__ == "__main__":

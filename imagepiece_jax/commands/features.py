@@ -15,7 +15,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
 from imagepiece_jax.errors import InputError, flags_of
 
-WEIGHTS = _weights.weights()
+WEIGHTS = _weights.weights(draws=False)
 IMAGES = "a folder, an image, a .csv with a column filename, or a .txt of paths"
 DATA = cli.text("data", None, IMAGES)
 OUT = cli.text("out", None, "the folder to write, or to complete")

@@ -3,23 +3,24 @@
 A model without classes, such as DINOv2, gives its pooled vectors, for --json.
 
 python -m imagepiece_jax predict --weights FILE_OR_WORKDIR IMAGE_OR_FOLDER..
-python -m imagepiece_jax predict --config configs/deit_s_tome.py:deit_ti \\
-    --weights FILE --json predictions.json IMAGE..
+python -m imagepiece_jax predict --weights FILE --reduction tome:r=8 \\
+    --json predictions.json IMAGE..
 
-A folder stands for its images and those of its sub-folders. A run determines its model,
-a file its sizes: see `evaluate`. An image that cannot be read is named on stderr, the
-others are answered, and the exit status is 1.
+A folder stands for its images and those of its sub-folders. A run determines its model:
+see `evaluate`. An image that cannot be read is named on stderr, the others are
+answered, and the exit status is 1.
 """
 
-import dataclasses
 import sys
 
+from absl import flags
+
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _weights
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError, flags_of
 
-MODEL = cli.trained_model()
-RESIZE = cli.resize()
+WEIGHTS = _weights.weights()
 TOP = cli.integer("top", None, "classes of each image; default: 5, or all of fewer", 1)
 LABELS = cli.choice(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
@@ -29,57 +30,61 @@ JSON = cli.text("json", None, "a file to write the predictions to, as JSON")
 
 
 def main(words):
-    typed = MODEL()
+    path = cli.path_of_weights()
     # These import JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.data import class_names, pictures
+    from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.runs import own_files
-    from imagepiece_jax.pretrained.with_config import load_with_config
 
     files = pictures.find_images(words)
     if JSON.value is not None:
-        read = [*map(str, files), *own_files(typed["path"])]
+        read = [*map(str, files), *own_files(path)]
         check_writable("--json", JSON.value, read)
-    config, vit = load_with_config(**typed)
-    config.data.resize = RESIZE.value or config.data.resize
-    preprocessing = RunConfig.from_config(config).preprocessing()
-    if preprocessing != vit.preprocessing:
-        vit = dataclasses.replace(vit, preprocessing=preprocessing)
-    classes = vit.model.num_classes
-    if note := pictures.sizes_note(files, preprocessing):
+    vit = WEIGHTS()
+    if note := pictures.sizes_note(files, vit.preprocessing):
         print(f"note: {note}", flush=True)
     try:
         predict = Predictor(
             vit,
             labels=LABELS.value,
             top=TOP.value,
-            attention=config.model.attention,
+            dtype=flags.FLAGS["dtype"].value,
+            attention=vit.config.attention or "auto",
             gelu=GELU.value,
         )
     except InputError as error:
         raise error.renamed(flags_of("labels", "top")) from error
     answers = {}
     damaged = 0
-    for file, predictions in zip(files, predict.stream(files), strict=True):
-        if isinstance(predictions, InputError):
-            print(f"error: {predictions}", file=sys.stderr)
-            answers[str(file)] = {"error": str(predictions)}
+    for file, found in zip(files, predict.stream(files), strict=True):
+        answers[str(file)], line = answered(file, found)
+        if isinstance(found, InputError):
             damaged += 1
-            continue
-        if not classes:
-            answers[str(file)] = {"pooled": predictions.tolist()}
-            print(f"{file}: a vector of {len(predictions)} features", flush=True)
-            continue
-        answers[str(file)] = [one._asdict() for one in predictions]
-        listed = []
-        for one in predictions:
-            label = class_names.described(one.label)
-            listed.append(f"{label} {100 * one.probability:.1f} %")
-        print(f"{file}: {'; '.join(listed)}", flush=True)
+            print(line, file=sys.stderr)
+        else:
+            print(line, flush=True)
     if JSON.value is not None:
         write_json(JSON.value, answers)
     return int(damaged > 0)
+
+
+def answered(file, found):
+    """(what JSON has of an image, the line that is printed of it).
+
+    found: its Predictions, an InputError, or a vector of a model without classes
+    """
+    from imagepiece_jax.data import class_names
+
+    if isinstance(found, InputError):
+        return {"error": str(found)}, f"error: {found}"
+    if not isinstance(found, list):
+        line = f"{file}: a vector of {len(found)} features"
+        return {"pooled": found.tolist()}, line
+    listed = []
+    for one in found:
+        label = class_names.described(one.label)
+        listed.append(f"{label} {100 * one.probability:.1f} %")
+    return [one._asdict() for one in found], f"{file}: {'; '.join(listed)}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Recovery of what a reduction costs, from a few hundred images without labels.
 
 python -m imagepiece_jax recover --weights FILE --data PATH --out DIR
-python -m imagepiece_jax recover --weights FILE --macs 0.5 --data PATH --out DIR
+python -m imagepiece_jax recover --weights FILE --reduction 0.5 --data PATH --out DIR
 
 Reduced forms learn to answer as the dense model does: the first at .6, .5 and .4 of its
 MACs, the second at one cost. It says first how long that takes here. DIR is a
@@ -11,17 +11,17 @@ and chooses the best. Labels are not read. --minutes 10 takes as many steps as f
 Ctrl-C leaves the best so far in DIR.
 """
 
-import dataclasses
 import pathlib
 import sys
 
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _weights
 from imagepiece_jax.errors import InputError, flags_of
 
-MODEL = cli.trained_model(also_read=("data.dir",))
+WEIGHTS = _weights.weights()
 SOURCES = f"a folder of images, {cli.IMAGE_SETS}"
 DATA = cli.text("data", None, SOURCES)  # other commands take no folder without a word
-RESIZE = cli.resize()
+DATA_DIR = cli.data_dir()
 LIMIT = cli.limit()
 OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")
 STEPS = cli.integer("steps", None, "of training, for each cost; default: 250", 1)
@@ -34,23 +34,15 @@ PARAMETERS = cli.choice(
 
 
 def main():
-    typed = MODEL()
+    cli.path_of_weights()
     images = cli.required(DATA, SOURCES)
     out = pathlib.Path(cli.required(OUT))
-    if cli.is_typed("seed"):
-        raise InputError(
-            "is not the seed of a recovery",
-            field="config.seed",
-            hint="give --seed",
-        )
     # These import JAX, which --help and a mistyped flag need not wait for.
     import jax
 
     from imagepiece_jax.common.files import check_folder, check_room
     from imagepiece_jax.common.signals import finishing
-    from imagepiece_jax.config.run import RunConfig
-    from imagepiece_jax.pretrained.save import checked_folder, save
-    from imagepiece_jax.pretrained.with_config import load_with_config
+    from imagepiece_jax.pretrained.save import checked_folder
     from imagepiece_jax.training.recover import recover
 
     try:
@@ -61,18 +53,14 @@ def main():
     try:
         check_there(images)
     except InputError as error:
-        raise error.renamed({"images": "--data"}) from error
-    config, vit = load_with_config(**typed)
-    config.data.resize = RESIZE.value or config.data.resize
-    preprocessing = RunConfig.from_config(config).preprocessing()
-    if preprocessing != vit.preprocessing:
-        vit = dataclasses.replace(vit, preprocessing=preprocessing)
+        raise error.renamed({"images": "--data", "name": "--data"}) from error
+    vit = WEIGHTS()
     leaves = jax.tree.leaves(vit.variables)
     check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
     flags = flags_of("steps", "minutes", "seed", "parameters")
-    flags |= {"images": "--data", "config.data.name": "--data", "batch_size": "--batch"}
+    flags |= {"images": "--data", "name": "--data", "batch_size": "--batch"}
     try:
-        source = opened(images, config.data.dir).spread(LIMIT.value)
+        source = opened(images, DATA_DIR.value).spread(LIMIT.value)
         recovered = recover(
             vit,
             source,
@@ -84,14 +72,21 @@ def main():
         )
     except InputError as error:
         raise error.renamed(flags) from error
-    recovery = recovered.recovery
     with finishing():  # nothing that took minutes is lost while it is written
-        print(recovery, flush=True)
-        if all(cost.stopped and not cost.changed for cost in recovery.costs):
-            print(f"nothing is written to {out}", file=sys.stderr)
-        else:
-            save(out, recovered)
-            print(f"saved in {out}", flush=True)
+        written(out, recovered)
+
+
+def written(out, recovered):
+    """Print what was recovered, and save it where anything changed."""
+    from imagepiece_jax.pretrained.save import save
+
+    recovery = recovered.recovery
+    print(recovery, flush=True)
+    if all(cost.stopped and not cost.changed for cost in recovery.costs):
+        print(f"nothing is written to {out}", file=sys.stderr)
+    else:
+        save(out, recovered)
+        print(f"saved in {out}", flush=True)
 
 
 def check_there(images: str):

@@ -6,26 +6,24 @@ python -m imagepiece_jax visualize --weights FILE_OR_WORKDIR \\
 For every method one figure per image: the tokens after each reducing block, the class
 attention, and the number of patches of each token. `index.html` compares the methods
 side by side and needs no network; `provenance.json` and `provenance.npz` hold the slot
-of every patch, and all else that is drawn. Sizes and stem come from the run or the
-weights, else from --config, as does the method if there is no --sweep. --limit 20 takes
-twenty of a folder's images. An image that cannot be read is named on stderr, the others
-are shown, and the exit status is 1.
+of every patch, and all else that is drawn. Without --sweep the method is --reduction,
+or that of the weights. --limit 20 takes twenty of a folder's images. An image that
+cannot be read is named on stderr, the others are shown, and the exit status is 1.
 """
 
-import dataclasses
 import pathlib
 
 from imagepiece_jax import cli
+from imagepiece_jax.commands import _weights
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError, one_of
 
 MANY = 100  # images, of which a page has 30 MB for a method
 
-MODEL = cli.trained_model(for_figures=True)
-RESIZE = cli.resize()
+WEIGHTS = _weights.weights(latest=True)
 LIMIT = cli.limit()
-SWEEP = cli.sweep("these methods instead of the config's")
+SWEEP = cli.sweep("these methods instead of --reduction")
 OUT = cli.text(
     "out",
     None,
@@ -37,12 +35,10 @@ BLOCKS = cli.listed(
 
 
 def main(words):
-    typed = MODEL()
+    cli.path_of_weights()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.data import pictures
     from imagepiece_jax.data.source import evenly_spaced
-    from imagepiece_jax.pretrained.runs import last_checkpoint
-    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.visualize import html
 
@@ -57,31 +53,28 @@ def main(words):
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     html.check_own(out)
-    reductions = parse_sweeps(SWEEP.value, cli.typed_macs())
-    if typed["checkpoint"] is None:
-        typed["checkpoint"] = last_checkpoint(typed["path"])
-    _, vit = load_with_config(**typed)
-    vit = vit.analyzed()
+    reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
+    vit = WEIGHTS().analyzed()
     models = []
     for reduction in reductions:
         try:
             models.append(vit.with_reduction(reduction, seed=vit.source.seed))
         except InputError as error:
-            raise error.inside(place=f"--sweep {reduction.text}") from error
+            raise error.inside(place=f"sweep {reduction.text}") from error
     models = models or [vit]
     numbers = [str(block) for block in range(len(models[0].model.plan))]
     blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]
-    preprocessing = vit.preprocessing
-    if RESIZE.value:
-        preprocessing = dataclasses.replace(preprocessing, resize=RESIZE.value)
-    images, names = pictures.read_images(files, preprocessing)
-    if note := pictures.sizes_note(files, preprocessing):
+    images, names = pictures.read_images(files, vit.preprocessing)
+    if note := pictures.sizes_note(files, vit.preprocessing):
         print(f"note: {note}", flush=True)
     source = vit.source.name
     if vit.source.averaged:
         source += " (averaged weights)"
-    for line in html.write_folder(out, models, images, names, source, blocks):
-        print(line, flush=True)
+    try:
+        for line in html.write_folder(out, models, images, names, source, blocks):
+            print(line, flush=True)
+    except InputError as error:
+        raise error.renamed({"out": "--out"}) from error
     return int(len(names) < len(files))
 
 

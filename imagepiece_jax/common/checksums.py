@@ -64,7 +64,7 @@ def read_newest(folder, choose, among=None, reader=None):
         f"has only damaged checkpoints among those tried (steps {among})",
         place=folder,
         value=among,
-        hint="remove the folder to start again, or choose another --workdir",
+        hint="remove the folder to start again, or choose another",
     )
 
 

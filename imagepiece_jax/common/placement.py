@@ -34,6 +34,11 @@ class Placement:
     local_devices: int = 1
     accumulation: int = 1
 
+    def whole(self, samples: int) -> int:
+        """`samples`, rounded up to as many on each device."""
+        devices = self.process_count * self.local_devices
+        return -(-samples // devices) * devices
+
     def positions(self, batch_size: int) -> np.ndarray:
         """Positions in the global batch, int64 [local_devices, accumulation, m].
 

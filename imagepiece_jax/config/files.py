@@ -125,14 +125,6 @@ def config_name(path: str | os.PathLike) -> str:
 class Overrides(tuple):
     """(field, text) of every --config.FIELD=VALUE."""
 
-    def of_model(self) -> "Overrides":
-        """The overrides of fields that make the dense model."""
-        found = []
-        for field, text in self:
-            if field.startswith("model.") or field in ("image_size", "num_classes"):
-                found.append((field, text))
-        return Overrides(found)
-
     def apply(self, config: "ConfigDict"):
         """Set the fields in a config.
 
@@ -316,6 +308,13 @@ def part_names() -> tuple[str, ...]:
     from imagepiece_jax.models.architecture import PARTS  # imports JAX
 
     return PARTS
+
+
+def model_words() -> list[str]:
+    """The fields of a ModelConfig, which `load` takes as arguments."""
+    from imagepiece_jax.models.config import ModelConfig  # imports JAX
+
+    return ModelConfig.names()
 
 
 def method_fields(name: str | None = None) -> list[str]:

@@ -279,7 +279,6 @@ class RunConfig(CheckedFields):
         from imagepiece_jax.models.config import (
             ModelConfig,
             fields_in_config,
-            in_config,
         )
         from imagepiece_jax.reduction.reduction import Reduction
 
@@ -290,7 +289,7 @@ class RunConfig(CheckedFields):
                 model = ModelConfig.from_fields(fields_in_config(model) | sizes)
             reduction = Reduction.read(self.reduction, model.prop_attn)
         except InputError as error:
-            raise in_config(error) from error
+            raise _in_config(error) from error
         try:
             ModelConfig(**self.teacher.fields)
         except InputError as error:
@@ -360,12 +359,10 @@ class RunConfig(CheckedFields):
         return {**self.written, "model": model, "reduction": fields}
 
     def _model(self, reduction, **changes):
-        from imagepiece_jax.models.config import in_config  # imports JAX
-
         try:
             return dataclasses.replace(self.model, **changes).create(reduction)
         except InputError as error:
-            raise in_config(error) from error
+            raise _in_config(error) from error
 
     def preprocessing(self) -> Preprocessing:
         """Evaluation's resize and crop."""
@@ -377,3 +374,28 @@ class RunConfig(CheckedFields):
             if every and step % every == 0:
                 return True
         return False
+
+
+def _in_config(error):
+    """The same mistake with a model's field by its path in a config."""
+    from imagepiece_jax.models.config import ModelConfig  # imports JAX
+
+    first, _, _ = error.field.partition(".")
+    if first in ModelConfig.names() or first == "reduction":
+        return error.renamed({error.field: config_path(error.field)})
+    return error
+
+
+def config_path(field: str) -> str:
+    """The path of a ModelConfig's field, or of a reduction's, in a run's config.
+
+    "reduction.r" is "config.reduction.r", "num_heads" is "config.model.num_heads".
+    """
+    from imagepiece_jax.models.architecture import PARTS  # imports JAX
+
+    first, _, _ = field.partition(".")
+    if first in ("image_size", "num_classes", "reduction"):
+        return f"config.{field}"
+    if first in PARTS:
+        return f"config.model.arch.{field}"
+    return f"config.model.{field}"

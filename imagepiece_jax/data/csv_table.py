@@ -191,7 +191,7 @@ def _label(text, num_classes):
     if label < 0 or (num_classes and label >= num_classes):
         allowed = "the whole numbers from 0"
         if num_classes:
-            allowed += f" to {num_classes - 1} (config.num_classes is {num_classes})"
+            allowed += f" to {num_classes - 1} (num_classes is {num_classes})"
         raise InputError(field="label", value=text, allowed=allowed)
     return label
 

@@ -235,11 +235,11 @@ class FileSource(Source):
 
 
 def check_num_classes(num_classes, classes, data):
-    """Raise InputError where config.num_classes is not what `data` has."""
+    """Raise InputError where num_classes is not what `data` has."""
     if num_classes not in (None, classes):
         raise InputError(
             f"is {num_classes}, but {data} has {classes} classes",
-            field="config.num_classes",
+            field="num_classes",
             value=num_classes,
             allowed=f"{classes}",
         )

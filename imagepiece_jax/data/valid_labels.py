@@ -5,7 +5,7 @@ import pathlib
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
-FLAG = "--valid_labels"
+FIELD = "valid_labels"
 FROM_DATA = "data"
 
 
@@ -27,7 +27,7 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
     if len(labels) == 1:
         raise InputError(
             f"is {text}, which leaves only class {labels[0]}",
-            field=FLAG,
+            field=FIELD,
             value=text,
             allowed="two classes or more",
         )
@@ -35,7 +35,7 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
     if lacking:
         raise InputError(
             f"{text} lacks label {lacking[0]}, which images have",
-            field=FLAG,
+            field=FIELD,
             value=text,
             allowed="files with the labels of all images",
         )
@@ -52,7 +52,7 @@ def _of_file(path, num_classes):
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})",
-            field=FLAG,
+            field=FIELD,
             value=path,
             allowed=allowed,
         ) from error
@@ -60,12 +60,12 @@ def _of_file(path, num_classes):
         if not word.isdecimal() or int(word) >= num_classes:
             raise InputError(
                 f"{path} has the label {word!r}",
-                field=FLAG,
+                field=FIELD,
                 value=word,
                 allowed=allowed,
             )
     if not words:
-        raise InputError(f"{path} is empty", field=FLAG, value=path, allowed=allowed)
+        raise InputError(f"{path} is empty", field=FIELD, value=path, allowed=allowed)
     return tuple(sorted(set(map(int, words))))
 
 
@@ -84,5 +84,5 @@ def note(labels: tuple[int, ...] | None, source: Source) -> str | None:
     classes = "one class" if present == 1 else f"{present:,} classes"
     return (
         f"the images have {classes}, and the model chooses among all "
-        f"{source.num_classes:,}; {FLAG}={FROM_DATA} has it choose among theirs"
+        f"{source.num_classes:,}; {FIELD}={FROM_DATA} has it choose among theirs"
     )

@@ -43,7 +43,7 @@ class ResultCache:
         versions: dict[str, Any] | None = None,
     ):
         path = pathlib.Path(folder) / FILE
-        self._file = open_locked("--out", path, "ab+", buffering=0)
+        self._file = open_locked("folder", path, "ab+", buffering=0)
         try:
             results = _read(self._file, path)  # also cuts off a torn last line
         except InputError:
@@ -55,6 +55,12 @@ class ResultCache:
 
     def close(self):
         self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def __contains__(self, setting: dict) -> bool:
         """Whether the result of a setting is measured already."""

@@ -127,7 +127,7 @@ def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
         try:
             vit.model_with(reduction)
         except InputError as error:
-            raise error.inside(place=f"--sweep {reduction.text}") from error
+            raise error.inside(place=f"sweep {reduction.text}") from error
 
 
 def _setting(reduction):
@@ -227,7 +227,7 @@ def match(
         listed = ",".join(f"{share:g}" for share in shares)
         raise InputError(
             f"is {listed}",
-            field="--shares",
+            field="shares",
             value=shares,
             allowed="shares of the cost that some method has a setting of",
         )
@@ -244,7 +244,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     for name in names:
         if name not in every:
             hint = suggestion(name, every, f"allowed: {', '.join(every)}")
-            raise InputError(field="--methods", value=name, hint=hint)
+            raise InputError(field="methods", value=name, hint=hint)
     wanted = {*names, *REFERENCES} if names else {*every}
     listed = [name for name in every if name in wanted]
     for variant, requested in reversed(VARIANTS.items()):

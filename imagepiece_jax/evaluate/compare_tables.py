@@ -36,7 +36,7 @@ Report = Mapping[str, Any]
 def write(folder: str | os.PathLike, report: Report) -> str:
     """Write compare.json, .md and .png into a folder; return the page, compare.md."""
     folder = pathlib.Path(folder)
-    make_folder("--out", folder)
+    make_folder("folder", folder)
     text = page(report, plot="compare.png")
     with finishing():  # the files belong together
         write_json(folder / "compare.json", report)

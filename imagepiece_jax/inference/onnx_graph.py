@@ -439,7 +439,7 @@ def no_operator(name):
         f"computes {name}, which has no ONNX operator here",
         place="the model",
         value=name,
-        allowed="reductions by fixed counts (--format jax has all of them)",
+        allowed="reductions by fixed counts (format='jax' has all of them)",
     )
 
 

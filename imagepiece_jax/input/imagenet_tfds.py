@@ -21,7 +21,7 @@ def open_imagenet(split, num_classes, data_dir):
     if sys.platform == "win32":
         raise InputError(
             "is 'imagenet2012', which Windows cannot read: it has no array_record",
-            field="config.data.name",
+            field="name",
             hint="take folder:PATH there",
         )
     extras.check(NAME, "tensorflow_datasets", "array_record")
@@ -37,7 +37,7 @@ def open_imagenet(split, num_classes, data_dir):
             raise InputError(
                 f"has no split {tfds_split}",
                 place=builder.data_path,
-                hint="prepare a --source that has both into a new folder",
+                hint="prepare both into a new folder",
             )
         files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
@@ -50,15 +50,13 @@ def open_imagenet(split, num_classes, data_dir):
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
         raise InputError(
-            f"is {value!r}, but config.data.dir {str(where)!r} has no complete "
-            "array_record files of it",
-            field="config.data.name",
+            f"is {value!r}, but {where} has no complete array_record files of it",
+            field="name",
             value=value,
+            allowed="a data_dir that has them",
             hint=(
-                "in a clone of the repository, `python -m tools.prepare_imagenet "
-                f"--source FOLDER --dir {where}` makes them from ImageNet's tar or "
-                "parquet files in FOLDER; `python train.py --config "
-                "configs/quickstart.py` needs no files"
+                "tools.prepare_imagenet, in a clone of the repository, makes them from "
+                "ImageNet's tar or parquet files; 'digits' needs no files"
             ),
         ) from error
     note = dict(builder.info.metadata.items())

@@ -24,7 +24,7 @@ def open_source(
     labeled: bool = True,
     labels_by_name: Mapping[str, int] | None = None,
 ) -> Source:
-    """The `Source` of a split of the data that `config.data.name` names.
+    """The `Source` of a split of the data of a name.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
                     `python -m tools.prepare_imagenet` writes
@@ -65,15 +65,14 @@ def open_source(
     if kind == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
+    problem = ""
     hint = ""
     if os.path.isfile(path):
         hint = "name images in a table, or in a folder for each class"
-    raise InputError(
-        field="config.data.name",
-        value=name,
-        allowed=", ".join(NAMES),
-        hint=hint,
-    )
+    elif not os.path.exists(path):
+        problem = f"is {name!r}, which does not exist"
+    allowed = ", ".join(NAMES)
+    raise InputError(problem, field="name", value=name, allowed=allowed, hint=hint)
 
 
 def full_name(name: str) -> str:
@@ -89,7 +88,7 @@ def full_name(name: str) -> str:
 
 
 def check_found(name: str):
-    """Raise InputError, as `open_source`, where a command's --data are not there.
+    """Raise InputError, as `open_source`, where data are not there.
 
     ImageNet's files are in a folder that the name does not say: they are not looked at.
     """
@@ -97,10 +96,7 @@ def check_found(name: str):
     has_path = kind in ("folder", "csv") and path
     there = has_path and os.path.exists(os.path.expanduser(path))
     if not there and name not in SETS:
-        try:
-            open_source(name, "val")
-        except InputError as error:
-            raise error.renamed({"config.data.name": "--data"}) from error
+        open_source(name, "val")
 
 
 def own_files(name: str) -> list[str]:

@@ -38,7 +38,7 @@ INHERITS_FILES = os.name == "posix"
 # Usual causes of the signals that end a worker.
 _CAUSES = {
     "SIGKILL": ", often for lack of memory",
-    "SIGBUS": f", often because {SHARED} is full (in a container: --shm-size)",
+    "SIGBUS": f", often because {SHARED} is full (in a container, its shm-size)",
 }
 
 
@@ -190,7 +190,7 @@ class _Worker:
         return RunError(
             f"a process that reads images has ended with status {status}"
             f"{cause}; the same command resumes from the last "
-            "checkpoint, and config.data.workers may be lower then"
+            "checkpoint, with fewer workers, too"
         )
 
     def close(self):
@@ -215,8 +215,7 @@ def check_space(size: int):
             place=SHARED,
             value=free,
             allowed=(
-                "more room (a container's --shm-size) or config.data.workers=0 "
-                "(threads)"
+                "more room (a container's shm-size) or workers=0, which are threads"
             ),
         )
 

@@ -65,10 +65,6 @@ def _open(check, usual=None, decided=False):
     return dataclasses.field(default=None, metadata=metadata)
 
 
-class Contradiction(InputError):
-    """A requested field with another value than the weights have."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CheckedFields):
     """What makes a model, but for its reduction and weights: `create` makes the ViT.
@@ -175,7 +171,7 @@ class ModelConfig(CheckedFields):
 
         source: the weights, in words
         sizes: whether a requested name stands for its sizes, too
-        Raises Contradiction for a field that weights decide: with another value they do
+        Raises InputError for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
         named = named_fields(requested.name)
@@ -188,7 +184,7 @@ class ModelConfig(CheckedFields):
         wanted_arch = wanted_arch.with_parts(requested.arch)
 
         def compare(field, value, trained, of_name):
-            """Contradiction unless `value` is `trained`.
+            """InputError unless `value` is `trained`.
 
             of_name: whether `value` is that of the requested name
             """
@@ -200,9 +196,7 @@ class ModelConfig(CheckedFields):
             if requested.name and of_name:
                 whose = f"of {requested.name!r} "
             problem = f"{whose}is {value!r}, but {source} has {trained!r}"
-            raise Contradiction(
-                problem, field=field, value=value, allowed=repr(trained)
-            )
+            raise InputError(problem, field=field, value=value, allowed=repr(trained))
 
         for field in dataclasses.fields(self):
             value = getattr(compared, field.name)
@@ -398,28 +392,6 @@ def fields_in_config(group: Mapping[str, Any]) -> dict[str, Any]:
     Configs and run folders may name a field that there was.
     """
     return {name: value for name, value in group.items() if name not in GONE}
-
-
-def in_config(error: InputError) -> InputError:
-    """The same mistake with a model's field by its path in a run's config.
-
-    "reduction.r" is "config.reduction.r", "num_heads" is "config.model.num_heads".
-    """
-    field = error.field
-    first = field.partition(".")[0]
-    if first in ModelConfig.names() or first == "reduction":
-        return error.renamed({field: config_path(field)})
-    return error
-
-
-def config_path(field: str) -> str:
-    """The path of a ModelConfig's field, or of a reduction's, in a run's config."""
-    first = field.partition(".")[0]
-    if first in ("image_size", "num_classes", "reduction"):
-        return f"config.{field}"
-    if first in PARTS:
-        return f"config.model.arch.{field}"
-    return f"config.model.{field}"
 
 
 def _named_parts(name):

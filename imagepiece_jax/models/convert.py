@@ -96,10 +96,7 @@ def model_variables(
                 f"has no {not_fresh[0]}, a selector that this reduction learns",
                 ("reducer",),
                 place=source,
-                allowed=(
-                    "reductions that learn none, or weights trained with this one "
-                    "(train.py --config.init.weights)"
-                ),
+                allowed="reductions that learn none, or weights trained with this one",
             )
         tensors = _without_other_selectors(tensors, shapes)
     # `from_timm` leaves fresh parts as they are here: shapes, or given variables.

@@ -288,7 +288,7 @@ def _warn_of_averages(path, key):
     """Warn of averages that are left out: under a key, or of names with a start."""
     warn(
         f"{path} has averaged weights, too ({key}), which are left out: "
-        "averaged=True, in commands --averaged, reads them"
+        "averaged=True reads them"
     )
 
 
@@ -315,9 +315,8 @@ def choice_of(models: Collection[str]) -> str:
     if not models:
         return ""
     ways = [f"checkpoint={model!r}" for model in models]
-    first, *_ = models
     verb = "reads it" if len(ways) == 1 else "reads one of them"
-    return f"{' or '.join(ways)}, in commands --checkpoint={first}, {verb}"
+    return f"{' or '.join(ways)} {verb}"
 
 
 def _averages(tensors, behind):

@@ -19,11 +19,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
-from imagepiece_jax.models.config import (
-    ModelConfig,
-    config_path,
-    normalization,
-)
+from imagepiece_jax.models.config import ModelConfig, normalization
 from imagepiece_jax.models.pretrained import Source
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
@@ -43,10 +39,6 @@ SHOWN_NAMES = 5  # in a sentence
 RUN = "the run's config"
 CONFIG_FILES = "its config files"
 CALLER = "your arguments"
-FLAGS = "`--mean` and `--std`"
-TYPED = "`--config.FIELD=VALUE`, or all of `--config`"
-WEIGHTS = "the weights, by the rows above"
-BASE = "`configs/base.py`"
 IN_FILE = "mean and std in the file"
 PUBLIC_NAME = "that name"
 LAYOUT = "the layout"
@@ -65,7 +57,6 @@ ORDER = {
         LAYOUT,
         TRAINING,
     ),
-    "in a command": (FLAGS, TYPED, WEIGHTS, BASE),
 }
 
 
@@ -619,10 +610,7 @@ def _unknown(lacking, partial, sizes, parts):
     width = sizes["embed_dim"]
     first, *rest = lacking
     arguments = " ".join([f"{field}=.." for field in lacking])
-    of_arch = [field for field in rest if field in PARTS]
-    examples = [first, *of_arch[:1]]
-    flags = [f"--{config_path(field)}=.." for field in examples]
-    give = f"give {arguments} (in commands: fields such as {' and '.join(flags)})"
+    give = f"give {arguments}"
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.fields_of(name).get("embed_dim", width)
     if named_width != width:

@@ -350,11 +350,11 @@ def _learned(tensors, untrained):
     return {k: v for k, v in tensors.items() if k.startswith(start)}
 
 
-def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):
+def unknown_normalization(path, fields="mean and std", taken="ImageNet's"):
     """A note on weights that do not say how their images were normalized."""
     return (
         f"{path} does not say how its images were normalized: {taken} mean and "
-        f"standard deviation are taken; {flags} set others"
+        f"standard deviation are taken; {fields} set others"
     )
 
 

@@ -145,7 +145,7 @@ def read_checkpoint(
         if wanted or not averaged:
             return wanted
         raise InputError(
-            "has no averaged weights, as config.ema_decay is 0",
+            "has no averaged weights, as its ema_decay was 0",
             place=f"run {folder}",
             allowed="runs with averages, or its weights as they are",
         )
@@ -161,7 +161,7 @@ def read_checkpoint(
             f"has no {checkpoint!r} checkpoint yet",
             place=f"run {folder}",
             value=checkpoint,
-            allowed=f"{written[0]!r}, in commands --checkpoint={written[0]}",
+            allowed=f"{written[0]!r}",
             hint=hint,
         )
     arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)

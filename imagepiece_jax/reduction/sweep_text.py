@@ -82,7 +82,7 @@ def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduct
     """
     reductions = {}  # by all that decides what they compute
     for text in texts:
-        place = f"--sweep {text}"
+        place = f"sweep {text}"
         try:
             found = parse_sweep(text, macs)
         except InputError as error:

@@ -9,12 +9,11 @@ import numpy as np
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.images import eval_source, open_images, rounded_batch
-from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run import RunConfig, config_path
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import loader, worker_pool
-from imagepiece_jax.models.config import config_path
 
 
 @dataclasses.dataclass(frozen=True)

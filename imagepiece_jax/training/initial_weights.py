@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.config.run import RunConfig, TeacherConfig
+from imagepiece_jax.config.run import RunConfig, TeacherConfig, config_path
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, positions, registry
-from imagepiece_jax.models.config import ModelConfig, config_path
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs

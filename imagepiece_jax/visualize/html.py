@@ -78,7 +78,7 @@ def write_folder(
     methods = []
     traces = []
     for folder in (out, figures):
-        make_folder("--out", folder)
+        make_folder("out", folder)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
         trace = tracing.trace(vit.model, vit.on_device(), images, vit.problem_type)

@@ -6,13 +6,8 @@ import pytest
 
 from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.commands import benchmark
-from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.pretrained import layouts
-from tests import runs
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
-from tests.models import tiny
-from tests.models.test_published import same
 
 
 @pytest.fixture
@@ -29,31 +24,6 @@ def refused(*words):
 )
 def test_batch_sizes_fall(texts, sizes):
     assert suite.batch_sizes(texts) == sizes
-
-
-def test_weights_are_read_once_for_all_configs(tmp_path, monkeypatch):
-    reads = []
-    read = layouts.read_weights
-
-    def counted(*args, **options):
-        reads.append(args)
-        return read(*args, **options)
-
-    monkeypatch.setattr(layouts, "read_weights", counted)
-    small = {"model.depth": 1, "model.embed_dim": 64, "model.num_heads": 1}
-    path = tmp_path / "w.npz"
-    configs = {}
-    for r in (1, 2):
-        config = runs.configured(small)
-        config.reduction = {"name": "tome", "r": r}
-        configs[f"tome {r}"] = config
-    variables = tiny.variables(RunConfig.from_config(config).create_model())
-    tiny.write(path, variables)
-    pairs = suite.load_for_configs(path, configs)
-    assert len(reads) == 1
-    for r, (config, vit) in enumerate(pairs.values(), start=1):
-        assert config.reduction.r == vit.reduction.method.r == r
-        assert same(vit.variables, variables)
 
 
 @pytest.mark.parametrize(

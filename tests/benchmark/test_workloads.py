@@ -54,8 +54,9 @@ def test_cases_with_the_same_images_share_a_loader():
     same = workloads.Case(tiny_config(), "end_to_end", 5, "float32")
     other = workloads.Case(tiny_config(), "end_to_end", 6, "float32")
     with workloads.InputStreams() as streams:
-        first = streams.batches(case.run)
-        assert streams.batches(same.run) is first is not streams.batches(other.run)
+        first = streams.batches(case.reading)
+        assert streams.batches(same.reading) is first
+        assert streams.batches(other.reading) is not first
         batches = [next(first) for _ in range(2)]
         assert [(b.shape, b.dtype) for b in batches] == [((5, 16, 16, 3), "uint8")] * 2
         assert (batches[0] != batches[1]).any()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.inference import optimize
@@ -16,6 +17,7 @@ from tests import programs
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.pictures import write_csv
 from tests.runs import ROOT
 from tools import torch_baselines
 
@@ -152,8 +154,7 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
 
     monkeypatch.setattr(optimize, "optimize", seen)
     words = ["--weights", folder, "--json", tmp_path / "a.json", "--dtype=float32"]
-    words += ["--config.reduction.name=tome", "--config.reduction.r=2", *SMALL]
-    ended = call(benchmark.main, *words).quiet()
+    ended = call(benchmark.main, *words, "--reduction=tome:r=2", *SMALL).ok()
     assert f"weights of {folder}, random images" in ended.out
     found = [(row["config"], row["weights"]) for row in rows(tmp_path)]
     assert found == [("dense", str(folder)), ("tome r=2", str(folder))]
@@ -161,5 +162,48 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     kernel = trained.variables["params"]["head"]["kernel"]
     for _, each in compiled:
         np.testing.assert_array_equal(each["params"]["head"]["kernel"], kernel)
-    ended = call(benchmark.main, *TINY, "--weights", folder, *SMALL)
-    assert sentence(ended).startswith("config.model.embed_dim is 8, but folder ")
+    ended = call(benchmark.main, *words, *SMALL, "--mode=train")
+    assert sentence(ended).startswith("--mode is train, which needs a config")
+
+
+def test_weights_are_timed_from_image_files(tmp_path, monkeypatch):
+    """Resized as the weights want; the data are named beside them."""
+    simplify(monkeypatch)
+    imagepiece_jax.save(tmp_path / "trained", tiny.pretrained(image_size=40))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 50, 60, 3), np.uint8)
+    data = write_csv(tmp_path, pixels, np.arange(6) % tiny.CLASSES)
+    words = ["--weights", tmp_path / "trained", "--mode=end_to_end", *SMALL]
+    said = sentence(call(benchmark.main, *words))
+    assert said == "--data is missing; name test images"
+    words += [f"--data={data}", f"--json={tmp_path}/a.json", "--dtype=float32"]
+    seen = []
+    batches = workloads.Reading.batches
+
+    def noted(reading):
+        for batch in batches(reading):
+            seen.append(batch.shape)
+            yield batch
+
+    monkeypatch.setattr(workloads.Reading, "batches", noted)
+    call(benchmark.main, *words).ok()
+    assert {row["mode"] for row in rows(tmp_path)} == {"end_to_end"}
+    assert {*seen} == {(4, 40, 40, 3)}
+
+
+def test_forms_of_the_program_are_those_of_optimize(tmp_path, monkeypatch):
+    simplify(monkeypatch)
+    imagepiece_jax.save(tmp_path / "trained", tiny.pretrained(depth=1))
+    asked = []
+    stand_in = optimize.optimize
+
+    def noted(vit, **options):
+        forms = {k: options.pop(k, None) for k in ("sizes", "reductions")}
+        asked.append({**forms, "gelu": options.get("gelu")})
+        return stand_in(vit, **options)
+
+    monkeypatch.setattr(optimize, "optimize", noted)
+    words = ["--weights", tmp_path / "trained", *SMALL]
+    for more in ([], ["--sizes=direction", "--reductions=fast", "--gelu=tanh"]):
+        call(benchmark.main, *words, *more).ok()
+    none = dict.fromkeys(("sizes", "reductions", "gelu"))
+    assert asked == [none, {"sizes": "direction", "reductions": "fast", "gelu": "tanh"}]

@@ -11,11 +11,11 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe, doctor, evaluate
-from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
-from tests.benchmark.small import FIELDS, TINY
+from imagepiece_jax.input.registry import open_source
+from tests.benchmark.small import FIELDS, OF_WEIGHTS, TINY
 from tests.command import call, start
 from tests.models import tiny
 from tests.pictures import write_csv
@@ -109,13 +109,13 @@ def weights_file(model_and_variables, tmp_path_factory):
 
 def test_describe_of_weights(weights_file, assets):
     want = call(describe.main, *TINY)
-    ended = call(describe.main, *TINY, "--weights", weights_file)
+    ended = call(describe.main, *OF_WEIGHTS, "--weights", weights_file)
     assert want.status == ended.status == 0
     # What a training costs is the config's own matter.
     assert want.out.startswith(ended.out + "training: ")
     assert " EFLOP (1e18 operations, two a MAC) for every 1,000 training" in want.out
     file = assets / "weights" / "deit_tiny_patch16_224.npz"
-    words = ["--config.model.name=deit_ti", "--config.reduction.name=evit"]
+    words = ["--name=deit_ti", "--reduction=evit"]
     ended = call(describe.main, "--weights", file, *words)
     # As in tests/models/cost_vectors.json.
     assert "0.8121 GMACs an image; dense 1.254" in ended.out, ended
@@ -136,13 +136,13 @@ def image_set(tmp_path_factory):
 def words(weights_file, image_set):
     """To evaluate them on those images, in batches of 64."""
     data = f"--data=csv:{image_set[0]}/set.csv"
-    return [f"--weights={weights_file}", data, "--config.eval_batch_size=64"]
+    return [f"--weights={weights_file}", data, "--batch=64", "--workers=0"]
 
 
-def evaluated(tmp_path, *words):
+def evaluated(tmp_path, *words, of_weights=OF_WEIGHTS):
     """(what was printed, what the JSON file holds)."""
     out = tmp_path / "result.json"
-    ended = call(evaluate.main, *TINY, "--json", out, *words).ok()
+    ended = call(evaluate.main, *of_weights, "--json", out, *words).ok()
     assert sorted(tmp_path.glob("result*")) == [out]  # written whole, nothing beside it
     return ended, json.loads(out.read_text())
 
@@ -177,8 +177,7 @@ def test_evaluate_counts_every_image_once(
     tmp_path, logits, weights_file, words, image_set, batch_size
 ):
     """150 is no multiple of 64: the padding of the last batch counts nothing."""
-    words[-1] = f"--config.eval_batch_size={batch_size}"
-    ended, result = evaluated(tmp_path, *words)
+    ended, result = evaluated(tmp_path, *words, f"--batch={batch_size}")
     assert_by_hand(result, logits, image_set[2])
     assert set(result) == KEYS
     assert result["throughput"] > 0
@@ -215,7 +214,7 @@ def test_evaluate_chooses_among_the_classes_of_the_images(
     (folder / "some.csv").write_text("\n".join(lines))
     (tmp_path / "labels.txt").write_text("8\n7\n5\n2\n1\n")
     words = [f"--weights={weights_file}", f"--data=csv:{folder}/some.csv"]
-    words += ["--config.model.dtype=float32", f"--optimized={optimized}"]
+    words += ["--dtype=float32", "--workers=0", f"--optimized={optimized}"]
     for flag, answers in (
         (None, [*range(10)]),
         ("data", [1, 2, 5, 8]),
@@ -252,7 +251,7 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
 
 def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_set):
     """Both rows by hand, and the difference between them."""
-    words += ["--config.model.dtype=float32", "--optimized", "--gelu=tanh"]
+    words += ["--dtype=float32", "--optimized", "--gelu=tanh"]
     ended, result = evaluated(tmp_path, *words)
     acc1, acc5, loss = by_hand(logits, image_set[2])
     for name, gelu in (("reference", "exact"), ("optimized", "tanh")):
@@ -268,14 +267,14 @@ def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     """The same 359 digits, from the package and from PNG files."""
-    source = open_images(RunConfig.from_config(configured(FIELDS)), "val")
+    source = open_source("digits", "val")
     for index in range(len(source)):
         image, label = source.read(index)
         for split in ("train", "val"):
             folder = tmp_path / "set" / split / str(label)
             folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
-    words = [f"--weights={weights_file}", "--resize=none"]
+    words = [f"--weights={weights_file}", "--resize=none", "--workers=0"]
     _, digits = evaluated(tmp_path, *words, "--data=digits")
     _, folder = evaluated(tmp_path, *words, f"--data=folder:{tmp_path}/set")
     assert digits["images"] == folder["images"] == 359
@@ -290,12 +289,13 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     write_csv(tmp_path, np.broadcast_to(grays, (4, 40, 60, 3)), range(4))
     size = {"image_size": 48, "model.depth": 1, "reduction.prune_blocks": ()}
     size |= {"model.stem": "patch"}
+    reduction = "imagepiece:merge_blocks=(0,):prune_blocks=()"
     model = RunConfig.from_config(configured(FIELDS, size)).create_model()
     tiny.write(tmp_path / "w.npz", tiny.fill(tiny.shapes(model, 48)))
-    words = [f"--config.{name}={value}" for name, value in size.items()]
-    words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
-    words += ["--config.eval_batch_size=4"]
-    ended, result = evaluated(tmp_path, *words, "--resize=deit")
+    words = [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
+    words += ["--batch=4", "--workers=0", "--crop=0.875"]
+    given = {"of_weights": [*OF_WEIGHTS[:2], f"--reduction={reduction}"]}
+    ended, result = evaluated(tmp_path, *words, "--resize=deit", **given)
     assert result["images"] == 4
     assert "  resize 54 bicubic, crop 48  " in ended.out
     assert "pixels" not in ended.out
@@ -304,9 +304,9 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     assert result["preprocessing"] == expected
     for i in range(4):
         Image.new("RGB", (48, 48)).save(tmp_path / f"{i}.png")
-    ended, _ = evaluated(tmp_path, *words, "--resize=deit")
+    ended, _ = evaluated(tmp_path, *words, "--resize=deit", **given)
     assert "note: each image read (4 of 4) has 48x48 pixels" in ended.out
-    ended, result = evaluated(tmp_path, *words, "--resize=none", "--limit=3")
+    ended, result = evaluated(tmp_path, *words, "--resize=none", "--limit=3", **given)
     assert "  images as they are, 48x48  " in ended.out
     assert "pixels" not in ended.out
     assert result["preprocessing"] == {"image_size": [48, 48], "resize": "none"}

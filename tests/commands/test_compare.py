@@ -17,12 +17,14 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import variable_shapes
-from tests.benchmark.small import TINY, tiny_config
+from tests.benchmark.small import OF_WEIGHTS, tiny_config
 from tests.command import call, sentence
 from tests.experiments import tiny_paper
-from tests.experiments.tiny_paper import MODEL
+from tests.experiments.tiny_paper import NAMED
 from tests.models import tiny
 from tests.pictures import write_csv
+
+DENSE = OF_WEIGHTS[:2]
 
 
 def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypatch):
@@ -35,7 +37,7 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypat
 
     monkeypatch.setattr(comparing, "compare", stop)
     path = tiny_paper.pretrained(tmp_path).source.path
-    words = [*MODEL, "--weights", path, "--data=digits", "--resize=none"]
+    words = [*NAMED, "--weights", path, "--data=digits", "--resize=none"]
     for more in ([], ["--limit=400"], ["--limit=30"]):
         call(compare.main, *words, *more, "--out", tmp_path / "out")
     full = open_source("digits", "val")
@@ -49,28 +51,16 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypat
 
 def test_an_out_that_is_a_file_is_refused_before_a_note_is_printed(tmp_path):
     path = tiny_paper.pretrained(tmp_path).source.path
-    words = [*MODEL, "--weights", path, "--data=digits", "--limit=30"]
+    words = [*NAMED, "--weights", path, "--data=digits", "--limit=30"]
     ended = call(compare.main, *words, "--out", path)
     assert sentence(ended).startswith(f"--out {path} cannot be created")
     assert ended.out == ""
 
 
-HALF = """
-from configs import quickstart
-def get_config():
-    config = quickstart.get_config()
-    config.model.dtype = "bfloat16"
-    return config
-"""
-
-
 @pytest.mark.slow
 def test_a_small_comparison_leaves_its_files(tmp_path):
-    config = tmp_path / "mine" / "half.py"
-    config.parent.mkdir()
-    config.write_text(HALF)
     path = tiny_paper.pretrained(tmp_path).source.path
-    words = ["--config", config, *MODEL[2:], "--weights", path, "--limit=30"]
+    words = [*NAMED, "--weights", path, "--limit=30"]
     words += ["--data=digits", "--resize=none"]
     words += ["--methods=random", "--shares=0.9", "--out", tmp_path / "out"]
     ended = call(compare.main, *words).ok()
@@ -78,7 +68,6 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     assert report["dense"]["images"] == 30
     assert report["images"]["limit"] == 30
     assert {line["method"] for line in report["settings"]} <= {"tome", "random"}
-    # The config's dtype is for training, on another device.
     assert report["fields"]["dtype"] == xla_options.fast_dtype() == "float32"
     assert (tmp_path / "out" / "compare.md").read_text() in ended.out
     assert (tmp_path / "out" / "compare.png").exists()
@@ -98,7 +87,7 @@ def test_the_classes_of_the_images_alone_are_another_measurement(tmp_path):
     write_csv(tmp_path, pixels, labels)
     images = normalize(pixels, model.mean, model.std)
     logits = tiny.logits(model)(variables, images)
-    words = [*TINY, "--weights", path, f"--data=csv:{tmp_path}/set.csv"]
+    words = [*DENSE, "--weights", path, f"--data=csv:{tmp_path}/set.csv"]
     for flag, answers in (([], range(10)), (["--valid_labels=data"], (1, 2, 5, 8))):
         out = ["--out", tmp_path / "out", "--sweep=tome:r=16"]
         ended = call(compare.main, *words, *flag, *out).ok()
@@ -121,7 +110,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
     tiny.write(path, tiny.fill(variable_shapes(model, 16)))
     ended = call(
         compare.main,
-        *(*TINY, "--weights", path, "--out", tmp_path),
+        *(*DENSE, "--weights", path, "--data=digits", "--out", tmp_path),
         *("--sweep", "evit:blocks=(1,):keep_rate=1.0"),
         *("--sweep", "tome:r=16"),
         *("--sweep", "none:prop_attn=true,false"),

@@ -34,8 +34,8 @@ from tests.runs import ROOT, configured
 MODEL = {"model.embed_dim": 8, "model.depth": 2, "model.num_heads": 2}
 MODEL |= {"model.dtype": "float32", "reduction.merge_blocks": (0,)}
 MODEL |= {"reduction.prune_blocks": (1,)}
-WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
-WORDS += [f"--config.{name}={value}" for name, value in MODEL.items()]
+WORDS = ["--name=vit_mini", "--model=num_heads=2", "--dtype=float32"]
+WORDS += ["--reduction=imagepiece:merge_blocks=(0,):prune_blocks=(1,)"]
 
 # A program of a user who has JAX alone.
 READER = """
@@ -138,7 +138,7 @@ def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
     out = tmp_path / "model.jax"
     images_file = tmp_path / "images.npy"
     words = [*WORDS, f"--weights={weights_file}", f"--out={out}"]
-    ended = call(export.main, *words).quiet()
+    ended = call(export.main, *words).ok()
     assert "float32" in ended.out
     assert "for cpu and cuda" in ended.out
     noise = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
@@ -171,7 +171,7 @@ def test_a_type_of_gpus_and_a_missing_package_are_named(
     weights_file, tmp_path, monkeypatch
 ):
     words = [*WORDS, f"--weights={weights_file}", f"--out={tmp_path / 'm'}"]
-    message = sentence(call(export.main, *words, "--config.model.dtype=float16"))
+    message = sentence(call(export.main, *words, "--dtype=float16"))
     assert "dtype is 'float16', in which CPUs compute no attention" in message
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for file_format, package in (("onnx", "onnx"), ("jax", "flatbuffers")):
@@ -232,7 +232,7 @@ def features_of(saved, images, **options):
 def test_features_are_exported_as_they_are_computed(saved, tmp_path):
     """By both formats; the JSON names the arrays in their order."""
     images = np.asarray(tiny.images(2))
-    words = [f"--weights={saved}", "--config.model.dtype=float32"]
+    words = [f"--weights={saved}", "--dtype=float32"]
     words += ["--output=features", "--layers=0,1", "--nonorm", "--fill=last"]
     want = features_of(saved, images, layers=[0, 1], norm=False, fill="last")
     for form in ("jax", "onnx"):
@@ -343,7 +343,7 @@ def test_the_function_writes_what_the_command_writes(saved, tmp_path, form):
     command = tmp_path / "command" / f"m.{form}"
     command.parent.mkdir()
     words = [f"--weights={saved}", f"--out={command}", "--batch=2", "--output=patches"]
-    call(export.main, *words, "--config.model.dtype=float32").ok()
+    call(export.main, *words, "--dtype=float32").ok()
     own = tmp_path / f"m.{form}"
     options = {"batch_size": 2, "output": "patches"}
     assert imagepiece_jax.export(vit, own, **options) == own
@@ -411,7 +411,7 @@ def test_outputs_that_no_program_has_are_refused(saved, options, field, value):
 def test_what_draws_has_no_onnx_file_of_any_batch(saved, tmp_path):
     """The sentence does not send one to --batch, with which it is refused again."""
     words = [f"--weights={saved}", "--format=onnx", f"--out={tmp_path / 'm.onnx'}"]
-    random = ["--config.reduction.name=random", "--config.reduction.blocks=(1,)"]
+    random = ["--reduction=random:blocks=(1,)"]
     assert "has no ONNX graph" in sentence(call(export.main, *words, *random))
 
 

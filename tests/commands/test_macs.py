@@ -1,4 +1,4 @@
-"""--macs, in every command that has --weights: what it says, does and stores."""
+"""A cost, in every command that has --weights: what it says, does and stores."""
 
 import importlib
 import json
@@ -54,8 +54,7 @@ def test_every_command_with_weights_has_it():
     listed = [line.split()[0] for line in text.splitlines()[1:]]
     for name in listed:
         described = start("-m", "imagepiece_jax", name, "--help", imported=True).out
-        takes_cost = "--macs:" in described or "--reduction:" in described
-        assert takes_cost == ("--weights:" in described)
+        assert ("--reduction:" in described) == ("--weights:" in described)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +96,11 @@ def cost(text):
 @pytest.mark.parametrize(
     "words, reducer",
     [
-        (["--macs=.7", "--config.reduction.name=tome"], "Bipartite"),
-        (["--macs", "70%", "--config.reduction=tome"], "Bipartite"),
         (["--reduction=tome=.7"], "Bipartite"),
-        (["--config.reduction", "ToMe macs=.7"], "Bipartite"),
-        (["--config.reduction.macs=.7"], "PruneAndMerge"),
-        (["--config.reduction=.7"], "PruneAndMerge"),
+        (["--reduction", "ToMe macs=.7"], "Bipartite"),
+        (["--method=tome=70%"], "Bipartite"),
+        (["--reduction=70%"], "PruneAndMerge"),
+        (["--macs", ".7"], "PruneAndMerge"),
     ],
 )
 def test_a_named_method_gets_it_and_else_the_recommended_one(folder, words, reducer):
@@ -136,7 +134,8 @@ def test_beside_sweep_it_is_the_cost_of_each_reduction(folder, monkeypatch):
     simplify(monkeypatch)
     file = folder / "swept.json"
     words = ["--weights", folder / "vit", *SMALL, f"--json={file}", "--macs=.7"]
-    call(benchmark.main, *words, "--sweep=auto", "--sweep=tome").ok()
+    ended = call(benchmark.main, *words, "--sweep=auto", "--sweep=tome").ok()
+    assert len(SAID.findall(ended.err)) == 1  # nor are the weights themselves reduced
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["config"] for row in rows] == [
         "dense",
@@ -150,8 +149,8 @@ def test_beside_sweep_it_is_the_cost_of_each_reduction(folder, monkeypatch):
 @pytest.mark.parametrize(
     "typed, compared",
     [
-        (["--config.reduction=tome", "--config.reduction.r=2"], "tome r=2"),
-        (["--config.reduction=.7"], "attended macs=0.7 blocks=(0, 1, 2)"),
+        (["--reduction=tome:r=2"], "tome r=2"),
+        (["--reduction=.7"], "attended macs=0.7 blocks=(0, 1, 2)"),
     ],
 )
 def test_a_typed_reduction_is_what_is_compared(folder, typed, compared):

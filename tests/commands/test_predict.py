@@ -19,9 +19,7 @@ from tests.command import call
 from tests.models import tiny
 from tests.pictures import write_damaged
 
-SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
-SIZE |= {"num_heads": 3, "dtype": "float32"}
-WORDS = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
+WORDS = ["--name=vit_mini", "--model=num_heads=3", "--dtype=float32"]
 
 
 def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
@@ -95,7 +93,7 @@ def test_the_program_has_the_gelu_of_the_flag(panda, monkeypatch, words, gelu):
 def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     """In predictions, on the page of tokens, in a saved folder and beside a program."""
     monkeypatch.chdir(panda)
-    words = ["--weights=test_vit.npz", "--config.model.dtype=float32"]
+    words = ["--weights=test_vit.npz", "--dtype=float32"]
     ended = call(predict.main, *words, f"--json={tmp_path}/p.json", "a.png")
     assert "\na.png: giant panda 100.0 %; " in ended.out, ended
     first, *_ = json.loads((tmp_path / "p.json").read_text())["a.png"]
@@ -119,7 +117,7 @@ def test_folders_of_wordnet_ids_have_their_words(tmp_path, monkeypatch):
     vit = tiny.pretrained()
     imagepiece_jax.save("w", dataclasses.replace(vit, class_names=names))
     Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save("a.png")
-    words = ["--weights=w", "--config.model.dtype=float32", "a.png"]
+    words = ["--weights=w", "--dtype=float32", "a.png"]
     ended = call(predict.main, *words, "--top=7", "--json=p.json").ok()
     assert "n01440764 (tench) " in ended.out
     assert "ant " in ended.out

@@ -15,9 +15,8 @@ from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.training.test_full_disk import full_disk
 
-SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
-SIZE |= {"num_heads": 3, "dtype": "float32"}
-REDUCTION = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
+WORDS = ["--name=vit_mini", "--model=num_heads=3", "--dtype=float32", "--crop=.9"]
+REDUCTION = "--reduction=evit:keep_rate=.5:blocks=(1,)"
 
 pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
 
@@ -31,11 +30,9 @@ def words(tmp_path):
         pixels = draw.integers(0, 256, (40, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
     weights = tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model()))
-    fields = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
-    fields += [f"--config.reduction.{k}={v}" for k, v in REDUCTION.items()]
     paths = {"weights": weights, "data": tmp_path / "photos", "out": tmp_path / "out"}
-    fields += [f"--{name}={path}" for name, path in paths.items()]
-    return [*fields, "--steps=40", "--batch=8", "--config.data.eval_crop=.9"]
+    named = [f"--{name}={path}" for name, path in paths.items()]
+    return [*WORDS, *named, REDUCTION, "--steps=40", "--batch=8"]
 
 
 def test_the_folder_holds_the_recovered_model(words, tmp_path):
@@ -58,7 +55,7 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
 
 
 def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
-    dense = [word for word in words if ".reduction." not in word]
+    dense = [word for word in words if word != REDUCTION]
     ended = call(recover.main, *dense, "--steps=2").ok()
     vit = imagepiece_jax.load(tmp_path / "out")
     assert vit.reduction.name == "none"

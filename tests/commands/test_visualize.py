@@ -133,20 +133,13 @@ def test_images_are_read_as_for_evaluation(folder):
         pictures.read_images(files, Preprocessing(tiny.SIDE))
 
 
-def test_a_config_defines_the_model_and_flags_come_in_any_order(
-    tmp_path, weights, folder
-):
+def test_words_define_the_model_and_come_in_any_order(tmp_path, weights, folder):
     out = tmp_path / "out"
-    model = {"patch_size": tiny.PATCH, "embed_dim": 64, "num_heads": 1, "depth": 1}
-    fields = {f"model.{name}": value for name, value in model.items()}
-    fields |= {"image_size": tiny.SIDE, "num_classes": tiny.CLASSES}
-    fields |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": ()}
-    fields |= {"model.stem": "patch"}
-    words = [f"--config.{name}={value}" for name, value in fields.items()]
     image = folder / "a.png"
+    reduction = "--reduction=imagepiece:merge_blocks=(0,):prune_blocks=()"
     ended = call(
         visualize.main,
-        *(image, "--config", "configs/quickstart.py", *words),
+        *(image, "--name=vit_mini", "--model=num_heads=1", reduction),
         *("--weights", weights, folder, "--out", out),
     )
     assert ended.status == 1, ended  # b.png

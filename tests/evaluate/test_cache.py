@@ -94,7 +94,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
     for folder, problem in (
         (damaged.parent, "points.jsonl: line 2 is not a measured"),
         (tmp_path / "used", "in use by another process"),
-        (damaged / "out", "--out .* cannot be created .Not a directory"),
+        (damaged / "out", "folder .* cannot be created .Not a directory"),
     ):
         with pytest.raises(InputError, match=problem):
             ResultCache(folder)

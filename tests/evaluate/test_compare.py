@@ -208,7 +208,7 @@ def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):
     assert "".join(lines).startswith("1 of 6: 2 of 6, about 1 min left: 3 of 6, ab")
     compare.compare(made, SHARES, ["evit"])
     assert not capsys.readouterr().err
-    with refused("--shares", [0.01]):
+    with refused("shares", [0.01]):
         compare.compare(Guessing(), (0.01,), ["evit"])
 
 

@@ -11,7 +11,7 @@ from experiments.models import TrainedRuns
 from imagepiece_jax.errors import InputError
 from tests.command import call, sentence
 from tests.experiments import tiny_paper
-from tests.experiments.tiny_paper import MODEL
+from tests.experiments.tiny_paper import NAMED
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def words(tmp_path_factory):
     """Flags that fit the tiny weights."""
     weights = tiny_paper.pretrained(tmp_path_factory.mktemp("weights"))
     few = ("--limit", 20, "--eval_batch_size", 10, "--nospeed")
-    return [*MODEL, "--data", "digits", "--weights", weights.source.path, *few]
+    return [*NAMED, "--data", "digits", "--weights", weights.source.path, *few]
 
 
 def test_all_are_those_that_the_flags_allow():

@@ -22,13 +22,8 @@ FIELDS = {
     **SIZE,
 }
 
-# Words of commands for a config whose model this is, with steps that fit it.
-MODEL = [
-    *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
-    *(f"--config.model.{name}={value}" for name, value in SIZE.items()),
-    *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
-    "--config.reduction.prune_blocks=(2,)",
-]
+# What commands are told of a file of its weights.
+NAMED = ["--name=vit_mini", "--model=num_heads=2"]
 
 PROGRAMS = {}  # of all studies, whose models are mostly the same
 

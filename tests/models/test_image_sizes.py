@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from configs import base
-from imagepiece_jax.cli import Overrides
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import optimize
@@ -18,10 +17,11 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.visualize.trace import trace
+from tests.command import call
 from tests.models import tiny
 from tests.models.test_published import HALF, STD, TIMM, folder, same
+from tests.pictures import write_csv
 from tests.refused import refused
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
@@ -98,7 +98,7 @@ def test_parts_of_a_model_are_counted():
 
 
 def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
-    """Their config says so; a config of ours, and so a command, has one number."""
+    """Their config says so, and commands take it from there."""
     images = TIMM["pretrained_cfg"] | {"input_size": [3, *WIDE]}
     model = tiny.model(image_size=WIDE, depth=1, mean=HALF, std=STD)
     variables = tiny.variables(model)
@@ -108,8 +108,9 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     assert loaded.model == model
     assert loaded.image_size == WIDE
     assert same(loaded.variables, variables)
-    with refused(f"folder {path}", WIDE):
-        load_with_config(path, base.get_config(), Overrides())
+    data = write_csv(tmp_path, np.zeros((7, 30, 50, 3), np.uint8), range(7))
+    found = call(evaluate.main, f"--weights={path}", f"--data={data}", "--workers=0")
+    assert "crop 12x20" in found.ok().out
 
 
 # int(28 / .875) = 32 and int(56 / .875) = 64 are covered by the smallest image that can

@@ -11,17 +11,13 @@ import safetensors.numpy
 
 import imagepiece_jax
 from configs import base
-from imagepiece_jax.cli import Overrides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
-from imagepiece_jax.pretrained import load, runs
-from imagepiece_jax.pretrained.with_config import load_with_config
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
 from tests.pretrained.test_files import mapping, tensor, write_pth
@@ -133,29 +129,21 @@ def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     assert imagepiece_jax.load(path, mean=HALF, std=STD).model.std == STD
 
 
-def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
-    """Without a config, with an override, and to start a training from."""
+def test_a_training_starts_from_a_folder(tmp_path, model, tensors):
+    """With the model, the images and the numbers that `load` finds there."""
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     loaded, variables = tiny.pair(imagepiece_jax.load(path))
-    config, merged = load_with_config(path, base.get_config(), Overrides())
-    config.model.dtype = "float32"
-    run = RunConfig.from_config(config)
-    assert run.create_model().clone(drop_path_rate=0.0) == loaded
-    assert same(merged.variables, variables)
-    json.dumps(config.to_dict())  # as a run keeps it
-    crop = run.preprocessing()
-    ways = crop.crop, crop.crop_mode, crop.interpolation
-    assert ways == (1.0, "squash", "bilinear")
-    assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
+    fields = imagepiece_jax.load(path, dtype="float32").config.as_dict
+    config = base.get_config()
+    config.image_size = fields.pop("image_size")
+    config.num_classes = fields.pop("num_classes")
+    with config.unlocked():
+        config.model.update({"name": None, **fields})
     config.init.weights = str(path)
     run = RunConfig.from_config(config)
+    assert run.create_model().clone(drop_path_rate=0.0) == loaded
     assert InitialWeights(run).normalization(tmp_path / "no") == {}
     assert same(InitialWeights(run).variables(run.create_model()), variables)
-    tuned = Overrides([("reduction.name", "tome"), ("reduction.r", "3")])
-    tuned, _ = load_with_config(path, base.get_config(), tuned)
-    assert tuned.reduction.name == "tome"
-    with refused("config.model.num_heads", 6):
-        load_with_config(path, base.get_config(), Overrides([("model.num_heads", "6")]))
 
 
 @pytest.mark.parametrize(
@@ -351,18 +339,3 @@ def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path, vit):
     assert imagepiece_jax.load(path).model.arch.gelu == "tanh"
     with refused("gelu", "exact", f"but folder {path} has"):
         imagepiece_jax.load(path, name=VIT)
-
-
-def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
-    """What it leaves open is as the weights have it."""
-    known = Preprocessing(tiny.SIDE, 0.9, "squash", "bicubic")
-    vit = Pretrained(model, variables, preprocessing=known)
-    imagepiece_jax.save(tmp_path / "a", vit)
-    config, _ = load_with_config(tmp_path / "a", base.get_config(), Overrides())
-    config.data.eval_crop = None
-    config.data.eval_crop_mode = "center"
-    config.data.eval_interpolation = "bilinear"
-    config, _ = load_with_config(tmp_path / "a", config)
-    made = RunConfig.from_config(config).preprocessing()
-    ways = made.crop, made.crop_mode, made.interpolation
-    assert ways == (0.9, "squash", "bilinear")

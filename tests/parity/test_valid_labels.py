@@ -60,7 +60,7 @@ def test_deit_ti_on_photographs_of_ten_classes(assets, tmp_path):
         "--valid_labels=data": accuracy(logits[:, valid], places, (1, 5)),
     }
     words = ["--weights", file, "--data", f"folder:{tmp_path}/set", "--json"]
-    words += [tmp_path / "result.json", "--config.model.dtype=float32"]
+    words += [tmp_path / "result.json", "--dtype=float32"]
     for flag, figures in wanted.items():
         call(evaluate.main, *words, *filter(None, [flag])).ok()
         result = json.loads((tmp_path / "result.json").read_text())

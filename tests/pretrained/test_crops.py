@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from configs import base, deit_s
+from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
-from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN
-from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.command import call
 from tests.models import tiny
@@ -47,6 +45,7 @@ SPELLINGS = [
 FACTS = {"num_heads": 3, "norm_eps": 1e-6, "gelu": "exact", "resize": "antialias"}
 FACTS |= {"mean": HALF, "std": HALF, "rotary": False, "post_norm": False}
 FACTS |= {"pool": "token"}
+SQUASH = {"crop_mode": "squash"}
 
 
 def written(folder, stem, name=TINY):
@@ -63,12 +62,6 @@ def full_config(**data):
     config.num_classes = 5
     config.data.update(data)
     return config
-
-
-def of_config(path, config, overrides=None):
-    """Evaluation's images in a command with --config."""
-    config, _ = load_with_config(path, config, overrides)
-    return RunConfig.from_config(config).preprocessing()
 
 
 def in_training(path, workdir="nowhere", **data):
@@ -88,9 +81,6 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem, name):
     assert vit.preprocessing == expected
     saved = imagepiece_jax.save(tmp_path / "saved", vit)
     assert imagepiece_jax.load(saved).preprocessing == expected
-    typed = Overrides([("model.name", name)] if name else [])
-    assert of_config(path, base.get_config(), typed) == expected
-    assert of_config(path, full_config()) == expected
     assert in_training(path) == expected
 
 
@@ -122,14 +112,20 @@ def test_our_short_name_leaves_the_images_to_the_name_of_the_file(tmp_path):
 
 
 def test_all_of_the_way_is_the_weights(tmp_path):
-    """Not the share alone; a config with a crop of its own has all of its own."""
+    """Not the share alone; a config with a crop of its own has all of its own.
+
+    What it leaves open is as the weights have it.
+    """
     known = Preprocessing(SIDE, 0.95, "squash", "bilinear")
     path = written(tmp_path, TINY)
     vit = imagepiece_jax.load(path, preprocessing=known.options)
     path = imagepiece_jax.save(tmp_path / "saved", vit)
     assert imagepiece_jax.load(path).preprocessing == known
-    assert of_config(path, base.get_config(), Overrides()) == known
     assert in_training(path) == known
+    squashed = imagepiece_jax.load(path, preprocessing={"crop": 0.9} | SQUASH)
+    path = imagepiece_jax.save(tmp_path / "squashed", squashed)
+    own = in_training(path, eval_interpolation="bilinear")
+    assert own == Preprocessing(SIDE, 0.9, "squash", "bilinear")
     assert in_training(path, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)
     assert registry.published_crop(SQUASHED) == {
         "crop": 0.95,
@@ -171,11 +167,7 @@ def test_one_of_several_crops_is_said(tmp_path, capsys):
         warnings.simplefilter("error")
         chosen = imagepiece_jax.load(path, name=f"{SEVERAL}.fb_in22k_ft_in1k")
         imagepiece_jax.load(path, preprocessing={"crop": 1.0})
-        typed = Overrides([("data.eval_crop", "1.0")])
-        assert of_config(path, base.get_config(), typed).crop == 1.0
     assert chosen.preprocessing.crop == 1.0
-    with pytest.warns(UserWarning, match=r"--config\.data\.eval_crop which crop$"):
-        assert of_config(path, base.get_config(), Overrides()).crop == 0.9
     assert in_training(path).crop == 0.9
     assert "several crops" in capsys.readouterr().out
     assert in_training(path, eval_crop=1.0).crop == 1.0
@@ -195,9 +187,21 @@ def test_a_command_says_it_once(tmp_path):
     path = written(tmp_path, SEVERAL, SEVERAL)
     data = write_csv(tmp_path, np.zeros((4, 64, 60, 3), np.uint8), [0, 1, 2, 3])
     words = [f"--weights={path}", f"--data={data}"]
-    with pytest.warns(UserWarning, match="several crops") as said:
+    with pytest.warns(UserWarning, match=r"several crops.* --crop which crop$") as said:
         ended = call(evaluate.main, *words).ok()
     assert len(said) == 1
+    assert "resize 53 bicubic, crop 48" in ended.out
+    ended = call(evaluate.main, *words, "--crop=1", "--interpolation=bilinear").ok()
+    assert "resize 48 bilinear, crop 48" in ended.out
+
+
+def test_words_change_the_crop_of_a_command(tmp_path):
+    path = written(tmp_path, TINY)
+    data = write_csv(tmp_path, np.zeros((4, 64, 60, 3), np.uint8), [0, 1, 2, 3])
+    words = [f"--weights={path}", f"--data={data}", "--crop_mode=squash"]
+    ended = call(evaluate.main, *words, "--rule=transformers").ok()
+    assert "resize 53x53 squashed bicubic, crop 48 as in transformers" in ended.out
+    ended = call(evaluate.main, *words[:2]).ok()
     assert "resize 53 bicubic, crop 48" in ended.out
 
 

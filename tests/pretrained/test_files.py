@@ -291,7 +291,7 @@ def test_models_under_keys_of_their_own(tmp_path):
     """The only one is read; of several, the sentence names each."""
     content, storages = under_keys(encoder=1, target_encoder=2)
     path = write_pth(tmp_path / "jepa.pth", mapping(**content), storages)
-    ways = "checkpoint='encoder' or checkpoint='target_encoder', in commands --che"
+    ways = "checkpoint='encoder' or checkpoint='target_encoder' reads one"
     with pytest.raises(InputError, match=f"holds 2 models, .*{ways}"):
         read_state_dict(path)
     assert values(path, checkpoint="target_encoder") == {2}

@@ -373,9 +373,9 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(online, cache, variabl
 def test_a_command_takes_an_id(cache, files):
     """It is read before it is refused, and called by its id."""
     snapshot = lay_out(cache, files)
-    words = ["--weights=hf://org/name", "--data=digits", "--config.model.depth=3"]
+    words = ["--weights=hf://org/name", "--data=digits", "--model=depth=3"]
     said = sentence(call(evaluate.main, *words))
-    assert said.startswith("config.model.depth is 3, but folder hf://org/name has 1")
+    assert said.startswith("--model depth is 3, but folder hf://org/name has 1")
     assert load.load("hf://org/name").source.name == "org/name"
     assert load.load(snapshot).source.name == "org/name"
 

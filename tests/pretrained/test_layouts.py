@@ -189,7 +189,7 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models outside the "
             "tower backbone; allowed: the tensors of a vision transformer; "
-            "checkpoint='backbone', in commands --checkpoint=backbone, reads it",
+            "checkpoint='backbone' reads it",
         ),
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),

@@ -10,8 +10,6 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 import imagepiece_jax
-from configs import base
-from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
@@ -21,7 +19,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import SavedWeights, load_as
-from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import runs
 from tests.command import call, sentence
@@ -134,10 +131,9 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     assert vit.model.arch.gelu == "tanh"
     assert vit.config.name == "vit_mini"
     assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
-    changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
-    changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     path = run_folder(tmp_path / "run")
-    _, found = load_with_config(path, runs.configured(changes), abstract=True)
+    free = ModelConfig(dtype="bfloat16", drop_path_rate=0.5)
+    found = load_as(SavedWeights(path), free, abstract=True)
     assert found.model.dtype == "bfloat16"
     assert found.model.drop_path_rate == 0.5
     own = load_as(SavedWeights(path), abstract=True).reduction
@@ -147,33 +143,41 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
 @pytest.mark.parametrize(
     "field, value, own",
     [
-        ("reduction.keep_rate", 0.5, "0.8"),
-        ("reduction.prune_blocks", (5,), "(2, "),
-        ("model.prop_attn", True, "False"),
-        ("image_size", 32, "16"),
         ("num_classes", 5, "10"),
-        ("model.arch.gelu", "tanh", "'exact'"),
-        ("model.stem", "patch", "'conv'"),
-        ("model.depth", 7, "6"),
-        ("model.mean", HALF, ""),
+        ("stem", "patch", "'conv'"),
+        ("depth", 7, "6"),
+        ("mean", HALF, ""),
     ],
 )
-def test_a_config_that_contradicts_a_run(tmp_path, field, value, own):
-    both = {"model.std": HALF} if field == "model.mean" else {}
-    other = runs.configured(both, **{field: value})
+def test_words_that_contradict_a_run(tmp_path, field, value, own):
+    words = [f"--model={field}={value}"]
+    if field == "mean":
+        words.append(f"--model=std={HALF}")
     run = run_folder(tmp_path / "run")
-    said = re.escape(f"config.{field} is {value!r}, but run {run} has {own}")
-    with pytest.raises(InputError, match=f"^{said}.*allowed.+; or leave out --config$"):
-        load_with_config(run, other)
+    flag = "--mean" if field == "mean" else f"--model {field}"
+    said = f"{flag} is {value!r}, but run {run} has {own}"
+    assert sentence(call(describe.main, f"--weights={run}", *words)).startswith(said)
+
+
+def test_words_that_change_a_run(tmp_path):
+    """Its size, its GELU, and how its attention counts merged tokens."""
+    run = run_folder(tmp_path / "run")
+    usual = call(describe.main, f"--weights={run}").ok().out
+    for word in ("--image_size=32", "--model=gelu=tanh", "--model=prop_attn=True"):
+        changed = call(describe.main, f"--weights={run}", word).ok().out
+        assert (changed == usual) == (word != "--image_size=32")
 
 
 def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
     """This run has no checkpoint: its config is described, and a mistake is one."""
     run = run_folder(tmp_path / "run")
     assert "GMACs an image" in call(describe.main, f"--weights={run}").ok().out
-    for field, value in (("reduction.keep_rate", 2), ("model.depth", 7)):
-        words = [f"--weights={run}", f"--config.{field}={value}"]
-        assert sentence(call(evaluate.main, *words)).startswith(f"config.{field} is ")
+    for word, said in (
+        ("--reduction=evit:keep_rate=2", "reduction.keep_rate is 2"),
+        ("--model=depth=7", "--model depth is 7"),
+    ):
+        words = [f"--weights={run}", word]
+        assert sentence(call(evaluate.main, *words)).startswith(said)
     leaves = jax.tree.leaves(load_as(SavedWeights(run), abstract=True).variables)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     with pytest.raises(InputError, match="checkpoint"):
@@ -297,7 +301,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
         assert model.plan != other.model.plan
         assert {*variables["params"]} - {*other.variables["params"]} == learned
     # An analysis takes the last checkpoint.
-    message = "run .* has no 'latest' checkpoint yet; allowed: 'best', in commands"
+    message = "run .* has no 'latest' checkpoint yet; allowed: 'best'"
     with pytest.raises(InputError, match=message):
         load.load(tmp_path, checkpoint="latest")
 
@@ -356,20 +360,6 @@ def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):
         imagepiece_jax.load(run, name="vit_mini")
 
 
-def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(tmp_path):
-    """So that what is made of the config is the model that is evaluated."""
-    run = run_folder(tmp_path / "run", **{"model.mlp_ratio": 2.0})
-    model = RunConfig.from_config(json.loads((run / "config.json").read_text()))
-    variables = tiny.fill(variable_shapes(model.create_model(), 16))
-    with Checkpoints(run) as checkpoints:
-        checkpoints.save(1, variables, {}, "best")
-    emptied = [("model.mlp_ratio", ""), ("model.name", "None")]
-    given = run, base.get_config(), Overrides(emptied)
-    config, vit = load_with_config(*given)
-    assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
-    assert RunConfig.from_config(config).create_model() == vit.model
-
-
 def test_runs_and_configs_that_name_fused_kernels_are_read(tmp_path):
     """Which are gone, and decided as what is left."""
     run = run_folder(tmp_path / "run")
@@ -377,11 +367,7 @@ def test_runs_and_configs_that_name_fused_kernels_are_read(tmp_path):
     model = RunConfig.from_config(fields).create_model()
     fields["model"]["kernels"] = "fused"
     (run / "config.json").write_text(json.dumps(fields))
-    _, by_flags = load_with_config(run, base.get_config(), Overrides(), abstract=True)
-    _, by_config = load_with_config(run, ConfigDict(fields), abstract=True)
-    alone = load_as(SavedWeights(run), abstract=True)
-    for vit in (by_flags, by_config, alone):
-        assert vit.model.plan == model.plan
+    assert load_as(SavedWeights(run), abstract=True).model.plan == model.plan
     assert RunConfig.from_config(ConfigDict(fields)).create_model() == model
 
 
@@ -395,5 +381,5 @@ def test_what_a_path_says_is_no_model(tmp_path, tensors):
 
 def test_a_typed_prop_attn_takes_the_place_of_that_of_a_saved_model(tmp_path):
     imagepiece_jax.save(tmp_path / "vit", tiny.pretrained(tiny.IMAGEPIECE))
-    typed = ["--weights", tmp_path / "vit", "--config.model.prop_attn=True"]
+    typed = ["--weights", tmp_path / "vit", "--model=prop_attn=True"]
     call(describe.main, *typed).ok()

@@ -151,8 +151,8 @@ def evaluated(assets, out, *words):
         [
             *(sys.executable, "-m", "imagepiece_jax", "evaluate"),
             *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
-            *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
-            *("--config.eval_batch_size=40", "--config.data.workers=0", "--limit=200"),
+            *("--resize", "none", "--json", out, "--dtype=float32"),
+            *("--batch=40", "--workers=0", "--limit=200"),
             *words,
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
@@ -164,8 +164,7 @@ def evaluated(assets, out, *words):
 
 def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
     """168 and, among five, 193; no logit is nearer than .016 to another answer."""
-    config = "--config=configs/deit_s.py:deit_ti"
-    result = evaluated(assets, tmp_path / "out.json", config)
+    result = evaluated(assets, tmp_path / "out.json")
     assert result["images"] == 200
     assert result["acc1"] == pytest.approx(100 * 168 / 200)
     assert result["acc5"] == pytest.approx(100 * 193 / 200)
@@ -174,10 +173,7 @@ def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
 
 def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
     """159 of 200 at .6 of the MACs, as by code of its own: 77.8 % of all 1,000."""
-    config = "--config=configs/deit_s_imagepiece.py:deit_ti"
-    result = evaluated(
-        *(assets, tmp_path / "out.json", config, "--config.model.stem=patch"),
-        *("--config.reduction.inattentive=drop", "--config.reduction.keep_rate=.9"),
-    )
+    reduction = "--reduction=imagepiece:inattentive=drop:keep_rate=.9"
+    result = evaluated(assets, tmp_path / "out.json", reduction)
     assert (result["images"], result["acc1"]) == (200, pytest.approx(100 * 159 / 200))
     assert round(result["gmacs"], 3) == 0.754

@@ -9,10 +9,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.load import SavedWeights, load, load_as
-from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.reduction.sweep_text import parse_sweep
-from tests import runs
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.pretrained.test_load import run_folder
@@ -103,21 +101,19 @@ def test_other_weights_have_another_digest(tmp_path, weights):
     assert load(path).digest == weights.digest
 
 
-def test_a_config_has_what_shapes_leave_open(tmp_path):
-    """Heads of 4 channels; and what the config's reduction makes of other figures."""
+def test_a_caller_has_what_shapes_leave_open(tmp_path):
+    """Heads of 4 channels; and what the reduction makes of other figures."""
     fields = {"patch_size": 2, "num_classes": 10, "image_size": 16} | NARROW
     model = create_model("vit_mini", **fields)
     path = tmp_path / "w.npz"
     tiny.write(path, tiny.fill(tiny.shapes(model, 16)))
     with pytest.raises(InputError, match="place its config.json beside it, or give"):
         load(path)
-    blocks = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
-    narrow = {f"model.{name}": value for name, value in NARROW.items()}
-    config = runs.configured(blocks, narrow, **{"model.stem": "patch"})
-    found = load_with_config(path, config)[1].analyzed()
+    reduction = {"name": "imagepiece", "merge_blocks": (0, 1), "prune_blocks": (2,)}
+    heads = NARROW["num_heads"]
+    found = load(path, reduction, name="vit_mini", num_heads=heads).analyzed()
     assert found.model_with(DENSE) == model
-    given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
-    assert found.use(given) == "as trained"
+    assert found.use(reduction) == "as trained"
 
 
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):

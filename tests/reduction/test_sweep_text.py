@@ -54,7 +54,7 @@ def test_one_cost_may_be_that_of_several_methods():
         ("tome:r=8", "is 8, but macs says"),
         ("tome=.6", "has macs twice"),
     ):
-        with pytest.raises(InputError, match=f"^--sweep {re.escape(text)}.*{problem}"):
+        with pytest.raises(InputError, match=f"^sweep {re.escape(text)}.*{problem}"):
             parse_sweeps([text], macs=0.5)
 
 
@@ -72,7 +72,7 @@ def test_one_cost_may_be_that_of_several_methods():
     ],
 )
 def test_what_cannot_be_read_is_named(text, problem, allowed):
-    with pytest.raises(InputError, match=f"^--sweep {re.escape(text)}") as error:
+    with pytest.raises(InputError, match=f"^sweep {re.escape(text)}") as error:
         parse_sweeps([text])
     assert error.value.problem.startswith(problem)
     assert allowed in error.value.allowed + error.value.hint

@@ -18,7 +18,7 @@ def test_settings_are_timed_beside_the_dense_model(tmp_path):
     """Here, on a CPU, one of them in every way, and in the smallest batch."""
     file = tmp_path / "times"
     words = [*SMOKE, "--at_once=5,1", "--models=half", "--gelus=tanh"]
-    words += ["--sizes=bias,direction", "--precisions=highest", f"--times={file}"]
+    words += ["--size_forms=bias,direction", "--precisions=highest", f"--times={file}"]
     out = call(gpu_speed.main, *words).ok().out
     rows = rows_of(file)
     ways = [("dense", None), ("half", "bias"), ("half", "direction")]
@@ -52,7 +52,7 @@ def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
 
 def test_reductions_are_timed_in_both_forms(tmp_path):
     file = tmp_path / "times"
-    words = [*SMOKE, "--at_once=2", "--models=half", "--reductions=exact,fast"]
+    words = [*SMOKE, "--at_once=2", "--models=half", "--reduction_forms=exact,fast"]
     out = call(gpu_speed.main, *words, "--dtype=bfloat16", f"--times={file}").ok().out
     found = [(row["model"], row["reductions"]) for row in rows_of(file)]
     assert found == [("dense", "exact"), ("half", "exact"), ("half", "fast")]
@@ -68,7 +68,7 @@ def test_rotary_positions_are_timed_with_a_bias(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpu_speed, "measure", measure)
     words = [*SMOKE, "--cases=dinov3_l", f"--times={tmp_path / 'times'}"]
-    call(gpu_speed.main, *words, "--models=half", "--sizes=direction,bias").ok()
+    call(gpu_speed.main, *words, "--models=half", "--size_forms=direction,bias").ok()
     assert [way.sizes for way in found] == [None, "bias"]
 
 

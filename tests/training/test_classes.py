@@ -118,7 +118,7 @@ def test_the_first_class_of_another_name(run, names, other):
 
 @pytest.mark.slow
 def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
-    words = [*WORDS, "--config.model.dtype=float32"]
+    words = ["--dtype=float32", "--workers=0"]
     data = f"folder:{folder(tmp_path / 'set', 'ant', 'bee')}"
     (tmp_path / "set.csv").write_text("filename,label\nset/val/ant/0.png,0\n")
     table = f"csv:{tmp_path}/set.csv"
@@ -155,7 +155,7 @@ def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_pat
         start.check_classes(tmp_path, ("ant", "bee"))
 
 
-EVALUATE = evaluate.main, ["--data={data}", *WORDS]
+EVALUATE = evaluate.main, ["--data={data}", "--workers=0"]
 BATCHES = ["--config.batch_size=2", "--config.eval_batch_size=2"]
 RUN = ["--config.data.name={data}", "--workdir={out}", *BATCHES, *WORDS]
 TRAIN = train.main, RUN
@@ -348,7 +348,7 @@ def test_a_folder_of_a_number_has_this_label(tmp_path, names, classes, known, ex
         (["a2", "a10"], 2, {}, "whether class 0 is 'a10' or 'a2'"),
         (["1", "01"], 2, {}, "has class 1 twice, as '01' and '1'"),
         (["0", "12"], 12, {}, "folder .* has 2 classes, none .* model's 12"),
-        (["3", "10"], 12, None, "config.num_classes is 12, but folder .* 2 classes"),
+        (["3", "10"], 12, None, "num_classes is 12, but folder .* 2 classes"),
         (["cat", "dog"], 2, {"cat": 1}, "class 'cat', which is class 1 .* lacks 'dog'"),
     ],
 )
@@ -362,7 +362,7 @@ def test_some_classes_are_enough_for_a_test_alone(tmp_path):
     data = f"folder:{folder(tmp_path, '3', '10')}"
     known = {str(number): number for number in range(12)}
     for labels in ({}, known):
-        with refused("config.num_classes", 12, "2 classes"):
+        with refused("num_classes", 12, "2 classes"):
             open_source(data, "train", num_classes=12, labels_by_name=labels)
 
 
@@ -499,8 +499,8 @@ def test_an_old_run_keeps_the_order_of_its_classes(
 def test_evaluate_maps_folders_to_imagenets_classes(assets):
     """Ten classes of ImageNet's, as folders of WordNet IDs."""
     words = [f"--weights={assets}/weights/deit_tiny_patch16_224.npz", "--limit=20"]
-    words += [f"--data=folder:{assets}/data/imagenette_mini", "--config.data.workers=0"]
-    ended = call(evaluate.main, *words, "--config.model.dtype=float32").ok()
+    words += [f"--data=folder:{assets}/data/imagenette_mini", "--workers=0"]
+    ended = call(evaluate.main, *words, "--dtype=float32").ok()
     assert "by name to the model's 1000 classes: n01440764 (tench) is 0\n" in ended.out
     assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 
@@ -508,13 +508,13 @@ def test_evaluate_maps_folders_to_imagenets_classes(assets):
 def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):
     data = folder(tmp_path / "set", "ant", "bee")
     words = [f"--weights={run}", f"--data=folder:{data}", f"--json={tmp_path}/r.json"]
-    words += ["--config.model.dtype=float32", "--config.data.workers=0"]
+    words += ["--dtype=float32", "--workers=0"]
     ended = call(evaluate.main, *words)
     assert ended.status == 0 and "trained with" not in ended.out, ended
     for file in data.rglob("*.png"):
         Image.new("RGB", (32, 32)).save(file)
-    words += ["--config.image_size=32", "--config.reduction.name=tome"]
-    ended = call(evaluate.main, *words, "--config.reduction.r=2").ok()
+    words += ["--image_size=32", "--reduction=tome:r=2"]
+    ended = call(evaluate.main, *words).ok()
     changes = "reduction tome r=2 (trained with imagepiece merge_blocks=() prune_blocks"
     assert changes in ended.out.splitlines()[-1]
     assert "  size 32x32 (trained with 16x16)  " in ended.out.splitlines()[-1]

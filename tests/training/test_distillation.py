@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.images import labeled_images
+from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
@@ -409,7 +409,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
         assert "agreement1" in line
         assert not [name for name in line if "acc" in name]
     with pytest.raises(InputError, match="whose test images have no labels; allowed"):
-        labeled_images(RunConfig.from_config(config), load(tmp_path / "run"))
+        labeled_images(load(tmp_path / "run"))
 
 
 def top5(logits):

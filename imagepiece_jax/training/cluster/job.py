@@ -40,8 +40,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.run import config_path
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.models.config import config_path
 from imagepiece_jax.training.cluster.preemption import StopRequest
 from imagepiece_jax.training.cluster.run_dir import flat_fields
 

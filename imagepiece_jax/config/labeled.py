@@ -1,0 +1,220 @@
+"""The images with labels that a trained model is evaluated on."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data import valid_labels as classes_to_choose
+from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.folder import split_folder
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.source import Source
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.input import loader, registry
+from imagepiece_jax.input.eval_images import EvalImages
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem import check_single_label
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabeledImages:
+    """Images with labels, and how they are read, resized and cropped."""
+
+    name: str  # of the data, as `open_source` takes it
+    source: Source
+    preprocessing: Preprocessing
+    limit: int | None = None  # how many were asked for
+    valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
+    batch: int = 512  # images at once, over all devices
+    workers: int = 8  # processes that read and decode; 0: this one
+    threads: int = 2  # that do in each of them; 0: none
+
+    @property
+    def batch_size(self) -> int:
+        """At most all images, rounded up to whole devices."""
+        return parallel.placement().whole(min(self.batch, len(self.source)))
+
+    def batches(
+        self, batch_size: int | None = None, placement: Placement | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The batches of one pass in this process."""
+        sequence = EvalBatches(
+            self.source,
+            self.preprocessing,
+            batch_size=batch_size or self.batch_size,
+            placement=placement or parallel.placement(),
+        )
+        return loader.read_ahead(sequence, self.workers, self.threads)
+
+    def in_words(self, vit: Pretrained) -> list[str]:
+        """How a model is evaluated on them, in words."""
+        among = classes_to_choose.in_words(self.valid, vit.model.num_classes)
+        words = [f"among {among}"]
+        if vit.source.averaged:
+            words.append("averaged weights")
+        return [*words, self.preprocessing.text, *vit.differences_from_training()]
+
+    def facts(self, vit: Pretrained) -> dict[str, Any]:
+        """All that decides the figures of a model on them, as JSON values."""
+        source = vit.source
+        return {
+            "preprocessing": self.preprocessing.as_json,
+            "checkpoint": source.checkpoint,
+            "averaged": source.averaged,
+            "data": self.name,
+            "limit": self.limit,
+            **self.source.part,
+            "num_classes": vit.model.num_classes,
+            "valid_labels": self.valid,
+            "dtype": vit.model.dtype.name,
+            "trained": {
+                "reduction": source.reduction and source.reduction.fields,
+                "image_size": source.config.image_size,
+            },
+            "recovered": vit.recovered and vit.recovered.form,
+            "reduction": vit.reduction.fields,
+            "gmacs": vit.gmacs,
+            "unreadable": len(self.source.unreadable),
+        }
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All that decides figures on them, as JSON values."""
+        return {
+            "data": registry.short_name(self.name),
+            "digest": self.source.digest,
+            "images": len(self.source),
+            "limit": self.limit,
+            **self.source.part,
+            **self.preprocessing.as_json,
+        }
+
+
+def labeled_images(
+    vit: Pretrained,
+    data: str | None = None,
+    *,
+    eval_set: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    limit: int | None = None,
+    valid_labels: str | None = None,
+    **reading: int | None,
+) -> LabeledImages:
+    """The images to evaluate a model of `load` on; notes on both are printed.
+
+    data: as `open_source` takes it; None: what the weights' run was tested on
+    eval_set: the name of another evaluation of that run, in its config.eval.sets
+    data_dir: of imagenet2012; None: the run's own
+    limit: number of images to take, evenly spaced over the set; None: all
+    valid_labels: as `classes_to_choose.read` takes it
+    reading: batch, workers and threads of a LabeledImages; None: the run's or usual
+    Raises InputError for weights without classes, and for images of other classes.
+    """
+    path = str(vit.source.path)
+    if not vit.model.num_classes:
+        raise InputError(
+            "has no classes",
+            place=path,
+            allowed="weights with a head, which training from these gives",
+            hint="or take their vectors by `features`",
+        )
+    check_single_label(vit.problem_type, path, "accuracy")
+    run = vit.source.run or {}
+    images, own_reading = _of_run(run, eval_set)
+    if data is not None:
+        images = EvalImages(name=registry.full_name(data), data_dir=images.data_dir)
+    if not images.name:
+        raise InputError("is missing", field="data")
+    if data_dir is not None:
+        images = dataclasses.replace(images, data_dir=data_dir)
+    every = images.open(vit.model.num_classes, vit.class_names)
+    if not every.labeled:
+        raise InputError(
+            f"is {images.name!r}, whose test images have no labels",
+            field="data",
+            value=images.name,
+            allowed="test images with labels, which accuracy needs",
+        )
+    source = every.spread(limit)
+    for note in _notes(vit, images.name, every, source):
+        print(f"note: {note}", flush=True)
+    valid = classes_to_choose.read(valid_labels, source)
+    if note := classes_to_choose.note(valid, source):
+        print(f"note: {note}", flush=True)
+    typed = {name: value for name, value in reading.items() if value is not None}
+    return LabeledImages(
+        name=images.name,
+        source=source,
+        preprocessing=vit.preprocessing,
+        limit=limit,
+        valid=valid,
+        **own_reading | typed,
+    )
+
+
+def _of_run(run: Mapping[str, Any], name: str | None = None):
+    """(the test images that a run was evaluated on, how it reads them).
+
+    run: its config; {}: of weights of no run, which name no images
+    name: of another evaluation, in its eval.sets
+    Raises InputError for another name.
+    """
+    data = run.get("data", {})
+    images = EvalImages(
+        name=registry.full_name(data.get("name", "")),
+        data_dir=data.get("dir") or None,
+        labeled=_has_labels(run.get("distill", {})),
+    )
+    reading = {k: data[k] for k in ("workers", "threads") if k in data}
+    if "eval_batch_size" in run:
+        reading["batch"] = run["eval_batch_size"]
+    if name is not None:
+        sets = run.get("eval", {}).get("sets", {})
+        if not sets:
+            raise InputError(
+                f"is {name!r}, but no run with evaluations by name is given",
+                field="eval_set",
+                value=name,
+                hint="leave it out, or name images",
+            )
+        chosen = one_of("eval_set", name, dict(sets))
+        named = registry.full_name(chosen.get("data") or images.name)
+        images = dataclasses.replace(images, name=named, classes=chosen.get("classes"))
+    return images, reading
+
+
+def _has_labels(distill):
+    """Whether a run learned from labels, by its config's group `distill`."""
+    return distill.get("kind", "none") == "none" or distill.get("weight") != 1
+
+
+def _notes(vit, name, every, source):
+    """Notes on the labels and the sizes of images.
+
+    every: all images of the data `name`
+    source: those that are taken
+    """
+    path = str(vit.source.path)
+    of_data = source.class_names
+    unnamed = class_names.check_classes(vit.names_of_data, path, of_data, name)
+    notes = []
+    if name.startswith("folder:"):
+        folder = os.path.expanduser(name.removeprefix("folder:"))
+        _, note = split_folder(folder, "val")
+        notes.append(note)
+    if vit.source.run:
+        notes.append(unnamed)
+    notes.append(class_names.mapped_classes(of_data, name, vit.class_names))
+    if source.part:
+        notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+    if name.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
+        # Where they count from 1 the accuracy would be 0.
+        notes.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")
+    notes.append(vit.preprocessing.note(source.some_sizes(), len(source)))
+    return [note for note in notes if note]

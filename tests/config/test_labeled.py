@@ -1,0 +1,48 @@
+"""Labeled images that weights are evaluated on, and the notes on their labels."""
+
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.config.labeled import labeled_images
+from imagepiece_jax.data.preprocessing import Preprocessing
+from tests.pictures import write_csv
+
+VIT = types.SimpleNamespace(
+    model=types.SimpleNamespace(num_classes=10),
+    preprocessing=Preprocessing(16),
+    source=types.SimpleNamespace(path="w.npz", run=None),
+    problem_type="single_label_classification",
+    class_names=None,
+    names_of_data=None,
+)
+
+
+@pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
+def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
+    data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
+    source = labeled_images(VIT, data, limit=1).source
+    notes = capsys.readouterr().out.splitlines()
+    note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
+    taken = "note: 1 of 2 images are taken, evenly spaced"
+    assert len(source) == 1
+    few = [line for line in notes if "choose among theirs" not in line]
+    assert few == [taken, *[note] * is_noted]
+
+
+@pytest.mark.parametrize("prefix", ["", "folder:"])
+def test_of_a_folder_with_splits_val_is_measured_on(tmp_path, capsys, prefix):
+    for split in ("train", "val"):
+        for name in range(10):
+            file = tmp_path / split / str(name) / "0.png"
+            file.parent.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(file)
+    source = labeled_images(VIT, f"{prefix}{tmp_path}").source
+    assert {source.name(index).split("/")[-3] for index in range(10)} == {"val"}
+    said = f"note: {tmp_path} holds train and val; val is measured on\n"
+    assert capsys.readouterr().out == said
+    images = labeled_images(VIT, f"{prefix}{tmp_path}/val")
+    assert len(images.source) == 10
+    assert capsys.readouterr().out == ""
