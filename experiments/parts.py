@@ -23,7 +23,7 @@ from experiments.study import Judged
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.evaluate.cache import decode_bits, read_lines
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -116,7 +116,7 @@ def cells() -> Iterable[Cell]:
 def read_points() -> dict[str, Judged]:
     """Everything that points.jsonl has, by `reduction_key`."""
     points = {}
-    for point in read_lines("points.jsonl"):
+    for point in read_lines(FOLDER / "points.jsonl"):
         result = point["result"]
         kl = np.array(result["kl"])
         right = decode_bits(result["right"], len(kl))
@@ -151,12 +151,6 @@ def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
             fields.pop(field, None)
     key = [Reduction.read(fields).all_fields, schedule, side]
     return json.dumps(key, sort_keys=True)
-
-
-def read_lines(name: str) -> Iterable[dict]:
-    """The lines of a JSONL file of the folder."""
-    text = (FOLDER / name).read_text("utf-8")
-    return map(json.loads, text.splitlines())
 
 
 def by_choice(found: Mapping[Cell, Judged]) -> list[Cell]:
@@ -377,7 +371,7 @@ def clock(recovered: Answers, rounded: Iterable[Rounded]) -> str:
     rounded: the last rows
     """
     by_model = {}
-    for speed in read_lines("clock.jsonl"):
+    for speed in read_lines(FOLDER / "clock.jsonl"):
         by_model.setdefault(speed["model"], []).append(speed)
     off = rights()
     rows = []
@@ -425,7 +419,8 @@ def rights() -> Answers:
     """Right answers of models off the shelf."""
     photographs = {}
     imagenette = {}
-    for point in (*read_lines("points.jsonl"), *read_lines("elsewhere.jsonl")):
+    points = read_lines(FOLDER / "points.jsonl")
+    for point in (*points, *read_lines(FOLDER / "elsewhere.jsonl")):
         setting = point["setting"]
         result = point["result"]
         name = point["experiment"]

@@ -40,7 +40,7 @@ from imagepiece_jax.common.files import read_json, replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
-from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.evaluate.cache import decode_bits, read_lines
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -353,7 +353,7 @@ def controls_table(
 def readme_table(recoveries: recover.Results) -> str:
     """What is lost and gained by each of TYPED, on all photographs that judge."""
     on_gpu = {}
-    for speed in parts.read_lines("clock.jsonl"):
+    for speed in read_lines(parts.FOLDER / "clock.jsonl"):
         if speed["runtime"] == "H200, DeiT-S":
             on_gpu[speed["model"]] = speed["ratio"][0]
     dense = recoveries.crossfitted("dense", recover.OFF)
