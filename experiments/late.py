@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import imagepiece_jax
-from experiments import parts, study
+from experiments import controls, dropping, parts, study
 from experiments.damage import DAMAGE, damaged
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
@@ -76,7 +76,7 @@ class Cell:
         """Proportional attention where tokens are merged: else all sizes are 1."""
         merged = self.fate == "merged"
         cell = parts.Cell(self.method, self.fate, self.schedule, merged, self.macs)
-        return cell.reduction
+        return dropping.as_method(cell.reduction)
 
 
 class Dense(NamedTuple):
@@ -131,6 +131,7 @@ class Study:
         answer = study.answerer(self.vit)
         return {name: answer(images) for name, images in self.images.items()}
 
+    @controls.registered()
     def measure(self, cell) -> dict[str, Any]:
         """The figures of a cell, or why it has none."""
         if cell is DENSE:

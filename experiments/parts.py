@@ -140,16 +140,17 @@ def measured_cells(points: Mapping[str, Judged]) -> dict[Cell, Judged]:
 def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
     """Key of a reduction, its defaults filled in, at an image size.
 
-    Its schedule is a name alone, as one of them is no longer in the package.
+    Its schedule and its fate are names alone, which the package has no longer.
     """
     if isinstance(reduction, Reduction):
         reduction = reduction.all_fields
     fields = dict(reduction)
     schedule = fields.pop("counts", None)
+    fate = fields.pop("fate", None)
     if fields.get("macs") is not None:  # beside which the points have all fields
         for field in METHODS[fields["name"]].found_for_macs:
             fields.pop(field, None)
-    key = [Reduction.read(fields).all_fields, schedule, side]
+    key = [Reduction.read(fields).all_fields, schedule, fate, side]
     return json.dumps(key, sort_keys=True)
 
 

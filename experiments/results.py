@@ -56,6 +56,8 @@ PAGES = (
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
+# {control, as the comparison called it: kind}
+CONTROLS = {f"imagepiece {kind} (control)": kind for kind in KINDS[1:]}
 # Kinds whose accuracies are in the table of controls, and pairs that are compared
 SHOWN = {"merge": "ImagePiece", "drop": "dropping", "evit": "EViT"}
 CONTRASTS = {
@@ -270,7 +272,9 @@ def comparison_report(results: Results) -> dict:
         "shares": sorted({row.share for row in rows}, reverse=True),
         "dense": dataclasses.asdict(dense),
         "settings": settings,
-        "comparisons": compare.comparisons(rights, dense.bits(images)),
+        "comparisons": compare.comparisons(
+            rights, dense.bits(images), beside=dict.fromkeys(CONTROLS, ["imagepiece"])
+        ),
     }
 
 
@@ -290,9 +294,7 @@ TYPED = {
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
-    kinds = {"imagepiece": KINDS[0]}
-    for kind in KINDS[1:]:
-        kinds[f"imagepiece {kind} {compare.CONTROL}"] = kind
+    kinds = {"imagepiece": KINDS[0]} | CONTROLS
     _, rows = compared(results)
     return by_share(rows, lambda row: kinds.get(row.method))
 

@@ -6,7 +6,7 @@ import scipy.special
 import scipy.stats
 
 import imagepiece_jax
-from experiments import late, study
+from experiments import controls, late, study
 from experiments.damage import DAMAGE
 from experiments.late import Cell
 from imagepiece_jax.data.pictures import ArraySource
@@ -45,6 +45,7 @@ def slow_kl(teacher, student):
     return np.sum(np.exp(p) * (p - q), axis=-1)
 
 
+@controls.registered()
 def test_a_cell_has_the_figures_of_every_image(whole, tmp_path):
     cell = Cell("similar keys", "dropped", "late-1", 0.75)
     far = Cell("similar keys", "dropped", "late-3", 0.3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import parts, study
+from experiments import controls, dropping, parts, study
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, read_lines
@@ -13,6 +13,7 @@ from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests import markdown
 
 
+@controls.registered()
 def test_every_cell_is_a_method_with_counts():
     """But for those of the curve, which is no schedule of the package any more."""
     found = [*parts.cells()]
@@ -20,7 +21,7 @@ def test_every_cell_is_a_method_with_counts():
     for cell in found:
         if cell.schedule == "curve":
             continue
-        reduction = Reduction.read(cell.reduction)
+        reduction = Reduction.read(dropping.as_method(cell.reduction))
         assert reduction.method.macs == 0.5
         assert reduction.method.counts == cell.schedule
         assert reduction.prop_attn == cell.prop_attn
