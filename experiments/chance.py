@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import recover, results
+from experiments import recover, results, study
 from imagepiece_jax.common.files import read_json, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
 from imagepiece_jax.training.recover import LEVEL, MEASURES
 
 FOLDER = results.ROOT / recover.FOLDER
-PAGE = FOLDER.parent / "chance.md"
-FILE = FOLDER.parent / "chance.json"
+PAGE = FOLDER / "chance.md"
+FILE = FOLDER / "chance.json"
 DRAWS = 500
 HELD_OUT = (16, 40, 100)  # numbers of images
 CHANGES = {"none": 1.0, "halved": 0.5}  # the mean of a measure, as a share of the start
@@ -36,7 +36,7 @@ STUDENTS = ("three-0.5", "three-0.4", "spread-0.4", "shape-0.4", "evit-0.5")
 
 def divergences(name: str) -> np.ndarray:
     """The KLs of a run on fold A's odd photographs. [500]"""
-    kl = np.array(read_json(FOLDER / f"{name}.json")["judged"]["kl"])
+    kl = np.array(study.read_runs(FOLDER)[name]["judged"]["kl"])
     return kl[1::2] if len(kl) == 1000 else kl
 
 

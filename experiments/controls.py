@@ -1,7 +1,7 @@
-"""ImagePiece's controls beside dropping: its token counts, with other pairs of tokens.
+"""What ImagePiece is tested by, as methods: its steps with one thing done otherwise.
 
-The comparison of docs/imagepiece.md is over. Its tables call them "imagepiece random"
-and "imagepiece tome", values that the field `inattentive` then had.
+The comparison of docs/imagepiece.md is over. Its tables call the first three
+"imagepiece drop", "imagepiece random" and "imagepiece tome".
 """
 
 import contextlib
@@ -10,13 +10,23 @@ from collections.abc import Iterator
 
 import jax
 
+from experiments.dropping import DROPPED
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
-from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.token_counts import Merge
+from imagepiece_jax.reduction.reducers import Bipartite, TopK
+from imagepiece_jax.reduction.token_counts import Merge, ceil
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePieceDropping(ImagePiece):
+    """ImagePiece that drops the least attended tokens, as many as would merge."""
+
+    def merge_step(self, block):
+        step = super().merge_step(block)
+        return dataclasses.replace(step, reducer=TopK(score=self.score))
 
 
 class RandomPairs(Retokenize):
@@ -46,22 +56,75 @@ class ImagePieceMatched(ImagePieceToMe):
     """ToMe's matching of all tokens, at every step of ImagePiece."""
 
     def merge_step(self, block):
-        rule = Merge(self.merge_ratio, self.candidate_ratio, self.merge_base)
+        rule = Merge(self.merge_ratio, self.candidate_ratio)
         return Step(block, Bipartite(self.metric), rule)
 
 
+@dataclasses.dataclass(frozen=True)
+class ImagePieceLater(ImagePiece):
+    """Schedule A: the paper's layer numbers as counted from 0, one block later."""
+
+    def scheduled_blocks(self, depth):
+        merge, prune = super().scheduled_blocks(depth)
+        return tuple(block + 1 for block in merge), tuple(block + 1 for block in prune)
+
+
+class Ascending(Retokenize):
+    """The candidates alternate between the sides from the least attended on."""
+
+    def __call__(self, taps, counts, train=False):
+        last = counts.candidates - 1
+        turned = Retokenize(**vars(self) | {"parity": (last - self.parity) % 2})
+        return turned(taps, counts, train)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePieceAscending(ImagePiece):
+    """ImagePiece with the other order of the candidates."""
+
+    def merge_step(self, block):
+        step = super().merge_step(block)
+        other = Ascending(**vars(step.reducer))
+        return dataclasses.replace(step, reducer=other)
+
+
+class MergeOfCandidates(Merge):
+    """The share `merge_ratio` of the candidates leaves, in place of all tokens'."""
+
+    def removed(self, n):
+        return ceil(self.merge_ratio * self.candidates(n))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePieceOfCandidates(ImagePiece):
+    """ImagePiece whose `merge_ratio` is a share of the candidates."""
+
+    def merge_step(self, block):
+        step = super().merge_step(block)
+        rule = MergeOfCandidates(**vars(step.rule))
+        return dataclasses.replace(step, rule=rule)
+
+
 CONTROLS = {
+    "imagepiece_dropping": ImagePieceDropping,
     "imagepiece_random": ImagePieceRandom,
     "imagepiece_matched": ImagePieceMatched,
+    "imagepiece_later": ImagePieceLater,
+    "imagepiece_ascending": ImagePieceAscending,
+    "imagepiece_of_candidates": ImagePieceOfCandidates,
 }
 
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """While entered, the controls are among METHODS."""
-    METHODS.update(CONTROLS)
+    """While entered, the controls and what drops are among METHODS."""
+    new = {}
+    for name, kind in (CONTROLS | DROPPED).items():
+        if name not in METHODS:
+            new[name] = kind
+    METHODS.update(new)
     try:
         yield
     finally:
-        for name in CONTROLS:
+        for name in new:
             del METHODS[name]

@@ -13,7 +13,6 @@ are lines of docs/tables/gelu/points.jsonl, of which README.md there has the tab
 import contextlib
 import functools
 import itertools
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 from unittest import mock
@@ -28,7 +27,13 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import FILE, ResultCache, decode_bits, encode_bits
+from imagepiece_jax.evaluate.cache import (
+    FILE,
+    ResultCache,
+    decode_bits,
+    encode_bits,
+    read_lines,
+)
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import attention
@@ -139,8 +144,7 @@ class Point(NamedTuple):
 def read_points() -> dict[str, dict[tuple[str, str, str], Point]]:
     """All points, by the model and by (reduction, type, form of GELU)."""
     found = {}
-    for line in (FOLDER / FILE).read_text("utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read_lines(FOLDER / FILE, "setting", "result"):
         setting = entry["setting"]
         result = entry["result"]
         change = np.array(result["change"])

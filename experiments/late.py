@@ -5,9 +5,9 @@ python -m experiments late --list
 python -m experiments late --out FOLDER --tables
 
 docs/tables/late/declared.md declares it. A cell is a selector, a fate, a schedule and a
-cost, and writes FOLDER/NAME.json; the same command goes on with the cells that have
-none. --only takes names, and patterns such as '*.late-2.*'. --tables writes README.md
-beside FOLDER from the files that are there.
+cost, and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells
+that have none. --only takes names, and patterns such as '*.late-2.*'. --tables writes
+FOLDER/README.md from the lines that are there.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import imagepiece_jax
-from experiments import parts, study
+from experiments import controls, dropping, parts, study
 from experiments.damage import DAMAGE, damaged
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
@@ -31,7 +31,7 @@ from imagepiece_jax.models.variables import digest
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
-FOLDER = "docs/tables/late/runs"
+FOLDER = "docs/tables/late"
 FLAGS = study.Flags(FOLDER)
 
 # Selectors, with the methods whose they are: merged, dropped. What class attention
@@ -76,7 +76,7 @@ class Cell:
         """Proportional attention where tokens are merged: else all sizes are 1."""
         merged = self.fate == "merged"
         cell = parts.Cell(self.method, self.fate, self.schedule, merged, self.macs)
-        return cell.reduction
+        return dropping.as_method(cell.reduction)
 
 
 class Dense(NamedTuple):
@@ -131,6 +131,7 @@ class Study:
         answer = study.answerer(self.vit)
         return {name: answer(images) for name, images in self.images.items()}
 
+    @controls.registered()
     def measure(self, cell) -> dict[str, Any]:
         """The figures of a cell, or why it has none."""
         if cell is DENSE:
@@ -163,20 +164,20 @@ class Study:
 
 
 class Results:
-    """The files of a folder of cells."""
+    """The lines of a folder of cells."""
 
     def __init__(self, folder):
-        self.files = study.read(cells(), folder)
+        self.runs = study.read(cells(), folder)
 
     def judged(self, cell, condition: str) -> study.Judged | None:
         """Figures of a cell; None where it was not measured, or cannot be reached."""
-        found = self.files.get(cell)
+        found = self.runs.get(cell)
         if found is None or condition not in found:
             return None
         return study.unpacked(found[condition])
 
     def unreachable(self, cell) -> bool:
-        return "unreachable" in self.files.get(cell, {})
+        return "unreachable" in self.runs.get(cell, {})
 
     def mean_log_kl(self, fate, schedule, macs, condition) -> np.ndarray | None:
         """Log KL [images], the mean over all selectors; None where one is missing."""
@@ -239,7 +240,7 @@ def choose(results: Results, fate: str, macs: float) -> Choice | None:
 # The page
 
 INTRODUCTION = """\
-Written by `python -m experiments late --tables` from the files in `runs`.
+Written by `python -m experiments late --tables` from `runs.jsonl`.
 [declared.md](declared.md) says what was declared before the cells were run. DeiT-Ti off
 the shelf; KL is the mean divergence from the dense model, brackets are 95 % intervals
 over images."""
@@ -264,7 +265,7 @@ def page(folder) -> str:
             blocks.append(f"## {fate.capitalize()}, {title}")
             blocks.append(figures_table(results, fate, condition))
             blocks.append(differences_table(results, fate, condition))
-    return study.page(blocks, cells(), results.files)
+    return study.page(blocks, cells(), results.runs)
 
 
 def choices_table(results) -> str:

@@ -7,10 +7,10 @@ python -m experiments neighbors --weights FOLDER --out FOLDER --time
 python -m experiments neighbors --out FOLDER --tables
 
 docs/tables/neighbors/declared.md declares it. A cell is a set of images and a setting,
-and writes FOLDER/NAME.json; the same command goes on with the cells that have none.
---vectors keeps the vectors of each, so that the dense model's are computed once. --time
-measures images a second, into FOLDER/times.json. --tables writes README.md beside
-FOLDER from the files that are there.
+and writes a line of FOLDER/runs.jsonl; the same command goes on with the cells that
+have none. --vectors keeps the vectors of each, so that the dense model's are computed
+once. --time measures images a second, into FOLDER/times.json. --tables writes
+FOLDER/README.md from the lines that are there.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import imagepiece_jax
 from experiments import intervals, study
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import make_folder, read_json
+from imagepiece_jax.common.files import make_folder, read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
@@ -37,7 +37,7 @@ WEIGHTS = cli.weights()
 SETS = ("photographs", "imagenette")
 PATHS = {name: cli.text(name, None, "a folder of images") for name in SETS}
 VECTORS = cli.text("vectors", None, "a folder of .npy files, which are read again")
-FOLDER = "docs/tables/neighbors/runs"
+FOLDER = "docs/tables/neighbors"
 FLAGS = study.Flags(FOLDER)
 TIME = cli.switch("time", False, "measure times instead")
 
@@ -173,7 +173,7 @@ def measure_times(weights) -> dict[str, Any]:
 # The page
 
 INTRODUCTION = """\
-Written by `python -m experiments neighbors --tables` from the files in `runs`.
+Written by `python -m experiments neighbors --tables` from `runs.jsonl`.
 [declared.md](declared.md) says what was declared before. DINOv2-S at 224 pixels; recall
 is the share of the dense model's ten nearest neighbors among those of the setting, of
 500 images each; brackets are 95 % intervals over images."""
@@ -235,7 +235,7 @@ def read_times(folder) -> dict[str, Any] | None:
 
 
 def found_table(folder) -> str:
-    """`recall_table` of the files of a folder."""
+    """`recall_table` of a folder."""
     return recall_table(study.read(cells(), folder), read_times(folder))
 
 
@@ -257,7 +257,7 @@ def main():
     if TIME.value:
         path = FLAGS.folder / "times.json"
         make_folder("--out", FLAGS.folder)
-        study.write(path, measure_times(cli.required(WEIGHTS)))
+        write_json(path, measure_times(cli.required(WEIGHTS)))
         return
     if not waiting:
         return

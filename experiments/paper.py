@@ -6,7 +6,7 @@ python -m experiments table1 --data ... --weights FILE --small
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
-of them, a few epochs and seeds. OUT gets a page NAME.md, and in OUT/results a JSON file
+of them, a few epochs and seeds. OUT gets a page NAME.md, and a line of OUT/points.jsonl
 for every result: the same command goes on with those that have none.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
@@ -14,6 +14,7 @@ lcb-similarity, combos, ablation; or all of them. Studies are scripts of their o
 with its --help: python -m experiments recover, recover_elsewhere or late.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -46,7 +47,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of
-from imagepiece_jax.evaluate.cache import MeasuredWeights, Split
+from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
@@ -183,12 +184,15 @@ class Answers:
 class Study:
     """Models and images that tables compare, and what is measured of them, each once.
 
+    out: the folder of the pages
+    cache: keeps what is measured; None: nothing is
     clock: measures speeds; None: nothing is timed
     """
 
     models: Models
     images: Images
     out: pathlib.Path
+    cache: ResultCache | None = None
     clock: Clock | None = None
     programs: dict = dataclasses.field(default_factory=dict)
 
@@ -205,7 +209,7 @@ class Study:
         return MeasuredWeights(
             vit,
             images or self.images,
-            study.Files(self.out / "results"),
+            self.cache,
             self.clock,
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
@@ -428,7 +432,11 @@ def main(words):
     models = opened_models(config, fields, seeds)
     images = opened_images(models)
     clock = Clock(SPEED_BATCH.value, rules) if SPEED.value else None
-    make(names, Study(models=models, images=images, out=out_folder(), clock=clock))
+    out = out_folder()
+    cache = ResultCache(out, versions=study.versions())
+    with contextlib.closing(cache):
+        paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
+        make(names, paper)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from experiments.study import Judged
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.evaluate.cache import decode_bits, read_lines
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -116,7 +116,7 @@ def cells() -> Iterable[Cell]:
 def read_points() -> dict[str, Judged]:
     """Everything that points.jsonl has, by `reduction_key`."""
     points = {}
-    for point in read_lines("points.jsonl"):
+    for point in read_lines(FOLDER / "points.jsonl"):
         result = point["result"]
         kl = np.array(result["kl"])
         right = decode_bits(result["right"], len(kl))
@@ -140,23 +140,18 @@ def measured_cells(points: Mapping[str, Judged]) -> dict[Cell, Judged]:
 def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
     """Key of a reduction, its defaults filled in, at an image size.
 
-    Its schedule is a name alone, as one of them is no longer in the package.
+    Its schedule and its fate are names alone, which the package has no longer.
     """
     if isinstance(reduction, Reduction):
         reduction = reduction.all_fields
     fields = dict(reduction)
     schedule = fields.pop("counts", None)
+    fate = fields.pop("fate", None)
     if fields.get("macs") is not None:  # beside which the points have all fields
         for field in METHODS[fields["name"]].found_for_macs:
             fields.pop(field, None)
-    key = [Reduction.read(fields).all_fields, schedule, side]
+    key = [Reduction.read(fields).all_fields, schedule, fate, side]
     return json.dumps(key, sort_keys=True)
-
-
-def read_lines(name: str) -> Iterable[dict]:
-    """The lines of a JSONL file of the folder."""
-    text = (FOLDER / name).read_text("utf-8")
-    return map(json.loads, text.splitlines())
 
 
 def by_choice(found: Mapping[Cell, Judged]) -> list[Cell]:
@@ -377,7 +372,7 @@ def clock(recovered: Answers, rounded: Iterable[Rounded]) -> str:
     rounded: the last rows
     """
     by_model = {}
-    for speed in read_lines("clock.jsonl"):
+    for speed in read_lines(FOLDER / "clock.jsonl"):
         by_model.setdefault(speed["model"], []).append(speed)
     off = rights()
     rows = []
@@ -425,7 +420,8 @@ def rights() -> Answers:
     """Right answers of models off the shelf."""
     photographs = {}
     imagenette = {}
-    for point in (*read_lines("points.jsonl"), *read_lines("elsewhere.jsonl")):
+    points = read_lines(FOLDER / "points.jsonl")
+    for point in (*points, *read_lines(FOLDER / "elsewhere.jsonl")):
         setting = point["setting"]
         result = point["result"]
         name = point["experiment"]

@@ -6,12 +6,12 @@ python -m experiments recover --list
 python -m experiments recover --weights FILE --out FOLDER --time
 python -m experiments recover --out FOLDER --tables
 
-docs/tables/recover/declared.md declares it. A run is a cell of `cells()`, and writes
-one file, FOLDER/NAME.json, at its end; the same command goes on with the runs that have
-none. --only takes names, and patterns such as 'three-0.5.*': machines may share a
-folder. --time measures the models in turns by OpenVINO, into FOLDER/times.json; of
-models that it lacks, later, beside the dense one.
---tables writes README.md beside FOLDER from the files that are there. --keep saves the
+docs/tables/recover/declared.md declares it. A run is a cell of `cells()`, and writes a
+line of FOLDER/runs.jsonl at its end; the same command goes on with the runs that have
+none. --only takes names, and patterns such as 'three-0.5.*': lines that another machine
+has measured into a folder of its own are appended. --time measures the models in turns
+by OpenVINO, into FOLDER/times.json; of models that it lacks, later, beside the dense
+one. --tables writes FOLDER/README.md from the lines that are there. --keep saves the
 recovered models, too, as `load` takes them.
 """
 
@@ -62,7 +62,7 @@ from imagepiece_jax.training import (
 WEIGHTS = cli.weights()
 DATA = cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
-FOLDER = "docs/tables/recover/runs"
+FOLDER = "docs/tables/recover"
 FLAGS = study.Flags(FOLDER)
 KEEP = cli.text("keep", None, "a folder that keeps every recovered model")
 TIME = cli.switch("time", False, "measure the time of the models instead")
@@ -259,7 +259,7 @@ class Study:
         return choose(found).way
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """The results of a cell, as its file has them."""
+        """The results of a cell, as its line has them."""
         named = OFF if cell.way == OFF else self.way(cell)
         way = self.ways.get(named)
         vit = self.student(cell.student)
@@ -372,7 +372,7 @@ class Study:
         return study.batches(images, preprocessing, self.batch_size)
 
     def write(self, cell: Cell):
-        """Run a cell and write its file, unless it is there."""
+        """Run a cell and write its line, unless it is there."""
         study.run([cell], self.out, self.digests, self.run)
 
 
@@ -521,11 +521,10 @@ def rounded(found) -> list[float]:
 
 
 class Results:
-    """The files of a folder of runs."""
+    """The lines of a folder of runs, by name."""
 
     def __init__(self, folder):
-        files = study.read(cells(), folder)
-        self.runs = {cell.name: run for cell, run in files.items()}
+        self.runs = study.read_runs(folder)
         self.times = None
         times = pathlib.Path(folder, "times.json")
         if times.exists():
@@ -757,7 +756,7 @@ def page(folder) -> str:
 
 
 INTRODUCTION = """\
-Written by `python -m experiments recover --tables` from the files in `runs`.
+Written by `python -m experiments recover --tables` from `runs.jsonl`.
 [declared.md](declared.md) says what was declared before the runs. DeiT-Ti; KL is the
 mean divergence from the dense model at 224 pixels, points are accuracy minus the dense
 model's on the same images, with 95 % intervals. "Reductions and rivals" has means over

@@ -11,7 +11,7 @@ python -m experiments recover_elsewhere --out FOLDER --tables
 docs/tables/recover_elsewhere/declared.md declares it. --recovered has the models that
 `experiments recover --keep` saves; those that this study recovers itself join them. A
 cell whose model is not there yet waits: the same command goes on. --time measures the
-fastest forms, into FOLDER/times.json. --tables writes README.md beside FOLDER.
+fastest forms, into FOLDER/times.json. --tables writes FOLDER/README.md.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from experiments.imagenette import Imagenette
 from experiments.study import Judged
 from imagepiece_jax import cli
 from imagepiece_jax.common import signals, timer
-from imagepiece_jax.common.files import make_folder, read_json
+from imagepiece_jax.common.files import make_folder, read_json, write_json
 from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_names
@@ -54,7 +54,7 @@ RECOVERED = cli.text("recovered", None, "the folder of the recovered models")
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 ENCODER = cli.text("encoder", None, "weights of a DINOv2-S")
 DECODER = cli.text("decoder", None, "a weights file: the maps' head")
-FOLDER = "docs/tables/recover_elsewhere/runs"
+FOLDER = "docs/tables/recover_elsewhere"
 FLAGS = study.Flags(FOLDER)
 TIME = cli.switch("time", False, "measure times instead")
 
@@ -524,21 +524,21 @@ def timed(program, images) -> timer.TimedCall:
 
 
 class Results:
-    """The files of a folder of cells."""
+    """The lines of a folder of cells."""
 
     def __init__(self, folder):
         every = set(cells())
         for fold in FOLDS:
             every.update(rounded_cells(NNCF, fold))
-        self.files = study.read(every, folder)
+        self.runs = study.read(every, folder)
         self.times = []
         times = pathlib.Path(folder, "times.json")
         if times.exists():
             self.times = read_json(times)["rows"]
 
     def field(self, cell: Cell, name: str) -> Any:
-        """What a cell's file has by a name; None where it is not measured."""
-        found = self.files.get(cell, {})
+        """What a cell's line has by a name; None where it is not measured."""
+        found = self.runs.get(cell, {})
         return found.get(name)
 
     def fold(self, cell: Cell, condition: str) -> Judged | None:
@@ -640,7 +640,7 @@ def kl_pair(results, cell, condition=CLEAN) -> list[np.ndarray | None]:
 # The page
 
 INTRODUCTION = """\
-Written by `python -m experiments recover_elsewhere --tables` from the files in `runs`.
+Written by `python -m experiments recover_elsewhere --tables` from `runs.jsonl`.
 [declared.md](declared.md) says what was declared before the cells were run. KL is the
 mean divergence from the dense float32 model on the same images, damaged ones too, and
 points are accuracy minus the dense model's there; brackets are 95 % intervals.
@@ -674,7 +674,7 @@ def page(folder) -> str:
         "## The fastest forms",
         times_table(results),
     ]
-    return study.page(blocks, cells(), results.files)
+    return study.page(blocks, cells(), results.runs)
 
 
 def figures(own: Judged | None, dense: Judged | None) -> str:
@@ -769,7 +769,7 @@ def imagenette_classes(results) -> str:
     cells = [Cell("imagenette", "dense")]
     for form in (*FORMS, REVERSE):
         cells.append(Cell("imagenette", "three-0.5", form))
-    measured = [cell for cell in cells if cell in results.files]
+    measured = [cell for cell in cells if cell in results.runs]
     if not measured:
         return "Not measured yet."
     head = ["3 blocks, .5"]
@@ -902,7 +902,7 @@ def main():
     if TIME.value:
         found = measure_times(whole)
         make_folder("--out", folder)
-        study.write(folder / "times.json", found)
+        write_json(folder / "times.json", found)
         return
     waiting = {cell: whole.missing(cell) for cell in chosen}
     ready = [cell for cell in chosen if waiting[cell] is None]

@@ -9,8 +9,8 @@ python -m experiments recover_sharp --out FOLDER --tables
 docs/tables/recover_sharp/declared.md declares it. --imagenette has imagenette at 224
 pixels, --enlarged all of it at 128. Learned norms and biases, the dense model's answers
 to crops and its logits stay in --scratch: runs that see the same crops ask it once.
-Cells of the chosen recipe wait for the runs that choose it. --tables writes README.md
-beside FOLDER from the files that are there.
+Cells of the chosen recipe wait for the runs that choose it. --tables writes
+FOLDER/README.md from the lines that are there.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from experiments.recover import STUDENTS, Once, Student, fold_rows
 from experiments.study import Judged
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import make_folder, read_json
+from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.data.source import Subset
@@ -50,7 +50,7 @@ IMAGENETTE = cli.text("imagenette", None, "imagenette at 224 pixels, as --data h
 ENLARGED = cli.text("enlarged", None, "imagenette at 128 pixels in one .npz file")
 SCRATCH = cli.text("scratch", None, "a folder for what runs share")
 DOCS = pathlib.Path("docs/tables")
-FOLDER = f"{DOCS}/recover_sharp/runs"
+FOLDER = f"{DOCS}/recover_sharp"
 FLAGS = study.Flags(FOLDER)
 
 # The cells
@@ -206,7 +206,7 @@ class Study:
         return chosen_way(found)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """The results of a cell, as its file has them."""
+        """The results of a cell, as its line has them."""
         way = OFF if cell.way == OFF else self.way(cell)
         vits = {name: self.student(name) for name in cell.students}
         result = {
@@ -436,7 +436,7 @@ SHARING = 1.1  # the largest ratio of KL, shared to alone
 
 
 class Results:
-    """The files of a folder of runs."""
+    """The lines of a folder of runs."""
 
     def __init__(self, folder):
         self.runs = study.read(cells(), folder)
@@ -493,10 +493,10 @@ class Results:
 def plain_of_fold_b(kind: str) -> np.ndarray:
     """KL of the plain recipe that learned from odd rows, of two earlier studies."""
     if kind == PHOTOGRAPHS:
-        run = read_json(DOCS / "recover" / "runs" / "three-0.5.chosen.B1.json")
+        run = study.read_runs(DOCS / "recover")["three-0.5.chosen.B1"]
         return np.array(run["judged"]["kl"])
-    folder = DOCS / "recover_elsewhere" / "runs"
-    run = read_json(folder / "damage.three-0.5.recovered.B.json")
+    runs = study.read_runs(DOCS / "recover_elsewhere")
+    run = runs["damage.three-0.5.recovered.B"]
     return np.array(run[BLUR_DAMAGE]["kl"])
 
 
@@ -730,7 +730,7 @@ def shared_table(found: Results) -> str:
 
 
 def page(folder: pathlib.Path) -> str:
-    """README.md beside the folder of the files."""
+    """The folder's README.md."""
     found = Results(folder)
     made = tables(folder)
     blocks = [

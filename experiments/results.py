@@ -40,7 +40,7 @@ from imagepiece_jax.common.files import read_json, replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
-from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.evaluate.cache import decode_bits, read_lines
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,6 +56,8 @@ PAGES = (
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
+# {control, as the comparison called it: kind}
+CONTROLS = {f"imagepiece {kind} (control)": kind for kind in KINDS[1:]}
 # Kinds whose accuracies are in the table of controls, and pairs that are compared
 SHOWN = {"merge": "ImagePiece", "drop": "dropping", "evit": "EViT"}
 CONTRASTS = {
@@ -270,7 +272,9 @@ def comparison_report(results: Results) -> dict:
         "shares": sorted({row.share for row in rows}, reverse=True),
         "dense": dataclasses.asdict(dense),
         "settings": settings,
-        "comparisons": compare.comparisons(rights, dense.bits(images)),
+        "comparisons": compare.comparisons(
+            rights, dense.bits(images), beside=dict.fromkeys(CONTROLS, ["imagepiece"])
+        ),
     }
 
 
@@ -290,9 +294,7 @@ TYPED = {
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
-    kinds = {"imagepiece": KINDS[0]}
-    for kind in KINDS[1:]:
-        kinds[f"imagepiece {kind} {compare.CONTROL}"] = kind
+    kinds = {"imagepiece": KINDS[0]} | CONTROLS
     _, rows = compared(results)
     return by_share(rows, lambda row: kinds.get(row.method))
 
@@ -353,7 +355,7 @@ def controls_table(
 def readme_table(recoveries: recover.Results) -> str:
     """What is lost and gained by each of TYPED, on all photographs that judge."""
     on_gpu = {}
-    for speed in parts.read_lines("clock.jsonl"):
+    for speed in read_lines(parts.FOLDER / "clock.jsonl"):
         if speed["runtime"] == "H200, DeiT-S":
             on_gpu[speed["model"]] = speed["ratio"][0]
     dense = recoveries.crossfitted("dense", recover.OFF)

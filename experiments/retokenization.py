@@ -1,4 +1,4 @@
-"""The declared experiment on retokenization: tables from the JSONs of its runs.
+"""The declared experiment on retokenization: tables from the lines of its runs.
 
 What was compared, with margins and rules, is declared in
 docs/tables/retokenization/declared.md, and the experiment is over: nothing that decides
@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments import intervals, published
-from imagepiece_jax.common.files import read_json
+from experiments import intervals, published, study
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 
@@ -38,10 +37,10 @@ def read_runs(
     folder: pathlib.Path = FOLDER, systems: Iterable[str] = TITLES
 ) -> dict[str, list[dict]]:
     """The runs of each system, by seed."""
+    found = study.read_runs(folder)
     runs = {}
     for name in systems:
-        paths = [folder / f"{name}_seed{seed}.json" for seed in SEEDS]
-        runs[name] = [read_json(path) for path in paths]
+        runs[name] = [found[f"{name}_seed{seed}"] for seed in SEEDS]
     return runs
 
 

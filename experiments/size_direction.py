@@ -12,7 +12,6 @@ of which README.md there has the tables.
 import contextlib
 import functools
 import itertools
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +26,13 @@ from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import FILE, ResultCache, decode_bits, encode_bits
+from imagepiece_jax.evaluate.cache import (
+    FILE,
+    ResultCache,
+    decode_bits,
+    encode_bits,
+    read_lines,
+)
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import optimize
@@ -124,8 +129,7 @@ class Point(NamedTuple):
 def read_points() -> dict[str, dict[tuple[str, ...], Point]]:
     """All points, by the model and by (reduction, type, sizes), or by ("dense",)."""
     found = {}
-    for line in (FOLDER / FILE).read_text("utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read_lines(FOLDER / FILE, "setting", "result"):
         setting = entry["setting"]
         result = entry["result"]
         names = ("reduction", "dtype", "sizes")

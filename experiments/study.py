@@ -1,18 +1,14 @@
-"""What studies share: results that are measured once, a JSON file each, and pages.
+"""What studies share: results that are measured once, a line of JSON each, and pages.
 
-A study is one script. It lists its cells, measures each into FOLDER/NAME.json, and
-writes its page from the files that are there. The tables of the paper share results:
-theirs are named by the setting that decides them.
+A study is one script. It lists its cells, measures each into a line of FOLDER's
+runs.jsonl, and writes its page from the lines that are there.
 """
 
-import dataclasses
+import contextlib
 import fnmatch
-import functools
-import hashlib
 import importlib.metadata
-import json
+import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,13 +20,7 @@ from scipy import special, stats
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import (
-    check_folder,
-    git_revision,
-    make_folder,
-    read_json,
-    replace_file,
-)
+from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
@@ -38,10 +28,16 @@ from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+from imagepiece_jax.evaluate.cache import (
+    Lines,
+    decode_bits,
+    encode_bits,
+    read_lines,
+)
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.input.registry import open_source
 
+FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 THREADS = 2  # that read and decode
 DIGITS = 4  # of a KL divergence
@@ -54,12 +50,12 @@ LEVEL = 0.05  # of all declared tests of a study together
 class Flags:
     """The flags that studies share: --out, --only, --list and --tables.
 
-    folder: the default of --out, which gets the files of the cells
+    folder: the default of --out, which gets the lines of the cells, and the page
     """
 
     def __init__(self, folder: str):
         self._default = folder
-        out = f"the folder of the cells' files; default: {folder}"
+        out = f"the folder of the study's files; default: {folder}"
         only = "names of cells, or patterns; default: all"
         listed = "print the names of all cells, and whether they are"
         tables = "write the page of the cells that are there"
@@ -111,8 +107,9 @@ def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
 
 def print_list(cells: Iterable[Any], folder: pathlib.Path):
     """Print the names of cells, and which are measured."""
+    found = read_runs(folder)
     for cell in cells:
-        done = "done" if path_of(cell, folder).exists() else ""
+        done = "done" if cell.name in found else ""
         print(f"{cell.name:40}{done}".rstrip())
 
 
@@ -130,8 +127,8 @@ def page(blocks: Iterable[str], cells: Iterable[Any], measured: Iterable[Any]) -
 
 
 def write_page(folder: pathlib.Path, text: str):
-    """Write README.md beside the folder of the files, and print its path."""
-    path = folder.parent / "README.md"
+    """Write the folder's README.md, and print its path."""
+    path = folder / "README.md"
     replace_file(path, text)
     print(path)
 
@@ -142,111 +139,49 @@ def run(
     identity: Mapping[str, Any],
     measure: Callable[[Any], Mapping[str, Any]],
 ):
-    """Measure the cells that have no file yet, each into one.
+    """Measure the cells that have no line yet, each into one.
 
-    identity: what all files of a folder have in common, such as digests
+    identity: what all lines of a folder have in common, such as digests
     measure: from a cell to JSON values by name
-    Raises InputError where a file is of another identity, before anything is measured.
+    Raises InputError where a line of a cell is of another identity, before anything is
+    measured.
     """
-    check_folder("--out", folder)
-    waiting = []
-    for cell in cells:
-        path = path_of(cell, folder)
-        if path.exists():
-            read_result(path, identity)
-        else:
-            waiting.append(cell)
-    make_folder("--out", folder)
-    for number, cell in enumerate(waiting, start=1):
-        print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
-        of_cell = {"name": cell.name, **identity}
-        write_result(path_of(cell, folder), of_cell, functools.partial(measure, cell))
-        parallel.forget_programs()
+    with contextlib.closing(Lines(folder / FILE, "name")) as lines:
+        found = read_runs(folder)
+        waiting = []
+        for cell in cells:
+            if cell.name not in found:
+                waiting.append(cell)
+            elif not identity.items() <= found[cell.name].items():
+                problem = "is of other weights or images"
+                hint = "give another --out"
+                raise InputError(problem, field=cell.name, place=folder, hint=hint)
+        for number, cell in enumerate(waiting, start=1):
+            print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
+            began = time.monotonic()
+            result = {"name": cell.name, **identity, **measure(cell)}
+            result["versions"] = versions()
+            result["seconds"] = round(time.monotonic() - began, 1)
+            lines.append(result)
+            parallel.forget_programs()
 
 
-def read_result(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a file. Raises InputError where it is of another identity."""
-    found = read_json(path)
-    if any(found.get(name) != value for name, value in identity.items()):
-        problem = "is of other weights or images"
-        raise InputError(problem, place=path, hint="give another --out")
+def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The lines of a folder's cells, by name. Raises InputError for a name twice."""
+    path = pathlib.Path(folder, FILE)
+    found = {}
+    for entry in read_lines(path, "name"):
+        name = entry["name"]
+        if name in found:
+            raise InputError("has two lines", field=name, place=path, hint="remove one")
+        found[name] = entry
     return found
 
 
-def write_result(
-    path: pathlib.Path,
-    identity: Mapping[str, Any],
-    measure: Callable[[], Mapping[str, Any]],
-):
-    """Measure, and write a file with versions and the seconds that it took."""
-    began = time.monotonic()
-    result = {**identity, **measure()}
-    result["versions"] = versions()
-    result["seconds"] = round(time.monotonic() - began, 1)
-    write(path, result)
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Results of settings, in a folder: a file each, which is written once.
-
-    It takes the place of a `cache.ResultCache`, whose results are lines of one file.
-    """
-
-    folder: pathlib.Path
-
-    def path(self, setting: Mapping[str, Any]) -> pathlib.Path:
-        """Kind and method of a setting, and a digest of all of it."""
-        text = json.dumps(setting, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        method = setting["reduction"]["name"]
-        name = f"{setting['kind']}.{method}.{digest[:12]}.json"
-        return pathlib.Path(self.folder, name)
-
-    def __contains__(self, setting: Mapping[str, Any]) -> bool:
-        return self.path(setting).exists()
-
-    def result(
-        self,
-        setting: Mapping[str, Any],
-        measure: Callable[[], Mapping[str, Any]],
-        what: str,
-    ) -> dict[str, Any]:
-        """The result of a setting: that of its file, else of measure().
-
-        setting, result: JSON values by name
-        what: the subject of the measurement, for stderr
-        """
-        path = self.path(setting)
-        identity = {"setting": json.loads(json.dumps(setting))}
-        if not path.exists():
-            print(f"measuring {what} ..", file=sys.stderr, flush=True)
-            make_folder("--out", self.folder)
-            write_result(path, identity, lambda: {"result": measure()})
-        return read_result(path, identity)["result"]
-
-
-def path_of(cell: Any, folder: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(folder, f"{cell.name}.json")
-
-
-def read(cells: Iterable[Any], folder: pathlib.Path) -> dict[Any, dict[str, Any]]:
-    """The results of the cells that have a file."""
-    results = {}
-    for cell in cells:
-        path = path_of(cell, folder)
-        if path.exists():
-            results[cell] = read_json(path)
-    return results
-
-
-def write(path: pathlib.Path, result: Mapping[str, Any]):
-    """A JSON object, a line a field: the whole file, or none."""
-    lines = []
-    for name, value in result.items():
-        lines.append(f"{json.dumps(name)}: {json.dumps(value)}")
-    fields = ",\n".join(lines)
-    replace_file(path, f"{{\n{fields}\n}}\n")
+def read(cells: Iterable[Any], folder: str | os.PathLike) -> dict[Any, dict[str, Any]]:
+    """The lines of the cells that have one."""
+    found = read_runs(folder)
+    return {cell: found[cell.name] for cell in cells if cell.name in found}
 
 
 def versions() -> dict[str, str]:
@@ -486,9 +421,9 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
     except ValueError as error:
         raise InputError(
             f"has {error}, but {found['images']} images",
-            place="the file of a result",
+            place="a result",
             field="right",
-            hint="remove the file, and it is measured again",
+            hint="remove its line, and it is measured again",
         ) from error
 
 

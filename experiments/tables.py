@@ -412,16 +412,12 @@ def gains(results: Results) -> str:
 # Ablation: published is the stem alone, 79.81 without it, 80.22 with it (DeiT-S).
 # Each field -> values beside the default's; the cost changes with some of them.
 SWITCHES = {
-    "schedule": ("A",),
     "candidate_ratio": (0.2, 0.4, 0.5),
     "merge_ratio": (0.04, 0.12),
     "prop_attn": (True,),
-    "merge_base": ("candidates",),
-    "order": ("ascending",),
     "parity": (1,),
     "metric": ("query", "value", "token"),
     "size_weighting": (False,),
-    "inattentive": ("drop",),  # a control at the same counts, as those of `controls`
 }
 
 
@@ -449,7 +445,8 @@ def ablation(paper):
     """
     rows = ABLATION
     if paper.models.trains:
-        rows = (*STEMS, switched("patch")[0])
+        later = TableRow("imagepiece_later", {"name": "imagepiece_later"})
+        rows = (*STEMS, later)
     title = "local coherence bias and switches"
     present(paper, "ablation", title, rows, by_stem=True, more=switches_table)
 

@@ -1,4 +1,4 @@
-"""The declared experiment on schedules in training: tables from the JSONs of its runs.
+"""The declared experiment on schedules in training: tables from lines of its runs.
 
 What was compared is declared in docs/tables/trained_schedules/declared.md, and the
 experiment is over: nothing that decides here may change. experiments/README.md says by

@@ -37,7 +37,6 @@ class OneReduction:
     candidates: int = 0
     num_prefix: int = 1
     prop_attn: bool = False
-    order: str = "descending"
     parity: int = 0
     size_weighting: bool = True
 
@@ -76,9 +75,7 @@ class OneReduction:
             return reducers.Bipartite()
         if self.rule == "join":
             return PruneAndMerge(ALL)
-        return Retokenize(
-            order=self.order, parity=self.parity, size_weighting=self.size_weighting
-        )
+        return Retokenize(parity=self.parity, size_weighting=self.size_weighting)
 
     def gap(self, query, key, x, size):
         """Return the smallest gap that one image's decision depends on.
@@ -103,10 +100,9 @@ class OneReduction:
             sides = ranked[self.n_out :], ranked[: self.n_out]
             return min(gaps + _partner_gaps(image, rounding, sides, n - self.n_out))
         if self.rule == "retokenize":  # all candidates, whose order makes the sides
-            lowest = ranked[n - self.candidates :]
+            split = ranked[n - self.candidates :]
             border = ranked[n - self.candidates - 1 :]
             gaps += [*_steps(scores[border], ties[border])]
-            split = lowest if self.order == "descending" else lowest[::-1]
             parity = self.parity
         sides = split[parity::2], split[1 - parity :: 2]
         metric = self.metric(key)

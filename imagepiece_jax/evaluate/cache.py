@@ -1,4 +1,4 @@
-"""Measured results, stored as lines of JSON in a folder's points.jsonl.
+"""Measured results, stored as lines of JSON: those of `compare` in points.jsonl.
 
 A result is measured once for each setting, which holds all that decides it. A result is
 on disk before the next measurement starts, so that a stopped command resumes there.
@@ -28,6 +28,66 @@ FILE = "points.jsonl"
 MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
+class Lines:
+    """JSON objects, a line each, in a file that is locked until `close` is called.
+
+    What was appended is on disk. The end of a line that a killed process tore is cut
+    off.
+
+    path: of the file; its folder is made
+    needed: names of the fields that every object has
+    Raises InputError where the file cannot be written, another process has it, or a
+    line is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike, *needed: str):
+        self._file = open_locked("folder", path, "ab+", buffering=0)
+        try:
+            self.found = read_lines(path, *needed)
+        except InputError:
+            self._file.close()
+            raise
+        data = pathlib.Path(path).read_bytes()
+        os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
+
+    def close(self):
+        self._file.close()
+
+    def append(self, value: Mapping[str, Any]):
+        """Write an object as the last line. Raises RunError where it has no room."""
+        append_line(self._file, json.dumps(value))
+        os.fsync(self._file.fileno())
+
+
+def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
+    """The objects of a file of `Lines`, but for a torn last one; [] without a file.
+
+    needed: names of the fields that every object has
+    Raises InputError for a file that cannot be read, and for any other line.
+    """
+    try:
+        lines = pathlib.Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            value = json.loads(line)
+            for name in needed:
+                value[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"is not a measured result ({error!r})",
+                field=f"line {number}",
+                place=path,
+                hint="fix or remove it",
+            ) from error
+        found.append(value)
+    return found
+
+
 class ResultCache:
     """All results in a folder, which is locked until `close` is called.
 
@@ -42,19 +102,15 @@ class ResultCache:
         again: bool = False,
         versions: dict[str, Any] | None = None,
     ):
-        path = pathlib.Path(folder) / FILE
-        self._file = open_locked("folder", path, "ab+", buffering=0)
-        try:
-            results = _read(self._file, path)  # also cuts off a torn last line
-        except InputError:
-            self._file.close()
-            raise
-        self._results = {} if again else results
+        self._lines = Lines(pathlib.Path(folder, FILE), "setting", "result")
+        self._results = {}
+        if not again:
+            for entry in self._lines.found:
+                self._results[_key(entry["setting"])] = entry["result"]
         self.versions = versions or {}
-        self.experiment = None  # the name that new lines carry
 
     def close(self):
-        self._file.close()
+        self._lines.close()
 
     def __enter__(self):
         return self
@@ -86,42 +142,19 @@ class ResultCache:
             seconds = time.monotonic() - began
             print(f"took {seconds:.0f} s", file=sys.stderr, flush=True)
         line = {
-            "experiment": self.experiment,
             "setting": setting,
             "result": result,
             "versions": self.versions,
             "git": git_revision(),
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        append_line(self._file, json.dumps(line))
+        self._lines.append(line)
         return self._results.setdefault(key, json.loads(json.dumps(result)))
 
 
 def _key(setting):
     """A setting as text."""
     return json.dumps(setting, sort_keys=True)
-
-
-def _read(file, path):
-    """{key: result} of all complete lines; a torn last line is cut off."""
-    file.seek(0)
-    results = {}
-    size = 0
-    lines = file.read().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            entry = json.loads(line)
-            results[_key(entry["setting"])] = entry["result"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"is not a measured point ({error!r})",
-                field=f"line {number}",
-                place=path,
-                hint="fix or remove it",
-            ) from error
-        size += len(line) + 1
-    os.ftruncate(file.fileno(), size)
-    return results
 
 
 class Split(NamedTuple):

@@ -6,8 +6,7 @@ method's defaults, those that it was published with. Settings are chosen by cost
 never by accuracy.
 
 Differences are paired: both models see the same images. A method is compared with the
-dense model, and with ToMe and random tokens at the same share. A control, which has the
-token counts of its method, is compared with that method, too. All comparisons are one
+dense model, and with ToMe and random tokens at the same share. All comparisons are one
 family of exact McNemar tests, corrected by Holm's rule. A sweep compares named
 reductions at any cost with the dense model, and where they are asked for with the same
 weights on smaller images of about their cost.
@@ -17,7 +16,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -35,12 +34,8 @@ from imagepiece_jax.reduction.reduction import DENSE, Reduction
 Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # and the dense model
-CONTROL = "(control)"  # ends the name of a variant that has its method's token counts
 SMALLER = "smaller images"  # the dense model on them is a method of its own
 RECOMMENDED = "attended"  # by README and docs
-VARIANTS = {
-    f"imagepiece drop {CONTROL}": {"name": "imagepiece", "inattentive": "drop"},
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,7 +232,6 @@ def match(
 def chosen(names: Iterable[str]) -> list[str]:
     """The methods to compare: the named ones and REFERENCES, or all without a name.
 
-    The control of ImagePiece comes right after it.
     Raises InputError for another name.
     """
     every = [name for name in METHODS if name != DENSE.name]
@@ -246,23 +240,14 @@ def chosen(names: Iterable[str]) -> list[str]:
             hint = suggestion(name, every, f"allowed: {', '.join(every)}")
             raise InputError(field="methods", value=name, hint=hint)
     wanted = {*names, *REFERENCES} if names else {*every}
-    listed = [name for name in every if name in wanted]
-    for variant, requested in reversed(VARIANTS.items()):
-        if requested["name"] in listed:
-            listed.insert(listed.index(requested["name"]) + 1, variant)
-    return listed
-
-
-def controlled(method: str) -> str | None:
-    """The method whose control this is; None where it is none."""
-    return method.split()[0] if method.endswith(CONTROL) else None
+    return [name for name in every if name in wanted]
 
 
 def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods of one method; {"share", "reason"} of shares without one)."""
     vit = checkpoint.vit
     nearest = _by_time if metric == "ms" else _by_macs
-    requested = VARIANTS.get(method, {"name": method})
+    requested = {"name": method}
     if vit.reduction.name == requested["name"]:  # the checkpoint's own fields count
         trained = _setting(vit.reduction)
         trained.pop("counts", None)
@@ -431,18 +416,24 @@ def measure_all(
 
 
 def comparisons(
-    rights: dict[tuple[str, float], np.ndarray], dense, smaller=()
+    rights: dict[tuple[str, float], np.ndarray],
+    dense,
+    smaller: Iterable[str] = (),
+    beside: Mapping[str, Iterable[str]] | None = None,
 ) -> list[dict]:
     """Every comparison of two models, with p before and after Holm's correction.
 
     rights: bool [images] by (method, share): whether it answers each image right
     dense: bool [images], the same of the dense model
     smaller: the methods among them that are smaller images
+    beside: further methods that one of these names is compared with
     """
     lines = []
     for (method, share), right in rights.items():
         others = {"dense": dense}
-        for name in _compared_with(method, share, smaller):
+        names = _compared_with(method, share, smaller)
+        names += (beside or {}).get(method, ())
+        for name in names:
             if (name, share) in rights:
                 others[name] = rights[name, share]
         for name, other in others.items():
@@ -470,9 +461,6 @@ def _compared_with(method, share, smaller):
         # Random tokens are compared with ToMe, so that ToMe need not be with them.
         references = REFERENCES[:1] if method in REFERENCES else REFERENCES
         names += [name for name in references if name != method]
-    control_of = controlled(method)
-    if control_of:
-        names.append(control_of)
     return names
 
 

@@ -18,7 +18,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data import valid_labels
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.compare import RECOMMENDED, SMALLER, controlled
+from imagepiece_jax.evaluate.compare import RECOMMENDED, SMALLER
 from imagepiece_jax.evaluate.statistics import Estimate
 
 NAMES = {
@@ -96,13 +96,12 @@ def advice(report: Report) -> str:
     A setting is level where the 95 % interval of its points to dense lies above LEVEL.
     Of several level settings at one share the line names the recommended method, which
     takes the least time, or else the most accurate setting. Where no setting is level
-    it names the most accurate of all. Controls are left out, and so are smaller images
-    in a comparison by time, because they are not timed.
+    it names the most accurate of all. In a comparison by time smaller images are left
+    out, because they are not timed.
     """
     found = []
     for line in report["settings"]:
-        timed = line["speed"] is not None or not report["timing"]
-        if timed and not controlled(line["method"]):
+        if line["speed"] is not None or not report["timing"]:
             change = comparison(report, line["method"], line["share"], "dense")
             found.append((line, Estimate(*change["points"])))
     images = f"{report['dense']['images']:,} images"

@@ -10,10 +10,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from imagepiece_jax.common.nodes import node
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot_index
@@ -39,8 +37,6 @@ class Reducer:
 
     # The fields of Taps that the reducer reads, of those in `contract.ON_REQUEST`.
     needs: ClassVar[frozenset[str]] = frozenset()
-    # Whether slots are clusters of equals, rather than tokens that others join.
-    clusters: ClassVar[bool] = False
     # The feature to compare, one of METRICS; None: the reducer compares none.
     metric = None
 
@@ -206,78 +202,6 @@ def keep_and_sum(keep, weight, n_out):
     weight = jnp.where(keep, 1.0, weight)
     index = slot_index(dest, n_out, groups=1)
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dropping(Reducer):
-    """Drops the tokens that `reducer` would merge: one token of each slot stays.
-
-    The token that stays is the one that others would join. Of a cluster it is the one
-    that is nearest to the cluster's mean, or the first of equally near ones.
-
-    Raises InputError for a reducer that learns, or that adds a token.
-    """
-
-    reducer: Reducer
-
-    def __post_init__(self):
-        learns = isinstance(self.reducer, nn.Module)
-        if learns or getattr(self.reducer, "fuse", False):
-            name = type(self.reducer).__name__
-            raise InputError(
-                f"is 'drop', but {name} learns or adds a token",
-                field="fate",
-                value="drop",
-                allowed="'own', or a method that merges without either",
-            )
-
-    @property
-    def needs(self):
-        return self.reducer.needs
-
-    @property
-    def metric(self):
-        return self.reducer.metric
-
-    def check_fits(self, grid, counts):
-        self.reducer.check_fits(grid, counts)
-
-    def __call__(self, taps, counts, train=False):
-        merged = self.reducer(taps, counts, train)
-        if self.reducer.clusters:
-            keep = nearest_to_means(taps.x, taps.size, merged)
-        else:
-            keep = merged.index.keep
-        itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
-        dest = jnp.where(stays, merged.dest, DROPPED)
-        index = SlotIndex.one_each(keep)
-        return Assignment(dest, index=index, n_out=counts.n_out)
-
-
-def nearest_to_means(x, size, result):
-    """The token of each slot that is nearest to the slot's mean: `Dropping` keeps it.
-
-    That token has the least sum of weighted squared distances to the tokens of its
-    slot. The distances to the mean itself would have rounding errors: of two tokens
-    with the same weight, which are equally near to their mean, not always the first
-    would be kept.
-
-    x: [B, n, D]
-    size: [B, n], of the tokens
-    result: an Assignment whose slots are means
-    Returns [B, n_out] int32.
-    """
-    x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    squares = ops.squared_distances(x)
-    weight = jax.lax.stop_gradient(result.weights(size))
-    together = result.dest[:, :, None] == result.dest[:, None, :]
-    cost = jnp.where(together, weight[:, None, :] * squares, 0)
-    cost = jnp.sum(cost, axis=-1)
-    slots = jnp.arange(result.n_out, dtype=jnp.int32)[None, :, None]
-    belongs = result.dest[:, None, :] == slots
-    cost = jnp.where(belongs, cost[:, None, :], jnp.inf)
-    return jnp.argmin(cost, axis=-1).astype(jnp.int32)
 
 
 @node

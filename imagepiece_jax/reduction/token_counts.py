@@ -116,22 +116,17 @@ class Merge(Matching):
     """ImagePiece's rule: tokens merge among the floor(candidate_ratio * n) candidates.
 
     ceil(merge_ratio * (n + 1)) tokens leave: the published arithmetic counts the class
-    token, so that 16 of 197 tokens leave. With base="candidates" the same share of the
-    candidates leaves.
+    token, so that 16 of 197 tokens leave.
     """
 
     merge_ratio: float
     candidate_ratio: float
-    base: str = "all"
 
     def candidates(self, n):
         return floor(self.candidate_ratio * n)
 
     def removed(self, n):
-        base = n + 1
-        if self.base == "candidates":
-            base = self.candidates(n)
-        return ceil(self.merge_ratio * base)
+        return ceil(self.merge_ratio * (n + 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,11 +62,9 @@ def test_again_measures_anew_and_the_last_line_counts(tmp_path):
 
 def test_a_line_has_setting_versions_and_time(tmp_path):
     cache = ResultCache(tmp_path, versions={"jax": "0.0"})
-    cache.experiment = "table1"
     cache.result(SETTING, Count())
     line = json.loads((tmp_path / FILE).read_text())
     cache.close()
-    assert line["experiment"] == "table1"
     assert line["versions"] == {"jax": "0.0"}
     assert line["setting"] == SETTING
     assert line["result"] == {"acc1": 81.0}

@@ -40,7 +40,6 @@ from tests.refused import refused
 
 IMAGES = 300
 SHARES = (0.75, 0.5)
-CONTROL = "imagepiece drop (control)"
 
 
 class Guessing:
@@ -66,8 +65,7 @@ class Guessing:
     def evaluate(self, reduction):
         self.known.add(str(reduction))
         figures = plan_facts(self.vit.model_with(reduction), 224)
-        name = reduction.name + reduction.fields.get("inattentive", "")
-        draw = np.random.default_rng(sum(map(ord, name)))
+        draw = np.random.default_rng(sum(map(ord, reduction.name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
         figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES}
         return figures | {"right": encode_bits(right)}
@@ -104,7 +102,7 @@ def test_every_method_is_there_or_says_why_not(report):
     learned = set(LEARNED) & set(METHODS)
     assert untrained == learned
     assert len(found) == len(set(found))
-    there = set(METHODS) - {"none"} - learned | set(compare.VARIANTS)
+    there = set(METHODS) - {"none"} - learned
     assert set(found) == set(itertools.product(there, SHARES))
     assert "acc1" not in json.dumps(report["left_out"])
 
@@ -112,11 +110,8 @@ def test_every_method_is_there_or_says_why_not(report):
 def test_settings_have_the_cost_that_their_share_asks_for(context, report):
     """Within 2 % of the dense model; all other fields are the defaults."""
     for line in report["settings"]:
-        variant = compare.VARIANTS.get(line["method"], {})
-        name = variant.get("name", line["method"])
-        asked = {"name": name, **variant, **line["setting"]}
-        assert line["setting"]["macs"] == line["share"]
-        assert line["setting"].keys() == {"macs", *variant} - {"name"}
+        asked = {"name": line["method"], **line["setting"]}
+        assert line["setting"] == {"macs": line["share"]}
         assert line["reached"] == line["gmacs"] / context.dense
         assert abs(line["reached"] - line["share"]) <= 0.02
         plan = context.vit.model_with(asked).plan
@@ -166,7 +161,7 @@ def test_comparisons_are_those_of_a_slow_count(report):
         assert line["p"] == pytest.approx(p[-1])
         pairs.append((line["share"], frozenset((line["method"], line["to"]))))
     assert len(set(pairs)) == len(pairs)
-    expected = {(share, frozenset((CONTROL, "imagepiece"))) for share in SHARES}
+    expected = set()
     for method, share in at:
         for to in {"dense", "tome", "random"} - {method}:
             expected.add((share, frozenset((method, to))))
@@ -175,16 +170,9 @@ def test_comparisons_are_those_of_a_slow_count(report):
     assert corrected == pytest.approx(statistics.holm(p))
 
 
-def test_the_control_stands_beside_imagepiece_at_its_cost(report):
-    at = {(s["method"], s["share"]): s for s in report["settings"]}
-    for share in SHARES:
-        ours = at["imagepiece", share]
-        theirs = at[CONTROL, share]
-        assert theirs["tokens_per_block"] == ours["tokens_per_block"]
-        assert theirs["setting"] == ours["setting"] | {"inattentive": "drop"}
-    wanted = ["imagepiece", CONTROL, "tome", "random"]
-    assert compare.chosen(("imagepiece",)) == wanted
-    assert CONTROL not in compare.chosen(("evit",))
+def test_the_references_are_always_compared():
+    assert compare.chosen(("imagepiece",)) == ["imagepiece", "tome", "random"]
+    assert compare.chosen(("tome",)) == ["tome", "random"]
 
 
 def test_what_one_number_stands_for_is_measured(context, report):
@@ -400,8 +388,8 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
     last = compare_tables.advice(measured(points))
     assert last.startswith("take nothing yet: on 100 images no setting is level")
     assert 'the most accurate is reduction={"name": "tome", "macs": 0.9}, -1.0' in last
-    control = measured([(CONTROL, 0.5, 0, 1)])
-    assert compare_tables.advice(control).startswith("take the dense model: nothing")
+    nothing = measured([])
+    assert compare_tables.advice(nothing).startswith("take the dense model: nothing")
     # By time smaller images, which are not timed, have no place in the order.
     clock = {"device": "cpu", "batch_size": 8, "repeats": 1}
     smaller = measured([("smaller images", 0.6, 0, 1)], timing=clock, metric="ms")

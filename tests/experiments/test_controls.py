@@ -1,31 +1,119 @@
-"""ImagePiece's controls: its counts, pairs by chance, and ToMe's matching."""
+"""ImagePiece's controls, by hand and by oracles."""
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import controls
+from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.tokens import DROPPED, Taps
+from tests import oracles
 from tests.models import tiny
-from tests.reduction.methods.test_imagepiece import (
-    FIELDS,
-    block_counts,
-    first_step,
-    taps,
-)
 from tests.reduction.steps import decide
 
+FIELDS = [
+    *({"keep_rate": rate} for rate in (0.9, 0.8, 0.77, 0.62, 0.5)),
+    {"merge_ratio": 0.15, "prune_blocks": ()},
+    {"merge_ratio": 1.0, "candidate_ratio": 1.0},
+]
+SAME_COUNTS = [f"imagepiece_{end}" for end in ("dropping", "random", "matched")]
+SAME_COUNTS.append("imagepiece_ascending")
 
-@pytest.mark.parametrize("name", controls.CONTROLS)
+
+def block_counts(method, n0, depth):
+    """(tokens of attention, of the MLP, block of the step) of every block."""
+    plan = build(depth, n0, method.steps(depth))
+    return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
+
+
+def taps(images, n):
+    """Random Taps of this many tokens; scores without ties."""
+    rng = np.random.default_rng(0)
+    score = np.stack([rng.permutation(n) / n for _ in range(images)])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(images))
+    return Taps(
+        x=rng.normal(size=(images, n, 4)).astype("float32"),
+        size=np.ones((images, n), "float32"),
+        metric=rng.normal(size=(images, n, 4)).astype("float32"),
+        cls_attn=score.astype("float32"),
+        rng=keys,
+    )
+
+
+def first_step(n, method):
+    """(reducer, counts) of the first step on n tokens."""
+    layer = build(12, n, method.steps(12))[0]
+    return layer.step.reducer, layer.counts
+
+
+@pytest.mark.parametrize("name", SAME_COUNTS)
 @pytest.mark.parametrize("fields", FIELDS)
 def test_a_control_has_the_same_counts_in_every_block(name, fields):
     ours = ImagePiece(**fields)
     control = controls.CONTROLS[name](**fields)
     for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
         assert block_counts(ours, n0, depth) == block_counts(control, n0, depth)
+
+
+@pytest.mark.parametrize("gone", [0, 3])
+def test_dropping_drops_the_least_attended(gone):
+    """Of those that are not masked: ceil(.08 * 41)."""
+    reducer, counts = first_step(40, controls.ImagePieceDropping())
+    seen = taps(5, 40)
+    lowest = np.argsort(seen.cls_attn, axis=1)
+    mask = np.ones((5, 40), "float32")
+    np.put_along_axis(mask, lowest[:, :gone], 0, axis=1)
+    seen = seen.replace(mask=mask if gone else None)
+    dropped = np.nonzero(decide(reducer, seen, counts).dest == DROPPED)[1]
+    want = np.sort(lowest[:, gone : gone + 4])
+    np.testing.assert_array_equal(dropped.reshape(5, 4), want)
+
+
+@pytest.mark.parametrize("depth, first", [(12, 1), (4, 1)])
+def test_later_steps_are_those_of_schedule_a(depth, first):
+    found = controls.ImagePieceLater().steps(depth)
+    assert [step.block for step in found] == [*range(first, 3 * depth // 4 + 1)]
+    ours = [step.rule for step in ImagePiece().steps(depth)]
+    assert [step.rule for step in found] == ours
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize("candidates", [11, 12])
+def test_the_other_order_is_the_oracles(parity, candidates):
+    step = controls.ImagePieceAscending(parity=parity).merge_step(0)
+    seen = taps(4, 19)
+    counts = Counts(n_in=19, n_out=15, candidates=candidates)
+    found = decide(step.reducer, seen, counts)
+    for image in range(4):
+        metric = seen.metric[image].astype(float)
+        want = oracles.retokenize(
+            seen.cls_attn[image],
+            oracles.cosine(metric, metric),
+            candidates,
+            4,
+            "ascending",
+            parity,
+        )
+        np.testing.assert_array_equal(found.dest[image], want)
+
+
+@pytest.mark.parametrize(
+    "merge_ratio, candidate_ratio", [("0.5", "0.7"), ("0.08", "0")]
+)
+def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
+    fields = {"merge_ratio": float(merge_ratio)}
+    fields["candidate_ratio"] = float(candidate_ratio)
+    rule = controls.ImagePieceOfCandidates(**fields).merge_step(0).rule
+    for n in (*range(1, 41), 90, 196):
+        _, merges = oracles.merge_counts(
+            n, merge_ratio, candidate_ratio, base="candidates"
+        )
+        assert rule.n_out(n, n, 1) == (n - merges if merges else None)
 
 
 def test_all_steps_are_tomes_matching():
@@ -59,7 +147,7 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
 
 def test_controls_are_methods_while_they_are_registered():
     """By name in a model, whose outputs are finite."""
-    with controls.registered():
+    with controls.registered(), controls.registered():
         for name, kind in controls.CONTROLS.items():
             vit = tiny.pretrained(tiny.IMAGEPIECE | {"name": name})
             assert type(vit.reduction.method) is kind

@@ -1,14 +1,12 @@
 """Late schedules: cells of a tiny model, the declared grid, tests by SciPy."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 
 import imagepiece_jax
-from experiments import late, study
+from experiments import controls, late, study
 from experiments.damage import DAMAGE
 from experiments.late import Cell
 from imagepiece_jax.data.pictures import ArraySource
@@ -19,6 +17,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import schedules
 from tests import markdown
 from tests.command import call, sentence
+from tests.experiments import lines
 from tests.models import tiny
 
 DECLARED = "docs/tables/late/declared.md"
@@ -46,11 +45,12 @@ def slow_kl(teacher, student):
     return np.sum(np.exp(p) * (p - q), axis=-1)
 
 
+@controls.registered()
 def test_a_cell_has_the_figures_of_every_image(whole, tmp_path):
     cell = Cell("similar keys", "dropped", "late-1", 0.75)
     far = Cell("similar keys", "dropped", "late-3", 0.3)
     study.run([late.DENSE, cell, far], tmp_path, whole.digests, whole.measure)
-    found = json.loads((tmp_path / f"{cell.name}.json").read_text("utf-8"))
+    found = lines.read(tmp_path)[cell.name]
     vit = whole.vit.with_reduction(cell.reduction)
     assert found["share"] == pytest.approx(0.75, abs=0.02)
     clean = np.concatenate([batch["image"][0] for batch in whole.images["clean"]])[:60]
@@ -74,12 +74,12 @@ def test_a_cell_has_the_figures_of_every_image(whole, tmp_path):
 
     # What cannot be reached is named.
     results = late.Results(tmp_path)
-    assert far not in results.files  # no declared cell
-    stored = json.loads((tmp_path / f"{far.name}.json").read_text("utf-8"))
-    results.files[far] = stored
+    assert far not in results.runs  # no declared cell
+    stored = lines.read(tmp_path)[far.name]
+    results.runs[far] = stored
     assert results.unreachable(far)
     assert "nearest cost" in stored["unreachable"]
-    results.files[Cell("similar keys", "dropped", "late-3", 0.66)] = stored
+    results.runs[Cell("similar keys", "dropped", "late-3", 0.66)] = stored
     rows = late.grid(results, "dropped", lambda cell: "")
     assert ["0.66", "similar keys", "", "", "", "", "", "not reached"] in rows
 
@@ -136,9 +136,10 @@ def test_the_least_costs_are_the_declared_ones():
 def results(tmp_path):
     """Drawn figures: late-2 is better where tokens are merged, and else worse."""
     draw = np.random.default_rng(0)
+    runs = {}
     for cell in late.cells():
         if cell is late.DENSE or (cell.schedule, cell.macs) == ("late-3", 0.66):
-            study.write(study.path_of(cell, tmp_path), {"unreachable": "far"})
+            runs[cell.name] = {"unreachable": "far"}
             continue
         shift = {"late-2": -0.3, late.BASE: 0.0}.get(cell.schedule, 0.5)
         if cell.fate == "dropped":
@@ -147,12 +148,13 @@ def results(tmp_path):
         for name, images in (("clean", 100), ("noise", 50)):
             kl = np.exp(draw.normal(shift - 3, 1, images))
             found[name] = study.stored(kl, draw.random(images) < 0.8)
-        study.write(study.path_of(cell, tmp_path), found)
+        runs[cell.name] = found
+    lines.write(tmp_path, runs)
     return late.Results(tmp_path)
 
 
 def log_kl(results, cell):
-    return np.log(study.unpacked(results.files[cell]["clean"])[0])
+    return np.log(study.unpacked(results.runs[cell]["clean"])[0])
 
 
 def test_tests_follow_from_the_cells(results):
@@ -178,9 +180,9 @@ def test_tests_follow_from_the_cells(results):
 
 
 def test_the_page_says_what_is_missing(results):
-    results.files = {
+    results.runs = {
         cell: found
-        for cell, found in results.files.items()
+        for cell, found in results.runs.items()
         if cell is late.DENSE or cell.macs != 0.75
     }
     absent = [test.name for test in late.primary(results) if test.change is None]
@@ -192,14 +194,14 @@ def test_the_command_lists_and_refuses(tmp_path):
     listed = call(late.main, "--list", "--only", "*.late-3.0.66", "--out", tmp_path)
     assert len(listed.ok().out.splitlines()) == 12
     assert sentence(call(late.main, "--only", "nothing")).startswith("--only is")
-    page = call(late.main, "--tables", "--out", tmp_path / "runs").ok()
+    page = call(late.main, "--tables", "--out", tmp_path).ok()
     assert page.out.strip() == str(tmp_path / "README.md")
     assert "217 cells" in (tmp_path / "README.md").read_text("utf-8")
 
 
 def test_the_page_is_that_of_the_committed_cells():
     folder = markdown.ROOT / late.FOLDER
-    assert (folder.parent / "README.md").read_text("utf-8") == late.page(folder)
+    assert (folder / "README.md").read_text("utf-8") == late.page(folder)
 
 
 def test_comparison_has_the_figures_of_the_committed_cells():
@@ -210,9 +212,8 @@ def test_comparison_has_the_figures_of_the_committed_cells():
     def judged(method, fate, schedule, macs):
         if (method, fate) == ("attended", "dropped"):
             method = "evit"
-        name = f"{method}.{fate}.{schedule}.{macs}.json"
-        text = (markdown.ROOT / late.FOLDER / name).read_text("utf-8")
-        found = json.loads(text)["clean"]
+        name = f"{method}.{fate}.{schedule}.{macs}"
+        found = lines.committed(late.FOLDER)[name]["clean"]
         right = decode_bits(found["right"], found["images"])
         return np.log(np.maximum(found["kl"], 1e-8)), right * 1.0
 

@@ -151,9 +151,9 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     evit = EVIT | {"blocks": (0,)}
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
-    study = tiny_paper.study(tmp_path / "out", models=maker)
     rows = (DENSE, TableRow("EViT", evit))
-    found = measure(study, rows, by_stem=True)
+    with tiny_paper.study(tmp_path / "out", models=maker) as study:
+        found = measure(study, rows, by_stem=True)
     assert len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     assert names == ["dense_patch_seed1", f"{label(evit)}_patch_seed1"] + [

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import neighbors
 from tests import markdown
+from tests.experiments import lines
 
 FOLDER = markdown.ROOT / neighbors.FOLDER
 
@@ -36,16 +37,16 @@ def test_neighbors_are_those_of_a_slow_search(monkeypatch):
 
 
 def committed(images, setting):
-    """The kept neighbors of each image, by a file's own digits."""
-    name = f"{images}.{setting.replace('=', '-')}.json"
-    run = json.loads((FOLDER / name).read_text("utf-8"))
+    """The kept neighbors of each image, by a line's own digits."""
+    name = f"{images}.{setting.replace('=', '-')}"
+    run = lines.committed(neighbors.FOLDER)[name]
     kept = [int(text) for text in run["shared"].split()]
     assert len(kept) == run["images"] == 500
     return np.array(kept)
 
 
 def test_the_pages_have_the_figures_of_the_files():
-    page = FOLDER.parent / "README.md"
+    page = FOLDER / "README.md"
     assert page.read_text("utf-8") == neighbors.page(FOLDER)
     rows, paired = markdown.tables(page.read_text("utf-8"))
     (shown,) = markdown.tables(markdown.section("docs/search.md", "What a reduction"))

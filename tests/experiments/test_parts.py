@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import parts, study
+from experiments import controls, dropping, parts, study
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.evaluate.cache import decode_bits, read_lines
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests import markdown
 
 
+@controls.registered()
 def test_every_cell_is_a_method_with_counts():
     """But for those of the curve, which is no schedule of the package any more."""
     found = [*parts.cells()]
@@ -20,7 +21,7 @@ def test_every_cell_is_a_method_with_counts():
     for cell in found:
         if cell.schedule == "curve":
             continue
-        reduction = Reduction.read(cell.reduction)
+        reduction = Reduction.read(dropping.as_method(cell.reduction))
         assert reduction.method.macs == 0.5
         assert reduction.method.counts == cell.schedule
         assert reduction.prop_attn == cell.prop_attn
@@ -108,7 +109,7 @@ SETS[STAGES] = SETS["most attended"] | {"counts": "stages-3-6-9"}
 def test_level_is_that_of_the_images(experiment, images):
     """Every row of elsewhere.md: accuracy, and the paired difference to dense."""
     found = {}
-    for point in parts.read_lines("elsewhere.jsonl"):
+    for point in read_lines(FOLDER / "elsewhere.jsonl"):
         if point["experiment"] == experiment:
             side, *_ = point["setting"].get("resized", [parts.SIDE])
             key = parts.reduction_key(point["setting"]["reduction"], side)
@@ -147,7 +148,7 @@ def test_pages_say_by_which_crop_the_points_were_measured():
     """That of each point's own setting."""
     ways = {}
     for file in ("points.jsonl", "elsewhere.jsonl"):
-        for point in parts.read_lines(file):
+        for point in read_lines(FOLDER / file):
             text = Preprocessing.from_json(point["setting"]).text
             ways.setdefault(point["experiment"], set()).add(text)
     assert ways["level"] == {study.enlarged(parts.SIDE).text}

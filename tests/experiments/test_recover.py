@@ -30,6 +30,7 @@ from imagepiece_jax.training.recovery_images import divided
 from imagepiece_jax.training.recovery_step import Recipe
 from tests import forked, markdown
 from tests.command import call, sentence, start
+from tests.experiments import lines
 from tests.models import tiny
 
 SIDE = tiny.SIDE
@@ -103,7 +104,7 @@ def study(weights, photographs, imagenette, tmp_path):
 
 def written(study, cell):
     study.write(cell)
-    return json.loads((study.out / f"{cell.name}.json").read_text("utf-8"))
+    return lines.read(study.out)[cell.name]
 
 
 def slow_kl(teacher, student):
@@ -153,8 +154,7 @@ def test_a_run_judges_the_rows_that_it_did_not_learn_from(study):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recover.Study, "run", refuse)
         study.write(cell)
-    path = study.out / f"{cell.name}.json"
-    path.write_text(json.dumps(found | {"weights": "others"}), "utf-8")
+    lines.write(study.out, {cell.name: found | {"weights": "others"}})
     with pytest.raises(InputError, match="other weights or images"):
         study.write(cell)
 
@@ -236,16 +236,27 @@ def test_lora_folds_into_the_kernels(study):
 
 KILLED = """
 import os, pathlib, signal, sys
-os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+from imagepiece_jax.evaluate import cache
+
+class Torn(cache.Lines):
+    def append(self, value):
+        self._file.write(b'{"name": "other", "k')
+        os.kill(os.getpid(), signal.SIGKILL)
+
 from experiments import study
-study.write(pathlib.Path(sys.argv[1], "run.json"), {"name": "run"})
+from experiments.recover import Cell
+study.run([Cell("dense")], pathlib.Path(sys.argv[1]), {}, lambda cell: {"kl": 1})
+study.Lines = Torn
+study.run([Cell("three-0.5")], pathlib.Path(sys.argv[1]), {}, lambda cell: {"kl": 2})
 """
 
 
 def test_a_killed_run_leaves_nothing_half(study, tmp_path):
     ended = forked.run([sys.executable, "-c", KILLED, tmp_path])
     assert ended.returncode == -signal.SIGKILL
-    assert not [*tmp_path.glob("*.json")]
+    file = tmp_path / "runs.jsonl"
+    assert not file.read_bytes().endswith(b"\n")
+    assert [*recover.Results(tmp_path).runs] == ["dense.off"]
 
     def stop(self, fit, rows):
         raise KeyboardInterrupt
@@ -254,7 +265,8 @@ def test_a_killed_run_leaves_nothing_half(study, tmp_path):
         patch.setattr(recover.Study, "judge", stop)
         with pytest.raises(KeyboardInterrupt):
             study.write(Cell("three-0.5"))
-    assert not [*tmp_path.glob("*.json")]
+    assert file.read_bytes().endswith(b"\n")
+    assert [*lines.read(tmp_path)] == ["dense.off"]
 
 
 def test_imagenettes_labels_are_those_of_imagenet(imagenette):
@@ -267,7 +279,7 @@ def test_imagenettes_labels_are_those_of_imagenet(imagenette):
 
 
 def drawn(folder, *, least="kl", gain=0.02, leave=()):
-    """Files of all runs, drawn, but of those that are named; {name: contents}."""
+    """Lines of all runs, drawn, but of those that are named, and "times", by name."""
     rng = np.random.default_rng(5)
     files = {}
     pathlib.Path(folder).mkdir(exist_ok=True)
@@ -299,9 +311,16 @@ def drawn(folder, *, least="kl", gain=0.02, leave=()):
         models[name] = {"seconds": [seconds] * 3, "ratio": [0.2 / seconds] * 3}
     files["times"] = {"models": models}
     files = {name: run for name, run in files.items() if name not in leave}
-    for name, run in files.items():
-        pathlib.Path(folder, f"{name}.json").write_text(json.dumps(run), "utf-8")
+    write(folder, files)
     return files
+
+
+def write(folder, files):
+    runs = files.copy()
+    times = runs.pop("times", None)
+    lines.write(folder, runs)
+    if times:
+        pathlib.Path(folder, "times.json").write_text(json.dumps(times), "utf-8")
 
 
 @pytest.mark.parametrize("gain", [0.03, 0.001])
@@ -314,7 +333,7 @@ def test_the_choice_is_the_declared_one(tmp_path, gain):
         if way == "kl":  # less by `gain`, with a spread of .02 between images
             more = np.resize([0.02, -0.02], 100) - gain
         files[name]["selection"]["after"] = (base + more).tolist()
-        pathlib.Path(tmp_path, f"{name}.json").write_text(json.dumps(files[name]))
+    write(tmp_path, files)
     kl = {
         way: files[f"three-0.5.{way}.A0"]["selection"]["after"]
         for way in recover.CANDIDATES
@@ -383,9 +402,9 @@ def slow_tests(files):
 
 
 def committed(tmp_path):
-    folder = markdown.ROOT / "docs" / "tables" / "recover" / "runs"
-    files = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    return folder, files
+    folder = markdown.ROOT / recover.FOLDER
+    times = json.loads((folder / "times.json").read_text("utf-8"))
+    return folder, lines.committed(recover.FOLDER) | {"times": times}
 
 
 def synthetic(tmp_path):
@@ -429,7 +448,7 @@ def test_recovered_models_are_paired_with_the_dense_one_of_their_study(tmp_path)
 
 def test_the_page_is_that_of_the_committed_runs():
     folder = markdown.ROOT / recover.FOLDER
-    assert (folder.parent / "README.md").read_text("utf-8") == recover.page(folder)
+    assert (folder / "README.md").read_text("utf-8") == recover.page(folder)
 
 
 # Places of the even rows that chose the recipe, which crossfitted figures leave out.
@@ -437,9 +456,8 @@ CHOSE = [round(place * 499 / 99) for place in range(100)]
 
 
 def committed(name):
-    """What the file of a committed run holds."""
-    path = markdown.ROOT / recover.FOLDER / f"{name}.json"
-    return json.loads(path.read_text("utf-8"))
+    """What the line of a committed run holds."""
+    return lines.committed(recover.FOLDER)[name]
 
 
 def committed_right(name, part="judged"):
@@ -475,8 +493,8 @@ def test_pages_give_the_figures_of_the_committed_runs():
     assert not markdown.lacking(lost, "docs/comparison.md", "Recovered")
     names = ["dense.off", "three-0.5.from-imagenette", "small-176.from-imagenette"]
     for name in names:
-        path = markdown.ROOT / recover_elsewhere.FOLDER / f"imagenette.{name}.A.json"
-        by_class = json.loads(path.read_text("utf-8"))["classes"].values()
+        run = lines.committed(recover_elsewhere.FOLDER)[f"imagenette.{name}.A"]
+        by_class = run["classes"].values()
         found, images = np.sum([*by_class], axis=0)
         figures[name] = f"{100 * found / images:.1f}"
     own = {name: figures[name] for name in names[:2]}
@@ -537,8 +555,8 @@ def test_the_page_says_which_runs_are_missing(tmp_path):
 def test_a_run_with_another_recipe_is_refused(tmp_path):
     files = drawn(tmp_path)
     name = "three-0.6.chosen.A1"
-    other = files[name] | {"way": "norms"}
-    pathlib.Path(tmp_path, f"{name}.json").write_text(json.dumps(other), "utf-8")
+    files[name]["way"] = "norms"
+    write(tmp_path, files)
     with pytest.raises(InputError, match=name):
         recover.page(tmp_path)
 
@@ -599,15 +617,15 @@ def test_what_is_timed_is_the_model():
 
 
 def test_the_command(tmp_path):
-    drawn(tmp_path / "runs", leave=["three-0.5.kl.A0", "dense.off"])
-    folder = f"--out={tmp_path / 'runs'}"
-    lines = call(recover.main, folder, "--list").ok().out.splitlines()
-    assert len(lines) == len([*recover.cells()])
-    not_done = [line for line in lines if not line.endswith("done")]
+    drawn(tmp_path, leave=["three-0.5.kl.A0", "dense.off"])
+    folder = f"--out={tmp_path}"
+    listed = call(recover.main, folder, "--list").ok().out.splitlines()
+    assert len(listed) == len([*recover.cells()])
+    not_done = [line for line in listed if not line.endswith("done")]
     assert not_done == ["dense.off", "three-0.5.kl.A0"]
     call(recover.main, folder, "--tables").ok()
     text = (tmp_path / "README.md").read_text("utf-8")
-    assert text == recover.page(tmp_path / "runs")
+    assert text == recover.page(tmp_path)
     assert sentence(call(recover.main, folder)).startswith("--weights is missing")
 
 
@@ -679,8 +697,9 @@ def test_the_default_is_what_was_published():
 
 def test_the_pages_minutes_are_those_of_the_study():
     minutes = []
-    for path in sorted((markdown.ROOT / recover.FOLDER).glob("three-0.5.chosen.*")):
-        run = json.loads(path.read_text("utf-8"))
+    for name, run in lines.committed(recover.FOLDER).items():
+        if not name.startswith("three-0.5.chosen."):
+            continue
         assert run["versions"]["device"] == "AMD EPYC, 2 cores"
         minutes.append(run["seconds_learning"] / 60)
     promised = f"{np.median(minutes):.0f} min"

@@ -20,6 +20,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from tests import markdown
 from tests.command import call
+from tests.experiments import lines
 from tests.experiments.test_late import logits, slow_kl
 from tests.experiments.test_maps import random_head
 from tests.experiments.test_recover import CHOSE
@@ -88,7 +89,7 @@ def test_a_recovered_model_is_judged_on_damaged_rows_it_did_not_learn(
 ):
     cell = Cell("damage", "three-0.5", RECOVERED_FORM, "A")
     study.run([cell], tmp_path, whole.digests, whole.measure)
-    found = json.loads((tmp_path / f"{cell.name}.json").read_text("utf-8"))
+    found = lines.read(tmp_path)[cell.name]
     rows = images[1::2]
     dense = imagepiece_jax.load(whole.weights)
     student = imagepiece_jax.load(whole.recovered / "three-0.5.chosen.A1")
@@ -199,6 +200,7 @@ def test_cells_wait_for_what_is_not_there(whole):
 def results(tmp_path):
     """Drawn figures: recovered models are better but in int8, where they are worse."""
     draw = np.random.default_rng(0)
+    runs = {}
     for cell in elsewhere.cells():
         gain = {RECOVERED_FORM: -0.1, REVERSE: -0.05}.get(cell.form, 0.0)
         if cell.kind == "int8":
@@ -213,7 +215,8 @@ def results(tmp_path):
         found["kl"] = [0.1, 0.05, 0.15]
         found["iou"] = [None, *draw.normal(0.7 - gain, 0.05, 99)]
         found["cosine"] = list(draw.normal(0.9, 0.05, 100))
-        study.write(study.path_of(cell, tmp_path), found)
+        runs[cell.name] = found
+    lines.write(tmp_path, runs)
     return elsewhere.Results(tmp_path)
 
 
@@ -225,7 +228,7 @@ def test_tests_follow_from_the_cells(results):
         # Fold B without every fifth image or so: those that chose the recipe.
         of_a, of_b = (
             study.unpacked(
-                results.files[Cell(kind, "three-0.5", form, fold)][condition]
+                results.runs[Cell(kind, "three-0.5", form, fold)][condition]
             )[0]
             for fold in "AB"
         )
@@ -238,7 +241,7 @@ def test_tests_follow_from_the_cells(results):
     assert tests[1].p == pytest.approx(want.pvalue)
     assert tests[1].change.high == pytest.approx(want.confidence_interval(0.95).high)
     iou = [
-        np.array(results.files[Cell("maps", "tome-0.5", form)]["iou"][1:])
+        np.array(results.runs[Cell("maps", "tome-0.5", form)]["iou"][1:])
         for form in (RECOVERED_FORM, OFF)
     ]
     assert tests[6].p == pytest.approx(scipy.stats.ttest_rel(*iou).pvalue)
@@ -250,7 +253,7 @@ def test_tests_follow_from_the_cells(results):
 def test_the_smaller_image_of_the_same_time_learns_from_the_same_images(results):
     ours, rival = (
         study.unpacked_right(
-            results.files[Cell("imagenette", student, REVERSE)]["imagenette"]
+            results.runs[Cell("imagenette", student, REVERSE)]["imagenette"]
         )
         for student in ("three-0.5", "small-176")
     )
@@ -263,10 +266,12 @@ def test_the_smaller_image_of_the_same_time_learns_from_the_same_images(results)
 
 
 def test_the_page_has_what_is_there(results, tmp_path):
-    del results.files[Cell("large", "large-0.5", RECOVERED_FORM)]
+    del results.runs[Cell("large", "large-0.5", RECOVERED_FORM)]
     absent = [test.name for test in elsewhere.primary(results) if not test.change]
     assert [name[:2] for name in absent] == ["E6"]
-    (tmp_path / "large.large-0.5.recovered.A.json").unlink()
+    runs = lines.read(tmp_path)
+    del runs["large.large-0.5.recovered.A"]
+    lines.write(tmp_path, runs)
     page = elsewhere.page(tmp_path)
     assert "Not measured yet: E6" in page
     assert "1 cells: `large.large-0.5.recovered.A`." in page
@@ -279,13 +284,12 @@ def test_the_page_has_what_is_there(results, tmp_path):
 
 def test_the_page_is_that_of_the_committed_cells():
     folder = markdown.ROOT / elsewhere.FOLDER
-    assert (folder.parent / "README.md").read_text("utf-8") == elsewhere.page(folder)
+    assert (folder / "README.md").read_text("utf-8") == elsewhere.page(folder)
 
 
 def on_imagenette(student, form):
     """The figures of a committed cell, and acc1 in percent by its classes."""
-    path = markdown.ROOT / elsewhere.FOLDER / f"imagenette.{student}.{form}.A.json"
-    found = json.loads(path.read_text("utf-8"))
+    found = lines.committed(elsewhere.FOLDER)[f"imagenette.{student}.{form}.A"]
     right, images = np.sum([*found["classes"].values()], axis=0)
     return found | {"acc1": 100 * right / images}
 
@@ -315,9 +319,8 @@ def test_the_page_gives_the_figures_of_damage_and_of_rounded_weights():
     def judged(student, form, damage, kind="damage"):
         folds = []
         for fold in "AB":
-            name = f"{kind}.{student}.{form}.{fold}.json"
-            path = markdown.ROOT / elsewhere.FOLDER / name
-            found = json.loads(path.read_text("utf-8"))[damage]
+            name = f"{kind}.{student}.{form}.{fold}"
+            found = lines.committed(elsewhere.FOLDER)[name][damage]
             right = decode_bits(found["right"], found["images"])
             both = np.stack([found["kl"], right])
             if fold == "B":
@@ -342,8 +345,7 @@ def test_the_page_gives_the_figures_of_damage_and_of_rounded_weights():
 
 def test_the_page_gives_the_figures_of_large_images_and_of_maps():
     def cell(name, form):
-        path = markdown.ROOT / elsewhere.FOLDER / f"{name}.{form}.A.json"
-        return json.loads(path.read_text("utf-8"))
+        return lines.committed(elsewhere.FOLDER)[f"{name}.{form}.A"]
 
     def accuracy(name, form):
         found = cell(f"large.{name}", form)[elsewhere.CLEAN]
@@ -362,7 +364,7 @@ def test_the_page_gives_the_figures_of_large_images_and_of_maps():
 def test_the_first_page_gives_the_fastest_form():
     """Times as fast as dense float32, and odd rows that int8 has right."""
     folder = markdown.ROOT / elsewhere.FOLDER
-    cell = json.loads((folder / "int8-openvino.three-0.5.recovered.A.json").read_text())
+    cell = lines.committed(elsewhere.FOLDER)["int8-openvino.three-0.5.recovered.A"]
     found = cell[elsewhere.CLEAN]
     right = decode_bits(found["right"], found["images"])
     figures = {"acc1": f"{100 * right.mean():.1f}"}
@@ -391,7 +393,7 @@ def test_times_are_in_turns_beside_the_dense_model(whole, monkeypatch):
 def test_the_command_lists_and_writes_its_page(tmp_path):
     listed = call(elsewhere.main, "--list", "--only", "maps.*").ok()
     assert len(listed.out.splitlines()) == 8
-    call(elsewhere.main, "--tables", "--out", tmp_path / "runs").ok()
+    call(elsewhere.main, "--tables", "--out", tmp_path).ok()
     assert "Not measured yet" in (tmp_path / "README.md").read_text("utf-8")
 
 

@@ -1,7 +1,6 @@
 """The study of sharp images: a tiny run, its rules, and committed figures by hand."""
 
 import io
-import json
 import re
 
 import numpy as np
@@ -17,12 +16,14 @@ from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from tests import markdown
+from tests.experiments import lines
 from tests.experiments.test_recover_elsewhere import Labeled
 from tests.models import tiny
 
 BATCH = 8
 SIDE = tiny.SIDE
 FOLDER = markdown.ROOT / recover_sharp.FOLDER
+RUNS = lines.committed(recover_sharp.FOLDER)
 DROPPING = {"name": "evit", "keep_rate": 0.4, "blocks": (0,), "fuse_token": False}
 STUDENTS = {
     "dense": Student("dense"),
@@ -173,7 +174,7 @@ def test_the_chosen_recipe_waits_for_what_chooses(study):
 
 def committed(name, kind, student=None):
     """(KL, right, same) of a committed run on some images."""
-    run = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    run = RUNS[name]
     found = run["judged"][student or run["cell"]["student"]][kind]
     bits = [decode_bits(found[field], found["images"]) for field in ("right", "same")]
     return np.array(found["kl"]), *bits
@@ -181,7 +182,7 @@ def committed(name, kind, student=None):
 
 def needs(*names):
     """Skip a test until all of these runs are committed."""
-    absent = [name for name in names if not (FOLDER / f"{name}.json").exists()]
+    absent = [name for name in names if name not in RUNS]
     if absent:
         pytest.skip(f"not run yet: {', '.join(absent)}")
 
@@ -190,12 +191,11 @@ DECIDING = ("three-0.5.plain.A1", "three-0.5.damaged.A1", "three-0.5.damaged.B1"
 
 
 def plain_b(kind):
-    tables = markdown.ROOT / "docs" / "tables"
     if kind == "photographs":
-        path = tables / "recover" / "runs" / "three-0.5.chosen.B1.json"
-        return np.array(json.loads(path.read_text("utf-8"))["judged"]["kl"])
-    path = tables / "recover_elsewhere" / "runs" / "damage.three-0.5.recovered.B.json"
-    return np.array(json.loads(path.read_text("utf-8"))["blur 2"]["kl"])
+        run = lines.committed("docs/tables/recover")["three-0.5.chosen.B1"]
+        return np.array(run["judged"]["kl"])
+    runs = lines.committed("docs/tables/recover_elsewhere")
+    return np.array(runs["damage.three-0.5.recovered.B"]["blur 2"]["kl"])
 
 
 def changes(kind):
@@ -223,7 +223,7 @@ def test_the_recipe_is_chosen_as_declared():
     assert recover_sharp.chosen_way(found) == expected
     r5 = recover_sharp.not_worse(found)
     np.testing.assert_allclose(r5[1:], interval, rtol=1e-6)
-    text = (FOLDER.parent / "README.md").read_text("utf-8")
+    text = (FOLDER / "README.md").read_text("utf-8")
     for each in (blur, small):
         assert f"{each.mean():+.3f} [" in text
     assert f"{photographs.mean():+.4f} [" in text
@@ -235,7 +235,7 @@ def test_what_becomes_of_the_sentence_on_harm():
     for student, names in runs.items():
         names += [f"chosen.A{seed}" for seed in (2, 3)]
         every = [f"{student}.{name}" for name in names]
-        runs[student] = [n for n in every if (FOLDER / f"{n}.json").exists()]
+        runs[student] = [n for n in every if n in RUNS]
     needs("three-0.5.off", "three-0.6.off", "three-0.5.plain.A1", "three-0.6.chosen.A1")
     below = []
     for student, names in runs.items():
@@ -246,7 +246,7 @@ def test_what_becomes_of_the_sentence_on_harm():
     expected = ["withdrawn", "weakened", "kept"][sum(below)]
     found = recover_sharp.Results(FOLDER)
     assert recover_sharp.verdict(recover_sharp.harms(found)) == expected
-    assert f"imagenette is {expected}" in (FOLDER.parent / "README.md").read_text()
+    assert f"imagenette is {expected}" in (FOLDER / "README.md").read_text()
 
 
 def test_sharing_is_decided_as_declared():
@@ -261,18 +261,16 @@ def test_sharing_is_decided_as_declared():
         shares[student] = shared / committed(name, "photographs")[0].mean()
     assert recover_sharp.ratios(found) == pytest.approx(shares)
     assert recover_sharp.is_shared(found) == (max(shares.values()) <= 1.1)
-    text = (FOLDER.parent / "README.md").read_text("utf-8")
+    text = (FOLDER / "README.md").read_text("utf-8")
     assert all(f"| {share:.3f} |" in text for share in shares.values())
 
 
 def test_the_page_is_that_of_the_committed_runs():
-    assert (FOLDER.parent / "README.md").read_text("utf-8") == recover_sharp.page(
-        FOLDER
-    )
+    assert (FOLDER / "README.md").read_text("utf-8") == recover_sharp.page(FOLDER)
 
 
 def test_the_cells_are_the_declared_ones():
-    text = (FOLDER.parent / "declared.md").read_text("utf-8")
+    text = (FOLDER / "declared.md").read_text("utf-8")
     names = [cell.name for cell in recover_sharp.cells()]
     assert len(names) == len(set(names))
     for name in re.findall(r"`((?:three|shared|spread)\S+1)`", text):

@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from experiments import intervals, recover, results, study
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import compare, compare_tables, statistics
+from imagepiece_jax.evaluate import compare_tables, statistics
 from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.models.config import ModelConfig
 from tests import markdown
@@ -190,7 +190,8 @@ def test_figures_of_the_comparison(stored):
         if (each["share"], each["to"]) == (0.75, "dense") and each["holm"] < 0.05
     }
     every = {each["method"] for each in report["settings"] if each["share"] == 0.75}
-    p = cochran([rights[m, 0.75] for m in every - lost if not compare.controlled(m)])
+    level = every - lost - set(results.CONTROLS)
+    p = cochran([rights[m, 0.75] for m in level])
     right = rights_of(stored, results.path_of_controls(stored))
     more = results.mean_points(right["own imagepiece_tome"], right["own imagepiece"])
     fixed = results.fixed_controls(stored)

@@ -1,6 +1,6 @@
 """What studies share: results measured once; declared tests, by SciPy and by hand."""
 
-import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,45 +11,63 @@ from experiments.study import Test
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import Estimate
 from tests import markdown
+from tests.experiments import lines
 
 Test.__test__ = False  # no class of tests
 
 
-SETTING = {"kind": "accuracy", "reduction": {"name": "tome", "blocks": (3, 6)}}
+class Cell(NamedTuple):
+    name: str
 
 
-def test_a_result_is_measured_once_for_a_setting(tmp_path):
-    calls = []
+FIRST = Cell("first")
+SECOND = Cell("second")
+DIGESTS = {"weights": "w", "images": "i"}
 
-    def measure():
-        calls.append(1)
-        return {"acc1": 80.0, "counts": (1, 2)}
+
+def test_a_cell_is_measured_once_into_a_line(tmp_path):
+    measured = []
+
+    def measure(cell):
+        measured.append(cell)
+        return {"kl": (0.5, len(measured))}
 
     folder = tmp_path / "new"
-    first = study.Files(folder).result(SETTING, measure, "tome")
-    assert first == {"acc1": 80.0, "counts": [1, 2]}
-    assert SETTING in study.Files(folder)
-    assert study.Files(folder).result(SETTING, measure, "tome") == first
-    other = SETTING | {"images": 9}
-    assert other not in study.Files(folder)
-    study.Files(folder).result(other, measure, "tome")
-    assert len(calls) == len(list(folder.glob("accuracy.tome.*.json"))) == 2
-    path = study.Files(folder).path(SETTING)
-    found = json.loads(path.read_text())
-    assert found["setting"]["reduction"]["blocks"] == [3, 6]
-    assert {"jax", "device", "commit"} <= set(found["versions"])
-    path.write_text(json.dumps(found | {"setting": {}}))
-    with pytest.raises(InputError, match="is of other weights or images"):
-        study.Files(folder).result(SETTING, measure, "tome")
+    study.run([FIRST], folder, DIGESTS, measure)
+    study.run([FIRST, SECOND], folder, DIGESTS, measure)
+    study.run([SECOND, FIRST], folder, DIGESTS, measure)
+    assert measured == [FIRST, SECOND]
+    found = study.read([SECOND, FIRST, Cell("third")], folder)
+    assert [*found] == [SECOND, FIRST]
+    assert found[FIRST] == lines.read(folder)["first"]
+    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= found[FIRST].items()
+    assert {"jax", "device", "commit"} <= set(found[FIRST]["versions"])
+    others = DIGESTS | {"images": "others"}
+    with pytest.raises(InputError, match="first is of other weights or images"):
+        study.run([Cell("third"), FIRST], folder, others, measure)
+    assert len(measured) == 2
 
 
-def test_what_fails_leaves_no_file(tmp_path):
-    def stopped():
+def test_what_fails_leaves_no_line(tmp_path):
+    def stopped(cell):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.Files(tmp_path).result(SETTING, stopped, "tome")
-    assert not list(tmp_path.iterdir())
+        study.run([FIRST], tmp_path, DIGESTS, stopped)
+    assert not study.read_runs(tmp_path)
+
+
+def test_lines_of_another_folder_are_appended_once(tmp_path):
+    (tmp_path / "there").mkdir()
+    lines.write(tmp_path / "there", {"second": {"kl": 2}})
+    lines.write(tmp_path, {"first": {"kl": 1}})
+    file = tmp_path / study.FILE
+    joined = file.read_text() + (tmp_path / "there" / study.FILE).read_text()
+    file.write_text(joined)
+    assert [*study.read_runs(tmp_path)] == ["first", "second"]
+    file.write_text(joined + joined)
+    with pytest.raises(InputError, match="runs.jsonl: first has two lines; remove"):
+        study.read_runs(tmp_path)
 
 
 def test_a_paired_test_is_students():

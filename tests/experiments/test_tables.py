@@ -1,7 +1,6 @@
 """Measured results: figures of evaluation, cached, paired, labeled as measured."""
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +15,7 @@ from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.cache import FILE, read_lines
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.experiments import tiny_paper
 from tests.models import tiny
@@ -31,7 +31,8 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, pretrained):
-    return tiny_paper.study(tmp_path_factory.mktemp("out"), pretrained)
+    with tiny_paper.study(tmp_path_factory.mktemp("out"), pretrained) as study:
+        yield study
 
 
 def test_figures_are_those_of_plain_numpy(study, pretrained):
@@ -53,11 +54,12 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
     assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
-def test_a_file_has_the_whole_setting(study, pretrained):
+def test_a_line_has_the_whole_setting(study, pretrained):
     study.evaluate(pretrained, TOME)
-    (path,) = (study.out / "results").glob("accuracy.tome.*.json")
-    found = json.loads(path.read_text())
+    *_, found = read_lines(study.out / FILE)
     setting = found["setting"]
+    assert setting["kind"] == "accuracy"
+    assert setting["reduction"]["name"] == "tome"
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
@@ -210,7 +212,7 @@ def test_untrained_selectors_are_labeled(study):
 
 def test_no_model_at_all_is_a_mistake(study, pretrained):
     conv = tiny.loaded(pretrained.source.path, **tiny_paper.FIELDS | {"stem": "conv"})
-    lonely = tiny_paper.study(study.out / "none", models=TrainedRuns((conv,)))
+    lonely = dataclasses.replace(study, models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
         tables.measure(lonely, ROWS[:2])
 
@@ -221,8 +223,8 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
     reduced = [vit.with_reduction(TOME) for vit in dense]
     runs = TrainedRuns((*dense, *reduced))
-    several = tiny_paper.study(tmp_path / "out", models=runs)
-    found = tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
+    with tiny_paper.study(tmp_path / "out", models=runs) as several:
+        found = tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
     text = tables.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
     accuracies = " ".join(f"{result['acc1']:.1f}" for result in found.results)
@@ -238,12 +240,13 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
 @pytest.mark.slow
 def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
     clock = Clock(2, Rules(2, 1, 0.0))
-    timed = tiny_paper.study(tmp_path, pretrained, clock=clock)
-    found = timed.speed(pretrained, TOME)
-    assert timed.speed(pretrained, TOME) == found
+    with tiny_paper.study(tmp_path, pretrained, clock=clock) as timed:
+        found = timed.speed(pretrained, TOME)
+        assert timed.speed(pretrained, TOME) == found
     assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
     assert found["ratio"] == pytest.approx(found["dense_ms"] / found["ms"], rel=1e-6)
-    assert len(list((tmp_path / "results").glob("speed.tome.*.json"))) == 1
+    (line,) = read_lines(tmp_path / FILE)
+    assert (line["setting"]["kind"], line["result"]) == ("speed", found)
 
 
 def test_a_result_with_other_bits_than_images_is_refused():

@@ -1,9 +1,12 @@
 """A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
 
+import contextlib
 import pathlib
 
 from experiments.models import OffTheShelf
 from experiments.paper import Images, Study
+from experiments.study import versions
+from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
@@ -45,9 +48,12 @@ def images(count=24):
     return Images(source=source, name="digits", image_size=16, most=12, crop=crop)
 
 
+@contextlib.contextmanager
 def study(folder, weights=None, **given):
     """A Study of the tiny model `weights`, without speeds; given: its fields."""
     if weights is not None:
         given["models"] = OffTheShelf(weights)
     fields = {"images": images(), "programs": PROGRAMS, **given}
-    return Study(out=pathlib.Path(folder), **fields)
+    cache = ResultCache(folder, versions=versions())
+    with contextlib.closing(cache):
+        yield Study(out=pathlib.Path(folder), cache=cache, **fields)

@@ -126,7 +126,6 @@ PRUNING = {"name": "diffrate", "prune": (24, 20, 15), "merge": (24, 17, 15)}
 @pytest.mark.parametrize(
     "reduction, options, batch_size",
     [
-        (IMAGEPIECE | {"inattentive": "drop"}, {}, None),
         (EVIT | {"score": "shift"}, {}, None),
         (EVIT, {"image_size": (12, 28)}, None),
         (PRUNING, {"depth": 3}, None),

@@ -235,15 +235,23 @@ def test_a_cost_without_a_method_names_what_is_missing(fields):
 
 
 @pytest.mark.parametrize(
-    "fields, label",
+    "fields, label, change",
     [
-        ({"name": "tome", "macs": 0.7}, "tome macs=0.7"),
-        ({"name": "tome", "macs": 0.7, "counts": "stages-1-2"}, None),
-        ({"name": "evit", "macs": 0.7, "blocks": (1, 2)}, "evit blocks=(1,2) macs=0.7"),
-        ({"name": "diffrate", "macs": 0.7}, "diffrate macs=0.7"),
+        ({"name": "tome", "macs": 0.7}, "tome macs=0.7", {"metric": "token"}),
+        (
+            {"name": "tome", "macs": 0.7, "counts": "stages-1-2"},
+            None,
+            {"metric": "token"},
+        ),
+        (
+            {"name": "evit", "macs": 0.7, "blocks": (1, 2)},
+            "evit blocks=(1,2) macs=0.7",
+            {"score": "received"},
+        ),
+        ({"name": "diffrate", "macs": 0.7}, "diffrate macs=0.7", {"score": "received"}),
     ],
 )
-def test_a_reduction_is_called_what_it_was_asked_for(fields, label, tmp_path):
+def test_a_reduction_is_called_what_it_was_asked_for(fields, label, change, tmp_path):
     """By repr and saved folder; not where fields or images are others since then."""
     label = label or Reduction.read(fields).words
     vit = tiny.pretrained(fields)
@@ -259,7 +267,7 @@ def test_a_reduction_is_called_what_it_was_asked_for(fields, label, tmp_path):
     switched = not vit.model.prop_attn
     weighted = vit.with_reduction(vit.reduction.fields | {"prop_attn": switched})
     assert weighted.label == f"{vit.label} prop_attn={switched}"
-    other = vit.with_reduction(vit.reduction.fields | {"fate": "drop"})
+    other = vit.with_reduction(vit.reduction.fields | change)
     assert other.reduction.asked == ""
     assert "macs" not in other.label
     if vit.reduction.method.counts is None:

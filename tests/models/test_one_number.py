@@ -136,7 +136,7 @@ def test_a_cost_that_moves_no_token_says_so(capsys):
 
 
 def test_other_fields_of_auto_are_those_of_the_method():
-    asked = HALF | {"fate": "drop", "prop_attn": False}
+    asked = HALF | {"counts": "proportional-1", "prop_attn": False}
     model = deit().create(asked)
     named = asked | {"name": "attended"}
     assert model == deit().create(named)
@@ -230,7 +230,7 @@ def test_all_of_the_macs_are_all_tokens(value):
         ("dense", {"name": "none"}),
         ("tome=0.6", {"name": "tome", "macs": 0.6}),
         ("tome=60%", {"name": "tome", "macs": 0.6}),
-        ("auto:macs=.6:fate=drop", {"name": "auto", "macs": 0.6, "fate": "drop"}),
+        ("auto:macs=.6:prop_attn=False", HALF | {"macs": 0.6, "prop_attn": False}),
         ("evit:blocks=(2, 5):keep_rate=.6", EVIT),
         ("evit keep_rate=0.6 blocks=(2, 5)", EVIT),
         (EVIT | {"name": "EViT", "blocks": jnp.array([2, 5])}, EVIT),
@@ -268,7 +268,7 @@ def test_what_is_no_share_is_told_what_is(value, field, text):
     [
         ("auto", ".macs", None, "is missing; allowed: numbers above 0"),
         ({"name": "auto"}, ".macs", None, "is missing; allowed: numbers above 0"),
-        (HALF | {"r": 8}, ".r", "r", "allowed: macs, counts, fate"),
+        (HALF | {"r": 8}, ".r", "r", "allowed: macs, counts"),
         ("tome:r", "", "r", "has 'r'; allowed: FIELD=VALUE"),
         ("tome:r=8:r=9", "", "r", "has r twice"),
         ("evot:r=8", ".name", "evot", "did you mean evit?"),

@@ -19,6 +19,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import SavedWeights, load_as
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests import runs
 from tests.command import call, sentence
@@ -369,6 +370,21 @@ def test_runs_and_configs_that_name_fused_kernels_are_read(tmp_path):
     (run / "config.json").write_text(json.dumps(fields))
     assert load_as(SavedWeights(run), abstract=True).model.plan == model.plan
     assert RunConfig.from_config(ConfigDict(fields)).create_model() == model
+
+
+def test_runs_and_configs_that_name_former_fields_of_a_reduction_are_read(tmp_path):
+    """With the values that are left; others are refused by name."""
+    run = run_folder(tmp_path / "run")
+    fields = json.loads((run / "config.json").read_text())
+    model = RunConfig.from_config(fields).create_model()
+    fields["reduction"] |= methods.FORMER
+    (run / "config.json").write_text(json.dumps(fields))
+    assert load_as(SavedWeights(run), abstract=True).model.plan == model.plan
+    assert RunConfig.from_config(ConfigDict(fields)).create_model() == model
+    fields["reduction"]["order"] = "ascending"
+    (run / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match="reduction.order is not a field of reduction"):
+        load_as(SavedWeights(run), abstract=True)
 
 
 def test_what_a_path_says_is_no_model(tmp_path, tensors):

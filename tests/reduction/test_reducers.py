@@ -21,11 +21,6 @@ from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, move, vectors
 
-SWITCHES = [
-    (order, parity)
-    for order, parity in itertools.product(("descending", "ascending"), (0, 1))
-]
-
 
 @functools.partial(tiny.compiled, static_argnums=(0, 3))
 def reduced(reducer, state, taps, counts):
@@ -129,7 +124,7 @@ def decide_all(taps, work):
 
 
 def work_at(n):
-    """(reducer, counts) of every rate and switch that changes something at `n`."""
+    """(reducer, counts) of every rate and parity that changes something at `n`."""
     work = []
     for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
         work.append((TopK(), Counts(n_in=n, n_out=kept)))
@@ -138,15 +133,8 @@ def work_at(n):
     for candidates, merges in sorted(splits):
         counts = Counts(n_in=n, n_out=n - merges, candidates=candidates)
         if merges:
-            work += [(Retokenize(*switch), counts) for switch in switches_at(n)]
+            work += [(Retokenize(parity), counts) for parity in (0, 1)]
     return tuple(work)
-
-
-def switches_at(n):
-    """All at a few sizes; at the others two by turns, each at odd and even ones."""
-    if n in FULL:
-        return SWITCHES
-    return SWITCHES[::3] if n // 2 % 2 else SWITCHES[1:3]
 
 
 def truth(reducer, counts, scores, similarity):
@@ -158,7 +146,7 @@ def truth(reducer, counts, scores, similarity):
         return oracles.evit_fuse(nothing, scores, counts.n_out - 1)[1]
     merges = counts.n_in - counts.n_out
     return oracles.retokenize(
-        scores, similarity, counts.candidates, merges, reducer.order, reducer.parity
+        scores, similarity, counts.candidates, merges, parity=reducer.parity
     )
 
 
@@ -281,8 +269,8 @@ def test_merging_decides_without_gradient(reducer, candidates):
     [
         (TopK(), Counts(n_in=12, n_out=7)),
         (TopK(fuse=True), Counts(n_in=12, n_out=8)),
-        (Retokenize(*SWITCHES[0]), Counts(n_in=12, n_out=9, candidates=7)),
-        (Retokenize(*SWITCHES[-1]), Counts(n_in=12, n_out=9, candidates=7)),
+        (Retokenize(), Counts(n_in=12, n_out=9, candidates=7)),
+        (Retokenize(parity=1), Counts(n_in=12, n_out=9, candidates=7)),
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):

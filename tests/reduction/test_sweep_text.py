@@ -21,8 +21,8 @@ def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
         for rate, fuse in itertools.product((0.9, 0.5), (True, False))
     ]
     assert found[0].words == "evit keep_rate=0.9 fuse_token=True"
-    (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):schedule=A:prop_attn=True")
-    fields = {"prune_blocks": (2, 5), "schedule": "A", "prop_attn": True}
+    (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):metric=token:prop_attn=True")
+    fields = {"prune_blocks": (2, 5), "metric": "token", "prop_attn": True}
     assert found == Reduction.read({"name": "imagepiece"} | fields)
     listed = parse_sweep("imagepiece:merge_blocks=(0,1),[2],(),():parity=1")
     assert [each.method.merge_blocks for each in listed] == [(0, 1), (2,), (), ()]

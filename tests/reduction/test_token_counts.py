@@ -33,12 +33,11 @@ def test_keep_is_the_exact_ceiling_and_a_fused_token_is_one_more(rate):
             assert Keep(float(rate), fused).n_out(n, n, 1) == want
 
 
-@pytest.mark.parametrize("base", ["all", "candidates"])
 @pytest.mark.parametrize("merge_ratio, candidate_ratio", MERGES)
-def test_merge_counts_are_exact(merge_ratio, candidate_ratio, base):
-    rule = Merge(float(merge_ratio), float(candidate_ratio), base)
+def test_merge_counts_are_exact(merge_ratio, candidate_ratio):
+    rule = Merge(float(merge_ratio), float(candidate_ratio))
     for n in SIZES:
-        candidates, merges = oracles.merge_counts(n, merge_ratio, candidate_ratio, base)
+        candidates, merges = oracles.merge_counts(n, merge_ratio, candidate_ratio)
         assert rule.n_out(n, n, 1) == (n - merges if merges else None)
         assert rule.candidates(n) == candidates
 
@@ -51,7 +50,6 @@ def test_merge_counts_are_exact(merge_ratio, candidate_ratio, base):
         (Merge(0.08, 0.3), 196, 180),  # first step of ImagePiece
         (Merge(0.08, 0.3), 180, 165),
         (Merge(0.15, 0.3), 196, 196 - 29),  # 30 wanted, 58 // 2 possible
-        (Merge(0.08, 0.3, "candidates"), 196, 196 - 5),
         (Keep(0.7), 196, 138),  # first step of EViT
         (Keep(0.7, fused=True), 196, 139),
         (Keep(0.7, fused=True), 139, 99),

@@ -78,6 +78,14 @@ METHODS = _Methods(
 
 
 AUTO = "auto"  # stands for the method that is recommended for a model
+# Fields that methods had in 0.3.0, whose runs name them, and the values that are left.
+FORMER = {
+    "schedule": "B",
+    "merge_base": "all",
+    "order": "descending",
+    "inattentive": "merge",
+    "fate": "own",
+}
 
 
 def names() -> list[str]:
@@ -108,7 +116,8 @@ def create(name: str = "none", **fields) -> Method:
     """Make a method.
 
     name: one of METHODS, or "auto"
-    fields: fields of `config.reduction` that differ from the method's defaults
+    fields: fields of `config.reduction` that differ from the method's defaults; those
+        of `FORMER` with their value are left out
     Raises InputError for an unknown name, field or value.
     """
     if name not in names():  # a list as a name has no hash
@@ -131,6 +140,9 @@ def create(name: str = "none", **fields) -> Method:
         key=lambda f: (f.name in shared, f.metadata.get("training", False)),
     )
     allowed = [field.name for field in in_order]
+    for field, value in FORMER.items():
+        if fields.get(field) == value:
+            del fields[field]
     for field in fields:
         if field not in allowed:
             hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")

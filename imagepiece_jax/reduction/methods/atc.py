@@ -73,8 +73,6 @@ def agglomerate(distance, merges, linkage):
 class Agglomeration(Reducer):
     """Clusters tokens by cosine distance, and replaces each cluster by its mean."""
 
-    clusters = True
-
     # the distance of two clusters: that of their nearest members ("single"), of their
     # farthest ("complete"), or the mean over all pairs of members ("average")
     linkage: str = "complete"

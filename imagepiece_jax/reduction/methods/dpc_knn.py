@@ -48,8 +48,6 @@ def density_peaks(x, neighbors, n_out):
 class DensityPeaks(Reducer):
     """Clusters tokens around density peaks, and replaces each cluster by its mean."""
 
-    clusters = True
-
     neighbors: int = 5  # as `density_peaks` takes it
 
     def __call__(self, taps, counts, train=False):

@@ -22,8 +22,6 @@ class Cells(Reducer):
     Where patches do not divide evenly, cells differ by at most one row and one column.
     """
 
-    clusters = True
-
     size: int
 
     def check_fits(self, grid, counts):

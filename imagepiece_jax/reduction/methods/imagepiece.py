@@ -24,12 +24,11 @@ class Retokenize(Ranking):
     """Merges unimportant tokens into similar ones (ImagePiece, step II).
 
     The candidates are the tokens of the lowest scores; the paper's score is class
-    attention. In the order of their scores they alternate between two sides, A and B.
-    The tokens of side A with the most similar partners on side B merge into these. All
-    other tokens keep their order.
+    attention. By falling score they alternate between two sides, A and B. The tokens of
+    side A with the most similar partners on side B merge into these. All other tokens
+    keep their order.
     """
 
-    order: str = "descending"  # "descending" starts with the highest candidate
     parity: int = 0  # which of the first two candidates is on side A
     metric: str = "key"  # the feature to compare: "key", "query", "value" or "token"
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
@@ -55,8 +54,6 @@ class Retokenize(Ranking):
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         # Places of the candidates by falling score; side A comes before side B.
         place = np.arange(counts.candidates)
-        if self.order == "ascending":
-            place = place[::-1]
         side_a = place[self.parity :: 2]
         side_b = place[1 - self.parity :: 2]
         place = np.concatenate([side_a, side_b])
@@ -82,30 +79,19 @@ class Retokenize(Ranking):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePiece(Method):
-    """Steps that merge the least attended tokens, and steps that prune them.
-
-    `inattentive`: "merge" is ImagePiece. "drop" is a control with the same numbers of
-    tokens, in which the least attended tokens are dropped.
-    """
+    """Steps that merge the least attended tokens, and steps that prune them."""
 
     amounts = ("keep_rate", "merge_ratio")
 
     keep_rate: float = rate(0.8)  # share of image tokens that a prune step keeps
     merge_ratio: float = rate(0.08)  # share of tokens that a merge step merges away
     candidate_ratio: float = rate(0.3)  # share of tokens, the least attended, to merge
-    # "B" merges at blocks 0 1 3 4 6 7 and prunes at 2 5 8; "A" is one block later
-    schedule: str = choice("B", ("A", "B"))
-    merge_blocks: tuple[int, ...] | None = optional(blocks())  # None: by the schedule
-    prune_blocks: tuple[int, ...] | None = optional(blocks())  # None: by the schedule
-    # what merge_ratio is a share of: all tokens, class token included, or candidates
-    merge_base: str = choice("all", ("all", "candidates"))
-    # whether candidates alternate from the most or from the least attended on
-    order: str = choice("descending", ("descending", "ascending"))
+    merge_blocks: tuple[int, ...] | None = optional(blocks())  # None: 0 1 3 4 6 7 of 12
+    prune_blocks: tuple[int, ...] | None = optional(blocks())  # None: 2 5 8 of 12
     parity: int = choice(0, (0, 1))  # which of the first two candidates may leave
     metric: str = metric()
     size_weighting: bool = switch(True)  # merged tokens are means over patches
     score: str = score()
-    inattentive: str = choice("merge", ("merge", "drop"))
 
     def scaled(self, strength, depth, patches):
         """The method with both rates scaled in proportion; without pruning only one.
@@ -141,34 +127,31 @@ class ImagePiece(Method):
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int) -> Step:
-        """A Step that merges unimportant tokens, or drops as many."""
-        rule = Merge(self.merge_ratio, self.candidate_ratio, self.merge_base)
-        if self.inattentive == "drop":
-            return Step(block, TopK(score=self.score), rule)
-        switches = (self.order, self.parity, self.metric, self.size_weighting)
-        return Step(block, Retokenize(*switches, score=self.score), rule)
+        """A Step that merges unimportant tokens."""
+        switches = (self.parity, self.metric, self.size_weighting)
+        reducer = Retokenize(*switches, score=self.score)
+        return Step(block, reducer, Merge(self.merge_ratio, self.candidate_ratio))
 
     def prune_step(self, block: int) -> Step:
         """A Step that prunes tokens; combinations with other methods override it."""
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):
-        """(merge blocks, prune blocks) of the schedule.
+        """(merge blocks, prune blocks) of the paper.
 
-        A schedule repeats merge, merge, prune depth // 4 times, and leaves the last
-        blocks alone. "B" reads the paper's layer numbers as counted from 1, and agrees
-        with its speeds; "A" reads them as counted from 0.
+        They repeat merge, merge, prune depth // 4 times, and leave the last blocks
+        alone. The paper's layer numbers are counted from 1, by which its speeds can be
+        explained (docs/tables/imagepiece.md).
         """
         cycles = depth // 4
         if cycles == 0:
-            allowed = "a depth of 4 or more, or merge_blocks and prune_blocks"
-            problem = f"is {self.schedule!r} with a depth of {depth}"
-            self.refuse("schedule", allowed, problem)
-        first = 1 if self.schedule == "A" else 0
+            field = "merge_blocks" if self.merge_blocks is None else "prune_blocks"
+            allowed = "blocks, or a depth of 4 or more"
+            self.refuse(field, allowed, f"is None with a depth of {depth}")
         merge = []
         prune = []
         for cycle in range(cycles):
-            block = first + 3 * cycle
+            block = 3 * cycle
             merge += [block, block + 1]
             prune.append(block + 2)
         return tuple(merge), tuple(prune)

@@ -9,7 +9,7 @@ from imagepiece_jax.common import fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract, schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
-from imagepiece_jax.reduction.reducers import METRICS, SCORES, Dropping
+from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.token_counts import KeepInitial
 
 
@@ -80,8 +80,6 @@ class Method(fields.CheckedFields):
     counts: str | tuple[int, ...] | None = fields.optional(
         fields.checked(None, schedules.parse, schedules.ALLOWED)
     )
-    # "own": tokens leave as the method has it; "drop": those that it merges are dropped
-    fate: str = fields.choice("own", ("own", "drop"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,8 +205,6 @@ class Method(fields.CheckedFields):
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
         """The Steps in a model, by `counts` or by the method's own fields.
 
-        With the fate "drop" their reducers drop the tokens that they would merge.
-
         patches: number of image tokens before the first block
         Raises InputError for counts that the method or the model cannot have.
         """
@@ -216,14 +212,7 @@ class Method(fields.CheckedFields):
             steps = self.steps(depth)
         else:
             steps = self._counted(depth, patches)
-        steps = contract.check_steps(steps, self)
-        if self.fate == "own":
-            return steps
-        dropping = []
-        for step in steps:
-            reducer = Dropping(step.reducer)
-            dropping.append(dataclasses.replace(step, reducer=reducer))
-        return dropping
+        return contract.check_steps(steps, self)
 
     def _counted(self, depth, patches):
         """The Steps that leave as many tokens as `counts` lists."""
@@ -335,7 +324,7 @@ class Method(fields.CheckedFields):
         training: whether fields that only training reads are among them
         """
         # Fields that all methods have are left out where they have their default.
-        silent = {"macs": None, "counts": None, "fate": "own"}
+        silent = {"macs": None, "counts": None}
         if self.macs is not None:  # beside which they decide nothing
             silent |= self._defaults("found_for_macs")
         found = {}

@@ -56,10 +56,10 @@ def recommendation(model: ModelFacts) -> Recommendation:
 def recommended(method: Method, model: ModelFacts) -> Method:
     """The method that is recommended for a model, with the fields of a plain one.
 
-    method: has a cost, and may have a schedule and a fate
+    method: has a cost, and may have a schedule
     """
     found = recommendation(model)
-    fields = {"macs": method.macs, "counts": method.counts, "fate": method.fate}
+    fields = {"macs": method.macs, "counts": method.counts}
     if found.in_stages and method.counts is None:
         # Below a depth of 4 the first stage starts at block 0, and reaches costs that a
         # model with all tokens in that block does not.

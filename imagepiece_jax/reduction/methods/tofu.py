@@ -12,8 +12,9 @@ from imagepiece_jax.common.fields import choice, rate
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import lengths
-from imagepiece_jax.reduction.reducers import Bipartite, Dropping
+from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Matching, floor
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,25 @@ class MergeAway(Matching):
 
     def removed(self, n):
         return floor((1 - self.rate) * (n + 1))
+
+
+class Discard(Bipartite):
+    """Drops the tokens that ToMe would merge."""
+
+    def __call__(self, taps, counts, train=False):
+        merged = super().__call__(taps, counts, train)
+        return without_joined(merged, merged.index.keep, counts)
+
+
+def without_joined(merged, keep, counts):
+    """An Assignment of which only some tokens stay, one a slot; others are dropped.
+
+    keep: [B, n_out] int32, the tokens that stay, in the order of the slots
+    """
+    itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+    stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
+    dest = jnp.where(stays, merged.dest, DROPPED)
+    return Assignment(dest, index=SlotIndex.one_each(keep), n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +107,7 @@ class ToFu(Method):
     metric: str = metric()
 
     def steps(self, depth):
-        discard = Dropping(Bipartite(self.metric))
+        discard = Discard(self.metric)
         fuse = Fuse(self.metric, self.rescale)
         rule = MergeAway(self.keep_rate)
         steps = []

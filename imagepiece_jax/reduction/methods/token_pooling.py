@@ -25,8 +25,6 @@ class Clustering(Ranking):
     each token and its weight.
     """
 
-    clusters = True
-
     iterations: int = 3
     score: str = dataclasses.field(default="received", kw_only=True)
 

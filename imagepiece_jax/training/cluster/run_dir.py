@@ -26,6 +26,7 @@ from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import GONE, InputError, RunError
 from imagepiece_jax.pretrained import runs
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
@@ -79,8 +80,8 @@ def check_folder(workdir):
 def check_config(workdir, config: dict):
     """Check that `workdir` holds no run that took a step with another config.
 
-    Every field but `MAY_CHANGE` and `FORMER` must be equal; 1, 1.0 and True are three
-    values.
+    Every field must be equal but `MAY_CHANGE`, and those that there are no longer; 1,
+    1.0 and True are three values.
 
     config: nested dict of JSON values (tuples count as lists)
     Raises InputError for the first field that differs, with the ways out, for a run
@@ -281,6 +282,9 @@ def _flat(config):
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     fields = flat_fields(config)
     fields.pop("reduction.label", None)  # how the reduction was asked for
+    for name, value in methods.FORMER.items():
+        if fields.get(f"reduction.{name}") == value:
+            del fields[f"reduction.{name}"]
     return {name: json.dumps(value) for name, value in fields.items()}
 
 

@@ -1,7 +1,5 @@
-"""ImagePiece's schedules, the blocks and rates that its steps get, and its control."""
+"""ImagePiece's schedule, and the blocks and rates that its steps get."""
 
-import jax
-import numpy as np
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
@@ -10,24 +8,20 @@ from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.token_counts import Keep, Merge
-from imagepiece_jax.reduction.tokens import DROPPED, Taps
-from tests.reduction.steps import decide
 
 
 @pytest.mark.parametrize(
-    "schedule, depth, merge, prune",
+    "depth, merge, prune",
     [
-        ("B", 12, (0, 1, 3, 4, 6, 7), (2, 5, 8)),
-        ("A", 12, (1, 2, 4, 5, 7, 8), (3, 6, 9)),
-        ("B", 4, (0, 1), (2,)),
-        ("A", 4, (1, 2), (3,)),
-        ("B", 6, (0, 1), (2,)),
-        ("B", 8, (0, 1, 3, 4), (2, 5)),
-        ("B", 16, (0, 1, 3, 4, 6, 7, 9, 10), (2, 5, 8, 11)),
+        (12, (0, 1, 3, 4, 6, 7), (2, 5, 8)),
+        (4, (0, 1), (2,)),
+        (6, (0, 1), (2,)),
+        (8, (0, 1, 3, 4), (2, 5)),
+        (16, (0, 1, 3, 4, 6, 7, 9, 10), (2, 5, 8, 11)),
     ],
 )
-def test_it_merges_twice_and_prunes_once_a_cycle(schedule, depth, merge, prune):
-    found = ImagePiece(schedule=schedule).steps(depth)
+def test_it_merges_twice_and_prunes_once_a_cycle(depth, merge, prune):
+    found = ImagePiece().steps(depth)
     rules = {step.block: type(step.rule) for step in found}
     assert rules == {**dict.fromkeys(merge, Merge), **dict.fromkeys(prune, Keep)}
     assert all(step.site == "mid" for step in found)
@@ -39,7 +33,7 @@ def test_named_blocks_override_the_schedule():
     found = ImagePiece(keep_rate=0.6, **fields).steps(3)
     assert [(step.block, step.rule) for step in found] == [
         (0, Keep(0.6)),
-        (1, Merge(0.15, 0.3, "all")),
+        (1, Merge(0.15, 0.3)),
         (2, Keep(0.6)),
     ]
 
@@ -68,65 +62,6 @@ def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
     assert [layer.mlp_tokens for layer in plans[1]] == tokens
     nine, fewer = (model_macs(ViT(plan, 384, 6), 224) for plan in plans)
     assert fewer == pytest.approx(nine, rel=0.01)
-
-
-FIELDS = [
-    *({"keep_rate": rate} for rate in (0.9, 0.8, 0.77, 0.62, 0.5)),
-    {"merge_base": "candidates", "schedule": "A"},
-    {"merge_ratio": 0.15, "prune_blocks": ()},
-    {"merge_ratio": 1.0, "candidate_ratio": 1.0},
-]
-
-
-@pytest.mark.parametrize("name", [n for n in METHODS if n.startswith("imagepiece")])
-@pytest.mark.parametrize("fields", FIELDS)
-def test_dropping_has_the_same_counts_in_every_block(name, fields):
-    if name == "imagepiece_dynamicvit":
-        fields = fields | {"mode": "topk"}
-    ours = METHODS[name](**fields)
-    theirs = METHODS[name](inattentive="drop", **fields)
-    for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
-        assert block_counts(ours, n0, depth) == block_counts(theirs, n0, depth)
-
-
-def block_counts(method, n0, depth):
-    """(tokens of attention, of the MLP, block of the step) of every block."""
-    plan = build(depth, n0, method.steps(depth))
-    return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
-
-
-def taps(images, n):
-    """Random Taps of this many tokens; scores without ties."""
-    rng = np.random.default_rng(0)
-    score = np.stack([rng.permutation(n) / n for _ in range(images)])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(images))
-    return Taps(
-        x=rng.normal(size=(images, n, 4)).astype("float32"),
-        size=np.ones((images, n), "float32"),
-        metric=rng.normal(size=(images, n, 4)).astype("float32"),
-        cls_attn=score.astype("float32"),
-        rng=keys,
-    )
-
-
-def first_step(n, method):
-    """(reducer, counts) of the first step on n tokens."""
-    layer = build(12, n, method.steps(12))[0]
-    return layer.step.reducer, layer.counts
-
-
-@pytest.mark.parametrize("gone", [0, 3])
-def test_dropping_drops_the_least_attended(gone):
-    """Of those that are not masked: ceil(.08 * 41)."""
-    reducer, counts = first_step(40, ImagePiece(inattentive="drop"))
-    seen = taps(5, 40)
-    lowest = np.argsort(seen.cls_attn, axis=1)
-    mask = np.ones((5, 40), "float32")
-    np.put_along_axis(mask, lowest[:, :gone], 0, axis=1)
-    seen = seen.replace(mask=mask if gone else None)
-    dropped = np.nonzero(decide(reducer, seen, counts).dest == DROPPED)[1]
-    want = np.sort(lowest[:, gone : gone + 4])
-    np.testing.assert_array_equal(dropped.reshape(5, 4), want)
 
 
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():

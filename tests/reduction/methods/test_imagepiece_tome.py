@@ -11,8 +11,8 @@ from tests import oracles
 
 FIELDS = [
     {},
-    {"schedule": "A", "order": "ascending", "parity": 1, "size_weighting": False},
-    {"merge_blocks": (1,), "prune_blocks": (0, 2), "merge_base": "candidates"},
+    {"parity": 1, "size_weighting": False},
+    {"merge_blocks": (1,), "prune_blocks": (0, 2)},
     {"metric": "value", "merge_ratio": 0.15, "candidate_ratio": 0.5},
 ]
 

@@ -40,13 +40,9 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("grid_pooling", "grid_size", (0, -1, 2.0, True, "7"), "least 1"),
     ("grid_pooling", "block", (-1,), "least 0"),
     ("grid_pooling", "counts", ((50,) * DEPTH,), "such as 49 and 64"),
-    ("imagepiece", "schedule", ("C",), "'A', 'B'"),
-    ("imagepiece", "merge_base", ("some",), "'all', 'candidates'"),
-    ("imagepiece", "order", ("random",), "'descending', 'ascending'"),
     ("imagepiece", "parity", (2,), "0, 1"),
     ("imagepiece", "metric", ("keys",), "'key', 'query', 'value', 'token'"),
     ("imagepiece", "size_weighting", (1,), "True, False"),
-    ("imagepiece", "inattentive", ("fuse", "random"), "'merge', 'drop'"),
     # Merge steps take at most half of the candidates: 29 of the 58 of 196.
     ("imagepiece", "counts", ((166,) * DEPTH,), "167"),
     ("imagepiece_tome", "counts", ((166,) * DEPTH,), "167"),
@@ -55,7 +51,7 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("imagepiece_tome", "keep_rate", (2,), "from 0 to 1"),
     ("imagepiece_dynamicvit", "mode", ("soft",), "'mask', 'topk'"),
     ("imagepiece_dynamicvit", "predictor_pos", ("post",), "'mid', 'p"),
-    ("imagepiece_dynamicvit", "merge_base", ("some",), "'candidates'"),
+    ("imagepiece_dynamicvit", "parity", (2,), "0, 1"),
     ("spvit", "keep_rates", ((0.5,), 0.5), "one for each of blocks"),
     ("spvit", "keep_rates", ((0.5, 1.5, 0.2),), "from 0 to 1"),
     ("spvit", "keep_rates", ((0.2, 0.5, 0.7),), "blocks that rise"),
@@ -89,9 +85,6 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("mctf", "sizes", (0, -1, float("inf")), "above 0"),
     ("diffrate", "target", (9,), "2.9"),
     ("diffrate", "prune", ((2,) * DEPTH,), "both or neither"),
-    ("token_learner", "fate", ("drop",), "a method that merges"),
-    ("dtem", "fate", ("drop",), "a method that merges"),
-    ("spvit", "fate", ("drop",), "a method that merges"),
 ]
 REFUSED = []  # (method, its fields, the one that is refused, what is allowed)
 for name, field, values, allowed in KINDS:
@@ -102,8 +95,6 @@ REFUSED += [
     ("diffrate", {"prune": (1,) * 12, "merge": (1,) * 12}, "prune", "least 2"),
     ("diffrate", {"prune": (577,) * 10, "merge": (9,) * 10}, "prune", "2 to 197, one"),
     ("evit", {"counts": (9,) * 12, "rate_warmup_epochs": 5}, "rate_warmup_epochs", "0"),
-    ("evit", {"fuse_token": True, "fate": "drop"}, "fate", "a method that merges"),
-    ("dpc_knn", {"learned_weights": True, "fate": "drop"}, "fate", "a method that"),
 ]
 
 
@@ -156,7 +147,7 @@ def test_blocks_beside_a_cost_are_those_of_the_model(depth):
         ),
         ("diffrate", (12, 384, 576), "target", "with 196 patches"),
         ("diffrate", (12, 100, 196), "target", "DeiT-Ti, S, B"),
-        ("imagepiece", (3, 384, 196), "schedule", "merge_blocks"),  # of four blocks
+        ("imagepiece", (3, 384, 196), "merge_blocks", "a depth of 4"),
     ],
 )
 def test_schedules_of_other_sizes_are_refused(name, facts, field, allowed):

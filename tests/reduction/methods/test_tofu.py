@@ -4,21 +4,20 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.methods.tofu import Fuse, ToFu
-from imagepiece_jax.reduction.reducers import Bipartite, Dropping
+from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 from tests.reduction.steps import apply, decide, vectors
 
 
 def test_up_to_the_middle_block_it_drops():
     steps = ToFu().steps(12)
-    assert [type(step.reducer) for step in steps] == [Dropping] * 7 + [Fuse] * 5
+    assert [type(step.reducer) for step in steps] == [Discard] * 7 + [Fuse] * 5
 
 
 @pytest.mark.parametrize(
     "reducer, third, fifth",
     [
-        (Dropping(Bipartite()), (1, 1), (0, 2)),
+        (Discard(), (1, 1), (0, 2)),
         (Fuse(), (7.0711, 1.4142), (0, 12)),
         (Fuse(rescale="mean"), (3.9223, 0.7845), (0, 6)),
     ],
