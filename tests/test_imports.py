@@ -32,6 +32,7 @@ APART = {
     *(("data", "reduction"), ("inference", "training"), ("visualize", "benchmark")),
     *(("input", "reduction"), ("models", "input"), ("evaluate", "input")),
     *(("evaluate", "config"), ("inference", "input"), ("visualize", "input")),
+    ("pretrained", "input"),
 }
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
@@ -202,7 +203,7 @@ experiments.tables | from tools import h200
 ~.commands.describe | from ~.commands import doctor
 ~.training.trainer | from ~.commands import _weights
 ~.errors | import flax
-~.data.loader | from ~.config.command_line import parse
+~.data.batches | from ~.config.command_line import parse
 ~.cli | from ~.training import trainer
 configs.deit_s | import jax
 configs.deit_s | from ~.models import registry

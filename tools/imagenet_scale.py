@@ -144,8 +144,8 @@ def _config(folder):
 
 def start(config, step):
     """Seconds to open both splits and to the first batch, from `step` on."""
-    from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.training.data import open_images
 
     began = time.perf_counter()
     source = open_images(RunConfig.from_config(config), "train")
@@ -159,9 +159,9 @@ def start(config, step):
 
 def epoch_end(config):
     """Median and longest seconds of a batch, and those of the first of a new epoch."""
-    from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.input import loader
+    from imagepiece_jax.training.data import open_images
 
     source = open_images(RunConfig.from_config(config), "train")
     end = loader.steps_per_epoch(len(source), config.batch_size)
@@ -178,8 +178,8 @@ def epoch_end(config):
 
 def rate(config, workers):
     """Images a second of the clock with so many reading processes."""
-    from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.training.data import open_images
 
     source = open_images(RunConfig.from_config(config), "train")
     count = 0
@@ -199,9 +199,9 @@ def growth(config, count):
 
     The first tenth crosses an epoch's end.
     """
-    from imagepiece_jax.config.images import open_images
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.input import loader
+    from imagepiece_jax.training.data import open_images
 
     config.batch_size = SMALL_BATCH
     source = open_images(RunConfig.from_config(config), "train")

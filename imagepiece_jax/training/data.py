@@ -8,12 +8,16 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.config.images import eval_source, open_images, rounded_batch
 from imagepiece_jax.config.run import RunConfig, config_path
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import loader, worker_pool
+from imagepiece_jax.input.eval_images import EvalImages
+
+# Arguments of `open_source` by the fields of a config that have them.
+FIELDS = {"name": "config.data.name", "num_classes": "config.num_classes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,51 @@ def check_training(run: RunConfig, placement: Placement) -> None:
         run.optim.refuse("batch_size", allowed)
 
 
+def open_images(
+    run: RunConfig, split: str, labels_by_name: Mapping[str, int] | None = None
+) -> Source:
+    """The images of a split, "train" or "val".
+
+    Labels are not read where the loss does not need them.
+
+    labels_by_name: labels of the run's classes, as `open_source` takes them
+    Raises InputError where they cannot be opened or do not fit the config.
+    """
+    try:
+        return run.data.source(
+            split,
+            num_classes=run.num_classes,
+            labeled=not run.distill.unlabeled,
+            labels_by_name=labels_by_name,
+        )
+    except InputError as error:
+        raise error.renamed(FIELDS) from error
+
+
+def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> Source:
+    """The images of an evaluation of a run.
+
+    They may have no labels where the loss does not need labels.
+
+    name: name of the evaluation in config.eval.sets
+    names: names of the run's classes, by which images get their labels
+    Raises InputError where they cannot be opened or have other classes.
+    """
+    eval_set = run.eval.sets[name]
+    images = EvalImages(
+        name=eval_set.data or run.data.name,
+        data_dir=run.data.dir or None,
+        classes=eval_set.classes,
+        labeled=not run.distill.unlabeled,
+    )
+    try:
+        return images.open(run.num_classes, names)
+    except InputError as error:
+        place = name and f"config.eval.sets.{name}"
+        named = {**FIELDS, "classes": f"{place}.classes"}
+        raise error.renamed(named).inside(place=place) from error
+
+
 class Data:
     """All images of a run, and this process's share of their batches.
 
@@ -119,7 +168,7 @@ class Data:
             self.names.append((field, data, name or "test"))
             class_names.check_classes(names, run.data.name, source.class_names, data)
         largest = max(map(len, self.eval_sets.values()))
-        eval_batch_size = rounded_batch(run, placement, largest)
+        eval_batch_size = placement.whole(min(run.eval_batch_size, largest))
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
         for source in self.eval_sets.values():

@@ -37,3 +37,11 @@ def test_batches_that_do_not_split_evenly_are_refused(batch_size):
     with refused("batch_size", batch_size) as error:
         Placement(0, 2, 2, 2).positions(batch_size)
     assert error.value.allowed.endswith("accumulation steps (4 * 2)")
+
+
+@pytest.mark.parametrize("samples", [359, 40])
+@pytest.mark.parametrize("devices", [1, 2, 8, 16, 100])
+def test_samples_are_rounded_up_to_as_many_on_each_device(devices, samples):
+    whole = Placement(local_devices=devices).whole(samples)
+    assert samples <= whole < samples + devices
+    assert whole % devices == 0

@@ -13,7 +13,6 @@ import imagepiece_jax
 from experiments import paper as experiments
 from imagepiece_jax.commands import evaluate, train
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.config.images import eval_source
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.source import FileSource
@@ -25,7 +24,7 @@ from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from imagepiece_jax.training.data import Data
+from imagepiece_jax.training.data import Data, eval_source
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import token_pictures
-from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
@@ -15,6 +14,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation
+from imagepiece_jax.training.data import open_images
 from imagepiece_jax.training.train_step import init_state
 from tests import oracles, runs
 from tests.runs import configured

@@ -16,13 +16,12 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.config.images import open_images
 from imagepiece_jax.config.run import BEST_BY, RunConfig
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
-from imagepiece_jax.training.data import Data
+from imagepiece_jax.training.data import Data, open_images
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
 from tests import runs, tars
