@@ -60,7 +60,7 @@ def test_what_is_no_choice_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.txt").write_text(text)
-    with refused("--valid_labels", value, said):
+    with refused("valid_labels", value, said):
         valid_labels.read(given, source(*labels))
 
 

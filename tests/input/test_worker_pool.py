@@ -114,7 +114,7 @@ def test_workers_import_nothing_of_the_current_folder(tmp_path, monkeypatch):
     "signum, cause",
     [
         (signal.SIGKILL, ", often for lack of memory"),
-        (signal.SIGBUS, r", often because /dev/shm is full \(in a container: --shm-"),
+        (signal.SIGBUS, r", often because /dev/shm is full \(in a container, its shm-"),
         (signal.SIGSEGV, "; the same command resumes from the last checkpoint"),
     ],
 )
@@ -279,7 +279,7 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
     usage = collections.namedtuple("Usage", "free")(2 * 10**6)
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
-    message = f"{tmp_path} has 2 MB free, but .* 3 MB; .*config.data.workers=0"
+    message = f"{tmp_path} has 2 MB free, but .* 3 MB; .*workers=0"
     with pytest.raises(InputError, match=message):
         prefetch(fill, list, groups=9, size=1, max_bytes=10**6, workers=1)
 
