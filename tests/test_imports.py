@@ -39,7 +39,8 @@ TOP = {"__init__", "__main__", "cli", "errors"}
 REDUCTION = (
     {"layer_plan", "schedules", "token_counts"},
     {"ops"},
-    {"tokens"},
+    {"state"},
+    {"moves"},
     {"provenance"},
     {"reducers", "token_selector"},
     {"contract"},
@@ -170,15 +171,15 @@ BAD = """
 ~.reduction.layer_plan | import jax
 ~.reduction.layer_plan | from ~.reduction import ops
 ~.reduction.token_counts | import numpy as np
-~.reduction.ops | from ~.reduction.tokens import f
-~.reduction.ops | from . import tokens
+~.reduction.ops | from ~.reduction.moves import f
+~.reduction.ops | from . import moves
 ~.reduction.ops | from .reducers import TopK
 ~.reduction.reducers | from ~.models import vit
 ~.reduction.reducers | import ~.reduction.methods
 ~.reduction.methods.new | from ~ import training
 ~.reduction.methods.new | from ...models.vit import Block
 ~.models.vit | import ~
-~.data.batches | from ~.reduction import tokens
+~.data.batches | from ~.reduction import moves
 ~.data.batches | def f(): import ~.cli
 ~.data.batches | from ~.input import loader
 ~.input.loader | from ~.models import vit

@@ -28,9 +28,10 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.reduction import layer_plan, ops, tokens
+from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.report import training_flop
 from tests import markdown, test_cli
@@ -105,7 +106,7 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     own = run(README, "import dataclasses\n", {})["JoinByNorm"]()
     counts = layer_plan.Counts(n_in=16, n_out=8)
     decide_alone = tiny.compiled(lambda taps: own(taps, counts).dest)
-    taps = tokens.Taps(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
+    taps = Taps(x=images.reshape(2, 16, 12), size=np.ones((2, 16), np.float32))
     assert {*np.ravel(decide_alone(taps))} == {*range(8)}
 
 
@@ -113,16 +114,16 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
     space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
     space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
-    space |= {"Assignment": tokens.Assignment, "DROPPED": tokens.DROPPED}
-    space |= {"slot_index": tokens.slot_index}
+    space |= {"Assignment": Assignment, "DROPPED": DROPPED}
+    space |= {"slot_index": slot_index}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "methods.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
-    taps = tokens.Taps(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
+    taps = Taps(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = layer_plan.Counts(n_in=10, n_out=4)
     decide = tiny.compiled(lambda taps: space["PruneAndMerge"](keep=7)(taps, counts))
     for dest, tokens_of in zip(decide(taps).dest, x, strict=True):
-        assert (dest == tokens.DROPPED).sum() == 3
+        assert (dest == DROPPED).sum() == 3
         assert set(dest) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
         order = np.argsort(-tokens_of[:, 0])

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import ops, reducers, tokens
+from imagepiece_jax.reduction import moves, ops, reducers
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.tokens import Taps, TokenState
+from imagepiece_jax.reduction.state import Taps, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
 EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
@@ -52,7 +52,7 @@ class OneReduction:
             num_prefix=prefix,
         )
         result = self._reducer()(taps, self._counts(x))
-        state = tokens.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
+        state = moves.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
     def scores(self, query, key, size):

@@ -29,7 +29,7 @@ from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.reduction.state import DROPPED
 
 # What a dropped patch gets: see `features`.
 FILLS = ("nearest", "last", "zero", "class")

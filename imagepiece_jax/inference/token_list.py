@@ -9,9 +9,10 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.vit import Outputs
+from imagepiece_jax.reduction.moves import mean_by, sum_by_slot
 from imagepiece_jax.reduction.ops import gather_rows, invert
 from imagepiece_jax.reduction.provenance import compose, follow
-from imagepiece_jax.reduction.tokens import DROPPED, Masking, mean_by, sum_by_slot
+from imagepiece_jax.reduction.state import DROPPED, Masking
 
 
 class TokenList(NamedTuple):

@@ -13,10 +13,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, read_by
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
-from imagepiece_jax.reduction import contract, tokens
+from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.ops import shift_shares
-from imagepiece_jax.reduction.tokens import Taps, TokenState
+from imagepiece_jax.reduction.state import Taps, TokenState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BlockReduction:
             readable = contract.Declared(taps, self.reducer.needs)
             result = self.reducer(readable, counts, train)
             contract.check_form(result, counts)
-            state = tokens.apply(state, result)
+            state = moves.apply(state, result)
         except InputError as error:
             place = contract.place_of(self.reducer, self.block)
             raise error.inside(place=place) from error
@@ -191,7 +191,7 @@ class Block(nn.Module):
         scores = self.attn.scores(heads, self.layer.reads, state)
         size = state.image(state.size)
         state, record = reduction(state, scores, train)
-        weights = tokens.merge_map(weights, record[0], size)
+        weights = moves.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(read_by(weights, value))
         state = self._returned(state)

@@ -19,11 +19,11 @@ from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
-from imagepiece_jax.reduction import contract, layer_plan, tokens
+from imagepiece_jax.reduction import contract, layer_plan
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.tokens import Taps, TokenState
+from imagepiece_jax.reduction.state import Taps, TokenState, start
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -323,7 +323,7 @@ class ViT(nn.Module):
         coordinates = None
         if arch.rotary:
             coordinates = arch.rotary.coordinates((height, width))
-        return tokens.start(
+        return start(
             token_major(x),
             arch.prefix,
             grid=(height, width),

@@ -18,8 +18,8 @@ from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction.layer_plan import SITES, Step
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
+from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
 from imagepiece_jax.reduction.token_counts import Rule
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing, Taps
 
 # Taps that are there where a reducer's `needs` names them.
 ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rng")

@@ -7,8 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.reduction.moves import to_nearest_slot
 from imagepiece_jax.reduction.ops import gather_rows
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Mixing, to_nearest_slot
+from imagepiece_jax.reduction.state import DROPPED, Assignment, Mixing
 
 
 def patch_slots(results, batch: int, patches: int) -> list:

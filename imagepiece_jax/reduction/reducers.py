@@ -14,7 +14,7 @@ import numpy as np
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot_index
+from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex, slot_index
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 # Scores by which tokens can be ranked: {name: the field of Taps that it reads}. "auto"

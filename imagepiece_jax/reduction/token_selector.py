@@ -9,8 +9,8 @@ from flax import linen as nn
 
 from imagepiece_jax.common.rng import gumbel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.tokens import Assignment, start
+from imagepiece_jax.reduction import moves
+from imagepiece_jax.reduction.state import Assignment, start
 
 INIT = nn.initializers.normal(0.02)
 EPS = 1e-6
@@ -119,7 +119,7 @@ def token_loss(outputs, teacher_outputs):
     state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
-            state = tokens.apply(state, result)
+            state = moves.apply(state, result)
     teacher = jax.lax.stop_gradient(state.image(state.x))
     n = teacher.shape[1]
     prefix = outputs.state.num_prefix

@@ -13,7 +13,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION, activation
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.reduction.state import DROPPED
 
 
 def answers(model: ViT, variables, images, read: tuple[str, ...]):

@@ -24,7 +24,7 @@ from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.problem import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import patch_slots
-from imagepiece_jax.reduction.tokens import DROPPED, Mixing
+from imagepiece_jax.reduction.state import DROPPED, Mixing
 
 BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
 JSON = "provenance.json"

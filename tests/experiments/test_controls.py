@@ -11,7 +11,7 @@ from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.tokens import DROPPED, Taps
+from imagepiece_jax.reduction.state import DROPPED, Taps
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import decide

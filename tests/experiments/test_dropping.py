@@ -6,7 +6,7 @@ import pytest
 from experiments import controls, dropping
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import build
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.reduction.state import DROPPED
 from tests.models import tiny
 from tests.reduction.steps import decide
 

@@ -11,7 +11,7 @@ from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.tokens import Taps
+from imagepiece_jax.reduction.state import Taps
 from tests.models import tiny
 from tests.rounding import assert_close
 

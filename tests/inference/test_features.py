@@ -15,8 +15,8 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
-from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
+from imagepiece_jax.reduction import moves
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, Taps, start
 from tests.models import tiny
 from tests.refused import refused
 from tests.runs import ROOT
@@ -32,7 +32,7 @@ PATCHES = [[1.0, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]
 
 
 def state_of(patches):
-    return tokens.start(jnp.asarray([[CLASS, *patches]], jnp.float32))
+    return start(jnp.asarray([[CLASS, *patches]], jnp.float32))
 
 
 @tiny.jit
@@ -43,7 +43,7 @@ def outputs_of(state, *steps):
     for result, more in steps:
         taps.append(Taps(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
-        state = tokens.apply(state, result)
+        state = moves.apply(state, result)
         state = state.replace(x=state.x + more)
     return Outputs(None, None, state.x, state, tuple(results), tuple(taps))
 

@@ -16,7 +16,7 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import CompileOptions, takes_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.tokens import TokenState
+from imagepiece_jax.reduction.state import TokenState
 from tests.models import tiny
 
 TOME = {"name": "tome", "r_list": (9, 5, 2), "prop_attn": True}

@@ -9,8 +9,8 @@ import numpy as np
 from imagepiece_jax.reduction import layer_plan
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.state import DROPPED, Assignment
 from imagepiece_jax.reduction.token_counts import Fixed
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from tests.models import tiny
 
 

@@ -18,8 +18,8 @@ from imagepiece_jax.models.attention import (
     read_by,
     resolve_backend,
 )
-from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.ops import class_attention
+from imagepiece_jax.reduction.state import TokenState, start
 from tests import compiling, oracles, oracles_learned
 from tests.models import tiny
 from tests.refused import refused
@@ -168,7 +168,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
     size = np.exp(random_bias(length)) if biased else np.ones((2, length), np.float32)
-    state = tokens.TokenState(x=x, size=size)
+    state = TokenState(x=x, size=size)
     variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
     del cudnn_calls[:]
 
@@ -296,11 +296,11 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lac
 def test_only_what_is_needed_is_tapped():
     module = Attention(12, num_heads=3)
     x = np.zeros((2, 7, 12), np.float32)
-    state = jax.eval_shape(tokens.start, x)
+    state = jax.eval_shape(start, x)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, state)
 
     def shapes(*reads, num_prefix=1):
-        state = tokens.TokenState(x=x, size=x[..., 0], num_prefix=num_prefix)
+        state = TokenState(x=x, size=x[..., 0], num_prefix=num_prefix)
         call = functools.partial(module.apply, reads=reads)
         _, scores = jax.eval_shape(call, variables, x, state)
         return {name: score.shape for name, score in scores.items()}
@@ -315,7 +315,7 @@ def test_only_what_is_needed_is_tapped():
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     module = Attention(12, num_heads=3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    state = tokens.TokenState(x=x, size=np.ones((2, 7), np.float32))
+    state = TokenState(x=x, size=np.ones((2, 7), np.float32))
     variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
     apply = functools.partial(module.apply, reads={metric})
     _, scores = tiny.compiled(apply)(variables, x, state)
@@ -335,13 +335,13 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
 
     @tiny.compiled
     def tap(variables, x):
-        state = tokens.start(x, prefix)
+        state = start(x, prefix)
         if masked:
             state = state.replace(mask=mask[:, prefix:])
         _, scores = module.apply(variables, x, state, {"attn_columns"})
         return scores["attn_columns"]
 
-    state = jax.eval_shape(lambda x: tokens.start(x, prefix), x)
+    state = jax.eval_shape(lambda x: start(x, prefix), x)
     variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
     query, key = (
         (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)

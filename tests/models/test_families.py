@@ -18,7 +18,7 @@ import pytest
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.block import BlockReduction
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.tokens import Mixing
+from imagepiece_jax.reduction.state import Mixing
 from tests import oracles
 from tests.models import masked, tiny
 

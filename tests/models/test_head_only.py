@@ -18,7 +18,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import moves, state
 from imagepiece_jax.training.train_step import batch_shapes
 from tests.models import tiny
 from tests.models.traced_programs import equations
@@ -42,7 +42,7 @@ def in_float64():
     wide = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
-        for module in (attention, block, layers, rotary, tokens, vit):
+        for module in (attention, block, layers, rotary, moves, state, vit):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
         wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
         stack.enter_context(wide_head)

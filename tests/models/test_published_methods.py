@@ -15,7 +15,7 @@ import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.reduction.state import DROPPED
 from tests.models import tiny
 
 pytestmark = pytest.mark.slow

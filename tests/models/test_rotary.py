@@ -14,9 +14,8 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
 from tests import oracles
 from tests.models import tiny
 from tests.models.test_families import few
@@ -140,7 +139,7 @@ def test_half_precision_is_turned_in_full():
     np.testing.assert_array_equal(got, want)
 
 
-begin = tiny.compiled(lambda x, places: tokens.start(x, 2, coordinates=places))
+begin = tiny.compiled(lambda x, places: start(x, 2, coordinates=places))
 
 
 def state_at(places, size=None):
@@ -190,7 +189,7 @@ def test_every_token_has_coordinates(name, masked):
     made = model("dinov3", fields, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
-    assert tokens.start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
+    assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
 TOME = {"name": "tome", "r_list": (3, 2, 2)}

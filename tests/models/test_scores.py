@@ -14,11 +14,10 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.ops import shift_shares, uniqueness
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
-from imagepiece_jax.reduction.tokens import Taps
+from imagepiece_jax.reduction.state import Taps, start
 from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
@@ -243,10 +242,10 @@ def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
 
 def init_of(module):
     """Function of tokens, two of them a prefix, that returns a module's variables."""
-    return lambda x: module.init(jax.random.key(0), x, tokens.start(x, 2))
+    return lambda x: module.init(jax.random.key(0), x, start(x, 2))
 
 
-begin = tiny.compiled(lambda x: tokens.start(x, 2))
+begin = tiny.compiled(lambda x: start(x, 2))
 
 
 @pytest.mark.parametrize("score", ["received", "energy"])
@@ -260,7 +259,7 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     there = np.flatnonzero(np.append([1, 1], mask))
 
     def scores(x, mask=None):
-        state = tokens.start(x, 2).replace(mask=mask)
+        state = start(x, 2).replace(mask=mask)
         _, found = module.apply(variables, x, state, reducer.reads)
         taps = Taps(x[:, 2:], state.size[:, 2:], mask=mask, **found)
         return reducer.scores(taps, Counts(5, 4, progress=1 / 3))

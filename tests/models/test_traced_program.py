@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_families import FAMILIES
@@ -129,7 +129,7 @@ def test_columns_of_the_weights_need_them(without_core):
 
 def test_the_search_finds_what_there_must_not_be(without_core, monkeypatch):
     """A product with a one-hot map, a sort, and an attention matrix."""
-    apply = tokens.apply
+    apply = moves.apply
 
     def one_hot(state, result):
         return apply(state, result.replace(index=None))
@@ -142,7 +142,7 @@ def test_the_search_finds_what_there_must_not_be(without_core, monkeypatch):
         ("apply", one_hot, "product"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(tokens, name, stand_in)
+            patch.setattr(moves, name, stand_in)
             found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
         assert any(line.startswith(word) for line in found)
     monkeypatch.undo()
@@ -199,11 +199,11 @@ def test_a_step_is_as_small_as_it_was(without_core, kind):
 @pytest.mark.parametrize("kind", ALLOWED)
 def test_one_needless_pass_is_noticed(without_core, kind, monkeypatch):
     """The bounds are not loose: one sum over the tokens is too much."""
-    move = tokens.apply
+    move = moves.apply
 
     def wasteful(state, result):
         extra = jnp.sum(state.x, axis=1, keepdims=True)
         return move(state.replace(x=state.x + 0 * extra), result)
 
-    monkeypatch.setattr(tokens, "apply", wasteful)
+    monkeypatch.setattr(moves, "apply", wasteful)
     assert step(kind)[0] > ALLOWED[kind][1]

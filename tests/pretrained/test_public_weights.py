@@ -19,7 +19,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.ops import class_attention
-from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.reduction.state import DROPPED
 from tests import forked
 from tests.models import tiny
 

@@ -5,20 +5,21 @@ import functools
 import jax
 import numpy as np
 
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import moves
+from imagepiece_jax.reduction.state import slot_index
 from tests.models import tiny
 
 FORMS = ("gather", "one_hot")
 
 
 def move(state, result, form=None):
-    """`tokens.apply`, by indices ("gather") or a product ("one_hot"), its oracle."""
+    """`moves.apply`, by indices ("gather") or a product ("one_hot"), its oracle."""
     if form == "one_hot":
         result = result.replace(index=None)
     elif form == "gather" and result.index is None:
-        index = tokens.slot_index(result.dest, result.n_out)
+        index = slot_index(result.dest, result.n_out)
         result = result.replace(index=index)
-    return tokens.apply(state, result)
+    return moves.apply(state, result)
 
 
 apply = tiny.compiled(move, static_argnames="form")

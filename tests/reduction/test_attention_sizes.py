@@ -8,12 +8,13 @@ import pytest
 
 from imagepiece_jax.reduction import layer_plan
 from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.moves import merge_map
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.state import DROPPED, Assignment
 from imagepiece_jax.reduction.token_counts import Fixed
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, merge_map
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply
-from tests.reduction.test_tokens import expected, make
+from tests.reduction.test_moves import expected, make
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -29,14 +29,8 @@ from imagepiece_jax.reduction.reducers import (
     keep_highest,
     merge_in_place,
 )
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, Taps, slot_index
 from imagepiece_jax.reduction.token_counts import Fixed, Keep, Rule
-from imagepiece_jax.reduction.tokens import (
-    Assignment,
-    Masking,
-    Mixing,
-    Taps,
-    slot_index,
-)
 from tests import runs
 from tests.benchmark.small import TINY
 from tests.command import call, sentence

@@ -12,9 +12,9 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_batch
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.load import load
-from imagepiece_jax.reduction import ops, tokens
+from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.methods import diffrate
-from imagepiece_jax.reduction.tokens import Assignment, SlotIndex, TokenState
+from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from tools.near_ties import (
     Comparison,
     Fast,
@@ -113,7 +113,7 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
     state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
     with ops.fast():
-        moved = tokens.apply(state, result)
+        moved = moves.apply(state, result)
     mean = (x[0, 1:, 0] * size[0, 1:]).sum() / size[0, 1:].sum()
     assert 0 < mean < 1e-3
     np.testing.assert_allclose(np.float32(moved.x[0, 1]), mean, rtol=4e-3)

@@ -23,12 +23,12 @@ from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import create_model, with_plan
 from imagepiece_jax.models.vit import Outputs, ViT
-from imagepiece_jax.reduction import contract, provenance, tokens
+from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction, split_text
+from imagepiece_jax.reduction.state import DROPPED, Taps, start
 from imagepiece_jax.reduction.token_counts import Merge
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import reducers, shortest
@@ -150,7 +150,7 @@ def walk(plan, x, keys=None):
         if layer.counts:
             taps = taps_of(layer, states[-1], keys_of(keys, block), grid)
             results.append(decide(layer.step.reducer, taps, layer.counts))
-            states.append(tokens.apply(states[-1], results[-1]))
+            states.append(moves.apply(states[-1], results[-1]))
             grid = None
     return states, results
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import provenance
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing
+from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing
 from tests import oracles
 from tests.models import tiny
-from tests.reduction.test_tokens import random_maps
+from tests.reduction.test_moves import random_maps
 
 compose = tiny.compiled(provenance.compose)
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import ops, tokens
+from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState, start
+from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, move, vectors
@@ -234,7 +234,7 @@ def test_fusing_passes_gradient_to_the_attention():
 
     def loss(scores):
         result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
-        return tokens.apply(state, result).x.sum()
+        return moves.apply(state, result).x.sum()
 
     slope = tiny.compiled(jax.grad(loss))(scores)
     for image in range(2):
@@ -254,7 +254,7 @@ def test_merging_decides_without_gradient(reducer, candidates):
 
     def loss(scores, metric, x):
         result = reducer(make_taps(scores, metric), counts)
-        return tokens.apply(start(x), result).x.sum(), result.dest
+        return moves.apply(start(x), result).x.sum(), result.dest
 
     run = tiny.compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
     (*slopes, of_x), dest = run(scores, metric, x)

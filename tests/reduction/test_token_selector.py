@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
+from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import tiny
 from tests.refused import refused

@@ -11,7 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from configs import quickstart
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import attention
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.state import start
 from tests.benchmark.small import TINY
 from tests.command import call
 from tools import compile_only, h200
@@ -102,7 +102,7 @@ def test_unpadded_trains_attention_with_odd_lengths(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
     layer = attention.Attention(64, num_heads=1, backend="cudnn", dtype="bfloat16")
     x = jax.ShapeDtypeStruct((2, 7, 64), "bfloat16")
-    state = jax.eval_shape(tokens.start, x)
+    state = jax.eval_shape(start, x)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x, state)
 
     def loss(variables, x, state):

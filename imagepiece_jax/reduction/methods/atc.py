@@ -12,7 +12,7 @@ from imagepiece_jax.common.fields import choice, switch
 from imagepiece_jax.reduction.methods.method import InStages, metric
 from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.tokens import Assignment, slot_index
+from imagepiece_jax.reduction.state import Assignment, slot_index
 
 # {name: distance of a joined cluster to all others, by the distances a and b of its two
 # parts [B, n], and by the numbers m and n of tokens in these [B, 1]}

@@ -15,8 +15,8 @@ from imagepiece_jax.reduction.methods.method import Method, score
 from imagepiece_jax.reduction.ops import cosine_between, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
+from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 from imagepiece_jax.reduction.token_counts import Rule
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
 # The published schedules of models of 197 tokens: {model: {GMACs: the tokens that each
 # block keeps after pruning, and after merging, class token included}}.

@@ -13,7 +13,7 @@ from imagepiece_jax.common.fields import count, switch
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.tokens import Assignment, slot_index
+from imagepiece_jax.reduction.state import Assignment, slot_index
 
 
 def density_peaks(x, neighbors, n_out):

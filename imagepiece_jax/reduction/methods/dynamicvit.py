@@ -13,8 +13,8 @@ from imagepiece_jax.common.fields import rate, weight
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.method import InStages, Method, ParamGroup
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
+from imagepiece_jax.reduction.state import Masking
 from imagepiece_jax.reduction.token_selector import logit_loss, ratio_loss, token_loss
-from imagepiece_jax.reduction.tokens import Masking
 
 
 class KeepPredictor(nn.Module, MaskingReducer):

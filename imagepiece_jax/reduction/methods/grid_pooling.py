@@ -11,8 +11,8 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import rounded
+from imagepiece_jax.reduction.state import Assignment
 from imagepiece_jax.reduction.token_counts import Fixed
-from imagepiece_jax.reduction.tokens import Assignment
 
 
 @dataclasses.dataclass(frozen=True)

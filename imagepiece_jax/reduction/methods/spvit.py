@@ -17,8 +17,8 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
+from imagepiece_jax.reduction.state import Masking
 from imagepiece_jax.reduction.token_counts import KeepInitial
-from imagepiece_jax.reduction.tokens import Masking
 
 
 class Selector(nn.Module, MaskingReducer):

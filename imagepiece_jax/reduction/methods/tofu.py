@@ -13,8 +13,8 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import lengths
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
 from imagepiece_jax.reduction.token_counts import Matching, floor
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import rounded
+from imagepiece_jax.reduction.state import Mixing
 from imagepiece_jax.reduction.token_counts import Fixed
-from imagepiece_jax.reduction.tokens import Mixing
 
 
 def layer_norm(name):

@@ -12,7 +12,7 @@ from imagepiece_jax.common.fields import choice, count
 from imagepiece_jax.reduction.methods.method import InStages, score
 from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, slot_index
+from imagepiece_jax.reduction.state import DROPPED, Assignment, slot_index
 
 
 @dataclasses.dataclass(frozen=True)

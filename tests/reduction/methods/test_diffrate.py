@@ -8,7 +8,7 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
+from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState
 from tests.reduction.steps import apply, decide, vectors
 
 MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
-from imagepiece_jax.reduction.tokens import Taps, start
+from imagepiece_jax.reduction.state import Taps, start
 from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
@@ -28,7 +28,7 @@ def pooled(x, grid, size, prefix=1):
     """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
     counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(taps_of(grid, len(x)), counts)
-    return tokens.apply(start(x, prefix), result), result.dest
+    return moves.apply(start(x, prefix), result), result.dest
 
 
 def test_two_by_two_patches_by_hand():

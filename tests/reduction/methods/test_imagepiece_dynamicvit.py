@@ -7,13 +7,13 @@ import pytest
 
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
 )
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
+from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 from tests.reduction.steps import random_variables
@@ -169,7 +169,7 @@ def test_the_score_learns_from_the_kept_tokens():
 
     def objective(variables):
         result = NoisyTopK().apply(variables, taps, COUNTS, True)
-        state = tokens.apply(start(taps.x, num_prefix=0), result)
+        state = moves.apply(start(taps.x, num_prefix=0), result)
         return jnp.sum(state.x * weight), result.dest
 
     slopes, dest = tiny.compiled(jax.grad(objective, has_aux=True))(variables)

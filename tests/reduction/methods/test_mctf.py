@@ -11,7 +11,8 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
-from imagepiece_jax.reduction.tokens import Taps, TokenState, merge_map
+from imagepiece_jax.reduction.moves import merge_map
+from imagepiece_jax.reduction.state import Taps, TokenState
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply, decide, vectors

@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
-from imagepiece_jax.reduction.tokens import Taps, TokenState
+from imagepiece_jax.reduction.state import Taps, TokenState
 from tests.reduction.steps import apply, decide, vectors
 from tests.rounding import assert_close
 

@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.random import Draw
-from imagepiece_jax.reduction.tokens import DROPPED, Taps
+from imagepiece_jax.reduction.state import DROPPED, Taps
 
 
 def keys(batch, seed=0):

@@ -7,7 +7,8 @@ import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, apply, start
+from imagepiece_jax.reduction.moves import apply
+from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 from tests.reduction.steps import apply_learned, random_variables

@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.methods.token_learner import (
     ConvLearner,
     MlpLearner,
 )
-from imagepiece_jax.reduction.tokens import Taps
+from imagepiece_jax.reduction.state import Taps
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply_learned, random_variables

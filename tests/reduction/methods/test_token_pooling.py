@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
 from imagepiece_jax.reduction.ops import squared_distances
-from imagepiece_jax.reduction.tokens import Taps, start
+from imagepiece_jax.reduction.state import Taps, start
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, move
@@ -235,7 +235,7 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean(reducer, want, rtol):
 
     def loss(x, weight):
         taps = Taps(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
-        state = tokens.apply(start(x, 0), reducer(taps, Counts(5, 2)))
+        state = moves.apply(start(x, 0), reducer(taps, Counts(5, 2)))
         return 3 * state.x[0, 0, 0] + 5 * state.x[0, 1, 0]
 
     to_x, to_weight = tiny.compiled(jax.grad(loss, (0, 1)))(LINE, WEIGHT)

@@ -9,8 +9,8 @@ import pytest
 from imagepiece_jax.reduction.layer_plan import Step, build, count
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.state import Taps, start
 from imagepiece_jax.reduction.token_counts import Remove
-from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles, oracles_tome
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, vectors

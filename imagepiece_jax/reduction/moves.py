@@ -1,4 +1,4 @@
-"""Token states, what reducers read and return, and how tokens move and merge.
+"""How tokens move and merge by what a reducer decided.
 
 A merged token is the mean of its tokens, weighted by their sizes or by the `weight` of
 an Assignment. Forward and backward pass only gather; neither scatters.
@@ -9,7 +9,6 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction.ops import (
@@ -19,183 +18,16 @@ from imagepiece_jax.reduction.ops import (
     is_fast,
     place_among,
 )
+from imagepiece_jax.reduction.state import (
+    DROPPED,
+    Masking,
+    Mixing,
+    TokenState,
+    is_in_slot,
+    slot_index,
+)
 
-Array = jax.Array
-
-DROPPED = -1
 FEW = 24  # up to so many absorbed tokens are summed without a matrix product
-
-
-@struct.dataclass
-class TokenState:
-    """Tokens between two blocks: first the prefix (class token), then the image."""
-
-    x: Array  # [B, prefix + n, D]
-    # [B, prefix + n] float32: number of patches in each token, exact
-    size: Array
-    # [B, n] float: 1 for live image tokens, 0 for masked ones; None outside of masked
-    # training
-    mask: Array | None = None
-    # [B, n, 2] float32: mean position of a token's patches; None without rotary
-    coordinates: Array | None = None
-    # [B, prefix + n] float32, positive: for how many tokens proportional attention and
-    # pooling by mean count each token; None: as many as its size
-    attn_size: Array | None = None
-    num_prefix: int = struct.field(pytree_node=False, default=1)
-    # (height, width) of the patches; None after the first reduction
-    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
-
-    def image(self, values):
-        """Values of the image tokens. [B, prefix + n, ..] -> [B, n, ..]."""
-        return values[:, self.num_prefix :]
-
-    def prefix(self, values):
-        """Values of the prefix. [B, prefix + n, ..] -> [B, prefix, ..]."""
-        return values[:, : self.num_prefix]
-
-    @property
-    def effective_size(self):
-        """For how many tokens attention counts each token, [B, prefix + n].
-
-        That is `attn_size`, or the size where it is None.
-        """
-        return self.size if self.attn_size is None else self.attn_size
-
-    @property
-    def full_mask(self):
-        """The mask of all tokens, [B, prefix + n], or None where there is no mask.
-
-        The prefix is always live.
-        """
-        if self.mask is None:
-            return None
-        front = ((0, 0), (self.num_prefix, 0))
-        return jnp.pad(self.mask, front, constant_values=1)
-
-
-@struct.dataclass
-class Taps:
-    """What a reducer can read of a block: values of its image tokens.
-
-    A field that the reducer's `needs` does not name is None. At site "pre" the fields
-    on attention are those of the block before.
-    """
-
-    x: Array  # [B, n, D]: the tokens, in the residual stream at the step's site
-    size: Array  # [B, n]: number of patches in each token
-    attn_size: Array | None = None  # [B, n]: as `TokenState.effective_size`
-    # [B, n, d]: the feature to compare: mean over heads of key, query or value; the
-    # token itself; or the normed input of attention
-    metric: Array | None = None
-    key: Array | None = None  # [B, n, d]: mean over heads
-    # [B, n] float32: attention of the class token, mean over heads
-    cls_attn: Array | None = None
-    # [B, n] float32: attention received, mean over heads and queries
-    attn_columns: Array | None = None
-    # [B, n] float32: how far attention moves each token, as shares that add up to 1
-    shift: Array | None = None
-    # [B, n] float32: attention of the head's probe, mean over heads
-    probe: Array | None = None
-    mask: Array | None = None  # [B, n]: as in TokenState
-    # [B] random keys of (seed, step, position in the global batch, block) in training,
-    # and of (seed, index in the data set, block) in evaluation
-    rng: Array | None = None
-    # (height, width) of the patches before the first reduction
-    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
-    num_prefix: int = struct.field(pytree_node=False, default=1)
-    # number of heads of the block's attention
-    num_heads: int = struct.field(pytree_node=False, default=1)
-
-
-@struct.dataclass
-class SlotIndex:
-    """Which tokens each slot gets, as indices of tokens to gather."""
-
-    keep: Array  # [B, n_out]: the token that each slot keeps
-    absorbed: Array  # [B, e]: all other tokens that are not dropped
-    target: Array  # [B, e]: the slot that absorbs each of them; n_out for padding
-    # [B, m]: all slots that absorb a token, in any order; further slots may be listed
-    groups: Array
-    group_keep: Array  # [B, m]: the tokens that the groups keep
-
-    @classmethod
-    def joining(cls, keep, absorbed, target, group_keep):
-        """A SlotIndex whose groups are the slots of the absorbed tokens, one for each.
-
-        keep: [B, n_out], the token that each slot keeps
-        absorbed, target: [B, e], the other tokens and their slots
-        group_keep: [B, e], the tokens that those slots keep
-        """
-        return cls(keep, absorbed, target, groups=target, group_keep=group_keep)
-
-    @classmethod
-    def one_each(cls, keep):
-        """A SlotIndex whose slots have one token each; keep: [B, n_out]."""
-        no_tokens = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls.joining(keep, no_tokens, no_tokens, no_tokens)
-
-
-@struct.dataclass
-class Assignment:
-    """A hard reduction: every token goes to one slot, or is dropped."""
-
-    dest: Array  # [B, n] int32: the slot of each token, or DROPPED; no slot is empty
-    # [B, n]: weights of the features; None: the sizes, or 1 without `by_size`
-    weight: Array | None = None
-    # [B, n]: what each token adds to its slot's attention size; None: its own one
-    attn_size: Array | None = None
-    # the same map by `slot_index`, with which tokens are gathered; None: they are moved
-    # by a matrix product
-    index: SlotIndex | None = None
-    n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
-    # whether a slot is the weighted mean of its tokens, or else their weighted sum
-    mean: bool = struct.field(pytree_node=False, default=True)
-    # whether tokens without a `weight` count by their sizes, or else all alike
-    by_size: bool = struct.field(pytree_node=False, default=True)
-
-    def weights(self, size):
-        """The weights of the features, [B, n] float32; size: [B, n]."""
-        if self.weight is not None:
-            return self.weight.astype(jnp.float32)
-        return size if self.by_size else jnp.ones_like(size)
-
-
-@struct.dataclass
-class Mixing:
-    """A soft reduction: every slot is a weighted sum of all tokens."""
-
-    matrix: Array  # [B, n_out, n]
-    # [B, n_out]: for how many tokens attention counts each slot; None: for one
-    attn_size: Array | None = None
-
-
-@struct.dataclass
-class Masking:
-    """A reduction in training that masks tokens for attention and removes none."""
-
-    # [B, n] float: 1 for live tokens and 0 for masked ones, with a straight-through
-    # gradient
-    keep: Array
-    # [B, D]: one more token, which is always live (SPViT's package); None: no such one
-    append: Array | None = None
-
-
-def start(x, num_prefix=1, grid=None, coordinates=None):
-    """The TokenState of tokens x [B, prefix + n, D] of one patch each.
-
-    grid: (height, width) of the patches
-    coordinates: [n, 2], of the patches; None: the model does not use coordinates
-    """
-    batch, total = x.shape[:2]
-    if coordinates is not None:
-        coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape))
-    return TokenState(
-        x=x,
-        size=jnp.ones((batch, total), jnp.float32),
-        coordinates=coordinates,
-        num_prefix=num_prefix,
-        grid=grid,
-    )
 
 
 def apply(state, result):
@@ -219,7 +51,7 @@ def apply(state, result):
     size = _totals(image_size, result)
     if index is None:
         share = _shares(result, image_size)
-        belongs = _belongs(result.dest, result.n_out)
+        belongs = is_in_slot(result.dest, result.n_out)
         x = _mixed(state.x, jnp.where(belongs, share[:, None, :], 0))
     else:
         if result.weight is None and result.mean and index.groups.shape[1]:
@@ -382,57 +214,16 @@ def _apply_masking(state, result):
     )
 
 
-def slot_index(dest, n_out, groups=None):
-    """The SlotIndex of any slot map: each slot keeps the first of its tokens.
-
-    dest: [B, n] int, the slot of each token in [0, n_out), or DROPPED
-    groups: how many slots can have several tokens; None: as many as in any map
-    """
-    n = dest.shape[1]
-    belongs = _belongs(dest, n_out)
-    place = jnp.arange(n, dtype=jnp.int32)[None, None, :]
-    candidates = jnp.where(belongs, place, n - 1)
-    keep = jnp.min(candidates, axis=-1)
-    if groups is None:
-        groups = min(n_out, n - n_out)
-    if groups == 0:
-        return SlotIndex.one_each(keep)
-    first = gather_rows(keep, jnp.maximum(dest, 0))
-    is_first = first == place[:, 0]
-    leaves = (dest != DROPPED) & ~is_first
-    absorbed = invert(place_among(leaves), n - n_out)
-    number = jnp.arange(n - n_out)[None]
-    real = number < jnp.sum(leaves, axis=-1, keepdims=True)
-    several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
-    # Padding of `groups` names slot 0, whose row is computed once more.
-    groups = invert(place_among(several), groups)
-    target = jnp.where(real, gather_rows(dest, absorbed), n_out)
-    return SlotIndex(
-        keep=keep,
-        absorbed=absorbed,
-        target=target,
-        groups=groups,
-        group_keep=gather_rows(keep, groups),
-    )
-
-
-def _belongs(dest, n_out):
-    """Whether each slot gets each token. [B, n] -> [B, n_out, n] bool."""
-    dest = dest[:, None, :]
-    slots = jnp.arange(n_out, dtype=dest.dtype)
-    return dest == slots[None, :, None]
-
-
 def sum_by_slot(values, dest, n_out):
     """Sum of the values that go to each slot. [B, n] -> [B, n_out]."""
-    belongs = _belongs(dest, n_out)
+    belongs = is_in_slot(dest, n_out)
     terms = jnp.where(belongs, values[:, None, :], 0)
     return jnp.sum(terms, axis=-1)
 
 
 def _live(mask, result):
     """The mask of slots: live if one of their tokens is. [B, n] -> [B, n_out]."""
-    belongs = _belongs(result.dest, result.n_out)
+    belongs = is_in_slot(result.dest, result.n_out)
     masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
     return jnp.max(masks_in_slot, axis=-1)
 
@@ -493,7 +284,7 @@ def _move_by_index(x, weight, total, index, dest, mean):
         rows = _all_rows(x, weight, total, index, prefix)
         return jnp.concatenate([x[:, :prefix], rows.astype(x.dtype)], axis=1)
     rows = _group_rows(x, weight, total, index, prefix)
-    grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
+    grouped = is_in_slot(index.groups, index.keep.shape[1])  # [B, n_out, m]
     group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
     # The group of each slot, and whether it has one.
     group, has_group = largest_and_any(jnp.where(grouped, group, 0), grouped)

@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from imagepiece_jax.reduction import provenance, tokens
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, TokenState, start
+from imagepiece_jax.reduction import moves, provenance
+from imagepiece_jax.reduction.state import (
+    DROPPED,
+    Assignment,
+    TokenState,
+    slot_index,
+    start,
+)
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, move
 from tests.rounding import assert_close
 
-index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))
+index_of = tiny.compiled(slot_index, static_argnums=(1, 2))
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -140,8 +146,8 @@ def test_a_stack_of_reductions_holds_means_of_patches(form):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_many_absorbed_tokens_are_a_product(weights):
     """More than are summed one by one; features and gradients are the same."""
-    n = 3 * tokens.FEW
-    n_out = tokens.FEW
+    n = 3 * moves.FEW
+    n_out = moves.FEW
     state, assignment = make(n, n_out, **weights)
     got = apply(state, assignment, form="gather")
     np.testing.assert_allclose(
@@ -169,7 +175,7 @@ def test_groups_are_only_an_upper_bound(n, n_out):
     @tiny.compiled
     def by_indexes(state, assignment):
         indexes = [
-            tokens.slot_index(assignment.dest, n_out, groups)
+            slot_index(assignment.dest, n_out, groups)
             for groups in (busiest(dest), None, n)
         ]
         return move(state, assignment, "one_hot"), [
