@@ -61,7 +61,7 @@ class Architecture(CheckedFields):
     pool_heads: int = count(0)  # heads of a map; 0: as many as a block has
     final_norm: bool = switch(True)  # a norm of all tokens before the pool
     fc_norm: bool = switch(False)  # a norm of the pool's result
-    resize: str = choice("antialias", RESIZES)  # of positions (`positions.resize`)
+    resize: str = choice("antialias", RESIZES)  # by `resize_positions.resize`
 
     @property
     def prefix(self) -> int:

@@ -20,7 +20,7 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import convert, cost_search, positions, registry
+from imagepiece_jax.models import convert, cost_search, registry, resize_positions
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
@@ -41,7 +41,7 @@ from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Source:
+class WeightsSource:
     """Weights at a path: where they are, and how they were trained.
 
     Names and config files say it before a tensor is read. Tensors complete `config`, of
@@ -120,13 +120,13 @@ class Pretrained:
     problem_type: str = SINGLE_LABEL
     name: str | None = None  # timm's, of a public model
     config: ModelConfig | None = None  # that made it; None: a model of one's own
-    source: Source | None = None  # of its weights; None: likewise
+    source: WeightsSource | None = None  # of its weights; None: likewise
     # digests of the parts that were drawn, not learned, when they were drawn
     drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # learned selectors of other reductions than the present one, by timm's names
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # position embeddings and their size before they were resized; None: they were not
-    trained_positions: positions.Trained | None = None
+    trained_positions: resize_positions.Trained | None = None
     # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None
     # what `recover` learned for reduced forms, which take its numbers in place of the
@@ -220,7 +220,7 @@ class Pretrained:
 
     @property
     def names_of_data(self) -> tuple[str | None, ...] | None:
-        """`class_names` where they are those of data (`Source.has_names_of_data`)."""
+        """`class_names` where its source has those of data."""
         known = self.source is not None and self.source.has_names_of_data
         return self.class_names if known else None
 
@@ -314,7 +314,7 @@ class Pretrained:
         params = with_numbers(params, numbers)
         if "pos_embed" in numbers:
             learned_size = recovery.costs[0].image_size
-            params = positions.fit(params, model, image_size, learned_size)
+            params = resize_positions.fit(params, model, image_size, learned_size)
         return params
 
     def with_recovery(self, recovery: Recovery) -> "Pretrained":
@@ -412,10 +412,10 @@ class Pretrained:
         remedy = "take the size first: with_reduction(None).at_size(..)"
         model = self._planned_again(self.model, grid, remedy)
         params, trained_size = self._with_trained_positions()
-        resized = positions.fit(params, model, images.image_size, trained_size)
+        resized = resize_positions.fit(params, model, images.image_size, trained_size)
         changes = {"preprocessing": images}
         if resized is not params:
-            trained = positions.Trained(params["pos_embed"], trained_size)
+            trained = resize_positions.Trained(params["pos_embed"], trained_size)
             changes["trained_positions"] = trained
         return self._with_model(model, resized, **changes)
 
@@ -429,7 +429,7 @@ class Pretrained:
             return params, self.image_size
         values, size = self.trained_positions
         trained = {**params, "pos_embed": values}
-        resized = positions.fit(trained, self.model, self.image_size, size)
+        resized = resize_positions.fit(trained, self.model, self.image_size, size)
         if np.array_equal(resized["pos_embed"], params["pos_embed"]):
             return trained, size
         return params, self.image_size

@@ -20,7 +20,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import ModelConfig, normalization
-from imagepiece_jax.models.pretrained import Source
+from imagepiece_jax.models.pretrained import WeightsSource
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents, transformers_parts
@@ -65,12 +65,12 @@ class Unnamed(InputError):
 
 
 def completed(
-    source: Source,
+    source: WeightsSource,
     contents: Contents | None,
     requested: ModelConfig,
     otherwise: ModelConfig = NO_FIELDS,
-) -> Source:
-    """A Source with all fields of the model that weights were trained as.
+) -> WeightsSource:
+    """A WeightsSource with all fields of the model that weights were trained as.
 
     Where several sources say a field, the first in `ORDER` decides. It also has the
     crop and the class names of weights that have none of their own and a public name.
@@ -117,8 +117,8 @@ def completed(
     )
 
 
-def with_crop(source: Source, requested: ModelConfig) -> Source:
-    """A Source with the crop of the images that its weights were trained for.
+def with_crop(source: WeightsSource, requested: ModelConfig) -> WeightsSource:
+    """A WeightsSource with the crop of the images that its weights were trained for.
 
     Their run or their folder says it, or it is published for their name.
 
@@ -132,7 +132,7 @@ def with_crop(source: Source, requested: ModelConfig) -> Source:
     return dataclasses.replace(source, crop=crop, chosen_tag=tag)
 
 
-def name_of_images(source: Source, requested: ModelConfig) -> str | None:
+def name_of_images(source: WeightsSource, requested: ModelConfig) -> str | None:
     """The name that says for which images weights are: the caller's, or their own.
 
     A folder's own counts first. So does a file's where the caller's is one of ours,
@@ -201,7 +201,7 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def partial_config(source: Source, contents: Contents) -> ModelConfig:
+def partial_config(source: WeightsSource, contents: Contents) -> ModelConfig:
     """The config by name, layout and config.json, without the sizes of tensors."""
     if source.path.is_dir():
         return source.config

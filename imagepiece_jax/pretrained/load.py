@@ -1,8 +1,8 @@
 """From a path to a model: the public `load`.
 
 Names and config files say what the weights are (`read_source`); tensors and the caller
-complete that Source (`infer.completed`), and where several say a field, `infer.ORDER`
-decides. A model is created by it, and filled.
+complete that WeightsSource (`infer.completed`), and where several say a field,
+`infer.ORDER` decides. A model is created by it, and filled.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names, one_of, short_traceback
-from imagepiece_jax.models import convert, positions, registry
+from imagepiece_jax.models import convert, registry, resize_positions
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained, Source, digests
+from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import variable_shapes
@@ -240,10 +240,10 @@ def _fill(vit, contents, fresh, seed, exact):
     trained_positions = None
     resized = tensors
     if sides(size) != sides(trained_size):
-        resized = positions.fit(tensors, vit.model, size, trained_size)
+        resized = resize_positions.fit(tensors, vit.model, size, trained_size)
     if resized is not tensors:
         values = np.asarray(tensors["pos_embed"], np.float32)
-        trained_positions = positions.Trained(values, trained_size)
+        trained_positions = resize_positions.Trained(values, trained_size)
     variables, drawn = convert.model_variables(
         vit.model,
         size,
@@ -300,7 +300,7 @@ def _filled_recovery(vit, contents, variables, drawn):
 
 def read_source(
     path: str | os.PathLike, checkpoint: str | None = None, averaged: bool = False
-) -> Source:
+) -> WeightsSource:
     """What names, configs and records at a path say of its weights.
 
     No tensor is read.
@@ -332,7 +332,7 @@ def read_source(
             checkpoint = "best"
         one_of("checkpoint", checkpoint, runs.KINDS)
         fields = runs.read(path)
-    return Source(
+    return WeightsSource(
         path=path,
         place=place,
         name=hub.short_name(path),

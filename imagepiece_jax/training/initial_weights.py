@@ -10,7 +10,7 @@ from imagepiece_jax.config.run import RunConfig, TeacherConfig, config_path
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, positions, registry
+from imagepiece_jax.models import convert, registry, resize_positions
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -291,7 +291,7 @@ class InitialWeights:
         tensors = convert.to_timm({**vit.variables, "params": params}) | vit.selectors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             how = vit.model.arch.resize
-            tensors = positions.fit(tensors, model, size, vit.image_size, how)
+            tensors = resize_positions.fit(tensors, model, size, vit.image_size, how)
         variables, _ = convert.model_variables(
             model, size, tensors, vit.place, fresh=fresh, seed=self._run.seed
         )

@@ -288,7 +288,9 @@ def prepare(part, positions, step, index, run, model):
     keys = None
     if run.augment.layers or run.augment.erase_prob:
         keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
-    image = pipeline.device(part["image"], run.augment, model.mean, model.std, keys)
+    image = pipeline.augment_batch(
+        part["image"], run.augment, model.mean, model.std, keys
+    )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)

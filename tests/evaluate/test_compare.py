@@ -26,7 +26,7 @@ from imagepiece_jax.evaluate.cache import (
     plan_facts,
 )
 from imagepiece_jax.evaluate.compare import RECOMMENDED
-from imagepiece_jax.models import convert, positions
+from imagepiece_jax.models import convert, resize_positions
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
@@ -480,7 +480,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     model = create_model(**tiny_paper.FIELDS | {"image_size": size, "depth": 2})
     tensors = convert.to_timm(weights.variables)
     params = convert.from_timm(
-        positions.fit(tensors, model, size), variable_shapes(model, size)
+        resize_positions.fit(tensors, model, size), variable_shapes(model, size)
     )["params"]
     logits = tiny.logits(model)({"params": params}, made)
     right = logits.argmax(axis=1) == labels

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from imagepiece_jax.models import convert, positions
+from imagepiece_jax.models import convert, resize_positions
 from imagepiece_jax.pretrained import load
 from tests.models import tiny
 from tests.refused import refused
@@ -128,7 +128,7 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     pos_embed = source["params"]["pos_embed"]
     with caplog.at_level("INFO", logger="imagepiece_jax.models"):
         model = tiny.model(embed_dim=6, num_heads=1)
-        tensors = positions.fit(convert.to_timm(source), model, new * tiny.PATCH)
+        tensors = resize_positions.fit(convert.to_timm(source), model, new * tiny.PATCH)
         found = convert.from_timm(tensors, like)
     found = found["params"]["pos_embed"]
     assert f"resized to {new}x{new}" in caplog.text

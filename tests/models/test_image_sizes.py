@@ -11,7 +11,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import convert, cost, positions
+from imagepiece_jax.models import convert, cost, resize_positions
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
@@ -191,7 +191,7 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
     old = variables["params"]["pos_embed"]
     tensors = {"pos_embed": old}
-    want = positions.fit(tensors, vit.model, size, (224, 224))["pos_embed"]
+    want = resize_positions.fit(tensors, vit.model, size, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape

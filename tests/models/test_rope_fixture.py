@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, positions
+from imagepiece_jax.models import convert, resize_positions
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts
@@ -38,7 +38,7 @@ def made(name, fixture):
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
-    tensors = positions.fit(layouts.to_timm(tensors).tensors, model, IMAGE)
+    tensors = resize_positions.fit(layouts.to_timm(tensors).tensors, model, IMAGE)
     variables = convert.from_timm(tensors, variable_shapes(model, IMAGE))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)
 

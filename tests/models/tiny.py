@@ -13,7 +13,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
-from imagepiece_jax.models.pretrained import Pretrained, Source
+from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
@@ -164,7 +164,7 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     config = ModelConfig.from_fields(fields)
     made = config.create(reduction)
     side = config.image_size
-    source = Source(
+    source = WeightsSource(
         path=path, place=str(path), name=path.name, config=config, seed=seed
     )
     if variables is None:

@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
-from imagepiece_jax.models import convert, positions
+from imagepiece_jax.models import convert, resize_positions
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -36,7 +36,7 @@ def computed(model, variables, images):
 def outputs(model, tensors, images):
     """Outputs of a model with tensors by timm's names."""
     size = images.shape[1:3]
-    tensors = positions.fit(tensors, model, size)
+    tensors = resize_positions.fit(tensors, model, size)
     variables = convert.from_timm(tensors, variable_shapes(model, size))
     return computed(model, variables, images)
 

@@ -17,7 +17,7 @@ import scipy.ndimage
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.positions import resize
+from imagepiece_jax.models.resize_positions import resize
 from imagepiece_jax.pretrained import layouts, load
 from tests.models import tiny
 from tests.rounding import assert_close

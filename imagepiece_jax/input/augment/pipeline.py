@@ -19,7 +19,7 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
-def device(images, augment, mean, std, keys=None):
+def augment_batch(images, augment, mean, std, keys=None):
     """Augment and normalize a batch: all that precedes mixing.
 
     images: uint8 [B, S, S, 3]

@@ -41,7 +41,7 @@ def boxes(prob=1.0, side=224):
 def test_nothing_asked_for_is_the_program_of_normalizing():
     images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
     plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
-    off = jax.make_jaxpr(lambda x: pipeline.device(x, augment(), *HALF))(images)
+    off = jax.make_jaxpr(lambda x: pipeline.augment_batch(x, augment(), *HALF))(images)
     assert str(off) == str(plain)
 
 
@@ -62,7 +62,7 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(pipeline, "random_erasing", 0)
     full = dataclasses.replace(POLICY, erase_prob=0.5)
     images = jnp.zeros((2, 3, 3, 3))
-    out = pipeline.device(images, full, *HALF, keys(2))
+    out = pipeline.augment_batch(images, full, *HALF, keys(2))
     assert (out == 3).all()
     names, used, rest = zip(*seen, strict=True)
     assert names == ("randaugment", "normalize", "random_erasing")
@@ -72,7 +72,7 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     own = [*map(tuple, used[0]), *map(tuple, used[2])]
     assert len(own) == 4 == len(set(own)), "two steps, two images"
     seen.clear()
-    pipeline.device(images, augment(erase_prob=0.5), *HALF, keys(2))
+    pipeline.augment_batch(images, augment(erase_prob=0.5), *HALF, keys(2))
     assert [name for name, *_ in seen] == ["normalize", "random_erasing"]
     assert seen[1][1] == used[2], "whatever else is done"
 
@@ -84,7 +84,7 @@ def test_one_program_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return pipeline.device(images, full, *HALF, keys)
+        return pipeline.augment_batch(images, full, *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one = np.asarray(once(images, keys(COUNT, 0)))
