@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained.files import read_state_dict
+from imagepiece_jax.weights.files import read_state_dict
 
 LAYERS = (1, 2, 3)  # of the head, each of which doubles the map
 EPS = 1e-5  # of its batch norms

@@ -23,14 +23,14 @@ from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import load
-from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
+from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.runs import RUN_CONFIG
 
 # A model, and the reduction that it is measured with
 Model = tuple[Pretrained, Mapping]
@@ -193,11 +193,11 @@ class Finetuner(Models):
     @functools.cached_property
     def _dense(self):
         """The config of the dense model that is trained, with the stem of --weights."""
-        fields = self.pretrained.config.as_dict | {
+        fields = self.pretrained.spec.as_dict | {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return ModelConfig.from_fields(fields)
+        return ModelSpec.from_fields(fields)
 
     def _trained(self, reduction, stem, seed):
         """The run of a reduction, which starts from the dense run of its seed."""

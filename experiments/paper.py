@@ -51,9 +51,9 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained.load import load, unknown_normalization
-from imagepiece_jax.pretrained.runs import last_checkpoint
 from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.weights.load import load, unknown_normalization
+from imagepiece_jax.weights.runs import last_checkpoint
 
 CONFIG = cli.define_config("a config file of --small's runs")
 WEIGHTS = cli.weights()
@@ -314,7 +314,7 @@ def opened_models(config, fields, seeds) -> Models:
     """Trained runs, a Finetuner, or one checkpoint off the shelf.
 
     config: of --config; None: it is not typed
-    fields: of a ModelConfig that are typed for --weights
+    fields: of a ModelSpec that are typed for --weights
     """
     if config is not None and not SMALL.value:
         raise InputError("is for --small's runs", field="--config", hint="drop it")

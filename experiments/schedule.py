@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from experiments import controls, published, tables
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.spec import create_model
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
 MERGES = 6  # of ImagePiece

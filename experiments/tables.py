@@ -18,9 +18,9 @@ from experiments.models import Model
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.reduction import Reduction
 
 BLANK = "not measured"
@@ -310,7 +310,7 @@ def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]
 def size_of(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(each for each in results.values() if each is not None)
-    fields = first.pretrained.config.as_dict
+    fields = first.pretrained.spec.as_dict
     name = fields["name"]
     for field, value in MODELS.get(name, {}).items():
         if fields.get(field) not in (None, value):

@@ -18,11 +18,11 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.models.config import create_model
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.pretrained.load import load
-    from imagepiece_jax.pretrained.save import save
+    from imagepiece_jax.models.spec import create_model
     from imagepiece_jax.training.recover import recover
+    from imagepiece_jax.weights.load import load
+    from imagepiece_jax.weights.save import save
 
 __all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "RunError"]
 __all__ += ["create_model", "export", "features", "load", "normalize"]
@@ -34,14 +34,14 @@ _HOMES = {
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
     "RunError": "errors",
-    "create_model": "models.config",
+    "create_model": "models.spec",
     "export": "inference.export",
     "features": "inference.features",
-    "load": "pretrained.load",
+    "load": "weights.load",
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
     "recover": "training.recover",
-    "save": "pretrained.save",
+    "save": "weights.save",
 }
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.common import extras
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
 

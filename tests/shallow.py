@@ -3,7 +3,7 @@
 import re
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained import layouts
+from imagepiece_jax.weights import layouts
 
 
 def deit_ti(monkeypatch, depth):

@@ -16,8 +16,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.weights import load
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

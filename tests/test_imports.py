@@ -19,7 +19,7 @@ ROOMS = (
     "data",
     "input",
     "models",
-    "pretrained",
+    "weights",
     "config",
     "evaluate",
     "training",
@@ -32,7 +32,7 @@ APART = {
     *(("data", "reduction"), ("inference", "training"), ("visualize", "benchmark")),
     *(("input", "reduction"), ("models", "input"), ("evaluate", "input")),
     *(("evaluate", "config"), ("inference", "input"), ("visualize", "input")),
-    ("pretrained", "input"),
+    ("weights", "input"),
 }
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
@@ -185,8 +185,8 @@ BAD = """
 ~.input.loader | from ~.models import vit
 ~.inference.features | from ~.input import loader
 ~.evaluate.accuracy | import ~.training.trainer
-~.models.vit | import ~.pretrained.load
-~.pretrained.load | from ~.config.run import RunConfig
+~.models.vit | import ~.weights.load
+~.weights.load | from ~.config.run import RunConfig
 ~.config.run | from ~.training import data
 ~.inference.optimize | import ~.training.trainer
 ~.training.trainer | from configs import base

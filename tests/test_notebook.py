@@ -19,7 +19,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import hub
+from imagepiece_jax.weights import hub
 from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests import compiling
 from tests.command import start

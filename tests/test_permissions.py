@@ -11,8 +11,8 @@ from imagepiece_jax.commands import export, predict, visualize
 from imagepiece_jax.common import files, plotting
 from imagepiece_jax.common.orbax_files import StepWriter
 from imagepiece_jax.models.projector import Projector
-from imagepiece_jax.pretrained.save import FILES
 from imagepiece_jax.training.logging import MetricWriter
+from imagepiece_jax.weights.save import FILES
 from tests.command import call
 from tests.models import recoveries, tiny
 

@@ -10,10 +10,10 @@ from experiments import study
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.visualize.trace import trace
+from imagepiece_jax.weights.load import load
 from tests.command import call
 from tests.models import tiny
 from tools import near_ties

@@ -24,21 +24,21 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
 from imagepiece_jax.training.data import length
 from imagepiece_jax.training.report import training_flop
+from imagepiece_jax.weights import hub
 from tests import markdown, test_cli
 from tests.command import call
 from tests.models import tiny
-from tests.pretrained import test_towers
 from tests.shallow import deit_ti
+from tests.weights import test_towers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

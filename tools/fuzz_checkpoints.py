@@ -36,7 +36,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.pretrained.infer import Unnamed
+from imagepiece_jax.weights.infer import Unnamed
 from tools import originals, public_models
 
 ONLY = cli.listed("only", [], "[all] kinds of models, of MAKERS")

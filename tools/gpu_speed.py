@@ -40,8 +40,8 @@ from imagepiece_jax.inference.optimize import REDUCTIONS, CompileOptions, compil
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import SIZES
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import create_model
 from tools import onnx_speed, torch_baselines
 from tools.onnx_speed import SIDE, STAGES
 

@@ -14,8 +14,8 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.reduction import Reduction
 from tools import compile_only, gpu_speed, h200
 

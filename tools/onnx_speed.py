@@ -23,9 +23,9 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import one_of, whole_numbers
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables
 
 DENSE = {"name": "none"}

@@ -20,8 +20,8 @@ from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import extras, timer
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.spec import create_model
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")

@@ -44,9 +44,9 @@ def weights(latest=False, draws=True):
         # These import JAX, which --help and a mistyped flag need not wait for.
         from imagepiece_jax.common.warning import warn
         from imagepiece_jax.common.xla_options import fast_dtype
-        from imagepiece_jax.models.config import ModelConfig
-        from imagepiece_jax.pretrained import runs
-        from imagepiece_jax.pretrained.load import (
+        from imagepiece_jax.models.spec import ModelSpec
+        from imagepiece_jax.weights import runs
+        from imagepiece_jax.weights.load import (
             SavedWeights,
             crop_note,
             load_as,
@@ -59,7 +59,7 @@ def weights(latest=False, draws=True):
             if latest and chosen is None:
                 chosen = runs.last_checkpoint(cli.path_of_weights())
             saved = SavedWeights(cli.path_of_weights(), chosen, averaged.value)
-            own_dtype = saved.source.run and saved.source.config.dtype
+            own_dtype = saved.source.run and saved.source.spec.dtype
             given["dtype"] = dtype.value or own_dtype or fast_dtype()
             if attention.value is not None:
                 given["attention"] = attention.value
@@ -67,14 +67,14 @@ def weights(latest=False, draws=True):
                 given["image_size"] = literal(size.value)
             vit = load_as(
                 saved,
-                ModelConfig.from_fields(given),
+                ModelSpec.from_fields(given),
                 reduction=command_line.reduction(),
                 seed=saved.source.seed if draws else None,
                 abstract=abstract,
             )
             images = dataclasses.replace(vit.preprocessing, **crop())
         except InputError as error:
-            raise error.renamed(_flags(ModelConfig.names())) from error
+            raise error.renamed(_flags(ModelSpec.names())) from error
         vit = dataclasses.replace(vit, preprocessing=images)
         if abstract:  # which reads no images
             return vit

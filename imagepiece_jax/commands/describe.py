@@ -35,8 +35,8 @@ def main():
         vit = WEIGHTS(abstract=True)
         model = vit.model
         size = vit.image_size
-        patch_stem = dataclasses.replace(vit.config, stem="patch")
-        others = [vit.config.create(), patch_stem.create()]
+        patch_stem = dataclasses.replace(vit.spec, stem="patch")
+        others = [vit.spec.create(), patch_stem.create()]
     else:
         run = run.at_cost()
         model = run.create_model()

@@ -39,7 +39,7 @@ def main():
     from imagepiece_jax.common import parallel
     from imagepiece_jax.evaluate import accuracy
     from imagepiece_jax.input import registry
-    from imagepiece_jax.pretrained import runs
+    from imagepiece_jax.weights import runs
 
     CHECK_DATA()
     if JSON.value:
@@ -73,7 +73,7 @@ def optimized(vit, images):
         batch_size=images.batch,
         dtype=vit.model.dtype.name,
         gelu=GELU.value,
-        attention=vit.config.attention or "auto",
+        attention=vit.spec.attention or "auto",
         pixels=True,
     )
     figures, change = accuracy.evaluate_program(

@@ -34,7 +34,7 @@ def main(words):
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.pretrained.runs import own_files
+    from imagepiece_jax.weights.runs import own_files
 
     files = pictures.find_images(words)
     if JSON.value is not None:
@@ -49,7 +49,7 @@ def main(words):
             labels=LABELS.value,
             top=TOP.value,
             dtype=flags.FLAGS["dtype"].value,
-            attention=vit.config.attention or "auto",
+            attention=vit.spec.attention or "auto",
             gelu=GELU.value,
         )
     except InputError as error:

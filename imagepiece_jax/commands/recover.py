@@ -42,8 +42,8 @@ def main():
 
     from imagepiece_jax.common.files import check_folder, check_room
     from imagepiece_jax.common.signals import finishing
-    from imagepiece_jax.pretrained.save import checked_folder
     from imagepiece_jax.training.recover import recover
+    from imagepiece_jax.weights.save import checked_folder
 
     try:
         folder = checked_folder(out)
@@ -78,7 +78,7 @@ def main():
 
 def written(out, recovered):
     """Print what was recovered, and save it where anything changed."""
-    from imagepiece_jax.pretrained.save import save
+    from imagepiece_jax.weights.save import save
 
     recovery = recovered.recovery
     print(recovery, flush=True)

@@ -311,10 +311,10 @@ def part_names() -> tuple[str, ...]:
 
 
 def model_words() -> list[str]:
-    """The fields of a ModelConfig, which `load` takes as arguments."""
-    from imagepiece_jax.models.config import ModelConfig  # imports JAX
+    """The fields of a ModelSpec, which `load` takes as arguments."""
+    from imagepiece_jax.models.spec import ModelSpec  # imports JAX
 
-    return ModelConfig.names()
+    return ModelSpec.names()
 
 
 def method_fields(name: str | None = None) -> list[str]:
@@ -339,9 +339,9 @@ def allowed_values(field: str) -> str | None:
         if getattr(kind, "group", None) == group:
             owners.append(kind)
     if group in ("model", "teacher"):
-        from imagepiece_jax.models.config import ModelConfig  # imports JAX
+        from imagepiece_jax.models.spec import ModelSpec  # imports JAX
 
-        owners.append(ModelConfig)
+        owners.append(ModelSpec)
     for owner in owners:
         known = owner.__dataclass_fields__
         if name in known and known[name].metadata:

@@ -75,7 +75,7 @@ class LabeledImages:
             "dtype": vit.model.dtype.name,
             "trained": {
                 "reduction": source.reduction and source.reduction.fields,
-                "image_size": source.config.image_size,
+                "image_size": source.spec.image_size,
             },
             "recovered": vit.recovered and vit.recovered.form,
             "reduction": vit.reduction.fields,

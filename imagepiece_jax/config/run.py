@@ -30,7 +30,7 @@ from imagepiece_jax.input.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.parts import TRAINED
 
 if TYPE_CHECKING:  # they import JAX
-    from imagepiece_jax.models.config import ModelConfig
+    from imagepiece_jax.models.spec import ModelSpec
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.reduction.reduction import Reduction
 
@@ -117,7 +117,7 @@ class InitConfig(CheckedFields):
 class TeacherConfig(CheckedFields):
     """The frozen model that a run learns from, and facts that its weights lack.
 
-    All but `weights` are fields of a ModelConfig, by which a RunConfig checks them.
+    All but `weights` are fields of a ModelSpec, by which a RunConfig checks them.
     """
 
     group: ClassVar[str] = "teacher"
@@ -246,7 +246,7 @@ class RunConfig(CheckedFields):
     mixup_switch_prob: float = rate()
     ema_decay: float = rate()
     best_by: str = choice(allowed=tuple(BEST_BY))
-    model: "ModelConfig" = _object()
+    model: "ModelSpec" = _object()
     reduction: "Reduction" = _object()
     eval: EvalConfig
     data: DataConfig
@@ -275,9 +275,9 @@ class RunConfig(CheckedFields):
         self._read_model()
 
     def _read_model(self):
-        """Make a ModelConfig and a Reduction of dicts; check the teacher's fields."""
-        from imagepiece_jax.models.config import (
-            ModelConfig,
+        """Make a ModelSpec and a Reduction of dicts; check the teacher's fields."""
+        from imagepiece_jax.models.spec import (
+            ModelSpec,
             fields_in_config,
         )
         from imagepiece_jax.reduction.reduction import Reduction
@@ -286,12 +286,12 @@ class RunConfig(CheckedFields):
         model = self.model
         try:
             if isinstance(model, dict):
-                model = ModelConfig.from_fields(fields_in_config(model) | sizes)
+                model = ModelSpec.from_fields(fields_in_config(model) | sizes)
             reduction = Reduction.read(self.reduction, model.prop_attn)
         except InputError as error:
             raise _in_config(error) from error
         try:
-            ModelConfig(**self.teacher.fields)
+            ModelSpec(**self.teacher.fields)
         except InputError as error:
             raise error.inside("config.teacher") from error
         object.__setattr__(self, "model", model)
@@ -305,7 +305,7 @@ class RunConfig(CheckedFields):
         return self._model(self.reduction, axis_name=axis_name)
 
     def create_dense(self, **changes: Any) -> "ViT":
-        """The model without reduction; changes: fields of its ModelConfig."""
+        """The model without reduction; changes: fields of its ModelSpec."""
         return self._model(None, **changes)
 
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
@@ -378,16 +378,16 @@ class RunConfig(CheckedFields):
 
 def _in_config(error):
     """The same mistake with a model's field by its path in a config."""
-    from imagepiece_jax.models.config import ModelConfig  # imports JAX
+    from imagepiece_jax.models.spec import ModelSpec  # imports JAX
 
     first, _, _ = error.field.partition(".")
-    if first in ModelConfig.names() or first == "reduction":
+    if first in ModelSpec.names() or first == "reduction":
         return error.renamed({error.field: config_path(error.field)})
     return error
 
 
 def config_path(field: str) -> str:
-    """The path of a ModelConfig's field, or of a reduction's, in a run's config.
+    """The path of a ModelSpec's field, or of a reduction's, in a run's config.
 
     "reduction.r" is "config.reduction.r", "num_heads" is "config.model.num_heads".
     """

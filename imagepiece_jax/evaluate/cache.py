@@ -203,7 +203,7 @@ class MeasuredWeights:
         """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": self.vit.config.as_dict,
+            "fields": self.vit.spec.as_dict,
             "reduction": reduction.all_fields,
             **self.clock.setting(self.vit),
             **self._tokens_left,
@@ -219,7 +219,7 @@ class MeasuredWeights:
         return {
             "kind": kind,
             "weights": self.vit.digest,
-            "fields": self.vit.config.as_dict,
+            "fields": self.vit.spec.as_dict,
             "reduction": reduction.all_fields,
             "use": self.vit.use(reduction),
             "trained_as": self.vit.reduction.all_fields,

@@ -157,7 +157,7 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
     return {
         "weights": vit.source.name,
         "digest": vit.digest,
-        "fields": vit.config.as_dict,
+        "fields": vit.spec.as_dict,
         "trained_as": vit.reduction.name,
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,

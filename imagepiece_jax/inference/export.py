@@ -17,8 +17,8 @@ from imagepiece_jax.inference.onnx_graph import stored_dtype
 from imagepiece_jax.inference.optimize import CompileOptions
 from imagepiece_jax.inference.program_outputs import DEFAULTS, ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.pretrained import hub
-from imagepiece_jax.pretrained.runs import own_files
+from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.runs import own_files
 
 WRITERS = {"jax": "flatbuffers", "onnx": "onnx"}  # which write a format
 
@@ -156,8 +156,8 @@ def _portable(vit, dtype):
     """The model with XLA's attention, which runs everywhere."""
     xla_options.check_dtype(dtype, "cpu")
     fields = {"attention": "xla", "dtype": dtype}
-    config = vit.config
-    if config is not None:
-        config = dataclasses.replace(config, **fields)
+    spec = vit.spec
+    if spec is not None:
+        spec = dataclasses.replace(spec, **fields)
     model = vit.model.clone(backend="xla", dtype=jnp.dtype(dtype))
-    return dataclasses.replace(vit, model=model, config=config)
+    return dataclasses.replace(vit, model=model, spec=spec)

@@ -233,7 +233,7 @@ class Extractor:
     """
 
     def __init__(self, vit: Pretrained, model: ViT, names: Sequence[str]):
-        attention = vit.config.attention if vit.config else None
+        attention = vit.spec.attention if vit.spec else None
         device = parallel.local_devices()[0]
         model = optimize.for_device(model, device, attention or "auto")
         model, weights = optimize.prepare(model, vit.variables, dtype=model.dtype.name)

@@ -216,8 +216,8 @@ def program_facts(
     classes_out = model.num_classes if "logits" in outputs.names else 0
     fields = None  # of a model that someone made by hand
     method = None
-    if vit.config is not None:
-        fields = vit.config.as_dict
+    if vit.spec is not None:
+        fields = vit.spec.as_dict
     if vit.reduction is not None:
         method = vit.reduction.fields
     return {

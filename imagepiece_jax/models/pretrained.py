@@ -22,7 +22,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.models import convert, cost_search, registry, resize_positions
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.config import ModelConfig, with_plan
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector, Tower
@@ -31,6 +30,7 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
     with_numbers,
 )
+from imagepiece_jax.models.spec import ModelSpec, with_plan
 from imagepiece_jax.models.variables import (
     check_variables,
     digest,
@@ -44,7 +44,7 @@ from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 class WeightsSource:
     """Weights at a path: where they are, and how they were trained.
 
-    Names and config files say it before a tensor is read. Tensors complete `config`, of
+    Names and config files say it before a tensor is read. Tensors complete `spec`, of
     which a Pretrained has all fields.
     """
 
@@ -55,7 +55,7 @@ class WeightsSource:
     checkpoint: str | None = None
     averaged: bool = False  # whether the weights are averages over steps
     # of the model that was trained; positions are resized from its image_size
-    config: ModelConfig
+    spec: ModelSpec
     # sizes in a config.json, which tensors must have too
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # that they were trained with; None: a file does not say
@@ -119,7 +119,7 @@ class Pretrained:
     # what its logits mean, by transformers' names; runs train for a single label
     problem_type: str = SINGLE_LABEL
     name: str | None = None  # timm's, of a public model
-    config: ModelConfig | None = None  # that made it; None: a model of one's own
+    spec: ModelSpec | None = None  # that made it; None: a model of one's own
     source: WeightsSource | None = None  # of its weights; None: likewise
     # digests of the parts that were drawn, not learned, when they were drawn
     drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -465,18 +465,18 @@ class Pretrained:
         dtype: of the layers; None: the model's
         """
         dtype = dtype or self.model.dtype.name
-        config = self.config
-        asked = None if config is None else config.attention
+        spec = self.spec
+        asked = None if spec is None else spec.attention
         width = self.model.embed_dim // self.model.num_heads
         model = self.model.clone(
             dtype=jnp.dtype(dtype),
             backend=resolve_backend(asked or "auto", dtype, width),
             drop_path_rate=0.0,
         )
-        if config is not None:
+        if spec is not None:
             fields = dict.fromkeys(("drop_path_rate", "prop_attn"))
-            config = dataclasses.replace(config, dtype=dtype, **fields)
-        return dataclasses.replace(self, model=model, config=config)
+            spec = dataclasses.replace(spec, dtype=dtype, **fields)
+        return dataclasses.replace(self, model=model, spec=spec)
 
     def model_with(self, reduction: ReductionLike) -> ViT:
         """The model of `with_reduction`, without its variables."""
@@ -519,7 +519,7 @@ class Pretrained:
             if before != self.reduction:
                 ours = self.reduction.words
                 lines.append(f"reduction {ours} ({how} {before.words})")
-        trained_size = source.config.image_size
+        trained_size = source.spec.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
             lines.append(f"size {ours} (trained with {size_text(trained_size)})")
@@ -577,15 +577,15 @@ class Pretrained:
             seed=seed or 0,
             given={**self.variables, "params": dense},
         )
-        config = self.config
-        if config is not None:
+        spec = self.spec
+        if spec is not None:
             size = {"image_size": images.image_size, "depth": model.depth}
-            config = dataclasses.replace(config, **size)
+            spec = dataclasses.replace(spec, **size)
         vit = dataclasses.replace(
             self,
             model=model,
             variables=variables,
-            config=config,
+            spec=spec,
             drawn={**self.drawn, **digests(variables, drawn)},
             selectors=learned,
             **changes,

@@ -50,7 +50,7 @@ SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge
 
 
 def fields_of(name):
-    """Fields of a ModelConfig by name, {} for None; InputError for an unknown one."""
+    """Fields of a ModelSpec by name, {} for None; InputError for an unknown one."""
     if name is None:
         return {}
     if not is_known(name):
@@ -87,7 +87,7 @@ def instead_of(name: str) -> str:
 
 
 def public_fields(name: str) -> dict[str, Any] | None:
-    """Fields of a ModelConfig by timm's `name`; None: it is unknown.
+    """Fields of a ModelSpec by timm's `name`; None: it is unknown.
 
     A name with a tag, "vit_small_patch16_224.dino", has all fields of its weights. One
     without has only those of image_size, num_classes, mean and std on which all weights

@@ -11,25 +11,25 @@ from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry, resize_positions
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import hub, runs
-from imagepiece_jax.pretrained.infer import (
+from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.training.logging import say
+from imagepiece_jax.weights import hub, runs
+from imagepiece_jax.weights.infer import (
     IN_NO_TENSOR,
-    partial_config,
+    partial_spec,
     with_crop,
 )
-from imagepiece_jax.pretrained.load import (
+from imagepiece_jax.weights.load import (
     SavedWeights,
     crop_note,
     load_as,
     unknown_normalization,
 )
-from imagepiece_jax.pretrained.runs import IMAGENET
-from imagepiece_jax.reduction.reduction import DENSE
-from imagepiece_jax.training.cluster import run_dir
-from imagepiece_jax.training.logging import say
+from imagepiece_jax.weights.runs import IMAGENET
 
 
 class NamedWeights(SavedWeights):
@@ -38,10 +38,10 @@ class NamedWeights(SavedWeights):
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
         """{"mean", "std"} of the images; {} where neither files nor a name say them."""
-        config = self.source.config
+        spec = self.source.spec
         if not self.source.path.is_dir():
-            config = partial_config(self.source, self.contents)
-        values = registry.fields_of(config.name) | config.fields
+            spec = partial_spec(self.source, self.contents)
+        values = registry.fields_of(spec.name) | spec.fields
         return {field: values[field] for field in ("mean", "std") if field in values}
 
     def load(self, **options) -> Pretrained:
@@ -175,7 +175,7 @@ class InitialWeights:
         if weights is None:
             return {}
         run = self._run
-        source = with_crop(weights.source, ModelConfig(name=run.model.name))
+        source = with_crop(weights.source, ModelSpec(name=run.model.name))
         taken = left_open(vars(run.data), config_fields(source.crop))
         data = dataclasses.replace(run.data, **taken)
         images = data.preprocessing(run.image_size)
@@ -284,7 +284,7 @@ class InitialWeights:
         They must also agree in what no tensor shows, such as the kind of GELU and the
         normalization of the images.
         """
-        hidden = ModelConfig.from_fields(_hidden(model))
+        hidden = ModelSpec.from_fields(_hidden(model))
         vit = weights.load(otherwise=hidden)
         size = self._run.image_size
         params = vit.fitted(vit.variables["params"], model, size)

@@ -14,14 +14,14 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import check_single_label
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.load import unknown_normalization
-from imagepiece_jax.pretrained.runs import ALLOWED
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
+from imagepiece_jax.weights.load import unknown_normalization
+from imagepiece_jax.weights.runs import ALLOWED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 def _teacher_of_distillation(run, dense, initial):
     """(model, image size, variables) that config.teacher names."""
-    requested = ModelConfig(**run.teacher.fields, attention=run.model.attention)
+    requested = ModelSpec(**run.teacher.fields, attention=run.model.attention)
     try:
         vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
     except InputError as error:

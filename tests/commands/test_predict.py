@@ -13,7 +13,7 @@ from imagepiece_jax.commands import predict, visualize
 from imagepiece_jax.inference import jax_export, predictor
 from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
 from tests.models import tiny

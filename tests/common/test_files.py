@@ -20,7 +20,7 @@ from imagepiece_jax.common.files import (
     replacing_folder,
 )
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.pretrained.runs import own_files
+from imagepiece_jax.weights.runs import own_files
 from tests.refused import refused
 
 

@@ -16,9 +16,9 @@ from imagepiece_jax.config.files import (
 )
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import runs
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.cluster import run_dir
+from imagepiece_jax.weights import runs
 from tests.refused import refused
 from tests.runs import configured
 

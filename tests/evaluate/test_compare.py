@@ -27,7 +27,7 @@ from imagepiece_jax.evaluate.cache import (
 )
 from imagepiece_jax.evaluate.compare import RECOMMENDED
 from imagepiece_jax.models import convert, resize_positions
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS

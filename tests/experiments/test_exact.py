@@ -75,7 +75,7 @@ def test_published_claims_can_be_recomputed():
 )
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
-    one = pretrained(name="deit_ti", image_size=160).config
+    one = pretrained(name="deit_ti", image_size=160).spec
     target = one.gmacs(models.REFERENCE)
     share = target / one.gmacs(DENSE)
     found = one.reduction_at_cost(

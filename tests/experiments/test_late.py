@@ -12,8 +12,8 @@ from experiments.late import Cell
 from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction import schedules
 from tests import markdown
 from tests.command import call, sentence

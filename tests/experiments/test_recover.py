@@ -593,7 +593,7 @@ def test_times_are_measured_in_turns(study, monkeypatch):
 OPENVINO = """
 import jax, numpy as np
 from experiments import parts, recover
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.models import tiny
 

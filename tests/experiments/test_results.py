@@ -12,7 +12,7 @@ from experiments import intervals, recover, results, study
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare_tables, statistics
 from imagepiece_jax.evaluate.cache import encode_bits
-from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.spec import ModelSpec
 from tests import markdown
 
 RANDOM = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_figures_of_imagepiece(stored):
 
 def test_what_readme_types_is_what_it_shows(tables):
     """Each argument makes the student whose figures stand in its row."""
-    config = ModelConfig(name="deit_tiny_patch16_224", image_size=224)
+    config = ModelSpec(name="deit_tiny_patch16_224", image_size=224)
     for typed, (name, _) in results.TYPED.items():
         argument, _, value = typed.partition("=")
         student = recover.STUDENTS[name]

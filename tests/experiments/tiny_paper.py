@@ -8,7 +8,7 @@ from experiments.paper import Images, Study
 from experiments.study import versions
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
 

@@ -11,7 +11,7 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.models import convert, resize_positions
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.weights import load
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close

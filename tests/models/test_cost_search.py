@@ -7,21 +7,21 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import cost_search
-from imagepiece_jax.models.config import (
-    ModelConfig,
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost_search import TOLERANCE
+from imagepiece_jax.models.spec import (
+    ModelSpec,
     create_model,
     size_of,
     with_plan,
 )
-from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.cost_search import TOLERANCE
-from imagepiece_jax.pretrained.load import load
-from imagepiece_jax.pretrained.save import save
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS, create
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.save import save
 from tests.models import tiny
 from tests.refused import refused
 
@@ -197,7 +197,7 @@ SIZES += [(name, None) for name in PUBLIC]
 def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     """Without a published list of the model's size, and with fewer blocks than 12."""
     sized = {} if size is None else {"image_size": size}
-    model = ModelConfig(name=model, **sized)
+    model = ModelSpec(name=model, **sized)
     model = model.completed_by(size_of(model.name, ("image_size",)))
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     found = model.reduction_at_cost({"name": name, "macs": cost})

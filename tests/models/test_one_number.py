@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.cost_search import TOLERANCE
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained.load import load
-from imagepiece_jax.pretrained.save import save
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
 from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.save import save
 from tests.models import tiny
 from tests.refused import refused
 from tests.runs import configured
@@ -27,7 +27,7 @@ EVIT = {"name": "evit", "blocks": (2, 5), "keep_rate": 0.6}
 
 
 def deit(**fields):
-    return ModelConfig(name="deit_ti", image_size=224, num_classes=1000, **fields)
+    return ModelSpec(name="deit_ti", image_size=224, num_classes=1000, **fields)
 
 
 def image_tokens(model):
@@ -121,7 +121,7 @@ SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("cost", [0.75, 0.6, 0.5, 0.4])
 def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
-    config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
+    config = ModelSpec(name=name, image_size=16 if name == "vit_mini" else 224)
     found = config.reduction_at_cost(cost)
     assert not found.is_open
     assert found.method.macs is None

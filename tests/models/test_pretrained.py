@@ -56,9 +56,9 @@ def test_the_same_weights_at_another_size(tmp_path, dense, size):
         assert found.model == wanted.model
         assert found.image_size == size
         assert same(found.variables, wanted.variables)
-        assert found.config == wanted.config
+        assert found.spec == wanted.spec
         for vit in (found, wanted):
-            assert vit.source.config.image_size == tiny.SIDE
+            assert vit.source.spec.image_size == tiny.SIDE
         assert found.digest == wanted.digest != loaded.digest
     assert same(loaded.at_size(tiny.SIDE).variables, loaded.variables)
     assert same(loaded.at_size(40).at_size(tiny.SIDE).variables, loaded.variables)

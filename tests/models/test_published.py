@@ -14,14 +14,14 @@ from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import convert, registry
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.weights import load
 from tests.models import tiny
-from tests.pretrained.test_files import mapping, tensor, write_pth
 from tests.refused import refused, untrained
+from tests.weights.test_files import mapping, tensor, write_pth
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
@@ -117,7 +117,7 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
     parts = {"norm_eps": 1e-6, "resize": "antialias"}
-    config = load.load(path).config
+    config = load.load(path).spec
     assert config.name is None
     assert dataclasses.replace(config, arch=config.arch | parts).create() == model
 
@@ -133,7 +133,7 @@ def test_a_training_starts_from_a_folder(tmp_path, model, tensors):
     """With the model, the images and the numbers that `load` finds there."""
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     loaded, variables = tiny.pair(imagepiece_jax.load(path))
-    fields = imagepiece_jax.load(path, dtype="float32").config.as_dict
+    fields = imagepiece_jax.load(path, dtype="float32").spec.as_dict
     config = base.get_config()
     config.image_size = fields.pop("image_size")
     config.num_classes = fields.pop("num_classes")

@@ -3,7 +3,7 @@
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from tests.models import tiny
 from tests.refused import refused
 

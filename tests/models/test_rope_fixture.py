@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import convert, resize_positions
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import layouts
+from imagepiece_jax.weights import layouts
 from tests.models import tiny
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import convert, registry, resize_positions
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import layouts
-from imagepiece_jax.pretrained.infer import infer
+from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights.infer import infer
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
@@ -55,6 +55,6 @@ def test_the_whole_model_has_timms_tensors(name):
     published = row["published"]
     digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
     assert abs(count - published) <= max(0.04 * published, digit / 2)
-    assert infer(found, ModelConfig(name=name)).create() == model
+    assert infer(found, ModelSpec(name=name)).create() == model
     # Joining EVA-02's q, k and v takes 300 MB; the largest has 27 GB of weights.
     assert memory("VmHWM") - before < 500

@@ -12,8 +12,8 @@ from flax import traverse_util
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
@@ -158,19 +158,19 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     """A Pretrained as `load` makes it of a file at `path`, which need not be there.
 
     variables: None: shapes alone
-    fields: of its ModelConfig
+    fields: of its ModelSpec
     """
     path = pathlib.Path(path)
-    config = ModelConfig.from_fields(fields)
+    config = ModelSpec.from_fields(fields)
     made = config.create(reduction)
     side = config.image_size
     source = WeightsSource(
-        path=path, place=str(path), name=path.name, config=config, seed=seed
+        path=path, place=str(path), name=path.name, spec=config, seed=seed
     )
     if variables is None:
         variables = shapes(made, side)
     prepared = Preprocessing(side)
-    return Pretrained(made, variables, prepared, config=config, source=source)
+    return Pretrained(made, variables, prepared, spec=config, source=source)
 
 
 def write(path, variables):

@@ -12,8 +12,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained import hub_configs, timm_config, towers
-from imagepiece_jax.pretrained.transformers_config import MODEL_TYPES, QUANTIZED
+from imagepiece_jax.weights import hub_configs, timm_config, towers
+from imagepiece_jax.weights.transformers_config import MODEL_TYPES, QUANTIZED
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)

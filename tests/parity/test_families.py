@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import create_model
-from imagepiece_jax.pretrained import layouts
+from imagepiece_jax.models.spec import create_model
+from imagepiece_jax.weights import layouts
 from tests.parity.record import apart, noise, outputs, record
 
 torch = pytest.importorskip("torch")

@@ -4,7 +4,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained.transformers_config import MODEL_TYPES
+from imagepiece_jax.weights.transformers_config import MODEL_TYPES
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)

@@ -9,7 +9,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem import PROBLEMS
-from imagepiece_jax.pretrained import hub_configs, transformers_config
+from imagepiece_jax.weights import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)

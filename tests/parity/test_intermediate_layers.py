@@ -6,7 +6,7 @@ import pytest
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import convert, registry
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 
 for package in ("torch", "timm", "transformers"):

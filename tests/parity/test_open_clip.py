@@ -9,7 +9,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import open_clip_config as ours
+from imagepiece_jax.weights import open_clip_config as ours
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")

@@ -11,7 +11,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained import hub_configs, transformers_config
+from imagepiece_jax.weights import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -120,7 +120,7 @@ def test_transformers_processors(tmp_path, name):
         image = noise(*shape)
         wanted = pixels(processor, image)
         np.testing.assert_allclose(ours(image), wanted, atol=ROUNDING, rtol=0)
-    config = found["config"]
+    config = found["spec"]
     assert config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
     assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
 
@@ -177,7 +177,7 @@ def test_a_file_that_names_no_processor_has_that_of_its_model():
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
         if not transformers_config.PROCESSORS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
-        found = hub_configs.parse({"model_type": kind}, plain)["config"]
+        found = hub_configs.parse({"model_type": kind}, plain)["spec"]
         theirs = getattr(transformers, f"{name}ImageProcessor")()
         assert found.mean == pytest.approx(theirs.image_mean)
 
@@ -196,7 +196,7 @@ def test_one_number_is_both_sides_or_the_shorter(name, square, size):
     image = noise(31, 57)
     ours = Preprocessing(16, **found["crop"])(image)
     np.testing.assert_allclose(ours, pixels(theirs, image), atol=ROUNDING, rtol=0)
-    assert found["config"].mean == pytest.approx(theirs.image_mean)
+    assert found["spec"].mean == pytest.approx(theirs.image_mean)
 
 
 # Fields of random files; size is drawn with them.
@@ -241,8 +241,8 @@ def test_random_files_give_transformers_pixels_or_are_refused():
         processor = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
         made = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
         side = made.shape[1]
-        mean = found["config"].mean
-        std = found["config"].std
+        mean = found["spec"].mean
+        std = found["spec"].std
         if found["crop"] == {"resize": "none"}:
             side = image.shape[:2]
         ours = Preprocessing.from_fields(side, found["crop"])(image)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import ModelConfig, create_model
-from imagepiece_jax.pretrained import layouts, transformers_config
-from imagepiece_jax.pretrained.infer import infer
+from imagepiece_jax.models.spec import ModelSpec, create_model
+from imagepiece_jax.weights import layouts, transformers_config
+from imagepiece_jax.weights.infer import infer
 from tests.parity.record import apart, noise, outputs, record
-from tests.pretrained.test_layouts_rope import eva, own
+from tests.weights.test_layouts_rope import eva, own
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -86,7 +86,7 @@ def test_logits_and_features_are_timms(name):
     assert back.keys() == raw.keys()
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
     if size[0] == size[1]:
-        found = infer(tensors, ModelConfig(name=name)).create()
+        found = infer(tensors, ModelSpec(name=name)).create()
         assert found.arch == ours.arch
         assert found.num_heads == ours.num_heads
 
@@ -158,9 +158,9 @@ def test_logits_and_features_are_those_of_transformers(fields):
     with torch.no_grad():
         want = theirs(torched(pixels))
     read = transformers_config.parse_transformers(config.to_dict())
-    asked = ModelConfig(num_classes=0, image_size=(48, 64))
-    sizes = ModelConfig.from_fields(read["sizes"])
-    ours = asked.completed_by(read["config"], sizes).create()
+    asked = ModelSpec(num_classes=0, image_size=(48, 64))
+    sizes = ModelSpec.from_fields(read["sizes"])
+    ours = asked.completed_by(read["spec"], sizes).create()
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
     assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert apart(out.pooled, want.pooler_output) < ALLOWED / 10

@@ -8,12 +8,12 @@ import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import recoveries, tiny
 from tests.parity.record import apart, computed, noise
-from tests.pretrained.test_save import MODELS, made
+from tests.weights.test_save import MODELS, made
 
 for package in ("torch", "timm"):
     pytest.importorskip(package)

@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import towers
+from imagepiece_jax.weights import towers
 
 for package in ("torch", "transformers"):
     pytest.importorskip(package)

@@ -21,7 +21,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.config import create_model, with_plan
+from imagepiece_jax.models.spec import create_model, with_plan
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.layer_plan import build

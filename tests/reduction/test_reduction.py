@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests.models import tiny

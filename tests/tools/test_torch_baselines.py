@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call
 from tests.models import tiny

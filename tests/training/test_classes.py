@@ -20,12 +20,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.data import Data, eval_source
 from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.weights import load
+from imagepiece_jax.weights.runs import CLASSES, read_class_names
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

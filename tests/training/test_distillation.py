@@ -20,14 +20,14 @@ from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
-from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.losses import distillation, teacher_distance
+from imagepiece_jax.weights.load import load
 from tests import runs
 from tests.models import tiny
 from tests.models.tiny import fill

@@ -13,12 +13,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.runs import read_checkpoint
-from imagepiece_jax.pretrained.save import save
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
+from imagepiece_jax.weights import load
+from imagepiece_jax.weights.runs import read_checkpoint
+from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import recoveries, tiny
 
@@ -219,7 +219,7 @@ def google(tmp_path_factory):
         beside = ("images", "outputs", "given")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
     given = {"name": "deit_s", "stem": "patch"}
-    fields = load.load(path, **given).config.as_dict
+    fields = load.load(path, **given).spec.as_dict
     top = {name: fields[name] for name in ("image_size", "num_classes")}
     model = {k: v for k, v in fields.items() if k not in (*top, "arch")}
     parts = {"gelu": "tanh", "norm_eps": 1e-6}

@@ -20,9 +20,9 @@ from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.training import comparison, recover, recovery_step
 from tests import forked, programs, runs
 from tests.models import tiny

@@ -24,10 +24,10 @@ from flax import traverse_util
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import GONE, InputError, RunError
-from imagepiece_jax.pretrained import runs
-from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.logging import read_metrics
+from imagepiece_jax.weights import runs
+from imagepiece_jax.weights.runs import RUN_CONFIG
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json

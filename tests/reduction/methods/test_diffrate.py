@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
 from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState

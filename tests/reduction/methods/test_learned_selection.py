@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.spvit import SPViT

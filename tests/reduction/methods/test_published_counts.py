@@ -2,8 +2,8 @@
 
 import pytest
 
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 

@@ -19,11 +19,11 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
-from imagepiece_jax.models.config import ModelConfig, normalization
 from imagepiece_jax.models.pretrained import WeightsSource
-from imagepiece_jax.pretrained import hub
-from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
-from imagepiece_jax.pretrained.layouts import Contents, transformers_parts
+from imagepiece_jax.models.spec import ModelSpec, normalization
+from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.hub import CONFIG, PREPROCESSOR
+from imagepiece_jax.weights.layouts import Contents, transformers_parts
 
 # Fields of an Architecture that no shape shows. A map has parameters of its own.
 IN_NO_TENSOR = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
@@ -31,7 +31,7 @@ IN_NO_TENSOR += ("pool", "pool_include_prefix", "pool_heads")
 # Fields that the name of a public model decides; a caller who wants another value
 # contradicts it.
 SETTLED_BY_NAME = ("norm_eps", "resize", "rotary", "post_norm")
-NO_FIELDS = ModelConfig()
+NO_FIELDS = ModelSpec()
 NO_PARTS = types.MappingProxyType({})
 SHOWN_NAMES = 5  # in a sentence
 
@@ -67,8 +67,8 @@ class Unnamed(InputError):
 def completed(
     source: WeightsSource,
     contents: Contents | None,
-    requested: ModelConfig,
-    otherwise: ModelConfig = NO_FIELDS,
+    requested: ModelSpec,
+    otherwise: ModelSpec = NO_FIELDS,
 ) -> WeightsSource:
     """A WeightsSource with all fields of the model that weights were trained as.
 
@@ -85,7 +85,7 @@ def completed(
         return source
     place = source.place
     try:
-        config = _trained_config(source, contents, requested, otherwise)
+        spec = _trained_spec(source, contents, requested, otherwise)
     except InputError as error:
         raise error.inside(place=place) from error
     names = source.class_names
@@ -93,14 +93,14 @@ def completed(
     if source.path.is_dir():
         place += f", {hub.config_file(source.path).name}"
     else:
-        named = config
+        named = spec
         if requested.name in registry.MODELS:  # which says nothing of the images
-            named = partial_config(source, contents)
+            named = partial_spec(source, contents)
             normalized = (requested.mean or named.mean) is not None
         name = name_of_images(source, requested)
-        names = registry.published_class_names(name, config.num_classes)
+        names = registry.published_class_names(name, spec.num_classes)
     for field, value in source.sizes.items():
-        theirs = getattr(config, field)
+        theirs = getattr(spec, field)
         if value != theirs:
             raise InputError(
                 f"is {value!r}, but its tensors have {theirs!r}",
@@ -111,13 +111,13 @@ def completed(
             )
     return dataclasses.replace(
         with_crop(source, requested),
-        config=dataclasses.replace(config, dtype=source.config.dtype),
+        spec=dataclasses.replace(spec, dtype=source.spec.dtype),
         class_names=names,
         normalized=normalized,
     )
 
 
-def with_crop(source: WeightsSource, requested: ModelConfig) -> WeightsSource:
+def with_crop(source: WeightsSource, requested: ModelSpec) -> WeightsSource:
     """A WeightsSource with the crop of the images that its weights were trained for.
 
     Their run or their folder says it, or it is published for their name.
@@ -132,7 +132,7 @@ def with_crop(source: WeightsSource, requested: ModelConfig) -> WeightsSource:
     return dataclasses.replace(source, crop=crop, chosen_tag=tag)
 
 
-def name_of_images(source: WeightsSource, requested: ModelConfig) -> str | None:
+def name_of_images(source: WeightsSource, requested: ModelSpec) -> str | None:
     """The name that says for which images weights are: the caller's, or their own.
 
     A folder's own counts first. So does a file's where the caller's is one of ours,
@@ -140,13 +140,13 @@ def name_of_images(source: WeightsSource, requested: ModelConfig) -> str | None:
 
     requested: fields that the caller adds or changes
     """
-    names = [requested.name, source.config.name]
+    names = [requested.name, source.spec.name]
     if source.path.is_dir() or requested.name in registry.MODELS:
         names.reverse()
     return names[0] or names[1]
 
 
-def _trained_config(source, contents, requested, otherwise):
+def _trained_spec(source, contents, requested, otherwise):
     """The config that the weights in a folder or a file were trained with.
 
     Arguments are those of `completed`.
@@ -166,29 +166,28 @@ def _trained_config(source, contents, requested, otherwise):
         if (path.parent / CONFIG).is_file():
             way_out = f"name its folder, {path.parent}, which has a {CONFIG}"
     try:
-        config = infer(tensors, given, common_parts, otherwise)
+        spec = infer(tensors, given, common_parts, otherwise)
     except Unnamed as error:
         raise error.with_facts(hint=f"{way_out}, or {error.hint}") from error
-    shown_heads = contents.config.num_heads  # by shapes of some layouts
-    if shown_heads not in (None, config.num_heads):
+    shown_heads = contents.spec.num_heads  # by shapes of some layouts
+    if shown_heads not in (None, spec.num_heads):
         raise InputError(
-            f"is {config.num_heads!r}, but its tensors are those of "
-            f"{shown_heads} heads",
+            f"is {spec.num_heads!r}, but its tensors are those of {shown_heads} heads",
             field="num_heads",
-            value=config.num_heads,
+            value=spec.num_heads,
             allowed=f"{shown_heads}",
         )
-    return config
+    return spec
 
 
-def merged(row: str, by_source: Mapping[str, ModelConfig]) -> ModelConfig:
-    """The ModelConfig of which each field is from the first source that says it.
+def merged(row: str, by_source: Mapping[str, ModelSpec]) -> ModelSpec:
+    """The ModelSpec of which each field is from the first source that says it.
 
     row: a row of ORDER, which has the sources in their order
     by_source: {source: the fields that it says}
     """
     configs = [by_source[source] for source in ORDER[row] if source in by_source]
-    return ModelConfig().completed_by(*configs)
+    return ModelSpec().completed_by(*configs)
 
 
 def table() -> str:
@@ -201,49 +200,49 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def partial_config(source: WeightsSource, contents: Contents) -> ModelConfig:
+def partial_spec(source: WeightsSource, contents: Contents) -> ModelSpec:
     """The config by name, layout and config.json, without the sizes of tensors."""
     if source.path.is_dir():
-        return source.config
-    config = merged("a file", _configs_of_file(source, contents))
-    return _with_images_of(source.config.name, config)
+        return source.spec
+    spec = merged("a file", _specs_of_file(source, contents))
+    return _with_images_of(source.spec.name, spec)
 
 
-def _configs_of_file(source, contents):
+def _specs_of_file(source, contents):
     """{source: the fields that it says}, for the sources of a file but the caller."""
     return {
         IN_FILE: contents.images,
-        LAYOUT: contents.config,
-        FILE_NAME: source.config,
+        LAYOUT: contents.spec,
+        FILE_NAME: source.spec,
     }
 
 
-def _with_images_of(name, config):
+def _with_images_of(name, spec):
     """A config with mean and std of a public model, where it says neither."""
-    if config.mean is not None or config.std is not None:
-        return config
+    if spec.mean is not None or spec.std is not None:
+        return spec
     published = registry.public_fields(name or "") or {}
     images = {k: published[k] for k in ("mean", "std") if k in published}
-    return dataclasses.replace(config, **images)
+    return dataclasses.replace(spec, **images)
 
 
 def _given_for_folder(source, contents, requested):
     """The config that files, caller and layout of a folder make together.
 
-    What the caller must not change is left out: `ModelConfig.with_requested` compares
+    What the caller must not change is left out: `ModelSpec.with_requested` compares
     it later.
     """
-    config = source.config
+    spec = source.spec
     # image_size is the trained size here.
     not_from_caller = ["image_size"]
-    if config.name or _is_full(config.arch):
+    if spec.name or _is_full(spec.arch):
         not_from_caller += ["name", "num_heads", *PARTS]
     if not source.saved and "mlp" in not_from_caller:
         not_from_caller.remove("mlp")  # no config.json of timm has its mlp_layer
     by_source = {
-        CONFIG_FILES: config,
+        CONFIG_FILES: spec,
         CALLER: _without(requested, not_from_caller),
-        LAYOUT: contents.config,
+        LAYOUT: contents.spec,
     }
     return merged("a folder", by_source)
 
@@ -252,18 +251,18 @@ def _given_for_file(source, contents, requested):
     """The config that caller, layout and name of a file make together.
 
     Fields that the name of a public model decides are that model's, whatever the caller
-    says: `ModelConfig.with_requested` compares the two later.
+    says: `ModelSpec.with_requested` compares the two later.
     """
-    name = requested.name or source.config.name
+    name = requested.name or source.spec.name
     published = {}
     if name not in registry.MODELS:
         published = registry.fields_of(name)
     row = "a file"
-    by_source = _configs_of_file(source, contents)
+    by_source = _specs_of_file(source, contents)
     if published and requested.name:
         row = "a file, and `name=..` of a public model"
         # The other fields of the layout describe another function than the name does.
-        by_source[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
+        by_source[LAYOUT] = ModelSpec(num_heads=contents.spec.num_heads)
     # image_size is the trained size here. The caller's may be another of as many
     # patches.
     trained_size = requested.image_size
@@ -279,45 +278,45 @@ def _given_for_file(source, contents, requested):
         given = _without(given, SETTLED_BY_NAME)
     by_source[CALLER] = given
     images_of = name_of_images(source, requested)
-    config = _with_images_of(images_of, merged(row, by_source))
+    spec = _with_images_of(images_of, merged(row, by_source))
     norm = contents.tensors.get("blocks.0.norm1.weight")
     if name_decides and np.shape(norm) == (published["embed_dim"],):
-        config = _without(config, ["num_heads"])
-    return config
+        spec = _without(spec, ["num_heads"])
+    return spec
 
 
 def _is_full(arch):
-    """Whether a ModelConfig's parts are those of a whole Architecture."""
+    """Whether a ModelSpec's parts are those of a whole Architecture."""
     return len(arch) == len(PARTS)
 
 
-def _without(config, fields):
-    """A ModelConfig without some of its fields and parts."""
+def _without(spec, fields):
+    """A ModelSpec without some of its fields and parts."""
     empty = dict.fromkeys(field for field in fields if field not in PARTS)
-    arch = {part: value for part, value in config.arch.items() if part not in fields}
-    return dataclasses.replace(config, **empty, arch=arch)
+    arch = {part: value for part, value in spec.arch.items() if part not in fields}
+    return dataclasses.replace(spec, **empty, arch=arch)
 
 
-def with_fc_norm(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
+def with_fc_norm(contents: Contents, spec: ModelSpec) -> Mapping[str, np.ndarray]:
     """A checkpoint's tensors, whose last norm is "fc_norm" where it is behind the pool.
 
     Layouts of other libraries have one name for the last norm in both places. timm
     calls it "norm" in front of the pool.
 
-    config: of the model; its `fc_norm` says where the norm is
+    spec: of the model; its `fc_norm` says where the norm is
     """
     tensors = contents.tensors
-    if "fc_norm" in contents.common_parts or not config.arch.get("fc_norm"):
+    if "fc_norm" in contents.common_parts or not spec.arch.get("fc_norm"):
         return tensors
     return {re.sub(r"^norm\.", "fc_norm.", name): tensors[name] for name in tensors}
 
 
 def infer(
     tensors: Mapping[str, np.ndarray],
-    partial: ModelConfig,
+    partial: ModelSpec,
     common_parts: Mapping[str, Any] = NO_PARTS,
-    otherwise: ModelConfig = NO_FIELDS,
-) -> ModelConfig:
+    otherwise: ModelSpec = NO_FIELDS,
+) -> ModelSpec:
     """The config of the model that tensors belong to.
 
     tensors: by timm's names
@@ -361,7 +360,7 @@ def infer(
         raise _unknown(lacking, partial, sizes, parts)
     mean, std = normalization(fields["mean"], fields["std"])
     heads = fields["num_heads"]
-    return ModelConfig(
+    return ModelSpec(
         name=partial.name, arch=arch, num_heads=heads, mean=mean, std=std, **sizes
     )
 

@@ -8,9 +8,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.infer import Unnamed, infer
+from imagepiece_jax.weights.infer import Unnamed, infer
 from tests.refused import refused
 
 # What no tensor of DeiT shows.
@@ -36,7 +36,7 @@ def named_shapes(model, image_size):
 def test_the_same_model_is_made_again(name, image_size, options):
     model = create_model(name, image_size=image_size, **options)
     given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
-    found = infer(named_shapes(model, image_size), ModelConfig.from_fields(given))
+    found = infer(named_shapes(model, image_size), ModelSpec.from_fields(given))
     assert found.create() == model
     assert found.image_size == image_size
     assert found.name == name
@@ -62,7 +62,7 @@ def test_the_same_model_is_made_again(name, image_size, options):
 def test_a_public_model_is_known_by_its_name(name):
     side = 56 if "14" in name else 64
     model = create_model(name, image_size=side)
-    found = infer(named_shapes(model, side), ModelConfig(name=name, image_size=side))
+    found = infer(named_shapes(model, side), ModelSpec(name=name, image_size=side))
     assert found.create() == model
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_guessed(name, meant):
     side = 56 if "14" in name else 64
     shapes = named_shapes(create_model(name, image_size=side), side)
     with pytest.raises(Unnamed) as error:
-        infer(shapes, ModelConfig())
+        infer(shapes, ModelSpec())
     assert error.value.field == "num_heads"
     assert meant in error.value.hint
 
@@ -99,7 +99,7 @@ def test_nothing_is_guessed(name, meant):
 def test_what_neither_tensors_nor_name_say(given, field, value, ours):
     model = create_model("deit_s", image_size=32, **SMALL)
     with refused(field, value, ours):
-        infer(named_shapes(model, 32), ModelConfig.from_fields(given))
+        infer(named_shapes(model, 32), ModelSpec.from_fields(given))
 
 
 ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
@@ -110,7 +110,7 @@ HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 def lacking(model, side, **given):
     """Fields that an error names where `given` alone is said of a model's tensors."""
     with pytest.raises(Unnamed) as error:
-        infer(named_shapes(model, side), ModelConfig.from_fields(given))
+        infer(named_shapes(model, side), ModelSpec.from_fields(given))
     return error.value.value
 
 
@@ -119,16 +119,16 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     name = "vit_small_patch16_dinov3"
     model = create_model(name, depth=3)
     assert {"mean", "std", "image_size"} < {*lacking(model, 64)}
-    found = infer(named_shapes(model, 64), ModelConfig(name=name, image_size=64))
+    found = infer(named_shapes(model, 64), ModelSpec(name=name, image_size=64))
     assert found.create() == create_model(name, depth=3, image_size=64)
     with pytest.raises(InputError, match="tensor pos_embed is missing; allowed:"):
-        infer(named_shapes(model, 64), ModelConfig(name="deit_s"))
+        infer(named_shapes(model, 64), ModelSpec(name="deit_s"))
     given = ONE_BY_ONE | HALVES
     without = {k: v for k, v in given.items() if k != "rotary"}
     assert {*lacking(model, 64, **without)} == {"image_size", "rotary"}
     arch = {"positions": False, "rotary": {"origin": "center"}}
     turned = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    given = ModelConfig.from_fields(without | {"arch": arch, "image_size": 32})
+    given = ModelSpec.from_fields(without | {"arch": arch, "image_size": 32})
     found = infer(named_shapes(turned, 32), given)
     assert found.create().arch.rotary == turned.arch.rotary
 
@@ -144,7 +144,7 @@ def test_evas_tensors_do_not_say_where_their_norms_are():
         fields,
     ):
         found = infer(
-            named_shapes(eva, 28), ModelConfig.from_fields(given), {"fc_norm": True}
+            named_shapes(eva, 28), ModelSpec.from_fields(given), {"fc_norm": True}
         )
         assert found.create().arch == eva.arch
 
@@ -185,12 +185,10 @@ def test_what_no_tensor_shows_is_asked_for(arch, fields):
         del known["pool"]
     shapes = named_shapes(model, 64)
     with pytest.raises(Unnamed) as error:
-        infer(shapes, ModelConfig.from_fields(known), {"fc_norm": model.arch.fc_norm})
+        infer(shapes, ModelSpec.from_fields(known), {"fc_norm": model.arch.fc_norm})
     assert {*error.value.value} == {*fields}
     known |= fields
-    found = infer(
-        shapes, ModelConfig.from_fields(known), {"fc_norm": model.arch.fc_norm}
-    )
+    found = infer(shapes, ModelSpec.from_fields(known), {"fc_norm": model.arch.fc_norm})
     assert found.create().arch == model.arch
     assert found.image_size == 64
 
@@ -201,14 +199,14 @@ def test_a_size_may_be_that_of_other_images():
     size = (208, 240)
     shapes = named_shapes(create_model(name), 224)
     images = HALVES | {"image_size": size}
-    assert infer(shapes, ModelConfig(name=name, **images)).image_size == 224
+    assert infer(shapes, ModelSpec(name=name, **images)).image_size == 224
     fields = ONE_BY_ONE | images | {"num_heads": 6}
     with pytest.raises(Unnamed) as error:
-        infer(shapes, ModelConfig.from_fields(fields))
+        infer(shapes, ModelSpec.from_fields(fields))
     assert error.value.value == ["prefix_positions"]
-    found = infer(shapes, ModelConfig.from_fields(fields | {"prefix_positions": False}))
+    found = infer(shapes, ModelSpec.from_fields(fields | {"prefix_positions": False}))
     assert found.image_size == 224
-    found = infer(shapes, ModelConfig.from_fields(fields | {"prefix_positions": True}))
+    found = infer(shapes, ModelSpec.from_fields(fields | {"prefix_positions": True}))
     assert found.image_size == size
 
 
@@ -224,9 +222,9 @@ def test_the_sentence_on_an_unknown_size_says_what_is_enough():
     fields = ONE_BY_ONE | {"resize": "bicubic"}
     clip = create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
     with pytest.raises(InputError) as caught:
-        infer(named_shapes(clip, 32), ModelConfig.from_fields(fields))
+        infer(named_shapes(clip, 32), ModelSpec.from_fields(fields))
     assert caught.value.hint.startswith("give mean=.. std=..")
-    found = infer(named_shapes(clip, 32), ModelConfig.from_fields(fields | HALVES))
+    found = infer(named_shapes(clip, 32), ModelSpec.from_fields(fields | HALVES))
     assert found.name is None
     assert found.architecture.pre_norm
 
@@ -237,7 +235,7 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled(pool):
     arch = {"fc_norm": True, "final_norm": False, "pool": pool}
     model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
     reads = {"pool": pool, "pool_include_prefix": False}
-    given = ModelConfig.from_fields(ONE_BY_ONE | HALVES | reads | {"arch": arch})
+    given = ModelSpec.from_fields(ONE_BY_ONE | HALVES | reads | {"arch": arch})
     found = infer(named_shapes(model, 32), given)
     assert found.create().arch == model.arch
 
@@ -246,13 +244,13 @@ def test_names_that_are_listed_settle_everything():
     """vit_base_patch16_224's tags differ in mean and std: those are named."""
     found = named_shapes(create_model("vit_base_patch16_224", image_size=64), 64)
     with pytest.raises(InputError) as caught:
-        infer(found, ModelConfig())
+        infer(found, ModelSpec())
     listed = re.search(r"name=.. \((.*?)( and \d+ others)?\)", str(caught.value))
     names = listed[1].split(", ")
     assert len(names) == 5
     assert "vit_base_patch16_224" not in names
     for name in names:
-        assert infer(found, ModelConfig(name=name)).mean
+        assert infer(found, ModelSpec(name=name)).mean
     tags = "with its tag \\(vit_base_patch16_224.augreg.*, .*bamboo"
     with pytest.raises(InputError, match=tags):
-        infer(found, ModelConfig(name="vit_base_patch16_224"))
+        infer(found, ModelSpec(name="vit_base_patch16_224"))

@@ -12,7 +12,6 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.errors import InputError, one_of
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.projector import Tower
@@ -20,24 +19,25 @@ from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
 )
-from imagepiece_jax.pretrained import (
+from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.weights import (
     hub,
     open_clip_config,
     timm_config,
     transformers_config,
 )
-from imagepiece_jax.pretrained.hub import (
+from imagepiece_jax.weights.hub import (
     CONFIG,
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
     PROCESSOR,
 )
-from imagepiece_jax.reduction.reduction import Reduction
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Fields of a Source by a folder's config.json and its image processor's file.
+    """Fields of a WeightsSource by a folder's config.json and its processor's file.
 
     Raises InputError, which names the file that cannot be read or understood.
     """
@@ -67,8 +67,8 @@ def parse(
     parsed = _guarded(file, transformers_config.parse_transformers, config)
     processor = transformers_config.processor
     normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
-    merged = parsed["config"].completed_by(normalization)
-    return parsed | {"config": merged, "crop": crop}
+    merged = parsed["spec"].completed_by(normalization)
+    return parsed | {"spec": merged, "crop": crop}
 
 
 def _guarded(file, call, *content):
@@ -163,7 +163,7 @@ def _parse_ours(config):
         recovery = recovery_of(ours["recovery"])
     problem_type = ours.get("problem_type", SINGLE_LABEL)
     return {
-        "config": ModelConfig(dtype=ours["dtype"], **ours["model"]),
+        "spec": ModelSpec(dtype=ours["dtype"], **ours["model"]),
         "sizes": {"num_classes": classes},
         "crop": ours["preprocessing"],
         "reduction": Reduction.read(ours["reduction"]),

@@ -14,12 +14,12 @@ from imagepiece_jax.common.fields import is_integer, is_number
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.timm_config import SILUS
-from imagepiece_jax.pretrained.towers import GELUS, HOSTS
+from imagepiece_jax.weights.timm_config import SILUS
+from imagepiece_jax.weights.towers import GELUS, HOSTS
 
 Fields = Mapping[str, Any]  # of a JSON file
 COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
@@ -204,13 +204,13 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
         resize=model.resize,
     )
     heads = fields["num_attention_heads"]
-    model_config = ModelConfig(num_heads=heads, image_size=size, arch=arch)
+    spec = ModelSpec(num_heads=heads, image_size=size, arch=arch)
     names = class_names.shortened(_names(labels))
     task = SINGLE_LABEL
     if classify:
         task = _problem_type(config, labels)
     return {
-        "config": model_config,
+        "spec": spec,
         "sizes": sizes,
         "class_names": names,
         "problem_type": task,
@@ -235,7 +235,7 @@ def _check_fixed(fixed, fields):
         one_of(field, fields.get(field, value), [value])
 
 
-def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, Any]]:
+def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]]:
     """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
 
     Both are empty without the file. What it leaves out is as in its image processor.
@@ -244,7 +244,7 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
     Raises InputError for pixels or a crop that no model here has.
     """
     if not images:
-        return ModelConfig(), {}
+        return ModelSpec(), {}
     name = _processor_name(images, config)
     if name == "CLIP":  # its processor would take another size by this field
         _check_fixed({"use_square_size": False}, images)
@@ -261,7 +261,7 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])
     std = _channels(fields["image_std"])
-    return ModelConfig(mean=mean, std=std), _crop(fields, name)
+    return ModelSpec(mean=mean, std=std), _crop(fields, name)
 
 
 def _processor_name(images, config):

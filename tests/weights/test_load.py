@@ -14,13 +14,13 @@ from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.load import SavedWeights, load_as
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.weights import load
+from imagepiece_jax.weights.load import SavedWeights, load_as
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
@@ -88,7 +88,7 @@ def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization,
 
 def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
     run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
-    found = load_as(SavedWeights(run), abstract=True).config
+    found = load_as(SavedWeights(run), abstract=True).spec
     assert (found.mean, found.std) == (HALF, HALF)
     assert found.num_heads == 4  # of vit_mini, which its config only names
 
@@ -110,7 +110,7 @@ def test_a_field_that_contradicts_the_weights_is_named(
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     said = f"^{field}.* is {value!r}, but weights file {path} has {own}; allowed: .+$"
     with pytest.raises(InputError, match=said):
-        load_as(SavedWeights(path), ModelConfig.from_fields(OF | {field: value}))
+        load_as(SavedWeights(path), ModelSpec.from_fields(OF | {field: value}))
 
 
 @pytest.mark.parametrize("field, value", [("post_norm", True), ("rotary", {})])
@@ -128,12 +128,12 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
     vit = load.load(path, **OF | changes)
-    assert (vit.image_size, vit.source.config.image_size) == (32, tiny.SIDE)
+    assert (vit.image_size, vit.source.spec.image_size) == (32, tiny.SIDE)
     assert vit.model.arch.gelu == "tanh"
-    assert vit.config.name == "vit_mini"
+    assert vit.spec.name == "vit_mini"
     assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
     path = run_folder(tmp_path / "run")
-    free = ModelConfig(dtype="bfloat16", drop_path_rate=0.5)
+    free = ModelSpec(dtype="bfloat16", drop_path_rate=0.5)
     found = load_as(SavedWeights(path), free, abstract=True)
     assert found.model.dtype == "bfloat16"
     assert found.model.drop_path_rate == 0.5
@@ -390,7 +390,7 @@ def test_runs_and_configs_that_name_former_fields_of_a_reduction_are_read(tmp_pa
 def test_what_a_path_says_is_no_model(tmp_path, tensors):
     """Not even of a file that is called as a known model, with tensors of another."""
     path = written(tmp_path / "deit_tiny_patch16_224.npz", tensors, {})
-    assert load.read_source(path).config.name == "deit_tiny_patch16_224"
+    assert load.read_source(path).spec.name == "deit_tiny_patch16_224"
     with pytest.raises(InputError):
         load.load(path)
 

@@ -66,7 +66,7 @@ def _open(check, usual=None, decided=False):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(CheckedFields):
+class ModelSpec(CheckedFields):
     """What makes a model, but for its reduction and weights: `create` makes the ViT.
 
     A field that is None is decided by the name, else by `usual` of `_open`, or by
@@ -105,7 +105,7 @@ class ModelConfig(CheckedFields):
     axis_name: str | None = _open(text())  # as in ViT
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> "ModelConfig":
+    def from_fields(cls, fields: Mapping[str, Any]) -> "ModelSpec":
         """The config with these fields; parts of `arch` may stand beside it.
 
         Raises InputError for an unknown field, and for a value that is not allowed.
@@ -146,27 +146,27 @@ class ModelConfig(CheckedFields):
             del fields["arch"]
         return fields
 
-    def completed_by(self, *others: "ModelConfig") -> "ModelConfig":
+    def completed_by(self, *others: "ModelSpec") -> "ModelSpec":
         """Each field and part from the first that has it: this, then the others."""
         fields = {}
         arch = {}
         for config in (*reversed(others), self):
             fields |= config.fields
             arch |= config.arch
-        return ModelConfig(**fields | {"arch": arch})
+        return ModelSpec(**fields | {"arch": arch})
 
     @property
     def architecture(self) -> Architecture:
         """The Architecture of the name with the parts of `arch`."""
         return _named_parts(self.name).with_parts(self.arch)
 
-    def with_all_parts(self) -> "ModelConfig":
+    def with_all_parts(self) -> "ModelSpec":
         """The same with all parts in `arch`: what it does not say is the name's."""
         return dataclasses.replace(self, arch=self.architecture)
 
     def with_requested(
-        self, requested: "ModelConfig", source: str, sizes: bool
-    ) -> "ModelConfig":
+        self, requested: "ModelSpec", source: str, sizes: bool
+    ) -> "ModelSpec":
         """This config of trained weights with requested fields.
 
         source: the weights, in words
@@ -314,7 +314,7 @@ def with_plan(
 
     model: a ViT of the same sizes, with any plan
     grid: (height, width) of the images, in patches
-    name, masked: fields of a ModelConfig
+    name, masked: fields of a ModelSpec
     tokens: exact number of image tokens in the end; None: the reduction's own
     Raises InputError for a reduction that does not fit the model.
     """
@@ -377,17 +377,17 @@ def create_model(
     reduction: a share of the MACs such as 0.5, a method's name, or a dict such as
         {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`, or as a text,
         "evit:keep_rate=0.7"; None: the dense model
-    changes: fields of a ModelConfig, and parts of an Architecture, that differ from the
+    changes: fields of a ModelSpec, and parts of an Architecture, that differ from the
         name's, such as image_size=(224, 280), dtype="bfloat16" or gelu="tanh"
     Raises InputError for anything that does not fit.
     """
-    check_names(changes, ["reduction", *ModelConfig.names()])
-    config = ModelConfig.from_fields({"name": name, **changes})
+    check_names(changes, ["reduction", *ModelSpec.names()])
+    config = ModelSpec.from_fields({"name": name, **changes})
     return config.create_at_cost(reduction)
 
 
 def fields_in_config(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ModelConfig in a config's group `model`; old ones are left out.
+    """The fields of a ModelSpec in a config's group `model`; old ones are left out.
 
     Configs and run folders may name a field that there was.
     """
@@ -399,13 +399,13 @@ def _named_parts(name):
     return fields_of(name).get("arch", DEIT)
 
 
-def size_of(name: str | None, others: Sequence[str] = ()) -> ModelConfig:
+def size_of(name: str | None, others: Sequence[str] = ()) -> ModelSpec:
     """The sizes that a name stands for, and `others` of the fields that it says."""
     fields = fields_of(name)
-    return ModelConfig(**{k: fields[k] for k in (*SIZE_FIELDS, *others) if k in fields})
+    return ModelSpec(**{k: fields[k] for k in (*SIZE_FIELDS, *others) if k in fields})
 
 
-def named_fields(name: str | None) -> ModelConfig:
+def named_fields(name: str | None) -> ModelSpec:
     """The sizes that a name stands for, of a public model mean and std too."""
     if name in MODELS:
         return size_of(name)

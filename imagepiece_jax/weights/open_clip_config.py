@@ -10,9 +10,9 @@ from typing import Any
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained import timm_config
-from imagepiece_jax.pretrained.layouts import CLIP_IMAGES
+from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.weights import timm_config
+from imagepiece_jax.weights.layouts import CLIP_IMAGES
 
 Fields = Mapping[str, Any]  # of a JSON file
 DEFAULTS = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
@@ -47,9 +47,9 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
             raise InputError(f"is {value!r}, which no model has", field=path)
     vision = DEFAULTS | vision
     if vision["timm_model_name"]:
-        model_config, sizes = _of_timm(vision, model)
+        spec, sizes = _of_timm(vision, model)
     else:
-        model_config, sizes = _of_tower(vision, model)
+        spec, sizes = _of_tower(vision, model)
     normalization = {}
     for field, usual in CLIP_IMAGES.items():
         normalization[field] = tuple(images.get(field) or usual)
@@ -62,12 +62,12 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
             "preprocess_cfg.interpolation", interpolation, INTERPOLATIONS
         ),
     }
-    model_config = dataclasses.replace(model_config, **normalization)
-    return {"config": model_config, "sizes": sizes, "crop": crop}
+    spec = dataclasses.replace(spec, **normalization)
+    return {"spec": spec, "sizes": sizes, "crop": crop}
 
 
 def _of_tower(vision, model):
-    """(ModelConfig, sizes of tensors) of OpenCLIP's own VisionTransformer."""
+    """(ModelSpec, sizes of tensors) of OpenCLIP's own VisionTransformer."""
     width = vision["width"]
     heads = vision["width"] // vision["head_width"]
     norm = vision["norm_kwargs"] or {}
@@ -87,7 +87,7 @@ def _of_tower(vision, model):
         "rotary": None,
         "post_norm": False,
     }
-    model_config = ModelConfig(
+    spec = ModelSpec(
         num_heads=heads,
         image_size=size,
         arch=parts,
@@ -101,7 +101,7 @@ def _of_tower(vision, model):
         )
     sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
     sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
-    return model_config, sizes | {"num_classes": model["embed_dim"]}
+    return spec, sizes | {"num_classes": model["embed_dim"]}
 
 
 def _gelu(act, quick):
@@ -115,7 +115,7 @@ def _gelu(act, quick):
 
 
 def _of_timm(vision, model):
-    """(ModelConfig, sizes of tensors) of a model of timm's, maybe with a projection.
+    """(ModelSpec, sizes of tensors) of a model of timm's, maybe with a projection.
 
     OpenCLIP makes it by timm's own code, whatever the weights were trained with.
     """
@@ -134,8 +134,8 @@ def _of_timm(vision, model):
         includes_prefix = arch.pool_include_prefix and pool == "map"
         parts = {"pool": pool, "pool_include_prefix": includes_prefix}
         arch = dataclasses.replace(arch, **parts)
-    model_config = ModelConfig(name=name, arch=arch, num_heads=row["num_heads"])
+    spec = ModelSpec(name=name, arch=arch, num_heads=row["num_heads"])
     sizes = {}
     if proj != "none":
         sizes["num_classes"] = model["embed_dim"]
-    return model_config, sizes
+    return spec, sizes

@@ -16,9 +16,9 @@ import scipy.ndimage
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.resize_positions import resize
-from imagepiece_jax.pretrained import layouts, load
+from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.weights import layouts, load
 from tests.models import tiny
 from tests.rounding import assert_close
 
@@ -103,14 +103,14 @@ GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     "name, says", [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})]
 )
 def test_what_a_layout_says_of_the_model(name, says):
-    assert layouts.to_timm(stored(name)[0]).config == ModelConfig.from_fields(says)
+    assert layouts.to_timm(stored(name)[0]).spec == ModelSpec.from_fields(says)
 
 
 def test_openai_says_that_a_file_is_its_own():
     width = {"visual.class_embedding": np.zeros(768), "visual.proj": np.ones((768, 9))}
     found = layouts.to_timm(width | {"input_resolution": np.array(224)})
     fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": 12}
-    assert found.config == ModelConfig.from_fields(fixed | CLIP)
+    assert found.spec == ModelSpec.from_fields(fixed | CLIP)
     assert found.tensors["head.weight"].shape == (9, 768)
 
 
@@ -123,13 +123,13 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
         # A name whose function is timm's.
         ({"name": "vit_base_patch16_224.augreg_in21k"}, "exact", (0.5,) * 3),
     ):
-        config = load.load(tmp_path / "w.npz", **given).config
+        config = load.load(tmp_path / "w.npz", **given).spec
         assert (config.architecture.gelu, config.num_heads) == (gelu, 3)
         assert config.mean == mean
     # A layout says more than the name of its file.
     name = "vit_base_patch16_224.augreg_in21k"
     (tmp_path / "w.npz").rename(tmp_path / f"{name}.npz")
-    arch = load.load(tmp_path / f"{name}.npz").config.architecture
+    arch = load.load(tmp_path / f"{name}.npz").spec.architecture
     assert (arch.gelu, arch.resize) == ("tanh", "linear")
 
 

@@ -18,10 +18,10 @@ from flax import traverse_util
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.weights import load
 from tests import oracles
 from tests.models import tiny
-from tests.pretrained.test_layouts import stored
+from tests.weights.test_layouts import stored
 
 SIDE = 16
 PATCH = 4

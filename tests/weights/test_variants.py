@@ -6,14 +6,14 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import create_model
-from imagepiece_jax.pretrained import layouts
-from imagepiece_jax.pretrained.load import SavedWeights, load, load_as
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.reduction.sweep_text import parse_sweep
+from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights.load import SavedWeights, load, load_as
 from tests.models import tiny
 from tests.models.test_published import same
-from tests.pretrained.test_load import run_folder
+from tests.weights.test_load import run_folder
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,)}

@@ -17,11 +17,11 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import hub_configs
+from imagepiece_jax.weights import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.refused import refused, untrained

@@ -2,8 +2,8 @@
 
 import pytest
 
-from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained import infer
+from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.weights import infer
 from tests.runs import ROOT
 
 
@@ -16,8 +16,8 @@ def test_the_first_source_that_says_a_field_decides(row):
     """Whatever the order that they are given in."""
     sources = infer.ORDER[row]
     for first, source in enumerate(sources):
-        said = {other: ModelConfig(depth=99) for other in sources[first + 1 :]}
-        said[source] = ModelConfig(depth=1)
+        said = {other: ModelSpec(depth=99) for other in sources[first + 1 :]}
+        said[source] = ModelSpec(depth=1)
         for name in sources[:first]:
-            said[name] = ModelConfig(num_heads=3)  # another field
+            said[name] = ModelSpec(num_heads=3)  # another field
         assert infer.merged(row, said).depth == 1

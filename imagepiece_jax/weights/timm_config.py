@@ -11,8 +11,8 @@ from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import SIZE_FIELDS, ModelSpec, size_of
 from imagepiece_jax.models.vit import ViT
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
@@ -109,8 +109,8 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
-    model = ModelConfig.from_fields(normalization | {"image_size": size} | fields)
-    return {"config": model, "sizes": sizes, "crop": crop, "class_names": names}
+    model = ModelSpec.from_fields(normalization | {"image_size": size} | fields)
+    return {"spec": model, "sizes": sizes, "crop": crop, "class_names": names}
 
 
 def _full_name(name, tag, stated, arguments):
@@ -148,7 +148,7 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 def _arguments(arguments, name):
     """(fields that no tensor shows, sizes) by the name and model_args."""
-    arch = ModelConfig(name=name).architecture
+    arch = ModelSpec(name=name).architecture
     changes = {}
     for field, value in arguments.items():
         path = f"model_args.{field}"

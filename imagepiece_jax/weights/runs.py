@@ -16,10 +16,10 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, fields_in_config, size_of
+from imagepiece_jax.models.spec import ModelSpec, fields_in_config, size_of
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.weights import hub
 
 # In the folder of a run.
 RUN_CONFIG = "config.json"
@@ -55,7 +55,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """Fields of a Source by the files of the run in `folder`."""
     run = read_config(folder)
     return {
-        "config": full_config(run),
+        "spec": full_spec(run),
         "reduction": reduction_of(run),
         "crop": read_fields(run.get("data", {})),
         "class_names": read_class_names(folder, run["num_classes"]),
@@ -182,14 +182,14 @@ def model_fields(config):
     return as_tuple(fields_in_config(config["model"])) | sizes
 
 
-def model_config(config) -> ModelConfig:
-    """The ModelConfig in the config of a run."""
-    return ModelConfig.from_fields(model_fields(config))
+def model_spec(config) -> ModelSpec:
+    """The ModelSpec in the config of a run."""
+    return ModelSpec.from_fields(model_fields(config))
 
 
-def full_config(config) -> ModelConfig:
-    """`model_config`, completed by the sizes that the model's name implies."""
-    model = model_config(config)
+def full_spec(config) -> ModelSpec:
+    """`model_spec`, completed by the sizes that the model's name implies."""
+    model = model_spec(config)
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
     return dataclasses.replace(model.completed_by(size_of(model.name)), **parts)

@@ -10,8 +10,8 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from tests.models import tiny
 from tests.refused import refused
 
@@ -37,9 +37,9 @@ def test_fields_override_what_the_name_stands_for():
 
 
 def test_gmacs_are_those_of_the_usual_size_where_none_is_given():
-    named = ModelConfig(name="deit_ti")
+    named = ModelSpec(name="deit_ti")
     assert named.gmacs() == dataclasses.replace(named, image_size=224).gmacs()
-    larger = ModelConfig(name="deit3_small_patch16_384.fb_in1k")
+    larger = ModelSpec(name="deit3_small_patch16_384.fb_in1k")
     assert larger.gmacs() == dataclasses.replace(larger, image_size=384).gmacs()
 
 

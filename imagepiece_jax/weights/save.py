@@ -24,11 +24,11 @@ from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
-from imagepiece_jax.pretrained import hub, hub_configs, layouts
-from imagepiece_jax.pretrained.card import CARD, model_card
-from imagepiece_jax.pretrained.files import RECOVERY
-from imagepiece_jax.pretrained.hub import CONFIG, OURS
-from imagepiece_jax.pretrained.infer import infer
+from imagepiece_jax.weights import hub, hub_configs, layouts
+from imagepiece_jax.weights.card import CARD, model_card
+from imagepiece_jax.weights.files import RECOVERY
+from imagepiece_jax.weights.hub import CONFIG, OURS
+from imagepiece_jax.weights.infer import infer
 
 WEIGHTS = hub.WEIGHTS[0]
 FILES = (WEIGHTS, *hub.OTHERS, CONFIG, CARD)  # of a saved model
@@ -189,7 +189,7 @@ def _check_round_trip(model, tensors, config):
     try:
         parsed = hub_configs.parse(config, {})
         read = layouts.to_timm(tensors).tensors
-        saved = infer(read, parsed["config"])
+        saved = infer(read, parsed["spec"])
         again = saved.create(parsed["reduction"])
         convert.from_timm(read, variable_shapes(again, saved.image_size))
     except InputError as error:

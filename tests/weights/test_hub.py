@@ -15,11 +15,11 @@ import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.pretrained import hub, load
+from imagepiece_jax.weights import hub, load
 from tests.command import call, sentence
 from tests.models import recoveries, tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
-from tests.pretrained import hub_stand_in, test_towers
+from tests.weights import hub_stand_in, test_towers
 
 COMMIT = "a" * 40
 OLDER = "b" * 40
@@ -79,7 +79,7 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     assert same(values, variables)
     assert (found.num_classes, found.std) == (7, STD)
     assert hub.local("hf://org/name") == snapshot
-    assert load.read_source("hf://org/name").config.std == STD
+    assert load.read_source("hf://org/name").spec.std == STD
     assert hub.local(cache) == cache
     assert not hub.is_id("org/name")
 

@@ -22,8 +22,8 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import files
-from imagepiece_jax.pretrained.files import read_state_dict
+from imagepiece_jax.weights import files
+from imagepiece_jax.weights.files import read_state_dict
 from tests.refused import refused
 
 ORDERED = b"ccollections\nOrderedDict\n)R"

@@ -10,9 +10,9 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ModelConfig, size_of
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS
-from imagepiece_jax.pretrained import hub_configs
+from imagepiece_jax.models.spec import ModelSpec, size_of
+from imagepiece_jax.weights import hub_configs
 from tests.refused import refused
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -51,7 +51,7 @@ def test_timms_form():
     """And as it was before its fields were grouped."""
     found = hub_configs.parse(timm(), {})
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert found["config"].fields == IMAGENET | {"name": name, "image_size": 518}
+    assert found["spec"].fields == IMAGENET | {"name": name, "image_size": 518}
     sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
     assert found["sizes"] == sizes | {"num_classes": 0, "image_size": 518}
     crop = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
@@ -86,11 +86,11 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     config = timm(architecture=name, model_args=arguments)
     del config["num_classes"]
     config["pretrained_cfg"] |= TUNED | changes
-    said = hub_configs.parse(config, {})["config"]
+    said = hub_configs.parse(config, {})["spec"]
     assert said.name == name + tag
     assert said.architecture.gelu == ("quick" if tag else "exact")
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
-    assert hub_configs.parse(config, {})["config"].architecture.gelu == "tanh"
+    assert hub_configs.parse(config, {})["spec"].architecture.gelu == "tanh"
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
@@ -98,7 +98,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
     found = hub_configs.parse(config, {})
-    assert found["config"].name.partition(".")[2] == (tag if named else "")
+    assert found["spec"].name.partition(".")[2] == (tag if named else "")
     assert found["class_names"] == (class_names.imagenet_names() if named else None)
     names = class_names.imagenet_lemmas()
     assert len(names) == 1000
@@ -154,10 +154,10 @@ def test_labels_of_timms_form(fields, names):
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = hub_configs.parse(timm(model_args=arguments), {})["config"]
+    found = hub_configs.parse(timm(model_args=arguments), {})["spec"]
     name = "vit_small_patch14_reg4_dinov2"
     usual = {"name": name, "image_size": 518, "gelu": "exact", "resize": "antialias"}
-    assert found == ModelConfig.from_fields(IMAGENET | usual | wanted)
+    assert found == ModelSpec.from_fields(IMAGENET | usual | wanted)
 
 
 DEIT = "deit_tiny_patch16_224"
@@ -200,9 +200,9 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     config = timm(architecture=name, model_args=arguments, num_classes=0)
     found = hub_configs.parse(config, {})
     facts = registry.fields_of(name)
-    assert found["config"].name == name
-    assert found["config"].num_heads == facts["num_heads"]
-    assert found["config"].architecture == dataclasses.replace(facts["arch"], **wanted)
+    assert found["spec"].name == name
+    assert found["spec"].num_heads == facts["num_heads"]
+    assert found["spec"].architecture == dataclasses.replace(facts["arch"], **wanted)
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
     own = size_of(name).fields | sizes
     for field in ("patch_size", "embed_dim", "depth"):
@@ -217,7 +217,7 @@ def test_arguments_that_timm_takes_and_does_not_compute_with():
         ("deit_tiny_distilled_patch16_224", {"fc_norm": False}),
     ):
         config = timm(architecture=name, model_args=changed)
-        arch = hub_configs.parse(config, {})["config"].architecture
+        arch = hub_configs.parse(config, {})["spec"].architecture
         assert arch.gelu == "exact" and arch.final_norm
 
 
@@ -269,7 +269,7 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
-    assert found["config"] == ModelConfig.from_fields(wanted)
+    assert found["spec"] == ModelSpec.from_fields(wanted)
     assert found["crop"] == prepared | RULE
     own = config.get("vision_config", config)
     assert found["sizes"]["embed_dim"] == own["hidden_size"]
@@ -296,11 +296,11 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
     }
     found = hub_configs.parse(config, {})
     public = registry.fields_of(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
-    assert found["config"].architecture == dataclasses.replace(public, pool="token")
-    assert found["config"].image_size == 224
+    assert found["spec"].architecture == dataclasses.replace(public, pool="token")
+    assert found["spec"].image_size == 224
     assert "image_size" not in found["sizes"]
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
-    arch = hub_configs.parse(config | other, {})["config"].architecture
+    arch = hub_configs.parse(config | other, {})["spec"].architecture
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
@@ -317,7 +317,7 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
 
 def test_nothing_is_known_without_a_processor():
     found = hub_configs.parse({"model_type": "vit"}, {})
-    assert found["config"].mean is found["config"].std is None
+    assert found["spec"].mean is found["spec"].std is None
     assert found["crop"] == {}
 
 
@@ -347,7 +347,7 @@ SQUASHED = RULE | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic
 )
 def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
     found = hub_configs.parse({"model_type": "vit"}, file)
-    assert found["config"].fields.items() >= images.items()
+    assert found["spec"].fields.items() >= images.items()
     bilinear = {*file}.isdisjoint({"resample", *TYPES})
     usual = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
     assert found["crop"] == usual | crop
@@ -511,9 +511,9 @@ def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
     own = registry.fields_of(EVA)["arch"]
-    assert hub_configs.parse(config, {})["config"].architecture == own
+    assert hub_configs.parse(config, {})["spec"].architecture == own
     config["model_args"] = {"global_pool": "token"}
-    found = hub_configs.parse(config, {})["config"].architecture
+    found = hub_configs.parse(config, {})["spec"].architecture
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary
 
@@ -525,5 +525,5 @@ def test_fine_tunes_compute_what_timm_does():
     images |= {"tag": "webli", "input_size": [3, 224, 224]}
     for classes, gelu in ((0, "tanh"), (10, "exact")):
         config = timm(architecture=name, pretrained_cfg=images, num_classes=classes)
-        assert hub_configs.parse(config, {})["config"].architecture.gelu == gelu
+        assert hub_configs.parse(config, {})["spec"].architecture.gelu == gelu
     assert registry.fields_of(name)["arch"].gelu == "tanh"  # as all its weights

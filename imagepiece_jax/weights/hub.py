@@ -14,7 +14,7 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained import files, towers
+from imagepiece_jax.weights import files, towers
 
 SCHEME = "hf://"
 CONFIG = "config.json"

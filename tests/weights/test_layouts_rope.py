@@ -13,13 +13,13 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry, resize_positions
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import layouts
-from imagepiece_jax.pretrained.infer import infer
+from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights.infer import infer
 from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, tensors_of
-from tests.pretrained.test_files import check_same
 from tests.refused import refused
+from tests.weights.test_files import check_same
 
 WIDTH = 24
 GRID = (20, 28)
@@ -157,7 +157,7 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     arch = registry.fields_of(DINOV3)["arch"]
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
     given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
-    model = infer(found, ModelConfig.from_fields(given)).create()
+    model = infer(found, ModelSpec.from_fields(given)).create()
     assert model.arch == dataclasses.replace(arch, key_bias=True)
 
 

@@ -12,8 +12,8 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import hub
-from imagepiece_jax.pretrained.timm_config import EPS
+from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.timm_config import EPS
 
 CARD = "README.md"
 LICENSE = "license"

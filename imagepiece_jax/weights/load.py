@@ -19,15 +19,15 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names, one_of, short_traceback
 from imagepiece_jax.models import convert, registry, resize_positions
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import files, hub, hub_configs, layouts, runs
-from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, with_fc_norm
-from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
+from imagepiece_jax.weights import files, hub, hub_configs, layouts, runs
+from imagepiece_jax.weights.infer import NO_FIELDS, completed, with_fc_norm
+from imagepiece_jax.weights.layouts import Contents
 
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
@@ -71,7 +71,7 @@ def load(
         nothing, "multi_label_classification" or "regression"
     seed: of parts that are drawn; selectors that the reduction learns and the weights
         lack are drawn where it is given, and refused where it is None
-    changes: fields of a ModelConfig, and parts of an Architecture, that differ, such as
+    changes: fields of a ModelSpec, and parts of an Architecture, that differ, such as
         image_size, to which positions are resized, gelu or dtype; and those that
         neither tensors nor a config nor the file's name show: name, or num_heads, mean,
         std, norm_eps, gelu, resize, pool and others, for which the error asks. What a
@@ -80,8 +80,8 @@ def load(
         not say which model they are.
     """
     own = ["reduction", *load.__wrapped__.__kwdefaults__]
-    check_names(changes, dict.fromkeys([*own, *ModelConfig.names()]))
-    requested = ModelConfig.from_fields(changes)
+    check_names(changes, dict.fromkeys([*own, *ModelSpec.names()]))
+    requested = ModelSpec.from_fields(changes)
     if changes.get("arch"):
         requested = requested.with_all_parts()
     weights = SavedWeights(path, checkpoint, averaged)
@@ -136,8 +136,8 @@ class SavedWeights:
 
 def load_as(
     weights: SavedWeights,
-    requested: ModelConfig = NO_FIELDS,
-    otherwise: ModelConfig = NO_FIELDS,
+    requested: ModelSpec = NO_FIELDS,
+    otherwise: ModelSpec = NO_FIELDS,
     *,
     reduction: ReductionLike = None,
     num_classes: int | None = None,
@@ -159,29 +159,29 @@ def load_as(
         contents = weights.contents
     source = completed(weights.source, contents, requested, otherwise)
     is_folder = source.path.is_dir()  # where a name stands for its sizes
-    config = source.config.with_requested(requested, source.place, is_folder)
+    spec = source.spec.with_requested(requested, source.place, is_folder)
     class_names = source.class_names
     problem_type = source.problem_type
     fresh = ()
-    if num_classes not in (None, config.num_classes):
+    if num_classes not in (None, spec.num_classes):
         fresh = HEADS
-        config = dataclasses.replace(config, num_classes=num_classes)
+        spec = dataclasses.replace(spec, num_classes=num_classes)
         class_names = None
         problem_type = SINGLE_LABEL
-    model = _create(source, config, reduction, requested.prop_attn)
+    model = _create(source, spec, reduction, requested.prop_attn)
     if preprocessing is None:
         preprocessing = source.crop
-    name = config.name
+    name = spec.name
     if name in registry.MODELS:  # which are not public models
         name = None
     vit = Pretrained(
         model,
-        variable_shapes(model, config.image_size),
-        Preprocessing.from_fields(config.image_size, preprocessing),
+        variable_shapes(model, spec.image_size),
+        Preprocessing.from_fields(spec.image_size, preprocessing),
         class_names,
         problem_type,
         name=name,
-        config=config,
+        spec=spec,
         source=source,
     )
     vit = dataclasses.replace(vit, recovery=source.recovery)
@@ -198,7 +198,7 @@ def load_as(
     return vit
 
 
-def _create(source, config, reduction, prop_attn):
+def _create(source, spec, reduction, prop_attn):
     """The model of a config, with a reduction.
 
     reduction: None: the one that the weights were trained with
@@ -210,13 +210,13 @@ def _create(source, config, reduction, prop_attn):
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:
-        return config.create_at_cost(reduction)
+        return spec.create_at_cost(reduction)
     except InputError as error:
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
         hint = ""
-        size = source.config.image_size
-        if sides(config.image_size) != sides(size):
+        size = source.spec.image_size
+        if sides(spec.image_size) != sides(size):
             hint = f"the reduction is one for {size_text(size)} pixels; give another"
         raise error.inside(place=source.place, hint=hint) from error
 
@@ -231,12 +231,12 @@ def _fill(vit, contents, fresh, seed, exact):
     source = vit.source
     tensors = contents.tensors
     if source.run is None:
-        tensors = with_fc_norm(contents, source.config)
+        tensors = with_fc_norm(contents, source.spec)
     size = vit.image_size
     learned = _learned(tensors, source.untrained)
     if seed is not None:
         fresh = (*fresh, *convert.lacking_selectors(learned, vit.variables))
-    trained_size = source.config.image_size
+    trained_size = source.spec.image_size
     trained_positions = None
     resized = tensors
     if sides(size) != sides(trained_size):
@@ -321,8 +321,8 @@ def read_source(
             hint="leave it out",
         )
     if kind == "weights file":
-        config = ModelConfig(name=registry.name_of_file(path))
-        fields = {"config": config}
+        spec = ModelSpec(name=registry.name_of_file(path))
+        fields = {"spec": spec}
         if record := files.read_recovery(path):
             fields["recovery"] = hub_configs.recovery_of(record)
     elif kind == "folder":

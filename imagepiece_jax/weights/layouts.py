@@ -18,17 +18,17 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector, Tower
-from imagepiece_jax.pretrained import hub
-from imagepiece_jax.pretrained.files import (
+from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.files import (
     choice_of,
     read_normalization,
     read_state_dict,
 )
-from imagepiece_jax.pretrained.hub import CONFIG
-from imagepiece_jax.pretrained.timm_config import is_eva
-from imagepiece_jax.pretrained.towers import PALIGEMMA
+from imagepiece_jax.weights.hub import CONFIG
+from imagepiece_jax.weights.timm_config import is_eva
+from imagepiece_jax.weights.towers import PALIGEMMA
 
 # Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
 CLIP_IMAGES = {
@@ -51,7 +51,7 @@ class Layout:
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
     strict: bool = True  # a name in no table is an error, or else timm's name
-    # function from the tensors, by the layout's names, to fields of a ModelConfig that
+    # function from the tensors, by the layout's names, to fields of a ModelSpec that
     # they show
     config_fields: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
     # function from the tensors' names, of the layout and of timm, to fields of an
@@ -398,8 +398,8 @@ class Contents(NamedTuple):
     """The tensors of a checkpoint by timm's names, and what its layout says of them."""
 
     tensors: dict[str, np.ndarray]
-    config: ModelConfig  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
-    images: ModelConfig = ModelConfig()  # mean and std, where the file itself has them
+    spec: ModelSpec  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
+    images: ModelSpec = ModelSpec()  # mean and std, where the file itself has them
     projector: Projector | None = None  # of a tower in a language model
     # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
@@ -427,7 +427,7 @@ def read_weights(
 
     try:
         state_dict = read_state_dict(path, averaged, choose, checkpoint)
-        in_file = ModelConfig(**read_normalization(path))
+        in_file = ModelSpec(**read_normalization(path))
         return to_timm(state_dict, tower, names)._replace(images=in_file)
     except InputError as error:
         raise error.inside(place=f"weights file {path}") from error
@@ -514,7 +514,7 @@ def to_timm(
     try:
         # By both names; None for tensors that were not read.
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
-        config = ModelConfig.from_fields(layout.config_fields(present))
+        spec = ModelSpec.from_fields(layout.config_fields(present))
         tensors = _canonical(renamed)
         of_projector = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in of_projector}
@@ -524,7 +524,7 @@ def to_timm(
             projector = _projector(layers, tower)
             # The language model reads tokens: any pool will do.
             common_parts = {"pool": "mean"} | common_parts
-        return Contents(tensors, config, projector=projector, common_parts=common_parts)
+        return Contents(tensors, spec, projector=projector, common_parts=common_parts)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
