@@ -32,12 +32,16 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
         if found.get(name) != shapes.get(name):
             shape = list(found.get(name, ()))
             raise InputError(
-                f"has tensor {name} {shape}" if shape else f"has no tensor {name}",
-                field="--decoder",
+                "--decoder",
+                shape,
+                (
+                    f"a head of {width} numbers, as the model has them: three "
+                    "transposed convolutions of 4 x 4 with batch norm, and one of 1 x 1"
+                ),
+                problem=f"has tensor {name} {shape}"
+                if shape
+                else f"has no tensor {name}",
                 place=path,
-                value=shape,
-                allowed=f"a head of {width} numbers, as the model has them: three "
-                "transposed convolutions of 4 x 4 with batch norm, and one of 1 x 1",
             )
     return tensors
 

@@ -24,7 +24,7 @@ class Imagenette(Source):
             allowed = "a .npz file with bytes, offsets, label and classes"
             problem = f"is {path}, which cannot be read"
             raise InputError(
-                problem, field="--imagenette", value=str(path), allowed=allowed
+                "--imagenette", str(path), allowed, problem=problem
             ) from error
         places = {synset: place for place, (synset, _) in enumerate(imagenet_rows())}
         super().__init__(len(places))

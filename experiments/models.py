@@ -108,7 +108,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrai
     if not configs:
         problem = f"{folder} has no run"
         allowed = "a folder of runs"
-        raise InputError(problem, field="--runs", value=folder, allowed=allowed)
+        raise InputError("--runs", folder, allowed, problem=problem)
     return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
 
@@ -278,7 +278,7 @@ def take_from_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
             config.model[name] = value if ours is None else ours
         elif ours not in (None, value):
             allowed = f"{ours!r}, as the weights have it"
-            raise InputError(field=f"config.model.{name}", value=value, allowed=allowed)
+            raise InputError(f"config.model.{name}", value, allowed)
 
 
 def label(reduction) -> str:

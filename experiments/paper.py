@@ -201,7 +201,7 @@ class Study:
         """The one checkpoint of a table that needs one. Raises InputError without."""
         if not isinstance(self.models, OffTheShelf):
             allowed = "a weights file or a run's folder"
-            raise InputError("is missing", field="--weights", allowed=allowed)
+            raise InputError("--weights", allowed=allowed, problem="is missing")
         return self.models.pretrained
 
     def weights(self, vit: Pretrained, images: Split | None = None) -> MeasuredWeights:
@@ -292,7 +292,7 @@ def selected(words: list[str], small: bool) -> list[str]:
     trained = [each for each in TABLES if each not in WITHOUT_TRAINING]
     if small and name in WITHOUT_TRAINING:
         problem = f"has no form of {name}"
-        raise InputError(problem, field="--small", allowed=", ".join(trained))
+        raise InputError("--small", allowed=", ".join(trained), problem=problem)
     if name != ALL:
         return [name]
     return trained if small else list(TABLES)
@@ -302,7 +302,7 @@ def read_seeds(texts: list[str]) -> tuple[int, ...]:
     """Seeds, each once. Raises InputError for other texts, and for none."""
     if not texts or not all(map(is_seed, texts)):
         allowed = f"one or more whole numbers from 0 to {MOST_SEED}"
-        raise InputError(field="--seeds", value=",".join(texts), allowed=allowed)
+        raise InputError("--seeds", ",".join(texts), allowed)
     return tuple(dict.fromkeys(map(int, texts)))
 
 
@@ -317,10 +317,10 @@ def opened_models(config, fields, seeds) -> Models:
     fields: of a ModelSpec that are typed for --weights
     """
     if config is not None and not SMALL.value:
-        raise InputError("is for --small's runs", field="--config", hint="drop it")
+        raise InputError("--config", problem="is for --small's runs", hint="drop it")
     if fields and RUNS.value:
         field = f"--{[*fields][0]}"
-        raise InputError(f"has its own {field}", field="--runs")
+        raise InputError("--runs", problem=f"has its own {field}")
     dtype = DTYPE.value or xla_options.fast_dtype()
     if RUNS.value:
         return TrainedRuns(tuple(runs_in(RUNS.value, dtype)))
@@ -382,14 +382,14 @@ def one_size(models: Models) -> tuple[int, Any]:
     if len(sizes) > 1:
         problem = f"has models of (classes, image size) {sorted(sizes)}"
         allowed = "models of one data set"
-        raise InputError(problem, field="--runs", value=RUNS.value, allowed=allowed)
+        raise InputError("--runs", RUNS.value, allowed, problem=problem)
     ((classes, side),) = sizes
     if not classes:
         raise InputError(
-            "has no classes, so there is no accuracy to compare",
-            field="--weights",
-            value=WEIGHTS.value,
-            allowed="weights with a head",
+            "--weights",
+            WEIGHTS.value,
+            "weights with a head",
+            problem="has no classes, so there is no accuracy to compare",
         )
     return classes, side
 
@@ -422,9 +422,7 @@ def main(words):
     names = selected(words, SMALL.value)
     if RUNS.value and SMALL.value:
         problem = "is given with --small"
-        raise InputError(
-            problem, field="--runs", value=RUNS.value, allowed="one of them"
-        )
+        raise InputError("--runs", RUNS.value, "one of them", problem=problem)
     cli.required(DATA)
     if not RUNS.value:
         cli.required(WEIGHTS)

@@ -255,7 +255,7 @@ class Study:
         if absent:
             problem = f"of {cell.name} is chosen by other runs"
             hint = f"run {', '.join(run.name for run in absent)} first"
-            raise InputError(problem, field="the recipe", hint=hint)
+            raise InputError("the recipe", problem=problem, hint=hint)
         return choose(found).way
 
     def run(self, cell: Cell) -> dict[str, Any]:
@@ -365,7 +365,7 @@ class Study:
     def needed_imagenette(self):
         if self.imagenette is None:
             problem = "is missing, and a run needs it"
-            raise InputError(problem, field="--imagenette", hint="give its .npz file")
+            raise InputError("--imagenette", problem=problem, hint="give its .npz file")
         return self.imagenette
 
     def batches(self, images, preprocessing):
@@ -799,7 +799,7 @@ def choice_text(results) -> str:
     for run in results.runs.values():
         if run["settings"]["way"] == CHOSEN and run["way"] != choice.way:
             problem = f"was run with {run['way']}, and {choice.way} is chosen"
-            raise InputError(problem, field=run["name"], hint="run it again")
+            raise InputError(run["name"], problem=problem, hint="run it again")
     change = statistics.format_difference(choice.change, 4)
     return (
         f"Chosen: {WAYS[choice.way].text}. The least KL on the selection images has "

@@ -238,7 +238,7 @@ class Study:
         if decisions(vit) != decisions(off):
             problem = f"has {vit.label}"
             allowed = f"a model with {off.label}"
-            raise InputError(problem, place=folder, allowed=allowed)
+            raise InputError(allowed=allowed, problem=problem, place=folder)
         return vit
 
     def off(self, student: Student):

@@ -202,7 +202,7 @@ class Study:
         if absent:
             problem = f"of {cell.name} is chosen by other runs"
             hint = f"run {', '.join(absent)} first"
-            raise InputError(problem, field="the recipe", hint=hint)
+            raise InputError("the recipe", problem=problem, hint=hint)
         return chosen_way(found)
 
     def run(self, cell: Cell) -> dict[str, Any]:

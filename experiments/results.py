@@ -120,13 +120,13 @@ class Results:
         if named != set(self.sources):
             found = sorted(named ^ set(self.sources))
             allowed = "sources with rows"
-            raise InputError(field="source", value=found, allowed=allowed)
+            raise InputError("source", found, allowed)
         keys = set()
         for row in self.rows:
             self._check_accuracy(row)
             key = self._key(row)
             if key in keys:
-                raise InputError("stands there twice", field="a row", value=key)
+                raise InputError("a row", key, problem="stands there twice")
             keys.add(key)
 
     def _check_accuracy(self, row):
@@ -135,7 +135,7 @@ class Results:
         images = self.sources[row.source].images
         accuracy = 100 * row.bits(images).mean()
         if abs(accuracy - row.acc1[0]) > 1e-6:
-            raise InputError(field="acc1", value=row.acc1, allowed=accuracy)
+            raise InputError("acc1", row.acc1, accuracy)
 
     def _key(self, row):
         source = self.sources[row.source]
@@ -186,7 +186,7 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     """
     if report["metric"] != "gmacs":
         allowed = "gmacs, whose settings are the same on every device"
-        raise InputError(field="metric", value=report["metric"], allowed=allowed)
+        raise InputError("metric", report["metric"], allowed)
     origin = origin_of(report)
     name = f"comparison-{origin.commit[:7]}"
     dense = report["dense"] | {"method": "dense", "setting": {}, "share": None}

@@ -100,7 +100,7 @@ def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
         if not fitting:
             allowed = "names of runs, and patterns of them"
             hint = "--list prints them"
-            raise InputError(field="--only", value=pattern, allowed=allowed, hint=hint)
+            raise InputError("--only", pattern, allowed, hint=hint)
         names.update(fitting)
     return [cell for cell in cells if cell.name in names]
 
@@ -155,7 +155,7 @@ def run(
             elif not identity.items() <= found[cell.name].items():
                 problem = "is of other weights or images"
                 hint = "give another --out"
-                raise InputError(problem, field=cell.name, place=folder, hint=hint)
+                raise InputError(cell.name, problem=problem, place=folder, hint=hint)
         for number, cell in enumerate(waiting, start=1):
             print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
             began = time.monotonic()
@@ -173,7 +173,9 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     for entry in read_lines(path, "name"):
         name = entry["name"]
         if name in found:
-            raise InputError("has two lines", field=name, place=path, hint="remove one")
+            raise InputError(
+                name, problem="has two lines", place=path, hint="remove one"
+            )
         found[name] = entry
     return found
 
@@ -316,7 +318,7 @@ def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]
     yield from sequence.batches(threads=THREADS)
     if source.unreadable:
         problem = f"are {len(source)}, of which some cannot be read"
-        raise InputError(problem, field="the images", hint="fetch them again")
+        raise InputError("the images", problem=problem, hint="fetch them again")
 
 
 def photographs(data: str, limit: int | None, side: int) -> list[np.ndarray]:
@@ -420,9 +422,9 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
         return decode_bits(found["right"], found["images"])
     except ValueError as error:
         raise InputError(
-            f"has {error}, but {found['images']} images",
+            "right",
+            problem=f"has {error}, but {found['images']} images",
             place="a result",
-            field="right",
             hint="remove its line, and it is measured again",
         ) from error
 

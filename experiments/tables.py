@@ -145,7 +145,7 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
         names = ", ".join(paths)
         problem = f"has no model but {names or 'none'}"
         allowed = "--weights of a row, --runs with trained ones, or --small"
-        raise InputError(problem, field="this table", value=names, allowed=allowed)
+        raise InputError("this table", names, allowed, problem=problem)
     results = {}
     for row, found in models.items():
         results[row.name] = None

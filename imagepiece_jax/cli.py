@@ -56,11 +56,7 @@ class _Parser(flags.ArgumentParser):
             raise error.inside(f"--{self._name}") from error
         except ValueError:
             allowed = self._field["allowed"]
-            raise InputError(
-                field=f"--{self._name}",
-                value=value,
-                allowed=allowed,
-            ) from None
+            raise InputError(f"--{self._name}", value, allowed) from None
 
 
 def integer(name, default, help_text, least=None):
@@ -107,7 +103,9 @@ def required(holder, values=""):
     """
     if not holder.value:
         values = values or flags.FLAGS[holder.name].help.partition(";")[0]
-        raise InputError("is missing", field=f"--{holder.name}", hint=f"give {values}")
+        raise InputError(
+            f"--{holder.name}", problem="is missing", hint=f"give {values}"
+        )
     return holder.value
 
 
@@ -160,7 +158,7 @@ def model():
             field, equals, value = each.partition("=")
             if not equals:
                 allowed = "FIELD=VALUE, such as num_heads=3"
-                raise InputError(field="--model", value=each, allowed=allowed)
+                raise InputError("--model", each, allowed)
             typed[field.removeprefix("arch.")] = literal(value)
         if name.value is not None:
             typed["name"] = name.value
@@ -183,9 +181,9 @@ def normalization():
             [given] = typed
             lacking = "std" if given == "mean" else "mean"
             raise InputError(
-                f"is given without --{lacking}",
-                field=f"--{given}",
+                f"--{given}",
                 allowed="both or neither",
+                problem=f"is given without --{lacking}",
             )
         return {name: literal(value) for name, value in typed.items()}
 
@@ -399,10 +397,7 @@ def _only_path():
     paths = required(flags.FLAGS["config"])
     if len(paths) > 1:
         raise InputError(
-            f"is given {len(paths)} times",
-            field="--config",
-            value=paths,
-            allowed="once",
+            "--config", paths, "once", problem=f"is given {len(paths)} times"
         )
     return paths[0]
 
@@ -420,10 +415,10 @@ def configs() -> dict[str, "ConfigDict"]:
         name = config_name(path)
         if name in by_name:
             raise InputError(
-                f"{path} is the second config named {name}",
-                field="--config",
-                value=path,
-                allowed="files with different names",
+                "--config",
+                path,
+                "files with different names",
+                problem=f"{path} is the second config named {name}",
             )
         by_name[name] = load_config(path)
         try:

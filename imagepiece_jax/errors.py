@@ -16,11 +16,11 @@ class InputError(ValueError):
 
     The sentence is "PLACE: FIELD PROBLEM; allowed: ALLOWED; HINT".
 
-    problem: the predicate of the sentence; "": "is VALUE"
     field: its subject: an argument, a flag, or a config's field by its path
-    place: the file or folder it is in; without a field, the subject
     value: the value found
     allowed: the allowed values, in words
+    problem: the predicate of the sentence; "": "is VALUE"
+    place: the file or folder it is in; without a field, the subject
     hint: a remedy, a clause of its own
 
     Its facts stay as they are. A caller that catches one and knows more raises another:
@@ -30,7 +30,7 @@ class InputError(ValueError):
     status = 2
 
     def __init__(
-        self, problem="", *, field="", place="", value=None, allowed="", hint=""
+        self, field="", value=None, allowed="", *, problem="", place="", hint=""
     ):
         super().__init__(problem)
         self.problem = problem
@@ -173,7 +173,7 @@ def check_names(given, allowed):
         if name not in allowed:
             hint = suggestion(str(name), allowed, f"allowed: {', '.join(allowed)}")
             hint = GONE.get(name, hint)
-            raise InputError("is unknown", field=str(name), value=name, hint=hint)
+            raise InputError(str(name), name, problem="is unknown", hint=hint)
 
 
 def one_of(name, value, options):
@@ -183,7 +183,7 @@ def one_of(name, value, options):
     """
     if value not in [*options]:
         listed = ", ".join(map(str, options))
-        raise InputError(field=name, value=value, allowed=listed)
+        raise InputError(name, value, listed)
     return options[value] if isinstance(options, dict) else value
 
 
@@ -195,8 +195,6 @@ def whole_numbers(name, words):
     for word in words:
         if not word.isdecimal() or int(word) < 1:
             raise InputError(
-                field=name,
-                value=word,
-                allowed="whole numbers of at least 1, such as 256 or 1,8,64",
+                name, word, "whole numbers of at least 1, such as 256 or 1,8,64"
             )
     return [int(word) for word in words]

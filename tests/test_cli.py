@@ -153,7 +153,7 @@ def test_a_field_of_a_type_that_no_text_can_set():
 @pytest.mark.parametrize(
     "error, status, said",
     [
-        (InputError("lr is -1"), 2, "error: lr is -1"),
+        (InputError(problem="lr is -1"), 2, "error: lr is -1"),
         (RunError("loss is nan"), 1, "error: loss is nan"),
         (MemoryError("5 TiB"), 1, "error: this machine has too little memory: 5 TiB"),
         # To be stopped is no error.

@@ -54,7 +54,7 @@ def main():
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:
-            raise InputError(field="--mode", value=mode, allowed=", ".join(PROGRAMS))
+            raise InputError("--mode", mode, ", ".join(PROGRAMS))
     for config in configs.values():
         config.model.dtype = DTYPE.value or "bfloat16"
     with unpadded() if UNPADDED.value else contextlib.nullcontext():

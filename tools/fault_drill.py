@@ -44,12 +44,12 @@ IN_TIME = 30.0  # seconds that a scheduler gives after SIGTERM
 
 def main():
     if SAVES.value > KILLS.value:
-        raise InputError(
-            field="--saves", value=SAVES.value, allowed=f"0 to --kills, {KILLS.value}"
-        )
+        raise InputError("--saves", SAVES.value, f"0 to --kills, {KILLS.value}")
     if not (tiny_runs.ROOT / "train.py").exists():
         raise InputError(
-            "has no train.py", place=tiny_runs.ROOT, allowed="a clone of the repository"
+            allowed="a clone of the repository",
+            problem="has no train.py",
+            place=tiny_runs.ROOT,
         )
     out = cli.required(OUT)
     jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs

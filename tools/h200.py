@@ -65,11 +65,15 @@ def devices(count=1):
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
         if any(map(installed, ("xla_cuda13", "xla_cuda12"))):
             raise InputError(
-                "compiling for an H200 found JAX's CUDA wheels, which did not start",
+                problem=(
+                    "compiling for an H200 found JAX's CUDA wheels, which did not start"
+                ),
                 hint="set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before JAX is used",
             ) from error
         raise InputError(
-            "compiling for an H200 needs JAX's CUDA wheels, which are not installed",
+            problem=(
+                "compiling for an H200 needs JAX's CUDA wheels, which are not installed"
+            ),
             hint=f"{WHEELS} (no GPU and no driver needed)",
         ) from error
     return described.devices

@@ -54,11 +54,7 @@ RESOURCES = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 def main(words):
     if len(words) != 2 or words[0] not in ("write", "measure"):
         value = " ".join(words)
-        raise InputError(
-            field="words",
-            value=value,
-            allowed="write DIR, measure DIR",
-        )
+        raise InputError("words", value, "write DIR, measure DIR")
     folder = pathlib.Path(words[1]).resolve()
     if words[0] == "write":
         write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})
@@ -68,7 +64,9 @@ def main(words):
         print(json.dumps(PARTS[name](_config(folder), *map(int, values))))
         return 0
     if not (folder / "imagenet2012").is_dir():
-        raise InputError("has no imagenet2012", place=folder, hint="write one there")
+        raise InputError(
+            problem="has no imagenet2012", place=folder, hint="write one there"
+        )
     return measure(folder)
 
 
@@ -77,11 +75,7 @@ def _pair(holder, text=None):
     text = text or ",".join(holder.value)
     pair = re.fullmatch(r"(\d+)[,:](\d+)", text)
     if not pair or not all(map(int, pair.groups())):
-        raise InputError(
-            field=f"--{holder.name}",
-            value=text,
-            allowed="two numbers from 1",
-        )
+        raise InputError(f"--{holder.name}", text, "two numbers from 1")
     return tuple(map(int, pair.groups()))
 
 

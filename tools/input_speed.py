@@ -204,9 +204,7 @@ def save(source, count, folder):
     stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
         raise InputError(
-            f"has {count} images, none of which can be read",
-            field="--data",
-            value=count,
+            "--data", count, problem=f"has {count} images, none of which can be read"
         )
     return _write(folder, stored)
 

@@ -59,11 +59,7 @@ def main():
     workers = PROCESSES.value
     low, high = SHORT_SIDES
     if short_side and not low <= short_side <= high:
-        raise InputError(
-            field="--short_side",
-            value=short_side,
-            allowed=f"0, {low} to {high} pixels",
-        )
+        raise InputError("--short_side", short_side, f"0, {low} to {high} pixels")
     if workers is None:
         workers = machine.cores()
     note = writer.existing(data_dir)

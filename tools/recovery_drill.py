@@ -123,7 +123,7 @@ class Run:
             if self.process.poll() is not None:
                 return False
             if time.monotonic() > deadline:
-                raise InputError("hangs", place=self.log)
+                raise InputError(problem="hangs", place=self.log)
             time.sleep(0.0005)
         return True
 

@@ -59,13 +59,9 @@ Row = collections.namedtuple("Row", HEADINGS)
 
 def main():
     if DEVICES.value % 2:
-        raise InputError(field="--devices", value=DEVICES.value, allowed="even numbers")
+        raise InputError("--devices", DEVICES.value, "even numbers")
     if PLATFORM.value == "gpu" and (gpus_here := gpus()) < DEVICES.value:
-        raise InputError(
-            field="--devices",
-            value=DEVICES.value,
-            allowed=f"the GPUs here, {gpus_here}",
-        )
+        raise InputError("--devices", DEVICES.value, f"the GPUs here, {gpus_here}")
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:
         folder = FOLDER.value

@@ -42,15 +42,15 @@ def prepare(names):
     """
     for name in names:
         if name not in NAMES:
-            raise InputError(field="--against", value=name, allowed=", ".join(NAMES))
+            raise InputError("--against", name, ", ".join(NAMES))
     for library in LIBRARIES:
         try:
             importlib.import_module(library)
         except ImportError as error:
             hint = extras.command("torch")
             raise InputError(
-                f"needs {library}, which cannot be imported ({error})",
-                field="--against",
+                "--against",
+                problem=f"needs {library}, which cannot be imported ({error})",
                 hint=hint,
             ) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -62,7 +62,9 @@ def workloads(names, cases):
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
     if cases[0].config is None:
-        raise InputError("has random weights", field="--against", hint="give --config")
+        raise InputError(
+            "--against", problem="has random weights", hint="give --config"
+        )
     first_of_size = {}
     for case in cases:
         first_of_size.setdefault(_size(case), case)
@@ -176,8 +178,8 @@ def torch_device():
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "needs PyTorch with CUDA here, but the installed one finds no GPU",
-            field="--against",
+            "--against",
+            problem="needs PyTorch with CUDA here, but the installed one finds no GPU",
             hint="install it with CUDA, or choose --device cpu",
         )
     return where

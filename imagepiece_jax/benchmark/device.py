@@ -34,17 +34,15 @@ def use(name: str):
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"is {name}, but JAX finds none ({reason})",
-            field="device",
-            value=name,
+            "device", name, problem=f"is {name}, but JAX finds none ({reason})"
         ) from error
     if name not in ("default", here):
         allowed = ", ".join(dict.fromkeys(("default", "cpu", here)))
         raise InputError(
-            f"is {name}, which JAX does not find here, or lacks the plugin of",
-            field="device",
-            value=name,
-            allowed=allowed,
+            "device",
+            name,
+            allowed,
+            problem=f"is {name}, which JAX does not find here, or lacks the plugin of",
         )
 
 

@@ -199,8 +199,8 @@ class Files:
             first = flag_of.setdefault(os.path.realpath(path), flag)
             if first != flag:
                 raise InputError(
-                    f"{path} is also the file of --{first}",
-                    field=f"--{flag}",
+                    f"--{flag}",
+                    problem=f"{path} is also the file of --{first}",
                     hint="choose another",
                 )
 

@@ -216,10 +216,10 @@ def _check_memory(name, batch_size, needed):
 def _too_large(batch_size, reason):
     """The InputError for a batch that does not fit in memory."""
     return InputError(
-        f"is {batch_size}, for which {reason}",
-        field="batch_size",
-        value=batch_size,
-        allowed="smaller ones",
+        "batch_size",
+        batch_size,
+        "smaller ones",
+        problem=f"is {batch_size}, for which {reason}",
     )
 
 

@@ -78,10 +78,12 @@ class Reading:
         length = len(source)
         if length < self.batch_size:
             raise InputError(
-                f"is {self.batch_size}, but the test data has only {length} images",
-                field="batch_size",
-                value=self.batch_size,
-                allowed=f"1 to {length}",
+                "batch_size",
+                self.batch_size,
+                f"1 to {length}",
+                problem=(
+                    f"is {self.batch_size}, but the test data has only {length} images"
+                ),
             )
         source.try_first(self.preprocessing)
         return source
@@ -143,19 +145,19 @@ class Case:
         if mode == "train":
             if self.run is None:
                 raise InputError(
-                    "is train, which needs a config, not weights",
-                    field="mode",
-                    value=mode,
-                    allowed="inference, copy, end_to_end",
+                    "mode",
+                    mode,
+                    "inference, copy, end_to_end",
+                    problem="is train, which needs a config, not weights",
                 )
             check_training(self.run, parallel.placement(self.run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
                 raise InputError(
-                    f"is train on {count} devices",
-                    field="mode",
-                    value=mode,
-                    allowed="one device, such as by CUDA_VISIBLE_DEVICES=0",
+                    "mode",
+                    mode,
+                    "one device, such as by CUDA_VISIBLE_DEVICES=0",
+                    problem=f"is train on {count} devices",
                 )
         if mode == "end_to_end":
             self.reading.source()
@@ -165,7 +167,7 @@ class Case:
         """The images of mode end_to_end."""
         if self.run is None:
             if not self.data:
-                raise InputError("is missing", field="data", hint="name test images")
+                raise InputError("data", problem="is missing", hint="name test images")
             return Reading(
                 name=self.data,
                 preprocessing=self.vit.preprocessing,

@@ -32,7 +32,7 @@ def labeled_images():
         from imagepiece_jax.input import registry
 
         if eval_set.value and data.value:
-            raise InputError("is given with --data", field="--set", hint="drop one")
+            raise InputError("--set", problem="is given with --data", hint="drop one")
         if data.value:
             try:
                 registry.check_found(data.value)

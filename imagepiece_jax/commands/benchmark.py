@@ -53,10 +53,10 @@ def main(others=None):
         reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
         if reductions and len(configs) > 1:
             raise InputError(
-                f"is given with {len(configs)} configs",
-                field="--sweep",
-                value=len(configs),
-                allowed="one --config, or --weights",
+                "--sweep",
+                len(configs),
+                "one --config, or --weights",
+                problem=f"is given with {len(configs)} configs",
             )
         sizes = suite.batch_sizes(BATCH_SIZE.value)
         modes = suite.modes(MODE.value)

@@ -104,7 +104,7 @@ def read_shares():
     for flag in others:
         if given and flag.present:
             raise InputError(
-                f"is given with --{flag.name}", field=given, allowed="one of the two"
+                given, allowed="one of the two", problem=f"is given with --{flag.name}"
             )
     if cost:
         return [cost]

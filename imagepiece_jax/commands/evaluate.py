@@ -30,9 +30,9 @@ def main():
     path = cli.path_of_weights()
     if GELU.value and not OPTIMIZED.value:
         raise InputError(
-            f"{GELU.value} is for the optimized program",
-            field="--gelu",
-            value=GELU.value,
+            "--gelu",
+            GELU.value,
+            problem=f"{GELU.value} is for the optimized program",
             hint=f"add --optimized, or give --model=gelu={GELU.value} for the model",
         )
     # These import JAX, which --help and a mistyped flag need not wait for.

@@ -37,7 +37,7 @@ def main(words):
     if DATA.value is not None:
         words = [DATA.value, *words]
     if not words:
-        raise InputError("is missing", field="--data", hint=f"give {IMAGES}")
+        raise InputError("--data", problem="is missing", hint=f"give {IMAGES}")
     out = pathlib.Path(cli.required(OUT))
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common.files import check_folder

@@ -48,7 +48,7 @@ def read_newest(folder, choose, among=None, reader=None):
     among = steps(folder) if among is None else among
     if not among:
         raise InputError(
-            "holds no checkpoint",
+            problem="holds no checkpoint",
             place=folder,
             hint="the command that trained the run resumes it and saves one",
         )
@@ -61,9 +61,9 @@ def read_newest(folder, choose, among=None, reader=None):
             continue
         return arrays, json.loads(content)["meta"], step
     raise InputError(
-        f"has only damaged checkpoints among those tried (steps {among})",
-        place=folder,
         value=among,
+        problem=f"has only damaged checkpoints among those tried (steps {among})",
+        place=folder,
         hint="remove the folder to start again, or choose another",
     )
 

@@ -60,7 +60,7 @@ def missing(what: str, module: str) -> InputError:
     """The InputError for a module that is not installed, with the extra that has it."""
     extra = extra_of(module)
     problem = f"needs {EXTRAS[extra][module]}, which is not installed"
-    return InputError(problem, field=what, hint=f"install it: {command(extra)}")
+    return InputError(what, problem=problem, hint=f"install it: {command(extra)}")
 
 
 def extra_of(module: str) -> str | None:

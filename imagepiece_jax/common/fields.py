@@ -50,11 +50,7 @@ class CheckedFields:
     def refuse(self, field: str, allowed: str = "", problem: str = "", hint: str = ""):
         """Raise InputError for the value of a field."""
         raise InputError(
-            problem,
-            field=self.path(field),
-            value=getattr(self, field),
-            allowed=allowed,
-            hint=hint,
+            self.path(field), getattr(self, field), allowed, problem=problem, hint=hint
         )
 
     @classmethod
@@ -77,8 +73,8 @@ class CheckedFields:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:
                 raise InputError(
-                    "is missing",
-                    field=cls.path(field.name),
+                    cls.path(field.name),
+                    problem="is missing",
                     hint="a config starts from configs/base.py",
                 )
         return cls(**read)
@@ -188,7 +184,7 @@ def share():
         hint = ""
         if 10 <= number < 100:  # which may be a number of tokens, too
             hint = f"did you mean {number / 100:g}?"
-        raise InputError(problem, value=value, allowed=allowed, hint=hint)
+        raise InputError(value=value, allowed=allowed, problem=problem, hint=hint)
 
     return checked(None, convert, allowed)
 

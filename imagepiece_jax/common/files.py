@@ -39,9 +39,9 @@ def open_locked(flag, path, mode, **options):
         file = open(path, mode, **options)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written ({error.strerror})",
-            field=flag,
-            value=folder,
+            flag,
+            folder,
+            problem=f"{folder} cannot be written ({error.strerror})",
             hint="choose another",
         ) from error
     try:
@@ -89,9 +89,9 @@ def lock_folder(flag, folder):
 def _in_use(flag, folder):
     """The InputError for a folder that another process has locked."""
     return InputError(
-        f"{folder} is in use by another process",
-        field=flag,
-        value=str(folder),
+        flag,
+        str(folder),
+        problem=f"{folder} is in use by another process",
         hint="choose another, or wait for it",
     )
 
@@ -110,16 +110,18 @@ def read_json(path):
     try:
         content = json.loads(pathlib.Path(path).read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"is not JSON ({error})",
-            place=path,
-            allowed="an object",
+            allowed="an object", problem=f"is not JSON ({error})", place=path
         ) from error
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise InputError(f"is a {kind}", place=path, value=kind, allowed="an object")
+        raise InputError(
+            value=kind, allowed="an object", problem=f"is a {kind}", place=path
+        )
     return content
 
 
@@ -137,9 +139,9 @@ def make_folder(flag, path):
         if isinstance(error, FileExistsError):
             reason = os.strerror(errno.ENOTDIR)
         raise InputError(
-            f"{path} cannot be created ({reason})",
-            field=flag,
-            value=path,
+            flag,
+            path,
+            problem=f"{path} cannot be created ({reason})",
             hint="choose another",
         ) from error
 
@@ -159,7 +161,7 @@ def check_folder(flag, path):
     elif not os.access(nearest, os.W_OK | os.X_OK):
         problem = f"{path} cannot be written ({os.strerror(errno.EACCES)})"
     if problem is not None:
-        raise InputError(problem, field=flag, value=path, hint="choose another")
+        raise InputError(flag, path, problem=problem, hint="choose another")
 
 
 def check_room(flag, path, size: int):
@@ -174,7 +176,7 @@ def check_room(flag, path, size: int):
     if free < size:
         needed = f"{size / 1e6:,.0f} MB of free disk"
         problem = f"{path} needs {needed}, and has {free / 1e6:,.0f} MB"
-        raise InputError(problem, field=flag, value=str(path), hint="choose another")
+        raise InputError(flag, str(path), problem=problem, hint="choose another")
 
 
 def check_writable(flag, path, read=(), own_suffixes=()):
@@ -189,17 +191,19 @@ def check_writable(flag, path, read=(), own_suffixes=()):
         both_exist = os.path.exists(path) and os.path.exists(source)
         if both_exist and os.path.samefile(path, source):
             raise InputError(
-                f"{path} is read by this command",
-                field=flag,
-                value=path,
+                flag,
+                path,
+                problem=f"{path} is read by this command",
                 hint="choose another file",
             )
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in PROTECTED and suffix not in own_suffixes:
         raise InputError(
-            f"{path} already exists, and this command does not write {suffix} files",
-            field=flag,
-            value=path,
+            flag,
+            path,
+            problem=(
+                f"{path} already exists, and this command does not write {suffix} files"
+            ),
             hint="choose another name",
         )
     try:
@@ -209,10 +213,10 @@ def check_writable(flag, path, read=(), own_suffixes=()):
             new.unlink()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror})",
-            field=flag,
-            value=path,
-            allowed="a regular file in a folder that exists",
+            flag,
+            path,
+            "a regular file in a folder that exists",
+            problem=f"{path} cannot be written ({error.strerror})",
         ) from error
 
 

@@ -63,8 +63,8 @@ def patch_grid(image_size, patch_size, cut=False):
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
         raise InputError(
-            field="image_size",
-            value=image_size,
-            allowed=f"multiples of the model's patch_size, which is {patch_size}",
+            "image_size",
+            image_size,
+            f"multiples of the model's patch_size, which is {patch_size}",
         )
     return height // patch_size, width // patch_size

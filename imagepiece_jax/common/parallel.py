@@ -50,7 +50,9 @@ def exchange(value):
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
         if "error" in message:
-            raise _ReportedError(f"process {process} stopped: {message['error']}")
+            raise _ReportedError(
+                problem=f"process {process} stopped: {message['error']}"
+            )
     return [message["value"] for message in messages]
 
 
@@ -94,9 +96,11 @@ def check_same(values: dict):
             theirs = other.get(name, "missing")
             if ours != theirs:
                 raise InputError(
-                    f"is {theirs} on process {process}, but {ours} on process 0",
-                    field=name,
-                    value=theirs,
+                    name,
+                    theirs,
+                    problem=(
+                        f"is {theirs} on process {process}, but {ours} on process 0"
+                    ),
                     hint="all processes of a run need the same",
                 )
 
@@ -294,10 +298,10 @@ def shard(tree):
         size = len(x)
         if size % count:
             raise InputError(
-                f"{size} cannot be split over {count} local devices",
-                field="batch_size",
-                value=size,
-                allowed=f"multiples of {count}",
+                "batch_size",
+                size,
+                f"multiples of {count}",
+                problem=f"{size} cannot be split over {count} local devices",
             )
         return _global_array(x.reshape(count, size // count, *x.shape[1:]))
 

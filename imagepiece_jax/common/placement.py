@@ -47,9 +47,9 @@ class Placement:
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             raise InputError(
-                field="batch_size",
-                value=batch_size,
-                allowed=(
+                "batch_size",
+                batch_size,
+                (
                     f"positive multiples of {devices * self.accumulation}, which is "
                     f"devices * accumulation steps ({devices} * {self.accumulation})"
                 ),

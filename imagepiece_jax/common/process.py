@@ -35,9 +35,9 @@ def ending(error):
         *_, last = traceback.extract_tb(error.__traceback__)
         if last.filename.endswith("xla_bridge.py"):  # where JAX starts the platforms
             mistake = InputError(
-                f"is {platforms!r}, which JAX cannot start here",
-                field="JAX_PLATFORMS",
+                "JAX_PLATFORMS",
                 allowed="platforms that this machine has, such as cpu",
+                problem=f"is {platforms!r}, which JAX cannot start here",
             )
             return ending(mistake)
     return None, None

@@ -53,8 +53,8 @@ def check_dtype(dtype: str, platform: str | None = None):
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
         raise InputError(
-            "is 'float16', in which CPUs compute no attention",
-            field="dtype",
-            value=dtype,
-            allowed="'float32' and 'bfloat16'",
+            "dtype",
+            dtype,
+            "'float32' and 'bfloat16'",
+            problem="is 'float16', in which CPUs compute no attention",
         )

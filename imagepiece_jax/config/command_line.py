@@ -208,8 +208,8 @@ def _check_has_value(word):
     flag = flags.FLAGS[name]
     if not flag.boolean:
         raise InputError(
-            "has no value",
-            field=f"--{name}",
+            f"--{name}",
+            problem="has no value",
             hint=f"give {flag.help.partition(';')[0]}",
         )
 
@@ -222,10 +222,10 @@ def _check_given_once():
     for name in ("weights", "data", "reduction"):
         if name in flags.FLAGS and flags.FLAGS[name].present > 1:
             raise InputError(
-                f"is given {flags.FLAGS[name].present} times",
-                field=f"--{name}",
-                value=flags.FLAGS[name].value,
-                allowed="once",
+                f"--{name}",
+                flags.FLAGS[name].value,
+                "once",
+                problem=f"is given {flags.FLAGS[name].present} times",
             )
 
 
@@ -243,9 +243,9 @@ def _check_config():
     if _overrides and (beside or not has_config):
         words = in_words_of_load(_overrides, own)
         hint = f"give {words}" if words else "see --help"
-        raise InputError(problem, field=f"--config.{_overrides[0][0]}", hint=hint)
+        raise InputError(f"--config.{_overrides[0][0]}", problem=problem, hint=hint)
     if beside and has_config and flags.FLAGS["config"].present:
-        raise InputError(problem, field="--config", allowed="one of the two")
+        raise InputError("--config", allowed="one of the two", problem=problem)
 
 
 def _check_sweep():
@@ -258,7 +258,7 @@ def _check_sweep():
         others.append("--reduction")
     for other in others:
         raise InputError(
-            f"is given with {other}", field="--sweep", allowed="one of the two"
+            "--sweep", allowed="one of the two", problem=f"is given with {other}"
         )
 
 
@@ -266,12 +266,12 @@ def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     if name == "config" and "weights" in _own_flags():
         problem = "is not for weights, which say their model"
-        return InputError(problem, field="--config", hint="see --help")
+        return InputError("--config", problem=problem, hint="see --help")
     hint = _meant(name)
     allowed = ""
     if not hint:
         allowed = ", ".join([f"--{flag}" for flag in _own_flags()]) or "none"
-    return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
+    return InputError(f"--{name}", allowed=allowed, problem="is not a flag", hint=hint)
 
 
 def _own_flags():
@@ -318,12 +318,7 @@ def unexpected(word):
         hint = f"there is no such file or folder; {hint}"
     elif "out" in lacking:
         hint = f"did you mean --out={word}?"
-    return InputError(
-        "is an unexpected argument",
-        field=repr(word),
-        value=word,
-        hint=hint,
-    )
+    return InputError(repr(word), word, problem="is an unexpected argument", hint=hint)
 
 
 def reduction() -> str | None:

@@ -78,21 +78,21 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         get_config = runpy.run_path(str(file)).get("get_config")
         if not get_config:
             raise InputError(
-                "has no function get_config()",
+                problem="has no function get_config()",
                 hint="see configs/deit_s.py for an example",
             )
         if argument and not inspect.signature(get_config).parameters:
             raise InputError(
-                field="argument",
-                value=argument,
-                allowed="none, because get_config() in this file takes no argument",
+                "argument",
+                argument,
+                "none, because get_config() in this file takes no argument",
             )
         config = get_config(argument) if argument else get_config()
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             raise InputError(
-                f"returns a value of type {type(config).__name__}",
-                field="get_config()",
+                "get_config()",
                 allowed="a ConfigDict",
+                problem=f"returns a value of type {type(config).__name__}",
             )
     except InputError as error:
         raise error.inside(place=f"config file {path}") from error
@@ -233,7 +233,7 @@ def override(config: "ConfigDict", field: str, text: str | bool):
             names = ", ".join(group[leaf])
             if names:
                 hint = f"set one of them: {names}"
-        raise InputError(problem, field=path, value=kind, hint=hint)
+        raise InputError(path, kind, problem=problem, hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
         group[leaf] = None
@@ -241,7 +241,7 @@ def override(config: "ConfigDict", field: str, text: str | bool):
     parse, of_type = PARSERS[kind]
     if isinstance(text, bool) and kind is not bool:
         allowed = allowed_values(field) or of_type
-        raise InputError("has no value", field=path, allowed=allowed)
+        raise InputError(path, allowed=allowed, problem="has no value")
     try:
         group[leaf] = parse(str(text))
     except (ValueError, KeyError):
@@ -249,7 +249,7 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         if text:
             value = literal(text)
         allowed = allowed_values(field) or of_type
-        raise InputError(field=path, value=value, allowed=allowed) from None
+        raise InputError(path, value, allowed) from None
 
 
 def fields_of_text(text: str) -> list:
@@ -376,7 +376,7 @@ def _no_such_file(file, argument):
         if argument:
             path += f":{argument}"
         hint = f"did you mean {path}?"
-    return InputError(problem, place=f"config file {file}", hint=hint)
+    return InputError(problem=problem, place=f"config file {file}", hint=hint)
 
 
 def _no_such_field(config, field):
@@ -385,9 +385,9 @@ def _no_such_field(config, field):
     owner, _, leaf = field.rpartition(".")
     if (alias := ALIASES.get(leaf)) in names:
         hint = f"did you mean config.{alias}?"
-        return InputError("is not a field", field=f"config.{field}", hint=hint)
+        return InputError(f"config.{field}", problem="is not a field", hint=hint)
     if leaf in GONE:
-        return InputError("is not a field", field=f"config.{field}", hint=GONE[leaf])
+        return InputError(f"config.{field}", problem="is not a field", hint=GONE[leaf])
     siblings = []
     for name in names:
         group, _, last = name.rpartition(".")
@@ -404,7 +404,7 @@ def _no_such_field(config, field):
         hint = f"config.{owner} has {', '.join(siblings)}"
     else:
         hint = f"config has {', '.join(config)}"
-    return InputError("is not a field", field=f"config.{field}", hint=hint)
+    return InputError(f"config.{field}", problem="is not a field", hint=hint)
 
 
 def _allowed_by_last_name(leaf):
@@ -419,7 +419,7 @@ def _raised(error, file):
     """The InputError for an exception of a config file."""
     if isinstance(error, SyntaxError):
         place = f"config file {error.filename}, line {error.lineno}"
-        return InputError(f"raises SyntaxError: {error.msg}", place=place)
+        return InputError(problem=f"raises SyntaxError: {error.msg}", place=place)
     place = f"config file {file}"
     in_config = False
     for frame in traceback.extract_tb(error.__traceback__):
@@ -436,7 +436,7 @@ def _raised(error, file):
     hint = ""
     if kind == "TypeError" and not in_config:  # the call of get_config itself
         hint = f"add the argument: {file}:ARGUMENT"
-    return InputError(problem, place=place, hint=hint)
+    return InputError(problem=problem, place=place, hint=hint)
 
 
 def _refused_by_config(error):
@@ -466,10 +466,10 @@ def _not_set(group, field, value, place):
     """The InputError for a field that a config file cannot set."""
     if field not in group:
         hint = suggestion(str(field), [*group], "")
-        return InputError("is not a field", field=field, place=place, hint=hint)
+        return InputError(field, problem="is not a field", place=place, hint=hint)
     kind = group.get_type(field)
     allowed = "a ConfigDict of fields, as in configs/base.py"
     if kind in PARSERS:
         _, of_type = PARSERS[kind]
         allowed = _allowed_by_last_name(field) or of_type
-    return InputError(field=field, place=place, value=value, allowed=allowed)
+    return InputError(field, value, allowed, place=place)

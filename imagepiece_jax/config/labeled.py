@@ -119,9 +119,9 @@ def labeled_images(
     path = str(vit.source.path)
     if not vit.model.num_classes:
         raise InputError(
-            "has no classes",
-            place=path,
             allowed="weights with a head, which training from these gives",
+            problem="has no classes",
+            place=path,
             hint="or take their vectors by `features`",
         )
     check_single_label(vit.problem_type, path, "accuracy")
@@ -130,16 +130,16 @@ def labeled_images(
     if data is not None:
         images = EvalImages(name=registry.full_name(data), data_dir=images.data_dir)
     if not images.name:
-        raise InputError("is missing", field="data")
+        raise InputError("data", problem="is missing")
     if data_dir is not None:
         images = dataclasses.replace(images, data_dir=data_dir)
     every = images.open(vit.model.num_classes, vit.class_names)
     if not every.labeled:
         raise InputError(
-            f"is {images.name!r}, whose test images have no labels",
-            field="data",
-            value=images.name,
-            allowed="test images with labels, which accuracy needs",
+            "data",
+            images.name,
+            "test images with labels, which accuracy needs",
+            problem=f"is {images.name!r}, whose test images have no labels",
         )
     source = every.spread(limit)
     for note in _notes(vit, images.name, every, source):
@@ -178,9 +178,9 @@ def _of_run(run: Mapping[str, Any], name: str | None = None):
         sets = run.get("eval", {}).get("sets", {})
         if not sets:
             raise InputError(
-                f"is {name!r}, but no run with evaluations by name is given",
-                field="eval_set",
-                value=name,
+                "eval_set",
+                name,
+                problem=f"is {name!r}, but no run with evaluations by name is given",
                 hint="leave it out, or name images",
             )
         chosen = one_of("eval_set", name, dict(sets))

@@ -178,8 +178,7 @@ class EvalSet(CheckedFields):
         for name, fields in _as_dict(value).items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise InputError(
-                    value=name,
-                    allowed="names of letters, digits, - and _",
+                    value=name, allowed="names of letters, digits, - and _"
                 )
             try:
                 if not hasattr(fields, "keys"):

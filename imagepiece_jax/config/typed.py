@@ -81,9 +81,9 @@ def with_reduction(overrides: Overrides, text: str | None) -> Overrides:
     for field, _ in overrides:
         if field in (METHOD, MACS):
             raise InputError(
-                f"is given with --config.{field}",
-                field="--reduction",
+                "--reduction",
                 allowed="one of the two",
+                problem=f"is given with --config.{field}",
             )
     return Overrides([*overrides, *of_reduction(text)])
 

@@ -189,12 +189,17 @@ def mapped_classes(
             label = others[0]
         if model_names is not None:
             raise InputError(
-                f"has class {names[label]!r}, which is no name of the model's classes: "
-                f"by the order of all it would be class {label}, "
-                f"{model_names[label]!r}",
+                allowed=(
+                    "folders that are named as the model's classes, by WordNet "
+                    "IDs of ImageNet's, or by whole numbers as labels"
+                ),
+                problem=(
+                    f"has class {names[label]!r}, which is no name of the model's "
+                    "classes: "
+                    f"by the order of all it would be class {label}, "
+                    f"{model_names[label]!r}"
+                ),
                 place=data,
-                allowed="folders that are named as the model's classes, by WordNet "
-                "IDs of ImageNet's, or by whole numbers as labels",
             )
     name = described(named[label])
     example = f"{name} is {label}"
@@ -286,22 +291,19 @@ def checked_names(names, classes):
     allowed = f"a name, or None, for each of the model's {classes} classes"
     listed = isinstance(names, Sequence) or np.ndim(names) == 1
     if not listed or isinstance(names, str):
-        raise InputError(field="class_names", value=names, allowed=allowed)
+        raise InputError("class_names", names, allowed)
     if len(names) != classes:
         value = len(names)
         raise InputError(
-            f"has length {len(names)}",
-            field="class_names",
-            value=value,
-            allowed=allowed,
+            "class_names", value, allowed, problem=f"has length {len(names)}"
         )
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
             raise InputError(
-                f"has {name!r} for class {label}",
-                field="class_names",
-                value=name,
-                allowed="strings, and None",
+                "class_names",
+                name,
+                "strings, and None",
+                problem=f"has {name!r} for class {label}",
             )
     return tuple(names)
 
@@ -319,11 +321,11 @@ def check_classes(
     if other := other_class(weights, names):
         label, theirs, ours = other
         raise InputError(
-            f"is {theirs!r}, but {ours!r} in {data}",
-            field=f"class {label}",
+            f"class {label}",
+            theirs,
+            "the same classes in the same order",
+            problem=f"is {theirs!r}, but {ours!r} in {data}",
             place=place,
-            value=theirs,
-            allowed="the same classes in the same order",
         )
     if None not in (weights, names):
         return None

@@ -60,7 +60,9 @@ def open_csv(
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
                     raise InputError(
-                        f"has more fields than the {len(table.fieldnames)} columns",
+                        problem=(
+                            f"has more fields than the {len(table.fieldnames)} columns"
+                        ),
                         hint="text with a comma must stand in double quotes",
                     )
                 row_split = "val"
@@ -91,20 +93,23 @@ def open_csv(
     except InputError as error:  # of a row
         raise error.inside(place=f"{path} line {table.line_num}") from error
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"is not a CSV file in UTF-8 ({error})",
-            place=path,
+            problem=f"is not a CSV file in UTF-8 ({error})", place=path
         ) from error
     if not first_rows:
-        raise InputError("has no rows", place=path, allowed="at least one image")
+        raise InputError(
+            allowed="at least one image", problem="has no rows", place=path
+        )
     if len(test_lines) == 2:
         raise InputError(
-            "is empty, but other test images have labels",
-            field="label",
-            place=f"{path} line {test_lines[False]}",
+            "label",
             allowed="all, or none",
+            problem="is empty, but other test images have labels",
+            place=f"{path} line {test_lines[False]}",
         )
     if not labeled and not test_lines:
         stored = [_stored_file(name, path) for name in training_images]
@@ -112,7 +117,7 @@ def open_csv(
         labels = [-1] * len(files)
     if not files:
         raise InputError(
-            f"has no row with split {split!r}",
+            problem=f"has no row with split {split!r}",
             place=path,
             hint="each split needs images",
         )
@@ -120,7 +125,7 @@ def open_csv(
     absent = {*range(num_classes)} - {*labels}
     if absent and split == "train" and labeled:
         raise InputError(
-            f"has no training image with label {min(absent)}",
+            problem=f"has no training image with label {min(absent)}",
             place=path,
             hint=f"each of the {num_classes} classes needs some",
         )
@@ -149,9 +154,7 @@ def _check_again(file, row, first):
     else:
         fault = "a test image must count once"
     raise InputError(
-        f"names {file!r} again (line {first.line})",
-        value=file,
-        hint=fault,
+        value=file, problem=f"names {file!r} again (line {first.line})", hint=fault
     )
 
 
@@ -163,19 +166,19 @@ def _check_columns(path, split, table):
     table.fieldnames = [name.strip() for name in table.fieldnames or ()]
     for name in (*NEEDED, *OPTIONAL):
         if table.fieldnames.count(name) > 1:
-            raise InputError(f"has more than one column {name!r}", place=path)
+            raise InputError(problem=f"has more than one column {name!r}", place=path)
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
         raise InputError(
-            f"has no column {min(missing)!r} (found: {columns})",
-            place=path,
             allowed="the columns filename and label, separated by commas",
+            problem=f"has no column {min(missing)!r} (found: {columns})",
+            place=path,
         )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
         raise InputError(
-            "has no column 'split', so its images can only be tested on",
+            problem="has no column 'split', so its images can only be tested on",
             place=path,
             hint="to train, add the column, with train or val in every row",
         )
@@ -192,7 +195,7 @@ def _label(text, num_classes):
         allowed = "the whole numbers from 0"
         if num_classes:
             allowed += f" to {num_classes - 1} (num_classes is {num_classes})"
-        raise InputError(field="label", value=text, allowed=allowed)
+        raise InputError("label", text, allowed)
     return label
 
 
@@ -203,10 +206,10 @@ def _stored_file(name, path):
         if os.path.isfile(os.path.join(root, spelling)):
             return spelling
     raise InputError(
-        f"is {name!r}, which is not a file",
-        field="filename",
-        value=name,
-        allowed=f"paths relative to the folder of {path}",
+        "filename",
+        name,
+        f"paths relative to the folder of {path}",
+        problem=f"is {name!r}, which is not a file",
     )
 
 
@@ -214,12 +217,12 @@ def _add_name(names, row, text):
     """Add (class name, line) of a label; InputError for one that has another name."""
     name = normalized((text or "").strip())
     if not name:
-        raise InputError(field="class", value=name, allowed="a name in every row")
+        raise InputError("class", name, "a name in every row")
     first, line = names.setdefault(row.label, (name, row.line))
     if name != first:
         raise InputError(
-            f"is {name!r} for label {row.label}, but {first!r} in line {line}",
-            field="class",
-            value=name,
+            "class",
+            name,
+            problem=f"is {name!r} for label {row.label}, but {first!r} in line {line}",
             hint="a label has one name",
         )

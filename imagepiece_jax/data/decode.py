@@ -50,9 +50,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def no_image(folder) -> InputError:
     """The InputError for a folder without images."""
     return InputError(
-        "holds no images",
-        place=f"folder {folder}",
         allowed=f"image files with extensions such as {SOME_EXTENSIONS}",
+        problem="holds no images",
+        place=f"folder {folder}",
     )
 
 
@@ -60,7 +60,9 @@ class UnreadableImage(InputError):
     """The bytes of one image do not decode. place: its file; value: the reason."""
 
     def __init__(self, place, reason):
-        super().__init__(f"cannot be read ({reason})", place=place, value=reason)
+        super().__init__(
+            value=reason, problem=f"cannot be read ({reason})", place=place
+        )
         self.args = place, reason  # which make it anew in another process
 
 
@@ -248,16 +250,19 @@ def record_unreadable(damaged, in_a_row, total, consequence):
     if len(in_a_row) >= MAX_IN_A_ROW:
         first = in_a_row[0]
         raise InputError(
-            f"{first.problem}, as the first of {len(in_a_row)} images in a row",
-            place=first.place,
             value=len(in_a_row),
             allowed=f"fewer than {MAX_IN_A_ROW}",
+            problem=f"{first.problem}, as the first of {len(in_a_row)} images in a row",
+            place=first.place,
         )
     count = len(damaged)
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
         raise InputError(
-            f"{count} of {total} images cannot be read; the first is {file} ({reason})",
             value=count,
             allowed=f"at most {MAX_SHARE:.0%}",
+            problem=(
+                f"{count} of {total} images cannot be read; the first is {file} "
+                f"({reason})"
+            ),
         )

@@ -75,8 +75,7 @@ def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
             shown = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror})",
-            place=f"folder {folder}",
+            problem=f"cannot be read ({error.strerror})", place=f"folder {folder}"
         ) from error
     return sorted(shown, key=lambda entry: entry.name)
 
@@ -156,9 +155,9 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         difference = folders.keys() ^ splits[other].keys()
         if difference:
             raise InputError(
-                f"has class {min(difference)!r} in only one of train and val",
-                place=f"folder {root}",
                 allowed="the same classes in both",
+                problem=f"has class {min(difference)!r} in only one of train and val",
+                place=f"folder {root}",
             )
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
@@ -218,43 +217,53 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
     unknown = [name for name in names if name not in known]
     if num_classes != len(names) and 0 < len(unknown) < len(names):
         raise InputError(
-            f"has class {unknown[0]!r}, which is not one of the model's "
-            f"{num_classes}, as {len(names) - len(unknown)} others are",
-            place=place,
             allowed="names of its classes, or a folder for each",
+            problem=(
+                f"has class {unknown[0]!r}, which is not one of the model's "
+                f"{num_classes}, as {len(names) - len(unknown)} others are"
+            ),
+            place=place,
         )
     if labels_by_name is not None and num_classes != len(names):
         raise InputError(
-            f"has {len(names)} classes, none of which is named as one of the "
-            f"model's {num_classes}",
-            place=place,
             allowed=(
                 "folders with names of its classes, with whole numbers from 0 to "
                 f"{num_classes - 1} as labels, or one for each class"
             ),
+            problem=(
+                f"has {len(names)} classes, none of which is named as one of the "
+                f"model's {num_classes}"
+            ),
+            place=place,
         )
     check_num_classes(num_classes, len(names), place)
     for label, name in enumerate(names):
         if known.get(name, label) != label:
             raise InputError(
-                f"has class {name!r}, which is class {known[name]} of the model "
-                f"and {label} by the order of all, of which it lacks {unknown[0]!r}",
-                place=place,
                 allowed="names of the model's classes",
+                problem=(
+                    f"has class {name!r}, which is class {known[name]} of the model "
+                    f"and {label} by the order of all, of which it lacks {unknown[0]!r}"
+                ),
+                place=place,
             )
     two_orders = class_names.two_orders(names)
     if labels_by_name is not None and two_orders:
         label, text, number = two_orders
         raise InputError(
-            "has classes that sort in one order as text and in another as numbers, and "
-            f"the model's class names do not say whether class {label} is {text!r} or "
-            f"{number!r}",
-            place=place,
             allowed=(
                 "names of the model's classes, whole numbers from 0 to "
                 f"{num_classes - 1} as labels, or numbers of equal length, such as 02 "
                 "and 10"
             ),
+            problem=(
+                "has classes that sort in one order as text and in another as "
+                "numbers, and "
+                f"the model's class names do not say whether class {label} is "
+                f"{text!r} or "
+                f"{number!r}"
+            ),
+            place=place,
         )
     return [*range(len(names))]
 
@@ -265,9 +274,9 @@ def _distinct(place, numbers, names):
     for number, name in zip(numbers, names, strict=True):
         if number in first:
             raise InputError(
-                f"has class {number} twice, as {first[number]!r} and {name!r}",
-                place=place,
                 allowed="one folder for each class",
+                problem=f"has class {number} twice, as {first[number]!r} and {name!r}",
+                place=place,
             )
         first[number] = name
     return numbers
@@ -297,16 +306,16 @@ def _class_folders(root, inside):
         name = class_names.normalized(entry.name)
         if name in folders:
             raise InputError(
-                f"has class {name!r} twice, in two spellings of Unicode",
-                place=f"folder {folder}",
                 allowed="one folder for each class",
+                problem=f"has class {name!r} twice, in two spellings of Unicode",
+                place=f"folder {folder}",
             )
         folders[name] = entry.name
     if not folders:
         raise InputError(
-            "has no folders of classes" if loose else "is empty",
-            place=f"folder {folder}",
             allowed="one folder of images for each class, or csv:FILE with labels",
+            problem="has no folders of classes" if loose else "is empty",
+            place=f"folder {folder}",
         )
     return dict(sorted(folders.items())), loose
 
@@ -344,7 +353,7 @@ def _check_links(root, folders, owners):
 def _same_folder(root, folder, first):
     """The InputError for a class's folder that is another class's, too."""
     return InputError(
-        f"is the same as {os.path.join(root, first)}, or in it, by a link",
+        problem=f"is the same as {os.path.join(root, first)}, or in it, by a link",
         place=f"folder {os.path.join(root, folder)}",
         hint="each class needs images of its own, in train and in val",
     )
@@ -381,7 +390,7 @@ def _unlabeled_files(root, split, inside):
     for real, folder in found.folders.items():
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
             raise InputError(
-                f"is a part of {tested}, by a link",
+                problem=f"is a part of {tested}, by a link",
                 place=f"folder {os.path.join(root, folder)}",
                 hint="training needs its own",
             )

@@ -46,10 +46,10 @@ def _check_is_array(images, allowed):
     if not is_array(images):
         kind = type(images).__name__
         raise InputError(
-            f"is {kind}",
-            field="images",
-            value=kind,
-            allowed=allowed,
+            "images",
+            kind,
+            allowed,
+            problem=f"is {kind}",
             hint="give an array of NumPy or JAX",
         )
 
@@ -66,10 +66,10 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     _check_is_array(images, allowed)
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
-            f"is {images.dtype} {list(images.shape)}",
-            field="images",
-            value=images.shape,
-            allowed=allowed,
+            "images",
+            images.shape,
+            allowed,
+            problem=f"is {images.dtype} {list(images.shape)}",
         )
     checked = Normalization(mean, std)
     mean = _along(images, checked.mean)
@@ -125,21 +125,16 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
     are_pixels = pixels and dtype == jnp.uint8
     if not are_floats and not are_pixels:
-        raise InputError(
-            f"is of type {dtype}",
-            field="images",
-            value=dtype,
-            allowed=allowed,
-        )
+        raise InputError("images", dtype, allowed, problem=f"is of type {dtype}")
     size = image_size and sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (size and shape[1:3] != size):
         some = size_text(size) if size else "any size"
         raise InputError(
-            f"is of shape {shape}",
-            field="images",
-            value=shape,
-            allowed=f"one or more images of {some} in an array [B, H, W, 3]",
+            "images",
+            shape,
+            f"one or more images of {some} in an array [B, H, W, 3]",
+            problem=f"is of shape {shape}",
         )
 
 

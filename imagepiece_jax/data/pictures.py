@@ -63,7 +63,7 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
     alone = is_one(images)
     images = [images] if alone else list(images)
     if not images:
-        raise InputError("is empty", field="images", allowed="one or more images")
+        raise InputError("images", allowed="one or more images", problem="is empty")
     pixels = []
     for number, image in enumerate(images):
         try:
@@ -110,10 +110,10 @@ def check_batch(images):
     if not is_batch or images.dtype != np.uint8:
         kind = f"{images.dtype} {list(shape)}"
         raise NoImage(
-            f"is {kind}",
-            field="images",
-            value=kind,
-            allowed="pixels, uint8 [B, H, W, 3] and [B, H, W, 4]",
+            "images",
+            kind,
+            "pixels, uint8 [B, H, W, 3] and [B, H, W, 4]",
+            problem=f"is {kind}",
         )
 
 
@@ -132,12 +132,12 @@ def rgb(image) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         image = os.path.expanduser(image)
     if isinstance(image, str) and "*" in image and not os.path.exists(image):
-        raise NoImage("is a pattern", place=image, allowed="paths of files")
+        raise NoImage(allowed="paths of files", problem="is a pattern", place=image)
     if isinstance(image, str) and os.path.isdir(image):
         raise InputError(
-            "is a folder",
-            place=image,
             allowed="a file, or a list of the folder's files",
+            problem="is a folder",
+            place=image,
         )
     if isinstance(image, bytes):
         return decode.decode(io.BytesIO(image), "the image", upright=True)
@@ -146,17 +146,16 @@ def rgb(image) -> np.ndarray:
     if hasattr(image, "convert"):
         if 0 in image.size:
             raise InputError(
-                f"is an empty PIL image, of size {image.size}",
-                field="images",
-                value=image.size,
+                "images",
+                image.size,
+                problem=f"is an empty PIL image, of size {image.size}",
             )
         try:
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
             raise InputError(
-                f"is a PIL image that cannot be read: {error}",
-                field="images",
+                "images", problem=f"is a PIL image that cannot be read: {error}"
             ) from error
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
@@ -165,7 +164,7 @@ def rgb(image) -> np.ndarray:
         kind = f"{dtype} {list(shape)}"
         if dtype is None:
             kind = type(image).__name__
-        raise NoImage(f"is {kind}", field="images", value=kind, allowed=TAKEN)
+        raise NoImage("images", kind, TAKEN, problem=f"is {kind}")
     return decode.rgb(Image.fromarray(np.asarray(image)))
 
 
@@ -175,16 +174,15 @@ def _content(file):
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
         raise InputError(
-            f"is an open file that cannot be read: {error}",
-            field="images",
+            "images", problem=f"is an open file that cannot be read: {error}"
         ) from error
     if not isinstance(content, bytes):
         kind = type(content).__name__
         raise NoImage(
-            f"is an open file of {kind}",
-            field="images",
-            value=kind,
-            allowed='binary files, open(path, "rb")',
+            "images",
+            kind,
+            'binary files, open(path, "rb")',
+            problem=f"is an open file of {kind}",
         )
     return content
 
@@ -272,13 +270,13 @@ def _photographs(paths):
     for path in paths:
         if not os.path.exists(path):
             problem = f"is {path}, which does not exist"
-            raise InputError(problem, field="images", value=path, allowed=SOURCES)
+            raise InputError("images", path, SOURCES, problem=problem)
         if path.endswith(".csv"):
             raise InputError(
-                f"is {path}, which is no image",
-                field="images",
-                value=path,
-                allowed=SOURCES,
+                "images",
+                path,
+                SOURCES,
+                problem=f"is {path}, which is no image",
                 hint=f"did you mean csv:{path}?",
             )
     return Photographs(find_images(paths, "train"))
@@ -293,7 +291,9 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words:
-        raise InputError("no images are named", hint="name image files or folders")
+        raise InputError(
+            problem="no images are named", hint="name image files or folders"
+        )
     files = []
     for path in map(pathlib.Path, words):
         if path.is_dir():
@@ -342,10 +342,7 @@ def check_there(names: Iterable[str]):
         if not os.path.exists(_path_of(name)):
             allowed = "folders, images, a .csv with a column filename, a .txt of paths"
             raise InputError(
-                f"is {name}, which does not exist",
-                field="images",
-                value=name,
-                allowed=allowed,
+                "images", name, allowed, problem=f"is {name}, which does not exist"
             )
 
 
@@ -365,7 +362,9 @@ def _of_table(path):
         table.fieldnames = columns
         if "filename" not in columns:
             raise InputError(
-                f"has no column 'filename' (found: {', '.join(columns) or 'none'})",
+                problem=(
+                    f"has no column 'filename' (found: {', '.join(columns) or 'none'})"
+                ),
                 place=path,
             )
         folder = os.path.dirname(path)
@@ -386,7 +385,9 @@ def _opened(path):
     try:
         return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
@@ -423,7 +424,7 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
         names.append(file.name)
     if not images:
         raise InputError(
-            f"none of {len(files)} files can be read, the first is {files[0]}",
             allowed="images",
+            problem=f"none of {len(files)} files can be read, the first is {files[0]}",
         )
     return np.stack(images), names

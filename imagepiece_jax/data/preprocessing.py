@@ -68,9 +68,7 @@ class Preprocessing(CheckedFields):
         """
         if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
             raise InputError(
-                field="preprocessing",
-                value=fields,
-                allowed=f"a dict of {', '.join(IN_CONFIG)}",
+                "preprocessing", fields, f"a dict of {', '.join(IN_CONFIG)}"
             )
         return cls(image_size, **fields)
 
@@ -269,9 +267,9 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
             limit = size_text(MAX_UNCROPPED)
             why = f", because evaluation at up to {limit} resizes no image"
         raise InputError(
-            f"has {size_text(actual)} pixels and is not resized{why}",
-            field="the image",
-            value=actual,
+            "the image",
+            actual,
+            problem=f"has {size_text(actual)} pixels and is not resized{why}",
             hint=f"scale it to the model's image_size first, {size_text(size)}",
         )
     return image

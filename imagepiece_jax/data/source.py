@@ -47,7 +47,9 @@ class Source(abc.ABC):
 
     def encoded(self, index: int) -> bytes:
         """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        raise InputError("is not a file, but pixels in memory", place=self.name(index))
+        raise InputError(
+            problem="is not a file, but pixels in memory", place=self.name(index)
+        )
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
@@ -238,8 +240,8 @@ def check_num_classes(num_classes, classes, data):
     """Raise InputError where num_classes is not what `data` has."""
     if num_classes not in (None, classes):
         raise InputError(
-            f"is {num_classes}, but {data} has {classes} classes",
-            field="num_classes",
-            value=num_classes,
-            allowed=f"{classes}",
+            "num_classes",
+            num_classes,
+            f"{classes}",
+            problem=f"is {num_classes}, but {data} has {classes} classes",
         )

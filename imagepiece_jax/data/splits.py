@@ -34,9 +34,9 @@ def split_files(root: str, files: Sequence[str], split: str, place: str) -> list
     different = [*dict.fromkeys(files)]
     if len(different) < 2:
         raise InputError(
-            f"has {len(different)} image and no test images",
-            place=place,
             allowed="at least two images",
+            problem=f"has {len(different)} image and no test images",
+            place=place,
         )
     total = len(different)
     count = max(1, min(MAX_TEST_IMAGES, total // ONE_IN))

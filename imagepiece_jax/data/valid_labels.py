@@ -26,18 +26,18 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
         labels = _of_file(text, source.num_classes)
     if len(labels) == 1:
         raise InputError(
-            f"is {text}, which leaves only class {labels[0]}",
-            field=FIELD,
-            value=text,
-            allowed="two classes or more",
+            FIELD,
+            text,
+            "two classes or more",
+            problem=f"is {text}, which leaves only class {labels[0]}",
         )
     lacking = sorted({*present} - {*labels})
     if lacking:
         raise InputError(
-            f"{text} lacks label {lacking[0]}, which images have",
-            field=FIELD,
-            value=text,
-            allowed="files with the labels of all images",
+            FIELD,
+            text,
+            "files with the labels of all images",
+            problem=f"{text} lacks label {lacking[0]}, which images have",
         )
     return labels
 
@@ -51,21 +51,18 @@ def _of_file(path, num_classes):
         words = pathlib.Path(path).read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})",
-            field=FIELD,
-            value=path,
-            allowed=allowed,
+            FIELD,
+            path,
+            allowed,
+            problem=f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})",
         ) from error
     for word in words:
         if not word.isdecimal() or int(word) >= num_classes:
             raise InputError(
-                f"{path} has the label {word!r}",
-                field=FIELD,
-                value=word,
-                allowed=allowed,
+                FIELD, word, allowed, problem=f"{path} has the label {word!r}"
             )
     if not words:
-        raise InputError(f"{path} is empty", field=FIELD, value=path, allowed=allowed)
+        raise InputError(FIELD, path, allowed, problem=f"{path} is empty")
     return tuple(sorted(set(map(int, words))))
 
 

@@ -70,7 +70,9 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
     found = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -79,8 +81,8 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
                 value[name]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"is not a measured result ({error!r})",
-                field=f"line {number}",
+                f"line {number}",
+                problem=f"is not a measured result ({error!r})",
                 place=path,
                 hint="fix or remove it",
             ) from error

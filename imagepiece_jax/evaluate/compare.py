@@ -221,10 +221,10 @@ def match(
     if not entries:
         listed = ",".join(f"{share:g}" for share in shares)
         raise InputError(
-            f"is {listed}",
-            field="shares",
-            value=shares,
-            allowed="shares of the cost that some method has a setting of",
+            "shares",
+            shares,
+            "shares of the cost that some method has a setting of",
+            problem=f"is {listed}",
         )
     return entries, absent
 
@@ -238,7 +238,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     for name in names:
         if name not in every:
             hint = suggestion(name, every, f"allowed: {', '.join(every)}")
-            raise InputError(field="methods", value=name, hint=hint)
+            raise InputError("methods", name, hint=hint)
     wanted = {*names, *REFERENCES} if names else {*every}
     return [name for name in every if name in wanted]
 

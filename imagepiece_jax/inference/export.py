@@ -72,7 +72,7 @@ def export(
         batch_size = checked.batch_size
     dtype = checked.dtype
     if format == "onnx" and dtype not in (None, "float32"):
-        raise InputError(field="dtype", value=dtype, allowed="'float32' in ONNX")
+        raise InputError("dtype", dtype, "'float32' in ONNX")
     if format == "onnx":
         dtype = "float32"
     vit = _portable(vit, dtype or vit.model.dtype.name)
@@ -119,17 +119,15 @@ def checked_file(
     """
     if not isinstance(out, str | os.PathLike):
         kind = type(out).__name__
-        raise InputError(
-            f"is a {kind}", field="out", value=kind, allowed="paths of a file"
-        )
+        raise InputError("out", kind, "paths of a file", problem=f"is a {kind}")
     out = pathlib.Path(os.path.expanduser(out))
     ending = out.suffix.lower()
     if ending in hub.ENDINGS and not out.exists():
         raise InputError(
-            f"{out} ends in {ending}, as weights do, and a program is written",
-            field="out",
-            value=str(out),
-            allowed="names such as model.onnx and model.jax",
+            "out",
+            str(out),
+            "names such as model.onnx and model.jax",
+            problem=f"{out} ends in {ending}, as weights do, and a program is written",
             hint="save writes weights, in a folder",
         )
     named = "onnx" if ending == ".onnx" else "jax"
@@ -138,10 +136,10 @@ def checked_file(
     one_of("format", format, WRITERS)
     if ending in (".jax", ".onnx") and format != named:
         raise InputError(
-            f"{out} ends in {ending}, but format is {format}",
-            field="out",
-            value=str(out),
-            allowed=f"format {named}, or another name",
+            "out",
+            str(out),
+            f"format {named}, or another name",
+            problem=f"{out} ends in {ending}, but format is {format}",
         )
     kept = ()
     if read is not None:

@@ -90,7 +90,7 @@ def write_features(
     """
     one_of("storage", storage, STORAGES)
     if logits and not vit.model.num_classes:
-        raise InputError("is for weights with a head", field="logits", value=True)
+        raise InputError("logits", True, problem="is for weights with a head")
     model = vit.model_with_tokens(tokens)
     xla_options.check_dtype(model.dtype.name)
     chosen = {"logits": logits, "tokens": tokens is not None, "patches": patches}
@@ -125,7 +125,7 @@ def _begun_with(images):
     images = iter(images)
     first = [*itertools.islice(images, 1)]
     if not first:
-        raise InputError("is empty", field="images", allowed="photographs")
+        raise InputError("images", allowed="photographs", problem="is empty")
     return itertools.chain(first, images)
 
 
@@ -164,9 +164,11 @@ def _check_same(files, facts):
             in_words = IN_WORDS.get(name, str)
             value = in_words(ours)
             raise InputError(
-                f"is {value}, but {files.path} was started with {in_words(theirs)}",
-                field=name,
-                value=value,
+                name,
+                value,
+                problem=(
+                    f"is {value}, but {files.path} was started with {in_words(theirs)}"
+                ),
                 hint="give another folder",
             )
 
@@ -334,10 +336,13 @@ def _check_some(batches):
     if len(damaged) == count:
         _, path, reason = damaged[0]
         raise InputError(
-            f"has none that can be read among {count} photographs, of which the first, "
-            f"{path}, {reason}",
-            field="images",
-            value=path,
+            "images",
+            path,
+            problem=(
+                f"has none that can be read among {count} photographs, of which "
+                "the first, "
+                f"{path}, {reason}"
+            ),
         )
 
 

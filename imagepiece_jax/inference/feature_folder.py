@@ -76,7 +76,9 @@ class FeatureFolder:
             for image in images:
                 if "\n" in image:
                     problem = "has a line break in its name"
-                    raise InputError(problem, place=repr(image), hint="rename it")
+                    raise InputError(
+                        problem=problem, place=repr(image), hint="rename it"
+                    )
                 line = os.fsencode(image) + b"\n"
                 digest.update(line)
                 file.write(line)
@@ -85,10 +87,12 @@ class FeatureFolder:
             started = self.info.get("images", found)
             if started != found:
                 raise InputError(
-                    f"has {count} photographs, others than the {started['count']} "
-                    f"that {self.path} was started with",
-                    field="images",
-                    value=count,
+                    "images",
+                    count,
+                    problem=(
+                        f"has {count} photographs, others than the {started['count']} "
+                        f"that {self.path} was started with"
+                    ),
                     hint=f"{self.path / PATHS} names those",
                 )
         return found
@@ -115,10 +119,10 @@ def check_folder(path: pathlib.Path):
         others.append(INFO)
     if others:
         raise InputError(
-            f"holds {others[0]}",
-            place=path,
             value=others[0],
             allowed="a new or empty folder, or one of features",
+            problem=f"holds {others[0]}",
+            place=path,
         )
 
 

@@ -101,7 +101,7 @@ def features(
     blocks = chosen_blocks(layers, model.depth)
     check_norm(norm, blocks)
     if not isinstance(reshape, bool):
-        raise InputError(field="reshape", value=reshape, allowed="True, False")
+        raise InputError("reshape", reshape, "True, False")
     check_fill(fill, model.arch.class_token)
     xla_options.check_dtype(model.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
@@ -274,9 +274,9 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     listed = isinstance(blocks, Sequence)
     if not listed or not all(is_integer(b) and 0 <= b < depth for b in blocks):
         raise InputError(
-            field="layers",
-            value=layers,
-            allowed=(
+            "layers",
+            layers,
+            (
                 f"a number of last blocks from 0 to {depth}, or blocks from 0 to "
                 f"{depth - 1}"
             ),
@@ -287,13 +287,15 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
 def check_norm(norm: bool, blocks: Sequence[int]) -> None:
     """Raise InputError for no truth value, and for False without blocks."""
     if not isinstance(norm, bool):  # 1 == True
-        raise InputError(field="norm", value=norm, allowed="True, False")
+        raise InputError("norm", norm, "True, False")
     if not norm and not blocks:
         raise InputError(
-            "is False, but is for features of layers, of which none are asked for",
-            field="norm",
-            value=norm,
-            allowed="True",
+            "norm",
+            norm,
+            "True",
+            problem=(
+                "is False, but is for features of layers, of which none are asked for"
+            ),
         )
 
 
@@ -301,9 +303,9 @@ def check_fill(fill: str, class_token: bool) -> None:
     """Raise InputError for an unknown fill, and for "class" without a class token."""
     if fill == "class" and not class_token:
         raise InputError(
-            "is 'class', but this model has no class token",
-            field="fill",
-            value=fill,
-            allowed=", ".join(name for name in FILLS if name != fill),
+            "fill",
+            fill,
+            ", ".join(name for name in FILLS if name != fill),
+            problem="is 'class', but this model has no class token",
         )
     one_of("fill", fill, FILLS)

@@ -88,11 +88,12 @@ def _too_large(model, variables):
     if half < LARGEST and half < needed:
         hint += f" or in {HALF} ({half / 1e9:.2f} GB)"
     return InputError(
-        f"has weights of {needed / 1e9:.2f} GB in {dtype}",
-        place="the model",
         value=needed,
-        allowed=f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX "
-        "holds",
+        allowed=(
+            f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX holds"
+        ),
+        problem=f"has weights of {needed / 1e9:.2f} GB in {dtype}",
+        place="the model",
         hint=hint,
     )
 
@@ -107,7 +108,9 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
         program.mlir_module()  # JAX checks its version only here
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # of many types, where bytes are missing
@@ -117,9 +120,9 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         if {"jax", "exported"} <= {*facts}:
             reason += f"; jax {facts['jax']} exported it on {facts['exported']}"
         raise InputError(
-            f"is no program that jax {version} reads {reason}",
-            place=path,
             allowed="complete files of this jax, or of one at most six months older",
+            problem=f"is no program that jax {version} reads {reason}",
+            place=path,
             hint="export the weights again, for longer as ONNX",
         ) from error
     return program
@@ -161,9 +164,9 @@ def exported_images(
         if draws(vit.model_with_tokens(tokens)):
             # JAX cannot draw random numbers of an unknown shape.
             raise InputError(
-                f"is open, but {vit.label} draws random numbers",
-                field="batch_size",
+                "batch_size",
                 allowed="a number",
+                problem=f"is open, but {vit.label} draws random numbers",
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = (batch_size, *sides(vit.image_size), 3)

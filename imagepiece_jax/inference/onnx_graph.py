@@ -436,10 +436,10 @@ def _needed(jaxpr):
 def no_operator(name):
     """The InputError for a computation that has no ONNX operator."""
     return InputError(
-        f"computes {name}, which has no ONNX operator here",
-        place="the model",
         value=name,
         allowed="reductions by fixed counts (format='jax' has all of them)",
+        problem=f"computes {name}, which has no ONNX operator here",
+        place="the model",
     )
 
 

@@ -35,10 +35,12 @@ def check_has_graph(vit: Pretrained, model: ViT):
     """Raise InputError for a model of `vit` that draws random numbers."""
     if jax_export.draws(model):
         raise InputError(
-            f"is {vit.label}, which draws random numbers, and has no ONNX graph",
-            field="reduction",
-            value=vit.label,
-            allowed="the other methods, or a program for JAX",
+            "reduction",
+            vit.label,
+            "the other methods, or a program for JAX",
+            problem=(
+                f"is {vit.label}, which draws random numbers, and has no ONNX graph"
+            ),
         )
 
 

@@ -118,10 +118,10 @@ class Program:
         count = images.shape[0]
         if count > self.batch_size:
             raise InputError(
-                f"has {count} images",
-                field="images",
-                value=count,
-                allowed=f"1 to {self.batch_size}, the batch_size of optimize()",
+                "images",
+                count,
+                f"1 to {self.batch_size}, the batch_size of optimize()",
+                problem=f"has {count} images",
             )
         # At the line that calls the program, behind __call__ and short_traceback.
         warn_of_range(images, self.model.mean, self.model.std, stacklevel=4)
@@ -444,10 +444,10 @@ def _check_options(options, device):
             raise
         reason = str(error).partition(": ")[2]
         raise InputError(
-            f"is {options}: {reason}",
-            field="compiler_options",
-            value=options,
-            allowed="options of XLA",
+            "compiler_options",
+            options,
+            "options of XLA",
+            problem=f"is {options}: {reason}",
         ) from error
 
 

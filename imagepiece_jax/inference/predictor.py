@@ -63,9 +63,12 @@ class Predictor:
         for field, value in (("labels", labels), ("top", top)):
             if not classes and value is not None:
                 raise InputError(
-                    f"is {value!r}, but the model has no classes, and gives features",
-                    field=field,
-                    value=value,
+                    field,
+                    value,
+                    problem=(
+                        f"is {value!r}, but the model has no classes, and gives "
+                        "features"
+                    ),
                     hint="leave it out, or take weights with a head",
                 )
         self._labels = vit.class_names
@@ -75,7 +78,7 @@ class Predictor:
         if top is None:
             self._top = min(5, classes)
         if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
-            raise InputError(field="top", value=top, allowed=f"1 to {classes}")
+            raise InputError("top", top, f"1 to {classes}")
         biased = classes and np.any(vit.variables["params"]["head"]["bias"])
         if classes and self._labels is None and not biased:
             warn(
@@ -89,7 +92,7 @@ class Predictor:
         if threads is None:
             threads = min(16, os.cpu_count() or 1)
         if not is_integer(threads) or threads < 1:
-            raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
+            raise InputError("threads", threads, "1, 2, 3, ..")
         others = ["labels", "top", "batch_size", "resize", "threads"]
         given = {"batch_size": batch_size, "pixels": True}
         options = CompileOptions.from_options(options, others, **given)
@@ -266,16 +269,12 @@ def _names(labels, classes):
     if isinstance(labels, str) and labels.lower() == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        raise InputError(
-            field="labels",
-            value=labels,
-            allowed="'imagenet', or a list of names",
-        )
+        raise InputError("labels", labels, "'imagenet', or a list of names")
     if len(labels) != classes:
         raise InputError(
-            f"has {len(labels)} names",
-            field="labels",
-            value=len(labels),
-            allowed=f"{classes}, one per class",
+            "labels",
+            len(labels),
+            f"{classes}, one per class",
+            problem=f"has {len(labels)} names",
         )
     return labels

@@ -61,20 +61,20 @@ class ProgramOutputs:
         for field, value in self._options.items():
             if not self.has_features and value != DEFAULTS[field]:
                 raise InputError(
-                    "is an option of features, but output is 'logits'",
-                    field=field,
-                    value=value,
-                    allowed="output 'features' or 'patches'",
+                    field,
+                    value,
+                    "output 'features' or 'patches'",
+                    problem="is an option of features, but output is 'logits'",
                 )
         features.check_norm(self.norm, self.blocks)
         features.check_fill(self.fill, self.model.arch.class_token)
         twice = [block for block in self.blocks if self.blocks.count(block) > 1]
         if twice:
             raise InputError(
-                f"has block {twice[0]} twice",
-                field="layers",
-                value=self.blocks,
-                allowed="each block once",
+                "layers",
+                self.blocks,
+                "each block once",
+                problem=f"has block {twice[0]} twice",
             )
 
     def _feature_names(self, output):

@@ -109,8 +109,8 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
     for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
             raise InputError(
-                f"give queries or keys of block {index} that are no numbers",
-                field="variables" if images is None else "size_images",
+                "variables" if images is None else "size_images",
+                problem=f"give queries or keys of block {index} that are no numbers",
             )
         found.append(least_used(of_queries, of_keys))
     found = np.asarray(found, np.float32)

@@ -107,17 +107,17 @@ def check_outputs(outputs, grid):
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
         raise InputError(
-            "are those of masked training, where no token is gone",
-            field="outputs",
+            "outputs",
             allowed="those of a model made without masked=True",
+            problem="are those of masked training, where no token is gone",
         )
     patches = state.x.shape[1] - state.num_prefix
     if outputs.taps:  # of the first step, which saw all patches
         patches = outputs.taps[0].x.shape[1]
     if grid[0] * grid[1] != patches:
         raise InputError(
-            f"is {grid[0]}x{grid[1]}, but the model had {patches} patches",
-            field="grid",
-            value=grid,
-            allowed=f"grids of {patches}",
+            "grid",
+            grid,
+            f"grids of {patches}",
+            problem=f"is {grid[0]}x{grid[1]}, but the model had {patches} patches",
         )

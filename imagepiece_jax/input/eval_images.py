@@ -44,8 +44,6 @@ class EvalImages:
         if wanted is not None:
             found = {k: i for i, k in enumerate(source.class_names or ()) if k}
             if found != wanted:
-                raise InputError(
-                    field="classes", value=self.classes, allowed=f"{found}"
-                )
+                raise InputError("classes", self.classes, f"{found}")
             source.class_names = names
         return source

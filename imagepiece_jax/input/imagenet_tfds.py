@@ -20,8 +20,10 @@ def open_imagenet(split, num_classes, data_dir):
     """The images of a split of ImageNet, with arguments and errors of `open_source`."""
     if sys.platform == "win32":
         raise InputError(
-            "is 'imagenet2012', which Windows cannot read: it has no array_record",
-            field="name",
+            "name",
+            problem=(
+                "is 'imagenet2012', which Windows cannot read: it has no array_record"
+            ),
             hint="take folder:PATH there",
         )
     extras.check(NAME, "tensorflow_datasets", "array_record")
@@ -35,7 +37,7 @@ def open_imagenet(split, num_classes, data_dir):
         )
         if builder.info.splits and tfds_split not in builder.info.splits:
             raise InputError(
-                f"has no split {tfds_split}",
+                problem=f"has no split {tfds_split}",
                 place=builder.data_path,
                 hint="prepare both into a new folder",
             )
@@ -50,10 +52,12 @@ def open_imagenet(split, num_classes, data_dir):
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
         raise InputError(
-            f"is {value!r}, but {where} has no complete array_record files of it",
-            field="name",
-            value=value,
-            allowed="a data_dir that has them",
+            "name",
+            value,
+            "a data_dir that has them",
+            problem=(
+                f"is {value!r}, but {where} has no complete array_record files of it"
+            ),
             hint=(
                 "tools.prepare_imagenet, in a clone of the repository, makes them from "
                 "ImageNet's tar or parquet files; 'digits' needs no files"

@@ -28,10 +28,10 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     """
     if length < batch_size:
         raise InputError(
-            f"is {batch_size}, but the training data has only {length} images",
-            field="batch_size",
-            value=batch_size,
-            allowed=f"1 to {length}",
+            "batch_size",
+            batch_size,
+            f"1 to {length}",
+            problem=f"is {batch_size}, but the training data has only {length} images",
         )
     return length // batch_size
 
@@ -77,7 +77,7 @@ class TrainBatches(BatchSequence):
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**64:
-            raise InputError(field="seed", value=self.seed, allowed="0 to 2**64 - 1")
+            raise InputError("seed", self.seed, "0 to 2**64 - 1")
         self.by_device = self.placement.positions(self.batch_size)
         self.steps = max(0, self.stop_step - self.start_step)
         self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)

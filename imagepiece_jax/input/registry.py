@@ -72,7 +72,7 @@ def open_source(
     elif not os.path.exists(path):
         problem = f"is {name!r}, which does not exist"
     allowed = ", ".join(NAMES)
-    raise InputError(problem, field="name", value=name, allowed=allowed, hint=hint)
+    raise InputError("name", name, allowed, problem=problem, hint=hint)
 
 
 def full_name(name: str) -> str:

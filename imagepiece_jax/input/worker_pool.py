@@ -210,13 +210,15 @@ def check_space(size: int):
     free = shutil.disk_usage(SHARED).free
     if free < size:
         raise InputError(
-            f"has {free / 1e6:,.0f} MB free, but reading in processes needs "
-            f"{size / 1e6:,.0f} MB",
-            place=SHARED,
             value=free,
             allowed=(
                 "more room (a container's shm-size) or workers=0, which are threads"
             ),
+            problem=(
+                f"has {free / 1e6:,.0f} MB free, but reading in processes needs "
+                f"{size / 1e6:,.0f} MB"
+            ),
+            place=SHARED,
         )
 
 

@@ -41,10 +41,10 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
         raise InputError(
-            f"is 'cudnn', which needs {reason}",
-            field="attention",
-            value=requested,
-            allowed="'xla' and 'auto'",
+            "attention",
+            requested,
+            "'xla' and 'auto'",
+            problem=f"is 'cudnn', which needs {reason}",
         )
     return "xla" if reason else "cudnn"
 

@@ -42,7 +42,7 @@ class Misfit(InputError):
     """
 
     def __init__(self, problem: str, fresh: tuple[str, ...] = (), **facts: str):
-        super().__init__(problem, **facts)
+        super().__init__(problem=problem, **facts)
         self.fresh = fresh
 
 
@@ -117,7 +117,7 @@ def model_variables(
     if not missing:
         return variables, []
     if not is_integer(seed):
-        raise InputError(field="seed", value=seed, allowed="whole numbers")
+        raise InputError("seed", seed, "whole numbers")
     drawn = fresh_variables(model, image_size, seed, missing)
     drawn = traverse_util.flatten_dict(drawn)
     return traverse_util.unflatten_dict(drawn | present), missing
@@ -156,10 +156,7 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
         if not any(matches(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
             raise InputError(
-                f"names {name!r}",
-                field=field,
-                value=name,
-                allowed=", ".join(sorted(parts)),
+                field, name, ", ".join(sorted(parts)), problem=f"names {name!r}"
             )
 
 

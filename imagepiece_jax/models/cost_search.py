@@ -154,9 +154,9 @@ def ending_at(tokens, method, model, grid):
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
         raise InputError(
-            field="tokens",
-            value=tokens,
-            allowed=f"whole numbers from 1 to {patches}, the patches of an image",
+            "tokens",
+            tokens,
+            f"whole numbers from 1 to {patches}, the patches of an image",
         )
     tokens = int(tokens)  # a NumPy integer would be taken for an array
 
@@ -173,9 +173,9 @@ def ending_at(tokens, method, model, grid):
     fewest = counts[-1]
     if fewest != tokens:
         raise InputError(
-            field="tokens",
-            value=tokens,
-            allowed=f"{fewest}, the fewest that this reduction leaves, to {patches}",
+            "tokens",
+            tokens,
+            f"{fewest}, the fewest that this reduction leaves, to {patches}",
         )
     free = dataclasses.replace(method, macs=None, counts=None)
     return free.within_reach(counts, model.depth, patches)

@@ -140,10 +140,10 @@ class Pretrained:
         if not isinstance(model, ViT) or not params:
             types = type(model).__name__, type(variables).__name__
             raise InputError(
-                f"are of types {types[0]} and {types[1]}",
-                field="model and variables",
-                value=types,
-                allowed='a ViT, as create_model makes it, and a dict with "params"',
+                "model and variables",
+                types,
+                'a ViT, as create_model makes it, and a dict with "params"',
+                problem=f"are of types {types[0]} and {types[1]}",
             )
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
@@ -151,16 +151,14 @@ class Pretrained:
         one_of("problem_type", self.problem_type, PROBLEMS)
         projector = self.projector
         if not isinstance(projector, Projector | None):
-            raise InputError(
-                field="projector", value=projector, allowed="a Projector, and None"
-            )
+            raise InputError("projector", projector, "a Projector, and None")
         if projector and projector.width != model.embed_dim:
             width = projector.width
             raise InputError(
-                f"takes tokens of a width of {width}",
-                field="projector",
-                value=width,
-                allowed=f"the model's, {model.embed_dim}",
+                "projector",
+                width,
+                f"the model's, {model.embed_dim}",
+                problem=f"takes tokens of a width of {width}",
             )
         images = self.preprocessing
         if images is None:
@@ -174,9 +172,9 @@ class Pretrained:
                 )
         elif not isinstance(images, Preprocessing):
             raise InputError(
-                field="preprocessing",
-                value=images,
-                allowed="a Preprocessing, such as Preprocessing(224, crop=0.9)",
+                "preprocessing",
+                images,
+                "a Preprocessing, such as Preprocessing(224, crop=0.9)",
             )
         # Here, since whatever changes the model or its images makes a Pretrained.
         params = variables["params"]
@@ -372,10 +370,10 @@ class Pretrained:
         if shape[-1:] != (self.model.num_classes,):
             found = f"of shape {shape}" if shape else type(logits).__name__
             raise InputError(
-                f"is {found}",
-                field="logits",
-                value=shape,
-                allowed=f"arrays [.., {self.model.num_classes}], a number per class",
+                "logits",
+                shape,
+                f"arrays [.., {self.model.num_classes}], a number per class",
+                problem=f"is {found}",
             )
         return probabilities(logits, self.problem_type)
 
@@ -445,11 +443,7 @@ class Pretrained:
         self._check_reduction("depth", depth)
         blocks = self.model.depth
         if not is_integer(depth) or not 1 <= depth <= blocks:
-            raise InputError(
-                field="depth",
-                value=depth,
-                allowed=f"whole numbers from 1 to {blocks}",
-            )
+            raise InputError("depth", depth, f"whole numbers from 1 to {blocks}")
         shallow = self.model.clone(plan=self.model.plan[:depth])
         remedy = "take the blocks first: with_reduction(None).first_blocks(..)"
         model = self._planned_again(shallow, self._grid, remedy)
@@ -529,9 +523,9 @@ class Pretrained:
         """InputError, about `field`, where nobody knows the reduction."""
         if self.reduction is None:
             raise InputError(
-                f"is {value!r}, but the model has no record of its reduction",
-                field=field,
-                value=value,
+                field,
+                value,
+                problem=f"is {value!r}, but the model has no record of its reduction",
                 hint="make it by create_model(name, reduction)",
             )
 
@@ -617,10 +611,10 @@ class Pretrained:
                 check_variables(self.model, self.variables, self.image_size)
                 name = self.reduction.name
                 raise InputError(
-                    f"is {tokens}, but {name!r} has learned weights of another",
-                    field="tokens",
-                    value=tokens,
-                    allowed=f"{self.model.image_tokens}",
+                    "tokens",
+                    tokens,
+                    f"{self.model.image_tokens}",
+                    problem=f"is {tokens}, but {name!r} has learned weights of another",
                 ) from error
         return model
 
@@ -648,10 +642,10 @@ def check_pretrained(vit: Any):
         if isinstance(vit, str | os.PathLike):
             hint = f"did you mean load({os.fspath(vit)!r})?"
         raise InputError(
-            f"is of type {type(vit).__name__}",
-            field="vit",
-            value=vit,
-            allowed="what load() returns, and Pretrained(model, variables)",
+            "vit",
+            vit,
+            "what load() returns, and Pretrained(model, variables)",
+            problem=f"is of type {type(vit).__name__}",
             hint=hint,
         )
 
@@ -663,8 +657,8 @@ def _square(model):
     side = math.isqrt(patches)
     if side * side != patches:
         raise InputError(
-            f"is missing, and the model's {patches} patches are no square",
-            field="preprocessing",
+            "preprocessing",
             allowed="Preprocessing((height, width))",
+            problem=f"is missing, and the model's {patches} patches are no square",
         )
     return side * model.patch_size

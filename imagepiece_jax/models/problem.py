@@ -33,10 +33,10 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
         return 0.5 * (1 + np.tanh(logits / 2))
     if kind is None:
         raise InputError(
-            f"is {problem_type!r}, whose outputs are not probabilities",
-            field="problem_type",
-            value=problem_type,
-            allowed=f"{SINGLE_LABEL}, {MULTI_LABEL}",
+            "problem_type",
+            problem_type,
+            f"{SINGLE_LABEL}, {MULTI_LABEL}",
+            problem=f"is {problem_type!r}, whose outputs are not probabilities",
             hint="vit.model.apply(vit.variables, images).logits has its numbers",
         )
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -51,9 +51,9 @@ def check_single_label(problem_type: str, place: str, reader: str) -> None:
     """
     if problem_type != SINGLE_LABEL:
         raise InputError(
-            f"is {problem_type!r}, but {reader} needs one label per image",
-            field="problem_type",
+            "problem_type",
+            problem_type,
+            SINGLE_LABEL,
+            problem=f"is {problem_type!r}, but {reader} needs one label per image",
             place=place,
-            value=problem_type,
-            allowed=SINGLE_LABEL,
         )

@@ -54,7 +54,7 @@ def fields_of(name):
     if name is None:
         return {}
     if not is_known(name):
-        raise InputError(field="name", value=name, hint=instead_of(str(name)))
+        raise InputError("name", name, hint=instead_of(str(name)))
     return MODELS.get(name) or public_fields(name)
 
 

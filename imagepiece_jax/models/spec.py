@@ -196,7 +196,7 @@ class ModelSpec(CheckedFields):
             if requested.name and of_name:
                 whose = f"of {requested.name!r} "
             problem = f"{whose}is {value!r}, but {source} has {trained!r}"
-            raise InputError(problem, field=field, value=value, allowed=repr(trained))
+            raise InputError(field, value, repr(trained), problem=problem)
 
         for field in dataclasses.fields(self):
             value = getattr(compared, field.name)
@@ -420,9 +420,7 @@ def normalization(mean, std):
         present = "mean" if std is None else "std"
         lacking = "std" if std is None else "mean"
         raise InputError(
-            f"is given, {lacking} is not",
-            field=present,
-            allowed="both or neither",
+            present, allowed="both or neither", problem=f"is given, {lacking} is not"
         )
     return mean, std
 
@@ -432,30 +430,28 @@ def _check_size(size, stem, arch):
     width = size["embed_dim"]
     heads = size["num_heads"]
     if width % heads:
-        raise InputError(
-            field="num_heads",
-            value=heads,
-            allowed=f"divisors of embed_dim, which is {width}",
-        )
+        raise InputError("num_heads", heads, f"divisors of embed_dim, which is {width}")
     if width * size["mlp_ratio"] < 1:
         raise InputError(
-            field="mlp_ratio",
-            value=size["mlp_ratio"],
-            allowed=f"at least 1 / {width}, for an MLP of a width of 1 or more",
+            "mlp_ratio",
+            size["mlp_ratio"],
+            f"at least 1 / {width}, for an MLP of a width of 1 or more",
         )
     if stem == "conv":
         conv_stem_widths(width, size["patch_size"])
     if stem == "conv" and not arch.patch_bias:
         raise InputError(
-            "is 'conv', whose projection has a bias, but arch.patch_bias is False",
-            field="stem",
-            value=stem,
-            allowed="'patch'",
+            "stem",
+            stem,
+            "'patch'",
+            problem=(
+                "is 'conv', whose projection has a bias, but arch.patch_bias is False"
+            ),
         )
     if arch.rotary is not None and width // heads % 4:
         raise InputError(
-            f"is {heads}, which makes heads of a width of {width // heads}",
-            field="num_heads",
-            value=heads,
-            allowed="with rotary positions a width of multiples of 4",
+            "num_heads",
+            heads,
+            "with rotary positions a width of multiples of 4",
+            problem=f"is {heads}, which makes heads of a width of {width // heads}",
         )

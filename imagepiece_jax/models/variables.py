@@ -98,11 +98,11 @@ def check_variables(model, variables, image_size):
         expected = needed.get(name, "no such variable")
         if got != expected:
             raise InputError(
-                f"is {got}, in the model it is {expected}",
+                name,
+                got,
+                "variables of this model",
+                problem=f"is {got}, in the model it is {expected}",
                 place="variables",
-                field=name,
-                value=got,
-                allowed="variables of this model",
             )
 
 

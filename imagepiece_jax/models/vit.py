@@ -365,10 +365,12 @@ class ViT(nn.Module):
             count -= arch.prefix
         if count != height * width:
             raise InputError(
-                f"is of {size_text(size)} pixels, {height * width} patches, but "
-                f"the model has positions for {count}",
-                field="images",
-                value=size,
+                "images",
+                size,
+                problem=(
+                    f"is of {size_text(size)} pixels, {height * width} patches, but "
+                    f"the model has positions for {count}"
+                ),
                 hint="load(.., image_size=..) resizes them",
             )
 

@@ -37,9 +37,9 @@ def check_method(kind, base):
     place = f"method {name}"
     if not isinstance(kind, type) or not issubclass(kind, base):
         raise InputError(
-            "is no subclass of Method",
-            place=place,
             allowed=f"class {name}(Method)",
+            problem="is no subclass of Method",
+            place=place,
         )
     _check_decorated(kind, place)
     if kind.steps is base.steps:
@@ -48,10 +48,10 @@ def check_method(kind, base):
         if similar:
             hint = f"did you mean its {similar}?"
         raise InputError(
-            "has no steps",
-            place=place,
             value=kind,
             allowed="def steps(self, depth)",
+            problem="has no steps",
+            place=place,
             hint=hint,
         )
 
@@ -67,10 +67,10 @@ def check_steps(steps, method):
     place = f"{type(method).__name__}.steps"
     if not isinstance(steps, list | tuple):
         raise InputError(
-            f"returns a {type(steps).__name__}",
-            place=place,
             value=steps,
             allowed="a list of Steps",
+            problem=f"returns a {type(steps).__name__}",
+            place=place,
         )
     for number, step in enumerate(steps):
         try:
@@ -84,16 +84,14 @@ def _check_step(step):
     """InputError for anything but a Step of a known site, a Reducer and a Rule."""
     if not isinstance(step, Step):
         raise InputError(
-            f"is a {type(step).__name__}",
             value=step,
             allowed="Step(block, reducer, rule)",
+            problem=f"is a {type(step).__name__}",
         )
     if step.site not in SITES:
         allowed = ", ".join(map(repr, SITES))
         raise InputError(
-            f"has the site {step.site!r}",
-            value=step.site,
-            allowed=allowed,
+            value=step.site, allowed=allowed, problem=f"has the site {step.site!r}"
         )
     _check_part("reducer", step.reducer, Reducer)
     _check_part("rule", step.rule, Rule)
@@ -101,9 +99,9 @@ def _check_step(step):
     if not isinstance(needs, frozenset | property):
         kind = type(step.reducer).__name__
         raise InputError(
-            f"has the reducer {kind}, whose needs are a {type(needs).__name__}",
             value=needs,
             allowed='such as frozenset({"key"})',
+            problem=f"has the reducer {kind}, whose needs are a {type(needs).__name__}",
         )
 
 
@@ -115,9 +113,9 @@ def _check_part(role, part, base):
         if isinstance(part, type):
             problem = f"has the class {part.__name__} as {role}"
         raise InputError(
-            problem,
             value=part,
             allowed=f"an object whose class inherits from {base.__name__}",
+            problem=problem,
         )
     if isinstance(part, nn.Module):
         return
@@ -125,17 +123,17 @@ def _check_part(role, part, base):
     options = getattr(part, "__dataclass_params__", None)
     if not options or not options.frozen or not options.eq:
         raise InputError(
-            f"has the {role} {name}, of which two with the same fields differ",
             value=part,
             allowed=FROZEN,
+            problem=f"has the {role} {name}, of which two with the same fields differ",
         )
     try:
         hash(part)
     except TypeError as error:
         raise InputError(
-            f"has the {role} {name}, which has no hash ({error})",
             value=part,
             allowed="fields that have one, such as tuples",
+            problem=f"has the {role} {name}, which has no hash ({error})",
         ) from error
 
 
@@ -144,10 +142,10 @@ def _check_decorated(kind, place=""):
     for name, value in vars(kind).items():
         if isinstance(value, dataclasses.Field):
             raise InputError(
-                f"has the field {name} in {kind.__name__}, but no decorator",
-                place=place,
                 value=kind,
                 allowed=FROZEN,
+                problem=f"has the field {name} in {kind.__name__}, but no decorator",
+                place=place,
             )
 
 
@@ -165,7 +163,9 @@ class Declared:
     def __getattr__(self, name):
         if name in ON_REQUEST and name not in self._needs:
             listed = ", ".join(sorted(self._needs)) or "nothing"
-            raise InputError(f"reads the tap {name!r}, but its `needs` has {listed}")
+            raise InputError(
+                problem=f"reads the tap {name!r}, but its `needs` has {listed}"
+            )
         return getattr(self._taps, name)
 
 
@@ -186,18 +186,18 @@ def check_plan(plan, arch, grid):
         unknown = sorted(reducer.needs - {*ON_REQUEST})
         if unknown:
             raise InputError(
-                f"needs {unknown[0]!r}",
-                place=place,
                 value=unknown[0],
                 allowed=", ".join(ON_REQUEST),
+                problem=f"needs {unknown[0]!r}",
+                place=place,
             )
         metric = reducer.metric
         if "metric" in reducer.needs and metric not in COMPARED:
             raise InputError(
-                f"compares {metric!r}",
-                place=place,
                 value=metric,
                 allowed=", ".join(map(repr, COMPARED)),
+                problem=f"compares {metric!r}",
+                place=place,
             )
         for score in lacking:
             if SCORES[score] in reducer.needs:
@@ -205,25 +205,25 @@ def check_plan(plan, arch, grid):
         if site == "pre" and reducer.reads:
             problem = f"reads at block {block} the attention of the block before it"
             if block == 0:
-                raise InputError(problem, value=block, allowed="blocks from 1")
+                raise InputError(value=block, allowed="blocks from 1", problem=problem)
             before = plan[block - 1]
             if before.counts and before.step.site != "pre":
                 raise InputError(
-                    f"{problem}, in which tokens change",
                     value=block,
                     allowed="other blocks",
+                    problem=f"{problem}, in which tokens change",
                 )
         if site == "attention" and "value" in reducer.reads:
             raise InputError(
-                f"compares values at block {block} before attention has them",
                 value=block,
                 allowed="'key', 'query', 'token'",
+                problem=f"compares values at block {block} before attention has them",
             )
         if site == "attention" and "shift" in reducer.reads:
             raise InputError(
-                f"reads at block {block} how far attention will move tokens",
                 value=block,
                 allowed="other taps",
+                problem=f"reads at block {block} how far attention will move tokens",
             )
         if layer.counts:
             reducer.check_fits(grid, layer.counts)
@@ -249,10 +249,12 @@ def _refuse_score(score, reducer, block, lacking):
         field = "score"
         allowed = ", ".join(name for name in SCORES if name not in lacking)
     raise InputError(
-        f"ranks tokens by {score!r} at block {block}, but the model has no {part}",
-        field=field,
-        value=score,
-        allowed=allowed,
+        field,
+        score,
+        allowed,
+        problem=(
+            f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
+        ),
     )
 
 
@@ -266,12 +268,12 @@ def check_form(result, counts):
     n_out = counts.n_out
     if isinstance(result, Assignment):
         if result.n_out != n_out:
-            raise InputError(field="n_out", value=result.n_out, allowed=str(n_out))
+            raise InputError("n_out", result.n_out, str(n_out))
         if n_out > n_in:
             raise InputError(
-                f"makes {n_out} tokens of {n_in}",
                 value=n_out,
                 allowed="as many at most, or a Masking that appends one",
+                problem=f"makes {n_out} tokens of {n_in}",
             )
         _check_integers("dest", result.dest)
         _check_shape("dest", result.dest, n_in)
@@ -287,16 +289,13 @@ def check_form(result, counts):
         tokens = n_in if result.append is None else n_in + 1
         if tokens != n_out:
             raise InputError(
-                f"leaves {tokens} tokens",
-                field="keep",
-                value=tokens,
-                allowed=str(n_out),
+                "keep", tokens, str(n_out), problem=f"leaves {tokens} tokens"
             )
     else:
         raise InputError(
-            f"returns {type(result).__name__}",
             value=result,
             allowed="Assignment, Mixing, Masking",
+            problem=f"returns {type(result).__name__}",
         )
 
 
@@ -320,12 +319,7 @@ def _check_index_form(index, n_out):
 def _check_integers(name, array):
     """InputError unless an array has whole numbers."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise InputError(
-            f"is {array.dtype}",
-            field=name,
-            value=array.dtype,
-            allowed="integers",
-        )
+        raise InputError(name, array.dtype, "integers", problem=f"is {array.dtype}")
 
 
 def check(result, counts):
@@ -439,16 +433,13 @@ def _check_shape(name, array, *sizes):
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
         raise InputError(
-            f"has shape {array.shape}",
-            field=name,
-            value=array.shape,
-            allowed=f"[B, {listed}]",
+            name, array.shape, f"[B, {listed}]", problem=f"has shape {array.shape}"
         )
 
 
 def _refuse(image, which, problem, allowed=""):
     """Raise InputError about a token, a slot or an entry of an image."""
-    raise InputError(problem, field=f"image {image}, {which}", allowed=allowed)
+    raise InputError(f"image {image}, {which}", allowed=allowed, problem=problem)
 
 
 def _first(wrong):

@@ -52,10 +52,10 @@ class Reduction:
             return found
         if found.prop_attn is not None:
             raise InputError(
-                f"is {prop_attn!r}, in reduction {found.prop_attn!r}",
-                field="prop_attn",
-                value=prop_attn,
-                allowed="one of them",
+                "prop_attn",
+                prop_attn,
+                "one of them",
+                problem=f"is {prop_attn!r}, in reduction {found.prop_attn!r}",
             )
         return dataclasses.replace(found, prop_attn=prop_attn)
 
@@ -66,15 +66,13 @@ class Reduction:
         asked = fields.pop(LABEL, None) or ""
         if not isinstance(asked, str):
             raise InputError(
-                field="reduction.label",
-                value=asked,
-                allowed='the text that asked for it, such as "tome macs=0.5"',
+                "reduction.label",
+                asked,
+                'the text that asked for it, such as "tome macs=0.5"',
             )
         prop_attn = plain(fields.pop("prop_attn", None))
         if not isinstance(prop_attn, bool | None):
-            raise InputError(
-                field="reduction.prop_attn", value=prop_attn, allowed="True, False"
-            )
+            raise InputError("reduction.prop_attn", prop_attn, "True, False")
         try:
             method = methods.create(**fields)
         except InputError as error:
@@ -203,9 +201,9 @@ def _fields_of(value):
     mapping = isinstance(value, Mapping)
     if not mapping or not all(isinstance(field, str) for field in value):
         raise InputError(
-            field="reduction",
-            value=value,
-            allowed=(
+            "reduction",
+            value,
+            (
                 "a share of the MACs such as 0.5, a method's name, and a dict with a "
                 'name and fields: {"name": "evit", "keep_rate": 0.7}'
             ),
@@ -215,9 +213,9 @@ def _fields_of(value):
         name = methods.AUTO
     elif "name" not in value:
         raise InputError(
-            f"is {dict(value)!r}, which has no name",
-            field="reduction",
-            value=value,
+            "reduction",
+            value,
+            problem=f"is {dict(value)!r}, which has no name",
             hint=f"the names are {', '.join(methods.names())}",
         )
     if isinstance(name, str):
@@ -260,15 +258,15 @@ def split_text(text: str) -> dict[str, str]:
         field, _, value = part.partition("=")
         if not value:
             raise InputError(
-                f"has {part!r}",
                 value=part,
                 allowed="FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7",
+                problem=f"has {part!r}",
             )
         if field in found:
             raise InputError(
-                f"has {field} twice",
                 value=field,
                 allowed=f"one list, such as {field}=V1,V2",
+                problem=f"has {field} twice",
             )
         found[field] = value
     return found

@@ -139,10 +139,10 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     for block in numbers:
         if block >= depth and name != POWERED:
             raise InputError(
-                f"names block {block}",
-                field="counts",
-                value=block,
-                allowed=f"blocks 0 to {depth - 1} of the model",
+                "counts",
+                block,
+                f"blocks 0 to {depth - 1} of the model",
+                problem=f"names block {block}",
             )
     shares = SHAPES[name](depth, strength, *numbers)
     return tuple(max(1, rounded(share * patches)) for share in shares)
@@ -167,15 +167,15 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
     counts = tuple(map(int, value))
     if min(counts) < 1:
         raise InputError(
-            f"has {min(counts)} tokens after block {counts.index(min(counts))}",
             value=counts,
             allowed="1 or more",
+            problem=f"has {min(counts)} tokens after block {counts.index(min(counts))}",
         )
     for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
         if after > before:
             raise InputError(
-                f"rises at block {block}, from {before} to {after} tokens",
                 value=counts,
                 allowed="counts that do not rise",
+                problem=f"rises at block {block}, from {before} to {after} tokens",
             )
     return counts

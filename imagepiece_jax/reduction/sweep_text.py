@@ -33,8 +33,8 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
         similar = closest(name, methods.METHODS)
         if similar:
             raise InputError(
-                f"has no method {name!r}",
                 value=name,
+                problem=f"has no method {name!r}",
                 hint=f"did you mean {similar}?",
             )
     choices = []
@@ -69,9 +69,9 @@ def _check_read(typed, reduction):
     for field in typed:
         if field not in ("name", *allowed):
             raise InputError(
-                f"has {field}, which only training reads",
                 value=field,
                 allowed=", ".join(allowed),
+                problem=f"has {field}, which only training reads",
             )
 
 
@@ -92,7 +92,7 @@ def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduct
             if key in reductions:
                 hint = "name each reduction only once"
                 raise InputError(
-                    "is given twice", field=reduction.words, place=place, hint=hint
+                    reduction.words, problem="is given twice", place=place, hint=hint
                 )
             reductions[key] = reduction
     return [*reductions.values()]

@@ -143,10 +143,7 @@ def check_teacher(outputs, teacher_outputs):
     teacher = _sizes_in_words(teacher_outputs)
     if teacher != student:
         raise InputError(
-            f"is a model of {teacher}",
-            field="teacher",
-            value=teacher,
-            allowed=student,
+            "teacher", teacher, student, problem=f"is a model of {teacher}"
         )
 
 

@@ -69,10 +69,10 @@ def check_training(run: RunConfig, placement: Placement) -> None:
         run.refuse("num_classes", "1 or more in training")
     if run.model.dtype == "float16":
         raise InputError(
-            "is 'float16', in which small gradients vanish in training",
-            field=config_path("dtype"),
-            value="float16",
-            allowed="float32, bfloat16",
+            config_path("dtype"),
+            "float16",
+            "float32, bfloat16",
+            problem="is 'float16', in which small gradients vanish in training",
         )
     try:
         placement.positions(run.optim.batch_size)

@@ -307,10 +307,10 @@ class InitialWeights:
                 path = config_path(field)
                 allowed = repr(theirs[field])
                 raise InputError(
-                    f"is {value!r}, but {vit.place} was trained with another",
-                    field=path,
-                    value=value,
-                    allowed=allowed,
+                    path,
+                    value,
+                    allowed,
+                    problem=f"is {value!r}, but {vit.place} was trained with another",
                 )
         return variables
 

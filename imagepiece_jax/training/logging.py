@@ -146,10 +146,10 @@ def read_metrics(workdir):
         elif number < len(texts):
             start = text[:40]
             raise InputError(
-                field=f"line {number}",
+                f"line {number}",
+                start,
+                "JSON objects with a whole step; fix or remove the line",
                 place=path,
-                value=start,
-                allowed="JSON objects with a whole step; fix or remove the line",
             )
     return lines
 

@@ -99,16 +99,12 @@ def recover(
     check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None and not (is_number(minutes) and 0 < minutes < math.inf):
-        raise InputError(
-            field="minutes",
-            value=minutes,
-            allowed="numbers above 0",
-        )
+        raise InputError("minutes", minutes, "numbers above 0")
     if steps is not None and minutes is not None:
         raise InputError(
-            "is given together with the number of steps",
-            field="minutes",
+            "minutes",
             allowed="one of the two",
+            problem="is given together with the number of steps",
         )
     recipe = Recipe.for_model(
         vit,
@@ -127,9 +123,9 @@ def check_recoverable(vit: Pretrained):
     """
     if vit.model.has_selectors:
         raise InputError(
-            "has selectors that must be learned",
-            field=vit.label,
+            vit.label,
             allowed="reductions without; train.py trains the others",
+            problem="has selectors that must be learned",
         )
     check_variables(vit.model, vit.variables, vit.image_size)
 

@@ -40,13 +40,13 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     if total < needed:
         problem = f"has {total} image" if total == 1 else f"has {total} images"
         raise InputError(
-            problem,
-            field="images",
-            value=total,
-            allowed=(
+            "images",
+            total,
+            (
                 f"{needed} or more: {MIN_HELD_OUT} that are held out and a batch of "
                 f"{batch_size}"
             ),
+            problem=problem,
         )
     held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     places = evenly_spaced(total, held)

@@ -49,10 +49,10 @@ def check_own(out: str | os.PathLike):
             others.append("index.html")
     if others:
         raise InputError(
-            f"holds {others[0]}",
-            place=out,
             value=others[0],
             allowed="a new or empty folder, or one of an earlier call",
+            problem=f"holds {others[0]}",
+            place=out,
         )
 
 

@@ -149,9 +149,9 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     values = _guarded(path, readers)
     if len(values) == 1:
         raise InputError(
-            f"has only {next(iter(values))}",
-            place=f"weights file {path}",
             allowed="mean and std, or neither",
+            problem=f"has only {next(iter(values))}",
+            place=f"weights file {path}",
         )
     return values
 
@@ -175,21 +175,21 @@ def _guarded(path, readers, *options):
     reader = readers.get(path.suffix.lower() or path.name)
     if reader is None:
         raise InputError(
-            f"ends in {path.suffix!r}",
-            place=place,
             value=path.suffix,
             allowed=", ".join(readers),
+            problem=f"ends in {path.suffix!r}",
+            place=place,
         )
     if not path.is_file():
         problem = "does not exist"
         if path.is_dir():
             problem = "is a folder"
-        raise InputError(problem, place=place)
+        raise InputError(problem=problem, place=place)
     try:
         with open(path, "rb") as file:
             if file.read(len(_LFS)) == _LFS:
                 raise InputError(
-                    "is a pointer of Git LFS, not the file",
+                    problem="is a pointer of Git LFS, not the file",
                     hint="fetch it by git lfs pull",
                 )
         if zipfile.is_zipfile(path):
@@ -199,12 +199,12 @@ def _guarded(path, readers, *options):
     except InputError as error:
         raise error.inside(place=place) from error
     except OSError as error:
-        raise InputError(f"cannot be read: {error}", place=place) from error
+        raise InputError(problem=f"cannot be read: {error}", place=place) from error
     except Exception as error:  # a damaged pickle or header can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
         problem = f"is damaged, truncated or not a {path.suffix or path.name} file"
-        raise InputError(f"{problem}: {reason}", place=place) from error
+        raise InputError(problem=f"{problem}: {reason}", place=place) from error
 
 
 def _check_ratio(path, unpacked):
@@ -218,8 +218,8 @@ def _check_size(unpacked, most, limit):
     """InputError for more than `most` bytes; limit: what they are, in words."""
     if unpacked > most:
         raise InputError(
-            f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}",
             value=unpacked,
+            problem=f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}",
         )
 
 
@@ -247,9 +247,9 @@ def _tensors_of_one(path, content, averaged, checkpoint):
         if not named:
             models = _models_by_names(tensors) or [*_models(content)]
             raise InputError(
-                field="checkpoint",
-                value=start,
-                allowed=" or ".join(map(repr, models)),
+                "checkpoint",
+                start,
+                " or ".join(map(repr, models)),
                 hint="" if models else "leave it out",
             )
         tensors = named
@@ -272,8 +272,8 @@ def _averaged_or_not(path, tensors, averaged, start):
         if by_start:
             problem = "has averages of several models"
         raise InputError(
-            problem,
             allowed=f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}",
+            problem=problem,
             hint=choice_of(by_start or _models_by_names(tensors)),
         )
     averages = set().union(*by_start.values())
@@ -396,18 +396,22 @@ def _named_tensors(content):
         [content] = models.values()
     elif models:
         raise InputError(
-            f"holds {len(models)} models, {', '.join(models)}",
             value=[*models],
             allowed="one",
+            problem=f"holds {len(models)} models, {', '.join(models)}",
             hint=choice_of(models),
         )
     problem = "is not a state dict"
     allowed = "named tensors"
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise InputError(f"{problem}: it has {kind}", value=kind, allowed=allowed)
+        raise InputError(
+            value=kind, allowed=allowed, problem=f"{problem}: it has {kind}"
+        )
     if not content:
-        raise InputError(f"{problem}: it has none", value="none", allowed=allowed)
+        raise InputError(
+            value="none", allowed=allowed, problem=f"{problem}: it has none"
+        )
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, _Unread):
             continue
@@ -417,7 +421,7 @@ def _named_tensors(content):
         if kind is _Unread:
             kind = np.ndarray
         problem = f"{problem}: {name!r} is of type {kind.__name__}"
-        raise InputError(problem, value=name, allowed=allowed)
+        raise InputError(value=name, allowed=allowed, problem=problem)
     is_count = re.compile(rf"(.*\.)?{_COUNT}").fullmatch
     return {name: tensor for name, tensor in content.items() if not is_count(name)}
 
@@ -458,9 +462,9 @@ def _read_npz(path, select):
             name = part.filename.removesuffix(".npy")
             if name in sizes:
                 raise InputError(
-                    f"has two members named {name!r}, with or without .npy",
                     value=name,
                     allowed="one",
+                    problem=f"has two members named {name!r}, with or without .npy",
                 )
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
@@ -482,8 +486,8 @@ def _check_whole(path):
     part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
     if part and int(part[2]) > 1:
         raise InputError(
-            f"is one of {int(part[2])} parts",
             allowed=f"the index of all, {part[1]}{path.suffix}.index.json",
+            problem=f"is one of {int(part[2])} parts",
         )
 
 
@@ -500,8 +504,9 @@ def _read_part(path, select):
 
 
 def _other_type(tensor, dtype):
-    facts = {"value": str(dtype), "allowed": _READABLE, "hint": "convert it first"}
-    return InputError(f"is of type {dtype}", field=tensor, **facts)
+    problem = f"is of type {dtype}"
+    hint = "convert it first"
+    return InputError(tensor, str(dtype), _READABLE, problem=problem, hint=hint)
 
 
 def _read_orbax(path, select):
@@ -530,9 +535,9 @@ def parts(path: pathlib.Path) -> dict[str, str]:
         if path.name == "config.json":
             hint = f"did you mean its folder, {path.parent}?"
         raise InputError(
-            "has no weight_map",
-            place=place,
             allowed="an index of .safetensors or .bin in parts",
+            problem="has no weight_map",
+            place=place,
             hint=hint,
         )
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
@@ -543,10 +548,10 @@ def parts(path: pathlib.Path) -> dict[str, str]:
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix not in endings:
             raise InputError(
-                f"names the part {part!r}",
-                place=place,
                 value=part,
                 allowed=f"names of {' or '.join(endings)} files beside it",
+                problem=f"names the part {part!r}",
+                place=place,
             )
     return places
 
@@ -563,14 +568,12 @@ def _read_parts(path, select):
     for part, names in sorted(names_by_part.items()):
         file = path.parent / part
         if not file.is_file():
-            raise InputError(f"lacks its part {part} beside it", value=part)
+            raise InputError(value=part, problem=f"lacks its part {part} beside it")
         tensors |= _guarded(file, _PARTS, functools.partial(_only, names))
     for name in chosen:
         if name not in tensors:
             raise InputError(
-                f"lacks tensor {name}",
-                field=f"its part {part_of[name]}",
-                value=name,
+                f"its part {part_of[name]}", name, problem=f"lacks tensor {name}"
             )
     return tensors
 
@@ -620,7 +623,7 @@ def _read_torch_part(path, select):
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise InputError("is a zip archive without a data.pkl")
+            raise InputError(problem="is a zip archive without a data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names:
             _check_order(archive.read(f"{folder}byteorder").decode())
@@ -636,7 +639,7 @@ def _read_all(unread):
 
 def _check_order(order):
     if order != "little":
-        raise InputError(field="byte order", value=order, allowed="'little'")
+        raise InputError("byte order", order, "'little'")
 
 
 def _read_old_torch(file, select):
@@ -866,8 +869,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         if module.startswith("torch") and re.match(other, name):
             raise _other_type("a tensor", "float8, complex64 or another such type")
         raise InputError(
-            f"asks for {module}.{name}",
             allowed="tensors",
+            problem=f"asks for {module}.{name}",
             hint="save model.state_dict() alone",
         )
 

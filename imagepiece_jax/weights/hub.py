@@ -50,20 +50,16 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     """
     field = "path"
     if not isinstance(path, str | os.PathLike):
-        raise InputError(field=field, value=path, allowed="a string or a pathlib.Path")
+        raise InputError(field, path, "a string or a pathlib.Path")
     text = os.fspath(path)
     if not text:
-        raise InputError("is empty", field=field, allowed="files and folders")
+        raise InputError(field, allowed="files and folders", problem="is empty")
     if is_id(text):
         return fetched(text)
     path = os.path.expanduser(path)
     if not exists(path):
-        raise InputError(
-            f"is {path}: no such file or folder",
-            field=field,
-            value=str(path),
-            **_hint_for(path),
-        )
+        problem = f"is {path}: no such file or folder"
+        raise InputError(field, str(path), problem=problem, **_hint_for(path))
     path = pathlib.Path(path)
     for folder in (path, path / "params"):
         if os.path.isfile(folder / files.ORBAX):
@@ -203,10 +199,10 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     if names:
         problem = f"has {len(names)} weights files, {', '.join(names)}"
     raise InputError(
-        problem,
-        place=f"folder {folder}",
         value=names,
         allowed=f"one, such as {WEIGHTS[0]}",
+        problem=problem,
+        place=f"folder {folder}",
     )
 
 
@@ -227,9 +223,9 @@ def repository_files(text):
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
         raise InputError(
-            "is no id of the hub",
-            place=text,
             allowed=f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION",
+            problem="is no id of the hub",
+            place=text,
         )
     extras.check(text, "huggingface_hub")
     name, _, revision = name.partition("@")
@@ -283,7 +279,7 @@ class _Repository:
         """The InputError for this repository, or for a hub that cannot be reached."""
         if self._unreachable:
             facts["field"] = "the hub"
-        return InputError(problem, place=self._text, **facts)
+        return InputError(problem=problem, place=self._text, **facts)
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""

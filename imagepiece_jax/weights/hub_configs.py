@@ -80,17 +80,17 @@ def _guarded(file, call, *content):
     except KeyError as error:
         field = error.args[0]
         raise InputError(
-            f"has no {field}",
-            place=file,
             value=field,
             allowed="the file as timm, transformers or save wrote it",
+            problem=f"has no {field}",
+            place=file,
         ) from error
     except ArithmeticError as error:  # by 0, or beyond all floats
         problem = f"has a number that no model has: {error}"
-        raise InputError(problem, place=file) from error
+        raise InputError(problem=problem, place=file) from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         problem = f"has a field of another type: {error}"
-        raise InputError(problem, place=file) from error
+        raise InputError(problem=problem, place=file) from error
 
 
 def describe(vit: Pretrained) -> dict[str, Any]:

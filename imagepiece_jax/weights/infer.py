@@ -103,11 +103,11 @@ def completed(
         theirs = getattr(spec, field)
         if value != theirs:
             raise InputError(
-                f"is {value!r}, but its tensors have {theirs!r}",
-                field=field,
+                field,
+                value,
+                "files of one model",
+                problem=f"is {value!r}, but its tensors have {theirs!r}",
                 place=place,
-                value=value,
-                allowed="files of one model",
             )
     return dataclasses.replace(
         with_crop(source, requested),
@@ -172,10 +172,13 @@ def _trained_spec(source, contents, requested, otherwise):
     shown_heads = contents.spec.num_heads  # by shapes of some layouts
     if shown_heads not in (None, spec.num_heads):
         raise InputError(
-            f"is {spec.num_heads!r}, but its tensors are those of {shown_heads} heads",
-            field="num_heads",
-            value=spec.num_heads,
-            allowed=f"{shown_heads}",
+            "num_heads",
+            spec.num_heads,
+            f"{shown_heads}",
+            problem=(
+                f"is {spec.num_heads!r}, but its tensors are those of {shown_heads} "
+                "heads"
+            ),
         )
     return spec
 
@@ -433,10 +436,10 @@ def _image_size(rows, grids, patch_size, partial):
         if _is_square(count):
             return math.isqrt(count) * patch_size
     raise InputError(
-        f"has {rows} rows",
-        field="tensor pos_embed",
-        value=rows,
-        allowed="a square number, and one for each token before the patches or none",
+        "tensor pos_embed",
+        rows,
+        "a square number, and one for each token before the patches or none",
+        problem=f"has {rows} rows",
         hint="give the size of other images, image_size=(height, width)",
     )
 
@@ -509,10 +512,10 @@ def _shape(shapes, name, rank):
     if shape is not None:
         problem = f"is of {shape}"
     raise InputError(
-        problem,
-        field=f"tensor {name}",
-        value=shape,
-        allowed=f"plain vision transformers, in which its rank is {rank}",
+        f"tensor {name}",
+        shape,
+        f"plain vision transformers, in which its rank is {rank}",
+        problem=problem,
     )
 
 
@@ -551,7 +554,7 @@ def _check_parts(partial, arch, parts, shapes):
             hint = f"name a model whose {field} is {theirs!r}"
             if theirs == "swiglu":
                 hint += f", or give {field}={theirs!r} if its first half is a SiLU's"
-            raise InputError(problem, field=field, value=ours, hint=hint)
+            raise InputError(field, ours, problem=problem, hint=hint)
 
 
 def _invisible(parts, known):
@@ -616,7 +619,7 @@ def _unknown(lacking, partial, sizes, parts):
         problem = f"is {name!r}, whose width is {named_width}, but these tensors have "
         problem += f"width {width}"
         hint = f"name a model of width {width}{candidates}, or {give}"
-        return InputError(problem, field="name", value=name, hint=hint)
+        return InputError("name", name, problem=problem, hint=hint)
     problem = "cannot be read from the tensors"
     if rest:
         problem += f" (nor can {', '.join(rest)})"
@@ -626,10 +629,10 @@ def _unknown(lacking, partial, sizes, parts):
         if tags:
             hint = f"name it with its tag ({', '.join(tags)}), or {give}"
         problem += f", and {name!r} does not set it"
-        return InputError(problem, field=first, value=lacking, hint=hint)
+        return InputError(first, lacking, problem=problem, hint=hint)
     if candidates:
         hint = f"say which model it is, name=..{candidates}, or {give}"
-    return Unnamed(problem, field=first, value=lacking, hint=hint)
+    return Unnamed(first, lacking, problem=problem, hint=hint)
 
 
 def _candidates(sizes, parts, normalized):

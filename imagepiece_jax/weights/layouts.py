@@ -114,8 +114,8 @@ def _google_fields(tensors):
     # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
     if "pos_embed" not in tensors:
         raise InputError(
-            "has no pos_embedding: its positions are computed (sincos2d)",
             allowed="files with learned positions",
+            problem="has no pos_embedding: its positions are computed (sincos2d)",
         )
     fields = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
     fields |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -391,7 +391,7 @@ BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
 def misshapen(name, shape, allowed):
     """The InputError for a tensor of another shape."""
     field = f"tensor {name}"
-    return InputError(f"is of {shape}", field=field, value=shape, allowed=allowed)
+    return InputError(field, shape, allowed, problem=f"is of {shape}")
 
 
 class Contents(NamedTuple):
@@ -497,16 +497,13 @@ def to_timm(
                 hint = "it is a layer with tanh before the head, which no model here "
                 hint += "has: files of fine-tuned models, and AugReg's, have none"
             raise InputError(
-                problem,
-                field=f"tensor {name}",
-                allowed=allowed,
-                hint=hint,
+                f"tensor {name}", allowed=allowed, problem=problem, hint=hint
             )
         if place and place in renamed:
             raise InputError(
-                f"are the same part, {place}",
-                field=f"tensors {origin[place]} and {name}",
+                f"tensors {origin[place]} and {name}",
                 allowed="one of them",
+                problem=f"are the same part, {place}",
             )
         if place:
             renamed[place] = tensor
@@ -529,7 +526,7 @@ def to_timm(
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"has tensors of other shapes than {layout.title}: {error}"
+            problem=f"has tensors of other shapes than {layout.title}: {error}"
         ) from error
 
 
@@ -579,10 +576,10 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
     depth = tower and tower.blocks
     if depth and count != depth:
         raise InputError(
-            f"is {depth} in {CONFIG}, but the tensors have {count}",
-            field="depth",
-            value=depth,
-            allowed="files of one model",
+            "depth",
+            depth,
+            "files of one model",
+            problem=f"is {depth} in {CONFIG}, but the tensors have {count}",
         )
     return [name for name in names if places.place(first[name]) != ""]
 
@@ -654,9 +651,9 @@ def _dotted_names(names):
     for name, short in dotted.items():
         if short in origin:
             raise InputError(
-                f"are the same part, {short}",
-                field=f"tensors {origin[short]} and {name}",
+                f"tensors {origin[short]} and {name}",
                 allowed="one of them",
+                problem=f"are the same part, {short}",
             )
         origin[short] = name
     return dotted
@@ -679,30 +676,32 @@ def _projector(tensors, tower):
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
             raise InputError(
-                "has no place in a projector",
-                field=f"tensor {name}",
+                f"tensor {name}",
                 allowed="weight, bias of layers",
+                problem="has no place in a projector",
             )
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
         raise InputError(
-            "is a vision tower in a language model, without its projector",
             allowed="all files of such a model",
+            problem="is a vision tower in a language model, without its projector",
         )
     if tower is None and len(numbers) > 1:
         raise InputError(
-            "has a vision tower and a projector of two layers, as LLaVA's, which "
-            f"reads a layer that {CONFIG} says",
             allowed="its folder",
+            problem=(
+                "has a vision tower and a projector of two layers, as LLaVA's, which "
+                f"reads a layer that {CONFIG} says"
+            ),
         )
     tower = tower or PALIGEMMA
     layers = []
     for number in range(tower.layers or len(numbers)):
         if number not in numbers:
             raise InputError(
-                f"lacks layer {number}",
-                field="its projector",
+                "its projector",
                 allowed="all files of a model",
+                problem=f"lacks layer {number}",
             )
         layer = f"layer {number} of its projector"
         arrays = {}
@@ -713,9 +712,9 @@ def _projector(tensors, tower):
         weight = arrays.get("weight")
         bias = arrays.get("bias")
         if tower.bias and bias is None:
-            raise InputError("has no bias", field=layer, allowed="one with")
+            raise InputError(layer, allowed="one with", problem="has no bias")
         if tower.bias is False and bias is not None:
-            raise InputError("has a bias", field=layer, allowed="one without")
+            raise InputError(layer, allowed="one without", problem="has a bias")
         fits = weight is not None and weight.ndim == 2
         if fits and layers:
             kernel_before, _ = layers[-1]
@@ -725,18 +724,16 @@ def _projector(tensors, tower):
         if not fits:
             shapes = [array.shape for array in arrays.values()]
             raise InputError(
-                f"has tensors of {' and '.join(map(str, shapes))}",
-                field=layer,
-                value=shapes,
-                allowed=(
-                    "a weight [out, in], in as the layer before has out, a bias [out]"
-                ),
+                layer,
+                shapes,
+                "a weight [out, in], in as the layer before has out, a bias [out]",
+                problem=f"has tensors of {' and '.join(map(str, shapes))}",
             )
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise InputError(
-                "holds a value that is not finite",
-                field=layer,
+                layer,
                 allowed="finite weights",
+                problem="holds a value that is not finite",
             )
         kernel = np.ascontiguousarray(weight.T)
         layers.append((kernel, bias))
@@ -755,9 +752,9 @@ def _layout(tensors):
             prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
             raise InputError(
-                f"holds {len(prefixes)} vision towers, {', '.join(towers)}",
                 value=prefixes,
                 allowed="one",
+                problem=f"holds {len(prefixes)} vision towers, {', '.join(towers)}",
                 hint=choice_of(_different_starts(prefixes)),
             )
         if prefixes:
@@ -768,15 +765,20 @@ def _layout(tensors):
         for name in tensors:
             if re.match(pattern, name):
                 raise InputError(
-                    f"holds {kind}, as tensor {name} shows, and no vision transformer",
                     value=name,
                     allowed=layouts,
+                    problem=(
+                        f"holds {kind}, as tensor {name} shows, and no vision "
+                        "transformer"
+                    ),
                 )
     names = ", ".join([*tensors][:SHOWN_NAMES])
     raise InputError(
-        f"has tensors, such as {names}, in no layout of a vision transformer here",
         value=names,
         allowed=layouts,
+        problem=(
+            f"has tensors, such as {names}, in no layout of a vision transformer here"
+        ),
     )
 
 
@@ -880,15 +882,17 @@ def _stack(tensors):
             continue
         if lacking:
             missing = parts[lacking[0]]
-            raise InputError(f"has tensor {name}, but not {missing}", value=missing)
+            raise InputError(
+                value=missing, problem=f"has tensor {name}, but not {missing}"
+            )
         stack = [tensors.pop(part) for part in parts.values()]
         shapes = [tensor.shape for tensor in stack]
         if len(set(shapes)) > 1:
             raise InputError(
-                f"are of {', '.join(map(str, shapes))}",
-                field=f"tensors {', '.join(parts.values())}",
-                value=shapes,
-                allowed="one shape",
+                f"tensors {', '.join(parts.values())}",
+                shapes,
+                "one shape",
+                problem=f"are of {', '.join(map(str, shapes))}",
             )
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
@@ -984,9 +988,11 @@ def _name_head(tensors):
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
             raise InputError(
-                "has a classifier that reads the mean of the patches before the "
-                "last norm (CLIPForImageClassification), as no model here does",
                 allowed="CLIP's projection or no head",
+                problem=(
+                    "has a classifier that reads the mean of the patches before the "
+                    "last norm (CLIPForImageClassification), as no model here does"
+                ),
             )
         # SiglipForImageClassification does not use its pool.
         of_pool = [name for name in tensors if name.startswith("attn_pool.")]
@@ -999,9 +1005,11 @@ def _name_head(tensors):
     one_head = head is not None and "head_dist.weight" not in tensors
     if one_head and "dist_token" in tensors:
         raise InputError(
-            "has a distillation token and only a head of the class token, as "
-            "transformers' DeiTForImageClassification and no model here",
             allowed="two heads (DeiTForImageClassificationWithTeacher), or none",
+            problem=(
+                "has a distillation token and only a head of the class token, as "
+                "transformers' DeiTForImageClassification and no model here"
+            ),
         )
     if head is None or norm is None or head.ndim != 2:
         return
@@ -1011,9 +1019,11 @@ def _name_head(tensors):
         return
     read = head.shape[1]
     raise InputError(
-        f"reads {read} numbers an image, the tokens have {width}"
-        " (DINOv2's classifiers read the mean of the patches too)",
-        field="tensor head.weight",
-        value=read,
-        allowed="heads that read one vector of that width, or none",
+        "tensor head.weight",
+        read,
+        "heads that read one vector of that width, or none",
+        problem=(
+            f"reads {read} numbers an image, the tokens have {width}"
+            " (DINOv2's classifiers read the mean of the patches too)"
+        ),
     )

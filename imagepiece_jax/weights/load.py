@@ -289,7 +289,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         try:
             numbers = convert.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
-                raise InputError(f"has no numbers for {cost.form}")
+                raise InputError(problem=f"has no numbers for {cost.form}")
         except InputError as error:
             path = vit.source.path / hub.RECOVERED
             raise error.inside(place=f"weights file {path}") from error
@@ -315,9 +315,9 @@ def read_source(
     place = f"{kind} {hub.path_text(path)}"
     if checkpoint in runs.KINDS and kind != "run":
         raise InputError(
-            f"is {checkpoint!r}, but {place} is no run",
-            field="checkpoint",
-            value=checkpoint,
+            "checkpoint",
+            checkpoint,
+            problem=f"is {checkpoint!r}, but {place} is no run",
             hint="leave it out",
         )
     if kind == "weights file":

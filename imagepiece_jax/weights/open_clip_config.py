@@ -44,7 +44,7 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
         if field in ABSENT:
             one_of(path, value, ABSENT[field])
         elif field not in (*DEFAULTS, *IDLE):
-            raise InputError(f"is {value!r}, which no model has", field=path)
+            raise InputError(path, problem=f"is {value!r}, which no model has")
     vision = DEFAULTS | vision
     if vision["timm_model_name"]:
         spec, sizes = _of_timm(vision, model)
@@ -95,9 +95,7 @@ def _of_tower(vision, model):
     depth = vision["layers"]
     if not isinstance(depth, int):
         raise InputError(
-            "is a list, which is a ResNet's",
-            field="vision_cfg.layers",
-            value=depth,
+            "vision_cfg.layers", depth, problem="is a list, which is a ResNet's"
         )
     sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
     sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
@@ -123,7 +121,7 @@ def _of_timm(vision, model):
     row = registry.public_models().get(name)
     if row is None:
         field = "vision_cfg.timm_model_name"
-        raise InputError(field=field, value=name, hint=registry.instead_of(name))
+        raise InputError(field, name, hint=registry.instead_of(name))
     proj = one_of("vision_cfg.timm_proj", vision["timm_proj"], ["linear", "none", ""])
     pool = vision["timm_pool"]
     arch = Architecture(**row["arch"])

@@ -72,20 +72,20 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         config = read_json(path)
     if (folder / ADAPTER).exists() or "peft_type" in config:
         raise InputError(
-            "holds a peft adapter, which has only the changes to a model",
-            place=folder,
             allowed="the folder that merge_and_unload().save_pretrained(..) writes",
+            problem="holds a peft adapter, which has only the changes to a model",
+            place=folder,
         )
     if not path.exists():
         raise _without_config(folder)
     if not config:
-        raise InputError("is empty", place=path, allowed=ALLOWED)
+        raise InputError(allowed=ALLOWED, problem="is empty", place=path)
     fault = _fault(config)
     if fault is not None:
         raise InputError(
-            f"is neither that of a run ({fault}) nor of published weights",
-            place=path,
             allowed=ALLOWED,
+            problem=f"is neither that of a run ({fault}) nor of published weights",
+            place=path,
         )
     return config
 
@@ -117,14 +117,16 @@ def _without_config(folder):
         within = folder.relative_to(run).parts[0] == CHECKPOINTS
         if within and (run / RUN_CONFIG).is_file():
             allowed = f"{run} itself, and best or latest for the checkpoint"
-            return InputError(f"is in the run {run}", place=folder, allowed=allowed)
+            return InputError(
+                allowed=allowed, problem=f"is in the run {run}", place=folder
+            )
     if files := hub.weights_files(folder):
         names = ", ".join(file.name for file in files)
         problem = f"has weights ({names}), but no {RUN_CONFIG}"
         hint = f"name the file that you mean, such as {files[0]}"
-        return InputError(problem, place=f"folder {folder}", hint=hint)
+        return InputError(problem=problem, place=f"folder {folder}", hint=hint)
     problem = f"has no {RUN_CONFIG}"
-    return InputError(problem, place=f"folder {folder}", allowed=ALLOWED)
+    return InputError(allowed=ALLOWED, problem=problem, place=f"folder {folder}")
 
 
 def read_checkpoint(
@@ -145,9 +147,9 @@ def read_checkpoint(
         if wanted or not averaged:
             return wanted
         raise InputError(
-            "has no averaged weights, as its ema_decay was 0",
-            place=f"run {folder}",
             allowed="runs with averages, or its weights as they are",
+            problem="has no averaged weights, as its ema_decay was 0",
+            place=f"run {folder}",
         )
 
     if not (folder / CHECKPOINTS).exists():
@@ -158,10 +160,10 @@ def read_checkpoint(
         if checkpoint == "best":
             hint = "its first evaluation saves the best"
         raise InputError(
-            f"has no {checkpoint!r} checkpoint yet",
-            place=f"run {folder}",
             value=checkpoint,
             allowed=f"{written[0]!r}",
+            problem=f"has no {checkpoint!r} checkpoint yet",
+            place=f"run {folder}",
             hint=hint,
         )
     arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
@@ -207,7 +209,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", place=path) from error
+        raise InputError(problem=f"cannot be read ({error})", place=path) from error
     try:
         return checked_names(names, classes)
     except InputError as error:

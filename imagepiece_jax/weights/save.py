@@ -116,31 +116,31 @@ def checked_folder(folder):
     """The folder's path; InputError where another file would be overwritten."""
     if not isinstance(folder, str | os.PathLike):
         raise InputError(
-            f"is a {type(folder).__name__}",
-            field="folder",
-            value=folder,
-            allowed="a string or a pathlib.Path",
+            "folder",
+            folder,
+            "a string or a pathlib.Path",
+            problem=f"is a {type(folder).__name__}",
         )
     if hub.is_id(folder):
         raise InputError(
-            "is an id of the hub",
-            place=folder,
             allowed="folders of this machine, which hf upload takes from here",
+            problem="is an id of the hub",
+            place=folder,
         )
     folder = pathlib.Path(os.path.expanduser(folder))
     allowed = "paths without a NUL byte"
     if "\0" in str(folder):
-        raise InputError(field="folder", value=str(folder), allowed=allowed)
+        raise InputError("folder", str(folder), allowed)
     ending = folder.suffix.lower()
     if ending in OF_FILES and not folder.exists():
         hint = ""
         if ending in OF_PROGRAMS:
             hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
         raise InputError(
-            f"ends in {ending}, as files do, but save writes a folder",
-            place=folder,
             value=ending,
             allowed=f"names of folders, such as {folder.with_suffix('')}",
+            problem=f"ends in {ending}, as files do, but save writes a folder",
+            place=folder,
             hint=hint,
         )
     allowed = "a new or empty folder, or one that save wrote"
@@ -150,19 +150,19 @@ def checked_folder(folder):
             names = sorted([file.name for file in folder.iterdir()])
     except OSError as error:
         raise InputError(
-            f"is not a folder ({error.strerror})",
-            place=folder,
-            allowed=allowed,
+            allowed=allowed, problem=f"is not a folder ({error.strerror})", place=folder
         ) from error
     others = [name for name in names if name not in FILES]
     if names and (others or not hub.has_key(folder, OURS)):
         found = (others or names)[0]
-        raise InputError(f"holds {found}", place=folder, value=found, allowed=allowed)
+        raise InputError(
+            value=found, allowed=allowed, problem=f"holds {found}", place=folder
+        )
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(
-            "is the working directory, which would be replaced",
-            place=folder,
             allowed="folders elsewhere or in it",
+            problem="is the working directory, which would be replaced",
+            place=folder,
         )
     return folder
 
@@ -171,15 +171,15 @@ def _check(vit):
     """InputError for a model that `load` could not make again."""
     if vit.reduction is None:
         raise InputError(
-            "is unknown: someone made the model's plan by hand",
-            field="reduction",
+            "reduction",
             allowed="models of create_model",
+            problem="is unknown: someone made the model's plan by hand",
         )
     if vit.model.folded:
         raise InputError(
-            "is in the form of optimize",
-            field="model",
+            "model",
             allowed="the model that it was made from",
+            problem="is in the form of optimize",
         )
     check_variables(vit.model, vit.variables, vit.image_size)
 
@@ -199,8 +199,8 @@ def _check_round_trip(model, tensors, config):
             value = getattr(model, field)
             loaded = getattr(again, field)
             raise InputError(
-                f"is {value!r}, and would be loaded as {loaded!r}",
-                field=f"model.{field}",
-                value=value,
-                allowed="models of create_model",
+                f"model.{field}",
+                value,
+                "models of create_model",
+                problem=f"is {value!r}, and would be loaded as {loaded!r}",
             )

@@ -72,7 +72,7 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     classes = config.get("num_classes", images.get("num_classes"))
     if not registry.is_known(name):
         hint = registry.instead_of(str(name))
-        raise InputError(field="architecture", value=name, hint=hint)
+        raise InputError("architecture", name, hint=hint)
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     height, width = sides(arguments.get("img_size") or (height, width))
@@ -96,10 +96,10 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     if images.get("label_offset"):
         offset = images["label_offset"]
         raise InputError(
-            f"is {offset}, so the head has outputs that are no classes",
-            field="label_offset",
-            value=offset,
-            allowed="0",
+            "label_offset",
+            offset,
+            "0",
+            problem=f"is {offset}, so the head has outputs that are no classes",
         )
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
     crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
@@ -164,11 +164,7 @@ def _arguments(arguments, name):
         elif field in ABSENT:
             one_of(path, value, ABSENT[field])
         elif field not in (*PARTS, *SIZES, *IDLE):
-            raise InputError(
-                f"is {value!r}, which no model has",
-                field=path,
-                value=value,
-            )
+            raise InputError(path, value, problem=f"is {value!r}, which no model has")
     sizes = size_of(name).fields
     heads = sizes.pop("num_heads")
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
@@ -203,10 +199,10 @@ def changed_architecture(arch: Architecture, arguments) -> Architecture:
     others = dataclasses.replace(changed, **same) != arch
     if others or "pool_include_prefix" in arguments:
         raise InputError(
-            f"has {', '.join(arguments)} for a model with rotary positions",
-            field="model_args",
-            value=arguments,
-            allowed="its own parts, and another global_pool",
+            "model_args",
+            arguments,
+            "its own parts, and another global_pool",
+            problem=f"has {', '.join(arguments)} for a model with rotary positions",
         )
     return changed
 
@@ -248,10 +244,10 @@ def _head(arch, arguments):
         fc_norm = pool == "mean"
     if arch.dist_token and fc_norm:  # timm makes this norm, and none that it computes
         raise InputError(
-            "is True for a model with a distillation token",
-            field="model_args.fc_norm",
-            value=True,
-            allowed="False",
+            "model_args.fc_norm",
+            True,
+            "False",
+            problem="is True for a model with a distillation token",
         )
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {

@@ -43,20 +43,16 @@ def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
         if layer < 0:  # counted from the end
             depth += blocks + 1
     if not 1 <= depth <= blocks:
-        raise InputError(
-            field=field,
-            value=layer,
-            allowed=f"one layer, 1 to {blocks}, and -{blocks} to -1",
-        )
+        raise InputError(field, layer, f"one layer, 1 to {blocks}, and -{blocks} to -1")
     field = "vision_feature_select_strategy"
     strategy = config.get(field, "default")
     prefix = one_of(field, strategy, {"default": False, "full": True})
     if not prefix and not inner.class_token:
         raise InputError(
-            "is 'default', which drops a class token, and the tower has none",
-            field=field,
-            value=strategy,
-            allowed="'full'",
+            field,
+            strategy,
+            "'full'",
+            problem="is 'default', which drops a class token, and the tower has none",
         )
     act = config.get("projector_hidden_act", "gelu")
     return Tower(

@@ -167,7 +167,7 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
     for field in {*fields} & COUNTS:
         value = fields[field]
         if not is_integer(value) or value < 1:
-            raise InputError(field=field, value=value, allowed="1, 2, 3, ..")
+            raise InputError(field, value, "1, 2, 3, ..")
     one_of("num_channels", fields["num_channels"], [3])
     size = _square(fields["image_size"])
     patch = _square(fields["patch_size"])
@@ -256,7 +256,7 @@ def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]
     one_of("do_pad", fields["do_pad"], [False])
     factor = fields["rescale_factor"]
     if abs(factor - RESCALE) > 1e-6:
-        raise InputError(field="rescale_factor", value=factor, allowed="1/255")
+        raise InputError("rescale_factor", factor, "1/255")
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])
@@ -276,7 +276,7 @@ def _processor_name(images, config):
     usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
     name = re.sub("(Fast|Pil)$", "", usual)
     if name not in names:
-        raise InputError(field=field, value=named, allowed=", ".join(names))
+        raise InputError(field, named, ", ".join(names))
     return names[name]
 
 
@@ -287,21 +287,23 @@ def _crop(fields, name):
     if not fields["do_resize"]:
         if cropped:
             raise InputError(
-                "is False with do_center_crop, so the crop is of other pixels",
-                field="do_resize",
-                value=False,
-                allowed="True, or no do_center_crop",
+                "do_resize",
+                False,
+                "True, or no do_center_crop",
+                problem="is False with do_center_crop, so the crop is of other pixels",
             )
         return {"resize": "none"}
     resample = fields["resample"]
     interpolation = one_of("resample", resample, RESAMPLE)
     if name == "DINOv3ViT" and interpolation == "bicubic":
         raise InputError(
-            f"is {resample}, bicubic, by which DINOv3's image processor makes "
-            "pixels below 0 and above 1",
-            field="resample",
-            value=resample,
-            allowed="2",
+            "resample",
+            resample,
+            "2",
+            problem=(
+                f"is {resample}, bicubic, by which DINOv3's image processor makes "
+                "pixels below 0 and above 1"
+            ),
         )
     side, squash = _resized(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
@@ -316,13 +318,13 @@ def _crop(fields, name):
         if not cropped:
             problem = f"is {size!r} without do_center_crop"
         raise InputError(
-            problem,
-            field="size",
-            value=size,
-            allowed=(
+            "size",
+            size,
+            (
                 "a height and a width, or with do_center_crop a crop_size of at most "
                 "size"
             ),
+            problem=problem,
         )
     return {
         "crop": share,
@@ -385,9 +387,7 @@ def _resized(size, default_to_square):
         return _square(given["shortest_edge"]), False
     if {*given} != {"height", "width"}:
         raise InputError(
-            field="size",
-            value=dict(size),
-            allowed="a shortest_edge alone, or a height and a width",
+            "size", dict(size), "a shortest_edge alone, or a height and a width"
         )
     return _square(given), True
 
@@ -407,5 +407,5 @@ def _square(size):
         return size
     height, width = size
     if height != width or not is_integer(height):
-        raise InputError(field="a size", value=tuple(size), allowed="squares")
+        raise InputError("a size", tuple(size), "squares")
     return height

@@ -23,8 +23,8 @@ def check_installed():
     """Raises InputError where pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
-            "has parquet files, which need pyarrow",
-            field="--source",
+            "--source",
+            problem="has parquet files, which need pyarrow",
             hint="pip install pyarrow",
         )
 
@@ -128,13 +128,13 @@ def _row(path, number, row):
         image = image["bytes"]
     if image is None:
         raise InputError(
-            "has no bytes",
-            field=f"image of row {number:,}",
+            f"image of row {number:,}",
+            problem="has no bytes",
             place=path,
             hint="images must be in the file, as push_to_hub of `datasets` puts them",
         )
     if label is None:
-        raise InputError("is empty", field=f"label of row {number:,}", place=path)
+        raise InputError(f"label of row {number:,}", problem="is empty", place=path)
     return image, name, label
 
 
@@ -170,9 +170,9 @@ def _image_columns(path, file):
     if not binary or label is None or not pyarrow.types.is_integer(label):
         found = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise InputError(
-            f"has the columns {found}",
-            place=path,
             allowed=f"{COLUMNS}, a whole number",
+            problem=f"has the columns {found}",
+            place=path,
         )
     return columns
 
@@ -180,7 +180,7 @@ def _image_columns(path, file):
 def _damaged(path, error, where=""):
     """The InputError for an error of pyarrow's, or of the system."""
     if isinstance(error, OSError) and error.errno:
-        return InputError(f"cannot be read ({error.strerror})", place=path)
+        return InputError(problem=f"cannot be read ({error.strerror})", place=path)
     reason = " ".join(str(error).split())
     problem = f"is a damaged parquet file{where} ({reason})"
-    return InputError(problem, place=path, hint=FETCH)
+    return InputError(problem=problem, place=path, hint=FETCH)

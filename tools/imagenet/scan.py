@@ -172,7 +172,7 @@ def _refused(source, problem, allowed="", hint=""):
     """The InputError about --source."""
     problem = f"{source} {problem}"
     field = "--source"
-    return InputError(problem, field=field, value=source, allowed=allowed, hint=hint)
+    return InputError(field, source, allowed, problem=problem, hint=hint)
 
 
 def _accepted():
@@ -192,10 +192,14 @@ def _read(reader, path, advance):
             advance(1)
     except tarfile.TarError as error:
         raise InputError(
-            f"is not a complete tar file ({error})", place=path, hint="fetch it again"
+            problem=f"is not a complete tar file ({error})",
+            place=path,
+            hint="fetch it again",
         ) from error
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
     return entries
 
 
@@ -261,10 +265,10 @@ def check_space(folder, needed):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"has {tqdm.format_sizeof(free, 'B')} of free space",
-            place=folder,
             value=free,
             allowed=f"{tqdm.format_sizeof(needed, 'B')} for the rest",
+            problem=f"has {tqdm.format_sizeof(free, 'B')} of free space",
+            place=folder,
         )
 
 
@@ -275,7 +279,9 @@ def _shard(path, split, target):
             return _parquet(path, split, target)
         return _webdataset(path, split)
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
 
 
 def _webdataset(path, split):
@@ -310,19 +316,19 @@ def _check_class_names(path, names):
     allowed = "ImageNet-1k's, in the order of their WordNet IDs"
     if len(names) != NUM_CLASSES:
         raise InputError(
-            f"has {len(names):,} classes",
-            place=path,
             value=len(names),
             allowed=allowed,
+            problem=f"has {len(names):,} classes",
+            place=path,
         )
     if other := other_class(imagenet_lemmas(), names):
         label, own, found = other
         raise InputError(
-            f"is {found!r}, which is another class than {own!r}",
-            field=f"label {label}",
+            f"label {label}",
+            found,
+            allowed,
+            problem=f"is {found!r}, which is another class than {own!r}",
             place=path,
-            value=found,
-            allowed=allowed,
         )
 
 
@@ -338,11 +344,11 @@ def _checked_name(path, split, image, label, given, otherwise):
     classes = class_names()
     if not 0 <= label < len(classes):
         raise InputError(
-            f"has label {label}",
-            field=image,
+            image,
+            label,
+            f"0..{len(classes) - 1}",
+            problem=f"has label {label}",
             place=path,
-            value=label,
-            allowed=f"0..{len(classes) - 1}",
         )
     match = OFFICIAL.fullmatch(os.path.basename(given or ""))
     if not match:
@@ -353,11 +359,7 @@ def _checked_name(path, split, image, label, given, otherwise):
     name = f"{stem}.JPEG"
     if number and split == "train":
         raise InputError(
-            f"is {name}",
-            field=image,
-            place=path,
-            value=name,
-            allowed="training images",
+            image, name, "training images", problem=f"is {name}", place=path
         )
     if number:
         true_label = _numbered(path)(name)
@@ -367,11 +369,11 @@ def _checked_name(path, split, image, label, given, otherwise):
         raise _other(path, name, "classes of ImageNet-1k, such as n01440764")
     if true_label != label:
         raise InputError(
-            f"is {name} and has label {label}, {classes[label]}",
-            field=image,
+            image,
+            label,
+            f"{true_label}, {classes[true_label]}",
+            problem=f"is {name} and has label {label}, {classes[label]}",
             place=path,
-            value=label,
-            allowed=f"{true_label}, {classes[true_label]}",
         )
     return name
 
@@ -390,37 +392,39 @@ def _tfrecord(path):
                 label = -1
             if not 0 <= label < NUM_CLASSES:
                 raise InputError(
-                    f"has a record of something else at byte {start:,}",
-                    place=path,
                     allowed=(
                         f"{NAME} of TFDS: image, file_name and a label of "
                         f"0..{NUM_CLASSES - 1}"
                     ),
+                    problem=f"has a record of something else at byte {start:,}",
+                    place=path,
                 )
             place = start + data.find(image)
             entries.append(Entry(name, label, path, place, len(image)))
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+        raise InputError(
+            problem=f"cannot be read ({error.strerror})", place=path
+        ) from error
     return entries
 
 
 def _check_complete(split, path, entries, partial):
     """Raise InputError where images or classes of a split are missing."""
     if not entries:
-        raise InputError("has no image of ImageNet", place=path)
+        raise InputError(problem="has no image of ImageNet", place=path)
     complete = SPLITS[split][2]
     classes = len({entry.label for entry in entries})
     if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
         raise InputError(
-            f"has {len(entries):,} images of {classes:,} classes",
-            place=path,
             allowed=f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial",
+            problem=f"has {len(entries):,} images of {classes:,} classes",
+            place=path,
         )
 
 
 def _other(place, name, allowed, hint=""):
     return InputError(
-        f"has {name!r}", place=place, value=name, allowed=allowed, hint=hint
+        value=name, allowed=allowed, problem=f"has {name!r}", place=place, hint=hint
     )
 
 

@@ -66,18 +66,18 @@ def _matching(source, split, pattern):
     found = glob.glob(os.path.join(glob.escape(source), pattern), recursive=True)
     if not found:
         raise InputError(
-            f"{pattern} matches no file in {source}",
-            field=f"--{split}_files",
-            value=pattern,
+            f"--{split}_files",
+            pattern,
+            problem=f"{pattern} matches no file in {source}",
         )
     for path in found:
         if not path.endswith(SUFFIXES):
             allowed = " or ".join(SUFFIXES)
             raise InputError(
-                f"{pattern} matches {path}",
-                field=f"--{split}_files",
-                value=pattern,
-                allowed=allowed,
+                f"--{split}_files",
+                pattern,
+                allowed,
+                problem=f"{pattern} matches {path}",
             )
     return sorted(found)
 
@@ -102,7 +102,7 @@ def _check_one_form(split, paths):
         if other != path or not path.endswith(os.path.splitext(first)[1]):
             other = first if other == path else other
             raise InputError(
-                f"has {split} twice, in {other} and {path}",
+                problem=f"has {split} twice, in {other} and {path}",
                 place=os.path.dirname(first),
                 hint=f"choose by --{split}_files, a pattern of names",
             )
@@ -120,8 +120,10 @@ def _check_numbers(split, paths):
         if missing:
             place = os.path.dirname(paths[0])
             raise InputError(
-                f"has {len(numbers)} of the {count} files of {split}, but not "
-                f"number {min(missing):05d}",
-                place=place,
                 allowed="all, or some with --partial",
+                problem=(
+                    f"has {len(numbers)} of the {count} files of {split}, but not "
+                    f"number {min(missing):05d}"
+                ),
+                place=place,
             )

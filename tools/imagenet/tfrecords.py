@@ -48,14 +48,16 @@ def find_tfrecords(source, name):
         if split in splits:
             other = os.path.dirname(splits[split][0])
             raise InputError(
-                f"has {name} twice, in {other} and {parent}",
-                place=source,
                 allowed="the folder of one",
+                problem=f"has {name} twice, in {other} and {parent}",
+                place=source,
             )
         missing = set(range(count)) - set(files)
         if missing:
             problem = f"has {len(files)} of the {count} TFRECORD files of {split}, but "
-            raise InputError(f"{problem}not number {min(missing):05d}", place=parent)
+            raise InputError(
+                problem=f"{problem}not number {min(missing):05d}", place=parent
+            )
         splits[split] = [files[number] for number in range(count)]
     return splits
 
@@ -101,7 +103,7 @@ def _uint32(data):
 
 def _damaged(path, place, reason):
     return InputError(
-        f"is damaged in the record at byte {place:,} ({reason})",
+        problem=f"is damaged in the record at byte {place:,} ({reason})",
         place=path,
         hint="fetch or prepare this file again",
     )

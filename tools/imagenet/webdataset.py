@@ -40,15 +40,15 @@ def read_samples(path):
             samples = _files_by_key(path, tar)
     except tarfile.TarError as error:
         raise InputError(
-            f"is not a complete tar file ({error})",
+            problem=f"is not a complete tar file ({error})",
             place=path,
             hint=f"{FETCH}, or unpack it where it is compressed",
         ) from error
     if not samples:
         raise InputError(
-            "has no sample",
-            place=path,
             allowed=f"samples of an image ({EXTENSIONS}) and its label (.cls or .json)",
+            problem="has no sample",
+            place=path,
         )
     return [_sample(path, key, files) for key, files in samples.items()]
 
@@ -132,4 +132,4 @@ def _facts(path, key, content):
 
 
 def _wrong(path, key, problem, allowed=""):
-    return InputError(problem, field=f"sample {key}", place=path, allowed=allowed)
+    return InputError(f"sample {key}", allowed=allowed, problem=problem, place=path)

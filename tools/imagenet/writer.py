@@ -56,7 +56,7 @@ def existing(data_dir):
     if not target.info.splits:
         place = target.data_path
         raise InputError(
-            "has no data set",
+            problem="has no data set",
             place=place,
             hint="choose another --dir, or remove it",
         )
@@ -111,7 +111,7 @@ def refused(data_dir, problem, allowed="", hint=""):
     """The InputError about --dir."""
     value = str(data_dir)
     problem = f"{data_dir} {problem}"
-    return InputError(problem, field="--dir", value=value, allowed=allowed, hint=hint)
+    return InputError("--dir", value, allowed, problem=problem, hint=hint)
 
 
 def _work(target):
@@ -191,9 +191,9 @@ def plan(split, entries, number=None):
     for first, second in itertools.pairwise(ordered):
         if first.name == second.name:
             raise InputError(
-                f"is in {first.file} and again in {second.file}",
-                field=first.name,
+                first.name,
                 allowed=f"an own name for each image of {split}",
+                problem=f"is in {first.file} and again in {second.file}",
             )
     if number is None:
         size = sum(entry.size for entry in entries)
@@ -242,7 +242,7 @@ def _check_settings(work, short_side, fingerprint):
         replace_file(path, json.dumps(now))
         return
     raise InputError(
-        f"has an unfinished set {kind}",
+        problem=f"has an unfinished set {kind}",
         place=work,
         hint="give the options it was begun with to resume, or remove the folder",
     )

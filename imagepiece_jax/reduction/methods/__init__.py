@@ -36,19 +36,16 @@ def _imported(name, kind):
         if error.name != path:  # the file is there, but a module that it imports is not
             raise
         raise InputError(
-            f"but there is no {name}.py",
-            place=line,
             value=name,
             allowed="files of reduction/methods",
+            problem=f"but there is no {name}.py",
+            place=line,
         ) from None
     if not hasattr(module, kind):
         names = [each for each in vars(module) if not each.startswith("_")]
         hint = suggestion(kind, names, "name a class of that file")
         raise InputError(
-            f"but {name}.py has no {kind}",
-            place=line,
-            value=kind,
-            hint=hint,
+            value=kind, problem=f"but {name}.py has no {kind}", place=line, hint=hint
         )
     return getattr(module, kind)
 
@@ -125,14 +122,14 @@ def create(name: str = "none", **fields) -> Method:
         hint = suggestion(str(name).lower(), names(), listed)
         if (cost := number_in(str(name))) is not None:
             hint = f"did you mean the name 'auto' with macs={cost:g}?"
-        raise InputError(field="name", value=name, hint=hint)
+        raise InputError("name", name, hint=hint)
     kind = Method
     if name != AUTO:
         kind = METHODS[name]
         contract.check_method(kind, Method)
     elif fields.get("macs") is None:
         raise InputError(
-            "is missing", field="macs", allowed=share().metadata["allowed"]
+            "macs", allowed=share().metadata["allowed"], problem="is missing"
         )
     shared = [field.name for field in dataclasses.fields(Method)]
     in_order = sorted(  # those of inference first, those of all methods last
@@ -147,10 +144,7 @@ def create(name: str = "none", **fields) -> Method:
         if field not in allowed:
             hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")
             raise InputError(
-                f"is not a field of reduction {name!r}",
-                field=field,
-                value=field,
-                hint=hint,
+                field, field, problem=f"is not a field of reduction {name!r}", hint=hint
             )
     method = kind(**fields)
     method.check_typed(fields)

@@ -28,17 +28,17 @@ class Cells(Reducer):
         """Raise InputError without a grid (height, width), or for a smaller one."""
         if grid is None:
             raise InputError(
-                "needs the grid of patches, but the tokens are reduced before",
-                field="grid_size",
-                value=self.size,
-                allowed="pooling before any other step",
+                "grid_size",
+                self.size,
+                "pooling before any other step",
+                problem="needs the grid of patches, but the tokens are reduced before",
             )
         if self.size > min(grid):
             raise InputError(
-                f"is {self.size}, but there are {grid[0]} x {grid[1]} patches",
-                field="grid_size",
-                value=self.size,
-                allowed=f"whole numbers from 1 to {min(grid)}",
+                "grid_size",
+                self.size,
+                f"whole numbers from 1 to {min(grid)}",
+                problem=f"is {self.size}, but there are {grid[0]} x {grid[1]} patches",
             )
 
     def __call__(self, taps, counts, train=False):

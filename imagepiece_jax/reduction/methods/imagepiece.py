@@ -38,16 +38,19 @@ class Retokenize(Ranking):
         candidates = counts.candidates
         if candidates is None:
             raise InputError(
-                "has the reducer Retokenize, whose rule names no candidates",
                 allowed="a rule with candidates, such as Merge",
+                problem="has the reducer Retokenize, whose rule names no candidates",
             )
         merges = counts.n_in - counts.n_out
         if not 0 <= merges <= candidates // 2:
             raise InputError(
-                f"has the reducer Retokenize, which merges {merges} of {candidates} "
-                "candidates",
                 value=merges,
                 allowed=f"0 to {candidates // 2}, half of them",
+                problem=(
+                    f"has the reducer Retokenize, which merges {merges} of "
+                    f"{candidates} "
+                    "candidates"
+                ),
             )
 
     def __call__(self, taps, counts, train=False):

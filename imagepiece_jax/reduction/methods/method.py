@@ -140,10 +140,10 @@ class Method(fields.CheckedFields):
         for name in getattr(self, listed):
             if name not in own:
                 raise InputError(
-                    f"has {name!r} in {listed}, which is no field of it",
-                    place=f"method {type(self).__name__}",
                     value=name,
                     allowed=f"{listed} of its fields: {', '.join(own) or 'none'}",
+                    problem=f"has {name!r} in {listed}, which is no field of it",
+                    place=f"method {type(self).__name__}",
                 )
             defaults[name] = getattr(type(self), name)
         return defaults

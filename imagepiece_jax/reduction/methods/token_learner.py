@@ -74,10 +74,10 @@ class ConvLearner(nn.Module, Reducer):
         """InputError unless `grid` (height, width) of tokens is there."""
         if grid is None:
             raise InputError(
-                "is 'v1.0', which needs a grid, but tokens are reduced before",
-                field="version",
-                value="v1.0",
-                allowed="'v1.1'",
+                "version",
+                "v1.0",
+                "'v1.1'",
+                problem="is 'v1.0', which needs a grid, but tokens are reduced before",
             )
 
     @nn.compact

@@ -83,11 +83,11 @@ class Progress:
                     theirs = text.format(value=then, split=split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
                     raise InputError(
-                        problem,
-                        field=field,
+                        field,
+                        now,
+                        "the same, or another workdir",
+                        problem=problem,
                         place=workdir,
-                        value=now,
-                        allowed="the same, or another workdir",
                     )
         return before
 
@@ -166,10 +166,10 @@ class Checkpoints:
             needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
             needed += f" need {(count * size - present) / 1e9:.3f} GB"
             raise InputError(
-                f"has {free / 1e9:.3f} GB of free disk, but {needed}",
-                place=self._root,
                 value=free,
-                allowed=("more room, another workdir, or a higher keep_every_steps"),
+                allowed="more room, another workdir, or a higher keep_every_steps",
+                problem=f"has {free / 1e9:.3f} GB of free disk, but {needed}",
+                place=self._root,
             )
 
     def latest_step(self):
@@ -315,10 +315,10 @@ def _checked_table(wanted, folder, table):
             needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"
         if found != needed:
             raise InputError(
-                f"is {found}, but {needed} in the model of this config",
-                field=name,
+                name,
+                found,
+                problem=f"is {found}, but {needed} in the model of this config",
                 place=folder,
-                value=found,
             )
     return table
 

@@ -101,17 +101,15 @@ def find_job(
     typed = [f"{name} is {n}" for name, n in numbers.items() if n is not None]
     if typed and not named:
         raise InputError(
-            f"is {coordinator or 'missing'}, but {' and '.join(typed)}",
-            field="coordinator",
-            value=coordinator,
-            allowed=ADDRESS,
+            "coordinator",
+            coordinator,
+            ADDRESS,
+            problem=f"is {coordinator or 'missing'}, but {' and '.join(typed)}",
         )
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
         raise InputError(
-            field="coordinator",
-            value=coordinator,
-            allowed=f"{ADDRESS}, and auto under SLURM and Open MPI",
+            "coordinator", coordinator, f"{ADDRESS}, and auto under SLURM and Open MPI"
         )
     if not typed:
         job = _open_mpi(environment) or _slurm(environment)
@@ -121,10 +119,10 @@ def find_job(
             return job if job.num_processes > 1 else None
     if coordinator == "auto":
         raise InputError(
-            "is auto, but neither SLURM nor Open MPI is found",
-            field="coordinator",
-            value="auto",
-            allowed=f"{ADDRESS}, with num_processes and process_id",
+            "coordinator",
+            "auto",
+            f"{ADDRESS}, with num_processes and process_id",
+            problem="is auto, but neither SLURM nor Open MPI is found",
         )
     if coordinator is None:
         return None
@@ -135,10 +133,10 @@ def find_job(
         if num_processes is not None:
             problem += f" with num_processes {num_processes}"
         raise InputError(
-            problem,
-            field="process_id",
-            value=process_id,
-            allowed=f"0 to num_processes - 1, both with coordinator {coordinator}",
+            "process_id",
+            process_id,
+            f"0 to num_processes - 1, both with coordinator {coordinator}",
+            problem=problem,
         )
     return Job(coordinator, num_processes, process_id)
 
@@ -273,9 +271,9 @@ def _initialize(job):
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
         problem = f"is missing, and process 0 of {job.num_processes} not found"
         raise InputError(
-            f"{problem} ({error})",
-            field="coordinator",
+            "coordinator",
             allowed=f"{ADDRESS}, or num_processes 1 for a run of each process",
+            problem=f"{problem} ({error})",
         ) from error
 
 
@@ -290,10 +288,10 @@ def _check_address(job):
             socket.getaddrinfo(host.strip("[]"), None)
     except OSError as error:
         raise InputError(
-            f"is {job.coordinator}, a host not found ({error.strerror})",
-            field="coordinator",
-            value=host,
-            allowed=ADDRESS,
+            "coordinator",
+            host,
+            ADDRESS,
+            problem=f"is {job.coordinator}, a host not found ({error.strerror})",
         ) from error
     try:
         if job.process_id == 0:
@@ -301,10 +299,7 @@ def _check_address(job):
     except OSError as error:
         reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
         raise InputError(
-            f"is {job.address}, {reason}",
-            field="coordinator",
-            value=port,
-            allowed="another",
+            "coordinator", port, "another", problem=f"is {job.address}, {reason}"
         ) from error
 
 
@@ -314,10 +309,10 @@ def check_devices(devices):
     for process, count in counts.items():
         if count != counts[0]:
             raise InputError(
-                f"has {count} devices, but process 0 has {counts[0]}",
-                field=f"process {process}",
-                value=count,
-                allowed="equally many",
+                f"process {process}",
+                count,
+                "equally many",
+                problem=f"has {count} devices, but process 0 has {counts[0]}",
             )
 
 

@@ -70,10 +70,10 @@ def check_folder(workdir):
     others = [name for name in others if not name.endswith(LOGS)]
     if others:
         raise InputError(
-            f"{workdir} holds {others[0]}, and no run",
-            field="workdir",
-            value=others[0],
-            allowed="a new or empty folder, or that of a run",
+            "workdir",
+            others[0],
+            "a new or empty folder, or that of a run",
+            problem=f"{workdir} holds {others[0]}, and no run",
         )
 
 
@@ -91,10 +91,10 @@ def check_config(workdir, config: dict):
     path = pathlib.Path(workdir) / RUN_CONFIG
     begun = took_steps(workdir)
     if path.exists() and not (path.with_name(RUN).exists() or begun):
-        raise InputError("is not of a run", place=path, hint=OTHER)
+        raise InputError(problem="is not of a run", place=path, hint=OTHER)
     if begun and not path.exists():
         raise InputError(
-            f"holds a run without {RUN_CONFIG}",
+            problem=f"holds a run without {RUN_CONFIG}",
             place=workdir,
             hint=f"{OTHER}, or put it back",
         )
@@ -112,11 +112,7 @@ def check_config(workdir, config: dict):
                 start = f"--config.init.weights={workdir}"
                 hint += f", with {start} to start from its weights"
             raise InputError(
-                problem,
-                field=f"config.{name}",
-                place=workdir,
-                value=now,
-                hint=hint,
+                f"config.{name}", now, problem=problem, place=workdir, hint=hint
             )
 
 
@@ -201,9 +197,9 @@ def check_workdir(workdir):
         if not visible:
             there = f"the folder that process 0 ({seen[0][1]}) writes to"
             raise InputError(
-                f"{workdir} of process {process} ({host}) is not {there}",
-                field="workdir",
+                "workdir",
                 allowed="a folder on storage that all hosts share",
+                problem=f"{workdir} of process {process} ({host}) is not {there}",
             )
 
 
