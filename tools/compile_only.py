@@ -51,7 +51,10 @@ OPTIONS = xla_options.options("gpu")
 
 def main():
     configs = cli.configs()
-    sizes = suite.batch_sizes(BATCH_SIZE.value)
+    try:
+        sizes = suite.batch_sizes(BATCH_SIZE.value)
+    except InputError as error:
+        raise error.renamed({"batch_size": "--batch_size"}) from error
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:
             raise InputError("--mode", mode, ", ".join(PROGRAMS))
