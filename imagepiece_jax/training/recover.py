@@ -179,7 +179,8 @@ def recovered(
             if stop.requested:
                 break
     leaves = numbers_of(dense.variables["params"])
-    of_dense = {path: leaves[path] for cost in done for path in cost.numbers}
+    learned_paths = set().union(*(cost.numbers for cost in done))
+    of_dense = {path: leaves[path] for path in learned_paths}
     better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
     if stop.requested:
         kept = "the best weights so far are kept"

@@ -15,7 +15,8 @@ def test_two_kills_and_the_same_bits(tmp_path):
     assert found["same"]
     first, second = found["killed"]
     assert first["rows"] == 0
-    assert second["rows"] <= second["found"] < 80
+    # On a busy machine the last rows may be there before the signal is.
+    assert second["rows"] <= second["found"] <= 80
     pooled = np.load(tmp_path / "killed" / "pooled.npy")
     assert np.isnan(pooled).all(axis=1).sum() == features_drill.DAMAGED
     photograph = next(pathlib.Path(tmp_path, "photographs").iterdir())
