@@ -23,11 +23,13 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.files import git_revision
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import with_plan
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -309,12 +311,13 @@ def _by_time(checkpoint, requested, share):
 
 def nearest_sizes(checkpoint, shares) -> list[tuple[MatchedMethod, MeasuredWeights]]:
     """The smaller images of the nearest cost at each share, with their weights."""
-    sizes = smaller_sizes(checkpoint)
+    sizes = smaller_sizes(checkpoint.vit)
     found = []
     if not sizes:  # an image of few patches
         return found
     for share in shares:
-        entry, resized = min(sizes, key=lambda pair: abs(pair[0].reached - share))
+        entry = min(sizes, key=lambda each: abs(each.reached - share))
+        resized = on_smaller_images(checkpoint, entry)
         found.append((dataclasses.replace(entry, share=share), resized))
     return found
 
@@ -325,47 +328,52 @@ def sizes_around(checkpoint, costs) -> list[tuple[MatchedMethod, MeasuredWeights
     Each is named as a setting of a sweep. The dense model's own images are not among
     them.
     """
-    sizes = smaller_sizes(checkpoint)
+    sizes = smaller_sizes(checkpoint.vit)
     wanted = set()
     for cost in costs:
-        above = sum(entry.reached > cost for entry, _ in sizes)
+        above = sum(entry.reached > cost for entry in sizes)
         wanted |= {above - 1, above}
     found = []
-    for place, (entry, resized) in enumerate(sizes):
+    for place, entry in enumerate(sizes):
         if place in wanted:
             name = f"image_size={entry.setting['image_size']}"
+            resized = on_smaller_images(checkpoint, entry)
             found.append((dataclasses.replace(entry, method=name), resized))
     return found
 
 
-def smaller_sizes(checkpoint) -> list[tuple[MatchedMethod, MeasuredWeights]]:
-    """The dense weights on smaller images, the largest first, down to two patches.
-
-    Images are those of the dense model, made smaller after their normalization, by
-    antialiased bicubic weights.
-    Returns pairs of a MatchedMethod, without a share, and its weights.
-    """
-    # Counts of a reduction do not fit a smaller image.
-    dense = checkpoint.vit.with_reduction(DENSE)
-    both = sides(dense.image_size)
-    patch = dense.model.patch_size
+def smaller_sizes(vit: Pretrained) -> list[MatchedMethod]:
+    """The dense model on smaller images, the largest first, down to two patches."""
+    both = sides(vit.image_size)
+    patch = vit.model.patch_size
+    dense = vit.gmacs_with(DENSE)
     found = []
     for removed in range(1, min(both) // patch - 1):  # patches a side
         size = tuple(side - removed * patch for side in both)
-        vit = dense.at_size(size)
+        model = with_plan(vit.model, DENSE, patch_grid(size, patch), vit.name)
+        reached = model_macs(model, size) / 1e9 / dense
         typed = size if len({*size}) > 1 else size[0]
-        resized = dataclasses.replace(
-            checkpoint,
-            vit=vit,
-            images=made_smaller(checkpoint.images, size),
-            programs={},
-            name=f"{SMALLER}, image_size={typed}",
-        )
-        reached = vit.gmacs / dense.gmacs
         setting = {"image_size": typed}
-        entry = MatchedMethod(SMALLER, None, DENSE, setting, reached)
-        found.append((entry, resized))
+        found.append(MatchedMethod(SMALLER, None, DENSE, setting, reached))
     return found
+
+
+def on_smaller_images(checkpoint, entry: MatchedMethod) -> MeasuredWeights:
+    """The dense weights on the smaller images of an entry of `smaller_sizes`.
+
+    Images are those of the dense model, made smaller after their normalization, by
+    antialiased bicubic weights.
+    """
+    # Counts of a reduction do not fit a smaller image.
+    dense = checkpoint.vit.with_reduction(DENSE)
+    typed = entry.setting["image_size"]
+    return dataclasses.replace(
+        checkpoint,
+        vit=dense.at_size(typed),
+        images=made_smaller(checkpoint.images, sides(typed)),
+        programs={},
+        name=f"{SMALLER}, image_size={typed}",
+    )
 
 
 def made_smaller(images: Split, size: tuple[int, int]) -> Split:

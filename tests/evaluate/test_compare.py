@@ -461,11 +461,11 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     """Of five, four, .. patches a side."""
     weights = tiny_paper.pretrained(tmp_path, depth=2)
     measured = on_digits(weights)
-    smaller = compare.smaller_sizes(measured)
+    smaller = compare.smaller_sizes(weights)
     patch = weights.model.patch_size
-    sizes = [entry.setting["image_size"] for entry, _ in smaller]
+    sizes = [entry.setting["image_size"] for entry in smaller]
     assert sizes == [*range(16 - patch, patch, -patch)]
-    costs = [entry.reached for entry, _ in smaller]
+    costs = [entry.reached for entry in smaller]
     assert [1, *costs] == sorted({1, *costs}, reverse=True)
     batches = list(measured.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
@@ -484,7 +484,9 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     )["params"]
     logits = tiny.logits(model)({"params": params}, made)
     right = logits.argmax(axis=1) == labels
-    found = smaller[0][1].evaluate(DENSE)["right"]
+    resized = compare.on_smaller_images(measured, smaller[0])
+    assert resized.vit.gmacs / weights.gmacs == pytest.approx(smaller[0].reached)
+    found = resized.evaluate(DENSE)["right"]
     assert decode_bits(found, 24).tolist() == right.tolist()
 
 
@@ -533,8 +535,9 @@ def test_a_model_of_one_block_and_two_patches_has_no_smaller_images(
     assert compare.sizes_around(on_digits(weights), (0.6,)) == []
 
 
-def test_a_reduction_is_between_two_sizes_of_its_cost(context):
+def test_a_reduction_is_between_two_sizes_of_its_cost(context, monkeypatch):
     """DeiT-Ti at half the cost: 160 pixels have .48 of it, 176 have .59 (README)."""
+    monkeypatch.setattr(compare, "on_smaller_images", lambda *_: None)
     measured = MeasuredWeights(context.vit, context.images, cache=None)
     found = compare.sizes_around(measured, [0.5])
     sizes = {entry.setting["image_size"]: round(entry.reached, 2) for entry, _ in found}
