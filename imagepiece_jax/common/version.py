@@ -1,4 +1,4 @@
 """The version of the package, and the libraries whose versions matter with it."""
 
-__version__ = "0.3.0"  # which setuptools, saved models and users read
+__version__ = "0.4.0"  # which setuptools, saved models and users read
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
