@@ -188,19 +188,15 @@ def mapped_classes(
                 return None
             label = others[0]
         if model_names is not None:
-            raise InputError(
-                allowed=(
-                    "folders that are named as the model's classes, by WordNet "
-                    "IDs of ImageNet's, or by whole numbers as labels"
-                ),
-                problem=(
-                    f"has class {names[label]!r}, which is no name of the model's "
-                    "classes: "
-                    f"by the order of all it would be class {label}, "
-                    f"{model_names[label]!r}"
-                ),
-                place=data,
+            allowed = (
+                "folders that are named as the model's classes, by WordNet IDs of "
+                "ImageNet's, or by whole numbers as labels"
             )
+            problem = (
+                f"has class {names[label]!r}, which is no name of the model's classes: "
+                f"by the order of all it would be class {label}, {model_names[label]!r}"
+            )
+            raise InputError(allowed=allowed, problem=problem, place=data)
     name = described(named[label])
     example = f"{name} is {label}"
     name_in_model = expected and expected[label]
@@ -294,17 +290,12 @@ def checked_names(names, classes):
         raise InputError("class_names", names, allowed)
     if len(names) != classes:
         value = len(names)
-        raise InputError(
-            "class_names", value, allowed, problem=f"has length {len(names)}"
-        )
+        problem = f"has length {len(names)}"
+        raise InputError("class_names", value, allowed, problem=problem)
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
-            raise InputError(
-                "class_names",
-                name,
-                "strings, and None",
-                problem=f"has {name!r} for class {label}",
-            )
+            problem = f"has {name!r} for class {label}"
+            raise InputError("class_names", name, "strings, and None", problem=problem)
     return tuple(names)
 
 
@@ -320,12 +311,10 @@ def check_classes(
     """
     if other := other_class(weights, names):
         label, theirs, ours = other
+        allowed = "the same classes in the same order"
+        problem = f"is {theirs!r}, but {ours!r} in {data}"
         raise InputError(
-            f"class {label}",
-            theirs,
-            "the same classes in the same order",
-            problem=f"is {theirs!r}, but {ours!r} in {data}",
-            place=place,
+            f"class {label}", theirs, allowed, problem=problem, place=place
         )
     if None not in (weights, names):
         return None

@@ -59,12 +59,10 @@ def open_csv(
             has_split = _check_columns(path, split, table)
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
-                    raise InputError(
-                        problem=(
-                            f"has more fields than the {len(table.fieldnames)} columns"
-                        ),
-                        hint="text with a comma must stand in double quotes",
-                    )
+                    columns = len(table.fieldnames)
+                    problem = f"has more fields than the {columns} columns"
+                    hint = "text with a comma must stand in double quotes"
+                    raise InputError(problem=problem, hint=hint)
                 row_split = "val"
                 if has_split:
                     row_split = (fields["split"] or "").strip()
@@ -93,42 +91,31 @@ def open_csv(
     except InputError as error:  # of a row
         raise error.inside(place=f"{path} line {table.line_num}") from error
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem=problem, place=path) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            problem=f"is not a CSV file in UTF-8 ({error})", place=path
-        ) from error
+        problem = f"is not a CSV file in UTF-8 ({error})"
+        raise InputError(problem=problem, place=path) from error
     if not first_rows:
-        raise InputError(
-            allowed="at least one image", problem="has no rows", place=path
-        )
+        allowed = "at least one image"
+        raise InputError(allowed=allowed, problem="has no rows", place=path)
     if len(test_lines) == 2:
-        raise InputError(
-            "label",
-            allowed="all, or none",
-            problem="is empty, but other test images have labels",
-            place=f"{path} line {test_lines[False]}",
-        )
+        place = f"{path} line {test_lines[False]}"
+        problem = "is empty, but other test images have labels"
+        raise InputError("label", allowed="all, or none", problem=problem, place=place)
     if not labeled and not test_lines:
         stored = [_stored_file(name, path) for name in training_images]
         files = split_files(root, stored, split, path)
         labels = [-1] * len(files)
     if not files:
-        raise InputError(
-            problem=f"has no row with split {split!r}",
-            place=path,
-            hint="each split needs images",
-        )
+        problem = f"has no row with split {split!r}"
+        raise InputError(problem=problem, place=path, hint="each split needs images")
     num_classes = num_classes or highest + 1
     absent = {*range(num_classes)} - {*labels}
     if absent and split == "train" and labeled:
-        raise InputError(
-            problem=f"has no training image with label {min(absent)}",
-            place=path,
-            hint=f"each of the {num_classes} classes needs some",
-        )
+        problem = f"has no training image with label {min(absent)}"
+        hint = f"each of the {num_classes} classes needs some"
+        raise InputError(problem=problem, place=path, hint=hint)
     class_names = None
     if names:
         by_label = {label: name for label, (name, _) in names.items()}
@@ -153,9 +140,8 @@ def _check_again(file, row, first):
         fault = f"its labels differ, {first.label} and {row.label}"
     else:
         fault = "a test image must count once"
-    raise InputError(
-        value=file, problem=f"names {file!r} again (line {first.line})", hint=fault
-    )
+    problem = f"names {file!r} again (line {first.line})"
+    raise InputError(value=file, problem=problem, hint=fault)
 
 
 def _check_columns(path, split, table):
@@ -170,18 +156,14 @@ def _check_columns(path, split, table):
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
-        raise InputError(
-            allowed="the columns filename and label, separated by commas",
-            problem=f"has no column {min(missing)!r} (found: {columns})",
-            place=path,
-        )
+        allowed = "the columns filename and label, separated by commas"
+        problem = f"has no column {min(missing)!r} (found: {columns})"
+        raise InputError(allowed=allowed, problem=problem, place=path)
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
-        raise InputError(
-            problem="has no column 'split', so its images can only be tested on",
-            place=path,
-            hint="to train, add the column, with train or val in every row",
-        )
+        problem = "has no column 'split', so its images can only be tested on"
+        hint = "to train, add the column, with train or val in every row"
+        raise InputError(problem=problem, place=path, hint=hint)
     return has_split
 
 
@@ -205,12 +187,9 @@ def _stored_file(name, path):
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
         if os.path.isfile(os.path.join(root, spelling)):
             return spelling
-    raise InputError(
-        "filename",
-        name,
-        f"paths relative to the folder of {path}",
-        problem=f"is {name!r}, which is not a file",
-    )
+    allowed = f"paths relative to the folder of {path}"
+    problem = f"is {name!r}, which is not a file"
+    raise InputError("filename", name, allowed, problem=problem)
 
 
 def _add_name(names, row, text):
@@ -220,9 +199,5 @@ def _add_name(names, row, text):
         raise InputError("class", name, "a name in every row")
     first, line = names.setdefault(row.label, (name, row.line))
     if name != first:
-        raise InputError(
-            "class",
-            name,
-            problem=f"is {name!r} for label {row.label}, but {first!r} in line {line}",
-            hint="a label has one name",
-        )
+        problem = f"is {name!r} for label {row.label}, but {first!r} in line {line}"
+        raise InputError("class", name, problem=problem, hint="a label has one name")

@@ -249,20 +249,16 @@ def record_unreadable(damaged, in_a_row, total, consequence):
             log.warning("%s: %s", error, consequence)
     if len(in_a_row) >= MAX_IN_A_ROW:
         first = in_a_row[0]
+        allowed = f"fewer than {MAX_IN_A_ROW}"
+        problem = f"{first.problem}, as the first of {len(in_a_row)} images in a row"
         raise InputError(
-            value=len(in_a_row),
-            allowed=f"fewer than {MAX_IN_A_ROW}",
-            problem=f"{first.problem}, as the first of {len(in_a_row)} images in a row",
-            place=first.place,
+            value=len(in_a_row), allowed=allowed, problem=problem, place=first.place
         )
     count = len(damaged)
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
-        raise InputError(
-            value=count,
-            allowed=f"at most {MAX_SHARE:.0%}",
-            problem=(
-                f"{count} of {total} images cannot be read; the first is {file} "
-                f"({reason})"
-            ),
+        allowed = f"at most {MAX_SHARE:.0%}"
+        problem = (
+            f"{count} of {total} images cannot be read; the first is {file} ({reason})"
         )
+        raise InputError(value=count, allowed=allowed, problem=problem)

@@ -74,9 +74,8 @@ def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
         with os.scandir(folder) as found:
             shown = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=f"folder {folder}"
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem=problem, place=f"folder {folder}") from error
     return sorted(shown, key=lambda entry: entry.name)
 
 
@@ -154,11 +153,9 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         splits[other], _ = _class_folders(root, other)
         difference = folders.keys() ^ splits[other].keys()
         if difference:
-            raise InputError(
-                allowed="the same classes in both",
-                problem=f"has class {min(difference)!r} in only one of train and val",
-                place=f"folder {root}",
-            )
+            allowed = "the same classes in both"
+            problem = f"has class {min(difference)!r} in only one of train and val"
+            raise InputError(allowed=allowed, problem=problem, place=f"folder {root}")
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
     place = f"folder {root}"
@@ -216,55 +213,41 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
         return _distinct(place, numbers, names)
     unknown = [name for name in names if name not in known]
     if num_classes != len(names) and 0 < len(unknown) < len(names):
-        raise InputError(
-            allowed="names of its classes, or a folder for each",
-            problem=(
-                f"has class {unknown[0]!r}, which is not one of the model's "
-                f"{num_classes}, as {len(names) - len(unknown)} others are"
-            ),
-            place=place,
+        allowed = "names of its classes, or a folder for each"
+        problem = (
+            f"has class {unknown[0]!r}, which is not one of the model's {num_classes}, "
+            f"as {len(names) - len(unknown)} others are"
         )
+        raise InputError(allowed=allowed, problem=problem, place=place)
     if labels_by_name is not None and num_classes != len(names):
-        raise InputError(
-            allowed=(
-                "folders with names of its classes, with whole numbers from 0 to "
-                f"{num_classes - 1} as labels, or one for each class"
-            ),
-            problem=(
-                f"has {len(names)} classes, none of which is named as one of the "
-                f"model's {num_classes}"
-            ),
-            place=place,
+        allowed = (
+            "folders with names of its classes, with whole numbers from 0 to "
+            f"{num_classes - 1} as labels, or one for each class"
         )
+        problem = f"has {len(names)} classes, none named as the model's {num_classes}"
+        raise InputError(allowed=allowed, problem=problem, place=place)
     check_num_classes(num_classes, len(names), place)
     for label, name in enumerate(names):
         if known.get(name, label) != label:
-            raise InputError(
-                allowed="names of the model's classes",
-                problem=(
-                    f"has class {name!r}, which is class {known[name]} of the model "
-                    f"and {label} by the order of all, of which it lacks {unknown[0]!r}"
-                ),
-                place=place,
+            allowed = "names of the model's classes"
+            problem = (
+                f"has class {name!r}, which is class {known[name]} of the model and "
+                f"{label} by the order of all, of which it lacks {unknown[0]!r}"
             )
+            raise InputError(allowed=allowed, problem=problem, place=place)
     two_orders = class_names.two_orders(names)
     if labels_by_name is not None and two_orders:
         label, text, number = two_orders
-        raise InputError(
-            allowed=(
-                "names of the model's classes, whole numbers from 0 to "
-                f"{num_classes - 1} as labels, or numbers of equal length, such as 02 "
-                "and 10"
-            ),
-            problem=(
-                "has classes that sort in one order as text and in another as "
-                "numbers, and "
-                f"the model's class names do not say whether class {label} is "
-                f"{text!r} or "
-                f"{number!r}"
-            ),
-            place=place,
+        allowed = (
+            f"names of the model's classes, whole numbers from 0 to {num_classes - 1} "
+            "as labels, or numbers of equal length, such as 02 and 10"
         )
+        problem = (
+            "has classes that sort in one order as text and in another as numbers, and "
+            "the model's class names do not say "
+            f"whether class {label} is {text!r} or {number!r}"
+        )
+        raise InputError(allowed=allowed, problem=problem, place=place)
     return [*range(len(names))]
 
 
@@ -273,11 +256,9 @@ def _distinct(place, numbers, names):
     first = {}
     for number, name in zip(numbers, names, strict=True):
         if number in first:
-            raise InputError(
-                allowed="one folder for each class",
-                problem=f"has class {number} twice, as {first[number]!r} and {name!r}",
-                place=place,
-            )
+            allowed = "one folder for each class"
+            problem = f"has class {number} twice, as {first[number]!r} and {name!r}"
+            raise InputError(allowed=allowed, problem=problem, place=place)
         first[number] = name
     return numbers
 
@@ -305,18 +286,14 @@ def _class_folders(root, inside):
             continue
         name = class_names.normalized(entry.name)
         if name in folders:
-            raise InputError(
-                allowed="one folder for each class",
-                problem=f"has class {name!r} twice, in two spellings of Unicode",
-                place=f"folder {folder}",
-            )
+            allowed = "one folder for each class"
+            problem = f"has class {name!r} twice, in two spellings of Unicode"
+            raise InputError(allowed=allowed, problem=problem, place=f"folder {folder}")
         folders[name] = entry.name
     if not folders:
-        raise InputError(
-            allowed="one folder of images for each class, or csv:FILE with labels",
-            problem="has no folders of classes" if loose else "is empty",
-            place=f"folder {folder}",
-        )
+        allowed = "one folder of images for each class, or csv:FILE with labels"
+        problem = "has no folders of classes" if loose else "is empty"
+        raise InputError(allowed=allowed, problem=problem, place=f"folder {folder}")
     return dict(sorted(folders.items())), loose
 
 
@@ -389,10 +366,10 @@ def _unlabeled_files(root, split, inside):
     tested_on = os.path.realpath(tested)
     for real, folder in found.folders.items():
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
+            problem = f"is a part of {tested}, by a link"
+            place = f"folder {os.path.join(root, folder)}"
             raise InputError(
-                problem=f"is a part of {tested}, by a link",
-                place=f"folder {os.path.join(root, folder)}",
-                hint="training needs its own",
+                problem=problem, place=place, hint="training needs its own"
             )
     if not found.images:
         raise no_image(os.path.join(root, read))

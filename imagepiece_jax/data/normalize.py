@@ -45,13 +45,8 @@ def _check_is_array(images, allowed):
     """Raise InputError for anything but an array of NumPy or JAX."""
     if not is_array(images):
         kind = type(images).__name__
-        raise InputError(
-            "images",
-            kind,
-            allowed,
-            problem=f"is {kind}",
-            hint="give an array of NumPy or JAX",
-        )
+        hint = "give an array of NumPy or JAX"
+        raise InputError("images", kind, allowed, problem=f"is {kind}", hint=hint)
 
 
 @short_traceback
@@ -65,12 +60,8 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     allowed = "pixels, uint8 [..., 3]"
     _check_is_array(images, allowed)
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
-        raise InputError(
-            "images",
-            images.shape,
-            allowed,
-            problem=f"is {images.dtype} {list(images.shape)}",
-        )
+        problem = f"is {images.dtype} {list(images.shape)}"
+        raise InputError("images", images.shape, allowed, problem=problem)
     checked = Normalization(mean, std)
     mean = _along(images, checked.mean)
     std = _along(images, checked.std)
@@ -130,12 +121,8 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (size and shape[1:3] != size):
         some = size_text(size) if size else "any size"
-        raise InputError(
-            "images",
-            shape,
-            f"one or more images of {some} in an array [B, H, W, 3]",
-            problem=f"is of shape {shape}",
-        )
+        allowed = f"one or more images of {some} in an array [B, H, W, 3]"
+        raise InputError("images", shape, allowed, problem=f"is of shape {shape}")
 
 
 def warn_of_range(images, mean, std, stacklevel: int = 2):

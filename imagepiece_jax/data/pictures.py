@@ -109,12 +109,8 @@ def check_batch(images):
     is_batch = images.ndim == 4 and shape[3] in (3, 4) and 0 not in shape[1:]
     if not is_batch or images.dtype != np.uint8:
         kind = f"{images.dtype} {list(shape)}"
-        raise NoImage(
-            "images",
-            kind,
-            "pixels, uint8 [B, H, W, 3] and [B, H, W, 4]",
-            problem=f"is {kind}",
-        )
+        allowed = "pixels, uint8 [B, H, W, 3] and [B, H, W, 4]"
+        raise NoImage("images", kind, allowed, problem=f"is {kind}")
 
 
 def rgb(image) -> np.ndarray:
@@ -134,29 +130,22 @@ def rgb(image) -> np.ndarray:
     if isinstance(image, str) and "*" in image and not os.path.exists(image):
         raise NoImage(allowed="paths of files", problem="is a pattern", place=image)
     if isinstance(image, str) and os.path.isdir(image):
-        raise InputError(
-            allowed="a file, or a list of the folder's files",
-            problem="is a folder",
-            place=image,
-        )
+        allowed = "a file, or a list of the folder's files"
+        raise InputError(allowed=allowed, problem="is a folder", place=image)
     if isinstance(image, bytes):
         return decode.decode(io.BytesIO(image), "the image", upright=True)
     if isinstance(image, FILES):
         return decode.decode(image, str(image) or "the path ''", upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
-            raise InputError(
-                "images",
-                image.size,
-                problem=f"is an empty PIL image, of size {image.size}",
-            )
+            problem = f"is an empty PIL image, of size {image.size}"
+            raise InputError("images", image.size, problem=problem)
         try:
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
-            raise InputError(
-                "images", problem=f"is a PIL image that cannot be read: {error}"
-            ) from error
+            problem = f"is a PIL image that cannot be read: {error}"
+            raise InputError("images", problem=problem) from error
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
@@ -173,17 +162,12 @@ def _content(file):
     try:
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
-        raise InputError(
-            "images", problem=f"is an open file that cannot be read: {error}"
-        ) from error
+        problem = f"is an open file that cannot be read: {error}"
+        raise InputError("images", problem=problem) from error
     if not isinstance(content, bytes):
         kind = type(content).__name__
-        raise NoImage(
-            "images",
-            kind,
-            'binary files, open(path, "rb")',
-            problem=f"is an open file of {kind}",
-        )
+        allowed = 'binary files, open(path, "rb")'
+        raise NoImage("images", kind, allowed, problem=f"is an open file of {kind}")
     return content
 
 
@@ -272,13 +256,9 @@ def _photographs(paths):
             problem = f"is {path}, which does not exist"
             raise InputError("images", path, SOURCES, problem=problem)
         if path.endswith(".csv"):
-            raise InputError(
-                "images",
-                path,
-                SOURCES,
-                problem=f"is {path}, which is no image",
-                hint=f"did you mean csv:{path}?",
-            )
+            problem = f"is {path}, which is no image"
+            hint = f"did you mean csv:{path}?"
+            raise InputError("images", path, SOURCES, problem=problem, hint=hint)
     return Photographs(find_images(paths, "train"))
 
 
@@ -291,9 +271,8 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words:
-        raise InputError(
-            problem="no images are named", hint="name image files or folders"
-        )
+        problem = "no images are named"
+        raise InputError(problem=problem, hint="name image files or folders")
     files = []
     for path in map(pathlib.Path, words):
         if path.is_dir():
@@ -341,9 +320,8 @@ def check_there(names: Iterable[str]):
     for name in names:
         if not os.path.exists(_path_of(name)):
             allowed = "folders, images, a .csv with a column filename, a .txt of paths"
-            raise InputError(
-                "images", name, allowed, problem=f"is {name}, which does not exist"
-            )
+            problem = f"is {name}, which does not exist"
+            raise InputError("images", name, allowed, problem=problem)
 
 
 def _path_of(name):
@@ -361,12 +339,9 @@ def _of_table(path):
         columns = [name.strip() for name in table.fieldnames or ()]
         table.fieldnames = columns
         if "filename" not in columns:
-            raise InputError(
-                problem=(
-                    f"has no column 'filename' (found: {', '.join(columns) or 'none'})"
-                ),
-                place=path,
-            )
+            found = ", ".join(columns) or "none"
+            problem = f"has no column 'filename' (found: {found})"
+            raise InputError(problem=problem, place=path)
         folder = os.path.dirname(path)
         for row in table:
             yield os.path.join(folder, row["filename"])
@@ -385,9 +360,8 @@ def _opened(path):
     try:
         return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem=problem, place=path) from error
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
@@ -423,8 +397,6 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
             raise error.inside(place=file) from error
         names.append(file.name)
     if not images:
-        raise InputError(
-            allowed="images",
-            problem=f"none of {len(files)} files can be read, the first is {files[0]}",
-        )
+        problem = f"none of {len(files)} files can be read, the first is {files[0]}"
+        raise InputError(allowed="images", problem=problem)
     return np.stack(images), names

@@ -67,9 +67,8 @@ class Preprocessing(CheckedFields):
         Raises InputError for anything else.
         """
         if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
-            raise InputError(
-                "preprocessing", fields, f"a dict of {', '.join(IN_CONFIG)}"
-            )
+            allowed = f"a dict of {', '.join(IN_CONFIG)}"
+            raise InputError("preprocessing", fields, allowed)
         return cls(image_size, **fields)
 
     @classmethod
@@ -266,10 +265,7 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
         if small:
             limit = size_text(MAX_UNCROPPED)
             why = f", because evaluation at up to {limit} resizes no image"
-        raise InputError(
-            "the image",
-            actual,
-            problem=f"has {size_text(actual)} pixels and is not resized{why}",
-            hint=f"scale it to the model's image_size first, {size_text(size)}",
-        )
+        problem = f"has {size_text(actual)} pixels and is not resized{why}"
+        hint = f"scale it to the model's image_size first, {size_text(size)}"
+        raise InputError("the image", actual, problem=problem, hint=hint)
     return image

@@ -47,9 +47,8 @@ class Source(abc.ABC):
 
     def encoded(self, index: int) -> bytes:
         """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        raise InputError(
-            problem="is not a file, but pixels in memory", place=self.name(index)
-        )
+        problem = "is not a file, but pixels in memory"
+        raise InputError(problem=problem, place=self.name(index))
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
@@ -239,9 +238,5 @@ class FileSource(Source):
 def check_num_classes(num_classes, classes, data):
     """Raise InputError where num_classes is not what `data` has."""
     if num_classes not in (None, classes):
-        raise InputError(
-            "num_classes",
-            num_classes,
-            f"{classes}",
-            problem=f"is {num_classes}, but {data} has {classes} classes",
-        )
+        problem = f"is {num_classes}, but {data} has {classes} classes"
+        raise InputError("num_classes", num_classes, f"{classes}", problem=problem)

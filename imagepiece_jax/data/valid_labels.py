@@ -25,20 +25,13 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
     if text != FROM_DATA:
         labels = _of_file(text, source.num_classes)
     if len(labels) == 1:
-        raise InputError(
-            FIELD,
-            text,
-            "two classes or more",
-            problem=f"is {text}, which leaves only class {labels[0]}",
-        )
+        problem = f"is {text}, which leaves only class {labels[0]}"
+        raise InputError(FIELD, text, "two classes or more", problem=problem)
     lacking = sorted({*present} - {*labels})
     if lacking:
-        raise InputError(
-            FIELD,
-            text,
-            "files with the labels of all images",
-            problem=f"{text} lacks label {lacking[0]}, which images have",
-        )
+        allowed = "files with the labels of all images"
+        problem = f"{text} lacks label {lacking[0]}, which images have"
+        raise InputError(FIELD, text, allowed, problem=problem)
     return labels
 
 
@@ -50,17 +43,12 @@ def _of_file(path, num_classes):
     try:
         words = pathlib.Path(path).read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            FIELD,
-            path,
-            allowed,
-            problem=f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})",
-        ) from error
+        problem = f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})"
+        raise InputError(FIELD, path, allowed, problem=problem) from error
     for word in words:
         if not word.isdecimal() or int(word) >= num_classes:
-            raise InputError(
-                FIELD, word, allowed, problem=f"{path} has the label {word!r}"
-            )
+            problem = f"{path} has the label {word!r}"
+            raise InputError(FIELD, word, allowed, problem=problem)
     if not words:
         raise InputError(FIELD, path, allowed, problem=f"{path} is empty")
     return tuple(sorted(set(map(int, words))))

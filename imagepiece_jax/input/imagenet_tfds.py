@@ -19,13 +19,8 @@ log = logging.getLogger("imagepiece_jax.data")
 def open_imagenet(split, num_classes, data_dir):
     """The images of a split of ImageNet, with arguments and errors of `open_source`."""
     if sys.platform == "win32":
-        raise InputError(
-            "name",
-            problem=(
-                "is 'imagenet2012', which Windows cannot read: it has no array_record"
-            ),
-            hint="take folder:PATH there",
-        )
+        problem = "is 'imagenet2012', which Windows cannot read: it has no array_record"
+        raise InputError("name", problem=problem, hint="take folder:PATH there")
     extras.check(NAME, "tensorflow_datasets", "array_record")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
@@ -36,11 +31,9 @@ def open_imagenet(split, num_classes, data_dir):
             "imagenet2012", data_dir=data_dir, file_format="array_record"
         )
         if builder.info.splits and tfds_split not in builder.info.splits:
-            raise InputError(
-                problem=f"has no split {tfds_split}",
-                place=builder.data_path,
-                hint="prepare both into a new folder",
-            )
+            problem = f"has no split {tfds_split}"
+            hint = "prepare both into a new folder"
+            raise InputError(problem=problem, place=builder.data_path, hint=hint)
         files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
         names = builder.info.features["label"].names  # WordNet IDs
@@ -51,18 +44,13 @@ def open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
-        raise InputError(
-            "name",
-            value,
-            "a data_dir that has them",
-            problem=(
-                f"is {value!r}, but {where} has no complete array_record files of it"
-            ),
-            hint=(
-                "tools.prepare_imagenet, in a clone of the repository, makes them from "
-                "ImageNet's tar or parquet files; 'digits' needs no files"
-            ),
-        ) from error
+        allowed = "a data_dir that has them"
+        problem = f"is {value!r}, but {where} has no complete array_record files of it"
+        hint = (
+            "tools.prepare_imagenet, in a clone of the repository, makes them from "
+            "ImageNet's tar or parquet files; 'digits' needs no files"
+        )
+        raise InputError("name", value, allowed, problem=problem, hint=hint) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])

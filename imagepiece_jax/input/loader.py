@@ -27,12 +27,8 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     Raises InputError where images do not fill a batch.
     """
     if length < batch_size:
-        raise InputError(
-            "batch_size",
-            batch_size,
-            f"1 to {length}",
-            problem=f"is {batch_size}, but the training data has only {length} images",
-        )
+        problem = f"is {batch_size}, but the training data has only {length} images"
+        raise InputError("batch_size", batch_size, f"1 to {length}", problem=problem)
     return length // batch_size
 
 

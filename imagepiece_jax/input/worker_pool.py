@@ -209,17 +209,10 @@ def check_space(size: int):
         return
     free = shutil.disk_usage(SHARED).free
     if free < size:
-        raise InputError(
-            value=free,
-            allowed=(
-                "more room (a container's shm-size) or workers=0, which are threads"
-            ),
-            problem=(
-                f"has {free / 1e6:,.0f} MB free, but reading in processes needs "
-                f"{size / 1e6:,.0f} MB"
-            ),
-            place=SHARED,
-        )
+        allowed = "more room (a container's shm-size) or workers=0, which are threads"
+        needed = f"reading in processes needs {size / 1e6:,.0f} MB"
+        problem = f"has {free / 1e6:,.0f} MB free, but {needed}"
+        raise InputError(value=free, allowed=allowed, problem=problem, place=SHARED)
 
 
 def _serve(memory, results, payload, max_bytes, threads):

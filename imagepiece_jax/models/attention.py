@@ -40,12 +40,8 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     device = device or jax.local_devices()[0]
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
-        raise InputError(
-            "attention",
-            requested,
-            "'xla' and 'auto'",
-            problem=f"is 'cudnn', which needs {reason}",
-        )
+        problem = f"is 'cudnn', which needs {reason}"
+        raise InputError("attention", requested, "'xla' and 'auto'", problem=problem)
     return "xla" if reason else "cudnn"
 
 

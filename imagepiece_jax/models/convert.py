@@ -92,12 +92,9 @@ def model_variables(
     if not exact:
         not_fresh = [name for name in lacking if not matches(name, fresh)]
         if not_fresh:
-            raise Misfit(
-                f"has no {not_fresh[0]}, a selector that this reduction learns",
-                ("reducer",),
-                place=source,
-                allowed="reductions that learn none, or weights trained with this one",
-            )
+            allowed = "reductions that learn none, or weights trained with this one"
+            problem = f"has no {not_fresh[0]}, a selector that this reduction learns"
+            raise Misfit(problem, ("reducer",), place=source, allowed=allowed)
         tensors = _without_other_selectors(tensors, shapes)
     # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
     like = {name: {**parts, **given.get(name, {})} for name, parts in shapes.items()}
@@ -155,9 +152,8 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
     for name in names:
         if not any(matches(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            raise InputError(
-                field, name, ", ".join(sorted(parts)), problem=f"names {name!r}"
-            )
+            allowed = ", ".join(sorted(parts))
+            raise InputError(field, name, allowed, problem=f"names {name!r}")
 
 
 def selectors_of(variables):
@@ -300,11 +296,8 @@ def _take(state_dict, place, dtype):
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        raise Misfit(
-            f"holds a value that is not finite in {array.dtype}",
-            field=f"tensor {place.name}",
-            allowed="finite weights",
-        )
+        problem = f"holds a value that is not finite in {array.dtype}"
+        raise Misfit(problem, field=f"tensor {place.name}", allowed="finite weights")
     return array
 
 

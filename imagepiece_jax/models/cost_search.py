@@ -153,11 +153,8 @@ def ending_at(tokens, method, model, grid):
     """
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
-        raise InputError(
-            "tokens",
-            tokens,
-            f"whole numbers from 1 to {patches}, the patches of an image",
-        )
+        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
+        raise InputError("tokens", tokens, allowed)
     tokens = int(tokens)  # a NumPy integer would be taken for an array
 
     def counts_at(strength):
@@ -172,11 +169,8 @@ def ending_at(tokens, method, model, grid):
         counts = [max(tokens, count) for count in counts_at(strength)]
     fewest = counts[-1]
     if fewest != tokens:
-        raise InputError(
-            "tokens",
-            tokens,
-            f"{fewest}, the fewest that this reduction leaves, to {patches}",
-        )
+        allowed = f"{fewest}, the fewest that this reduction leaves, to {patches}"
+        raise InputError("tokens", tokens, allowed)
     free = dataclasses.replace(method, macs=None, counts=None)
     return free.within_reach(counts, model.depth, patches)
 

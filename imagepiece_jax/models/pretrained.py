@@ -139,12 +139,9 @@ class Pretrained:
         params = isinstance(variables, Mapping) and "params" in variables
         if not isinstance(model, ViT) or not params:
             types = type(model).__name__, type(variables).__name__
-            raise InputError(
-                "model and variables",
-                types,
-                'a ViT, as create_model makes it, and a dict with "params"',
-                problem=f"are of types {types[0]} and {types[1]}",
-            )
+            allowed = 'a ViT, as create_model makes it, and a dict with "params"'
+            problem = f"are of types {types[0]} and {types[1]}"
+            raise InputError("model and variables", types, allowed, problem=problem)
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
@@ -154,12 +151,9 @@ class Pretrained:
             raise InputError("projector", projector, "a Projector, and None")
         if projector and projector.width != model.embed_dim:
             width = projector.width
-            raise InputError(
-                "projector",
-                width,
-                f"the model's, {model.embed_dim}",
-                problem=f"takes tokens of a width of {width}",
-            )
+            allowed = f"the model's, {model.embed_dim}"
+            problem = f"takes tokens of a width of {width}"
+            raise InputError("projector", width, allowed, problem=problem)
         images = self.preprocessing
         if images is None:
             crop = registry.published_crop(self.name)
@@ -171,11 +165,8 @@ class Pretrained:
                     "says which"
                 )
         elif not isinstance(images, Preprocessing):
-            raise InputError(
-                "preprocessing",
-                images,
-                "a Preprocessing, such as Preprocessing(224, crop=0.9)",
-            )
+            allowed = "a Preprocessing, such as Preprocessing(224, crop=0.9)"
+            raise InputError("preprocessing", images, allowed)
         # Here, since whatever changes the model or its images makes a Pretrained.
         params = variables["params"]
         if self.recovery and not self.recovery.describes(params):
@@ -369,12 +360,8 @@ class Pretrained:
         shape = getattr(logits, "shape", ())
         if shape[-1:] != (self.model.num_classes,):
             found = f"of shape {shape}" if shape else type(logits).__name__
-            raise InputError(
-                "logits",
-                shape,
-                f"arrays [.., {self.model.num_classes}], a number per class",
-                problem=f"is {found}",
-            )
+            allowed = f"arrays [.., {self.model.num_classes}], a number per class"
+            raise InputError("logits", shape, allowed, problem=f"is {found}")
         return probabilities(logits, self.problem_type)
 
     @short_traceback
@@ -522,12 +509,9 @@ class Pretrained:
     def _check_reduction(self, field, value):
         """InputError, about `field`, where nobody knows the reduction."""
         if self.reduction is None:
-            raise InputError(
-                field,
-                value,
-                problem=f"is {value!r}, but the model has no record of its reduction",
-                hint="make it by create_model(name, reduction)",
-            )
+            problem = f"is {value!r}, but the model has no record of its reduction"
+            hint = "make it by create_model(name, reduction)"
+            raise InputError(field, value, problem=problem, hint=hint)
 
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
@@ -610,12 +594,9 @@ class Pretrained:
             except InputError as error:
                 check_variables(self.model, self.variables, self.image_size)
                 name = self.reduction.name
-                raise InputError(
-                    "tokens",
-                    tokens,
-                    f"{self.model.image_tokens}",
-                    problem=f"is {tokens}, but {name!r} has learned weights of another",
-                ) from error
+                allowed = f"{self.model.image_tokens}"
+                problem = f"is {tokens}, but {name!r} has learned weights of another"
+                raise InputError("tokens", tokens, allowed, problem=problem) from error
         return model
 
 
@@ -641,13 +622,9 @@ def check_pretrained(vit: Any):
         hint = ""
         if isinstance(vit, str | os.PathLike):
             hint = f"did you mean load({os.fspath(vit)!r})?"
-        raise InputError(
-            "vit",
-            vit,
-            "what load() returns, and Pretrained(model, variables)",
-            problem=f"is of type {type(vit).__name__}",
-            hint=hint,
-        )
+        allowed = "what load() returns, and Pretrained(model, variables)"
+        problem = f"is of type {type(vit).__name__}"
+        raise InputError("vit", vit, allowed, problem=problem, hint=hint)
 
 
 def _square(model):
@@ -656,9 +633,7 @@ def _square(model):
     patches = next(counts, model.image_tokens)
     side = math.isqrt(patches)
     if side * side != patches:
-        raise InputError(
-            "preprocessing",
-            allowed="Preprocessing((height, width))",
-            problem=f"is missing, and the model's {patches} patches are no square",
-        )
+        allowed = "Preprocessing((height, width))"
+        problem = f"is missing, and the model's {patches} patches are no square"
+        raise InputError("preprocessing", allowed=allowed, problem=problem)
     return side * model.patch_size

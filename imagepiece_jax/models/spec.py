@@ -419,9 +419,8 @@ def normalization(mean, std):
     if mean is None or std is None:
         present = "mean" if std is None else "std"
         lacking = "std" if std is None else "mean"
-        raise InputError(
-            present, allowed="both or neither", problem=f"is given, {lacking} is not"
-        )
+        problem = f"is given, {lacking} is not"
+        raise InputError(present, allowed="both or neither", problem=problem)
     return mean, std
 
 
@@ -432,26 +431,14 @@ def _check_size(size, stem, arch):
     if width % heads:
         raise InputError("num_heads", heads, f"divisors of embed_dim, which is {width}")
     if width * size["mlp_ratio"] < 1:
-        raise InputError(
-            "mlp_ratio",
-            size["mlp_ratio"],
-            f"at least 1 / {width}, for an MLP of a width of 1 or more",
-        )
+        allowed = f"at least 1 / {width}, for an MLP of a width of 1 or more"
+        raise InputError("mlp_ratio", size["mlp_ratio"], allowed)
     if stem == "conv":
         conv_stem_widths(width, size["patch_size"])
     if stem == "conv" and not arch.patch_bias:
-        raise InputError(
-            "stem",
-            stem,
-            "'patch'",
-            problem=(
-                "is 'conv', whose projection has a bias, but arch.patch_bias is False"
-            ),
-        )
+        problem = "is 'conv', whose projection has a bias, but arch.patch_bias is False"
+        raise InputError("stem", stem, "'patch'", problem=problem)
     if arch.rotary is not None and width // heads % 4:
-        raise InputError(
-            "num_heads",
-            heads,
-            "with rotary positions a width of multiples of 4",
-            problem=f"is {heads}, which makes heads of a width of {width // heads}",
-        )
+        allowed = "with rotary positions a width of multiples of 4"
+        problem = f"is {heads}, which makes heads of a width of {width // heads}"
+        raise InputError("num_heads", heads, allowed, problem=problem)

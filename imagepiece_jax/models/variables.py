@@ -97,13 +97,9 @@ def check_variables(model, variables, image_size):
         got = present.get(name, "missing")
         expected = needed.get(name, "no such variable")
         if got != expected:
-            raise InputError(
-                name,
-                got,
-                "variables of this model",
-                problem=f"is {got}, in the model it is {expected}",
-                place="variables",
-            )
+            allowed = "variables of this model"
+            problem = f"is {got}, in the model it is {expected}"
+            raise InputError(name, got, allowed, problem=problem, place="variables")
 
 
 def digest(tree):

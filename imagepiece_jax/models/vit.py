@@ -235,10 +235,7 @@ class ViT(nn.Module):
         if not (train and self.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
-            raise ValueError(
-                "train=True draws for drop path: "
-                'keys={"drop_path": [B] keys} is missing'
-            )
+            raise ValueError('train=True, but keys={"drop_path": [B] keys} is missing')
         scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
         factors = []
         for block in range(self.depth):
@@ -364,15 +361,12 @@ class ViT(nn.Module):
         if arch.prefix_positions:
             count -= arch.prefix
         if count != height * width:
-            raise InputError(
-                "images",
-                size,
-                problem=(
-                    f"is of {size_text(size)} pixels, {height * width} patches, but "
-                    f"the model has positions for {count}"
-                ),
-                hint="load(.., image_size=..) resizes them",
+            problem = (
+                f"is of {size_text(size)} pixels, {height * width} patches, but "
+                f"the model has positions for {count}"
             )
+            hint = "load(.., image_size=..) resizes them"
+            raise InputError("images", size, problem=problem, hint=hint)
 
     def _with_positions(self, x):
         if not self.arch.positions:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction.layer_plan import SITES, Step
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
@@ -36,23 +36,14 @@ def check_method(kind, base):
     name = getattr(kind, "__name__", repr(kind))
     place = f"method {name}"
     if not isinstance(kind, type) or not issubclass(kind, base):
-        raise InputError(
-            allowed=f"class {name}(Method)",
-            problem="is no subclass of Method",
-            place=place,
-        )
+        problem = "is no subclass of Method"
+        raise InputError(allowed=f"class {name}(Method)", problem=problem, place=place)
     _check_decorated(kind, place)
     if kind.steps is base.steps:
-        similar = closest("steps", [*vars(kind)])
-        hint = ""
-        if similar:
-            hint = f"did you mean its {similar}?"
+        hint = suggestion("steps", [*vars(kind)], "")
+        allowed = "def steps(self, depth)"
         raise InputError(
-            value=kind,
-            allowed="def steps(self, depth)",
-            problem="has no steps",
-            place=place,
-            hint=hint,
+            allowed=allowed, problem="has no steps", place=place, hint=hint
         )
 
 
@@ -66,12 +57,9 @@ def check_steps(steps, method):
     """
     place = f"{type(method).__name__}.steps"
     if not isinstance(steps, list | tuple):
-        raise InputError(
-            value=steps,
-            allowed="a list of Steps",
-            problem=f"returns a {type(steps).__name__}",
-            place=place,
-        )
+        allowed = "a list of Steps"
+        problem = f"returns a {type(steps).__name__}"
+        raise InputError(allowed=allowed, problem=problem, place=place)
     for number, step in enumerate(steps):
         try:
             _check_step(step)
@@ -83,70 +71,47 @@ def check_steps(steps, method):
 def _check_step(step):
     """InputError for anything but a Step of a known site, a Reducer and a Rule."""
     if not isinstance(step, Step):
-        raise InputError(
-            value=step,
-            allowed="Step(block, reducer, rule)",
-            problem=f"is a {type(step).__name__}",
-        )
+        problem = f"is a {type(step).__name__}"
+        raise InputError(allowed="Step(block, reducer, rule)", problem=problem)
     if step.site not in SITES:
         allowed = ", ".join(map(repr, SITES))
-        raise InputError(
-            value=step.site, allowed=allowed, problem=f"has the site {step.site!r}"
-        )
+        raise InputError(allowed=allowed, problem=f"has the site {step.site!r}")
     _check_part("reducer", step.reducer, Reducer)
     _check_part("rule", step.rule, Rule)
     needs = type(step.reducer).needs
     if not isinstance(needs, frozenset | property):
         kind = type(step.reducer).__name__
-        raise InputError(
-            value=needs,
-            allowed='such as frozenset({"key"})',
-            problem=f"has the reducer {kind}, whose needs are a {type(needs).__name__}",
-        )
+        problem = f"has the reducer {kind}, whose needs are a {type(needs).__name__}"
+        raise InputError(allowed='such as frozenset({"key"})', problem=problem)
 
 
 def _check_part(role, part, base):
     """Raise InputError unless reducers or rules with the same fields are equal."""
     name = type(part).__name__
     if not isinstance(part, base):
-        problem = f"has the {role} {part!r}"
-        if isinstance(part, type):
-            problem = f"has the class {part.__name__} as {role}"
-        raise InputError(
-            value=part,
-            allowed=f"an object whose class inherits from {base.__name__}",
-            problem=problem,
-        )
+        allowed = f"an object whose class inherits from {base.__name__}"
+        raise InputError(allowed=allowed, problem=f"has the {role} {part!r}")
     if isinstance(part, nn.Module):
         return
     _check_decorated(type(part))
     options = getattr(part, "__dataclass_params__", None)
     if not options or not options.frozen or not options.eq:
-        raise InputError(
-            value=part,
-            allowed=FROZEN,
-            problem=f"has the {role} {name}, of which two with the same fields differ",
-        )
+        problem = f"has the {role} {name}, of which two with the same fields differ"
+        raise InputError(allowed=FROZEN, problem=problem)
     try:
         hash(part)
     except TypeError as error:
-        raise InputError(
-            value=part,
-            allowed="fields that have one, such as tuples",
-            problem=f"has the {role} {name}, which has no hash ({error})",
-        ) from error
+        allowed = "fields that have one, such as tuples"
+        problem = f"has the {role} {name}, which has no hash ({error})"
+        raise InputError(allowed=allowed, problem=problem) from error
 
 
 def _check_decorated(kind, place=""):
     """InputError for a class whose fields no decorator has read."""
     for name, value in vars(kind).items():
         if isinstance(value, dataclasses.Field):
-            raise InputError(
-                value=kind,
-                allowed=FROZEN,
-                problem=f"has the field {name} in {kind.__name__}, but no decorator",
-                place=place,
-            )
+            problem = f"has the field {name} in {kind.__name__}, but no decorator"
+            raise InputError(allowed=FROZEN, problem=problem, place=place)
 
 
 @jax.tree_util.register_dataclass
@@ -163,9 +128,8 @@ class Declared:
     def __getattr__(self, name):
         if name in ON_REQUEST and name not in self._needs:
             listed = ", ".join(sorted(self._needs)) or "nothing"
-            raise InputError(
-                problem=f"reads the tap {name!r}, but its `needs` has {listed}"
-            )
+            problem = f"reads the tap {name!r}, but its `needs` has {listed}"
+            raise InputError(problem=problem)
         return getattr(self._taps, name)
 
 
@@ -185,20 +149,15 @@ def check_plan(plan, arch, grid):
         place = place_of(reducer, block)
         unknown = sorted(reducer.needs - {*ON_REQUEST})
         if unknown:
+            allowed = ", ".join(ON_REQUEST)
             raise InputError(
-                value=unknown[0],
-                allowed=", ".join(ON_REQUEST),
-                problem=f"needs {unknown[0]!r}",
-                place=place,
+                allowed=allowed, problem=f"needs {unknown[0]!r}", place=place
             )
         metric = reducer.metric
         if "metric" in reducer.needs and metric not in COMPARED:
-            raise InputError(
-                value=metric,
-                allowed=", ".join(map(repr, COMPARED)),
-                problem=f"compares {metric!r}",
-                place=place,
-            )
+            allowed = ", ".join(map(repr, COMPARED))
+            problem = f"compares {metric!r}"
+            raise InputError(allowed=allowed, problem=problem, place=place)
         for score in lacking:
             if SCORES[score] in reducer.needs:
                 _refuse_score(score, reducer, block, lacking)
@@ -208,23 +167,15 @@ def check_plan(plan, arch, grid):
                 raise InputError(value=block, allowed="blocks from 1", problem=problem)
             before = plan[block - 1]
             if before.counts and before.step.site != "pre":
-                raise InputError(
-                    value=block,
-                    allowed="other blocks",
-                    problem=f"{problem}, in which tokens change",
-                )
+                problem = f"{problem}, in which tokens change"
+                raise InputError(allowed="other blocks", problem=problem)
         if site == "attention" and "value" in reducer.reads:
-            raise InputError(
-                value=block,
-                allowed="'key', 'query', 'token'",
-                problem=f"compares values at block {block} before attention has them",
-            )
+            allowed = "'key', 'query', 'token'"
+            problem = f"compares values at block {block} before attention has them"
+            raise InputError(allowed=allowed, problem=problem)
         if site == "attention" and "shift" in reducer.reads:
-            raise InputError(
-                value=block,
-                allowed="other taps",
-                problem=f"reads at block {block} how far attention will move tokens",
-            )
+            problem = f"reads at block {block} how far attention will move tokens"
+            raise InputError(allowed="other taps", problem=problem)
         if layer.counts:
             reducer.check_fits(grid, layer.counts)
             grid = None
@@ -248,14 +199,8 @@ def _refuse_score(score, reducer, block, lacking):
     if hasattr(reducer, "score"):
         field = "score"
         allowed = ", ".join(name for name in SCORES if name not in lacking)
-    raise InputError(
-        field,
-        score,
-        allowed,
-        problem=(
-            f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
-        ),
-    )
+    problem = f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
+    raise InputError(field, score, allowed, problem=problem)
 
 
 def check_form(result, counts):
@@ -270,11 +215,9 @@ def check_form(result, counts):
         if result.n_out != n_out:
             raise InputError("n_out", result.n_out, str(n_out))
         if n_out > n_in:
-            raise InputError(
-                value=n_out,
-                allowed="as many at most, or a Masking that appends one",
-                problem=f"makes {n_out} tokens of {n_in}",
-            )
+            allowed = "as many at most, or a Masking that appends one"
+            problem = f"makes {n_out} tokens of {n_in}"
+            raise InputError(allowed=allowed, problem=problem)
         _check_integers("dest", result.dest)
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)
@@ -288,15 +231,11 @@ def check_form(result, counts):
         _check_shape("keep", result.keep, n_in)
         tokens = n_in if result.append is None else n_in + 1
         if tokens != n_out:
-            raise InputError(
-                "keep", tokens, str(n_out), problem=f"leaves {tokens} tokens"
-            )
+            allowed = str(n_out)
+            raise InputError("keep", tokens, allowed, problem=f"leaves {tokens} tokens")
     else:
-        raise InputError(
-            value=result,
-            allowed="Assignment, Mixing, Masking",
-            problem=f"returns {type(result).__name__}",
-        )
+        problem = f"returns {type(result).__name__}"
+        raise InputError(allowed="Assignment, Mixing, Masking", problem=problem)
 
 
 def _check_index_form(index, n_out):
@@ -432,9 +371,8 @@ def _check_shape(name, array, *sizes):
     """InputError unless an array is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
-        raise InputError(
-            name, array.shape, f"[B, {listed}]", problem=f"has shape {array.shape}"
-        )
+        allowed = f"[B, {listed}]"
+        raise InputError(name, array.shape, allowed, problem=f"has shape {array.shape}")
 
 
 def _refuse(image, which, problem, allowed=""):

@@ -80,15 +80,11 @@ def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     if n_out is None:
         return None
     if not is_integer(n_out) or not 1 <= n_out <= n:
-        raise InputError(
-            value=n_out,
-            allowed=f"1 to {n}, or None",
-            problem=(
-                f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} "
-                f"of {n} "
-                f"image tokens at block {step.block}"
-            ),
+        problem = (
+            f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} of {n} "
+            f"image tokens at block {step.block}"
         )
+        raise InputError(allowed=f"1 to {n}, or None", problem=problem)
     return Counts(n, n_out, step.rule.candidates(n), stage)
 
 
@@ -112,17 +108,13 @@ def build(
     by_block = {}
     for step in steps:
         if not is_integer(step.block) or not 0 <= step.block < depth:
-            raise InputError(
-                value=step.block,
-                allowed=f"blocks 0 to {depth - 1} of the model",
-                problem=f"has a step at block {step.block!r}",
-            )
+            allowed = f"blocks 0 to {depth - 1} of the model"
+            problem = f"has a step at block {step.block!r}"
+            raise InputError(value=step.block, allowed=allowed, problem=problem)
         if step.block in by_block:
-            raise InputError(
-                value=step.block,
-                allowed="one step per block (its reducer may both drop and merge)",
-                problem=f"has two steps at block {step.block}",
-            )
+            allowed = "one step per block (its reducer may both drop and merge)"
+            problem = f"has two steps at block {step.block}"
+            raise InputError(value=step.block, allowed=allowed, problem=problem)
         by_block[step.block] = step
     plan = []
     reads = [frozenset()] * depth

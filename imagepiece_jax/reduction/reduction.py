@@ -51,12 +51,8 @@ class Reduction:
         if prop_attn is None or found.prop_attn == prop_attn:
             return found
         if found.prop_attn is not None:
-            raise InputError(
-                "prop_attn",
-                prop_attn,
-                "one of them",
-                problem=f"is {prop_attn!r}, in reduction {found.prop_attn!r}",
-            )
+            problem = f"is {prop_attn!r}, in reduction {found.prop_attn!r}"
+            raise InputError("prop_attn", prop_attn, "one of them", problem=problem)
         return dataclasses.replace(found, prop_attn=prop_attn)
 
     @classmethod
@@ -65,11 +61,8 @@ class Reduction:
         fields = dict(fields)
         asked = fields.pop(LABEL, None) or ""
         if not isinstance(asked, str):
-            raise InputError(
-                "reduction.label",
-                asked,
-                'the text that asked for it, such as "tome macs=0.5"',
-            )
+            allowed = 'the text that asked for it, such as "tome macs=0.5"'
+            raise InputError("reduction.label", asked, allowed)
         prop_attn = plain(fields.pop("prop_attn", None))
         if not isinstance(prop_attn, bool | None):
             raise InputError("reduction.prop_attn", prop_attn, "True, False")
@@ -200,24 +193,18 @@ def _fields_of(value):
         return _fields_of_share(plain(value))
     mapping = isinstance(value, Mapping)
     if not mapping or not all(isinstance(field, str) for field in value):
-        raise InputError(
-            "reduction",
-            value,
-            (
-                "a share of the MACs such as 0.5, a method's name, and a dict with a "
-                'name and fields: {"name": "evit", "keep_rate": 0.7}'
-            ),
+        allowed = (
+            "a share of the MACs such as 0.5, a method's name, and a dict with a "
+            'name and fields: {"name": "evit", "keep_rate": 0.7}'
         )
+        raise InputError("reduction", value, allowed)
     name = value.get("name")
     if "name" not in value and "macs" in value:
         name = methods.AUTO
     elif "name" not in value:
-        raise InputError(
-            "reduction",
-            value,
-            problem=f"is {dict(value)!r}, which has no name",
-            hint=f"the names are {', '.join(methods.names())}",
-        )
+        problem = f"is {dict(value)!r}, which has no name"
+        hint = f"the names are {', '.join(methods.names())}"
+        raise InputError("reduction", value, problem=problem, hint=hint)
     if isinstance(name, str):
         name = methods.spelled(name)
     return {**value, "name": name}
@@ -257,16 +244,10 @@ def split_text(text: str) -> dict[str, str]:
     for part in parts:
         field, _, value = part.partition("=")
         if not value:
-            raise InputError(
-                value=part,
-                allowed="FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7",
-                problem=f"has {part!r}",
-            )
+            allowed = "FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7"
+            raise InputError(value=part, allowed=allowed, problem=f"has {part!r}")
         if field in found:
-            raise InputError(
-                value=field,
-                allowed=f"one list, such as {field}=V1,V2",
-                problem=f"has {field} twice",
-            )
+            allowed = f"one list, such as {field}=V1,V2"
+            raise InputError(value=field, allowed=allowed, problem=f"has {field} twice")
         found[field] = value
     return found

@@ -138,12 +138,8 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     name, numbers = read(text)
     for block in numbers:
         if block >= depth and name != POWERED:
-            raise InputError(
-                "counts",
-                block,
-                f"blocks 0 to {depth - 1} of the model",
-                problem=f"names block {block}",
-            )
+            allowed = f"blocks 0 to {depth - 1} of the model"
+            raise InputError("counts", block, allowed, problem=f"names block {block}")
     shares = SHAPES[name](depth, strength, *numbers)
     return tuple(max(1, rounded(share * patches)) for share in shares)
 
@@ -166,16 +162,11 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
         raise ValueError(value)
     counts = tuple(map(int, value))
     if min(counts) < 1:
-        raise InputError(
-            value=counts,
-            allowed="1 or more",
-            problem=f"has {min(counts)} tokens after block {counts.index(min(counts))}",
-        )
+        problem = f"has {min(counts)} tokens after block {counts.index(min(counts))}"
+        raise InputError(value=counts, allowed="1 or more", problem=problem)
     for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
         if after > before:
-            raise InputError(
-                value=counts,
-                allowed="counts that do not rise",
-                problem=f"rises at block {block}, from {before} to {after} tokens",
-            )
+            allowed = "counts that do not rise"
+            problem = f"rises at block {block}, from {before} to {after} tokens"
+            raise InputError(value=counts, allowed=allowed, problem=problem)
     return counts

@@ -32,11 +32,8 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
     if name not in methods.names():
         similar = closest(name, methods.METHODS)
         if similar:
-            raise InputError(
-                value=name,
-                problem=f"has no method {name!r}",
-                hint=f"did you mean {similar}?",
-            )
+            hint = f"did you mean {similar}?"
+            raise InputError(value=name, problem=f"has no method {name!r}", hint=hint)
     choices = []
     for values in fields.values():
         choices.append([*map(literal, re.split(COMMA, values))])
@@ -68,11 +65,8 @@ def _check_read(typed, reduction):
     allowed.append("prop_attn")
     for field in typed:
         if field not in ("name", *allowed):
-            raise InputError(
-                value=field,
-                allowed=", ".join(allowed),
-                problem=f"has {field}, which only training reads",
-            )
+            problem = f"has {field}, which only training reads"
+            raise InputError(value=field, allowed=", ".join(allowed), problem=problem)
 
 
 def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduction]:

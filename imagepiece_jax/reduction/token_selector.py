@@ -142,9 +142,8 @@ def check_teacher(outputs, teacher_outputs):
     student = _sizes_in_words(outputs)
     teacher = _sizes_in_words(teacher_outputs)
     if teacher != student:
-        raise InputError(
-            "teacher", teacher, student, problem=f"is a model of {teacher}"
-        )
+        problem = f"is a model of {teacher}"
+        raise InputError("teacher", teacher, student, problem=problem)
 
 
 def _sizes_in_words(outputs):

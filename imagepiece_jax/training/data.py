@@ -68,12 +68,9 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     if not run.num_classes:
         run.refuse("num_classes", "1 or more in training")
     if run.model.dtype == "float16":
-        raise InputError(
-            config_path("dtype"),
-            "float16",
-            "float32, bfloat16",
-            problem="is 'float16', in which small gradients vanish in training",
-        )
+        allowed = "float32, bfloat16"
+        problem = "is 'float16', in which small gradients vanish in training"
+        raise InputError(config_path("dtype"), "float16", allowed, problem=problem)
     try:
         placement.positions(run.optim.batch_size)
     except InputError as error:

@@ -306,12 +306,8 @@ class InitialWeights:
             if not _equal(theirs[field], value):
                 path = config_path(field)
                 allowed = repr(theirs[field])
-                raise InputError(
-                    path,
-                    value,
-                    allowed,
-                    problem=f"is {value!r}, but {vit.place} was trained with another",
-                )
+                problem = f"is {value!r}, but {vit.place} was trained with another"
+                raise InputError(path, value, allowed, problem=problem)
         return variables
 
 

@@ -145,12 +145,8 @@ def read_metrics(workdir):
             lines.append(line)
         elif number < len(texts):
             start = text[:40]
-            raise InputError(
-                f"line {number}",
-                start,
-                "JSON objects with a whole step; fix or remove the line",
-                place=path,
-            )
+            allowed = "JSON objects with a whole step; fix or remove the line"
+            raise InputError(f"line {number}", start, allowed, place=path)
     return lines
 
 

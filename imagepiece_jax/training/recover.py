@@ -101,11 +101,8 @@ def recover(
     if minutes is not None and not (is_number(minutes) and 0 < minutes < math.inf):
         raise InputError("minutes", minutes, "numbers above 0")
     if steps is not None and minutes is not None:
-        raise InputError(
-            "minutes",
-            allowed="one of the two",
-            problem="is given together with the number of steps",
-        )
+        problem = "is given together with the number of steps"
+        raise InputError("minutes", allowed="one of the two", problem=problem)
     recipe = Recipe.for_model(
         vit,
         parameters=parameters,
@@ -122,11 +119,9 @@ def check_recoverable(vit: Pretrained):
     Such a model has learned selectors, or variables of another model.
     """
     if vit.model.has_selectors:
-        raise InputError(
-            vit.label,
-            allowed="reductions without; train.py trains the others",
-            problem="has selectors that must be learned",
-        )
+        allowed = "reductions without; train.py trains the others"
+        problem = "has selectors that must be learned"
+        raise InputError(vit.label, allowed=allowed, problem=problem)
     check_variables(vit.model, vit.variables, vit.image_size)
 
 

@@ -38,16 +38,9 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     total = len(source)
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
+        allowed = f"{needed} or more: {MIN_HELD_OUT} held out, a batch of {batch_size}"
         problem = f"has {total} image" if total == 1 else f"has {total} images"
-        raise InputError(
-            "images",
-            total,
-            (
-                f"{needed} or more: {MIN_HELD_OUT} that are held out and a batch of "
-                f"{batch_size}"
-            ),
-            problem=problem,
-        )
+        raise InputError("images", total, allowed, problem=problem)
     held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     places = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), places)

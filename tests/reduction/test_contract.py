@@ -277,7 +277,7 @@ MISSPELT = dataclasses.dataclass(frozen=True)(type("Mine", (Method,), {"step": N
         ),
         (
             made([Step(1, TopK, HALF)]),
-            "Mine.steps, step 0, has the class TopK as reduc",
+            "Mine.steps, step 0, has the reducer <class ",
         ),
         (made([Step(1, TopK(), 0.5)]), "Mine.steps, step 0, has the rule 0.5; allowed"),
         (

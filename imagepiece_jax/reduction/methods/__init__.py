@@ -35,18 +35,16 @@ def _imported(name, kind):
     except ModuleNotFoundError as error:
         if error.name != path:  # the file is there, but a module that it imports is not
             raise
+        allowed = "files of reduction/methods"
+        problem = f"but there is no {name}.py"
         raise InputError(
-            value=name,
-            allowed="files of reduction/methods",
-            problem=f"but there is no {name}.py",
-            place=line,
+            value=name, allowed=allowed, problem=problem, place=line
         ) from None
     if not hasattr(module, kind):
         names = [each for each in vars(module) if not each.startswith("_")]
         hint = suggestion(kind, names, "name a class of that file")
-        raise InputError(
-            value=kind, problem=f"but {name}.py has no {kind}", place=line, hint=hint
-        )
+        problem = f"but {name}.py has no {kind}"
+        raise InputError(value=kind, problem=problem, place=line, hint=hint)
     return getattr(module, kind)
 
 
@@ -128,9 +126,8 @@ def create(name: str = "none", **fields) -> Method:
         kind = METHODS[name]
         contract.check_method(kind, Method)
     elif fields.get("macs") is None:
-        raise InputError(
-            "macs", allowed=share().metadata["allowed"], problem="is missing"
-        )
+        allowed = share().metadata["allowed"]
+        raise InputError("macs", allowed=allowed, problem="is missing")
     shared = [field.name for field in dataclasses.fields(Method)]
     in_order = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(kind),
@@ -143,9 +140,8 @@ def create(name: str = "none", **fields) -> Method:
     for field in fields:
         if field not in allowed:
             hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")
-            raise InputError(
-                field, field, problem=f"is not a field of reduction {name!r}", hint=hint
-            )
+            problem = f"is not a field of reduction {name!r}"
+            raise InputError(field, field, problem=problem, hint=hint)
     method = kind(**fields)
     method.check_typed(fields)
     return method

@@ -27,19 +27,13 @@ class Cells(Reducer):
     def check_fits(self, grid, counts):
         """Raise InputError without a grid (height, width), or for a smaller one."""
         if grid is None:
-            raise InputError(
-                "grid_size",
-                self.size,
-                "pooling before any other step",
-                problem="needs the grid of patches, but the tokens are reduced before",
-            )
+            allowed = "pooling before any other step"
+            problem = "needs the grid of patches, but the tokens are reduced before"
+            raise InputError("grid_size", self.size, allowed, problem=problem)
         if self.size > min(grid):
-            raise InputError(
-                "grid_size",
-                self.size,
-                f"whole numbers from 1 to {min(grid)}",
-                problem=f"is {self.size}, but there are {grid[0]} x {grid[1]} patches",
-            )
+            allowed = f"whole numbers from 1 to {min(grid)}"
+            problem = f"is {self.size}, but there are {grid[0]} x {grid[1]} patches"
+            raise InputError("grid_size", self.size, allowed, problem=problem)
 
     def __call__(self, taps, counts, train=False):
         self.check_fits(taps.grid, counts)

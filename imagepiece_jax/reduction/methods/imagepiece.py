@@ -37,21 +37,15 @@ class Retokenize(Ranking):
         """Raise InputError unless at most half of the candidates merge."""
         candidates = counts.candidates
         if candidates is None:
-            raise InputError(
-                allowed="a rule with candidates, such as Merge",
-                problem="has the reducer Retokenize, whose rule names no candidates",
-            )
+            allowed = "a rule with candidates, such as Merge"
+            problem = "has the reducer Retokenize, whose rule names no candidates"
+            raise InputError(allowed=allowed, problem=problem)
         merges = counts.n_in - counts.n_out
         if not 0 <= merges <= candidates // 2:
-            raise InputError(
-                value=merges,
-                allowed=f"0 to {candidates // 2}, half of them",
-                problem=(
-                    f"has the reducer Retokenize, which merges {merges} of "
-                    f"{candidates} "
-                    "candidates"
-                ),
-            )
+            allowed = f"0 to {candidates // 2}, half of them"
+            problem = f"merges {merges} of {candidates} candidates"
+            problem = f"has the reducer Retokenize, which {problem}"
+            raise InputError(allowed=allowed, problem=problem)
 
     def __call__(self, taps, counts, train=False):
         score = jax.lax.stop_gradient(self.scores(taps, counts))

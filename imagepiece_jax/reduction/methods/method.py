@@ -139,12 +139,10 @@ class Method(fields.CheckedFields):
         defaults = {}
         for name in getattr(self, listed):
             if name not in own:
-                raise InputError(
-                    value=name,
-                    allowed=f"{listed} of its fields: {', '.join(own) or 'none'}",
-                    problem=f"has {name!r} in {listed}, which is no field of it",
-                    place=f"method {type(self).__name__}",
-                )
+                allowed = f"{listed} of its fields: {', '.join(own) or 'none'}"
+                problem = f"has {name!r} in {listed}, which is no field of it"
+                place = f"method {type(self).__name__}"
+                raise InputError(allowed=allowed, problem=problem, place=place)
             defaults[name] = getattr(type(self), name)
         return defaults
 

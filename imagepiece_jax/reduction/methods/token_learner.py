@@ -73,12 +73,8 @@ class ConvLearner(nn.Module, Reducer):
     def check_fits(self, grid, counts):
         """InputError unless `grid` (height, width) of tokens is there."""
         if grid is None:
-            raise InputError(
-                "version",
-                "v1.0",
-                "'v1.1'",
-                problem="is 'v1.0', which needs a grid, but tokens are reduced before",
-            )
+            problem = "is 'v1.0', which needs a grid, but tokens are reduced before"
+            raise InputError("version", "v1.0", "'v1.1'", problem=problem)
 
     @nn.compact
     def __call__(self, taps, counts, train=False):

@@ -82,12 +82,9 @@ class Progress:
                     ours = text.format(value=now, split=split)
                     theirs = text.format(value=then, split=split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
+                    allowed = "the same, or another workdir"
                     raise InputError(
-                        field,
-                        now,
-                        "the same, or another workdir",
-                        problem=problem,
-                        place=workdir,
+                        field, now, allowed, problem=problem, place=workdir
                     )
         return before
 
@@ -165,11 +162,10 @@ class Checkpoints:
         if free + present < count * size:
             needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
             needed += f" need {(count * size - present) / 1e9:.3f} GB"
+            allowed = "more room, another workdir, or a higher keep_every_steps"
+            problem = f"has {free / 1e9:.3f} GB of free disk, but {needed}"
             raise InputError(
-                value=free,
-                allowed="more room, another workdir, or a higher keep_every_steps",
-                problem=f"has {free / 1e9:.3f} GB of free disk, but {needed}",
-                place=self._root,
+                value=free, allowed=allowed, problem=problem, place=self._root
             )
 
     def latest_step(self):
@@ -314,12 +310,8 @@ def _checked_table(wanted, folder, table):
         if name in wanted:
             needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"
         if found != needed:
-            raise InputError(
-                name,
-                found,
-                problem=f"is {found}, but {needed} in the model of this config",
-                place=folder,
-            )
+            problem = f"is {found}, but {needed} in the model of this config"
+            raise InputError(name, found, problem=problem, place=folder)
     return table
 
 

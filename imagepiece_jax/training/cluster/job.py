@@ -100,17 +100,12 @@ def find_job(
     numbers = {"num_processes": num_processes, "process_id": process_id}
     typed = [f"{name} is {n}" for name, n in numbers.items() if n is not None]
     if typed and not named:
-        raise InputError(
-            "coordinator",
-            coordinator,
-            ADDRESS,
-            problem=f"is {coordinator or 'missing'}, but {' and '.join(typed)}",
-        )
+        problem = f"is {coordinator or 'missing'}, but {' and '.join(typed)}"
+        raise InputError("coordinator", coordinator, ADDRESS, problem=problem)
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
-        raise InputError(
-            "coordinator", coordinator, f"{ADDRESS}, and auto under SLURM and Open MPI"
-        )
+        allowed = f"{ADDRESS}, and auto under SLURM and Open MPI"
+        raise InputError("coordinator", coordinator, allowed)
     if not typed:
         job = _open_mpi(environment) or _slurm(environment)
         if job is not None:
@@ -118,12 +113,9 @@ def find_job(
                 job = dataclasses.replace(job, coordinator=coordinator)
             return job if job.num_processes > 1 else None
     if coordinator == "auto":
-        raise InputError(
-            "coordinator",
-            "auto",
-            f"{ADDRESS}, with num_processes and process_id",
-            problem="is auto, but neither SLURM nor Open MPI is found",
-        )
+        allowed = f"{ADDRESS}, with num_processes and process_id"
+        problem = "is auto, but neither SLURM nor Open MPI is found"
+        raise InputError("coordinator", "auto", allowed, problem=problem)
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
@@ -132,12 +124,8 @@ def find_job(
             problem = "is missing"
         if num_processes is not None:
             problem += f" with num_processes {num_processes}"
-        raise InputError(
-            "process_id",
-            process_id,
-            f"0 to num_processes - 1, both with coordinator {coordinator}",
-            problem=problem,
-        )
+        allowed = f"0 to num_processes - 1, both with coordinator {coordinator}"
+        raise InputError("process_id", process_id, allowed, problem=problem)
     return Job(coordinator, num_processes, process_id)
 
 
@@ -269,12 +257,10 @@ def _initialize(job):
     except jax.errors.JaxRuntimeError:
         raise
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
-        problem = f"is missing, and process 0 of {job.num_processes} not found"
-        raise InputError(
-            "coordinator",
-            allowed=f"{ADDRESS}, or num_processes 1 for a run of each process",
-            problem=f"{problem} ({error})",
-        ) from error
+        allowed = f"{ADDRESS}, or num_processes 1 for a run of each process"
+        lost = f"process 0 of {job.num_processes} not found ({error})"
+        problem = f"is missing, and {lost}"
+        raise InputError("coordinator", allowed=allowed, problem=problem) from error
 
 
 def _check_address(job):
@@ -287,20 +273,15 @@ def _check_address(job):
         if host:
             socket.getaddrinfo(host.strip("[]"), None)
     except OSError as error:
-        raise InputError(
-            "coordinator",
-            host,
-            ADDRESS,
-            problem=f"is {job.coordinator}, a host not found ({error.strerror})",
-        ) from error
+        problem = f"is {job.coordinator}, a host not found ({error.strerror})"
+        raise InputError("coordinator", host, ADDRESS, problem=problem) from error
     try:
         if job.process_id == 0:
             socket.create_server(("", int(port))).close()
     except OSError as error:
         reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
-        raise InputError(
-            "coordinator", port, "another", problem=f"is {job.address}, {reason}"
-        ) from error
+        problem = f"is {job.address}, {reason}"
+        raise InputError("coordinator", port, "another", problem=problem) from error
 
 
 def check_devices(devices):
@@ -308,12 +289,9 @@ def check_devices(devices):
     counts = collections.Counter(device.process_index for device in devices)
     for process, count in counts.items():
         if count != counts[0]:
-            raise InputError(
-                f"process {process}",
-                count,
-                "equally many",
-                problem=f"has {count} devices, but process 0 has {counts[0]}",
-            )
+            allowed = "equally many"
+            problem = f"has {count} devices, but process 0 has {counts[0]}"
+            raise InputError(f"process {process}", count, allowed, problem=problem)
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):

@@ -69,12 +69,9 @@ def check_folder(workdir):
     others = [name for name in names if not name.startswith(".")]
     others = [name for name in others if not name.endswith(LOGS)]
     if others:
-        raise InputError(
-            "workdir",
-            others[0],
-            "a new or empty folder, or that of a run",
-            problem=f"{workdir} holds {others[0]}, and no run",
-        )
+        allowed = "a new or empty folder, or that of a run"
+        problem = f"{workdir} holds {others[0]}, and no run"
+        raise InputError("workdir", others[0], allowed, problem=problem)
 
 
 def check_config(workdir, config: dict):
@@ -93,11 +90,9 @@ def check_config(workdir, config: dict):
     if path.exists() and not (path.with_name(RUN).exists() or begun):
         raise InputError(problem="is not of a run", place=path, hint=OTHER)
     if begun and not path.exists():
-        raise InputError(
-            problem=f"holds a run without {RUN_CONFIG}",
-            place=workdir,
-            hint=f"{OTHER}, or put it back",
-        )
+        problem = f"holds a run without {RUN_CONFIG}"
+        hint = f"{OTHER}, or put it back"
+        raise InputError(problem=problem, place=workdir, hint=hint)
     if not begun:
         return
     old = _flat(_read(path))
@@ -196,11 +191,9 @@ def check_workdir(workdir):
     for process, (visible, host) in enumerate(seen):
         if not visible:
             there = f"the folder that process 0 ({seen[0][1]}) writes to"
-            raise InputError(
-                "workdir",
-                allowed="a folder on storage that all hosts share",
-                problem=f"{workdir} of process {process} ({host}) is not {there}",
-            )
+            allowed = "a folder on storage that all hosts share"
+            problem = f"{workdir} of process {process} ({host}) is not {there}"
+            raise InputError("workdir", allowed=allowed, problem=problem)
 
 
 def becomes_true(condition):
