@@ -289,9 +289,8 @@ def checked_names(names, classes):
     if not listed or isinstance(names, str):
         raise InputError("class_names", names, allowed)
     if len(names) != classes:
-        value = len(names)
         problem = f"has length {len(names)}"
-        raise InputError("class_names", value, allowed, problem=problem)
+        raise InputError("class_names", len(names), allowed, problem=problem)
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
             problem = f"has {name!r} for class {label}"
@@ -310,12 +309,10 @@ def check_classes(
     Raises InputError where a class is another.
     """
     if other := other_class(weights, names):
-        label, theirs, ours = other
+        label, name, ours = other
         allowed = "the same classes in the same order"
-        problem = f"is {theirs!r}, but {ours!r} in {data}"
-        raise InputError(
-            f"class {label}", theirs, allowed, problem=problem, place=place
-        )
+        problem = f"is {name!r}, but {ours!r} in {data}"
+        raise InputError(f"class {label}", name, allowed, problem=problem, place=place)
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place

@@ -97,8 +97,7 @@ def open_csv(
         problem = f"is not a CSV file in UTF-8 ({error})"
         raise InputError(problem=problem, place=path) from error
     if not first_rows:
-        allowed = "at least one image"
-        raise InputError(allowed=allowed, problem="has no rows", place=path)
+        raise InputError(allowed="one image or more", problem="has no rows", place=path)
     if len(test_lines) == 2:
         place = f"{path} line {test_lines[False]}"
         problem = "is empty, but other test images have labels"

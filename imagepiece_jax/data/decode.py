@@ -251,9 +251,7 @@ def record_unreadable(damaged, in_a_row, total, consequence):
         first = in_a_row[0]
         allowed = f"fewer than {MAX_IN_A_ROW}"
         problem = f"{first.problem}, as the first of {len(in_a_row)} images in a row"
-        raise InputError(
-            value=len(in_a_row), allowed=allowed, problem=problem, place=first.place
-        )
+        raise InputError(allowed=allowed, problem=problem, place=first.place)
     count = len(damaged)
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
@@ -261,4 +259,4 @@ def record_unreadable(damaged, in_a_row, total, consequence):
         problem = (
             f"{count} of {total} images cannot be read; the first is {file} ({reason})"
         )
-        raise InputError(value=count, allowed=allowed, problem=problem)
+        raise InputError(allowed=allowed, problem=problem)

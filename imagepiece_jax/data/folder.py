@@ -368,9 +368,7 @@ def _unlabeled_files(root, split, inside):
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
             problem = f"is a part of {tested}, by a link"
             place = f"folder {os.path.join(root, folder)}"
-            raise InputError(
-                problem=problem, place=place, hint="training needs its own"
-            )
+            raise InputError(problem=problem, place=place, hint="training needs others")
     if not found.images:
         raise no_image(os.path.join(root, read))
     _log_left_out(root, found.left_out)

@@ -150,10 +150,9 @@ class Pretrained:
         if not isinstance(projector, Projector | None):
             raise InputError("projector", projector, "a Projector, and None")
         if projector and projector.width != model.embed_dim:
-            width = projector.width
             allowed = f"the model's, {model.embed_dim}"
-            problem = f"takes tokens of a width of {width}"
-            raise InputError("projector", width, allowed, problem=problem)
+            problem = f"takes tokens of a width of {projector.width}"
+            raise InputError("projector", projector.width, allowed, problem=problem)
         images = self.preprocessing
         if images is None:
             crop = registry.published_crop(self.name)

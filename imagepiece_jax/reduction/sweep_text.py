@@ -84,9 +84,9 @@ def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduct
         for reduction in found:
             key = str(reduction.all_fields)
             if key in reductions:
-                hint = "name each reduction only once"
+                words = reduction.words
                 raise InputError(
-                    reduction.words, problem="is given twice", place=place, hint=hint
+                    words, allowed="once", problem="is given twice", place=place
                 )
             reductions[key] = reduction
     return [*reductions.values()]

@@ -128,7 +128,7 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         "except job.InputError as error: print(error)",
         **version_5,
     )
-    assert done.out.startswith("coordinator is missing, and process 0 of 2 not f")
+    assert done.out.startswith("coordinator is missing, process 0 of 2 not f")
     assert "allowed: HOST:PORT of process 0, or num_processes 1" in done.out
 
 

@@ -37,9 +37,7 @@ def _imported(name, kind):
             raise
         allowed = "files of reduction/methods"
         problem = f"but there is no {name}.py"
-        raise InputError(
-            value=name, allowed=allowed, problem=problem, place=line
-        ) from None
+        raise InputError(allowed=allowed, problem=problem, place=line) from None
     if not hasattr(module, kind):
         names = [each for each in vars(module) if not each.startswith("_")]
         hint = suggestion(kind, names, "name a class of that file")

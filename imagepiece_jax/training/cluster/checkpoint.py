@@ -78,14 +78,13 @@ class Progress:
         for fact, text in texts.items():
             rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)
             for (field, name, split), now, then in rows:
-                if now != then:
-                    ours = text.format(value=now, split=split)
-                    theirs = text.format(value=then, split=split)
-                    problem = f"{name} has {ours}, but the run began with {theirs}"
-                    allowed = "the same, or another workdir"
-                    raise InputError(
-                        field, now, allowed, problem=problem, place=workdir
-                    )
+                if now == then:
+                    continue
+                ours = text.format(value=now, split=split)
+                theirs = text.format(value=then, split=split)
+                allowed = "the same, or another workdir"
+                problem = f"{name} has {ours}, but the run began with {theirs}"
+                raise InputError(field, now, allowed, problem=problem, place=workdir)
         return before
 
 
@@ -164,9 +163,7 @@ class Checkpoints:
             needed += f" need {(count * size - present) / 1e9:.3f} GB"
             allowed = "more room, another workdir, or a higher keep_every_steps"
             problem = f"has {free / 1e9:.3f} GB of free disk, but {needed}"
-            raise InputError(
-                value=free, allowed=allowed, problem=problem, place=self._root
-            )
+            raise InputError(allowed=allowed, problem=problem, place=self._root)
 
     def latest_step(self):
         """The newest complete step, even if it is damaged; None without any."""

@@ -119,9 +119,7 @@ def find_job(
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
-        problem = f"is {process_id}"
-        if process_id is None:
-            problem = "is missing"
+        problem = "is missing" if process_id is None else f"is {process_id}"
         if num_processes is not None:
             problem += f" with num_processes {num_processes}"
         allowed = f"0 to num_processes - 1, both with coordinator {coordinator}"
@@ -258,8 +256,7 @@ def _initialize(job):
         raise
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
         allowed = f"{ADDRESS}, or num_processes 1 for a run of each process"
-        lost = f"process 0 of {job.num_processes} not found ({error})"
-        problem = f"is missing, and {lost}"
+        problem = f"is missing, process 0 of {job.num_processes} not found ({error})"
         raise InputError("coordinator", allowed=allowed, problem=problem) from error
 
 

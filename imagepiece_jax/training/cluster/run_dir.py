@@ -106,9 +106,8 @@ def check_config(workdir, config: dict):
             if not name.startswith("init."):
                 start = f"--config.init.weights={workdir}"
                 hint += f", with {start} to start from its weights"
-            raise InputError(
-                f"config.{name}", now, problem=problem, place=workdir, hint=hint
-            )
+            field = f"config.{name}"
+            raise InputError(field, now, problem=problem, place=workdir, hint=hint)
 
 
 def record_start(workdir, config: dict):
