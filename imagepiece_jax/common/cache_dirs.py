@@ -31,11 +31,8 @@ def check_owner(*paths: pathlib.Path) -> None:
         return
     for path in paths:
         if path.exists() and owner(path) not in (os.geteuid(), 0):
-            raise PermissionError(
-                errno.EPERM,
-                f"{path} belongs to another user ({owner(path)}), whose code is not "
-                "run",
-            )
+            text = f"{path} is another user's ({owner(path)}), whose code is not run"
+            raise PermissionError(errno.EPERM, text)
 
 
 def owner(path: pathlib.Path) -> int:

@@ -47,11 +47,8 @@ def read_newest(folder, choose, among=None, reader=None):
     reader = reader or read
     among = steps(folder) if among is None else among
     if not among:
-        raise InputError(
-            problem="holds no checkpoint",
-            place=folder,
-            hint="the command that trained the run resumes it and saves one",
-        )
+        hint = "the command that trained the run resumes it and saves one"
+        raise InputError(problem="holds no checkpoint", place=folder, hint=hint)
     for step in reversed(among):
         try:
             arrays, content = reader(folder / str(step), choose)
@@ -60,12 +57,9 @@ def read_newest(folder, choose, among=None, reader=None):
             log.warning(text, folder / str(step), error)
             continue
         return arrays, json.loads(content)["meta"], step
-    raise InputError(
-        value=among,
-        problem=f"has only damaged checkpoints among those tried (steps {among})",
-        place=folder,
-        hint="remove the folder to start again, or choose another",
-    )
+    problem = f"has only damaged checkpoints among those tried (steps {among})"
+    hint = "remove the folder to start again, or choose another"
+    raise InputError(problem=problem, place=folder, hint=hint)
 
 
 def content_of(arrays, meta):

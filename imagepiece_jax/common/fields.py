@@ -72,11 +72,9 @@ class CheckedFields:
             elif field.name in values:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:
-                raise InputError(
-                    cls.path(field.name),
-                    problem="is missing",
-                    hint="a config starts from configs/base.py",
-                )
+                hint = "a config starts from configs/base.py"
+                path = cls.path(field.name)
+                raise InputError(path, problem="is missing", hint=hint)
         return cls(**read)
 
 

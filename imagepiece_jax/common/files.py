@@ -38,12 +38,8 @@ def open_locked(flag, path, mode, **options):
     try:
         file = open(path, mode, **options)
     except OSError as error:
-        raise InputError(
-            flag,
-            folder,
-            problem=f"{folder} cannot be written ({error.strerror})",
-            hint="choose another",
-        ) from error
+        problem = f"{folder} cannot be written ({error.strerror})"
+        raise _refused(flag, folder, problem) from error
     try:
         _lock(file)
     except BlockingIOError as error:
@@ -88,12 +84,14 @@ def lock_folder(flag, folder):
 
 def _in_use(flag, folder):
     """The InputError for a folder that another process has locked."""
-    return InputError(
-        flag,
-        str(folder),
-        problem=f"{folder} is in use by another process",
-        hint="choose another, or wait for it",
-    )
+    problem = f"{folder} is in use by another process"
+    hint = "choose another, or wait for it"
+    return InputError(flag, folder, problem=problem, hint=hint)
+
+
+def _refused(flag, path, problem):
+    """The InputError for a path that cannot be used."""
+    return InputError(flag, path, problem=problem, hint="choose another")
 
 
 def _lock(file):
@@ -110,18 +108,14 @@ def read_json(path):
     try:
         content = json.loads(pathlib.Path(path).read_text("utf-8"))
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem=problem, place=path) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            allowed="an object", problem=f"is not JSON ({error})", place=path
-        ) from error
+        problem = f"is not JSON ({error})"
+        raise InputError("", None, "an object", problem=problem, place=path) from error
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError(
-            value=kind, allowed="an object", problem=f"is a {kind}", place=path
-        )
+        problem = f"is a {type(content).__name__}"
+        raise InputError("", None, "an object", problem=problem, place=path)
     return content
 
 
@@ -138,12 +132,7 @@ def make_folder(flag, path):
         reason = error.strerror
         if isinstance(error, FileExistsError):
             reason = os.strerror(errno.ENOTDIR)
-        raise InputError(
-            flag,
-            path,
-            problem=f"{path} cannot be created ({reason})",
-            hint="choose another",
-        ) from error
+        raise _refused(flag, path, f"{path} cannot be created ({reason})") from error
 
 
 def check_folder(flag, path):
@@ -161,7 +150,7 @@ def check_folder(flag, path):
     elif not os.access(nearest, os.W_OK | os.X_OK):
         problem = f"{path} cannot be written ({os.strerror(errno.EACCES)})"
     if problem is not None:
-        raise InputError(flag, path, problem=problem, hint="choose another")
+        raise _refused(flag, path, problem)
 
 
 def check_room(flag, path, size: int):
@@ -176,7 +165,7 @@ def check_room(flag, path, size: int):
     if free < size:
         needed = f"{size / 1e6:,.0f} MB of free disk"
         problem = f"{path} needs {needed}, and has {free / 1e6:,.0f} MB"
-        raise InputError(flag, str(path), problem=problem, hint="choose another")
+        raise _refused(flag, path, problem)
 
 
 def check_writable(flag, path, read=(), own_suffixes=()):
@@ -190,34 +179,20 @@ def check_writable(flag, path, read=(), own_suffixes=()):
     for source in read:
         both_exist = os.path.exists(path) and os.path.exists(source)
         if both_exist and os.path.samefile(path, source):
-            raise InputError(
-                flag,
-                path,
-                problem=f"{path} is read by this command",
-                hint="choose another file",
-            )
+            raise _refused(flag, path, f"{path} is read by this command")
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in PROTECTED and suffix not in own_suffixes:
-        raise InputError(
-            flag,
-            path,
-            problem=(
-                f"{path} already exists, and this command does not write {suffix} files"
-            ),
-            hint="choose another name",
-        )
+        problem = f"{path} already exists, and this command writes no {suffix} files"
+        raise _refused(flag, path, problem)
     try:
         new = _temporary(_target(path))
         with signals.unfinished(new):
             new.touch()
             new.unlink()
     except OSError as error:
-        raise InputError(
-            flag,
-            path,
-            "a regular file in a folder that exists",
-            problem=f"{path} cannot be written ({error.strerror})",
-        ) from error
+        problem = f"{path} cannot be written ({error.strerror})"
+        allowed = "a regular file in a folder that exists"
+        raise InputError(flag, path, allowed, problem=problem) from error
 
 
 def replace_file(path, content):

@@ -1,5 +1,7 @@
 """Sizes of images: pixels a side, or (height, width)."""
 
+import math
+
 from imagepiece_jax.common.fields import REQUIRED, checked, is_integer
 from imagepiece_jax.errors import InputError
 
@@ -15,11 +17,10 @@ def image_size_field():
         if hasattr(value, "tolist"):
             value = value.tolist()
         both = sides(value)
-        if len(both) != 2 or not all(is_integer(s) and s > 0 for s in both):
+        fits = len(both) == 2 and all(is_integer(s) and s > 0 for s in both)
+        if not fits or math.prod(both) > MAX_PIXELS:
             raise ValueError(value)
         height, width = map(int, both)
-        if height * width > MAX_PIXELS:
-            raise ValueError(value)
         return height if is_integer(value) else (height, width)
 
     return checked(
@@ -62,9 +63,6 @@ def patch_grid(image_size, patch_size, cut=False):
     height, width = sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
-        raise InputError(
-            "image_size",
-            image_size,
-            f"multiples of the model's patch_size, which is {patch_size}",
-        )
+        allowed = f"multiples of the model's patch_size, which is {patch_size}"
+        raise InputError("image_size", image_size, allowed)
     return height // patch_size, width // patch_size

@@ -51,7 +51,7 @@ def exchange(value):
     for process, message in enumerate(messages):
         if "error" in message:
             raise _ReportedError(
-                problem=f"process {process} stopped: {message['error']}"
+                f"process {process}", problem=f"stopped: {message['error']}"
             )
     return [message["value"] for message in messages]
 
@@ -95,14 +95,9 @@ def check_same(values: dict):
             ours = first.get(name, "missing")
             theirs = other.get(name, "missing")
             if ours != theirs:
-                raise InputError(
-                    name,
-                    theirs,
-                    problem=(
-                        f"is {theirs} on process {process}, but {ours} on process 0"
-                    ),
-                    hint="all processes of a run need the same",
-                )
+                problem = f"is {theirs} on process {process}, but {ours} on process 0"
+                hint = "all processes of a run need the same"
+                raise InputError(name, problem=problem, hint=hint)
 
 
 def max_over_processes():
@@ -297,12 +292,8 @@ def shard(tree):
     def put(x):
         size = len(x)
         if size % count:
-            raise InputError(
-                "batch_size",
-                size,
-                f"multiples of {count}",
-                problem=f"{size} cannot be split over {count} local devices",
-            )
+            allowed = f"multiples of {count}, the number of local devices"
+            raise InputError("batch_size", size, allowed)
         return _global_array(x.reshape(count, size // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)

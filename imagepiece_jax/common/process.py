@@ -34,12 +34,8 @@ def ending(error):
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
         *_, last = traceback.extract_tb(error.__traceback__)
         if last.filename.endswith("xla_bridge.py"):  # where JAX starts the platforms
-            mistake = InputError(
-                "JAX_PLATFORMS",
-                allowed="platforms that this machine has, such as cpu",
-                problem=f"is {platforms!r}, which JAX cannot start here",
-            )
-            return ending(mistake)
+            allowed = "platforms that JAX can start on this machine, such as cpu"
+            return ending(InputError("JAX_PLATFORMS", platforms, allowed))
     return None, None
 
 

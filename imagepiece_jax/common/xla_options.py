@@ -52,9 +52,5 @@ def check_dtype(dtype: str, platform: str | None = None):
     """
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
-        raise InputError(
-            "dtype",
-            dtype,
-            "'float32' and 'bfloat16'",
-            problem="is 'float16', in which CPUs compute no attention",
-        )
+        problem = "is 'float16', in which CPUs compute no attention"
+        raise InputError("dtype", dtype, "'float32' and 'bfloat16'", problem=problem)
