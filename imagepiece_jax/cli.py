@@ -103,9 +103,8 @@ def required(holder, values=""):
     """
     if not holder.value:
         values = values or flags.FLAGS[holder.name].help.partition(";")[0]
-        raise InputError(
-            f"--{holder.name}", problem="is missing", hint=f"give {values}"
-        )
+        hint = f"give {values}"
+        raise InputError(f"--{holder.name}", problem="is missing", hint=hint)
     return holder.value
 
 
@@ -157,8 +156,7 @@ def model():
         for each in fields_typed.value:
             field, equals, value = each.partition("=")
             if not equals:
-                allowed = "FIELD=VALUE, such as num_heads=3"
-                raise InputError("--model", each, allowed)
+                raise InputError("--model", each, "FIELD=VALUE, such as num_heads=3")
             typed[field.removeprefix("arch.")] = literal(value)
         if name.value is not None:
             typed["name"] = name.value
@@ -180,11 +178,8 @@ def normalization():
         if len(typed) == 1:
             [given] = typed
             lacking = "std" if given == "mean" else "mean"
-            raise InputError(
-                f"--{given}",
-                allowed="both or neither",
-                problem=f"is given without --{lacking}",
-            )
+            problem = f"is given without --{lacking}"
+            raise InputError(f"--{given}", None, "both or neither", problem=problem)
         return {name: literal(value) for name, value in typed.items()}
 
     return read
@@ -396,9 +391,8 @@ def _only_path():
     """What --config names. Raises InputError where it is given more than once."""
     paths = required(flags.FLAGS["config"])
     if len(paths) > 1:
-        raise InputError(
-            "--config", paths, "once", problem=f"is given {len(paths)} times"
-        )
+        problem = f"is given {len(paths)} times"
+        raise InputError("--config", None, "once", problem=problem)
     return paths[0]
 
 
@@ -414,12 +408,9 @@ def configs() -> dict[str, "ConfigDict"]:
     for path in paths:
         name = config_name(path)
         if name in by_name:
-            raise InputError(
-                "--config",
-                path,
-                "files with different names",
-                problem=f"{path} is the second config named {name}",
-            )
+            problem = f"{path} is the second config named {name}"
+            allowed = "files with different names"
+            raise InputError("--config", None, allowed, problem=problem)
         by_name[name] = load_config(path)
         try:
             command_line.overrides().apply(by_name[name])

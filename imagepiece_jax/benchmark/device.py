@@ -33,17 +33,12 @@ def use(name: str):
         here = platform()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(
-            "device", name, problem=f"is {name}, but JAX finds none ({reason})"
-        ) from error
+        problem = f"is {name}, but JAX finds none ({reason})"
+        raise InputError("device", name, problem=problem) from error
     if name not in ("default", here):
         allowed = ", ".join(dict.fromkeys(("default", "cpu", here)))
-        raise InputError(
-            "device",
-            name,
-            allowed,
-            problem=f"is {name}, which JAX does not find here, or lacks the plugin of",
-        )
+        problem = f"is {name}, which JAX does not find here, or lacks the plugin of"
+        raise InputError("device", name, allowed, problem=problem)
 
 
 def platform() -> str:

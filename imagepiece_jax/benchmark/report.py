@@ -198,11 +198,8 @@ class Files:
             check_writable(f"--{flag}", path, own_suffixes=own_suffixes)
             first = flag_of.setdefault(os.path.realpath(path), flag)
             if first != flag:
-                raise InputError(
-                    f"--{flag}",
-                    problem=f"{path} is also the file of --{first}",
-                    hint="choose another",
-                )
+                problem = f"{path} is also the file of --{first}"
+                raise InputError(f"--{flag}", problem=problem, hint="choose another")
 
     def add(self, rows):
         """Write the lines and the tables with further rows."""

@@ -215,12 +215,8 @@ def _check_memory(name, batch_size, needed):
 
 def _too_large(batch_size, reason):
     """The InputError for a batch that does not fit in memory."""
-    return InputError(
-        "batch_size",
-        batch_size,
-        "smaller ones",
-        problem=f"is {batch_size}, for which {reason}",
-    )
+    problem = f"is {batch_size}, for which {reason}"
+    return InputError("batch_size", None, "smaller ones", problem=problem)
 
 
 @contextlib.contextmanager

@@ -77,14 +77,8 @@ class Reading:
         )
         length = len(source)
         if length < self.batch_size:
-            raise InputError(
-                "batch_size",
-                self.batch_size,
-                f"1 to {length}",
-                problem=(
-                    f"is {self.batch_size}, but the test data has only {length} images"
-                ),
-            )
+            allowed = f"1 to {length}, the number of test images"
+            raise InputError("batch_size", self.batch_size, allowed)
         source.try_first(self.preprocessing)
         return source
 
@@ -144,21 +138,16 @@ class Case:
         mode = self.mode
         if mode == "train":
             if self.run is None:
-                raise InputError(
-                    "mode",
-                    mode,
-                    "inference, copy, end_to_end",
-                    problem="is train, which needs a config, not weights",
+                allowed = (
+                    "inference, copy, end_to_end with weights; train with a config"
                 )
+                raise InputError("mode", mode, allowed)
             check_training(self.run, parallel.placement(self.run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
-                raise InputError(
-                    "mode",
-                    mode,
-                    "one device, such as by CUDA_VISIBLE_DEVICES=0",
-                    problem=f"is train on {count} devices",
-                )
+                allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
+                problem = f"is train on {count} devices"
+                raise InputError("mode", mode, allowed, problem=problem)
         if mode == "end_to_end":
             self.reading.source()
 

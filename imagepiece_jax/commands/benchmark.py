@@ -52,12 +52,9 @@ def main(others=None):
     try:
         reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
         if reductions and len(configs) > 1:
-            raise InputError(
-                "--sweep",
-                len(configs),
-                "one --config, or --weights",
-                problem=f"is given with {len(configs)} configs",
-            )
+            problem = f"is given with {len(configs)} configs"
+            allowed = "one --config, or --weights"
+            raise InputError("--sweep", None, allowed, problem=problem)
         sizes = suite.batch_sizes(BATCH_SIZE.value)
         modes = suite.modes(MODE.value)
         rules = TIMING()

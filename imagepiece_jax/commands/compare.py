@@ -103,9 +103,8 @@ def read_shares():
             others = [SHARES]
     for flag in others:
         if given and flag.present:
-            raise InputError(
-                given, allowed="one of the two", problem=f"is given with --{flag.name}"
-            )
+            problem = f"is given with --{flag.name}"
+            raise InputError(given, None, "one of the two", problem=problem)
     if cost:
         return [cost]
     try:

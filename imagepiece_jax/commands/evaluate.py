@@ -29,12 +29,9 @@ GELU = cli.gelu()
 def main():
     path = cli.path_of_weights()
     if GELU.value and not OPTIMIZED.value:
-        raise InputError(
-            "--gelu",
-            GELU.value,
-            problem=f"{GELU.value} is for the optimized program",
-            hint=f"add --optimized, or give --model=gelu={GELU.value} for the model",
-        )
+        hint = f"add --optimized, or give --model=gelu={GELU.value} for the model"
+        problem = f"{GELU.value} is for the optimized program"
+        raise InputError("--gelu", problem=problem, hint=hint)
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.common import parallel
     from imagepiece_jax.evaluate import accuracy

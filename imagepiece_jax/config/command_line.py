@@ -30,6 +30,7 @@ from imagepiece_jax.config.typed import (
 )
 from imagepiece_jax.errors import InputError, closest
 
+NOT_FOR_WEIGHTS = "is not for weights, which say their model"
 FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
 # Endings of files that hold weights alone, and what a folder of weights or a run has.
 WEIGHTS_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
@@ -207,11 +208,8 @@ def _check_has_value(word):
         return
     flag = flags.FLAGS[name]
     if not flag.boolean:
-        raise InputError(
-            f"--{name}",
-            problem="has no value",
-            hint=f"give {flag.help.partition(';')[0]}",
-        )
+        hint = f"give {flag.help.partition(';')[0]}"
+        raise InputError(f"--{name}", problem="has no value", hint=hint)
 
 
 def _check_given_once():
@@ -221,12 +219,8 @@ def _check_given_once():
     """
     for name in ("weights", "data", "reduction"):
         if name in flags.FLAGS and flags.FLAGS[name].present > 1:
-            raise InputError(
-                f"--{name}",
-                flags.FLAGS[name].value,
-                "once",
-                problem=f"is given {flags.FLAGS[name].present} times",
-            )
+            problem = f"is given {flags.FLAGS[name].present} times"
+            raise InputError(f"--{name}", None, "once", problem=problem)
 
 
 def _check_config():
@@ -239,13 +233,13 @@ def _check_config():
     beside = "weights" in own and flags.FLAGS["weights"].present
     problem = "is for commands with a config"
     if "weights" in own:
-        problem = "is not for weights, which say their model"
+        problem = NOT_FOR_WEIGHTS
     if _overrides and (beside or not has_config):
         words = in_words_of_load(_overrides, own)
         hint = f"give {words}" if words else "see --help"
         raise InputError(f"--config.{_overrides[0][0]}", problem=problem, hint=hint)
     if beside and has_config and flags.FLAGS["config"].present:
-        raise InputError("--config", allowed="one of the two", problem=problem)
+        raise InputError("--config", None, "one of the two", problem=problem)
 
 
 def _check_sweep():
@@ -256,17 +250,15 @@ def _check_sweep():
     typed = flags.FLAGS["reduction"].value
     if typed and fields.number_in(typed) is None:  # a number is the cost of each
         others.append("--reduction")
-    for other in others:
-        raise InputError(
-            "--sweep", allowed="one of the two", problem=f"is given with {other}"
-        )
+    if others:
+        problem = f"is given with {others[0]}"
+        raise InputError("--sweep", None, "one of the two", problem=problem)
 
 
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     if name == "config" and "weights" in _own_flags():
-        problem = "is not for weights, which say their model"
-        return InputError("--config", problem=problem, hint="see --help")
+        return InputError("--config", problem=NOT_FOR_WEIGHTS, hint="see --help")
     hint = _meant(name)
     allowed = ""
     if not hint:
@@ -306,11 +298,7 @@ def _fields_called(name):
 
 def unexpected(word):
     """The InputError for a word that is no flag's value."""
-    lacking = [
-        name
-        for name in ("reduction", "weights", "data", "out")
-        if name in _own_flags() and not flags.FLAGS[name].present
-    ]
+    lacking = [name for name in _own_flags() if not flags.FLAGS[name].present]
     hint = "see --help for flags"
     if "reduction" in lacking and fields.number_in(word) is not None:
         hint = f"did you mean --reduction={word}?"

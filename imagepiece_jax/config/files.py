@@ -6,7 +6,6 @@ mistake in a file or a field is an InputError.
 
 import dataclasses
 import functools
-import inspect
 import os
 import pathlib
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import GONE, InputError, closest, suggestion
+from imagepiece_jax.errors import GONE, InputError, closest
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -29,25 +28,6 @@ if (PACKAGE / "configs").is_dir():  # an installed package has a copy inside
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
 MACS = "reduction.macs"
-# What other tools call a field.
-ALIASES = {
-    "learning_rate": "lr",
-    "base_lr": "lr",
-    "batch": "batch_size",
-    "num_epochs": "epochs",
-    "wd": "weight_decay",
-    "img_size": "image_size",
-    "input_size": "image_size",
-    "resolution": "image_size",
-    "crop_pct": "data.eval_crop",
-    "nb_classes": "num_classes",
-    "smoothing": "label_smoothing",
-    "drop_path": "model.drop_path_rate",
-    "method": METHOD,
-    "dataset": "data.name",
-    "pretrained": "init.weights",
-    "finetune": "init.weights",
-}
 
 
 def load_config(path: str | os.PathLike) -> "ConfigDict":
@@ -77,27 +57,16 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         if not get_config:
-            raise InputError(
-                problem="has no function get_config()",
-                hint="see configs/deit_s.py for an example",
-            )
-        if argument and not inspect.signature(get_config).parameters:
-            raise InputError(
-                "argument",
-                argument,
-                "none, because get_config() in this file takes no argument",
-            )
+            hint = "see configs/deit_s.py for an example"
+            raise InputError(problem="has no function get_config()", hint=hint)
         config = get_config(argument) if argument else get_config()
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
-            raise InputError(
-                "get_config()",
-                allowed="a ConfigDict",
-                problem=f"returns a value of type {type(config).__name__}",
-            )
+            problem = f"returns a value of type {type(config).__name__}"
+            raise InputError("get_config()", None, "a ConfigDict", problem=problem)
     except InputError as error:
         raise error.inside(place=f"config file {path}") from error
     except Exception as error:  # a config file is a program: it can raise anything
-        raise _raised(error, file) from error
+        raise _raised(error, file, path) from error
     finally:
         sys.path.remove(str(file.parent.parent))
         if not has_ours:
@@ -226,30 +195,26 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         raise _no_such_field(config, field) from None
     path = f"config.{field}"
     if kind not in PARSERS:
-        problem = f"is of type {kind.__name__}"
-        hint = "set it in a config file"
-        if kind is type(config):
-            problem = "is a group of fields"
-            names = ", ".join(group[leaf])
-            if names:
-                hint = f"set one of them: {names}"
-        raise InputError(path, kind, problem=problem, hint=hint)
+        fields = ", ".join(group[leaf]) if kind is type(config) else ""
+        hint = (
+            f"set one of its fields: {fields}" if fields else "set it in a config file"
+        )
+        raise InputError(path, kind, problem=f"is of type {kind.__name__}", hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
         group[leaf] = None
         return
     parse, of_type = PARSERS[kind]
-    if isinstance(text, bool) and kind is not bool:
-        allowed = allowed_values(field) or of_type
-        raise InputError(path, allowed=allowed, problem="has no value")
+    lacks_value = isinstance(text, bool) and kind is not bool
     try:
+        if lacks_value:
+            raise ValueError(text)
         group[leaf] = parse(str(text))
     except (ValueError, KeyError):
-        value = text
-        if text:
-            value = literal(text)
+        value = literal(text) if text and not lacks_value else text
+        problem = "has no value" if lacks_value else ""
         allowed = allowed_values(field) or of_type
-        raise InputError(path, value, allowed) from None
+        raise InputError(path, value, allowed, problem=problem) from None
 
 
 def fields_of_text(text: str) -> list:
@@ -270,15 +235,14 @@ def fields_of_text(text: str) -> list:
 def fields_called(config: "ConfigDict", name: str) -> list[str]:
     """Paths of the fields that a typed name may mean.
 
-    These are fields of any method or group that end in it. Else the name is one of
-    ALIASES, or that of a group with a field `name`.
+    These are fields of any method or group that end in it. Else the name is that of a
+    group with a field `name`.
     """
     names = _all_fields(config)
     found = _ending_in(name, names)
     if found:
         return found
-    aliases = [ALIASES.get(name), f"{name}.name"]
-    return [alias for alias in aliases if alias in names]
+    return [f"{name}.name"] if f"{name}.name" in names else []
 
 
 def _all_fields(config, method=None):
@@ -351,31 +315,27 @@ def allowed_values(field: str) -> str | None:
 
 def _no_such_file(file, argument):
     """The InputError for a config file that does not exist, with a suggestion."""
-    problem = "does not exist"
-    if file.is_file():
-        problem = "does not end in .py"
     folder = file.parent
+    problem = "does not exist"
+    if file.is_dir():
+        folder = file
+        problem = "is a folder, not a file"
+    elif file.is_file():
+        problem = "does not end in .py"
     if folder == pathlib.Path() or not folder.is_dir():
         folder = pathlib.Path("configs")
     if not folder.is_dir():
         folder = CONFIGS
-    if file.is_dir():
-        problem = "is a folder, not a file"
-        folder = file
     stems = sorted(path.stem for path in folder.glob("*.py"))
     stem = closest(file.stem, stems)
     size = re.match("deit_(ti|b)(?=_|$)", file.stem)
     if size and stem != file.stem:  # the size is an argument
         stem = file.stem.replace(size[0], "deit_s", 1)
         argument = size[0]
-    hint = ""
-    if stems:
-        hint = f"name a file of {folder}: {'.py, '.join(stems)}.py"
+    hint = f"name a file of {folder}: {'.py, '.join(stems)}.py" if stems else ""
     if stem in stems:
-        path = f"{folder / stem}.py"
-        if argument:
-            path += f":{argument}"
-        hint = f"did you mean {path}?"
+        suffix = f":{argument}" if argument else ""
+        hint = f"did you mean {folder / stem}.py{suffix}?"
     return InputError(problem=problem, place=f"config file {file}", hint=hint)
 
 
@@ -383,23 +343,19 @@ def _no_such_field(config, field):
     """The InputError for a field that no config has, with a suggestion."""
     names = _all_fields(config, config.reduction.name)
     owner, _, leaf = field.rpartition(".")
-    if (alias := ALIASES.get(leaf)) in names:
-        hint = f"did you mean config.{alias}?"
-        return InputError(f"config.{field}", problem="is not a field", hint=hint)
-    if leaf in GONE:
-        return InputError(f"config.{field}", problem="is not a field", hint=GONE[leaf])
-    siblings = []
+    siblings = {}
     for name in names:
         group, _, last = name.rpartition(".")
         if group == owner:
-            siblings.append(last)
+            siblings[last] = name
     # A field of this name in another group is likelier than a similar sibling.
     found = _ending_in(leaf, names)
     if not found and (similar := closest(leaf, siblings)):
-        found = [f"{owner}.{similar}".removeprefix(".")]
-    if found:
-        paths = [f"config.{name}" for name in found]
-        hint = f"did you mean {' or '.join(paths)}?"
+        found = [siblings[similar]]
+    if leaf in GONE:
+        hint = GONE[leaf]
+    elif found:
+        hint = f"did you mean config.{' or config.'.join(found)}?"
     elif owner and siblings:
         hint = f"config.{owner} has {', '.join(siblings)}"
     else:
@@ -407,69 +363,23 @@ def _no_such_field(config, field):
     return InputError(f"config.{field}", problem="is not a field", hint=hint)
 
 
-def _allowed_by_last_name(leaf):
-    """Allowed values of the only field with this last name; None of several."""
-    paths = _ending_in(leaf, dotted_fields(load_config(BASE)))
-    if len(paths) != 1:
-        return None
-    return allowed_values(paths[0])
-
-
-def _raised(error, file):
+def _raised(error, file, path):
     """The InputError for an exception of a config file."""
+    place = f"config file {path}"
+    hint = ""
+    for line in traceback.extract_tb(error.__traceback__):
+        if pathlib.Path(line.filename).parent == file.parent:
+            place = f"config file {line.filename}, line {line.lineno}"
+    if isinstance(error, TypeError) and ", line " not in place and ":" not in str(path):
+        hint = f"add the argument: {path}:ARGUMENT"  # of the call itself
     if isinstance(error, SyntaxError):
         place = f"config file {error.filename}, line {error.lineno}"
-        return InputError(problem=f"raises SyntaxError: {error.msg}", place=place)
-    place = f"config file {file}"
-    in_config = False
-    for frame in traceback.extract_tb(error.__traceback__):
-        if pathlib.Path(frame.filename).parent == file.parent:
-            place = f"config file {frame.filename}, line {frame.lineno}"
-            in_config = True
-    if refused := _refused_by_config(error):
-        return _not_set(*refused, place)
-    reason = "no reason given"
-    if error.args:
-        reason, _, _ = str(error.args[0]).partition("\n")
     kind = type(error).__name__
-    problem = f"raises {kind}: {reason}"
-    hint = ""
-    if kind == "TypeError" and not in_config:  # the call of get_config itself
-        hint = f"add the argument: {file}:ARGUMENT"
-    return InputError(problem=problem, place=place, hint=hint)
-
-
-def _refused_by_config(error):
-    """(group, field, value) that a ConfigDict refused; None for any other error.
-
-    An error has them only in words, so they are taken from its traceback: they are the
-    arguments of the ConfigDict's method that raised it.
-    """
-    from ml_collections import ConfigDict
-
-    methods = [ConfigDict.__setitem__.__code__, ConfigDict.__getitem__.__code__]
-    # `config.field` raises AttributeError(KeyError(..)), the second from __getitem__.
-    causes = [cause for cause in error.args if isinstance(cause, Exception)]
-    for raised in (error, *causes):
-        for frame, _ in traceback.walk_tb(raised.__traceback__):
-            method = frame.f_code
-            if method not in methods:
-                continue
-            names = method.co_varnames[: method.co_argcount]
-            group, field, *values = [frame.f_locals[name] for name in names]
-            value = values[0] if values else None  # __getitem__ takes none
-            return group, field, value
-    return None
-
-
-def _not_set(group, field, value, place):
-    """The InputError for a field that a config file cannot set."""
-    if field not in group:
-        hint = suggestion(str(field), [*group], "")
-        return InputError(field, problem="is not a field", place=place, hint=hint)
-    kind = group.get_type(field)
-    allowed = "a ConfigDict of fields, as in configs/base.py"
-    if kind in PARSERS:
-        _, of_type = PARSERS[kind]
-        allowed = _allowed_by_last_name(field) or of_type
-    return InputError(field, value, allowed, place=place)
+    while error.args and isinstance(error.args[0], Exception):  # of ml_collections
+        error = error.args[0]
+    reason = str(error.args[0]) if error.args else "no reason given"
+    if similar := re.search('Did you mean "(.*?)"', reason):
+        hint = f"did you mean {similar[1]}?"
+    reason, _, _ = reason.partition("\n")
+    reason, _, _ = reason.partition(". Other fields present")  # of all groups
+    return InputError(problem=f"raises {kind}: {reason}", place=place, hint=hint)

@@ -118,12 +118,10 @@ def labeled_images(
     """
     path = str(vit.source.path)
     if not vit.model.num_classes:
-        raise InputError(
-            allowed="weights with a head, which training from these gives",
-            problem="has no classes",
-            place=path,
-            hint="or take their vectors by `features`",
-        )
+        allowed = "weights with a head, which training from these gives"
+        hint = "or take their vectors by `features`"
+        problem = "has no classes"
+        raise InputError("", None, allowed, problem=problem, place=path, hint=hint)
     check_single_label(vit.problem_type, path, "accuracy")
     run = vit.source.run or {}
     images, own_reading = _of_run(run, eval_set)
@@ -135,12 +133,7 @@ def labeled_images(
         images = dataclasses.replace(images, data_dir=data_dir)
     every = images.open(vit.model.num_classes, vit.class_names)
     if not every.labeled:
-        raise InputError(
-            "data",
-            images.name,
-            "test images with labels, which accuracy needs",
-            problem=f"is {images.name!r}, whose test images have no labels",
-        )
+        raise InputError("data", images.name, "test images with labels")
     source = every.spread(limit)
     for note in _notes(vit, images.name, every, source):
         print(f"note: {note}", flush=True)
@@ -177,12 +170,9 @@ def _of_run(run: Mapping[str, Any], name: str | None = None):
     if name is not None:
         sets = run.get("eval", {}).get("sets", {})
         if not sets:
-            raise InputError(
-                "eval_set",
-                name,
-                problem=f"is {name!r}, but no run with evaluations by name is given",
-                hint="leave it out, or name images",
-            )
+            problem = f"is {name!r}, but no run with evaluations by name is given"
+            hint = "leave it out, or name images"
+            raise InputError("eval_set", name, problem=problem, hint=hint)
         chosen = one_of("eval_set", name, dict(sets))
         named = registry.full_name(chosen.get("data") or images.name)
         images = dataclasses.replace(images, name=named, classes=chosen.get("classes"))

@@ -177,14 +177,10 @@ class EvalSet(CheckedFields):
         sets = {}
         for name, fields in _as_dict(value).items():
             if not re.fullmatch(r"[\w-]+", name):
-                raise InputError(
-                    value=name, allowed="names of letters, digits, - and _"
-                )
+                raise InputError("", name, "names of letters, digits, - and _")
             try:
                 if not hasattr(fields, "keys"):
-                    raise InputError(
-                        value=fields, allowed=f"a dict of {', '.join(names)}"
-                    )
+                    raise InputError("", fields, f"a dict of {', '.join(names)}")
                 check_names(fields, names)
                 sets[name] = cls(**fields)
             except InputError as error:

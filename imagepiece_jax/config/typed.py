@@ -80,11 +80,8 @@ def with_reduction(overrides: Overrides, text: str | None) -> Overrides:
         return overrides
     for field, _ in overrides:
         if field in (METHOD, MACS):
-            raise InputError(
-                "--reduction",
-                allowed="one of the two",
-                problem=f"is given with --config.{field}",
-            )
+            problem = f"is given with --config.{field}"
+            raise InputError("--reduction", None, "one of the two", problem=problem)
     return Overrides([*overrides, *of_reduction(text)])
 
 

@@ -70,9 +70,8 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem=problem, place=path) from error
     found = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -80,12 +79,9 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
             for name in needed:
                 value[name]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"line {number}",
-                problem=f"is not a measured result ({error!r})",
-                place=path,
-                hint="fix or remove it",
-            ) from error
+            problem = f"line {number} is not a measured result ({error!r})"
+            hint = "fix or remove it"
+            raise InputError(problem=problem, place=path, hint=hint) from error
         found.append(value)
     return found
 

@@ -222,12 +222,8 @@ def match(
         absent += [{"method": method, **line} for line in lines]
     if not entries:
         listed = ",".join(f"{share:g}" for share in shares)
-        raise InputError(
-            "shares",
-            shares,
-            "shares of the cost that some method has a setting of",
-            problem=f"is {listed}",
-        )
+        allowed = "shares of the cost that some method has a setting of"
+        raise InputError("shares", shares, allowed, problem=f"is {listed}")
     return entries, absent
 
 

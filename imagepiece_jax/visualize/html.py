@@ -48,12 +48,9 @@ def check_own(out: str | os.PathLike):
         if f"<title>{TITLE}</title>".encode() not in start:
             others.append("index.html")
     if others:
-        raise InputError(
-            value=others[0],
-            allowed="a new or empty folder, or one of an earlier call",
-            problem=f"holds {others[0]}",
-            place=out,
-        )
+        allowed = "a new or empty folder, or one of an earlier call"
+        problem = f"holds {others[0]}"
+        raise InputError("", others[0], allowed, problem=problem, place=out)
 
 
 def write_folder(

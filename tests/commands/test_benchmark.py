@@ -163,7 +163,7 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     for _, each in compiled:
         np.testing.assert_array_equal(each["params"]["head"]["kernel"], kernel)
     ended = call(benchmark.main, *words, *SMALL, "--mode=train")
-    assert sentence(ended).startswith("--mode is train, which needs a config")
+    assert sentence(ended).startswith("--mode is 'train'; allowed: inference, copy")
 
 
 def test_weights_are_timed_from_image_files(tmp_path, monkeypatch):

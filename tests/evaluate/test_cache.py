@@ -90,7 +90,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
     damaged.write_text('{"setting": {}, "result": {}}\nnonsense\n')
     used = ResultCache(tmp_path / "used")
     for folder, problem in (
-        (damaged.parent, "points.jsonl: line 2 is not a measured"),
+        (damaged.parent, "points.jsonl line 2 is not a measured"),
         (tmp_path / "used", "in use by another process"),
         (damaged / "out", "folder .* cannot be created .Not a directory"),
     ):

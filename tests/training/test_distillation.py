@@ -408,7 +408,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     for line in lines:
         assert "agreement1" in line
         assert not [name for name in line if "acc" in name]
-    with pytest.raises(InputError, match="whose test images have no labels; allowed"):
+    with pytest.raises(InputError, match="allowed: test images with labels"):
         labeled_images(load(tmp_path / "run"))
 
 
