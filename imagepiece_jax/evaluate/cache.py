@@ -202,7 +202,7 @@ class MeasuredWeights:
         setting = {
             "kind": "speed",
             "fields": self.vit.spec.as_dict,
-            "reduction": reduction.all_fields,
+            "reduction": self._fields(reduction),
             **self.clock.setting(self.vit),
             **self._tokens_left,
         }
@@ -218,7 +218,7 @@ class MeasuredWeights:
             "kind": kind,
             "weights": self.vit.digest,
             "fields": self.vit.spec.as_dict,
-            "reduction": reduction.all_fields,
+            "reduction": self._fields(reduction),
             "use": self.vit.use(reduction),
             "trained_as": self.vit.reduction.all_fields,
             "seed": self.vit.source.seed,
@@ -226,6 +226,11 @@ class MeasuredWeights:
             **self._valid,
             **self._tokens_left,
         }
+
+    def _fields(self, reduction):
+        """All fields of a reduction; attention is that of the model with it."""
+        prop_attn = self.vit.model_with(reduction).prop_attn
+        return reduction.all_fields | {"prop_attn": prop_attn}
 
     @property
     def _valid(self):

@@ -36,7 +36,7 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
             raise InputError(value=name, problem=f"has no method {name!r}", hint=hint)
     choices = []
     for values in fields.values():
-        choices.append([*map(literal, re.split(COMMA, values))])
+        choices.append([literal(each.strip()) for each in re.split(COMMA, values)])
     reductions = []
     for values in itertools.product(*choices):
         typed = dict(zip(fields, values, strict=True))
@@ -61,10 +61,11 @@ def as_words(typed):
 def _check_read(typed, reduction):
     """Raise InputError for a typed field that only training reads."""
     every = dataclasses.fields(reduction.method)
-    allowed = [field.name for field in every if not field.metadata.get("training")]
+    training = [field.name for field in every if field.metadata.get("training")]
+    allowed = [field.name for field in every if field.name not in training]
     allowed.append("prop_attn")
     for field in typed:
-        if field not in ("name", *allowed):
+        if field in training:
             problem = f"has {field}, which only training reads"
             raise InputError(value=field, allowed=", ".join(allowed), problem=problem)
 

@@ -219,10 +219,12 @@ def learned_cost(course: "Course", dense: Pretrained, images: int) -> RecoveredC
     interval = mean_difference(best["distance"], start["distance"])
     agreement = tuple(100 * float(each["agreement"].mean()) for each in (start, best))
     numbers = {}
+    if form.recovered:  # with whose numbers it started, also of what is not trained now
+        numbers = form.recovered.numbers
+        if numbers is None:  # of an earlier version
+            numbers = numbers_of(fit.split(form.variables["params"]))
     if course.changed:
-        numbers = numbers_of(course.trained)
-    elif form.recovered:  # with whose numbers it started
-        numbers = numbers_of(fit.split(form.variables["params"]))
+        numbers = {**numbers, **numbers_of(course.trained)}
     return RecoveredCost(
         reduction=form.reduction,
         parameters=recipe.parameters,

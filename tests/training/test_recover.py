@@ -580,6 +580,23 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better, monkeypat
     chex.assert_trees_all_equal(own.variables, better.variables)
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, level):
+    """Whether the second training is kept or not."""
+    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
+    first = recovered(vit)
+    before = first.recovery.costs[0].numbers
+    monkeypatch.setattr(recover, "LEVEL", level)
+    again = recovered(first, steps=40, parameters="norms", seed=1)
+    (report,) = again.recovery.costs
+    assert report.changed == (level > 0)
+    assert report.numbers.keys() == before.keys()
+    for path, value in before.items():
+        if level == 0 or "norm" not in path:
+            np.testing.assert_array_equal(report.numbers[path], value)
+    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+
+
 @pytest.fixture(scope="module")
 def public():
     return tiny.pretrained(depth=2)
