@@ -86,7 +86,7 @@ def _in_use(flag, folder):
     """The InputError for a folder that another process has locked."""
     problem = f"{folder} is in use by another process"
     hint = "choose another, or wait for it"
-    return InputError(flag, folder, problem=problem, hint=hint)
+    return InputError(flag, str(folder), problem=problem, hint=hint)
 
 
 def _refused(flag, path, problem):
@@ -114,8 +114,9 @@ def read_json(path):
         problem = f"is not JSON ({error})"
         raise InputError("", None, "an object", problem=problem, place=path) from error
     if not isinstance(content, dict):
-        problem = f"is a {type(content).__name__}"
-        raise InputError("", None, "an object", problem=problem, place=path)
+        kind = type(content).__name__
+        problem = f"is a {kind}"
+        raise InputError("", kind, "an object", problem=problem, place=path)
     return content
 
 
