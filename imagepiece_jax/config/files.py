@@ -205,16 +205,15 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         group[leaf] = None
         return
     parse, of_type = PARSERS[kind]
-    lacks_value = isinstance(text, bool) and kind is not bool
+    if isinstance(text, bool) and kind is not bool:
+        allowed = allowed_values(field) or of_type
+        raise InputError(path, text, allowed, problem="has no value")
     try:
-        if lacks_value:
-            raise ValueError(text)
         group[leaf] = parse(str(text))
     except (ValueError, KeyError):
-        value = literal(text) if text and not lacks_value else text
-        problem = "has no value" if lacks_value else ""
+        value = literal(text) if text else text
         allowed = allowed_values(field) or of_type
-        raise InputError(path, value, allowed, problem=problem) from None
+        raise InputError(path, value, allowed) from None
 
 
 def fields_of_text(text: str) -> list:

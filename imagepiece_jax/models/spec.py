@@ -361,8 +361,7 @@ def usual_prop_attn(method: Method, name: str | None) -> bool:
 
     name: of the model; some public weights (MAE's) are used without it
     """
-    usual = method.model_fields.get("prop_attn", False)
-    return fields_of(name).get("prop_attn", usual)
+    return fields_of(name).get("prop_attn", method.usual_prop_attn)
 
 
 @short_traceback

@@ -47,13 +47,24 @@ class Reduction:
             return cls(value, prop_attn)
         found = value
         if not isinstance(value, Reduction):
-            found = cls._of_fields(_fields_of(value))
+            found = cls._of_value(value)
         if prop_attn is None or found.prop_attn == prop_attn:
             return found
         if found.prop_attn is not None:
             problem = f"is {prop_attn!r}, in reduction {found.prop_attn!r}"
             raise InputError("prop_attn", prop_attn, "one of them", problem=problem)
         return dataclasses.replace(found, prop_attn=prop_attn)
+
+    @classmethod
+    def _of_value(cls, value):
+        """The reduction of a share of the MACs, a text or a dict."""
+        share = _share_in(value)
+        if share is None:
+            return cls._of_fields(_fields_of(value))
+        try:
+            return cls._of_fields({"name": methods.AUTO, "macs": share})
+        except InputError as error:  # the share is all that was typed
+            raise error.renamed({"reduction.macs": "reduction"}) from error
 
     @classmethod
     def _of_fields(cls, fields):
@@ -104,7 +115,7 @@ class Reduction:
         """All fields that decide what it computes, as tables of results have them."""
         prop_attn = self.prop_attn
         if prop_attn is None:
-            prop_attn = self.method.model_fields.get("prop_attn", False)
+            prop_attn = self.method.usual_prop_attn
         own = self.method.named_fields(training=False)
         return {"name": self.name, "prop_attn": prop_attn, **own}
 
@@ -114,19 +125,15 @@ class Reduction:
 
         The dense model is "dense".
         """
-        fields = self.fields
-        words = [fields.pop("name")]
-        if words == [DENSE.name]:
-            words = ["dense"]
-        fields.pop("prop_attn", None)
-        if fields.pop(LABEL, ""):
-            words = [self.asked]
-            fields = {}
-        usual = self.method.model_fields.get("prop_attn", False)
-        if self.prop_attn not in (None, usual):  # which is never among what asked
-            fields["prop_attn"] = self.prop_attn
-        words += [f"{field}={value}" for field, value in fields.items()]
-        return " ".join(words)
+        words = self.asked
+        if not words:
+            fields = self.fields
+            fields.pop("prop_attn", None)
+            words = in_words(**fields)
+        # Which is never among what asked for it.
+        if self.prop_attn not in (None, self.method.usual_prop_attn):
+            words += f" prop_attn={self.prop_attn}"
+        return words
 
     @property
     def text(self) -> str:
@@ -180,17 +187,29 @@ ReductionLike = Reduction | Method | Mapping[str, Any] | str | float | None
 DENSE = Reduction(methods.create())
 
 
+def in_words(name: str, **fields: Any) -> str:
+    """A method and fields of it in words: "evit keep_rate=0.5"; "dense" for none."""
+    words = [name]
+    if name == DENSE.name and not fields:
+        words = ["dense"]
+    words += [f"{field}={value}" for field, value in fields.items()]
+    return " ".join(words)
+
+
+def _share_in(value):
+    """The share of the MACs that a value is; None for another value."""
+    if isinstance(value, str):
+        return number_in(value)
+    value = plain(value)
+    return value if is_number(value) else None
+
+
 def _fields_of(value):
-    """What `Reduction.read` takes, as a dict of a name and fields."""
+    """What `Reduction.read` takes, but a share, as a dict of a name and fields."""
     if value is None:
         return DENSE.fields
     if isinstance(value, str):
-        share = number_in(value)
-        if share is None:
-            return _fields_of_text(value)
-        value = share
-    if is_number(plain(value)):
-        return _fields_of_share(plain(value))
+        return _fields_of_text(value)
     mapping = isinstance(value, Mapping)
     if not mapping or not all(isinstance(field, str) for field in value):
         allowed = (
@@ -208,16 +227,6 @@ def _fields_of(value):
     if isinstance(name, str):
         name = methods.spelled(name)
     return {**value, "name": name}
-
-
-def _fields_of_share(share):
-    """The fields of the recommended method at a share of the MACs."""
-    fields = {"name": methods.AUTO, "macs": share}
-    try:
-        methods.create(**fields)
-    except InputError as error:  # the share is all that was typed
-        raise error.renamed({"macs": "reduction"}) from error
-    return fields
 
 
 def _fields_of_text(text):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from imagepiece_jax.common.fields import literal, number_in
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, split_text
+from imagepiece_jax.reduction.reduction import DENSE, Reduction, in_words, split_text
 
 COMMA = r",(?![^(\[]*[)\]])"  # outside of brackets, which hold no others
 
@@ -42,20 +42,10 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
         typed = dict(zip(fields, values, strict=True))
         reduction = Reduction.read(typed)
         _check_read(typed, reduction)
-        asked = as_words(typed)
+        typed.pop("prop_attn", None)  # which `Reduction.words` adds
+        asked = in_words(**typed).replace(", ", ",")
         reductions.append(dataclasses.replace(reduction, asked=asked))
     return reductions
-
-
-def as_words(typed):
-    """Typed fields in words, as they are: "evit keep_rate=0.7"; not prop_attn."""
-    words = []
-    for field, value in typed.items():
-        if field == "name":
-            words.append(value)
-        elif field != "prop_attn":
-            words.append(f"{field}={value}".replace(", ", ","))
-    return "dense" if words == [DENSE.name] else " ".join(words)
 
 
 def _check_read(typed, reduction):

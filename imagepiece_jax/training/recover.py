@@ -152,7 +152,7 @@ def recovered(
     steps = None if minutes else recipe.steps
     crops = Crops(learned, transform, recipe.batch_size, recipe.seed, steps)
     done = []
-    shared = None
+    fit = None
     with stopping() as stop:
         for place, form in enumerate(forms):
             now = time.monotonic()
@@ -160,11 +160,9 @@ def recovered(
             if minutes is not None:
                 left = began + 60 * minutes - now
                 end = now + left / (len(forms) - place)
-            fit = Fit(form, recipe, dense)
-            if shared is None:
+            fit = Fit(form, recipe, dense, like=fit)
+            if place == 0:
                 fit.hold_out(batches)
-                shared = fit.weights, fit.held
-            fit.weights, fit.held = shared
             course = Course(fit, end, stop, place + 1, len(forms))
             with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
                 course.run(crops)

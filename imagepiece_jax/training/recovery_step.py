@@ -90,6 +90,8 @@ class Fit:
         resized for the student. None: the model's own dense form
     split: function from all parameters to those that are trained; None: by the recipe
     join: function from all parameters and the trained ones to the student's
+    like: a Fit of another reduction of the same variables, whose copies of them and
+        held-out images it shares
     """
 
     def __init__(
@@ -99,13 +101,19 @@ class Fit:
         teacher: Pretrained | None = None,
         split: Callable[[Any], Any] | None = None,
         join: Callable[[Any, Any], Any] = with_trained,
+        like: "Fit | None" = None,
     ):
         teacher = teacher or vit.with_reduction(None)
-        of_student = parallel.replicate(vit.variables)
-        of_teacher = of_student
-        if not _are_same(vit.variables, teacher.variables):
-            of_teacher = parallel.replicate(teacher.variables)
-        self.weights = of_student, of_teacher  # variables, on all devices
+        if like is not None:
+            self.weights = like.weights
+            self.held = like.held
+        else:
+            of_student = parallel.replicate(vit.variables)
+            of_teacher = of_student
+            if not _are_same(vit.variables, teacher.variables):
+                of_teacher = parallel.replicate(teacher.variables)
+            self.weights = of_student, of_teacher  # variables, on all devices
+            self.held = []  # (batch, the teacher's answers), by `hold_out`
         self.vit = vit
         self.recipe = recipe
         self.image_size = teacher.image_size  # size of the images in batches
@@ -124,7 +132,6 @@ class Fit:
         )
         self._targets = parallel.pmap(self._answers_of_teacher, program="dense model")
         self._measure = parallel.pmap(self._measured, program="reduced model")
-        self.held = []  # (batch, the teacher's answers), by `hold_out`
 
     def start(self):
         """Set the state to that of the first step."""

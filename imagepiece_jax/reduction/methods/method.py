@@ -97,6 +97,11 @@ class Method(fields.CheckedFields):
             if getattr(self, name) != usual:
                 self._refuse_beside(name, "counts")
 
+    @property
+    def usual_prop_attn(self) -> bool:
+        """Whether attention is proportional, where nothing says it."""
+        return self.model_fields.get("prop_attn", False)
+
     def check_typed(self, typed):
         """Raise InputError for a typed field that is found for the cost `macs`.
 
