@@ -6,6 +6,7 @@ mistake in a file or a field is an InputError.
 
 import dataclasses
 import functools
+import inspect
 import os
 import pathlib
 import re
@@ -59,6 +60,9 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         if not get_config:
             hint = "see configs/deit_s.py for an example"
             raise InputError(problem="has no function get_config()", hint=hint)
+        if argument and not inspect.signature(get_config).parameters:
+            allowed = "none, because get_config() in this file takes no argument"
+            raise InputError("argument", argument, allowed)
         config = get_config(argument) if argument else get_config()
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             problem = f"returns a value of type {type(config).__name__}"

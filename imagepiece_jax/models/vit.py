@@ -234,7 +234,9 @@ class ViT(nn.Module):
         """For each block the factors of its two branches, each [B] or None."""
         if not (train and self.drop_path_rate):
             return [(None, None)] * self.depth
-
+        if keys is None:
+            needed = 'keys={"drop_path": [B] keys}'
+            raise ValueError(f"train=True draws for drop path: {needed} is missing")
         scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
         factors = []
         for block in range(self.depth):

@@ -180,6 +180,13 @@ def test_drop_path_drops_linearly_more_with_depth():
         np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
 
 
+def test_drop_path_without_keys_says_what_is_missing():
+    model = tiny.model(drop_path_rate=0.5)
+    variables = tiny.variables(model)
+    with pytest.raises(ValueError, match=r"keys=.*drop_path.* is missing"):
+        model.apply(variables, tiny.images(1), train=True)
+
+
 def test_drop_path_of_a_sample_depends_on_its_key_alone():
     keys = sample_keys(6)
     whole = path_scale(keys, BLOCKS, RATE)
