@@ -169,6 +169,7 @@ def forward_text(model, batch_size, image_size, dtype, place, **options):
     options = optimize.CompileOptions(batch_size=batch_size, **options)
     on_gpu = place(model.clone(dtype=jnp.dtype(dtype)))
     gelu = options.gelu or optimize.default_gelu(on_gpu, h200.device())
+    reductions = options.reductions or optimize.default_reductions(h200.device())
     if optimize.takes_direction(on_gpu, options):
         model = model.clone(sizes="direction")  # which has the shapes of a folded one
     prepared = []
@@ -180,7 +181,7 @@ def forward_text(model, batch_size, image_size, dtype, place, **options):
 
     weights = jax.eval_shape(prepare, variable_shapes(model, image_size))
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), dtype)
-    forward = optimize.forward(place(prepared[0]))
+    forward = optimize.forward(place(prepared[0]), reductions=reductions)
     return h200.compile_for(forward, weights, images, options=OPTIONS)
 
 

@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # All measurements that need a machine with one NVIDIA GPU, in numbered parts, the most
-# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 5, some eight minutes of an
+# valuable first: `OUT=folder tools/gpu_session.sh` runs 1 to 5, some five minutes of an
 # H100 or H200, and `OUT=folder tools/gpu_session.sh 6 7` these two, alone or again.
 #
 #   part  what                                                            seconds, guessed
-#   1     DeiT-S at half the MACs, ImagePiece with its stem, timm's beside             130
-#   2     DeiT-Ti at half the MACs                                                      90
+#   1     DeiT-S at half the MACs, ImagePiece with its stem                             70
+#   2     DeiT-Ti at half the MACs                                                      80
 #   3     ImagePiece with its stem in float32, with and without TF32                    40
-#   4     SigLIP So400m/14 at 224, batches 256, 8, 3 and 1, timm's beside              150
-#   5     ViT-L/16, batches 256, 8 and 1, timm's beside                                130
+#   4     SigLIP So400m/14 at 224, batches 256, 8, 3 and 1                              50
+#   5     ViT-L/16, batches 256, 8 and 1                                                60
 #   6     DINOv3-L/16 at 512 and So400m/14 at 384                                      130
 #   7     ViT-B/16 and CLIP-L/14 at 336                                                 90
 #   8     all settings of docs/comparison.md, which are in README's columns             90
 #   9     forms of the stem; one reduction, and attention, alone                        90
 #   10    doctor, and the tests that need a GPU                                        120
 #   11    training steps beside timm's; needs ml-collections                           200
+#   12    the dense DeiT-S and ViT-L beside timm's                                     200
 #
-# Guessed from compile times of a program that was seen on an H200 (3 s for DeiT-S, 12 s
-# for timm's under torch.compile), of which eight compile at a time on 16 cores. A GPU
+# Parts 1, 2, 4 and 5 took as long on an H200 with 16 cores, of which eight programs
+# compile at a time: 2 to 15 s each. torch.compile takes all cores, in which time they
+# took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
 # machine needs jax[cuda13], flax, torch and timm, no network, no configs and no data.
 # A part has a time limit of its own, and one that fails stops no other; what it measured
 # is kept. $OUT gets speeds.jsonl, reduction.json, attention.json, train.json, log.txt and
@@ -74,8 +76,8 @@ for number in ${*:-1 2 3 4 5}; do
   # shellcheck disable=SC2086 # words
   case $number in
     1)
-      speed 170 --cases deit_s --models "$HALVES,$STEM" --gelus tanh,exact \
-        --size_forms direction,bias --beside timm,timm-tanh
+      speed 120 --cases deit_s --models "$HALVES,$STEM" --gelus tanh,exact \
+        --size_forms direction,bias
       speed 60 --cases deit_s --models "$ATTENDED" --reduction_forms exact,fast
       ;;
     2)
@@ -85,8 +87,8 @@ for number in ${*:-1 2 3 4 5}; do
     3)
       speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default,highest
       ;;
-    4) speed 220 --cases so400m --models half --at_once 256,8,3,1 --beside timm ;;
-    5) speed 200 --cases vit_l --models half --at_once 256,8,1 --gelus tanh,exact --beside timm ;;
+    4) speed 150 --cases so400m --models half --at_once 256,8,3,1 ;;
+    5) speed 150 --cases vit_l --models half --at_once 256,8,1 --gelus tanh,exact ;;
     6)
       speed 110 --cases dinov3_l --models half --at_once 256,8,1
       speed 110 --cases so400m_384 --models half --at_once 256,8,3,1
@@ -106,8 +108,12 @@ for number in ${*:-1 2 3 4 5}; do
       part 240 "$PYTHON" -m tools.torch_baselines $CONFIGS --mode train $PLAIN \
         --device gpu --json "$OUT/train.json" --against timm
       ;;
+    12)
+      speed 150 --cases deit_s --models dense --gelus tanh,exact --beside timm,timm-tanh
+      speed 150 --cases vit_l --models dense --gelus tanh,exact --at_once 256,8,1 --beside timm
+      ;;
     *)
-      echo "error: $number is no part; allowed: 1 to 11" >&2
+      echo "error: $number is no part; allowed: 1 to 12" >&2
       exit 2
       ;;
   esac

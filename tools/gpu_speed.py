@@ -142,7 +142,7 @@ def main():
             one_of(flag, value, allowed)
     batches = whole_numbers("--at_once", BATCHES.value)
     if BESIDE.value:
-        torch_baselines.prepare(["timm"])
+        torch_baselines.prepare("--beside", ["timm"])
     dtype = DTYPE.value or xla_options.fast_dtype()
     rules = TIMING()
     shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
@@ -427,6 +427,7 @@ def growth(rows: Iterable[Mapping]) -> str:
                 continue
             dense = dense_of(row, group)
             line = [CASES[size].title, batch, row["gelu"], row["sizes"] or ""]
+            line.append(row.get("reductions", "exact"))
             line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
             line += [cell(row["ratio"]), f"{row['macs']:.2f}"]
             if row["latency"]:
@@ -435,8 +436,9 @@ def growth(rows: Iterable[Mapping]) -> str:
                 line.append(cell(ratio(row, dense, "latency")))
             else:
                 line += ["", "", ""]
-            lines[size, batch, row["gelu"], row["sizes"]] = line
-    head = ["model", "batch", "GELU", "sizes", "dense, images/s", "half, images/s"]
+            lines[size, batch, *line[2:5]] = line
+    head = ["model", "batch", "GELU", "sizes", "reductions"]
+    head += ["dense, images/s", "half, images/s"]
     head += ["times the dense", "by MACs", "dense, one call, ms", "half, one call, ms"]
     return lines and markdown_table([*head, "times the dense"], lines.values())
 

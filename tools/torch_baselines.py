@@ -31,25 +31,26 @@ AGAINST = cli.listed("against", [*NAMES], "timm, tome: PyTorch in turns with our
 
 
 def main():
-    prepare(AGAINST.value)
+    prepare("--against", AGAINST.value)
     benchmark.main(functools.partial(workloads, AGAINST.value))
 
 
-def prepare(names):
+def prepare(flag, names):
     """Make JAX, which is not used yet, leave memory of the device to PyTorch.
 
+    flag: where the names stand
     Raises InputError for an unknown name or a missing library.
     """
     for name in names:
         if name not in NAMES:
-            raise InputError("--against", name, ", ".join(NAMES))
+            raise InputError(flag, name, ", ".join(NAMES))
     for library in LIBRARIES:
         try:
             importlib.import_module(library)
         except ImportError as error:
             hint = extras.command("torch")
             raise InputError(
-                "--against",
+                flag,
                 problem=f"needs {library}, which cannot be imported ({error})",
                 hint=hint,
             ) from error

@@ -7,11 +7,13 @@ import pytest
 
 from tests import markdown
 from tests.runs import ROOT
+from tools import gpu_speed
 
 FOLDER = ROOT / "docs" / "tables" / "h200"
 PAGE = markdown.section("PERFORMANCE.md")
 TEXT = " ".join(PAGE.split())
-SETTINGS, PROGRAMS, TRAINING, KERNELS, ALONE, ATTENTION, ODD, _ = markdown.tables(PAGE)
+HALVES, FORMS, SETTINGS, *OTHERS = markdown.tables(PAGE)
+PROGRAMS, TRAINING, KERNELS, ALONE, ATTENTION, ODD, _ = OTHERS
 # Rows of the table of kernels, in its order, and kinds of kernels of its columns.
 TRACED = ("dense", "three", "tome", "imagepiece")
 KINDS = {
@@ -21,6 +23,78 @@ KINDS = {
     "fused reductions": "fused reductions",
     "float32 products": "products, float32",
 }
+
+
+# Models of the table of halves, as `tools.gpu_speed` calls them, and their reductions.
+SIZES = {
+    "DeiT-Ti": ("deit_ti", "fast"),
+    "DeiT-S": ("deit_s", "fast"),
+    "ViT-L/16": ("vit_l", "exact"),
+    "So400m/14": ("so400m", "exact"),
+    "DINOv3-L/16, 512": ("dinov3_l", "exact"),
+}
+BATCHES = {"batches of 256": 256, "of 8": 8, "of 1": 1}
+
+
+def test_halves_are_those_of_the_files():
+    timed = gpu_speed.groups(lines_of("forms") + lines_of("large")).values()
+    assert [row["model"] for row in HALVES] == list(SIZES)
+    for row in HALVES:
+        size, form = SIZES[row["model"]]
+        for column, batch in BATCHES.items():
+            found = []
+            for group in timed:
+                reduced = reduced_of(group, size=size, batch=batch, reductions=form)
+                found += [(each, gpu_speed.dense_of(each, group)) for each in reduced]
+            if not row[column]:
+                assert not found
+                continue
+            ((half, dense),) = found
+            assert row[column] == gpu_speed.cell(half["ratio"])
+            if batch == 256:
+                rates = (f"{each['rate'][0]:,.0f}" for each in (dense, half))
+                assert tuple(rates) == (row["dense, images/s"], row["half, images/s"])
+
+
+def reduced_of(group, **known):
+    """Lines of models at half of their MACs in the GELU that a GPU takes."""
+    known |= {"gelu": "tanh"}
+    halves = [row for row in group if row["model"] in gpu_speed.HALVES]
+    found = [row for row in halves if row["sizes"] != "bias" or "dino" in row["size"]]
+    return [row for row in found if known.items() <= row.items()]
+
+
+# Columns of the table of forms: GELU, sizes, reductions.
+FORMS_OF = {
+    "exact GELU, bias": ("exact", "bias", "exact"),
+    "exact GELU, direction": ("exact", "direction", "exact"),
+    "tanh GELU, bias": ("tanh", "bias", "exact"),
+    "tanh GELU, direction": ("tanh", "direction", "exact"),
+    "and fast reductions": ("tanh", "direction", "fast"),
+}
+
+
+def test_forms_are_those_of_the_file():
+    """The first run of those that timed one program."""
+    names = ("size", "model", "gelu", "sizes", "reductions")
+    found = {}
+    for line in lines_of("forms"):
+        key = tuple(line[name] for name in names)
+        found.setdefault(key, gpu_speed.cell(line["ratio"]))
+    for row in FORMS:
+        size, _ = SIZES[row["model"]]
+        for column, form in FORMS_OF.items():
+            assert row[column] == found.get((size, row["reduction"], *form), "")
+
+
+def test_imagepiece_is_timed_with_both_stems():
+    figures = {}
+    for line in lines_of("forms"):
+        if line["model"].startswith("ImagePiece"):
+            figures[line["stem"], line["gelu"]] = gpu_speed.cell(line["ratio"])
+    assert len(figures) == 4
+    for figure in figures.values():
+        assert figure in TEXT
 
 
 def test_settings_are_those_of_the_clock():

@@ -132,12 +132,20 @@ def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
     assert optimize.default_gelu(tiny.model(dtype=dtype, arch=arch), device) == form
 
 
-def test_the_form_of_the_device_is_taken_where_none_is_requested(monkeypatch):
-    model = tiny.model(depth=1)
+@pytest.mark.parametrize("platform, form", [("gpu", "fast"), ("cpu", "exact")])
+def test_gpus_reduce_by_fewer_kernels(platform, form):
+    device = types.SimpleNamespace(platform=platform)
+    assert optimize.default_reductions(device) == form
+
+
+def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
+    model = tiny.model(depth=1, dtype="bfloat16")
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
+    monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
     monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
     variables = tiny.variables(model)
-    assert optimized(model, variables).model.arch.gelu == "tanh"
+    program = optimized(model, variables, dtype="bfloat16")
+    assert (program.model.arch.gelu, program.reductions) == ("tanh", "fast")
     exact = optimized(model, variables, gelu="exact")
     assert exact.model.arch.gelu == "exact"
     assert "float32, exact GELU, xla" in exact.describe()

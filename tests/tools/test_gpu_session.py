@@ -50,7 +50,7 @@ def timed(monkeypatch):
 
     monkeypatch.setattr(gpu_speed, "measure", measure)
     monkeypatch.setattr(benchmark_device, "use", lambda name: None)
-    monkeypatch.setattr(torch_baselines, "prepare", lambda names: None)
+    monkeypatch.setattr(torch_baselines, "prepare", lambda *_: None)
     monkeypatch.setattr(suite, "groups", lambda *_: [None])
     monkeypatch.setattr(suite, "run_all", lambda *_: None)
     monkeypatch.chdir(ROOT)
@@ -58,13 +58,13 @@ def timed(monkeypatch):
 
 
 def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
-    _, log = session(tmp_path, *map(str, range(1, 12)))
+    _, log = session(tmp_path, *map(str, range(1, 13)))
     lines = re.findall(
         r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.MULTILINE
     )
     started = re.findall(r"^== part (\d+): /", log, re.MULTILINE)
     assert re.findall(r"^== part (\d+): exit 1 after", log, re.MULTILINE) == started
-    assert len(set(started)) == 11
+    assert len(set(started)) == 12
     for command, words in lines:
         ended = call(COMMANDS[command], *words.split("\t")[:-1])
         assert ended.status == 0 and "error" not in ended.err
@@ -82,6 +82,6 @@ def test_the_first_parts_are_run_unless_others_are_named(tmp_path):
 
 
 def test_an_unknown_part(tmp_path):
-    done, _ = session(tmp_path, "12")
-    message = "error: 12 is no part; allowed: 1 to 11\n"
+    done, _ = session(tmp_path, "13")
+    message = "error: 13 is no part; allowed: 1 to 12\n"
     assert (done.returncode, done.stderr) == (2, message)
