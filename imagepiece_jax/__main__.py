@@ -43,6 +43,10 @@ def main():
     names = commands()
     if name in ("--help", "-help", "-h"):
         print(listing())
+    elif name == "--version":
+        from imagepiece_jax.common.version import __version__
+
+        print(f"imagepiece_jax {__version__}")
     elif name in names:
         del sys.argv[1]
         run_command(name)

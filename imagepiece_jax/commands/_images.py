@@ -44,6 +44,7 @@ def labeled_images():
 
         own = "config.data.name of the run"
         names = {"eval_set": "--set", "valid_labels": "--valid_labels"}
+        names["num_classes"] = "num_classes of the weights"
         names |= {"name": "--data" if data.value else own, "data": "--data"}
         try:
             return labeled.labeled_images(

@@ -43,7 +43,11 @@ PLOT = cli.text("plot", None, "a PNG")
 def main(others=None):
     """others: as for `suite.run`."""
     path = flags.FLAGS["weights"].value
-    configs = {} if path else cli.configs()
+    configs = {}
+    if not path:
+        values = "config files, or weights by --weights"
+        cli.required(flags.FLAGS["config"], values)
+        configs = cli.configs()
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options

@@ -58,6 +58,7 @@ def main():
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
+    compare_tables.check_folder(out)
     extras.check("the plot of a comparison", "matplotlib")
     names = {"folder": "--out", **flags_of("shares", "methods")}
     try:

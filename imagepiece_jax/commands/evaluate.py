@@ -67,7 +67,7 @@ def optimized(vit, images):
 
     program = optimize.optimize(
         vit,
-        batch_size=images.batch,
+        batch_size=min(images.batch, len(images.source)),
         dtype=vit.model.dtype.name,
         gelu=GELU.value,
         attention=vit.spec.attention or "auto",
@@ -81,8 +81,8 @@ def optimized(vit, images):
         vit.source.seed,
         images.valid,
     )
-    for each in figures.values():
-        kind = f"{each['dtype']}, {each['gelu']} GELU"
+    for name, each in figures.items():
+        kind = f"{name}, {each['dtype']}, {each['gelu']} GELU"
         print(f"{kind}: {accuracy.line(each)}", flush=True)
     print(
         f"the program's cost: acc1 {statistics.format_difference(change, 2)} "

@@ -52,7 +52,7 @@ def main(words):
         files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
-    html.check_own(out)
+    html.check_folder(out)
     reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
     vit = WEIGHTS().analyzed()
     models = []

@@ -154,6 +154,24 @@ def check_folder(flag, path):
         raise _refused(flag, path, problem)
 
 
+def check_own(path, of, ours):
+    """Raise InputError for a folder that holds anything but files of one kind.
+
+    path: nothing may be there yet
+    of: what the kind is of, in words, such as "an earlier call"
+    ours: whether a file in it, a pathlib.Path, is of the kind; what a killed process
+        left unfinished counts for nothing
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.iterdir()):
+        if file.suffix != ".tmp" and not ours(file):
+            allowed = f"a new or empty folder, or one of {of}"
+            problem = f"holds {file.name}"
+            raise InputError("", file.name, allowed, problem=problem, place=folder)
+
+
 def check_room(flag, path, size: int):
     """Raise InputError where the disk of `path` has less than `size` free bytes.
 

@@ -12,12 +12,18 @@ from typing import Any
 
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.fields import as_tuple
-from imagepiece_jax.common.files import make_folder, replace_file, write_json
+from imagepiece_jax.common.files import (
+    LOCK,
+    check_own,
+    make_folder,
+    replace_file,
+    write_json,
+)
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data import valid_labels
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate import cache, statistics
 from imagepiece_jax.evaluate.compare import RECOMMENDED, SMALLER
 from imagepiece_jax.evaluate.statistics import Estimate
 
@@ -33,15 +39,25 @@ SIGNIFICANT = 0.05  # p below this is shown
 Report = Mapping[str, Any]
 
 
+FILES = ("compare.json", "compare.md", "compare.png")
+
+
+def check_folder(folder: str | os.PathLike):
+    """Raise InputError for a folder that holds anything but comparisons, or nothing."""
+    ours = {*FILES, cache.FILE, LOCK}
+    check_own(folder, "a comparison", lambda file: file.name in ours)
+
+
 def write(folder: str | os.PathLike, report: Report) -> str:
-    """Write compare.json, .md and .png into a folder; return the page, compare.md."""
+    """Write FILES, a report's data, page and plot, into a folder; return the page."""
     folder = pathlib.Path(folder)
     make_folder("folder", folder)
-    text = page(report, plot="compare.png")
+    data, tables, plot = FILES
+    text = page(report, plot)
     with finishing():  # the files belong together
-        write_json(folder / "compare.json", report)
-        replace_file(folder / "compare.md", text)
-        draw_plot(folder / "compare.png", report)
+        write_json(folder / data, report)
+        replace_file(folder / tables, text)
+        draw_plot(folder / plot, report)
     return text
 
 

@@ -108,22 +108,16 @@ class FeatureFolder:
 
 def check_folder(path: pathlib.Path):
     """Raise InputError for a folder that holds anything but features, or nothing."""
-    if not path.is_dir():
-        return
-    ours = {INFO, PATHS, DAMAGED, files.LOCK}
+    names = {INFO, PATHS, DAMAGED, files.LOCK}
     for name in ARRAYS:
-        ours |= {f"{name}.npy", f"{name}.npy{UNFINISHED}"}
-    names = sorted([file.name for file in path.iterdir()])
-    others = [name for name in names if name not in ours and name[-4:] != ".tmp"]
-    if INFO in names and KEY not in files.read_json(path / INFO):
-        others.append(INFO)
-    if others:
-        raise InputError(
-            value=others[0],
-            allowed="a new or empty folder, or one of features",
-            problem=f"holds {others[0]}",
-            place=path,
-        )
+        names |= {f"{name}.npy", f"{name}.npy{UNFINISHED}"}
+
+    def ours(file):
+        if file.name == INFO:
+            return KEY in files.read_json(file)
+        return file.name in names
+
+    files.check_own(path, "features", ours)
 
 
 class Paths:

@@ -23,6 +23,9 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
     Raises InputError for what cannot be read, and for a field that the method does not
         have or that changes only training.
     """
+    if not text.strip():
+        allowed = "a method, such as tome:r=8, or a share of the MACs"
+        raise InputError(value=text, allowed=allowed, problem="is empty")
     if number_in(text.partition(",")[0]) is not None:
         text = f"{methods.AUTO}={text}"
     fields = split_text(text)
@@ -67,7 +70,7 @@ def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduct
     """
     reductions = {}  # by all that decides what they compute
     for text in texts:
-        place = f"sweep {text}"
+        place = f"sweep {text}".strip()
         try:
             found = parse_sweep(text, macs)
         except InputError as error:

@@ -16,12 +16,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.common.files import check_own, make_folder, replace_file
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.token_pictures import enlarged, value_colors
 from imagepiece_jax.data.class_names import described
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
@@ -33,24 +32,19 @@ TITLE = "What the tokens became"
 LABELS = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
 
 
-def check_own(out: str | os.PathLike):
+def check_folder(out: str | os.PathLike):
     """Raise InputError for a folder that holds anything but what `write_folder` wrote.
 
     A page of another kind is not its own, either.
     """
-    out = pathlib.Path(out)
-    names = []
-    if out.is_dir():
-        names = sorted([file.name for file in out.iterdir()])
-    others = [name for name in names if name not in FILES]
-    if "index.html" in names:
-        start = (out / "index.html").read_bytes()[:1000]
-        if f"<title>{TITLE}</title>".encode() not in start:
-            others.append("index.html")
-    if others:
-        allowed = "a new or empty folder, or one of an earlier call"
-        problem = f"holds {others[0]}"
-        raise InputError("", others[0], allowed, problem=problem, place=out)
+    title = f"<title>{TITLE}</title>".encode()
+
+    def ours(file):
+        if file.name == "index.html":
+            return title in file.read_bytes()[:1000]
+        return file.name in FILES
+
+    check_own(out, "an earlier call", ours)
 
 
 def write_folder(

@@ -108,14 +108,15 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
     model = RunConfig.from_config(tiny_config()).create_dense()
     path = tmp_path / "tiny.npz"
     tiny.write(path, tiny.fill(variable_shapes(model, 16)))
+    out = tmp_path / "compared"
     ended = call(
         compare.main,
-        *(*DENSE, "--weights", path, "--data=digits", "--out", tmp_path),
+        *(*DENSE, "--weights", path, "--data=digits", "--out", out),
         *("--sweep", "evit:blocks=(1,):keep_rate=1.0"),
         *("--sweep", "tome:r=16"),
         *("--sweep", "none:prop_attn=true,false"),
     ).ok()
-    report = json.loads((tmp_path / "compare.json").read_text())
+    report = json.loads((out / "compare.json").read_text())
     rows = [{"method": "dense"} | report["dense"], *report["settings"]]
     assert [row["method"] for row in rows] == [
         "dense",
@@ -138,13 +139,13 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
         change = statistics.paired_difference(ours, right[0])
         assert found[row["method"]]["points"] == list(change)
         assert found[row["method"]]["to"] == "dense"
-    page = (tmp_path / "compare.md").read_text()
+    page = (out / "compare.md").read_text()
     assert page.count("\n| ") == 3 + 2 + 4
     assert "359 of digits" in page
     value, low, high = found["tome r=16"]["points"]
     assert f"| {value:+.1f} [{low:+.1f}, {high:+.1f}]" in page
     # Models that do not take turns have no speeds that can be compared.
     assert "img/s" not in page + ended.out
-    with Image.open(tmp_path / "compare.png") as picture:
+    with Image.open(out / "compare.png") as picture:
         assert picture.format == "PNG"
         assert picture.width == 950

@@ -133,7 +133,8 @@ def create(name: str = "none", **fields) -> Method:
     )
     allowed = [field.name for field in in_order]
     for field, value in FORMER.items():
-        if fields.get(field) == value:
+        given = fields.get(field)
+        if isinstance(given, type(value)) and given == value:  # an array is no value
             del fields[field]
     for field in fields:
         if field not in allowed:
