@@ -29,37 +29,58 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "imagepiece_jax" / "size_directions"
 
 
-def results_of(method, model, variables, images):
-    """[results] of a method of Attention, of every block."""
-    found = []
+def results_of(method, model):
+    """[results] of a method of Attention, of every block, by (variables, images)."""
 
-    def noting(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if isinstance(context.module, Attention) and context.method_name == method:
-            found.append(result)
-        return result
+    def run(variables, images):
+        found = []
 
-    with nn.intercept_methods(noting):
-        model.apply(variables, images)
-    return found
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            module = context.module
+            if isinstance(module, Attention) and context.method_name == method:
+                found.append(result)
+            return result
+
+        with nn.intercept_methods(noting):
+            model.apply(variables, images)
+        return found
+
+    return run
 
 
-heads_of = functools.partial(results_of, "project")
-scores_of = functools.partial(results_of, "scores")
+def heads_of(model, variables, images):
+    return tiny.compiled(results_of("project", model))(variables, images)
 
 
-def photographs(vit, count):
-    """uint8 images of the model's size, of smooth random colors."""
+def scores_of(model, variables, images):
+    return tiny.compiled(results_of("scores", model))(variables, images)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return tiny.pretrained(TOME)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def moments_compiled_once():
+    moments = functools.cache(size_direction._moments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(size_direction, "_moments", moments)
+        yield
+
+
+def photographs(vit):
+    """Two uint8 images of the model's size, of smooth random colors."""
     rng = np.random.default_rng(3)
-    small = rng.integers(0, 256, (count, 4, 4, 3), np.uint8)
+    small = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
     size = (vit.image_size, vit.image_size)
     return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
 
 
-def test_logits_lose_the_direction_and_gain_the_log_of_the_size():
+def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
     """Against NumPy, in the first block that meets sizes; those before it are exact."""
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 3)
+    images = photographs(vit)
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     images = normalize(images, vit.model.mean, vit.model.std)
@@ -84,10 +105,9 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size():
     np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
 
 
-def test_reducers_compare_keys_as_they_were():
+def test_reducers_compare_keys_as_they_were(vit):
     """The mean over heads, with neither a direction given up nor sizes."""
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 3)
+    images = photographs(vit)
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     images = normalize(images, vit.model.mean, vit.model.std)
@@ -181,29 +201,22 @@ def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
     model = tiny.model(reduction)
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
-    biases = []
-
-    def trace(variables, images):
-        heads = heads_of(model, variables, images)
-        biases.extend(each.key_bias is not None for each in heads)
-        return 0
-
-    jax.eval_shape(trace, variables, images)
+    heads = jax.eval_shape(results_of("project", model), variables, images)
+    biased = [block for block, each in enumerate(heads) if each.key_bias is not None]
     sized = [*size_direction.sized_blocks(model)]
-    assert sized == [index for index, has_bias in enumerate(biases) if has_bias]
+    assert sized == biased
     assert sized
 
 
-def test_a_program_says_how_it_takes_sizes():
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 2)
+def test_a_program_says_how_it_takes_sizes(vit):
+    images = photographs(vit)
     options = {"sizes": "direction", "size_images": images}
     program = optimize(vit, 2, **options)
     assert "sizes by a direction" in program.describe()
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
     pixels = normalize(images, vit.model.mean, vit.model.std)
-    wanted = model.apply(variables, pixels).logits
+    wanted = tiny.logits(model)(variables, pixels)
     np.testing.assert_allclose(program(images), wanted, atol=2e-5)
 
 
@@ -239,10 +252,9 @@ def test_what_turns_directions_keeps_the_bias():
         assert (refused.value.field, refused.value.value) == ("sizes", "direction")
 
 
-def test_directions_are_found_once(cache, monkeypatch):
+def test_directions_are_found_once(vit, cache, monkeypatch):
     """For the same weights and images; a damaged file is made again."""
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 2)
+    images = photographs(vit)
     found = size_direction.directions(vit, images)
     (file,) = cache.iterdir()
     calls = []
@@ -262,26 +274,23 @@ def test_directions_are_found_once(cache, monkeypatch):
     assert len(calls) == 2
 
 
-def test_kept_directions_are_those_of_the_same_model():
+def test_kept_directions_are_those_of_the_same_model(vit):
     """The same weights have other directions with other heads."""
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 2)
+    images = photographs(vit)
     first = size_direction.directions(vit, images)
     heads = vit.model.clone(num_heads=6)
     quick = dataclasses.replace(vit.model.arch, gelu="quick")
     for model in (heads, vit.model.clone(arch=quick), vit.model.clone(std=(1, 1, 1))):
         other = dataclasses.replace(vit, model=model)
         found = size_direction.directions(other, images)
-        norms = np.linalg.norm(found, axis=-1)
-        np.testing.assert_allclose(norms, np.ones_like(norms), atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
         assert found.shape[1] == model.num_heads
         assert not np.array_equal(found.ravel(), first.ravel())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", "another shape"])
-def test_a_file_that_holds_no_directions_is_made_again(cache, content):
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 2)
+def test_a_file_that_holds_no_directions_is_made_again(vit, cache, content):
+    images = photographs(vit)
     found = size_direction.directions(vit, images)
     (file,) = cache.iterdir()
     if isinstance(content, bytes):
@@ -293,22 +302,19 @@ def test_a_file_that_holds_no_directions_is_made_again(cache, content):
 
 
 @pytest.mark.parametrize("names", ["q", "k", "qk"])
-def test_a_head_of_zeros_has_a_direction(names):
+def test_a_head_of_zeros_has_a_direction(vit, names):
     """Such as a head that was pruned: it uses none."""
-    vit = tiny.pretrained(TOME)
     params = jax.tree.map(np.copy, vit.variables["params"])
     for name in names:
         for values in params["blocks_1"]["attn"][name].values():
             values[..., :10] = 0
     vit = dataclasses.replace(vit, variables={"params": params})
-    found = size_direction.directions(vit, photographs(vit, 2))
-    norms = np.linalg.norm(found, axis=-1)
-    np.testing.assert_allclose(norms, np.ones_like(norms), atol=1e-6)
+    found = size_direction.directions(vit, photographs(vit))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
 
-def test_photographs_as_features_takes_them(tmp_path):
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 2)
+def test_photographs_as_features_takes_them(vit, tmp_path):
+    images = photographs(vit)
     found = size_direction.directions(vit, images)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -332,15 +338,13 @@ def test_photographs_as_features_takes_them(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:the values of images are not all numbers")
-def test_images_that_find_no_directions(images, said):
-    vit = tiny.pretrained(TOME)
+def test_images_that_find_no_directions(vit, images, said):
     with pytest.raises(InputError, match=said) as refused:
         optimize(vit, 2, sizes="direction", size_images=images)
     assert refused.value.field == "size_images"
 
 
-def test_weights_that_are_no_numbers_find_no_directions():
-    vit = tiny.pretrained(TOME)
+def test_weights_that_are_no_numbers_find_no_directions(vit):
     params = jax.tree.map(np.copy, vit.variables["params"])
     params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
     vit = dataclasses.replace(vit, variables={"params": params})
@@ -348,25 +352,22 @@ def test_weights_that_are_no_numbers_find_no_directions():
         size_direction.directions(vit)
 
 
-def test_settings_of_a_user_hold_for_directions():
+def test_settings_of_a_user_hold_for_directions(vit):
     """No implicit copy to a device, and no sum of two types."""
-    vit = tiny.pretrained(TOME)
-    images = photographs(vit, 2)
+    images = photographs(vit)
     options = {"sizes": "direction", "size_images": images, "dtype": "bfloat16"}
     with jax.transfer_guard("disallow"), jax.numpy_dtype_promotion("strict"):
         optimize(vit, 2, **options)
 
 
-def test_eight_photographs_come_with_the_package():
-    vit = tiny.pretrained(TOME)
+def test_eight_photographs_come_with_the_package(vit):
     files = sorted(size_direction.PHOTOGRAPHS.glob("*.jpg"))
     assert len(files) == 8
     credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
     assert all(file.name in credits for file in files)
     found = size_direction.directions(vit)
     assert found.shape[0] == vit.model.depth
-    norms = np.linalg.norm(found, axis=-1)
-    np.testing.assert_allclose(norms, np.ones_like(norms), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
 
 def odd_photographs(assets, count):
@@ -375,22 +376,20 @@ def odd_photographs(assets, count):
     return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
-def folded_everywhere(vit):
-    """(model, variables) with the direction given up in all blocks, without sizes."""
-    found = size_direction.directions(vit)
-    every = range(vit.model.depth)
-    return size_direction.folded(vit.model, vit.variables, found, every)
-
-
 @pytest.mark.slow
 def test_deit_hardly_notices(assets):
-    """KL of the dense model to itself, on photographs that did not find directions."""
+    """KL of the dense model to itself, on photographs that did not find directions.
+
+    The direction is given up in all blocks, without sizes.
+    """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
-    pixels = odd_photographs(assets, 12)
+    pixels = odd_photographs(assets, 4)
     images = normalize(pixels, vit.model.mean, vit.model.std)
-    model, variables = folded_everywhere(vit)
-    dense = jax.nn.log_softmax(jax.jit(vit.model.apply)(vit.variables, images).logits)
-    folded = jax.nn.log_softmax(jax.jit(model.apply)(variables, images).logits)
+    every = range(vit.model.depth)
+    u = size_direction.directions(vit)
+    model, variables = size_direction.folded(vit.model, vit.variables, u, every)
+    dense = jax.nn.log_softmax(tiny.logits(vit.model)(vit.variables, images))
+    folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
     divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
     assert 1e-6 < divergence < 5e-4
 
@@ -405,23 +404,28 @@ def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
     pixels = odd_photographs(assets, 2)
     images = normalize(pixels, vit.model.mean, vit.model.std)
     u = size_direction.directions(vit)
-    model, variables = size_direction.folded(vit.model, vit.variables, u)
-    compared = []
+    _, variables = size_direction.folded(vit.model, vit.variables, u)
 
-    def both(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        attention = context.module
-        if isinstance(attention, Attention) and context.method_name == "__call__":
-            # The folded one, which has no path, is not compared with itself.
-            if attention.path and "cls_attn" in result[1]:
-                params = variables["params"][attention.path[0]]["attn"]
-                folded = attention.clone(sizes="direction", parent=None)
-                _, scores = folded.apply({"params": params}, *args, **kwargs)
-                compared.append((result[1]["cls_attn"], scores["cls_attn"]))
-        return result
+    def run(variables, folded, images):
+        compared = []
 
-    with nn.intercept_methods(both):
-        vit.model.apply(vit.variables, images)
+        def both(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            module = context.module
+            if isinstance(module, Attention) and context.method_name == "__call__":
+                # The folded one, which has no path, is not compared with itself.
+                if module.path and "cls_attn" in result[1]:
+                    params = folded["params"][module.path[0]]["attn"]
+                    other = module.clone(sizes="direction", parent=None)
+                    _, scores = other.apply({"params": params}, *args, **kwargs)
+                    compared.append((result[1]["cls_attn"], scores["cls_attn"]))
+            return result
+
+        with nn.intercept_methods(both):
+            vit.model.apply(variables, images)
+        return compared
+
+    compared = tiny.compiled(run)(vit.variables, variables, images)
     assert len(compared) == 3
     ranks = []
     for plain, folded in compared:

@@ -1,15 +1,19 @@
 """The drill of recover: what it finds in folders, and one round of it."""
 
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
+from tests import forked, programs
 from tools import recovery_drill
 
 
 @pytest.mark.slow
-def test_a_full_disk_and_two_at_once(tmp_path):
+def test_a_full_disk_and_two_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", forked.Process)
+    programs.of_processes(tmp_path / "cache")
     rows = [*recovery_drill.drill(tmp_path, np.random.default_rng(0), 0)]
     assert [row.fault for row in rows] == [
         "none",
