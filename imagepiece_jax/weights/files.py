@@ -384,7 +384,7 @@ def _named_tensors(content):
     problem = "is not a state dict"
     allowed = "named tensors"
     if not isinstance(content, dict) or not content:
-        found = "none" if content == {} else type(content).__name__
+        found = "none" if isinstance(content, dict) else type(content).__name__
         raise InputError.at("", f"{problem}: it has {found}", allowed, value=found)
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, _Unread):
