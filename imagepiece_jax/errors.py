@@ -1,5 +1,6 @@
 """Errors that end a command with one sentence and an exit status."""
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -39,6 +40,14 @@ class InputError(ValueError):
         self.value = value
         self.allowed = allowed
         self.hint = hint
+
+    @classmethod
+    def at(cls, place, problem, allowed="", hint="", value=None) -> "InputError":
+        """The mistake of a whole file or folder: "PLACE PROBLEM; allowed: ..".
+
+        place: "" where a caller further out names it (`inside`)
+        """
+        return cls("", value, allowed, problem=problem, place=place, hint=hint)
 
     def __str__(self):
         words = [str(self.problem) or f"is {self.value!r}"]
@@ -98,6 +107,15 @@ class InputError(ValueError):
             if not of_ipython and frame.filename != __file__:  # nor `short_traceback`
                 shown.append(frame)
         return [*traceback.format_list(shown), f"{type(self).__name__}: {self}"]
+
+
+@contextlib.contextmanager
+def inside(group="", place="", hint=""):
+    """A block whose InputErrors a caller further out names, by `InputError.inside`."""
+    try:
+        yield
+    except InputError as error:
+        raise error.inside(group, place, hint) from error
 
 
 def short_traceback(function):

@@ -103,20 +103,25 @@ def _lock(file):
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@contextlib.contextmanager
+def reading(place):
+    """A block that reads a file or folder. Raises InputError where it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError.at(place, f"cannot be read ({error.strerror})") from error
+
+
 def read_json(path):
     """The object in a JSON file, a dict. Raises InputError for anything else."""
-    try:
-        content = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem=problem, place=path) from error
-    except (ValueError, RecursionError) as error:
-        problem = f"is not JSON ({error})"
-        raise InputError("", None, "an object", problem=problem, place=path) from error
+    with reading(path):
+        try:
+            content = json.loads(pathlib.Path(path).read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError.at(path, f"is not JSON ({error})", "an object") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
-        problem = f"is a {kind}"
-        raise InputError("", kind, "an object", problem=problem, place=path)
+        raise InputError.at(path, f"is a {kind}", "an object", value=kind)
     return content
 
 

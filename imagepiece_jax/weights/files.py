@@ -28,7 +28,7 @@ import safetensors
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.common.warning import warn
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside, one_of
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -122,11 +122,8 @@ def read_state_dict(
         unread = _tensors_of_one(path, content, averaged, checkpoint)
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
-        memory = memory_bytes()
         size = sum(tensor.size for tensor in unread.values())
-        if zipfile.is_zipfile(path):
-            _check_ratio(path, size)
-        _check_size(size, memory, f"this machine's memory, {memory / 1e6:.1f} MB")
+        _limit_size(path, size, memory_bytes())
         return unread
 
     tensors = _guarded(path, _READERS, select)
@@ -148,11 +145,8 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
     values = _guarded(path, readers)
     if len(values) == 1:
-        raise InputError(
-            allowed="mean and std, or neither",
-            problem=f"has only {next(iter(values))}",
-            place=f"weights file {path}",
-        )
+        problem = f"has only {next(iter(values))}"
+        raise InputError.at(f"weights file {path}", problem, "mean and std, or neither")
     return values
 
 
@@ -174,53 +168,48 @@ def _guarded(path, readers, *options):
     place = f"weights file {path}"
     reader = readers.get(path.suffix.lower() or path.name)
     if reader is None:
-        raise InputError(
-            value=path.suffix,
-            allowed=", ".join(readers),
-            problem=f"ends in {path.suffix!r}",
-            place=place,
-        )
+        problem = f"ends in {path.suffix!r}"
+        raise InputError.at(place, problem, ", ".join(readers), value=path.suffix)
     if not path.is_file():
-        problem = "does not exist"
-        if path.is_dir():
-            problem = "is a folder"
-        raise InputError(problem=problem, place=place)
-    try:
-        with open(path, "rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise InputError(
-                    problem="is a pointer of Git LFS, not the file",
-                    hint="fetch it by git lfs pull",
-                )
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                _check_ratio(path, sum(p.file_size for p in archive.infolist()))
-        return reader(path, *options)
-    except InputError as error:
-        raise error.inside(place=place) from error
-    except OSError as error:
-        raise InputError(problem=f"cannot be read: {error}", place=place) from error
-    except Exception as error:  # a damaged pickle or header can raise anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
-        problem = f"is damaged, truncated or not a {path.suffix or path.name} file"
-        raise InputError(problem=f"{problem}: {reason}", place=place) from error
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError.at(place, problem)
+    with inside(place=place):
+        try:
+            _look_into(path)
+            return reader(path, *options)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError.at("", f"cannot be read: {error}") from error
+        except Exception as error:  # a damaged pickle or header can raise anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
+            kind = path.suffix or path.name
+            problem = f"is damaged, truncated or not a {kind} file: {reason}"
+            raise InputError.at("", problem) from error
 
 
-def _check_ratio(path, unpacked):
-    """InputError for an archive of more bytes than weights can have."""
-    size = path.stat().st_size
-    limit = f"a hundred times its own {size / 1e6:.3f} MB"
-    _check_size(unpacked, UNPACKED * size, limit)
+def _look_into(path):
+    """Raise InputError for a pointer of Git LFS, and for an archive that is a bomb."""
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            hint = "fetch it by git lfs pull"
+            raise InputError.at("", "is a pointer of Git LFS, not the file", hint=hint)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _limit_size(path, sum(part.file_size for part in archive.infolist()))
 
 
-def _check_size(unpacked, most, limit):
-    """InputError for more than `most` bytes; limit: what they are, in words."""
-    if unpacked > most:
-        raise InputError(
-            value=unpacked,
-            problem=f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}",
-        )
+def _limit_size(path, unpacked, memory=math.inf):
+    """Raise InputError for more bytes than the memory or an archive's weights have."""
+    limits = {f"this machine's memory, {memory / 1e6:.1f} MB": memory}
+    if zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        limits[f"a hundred times its own {size / 1e6:.3f} MB"] = UNPACKED * size
+    limit = min(limits, key=limits.get)
+    if unpacked > limits[limit]:
+        problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
+        raise InputError.at("", problem, value=unpacked)
 
 
 def _tensors_of_one(path, content, averaged, checkpoint):
@@ -246,12 +235,9 @@ def _tensors_of_one(path, content, averaged, checkpoint):
         named = _under(start, tensors)
         if not named:
             models = _models_by_names(tensors) or [*_models(content)]
-            raise InputError(
-                "checkpoint",
-                start,
-                " or ".join(map(repr, models)),
-                hint="" if models else "leave it out",
-            )
+            hint = "" if models else "leave it out"
+            allowed = " or ".join(map(repr, models))
+            raise InputError("checkpoint", start, allowed, hint=hint)
         tensors = named
     elif not averaged and checkpoint is None:
         _warn_of_others(path, content, key)
@@ -271,11 +257,9 @@ def _averaged_or_not(path, tensors, averaged, start):
         problem = "has no averaged weights"
         if by_start:
             problem = "has averages of several models"
-        raise InputError(
-            allowed=f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}",
-            problem=problem,
-            hint=choice_of(by_start or _models_by_names(tensors)),
-        )
+        allowed = f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}"
+        hint = choice_of(by_start or _models_by_names(tensors))
+        raise InputError.at("", problem, allowed, hint)
     averages = set().union(*by_start.values())
     others = {name: tensors[name] for name in tensors if name not in averages}
     if averages and len(others) >= len(averages):  # else the averages are all there is
@@ -395,33 +379,21 @@ def _named_tensors(content):
     if len(models) == 1:  # among a script's other things
         [content] = models.values()
     elif models:
-        raise InputError(
-            value=[*models],
-            allowed="one",
-            problem=f"holds {len(models)} models, {', '.join(models)}",
-            hint=choice_of(models),
-        )
+        problem = f"holds {len(models)} models, {', '.join(models)}"
+        raise InputError.at("", problem, "one", choice_of(models), [*models])
     problem = "is not a state dict"
     allowed = "named tensors"
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError(
-            value=kind, allowed=allowed, problem=f"{problem}: it has {kind}"
-        )
-    if not content:
-        raise InputError(
-            value="none", allowed=allowed, problem=f"{problem}: it has none"
-        )
+    if not isinstance(content, dict) or not content:
+        found = "none" if isinstance(content, dict) else type(content).__name__
+        raise InputError.at("", f"{problem}: it has {found}", allowed, value=found)
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, _Unread):
             continue
         if any(isinstance(part, dict) for part in content.values()):
             allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
-        kind = type(value)
-        if kind is _Unread:
-            kind = np.ndarray
+        kind = np.ndarray if isinstance(value, _Unread) else type(value)
         problem = f"{problem}: {name!r} is of type {kind.__name__}"
-        raise InputError(value=name, allowed=allowed, problem=problem)
+        raise InputError.at("", problem, allowed, value=name)
     is_count = re.compile(rf"(.*\.)?{_COUNT}").fullmatch
     return {name: tensor for name, tensor in content.items() if not is_count(name)}
 
@@ -461,11 +433,8 @@ def _read_npz(path, select):
         for part in archive.zip.infolist():
             name = part.filename.removesuffix(".npy")
             if name in sizes:
-                raise InputError(
-                    value=name,
-                    allowed="one",
-                    problem=f"has two members named {name!r}, with or without .npy",
-                )
+                problem = f"has two members named {name!r}, with or without .npy"
+                raise InputError.at("", problem, "one", value=name)
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
@@ -476,22 +445,21 @@ def _read_npz(path, select):
     return arrays
 
 
+def _whole(read):
+    """A reader for whole files, of one for parts. It raises InputError for a part."""
+
+    @functools.wraps(read)
+    def reader(path, select):
+        part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
+        if part and int(part[2]) > 1:
+            allowed = f"the index of all, {part[1]}{path.suffix}.index.json"
+            raise InputError.at("", f"is one of {int(part[2])} parts", allowed)
+        return read(path, select)
+
+    return reader
+
+
 def _read_safetensors(path, select):
-    _check_whole(path)
-    return _read_part(path, select)
-
-
-def _check_whole(path):
-    """InputError for one of several parts."""
-    part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
-    if part and int(part[2]) > 1:
-        raise InputError(
-            allowed=f"the index of all, {part[1]}{path.suffix}.index.json",
-            problem=f"is one of {int(part[2])} parts",
-        )
-
-
-def _read_part(path, select):
     """The tensors of a .safetensors file that `select` chooses, {name: array}."""
     with safetensors.safe_open(path, framework="numpy") as file:
         # Sizes of 0, as tensors of such a file cannot unpack to more than its own size.
@@ -504,9 +472,8 @@ def _read_part(path, select):
 
 
 def _other_type(tensor, dtype):
-    problem = f"is of type {dtype}"
-    hint = "convert it first"
-    return InputError(tensor, str(dtype), _READABLE, problem=problem, hint=hint)
+    error = InputError(tensor, str(dtype), _READABLE, problem=f"is of type {dtype}")
+    return error.inside(hint="convert it first")
 
 
 def _read_orbax(path, select):
@@ -531,15 +498,10 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     places = read_json(path).get("weight_map")
     place = f"weights file {path}"
     if not isinstance(places, dict) or not places:
-        hint = ""
-        if path.name == "config.json":
-            hint = f"did you mean its folder, {path.parent}?"
-        raise InputError(
-            allowed="an index of .safetensors or .bin in parts",
-            problem="has no weight_map",
-            place=place,
-            hint=hint,
-        )
+        is_config = path.name == "config.json"
+        hint = f"did you mean its folder, {path.parent}?" if is_config else ""
+        allowed = "an index of .safetensors or .bin in parts"
+        raise InputError.at(place, "has no weight_map", allowed, hint)
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
     endings = [*_PARTS]
     if ending in _PARTS:
@@ -547,12 +509,8 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix not in endings:
-            raise InputError(
-                value=part,
-                allowed=f"names of {' or '.join(endings)} files beside it",
-                problem=f"names the part {part!r}",
-                place=place,
-            )
+            allowed = f"names of {' or '.join(endings)} files beside it"
+            raise InputError.at(place, f"names the part {part!r}", allowed, value=part)
     return places
 
 
@@ -568,13 +526,12 @@ def _read_parts(path, select):
     for part, names in sorted(names_by_part.items()):
         file = path.parent / part
         if not file.is_file():
-            raise InputError(value=part, problem=f"lacks its part {part} beside it")
+            raise InputError.at("", f"lacks its part {part} beside it", value=part)
         tensors |= _guarded(file, _PARTS, functools.partial(_only, names))
     for name in chosen:
         if name not in tensors:
-            raise InputError(
-                f"its part {part_of[name]}", name, problem=f"lacks tensor {name}"
-            )
+            part = f"its part {part_of[name]}"
+            raise InputError(part, name, problem=f"lacks tensor {name}")
     return tensors
 
 
@@ -610,11 +567,6 @@ def _safetensors_recovery(path):
 
 
 def _read_torch(path, select):
-    _check_whole(path)
-    return _read_torch_part(path, select)
-
-
-def _read_torch_part(path, select):
     """Tensors of a file, or of a part, that PyTorch's save or TorchScript's wrote."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
@@ -623,10 +575,11 @@ def _read_torch_part(path, select):
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise InputError(problem="is a zip archive without a data.pkl")
+            raise InputError.at("", "is a zip archive without a data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names:
-            _check_order(archive.read(f"{folder}byteorder").decode())
+            order = archive.read(f"{folder}byteorder").decode()
+            one_of("byte order", order, ["little"])
         storages = _ZipStorages(archive, folder)
         content = _StateDictUnpickler(archive.read(pickles[0]), storages).load()
         return _read_all(select(content))
@@ -637,18 +590,13 @@ def _read_all(unread):
     return {name: tensor.read() for name, tensor in unread.items()}
 
 
-def _check_order(order):
-    if order != "little":
-        raise InputError("byte order", order, "'little'")
-
-
 def _read_old_torch(file, select):
-    """As `_read_torch_part`, of pickles and storages behind each other."""
+    """As `_read_torch`, of pickles and storages behind each other."""
     storages = _FileStorages(file)
     _unpickled(file, storages)  # the version of the format
     system = _unpickled(file, storages)
     if isinstance(system, dict) and system.get("little_endian") is False:
-        _check_order("big")
+        one_of("byte order", "big", ["little"])
     content = _unpickled(file, storages)
     storages.find(_unpickled(file, storages))
     return _read_all(select(content))
@@ -713,14 +661,18 @@ class _FileStorages:
         return self._file.read(storage.bytes)
 
 
-def _check_opcodes(opcodes: bytes):
-    """Raise UnpicklingError for a pickle that could end the process.
+class _Extent(NamedTuple):
+    """What a pickle would need of the process that loads it."""
 
-    The memo is as long as its highest index, and tuples are hashed one inside the other
-    without a limit.
-    """
+    index: int = 0  # the highest of its memo, which is as long
+    depth: int = 0  # of tuples in each other, which are hashed without a limit
+
+
+def _extent(opcodes: bytes) -> _Extent:
+    """The extent of a pickle, which is not loaded."""
     stack = []  # how deep each object is, None: a mark
     memo = {}
+    deepest = 0
     mark = pickletools.markobject
     for opcode, value, _ in pickletools.genops(opcodes):
         popped = 0
@@ -728,8 +680,6 @@ def _check_opcodes(opcodes: bytes):
             index = value
             if value is None:
                 index = len(memo)
-            if index > len(opcodes):
-                raise pickle.UnpicklingError(f"memo index {index}")
             memo[index] = stack[-1]
             continue
         if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
@@ -743,15 +693,15 @@ def _check_opcodes(opcodes: bytes):
                 popped = max(popped, depth)
         for _ in range([*opcode.stack_before, mark].index(mark)):  # below the mark
             popped = max(popped, stack.pop() or 0)
-        if popped >= DEEPEST:
-            raise pickle.UnpicklingError(f"more than {DEEPEST} tuples in each other")
         if opcode.name == "MARK":
             stack.append(None)
         elif opcode.stack_after:
             depth = popped
             if "TUPLE" in opcode.name:
                 depth += 1
+            deepest = max(deepest, depth)
             stack.append(depth)
+    return _Extent(max(memo, default=0), deepest)
 
 
 class _Storage(NamedTuple):
@@ -841,7 +791,11 @@ class _StateDictUnpickler(pickle.Unpickler):
     """
 
     def __init__(self, opcodes, storages):
-        _check_opcodes(opcodes)
+        index, depth = _extent(opcodes)
+        if index > len(opcodes):
+            raise pickle.UnpicklingError(f"memo index {index}")
+        if depth > DEEPEST:
+            raise pickle.UnpicklingError(f"more than {DEEPEST} tuples in each other")
         super().__init__(io.BytesIO(opcodes))
         self._storages = storages
         self._stored = {}
@@ -868,23 +822,21 @@ class _StateDictUnpickler(pickle.Unpickler):
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):
             raise _other_type("a tensor", "float8, complex64 or another such type")
-        raise InputError(
-            allowed="tensors",
-            problem=f"asks for {module}.{name}",
-            hint="save model.state_dict() alone",
-        )
+        hint = "save model.state_dict() alone"
+        raise InputError.at("", f"asks for {module}.{name}", "tensors", hint)
 
     def persistent_load(self, pid):
         """The storage behind a tensor: pid is (kind, type, file, device, length)."""
         kind, storage, key, _, length, *view = pid
-        if view not in ([], [None]):  # of PyTorch before 0.4
-            raise pickle.UnpicklingError("a storage that is a view of another")
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"persistent id of kind {kind!r}")
-        if type(key) is not str or type(length) is not int:
-            raise pickle.UnpicklingError("a storage without a name or a length")
-        if length < 0:
-            raise pickle.UnpicklingError(f"a storage of {length} elements")
+        is_whole = kind == "storage" and view in ([], [None])  # no view: before 0.4
+        if (
+            not is_whole
+            or type(key) is not str
+            or type(length) is not int
+            or length < 0
+        ):
+            words = f"kind {kind!r}, name {key!r}, length {length!r} and view {view}"
+            raise pickle.UnpicklingError(f"no whole storage, but an id of {words}")
         found = _Storage(key, _STORAGE_DTYPES[storage], length)
         self._storages.check(found)
         return found
@@ -929,13 +881,13 @@ class _StateDictUnpickler(pickle.Unpickler):
 
 _READERS = {
     ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".tar": _read_torch,  # .pth.tar, timm's
-    ".bin": _read_torch,
-    ".ckpt": _read_torch,  # Lightning's
+    ".safetensors": _whole(_read_safetensors),
+    ".pth": _whole(_read_torch),
+    ".pt": _whole(_read_torch),
+    ".tar": _whole(_read_torch),  # .pth.tar, timm's
+    ".bin": _whole(_read_torch),
+    ".ckpt": _whole(_read_torch),  # Lightning's
     ".json": _read_parts,
     ORBAX: _read_orbax,
 }
-_PARTS = {".safetensors": _read_part, ".bin": _read_torch_part}  # of several files
+_PARTS = {".safetensors": _read_safetensors, ".bin": _read_torch}  # of several files

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.models.spec import ModelSpec
@@ -425,12 +425,10 @@ def read_weights(
         names.extend(all_names)
         return _placed_names(names, tower)
 
-    try:
+    with inside(place=f"weights file {path}"):
         state_dict = read_state_dict(path, averaged, choose, checkpoint)
         in_file = ModelSpec(**read_normalization(path))
         return to_timm(state_dict, tower, names)._replace(images=in_file)
-    except InputError as error:
-        raise error.inside(place=f"weights file {path}") from error
 
 
 def read_folder(
@@ -443,10 +441,8 @@ def read_folder(
     file = hub.weights_file(folder)
     path = folder / hub.PROJECTOR
     if path.exists():  # of a model that `save` wrote
-        try:
+        with inside(place=f"weights file {path}"):
             projector = _projector(read_state_dict(path), tower)
-        except InputError as error:
-            raise error.inside(place=f"weights file {path}") from error
         contents = read_weights(file, averaged, checkpoint=checkpoint)
         contents = contents._replace(projector=projector)
     else:
@@ -487,27 +483,10 @@ def to_timm(
     for name, tensor in tensors.items():
         place = places.place(name)
         if place is None:
-            problem = f"has no place in {layout.title}"
-            hint = ""
-            if prefix:
-                problem += f" outside the tower {prefix[:-1]}"
-                hint = choice_of([prefix[:-1]])
-            allowed = "the tensors of a vision transformer"
-            if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
-                hint = "it is a layer with tanh before the head, which no model here "
-                hint += "has: files of fine-tuned models, and AugReg's, have none"
-            raise InputError(
-                f"tensor {name}", allowed=allowed, problem=problem, hint=hint
-            )
-        if place and place in renamed:
-            raise InputError(
-                f"tensors {origin[place]} and {name}",
-                allowed="one of them",
-                problem=f"are the same part, {place}",
-            )
+            raise _without_place(name, layout, prefix)
         if place:
+            _note_name(origin, place, name)
             renamed[place] = tensor
-            origin[place] = name
     try:
         # By both names; None for tensors that were not read.
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
@@ -525,9 +504,34 @@ def to_timm(
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            problem=f"has tensors of other shapes than {layout.title}: {error}"
-        ) from error
+        problem = f"has tensors of other shapes than {layout.title}: {error}"
+        raise InputError.at("", problem) from error
+
+
+def _without_place(name, layout, prefix):
+    """The InputError for a tensor that no part of a model in this layout has."""
+    problem = f"has no place in {layout.title}"
+    hint = ""
+    if prefix:
+        problem += f" outside the tower {prefix[:-1]}"
+        hint = choice_of([prefix[:-1]])
+    if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
+        hint = "it is a layer with tanh before the head, which no model here "
+        hint += "has: files of fine-tuned models, and AugReg's, have none"
+    allowed = "the tensors of a vision transformer"
+    return InputError(f"tensor {name}", None, allowed, problem=problem, hint=hint)
+
+
+def _note_name(origin, part, name):
+    """Note that a tensor is a part. InputError where another one is the same part.
+
+    origin: {part: the tensor's name}, to which it is added
+    """
+    first = origin.setdefault(part, name)
+    if first != name:
+        field = f"tensors {first} and {name}"
+        problem = f"are the same part, {part}"
+        raise InputError(field, None, "one of them", problem=problem)
 
 
 def as_timm(
@@ -575,12 +579,8 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
     count = len({*map(places.block, first.values())} - {None})
     depth = tower and tower.blocks
     if depth and count != depth:
-        raise InputError(
-            "depth",
-            depth,
-            "files of one model",
-            problem=f"is {depth} in {CONFIG}, but the tensors have {count}",
-        )
+        problem = f"is {depth} in {CONFIG}, but the tensors have {count}"
+        raise InputError("depth", depth, "files of one model", problem=problem)
     return [name for name in names if places.place(first[name]) != ""]
 
 
@@ -649,13 +649,7 @@ def _dotted_names(names):
         dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
     origin = {}
     for name, short in dotted.items():
-        if short in origin:
-            raise InputError(
-                f"tensors {origin[short]} and {name}",
-                allowed="one of them",
-                problem=f"are the same part, {short}",
-            )
-        origin[short] = name
+        _note_name(origin, short, name)
     return dotted
 
 
@@ -675,34 +669,24 @@ def _projector(tensors, tower):
     """
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
-            raise InputError(
-                f"tensor {name}",
-                allowed="weight, bias of layers",
-                problem="has no place in a projector",
-            )
-    numbers = sorted({int(name.split(".")[1]) for name in tensors})
+            allowed = "weight, bias of layers"
+            problem = "has no place in a projector"
+            raise InputError(f"tensor {name}", None, allowed, problem=problem)
+    numbers = {int(name.split(".")[1]) for name in tensors}
     if not numbers:
-        raise InputError(
-            allowed="all files of such a model",
-            problem="is a vision tower in a language model, without its projector",
-        )
+        problem = "is a vision tower in a language model, without its projector"
+        raise InputError.at("", problem, "all files of such a model")
     if tower is None and len(numbers) > 1:
-        raise InputError(
-            allowed="its folder",
-            problem=(
-                "has a vision tower and a projector of two layers, as LLaVA's, which "
-                f"reads a layer that {CONFIG} says"
-            ),
-        )
+        problem = "has a vision tower and a projector of two layers, as LLaVA's, which "
+        problem += f"reads a layer that {CONFIG} says"
+        raise InputError.at("", problem, "its folder")
     tower = tower or PALIGEMMA
     layers = []
     for number in range(tower.layers or len(numbers)):
         if number not in numbers:
-            raise InputError(
-                "its projector",
-                allowed="all files of a model",
-                problem=f"lacks layer {number}",
-            )
+            problem = f"lacks layer {number}"
+            allowed = "all files of a model"
+            raise InputError("its projector", None, allowed, problem=problem)
         layer = f"layer {number} of its projector"
         arrays = {}
         for leaf in ("weight", "bias"):
@@ -711,10 +695,10 @@ def _projector(tensors, tower):
                 arrays[leaf] = np.asarray(tensors[name], np.float32)
         weight = arrays.get("weight")
         bias = arrays.get("bias")
-        if tower.bias and bias is None:
-            raise InputError(layer, allowed="one with", problem="has no bias")
-        if tower.bias is False and bias is not None:
-            raise InputError(layer, allowed="one without", problem="has a bias")
+        if tower.bias not in (None, "bias" in arrays):
+            has = "has no bias" if tower.bias else "has a bias"
+            allowed = "one with" if tower.bias else "one without"
+            raise InputError(layer, None, allowed, problem=has)
         fits = weight is not None and weight.ndim == 2
         if fits and layers:
             kernel_before, _ = layers[-1]
@@ -723,18 +707,12 @@ def _projector(tensors, tower):
             fits = bias.shape[:1] == weight.shape[:1]
         if not fits:
             shapes = [array.shape for array in arrays.values()]
-            raise InputError(
-                layer,
-                shapes,
-                "a weight [out, in], in as the layer before has out, a bias [out]",
-                problem=f"has tensors of {' and '.join(map(str, shapes))}",
-            )
+            problem = f"has tensors of {' and '.join(map(str, shapes))}"
+            allowed = "a weight [out, in], in as the layer before has out, a bias [out]"
+            raise InputError(layer, shapes, allowed, problem=problem)
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise InputError(
-                layer,
-                allowed="finite weights",
-                problem="holds a value that is not finite",
-            )
+            problem = "holds a value that is not finite"
+            raise InputError(layer, None, "finite weights", problem=problem)
         kernel = np.ascontiguousarray(weight.T)
         layers.append((kernel, bias))
     return Projector(tuple(layers), tower.gelu, tower.prefix)
@@ -751,35 +729,21 @@ def _layout(tensors):
         if len(prefixes) > 1:
             prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
-            raise InputError(
-                value=prefixes,
-                allowed="one",
-                problem=f"holds {len(prefixes)} vision towers, {', '.join(towers)}",
-                hint=choice_of(_different_starts(prefixes)),
-            )
+            problem = f"holds {len(prefixes)} vision towers, {', '.join(towers)}"
+            hint = choice_of(_different_starts(prefixes))
+            raise InputError.at("", problem, "one", hint, prefixes)
         if prefixes:
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
-    for pattern, kind in FOREIGN:
-        for name in tensors:
-            if re.match(pattern, name):
-                raise InputError(
-                    value=name,
-                    allowed=layouts,
-                    problem=(
-                        f"holds {kind}, as tensor {name} shows, and no vision "
-                        "transformer"
-                    ),
-                )
-    names = ", ".join([*tensors][:SHOWN_NAMES])
-    raise InputError(
-        value=names,
-        allowed=layouts,
-        problem=(
-            f"has tensors, such as {names}, in no layout of a vision transformer here"
-        ),
-    )
+    found = ", ".join([*tensors][:SHOWN_NAMES])
+    problem = f"has tensors, such as {found}, in no layout of a vision transformer here"
+    for pattern, kind in reversed(FOREIGN):
+        for name in filter(re.compile(pattern).match, tensors):
+            found = name
+            problem = f"holds {kind}, as tensor {name} shows, and no vision transformer"
+            break
+    raise InputError.at("", problem, layouts, value=found)
 
 
 def _different_starts(prefixes):
@@ -882,18 +846,14 @@ def _stack(tensors):
             continue
         if lacking:
             missing = parts[lacking[0]]
-            raise InputError(
-                value=missing, problem=f"has tensor {name}, but not {missing}"
-            )
+            problem = f"has tensor {name}, but not {missing}"
+            raise InputError.at("", problem, value=missing)
         stack = [tensors.pop(part) for part in parts.values()]
         shapes = [tensor.shape for tensor in stack]
         if len(set(shapes)) > 1:
-            raise InputError(
-                f"tensors {', '.join(parts.values())}",
-                shapes,
-                "one shape",
-                problem=f"are of {', '.join(map(str, shapes))}",
-            )
+            problem = f"are of {', '.join(map(str, shapes))}"
+            field = f"tensors {', '.join(parts.values())}"
+            raise InputError(field, shapes, "one shape", problem=problem)
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
 
@@ -987,13 +947,9 @@ def _name_head(tensors):
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
-            raise InputError(
-                allowed="CLIP's projection or no head",
-                problem=(
-                    "has a classifier that reads the mean of the patches before the "
-                    "last norm (CLIPForImageClassification), as no model here does"
-                ),
-            )
+            problem = "has a classifier that reads the mean of the patches before the "
+            problem += "last norm (CLIPForImageClassification), as no model here does"
+            raise InputError.at("", problem, "CLIP's projection or no head")
         # SiglipForImageClassification does not use its pool.
         of_pool = [name for name in tensors if name.startswith("attn_pool.")]
         for name in of_pool:
@@ -1004,13 +960,10 @@ def _name_head(tensors):
     norm = tensors.get("norm.weight")
     one_head = head is not None and "head_dist.weight" not in tensors
     if one_head and "dist_token" in tensors:
-        raise InputError(
-            allowed="two heads (DeiTForImageClassificationWithTeacher), or none",
-            problem=(
-                "has a distillation token and only a head of the class token, as "
-                "transformers' DeiTForImageClassification and no model here"
-            ),
-        )
+        problem = "has a distillation token and only a head of the class token, as "
+        problem += "transformers' DeiTForImageClassification and no model here"
+        allowed = "two heads (DeiTForImageClassificationWithTeacher), or none"
+        raise InputError.at("", problem, allowed)
     if head is None or norm is None or head.ndim != 2:
         return
     # A block's norm has the width, as the last norm may be of another shape.
@@ -1018,12 +971,7 @@ def _name_head(tensors):
     if width == head.shape[1]:
         return
     read = head.shape[1]
-    raise InputError(
-        "tensor head.weight",
-        read,
-        "heads that read one vector of that width, or none",
-        problem=(
-            f"reads {read} numbers an image, the tokens have {width}"
-            " (DINOv2's classifiers read the mean of the patches too)"
-        ),
-    )
+    problem = f"reads {read} numbers an image, the tokens have {width}"
+    problem += " (DINOv2's classifiers read the mean of the patches too)"
+    allowed = "heads that read one vector of that width, or none"
+    raise InputError("tensor head.weight", read, allowed, problem=problem)

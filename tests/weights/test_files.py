@@ -693,7 +693,7 @@ IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with th
     ),
     (
         ONE.replace(integer(4) + b"tQ", b"G@\x10" + bytes(6) + b"tQ"),
-        "without a name or a length",
+        "no whole storage.*length 4.0",
     ),
     (ONE + mapping(size=integer(0), read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
