@@ -214,7 +214,7 @@ class CompileOptions(CheckedFields):
     size_images: Any = None
     # how reductions compute: "exact", as the model does, or "fast", where layers are of
     # two bytes: in fewer and cheaper kernels of a GPU (`ops.fast`), which decide alike
-    # but for near ties; no GPU has timed it yet
+    # but for near ties (docs/tables/forms/README.md); no GPU has timed it yet
     reductions: str = fields.choice("exact", REDUCTIONS)
     # whether the program takes uint8 images and normalizes them, so that only a quarter
     # of the bytes is copied to the device
