@@ -6,7 +6,9 @@ import sys
 from imagepiece_jax.common import cache_dirs, signals
 
 # Scripts of their own.
-STUDIES = ("recover", "recover_elsewhere", "recover_sharp", "late", "neighbors")
+STUDIES = (
+    *("recover", "recover_elsewhere", "recover_sharp", "late", "neighbors", "forms"),
+)
 
 if __name__ == "__main__":
     signals.end_process()

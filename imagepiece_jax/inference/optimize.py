@@ -7,7 +7,7 @@ gets the options with which it fuses best. None of that changes what is computed
 rounding. Two choices do. In types of two bytes, GPUs compute exact GELU by tanh
 (`default_gelu`), unless `gelu="exact"` is given. Where cuDNN's attention runs, sizes of
 tokens are in a direction of the keys (`size_direction`), unless `sizes="bias"` is. Both
-change the dense model less than bfloat16 does (docs/tables/gelu, docs/tables/sizes).
+change the dense model less than bfloat16 does (docs/tables/forms).
 
 Some changes were tried and gain nothing: folding scale and bias of layer norms into the
 next product (the program for an H200 is the same, as a norm is one kernel either way),
@@ -201,7 +201,7 @@ class CompileOptions(CheckedFields):
     dtype: str | None = fields.optional(xla_options.layer_dtype())
     # form of GELU; None: the model's, but "tanh" for "exact" in types of two bytes on
     # GPUs, which compute it in the kernel of a product. It changes a model less than
-    # bfloat16 does (docs/tables/gelu/README.md)
+    # bfloat16 does (docs/tables/forms/README.md)
     gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
     attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
     # how proportional attention adds log(size) to logits: by a "bias", which is exact,
@@ -214,7 +214,7 @@ class CompileOptions(CheckedFields):
     size_images: Any = None
     # how reductions compute: "exact", as the model does, or "fast", where layers are of
     # two bytes: in fewer and cheaper kernels of a GPU (`ops.fast`), which decide alike
-    # but for near ties; None: "fast" on GPUs
+    # but for near ties (docs/tables/forms/README.md); None: "fast" on GPUs
     reductions: str | None = fields.optional(fields.choice(allowed=REDUCTIONS))
     # whether the program takes uint8 images and normalizes them, so that only a quarter
     # of the bytes is copied to the device
