@@ -35,7 +35,7 @@ from experiments import parts, study
 from experiments.imagenette import Imagenette
 from experiments.study import Judged
 from imagepiece_jax import cli
-from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common import parallel, rng, timer
 from imagepiece_jax.common.files import (
     check_folder,
     make_folder,
@@ -87,7 +87,7 @@ class Way(NamedTuple):
     lr: float = 1e-3
     class_tokens: float = 0.5
     patches: float = 0.0
-    mixed: float = 0.0
+    mixed: bool = False  # whether MIXED of the images are mixed with another one
     images: int | None = None  # to learn from; None: all of the fold's
     passes: int = 8000  # of images
     learned: str = "photographs"  # or "imagenette"
@@ -135,8 +135,8 @@ WAYS = {
     "all-5e-5": Way("all, 5e-5", "all", 5e-5),
     "kl": Way("base, loss: KL alone", class_tokens=0.0),
     "all-tokens": Way("base, loss: patches, too", patches=0.5),
-    "mixed": Way("base, half of the images mixed", mixed=0.5),
-    "all-5e-5-mixed": Way("all, 5e-5, half mixed", "all", 5e-5, mixed=0.5),
+    "mixed": Way("base, half of the images mixed", mixed=True),
+    "all-5e-5-mixed": Way("all, 5e-5, half mixed", "all", 5e-5, mixed=True),
     "images-50": Way("base, 50 images", images=50),
     "images-100": Way("base, 100 images", images=100),
     "images-250": Way("base, 250 images", images=250),
@@ -160,6 +160,7 @@ LATER_IMAGENETTE = ("three-0.6", "three-0.4", "small-176")
 LATER_STUDENTS = ("shape-0.4", "spread-0.4", "both-0.4")
 SIZES = ("small-208", "small-192", "small-176", "small-160")
 RIVALS = SIZES[1:]  # that R2 may compare
+MIXED = 0.5  # share of the images that are mixed with another one
 RANK = 32
 IMAGENETTE_LEARNED = 500
 DIGITS = 6
@@ -421,7 +422,7 @@ def fit_of(vit, teacher, way: Way | None, seed: int, batch_size: int):
     way: None: nothing is trained
     """
     fields = {"steps": 1, "class_tokens": 0.0}
-    options = {}
+    kind = recovery_step.Fit
     if way is not None:
         fields = {
             "steps": math.ceil(way.passes / batch_size),
@@ -429,15 +430,49 @@ def fit_of(vit, teacher, way: Way | None, seed: int, batch_size: int):
             "lr": way.lr,
             "class_tokens": way.class_tokens,
             "patches": way.patches,
-            "mixed": way.mixed,
         }
+        if way.mixed:
+            kind = Mixed
         if way.parameters == "lora":
+            kind = Adapters
             fields["parameters"] = "all"
-            options = {"split": functools.partial(adapters, seed=seed), "join": folded}
     recipe = recovery_step.Recipe(batch_size=batch_size, seed=seed, **fields)
-    fit = recovery_step.Fit(vit, recipe, teacher, **options)
+    fit = kind(vit, recipe, teacher)
     fit.comparison = Comparison(vit, recipe)  # before anything is compiled
     return fit
+
+
+class Mixed(recovery_step.Fit):
+    """A Fit of which MIXED of the images are mixed with another one of the batch."""
+
+    def seen(self, images, step):
+        places = parallel.positions(len(images))
+        keys = rng.sample_keys(self.recipe.seed, step, places, rng.Purpose.MIX)
+        return mix(images, parallel.reverse(images), keys, MIXED)
+
+
+def mix(images, partners, keys, share):
+    """Mix some of the images with partners, as weighted means.
+
+    images, partners: [B, H, W, 3]
+    keys: [B], a random key for each image
+    share: share of the images that are mixed
+    Source: mixup, Zhang et al., 2018, with Beta(1, 1).
+    """
+    drawn = jax.vmap(lambda key: rng.uniform(key, (2, 1, 1, 1)))(keys)
+    chosen = drawn[:, 0] < share
+    amount = jnp.where(chosen, drawn[:, 1], 1.0)
+    return amount * images + (1 - amount) * partners
+
+
+class Adapters(recovery_step.Fit):
+    """A Fit that trains LoRA's factors, in place of parameters."""
+
+    def trained_of(self, params):
+        return adapters(params, self.recipe.seed)
+
+    def joined(self, params, trained):
+        return folded(params, trained)
 
 
 def adapters(params, seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -447,13 +482,13 @@ def adapters(params, seed: int) -> dict[str, dict[str, np.ndarray]]:
 
     Source: Hu et al., 2022, with a scale of 1.
     """
-    rng = np.random.default_rng(seed)
+    draws = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(params, sep="/")
     found = {}
     for path, leaf in sorted(leaves.items()):
         if path.startswith("blocks_") and path.endswith("/kernel"):
             rows, columns = leaf.shape
-            a = rng.normal(0, rows**-0.5, (rows, RANK))
+            a = draws.normal(0, rows**-0.5, (rows, RANK))
             b = np.zeros((RANK, columns), np.float32)
             found[path] = {"a": a.astype(np.float32), "b": b}
     return found

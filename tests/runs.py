@@ -108,7 +108,6 @@ def compile_recoveries_once(patch):
     patch: as that of `compile_once`
     """
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.models.parts import with_trained
     from imagepiece_jax.training import recovery_step
 
     programs = {}
@@ -116,9 +115,7 @@ def compile_recoveries_once(patch):
 
     def compiled(fn, **options):
         fit = getattr(fn, "__self__", None)
-        if not isinstance(fit, recovery_step.Fit):
-            return pmap(fn, **options)
-        if fit.join is not with_trained:
+        if type(fit) is not recovery_step.Fit:
             return pmap(fn, **options)
         key = (
             options["program"],

@@ -220,7 +220,7 @@ def learned_cost(course: "Course", dense: Pretrained, images: int) -> RecoveredC
     if form.recovered:  # with whose numbers it started, also of what is not trained now
         numbers = form.recovered.numbers
         if numbers is None:  # of an earlier version
-            numbers = numbers_of(fit.split(form.variables["params"]))
+            numbers = numbers_of(fit.trained_of(form.variables["params"]))
     if course.changed:
         numbers = {**numbers, **numbers_of(course.trained)}
     return RecoveredCost(

@@ -5,13 +5,11 @@ images.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -26,7 +24,6 @@ from imagepiece_jax.common.fields import (
     weight,
 )
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import Purpose, sample_keys, uniform
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
 from imagepiece_jax.models.pretrained import Pretrained
@@ -49,7 +46,6 @@ class Recipe(CheckedFields):
     lr: float = number(1e-3, above=0)  # the first learning rate; it falls to 0
     class_tokens: float = weight(0.5)  # weight of class tokens in the loss
     patches: float = weight(0.0)  # weight of the features of patches in the loss
-    mixed: float = rate(0.0)  # share of the images that are mixed with another image
     # smallest and largest share of an image's area that a random crop covers
     area: tuple[float, float] = several((0.4, 1.0), rate(), "two shares", 2)
 
@@ -88,8 +84,6 @@ class Fit:
     vit: the model to recover
     teacher: the model whose answers it learns. It may take larger images, which are
         resized for the student. None: the model's own dense form
-    split: function from all parameters to those that are trained; None: by the recipe
-    join: function from all parameters and the trained ones to the student's
     like: a Fit of another reduction of the same variables, whose copies of them and
         held-out images it shares
     """
@@ -99,8 +93,6 @@ class Fit:
         vit: Pretrained,
         recipe: Recipe,
         teacher: Pretrained | None = None,
-        split: Callable[[Any], Any] | None = None,
-        join: Callable[[Any, Any], Any] = with_trained,
         like: "Fit | None" = None,
     ):
         teacher = teacher or vit.with_reduction(None)
@@ -120,11 +112,6 @@ class Fit:
         self.model = vit.model
         self.dense = teacher.model
         self.comparison = Comparison(vit, recipe)
-        self.split = split
-        self.join = join
-        if split is None:
-            part = recipe.parameters
-            self.split = functools.partial(trained_part, part=part)
         self.adam = optax.scale_by_adam()
         self.start()
         self._step = parallel.pmap(
@@ -135,7 +122,7 @@ class Fit:
 
     def start(self):
         """Set the state to that of the first step."""
-        trained = self.split(self.vit.variables["params"])
+        trained = self.trained_of(self.vit.variables["params"])
         moments = jax.jit(self.adam.init)(jax.device_put(trained))
         self.state = parallel.replicate(State(trained, moments))
 
@@ -178,17 +165,13 @@ class Fit:
         """The student's present variables, on the host."""
         trained = parallel.unreplicate(self.state.trained)
         before = self.vit.variables
-        params = jax.device_get(self.join(before["params"], trained))
+        params = jax.device_get(self.joined(before["params"], trained))
         return {**before, "params": params}
 
     def _train_step(self, state, weights, pixels, rate, step):
         """(the next State, the loss) of a step, on one device."""
         student, teacher = weights
-        images = self._normalized(pixels)
-        if self.recipe.mixed:
-            places = parallel.positions(len(images))
-            keys = sample_keys(self.recipe.seed, step, places, Purpose.MIX)
-            images = mix(images, parallel.reverse(images), keys, self.recipe.mixed)
+        images = self.seen(self._normalized(pixels), step)
         targets = self.targets_of(teacher, images)
 
         def loss_of(trained):
@@ -212,13 +195,25 @@ class Fit:
     def _normalized(self, pixels):
         return normalize(pixels, self.model.mean, self.model.std)
 
+    def trained_of(self, params):
+        """The parameters that are trained, of all of the student's."""
+        return trained_part(params, self.recipe.parameters)
+
+    def joined(self, params, trained):
+        """All parameters of the student, with the trained ones in their places."""
+        return with_trained(params, trained)
+
+    def seen(self, images, step):
+        """The images of a step as both models see them, from normalized ones."""
+        return images
+
     def targets_of(self, variables, images):
         """The teacher's answers for normalized images."""
         return answers(self.dense, variables, images, self.comparison.read)
 
     def answers_of(self, variables, trained, images):
         """The student's answers for normalized images, resized to its size."""
-        params = self.join(variables["params"], trained)
+        params = self.joined(variables["params"], trained)
         batch, *size, channels = images.shape
         student_size = sides(self.vit.image_size)
         if tuple(size) != student_size:
@@ -235,17 +230,3 @@ def _are_same(variables, others) -> bool:
     if len(ours) != len(theirs):
         return False
     return all(one is other for one, other in zip(ours, theirs, strict=True))
-
-
-def mix(images, partners, keys, share):
-    """Mix some of the images with partners, as weighted means.
-
-    images, partners: [B, H, W, 3]
-    keys: [B], a random key for each image
-    share: share of the images that are mixed
-    Source: mixup, Zhang et al., 2018, with Beta(1, 1).
-    """
-    drawn = jax.vmap(lambda key: uniform(key, (2, 1, 1, 1)))(keys)
-    chosen = drawn[:, 0] < share
-    amount = jnp.where(chosen, drawn[:, 1], 1.0)
-    return amount * images + (1 - amount) * partners

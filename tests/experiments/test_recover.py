@@ -21,7 +21,7 @@ import imagepiece_jax
 from experiments import parts, recover, recover_elsewhere
 from experiments.recover import CHOSEN, Cell, Student, Way
 from experiments.study import selected
-from imagepiece_jax.common import timer
+from imagepiece_jax.common import rng, timer
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
@@ -708,3 +708,21 @@ def test_the_pages_minutes_are_those_of_the_study():
     assert f"{promised} on 2 CPU cores" in line
     page = (markdown.ROOT / "docs" / "recovery.md").read_text("utf-8")
     assert f"{promised}utes on two cores of an AMD EPYC" in page
+
+
+def test_images_are_mixed_by_their_places_in_the_batch():
+    """Mirrored partners, a draw for each image, whatever the devices."""
+    images = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
+    keys = rng.sample_keys(3, 5, np.arange(6), rng.Purpose.MIX)
+    mix = tiny.compiled(recover.mix, static_argnums=3)
+    draw = tiny.compiled(jax.vmap(lambda key: rng.uniform(key, (2,))))
+    whole = mix(images, images[::-1], keys, 0.5)
+    part = mix(images[2:4], images[2:4][::-1], keys[2:4], 0.5)
+    np.testing.assert_array_equal(whole[2:4], part)
+    draws = draw(keys)
+    chosen = draws[:, 0] < 0.5
+    assert 0 < chosen.sum() < 6
+    for place in range(6):
+        amount = draws[place, 1] if chosen[place] else 1.0
+        by_hand = amount * images[place] + (1 - amount) * images[5 - place]
+        np.testing.assert_allclose(whole[place], by_hand, rtol=1e-5, atol=1e-6)

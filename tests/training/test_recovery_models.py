@@ -156,7 +156,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
 
         return jax.value_and_grad(loss, has_aux=True)(trained)
 
-    trained = fit.split(vit.variables["params"])
+    trained = fit.trained_of(vit.variables["params"])
     (loss, measure), gradient = step(trained, vit.variables, images)
     leaves = jax.tree.leaves(gradient)
     assert leaves
