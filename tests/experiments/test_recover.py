@@ -18,7 +18,7 @@ import scipy.stats
 from PIL import Image
 
 import imagepiece_jax
-from experiments import parts, recover, recover_elsewhere
+from experiments import parts, recover
 from experiments.recover import CHOSEN, Cell, Student, Way
 from experiments.study import selected
 from imagepiece_jax.common import rng, timer
@@ -491,14 +491,6 @@ def test_pages_give_the_figures_of_the_committed_runs():
     figures |= lost_elsewhere("three-0.6")
     lost = {name: each for name, each in figures.items() if name.startswith("three")}
     assert not markdown.lacking(lost, "docs/comparison.md", "Recovered")
-    names = ["dense.off", "three-0.5.from-imagenette", "small-176.from-imagenette"]
-    for name in names:
-        run = lines.committed(recover_elsewhere.FOLDER)[f"imagenette.{name}.A"]
-        by_class = run["classes"].values()
-        found, images = np.sum([*by_class], axis=0)
-        figures[name] = f"{100 * found / images:.1f}"
-    own = {name: figures[name] for name in names[:2]}
-    assert not markdown.lacking(own, "README.md")
 
 
 def test_what_is_left_after_recovery_is_that_of_the_committed_runs():
