@@ -76,9 +76,7 @@ class FeatureFolder:
             for image in images:
                 if "\n" in image:
                     problem = "has a line break in its name"
-                    raise InputError(
-                        problem=problem, place=repr(image), hint="rename it"
-                    )
+                    raise InputError.at(repr(image), problem, hint="rename it")
                 line = os.fsencode(image) + b"\n"
                 digest.update(line)
                 file.write(line)
@@ -86,15 +84,10 @@ class FeatureFolder:
             found = {"count": count, "digest": digest.hexdigest()}
             started = self.info.get("images", found)
             if started != found:
-                raise InputError(
-                    "images",
-                    count,
-                    problem=(
-                        f"has {count} photographs, others than the {started['count']} "
-                        f"that {self.path} was started with"
-                    ),
-                    hint=f"{self.path / PATHS} names those",
-                )
+                problem = f"has {count} photographs, others than the "
+                problem += f"{started['count']} that {self.path} was started with"
+                hint = f"{self.path / PATHS} names those"
+                raise InputError("images", count, problem=problem, hint=hint)
         return found
 
     def paths(self) -> "Paths":
@@ -118,12 +111,9 @@ def check_folder(path: pathlib.Path):
     if INFO in names and KEY not in files.read_json(path / INFO):
         others.append(INFO)
     if others:
-        raise InputError(
-            value=others[0],
-            allowed="a new or empty folder, or one of features",
-            problem=f"holds {others[0]}",
-            place=path,
-        )
+        other = others[0]
+        allowed = "a new or empty folder, or one of features"
+        raise InputError.at(path, f"holds {other}", allowed, value=other)
 
 
 class Paths:

@@ -661,15 +661,12 @@ class _FileStorages:
         return self._file.read(storage.bytes)
 
 
-class _Extent(NamedTuple):
-    """What a pickle would need of the process that loads it."""
+def _extent(opcodes: bytes) -> tuple[int, int]:
+    """What loading a pickle would need: (highest memo index, depth of tuples).
 
-    index: int = 0  # the highest of its memo, which is as long
-    depth: int = 0  # of tuples in each other, which are hashed without a limit
-
-
-def _extent(opcodes: bytes) -> _Extent:
-    """The extent of a pickle, which is not loaded."""
+    The memo is as long as its highest index, and tuples are hashed one inside the other
+    without a limit.
+    """
     stack = []  # how deep each object is, None: a mark
     memo = {}
     deepest = 0
@@ -701,7 +698,7 @@ def _extent(opcodes: bytes) -> _Extent:
                 depth += 1
             deepest = max(deepest, depth)
             stack.append(depth)
-    return _Extent(max(memo, default=0), deepest)
+    return max(memo, default=0), deepest
 
 
 class _Storage(NamedTuple):

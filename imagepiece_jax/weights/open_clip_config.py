@@ -94,9 +94,8 @@ def _of_tower(vision, model):
     )
     depth = vision["layers"]
     if not isinstance(depth, int):
-        raise InputError(
-            "vision_cfg.layers", depth, problem="is a list, which is a ResNet's"
-        )
+        problem = "is a list, which is a ResNet's"
+        raise InputError("vision_cfg.layers", depth, problem=problem)
     sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
     sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
     return spec, sizes | {"num_classes": model["embed_dim"]}
