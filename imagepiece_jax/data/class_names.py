@@ -288,8 +288,9 @@ def checked_names(names, classes):
     if not listed or isinstance(names, str):
         raise InputError("class_names", names, allowed)
     if len(names) != classes:
-        problem = f"has length {len(names)}"
-        raise InputError("class_names", len(names), allowed, problem=problem)
+        raise InputError(
+            "class_names", len(names), allowed, problem=f"has length {len(names)}"
+        )
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
             problem = f"has {name!r} for class {label}"

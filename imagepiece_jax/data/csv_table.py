@@ -59,11 +59,11 @@ def open_csv(
             has_split = _has_split(path, split, table)
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
-                    problem = (
-                        f"has more fields than the {len(table.fieldnames)} columns"
+                    raise InputError.at(
+                        "",
+                        f"has more fields than the {len(table.fieldnames)} columns",
+                        hint="text with a comma must stand in double quotes",
                     )
-                    hint = "text with a comma must stand in double quotes"
-                    raise InputError.at("", problem, hint=hint)
                 row_split = "val"
                 if has_split:
                     row_split = (fields["split"] or "").strip()
@@ -106,14 +106,17 @@ def open_csv(
         files = split_files(root, stored, split, path)
         labels = [-1] * len(files)
     if not files:
-        problem = f"has no row with split {split!r}"
-        raise InputError.at(path, problem, hint="each split needs images")
+        raise InputError.at(
+            path, f"has no row with split {split!r}", hint="each split needs images"
+        )
     num_classes = num_classes or highest + 1
     absent = {*range(num_classes)} - {*labels}
     if absent and split == "train" and labeled:
-        problem = f"has no training image with label {min(absent)}"
-        hint = f"each of the {num_classes} classes needs some"
-        raise InputError.at(path, problem, hint=hint)
+        raise InputError.at(
+            path,
+            f"has no training image with label {min(absent)}",
+            hint=f"each of the {num_classes} classes needs some",
+        )
     class_names = None
     if names:
         by_label = {label: name for label, (name, _) in names.items()}
@@ -138,8 +141,9 @@ def _check_again(file, row, first):
         fault = f"its labels differ, {first.label} and {row.label}"
     else:
         fault = "a test image must count once"
-    problem = f"names {file!r} again (line {first.line})"
-    raise InputError.at("", problem, "", fault, file)
+    raise InputError.at(
+        "", f"names {file!r} again (line {first.line})", "", fault, file
+    )
 
 
 def _has_split(path, split, table):
@@ -154,9 +158,11 @@ def _has_split(path, split, table):
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
-        problem = f"has no column {min(missing)!r} (found: {columns})"
-        allowed = "the columns filename and label, separated by commas"
-        raise InputError.at(path, problem, allowed)
+        raise InputError.at(
+            path,
+            f"has no column {min(missing)!r} (found: {columns})",
+            "the columns filename and label, separated by commas",
+        )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
         problem = "has no column 'split', so its images can only be tested on"

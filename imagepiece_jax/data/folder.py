@@ -322,9 +322,11 @@ def _check_links(root, folders, owners):
 def _same_folder(root, folder, first):
     """The InputError for a class's folder that is another class's, too."""
     place = f"folder {os.path.join(root, folder)}"
-    problem = f"is the same as {os.path.join(root, first)}, or in it, by a link"
-    hint = "each class needs images of its own, in train and in val"
-    return InputError.at(place, problem, hint=hint)
+    return InputError.at(
+        place,
+        f"is the same as {os.path.join(root, first)}, or in it, by a link",
+        hint="each class needs images of its own, in train and in val",
+    )
 
 
 def _has_labeled_tests(root, inside):
@@ -358,8 +360,9 @@ def _unlabeled_files(root, split, inside):
     for real, folder in found.folders.items():
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
             place = f"folder {os.path.join(root, folder)}"
-            problem = f"is a part of {tested}, by a link"
-            raise InputError.at(place, problem, hint="training needs others")
+            raise InputError.at(
+                place, f"is a part of {tested}, by a link", hint="training needs others"
+            )
     if not found.images:
         raise no_image(os.path.join(root, read))
     _log_left_out(root, found.left_out)

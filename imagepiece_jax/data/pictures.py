@@ -130,8 +130,9 @@ def rgb(image) -> np.ndarray:
     if isinstance(image, str) and "*" in image and not os.path.exists(image):
         raise NoImage.at(image, "is a pattern", "paths of files")
     if isinstance(image, str) and os.path.isdir(image):
-        allowed = "a file, or a list of the folder's files"
-        raise InputError.at(image, "is a folder", allowed)
+        raise InputError.at(
+            image, "is a folder", "a file, or a list of the folder's files"
+        )
     if isinstance(image, bytes):
         return decode.decode(io.BytesIO(image), "the image", upright=True)
     if isinstance(image, FILES):
@@ -144,8 +145,9 @@ def rgb(image) -> np.ndarray:
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
-            problem = f"is a PIL image that cannot be read: {error}"
-            raise InputError("images", problem=problem) from error
+            raise InputError(
+                "images", problem=f"is a PIL image that cannot be read: {error}"
+            ) from error
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
@@ -162,8 +164,9 @@ def _content(file):
     try:
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
-        problem = f"is an open file that cannot be read: {error}"
-        raise InputError("images", problem=problem) from error
+        raise InputError(
+            "images", problem=f"is an open file that cannot be read: {error}"
+        ) from error
     if not isinstance(content, bytes):
         kind = type(content).__name__
         allowed = 'binary files, open(path, "rb")'
@@ -253,8 +256,9 @@ def _photographs(paths):
     paths = [os.path.expanduser(path) for path in paths]
     for path in paths:
         if not os.path.exists(path):
-            problem = f"is {path}, which does not exist"
-            raise InputError("images", path, SOURCES, problem=problem)
+            raise InputError(
+                "images", path, SOURCES, problem=f"is {path}, which does not exist"
+            )
         if path.endswith(".csv"):
             problem = f"is {path}, which is no image"
             hint = f"did you mean csv:{path}?"
@@ -271,8 +275,9 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words:
-        hint = "name image files or folders"
-        raise InputError.at("", "no images are named", hint=hint)
+        raise InputError.at(
+            "", "no images are named", hint="name image files or folders"
+        )
     files = []
     for path in map(pathlib.Path, words):
         if path.is_dir():
@@ -319,8 +324,9 @@ def check_there(names: Iterable[str]):
     """Raise InputError for the first of the `names` of `listed` that is not there."""
     for name in names:
         if not os.path.exists(_path_of(name)):
-            problem = f"is {name}, which does not exist"
-            raise InputError("images", name, LISTED, problem=problem)
+            raise InputError(
+                "images", name, LISTED, problem=f"is {name}, which does not exist"
+            )
 
 
 def _path_of(name):

@@ -75,8 +75,9 @@ class FeatureFolder:
         with files.replacing(self.path / PATHS) as new, open(new, "wb") as file:
             for image in images:
                 if "\n" in image:
-                    problem = "has a line break in its name"
-                    raise InputError.at(repr(image), problem, hint="rename it")
+                    raise InputError.at(
+                        repr(image), "has a line break in its name", hint="rename it"
+                    )
                 line = os.fsencode(image) + b"\n"
                 digest.update(line)
                 file.write(line)

@@ -111,10 +111,12 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         facts = read_facts(path)
         if {"jax", "exported"} <= {*facts}:
             reason += f"; jax {facts['jax']} exported it on {facts['exported']}"
-        problem = f"is no program that jax {version} reads {reason}"
-        allowed = "complete files of this jax, or of one at most six months older"
-        hint = "export the weights again, for longer as ONNX"
-        raise InputError.at(path, problem, allowed, hint) from error
+        raise InputError.at(
+            path,
+            f"is no program that jax {version} reads {reason}",
+            "complete files of this jax, or of one at most six months older",
+            "export the weights again, for longer as ONNX",
+        ) from error
     return program
 
 

@@ -167,8 +167,9 @@ def _device(value):
         return jax.local_devices(backend=platform or "none")[int(number or 0)]
     devices = *jax.local_devices(), *jax.devices("cpu")
     here = sorted({device.platform for device in devices})
-    allowed = f"a jax.Device, or a platform of this process: {', '.join(here)}"
-    raise InputError("", value, allowed)
+    raise InputError(
+        "", value, f"a jax.Device, or a platform of this process: {', '.join(here)}"
+    )
 
 
 def _of_type(kind):

@@ -197,8 +197,9 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     problem = "has no weights file"
     if names:
         problem = f"has {len(names)} weights files, {', '.join(names)}"
-    allowed = f"one, such as {WEIGHTS[0]}"
-    raise InputError.at(f"folder {folder}", problem, allowed, value=names)
+    raise InputError.at(
+        f"folder {folder}", problem, f"one, such as {WEIGHTS[0]}", value=names
+    )
 
 
 def fetched(text):

@@ -318,8 +318,7 @@ def read_source(
     place = f"{kind} {hub.path_text(path)}"
     if checkpoint in runs.KINDS and kind != "run":
         problem = f"is {checkpoint!r}, but {place} is no run"
-        hint = "leave it out"
-        raise InputError("checkpoint", checkpoint, problem=problem, hint=hint)
+        raise InputError("checkpoint", checkpoint, problem=problem, hint="leave it out")
     if kind == "weights file":
         spec = ModelSpec(name=registry.name_of_file(path))
         fields = {"spec": spec}

@@ -71,9 +71,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     if path.exists():
         config = read_json(path)
     if (folder / ADAPTER).exists() or "peft_type" in config:
-        problem = "holds a peft adapter, which has only the changes to a model"
-        allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
-        raise InputError.at(folder, problem, allowed)
+        raise InputError.at(
+            folder,
+            "holds a peft adapter, which has only the changes to a model",
+            "the folder that merge_and_unload().save_pretrained(..) writes",
+        )
     if not path.exists():
         raise _without_config(folder)
     if not config:
@@ -114,9 +116,11 @@ def _without_config(folder):
             return InputError.at(folder, f"is in the run {run}", allowed)
     if files := hub.weights_files(folder):
         names = ", ".join(file.name for file in files)
-        problem = f"has weights ({names}), but no {RUN_CONFIG}"
-        hint = f"name the file that you mean, such as {files[0]}"
-        return InputError.at(f"folder {folder}", problem, hint=hint)
+        return InputError.at(
+            f"folder {folder}",
+            f"has weights ({names}), but no {RUN_CONFIG}",
+            hint=f"name the file that you mean, such as {files[0]}",
+        )
     return InputError.at(f"folder {folder}", f"has no {RUN_CONFIG}", ALLOWED)
 
 
@@ -137,9 +141,11 @@ def read_checkpoint(
         wanted = [name for name in table if name.startswith(names)]
         if wanted or not averaged:
             return wanted
-        problem = "has no averaged weights, as its ema_decay was 0"
-        allowed = "runs with averages, or its weights as they are"
-        raise InputError.at(f"run {folder}", problem, allowed)
+        raise InputError.at(
+            f"run {folder}",
+            "has no averaged weights, as its ema_decay was 0",
+            "runs with averages, or its weights as they are",
+        )
 
     if not (folder / CHECKPOINTS).exists():
         read_config(folder)  # which raises the error for a folder that is no run

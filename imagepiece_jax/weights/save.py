@@ -133,8 +133,9 @@ def checked_folder(folder):
         if folder.exists():
             names = sorted([file.name for file in folder.iterdir()])
     except OSError as error:
-        problem = f"is not a folder ({error.strerror})"
-        raise InputError.at(folder, problem, allowed) from error
+        raise InputError.at(
+            folder, f"is not a folder ({error.strerror})", allowed
+        ) from error
     others = [name for name in names if name not in FILES]
     if names and (others or not hub.has_key(folder, OURS)):
         found = (others or names)[0]

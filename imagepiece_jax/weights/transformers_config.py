@@ -370,8 +370,9 @@ def _resized(size, default_to_square):
     if {*given} == {"shortest_edge"}:
         return _square(given["shortest_edge"]), False
     if {*given} != {"height", "width"}:
-        allowed = "a shortest_edge alone, or a height and a width"
-        raise InputError("size", dict(size), allowed)
+        raise InputError(
+            "size", dict(size), "a shortest_edge alone, or a height and a width"
+        )
     return _square(given), True
 
 
