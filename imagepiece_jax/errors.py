@@ -123,20 +123,26 @@ def short_traceback(function):
 
     An InputError is a mistake in what the caller gave, which frames of this package and
     the error that it was noticed by do not explain; a keyword argument that `function`
-    does not have is one, too. A RunError, such as of a full disk, is shown in the same
-    way. Any other error keeps its traceback, and so do all with JAX's own switch,
-    JAX_TRACEBACK_FILTERING=off.
+    does not have is one, too, and so is an argument without the name that it needs. A
+    RunError, such as of a full disk, is shown in the same way. Any other error keeps
+    its traceback, and so do all with JAX's own switch, JAX_TRACEBACK_FILTERING=off.
     """
 
     parameters = inspect.signature(function).parameters
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     names = [name for name in parameters if name != "self"]
+    by_name = []
+    for each in parameters.values():
+        if each.kind is each.KEYWORD_ONLY:
+            by_name.append(each.name)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         try:
             if not takes_any:  # else the function checks them
                 check_names(kwargs, names)
+            if by_name:
+                _check_named(args, [*parameters], by_name)
             return function(*args, **kwargs)
         except (InputError, RunError) as error:
             jax = sys.modules.get("jax")  # not every caller has imported it
@@ -145,6 +151,16 @@ def short_traceback(function):
             raise error.with_traceback(None) from None
 
     return call
+
+
+def _check_named(args, parameters, by_name):
+    """Raise InputError for an argument without a name where only names are taken."""
+    unnamed = args[parameters.index(by_name[0]) :]
+    if unnamed:
+        number = len(args) - len(unnamed) + (parameters[0] != "self")
+        allowed = ", ".join([f"{name}=.." for name in by_name])
+        problem = f"is {unnamed[0]!r}, without the name of what it is"
+        raise InputError(f"argument {number}", unnamed[0], allowed, problem=problem)
 
 
 def flags_of(*fields):
@@ -203,6 +219,12 @@ def one_of(name, value, options):
         listed = ", ".join(map(str, options))
         raise InputError(name, value, listed)
     return options[value] if isinstance(options, dict) else value
+
+
+def check_truth(name, value):
+    """Raise InputError, about the field `name`, for anything but True and False."""
+    if not isinstance(value, bool):  # 1 == True
+        raise InputError(name, value, "True, False")
 
 
 def whole_numbers(name, words):

@@ -31,6 +31,7 @@ CALLS = {
     "normalize": lambda vit: imagepiece_jax.normalize("cat.jpg", 0, 1),
     "save": lambda vit: imagepiece_jax.save("hf://a/b", vit),
     "step": lambda vit: imagepiece_jax.recover(vit, "photos", step=100),
+    "unnamed": lambda vit: imagepiece_jax.Predictor(vit, 32),
 }
 
 
@@ -56,11 +57,16 @@ def test_a_mistake_shows_the_callers_line_alone(vit, name):
             "layer is unknown; did you mean layers?",
         ),
         (
+            CALLS["unnamed"],
+            "argument 2 is 32, without the name of what it is; allowed: labels=.., "
+            "top=.., batch_size=.., resize=.., threads=..",
+        ),
+        (
             lambda vit: vit.at_size(pixels=32),
             "pixels is unknown; allowed: image_size",
         ),
     ],
-    ids=["recover", "features", "at_size"],
+    ids=["recover", "features", "Predictor", "at_size"],
 )
 def test_a_mistyped_argument_is_told_what_was_meant(vit, call, text):
     with pytest.raises(InputError) as caught:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import reprlib
 import shutil
 import stat
 import subprocess
@@ -101,6 +102,14 @@ def _lock(file):
     except ImportError as error:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from error
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def check_is_path(field, value):
+    """Raise InputError for what names no file or folder, whether it is there or not."""
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        problem = f"is {reprlib.repr(value)}, of type {type(value).__name__}"
+        allowed = "a string or a pathlib.Path, without a NUL byte"
+        raise InputError(field, value, allowed, problem=problem)
 
 
 @contextlib.contextmanager

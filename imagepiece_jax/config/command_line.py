@@ -251,8 +251,9 @@ def _check_sweep():
     if typed and fields.number_in(typed) is None:  # a number is the cost of each
         others.append("--reduction")
     if others:
-        problem = f"is given with {others[0]}"
-        raise InputError("--sweep", None, "one of the two", problem=problem)
+        raise InputError(
+            "--sweep", None, "one of the two", problem=f"is given with {others[0]}"
+        )
 
 
 def _unknown(name):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import GONE, InputError, closest
+from imagepiece_jax.errors import GONE, InputError, closest, inside
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -59,7 +59,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         get_config = runpy.run_path(str(file)).get("get_config")
         if not get_config:
             hint = "see configs/deit_s.py for an example"
-            raise InputError(problem="has no function get_config()", hint=hint)
+            raise InputError.at("", "has no function get_config()", hint=hint)
         if argument and not inspect.signature(get_config).parameters:
             allowed = "none, because get_config() in this file takes no argument"
             raise InputError("argument", argument, allowed)
@@ -128,13 +128,11 @@ def _put_cost(config, text, named):
 
     share = literal(text) if isinstance(text, str) else text
     written = config.reduction.to_dict()
-    try:
+    with inside("config"):
         if written["name"] == AUTO or (written["name"] == DENSE.name and not named):
             reduction = Reduction.read(written | {"name": AUTO, "macs": share})
         else:
             reduction = Reduction.read(written).with_cost(share)
-    except InputError as error:
-        raise error.inside("config") from error
     left = {"prop_attn", *reduction.method.named_fields()}
     fields = {field: value for field, value in written.items() if field in left}
     fields |= {"name": reduction.name, "macs": reduction.method.macs}
@@ -199,10 +197,9 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         raise _no_such_field(config, field) from None
     path = f"config.{field}"
     if kind not in PARSERS:
-        fields = ", ".join(group[leaf]) if kind is type(config) else ""
-        hint = (
-            f"set one of its fields: {fields}" if fields else "set it in a config file"
-        )
+        hint = "set it in a config file"
+        if kind is type(config) and group[leaf]:
+            hint = f"set one of its fields: {', '.join(group[leaf])}"
         raise InputError(path, kind, problem=f"is of type {kind.__name__}", hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
@@ -227,10 +224,8 @@ def fields_of_text(text: str) -> list:
     """
     from imagepiece_jax.reduction.reduction import split_text  # imports JAX
 
-    try:
+    with inside("config.reduction"):
         fields = split_text(text)
-    except InputError as error:
-        raise error.inside("config.reduction") from error
     name = fields.pop("name")
     return [name, *((f"reduction.{field}", typed) for field, typed in fields.items())]
 
@@ -339,7 +334,7 @@ def _no_such_file(file, argument):
     if stem in stems:
         suffix = f":{argument}" if argument else ""
         hint = f"did you mean {folder / stem}.py{suffix}?"
-    return InputError(problem=problem, place=f"config file {file}", hint=hint)
+    return InputError.at(f"config file {file}", problem, hint=hint)
 
 
 def _no_such_field(config, field):
@@ -385,4 +380,4 @@ def _raised(error, file, path):
         hint = f"did you mean {similar[1]}?"
     reason, _, _ = reason.partition("\n")
     reason, _, _ = reason.partition(". Other fields present")  # of all groups
-    return InputError(problem=f"raises {kind}: {reason}", place=place, hint=hint)
+    return InputError.at(place, f"raises {kind}: {reason}", hint=hint)

@@ -120,8 +120,7 @@ def labeled_images(
     if not vit.model.num_classes:
         allowed = "weights with a head, which training from these gives"
         hint = "or take their vectors by `features`"
-        problem = "has no classes"
-        raise InputError("", None, allowed, problem=problem, place=path, hint=hint)
+        raise InputError.at(path, "has no classes", allowed, hint)
     check_single_label(vit.problem_type, path, "accuracy")
     run = vit.source.run or {}
     images, own_reading = _of_run(run, eval_set)

@@ -4,6 +4,7 @@ Commands find mistakes before they import JAX, which only the fields of the mode
 the reduction need. Defaults and comments stand in configs/base.py.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, check_names
+from imagepiece_jax.errors import InputError, check_names, inside
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.parts import TRAINED
 
@@ -178,13 +179,11 @@ class EvalSet(CheckedFields):
         for name, fields in _as_dict(value).items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise InputError("", name, "names of letters, digits, - and _")
-            try:
+            with inside(name):
                 if not hasattr(fields, "keys"):
                     raise InputError("", fields, f"a dict of {', '.join(names)}")
                 check_names(fields, names)
                 sets[name] = cls(**fields)
-            except InputError as error:
-                raise error.inside(name) from error
         return sets or {"": cls()}
 
 
@@ -279,16 +278,12 @@ class RunConfig(CheckedFields):
 
         sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
         model = self.model
-        try:
+        with _in_config():
             if isinstance(model, dict):
                 model = ModelSpec.from_fields(fields_in_config(model) | sizes)
             reduction = Reduction.read(self.reduction, model.prop_attn)
-        except InputError as error:
-            raise _in_config(error) from error
-        try:
+        with inside("config.teacher"):
             ModelSpec(**self.teacher.fields)
-        except InputError as error:
-            raise error.inside("config.teacher") from error
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "reduction", reduction)
 
@@ -354,10 +349,8 @@ class RunConfig(CheckedFields):
         return {**self.written, "model": model, "reduction": fields}
 
     def _model(self, reduction, **changes):
-        try:
+        with _in_config():
             return dataclasses.replace(self.model, **changes).create(reduction)
-        except InputError as error:
-            raise _in_config(error) from error
 
     def preprocessing(self) -> Preprocessing:
         """Evaluation's resize and crop."""
@@ -371,14 +364,19 @@ class RunConfig(CheckedFields):
         return False
 
 
-def _in_config(error):
-    """The same mistake with a model's field by its path in a config."""
+@contextlib.contextmanager
+def _in_config():
+    """A block whose InputErrors name a model's field by its path in a config."""
     from imagepiece_jax.models.spec import ModelSpec  # imports JAX
 
-    first, _, _ = error.field.partition(".")
-    if first in ModelSpec.names() or first == "reduction":
-        return error.renamed({error.field: config_path(error.field)})
-    return error
+    try:
+        yield
+    except InputError as error:
+        first, _, _ = error.field.partition(".")
+        path = error.field
+        if first in ModelSpec.names() or first == "reduction":
+            path = config_path(error.field)
+        raise error.renamed({error.field: path}) from error
 
 
 def config_path(field: str) -> str:

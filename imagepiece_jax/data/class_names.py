@@ -188,15 +188,14 @@ def mapped_classes(
                 return None
             label = others[0]
         if model_names is not None:
-            allowed = (
-                "folders that are named as the model's classes, by WordNet IDs of "
-                "ImageNet's, or by whole numbers as labels"
-            )
-            problem = (
+            raise InputError.at(
+                data,
                 f"has class {names[label]!r}, which is no name of the model's classes: "
-                f"by the order of all it would be class {label}, {model_names[label]!r}"
+                f"by the order of all it would be class {label}, "
+                f"{model_names[label]!r}",
+                "folders that are named as the model's classes, by WordNet IDs of "
+                "ImageNet's, or by whole numbers as labels",
             )
-            raise InputError(allowed=allowed, problem=problem, place=data)
     name = described(named[label])
     example = f"{name} is {label}"
     name_in_model = expected and expected[label]
@@ -289,8 +288,9 @@ def checked_names(names, classes):
     if not listed or isinstance(names, str):
         raise InputError("class_names", names, allowed)
     if len(names) != classes:
-        problem = f"has length {len(names)}"
-        raise InputError("class_names", len(names), allowed, problem=problem)
+        raise InputError(
+            "class_names", len(names), allowed, problem=f"has length {len(names)}"
+        )
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
             problem = f"has {name!r} for class {label}"

@@ -56,13 +56,14 @@ def open_csv(
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, restval="")
-            has_split = _check_columns(path, split, table)
+            has_split = _has_split(path, split, table)
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
-                    columns = len(table.fieldnames)
-                    problem = f"has more fields than the {columns} columns"
-                    hint = "text with a comma must stand in double quotes"
-                    raise InputError(problem=problem, hint=hint)
+                    raise InputError.at(
+                        "",
+                        f"has more fields than the {len(table.fieldnames)} columns",
+                        hint="text with a comma must stand in double quotes",
+                    )
                 row_split = "val"
                 if has_split:
                     row_split = (fields["split"] or "").strip()
@@ -91,30 +92,31 @@ def open_csv(
     except InputError as error:  # of a row
         raise error.inside(place=f"{path} line {table.line_num}") from error
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem=problem, place=path) from error
+        raise InputError.at(path, f"cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        problem = f"is not a CSV file in UTF-8 ({error})"
-        raise InputError(problem=problem, place=path) from error
+        raise InputError.at(path, f"is not a CSV file in UTF-8 ({error})") from error
     if not first_rows:
-        raise InputError(allowed="one image or more", problem="has no rows", place=path)
+        raise InputError.at(path, "has no rows", "one image or more")
     if len(test_lines) == 2:
         place = f"{path} line {test_lines[False]}"
         problem = "is empty, but other test images have labels"
-        raise InputError("label", allowed="all, or none", problem=problem, place=place)
+        raise InputError("label", None, "all, or none", problem=problem, place=place)
     if not labeled and not test_lines:
         stored = [_stored_file(name, path) for name in training_images]
         files = split_files(root, stored, split, path)
         labels = [-1] * len(files)
     if not files:
-        problem = f"has no row with split {split!r}"
-        raise InputError(problem=problem, place=path, hint="each split needs images")
+        raise InputError.at(
+            path, f"has no row with split {split!r}", hint="each split needs images"
+        )
     num_classes = num_classes or highest + 1
     absent = {*range(num_classes)} - {*labels}
     if absent and split == "train" and labeled:
-        problem = f"has no training image with label {min(absent)}"
-        hint = f"each of the {num_classes} classes needs some"
-        raise InputError(problem=problem, place=path, hint=hint)
+        raise InputError.at(
+            path,
+            f"has no training image with label {min(absent)}",
+            hint=f"each of the {num_classes} classes needs some",
+        )
     class_names = None
     if names:
         by_label = {label: name for label, (name, _) in names.items()}
@@ -139,11 +141,12 @@ def _check_again(file, row, first):
         fault = f"its labels differ, {first.label} and {row.label}"
     else:
         fault = "a test image must count once"
-    problem = f"names {file!r} again (line {first.line})"
-    raise InputError(value=file, problem=problem, hint=fault)
+    raise InputError.at(
+        "", f"names {file!r} again (line {first.line})", "", fault, file
+    )
 
 
-def _check_columns(path, split, table):
+def _has_split(path, split, table):
     """Whether the table has a column `split`. InputError for wrong columns.
 
     Blanks around the names of columns are removed.
@@ -151,18 +154,20 @@ def _check_columns(path, split, table):
     table.fieldnames = [name.strip() for name in table.fieldnames or ()]
     for name in (*NEEDED, *OPTIONAL):
         if table.fieldnames.count(name) > 1:
-            raise InputError(problem=f"has more than one column {name!r}", place=path)
+            raise InputError.at(path, f"has more than one column {name!r}")
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
-        allowed = "the columns filename and label, separated by commas"
-        problem = f"has no column {min(missing)!r} (found: {columns})"
-        raise InputError(allowed=allowed, problem=problem, place=path)
+        raise InputError.at(
+            path,
+            f"has no column {min(missing)!r} (found: {columns})",
+            "the columns filename and label, separated by commas",
+        )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
         problem = "has no column 'split', so its images can only be tested on"
         hint = "to train, add the column, with train or val in every row"
-        raise InputError(problem=problem, place=path, hint=hint)
+        raise InputError.at(path, problem, hint=hint)
     return has_split
 
 

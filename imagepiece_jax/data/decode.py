@@ -49,11 +49,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 def no_image(folder) -> InputError:
     """The InputError for a folder without images."""
-    return InputError(
-        allowed=f"image files with extensions such as {SOME_EXTENSIONS}",
-        problem="holds no images",
-        place=f"folder {folder}",
-    )
+    allowed = f"image files with extensions such as {SOME_EXTENSIONS}"
+    return InputError.at(f"folder {folder}", "holds no images", allowed)
 
 
 class UnreadableImage(InputError):
@@ -88,12 +85,12 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
             return rgb(image, upright)
     except ImportError:  # of a library, not damage of this image
         raise
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(name, f"more than {MAX_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(name, "no known image format") from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"more than {MAX_PIXELS:,} pixels"
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "no known image format"
         raise UnreadableImage(name, reason) from error
 
 
@@ -249,14 +246,10 @@ def record_unreadable(damaged, in_a_row, total, consequence):
             log.warning("%s: %s", error, consequence)
     if len(in_a_row) >= MAX_IN_A_ROW:
         first = in_a_row[0]
-        allowed = f"fewer than {MAX_IN_A_ROW}"
         problem = f"{first.problem}, as the first of {len(in_a_row)} images in a row"
-        raise InputError(allowed=allowed, problem=problem, place=first.place)
+        raise InputError.at(first.place, problem, f"fewer than {MAX_IN_A_ROW}")
     count = len(damaged)
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
-        allowed = f"at most {MAX_SHARE:.0%}"
-        problem = (
-            f"{count} of {total} images cannot be read; the first is {file} ({reason})"
-        )
-        raise InputError(allowed=allowed, problem=problem)
+        problem = f"{count} of {total} images cannot be read; the first is {file}"
+        raise InputError.at("", f"{problem} ({reason})", f"at most {MAX_SHARE:.0%}")

@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from imagepiece_jax import errors
+from imagepiece_jax.common.files import reading
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
@@ -70,12 +72,8 @@ def _add(found, root, inside):
 
 def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
     """Entries of a folder by name, hidden ones left out; InputError for none."""
-    try:
-        with os.scandir(folder) as found:
-            shown = [entry for entry in found if not entry.name.startswith(".")]
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem=problem, place=f"folder {folder}") from error
+    with reading(f"folder {folder}"), os.scandir(folder) as found:
+        shown = [entry for entry in found if not entry.name.startswith(".")]
     return sorted(shown, key=lambda entry: entry.name)
 
 
@@ -153,9 +151,8 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         splits[other], _ = _class_folders(root, other)
         difference = folders.keys() ^ splits[other].keys()
         if difference:
-            allowed = "the same classes in both"
             problem = f"has class {min(difference)!r} in only one of train and val"
-            raise InputError(allowed=allowed, problem=problem, place=f"folder {root}")
+            raise InputError.at(f"folder {root}", problem, "the same classes in both")
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
     place = f"folder {root}"
@@ -213,41 +210,39 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
         return _distinct(place, numbers, names)
     unknown = [name for name in names if name not in known]
     if num_classes != len(names) and 0 < len(unknown) < len(names):
-        allowed = "names of its classes, or a folder for each"
-        problem = (
+        raise InputError.at(
+            place,
             f"has class {unknown[0]!r}, which is not one of the model's {num_classes}, "
-            f"as {len(names) - len(unknown)} others are"
+            f"as {len(names) - len(unknown)} others are",
+            "names of its classes, or a folder for each",
         )
-        raise InputError(allowed=allowed, problem=problem, place=place)
     if labels_by_name is not None and num_classes != len(names):
-        allowed = (
+        raise InputError.at(
+            place,
+            f"has {len(names)} classes, none named as the model's {num_classes}",
             "folders with names of its classes, with whole numbers from 0 to "
-            f"{num_classes - 1} as labels, or one for each class"
+            f"{num_classes - 1} as labels, or one for each class",
         )
-        problem = f"has {len(names)} classes, none named as the model's {num_classes}"
-        raise InputError(allowed=allowed, problem=problem, place=place)
     check_num_classes(num_classes, len(names), place)
     for label, name in enumerate(names):
         if known.get(name, label) != label:
-            allowed = "names of the model's classes"
-            problem = (
+            raise InputError.at(
+                place,
                 f"has class {name!r}, which is class {known[name]} of the model and "
-                f"{label} by the order of all, of which it lacks {unknown[0]!r}"
+                f"{label} by the order of all, of which it lacks {unknown[0]!r}",
+                "names of the model's classes",
             )
-            raise InputError(allowed=allowed, problem=problem, place=place)
     two_orders = class_names.two_orders(names)
     if labels_by_name is not None and two_orders:
         label, text, number = two_orders
-        allowed = (
-            f"names of the model's classes, whole numbers from 0 to {num_classes - 1} "
-            "as labels, or numbers of equal length, such as 02 and 10"
-        )
-        problem = (
+        raise InputError.at(
+            place,
             "has classes that sort in one order as text and in another as numbers, and "
             "the model's class names do not say "
-            f"whether class {label} is {text!r} or {number!r}"
+            f"whether class {label} is {text!r} or {number!r}",
+            f"names of the model's classes, whole numbers from 0 to {num_classes - 1} "
+            "as labels, or numbers of equal length, such as 02 and 10",
         )
-        raise InputError(allowed=allowed, problem=problem, place=place)
     return [*range(len(names))]
 
 
@@ -256,9 +251,8 @@ def _distinct(place, numbers, names):
     first = {}
     for number, name in zip(numbers, names, strict=True):
         if number in first:
-            allowed = "one folder for each class"
             problem = f"has class {number} twice, as {first[number]!r} and {name!r}"
-            raise InputError(allowed=allowed, problem=problem, place=place)
+            raise InputError.at(place, problem, "one folder for each class")
         first[number] = name
     return numbers
 
@@ -270,14 +264,13 @@ def _class_folders(root, inside):
     accent, and one of both splits may come from there.
     """
     folder = pathlib.Path(root, inside)
-    try:
+    place = f"folder {folder}"
+    hint = (
+        "folder:PATH needs PATH/train and PATH/val with one folder of images for "
+        "each class, or to test PATH with these folders alone"
+    )
+    with errors.inside(hint=hint):
         inside_it = entries(folder)
-    except InputError as error:
-        hint = (
-            "folder:PATH needs PATH/train and PATH/val with one folder of images for "
-            "each class, or to test PATH with these folders alone"
-        )
-        raise error.inside(hint=hint) from error
     folders = {}
     loose = []
     for entry in inside_it:
@@ -286,14 +279,13 @@ def _class_folders(root, inside):
             continue
         name = class_names.normalized(entry.name)
         if name in folders:
-            allowed = "one folder for each class"
             problem = f"has class {name!r} twice, in two spellings of Unicode"
-            raise InputError(allowed=allowed, problem=problem, place=f"folder {folder}")
+            raise InputError.at(place, problem, "one folder for each class")
         folders[name] = entry.name
     if not folders:
-        allowed = "one folder of images for each class, or csv:FILE with labels"
         problem = "has no folders of classes" if loose else "is empty"
-        raise InputError(allowed=allowed, problem=problem, place=f"folder {folder}")
+        allowed = "one folder of images for each class, or csv:FILE with labels"
+        raise InputError.at(place, problem, allowed)
     return dict(sorted(folders.items())), loose
 
 
@@ -329,9 +321,10 @@ def _check_links(root, folders, owners):
 
 def _same_folder(root, folder, first):
     """The InputError for a class's folder that is another class's, too."""
-    return InputError(
-        problem=f"is the same as {os.path.join(root, first)}, or in it, by a link",
-        place=f"folder {os.path.join(root, folder)}",
+    place = f"folder {os.path.join(root, folder)}"
+    return InputError.at(
+        place,
+        f"is the same as {os.path.join(root, first)}, or in it, by a link",
         hint="each class needs images of its own, in train and in val",
     )
 
@@ -366,9 +359,10 @@ def _unlabeled_files(root, split, inside):
     tested_on = os.path.realpath(tested)
     for real, folder in found.folders.items():
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
-            problem = f"is a part of {tested}, by a link"
             place = f"folder {os.path.join(root, folder)}"
-            raise InputError(problem=problem, place=place, hint="training needs others")
+            raise InputError.at(
+                place, f"is a part of {tested}, by a link", hint="training needs others"
+            )
     if not found.images:
         raise no_image(os.path.join(root, read))
     _log_left_out(root, found.left_out)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from imagepiece_jax.common.files import reading
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.csv_table import open_csv
@@ -30,13 +31,14 @@ from imagepiece_jax.data.folder import (
 )
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import FileSource, Source
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside
 
 FILES = str | bytes | os.PathLike  # a file, by name or content
 LOADING = threading.Lock()  # Pillow reads a file at first use, in one thread only
 TAKEN = "paths, bytes, open files, PIL images and uint8 arrays "
 TAKEN += "[H, W], [H, W, 3] and [H, W, 4]"
 NO_LABEL = -1
+LISTED = "folders, images, a .csv with a column filename, a .txt of paths"
 SOURCES = "a folder, paths of images, or data such as csv:FILE"
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -63,14 +65,12 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
     alone = is_one(images)
     images = [images] if alone else list(images)
     if not images:
-        raise InputError("images", allowed="one or more images", problem="is empty")
+        raise InputError("images", None, "one or more images", problem="is empty")
     pixels = []
     for number, image in enumerate(images):
-        try:
+        place = "" if alone else f"image {number}"
+        with inside(place=name_of(image) or place):
             pixels.append(preprocessing(rgb(image)))
-        except InputError as error:
-            place = "" if alone else f"image {number}"
-            raise error.inside(place=name_of(image) or place) from error
     return np.stack(pixels)
 
 
@@ -128,10 +128,11 @@ def rgb(image) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         image = os.path.expanduser(image)
     if isinstance(image, str) and "*" in image and not os.path.exists(image):
-        raise NoImage(allowed="paths of files", problem="is a pattern", place=image)
+        raise NoImage.at(image, "is a pattern", "paths of files")
     if isinstance(image, str) and os.path.isdir(image):
-        allowed = "a file, or a list of the folder's files"
-        raise InputError(allowed=allowed, problem="is a folder", place=image)
+        raise InputError.at(
+            image, "is a folder", "a file, or a list of the folder's files"
+        )
     if isinstance(image, bytes):
         return decode.decode(io.BytesIO(image), "the image", upright=True)
     if isinstance(image, FILES):
@@ -144,8 +145,9 @@ def rgb(image) -> np.ndarray:
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
-            problem = f"is a PIL image that cannot be read: {error}"
-            raise InputError("images", problem=problem) from error
+            raise InputError(
+                "images", problem=f"is a PIL image that cannot be read: {error}"
+            ) from error
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
@@ -162,8 +164,9 @@ def _content(file):
     try:
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
-        problem = f"is an open file that cannot be read: {error}"
-        raise InputError("images", problem=problem) from error
+        raise InputError(
+            "images", problem=f"is an open file that cannot be read: {error}"
+        ) from error
     if not isinstance(content, bytes):
         kind = type(content).__name__
         allowed = 'binary files, open(path, "rb")'
@@ -253,8 +256,9 @@ def _photographs(paths):
     paths = [os.path.expanduser(path) for path in paths]
     for path in paths:
         if not os.path.exists(path):
-            problem = f"is {path}, which does not exist"
-            raise InputError("images", path, SOURCES, problem=problem)
+            raise InputError(
+                "images", path, SOURCES, problem=f"is {path}, which does not exist"
+            )
         if path.endswith(".csv"):
             problem = f"is {path}, which is no image"
             hint = f"did you mean csv:{path}?"
@@ -271,8 +275,9 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words:
-        problem = "no images are named"
-        raise InputError(problem=problem, hint="name image files or folders")
+        raise InputError.at(
+            "", "no images are named", hint="name image files or folders"
+        )
     files = []
     for path in map(pathlib.Path, words):
         if path.is_dir():
@@ -319,9 +324,9 @@ def check_there(names: Iterable[str]):
     """Raise InputError for the first of the `names` of `listed` that is not there."""
     for name in names:
         if not os.path.exists(_path_of(name)):
-            allowed = "folders, images, a .csv with a column filename, a .txt of paths"
-            problem = f"is {name}, which does not exist"
-            raise InputError("images", name, allowed, problem=problem)
+            raise InputError(
+                "images", name, LISTED, problem=f"is {name}, which does not exist"
+            )
 
 
 def _path_of(name):
@@ -340,8 +345,7 @@ def _of_table(path):
         table.fieldnames = columns
         if "filename" not in columns:
             found = ", ".join(columns) or "none"
-            problem = f"has no column 'filename' (found: {found})"
-            raise InputError(problem=problem, place=path)
+            raise InputError.at(path, f"has no column 'filename' (found: {found})")
         folder = os.path.dirname(path)
         for row in table:
             yield os.path.join(folder, row["filename"])
@@ -357,11 +361,8 @@ def _of_list(path):
 
 def _opened(path):
     """A file of text, names that are not UTF-8 among it. Raises InputError."""
-    try:
+    with reading(path):
         return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem=problem, place=path) from error
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
@@ -391,12 +392,10 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
         except decode.UnreadableImage as error:
             print(f"{error.place} is left out: {error.value}", file=sys.stderr)
             continue
-        try:
+        with inside(place=file):
             images.append(transform(image))
-        except InputError as error:
-            raise error.inside(place=file) from error
         names.append(file.name)
     if not images:
         problem = f"none of {len(files)} files can be read, the first is {files[0]}"
-        raise InputError(allowed="images", problem=problem)
+        raise InputError.at("", problem, "images")
     return np.stack(images), names

@@ -67,8 +67,9 @@ class Preprocessing(CheckedFields):
         Raises InputError for anything else.
         """
         if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
-            allowed = f"a dict of {', '.join(IN_CONFIG)}"
-            raise InputError("preprocessing", fields, allowed)
+            raise InputError(
+                "preprocessing", fields, f"a dict of {', '.join(IN_CONFIG)}"
+            )
         return cls(image_size, **fields)
 
     @classmethod

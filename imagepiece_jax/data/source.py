@@ -47,8 +47,9 @@ class Source(abc.ABC):
 
     def encoded(self, index: int) -> bytes:
         """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        problem = "is not a file, but pixels in memory"
-        raise InputError(problem=problem, place=self.name(index))
+        raise InputError(
+            problem="is not a file, but pixels in memory", place=self.name(index)
+        )
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""

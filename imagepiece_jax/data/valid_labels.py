@@ -47,8 +47,9 @@ def _of_file(path, num_classes):
         raise InputError(FIELD, path, allowed, problem=problem) from error
     for word in words:
         if not word.isdecimal() or int(word) >= num_classes:
-            problem = f"{path} has the label {word!r}"
-            raise InputError(FIELD, word, allowed, problem=problem)
+            raise InputError(
+                FIELD, word, allowed, problem=f"{path} has the label {word!r}"
+            )
     if not words:
         raise InputError(FIELD, path, allowed, problem=f"{path} is empty")
     return tuple(sorted(set(map(int, words))))

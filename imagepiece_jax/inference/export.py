@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from imagepiece_jax.common import extras, xla_options
-from imagepiece_jax.common.files import check_writable, replace_file, write_json
+from imagepiece_jax.common.files import (
+    check_is_path,
+    check_writable,
+    replace_file,
+    write_json,
+)
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
@@ -117,30 +122,22 @@ def checked_file(
     read: where the weights are, which must stay
     Raises InputError where the file cannot be written, or its name says another format.
     """
-    if not isinstance(out, str | os.PathLike):
-        kind = type(out).__name__
-        raise InputError("out", kind, "paths of a file", problem=f"is a {kind}")
+    check_is_path("out", out)
     out = pathlib.Path(os.path.expanduser(out))
     ending = out.suffix.lower()
     if ending in hub.ENDINGS and not out.exists():
-        raise InputError(
-            "out",
-            str(out),
-            "names such as model.onnx and model.jax",
-            problem=f"{out} ends in {ending}, as weights do, and a program is written",
-            hint="save writes weights, in a folder",
-        )
+        problem = f"{out} ends in {ending}, as weights do, and a program is written"
+        allowed = "names such as model.onnx and model.jax"
+        hint = "save writes weights, in a folder"
+        raise InputError("out", str(out), allowed, problem=problem, hint=hint)
     named = "onnx" if ending == ".onnx" else "jax"
     if format is None:
         format = named
     one_of("format", format, WRITERS)
     if ending in (".jax", ".onnx") and format != named:
-        raise InputError(
-            "out",
-            str(out),
-            f"format {named}, or another name",
-            problem=f"{out} ends in {ending}, but format is {format}",
-        )
+        problem = f"{out} ends in {ending}, but format is {format}"
+        allowed = f"format {named}, or another name"
+        raise InputError("out", str(out), allowed, problem=problem)
     kept = ()
     if read is not None:
         kept = own_files(read)

@@ -125,7 +125,7 @@ def _begun_with(images):
     images = iter(images)
     first = [*itertools.islice(images, 1)]
     if not first:
-        raise InputError("images", allowed="photographs", problem="is empty")
+        raise InputError("images", None, "photographs", problem="is empty")
     return itertools.chain(first, images)
 
 
@@ -163,14 +163,9 @@ def _check_same(files, facts):
         if theirs != ours and name != KEY:
             in_words = IN_WORDS.get(name, str)
             value = in_words(ours)
-            raise InputError(
-                name,
-                value,
-                problem=(
-                    f"is {value}, but {files.path} was started with {in_words(theirs)}"
-                ),
-                hint="give another folder",
-            )
+            problem = f"is {value}, but {files.path} was started with "
+            problem += in_words(theirs)
+            raise InputError(name, value, problem=problem, hint="give another folder")
 
 
 class Batch(NamedTuple):
@@ -335,15 +330,8 @@ def _check_some(batches):
     count = sum([len(batch.rows) for batch in batches])
     if len(damaged) == count:
         _, path, reason = damaged[0]
-        raise InputError(
-            "images",
-            path,
-            problem=(
-                f"has none that can be read among {count} photographs, of which "
-                "the first, "
-                f"{path}, {reason}"
-            ),
-        )
+        problem = f"has none that can be read among {count} photographs, of which the "
+        raise InputError("images", path, problem=f"{problem}first, {path}, {reason}")
 
 
 def _append(arrays, reading, batch, result, progress):

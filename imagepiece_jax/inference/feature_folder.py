@@ -75,9 +75,8 @@ class FeatureFolder:
         with files.replacing(self.path / PATHS) as new, open(new, "wb") as file:
             for image in images:
                 if "\n" in image:
-                    problem = "has a line break in its name"
-                    raise InputError(
-                        problem=problem, place=repr(image), hint="rename it"
+                    raise InputError.at(
+                        repr(image), "has a line break in its name", hint="rename it"
                     )
                 line = os.fsencode(image) + b"\n"
                 digest.update(line)
@@ -86,15 +85,10 @@ class FeatureFolder:
             found = {"count": count, "digest": digest.hexdigest()}
             started = self.info.get("images", found)
             if started != found:
-                raise InputError(
-                    "images",
-                    count,
-                    problem=(
-                        f"has {count} photographs, others than the {started['count']} "
-                        f"that {self.path} was started with"
-                    ),
-                    hint=f"{self.path / PATHS} names those",
-                )
+                problem = f"has {count} photographs, others than the "
+                problem += f"{started['count']} that {self.path} was started with"
+                hint = f"{self.path / PATHS} names those"
+                raise InputError("images", count, problem=problem, hint=hint)
         return found
 
     def paths(self) -> "Paths":

@@ -21,9 +21,17 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import is_integer, plain
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import pictures
+from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
-from imagepiece_jax.errors import InputError, one_of, short_traceback
+from imagepiece_jax.errors import (
+    InputError,
+    check_truth,
+    inside,
+    one_of,
+    short_traceback,
+)
 from imagepiece_jax.inference.token_list import check_outputs, token_list
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
@@ -78,7 +86,8 @@ def features(
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
         which is normalized here; or one image, several or a folder as `Predictor` takes
         them (paths, PIL images, ..), which `vit.preprocessing` crops. More files than
-        64 are computed in batches, and their features are NumPy arrays
+        64 are computed in batches, and their features are NumPy arrays. Features of a
+        file in a folder that cannot be read are NaN, and a warning names it
     layers: number of last blocks, or indices of blocks from 0
     norm: whether the final norm is applied to the features of `layers`
     reshape: whether patches are returned as a grid, or else as a list
@@ -91,17 +100,18 @@ def features(
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     check_pretrained(vit)
-    images = pictures.of_folder(images)
-    if _are_many_files(images):
-        options = {"layers": layers, "norm": norm, "reshape": reshape}
-        options |= {"fill": fill, "tokens": tokens}
-        return _in_batches(vit, [*images], options)
+    options = {"layers": layers, "norm": norm, "reshape": reshape}
+    options |= {"fill": fill, "tokens": tokens}
+    files = pictures.of_folder(images)
+    if files is not images:
+        return _of_folder(vit, files, options)
+    if _are_many_files(files):
+        return _in_batches(vit, files, options)
     model = vit.model_with_tokens(tokens)
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
     check_norm(norm, blocks)
-    if not isinstance(reshape, bool):
-        raise InputError("reshape", reshape, "True, False")
+    check_truth("reshape", reshape)
     check_fill(fill, model.arch.class_token)
     xla_options.check_dtype(model.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
@@ -129,18 +139,61 @@ def _are_many_files(images):
     return is_long and all(map(pictures.name_of, images))
 
 
-def _in_batches(vit, files, options):
+def _in_batches(vit, files, options, read=list):
     """Features of files, as NumPy arrays; the last batch is filled with its last file.
 
     options: arguments of `features`
+    read: function from some of the files to images
     """
     count = len(files)
-    files += files[-1:] * (-count % BATCH)
+    files = [*files, *files[-1:] * (-count % BATCH)]
     found = []
     for start in range(0, count, BATCH):
-        batch = features(vit, files[start : start + BATCH], **options)
+        batch = features(vit, read(files[start : start + BATCH]), **options)
         found.append(jax.device_get(batch))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+
+
+def _of_folder(vit, files, options):
+    """Features of a folder's files. Those of files that cannot be read are NaN.
+
+    options: arguments of `features`
+    Raises InputError where none can be read.
+    """
+    damaged = {}
+
+    def read(files):
+        pixels = np.zeros((len(files), *vit.preprocessing.shape, 3), np.uint8)
+        for place, file in zip(pixels, files, strict=True):
+            try:
+                with inside(place=file):
+                    place[:] = vit.preprocessing(pictures.rgb(file))
+            except UnreadableImage as error:
+                damaged[file] = error
+        return pixels
+
+    if len(files) > BATCH:
+        found = _in_batches(vit, files, options, read)
+    else:
+        found = features(vit, read(files), **options)
+    if not damaged:
+        return found
+    if len(damaged) == len(files):
+        file, error = next(iter(damaged.items()))
+        problem = f"has none that can be read among {len(files)} photographs, of which "
+        problem += f"the first, {file}, {error.problem}"
+        raise InputError("images", str(file), problem=problem)
+    for error in damaged.values():
+        warn(f"{error}; its features are NaN")
+    rows = [files.index(file) for file in damaged]
+
+    def blanked(values):
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            values = np.array(values)
+            values[rows] = np.nan
+        return values
+
+    return jax.tree.map(blanked, found)
 
 
 @functools.partial(
@@ -273,39 +326,25 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
         blocks = range(depth - blocks, depth)
     listed = isinstance(blocks, Sequence)
     if not listed or not all(is_integer(b) and 0 <= b < depth for b in blocks):
+        numbers = f"a number of last blocks from 0 to {depth}"
         raise InputError(
-            "layers",
-            layers,
-            (
-                f"a number of last blocks from 0 to {depth}, or blocks from 0 to "
-                f"{depth - 1}"
-            ),
+            "layers", layers, f"{numbers}, or blocks from 0 to {depth - 1}"
         )
     return tuple(blocks)
 
 
 def check_norm(norm: bool, blocks: Sequence[int]) -> None:
     """Raise InputError for no truth value, and for False without blocks."""
-    if not isinstance(norm, bool):  # 1 == True
-        raise InputError("norm", norm, "True, False")
+    check_truth("norm", norm)
     if not norm and not blocks:
-        raise InputError(
-            "norm",
-            norm,
-            "True",
-            problem=(
-                "is False, but is for features of layers, of which none are asked for"
-            ),
-        )
+        problem = "is False, but is for features of layers, of which none are asked for"
+        raise InputError("norm", norm, "True", problem=problem)
 
 
 def check_fill(fill: str, class_token: bool) -> None:
     """Raise InputError for an unknown fill, and for "class" without a class token."""
     if fill == "class" and not class_token:
-        raise InputError(
-            "fill",
-            fill,
-            ", ".join(name for name in FILLS if name != fill),
-            problem="is 'class', but this model has no class token",
-        )
+        problem = "is 'class', but this model has no class token"
+        allowed = ", ".join(name for name in FILLS if name != fill)
+        raise InputError("fill", fill, allowed, problem=problem)
     one_of("fill", fill, FILLS)

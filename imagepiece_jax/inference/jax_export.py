@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.files import read_json, reading
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
@@ -87,15 +87,9 @@ def _too_large(model, variables):
     hint = "export it as ONNX"
     if half < LARGEST and half < needed:
         hint += f" or in {HALF} ({half / 1e9:.2f} GB)"
-    return InputError(
-        value=needed,
-        allowed=(
-            f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX holds"
-        ),
-        problem=f"has weights of {needed / 1e9:.2f} GB in {dtype}",
-        place="the model",
-        hint=hint,
-    )
+    problem = f"has weights of {needed / 1e9:.2f} GB in {dtype}"
+    allowed = f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX holds"
+    return InputError.at("the model", problem, allowed, hint, needed)
 
 
 def load_program(path: str | os.PathLike) -> jax.export.Exported:
@@ -104,13 +98,11 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
     Raises InputError for a file that is damaged or something else, and for one that JAX
         refuses: it promises to read only files of its versions of the last six months.
     """
+    with reading(path):
+        content = bytearray(pathlib.Path(path).read_bytes())
     try:
-        program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
+        program = jax.export.deserialize(content)
         program.mlir_module()  # JAX checks its version only here
-    except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
     except MemoryError:
         raise
     except Exception as error:  # of many types, where bytes are missing
@@ -119,11 +111,11 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         facts = read_facts(path)
         if {"jax", "exported"} <= {*facts}:
             reason += f"; jax {facts['jax']} exported it on {facts['exported']}"
-        raise InputError(
-            allowed="complete files of this jax, or of one at most six months older",
-            problem=f"is no program that jax {version} reads {reason}",
-            place=path,
-            hint="export the weights again, for longer as ONNX",
+        raise InputError.at(
+            path,
+            f"is no program that jax {version} reads {reason}",
+            "complete files of this jax, or of one at most six months older",
+            "export the weights again, for longer as ONNX",
         ) from error
     return program
 
@@ -163,11 +155,8 @@ def exported_images(
     if batch_size is None:
         if draws(vit.model_with_tokens(tokens)):
             # JAX cannot draw random numbers of an unknown shape.
-            raise InputError(
-                "batch_size",
-                allowed="a number",
-                problem=f"is open, but {vit.label} draws random numbers",
-            )
+            problem = f"is open, but {vit.label} draws random numbers"
+            raise InputError("batch_size", None, "a number", problem=problem)
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = (batch_size, *sides(vit.image_size), 3)
     dtype = "uint8" if pixels else "float32"

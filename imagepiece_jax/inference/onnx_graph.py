@@ -435,12 +435,9 @@ def _needed(jaxpr):
 
 def no_operator(name):
     """The InputError for a computation that has no ONNX operator."""
-    return InputError(
-        value=name,
-        allowed="reductions by fixed counts (format='jax' has all of them)",
-        problem=f"computes {name}, which has no ONNX operator here",
-        place="the model",
-    )
+    problem = f"computes {name}, which has no ONNX operator here"
+    allowed = "reductions by fixed counts (format='jax' has all of them)"
+    return InputError.at("the model", problem, allowed, value=name)
 
 
 def is_open(side):

@@ -34,14 +34,9 @@ DIGITS = 16  # digits of the digest in a file's name
 def check_has_graph(vit: Pretrained, model: ViT):
     """Raise InputError for a model of `vit` that draws random numbers."""
     if jax_export.draws(model):
-        raise InputError(
-            "reduction",
-            vit.label,
-            "the other methods, or a program for JAX",
-            problem=(
-                f"is {vit.label}, which draws random numbers, and has no ONNX graph"
-            ),
-        )
+        problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
+        allowed = "the other methods, or a program for JAX"
+        raise InputError("reduction", vit.label, allowed, problem=problem)
 
 
 def onnx_model(

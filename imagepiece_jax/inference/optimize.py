@@ -117,12 +117,8 @@ class Program:
         check_images(images, self.images.shape[1:3], floats, pixels=True)
         count = images.shape[0]
         if count > self.batch_size:
-            raise InputError(
-                "images",
-                count,
-                f"1 to {self.batch_size}, the batch_size of optimize()",
-                problem=f"has {count} images",
-            )
+            allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
+            raise InputError("images", count, allowed, problem=f"has {count} images")
         # At the line that calls the program, behind __call__ and short_traceback.
         warn_of_range(images, self.model.mean, self.model.std, stacklevel=4)
 
@@ -172,8 +168,7 @@ def _device(value):
     devices = *jax.local_devices(), *jax.devices("cpu")
     here = sorted({device.platform for device in devices})
     raise InputError(
-        value=value,
-        allowed=f"a jax.Device, or a platform of this process: {', '.join(here)}",
+        "", value, f"a jax.Device, or a platform of this process: {', '.join(here)}"
     )
 
 
@@ -451,13 +446,9 @@ def _check_options(options, device):
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
-        reason = str(error).partition(": ")[2]
-        raise InputError(
-            "compiler_options",
-            options,
-            "options of XLA",
-            problem=f"is {options}: {reason}",
-        ) from error
+        field = "compiler_options"
+        problem = f"is {options}: {str(error).partition(': ')[2]}"
+        raise InputError(field, options, "options of XLA", problem=problem) from error
 
 
 @contextlib.contextmanager

@@ -62,15 +62,10 @@ class Predictor:
         classes = vit.model.num_classes
         for field, value in (("labels", labels), ("top", top)):
             if not classes and value is not None:
-                raise InputError(
-                    field,
-                    value,
-                    problem=(
-                        f"is {value!r}, but the model has no classes, and gives "
-                        "features"
-                    ),
-                    hint="leave it out, or take weights with a head",
-                )
+                problem = f"is {value!r}, but the model has no classes, and gives "
+                problem += "features"
+                hint = "leave it out, or take weights with a head"
+                raise InputError(field, value, problem=problem, hint=hint)
         self._labels = vit.class_names
         if labels is not None:
             self._labels = _names(labels, classes)
@@ -271,10 +266,7 @@ def _names(labels, classes):
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
         raise InputError("labels", labels, "'imagenet', or a list of names")
     if len(labels) != classes:
-        raise InputError(
-            "labels",
-            len(labels),
-            f"{classes}, one per class",
-            problem=f"has {len(labels)} names",
-        )
+        allowed = f"{classes}, one per class"
+        problem = f"has {len(labels)} names"
+        raise InputError("labels", len(labels), allowed, problem=problem)
     return labels

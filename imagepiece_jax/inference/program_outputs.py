@@ -60,22 +60,15 @@ class ProgramOutputs:
         """Raise InputError for options of features that do not fit."""
         for field, value in self._options.items():
             if not self.has_features and value != DEFAULTS[field]:
-                raise InputError(
-                    field,
-                    value,
-                    "output 'features' or 'patches'",
-                    problem="is an option of features, but output is 'logits'",
-                )
+                problem = "is an option of features, but output is 'logits'"
+                allowed = "output 'features' or 'patches'"
+                raise InputError(field, value, allowed, problem=problem)
         features.check_norm(self.norm, self.blocks)
         features.check_fill(self.fill, self.model.arch.class_token)
         twice = [block for block in self.blocks if self.blocks.count(block) > 1]
         if twice:
-            raise InputError(
-                "layers",
-                self.blocks,
-                "each block once",
-                problem=f"has block {twice[0]} twice",
-            )
+            problem = f"has block {twice[0]} twice"
+            raise InputError("layers", self.blocks, "each block once", problem=problem)
 
     def _feature_names(self, output):
         """Names of the arrays of features, in order."""

@@ -108,10 +108,9 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
     found = []
     for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
-            raise InputError(
-                "variables" if images is None else "size_images",
-                problem=f"give queries or keys of block {index} that are no numbers",
-            )
+            field = "variables" if images is None else "size_images"
+            problem = f"give queries or keys of block {index} that are no numbers"
+            raise InputError(field, problem=problem)
         found.append(least_used(of_queries, of_keys))
     found = np.asarray(found, np.float32)
     if kept is not None:

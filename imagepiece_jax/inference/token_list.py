@@ -106,18 +106,12 @@ def check_outputs(outputs, grid):
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
-        raise InputError(
-            "outputs",
-            allowed="those of a model made without masked=True",
-            problem="are those of masked training, where no token is gone",
-        )
+        problem = "are those of masked training, where no token is gone"
+        allowed = "those of a model made without masked=True"
+        raise InputError("outputs", None, allowed, problem=problem)
     patches = state.x.shape[1] - state.num_prefix
     if outputs.taps:  # of the first step, which saw all patches
         patches = outputs.taps[0].x.shape[1]
     if grid[0] * grid[1] != patches:
-        raise InputError(
-            "grid",
-            grid,
-            f"grids of {patches}",
-            problem=f"is {grid[0]}x{grid[1]}, but the model had {patches} patches",
-        )
+        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
+        raise InputError("grid", grid, f"grids of {patches}", problem=problem)

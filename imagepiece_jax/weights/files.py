@@ -168,8 +168,9 @@ def _guarded(path, readers, *options):
     place = f"weights file {path}"
     reader = readers.get(path.suffix.lower() or path.name)
     if reader is None:
-        problem = f"ends in {path.suffix!r}"
-        raise InputError.at(place, problem, ", ".join(readers), value=path.suffix)
+        raise InputError.at(
+            place, f"ends in {path.suffix!r}", ", ".join(readers), value=path.suffix
+        )
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise InputError.at(place, problem)
@@ -185,8 +186,9 @@ def _guarded(path, readers, *options):
             reason = str(error).partition("\n")[0] or type(error).__name__
             reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
             kind = path.suffix or path.name
-            problem = f"is damaged, truncated or not a {kind} file: {reason}"
-            raise InputError.at("", problem) from error
+            raise InputError.at(
+                "", f"is damaged, truncated or not a {kind} file: {reason}"
+            ) from error
 
 
 def _look_into(path):
@@ -661,15 +663,12 @@ class _FileStorages:
         return self._file.read(storage.bytes)
 
 
-class _Extent(NamedTuple):
-    """What a pickle would need of the process that loads it."""
+def _extent(opcodes: bytes) -> tuple[int, int]:
+    """What loading a pickle would need: (highest memo index, depth of tuples).
 
-    index: int = 0  # the highest of its memo, which is as long
-    depth: int = 0  # of tuples in each other, which are hashed without a limit
-
-
-def _extent(opcodes: bytes) -> _Extent:
-    """The extent of a pickle, which is not loaded."""
+    The memo is as long as its highest index, and tuples are hashed one inside the other
+    without a limit.
+    """
     stack = []  # how deep each object is, None: a mark
     memo = {}
     deepest = 0
@@ -701,7 +700,7 @@ def _extent(opcodes: bytes) -> _Extent:
                 depth += 1
             deepest = max(deepest, depth)
             stack.append(depth)
-    return _Extent(max(memo, default=0), deepest)
+    return max(memo, default=0), deepest
 
 
 class _Storage(NamedTuple):
@@ -822,8 +821,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):
             raise _other_type("a tensor", "float8, complex64 or another such type")
-        hint = "save model.state_dict() alone"
-        raise InputError.at("", f"asks for {module}.{name}", "tensors", hint)
+        raise InputError.at(
+            "", f"asks for {module}.{name}", "tensors", "save model.state_dict() alone"
+        )
 
     def persistent_load(self, pid):
         """The storage behind a tensor: pid is (kind, type, file, device, length)."""

@@ -11,7 +11,7 @@ import pathlib
 import re
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.files import check_is_path, read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import files, towers
@@ -49,11 +49,10 @@ def local(path: str | os.PathLike) -> pathlib.Path:
         malformed id.
     """
     field = "path"
-    if not isinstance(path, str | os.PathLike):
-        raise InputError(field, path, "a string or a pathlib.Path")
+    check_is_path(field, path)
     text = os.fspath(path)
     if not text:
-        raise InputError(field, allowed="files and folders", problem="is empty")
+        raise InputError(field, None, "files and folders", problem="is empty")
     if is_id(text):
         return fetched(text)
     path = os.path.expanduser(path)
@@ -198,11 +197,8 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     problem = "has no weights file"
     if names:
         problem = f"has {len(names)} weights files, {', '.join(names)}"
-    raise InputError(
-        value=names,
-        allowed=f"one, such as {WEIGHTS[0]}",
-        problem=problem,
-        place=f"folder {folder}",
+    raise InputError.at(
+        f"folder {folder}", problem, f"one, such as {WEIGHTS[0]}", value=names
     )
 
 
@@ -222,11 +218,8 @@ def repository_files(text):
     """The files of a hub id, config.json first."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
-        raise InputError(
-            allowed=f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION",
-            problem="is no id of the hub",
-            place=text,
-        )
+        allowed = f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION"
+        raise InputError.at(text, "is no id of the hub", allowed)
     extras.check(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)

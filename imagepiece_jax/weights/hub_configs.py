@@ -11,7 +11,7 @@ from typing import Any
 from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError, inside, one_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.projector import Tower
@@ -73,24 +73,21 @@ def parse(
 
 def _guarded(file, call, *content):
     """The result of `call`, whose errors name the file with this content."""
+    allowed = "the file as timm, transformers or save wrote it"
+    value = None
     try:
-        return call(*content)
-    except InputError as error:  # which is a ValueError, too
-        raise error.inside(place=file) from error
+        with inside(place=file):
+            return call(*content)
+    except InputError:  # which is a ValueError, too
+        raise
     except KeyError as error:
-        field = error.args[0]
-        raise InputError(
-            value=field,
-            allowed="the file as timm, transformers or save wrote it",
-            problem=f"has no {field}",
-            place=file,
-        ) from error
+        value = error.args[0]
+        problem = f"has no {value}"
     except ArithmeticError as error:  # by 0, or beyond all floats
         problem = f"has a number that no model has: {error}"
-        raise InputError(problem=problem, place=file) from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         problem = f"has a field of another type: {error}"
-        raise InputError(problem=problem, place=file) from error
+    raise InputError.at(file, problem, allowed, value=value)
 
 
 def describe(vit: Pretrained) -> dict[str, Any]:

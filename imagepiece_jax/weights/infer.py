@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.pretrained import WeightsSource
@@ -84,10 +84,8 @@ def completed(
     if source.run is not None:
         return source
     place = source.place
-    try:
+    with inside(place=place):
         spec = _trained_spec(source, contents, requested, otherwise)
-    except InputError as error:
-        raise error.inside(place=place) from error
     names = source.class_names
     normalized = True
     if source.path.is_dir():
@@ -102,13 +100,9 @@ def completed(
     for field, value in source.sizes.items():
         theirs = getattr(spec, field)
         if value != theirs:
-            raise InputError(
-                field,
-                value,
-                "files of one model",
-                problem=f"is {value!r}, but its tensors have {theirs!r}",
-                place=place,
-            )
+            problem = f"is {value!r}, but its tensors have {theirs!r}"
+            error = InputError(field, value, "files of one model", problem=problem)
+            raise error.inside(place=place)
     return dataclasses.replace(
         with_crop(source, requested),
         spec=dataclasses.replace(spec, dtype=source.spec.dtype),
@@ -171,15 +165,9 @@ def _trained_spec(source, contents, requested, otherwise):
         raise error.with_facts(hint=f"{way_out}, or {error.hint}") from error
     shown_heads = contents.spec.num_heads  # by shapes of some layouts
     if shown_heads not in (None, spec.num_heads):
-        raise InputError(
-            "num_heads",
-            spec.num_heads,
-            f"{shown_heads}",
-            problem=(
-                f"is {spec.num_heads!r}, but its tensors are those of {shown_heads} "
-                "heads"
-            ),
-        )
+        heads = spec.num_heads
+        problem = f"is {heads!r}, but its tensors are those of {shown_heads} heads"
+        raise InputError("num_heads", heads, f"{shown_heads}", problem=problem)
     return spec
 
 
@@ -435,13 +423,10 @@ def _image_size(rows, grids, patch_size, partial):
                 return size
         if _is_square(count):
             return math.isqrt(count) * patch_size
-    raise InputError(
-        "tensor pos_embed",
-        rows,
-        "a square number, and one for each token before the patches or none",
-        problem=f"has {rows} rows",
-        hint="give the size of other images, image_size=(height, width)",
-    )
+    hint = "give the size of other images, image_size=(height, width)"
+    allowed = "a square number, and one for each token before the patches or none"
+    problem = f"has {rows} rows"
+    raise InputError("tensor pos_embed", rows, allowed, problem=problem, hint=hint)
 
 
 def _is_square(count):
@@ -511,12 +496,8 @@ def _shape(shapes, name, rank):
     problem = "is missing"
     if shape is not None:
         problem = f"is of {shape}"
-    raise InputError(
-        f"tensor {name}",
-        shape,
-        f"plain vision transformers, in which its rank is {rank}",
-        problem=problem,
-    )
+    allowed = f"plain vision transformers, in which its rank is {rank}"
+    raise InputError(f"tensor {name}", shape, allowed, problem=problem)
 
 
 def _stem(shapes):

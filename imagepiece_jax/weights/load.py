@@ -17,7 +17,13 @@ from flax import traverse_util
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, check_names, one_of, short_traceback
+from imagepiece_jax.errors import (
+    InputError,
+    check_names,
+    inside,
+    one_of,
+    short_traceback,
+)
 from imagepiece_jax.models import convert, registry, resize_positions
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
@@ -286,13 +292,10 @@ def _filled_recovery(vit, contents, variables, drawn):
         for name, tensor in contents.recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        try:
+        with inside(place=f"weights file {vit.source.path / hub.RECOVERED}"):
             numbers = convert.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
                 raise InputError(problem=f"has no numbers for {cost.form}")
-        except InputError as error:
-            path = vit.source.path / hub.RECOVERED
-            raise error.inside(place=f"weights file {path}") from error
         dense |= {path: leaves[path] for path in numbers}
         costs.append(dataclasses.replace(cost, numbers=numbers))
     return Recovery(tuple(costs), dense)
@@ -314,12 +317,8 @@ def read_source(
     kind = hub.kind(path)
     place = f"{kind} {hub.path_text(path)}"
     if checkpoint in runs.KINDS and kind != "run":
-        raise InputError(
-            "checkpoint",
-            checkpoint,
-            problem=f"is {checkpoint!r}, but {place} is no run",
-            hint="leave it out",
-        )
+        problem = f"is {checkpoint!r}, but {place} is no run"
+        raise InputError("checkpoint", checkpoint, problem=problem, hint="leave it out")
     if kind == "weights file":
         spec = ModelSpec(name=registry.name_of_file(path))
         fields = {"spec": spec}

@@ -120,8 +120,9 @@ def _of_timm(vision, model):
     name, _, _ = vision["timm_model_name"].partition(".")
     row = registry.public_models().get(name)
     if row is None:
-        field = "vision_cfg.timm_model_name"
-        raise InputError(field, name, hint=registry.instead_of(name))
+        raise InputError(
+            "vision_cfg.timm_model_name", name, hint=registry.instead_of(name)
+        )
     proj = one_of("vision_cfg.timm_proj", vision["timm_proj"], ["linear", "none", ""])
     pool = vision["timm_pool"]
     arch = Architecture(**row["arch"])

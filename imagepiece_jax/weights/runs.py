@@ -14,7 +14,7 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError, inside, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.spec import ModelSpec, fields_in_config, size_of
 from imagepiece_jax.models.vit import MEAN, STD
@@ -71,22 +71,18 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     if path.exists():
         config = read_json(path)
     if (folder / ADAPTER).exists() or "peft_type" in config:
-        raise InputError(
-            allowed="the folder that merge_and_unload().save_pretrained(..) writes",
-            problem="holds a peft adapter, which has only the changes to a model",
-            place=folder,
+        raise InputError.at(
+            folder,
+            "holds a peft adapter, which has only the changes to a model",
+            "the folder that merge_and_unload().save_pretrained(..) writes",
         )
     if not path.exists():
         raise _without_config(folder)
     if not config:
-        raise InputError(allowed=ALLOWED, problem="is empty", place=path)
-    fault = _fault(config)
-    if fault is not None:
-        raise InputError(
-            allowed=ALLOWED,
-            problem=f"is neither that of a run ({fault}) nor of published weights",
-            place=path,
-        )
+        raise InputError.at(path, "is empty", ALLOWED)
+    if fault := _fault(config):
+        problem = f"is neither that of a run ({fault}) nor of published weights"
+        raise InputError.at(path, problem, ALLOWED)
     return config
 
 
@@ -117,16 +113,15 @@ def _without_config(folder):
         within = folder.relative_to(run).parts[0] == CHECKPOINTS
         if within and (run / RUN_CONFIG).is_file():
             allowed = f"{run} itself, and best or latest for the checkpoint"
-            return InputError(
-                allowed=allowed, problem=f"is in the run {run}", place=folder
-            )
+            return InputError.at(folder, f"is in the run {run}", allowed)
     if files := hub.weights_files(folder):
         names = ", ".join(file.name for file in files)
-        problem = f"has weights ({names}), but no {RUN_CONFIG}"
-        hint = f"name the file that you mean, such as {files[0]}"
-        return InputError(problem=problem, place=f"folder {folder}", hint=hint)
-    problem = f"has no {RUN_CONFIG}"
-    return InputError(allowed=ALLOWED, problem=problem, place=f"folder {folder}")
+        return InputError.at(
+            f"folder {folder}",
+            f"has weights ({names}), but no {RUN_CONFIG}",
+            hint=f"name the file that you mean, such as {files[0]}",
+        )
+    return InputError.at(f"folder {folder}", f"has no {RUN_CONFIG}", ALLOWED)
 
 
 def read_checkpoint(
@@ -146,26 +141,20 @@ def read_checkpoint(
         wanted = [name for name in table if name.startswith(names)]
         if wanted or not averaged:
             return wanted
-        raise InputError(
-            allowed="runs with averages, or its weights as they are",
-            problem="has no averaged weights, as its ema_decay was 0",
-            place=f"run {folder}",
+        raise InputError.at(
+            f"run {folder}",
+            "has no averaged weights, as its ema_decay was 0",
+            "runs with averages, or its weights as they are",
         )
 
     if not (folder / CHECKPOINTS).exists():
         read_config(folder)  # which raises the error for a folder that is no run
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
-        hint = ""
-        if checkpoint == "best":
-            hint = "its first evaluation saves the best"
-        raise InputError(
-            value=checkpoint,
-            allowed=f"{written[0]!r}",
-            problem=f"has no {checkpoint!r} checkpoint yet",
-            place=f"run {folder}",
-            hint=hint,
-        )
+        hint = "its first evaluation saves the best" if checkpoint == "best" else ""
+        problem = f"has no {checkpoint!r} checkpoint yet"
+        allowed = f"{written[0]!r}"
+        raise InputError.at(f"run {folder}", problem, allowed, hint, checkpoint)
     arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
@@ -206,14 +195,12 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     path = folder / CLASSES
     if not path.exists():
         return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(problem=f"cannot be read ({error})", place=path) from error
-    try:
+    with inside(place=path):
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError.at("", f"cannot be read ({error})") from error
         return checked_names(names, classes)
-    except InputError as error:
-        raise error.inside(place=path) from error
 
 
 def reduction_of(config) -> Reduction:

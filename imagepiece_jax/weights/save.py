@@ -19,8 +19,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.common.files import replacing_folder
-from imagepiece_jax.errors import InputError, short_traceback
+from imagepiece_jax.common.files import check_is_path, replacing_folder
+from imagepiece_jax.errors import InputError, inside, short_traceback
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
@@ -114,93 +114,61 @@ def _write(file, tensors, recovery=None):
 
 def checked_folder(folder):
     """The folder's path; InputError where another file would be overwritten."""
-    if not isinstance(folder, str | os.PathLike):
-        raise InputError(
-            "folder",
-            folder,
-            "a string or a pathlib.Path",
-            problem=f"is a {type(folder).__name__}",
-        )
+    check_is_path("folder", folder)
     if hub.is_id(folder):
-        raise InputError(
-            allowed="folders of this machine, which hf upload takes from here",
-            problem="is an id of the hub",
-            place=folder,
-        )
+        allowed = "folders of this machine, which hf upload takes from here"
+        raise InputError.at(folder, "is an id of the hub", allowed)
     folder = pathlib.Path(os.path.expanduser(folder))
-    allowed = "paths without a NUL byte"
-    if "\0" in str(folder):
-        raise InputError("folder", str(folder), allowed)
     ending = folder.suffix.lower()
     if ending in OF_FILES and not folder.exists():
         hint = ""
         if ending in OF_PROGRAMS:
             hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
-        raise InputError(
-            value=ending,
-            allowed=f"names of folders, such as {folder.with_suffix('')}",
-            problem=f"ends in {ending}, as files do, but save writes a folder",
-            place=folder,
-            hint=hint,
-        )
+        problem = f"ends in {ending}, as files do, but save writes a folder"
+        allowed = f"names of folders, such as {folder.with_suffix('')}"
+        raise InputError.at(folder, problem, allowed, hint, ending)
     allowed = "a new or empty folder, or one that save wrote"
+    names = []
     try:
-        names = []
         if folder.exists():
             names = sorted([file.name for file in folder.iterdir()])
     except OSError as error:
-        raise InputError(
-            allowed=allowed, problem=f"is not a folder ({error.strerror})", place=folder
+        raise InputError.at(
+            folder, f"is not a folder ({error.strerror})", allowed
         ) from error
     others = [name for name in names if name not in FILES]
     if names and (others or not hub.has_key(folder, OURS)):
         found = (others or names)[0]
-        raise InputError(
-            value=found, allowed=allowed, problem=f"holds {found}", place=folder
-        )
+        raise InputError.at(folder, f"holds {found}", allowed, value=found)
     if folder.exists() and folder.samefile(os.curdir):
-        raise InputError(
-            allowed="folders elsewhere or in it",
-            problem="is the working directory, which would be replaced",
-            place=folder,
-        )
+        problem = "is the working directory, which would be replaced"
+        raise InputError.at(folder, problem, "folders elsewhere or in it")
     return folder
 
 
 def _check(vit):
     """InputError for a model that `load` could not make again."""
     if vit.reduction is None:
-        raise InputError(
-            "reduction",
-            allowed="models of create_model",
-            problem="is unknown: someone made the model's plan by hand",
-        )
+        problem = "is unknown: someone made the model's plan by hand"
+        raise InputError("reduction", None, "models of create_model", problem=problem)
     if vit.model.folded:
-        raise InputError(
-            "model",
-            allowed="the model that it was made from",
-            problem="is in the form of optimize",
-        )
+        allowed = "the model that it was made from"
+        raise InputError("model", None, allowed, problem="is in the form of optimize")
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
 def _check_round_trip(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
-    try:
+    with inside(hint="so the model cannot be loaded again"):
         parsed = hub_configs.parse(config, {})
         read = layouts.to_timm(tensors).tensors
         saved = infer(read, parsed["spec"])
         again = saved.create(parsed["reduction"])
         convert.from_timm(read, variable_shapes(again, saved.image_size))
-    except InputError as error:
-        raise error.inside(hint="so the model cannot be loaded again") from error
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
-        if getattr(again, field) != getattr(model, field):
-            value = getattr(model, field)
-            loaded = getattr(again, field)
-            raise InputError(
-                f"model.{field}",
-                value,
-                "models of create_model",
-                problem=f"is {value!r}, and would be loaded as {loaded!r}",
-            )
+        value = getattr(model, field)
+        loaded = getattr(again, field)
+        if loaded != value:
+            problem = f"is {value!r}, and would be loaded as {loaded!r}"
+            allowed = "models of create_model"
+            raise InputError(f"model.{field}", value, allowed, problem=problem)

@@ -95,12 +95,8 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
         sizes = sizes | {"image_size": size}
     if images.get("label_offset"):
         offset = images["label_offset"]
-        raise InputError(
-            "label_offset",
-            offset,
-            "0",
-            problem=f"is {offset}, so the head has outputs that are no classes",
-        )
+        problem = f"is {offset}, so the head has outputs that are no classes"
+        raise InputError("label_offset", offset, "0", problem=problem)
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
     crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
     for field, key in keys.items():
@@ -198,12 +194,9 @@ def changed_architecture(arch: Architecture, arguments) -> Architecture:
     same = {field: getattr(arch, field) for field in heads}
     others = dataclasses.replace(changed, **same) != arch
     if others or "pool_include_prefix" in arguments:
-        raise InputError(
-            "model_args",
-            arguments,
-            "its own parts, and another global_pool",
-            problem=f"has {', '.join(arguments)} for a model with rotary positions",
-        )
+        problem = f"has {', '.join(arguments)} for a model with rotary positions"
+        allowed = "its own parts, and another global_pool"
+        raise InputError("model_args", arguments, allowed, problem=problem)
     return changed
 
 
@@ -243,12 +236,8 @@ def _head(arch, arguments):
     if fc_norm is None:
         fc_norm = pool == "mean"
     if arch.dist_token and fc_norm:  # timm makes this norm, and none that it computes
-        raise InputError(
-            "model_args.fc_norm",
-            True,
-            "False",
-            problem="is True for a model with a distillation token",
-        )
+        problem = "is True for a model with a distillation token"
+        raise InputError("model_args.fc_norm", True, "False", problem=problem)
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
         "pool": pool,

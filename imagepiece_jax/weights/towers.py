@@ -48,12 +48,8 @@ def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
     strategy = config.get(field, "default")
     prefix = one_of(field, strategy, {"default": False, "full": True})
     if not prefix and not inner.class_token:
-        raise InputError(
-            field,
-            strategy,
-            "'full'",
-            problem="is 'default', which drops a class token, and the tower has none",
-        )
+        problem = "is 'default', which drops a class token, and the tower has none"
+        raise InputError(field, strategy, "'full'", problem=problem)
     act = config.get("projector_hidden_act", "gelu")
     return Tower(
         depth,

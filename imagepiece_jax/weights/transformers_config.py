@@ -286,25 +286,16 @@ def _crop(fields, name):
     cropped = fields["do_center_crop"]
     if not fields["do_resize"]:
         if cropped:
-            raise InputError(
-                "do_resize",
-                False,
-                "True, or no do_center_crop",
-                problem="is False with do_center_crop, so the crop is of other pixels",
-            )
+            problem = "is False with do_center_crop, so the crop is of other pixels"
+            allowed = "True, or no do_center_crop"
+            raise InputError("do_resize", False, allowed, problem=problem)
         return {"resize": "none"}
     resample = fields["resample"]
     interpolation = one_of("resample", resample, RESAMPLE)
     if name == "DINOv3ViT" and interpolation == "bicubic":
-        raise InputError(
-            "resample",
-            resample,
-            "2",
-            problem=(
-                f"is {resample}, bicubic, by which DINOv3's image processor makes "
-                "pixels below 0 and above 1"
-            ),
-        )
+        problem = f"is {resample}, bicubic, by which DINOv3's image processor makes "
+        problem += "pixels below 0 and above 1"
+        raise InputError("resample", resample, "2", problem=problem)
     side, squash = _resized(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
     same_size = squash  # whether all images come out in one size
@@ -317,15 +308,8 @@ def _crop(fields, name):
         problem = f"is {size!r} and crop_size {crop_size!r}"
         if not cropped:
             problem = f"is {size!r} without do_center_crop"
-        raise InputError(
-            "size",
-            size,
-            (
-                "a height and a width, or with do_center_crop a crop_size of at most "
-                "size"
-            ),
-            problem=problem,
-        )
+        allowed = "a height and a width, or with do_center_crop a crop_size of at most "
+        raise InputError("size", size, f"{allowed}size", problem=problem)
     return {
         "crop": share,
         "crop_mode": "squash" if squash else "center",

@@ -246,12 +246,32 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     assert sizes == {2}
 
 
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_damaged_file_of_a_folder_is_named_and_its_features_are_nan(
+    tmp_path, monkeypatch, batch
+):
+    """As the command `features` has it: the other rows are those without it."""
+    monkeypatch.setattr(features, "BATCH", batch)
+    vit = tiny.pretrained({"name": "tome", "r": 4}, depth=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    for number, image in zip((0, 2, 3), pixels, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    wanted = jax.device_get(features.features(vit, pixels, layers=1))
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="1.png cannot be read .* are NaN"):
+        found = features.features(vit, tmp_path, layers=1)
+    others = jax.tree.map(lambda values: values[np.array([0, 2, 3])], found)
+    chex.assert_trees_all_close(others, wanted, rtol=1e-4, atol=1e-5)
+    for values in (found.pooled, found.patches, found.layers[0].patches):
+        assert np.isnan(values[1]).all()
+
+
 @pytest.mark.parametrize(
     "images, subject, value, said",
     [
         ([pathlib.Path("a.png")], "a.png", "no known image format", ""),
         (["."], ".", None, "is a folder"),
-        (".", "a.png", "no known image format", ""),
+        (".", "images", "a.png", "has none that can be read among 1 photographs"),
         ([], "images", None, "is empty"),
         (7, "images", "int", "is int"),
         (TENSOR, "images", "torch.float32 [3, 20, 20, 3]", "uint8 arrays"),

@@ -136,9 +136,9 @@ IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n
     "path, said",
     [
         *((path, f"{path} is no id of the hub; allowed: hf://OWN") for path in IDS),
-        (None, "path is None; allowed: a string or a pathlib.Path"),
+        (None, "path is None, of type NoneType; allowed: a string or a pathlib.Path"),
         ("", "path is empty; allowed: files and folders"),
-        (b"w.npz", "path is b'w.npz'; allowed: a string or"),
+        (b"w.npz", "path is b'w.npz', of type bytes; allowed: a string or"),
         (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
     ],
 )

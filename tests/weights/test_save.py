@@ -261,7 +261,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
         (".", "^. holds {file}; allowed: a new"),
         ("{file}", "is not a folder .Not a directory.; allowed"),
         ("hf://me/m", "is an id of the hub; allowed: folders of"),
-        ("a\0b", "allowed: paths without a NUL byte"),
+        ("a\0b", "allowed: a string or a pathlib.Path, without a NUL byte"),
     ],
 )
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
@@ -270,7 +270,7 @@ def test_what_is_no_folder_to_save_in(tmp_path, monkeypatch, file, folder, said)
     (tmp_path / file).write_text("{}")
     with pytest.raises(InputError, match=said.format(file=file)):
         imagepiece_jax.save(folder.format(file=file), made())
-    with pytest.raises(InputError, match="folder is a int; .* pathlib.Path"):
+    with pytest.raises(InputError, match="folder is 7, of type int; .* pathlib.Path"):
         imagepiece_jax.save(7, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
