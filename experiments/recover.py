@@ -53,9 +53,9 @@ from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training import (
-    comparison,
     recover,
     recovery_images,
+    recovery_loss,
     recovery_step,
 )
 
@@ -397,7 +397,7 @@ def first_blocks(vit, count: int):
     )
 
 
-class Comparison(comparison.Comparison):
+class Comparison(recovery_loss.Comparison):
     """Of a student that may have fewer blocks, the last with the teacher's last."""
 
     def terms(self, student, teacher):

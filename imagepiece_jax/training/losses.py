@@ -3,7 +3,8 @@
 Distillation is soft: the teacher's probabilities at a temperature (Hinton et al.,
 2015); or hard: its first class, as a label (Touvron et al., 2021, section 3). A model
 with a distillation token has a head for the labels and one for the teacher; others
-learn both with one. Those of recovery are in comparison.py.
+learn both with one. Their sum in a step is `train_step.loss_of`; a recovery's is in
+recovery_loss.py.
 """
 
 import chex
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from imagepiece_jax.config.run import DistillConfig
-from imagepiece_jax.training.comparison import kl_divergence
 
 
 def soft_cross_entropy(logits, targets):
@@ -63,3 +63,33 @@ def teacher_distance(distill: DistillConfig, logits, teacher_logits):
     student = logits.astype(jnp.float32) * scale
     kl = kl_divergence(student, teacher_logits * scale)
     return distill.temperature**2 * kl
+
+
+def class_tokens(states):
+    """The class token after each block. -> [B, depth, D] float32."""
+    rows = [state.x[:, 0].astype(jnp.float32) for state in states]
+    return jnp.stack(rows, axis=1)
+
+
+def kl_divergence(student, teacher):
+    """KL(teacher || student) of softmax(logits). [B, C] twice -> [B]."""
+    student = jax.nn.log_softmax(student)
+    teacher = jax.nn.log_softmax(teacher)
+    return optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
+def relative_change(student, teacher, kept=None):
+    """Squared distance of features, divided by the square of the teacher's.
+
+    student, teacher: [B, D], or [B, n, D] for n features of each image
+    kept: [B, n], 1 for features that count and 0 for others; None: all count
+    Returns [B], means over n.
+    """
+    distance = jnp.sum((student - teacher) ** 2, axis=-1)
+    share = distance / jnp.sum(teacher**2, axis=-1)
+    if share.ndim == 1:
+        return share
+    if kept is None:
+        return jnp.mean(share, axis=1)
+    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
+    return jnp.sum(share * kept, axis=1) / number

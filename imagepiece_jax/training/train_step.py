@@ -19,8 +19,12 @@ from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
 from imagepiece_jax.models.parts import trained_part, with_trained
 from imagepiece_jax.models.vit import ViT, with_states
-from imagepiece_jax.training.comparison import class_tokens, relative_change
-from imagepiece_jax.training.losses import distillation, soft_cross_entropy
+from imagepiece_jax.training.losses import (
+    class_tokens,
+    distillation,
+    relative_change,
+    soft_cross_entropy,
+)
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 

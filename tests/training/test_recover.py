@@ -20,7 +20,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
-from imagepiece_jax.training import comparison, recover, recovery_step
+from imagepiece_jax.training import losses, recover, recovery_loss, recovery_step
 from tests import forked, programs, runs
 from tests.models import tiny
 from tests.refused import refused
@@ -63,8 +63,8 @@ def kl(teacher, student):
 
 
 def answers(model, variables, images, read):
-    """`comparison.answers` in one program."""
-    run = tiny.compiled(lambda *args: comparison.answers(model, *args, read))
+    """`recovery_loss.answers` in one program."""
+    run = tiny.compiled(lambda *args: recovery_loss.answers(model, *args, read))
     return run(variables, images)
 
 
@@ -114,7 +114,7 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     p = 1 / (1 + np.exp(-teacher))
     q = 1 / (1 + np.exp(-student))
     by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    found = comparison.binary_kl_divergence(student, teacher)
+    found = recovery_loss.binary_kl_divergence(student, teacher)
     np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
     vit = dataclasses.replace(reduced(), problem_type="multi_label_classification")
     assert fit_of(vit).comparison.name == "KL"
@@ -136,11 +136,9 @@ def test_a_patch_is_compared_with_the_token_that_has_it():
 def test_relative_change_by_hand():
     teacher = np.array([[[3.0, 4.0], [1.0, 0.0]]], np.float32)
     student = np.array([[[3.0, 5.0], [0.0, 0.0]]], np.float32)
-    assert comparison.relative_change(student, teacher) == pytest.approx(
-        [(1 / 25 + 1) / 2]
-    )
+    assert losses.relative_change(student, teacher) == pytest.approx([(1 / 25 + 1) / 2])
     kept = np.array([[1.0, 0.0]], np.float32)
-    assert comparison.relative_change(student, teacher, kept) == pytest.approx([0.04])
+    assert losses.relative_change(student, teacher, kept) == pytest.approx([0.04])
 
 
 @pytest.mark.parametrize("which", TRAINED)

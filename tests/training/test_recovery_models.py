@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION
-from imagepiece_jax.training import comparison, recovery_step
+from imagepiece_jax.training import recovery_loss, recovery_step
 from tests import oracles
 from tests.models import tiny
 from tests.models.test_families import FAMILIES
@@ -140,7 +140,7 @@ def slow_terms(vit, outputs, student, teacher, image):
 def test_loss_and_measure_are_those_of_the_oracle(name):
     vit = pretrained(name)
     outputs = MODELS[name][-1]
-    assert comparison.outputs_of(vit) == outputs
+    assert recovery_loss.outputs_of(vit) == outputs
     images = tiny.images(2, side=vit.image_size)
     fit = recovery_step.Fit(vit, recovery_step.Recipe.for_model(vit, batch_size=2))
 
@@ -195,4 +195,4 @@ def test_a_head_without_bias_has_classes_where_they_have_names():
     vit = pretrained("CLIP")
     names = tuple("abcdefg")
     named = dataclasses.replace(vit, class_names=names)
-    assert comparison.outputs_of(named) == "softmax"
+    assert recovery_loss.outputs_of(named) == "softmax"

@@ -1,4 +1,4 @@
-"""How the answers of a student and its teacher are compared, in loss and measure."""
+"""The loss of a recovery, and its measure: how student and teacher are compared."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION, activation
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED
+from imagepiece_jax.training.losses import (
+    class_tokens,
+    kl_divergence,
+    relative_change,
+)
 
 
 def answers(model: ViT, variables, images, read: tuple[str, ...]):
@@ -47,19 +51,6 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
     return {name: jnp.asarray(found[name], jnp.float32) for name in found}
 
 
-def class_tokens(states):
-    """The class token after each block. -> [B, depth, D] float32."""
-    rows = [state.x[:, 0].astype(jnp.float32) for state in states]
-    return jnp.stack(rows, axis=1)
-
-
-def kl_divergence(student, teacher):
-    """KL(teacher || student) of softmax(logits). [B, C] twice -> [B]."""
-    student = jax.nn.log_softmax(student)
-    teacher = jax.nn.log_softmax(teacher)
-    return optax.losses.kl_divergence_with_log_targets(student, teacher)
-
-
 def binary_kl_divergence(student, teacher):
     """Sum over classes of KL(teacher || student) of sigmoid(logits).
 
@@ -76,23 +67,6 @@ def binary_kl_divergence(student, teacher):
 def squared_error(student, teacher):
     """Mean squared difference of outputs. [B, C] twice -> [B]."""
     return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-def relative_change(student, teacher, kept=None):
-    """Squared distance of features, divided by the square of the teacher's.
-
-    student, teacher: [B, D], or [B, n, D] for n features of each image
-    kept: [B, n], 1 for features that count and 0 for others; None: all count
-    Returns [B], means over n.
-    """
-    distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    share = distance / jnp.sum(teacher**2, axis=-1)
-    if share.ndim == 1:
-        return share
-    if kept is None:
-        return jnp.mean(share, axis=1)
-    number = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(share * kept, axis=1) / number
 
 
 class Kind(NamedTuple):
