@@ -6,6 +6,7 @@ import functools
 import inspect
 import pathlib
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Mapping
@@ -159,8 +160,13 @@ def _check_named(args, parameters, by_name):
     if unnamed:
         number = len(args) - len(unnamed) + (parameters[0] != "self")
         allowed = ", ".join([f"{name}=.." for name in by_name])
-        problem = f"is {unnamed[0]!r}, without the name of what it is"
+        problem = f"is {shown(unnamed[0])}, without the name of what it is"
         raise InputError(f"argument {number}", unnamed[0], allowed, problem=problem)
+
+
+def shown(value):
+    """Any value as a sentence shows it: in one line, shortened."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def flags_of(*fields):

@@ -6,14 +6,13 @@ import json
 import logging
 import os
 import pathlib
-import reprlib
 import shutil
 import stat
 import subprocess
 import uuid
 
 from imagepiece_jax.common import signals
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError, RunError, shown
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
@@ -107,7 +106,7 @@ def _lock(file):
 def check_is_path(field, value):
     """Raise InputError for what names no file or folder, whether it is there or not."""
     if not isinstance(value, str | os.PathLike) or "\0" in str(value):
-        problem = f"is {reprlib.repr(value)}, of type {type(value).__name__}"
+        problem = f"is {shown(value)}, of type {type(value).__name__}"
         allowed = "a string or a pathlib.Path, without a NUL byte"
         raise InputError(field, value, allowed, problem=problem)
 

@@ -378,7 +378,7 @@ def test_a_program_for_jax_has_the_dtype_that_is_asked_for(saved, tmp_path):
         ("m.jax", {"dtype": "float64"}, "dtype", "float64", "float32, bfloat16"),
         ("m.jax", {"pixels": "yes"}, "pixels", "yes", "allowed: True, False"),
         ("no/m.jax", {}, "out", "no/m.jax", "No such file"),
-        (7, {}, "out", "int", "paths of a file"),
+        (7, {}, "out", 7, "of type int"),
     ],
 )
 def test_files_that_are_not_written(
