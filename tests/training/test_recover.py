@@ -21,8 +21,6 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
-from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.training import comparison, recover, recovery_step
 from tests import forked, programs, runs
 from tests.models import tiny
@@ -318,19 +316,18 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
     """One device to the bit; several add up in another order."""
     cache = programs.of_processes(tmp_path / "cache")
     processes = {}
-    for devices in (1, 2, 8):
+    for devices in (1, 4):
         environment = runs.environment(cache, devices, quick=True)
         words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
         processes[devices] = forked.Process(words, env=environment)
     here = mixed_recovery()
-    assert forked.statuses(processes.values(), timeout=300) == [0, 0, 0]
+    assert forked.statuses(processes.values(), timeout=300) == [0, 0]
     curve = np.array(here.recovery.costs[0].curve)
     found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
     np.testing.assert_array_equal(found[1]["curve"], curve)
     for place, leaf in enumerate(jax.tree.leaves(here.variables)):
         np.testing.assert_array_equal(found[1][f"arr_{place}"], leaf)
-    for devices in (2, 8):
-        np.testing.assert_allclose(found[devices]["curve"], curve, rtol=1e-3)
+    np.testing.assert_allclose(found[4]["curve"], curve, rtol=1e-3)
     # Other pairs are mixed with another seed, and other images come: it shows.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
@@ -698,60 +695,34 @@ def test_a_model_without_a_pool_is_compared_by_the_pool_it_could_have(class_toke
 
 def test_images_that_are_not_square_are_cropped_to_their_shape():
     size = (16, 24)
-    model = create_model(
-        "vit_mini",
-        reduction=MERGING,
-        image_size=size,
-        patch_size=4,
-        embed_dim=30,
-        depth=2,
-        num_heads=3,
-        num_classes=7,
-    )
+    vit = tiny.pretrained(MERGING, depth=1, image_size=size)
     preprocessing = imagepiece_jax.Preprocessing(size, crop=0.875)
-    vit = Pretrained(model, tiny.variables(model), preprocessing)
+    vit = dataclasses.replace(vit, preprocessing=preprocessing)
     (report,) = recovered(vit, noise(side=40)).recovery.costs
     assert report.steps == 8
 
 
-@pytest.mark.parametrize(
-    "case, subject, value",
-    [
-        ("few", "images", 23),
-        ("alike", "images", 1),
-        ("one color", "images", 1),
-        ("copies", "images", 20),
-        ("floats", "images", "float32 [48, 20, 20, 3]"),
-        ("a number", "images", "int"),
-        ("one", "images", 1),
-        ("both", "minutes", None),
-        ("part", "parameters", "weights"),
-        ("batch", "batch_size", 0),
-        ("no step", "steps", 0),
-    ],
-)
-def test_mistakes_are_refused(vit, monkeypatch, case, subject, value):
-    colors = np.broadcast_to(
-        np.arange(48, dtype=np.uint8)[:, None, None, None], (48, SIDE, SIDE, 3)
-    )
-    images = {
-        "few": noise(23),
-        "alike": np.repeat(noise(1), 48, axis=0),
-        "one color": colors,
-        "copies": np.concatenate([noise(20)] * 3),
-        "floats": np.zeros((48, SIDE, SIDE, 3), np.float32),
-        "a number": 3,
-        "one": noise(1)[0],
-    }
-    options = {
-        "both": {"steps": 3, "minutes": 1.0},
-        "part": {"parameters": "weights"},
-        "batch": {"batch_size": 0},
-        "no step": {"steps": 0},
-    }
+ONE_COLOR = np.repeat(np.arange(48, dtype=np.uint8), 3 * SIDE**2)
+MISTAKES = [
+    ({"images": noise(23)}, "images", 23),
+    ({"images": np.repeat(noise(1), 48, axis=0)}, "images", 1),
+    ({"images": ONE_COLOR.reshape(48, SIDE, SIDE, 3)}, "images", 1),
+    ({"images": np.concatenate([noise(20)] * 3)}, "images", 20),
+    ({"images": np.float32(noise())}, "images", "float32 [48, 20, 20, 3]"),
+    ({"images": 3}, "images", "int"),
+    ({"images": noise(1)[0]}, "images", 1),
+    ({"steps": 3, "minutes": 1.0}, "minutes", None),
+    ({"parameters": "weights"}, "parameters", "weights"),
+    ({"batch_size": 0}, "batch_size", 0),
+    ({"steps": 0}, "steps", 0),
+]
+
+
+@pytest.mark.parametrize("given, subject, value", MISTAKES)
+def test_mistakes_are_refused(vit, monkeypatch, given, subject, value):
     monkeypatch.setattr(recover, "Fit", None)  # nothing is compiled before
     with refused(subject, value):
-        recovered(vit, images.get(case), **options.get(case, {}))
+        recovered(vit, **given)
 
 
 def test_learned_selectors_are_refused():
