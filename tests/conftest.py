@@ -103,6 +103,16 @@ def recoveries_compiled_once():
         yield
 
 
+@pytest.fixture(scope="module")
+def evaluations_compiled_once():
+    """Evaluations of equal models compile once."""
+    from tests import runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        runs.compile_evaluations_once(patch)
+        yield
+
+
 @pytest.fixture
 def traced_once(monkeypatch):
     """A second trace of a model fails, unless `chex.clear_trace_counter` is called."""

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import sys
+import types
 import uuid
 
 import numpy as np
@@ -100,6 +101,35 @@ def compile_once(patch):
 
     patch.setattr(trainer.Run, "compiled_step", step)
     patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
+
+
+def compile_evaluations_once(patch):
+    """Evaluations in this process of equal models compile once.
+
+    What they measure is the same where its code is, and what the code closes over.
+
+    patch: as that of `compile_once`
+    """
+    from imagepiece_jax.evaluate import accuracy
+
+    steps = {}
+    model_step = accuracy.model_step
+
+    def step(model, *args, **options):
+        key = [model, *args]
+        for name, value in sorted(options.items()):
+            if isinstance(value, types.FunctionType):
+                cells = value.__closure__ or ()
+                value = (value.__code__, *[cell.cell_contents for cell in cells])
+            key.append((name, value))
+        try:
+            if tuple(key) not in steps:
+                steps[tuple(key)] = model_step(model, *args, **options)
+            return steps[tuple(key)]
+        except TypeError:  # not hashable
+            return model_step(model, *args, **options)
+
+    patch.setattr(accuracy, "model_step", step)
 
 
 def compile_recoveries_once(patch):

@@ -60,17 +60,10 @@ HIDING = "import runpy, sys; from tests import plain; plain.hide(); "
 HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 
 
-@pytest.mark.parametrize(
-    "subject, words",
-    [
-        ("a config", ["train", QUICKSTART]),
-        ("a config", ["describe", QUICKSTART]),
-    ],
-)
-def test_a_command_with_fields_says_what_to_install(subject, words):
-    said = sentence(start("-c", HIDING, "imagepiece_jax", *words))
+def test_a_command_with_fields_says_what_to_install():
+    said = sentence(start("-c", HIDING, "imagepiece_jax", "train", QUICKSTART))
     lacking = "needs ml-collections, which is not installed"
-    assert said == f"{subject} {lacking}; {INSTALL}"
+    assert said == f"a config {lacking}; {INSTALL}"
 
 
 def test_a_command_on_weights_needs_no_configs():

@@ -38,6 +38,8 @@ from tests.models import recoveries, tiny
 from tests.models.test_learned_contract import LEARNED
 from tests.refused import refused
 
+pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
+
 IMAGES = 300
 SHARES = (0.75, 0.5)
 
@@ -398,7 +400,7 @@ def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     """The one that it was made from; rows say which forms were recovered."""
-    public = tiny_paper.pretrained(tmp_path)
+    public = tiny_paper.pretrained(tmp_path, depth=2)
     reduction = {"name": "tome", "r": 16}
     made = on_digits(recoveries.recovered(public, costs=(reduction,)))
     reductions = [Reduction.read(reduction), Reduction.read("tome:r=1")]

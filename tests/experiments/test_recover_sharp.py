@@ -20,6 +20,10 @@ from tests.experiments import lines
 from tests.experiments.test_recover_elsewhere import Labeled
 from tests.models import tiny
 
+pytestmark = pytest.mark.usefixtures(
+    "evaluations_compiled_once", "recoveries_compiled_once"
+)
+
 BATCH = 8
 SIDE = tiny.SIDE
 FOLDER = markdown.ROOT / recover_sharp.FOLDER

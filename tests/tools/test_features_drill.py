@@ -1,15 +1,19 @@
 """The drill of features: a process that is killed twice, and one that is not."""
 
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
 
+from tests import forked, programs
 from tools import features_drill
 
 
 @pytest.mark.slow
-def test_two_kills_and_the_same_bits(tmp_path):
+def test_two_kills_and_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", forked.Process)
+    programs.of_processes(tmp_path / "cache")
     found = features_drill.drill(tmp_path, 2, 80, [], np.random.default_rng(0))
     assert found["complete"]
     assert found["same"]

@@ -241,6 +241,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer, "train_step", tiny)
     monkeypatch.setattr(trainer.RunLog, "record", counted)
     jax.clear_caches()  # else programs of other tests are counted
+    gc.freeze()  # what other tests have left is not looked through each time
     runs.train(config, tmp_path)
     tokens = [line["loss"] for line in runs.lines(tmp_path, "train")]
     assert tokens[:10] == [65] * 10
