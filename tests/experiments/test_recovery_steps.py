@@ -46,7 +46,7 @@ def test_fixed_views_save_a_fifth_and_gain_nothing():
 def test_both_ways_of_a_tiny_model(monkeypatch):
     monkeypatch.setattr(recovery_steps, "BATCH", 8)
     pixels = np.random.default_rng(0).integers(0, 256, (150, 20, 20, 3), np.uint8)
-    vit = tiny.pretrained(MERGING)
+    vit = tiny.pretrained(MERGING, depth=2)
     rows = recovery_steps.try_views(vit, ArraySource([*pixels]), 4, seed=0)
     assert [row["kind"] for row in rows] == ["fresh", "views"]
     assert all(0 < row["other"] < 1 and row["steps"] == 4 for row in rows)

@@ -18,6 +18,7 @@ from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.state import TokenState
 from tests.models import tiny
+from tests.refused import refused
 
 TOME = {"name": "tome", "r_list": (9, 5, 2), "prop_attn": True}
 
@@ -221,24 +222,21 @@ def test_a_program_says_how_it_takes_sizes(vit):
 
 
 @pytest.mark.parametrize(
-    ("asked", "backend", "taken"),
+    ("reduction", "asked", "backend", "taken"),
     [
-        (None, "cudnn", True),
-        (None, "xla", False),
-        ("bias", "cudnn", False),
-        ("direction", "xla", True),
+        (TOME, None, "cudnn", True),
+        (TOME, None, "xla", False),
+        (TOME, "bias", "cudnn", False),
+        (TOME, "direction", "xla", True),
+        (None, "direction", "xla", False),  # a dense model stays as it is
     ],
 )
-def test_a_direction_is_taken_where_attention_is_fused(asked, backend, taken):
-    model = tiny.model(TOME).clone(backend=backend)
+def test_a_direction_is_taken_where_attention_is_fused(
+    reduction, asked, backend, taken
+):
+    model = tiny.model(reduction).clone(backend=backend)
     options = CompileOptions(batch_size=2, sizes=asked)
     assert takes_direction(model, options) is taken
-
-
-def test_a_dense_model_stays_as_it_is():
-    vit = tiny.pretrained()
-    asked = CompileOptions(batch_size=2, sizes="direction")
-    assert not takes_direction(vit.model, asked)
 
 
 def test_what_turns_directions_keeps_the_bias():
@@ -247,9 +245,8 @@ def test_what_turns_directions_keeps_the_bias():
     for vit in (rotary, queries):
         fused = vit.model.clone(backend="cudnn")
         assert not takes_direction(fused, CompileOptions(batch_size=2))
-        with pytest.raises(InputError) as refused:
+        with refused("sizes", "direction"):
             optimize(vit, 2, sizes="direction")
-        assert (refused.value.field, refused.value.value) == ("sizes", "direction")
 
 
 def test_directions_are_found_once(vit, cache, monkeypatch):
@@ -339,9 +336,9 @@ def test_photographs_as_features_takes_them(vit, tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:the values of images are not all numbers")
 def test_images_that_find_no_directions(vit, images, said):
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=said) as caught:
         optimize(vit, 2, sizes="direction", size_images=images)
-    assert refused.value.field == "size_images"
+    assert caught.value.field == "size_images"
 
 
 def test_weights_that_are_no_numbers_find_no_directions(vit):

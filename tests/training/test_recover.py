@@ -237,22 +237,14 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
     assert report.interval[1] < 0
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
-    kernels = [
-        (
-            better.variables["params"]["blocks_1"]["mlp"]["fc1"]["kernel"],
-            vit.variables["params"]["blocks_1"]["mlp"]["fc1"]["kernel"],
-        ),
-        (
-            better.variables["params"]["pos_embed"],
-            vit.variables["params"]["pos_embed"],
-        ),
-    ]
-    for ours, theirs in kernels:
-        np.testing.assert_array_equal(ours, theirs)
-    assert np.any(
-        better.variables["params"]["blocks_1"]["norm1"]["scale"]
-        != vit.variables["params"]["blocks_1"]["norm1"]["scale"]
-    )
+    ours = better.variables["params"]
+    theirs = vit.variables["params"]
+    np.testing.assert_array_equal(ours["pos_embed"], theirs["pos_embed"])
+    block = ours["blocks_1"]
+    before = theirs["blocks_1"]
+    kernels = [each["mlp"]["fc1"]["kernel"] for each in (block, before)]
+    np.testing.assert_array_equal(*kernels)
+    assert np.any(block["norm1"]["scale"] != before["norm1"]["scale"])
 
 
 def test_the_report_has_the_figures_of_the_images_held_out(vit, better):

@@ -19,29 +19,20 @@ DROPPING = {"name": "evit", "keep_rate": 0.5, "blocks": (0,), "fuse_token": Fals
 MERGING = {"name": "tome", "r": 5}
 # width of a token, and heads, that planes of rotary positions divide
 EVEN = {"embed_dim": 24, "num_heads": 3}
+BARE = {"num_classes": 0}  # no head
 
 # name: (reduction, options of the model, problem, what outputs are)
 MODELS = {
     "DeiT": (DROPPING, {}, None, "softmax"),
     "distilled": (DROPPING, {"arch": FAMILIES["distilled"]}, None, "softmax"),
-    "DINOv2": (
-        MERGING,
-        {"arch": FAMILIES["dinov2"], "num_classes": 0},
-        None,
-        "features",
-    ),
+    "DINOv2": (MERGING, {"arch": FAMILIES["dinov2"], **BARE}, None, "features"),
     "CLIP": (DROPPING, {"arch": FAMILIES["clip"]}, "projection", "features"),
-    "SigLIP": (
-        MERGING,
-        {"arch": FAMILIES["siglip"], "num_classes": 0},
-        None,
-        "features",
-    ),
+    "SigLIP": (MERGING, {"arch": FAMILIES["siglip"], **BARE}, None, "features"),
     "EVA-02": (MERGING, {"arch": ARCHS["eva02"], **EVEN}, None, "softmax"),
     "mean, classes": (MERGING, {"arch": FAMILIES["gap"]}, None, "softmax"),
     "no pool": (
         DROPPING,
-        {"arch": Architecture(pool="none"), "num_classes": 0},
+        {"arch": Architecture(pool="none"), **BARE},
         None,
         "features",
     ),

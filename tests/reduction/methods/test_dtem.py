@@ -1,5 +1,6 @@
 """DTEM: its authors' soft merge, gradients and costs; training reaches W alone."""
 
+import functools
 import math
 
 import jax
@@ -75,14 +76,15 @@ def test_a_training_step_is_its_authors(assets, block):
     reduction = {"name": "dtem", "r_list": (0,) * block + (16,)}
     model = create_model("deit_ti", reduction=reduction, attention="xla", masked=True)
 
-    def loss(own):
-        params = dense["params"] | {f"reducer_{block}": {"embed": own}}
+    @tiny.compiled
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(own, params):
+        params = params | {f"reducer_{block}": {"embed": own}}
         logits = model.apply({"params": params}, images, True).logits
         right = jax.nn.log_softmax(logits)[jnp.arange(2), labels]
         return -jnp.mean(right), logits
 
-    own = embedding(block)
-    (value, logits), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(own)
+    (value, logits), slopes = loss(embedding(block), dense["params"])
     np.testing.assert_allclose(logits, theirs["logits"], atol=1e-4)
     assert value == pytest.approx(float(theirs["loss"]), abs=1e-5)
     wanted = {"kernel": theirs["grad_w"].T, "bias": theirs["grad_b"][block]}
