@@ -85,6 +85,12 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
         hint = f"leave it empty, or set {distill.path('kind')} to soft or hard"
         teacher.refuse("weights", problem=problem, hint=hint)
     if not needed:
+        for field in teacher.fields:
+            problem = (
+                f"is {getattr(teacher, field)!r}, but nothing learns from a teacher"
+            )
+            hint = f"leave it empty, or set {distill.path('kind')} to soft or hard"
+            teacher.refuse(field, problem=problem, hint=hint)
         return None, None
     place = f"{teacher.path('weights')} {teacher.weights}"
     problem = initial.teacher.source.problem_type
