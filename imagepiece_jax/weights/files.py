@@ -264,7 +264,8 @@ def _averaged_or_not(path, tensors, averaged, start):
         raise InputError.at("", problem, allowed, hint)
     averages = set().union(*by_start.values())
     others = {name: tensors[name] for name in tensors if name not in averages}
-    if averages and len(others) >= len(averages):  # else the averages are all there is
+    largest = max(map(len, by_start.values()), default=0)
+    if averages and len(others) >= largest:  # else the averages are all there is
         _warn_of_averages(path, " and ".join(by_start))
         return others
     return tensors
