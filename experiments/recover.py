@@ -295,10 +295,10 @@ class Study:
         began = time.monotonic()
         if way.learned == "imagenette":
             images = self.needed_imagenette().spread(IMAGENETTE_LEARNED)
-            preprocessing = study.enlarged(fit.image_size)
+            preprocessing = study.enlarged(fit.batch_image_size)
         else:
             images = Subset(self.photographs, np.arange(len(self.photographs))[rows])
-            preprocessing = study.as_it_is(fit.image_size)
+            preprocessing = study.as_it_is(fit.batch_image_size)
         learned, held = recovery_images.divided(images, self.batch_size)
         learned = learned.spread(way.images)
         fit.hold_out(self.batches(held, preprocessing))
@@ -306,7 +306,7 @@ class Study:
         start = course.start
         area = fit.recipe.area
         crop = TrainTransform(
-            fit.image_size, "random_resized", area, shift=0, flip=True
+            fit.batch_image_size, "random_resized", area, shift=0, flip=True
         )
         crops = recovery_images.Crops(
             learned, crop, self.batch_size, seed, fit.recipe.steps
@@ -337,7 +337,7 @@ class Study:
         images = Subset(self.photographs, own)
         divergences = []
         rights = []
-        for batch in self.batches(images, study.as_it_is(fit.image_size)):
+        for batch in self.batches(images, study.as_it_is(fit.batch_image_size)):
             fit.hold_out([batch])
             found = fit.measure()
             divergences += rounded(found)
@@ -354,7 +354,7 @@ class Study:
         images = self.needed_imagenette()
         rights = []
         answers = None
-        for batch in self.batches(images, study.enlarged(fit.image_size)):
+        for batch in self.batches(images, study.enlarged(fit.batch_image_size)):
             if answers is None:
                 fit.hold_out([batch])
                 ((_, answers),) = fit.held
@@ -518,7 +518,7 @@ class Once(recovery_step.Fit):
         """
         rate = parallel.replicate(np.float32(rate))
         self.state, loss = self._without_teacher(
-            self.state, self.weights, pixels, targets, rate
+            self.state, self.variables_of_both, pixels, targets, rate
         )
         return loss
 
@@ -527,16 +527,18 @@ class Once(recovery_step.Fit):
         by_name = {}
         for first in range(0, len(pixels), size):
             batch = pixels[None, first : first + size]
-            answers = parallel.local(self._targets(self.weights, batch))
+            targets = self._targets(self.variables_of_both, batch)
+            answers = parallel.local(targets)
             for name, answer in answers.items():
                 by_name.setdefault(name, []).append(answer[0])
         return {name: np.concatenate(parts) for name, parts in by_name.items()}
 
-    def _step_by_answers(self, state, weights, pixels, targets, rate):
+    def _step_by_answers(self, state, both, pixels, targets, rate):
+        student, _ = both
         images = self._normalized(pixels)
 
         def loss_of(trained):
-            answered = self.answers_of(weights[0], trained, images)
+            answered = self.answers_of(student, trained, images)
             return self.comparison.loss(answered, targets)
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)

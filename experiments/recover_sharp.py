@@ -238,14 +238,14 @@ class Study:
         first = next(iter(fits.values()))
         images = self.learned_from(cell.learned)
         learned, held = recovery_images.divided(images, self.batch_size)
-        first.hold_out(self.batches(held, study.as_it_is(first.image_size)))
+        first.hold_out(self.batches(held, study.as_it_is(first.batch_image_size)))
         for fit in fits.values():
             fit.held = first.held
         starts = {name: fit.measure()["distance"] for name, fit in fits.items()}
         scales = {name: start.mean() for name, start in starts.items()}
         area = recipe.area
         crop = TrainTransform(
-            first.image_size, "random_resized", area, shift=0, flip=True
+            first.batch_image_size, "random_resized", area, shift=0, flip=True
         )
         transforms = {PLAIN: crop, DAMAGED: Damaged(crop), CLEAN_TEACHER: Pair(crop)}
         crops = recovery_images.Crops(
@@ -375,7 +375,7 @@ class Answers:
                 found = dict(file)
             if found.pop("pixels") == total:
                 return found
-        found = jax.device_get(self.fit._targets(self.fit.weights, pixels))
+        found = jax.device_get(self.fit._targets(self.fit.variables_of_both, pixels))
         np.savez(path, pixels=total, **found)
         return found
 

@@ -65,7 +65,7 @@ def measure_steps(vit) -> dict[str, Any]:
         jobs[part] = timer.TimedCall(taking(fit, pixels))
         now = (np.float32(recipe.lr), np.int32(0))
         program = fit._step.compile(
-            fit.state, fit.weights, pixels, *parallel.replicate(now)
+            fit.state, fit.variables_of_both, pixels, *parallel.replicate(now)
         )
         flops = program.cost_analysis()["flops"]
         steps[part] = {"gflop": flops / BATCH / 1e9}
@@ -148,7 +148,7 @@ def mean_measure(fit, images) -> float:
     """The measure of images that were not learned from."""
     sequence = EvalBatches(
         images,
-        Preprocessing(fit.image_size, resize="none"),
+        Preprocessing(fit.batch_image_size, resize="none"),
         batch_size=BATCH,
         placement=parallel.placement(),
     )

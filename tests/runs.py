@@ -151,7 +151,7 @@ def compile_recoveries_once(patch):
             options["program"],
             fit.vit.image_size,
             fit.model,
-            fit.dense,
+            fit.teacher_model,
             fit.comparison.outputs,
             dataclasses.replace(fit.recipe, steps=1, lr=1.0),  # are no part of it
         )

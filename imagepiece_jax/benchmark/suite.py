@@ -142,7 +142,7 @@ def _with_tokens(config):
     """A config whose reduction has counts of tokens instead of a cost."""
     if config.reduction.get("macs") is None:
         return config
-    run = RunConfig.from_config(config).at_cost()
+    run = RunConfig.from_config(config).with_counts()
     found = config.copy_and_resolve_references()
     with found.unlocked():
         found.reduction = run.to_dict()["reduction"]

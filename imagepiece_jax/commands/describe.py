@@ -30,23 +30,24 @@ def main():
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report
 
-    # The same stem shows what the reduction saves; papers compare with the patch stem.
+    # Compared with the dense model of the same stem, which shows what the reduction
+    # saves, and with that of the patch stem, as in papers.
     if run is None:
         vit = WEIGHTS(abstract=True)
         model = vit.model
         size = vit.image_size
         patch_stem = dataclasses.replace(vit.spec, stem="patch")
-        others = [vit.spec.create(), patch_stem.create()]
+        dense_models = [vit.spec.create(), patch_stem.create()]
     else:
-        run = run.at_cost()
+        run = run.with_counts()
         model = run.create_model()
         size = run.image_size
-        others = [run.create_dense(), run.create_dense(stem="patch")]
+        dense_models = [run.create_dense(), run.create_dense(stem="patch")]
     grid = patch_grid(size, model.patch_size, cut=True)
     contract.try_reducers(
         model.plan, grid, model.embed_dim, model.num_heads, model.arch.prefix
     )
-    print(cost.describe(model, others, size))
+    print(cost.describe(model, dense_models, size))
     if run is not None:
         print(report.estimate(run))
     elif vit.recovery:

@@ -66,10 +66,11 @@ class DeviceCopies:
         return jax.tree.map(lambda copy: getattr(copy, "on_devices", copy), copies)
 
 
-def beside(array) -> Sharding | None:
-    """Where weights are that a function gets together with an array, for `of`.
+def sharding_beside(array) -> Sharding | None:
+    """The sharding with which weights can be computed with an array.
 
-    An array that was not put anywhere, such as one of NumPy, goes where weights are.
+    `DeviceCopies.of` takes it; None: JAX's default device. An array that is bound to no
+    device (NumPy's, one that is not committed, a traced one) follows the weights.
     """
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         return None

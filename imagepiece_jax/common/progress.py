@@ -60,17 +60,17 @@ class Progress:
         self._what = what
         self._total = total
         self._done = done
-        self._first = None  # how many were done when the first of `add` were
+        self._done_at_first_add = None  # of which the time includes compiling
         self._bar = tqdm(
             desc=what,
             total=total,
             initial=done,
             delay=PATIENCE,
             leave=False,
-            disable=None,
+            disable=None,  # off where stderr is no terminal
         )
-        self._began = time.monotonic()
-        self._due = self._began + INTERVAL
+        self._timed_from = time.monotonic()  # set again by the first `add`
+        self._next_line_at = self._timed_from + INTERVAL
 
     def __enter__(self):
         return self
@@ -86,16 +86,17 @@ class Progress:
         self._done += count
         self._bar.update(count)
         now = time.monotonic()
-        if self._first is None:
-            self._first = self._done
-            self._began = now
-        is_known = self._first < self._done < self._total
-        if self._bar.disable and now >= self._due and is_known:
-            seconds = (now - self._began) / (self._done - self._first)
+        if self._done_at_first_add is None:
+            self._done_at_first_add = self._done
+            self._timed_from = now
+        is_known = self._done_at_first_add < self._done < self._total
+        if self._bar.disable and now >= self._next_line_at and is_known:
+            timed = self._done - self._done_at_first_add
+            seconds = (now - self._timed_from) / timed
             left = in_words(seconds * (self._total - self._done))
             line = f"{self._what}: {self._done} of {self._total}, about {left} left"
             self.say(line)
-            self._due = now + INTERVAL
+            self._next_line_at = now + INTERVAL
 
     def say(self, line: str):
         """Write a line on stderr, above the bar."""

@@ -311,8 +311,11 @@ class RunConfig(CheckedFields):
         model = self._model(reduction, axis_name=axis_name, masked=True)
         return model.clone(remat=self.remat)
 
-    def at_cost(self) -> "RunConfig":
-        """The RunConfig with counts of tokens in place of the cost `macs`."""
+    def with_counts(self) -> "RunConfig":
+        """The RunConfig with the counts of tokens that its cost `macs` gives.
+
+        A line on stderr says them.
+        """
         from imagepiece_jax.models import cost_search  # imports JAX
 
         asked = self.reduction

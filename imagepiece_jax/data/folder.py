@@ -182,14 +182,15 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
 
 
 def _folders_of_splits(root):
-    """{split: name of its folder in root}; that of a missing one is as errors ask for.
+    """{split: name of its folder in root}.
 
-    Without either, root has the classes of test images, and val's name is "".
+    A split without a folder gets the name that an error will ask for: train, val. Where
+    root has neither, it holds classes of test images itself, and val is "".
     """
     found = find_splits(root)
     names = {split: path.name for split, path in found.items()}
-    tests = "val" if found else ""
-    return {"train": "train", "val": tests, **names}
+    val_name = "val" if found else ""
+    return {"train": "train", "val": val_name, **names}
 
 
 def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None):

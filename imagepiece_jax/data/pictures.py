@@ -167,7 +167,7 @@ def _content(file):
         raise InputError(
             "images", problem=f"is an open file that cannot be read: {error}"
         ) from error
-    if not isinstance(content, bytes):
+    if not isinstance(content, bytes | bytearray | memoryview):
         kind = type(content).__name__
         allowed = 'binary files, open(path, "rb")'
         raise NoImage("images", kind, allowed, problem=f"is an open file of {kind}")

@@ -961,24 +961,31 @@ def place_among(graph, keep):
 
 @translates
 def invert(graph, position, wanted):
-    return pick(graph, position, wanted)[0]
+    kind, *facts = graph.notes[position.name]
+    if kind == "kept" and isinstance(wanted, int):
+        return _kept_tokens(graph, *facts, wanted)
+    indices = Value.constant(np.arange(position.shape[1])[None])
+    return pick(graph, position, wanted, indices)[0]
 
 
 @translates
 def pick(graph, position, wanted, *values):
-    """wanted: how many of the first positions, or the positions themselves."""
-    kind, *facts = graph.notes[position.name]
+    """The values of the tokens at wanted positions, as by `ops.pick`.
+
+    Where `position` is noted to be a rank (`Graph.notes`), a Gather replaces the
+    comparison of all pairs.
+
+    wanted: a number m for the positions 0..m-1, or an array of positions
+    """
     n = position.shape[1]
-    values = values or [Value.constant(np.arange(n)[None])]
-    if kind == "kept" and isinstance(wanted, int):
-        index = _kept_tokens(graph, *facts, wanted)
-        return [gather_rows(graph, value, index) for value in values]
     if isinstance(wanted, int):
         wanted = Value.constant(np.arange(wanted))
+    kind, *facts = graph.notes[position.name]
     if kind == "order":
-        places = graph.cast(wanted, np.int64)
+        (tokens,) = facts
+        ranks = graph.cast(wanted, np.int64)
         shape = (position.shape[0], wanted.shape[-1])
-        index = graph.op("Gather", [*facts, places], shape, np.int64, axis=1)
+        index = graph.op("Gather", [tokens, ranks], shape, np.int64, axis=1)
         return [gather_rows(graph, value, index) for value in values]
     wanted = graph.reshape(wanted, (1, wanted.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
@@ -1047,7 +1054,7 @@ def gather_rows(graph, x, index):
 def _move_by_index(graph, x, weight, total, index, dest, mean):
     """Rows that are kept, plus a matrix product of the rows that are absorbed.
 
-    Arguments are those of `tokens._move_by_index`.
+    Arguments are those of `reduction.moves._move_by_index`.
     """
     n_out = index.keep.shape[1]
     absorbs = index.groups.shape[1]

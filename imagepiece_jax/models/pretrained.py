@@ -228,7 +228,7 @@ class Pretrained:
         beside: an array that a program gets together with them, on whose devices they
             are; None, and an array of NumPy: JAX's default device
         """
-        return self._copies.of(self.variables, device_copies.beside(beside))
+        return self._copies.of(self.variables, device_copies.sharding_beside(beside))
 
     @functools.cached_property
     def _copies(self):

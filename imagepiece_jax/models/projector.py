@@ -57,7 +57,7 @@ class Projector:
         """Tokens as the language model takes them. [.., D] -> [.., width there]."""
         if not isinstance(x, jax.core.Tracer):
             x = jax.device_put(x)
-        layers = self._copies.of(self.layers, device_copies.beside(x))
+        layers = self._copies.of(self.layers, device_copies.sharding_beside(x))
         return _projected(layers, x, self.gelu)
 
     @functools.cached_property

@@ -86,14 +86,18 @@ def _check_step(step):
 
 
 def _check_part(role, part, base):
-    """Raise InputError unless reducers or rules with the same fields are equal."""
-    name = type(part).__name__
+    """Raise InputError for a reducer or a rule that can be no part of a plan.
+
+    Its class has another base, or it has no hash, or two with the same fields are not
+    equal.
+    """
     if not isinstance(part, base):
         allowed = f"an object whose class inherits from {base.__name__}"
         raise InputError(allowed=allowed, problem=f"has the {role} {part!r}")
-    if isinstance(part, nn.Module):
+    if isinstance(part, nn.Module):  # Flax itself freezes, compares and hashes them
         return
     _check_decorated(type(part))
+    name = type(part).__name__
     options = getattr(part, "__dataclass_params__", None)
     if not options or not options.frozen or not options.eq:
         problem = f"has the {role} {name}, of which two with the same fields differ"

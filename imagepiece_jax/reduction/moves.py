@@ -135,13 +135,17 @@ def _totals(values, result):
 
 
 def _attn_sizes(state, result):
-    """`attn_size` of the TokenState after an Assignment: above 0, or None."""
+    """Attention sizes [B, prefix + n_out] after an Assignment.
+
+    None where neither state nor result has any. A slot whose tokens all add 0 gets the
+    smallest normal float32, as attention takes the logarithm.
+    """
     if state.attn_size is None and result.attn_size is None:
         return None
-    added = result.attn_size
-    if added is None:
-        added = state.image(state.attn_size)
-    total = _totals(added.astype(jnp.float32), result)
+    sizes = result.attn_size  # of image tokens
+    if sizes is None:
+        sizes = state.image(state.attn_size)
+    total = _totals(sizes.astype(jnp.float32), result)
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     return jnp.concatenate([state.prefix(state.effective_size), total], axis=1)
 

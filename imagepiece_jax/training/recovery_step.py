@@ -1,7 +1,7 @@
 """The recipe and the compiled programs of a recovery.
 
-The student is a reduced model. The teacher is its dense model, which sees the same
-images.
+The student is a reduced model. The teacher is its dense model, or another, which sees
+the same images.
 """
 
 import dataclasses
@@ -84,8 +84,8 @@ class Fit:
     vit: the model to recover
     teacher: the model whose answers it learns. It may take larger images, which are
         resized for the student. None: the model's own dense form
-    like: a Fit of another reduction of the same variables, whose copies of them and
-        held-out images it shares
+    like: a Fit of another reduction. What is the same in both is shared: copies of
+        variables on the devices, and the held-out images with the teacher's answers
     """
 
     def __init__(
@@ -96,22 +96,25 @@ class Fit:
         like: "Fit | None" = None,
     ):
         teacher = teacher or vit.with_reduction(None)
+        copies = []  # (variables, the same on all devices)
         if like is not None:
-            self.weights = like.weights
-            self.held = like.held
-        else:
-            of_student = parallel.replicate(vit.variables)
-            of_teacher = of_student
-            if not _are_same(vit.variables, teacher.variables):
-                of_teacher = parallel.replicate(teacher.variables)
-            self.weights = of_student, of_teacher  # variables, on all devices
-            self.held = []  # (batch, the teacher's answers), by `hold_out`
+            of_student, of_teacher = like.variables_of_both
+            copies.append((like.vit.variables, of_student))
+            copies.append((like.teacher.variables, of_teacher))
+        of_student = _replicated(vit.variables, copies)
+        copies.append((vit.variables, of_student))
+        of_teacher = _replicated(teacher.variables, copies)
+        self.variables_of_both = of_student, of_teacher
         self.vit = vit
+        self.teacher = teacher
         self.recipe = recipe
-        self.image_size = teacher.image_size  # size of the images in batches
+        self.batch_image_size = teacher.image_size
         self.model = vit.model
-        self.dense = teacher.model
+        self.teacher_model = teacher.model
         self.comparison = Comparison(vit, recipe)
+        self.held = []  # (batch, the teacher's answers), by `hold_out`
+        if like is not None and self._has_targets_of(like):
+            self.held = like.held
         self.adam = optax.scale_by_adam()
         self.start()
         self._step = parallel.pmap(
@@ -134,14 +137,14 @@ class Fit:
         rate: the learning rate
         """
         now = parallel.replicate((np.float32(rate), np.int32(step)))
-        self.state, loss = self._step(self.state, self.weights, pixels, *now)
+        self.state, loss = self._step(self.state, self.variables_of_both, pixels, *now)
         return loss
 
     def hold_out(self, batches: Iterable[dict[str, np.ndarray]]):
         """Keep the held-out images, with the teacher's answers, for `measure`."""
         self.held = []
         for batch in batches:
-            targets = self._targets(self.weights, batch["image"])
+            targets = self._targets(self.variables_of_both, batch["image"])
             self.held.append((batch, targets))
 
     def measure(self) -> dict[str, np.ndarray]:
@@ -150,7 +153,8 @@ class Fit:
         for batch, targets in self.held:
             trained = self.state.trained
             image = batch["image"]
-            found = self._measure(trained, self.weights, image, targets)
+            both = self.variables_of_both
+            found = self._measure(trained, both, image, targets)
             is_image = batch["mask"].ravel() > 0  # and not padding
             part = {}
             for name, values in parallel.local(found).items():
@@ -168,9 +172,22 @@ class Fit:
         params = jax.device_get(self.joined(before["params"], trained))
         return {**before, "params": params}
 
-    def _train_step(self, state, weights, pixels, rate, step):
+    def _has_targets_of(self, other):
+        """Whether the teacher of another Fit gives the same answers to pixels."""
+        _, ours = self.variables_of_both
+        _, theirs = other.variables_of_both
+        return (
+            ours is theirs
+            and self.teacher_model == other.teacher_model
+            and self.batch_image_size == other.batch_image_size
+            and self.model.mean == other.model.mean
+            and self.model.std == other.model.std
+            and self.comparison.read == other.comparison.read
+        )
+
+    def _train_step(self, state, both, pixels, rate, step):
         """(the next State, the loss) of a step, on one device."""
-        student, teacher = weights
+        student, teacher = both
         images = self.seen(self._normalized(pixels), step)
         targets = self.targets_of(teacher, images)
 
@@ -184,12 +201,14 @@ class Fit:
         updates = jax.tree.map(lambda update: -rate * update, updates)
         return State(optax.apply_updates(state.trained, updates), moments), loss
 
-    def _answers_of_teacher(self, weights, pixels):
-        return self.targets_of(weights[1], self._normalized(pixels))
+    def _answers_of_teacher(self, both, pixels):
+        _, teacher = both
+        return self.targets_of(teacher, self._normalized(pixels))
 
-    def _measured(self, trained, weights, pixels, targets):
+    def _measured(self, trained, both, pixels, targets):
         """`Comparison.measure` of a batch; targets: the teacher's answers to it."""
-        answered = self.answers_of(weights[0], trained, self._normalized(pixels))
+        student, _ = both
+        answered = self.answers_of(student, trained, self._normalized(pixels))
         return self.comparison.measure(answered, targets)
 
     def _normalized(self, pixels):
@@ -209,7 +228,7 @@ class Fit:
 
     def targets_of(self, variables, images):
         """The teacher's answers for normalized images."""
-        return answers(self.dense, variables, images, self.comparison.read)
+        return answers(self.teacher_model, variables, images, self.comparison.read)
 
     def answers_of(self, variables, trained, images):
         """The student's answers for normalized images, resized to its size."""
@@ -221,6 +240,17 @@ class Fit:
             images = jax.image.resize(images, shape, "cubic")
         variables = {**variables, "params": params}
         return answers(self.model, variables, images, self.comparison.read)
+
+
+def _replicated(variables, copies):
+    """Variables on all devices.
+
+    copies: (variables, the same on all devices) of those that are there already
+    """
+    for others, on_devices in copies:
+        if _are_same(variables, others):
+            return on_devices
+    return parallel.replicate(variables)
 
 
 def _are_same(variables, others) -> bool:

@@ -67,31 +67,26 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     """(the Teacher, its variables); None twice where there is none.
 
     dense: the trained model without reduction
-    initial: has the weights
-    Raises InputError where the config needs a teacher and has none, has one and does
-        not need it, or has one that does not fit.
+    initial: its `teacher` is the weights that `run.teacher` names, read once
+    Raises InputError where the config needs a teacher and has none, or has one, or
+        facts about one, and does not need it. So it does for a teacher of several
+        labels an image, for facts about a teacher whose model is the student's own, for
+        other classes than the student's, for class tokens that cannot be compared, and
+        for a loss without labels where a head learns from labels alone.
     """
     teacher = run.teacher
     distill = run.distill
     method = run.reduction.name
     needed = run.reduction.method.needs_teacher or distill.active
-    if needed and not teacher.weights:
-        learner = f"config.reduction.name {method!r}"
-        if distill.active:
-            learner = f"{distill.path('kind')} {distill.kind!r}"
-        teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
-    if teacher.weights and not needed:
-        problem = f"is {teacher.weights!r}, but nothing learns from it"
-        hint = f"leave it empty, or set {distill.path('kind')} to soft or hard"
-        teacher.refuse("weights", problem=problem, hint=hint)
+    _check_wanted(run, needed)
     if not needed:
         return None, None
-    place = f"{teacher.path('weights')} {teacher.weights}"
-    problem = initial.teacher.source.problem_type
-    check_single_label(problem, place, "distillation")
+    named = f"{teacher.path('weights')} {teacher.weights}"
+    problem_type = initial.teacher.source.problem_type
+    check_single_label(problem_type, named, "distillation")
     trained = initial.teacher.source.reduction or DENSE
     if trained.name != DENSE.name:
-        say(f"note: {place} was trained with {trained.words}, and teaches without it")
+        say(f"note: {named} was trained with {trained.words}, and teaches without it")
     if run.reduction.method.needs_teacher:
         for field in teacher.fields:
             allowed = f"an empty field: {method!r} learns from a model like its own"
@@ -105,6 +100,29 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
         words = "numbers below 1 with a distillation token: a head learns from labels"
         distill.refuse("weight", words)
     return Teacher(model, size, dense.mean, dense.std), variables
+
+
+def _check_wanted(run, needed):
+    """Raise InputError for a teacher that is needed and not given, or the reverse.
+
+    needed: whether anything learns from a teacher
+    """
+    teacher = run.teacher
+    kind = run.distill.path("kind")
+    if needed and not teacher.weights:
+        learner = f"config.reduction.name {run.reduction.name!r}"
+        if run.distill.active:
+            learner = f"{kind} {run.distill.kind!r}"
+        teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
+    given = [*teacher.fields]
+    if teacher.weights:
+        given.insert(0, "weights")
+    if given and not needed:
+        problem = (
+            f"is {getattr(teacher, given[0])!r}, but nothing learns from a teacher"
+        )
+        hint = f"leave it empty, or set {kind} to soft or hard"
+        teacher.refuse(given[0], problem=problem, hint=hint)
 
 
 def _teacher_of_distillation(run, dense, initial):

@@ -119,7 +119,7 @@ def plan_run(config: RunConfig, workdir: str | os.PathLike) -> RunPlan:
         mean_and_std = initial.normalization(workdir)  # {} where they are known
         model = dataclasses.replace(config.model, **mean_and_std)
         data = dataclasses.replace(config.data, **initial.crop(workdir))
-        config = dataclasses.replace(config, model=model, data=data).at_cost()
+        config = dataclasses.replace(config, model=model, data=data).with_counts()
         placement = parallel.placement(config.grad_accum_steps)
         model = config.create_model(parallel.AXIS)
         dense = config.create_dense()

@@ -247,24 +247,30 @@ def _tensors_of_one(path, content, averaged, checkpoint):
 
 
 def _averaged_or_not(path, tensors, averaged, start):
-    """Those of named tensors whose names are those of averages, or the others.
+    """The averages among named tensors, or the tensors without them.
 
-    start: what the caller says that is in front of all names
+    averaged: whether the averages are wanted. Else a warning says that they are left
+        out, and where they are all there is, they are kept
+    start: the caller's `checkpoint`, which all names begin with or contain, and which
+        is no mark of averages itself
+    Raises InputError where averages are wanted of a file that has none, or several.
     """
     by_start = _averages(tensors, start)
     if averaged and len(by_start) == 1:
         [averages] = by_start.values()
         return averages
     if averaged:
-        problem = "has no averaged weights"
         if by_start:
             problem = "has averages of several models"
+            raise InputError.at("", problem, hint=choice_of(by_start))
+        problem = "has no averaged weights"
         allowed = f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}"
-        hint = choice_of(by_start or _models_by_names(tensors))
+        hint = choice_of(_models_by_names(tensors))
         raise InputError.at("", problem, allowed, hint)
     averages = set().union(*by_start.values())
     others = {name: tensors[name] for name in tensors if name not in averages}
-    if averages and len(others) >= len(averages):  # else the averages are all there is
+    largest = max(map(len, by_start.values()), default=0)
+    if averages and len(others) >= largest:  # else the averages are all there is
         _warn_of_averages(path, " and ".join(by_start))
         return others
     return tensors

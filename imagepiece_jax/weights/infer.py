@@ -592,8 +592,13 @@ def _unknown(lacking, partial, sizes, parts):
     name = partial.name
     width = sizes["embed_dim"]
     first, *rest = lacking
-    arguments = " ".join([f"{field}=.." for field in lacking])
-    give = f"give {arguments}"
+    arguments = []
+    for field in lacking:
+        argument = f"{field}=.."
+        if field == "rotary":  # of which None is no answer
+            argument += " (False: none)"
+        arguments.append(argument)
+    give = f"give {' '.join(arguments)}"
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.fields_of(name).get("embed_dim", width)
     if named_width != width:

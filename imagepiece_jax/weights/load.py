@@ -88,7 +88,7 @@ def load(
     own = ["reduction", *load.__wrapped__.__kwdefaults__]
     check_names(changes, dict.fromkeys([*own, *ModelSpec.names()]))
     requested = ModelSpec.from_fields(changes)
-    if changes.get("arch"):
+    if changes.get("arch") is not None:
         requested = requested.with_all_parts()
     weights = SavedWeights(path, checkpoint, averaged)
     vit = load_as(

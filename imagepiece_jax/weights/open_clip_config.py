@@ -72,7 +72,7 @@ def _of_tower(vision, model):
     heads = vision["width"] // vision["head_width"]
     norm = vision["norm_kwargs"] or {}
     act = vision["act_kwargs"] or {}
-    one_of("vision_cfg.norm_kwargs", {*norm} <= {"eps"}, [True])
+    _check_only("vision_cfg.norm_kwargs", norm, "eps")
     pool = one_of("vision_cfg.pool_type", vision["pool_type"], POOLS)
     size = vision["image_size"]
     if not isinstance(size, int):
@@ -102,13 +102,21 @@ def _of_tower(vision, model):
     return spec, sizes | {"num_classes": model["embed_dim"]}
 
 
+def _check_only(path, options, known):
+    """Raise InputError for an option, of those at a path, other than the known one."""
+    for name, value in options.items():
+        if name != known:
+            problem = f"has {name}={value!r}, which no model has"
+            raise InputError(path, options, known, problem=problem)
+
+
 def _gelu(act, quick):
     """The kind of GELU by `act_kwargs` and `quick_gelu`."""
     tanh = act.get("approximate", "none")
     kinds = {"none": "exact", "tanh": "tanh"}
     if quick:
         kinds = {"none": "quick"}
-    one_of("vision_cfg.act_kwargs", {*act} <= {"approximate"}, [True])
+    _check_only("vision_cfg.act_kwargs", act, "approximate")
     return one_of("vision_cfg.act_kwargs.approximate", tanh, kinds)
 
 

@@ -120,7 +120,7 @@ def test_a_config_that_does_not_start_from_base(removed):
 def test_a_model_of_a_run_keeps_the_text_of_a_method_with_a_score(name):
     config = configured()
     config.reduction = config_dict.ConfigDict({"name": name, "macs": 0.7})
-    run = RunConfig.from_config(config).at_cost()
+    run = RunConfig.from_config(config).with_counts()
     model = run.model.create(runs.reduction_of(run.to_dict()))
     assert model == run.create_model()
     typed = run.model.create({"name": name, "macs": 0.7})
@@ -134,18 +134,18 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     config.reduction = config_dict.ConfigDict({"name": "tome", "macs": 0.7})
     run = RunConfig.from_config(config)
     assert "label" not in run.to_dict()["reduction"]
-    written = run.at_cost().to_dict()
+    written = run.with_counts().to_dict()
     assert written["reduction"]["label"] == "tome macs=0.7"
     (tmp_path / "config.json").write_text(json.dumps(written))
     reduction = runs.reduction_of(runs.read_config(tmp_path))
     assert reduction.words == "tome macs=0.7"
     assert Reduction.read(reduction.fields).words == "tome macs=0.7"
     again = RunConfig.from_config(written)
-    assert again.at_cost().to_dict()["reduction"] == written["reduction"]
+    assert again.with_counts().to_dict()["reduction"] == written["reduction"]
     del written["reduction"]["label"]
     (tmp_path / "config.json").write_text(json.dumps(written))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    run_dir.check_config(tmp_path, run.at_cost().to_dict())
+    run_dir.check_config(tmp_path, run.with_counts().to_dict())
 
 
 @pytest.mark.parametrize(

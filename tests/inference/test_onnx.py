@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.common import nodes
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import jax_export, onnx_graph
@@ -26,6 +27,7 @@ from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
@@ -491,6 +493,26 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
     want, *others = outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
     for each in others:
         np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+
+
+NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: ops.pick(ops.rank(x), 3, NUMBERS)[0],
+        lambda x: ops.pick(ops.place_among(x > 0), 6, NUMBERS)[0],  # fewer are kept
+        lambda x: ops.invert(ops.rank(x), np.array([1, 3])),
+        lambda x: ops.invert(ops.place_among(x > 0), 6),
+        lambda x: ops.invert(ops.place_among(ops.rank(x) < 4), 4),
+    ],
+)
+def test_tokens_are_picked_as_by_jax(fn):
+    with nodes.marked():
+        want, *others = outputs(fn, (2, 6))
+    for each in others:
+        np.testing.assert_array_equal(each, want)
 
 
 def test_a_side_may_be_a_multiple_of_an_open_batch():

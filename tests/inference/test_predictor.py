@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +86,9 @@ def test_bytes_generators_and_arrays_of_several(predictor, pictures, tmp_path):
     assert close(predictor(file), want[0])
     file.seek(0)
     assert close(predictor([file, pictures[1]])[0], want[0])
+    for kind in (bytearray, memoryview):
+        opened = types.SimpleNamespace(read=lambda k=kind: k(file.getvalue()))
+        assert close(predictor(opened), want[0])
     assert all(map(close, predictor(image for image in pictures), want))
     endless = itertools.cycle(pictures)
     taken = list(itertools.islice(predictor.stream(endless), 7))

@@ -286,7 +286,7 @@ def test_a_run_stores_the_method(capsys):
     config = configured({"model.name": "deit_ti", "image_size": 224})
     with config.unlocked():
         config.reduction = type(config)(HALF)
-    fields = RunConfig.from_config(config).at_cost().to_dict()
+    fields = RunConfig.from_config(config).with_counts().to_dict()
     assert fields["reduction"]["name"] == "attended"
     assert fields["reduction"]["label"] == "attended macs=0.5"
     assert fields["reduction"]["score"] == "auto"  # which fits other models, too

@@ -325,6 +325,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
 
 
 NINE = {"teacher.weights": "nine.npz"}
+NONE = {"teacher.weights": ""}
 SIDE = {"teacher.image_size": 32}
 ONE = {"distill.weight": 1.0}
 SOFT = {"distill.kind": "soft"}
@@ -338,6 +339,11 @@ LEARNED = {"name": "dynamicvit", "blocks": (0,)}
         (SOFT, None, "teacher.weights: .* config.teacher.num_heads .* give"),
         (SIDE, LEARNED, "teacher.image_size is 32; allowed: an empty field: 'dynamicv"),
         (ONE | SOFT | TOLD, "dist_token", "distill.weight is 1.0; .* with a distill"),
+        (
+            NONE | SIDE,
+            None,
+            "teacher.image_size is 32, but nothing learns .*; leave it",
+        ),
     ],
 )
 def test_mistakes(weights, monkeypatch, fields, reduction, message):

@@ -120,6 +120,31 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     assert fit_of(vit).comparison.name == "KL"
 
 
+def test_only_what_is_the_same_is_shared_with_another_fit(vit):
+    recipe = recovery_step.Recipe.for_model(vit, batch_size=8)
+    dense = vit.with_reduction(None)
+    fit = recovery_step.Fit(vit, recipe, dense)
+    fit.held = ["images of a test"]
+    student, teacher = fit.variables_of_both
+    assert student is teacher
+    same = recovery_step.Fit(vit.with_reduction("tome:r=2"), recipe, dense, like=fit)
+    assert same.variables_of_both[0] is same.variables_of_both[1] is student
+    assert same.held is fit.held
+    changed = {**vit.variables, "params": dict(vit.variables["params"])}
+    changed["params"]["pos_embed"] = 2 * changed["params"]["pos_embed"]
+    other = dataclasses.replace(dense, variables=changed)
+    taught = recovery_step.Fit(vit, recipe, other, like=fit)
+    assert taught.variables_of_both[0] is student
+    own = taught.variables_of_both[1]["params"]["pos_embed"]
+    np.testing.assert_array_equal(own[0], changed["params"]["pos_embed"])
+    assert taught.held == []
+    learner = dataclasses.replace(vit, variables=changed)
+    learning = recovery_step.Fit(learner, recipe, dense, like=fit)
+    assert learning.variables_of_both[0] is not student
+    assert learning.variables_of_both[1] is teacher
+    assert learning.held is fit.held
+
+
 def test_a_patch_is_compared_with_the_token_that_has_it():
     vit = reduced(num_classes=0)
     images = tiny.images(2)
@@ -173,7 +198,7 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
     images = tiny.images(4)
     params = vit.variables["params"]
     read = fit.comparison.read
-    targets = answers(fit.dense, vit.variables, images, read)
+    targets = answers(fit.teacher_model, vit.variables, images, read)
 
     def loss(part):
         return fit.comparison.loss(fit.answers_of(vit.variables, part, images), targets)

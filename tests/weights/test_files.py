@@ -218,6 +218,16 @@ def test_averages_have_names_with_another_start(tmp_path, plain, averages):
         assert values(path, checkpoint=start.rpartition("__")[2]) == {value}
 
 
+@pytest.mark.parametrize("plain", ["model", "blocks"])
+def test_a_model_is_read_beside_averages_of_two_kinds(tmp_path, plain):
+    path = tmp_path / "last.safetensors"
+    tensors = models(**{plain: 1}, ema_model=2, swa_model=3)
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.warns(UserWarning, match="averaged weights, too .ema_model and swa_"):
+        assert values(path) == {1}
+    assert values(path, checkpoint="swa_model") == {3}
+
+
 def test_averages_alone_are_all_there_is(tmp_path):
     """As ema_pytorch saves them, with a count beside."""
     path = tmp_path / "ema.safetensors"

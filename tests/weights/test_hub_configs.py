@@ -13,6 +13,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.weights import hub_configs
+from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.refused import refused
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -494,6 +495,19 @@ def test_what_no_model_here_has(config, processor, field, value):
 def test_a_config_without_a_field_or_with_another_type(config, problem):
     with pytest.raises(InputError, match=f"^config.json {problem}"):
         hub_configs.parse(config, {})
+
+
+@pytest.mark.parametrize(
+    "vision, said",
+    [
+        ({"act_kwargs": {"inplace": True}}, "act_kwargs has inplace=True, .*: approx"),
+        ({"norm_kwargs": {"bias": False}}, "norm_kwargs has bias=False, .*: eps"),
+    ],
+)
+def test_options_of_open_clip_that_no_model_has(vision, said):
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision}}
+    with pytest.raises(InputError, match=f"^vision_cfg.{said}"):
+        parse_open_clip(config)
 
 
 def test_a_file_is_named_and_a_name_that_is_nearly_one_of_timm_proposed(tmp_path):

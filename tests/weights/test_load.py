@@ -14,6 +14,7 @@ from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_names
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
@@ -122,6 +123,18 @@ def test_a_public_name_settles_where_norms_stand_and_what_turns(
     assert not getattr(load.load(path, **given).model.arch, field)
     with pytest.raises(InputError, match=f"^{field} .*, but weights file {path} has "):
         load.load(path, **given | {field: value})
+
+
+@pytest.mark.parametrize("arch", [{}, {"pool": "token"}])
+def test_what_a_dict_of_parts_does_not_say_is_as_in_deit(tmp_path, tensors, arch):
+    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
+    assert load.load(path, num_heads=1, arch=arch).model.arch == Architecture()
+    with pytest.raises(InputError, match=r" rotary=\.\. \(False: none\) ") as error:
+        load.load(path, num_heads=1)
+    given = {"norm_eps": 1e-6, "gelu": "exact", "resize": "antialias"}
+    given |= {"rotary": False, "post_norm": False, "pool": "token"}
+    assert [*given] == error.value.value
+    assert load.load(path, num_heads=1, **given).model.arch == Architecture()
 
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
