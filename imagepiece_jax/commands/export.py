@@ -73,15 +73,15 @@ def main():
         raise error.renamed(NAMES) from error
     facts = read_facts(out)
     files = [out]
-    runs = f"for {' and '.join(facts.get('platforms', ()))}"
+    where = f"for {' and '.join(facts.get('platforms', ()))}"
     if form == "onnx":
-        runs = f"ONNX opset {facts['opset']}"
+        where = f"ONNX opset {facts['opset']}"
     if "external_data" in facts:
         files.append(out.with_name(facts["external_data"]))
     size = sum(file.stat().st_size for file in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
-        f"{facts['gmacs']:.3f} GMACs an image, {runs}; {out.name}.json describes "
+        f"{facts['gmacs']:.3f} GMACs an image, {where}; {out.name}.json describes "
         "input and output"
     )
 

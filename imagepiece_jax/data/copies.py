@@ -60,6 +60,7 @@ def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
 
     A distance is the root mean square of the difference. [n, 256], [m, 256] -> [n, m]
     """
+    # Small distances are differences of large numbers, which float32 would round away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
     mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)

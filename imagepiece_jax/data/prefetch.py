@@ -31,16 +31,16 @@ class Prefetch:
     """
 
     def __init__(self, pool: Any, join: Callable, *, groups: int, size: int):
-        ahead = results_ahead(size, pool.parallel)
-        joined = _joined(pool, join, groups * size, size, ahead)
+        ahead = results_ahead(size, pool.tasks_at_a_time)
+        groups_in_order = _joined(pool, join, groups * size, size, ahead)
         with contextlib.ExitStack() as stack:
-            if pool.parallel:
+            if pool.tasks_at_a_time > 0:
                 # A thread joins groups, which copies batches, while the device works.
                 executor = concurrent.futures.ThreadPoolExecutor(1)
                 stack.callback(executor.shutdown)
-                joined = _joined_ahead(executor, joined)
+                groups_in_order = _joined_ahead(executor, groups_in_order)
             stack.callback(pool.close)  # ends first, so that waiting threads end, too
-            self._joined = joined
+            self._groups = groups_in_order
             self._close = weakref.finalize(self, stack.pop_all().close)
 
     def __iter__(self):
@@ -48,20 +48,20 @@ class Prefetch:
 
     def __next__(self):
         try:
-            return next(self._joined)
+            return next(self._groups)
         except BaseException:
             self.close()
             raise
 
     def close(self):
         """End the pool."""
-        self._joined = iter(())
+        self._groups = iter(())
         self._close()
 
 
-def results_ahead(size: int, parallel: int) -> int:
+def results_ahead(size: int, tasks_at_a_time: int) -> int:
     """The most results in memory at once: of a group and of those after it."""
-    return size + max(GROUPS_AHEAD * size, parallel, 1)
+    return size + max(GROUPS_AHEAD * size, tasks_at_a_time, 1)
 
 
 def _joined(pool, join, count, size, ahead):
@@ -94,7 +94,7 @@ class Threads:
     """Does tasks in threads of this process, or without threads when asked."""
 
     def __init__(self, work, threads):
-        self.parallel = threads  # so many tasks are done at a time
+        self.tasks_at_a_time = threads
         allocate = functools.partial(np.empty, dtype=np.uint8)
         self._work = functools.partial(work, allocate=allocate)
         self._executor = None

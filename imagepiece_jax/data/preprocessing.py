@@ -224,8 +224,8 @@ def resize_exactly(
 
     interpolation: "bicubic" or "bilinear"
     """
-    how = Image.Resampling[interpolation.upper()]
-    return np.asarray(Image.fromarray(image).resize((width, height), how))
+    resampling = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(image).resize((width, height), resampling))
 
 
 def _covering_size(image, height, width):

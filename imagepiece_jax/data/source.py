@@ -225,7 +225,7 @@ class FileSource(Source):
             return b""
 
     def _sizes(self, files):
-        """Sizes of files in bytes, -1 of one that is not there."""
+        """Sizes of files in bytes, -1 of one that cannot be looked at."""
         sizes = []
         root = os.fsencode(self.root)
         for file in files:

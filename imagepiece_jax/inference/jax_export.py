@@ -150,7 +150,10 @@ def exported_images(
 ) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an exported program's images.
 
-    Arguments and errors are those of `serialized`.
+    vit, batch_size, pixels: as for `serialized`
+    tokens: of `ProgramOutputs`
+    Raises InputError for any batch size with a model that draws random numbers, and for
+        tokens that the model cannot end with.
     """
     if batch_size is None:
         if draws(vit.model_with_tokens(tokens)):

@@ -81,8 +81,8 @@ class Graph:
         # {name of a Value: what it is}, by which NODES choose shorter programs:
         #   ("rows", array, starts, limits, strides): a slice of whole rows of an array
         #   ("order", tokens): the rank of each token; `tokens` are sorted by it
-        #   ("before" or "from", tokens, place): whether a rank is below `place`, or not
-        #   ("kept", keep): the places among the tokens that are kept
+        #   ("before" or "from", tokens, limit): whether a rank is below `limit`, or not
+        #   ("kept", keep): the indices among the tokens that are kept
         #   ("attended", query, key bias, weights): keys, with their attention weights
         self.notes = collections.defaultdict(lambda: (None,))
 
@@ -513,7 +513,7 @@ BY_NUMPY = {
 }
 
 # {comparison of ranks with a number: whether it is true for the tokens before that
-# place in their order, or for those from there on}, which NODES read as notes.
+# rank, or for those from it on}, which NODES read as notes.
 SIDES = {"lt": "before", "ge": "from"}
 OPPOSITE = {"before": "from", "from": "before"}
 
@@ -544,8 +544,8 @@ def _comparison(graph, equation, *values):
         operands.append(value)
     name = equation.primitive.name
     out = graph.elementwise(COMPARISONS[name], *operands, dtype=bool)
-    place, limit = operands
-    kind, *facts = graph.notes[place.name]
+    rank, limit = operands
+    kind, *facts = graph.notes[rank.name]
     if kind == "order" and name in SIDES and limit.array is not None:
         if limit.array.size == 1:
             graph.notes[out.name] = (SIDES[name], *facts, int(limit.array.item()))
@@ -602,9 +602,9 @@ def _same(graph, equation, *values):
 @primitive("broadcast_in_dim")
 def _broadcast_in_dim(graph, equation, x, *_):
     sides = [1] * len(equation.params["shape"])
-    places = equation.params["broadcast_dimensions"]
-    for place, side in zip(places, x.shape, strict=True):
-        sides[place] = side
+    axes = equation.params["broadcast_dimensions"]
+    for axis, side in zip(axes, x.shape, strict=True):
+        sides[axis] = side
     return graph.reshape(x, sides)
 
 
@@ -693,24 +693,24 @@ def _gather(graph, equation, x, index):
     axes = numbers.start_index_map
     if index.array is None or numbers.operand_batching_dims:
         raise no_operator("a gather by computed indices")
-    places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
+    indices = np.broadcast_to(index.array, equation.invars[1].aval.shape)
     highest = [x.shape[axis] - sizes[axis] for axis in axes]
-    if any(map(is_open, highest)) or (places < 0).any() or (places > highest).any():
+    if any(map(is_open, highest)) or (indices < 0).any() or (indices > highest).any():
         raise no_operator("a gather beyond its array")
-    if places.ndim == 1:  # a block
+    if indices.ndim == 1:  # a block
         starts = [0] * x.ndim
-        for axis, start in zip(axes, places, strict=True):
+        for axis, start in zip(axes, indices, strict=True):
             starts[axis] = int(start)
         limits = np.add(starts, sizes).tolist()
         block = graph.slice(x, starts, limits)
         return graph.reshape(block, out.aval.shape)
-    # Rows at places along neighboring axes, which become one axis for ONNX's Gather.
+    # Rows at indices along neighboring axes, which become one axis for ONNX's Gather.
     first = axes[0]
     end = axes[-1] + 1
     neighbors = tuple(range(first, end))
     row_shape = list(x.shape)
     row_shape[first:end] = [1] * (end - first)
-    end_in_output = first + places.ndim - 1
+    end_in_output = first + indices.ndim - 1
     other_axes = (*range(first), *range(end_in_output, out.aval.ndim))
     takes_whole_rows = (
         tuple(axes) == neighbors
@@ -721,7 +721,7 @@ def _gather(graph, equation, x, index):
     if not takes_whole_rows:
         raise no_operator("a gather of parts of rows")
     sides = x.shape[first:end]
-    taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
+    taken = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
     x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end:]))
     return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
 
@@ -748,8 +748,8 @@ def _arg(graph, equation, x):
     (axis,) = equation.params["axes"]
     (out,) = equation.outvars
     kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
-    place = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
-    return graph.cast(place, out.aval.dtype)
+    index = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
+    return graph.cast(index, out.aval.dtype)
 
 
 @primitive("dot_general", expand=True)
@@ -915,8 +915,8 @@ def log_sum_exp(graph, logits):
 def unit(graph, x, eps=1e-6):
     kind, *facts = graph.notes[x.name]
     if kind == "rows":  # of a slice of an array: all of the array at once
-        full, *sides = facts
-        return graph.slice(unit(graph, full, eps), *sides)
+        full, *bounds = facts
+        return graph.slice(unit(graph, full, eps), *bounds)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
     length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
@@ -927,7 +927,7 @@ def unit(graph, x, eps=1e-6):
 
 
 def _top(graph, x, count, largest):
-    """(values, int64 places) of the `count` largest or smallest of each row."""
+    """(values, int64 indices) of the `count` largest or smallest of each row."""
     shape = (*x.shape[:-1], count)
     results = [(shape, x.dtype), (shape, np.int64)]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
@@ -937,11 +937,11 @@ def _top(graph, x, count, largest):
 @translates
 def rank(graph, score):
     n = score.shape[-1]
-    _, order = _top(graph, score, n, largest=True)
-    _, place = _top(graph, order, n, largest=False)
-    place = graph.cast(place, np.int32)
-    graph.notes[place.name] = ("order", order)
-    return place
+    _, tokens = _top(graph, score, n, largest=True)
+    _, ranks = _top(graph, tokens, n, largest=False)
+    ranks = graph.cast(ranks, np.int32)
+    graph.notes[ranks.name] = ("order", tokens)
+    return ranks
 
 
 @translates
@@ -954,9 +954,9 @@ def count_before(graph, keep):
 def place_among(graph, keep):
     before = count_before(graph, keep)
     n = keep.shape[1]
-    place = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
-    graph.notes[place.name] = ("kept", keep)
-    return place
+    index = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
+    graph.notes[index.name] = ("kept", keep)
+    return index
 
 
 @translates
@@ -1005,17 +1005,22 @@ def pick(graph, position, wanted, *values):
 def _kept_tokens(graph, keep, length):
     """Indices [B, length] of the first kept tokens; 0 where there are fewer."""
     n = keep.shape[1]
-    side, *facts = graph.notes[keep.name]
-    if side in ("before", "from"):
-        order, place = facts
-        first, end = (0, place) if side == "before" else (place, n)
-        if end - first == length:
-            chosen = graph.slice(order, (0, first), (keep.shape[0], end))
-            return _top(graph, chosen, length, largest=False)[0]
+    kind, *facts = graph.notes[keep.name]
+    if kind in ("before", "from"):
+        tokens, limit = facts
+        if kind == "before":
+            first_rank = 0
+            end_rank = limit
+        else:
+            first_rank = limit
+            end_rank = n
+        if end_rank - first_rank == length:
+            kept = graph.slice(tokens, (0, first_rank), (keep.shape[0], end_rank))
+            return _top(graph, kept, length, largest=False)[0]
     index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
-    first, _ = _top(graph, index, length, largest=False)
-    behind = graph.elementwise("Equal", first, n, dtype=bool)
-    return graph.op("Where", [behind, 0, first], first.shape, np.int64)
+    lowest, _ = _top(graph, index, length, largest=False)
+    behind = graph.elementwise("Equal", lowest, n, dtype=bool)
+    return graph.op("Where", [behind, 0, lowest], lowest.shape, np.int64)
 
 
 @translates
@@ -1027,15 +1032,15 @@ def sums(graph, values, axis):
 def find_partners(graph, similarity, tokens):
     batch, a, t = similarity.shape
     # TopK gives both at once; OpenVINO 2026.4 takes six times as long for ArgMax.
-    best, place = _top(graph, similarity, 1, largest=True)
+    best, index = _top(graph, similarity, 1, largest=True)
     best = graph.reshape(best, (batch, a))
-    place = graph.reshape(place, (batch, a))
+    index = graph.reshape(index, (batch, a))
     if tokens.array is not None:
         (tokens,) = tokens.array
-        row = graph.op("Gather", [tokens, place], (batch, a), tokens.dtype)
+        row = graph.op("Gather", [tokens, index], (batch, a), tokens.dtype)
         return [best, row]
     tokens = graph.expand(tokens, (batch, t))
-    return [best, gather_rows(graph, tokens, place)]
+    return [best, gather_rows(graph, tokens, index)]
 
 
 @translates
@@ -1088,8 +1093,8 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     share = graph.reshape(share, (*share.shape, 1))
     moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
-    places = np.arange(-prefix, n_out)[None, :, None]
-    joins = graph.elementwise("Equal", places, target, dtype=bool)
+    slot = np.arange(-prefix, n_out)[None, :, None]
+    joins = graph.elementwise("Equal", slot, target, dtype=bool)
     joins = graph.cast(joins, x.dtype)
     added = graph.op("MatMul", [joins, moved], kept.shape, x.dtype)
     return graph.elementwise("Add", kept, added)

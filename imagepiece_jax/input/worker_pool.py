@@ -103,7 +103,7 @@ class Processes:
     """
 
     def __init__(self, work, workers, threads, slots, max_bytes):
-        self.parallel = workers * max(threads, 1)  # so many tasks are done at a time
+        self.tasks_at_a_time = workers * max(threads, 1)
         self._slots = slots
         self._max_bytes = max_bytes
         payload = pickle.dumps(work)  # once, in memory that all of them read

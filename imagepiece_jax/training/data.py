@@ -200,7 +200,7 @@ class Data:
         worker_pool.check_space(needed)
 
     @property
-    def images(self) -> list[int]:
+    def image_counts(self) -> list[int]:
         """The number of images in the training set, then in each evaluation set."""
         return [len(source) for source in (self.train, *self.eval_sets.values())]
 

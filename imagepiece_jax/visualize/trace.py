@@ -133,13 +133,18 @@ def _stage(block, layer, before, after, soft_weights, last_seen):
 
 
 def patch_weights(soft_weights, slots):
-    """A token's weight, split equally among its patches. -> [B, n_out, n0] float32."""
+    """A token's weight, split equally among its patches. A dropped patch has 0.
+
+    soft_weights: [B, n_out, n], of tokens
+    slots: [B, n0], the token of each patch
+    Returns [B, n_out, n0] float32.
+    """
     together = slots[:, :, None] == slots[:, None, :]
     patches = together.sum(axis=2)
-    part = (slots != DROPPED) / np.maximum(patches, 1)
+    share = (slots != DROPPED) / np.maximum(patches, 1)
     tokens = np.maximum(slots, 0)[:, None]
     weights = np.take_along_axis(soft_weights, tokens, axis=2)
-    weights = weights * part[:, None]
+    weights = weights * share[:, None]
     return weights.astype(np.float32)
 
 

@@ -118,7 +118,10 @@ def read_state_dict(
     path = pathlib.Path(path)
 
     def select(content):
-        """The tensors that `choose` names, not yet read, if they fit in memory."""
+        """The tensors that `choose` names, not yet read.
+
+        Raises InputError where they are larger than the memory.
+        """
         unread = _tensors_of_one(path, content, averaged, checkpoint)
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}

@@ -111,13 +111,13 @@ def _check_only(path, options, known):
 
 
 def _gelu(act, quick):
-    """The kind of GELU by `act_kwargs` and `quick_gelu`."""
-    tanh = act.get("approximate", "none")
-    kinds = {"none": "exact", "tanh": "tanh"}
+    """The form of GELU by `act_kwargs` and `quick_gelu`."""
+    approximate = act.get("approximate", "none")
+    forms = {"none": "exact", "tanh": "tanh"}
     if quick:
-        kinds = {"none": "quick"}
+        forms = {"none": "quick"}
     _check_only("vision_cfg.act_kwargs", act, "approximate")
-    return one_of("vision_cfg.act_kwargs.approximate", tanh, kinds)
+    return one_of("vision_cfg.act_kwargs.approximate", approximate, forms)
 
 
 def _of_timm(vision, model):

@@ -275,7 +275,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
     data = Data(RunConfig.from_config(runs.configured()), Placement())
-    now = Progress(data.images, ["01", "23"])
+    now = Progress(data.image_counts, ["01", "23"])
     saved = dataclasses.asdict(now) | {"evaluated": 3}
     assert now.resumed(saved, data.names, tmp_path).evaluated == 3
     message = "config.data.name digits has 1438 training images, but the run began "

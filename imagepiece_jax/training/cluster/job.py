@@ -304,8 +304,8 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
         {
             "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
-            f"{attention}, resolved for the devices there,": model.backend,
-            "the count of training and test images": data.images,
+            f"{attention} as resolved for the devices": model.backend,
+            "the count of training and test images": data.image_counts,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }
     )
