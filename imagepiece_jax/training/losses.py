@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.config.run import DistillConfig
-
 
 def soft_cross_entropy(logits, targets):
     """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
@@ -27,11 +25,12 @@ def soft_cross_entropy(logits, targets):
     return optax.softmax_cross_entropy(*both)
 
 
-def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
+def distillation(distill, outputs, targets, teacher_logits):
     """(loss by the labels, {"distill": loss by the teacher}), with their weights.
 
     The weight of the second is `distill.weight`, and that of the first the rest.
 
+    distill: the run's DistillConfig
     outputs: Outputs of the student
     targets: [B, C], class probabilities by the labels
     teacher_logits: [B, C]
@@ -48,7 +47,7 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
     return (1 - distill.weight) * loss, {"distill": term}
 
 
-def teacher_distance(distill: DistillConfig, logits, teacher_logits):
+def teacher_distance(distill, logits, teacher_logits):
     """The loss by the teacher for each image. [B, C] twice -> [B] float32.
 
     Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
