@@ -50,14 +50,14 @@ def token_list(
     above = row[:, None, :] < row[:, :, None]
     same_row = row[:, None, :] == row[:, :, None]
     earlier = above | (same_row & _before(column))
-    place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
-    order = invert(place, count)
+    rank = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    order = invert(rank, count)
     if path.mixed:
         source = jnp.full((batch, patches), DROPPED, jnp.int32)
     elif path.slot is None:
-        source = place
+        source = rank
     else:
-        source = compose(place, path.slot)
+        source = compose(rank, path.slot)
     tokens = state.x[:, state.num_prefix :]
     if norm:
         tokens = norm(tokens)
