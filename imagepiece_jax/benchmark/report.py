@@ -153,13 +153,13 @@ def plot(path, rows):
     columns = ("batch_size", "throughput", "throughput_min", "throughput_max")
     panels = figure.subplots(len(modes), squeeze=False)[:, 0]
     for axes, (mode, group) in zip(panels, modes.items(), strict=True):
-        for place, (name, measured) in enumerate(_grouped(group, "config").items()):
+        for index, (name, measured) in enumerate(_grouped(group, "config").items()):
             line = sorted([row[column] for column in columns] for row in measured)
             sizes, middle, low, high = np.transpose(line)
             errors = [middle - low, high - middle]
             look = {
-                "color": f"C{place % 10}",
-                "marker": plotting.MARKERS[place // 10 % 5],
+                "color": f"C{index % 10}",
+                "marker": plotting.MARKERS[index // 10 % 5],
             }
             axes.errorbar(sizes, middle, errors, capsize=3, label=name, **look)
         axes.set_xscale("log", base=2)

@@ -313,10 +313,10 @@ class Clock:
         return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
 
 
-def training_step(config, place=lambda model: model):
+def training_step(config, adapt=lambda model: model):
     """The training step of a config's last epoch, as `train.py` runs it.
 
-    place: function of a model that returns the one to run, such as with cuDNN
+    adapt: function of a model that returns the one to run, such as with cuDNN
     Returns (the step, a function of a state, a batch and the teacher's variables; a
         function from the model's variables to the first state; the model; the
         teacher's model, or None).
@@ -326,18 +326,18 @@ def training_step(config, place=lambda model: model):
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
-    placed_teacher = None
+    adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
         teacher = run.create_dense(drop_path_rate=0.0)
         teacher = teacher.clone(head_only=not method.needs_teacher)
-        placed_teacher = place(teacher)
+        adapted_teacher = adapt(teacher)
     step = functools.partial(
         train_step,
         run=run,
-        model=place(model),
+        model=adapt(model),
         optimizer=optimizer,
         rate=rate,
-        teacher_model=placed_teacher,
+        teacher_model=adapted_teacher,
     )
     first_state = functools.partial(
         init_state,

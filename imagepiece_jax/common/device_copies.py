@@ -37,7 +37,7 @@ class DeviceCopies:
     """
 
     def __init__(self):
-        self._kept = {}  # {place: the copies there of a tree}
+        self._kept = {}  # {devices_key: the copies there of a tree}
 
     def __reduce__(self):
         return DeviceCopies, ()  # copies stay in their process
@@ -47,12 +47,12 @@ class DeviceCopies:
 
         sharding: where they are; None: on JAX's default device
         """
-        place = sharding, jax.config.jax_default_device
+        devices_key = sharding, jax.config.jax_default_device
 
         def copied(array):
             if isinstance(array, jax.core.Tracer):
                 return array
-            key = id(array), place
+            key = id(array), devices_key
             copy = _COPIES.get(key)
             if copy is None:
                 copy = _Copy(array, sharding)
@@ -62,7 +62,9 @@ class DeviceCopies:
         with _LOCK:
             copies = jax.tree.map(copied, tree)
             leaves = jax.tree.leaves(copies)
-            self._kept[place] = [copy for copy in leaves if isinstance(copy, _Copy)]
+            self._kept[devices_key] = [
+                copy for copy in leaves if isinstance(copy, _Copy)
+            ]
         return jax.tree.map(lambda copy: getattr(copy, "on_devices", copy), copies)
 
 

@@ -312,8 +312,8 @@ def total(tree):
 def positions(micro_batch_size):
     """Places of this device's samples in the global batch, int32 [m], inside `pmap`."""
     devices = jax.lax.axis_size(AXIS)
-    places = device_samples(micro_batch_size * devices, devices)
-    return jnp.asarray(places, jnp.int32)[jax.lax.axis_index(AXIS)]
+    samples = device_samples(micro_batch_size * devices, devices)
+    return jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(AXIS)]
 
 
 def reverse(tree):

@@ -75,8 +75,8 @@ def draw_curves(
     if many:
         _draw_each(used, named, references)
     else:
-        for place, (name, points) in enumerate(named.items()):
-            look = {"color": COLORS[place], "marker": MARKERS[place], "label": name}
+        for index, (name, points) in enumerate(named.items()):
+            look = {"color": COLORS[index], "marker": MARKERS[index], "label": name}
             _draw_curve(used[0], points, **look)
     for axes in used[-columns:]:  # a place below them may be empty
         axes.tick_params(labelbottom=True)
@@ -117,7 +117,7 @@ def _draw_each(panels, curves, references):
     for axes, title in zip(panels, curves, strict=True):
         for name, points in curves.items():
             if name != title or name in shown:
-                x = [place for place, _ in points]
+                x = [number for number, _ in points]
                 values = [interval[0] for _, interval in points]
                 marker = "." if len(x) == 1 else None
                 axes.plot(x, values, marker=marker, **looks[name])

@@ -230,9 +230,9 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
             title, pixels, note = panel
             left = _MARGIN + column * (width + _GAP)
             bottom = page_height - (row + 1) * (height + _LABEL)
-            place = (left / page_width, bottom / page_height)
+            corner = (left / page_width, bottom / page_height)
             size = (width / page_width, height / page_height)
-            axes = figure.add_axes((*place, *size))
+            axes = figure.add_axes((*corner, *size))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8

@@ -113,7 +113,7 @@ def _with_own_names(words, takes_words):
     Arguments are those of `parse`.
     """
     named = words[:1]
-    for place, word in enumerate(words[1:], start=1):
+    for index, word in enumerate(words[1:], start=1):
         match = re.fullmatch(r"--?([a-zA-Z][^=]*)(=.*)?", word, re.DOTALL)
         if not match:
             named.append(word)
@@ -122,7 +122,7 @@ def _with_own_names(words, takes_words):
         if "config.eval.sets." not in name:  # names of sets are the user's own
             name = name.replace("-", "_")
         value = match[2] or ""
-        following = value[1:] or "".join(words[place + 1 : place + 2])
+        following = value[1:] or "".join(words[index + 1 : index + 2])
         own = _own_name(name, following)
         if own is not None:
             named.append(f"--{own}{value}")

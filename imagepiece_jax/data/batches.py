@@ -68,8 +68,8 @@ class BatchSequence(abc.ABC):
                 samples.append(Sample(slot, fields, errors))
                 errors = []  # are recorded for the first copy only
         pixels = allocate((len(images), *self.transform.shape, 3))
-        for place, image in zip(pixels, images, strict=True):
-            place[:] = image
+        for target, image in zip(pixels, images, strict=True):
+            target[:] = image
         return Chunk(pixels, samples)
 
     def _first_readable(self, request):

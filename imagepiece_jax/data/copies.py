@@ -70,7 +70,7 @@ def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def originals(forms: np.ndarray) -> np.ndarray:
-    """The place of the image that each image is a copy of; its own where it is none.
+    """The index of the image that each image is a copy of; its own where it is none.
 
     No two images that are copies of none are nearer than NEAR. [n, 256] -> [n]
     """
@@ -94,24 +94,24 @@ def readable_originals(source: Source) -> Source:
     """
     total = len(source)
 
-    def form_or_error(place):
+    def form_or_error(index):
         try:
-            pixels, _ = source.read(place)
+            pixels, _ = source.read(index)
         except UnreadableImage as error:
             return error
         return small_form(Image.fromarray(pixels))
 
     forms = []
-    places = []
+    indices = []
     what = "looking through the images"
-    for place, form in _in_threads(form_or_error, range(total), what):
+    for index, form in _in_threads(form_or_error, range(total), what):
         if isinstance(form, UnreadableImage):
             log.warning("%s: it is left out", form)
         else:
             forms.append(form)
-            places.append(place)
+            indices.append(index)
     first = originals(np.reshape(forms, (-1, SIDE**2)))
-    places = np.array(places, int)
+    indices = np.array(indices, int)
     is_copy = first != np.arange(len(first))
     if is_copy.any():
         copy = np.flatnonzero(is_copy)[0]
@@ -119,11 +119,11 @@ def readable_originals(source: Source) -> Source:
             "%s of %s images are copies of others and left out, such as %s of %s",
             f"{is_copy.sum():,}",
             f"{total:,}",
-            source.name(places[copy]),
-            source.name(places[first[copy]]),
+            source.name(indices[copy]),
+            source.name(indices[first[copy]]),
         )
-    places = places[~is_copy]
-    return source if len(places) == total else Subset(source, places)
+    indices = indices[~is_copy]
+    return source if len(indices) == total else Subset(source, indices)
 
 
 def copies_of_tests(
@@ -149,13 +149,13 @@ def copies_of_tests(
     tested = len({*readable} & {*tests})
     first = originals(forms[:tested])
     again = np.flatnonzero(first != np.arange(tested))
-    among_tests = {readable[place] for place in again}
+    among_tests = {readable[index] for index in again}
     among_files = set()
-    for place in range(tested, len(forms), ROWS):
-        rows = slice(place, place + ROWS)
+    for start in range(tested, len(forms), ROWS):
+        rows = slice(start, start + ROWS)
         near = distances(forms[rows], forms[:tested]) < NEAR
         copies = np.flatnonzero(near.any(1))
-        among_files |= {readable[place + row] for row in copies}
+        among_files |= {readable[start + row] for row in copies}
     return among_files, among_tests
 
 

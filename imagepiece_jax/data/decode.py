@@ -174,16 +174,16 @@ def _orientation(exif):
     if order is None:
         return None
 
-    def number(place, size):
-        return int.from_bytes(content[place : place + size], order)
+    def number(offset, size):
+        return int.from_bytes(content[offset : offset + size], order)
 
-    table = number(4, 4)  # place of the number of fields, which the fields follow
+    table = number(4, 4)  # offset of the number of fields, which the fields follow
     end = table + 2 + 12 * number(table, 2)
-    for place in range(table + 2, min(end, len(content)), 12):
-        size = NUMBER_BYTES.get(number(place + 2, 2))
-        single = number(place + 4, 4) == 1  # several numbers may lie elsewhere
-        if number(place, 2) == ExifTags.Base.Orientation and size and single:
-            return number(place + 8, size)
+    for offset in range(table + 2, min(end, len(content)), 12):
+        size = NUMBER_BYTES.get(number(offset + 2, 2))
+        single = number(offset + 4, 4) == 1  # several numbers may lie elsewhere
+        if number(offset, 2) == ExifTags.Base.Orientation and size and single:
+            return number(offset + 8, size)
     return None
 
 

@@ -136,10 +136,10 @@ def warn_of_range(images, mean, std, stacklevel: int = 2):
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return
-    places = []
+    slices = []
     for side, count in zip(images.shape, (8, 32, 32), strict=False):
-        places.append(slice(None, None, max(1, side // count)))
-    sample = np.asarray(images)[tuple(places)].astype(np.float32)
+        slices.append(slice(None, None, max(1, side // count)))
+    sample = np.asarray(images)[tuple(slices)].astype(np.float32)
     low = sample.min(initial=np.inf)
     high = sample.max(initial=-np.inf)
     if low >= high:

@@ -213,9 +213,9 @@ def match(
     entries = []
     absent = []
     names = chosen(methods)
-    for place, method in enumerate(names, start=1):
+    for number, method in enumerate(names, start=1):
         if metric == "ms":
-            text = f"{place} of {len(names)} methods to time, {method}"
+            text = f"{number} of {len(names)} methods to time, {method}"
             print(text, file=sys.stderr, flush=True)
         found, lines = _entries(checkpoint, method, shares, metric)
         entries += found
@@ -330,8 +330,8 @@ def sizes_around(checkpoint, costs) -> list[tuple[MatchedMethod, MeasuredWeights
         above = sum(entry.reached > cost for entry in sizes)
         wanted |= {above - 1, above}
     found = []
-    for place, entry in enumerate(sizes):
-        if place in wanted:
+    for index, entry in enumerate(sizes):
+        if index in wanted:
             name = f"image_size={entry.setting['image_size']}"
             resized = on_smaller_images(checkpoint, entry)
             found.append((dataclasses.replace(entry, method=name), resized))
@@ -406,11 +406,11 @@ def measure_all(
         text += f"other {len(waiting)} compiles a program"
         print(text, file=sys.stderr, flush=True)
     seconds = []
-    for place, model in enumerate(waiting):
-        text = f"{place + 1} of {len(waiting)}"
+    for index, model in enumerate(waiting):
+        text = f"{index + 1} of {len(waiting)}"
         if seconds:
             mean = np.mean(seconds[1:] or seconds)
-            minutes = mean * (len(waiting) - place) / 60
+            minutes = mean * (len(waiting) - index) / 60
             text += f", about {math.ceil(minutes)} min left"
         print(f"{text}: ", end="", file=sys.stderr, flush=True)
         began = time.monotonic()

@@ -91,8 +91,8 @@ def best_is_lower(values: ArrayLike, base: ArrayLike) -> float:
     if not values[best].mean() < np.mean(base):
         return 1.0
     change = values - np.asarray(base)
-    places = np.abs(change).argsort(axis=1).argsort(axis=1)
-    ranks = np.sign(change) * (1 + places)
+    magnitude_ranks = np.abs(change).argsort(axis=1).argsort(axis=1)
+    ranks = np.sign(change) * (1 + magnitude_ranks)
     scale = np.sqrt(np.square(ranks).sum(axis=1, keepdims=True))
     ranks = ranks / np.maximum(scale, 1.0)  # 0 where nothing changed
     draw = np.random.default_rng(0)

@@ -200,15 +200,15 @@ class Reading(NamedTuple):
         """(rows, their pixels, which threads fill; a Future of `_read` for each)."""
         pixels = np.zeros((self.size, *self.preprocessing.shape, 3), np.uint8)
         futures = []
-        for row, place in zip(rows, pixels, strict=False):
-            futures.append(pool.submit(self._read, row, place))
+        for row, target in zip(rows, pixels, strict=False):
+            futures.append(pool.submit(self._read, row, target))
         return rows, pixels, futures
 
-    def _read(self, row, place):
-        """Read a photograph into its place; (row, path, reason) where that fails."""
+    def _read(self, row, target):
+        """Read a photograph into an array; (row, path, reason) where that fails."""
         path = self.paths[row]
         try:
-            place[:] = self.preprocessing(decode.decode(path, path, upright=True))
+            target[:] = self.preprocessing(decode.decode(path, path, upright=True))
         except InputError as error:
             return row, path, str(error.with_facts(place=""))
         return None

@@ -164,10 +164,10 @@ def _of_folder(vit, files, options):
 
     def read(files):
         pixels = np.zeros((len(files), *vit.preprocessing.shape, 3), np.uint8)
-        for place, file in zip(pixels, files, strict=True):
+        for target, file in zip(pixels, files, strict=True):
             try:
                 with inside(place=file):
-                    place[:] = vit.preprocessing(pictures.rgb(file))
+                    target[:] = vit.preprocessing(pictures.rgb(file))
             except UnreadableImage as error:
                 damaged[file] = error
         return pixels

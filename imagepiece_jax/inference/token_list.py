@@ -50,14 +50,14 @@ def token_list(
     above = row[:, None, :] < row[:, :, None]
     same_row = row[:, None, :] == row[:, :, None]
     earlier = above | (same_row & _before(column))
-    place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
-    order = invert(place, count)
+    rank = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    order = invert(rank, count)
     if path.mixed:
         source = jnp.full((batch, patches), DROPPED, jnp.int32)
     elif path.slot is None:
-        source = place
+        source = rank
     else:
-        source = compose(place, path.slot)
+        source = compose(rank, path.slot)
     tokens = state.x[:, state.num_prefix :]
     if norm:
         tokens = norm(tokens)
@@ -87,17 +87,17 @@ def _centers(path, count, batch, grid):
     """
     if path.mixed:
         before, mixing, x = path.mixed
-        places = _centers(before, x.shape[1], batch, grid)
+        centers = _centers(before, x.shape[1], batch, grid)
         weight = mixing.matrix.astype(jnp.float32)
-        mixed = mean_by(weight, jnp.stack(places, axis=-1))
-        places = mixed[..., 0], mixed[..., 1]
+        mixed = mean_by(weight, jnp.stack(centers, axis=-1))
+        centers = mixed[..., 0], mixed[..., 1]
     else:
-        places = np.indices(grid, np.float32).reshape(2, 1, -1)
-        places = [jnp.broadcast_to(axis, (batch, axis.size)) for axis in places]
+        centers = np.indices(grid, np.float32).reshape(2, 1, -1)
+        centers = [jnp.broadcast_to(axis, (batch, axis.size)) for axis in centers]
     if path.slot is None:
-        return places
-    size = sum_by_slot(jnp.ones_like(places[0]), path.slot, count)
-    return [sum_by_slot(axis, path.slot, count) / size for axis in places]
+        return centers
+    size = sum_by_slot(jnp.ones_like(centers[0]), path.slot, count)
+    return [sum_by_slot(axis, path.slot, count) / size for axis in centers]
 
 
 def check_outputs(outputs, grid):

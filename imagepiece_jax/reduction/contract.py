@@ -288,9 +288,9 @@ def check(result, counts):
 def _check_finite(name, values):
     """InputError for the first number that is NaN or infinite."""
     finite = np.isfinite(values.astype(np.float32))
-    for image, *place in _first(~finite):
-        value = values[image, *place]
-        _refuse(image, f"{name}{place}", f"is {value}", "finite numbers")
+    for image, *index in _first(~finite):
+        value = values[image, *index]
+        _refuse(image, f"{name}{index}", f"is {value}", "finite numbers")
 
 
 def check_results(plan, results):
@@ -386,7 +386,7 @@ def _refuse(image, which, problem, allowed=""):
 
 def _first(wrong):
     """Where the first True of an array is: a list of one index, or an empty one."""
-    return [place.tolist() for place in np.argwhere(wrong)[:1]]
+    return [index.tolist() for index in np.argwhere(wrong)[:1]]
 
 
 def _check_slots(dest, n_out):
@@ -440,20 +440,20 @@ def _check_groups(image, index):
     real = index.target != n_out
     absorbed = index.absorbed[real]
     target = index.target[real]
-    for (place,) in _first(~np.isin(target, groups)):
-        problem = f"absorbs token {absorbed[place]} and is not in index.groups"
-        _refuse(image, f"slot {target[place]}", problem)
-    for (place,) in _first((groups < 0) | (groups >= n_out)):
-        subject = f"index.groups[{place}]"
-        _refuse(image, subject, f"is slot {groups[place]}", f"0 to {n_out - 1}")
-    for (place,) in _first(keep[groups] != index.group_keep):
-        slot = groups[place]
-        partner = index.group_keep[place]
+    for (number,) in _first(~np.isin(target, groups)):
+        problem = f"absorbs token {absorbed[number]} and is not in index.groups"
+        _refuse(image, f"slot {target[number]}", problem)
+    for (number,) in _first((groups < 0) | (groups >= n_out)):
+        subject = f"index.groups[{number}]"
+        _refuse(image, subject, f"is slot {groups[number]}", f"0 to {n_out - 1}")
+    for (number,) in _first(keep[groups] != index.group_keep):
+        slot = groups[number]
+        partner = index.group_keep[number]
         # The likeliest mistake has a sentence of its own: a partner that leaves, too.
         if partner not in keep and slot in target:
             token = absorbed[target == slot][0]
-            if len(index.target) == len(groups) and index.target[place] == slot:
-                token = index.absorbed[place]
+            if len(index.target) == len(groups) and index.target[number] == slot:
+                token = index.absorbed[number]
             problem = f"is merged into token {partner}, which leaves, at slot {slot}"
             _refuse(image, f"token {token}", problem)
         allowed = f"token {partner}, as index.group_keep has it"

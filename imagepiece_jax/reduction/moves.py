@@ -271,9 +271,9 @@ def _move_by_index(x, weight, total, index, dest, mean):
     Returns [B, prefix + n_out, D].
     """
     prefix = x.shape[1] - dest.shape[1]
-    place = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
+    slot = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
     front = ((0, 0), (prefix, 0))
-    row = jnp.where(place < prefix, place, jnp.pad(index.keep + prefix, front))
+    row = jnp.where(slot < prefix, slot, jnp.pad(index.keep + prefix, front))
     single = gather_rows(x, row)
     if weight is not None and not mean:
         factor = gather_rows(weight, index.keep)
@@ -403,9 +403,9 @@ def _move_backward(mean, saved, gradient):
     x, share, total, dest = saved
     prefix = x.shape[1] - dest.shape[1]
     front = ((0, 0), (prefix, 0))
-    place = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     slot = jnp.pad(jnp.maximum(dest, 0) + prefix, front)
-    rows = gather_rows(gradient, jnp.where(place < prefix, place, slot))
+    rows = gather_rows(gradient, jnp.where(token < prefix, token, slot))
     dropped = jnp.pad(dest == DROPPED, front)[:, :, None]
     rows = jnp.where(dropped, 0, rows)
     if share is None:
@@ -437,10 +437,10 @@ def to_nearest_slot(x, result):
     leaving = result.dest.shape[1] - result.n_out  # as many as can be dropped
     if not leaving:
         return result.dest
-    place = place_among(dropped)
-    rows = gather_rows(x, invert(place, leaving))
+    number = place_among(dropped)
+    rows = gather_rows(x, invert(number, leaving))
     alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
     nearest = jnp.argmax(alike, axis=-1)
     slot = gather_rows(result.dest, nearest)
-    slot = gather_rows(slot, jnp.maximum(place, 0))
+    slot = gather_rows(slot, jnp.maximum(number, 0))
     return jnp.where(dropped, slot, result.dest)

@@ -160,16 +160,16 @@ class Bipartite(Reducer):
         # Slots of the tokens of A that stay, and which tokens of A these are.
         rest = sources.shape[1] - merges
         if prefix:  # in their order
-            place = ops.place_among(~leaves)
-            staying = ops.invert(place, rest)
+            slot_of_staying = ops.place_among(~leaves)
+            staying = ops.invert(slot_of_staying, rest)
         else:  # by falling similarity
-            place = order - merges
+            slot_of_staying = order - merges
             staying = ops.invert(order, merges + np.arange(rest))
-        # The place of a token on side B is half its index; `//` is nine operations.
+        # A token's number on side B is half its index; `//` is nine operations.
         slot_of = rest + jax.lax.div(partner, jnp.int32(2))
         sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
         targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
-        slots_a = jnp.where(leaves, slot_of, place)
+        slots_a = jnp.where(leaves, slot_of, slot_of_staying)
         slots_b = rest + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
@@ -186,9 +186,9 @@ def keep_highest(score, n_out):
 
     They keep their spatial order.
     """
-    place = ops.place_among(ops.rank(score) < n_out)
-    dest = jnp.maximum(place, DROPPED)
-    index = SlotIndex.one_each(ops.invert(place, n_out))
+    slot = ops.place_among(ops.rank(score) < n_out)
+    dest = jnp.maximum(slot, DROPPED)
+    index = SlotIndex.one_each(ops.invert(slot, n_out))
     return Assignment(dest, index=index, n_out=n_out)
 
 

@@ -72,9 +72,9 @@ def stretched(counts, depth, strength):
     points = [196, *counts]
     shares = []
     for block in range(depth):
-        place = (block + 1) * len(counts) / depth
-        below = min(math.floor(place), len(counts) - 1)
-        part = place - below
+        position = (block + 1) * len(counts) / depth
+        below = min(math.floor(position), len(counts) - 1)
+        part = position - below
         count = points[below] * (1 - part) + points[below + 1] * part
         shares.append(count / points[0])
     return powered_shares(shares, strength)

@@ -191,15 +191,15 @@ def slot_index(dest, n_out, groups=None):
     """
     n = dest.shape[1]
     belongs = is_in_slot(dest, n_out)
-    place = jnp.arange(n, dtype=jnp.int32)[None, None, :]
-    candidates = jnp.where(belongs, place, n - 1)
+    token = jnp.arange(n, dtype=jnp.int32)[None, None, :]
+    candidates = jnp.where(belongs, token, n - 1)
     keep = jnp.min(candidates, axis=-1)
     if groups is None:
         groups = min(n_out, n - n_out)
     if groups == 0:
         return SlotIndex.one_each(keep)
     first = gather_rows(keep, jnp.maximum(dest, 0))
-    is_first = first == place[:, 0]
+    is_first = first == token[:, 0]
     leaves = (dest != DROPPED) & ~is_first
     absorbed = invert(place_among(leaves), n - n_out)
     number = jnp.arange(n - n_out)[None]

@@ -154,16 +154,16 @@ def recovered(
     done = []
     fit = None
     with stopping() as stop:
-        for place, form in enumerate(forms):
+        for index, form in enumerate(forms):
             now = time.monotonic()
             end = None
             if minutes is not None:
                 left = began + 60 * minutes - now
-                end = now + left / (len(forms) - place)
+                end = now + left / (len(forms) - index)
             fit = Fit(form, recipe, dense, like=fit)
-            if place == 0:
+            if index == 0:
                 fit.hold_out(batches)
-            course = Course(fit, end, stop, place + 1, len(forms))
+            course = Course(fit, end, stop, index + 1, len(forms))
             with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
                 course.run(crops)
             cost = learned_cost(course, dense, len(learned))

@@ -42,9 +42,9 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
         problem = f"has {total} image" if total == 1 else f"has {total} images"
         raise InputError("images", total, allowed, problem=problem)
     held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
-    places = evenly_spaced(total, held)
-    others = np.setdiff1d(np.arange(total), places)
-    return Subset(source, others), Subset(source, places)
+    held_out = evenly_spaced(total, held)
+    others = np.setdiff1d(np.arange(total), held_out)
+    return Subset(source, others), Subset(source, held_out)
 
 
 @dataclasses.dataclass(eq=False)
@@ -96,10 +96,10 @@ class Crops:
         """Image `number` of all epochs, or the first readable one after it."""
         unreadable = []
         for following in itertools.count(number):
-            epoch, place = divmod(following, len(self.source))
+            epoch, index = divmod(following, len(self.source))
             order = epoch_order(self.seed, epoch, len(self.source))
             try:
-                image, _ = self.source.read(int(order[place]))
+                image, _ = self.source.read(int(order[index]))
                 return image
             except UnreadableImage as error:
                 unreadable.append(error)
@@ -123,19 +123,19 @@ def evaluation_batches(
     Raises InputError for an image that cannot be read or does not fit.
     """
 
-    def prepared(place):
-        image, _ = source.read(place)
+    def prepared(index):
+        image, _ = source.read(index)
         try:
             return preprocessing(image)
         except InputError as error:
-            raise error.inside(place=source.name(place)) from error
+            raise error.inside(place=source.name(index)) from error
 
     positions = parallel.placement().positions(batch_size)[:, 0]
     batches = []
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(source), batch_size):
-            places = range(first, min(first + batch_size, len(source)))
-            images = np.stack([*pool.map(prepared, places)])
+            indices = range(first, min(first + batch_size, len(source)))
+            images = np.stack([*pool.map(prepared, indices)])
             padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
             padded[: len(images)] = images
             mask = np.arange(batch_size) < len(images)

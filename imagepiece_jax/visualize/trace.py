@@ -214,8 +214,8 @@ def write_traces(folder, names, methods, traces):
     arrays = {}
     for number, (method, trace) in enumerate(zip(methods, traces, strict=True)):
         arrays |= _arrays(f"method{number}", trace)
-        for place, stage in enumerate(trace.stages):
-            arrays |= _arrays(f"method{number}_stage{place}", stage)
+        for index, stage in enumerate(trace.stages):
+            arrays |= _arrays(f"method{number}_stage{index}", stage)
         entry = {
             **method,
             "grid": trace.grid,

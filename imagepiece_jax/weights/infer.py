@@ -184,7 +184,7 @@ def merged(row: str, by_source: Mapping[str, ModelSpec]) -> ModelSpec:
 def table() -> str:
     """The table ORDER in Markdown, for docs/models.md."""
     length = max(map(len, ORDER.values()))
-    numbers = [str(place) for place in range(1, length + 1)]
+    numbers = [str(number) for number in range(1, length + 1)]
     lines = [["", *numbers], ["---"] * (length + 1)]
     for row, sources in ORDER.items():
         lines.append([row, *sources, *[""] * (length - len(sources))])

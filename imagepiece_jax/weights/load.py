@@ -286,8 +286,8 @@ def _filled_recovery(vit, contents, variables, drawn):
     costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
-    for place, cost in enumerate(recovery.costs):
-        start = f"{place}."
+    for index, cost in enumerate(recovery.costs):
+        start = f"{index}."
         tensors = {}
         for name, tensor in contents.recovered.items():
             if name.startswith(start):

@@ -82,12 +82,12 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
 
 
 def _recovered(recovery):
-    """Tensors of the costs of a Recovery, with their places in front of their names."""
+    """Tensors of the costs of a Recovery, the number of its cost before each name."""
     tensors = {}
-    for place, cost in enumerate(recovery.costs if recovery else ()):
+    for number, cost in enumerate(recovery.costs if recovery else ()):
         params = traverse_util.unflatten_dict(cost.numbers or {}, sep="/")
         for name, tensor in timm_names.to_timm({"params": params}).items():
-            tensors[f"{place}.{name}"] = tensor
+            tensors[f"{number}.{name}"] = tensor
     return tensors
 
 

@@ -89,10 +89,10 @@ class PruneAndMerge(Ranking):
         slots = jnp.arange(n_out, dtype=jnp.int32)[None]
         _, target = find_partners(alike, slots)
         stays = order < n_out
-        # Place of each token among those that join; another token reads any of these.
-        place = jnp.clip(order - n_out, 0, joining.shape[1] - 1)
-        dest = jnp.where(stays, order, gather_rows(target, place))
-        best = gather_rows(jnp.max(alike, axis=-1), place)
+        # Index of each token among those that join; another token reads any of these.
+        index = jnp.clip(order - n_out, 0, joining.shape[1] - 1)
+        dest = jnp.where(stays, order, gather_rows(target, index))
+        best = gather_rows(jnp.max(alike, axis=-1), index)
         factor = jnp.where(stays, 1.0, best)
         dropped = order >= tokens.shape[1]
         dest = jnp.where(dropped, DROPPED, dest)

@@ -88,8 +88,8 @@ class Fusion(Ranking):
         order = rank(best)
         joining = invert(order, leaving_even)
         joined = gather_rows(partner, joining)
-        place = place_among(order >= leaving_even)
-        staying = invert(place, order.shape[1] - leaving_even)
+        slot_of_even = place_among(order >= leaving_even)
+        staying = invert(slot_of_even, order.shape[1] - leaving_even)
         # Then the other half: odd tokens join the even ones that are left.
         odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
         best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
