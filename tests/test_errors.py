@@ -124,7 +124,8 @@ def fill(folder):
         pathlib.Path("large.csv").write_text("filename,label\nlarge.png,1\n")
         rows = ["filename,label", "0.png,0", "damaged.png,1", "1.png,2"]
         pathlib.Path("damaged.csv").write_text("\n".join(rows))
-        pathlib.Path("set.csv").write_text("filename,label\n1.png,0\n")
+        for name in ("set.csv", "rows.json"):
+            pathlib.Path(name).write_text("filename,label\n1.png,0\n")
         for label in ("2", "-1", "cat"):
             text = f"filename,label,split\n1.png,{label},train\n"
             pathlib.Path(f"label_{label}.csv").write_text(text)

@@ -33,7 +33,7 @@ LARGEST = 8  # patches of a token
 
 def main():
     if JSON.value:
-        check_writable("--json", JSON.value)
+        check_writable("--json", JSON.value, [".json", ".jsonl"])
     lengths = whole_numbers("--lengths", LENGTHS.value)
     dtype = DTYPE.value or xla_options.fast_dtype()
     backend = resolve_backend("auto", dtype)

@@ -200,7 +200,7 @@ def main():
     images = whole_numbers("--images_per_gpu", IMAGES.value)
     hosts = whole_numbers("--hosts", HOSTS.value)
     if MARKDOWN.value:
-        check_writable("--markdown", MARKDOWN.value)
+        check_writable("--markdown", MARKDOWN.value, [".md"])
     links = Links()
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise

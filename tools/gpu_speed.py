@@ -127,7 +127,7 @@ def main():
         print(*tables(read_rows(SHOW.value)).values(), sep="\n\n")
         return
     file = cli.required(TIMES)
-    check_writable("--times", file)
+    check_writable("--times", file, ["", ".json", ".jsonl"])
     listed = (
         ("--cases", CHOSEN_CASES.value, CASES),
         ("--models", CHOSEN.value or (), MODELS),

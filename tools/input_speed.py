@@ -45,7 +45,7 @@ BASE = "Pillow: decode, crop, flip"
 def main():
     data = cli.required(DATA)
     if JSON.value:
-        check_writable("--json", JSON.value, registry.own_files(data))
+        check_writable("--json", JSON.value, [".json"], registry.own_files(data))
     # A CSV file may have test images alone, and any images will do.
     split = "val" if data.startswith("csv:") else "train"
     source = registry.open_source(data, split, data_dir=DIR.value)

@@ -69,7 +69,7 @@ TIMES = cli.text("times", None, "a file of one line per program")
 def main():
     file = pathlib.Path(cli.required(TIMES))
     size = SIZE.value
-    check_writable("--times", file)
+    check_writable("--times", file, ["", ".json", ".jsonl"])
     for name in CHOSEN.value or ():
         one_of("--models", name, MODELS)
     sizes = whole_numbers("--batch_sizes", BATCH.value)

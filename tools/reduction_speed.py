@@ -33,7 +33,7 @@ HEAD_WIDTH = 64
 
 def main():
     if JSON.value:
-        check_writable("--json", JSON.value)
+        check_writable("--json", JSON.value, [".json", ".jsonl"])
     rules = TIMING()
     dtype = DTYPE.value or xla_options.fast_dtype()
     copy = device.peak_rates(dtype, rules).copy

@@ -11,6 +11,8 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import markdown_table, text_table
 from imagepiece_jax.errors import InputError
 
+# Endings of the files of each flag.
+ENDINGS = {"json": (".json", ".jsonl"), "markdown": (".md",), "plot": (".png",)}
 # (title of a column, function from a row to its cell)
 COLUMNS = (
     ("program", lambda r: r["config"]),
@@ -192,10 +194,7 @@ class Files:
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if not path:
                 continue
-            own_suffixes = ()
-            if flag == "plot":
-                own_suffixes = (".png",)
-            check_writable(f"--{flag}", path, own_suffixes=own_suffixes)
+            check_writable(f"--{flag}", path, ENDINGS[flag])
             first = flag_of.setdefault(os.path.realpath(path), flag)
             if first != flag:
                 problem = f"{path} is also the file of --{first}"

@@ -40,11 +40,11 @@ def main():
 
     CHECK_DATA()
     if JSON.value:
-        check_writable("--json", JSON.value, runs.own_files(path))
+        check_writable("--json", JSON.value, [".json"], runs.own_files(path))
     vit = WEIGHTS()
     images = IMAGES(vit)
     if JSON.value:
-        check_writable("--json", JSON.value, registry.own_files(images.name))
+        check_writable("--json", JSON.value, [".json"], registry.own_files(images.name))
     how = images.in_words(vit)
     if OPTIMIZED.value:
         print(*how, sep="  ", flush=True)

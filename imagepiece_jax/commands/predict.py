@@ -39,7 +39,7 @@ def main(words):
     files = pictures.find_images(words)
     if JSON.value is not None:
         read = [*map(str, files), *own_files(path)]
-        check_writable("--json", JSON.value, read)
+        check_writable("--json", JSON.value, [".json"], read)
     vit = WEIGHTS()
     if note := pictures.sizes_note(files, vit.preprocessing):
         print(f"note: {note}", flush=True)

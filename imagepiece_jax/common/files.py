@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import json
 import logging
 import os
@@ -16,8 +17,8 @@ from imagepiece_jax.errors import InputError, RunError, shown
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
-# Photographs and weights: only a command that writes such files replaces one.
-PROTECTED = tuple(".jpg .jpeg .png .webp .npz .safetensors .pth .pt .bin".split())
+# Names of files that describe a model, a package or a folder: no result replaces one.
+KEPT = ("*config.json", "*.index.json", "package*.json", "tokenizer*.json", "readme*")
 
 LOCK = ".lock"  # the file that stands for a folder that cannot be locked itself
 
@@ -200,22 +201,21 @@ def check_room(flag, path, size: int):
         raise _refused(flag, path, problem)
 
 
-def check_writable(flag, path, read=(), own_suffixes=()):
+def check_writable(flag, path, endings, read=()):
     """Check, before the work is done, that its result can be written.
 
     flag: names it in the error, such as "--json"
+    endings: of names of earlier results, which may be replaced; "" is none; None: the
+        caller has checked what is there
     read: files that the command reads, which would be lost
-    own_suffixes: suffixes of PROTECTED that the command writes
     Raises InputError where it cannot be written, or must not be replaced.
     """
     for source in read:
         both_exist = os.path.exists(path) and os.path.exists(source)
         if both_exist and os.path.samefile(path, source):
             raise _refused(flag, path, f"{path} is read by this command")
-    suffix = os.path.splitext(path)[1].lower()
-    if os.path.exists(path) and suffix in PROTECTED and suffix not in own_suffixes:
-        problem = f"{path} already exists, and this command writes no {suffix} files"
-        raise _refused(flag, path, problem)
+    if os.path.isfile(path):
+        _check_replaceable(flag, path, endings)
     try:
         new = _temporary(_target(path))
         with signals.unfinished(new):
@@ -225,6 +225,18 @@ def check_writable(flag, path, read=(), own_suffixes=()):
         problem = f"{path} cannot be written ({error.strerror})"
         allowed = "a regular file in a folder that exists"
         raise InputError(flag, path, allowed, problem=problem) from error
+
+
+def _check_replaceable(flag, path, endings):
+    """Raise InputError for a file that is there, and by its name no earlier result."""
+    name = os.path.basename(path).lower()
+    if any(fnmatch.fnmatchcase(name, kept) for kept in KEPT):
+        problem = f"{path} already exists, and no result replaces a file of this name"
+        raise _refused(flag, path, problem)
+    if endings is not None and os.path.splitext(name)[1] not in endings:
+        replaced = " and ".join(filter(None, endings))
+        problem = f"{path} already exists, and only {replaced} files are replaced"
+        raise _refused(flag, path, problem)
 
 
 def replace_file(path, content):

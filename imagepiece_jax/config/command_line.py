@@ -55,6 +55,9 @@ SYNONYMS = {
     "output_file": "out",
     "resolution": "image_size",
 }
+# Names that stand for none of a command's flags where it has all of these: export's
+# `--output patches` is `--patches` of features, whose --out is a folder.
+SEVERAL = {"output": ("patches", "out")}
 
 _overrides = Overrides()  # of the command line that `parse` has read
 
@@ -152,12 +155,19 @@ def _own_name(name, value):
         return "out"
     if re.match("(no)?config[.]", name) or name in own:
         return name
+    if _has_several(name, own):
+        return None
     if SYNONYMS.get(name) in (*own, "help"):
         return SYNONYMS[name]
     if name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
         return name
     found = _fields_called(name)
     return found[0] if len(found) == 1 else None
+
+
+def _has_several(name, own):
+    """Whether a name may stand for several of a command's own flags."""
+    return name in SEVERAL and {*SEVERAL[name]} <= {*own}
 
 
 def _placed(words, takes_words):
@@ -278,7 +288,9 @@ def _meant(name):
     head, dot, tail = name.partition(".")
     candidates = []
     flag = closest(FORMER.get(head, head), own)
-    if flag is not None:
+    if _has_several(name, own):
+        candidates += SEVERAL[name]
+    elif flag is not None:
         candidates.append(f"{flag}{dot}{tail}")
     candidates += _fields_called(name)
     if "config" not in own and "reduction" in own and name in method_fields():

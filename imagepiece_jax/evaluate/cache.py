@@ -25,6 +25,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
+FIELDS = ("setting", "result")  # of each of its lines
 MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
@@ -86,6 +87,11 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
     return found
 
 
+def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a folder's FILE; [] without one. InputError for any other line."""
+    return read_lines(pathlib.Path(folder, FILE), *FIELDS)
+
+
 class ResultCache:
     """All results in a folder, which is locked until `close` is called.
 
@@ -100,7 +106,7 @@ class ResultCache:
         again: bool = False,
         versions: dict[str, Any] | None = None,
     ):
-        self._lines = Lines(pathlib.Path(folder, FILE), "setting", "result")
+        self._lines = Lines(pathlib.Path(folder, FILE), *FIELDS)
         self._results = {}
         if not again:
             for entry in self._lines.found:

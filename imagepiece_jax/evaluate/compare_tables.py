@@ -16,6 +16,7 @@ from imagepiece_jax.common.files import (
     LOCK,
     check_own,
     make_folder,
+    read_json,
     replace_file,
     write_json,
 )
@@ -40,12 +41,28 @@ Report = Mapping[str, Any]
 
 
 FILES = ("compare.json", "compare.md", "compare.png")
+FIELDS = ("weights", "images", "shares", "dense", "settings", "comparisons")
 
 
 def check_folder(folder: str | os.PathLike):
-    """Raise InputError for a folder that holds anything but comparisons, or nothing."""
-    ours = {*FILES, cache.FILE, LOCK}
-    check_own(folder, "a comparison", lambda file: file.name in ours)
+    """Raise InputError for a folder that holds anything but comparisons, or nothing.
+
+    compare.json has to be a Report. The page and the plot are ours beside one, or
+    beside measured results, which are all that a killed command leaves.
+    """
+    folder = pathlib.Path(folder)
+    data, *shown = FILES
+    measured = cache.read_results(folder)
+    reported = (folder / data).exists()  # by a file that is refused below, if not ours
+
+    def ours(file):
+        if file.name == data:
+            return {*FIELDS} <= {*read_json(file)}
+        if file.name in shown:
+            return bool(measured or reported)
+        return file.name in (cache.FILE, LOCK)
+
+    check_own(folder, "a comparison", ours)
 
 
 def write(folder: str | os.PathLike, report: Report) -> str:

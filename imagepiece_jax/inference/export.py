@@ -48,8 +48,8 @@ def export(
     FILE.json beside it says how to prepare images, and what the outputs are. Weights of
     an ONNX file that are more than 2 GB are in a second file, which FILE.json names.
 
-    out: the file, which is replaced if it exists: ONNX where its name ends in .onnx,
-        else a program of `jax.export`, for CPUs and NVIDIA GPUs
+    out: the file, new or of an earlier export, which is replaced: ONNX where its name
+        ends in .onnx, else a program of `jax.export`, for CPUs and NVIDIA GPUs
     format: "jax" or "onnx"; None: by the name of the file
     batch_size: number of images in a call; None: any
     dtype: of the layers of a program for JAX; None: the model's. ONNX has float32
@@ -141,8 +141,12 @@ def checked_file(
     kept = ()
     if read is not None:
         kept = own_files(read)
-    for file in (out, jax_export.facts_file(out)):
-        check_writable("out", str(file), kept)
+    facts = jax_export.facts_file(out)
+    for file in (out, facts):  # whose endings are any: `facts` knows what they are
+        check_writable("out", str(file), None, kept)
+        if file.exists() and not jax_export.FACTS <= {*jax_export.read_facts(out)}:
+            problem = f"{file} already exists, and {facts} describes no export"
+            raise InputError("out", str(file), problem=problem, hint="choose another")
     extras.check(f"format {format}", WRITERS[format])
     return out, format
 

@@ -19,13 +19,12 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.files import check_room
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
-from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.feature_folder import KEY, FeatureFolder, Paths
+from imagepiece_jax.inference.feature_folder import FeatureFolder, Paths
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models.pretrained import Pretrained
@@ -106,10 +105,10 @@ def write_features(
         shapes = {k: [found["count"], *shape] for k, shape in run.shapes.items()}
         _check_same(files, {"arrays": shapes})
         arrays = files.arrays(shapes, storage)
-        if not files.info:
+        if "arrays" not in files.info:
             check_room("folder", files.path, arrays.missing_bytes)
             files.write_info(**facts, images=found, arrays=shapes, complete=False)
-        if not files.info["complete"]:
+        if not files.info["complete"] or arrays.missing_bytes:  # a file was removed
             reading = Reading(
                 files.paths(), vit.preprocessing, size, threads or _threads()
             )
@@ -136,7 +135,6 @@ def _threads():
 def _facts(vit, model, tokens, storage):
     """What decides the rows, as JSON values by name."""
     facts = {
-        KEY: __version__,
         "weights": {"name": vit.source and vit.source.name, "digest": vit.digest},
         "reduction": (vit.model.reduction or DENSE).fields,
         "tokens": tokens,
@@ -160,7 +158,7 @@ def _check_same(files, facts):
     """Raise InputError for the first fact that a started folder contradicts."""
     for name, ours in facts.items():
         theirs = files.info.get(name, ours)
-        if theirs != ours and name != KEY:
+        if theirs != ours:
             in_words = IN_WORDS.get(name, str)
             value = in_words(ours)
             problem = f"is {value}, but {files.path} was started with "

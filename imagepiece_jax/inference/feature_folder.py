@@ -6,7 +6,7 @@ logits.npy      [photographs, classes], tokens.npy [photographs, K, D] and patch
 paths.txt       the paths of the photographs, one a line
 damaged.csv     row, path and reason of each that has no features: its row is NaN
 info.json       what the rows were computed by, and their comparison with those of the
-                dense model
+                dense model; it is there before all other files
 
 Rows are appended to files whose names end in UNFINISHED. How long these are says how
 many rows are there, and with the last row they get their names.
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import files
+from imagepiece_jax.common.version import __version__
 from imagepiece_jax.errors import InputError, RunError
 
 ARRAYS = ("pooled", "logits", "tokens", "patches")
@@ -39,7 +40,7 @@ KEY = "imagepiece_jax"  # in info.json: the version that started the folder
 class FeatureFolder:
     """The files of a folder, which no other process writes until it is closed.
 
-    info: the content of info.json; {} of a new folder
+    info: the content of info.json; of a new folder only KEY
     Raises InputError for a folder that holds anything else, and for one in use.
     """
 
@@ -49,9 +50,11 @@ class FeatureFolder:
         self._lock = files.lock_folder("folder", self.path)
         for left in self.path.glob(".*.tmp"):  # by a killed process
             left.unlink()
-        self.info = {}
+        self.info = {KEY: __version__}
         if (self.path / INFO).exists():
             self.info = files.read_json(self.path / INFO)
+        else:
+            self.write_info()  # by which the files after it are known
 
     def __enter__(self):
         return self
@@ -96,20 +99,27 @@ class FeatureFolder:
         return Paths(self.path / PATHS)
 
     def arrays(self, shapes: Mapping[str, Sequence[int]], dtype) -> "Arrays":
-        """The arrays of these shapes."""
+        """The arrays of these shapes.
+
+        Raises InputError for a file of one that is finished, but not such an array.
+        """
         return Arrays(self.path, shapes, dtype)
 
 
 def check_folder(path: pathlib.Path):
-    """Raise InputError for a folder that holds anything but features, or nothing."""
-    names = {INFO, PATHS, DAMAGED, files.LOCK}
+    """Raise InputError for a folder that holds anything but features, or nothing.
+
+    Without info.json its files are not of features, whatever their names are.
+    """
+    started = (path / INFO).exists()
+    names = {PATHS, DAMAGED}
     for name in ARRAYS:
         names |= {f"{name}.npy", f"{name}.npy{UNFINISHED}"}
 
     def ours(file):
         if file.name == INFO:
             return KEY in files.read_json(file)
-        return file.name in names
+        return file.name == files.LOCK or (started and file.name in names)
 
     files.check_own(path, "features", ours)
 
@@ -187,7 +197,10 @@ class Arrays:
 
 
 class ArrayFile:
-    """One array, whose file grows row by row."""
+    """One array, whose file grows row by row.
+
+    Raises InputError where the finished file is another array, or is cut off.
+    """
 
     def __init__(self, folder, name, shape, dtype):
         self._whole = folder / f"{name}.npy"
@@ -200,6 +213,27 @@ class ArrayFile:
         facts |= {"fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(head, facts)
         self._head = head.getvalue()
+        if self._whole.exists():
+            self._check_whole(facts)
+
+    def _check_whole(self, facts):
+        """Raise InputError where the finished file is no whole array of these facts."""
+        with files.reading(self._whole), open(self._whole, "rb") as file:
+            try:
+                np.lib.format.read_magic(file)
+                found = np.lib.format.read_array_header_1_0(file)
+            except ValueError:  # no header, or one that is cut off
+                found = None
+            size = file.tell() + self._count * self._row_bytes
+            whole = os.fstat(file.fileno()).st_size == size
+        if found != (facts["shape"], False, self._dtype) or not whole:
+            shape = " x ".join(map(str, facts["shape"]))
+            raise InputError.at(
+                self._whole,
+                "is damaged, or was changed",
+                f"a whole array of {shape} {self._dtype}",
+                "remove it, and run the same command again, which writes it anew",
+            )
 
     @property
     def rows(self) -> int:

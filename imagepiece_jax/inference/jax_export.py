@@ -174,6 +174,9 @@ def draws(model: ViT) -> bool:
     return False
 
 
+FACTS = {"input", "output", "preprocessing"}  # among those of each program
+
+
 def program_facts(
     vit: Pretrained,
     images: jax.ShapeDtypeStruct,

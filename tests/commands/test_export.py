@@ -336,6 +336,28 @@ def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkey
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
 
 
+THERE = [
+    ({"m.onnx": "mine"}, "m.onnx"),
+    ({"m.onnx": "mine", "m.onnx.json": "{}"}, "m.onnx"),
+    ({"m.onnx.json": '{"input": "mine"}'}, "m.onnx.json"),
+    ({"m.onnx.json": "precious"}, "m.onnx.json"),
+    ({"mine.py": "mine"}, "mine.py"),
+    ({"config.json": "{}"}, "config.json"),
+    ({"panda.jpg": "mine"}, "panda.jpg"),
+    ({"m.pth": "mine"}, "m.pth"),
+]
+
+
+@pytest.mark.parametrize("texts, name", THERE)
+def test_only_an_earlier_export_is_replaced(saved, tmp_path, texts, name):
+    for file, text in texts.items():
+        (tmp_path / file).write_text(text)
+    out = tmp_path / name.removesuffix(".json").replace("config", "config.json")
+    with refused("out", str(tmp_path / name), "already exists, and "):
+        imagepiece_jax.export(imagepiece_jax.load(saved), out)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == texts
+
+
 @pytest.mark.parametrize("form", ["jax", "onnx"])
 def test_the_function_writes_what_the_command_writes(saved, tmp_path, form):
     """The ending decides the format of both."""

@@ -1,5 +1,6 @@
 """Atomic writes and locks."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -69,7 +70,7 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
     there = sorted(tmp_path.iterdir())
     reason = "Is a directory" if kind == "folder" else "Is a device or a pipe"
     with pytest.raises(InputError, match=rf"--out .* cannot be written \({reason}\)"):
-        check_writable("--out", path)
+        check_writable("--out", path, [".json"])
     with pytest.raises(RunError, match=rf"cannot be written \({reason}\)"):
         replace_file(path, "text")
     after = path.lstat()
@@ -86,7 +87,7 @@ def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
     if exists:
         target.write_text("old and longer")
     link.symlink_to(target)
-    check_writable("--json", link)
+    check_writable("--json", link, None)
     replace_file(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
@@ -95,7 +96,7 @@ def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
         link.unlink()
         link.symlink_to(goal)
         with pytest.raises(InputError, match="cannot be written"):
-            check_writable("--out", link)
+            check_writable("--out", link, [".json"])
         with pytest.raises(RunError, match="cannot be written"):
             replace_file(link, b"data")
         assert link.is_symlink()
@@ -136,7 +137,7 @@ def test_neighbors_and_permissions_stay(tmp_path):
     for mine in (path, neighbor):
         mine.write_text("mine")
     path.chmod(0o640)
-    check_writable("--out", path)
+    check_writable("--out", path, [""])
     with replacing(path) as new:  # while another process does the same
         replace_file(path, "theirs")
         new.write_text("ours")
@@ -281,20 +282,51 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     assert files.git_revision() is None  # no git installed
 
 
-def test_photographs_and_weights_are_not_replaced(tmp_path):
-    """But by what writes such a file itself; nor are files of the run that is read."""
-    for name in ("panda.jpg", "WEIGHTS.PTH", "new.png"):
-        path = tmp_path / name
-        check_writable("--out", path)
-        path.touch()
-        with pytest.raises(InputError, match=f"--out {path} already exists, and this"):
-            check_writable("--out", path)
-    check_writable("--plot", path, own_suffixes=[".png"])
+# (flag, endings of its files, file that is there, what is said of it)
+REPLACED = [
+    ("json", [".json"], "panda.jpg", "only .json files are replaced"),
+    ("json", [".json"], "WEIGHTS.PTH", "only .json files are replaced"),
+    ("json", [".json"], "keep.csv", "only .json files are replaced"),
+    ("json", [".json"], "metrics.jsonl", "only .json files are replaced"),
+    ("json", [".json"], "result", "only .json files are replaced"),
+    ("json", [".json"], "Result.JSON", None),
+    ("json", [".json"], "config.json", "a file of this name"),
+    ("json", [".json"], "preprocessor_config.json", "a file of this name"),
+    ("json", [".json"], "model.safetensors.index.json", "a file of this name"),
+    ("json", [".json"], "package-lock.json", "a file of this name"),
+    ("json", [".json", ".jsonl"], "rows.jsonl", None),
+    ("json", [".json", ".jsonl"], "a.md", "only .json and .jsonl files are replaced"),
+    ("plot", [".png"], "labels.csv", "only .png files are replaced"),
+    ("plot", [".png"], "plot.png", None),
+    ("markdown", [".md"], "mine.py", "only .md files are replaced"),
+    ("markdown", [".md"], "README.md", "a file of this name"),
+    ("markdown", [".md"], "tables.md", None),
+    ("times", ["", ".jsonl"], "times", None),
+    ("times", ["", ".jsonl"], "times.png", "only .jsonl files are replaced"),
+    ("out", None, "model.jax", None),
+    ("out", None, "config.json", "a file of this name"),
+]
+
+
+@pytest.mark.parametrize("flag, endings, name, said", REPLACED)
+def test_a_result_replaces_only_what_may_be_one(tmp_path, flag, endings, name, said):
+    path = tmp_path / name
+    check_writable(f"--{flag}", path, endings)
+    path.touch()
+    expected = contextlib.nullcontext()
+    if said:
+        start = re.escape(f"--{flag} {path} already exists, and ")
+        expected = pytest.raises(InputError, match=f"{start}.*{said}")
+    with expected:
+        check_writable(f"--{flag}", path, endings)
+
+
+def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     for name in ("config.json", "classes.json", "run.json"):
         (tmp_path / name).write_text("{}")
         with pytest.raises(InputError, match=f"--json .*{name} is read by this"):
-            check_writable("--json", tmp_path / name, own_files(tmp_path))
-    check_writable("--json", tmp_path / "result.json", own_files(tmp_path))
+            check_writable("--json", tmp_path / name, [".json"], own_files(tmp_path))
+    check_writable("--json", tmp_path / "result.json", [".json"], own_files(tmp_path))
 
 
 def test_a_folder_is_checked_and_not_made(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.evaluate.cache import (
     MeasuredWeights,
@@ -219,6 +220,44 @@ def test_minutes_left_fall(monkeypatch, capsys):
     assert compare.measure_all(reductions, **options) == reductions
     left = re.findall(r"about (\d+) min left", capsys.readouterr().err)
     assert left == ["10", "5", "4", "3", "2", "1"]
+
+
+LINE = '{"setting": {"kind": "speed"}, "result": {"ratio": 1.2}}\n'
+OTHERS = [
+    ({"compare.json": "mine"}, "compare.json", "is not JSON"),
+    ({"compare.json": "[]"}, "compare.json", "is a list"),
+    ({"compare.json": "{}"}, "", "holds compare.json"),
+    ({"points.jsonl": LINE, "compare.json": "{}"}, "", "holds compare.json"),
+    ({"compare.md": "mine"}, "", "holds compare.md"),
+    ({"points.jsonl": "", "compare.png": "mine"}, "", "holds compare.png"),
+    ({"points.jsonl": LINE, "notes.txt": "mine"}, "", "holds notes.txt"),
+    ({"points.jsonl": "mine\n"}, "points.jsonl", "not a measured result"),
+]
+
+
+@pytest.mark.parametrize("texts, name, said", OTHERS)
+def test_folders_of_something_else_are_refused(tmp_path, texts, name, said):
+    for file, text in texts.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        compare_tables.check_folder(tmp_path)
+    assert caught.value.place == str(tmp_path / name)
+
+
+def test_a_folder_of_a_comparison_is_taken_again(report, tmp_path):
+    """Whole, or with what a killed command left of it."""
+    compare_tables.check_folder(tmp_path / "new")
+    compare_tables.check_folder(tmp_path)
+    (tmp_path / "points.jsonl").touch()
+    compare_tables.check_folder(tmp_path)
+    (tmp_path / "points.jsonl").write_text(f"{LINE}{LINE[:9]}")
+    (tmp_path / ".0123.tmp").touch()
+    compare_tables.check_folder(tmp_path)
+    (tmp_path / "compare.md").touch()
+    compare_tables.check_folder(tmp_path)
+    (tmp_path / "points.jsonl").unlink()
+    (tmp_path / "compare.json").write_text(json.dumps(report))
+    compare_tables.check_folder(tmp_path)
 
 
 def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):

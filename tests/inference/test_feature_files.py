@@ -175,6 +175,51 @@ def test_a_complete_folder_is_computed_no_more(vit, photographs, written, monkey
     assert before == after
 
 
+@pytest.mark.parametrize("change", ["cut", "longer", "other", "text", "empty"])
+def test_a_file_that_is_no_whole_array_is_named(
+    vit, photographs, written, tmp_path, change
+):
+    """Once it is removed, the same arguments write it anew."""
+    folder = tmp_path / "changed"
+    shutil.copytree(written[0], folder)
+    file = folder / "logits.npy"
+    whole = file.read_bytes()
+    if change == "cut":
+        file.write_bytes(whole[:-1])
+    elif change == "longer":
+        file.write_bytes(whole + b"0")
+    elif change == "other":
+        np.save(file, np.zeros((COUNT, 10), np.float16).T)
+    elif change == "text":
+        file.write_text("mine")
+    else:
+        file.write_bytes(b"")
+    before = content(folder)
+    with refused(file, None, "is damaged, or was changed", "float16", "remove it"):
+        write_features(vit, photographs, folder, **OPTIONS)
+    assert content(folder) == before
+    file.unlink()
+    assert write_features(vit, photographs, folder, **OPTIONS) == written[1]
+    assert content(folder) == content(written[0])
+
+
+def test_a_process_that_is_killed_before_its_first_row_is_gone_on_with(
+    vit, photographs, written, tmp_path
+):
+    """After each of the files that are written before it."""
+    whole = content(written[0])
+    with feature_folder.FeatureFolder(tmp_path) as started:
+        key = started.info
+    started = {"info.json": json.dumps(key).encode(), "paths.txt": whole["paths.txt"]}
+    for number, names in enumerate((["info.json"], [*started])):
+        folder = tmp_path / f"{number}" / "killed"
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_bytes(started[name])
+        write_features(vit, photographs, folder, **OPTIONS)
+        assert content(folder) == whole
+
+
 def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeypatch):
     devices = jax.local_devices()[:2]
     assert len(devices) == 2
@@ -222,6 +267,10 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
     (tmp_path / "info.json").write_text("{}")
     check(tmp_path, "info.json", "holds info.json")
     (tmp_path / "info.json").unlink()
+    for name in ("paths.txt", "pooled.npy", "pooled.npy.unfinished", "damaged.csv"):
+        (tmp_path / name).write_text("mine")
+        check(tmp_path, name, f"holds {name}")
+        (tmp_path / name).unlink()
     with feature_folder.FeatureFolder(tmp_path):
         check("folder", str(tmp_path), "in use by another process")
     check(repr("a\nb.png"), None, "a line break", images=["a\nb.png"])
