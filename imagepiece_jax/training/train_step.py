@@ -94,7 +94,7 @@ def init_state(variables, optimizer, with_ema, part="all"):
     )
 
 
-def loss_of(student, teacher, targets, run, model):
+def loss_of(student, teacher, targets, run, model, step):
     """(loss of a micro-batch, {name: a term of it that is logged}).
 
     The loss is that of the labels and all terms: of distillation, and of the method.
@@ -104,6 +104,8 @@ def loss_of(student, teacher, targets, run, model):
     targets: [m, C], class probabilities by the labels, smoothed and mixed
     run: the RunConfig
     model: the student's
+    step: number of the step, from 0, for a loss that changes with it: int32 []; this
+        one does not
     """
     outputs, states = student
     taught = None
@@ -188,7 +190,7 @@ def train_step(
                 mutable=["batch_stats"],
             )
             student = outputs, states
-            value, terms = loss(student, taught, targets, run, model)
+            value, terms = loss(student, taught, targets, run, model, state.step)
             return value, (outputs.logits, changed.get("batch_stats", {}), terms)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)

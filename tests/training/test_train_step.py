@@ -114,6 +114,23 @@ def test_the_window_starts_anew_after_each_logged_step():
     assert abs(losses[0] - np.log(CLASSES)) < 0.1
 
 
+def test_a_loss_of_ones_own_gets_the_number_of_the_step():
+    """From 0, and the same in all micro-batches."""
+
+    def rising(student, teacher, targets, run, model, step):
+        assert (step.shape, step.dtype) == ((), jnp.int32)
+        outputs, _ = student
+        loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
+        return loss, {"at": step}
+
+    step, state = make()
+    step.keywords.update(loss=rising)
+    after, metrics = run(step, state, [batch(i, micro=2) for i in range(3)])
+    assert [m["terms"]["at"] for m in metrics] == [0, 1, 2]
+    assert metrics[0]["loss"] == 0 < metrics[1]["loss"] < metrics[2]["loss"]
+    assert after.step == 3
+
+
 def test_images_are_normalized_as_the_model_says():
     """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
