@@ -15,10 +15,12 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import to_pixels
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
 from imagepiece_jax.models.parts import trained_part, with_trained
 from imagepiece_jax.models.vit import ViT, with_states
+from imagepiece_jax.training.logging import FIGURES
 from imagepiece_jax.training.losses import (
     class_tokens,
     distillation,
@@ -150,12 +152,14 @@ def train_step(
         the method has a loss, or `loss` is another, which may read tokens
     optimizer, rate: of `optimizer.create`
     teacher_model: of `teacher.create_teacher`, or None
-    loss: `loss_of`, or a function with its arguments and results
+    loss: `loss_of`, or a function with its arguments and results, whose terms have
+        other names than `logging.FIGURES`
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not
         skipped, and how many were. Accuracies are by the labels, or, where the loss
         does not read these, by the teacher's answers.
+    Raises InputError, when it is traced, for a term with the name of another figure.
     """
     reads_tokens = loss is not loss_of or run.reduction.method.loss is not None
     model = model.clone(head_only=not reads_tokens)
@@ -191,6 +195,7 @@ def train_step(
             )
             student = outputs, states
             value, terms = loss(student, taught, targets, run, model, state.step)
+            _check_terms(terms)
             return value, (outputs.logits, changed.get("batch_stats", {}), terms)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -311,6 +316,15 @@ def prepare(part, positions, step, index, run, model):
     if drawn is None:
         return image, targets
     return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
+
+
+def _check_terms(terms):
+    """Raise InputError for a term of the loss that another figure would hide."""
+    for name in terms:
+        if name in FIGURES:
+            allowed = f"names other than {', '.join(FIGURES)}"
+            problem = f"returns a term {name!r}, which is another figure of a step"
+            raise InputError("loss", name, allowed, problem=problem)
 
 
 def _sums(loss, logits, targets):
