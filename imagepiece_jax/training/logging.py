@@ -29,6 +29,9 @@ FILE = "metrics.jsonl"
 # Values from clocks and meters; all others are the same when a run is repeated.
 MEASURED = ("throughput", "input_wait", "device_memory")
 QUEUE = 10_000  # events that may wait for TensorBoard's thread, if disks are slow
+# What a line of a step has beside the terms of its loss.
+FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5", "agreement1", "agreement5")
+FIGURES += ("lr", "grad_norm", "skipped", *MEASURED)
 AGREEMENT = "agreement"  # replaces "acc" in names where labels are the teacher's
 OPTIONAL = "optional"  # prefix of paths in tensorboardX that makes _OptionalFiles
 

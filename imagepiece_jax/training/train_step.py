@@ -1,9 +1,12 @@
 """One training step: a function of state and batch, inside `pmap`.
 
-`train_step` calls `loss_of`, of the functions of losses.py, then `accounted` and
-`updated`. A `RunPlan` may have another loss (docs/tour.md, "Fork the trainer").
+`train_step` calls, in this order: `accumulated`, which calls `micro_batch_gradient` for
+each micro-batch, and that `loss_of`, of the functions of losses.py; then the exchange
+between devices; `accounted`; `updated`. A `RunPlan` may have another loss
+(docs/tour.md, "Fork the trainer").
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,10 +18,12 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import to_pixels
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
 from imagepiece_jax.models.parts import trained_part, with_trained
 from imagepiece_jax.models.vit import ViT, with_states
+from imagepiece_jax.training.logging import FIGURES
 from imagepiece_jax.training.losses import (
     class_tokens,
     distillation,
@@ -94,7 +99,7 @@ def init_state(variables, optimizer, with_ema, part="all"):
     )
 
 
-def loss_of(student, teacher, targets, run, model):
+def loss_of(student, teacher, targets, run, model, step):
     """(loss of a micro-batch, {name: a term of it that is logged}).
 
     The loss is that of the labels and all terms: of distillation, and of the method.
@@ -104,6 +109,8 @@ def loss_of(student, teacher, targets, run, model):
     targets: [m, C], class probabilities by the labels, smoothed and mixed
     run: the RunConfig
     model: the student's
+    step: number of the step, from 0, for a loss that changes with it: int32 []; this
+        one does not
     """
     outputs, states = student
     taught = None
@@ -148,67 +155,27 @@ def train_step(
         the method has a loss, or `loss` is another, which may read tokens
     optimizer, rate: of `optimizer.create`
     teacher_model: of `teacher.create_teacher`, or None
-    loss: `loss_of`, or a function with its arguments and results
+    loss: `loss_of`, or a function with its arguments and results, whose terms have
+        other names than `logging.FIGURES`
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not
         skipped, and how many were. Accuracies are by the labels, or, where the loss
         does not read these, by the teacher's answers.
+    Raises InputError, when it is traced, for a term with the name of another figure.
     """
     reads_tokens = loss is not loss_of or run.reduction.method.loss is not None
-    model = model.clone(head_only=not reads_tokens)
-    trains_all = run.part.train == "all"
-    trained = trained_part(state.params, run.part.train)
-    count, micro_batch = batch["label"].shape
-    devices = jax.lax.axis_size(parallel.AXIS)
-
-    def micro_step(carry, inputs):
-        """(the carry with gradients and sums of a micro-batch, terms of its loss)."""
-        batch_stats, grads, sums = carry
-        part, index = inputs
-        positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
-        image, targets = prepare(part, positions, state.step, index, run, model)
-        purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
-        keys = {}
-        for name, purpose in purposes.items():
-            keys[name] = sample_keys(run.seed, state.step, positions, purpose)
-        taught = None
-        if teacher_model is not None:
-            taught = with_states(teacher_model, teacher, image)
-            taught = jax.lax.stop_gradient(taught)
-
-        def loss_fn(trained):
-            params = with_trained(state.params, trained)
-            (outputs, changed), states = with_states(
-                model,
-                {"params": params, "batch_stats": batch_stats},
-                image,
-                train=trains_all,
-                keys=keys,
-                mutable=["batch_stats"],
-            )
-            student = outputs, states
-            value, terms = loss(student, taught, targets, run, model)
-            return value, (outputs.logits, changed.get("batch_stats", {}), terms)
-
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (value, (logits, batch_stats, terms)), grad = gradient(trained)
-        grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
-        answers = targets
-        if run.distill.unlabeled:
-            answers = taught[0].logits
-        sums = jax.tree.map(jnp.add, sums, _sums(value, logits, answers))
-        return (batch_stats, grads, sums), terms
-
-    zeros = jax.tree.map(jnp.zeros_like, (trained, state.window))
-    carry = (state.batch_stats, *zeros)
-    inputs = (batch, jnp.arange(count, dtype=jnp.int32))
-    if count == 1:
-        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
-    else:
-        carry, terms = jax.lax.scan(micro_step, carry, inputs)
-    batch_stats, grads, sums = carry
-    if devices > 1:
+    gradient = functools.partial(
+        micro_batch_gradient,
+        state=state,
+        teacher=teacher,
+        run=run,
+        model=model.clone(head_only=not reads_tokens),
+        teacher_model=teacher_model,
+        loss=loss,
+    )
+    grads, batch_stats, sums, terms = accumulated(gradient, batch, state, run)
+    if jax.lax.axis_size(parallel.AXIS) > 1:
         # Else XLA joins gradients to the exchanges of batch statistics before them, and
         # the backward pass of the stem waits for megabytes instead of some numbers.
         grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
@@ -228,6 +195,87 @@ def train_step(
         "skipped": state.skipped,
     }
     return updated(state, grads, batch_stats, finite, optimizer, run), metrics
+
+
+def accumulated(gradient, batch, state, run):
+    """What `gradient` returns, over the micro-batches of a batch.
+
+    Gradients are averaged and sums added up; a micro-batch has the batch statistics
+    that the one before it leaves.
+
+    gradient: function (part, index, batch_stats), of `micro_batch_gradient`
+    batch: as `train_step` takes it
+    Returns (gradients, batch statistics, sums, terms); terms are [A], or [] for A = 1.
+    """
+    count = batch["label"].shape[0]
+
+    def micro_step(carry, inputs):
+        batch_stats, grads, sums = carry
+        part, index = inputs
+        grad, batch_stats, added, terms = gradient(part, index, batch_stats)
+        grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
+        sums = jax.tree.map(jnp.add, sums, added)
+        return (batch_stats, grads, sums), terms
+
+    trained = trained_part(state.params, run.part.train)
+    zeros = jax.tree.map(jnp.zeros_like, (trained, state.window))
+    carry = (state.batch_stats, *zeros)
+    inputs = (batch, jnp.arange(count, dtype=jnp.int32))
+    if count == 1:
+        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
+    else:
+        carry, terms = jax.lax.scan(micro_step, carry, inputs)
+    batch_stats, grads, sums = carry
+    return grads, batch_stats, sums, terms
+
+
+def micro_batch_gradient(
+    part, index, batch_stats, *, state, teacher, run, model, teacher_model, loss
+):
+    """The gradient of the loss of one micro-batch on this device.
+
+    part: image uint8 [m, S, S, 3] and label int32 [m]
+    index: number of the micro-batch, int32 []
+    batch_stats: those before its forward pass
+    state: the TrainState before the step
+    teacher, run, model, teacher_model, loss: as `train_step` takes them
+    Returns (gradients for what is trained, batch statistics after the forward pass,
+        sums of the metrics over the m images, {name: term of the loss}).
+    Raises InputError for a term with the name of another figure of a step.
+    """
+    micro_batch = part["label"].shape[0]
+    devices = jax.lax.axis_size(parallel.AXIS)
+    positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
+    image, targets = prepare(part, positions, state.step, index, run, model)
+    purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
+    keys = {}
+    for name, purpose in purposes.items():
+        keys[name] = sample_keys(run.seed, state.step, positions, purpose)
+    taught = None
+    if teacher_model is not None:
+        taught = with_states(teacher_model, teacher, image)
+        taught = jax.lax.stop_gradient(taught)
+
+    def loss_fn(trained):
+        params = with_trained(state.params, trained)
+        (outputs, changed), states = with_states(
+            model,
+            {"params": params, "batch_stats": batch_stats},
+            image,
+            train=run.part.train == "all",
+            keys=keys,
+            mutable=["batch_stats"],
+        )
+        student = outputs, states
+        value, terms = loss(student, taught, targets, run, model, state.step)
+        _check_terms(terms)
+        return value, (outputs.logits, changed.get("batch_stats", {}), terms)
+
+    trained = trained_part(state.params, run.part.train)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (value, (logits, changed, terms)), grads = gradient(trained)
+    answers = taught[0].logits if run.distill.unlabeled else targets
+    return grads, changed, _sums(value, logits, answers), terms
 
 
 def updated(state, grads, batch_stats, finite, optimizer, run):
@@ -309,6 +357,15 @@ def prepare(part, positions, step, index, run, model):
     if drawn is None:
         return image, targets
     return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
+
+
+def _check_terms(terms):
+    """Raise InputError for a term of the loss that another figure would hide."""
+    for name in terms:
+        if name in FIGURES:
+            allowed = f"names other than {', '.join(FIGURES)}"
+            problem = f"returns a term {name!r}, which is another figure of a step"
+            raise InputError("loss", name, allowed, problem=problem)
 
 
 def _sums(loss, logits, targets):

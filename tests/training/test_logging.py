@@ -89,6 +89,8 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     assert line["lr"] == pytest.approx(1e-3)
     assert line["throughput"] > 0
     assert "device_memory" not in line  # a CPU does not count
+    absent = {"device_memory", "agreement1", "agreement5"}
+    assert {*line} == {*logging.FIGURES} - absent | {"own"}
 
 
 def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):

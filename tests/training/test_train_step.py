@@ -31,6 +31,7 @@ from imagepiece_jax.training.train_step import (
 )
 from tests import runs
 from tests.models import traced_programs
+from tests.refused import refused
 
 SIZE = 8
 CLASSES = 10
@@ -112,6 +113,34 @@ def test_the_window_starts_anew_after_each_logged_step():
     assert all(m["window"]["acc1"] <= m["window"]["acc5"] for m in metrics)
     # Fresh weights guess.
     assert abs(losses[0] - np.log(CLASSES)) < 0.1
+
+
+def test_a_loss_of_ones_own_gets_the_number_of_the_step():
+    """From 0, and the same in all micro-batches."""
+
+    def rising(student, teacher, targets, run, model, step):
+        assert (step.shape, step.dtype) == ((), jnp.int32)
+        outputs, _ = student
+        loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
+        return loss, {"at": step}
+
+    step, state = make()
+    step.keywords.update(loss=rising)
+    after, metrics = run(step, state, [batch(i, micro=2) for i in range(3)])
+    assert [m["terms"]["at"] for m in metrics] == [0, 1, 2]
+    assert metrics[0]["loss"] == 0 < metrics[1]["loss"] < metrics[2]["loss"]
+    assert after.step == 3
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "step", "agreement1", "throughput"])
+def test_a_term_with_the_name_of_another_figure_is_refused(name):
+    def own_terms(*_):
+        return jnp.float32(1), {"own": jnp.float32(1), name: jnp.float32(1)}
+
+    step, state = make()
+    step.keywords.update(loss=own_terms)
+    with refused("loss", name, f"a term '{name}'", "names other than kind, step, "):
+        parallel.pmap(step)(state, batch(0))
 
 
 def test_images_are_normalized_as_the_model_says():
