@@ -74,7 +74,7 @@ def weights(latest=False, draws=True):
             )
             images = dataclasses.replace(vit.preprocessing, **crop())
         except InputError as error:
-            raise error.renamed(_flags(ModelSpec.names())) from error
+            raise error.renamed(_flags([*ModelSpec.names(), *given])) from error
         vit = dataclasses.replace(vit, preprocessing=images)
         if abstract:  # which reads no images
             return vit
