@@ -44,11 +44,11 @@ def open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
-        problem = f"is {value!r}, but {where} has no complete array_record files of it"
+        problem = f"is {value!r}, but data_dir={where} has no complete array_record files"
         hint = (
-            "give data_dir=.. of such files, which `python -m tools.prepare_imagenet "
-            f"--source FOLDER --dir {where}`, in a clone of the repository, makes from "
-            "ImageNet's tar or parquet files; 'digits' needs no files"
+            f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}`, in a "
+            "clone of the repository, makes them from ImageNet's tar or parquet files; "
+            "'digits' needs no files"
         )
         raise InputError("name", value, problem=problem, hint=hint) from error
     note = dict(builder.info.metadata.items())
