@@ -44,7 +44,9 @@ def open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
-        problem = f"is {value!r}, but data_dir={where} has no complete array_record files"
+        problem = (
+            f"is {value!r}, but data_dir={where} has no complete array_record files"
+        )
         hint = (
             f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}`, in a "
             "clone of the repository, makes them from ImageNet's tar or parquet files; "
