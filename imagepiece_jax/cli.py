@@ -256,29 +256,6 @@ def typed_cost() -> float | None:
         raise error.inside("--reduction") from error
 
 
-def swept() -> list:
-    """The Reductions of --sweep, at the cost that --reduction says, where it says one.
-
-    Raises InputError for what cannot be read, and for a cost beside amounts.
-    """
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps  # imports JAX
-
-    texts = flags.FLAGS["sweep"].value
-    cost = typed_cost()
-    try:
-        return parse_sweeps(texts, cost)
-    except InputError as error:
-        if cost is None:
-            raise
-        mistake = error
-    try:
-        parse_sweeps(texts)
-    except InputError:  # so the cost is not what is wrong
-        raise mistake from None
-    problem = "is given with --reduction"
-    raise InputError("--sweep", None, "one of the two", problem=problem)
-
-
 def dtype(of, usual=""):
     """Define --dtype; None stands for `usual`, or for the device's fast one."""
     default = "bfloat16, and float32 on CPUs"

@@ -89,6 +89,29 @@ def weights(latest=False, draws=True):
     return read
 
 
+def swept() -> list:
+    """The Reductions of --sweep, at the cost that --reduction says, where it says one.
+
+    Raises InputError for what cannot be read, and for a cost beside amounts.
+    """
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps  # imports JAX
+
+    texts = flags.FLAGS["sweep"].value
+    cost = cli.typed_cost()
+    try:
+        return parse_sweeps(texts, cost)
+    except InputError as error:
+        if cost is None:
+            raise
+        mistake = error
+    try:
+        parse_sweeps(texts)
+    except InputError:  # so the cost is not what is wrong
+        raise mistake from None
+    problem = "is given with --reduction"
+    raise InputError("--sweep", None, "one of the two", problem=problem)
+
+
 def _flags(fields_of_model):
     """{an argument of `load`: the flag that has it}."""
     names = {field: f"--model {field}" for field in fields_of_model}

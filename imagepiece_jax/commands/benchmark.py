@@ -53,7 +53,7 @@ def main(others=None):
     from imagepiece_jax.common import xla_options
 
     try:
-        reductions = cli.swept()
+        reductions = _weights.swept()
         if reductions and len(configs) > 1:
             problem = f"is given with {len(configs)} configs"
             allowed = "one --config, or --weights"

@@ -62,7 +62,7 @@ def main():
     names = {"folder": "--out", **flags_of("shares", "methods")}
     try:
         compare.chosen(METHODS.value)
-        reductions = cli.swept()
+        reductions = _weights.swept()
         CHECK_DATA()
         vit = WEIGHTS()
         if command_line.reduction():

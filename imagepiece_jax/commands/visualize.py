@@ -52,7 +52,7 @@ def main(words):
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     html.check_folder(out)
-    reductions = cli.swept()
+    reductions = _weights.swept()
     vit = WEIGHTS().analyzed()
     models = []
     for reduction in reductions:

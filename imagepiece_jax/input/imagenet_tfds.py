@@ -48,9 +48,8 @@ def open_imagenet(split, num_classes, data_dir):
             f"is {value!r}, but data_dir={where} has no complete array_record files"
         )
         hint = (
-            f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}`, in a "
-            "clone of the repository, makes them from ImageNet's tar or parquet files; "
-            "'digits' needs no files"
+            "`python -m tools.prepare_imagenet`, in a clone of the repository, makes "
+            "them from ImageNet's tar or parquet files; 'digits' needs no files"
         )
         raise InputError("name", value, problem=problem, hint=hint) from error
     note = dict(builder.info.metadata.items())
