@@ -89,10 +89,16 @@ class InputError(ValueError):
     def renamed(self, names: Mapping[str, str]) -> "InputError":
         """The same mistake, whose field has another name where `names` has one.
 
-        So have fields in the hint, as "FIELD=..".
+        So have fields in the other clauses, as "FIELD=.." or "FIELD=VALUE".
         """
-        hint = re.sub(r"\w+(?==\.\.)", lambda m: names.get(m[0], m[0]), str(self.hint))
-        return self.with_facts(field=names.get(self.field, self.field), hint=hint)
+        facts = {"field": names.get(self.field, self.field)}
+        for clause in ("problem", "allowed", "hint"):
+            facts[clause] = re.sub(
+                r"(?<![-.\w])\w+(?==)",
+                lambda found: names.get(found[0], found[0]),
+                str(getattr(self, clause)),
+            )
+        return self.with_facts(**facts)
 
     def with_facts(self, **facts: Any) -> "InputError":
         """The same mistake with these facts in place of its own."""

@@ -129,7 +129,8 @@ def groups(
                 case.check()
                 group[name] = case
         except InputError as error:
-            place = f"config {name}" if len(pairs) > 1 else ""
+            several = len(pairs) > 1 and config is not None  # not weights and dense
+            place = f"config {name}" if several else ""
             raise error.inside(place=place) from error
         for batch_size in batch_sizes:
             pixels = math.prod(sides(case.image_size))

@@ -46,6 +46,7 @@ def labeled_images():
         names = {"eval_set": "--set", "valid_labels": "--valid_labels"}
         names["num_classes"] = "num_classes of the weights"
         names |= {"name": "--data" if data.value else own, "data": "--data"}
+        names["data_dir"] = "--data_dir"
         try:
             return labeled.labeled_images(
                 vit,

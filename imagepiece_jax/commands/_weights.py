@@ -74,7 +74,7 @@ def weights(latest=False, draws=True):
             )
             images = dataclasses.replace(vit.preprocessing, **crop())
         except InputError as error:
-            raise error.renamed(_flags(ModelSpec.names())) from error
+            raise error.renamed(_flags([*ModelSpec.names(), *given])) from error
         vit = dataclasses.replace(vit, preprocessing=images)
         if abstract:  # which reads no images
             return vit
@@ -87,6 +87,29 @@ def weights(latest=False, draws=True):
         return vit
 
     return read
+
+
+def swept() -> list:
+    """The Reductions of --sweep, at the cost that --reduction says, where it says one.
+
+    Raises InputError for what cannot be read, and for a cost beside amounts.
+    """
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps  # imports JAX
+
+    texts = flags.FLAGS["sweep"].value
+    cost = cli.typed_cost()
+    try:
+        return parse_sweeps(texts, cost)
+    except InputError as error:
+        if cost is None:
+            raise
+        mistake = error
+    try:
+        parse_sweeps(texts)
+    except InputError:  # so the cost is not what is wrong
+        raise mistake from None
+    problem = "is given with --reduction"
+    raise InputError("--sweep", None, "one of the two", problem=problem)
 
 
 def _flags(fields_of_model):

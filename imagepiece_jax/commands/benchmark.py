@@ -51,10 +51,9 @@ def main(others=None):
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
     try:
-        reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
+        reductions = _weights.swept()
         if reductions and len(configs) > 1:
             problem = f"is given with {len(configs)} configs"
             allowed = "one --config, or --weights"
@@ -80,7 +79,11 @@ def main(others=None):
         groups = suite.groups(pairs, sizes, dtype, modes, forms, DATA.value)
         suite.run_all(groups, rules, files, others)
     except InputError as error:
-        names = flags_of("batch_size", "device", "mode", "data")
+        names = flags_of("batch_size", "device", "mode", "data", "reductions")
+        if path:
+            names["name"] = "--data"
+        else:
+            names |= {"name": "config.data.name", "num_classes": "config.num_classes"}
         raise error.renamed(names) from error
 
 

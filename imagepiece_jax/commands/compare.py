@@ -54,7 +54,6 @@ def main():
     from imagepiece_jax.common.xla_options import fast_dtype
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
@@ -63,7 +62,7 @@ def main():
     names = {"folder": "--out", **flags_of("shares", "methods")}
     try:
         compare.chosen(METHODS.value)
-        reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
+        reductions = _weights.swept()
         CHECK_DATA()
         vit = WEIGHTS()
         if command_line.reduction():

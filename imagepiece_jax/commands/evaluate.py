@@ -83,6 +83,11 @@ def optimized(vit, images):
     )
     for name, each in figures.items():
         kind = f"{name}, {each['dtype']}, {each['gelu']} GELU"
+        if each["sizes"] != figures["reference"]["sizes"]:
+            kind += f", sizes by a {each['sizes']}"
+        faster = each["reductions"] != figures["reference"]["reductions"]
+        if faster and vit.reduction.name != "none":
+            kind += f", {each['reductions']} reductions"
         print(f"{kind}: {accuracy.line(each)}", flush=True)
     print(
         f"the program's cost: acc1 {statistics.format_difference(change, 2)} "

@@ -42,6 +42,8 @@ def main():
         with joined(job):
             trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
     except InputError as error:
+        if error.place == str(workdir):
+            error = error.with_facts(place=f"--workdir {workdir}")
         raise error.renamed(FLAGS) from error
 
 

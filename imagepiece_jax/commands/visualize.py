@@ -39,7 +39,6 @@ def main(words):
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.data import pictures
     from imagepiece_jax.data.source import evenly_spaced
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.visualize import html
 
     extras.check("a figure", "matplotlib")
@@ -53,7 +52,7 @@ def main(words):
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     html.check_folder(out)
-    reductions = parse_sweeps(SWEEP.value, cli.typed_cost())
+    reductions = _weights.swept()
     vit = WEIGHTS().analyzed()
     models = []
     for reduction in reductions:

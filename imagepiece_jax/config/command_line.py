@@ -25,6 +25,7 @@ from imagepiece_jax.config.files import (
 )
 from imagepiece_jax.config.typed import (
     in_words_of_load,
+    of_reduction,
     split_overrides,
     with_reduction,
 )
@@ -53,6 +54,7 @@ SYNONYMS = {
     "output": "out",
     "output_dir": "out",
     "output_file": "out",
+    "reduction.name": "reduction",
     "resolution": "image_size",
 }
 # Names that stand for none of a command's flags where it has all of these: export's
@@ -84,7 +86,8 @@ def parse(argv, takes_words):
         rest = flags.FLAGS(words)
         placed, others = _placed([*rest[1:], *plain], takes_words)
         rest = flags.FLAGS([rest[0], *placed, "--", *others])
-        _check_given_once()
+        _check_given_once(argv)
+        _check_reduction()
         _check_config()
         _check_sweep()
         return rest
@@ -95,7 +98,7 @@ def parse(argv, takes_words):
     except flags.UnrecognizedFlagError as error:
         mistake = _unknown(error.flagname)
     except (InputError, flags.Error) as error:
-        mistake = error
+        mistake = as_typed(error)
         # absl words an InputError of a `cli._Parser` anew, as an error of its own.
         is_own = isinstance(error, InputError)
         if not is_own and isinstance(error.__context__, InputError):
@@ -222,15 +225,34 @@ def _check_has_value(word):
         raise InputError(f"--{name}", problem="has no value", hint=hint)
 
 
-def _check_given_once():
+def _check_given_once(words):
     """Raise InputError for two values of a flag that names one thing.
 
     Of other flags the last value counts, so that one can be added to a command.
+
+    words: as they were typed, whose names of the flag the sentence has
     """
     for name in ("weights", "data", "reduction"):
-        if name in flags.FLAGS and flags.FLAGS[name].present > 1:
-            problem = f"is given {flags.FLAGS[name].present} times"
-            raise InputError(f"--{name}", None, "once", problem=problem)
+        if name not in flags.FLAGS or flags.FLAGS[name].present < 2:
+            continue
+        typed = []
+        for word in words:
+            called = re.sub("^--?", "", word.partition("=")[0])
+            if word.startswith("-") and SYNONYMS.get(called, called) == name:
+                typed.append(f"--{called}")
+        typed = [*dict.fromkeys(typed)] or [f"--{name}"]
+        problem = f"is given {flags.FLAGS[name].present} times"
+        allowed = "once"
+        if len(typed) > 1:
+            problem = f"is given with {typed[1]}"
+            allowed = "one of the two"
+        raise InputError(typed[0], None, allowed, problem=problem)
+
+
+def _check_reduction():
+    """Raise InputError for a --reduction that is no share and has no method's name."""
+    if "reduction" in _own_flags() and flags.FLAGS["reduction"].value is not None:
+        of_reduction(flags.FLAGS["reduction"].value)
 
 
 def _check_config():
@@ -290,6 +312,8 @@ def _meant(name):
     flag = closest(FORMER.get(head, head), own)
     if _has_several(name, own):
         candidates += SEVERAL[name]
+    elif flag == "reduction" and tail:
+        candidates.append(f"reduction=METHOD:{tail}=..")
     elif flag is not None:
         candidates.append(f"{flag}{dot}{tail}")
     candidates += _fields_called(name)
@@ -336,7 +360,10 @@ def overrides() -> Overrides:
 
 
 def as_typed(error):
-    """The same error, an InputError about the cost by the name of its flag."""
+    """The same error, an InputError about a reduction by the name of its flag."""
+    swept = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
+    if swept and isinstance(error, InputError) and error.place.startswith("sweep"):
+        error = error.with_facts(place=f"--{error.place}")
     typed = "reduction" in flags.FLAGS and flags.FLAGS["reduction"].value is not None
     if typed and isinstance(error, InputError):
         fields_of_it = [f"config.{field}" for field in (METHOD, MACS, "reduction")]

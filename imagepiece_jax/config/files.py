@@ -222,10 +222,10 @@ def fields_of_text(text: str) -> list:
 
     Raises InputError for a text that cannot be read.
     """
-    from imagepiece_jax.reduction.reduction import split_text  # imports JAX
+    from imagepiece_jax.reduction.reduction import named_text  # imports JAX
 
     with inside("config.reduction"):
-        fields = split_text(text)
+        fields = named_text(text)
     name = fields.pop("name")
     return [name, *((f"reduction.{field}", typed) for field, typed in fields.items())]
 

@@ -170,7 +170,7 @@ def _of_run(run: Mapping[str, Any], name: str | None = None):
         sets = run.get("eval", {}).get("sets", {})
         if not sets:
             problem = f"is {name!r}, but no run with evaluations by name is given"
-            hint = "leave it out, or name images"
+            hint = "leave it out, or give data=.."
             raise InputError("eval_set", name, problem=problem, hint=hint)
         chosen = one_of("eval_set", name, dict(sets))
         named = registry.full_name(chosen.get("data") or images.name)

@@ -8,6 +8,7 @@ from imagepiece_jax.errors import InputError
 
 # Fields that commands on weights have flags for, by the names of these.
 WORDS_OF_LOAD = {
+    "batch_size": "batch",
     "data.dir": "data_dir",
     "data.eval_crop": "crop",
     "data.eval_crop_mode": "crop_mode",

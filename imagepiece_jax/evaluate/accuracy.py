@@ -240,12 +240,20 @@ def evaluate_program(
     parts = batches(batch_size=program.batch_size, placement=Placement())
     after = evaluate(program_step(program, valid), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
-    reference = {**before.figures, "dtype": "float32", "gelu": model.arch.gelu}
+    reference = {
+        **before.figures,
+        "dtype": "float32",
+        "gelu": model.arch.gelu,
+        "sizes": model.sizes,
+        "reductions": "exact",
+    }
     fast = program.model
     optimized = {
         **after.figures,
         "dtype": fast.dtype.name,
         "gelu": fast.arch.gelu,
+        "sizes": fast.sizes,
+        "reductions": program.reductions,
         "difference": change.value,
         "difference_low": change.low,
         "difference_high": change.high,

@@ -77,7 +77,7 @@ def export(
         batch_size = checked.batch_size
     dtype = checked.dtype
     if format == "onnx" and dtype not in (None, "float32"):
-        raise InputError("dtype", dtype, "'float32' in ONNX")
+        raise InputError("dtype", dtype, "'float32' with format='onnx'")
     if format == "onnx":
         dtype = "float32"
     vit = _portable(vit, dtype or vit.model.dtype.name)

@@ -288,6 +288,10 @@ def compiler(
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
+    wide = jnp.dtype(dtype).itemsize > 2
+    if wide and requested.reductions == "fast":
+        problem = f"is 'fast', but layers are {dtype}"
+        requested.refuse("reductions", "'exact', or a dtype of two bytes", problem)
     given = requested.compiler_options or {}
     options = {**xla_options.options(device.platform), **given}
     _check_options(options, device)
@@ -307,7 +311,7 @@ def compiler(
     if tokens is None:
         dead_gmacs = dead_macs(model) / 1e9
     reductions = requested.reductions or default_reductions(device)
-    if jnp.dtype(dtype).itemsize > 2:
+    if wide:
         reductions = "exact"
     input_dtype = "uint8" if requested.pixels else dtype
 

@@ -44,13 +44,14 @@ def open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         value = "imagenet2012"
-        allowed = "a data_dir that has them"
-        problem = f"is {value!r}, but {where} has no complete array_record files of it"
-        hint = (
-            "tools.prepare_imagenet, in a clone of the repository, makes them from "
-            "ImageNet's tar or parquet files; 'digits' needs no files"
+        problem = (
+            f"is {value!r}, but data_dir={where} has no complete array_record files"
         )
-        raise InputError("name", value, allowed, problem=problem, hint=hint) from error
+        hint = (
+            "`python -m tools.prepare_imagenet`, in a clone of the repository, makes "
+            "them from ImageNet's tar or parquet files; 'digits' needs no files"
+        )
+        raise InputError("name", value, problem=problem, hint=hint) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from imagepiece_jax.common.fields import is_number, literal, number_in, plain
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommended
@@ -231,11 +231,29 @@ def _fields_of(value):
 
 def _fields_of_text(text):
     try:
-        texts = split_text(text)
+        texts = named_text(text)
     except InputError as error:
         raise error.inside("reduction") from error
     name = texts.pop("name")
     return {"name": name} | {field: literal(value) for field, value in texts.items()}
+
+
+def named_text(text: str) -> dict[str, str]:
+    """`split_text` of a text that may be a share, too, where it names a method.
+
+    Raises InputError for the name of no method, as well.
+    """
+    found = split_text(text)
+    name = found["name"]
+    if name in methods.names():
+        return found
+    listed = f"the methods are {', '.join(methods.names())}"
+    hint = f"{listed}; a share such as 0.5 is allowed, too"
+    share = text.strip().replace(",", ".")
+    if number_in(share) is not None:
+        hint = f"did you mean {share}?"
+    hint = suggestion(name.lower(), methods.names(), hint)
+    raise InputError("name", name, hint=hint)
 
 
 def split_text(text: str) -> dict[str, str]:

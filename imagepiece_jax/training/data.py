@@ -17,7 +17,11 @@ from imagepiece_jax.input import loader, worker_pool
 from imagepiece_jax.input.eval_images import EvalImages
 
 # Arguments of `open_source` by the fields of a config that have them.
-FIELDS = {"name": "config.data.name", "num_classes": "config.num_classes"}
+FIELDS = {
+    "data_dir": "config.data.dir",
+    "name": "config.data.name",
+    "num_classes": "config.num_classes",
+}
 
 
 @dataclasses.dataclass(frozen=True)

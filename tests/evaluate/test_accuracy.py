@@ -246,14 +246,18 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
         )
 
     model = tiny.model()
-    tanh = model.clone(arch=dataclasses.replace(model.arch, gelu="tanh"))
-    program = types.SimpleNamespace(model=tanh, batch_size=2)
+    arch = dataclasses.replace(model.arch, gelu="tanh")
+    tanh = model.clone(arch=arch, sizes="direction")
+    program = types.SimpleNamespace(model=tanh, batch_size=2, reductions="fast")
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
     result, change = accuracy.evaluate_program(model, {}, program, lambda **options: [])
     assert result["reference"]["acc1"] == 75
-    assert result["reference"]["gelu"] == "exact"
+    forms = [
+        (each["gelu"], each["sizes"], each["reductions"]) for each in result.values()
+    ]
+    assert forms == [("exact", "bias", "exact"), ("tanh", "direction", "fast")]
     optimized = result["optimized"]
-    assert (optimized["acc1"], optimized["gelu"]) == (50, "tanh")
+    assert optimized["acc1"] == 50
     assert optimized["difference"] == pytest.approx(-25)
     assert optimized["difference_low"] < -25 < optimized["difference_high"]
     assert change.value == optimized["difference"]

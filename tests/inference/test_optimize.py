@@ -81,7 +81,7 @@ def test_fast_reductions_are_of_programs_in_two_bytes():
 
 def test_a_program_says_how_its_reductions_are_computed(trained):
     for dtype, form in (("bfloat16", "fast"), ("float32", "exact")):
-        program = optimized(*trained, dtype=dtype, reductions="fast")
+        program = optimized(*trained, dtype=dtype, reductions=form)
         assert program.reductions == form
         assert ("fast reductions" in program.describe()) is (form == "fast")
 
@@ -203,6 +203,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         ("gelu", "relu", "relu", ""),
         ("attention", "flash", "flash", ""),
         ("reductions", "quick", "quick", "'exact', 'fast'"),
+        ("reductions", "fast", "fast", "float32; allowed: 'exact', or a dtype of two"),
         ("pixels", "no", "no", ""),
         *(("compiler_options", given, given, "") for given in (3, {"xla_no": 1})),
         *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),

@@ -129,7 +129,7 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         **version_5,
     )
     assert done.out.startswith("coordinator is missing, process 0 of 2 not f")
-    assert "allowed: HOST:PORT of process 0, or num_processes 1" in done.out
+    assert "allowed: HOST:PORT of process 0, or num_processes=1" in done.out
 
 
 @pytest.mark.parametrize(

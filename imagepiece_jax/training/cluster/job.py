@@ -98,7 +98,7 @@ def find_job(
         return None
     named = coordinator not in (None, "auto")
     numbers = {"num_processes": num_processes, "process_id": process_id}
-    typed = [f"{name} is {n}" for name, n in numbers.items() if n is not None]
+    typed = [f"{name}={n}" for name, n in numbers.items() if n is not None]
     if typed and not named:
         problem = f"is {coordinator or 'missing'}, but {' and '.join(typed)}"
         raise InputError("coordinator", coordinator, ADDRESS, problem=problem)
@@ -113,7 +113,7 @@ def find_job(
                 job = dataclasses.replace(job, coordinator=coordinator)
             return job if job.num_processes > 1 else None
     if coordinator == "auto":
-        allowed = f"{ADDRESS}, with num_processes and process_id"
+        allowed = f"{ADDRESS}, with num_processes=.. and process_id=.."
         problem = "is auto, but neither SLURM nor Open MPI is found"
         raise InputError("coordinator", "auto", allowed, problem=problem)
     if coordinator is None:
@@ -121,8 +121,8 @@ def find_job(
     if num_processes is None or process_id not in range(num_processes):
         problem = "is missing" if process_id is None else f"is {process_id}"
         if num_processes is not None:
-            problem += f" with num_processes {num_processes}"
-        allowed = f"0 to num_processes - 1, both with coordinator {coordinator}"
+            problem += f" with num_processes={num_processes}"
+        allowed = f"0 to num_processes - 1, both with coordinator={coordinator}"
         raise InputError("process_id", process_id, allowed, problem=problem)
     return Job(coordinator, num_processes, process_id)
 
@@ -255,7 +255,7 @@ def _initialize(job):
     except jax.errors.JaxRuntimeError:
         raise
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
-        allowed = f"{ADDRESS}, or num_processes 1 for a run of each process"
+        allowed = f"{ADDRESS}, or num_processes=1 for a run of each process"
         problem = f"is missing, process 0 of {job.num_processes} not found ({error})"
         raise InputError("coordinator", allowed=allowed, problem=problem) from error
 

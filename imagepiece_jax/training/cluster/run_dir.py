@@ -38,7 +38,7 @@ MAY_CHANGE = (
     *("progress", "pictures", "profile"),
 )
 FORMER = tuple(f"model.{name}" for name in GONE)  # that old runs have
-OTHER = "choose another workdir"
+OTHER = "choose another workdir=.."
 # What a shell or a scheduler writes into the folder before a run starts there.
 LOGS = (".err", ".log", ".out", ".txt")
 PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
