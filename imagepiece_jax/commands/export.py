@@ -26,7 +26,7 @@ from imagepiece_jax.errors import InputError, flags_of
 
 WEIGHTS = _weights.weights()
 cli.choice("attention", None, ["xla"], "which runs everywhere; files have no other")
-OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
+OUT = cli.text("out", None, "the file to write, new or of an earlier export")
 FORMAT = cli.choice("format", None, ("jax", "onnx"), "default: by the ending of --out")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
