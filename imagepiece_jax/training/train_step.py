@@ -1,9 +1,9 @@
 """One training step: a function of state and batch, inside `pmap`.
 
-`train_step` calls, in this order: `accumulated`, which calls `micro_batch_gradient` for
-each micro-batch, and that `loss_of`, of the functions of losses.py; then the exchange
-between devices; `accounted`; `updated`. A `RunPlan` may have another loss
-(docs/tour.md, "Fork the trainer").
+`train_step` calls `accumulated`, `counted_in_window` and `updated`. `accumulated` calls
+`micro_batch_gradient` for each micro-batch, and that calls `loss_of`, which adds up the
+losses of losses.py. A `RunPlan` may have another loss (docs/tour.md, "Fork the
+trainer").
 """
 
 import functools
@@ -185,7 +185,7 @@ def train_step(
     grad_norm = global_norm(grads)
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
     learning_rate = rate(state.step)
-    state = accounted(state, sums, finite, run.log_every_steps)
+    state = counted_in_window(state, sums, finite, run.log_every_steps)
     metrics = {
         "loss": mean_loss,
         "grad_norm": grad_norm,
@@ -300,7 +300,7 @@ def updated(state, grads, batch_stats, finite, optimizer, run):
     )
 
 
-def accounted(state, sums, finite, log_every_steps):
+def counted_in_window(state, sums, finite, log_every_steps):
     """The TrainState, before its update, with a step in its window and `skipped`.
 
     sums: of the metrics over the global batch

@@ -1,11 +1,16 @@
 """A trainer with a loss of one's own, as docs/tour.md makes it."""
 
 import math
+import os
 import shutil
+import signal
 
 import pytest
 
+from imagepiece_jax.common import process
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.errors import Stopped
+from imagepiece_jax.training import trainer
 from tests import runs, test_readme
 from tools.tiny_runs import equal, stored
 
@@ -15,18 +20,19 @@ FIELDS = runs.DENSE | {"batch_size": 479, "epochs": 1, "warmup_epochs": 0.0}
 FIELDS |= {"model.depth": 1, "model.stem": "patch", "checkpoint_every_steps": 2}
 
 
+def train(workdir):
+    """(lines of metrics, arrays of the newest checkpoint) after the page's script."""
+    config = RunConfig.from_config(runs.configured(FIELDS))
+    test_readme.run(TOUR, "import dataclasses", {"config": config})
+    return runs.computed(workdir), stored(workdir, "latest")
+
+
 @pytest.mark.usefixtures("quickly_begun")
 def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch):
     """It is what the page says, and a run that lost its last step resumes with it."""
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "runs" / "focal"
-    config = RunConfig.from_config(runs.configured(FIELDS))
-
-    def train():
-        test_readme.run(TOUR, "import dataclasses", {"config": config})
-        return runs.computed(workdir), stored(workdir, "latest")
-
-    lines, arrays = train()
+    lines, arrays = train(workdir)
     steps = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     # Weights that know nothing give each of 10 classes the probability 1/2.
@@ -37,6 +43,24 @@ def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch):
 
     for kind in ("latest", "best"):
         shutil.rmtree(workdir / "checkpoints" / kind / "3")
-    resumed, again = train()
+    resumed, again = train(workdir)
     assert resumed == lines
     assert equal(again, arrays)
+
+
+@pytest.mark.usefixtures("quickly_begun")
+def test_the_tour_ends_at_a_signal_as_the_command_does(tmp_path, monkeypatch, capsys):
+    record = trainer.RunLog.record
+
+    def stopped_after_first(log, step, metrics):
+        record(log, step, metrics)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    statuses = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "leave", statuses.append)
+    monkeypatch.setattr(trainer.RunLog, "record", stopped_after_first)
+    lines, _ = train(tmp_path / "runs" / "focal")
+    assert [line["step"] for line in lines] == [1]
+    assert statuses == [128 + signal.SIGTERM]
+    assert capsys.readouterr().err == f"{Stopped(signal.SIGTERM, 1)}\n"
