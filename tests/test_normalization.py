@@ -279,5 +279,5 @@ def test_a_run_keeps_its_normalization(tmp_path):
     assert said_of(tmp_path, *words)[1] == MISSING
     words += [f"--config.model.{word[2:]}" for word in FLAGS]
     assert said_of(tmp_path, *words)[1].startswith(
-        f"{tmp_path}/run: config.model.mean is "
+        f"--workdir {tmp_path}/run: config.model.mean is "
     )

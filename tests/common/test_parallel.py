@@ -166,7 +166,7 @@ def check_agreement(process, folder):
 
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):
         train = types.SimpleNamespace(class_names=names)
-        data = types.SimpleNamespace(train=train, images=images)
+        data = types.SimpleNamespace(train=train, image_counts=images)
         check_same_settings(False, config, model, data)
 
     settings()

@@ -74,7 +74,7 @@ def test_training_on_tfrecords_names_the_command(prepared, tmp_path):
     with pytest.raises(InputError) as caught:
         open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
     assert f"{folder} has no complete array_record files" in str(caught.value)
-    assert "tools.prepare_imagenet, in a clone" in str(caught.value)
+    assert "tools.prepare_imagenet`, in a clone" in str(caught.value)
     message = sentence(convert(folder, folder))
     assert message == (
         f"--dir {folder} has imagenet2012 in TFRECORD files; --source {folder} with "
