@@ -179,7 +179,7 @@ def check_agreement(process, folder):
     names = ("ant", f"bee{process}")
     refused("checksum of the names of the classes is", settings, names=names)
     model.backend = ("cudnn", "xla")[process]
-    refused("attention, .+ is xla on process 1, but cudnn", settings)
+    refused("attention as .+ is xla on process 1, but cudnn", settings)
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
