@@ -169,7 +169,9 @@ def forward_text(model, batch_size, image_size, dtype, place, **options):
     options = optimize.CompileOptions(batch_size=batch_size, **options)
     on_gpu = place(model.clone(dtype=jnp.dtype(dtype)))
     gelu = options.gelu or optimize.default_gelu(on_gpu, h200.device())
-    reductions = options.reductions or optimize.default_reductions(h200.device())
+    reductions = options.reductions or optimize.default_reductions(
+        on_gpu, h200.device()
+    )
     if optimize.takes_direction(on_gpu, options):
         model = model.clone(sizes="direction")  # which has the shapes of a folded one
     prepared = []

@@ -183,7 +183,7 @@ def check_own(path, of, ours):
         if file.suffix != ".tmp" and not ours(file):
             allowed = f"a new or empty folder, or one of {of}"
             problem = f"holds {file.name}"
-            raise InputError("", file.name, allowed, problem=problem, place=folder)
+            raise InputError.at(folder, problem, allowed, value=file.name)
 
 
 def check_room(flag, path, size: int):

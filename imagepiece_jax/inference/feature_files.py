@@ -25,7 +25,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.feature_folder import FeatureFolder, Paths
-from imagepiece_jax.inference.features import feature_map
+from imagepiece_jax.inference.features import feature_map, none_readable
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT, final_norm
@@ -328,8 +328,7 @@ def _check_some(batches):
     count = sum([len(batch.rows) for batch in batches])
     if len(damaged) == count:
         _, path, reason = damaged[0]
-        problem = f"has none that can be read among {count} photographs, of which the "
-        raise InputError("images", path, problem=f"{problem}first, {path}, {reason}")
+        raise none_readable(count, path, reason)
 
 
 def _append(arrays, reading, batch, result, progress):

@@ -154,6 +154,17 @@ def _in_batches(vit, files, options, read=list):
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
 
+def none_readable(count, path, reason):
+    """The InputError for photographs of which none can be read.
+
+    count: number of photographs
+    path, reason: the first one, and why it cannot be read, as a predicate
+    """
+    problem = f"has none that can be read among {count} photographs, of which the "
+    problem += f"first, {path}, {reason}"
+    return InputError("images", str(path), problem=problem)
+
+
 def _of_folder(vit, files, options):
     """Features of a folder's files. Those of files that cannot be read are NaN.
 
@@ -180,9 +191,7 @@ def _of_folder(vit, files, options):
         return found
     if len(damaged) == len(files):
         file, error = next(iter(damaged.items()))
-        problem = f"has none that can be read among {len(files)} photographs, of which "
-        problem += f"the first, {file}, {error.problem}"
-        raise InputError("images", str(file), problem=problem)
+        raise none_readable(len(files), file, error.problem)
     for error in damaged.values():
         warn(f"{error}; its features are NaN")
     rows = [files.index(file) for file in damaged]

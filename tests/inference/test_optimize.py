@@ -132,10 +132,17 @@ def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
     assert optimize.default_gelu(tiny.model(dtype=dtype, arch=arch), device) == form
 
 
-@pytest.mark.parametrize("platform, form", [("gpu", "fast"), ("cpu", "exact")])
-def test_gpus_reduce_by_fewer_kernels(platform, form):
+@pytest.mark.parametrize(
+    "platform, dtype, form",
+    [
+        ("gpu", "bfloat16", "fast"),
+        ("gpu", "float32", "exact"),
+        ("cpu", "bfloat16", "exact"),
+    ],
+)
+def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
     device = types.SimpleNamespace(platform=platform)
-    assert optimize.default_reductions(device) == form
+    assert optimize.default_reductions(tiny.model(dtype=dtype), device) == form
 
 
 def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
