@@ -172,12 +172,15 @@ def forward_text(model, batch_size, image_size, dtype, place, **options):
     reductions = options.reductions or optimize.default_reductions(
         on_gpu, h200.device()
     )
+    pixels = optimize.joined_pixels(on_gpu, h200.device())
     if optimize.takes_direction(on_gpu, options):
         model = model.clone(sizes="direction")  # which has the shapes of a folded one
     prepared = []
 
     def prepare(variables):
-        fast, weights = optimize.prepare(model, variables, dtype=dtype, gelu=gelu)
+        fast, weights = optimize.prepare(
+            model, variables, dtype=dtype, gelu=gelu, pixels=pixels
+        )
         prepared.append(fast)
         return weights
 

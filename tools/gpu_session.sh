@@ -6,18 +6,19 @@
 #   part  what                                                            seconds, guessed
 #   1     DeiT-S at half the MACs, ImagePiece with its stem                             70
 #   2     DeiT-Ti at half the MACs                                                      80
-#   3     ImagePiece with its stem in float32, with and without TF32                    40
-#   4     SigLIP So400m/14 at 224, batches 256, 8, 3 and 1                              50
-#   5     ViT-L/16, batches 256, 8 and 1                                                60
+#   3     ImagePiece with its stem in float32, with and without TF32                    30
+#   4     SigLIP So400m/14 at 224, batches 256, 8 and 1, and ToMe in three blocks        80
+#   5     ViT-L/16, batches 256, 8 and 1, exact and fast reductions                     70
 #   6     DINOv3-L/16 at 512 and So400m/14 at 384                                      130
 #   7     ViT-B/16 and CLIP-L/14 at 336                                                 90
 #   8     all settings of docs/comparison.md, which are in README's columns             90
 #   9     forms of the stem; one reduction, and attention, alone                        90
 #   10    doctor, and the tests that need a GPU                                        120
-#   11    training steps beside timm's; needs ml-collections                           200
+#   11    training steps beside timm's; needs ml-collections                           140
 #   12    the dense DeiT-S and ViT-L beside timm's                                     200
+#   13    small batches with CUDA graphs of all kernels                                120
 #
-# Parts 1, 2, 4 and 5 took as long on an H200 with 16 cores, of which eight programs
+# Parts 1 to 5, 7, 9 and 11 took as long on an H200 with 16 cores, of which eight programs
 # compile at a time: 2 to 15 s each. torch.compile takes all cores, in which time they
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
 # machine needs jax[cuda13], flax, torch and timm, no network, no configs and no data.
@@ -87,8 +88,8 @@ for number in ${*:-1 2 3 4 5}; do
     3)
       speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default,highest
       ;;
-    4) speed 150 --cases so400m --models half --at_once 256,8,3,1 ;;
-    5) speed 150 --cases vit_l --models half --at_once 256,8,1 --gelus tanh,exact ;;
+    4) speed 150 --cases so400m --models "half,ToMe in 3 blocks .5" --at_once 256,8,1 ;;
+    5) speed 150 --cases vit_l --models half --at_once 256,8,1 --reduction_forms exact,fast ;;
     6)
       speed 110 --cases dinov3_l --models half --at_once 256,8,1
       speed 110 --cases so400m_384 --models half --at_once 256,8,3,1
@@ -96,7 +97,7 @@ for number in ${*:-1 2 3 4 5}; do
     7) speed 140 --cases vit_b,clip_l --models half --at_once 256,8,1 ;;
     8) speed 150 --cases deit_ti,deit_s ;;
     9)
-      speed 80 --cases deit_s --models "dense with conv stem,$STEM" --joined 1,2,4,8
+      speed 80 --cases deit_s --models "dense with conv stem,$STEM" --joined 1,8,16
       tool reduction_speed 50 --seconds 0.25
       tool attention_speed 40 --seconds 0.1
       ;;

@@ -14,6 +14,7 @@ models of the same parts, to try a command.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -35,9 +36,8 @@ from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import one_of, whole_numbers
-from imagepiece_jax.inference import size_direction
+from imagepiece_jax.inference import optimize, size_direction
 from imagepiece_jax.inference.optimize import REDUCTIONS, CompileOptions, compiler
-from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import SIZES
 from imagepiece_jax.models.pretrained import Pretrained
@@ -82,6 +82,7 @@ CASES = {
 DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
 HALF = "half"  # of the MACs, by the method that is recommended for the model
+TOME_STAGES = "ToMe in 3 blocks .5"  # of So400m's 27
 ATTENDED = {"name": "diffrate", "macs": 0.4}
 BOTH = "192 pixels and 3 blocks .5"
 # A comma is between names.
@@ -91,11 +92,12 @@ MODELS = ON_CPUS | {
     "most attended in 3 blocks .4": ATTENDED | STAGES,
     BOTH: ON_CPUS["most attended in 3 blocks .5"],
     HALF: {"macs": 0.5},
+    TOME_STAGES: {"name": "tome", "macs": 0.5, "counts": "stages-7-14-21"},
 }
 SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are smaller
 # Settings with a faster form of their reductions.
 FASTER = [name for name in MODELS if name == HALF or "most attended" in name]
-HALVES = (HALF, "most attended in 3 blocks .5")
+HALVES = (HALF, "most attended in 3 blocks .5", TOME_STAGES)
 OURS = "imagepiece_jax"
 SMOKE = {"embed_dim": 32, "num_heads": 2, "depth": 12}
 QUICK = {"xla_backend_optimization_level": 0}
@@ -113,7 +115,7 @@ KEY_SIZES = cli.listed("size_forms", [], f"of {', '.join(SIZES)}: of merged toke
 REDUCED = cli.listed(
     "reduction_forms", [], f"of {', '.join(REDUCTIONS)}: how they compute"
 )
-JOINED = cli.listed("joined", ["1"], "pixels that a stem's first convolution joins")
+JOINED = cli.listed("joined", [], "pixels that a stem's first convolution joins")
 PRECISION = cli.listed("precisions", ["default"], f"of {', '.join(PRECISIONS)}")
 BESIDE = cli.listed("beside", [], f"of {', '.join(ACTS)}, under torch.compile")
 TIMING = cli.timing()
@@ -166,7 +168,7 @@ class Way:
     sizes: str | None
     reductions: str | None
     precision: str
-    joined: int = 1  # pixels, as `stems.JOINED`
+    joined: int | None = None  # pixels, as `optimize.joined_pixels`
 
 
 class Timed(NamedTuple):
@@ -179,7 +181,9 @@ class Timed(NamedTuple):
 
 def ways(case: Case) -> list[Way]:
     """All that the flags list, the dense model first."""
-    settings = CHOSEN.value or [name for name in MODELS if name != HALF]
+    settings = CHOSEN.value or [
+        name for name in MODELS if name not in (HALF, TOME_STAGES)
+    ]
     found = []
     for name in dict.fromkeys([DENSE, *settings]):
         kinds = KEY_SIZES.value
@@ -192,12 +196,11 @@ def ways(case: Case) -> list[Way]:
         if name not in FASTER:
             reductions = []
         forms = (GELU.value or [None], kinds or [None], reductions or [None])
-        for parts in itertools.product(*forms, PRECISION.value):
-            way = Way(name, *parts)
-            found.append(way)
-            if name.endswith(CONV):
-                others = whole_numbers("--joined", JOINED.value)
-                found += [dataclasses.replace(way, joined=n) for n in others if n > 1]
+        joined = [None]
+        if name.endswith(CONV) and JOINED.value:
+            joined = whole_numbers("--joined", JOINED.value)
+        for parts in itertools.product(*forms, PRECISION.value, joined):
+            found.append(Way(name, *parts))
     return found
 
 
@@ -215,7 +218,7 @@ def measure(
     for way in ways(case):
         by_joined.setdefault(way.joined, []).append(way)
     for joined, found in by_joined.items():
-        with mock.patch.object(stems, "JOINED", joined):
+        with joining(joined):
             programs |= all_compiled(case, batches, dtype, found)
     for batch in batches:
         timed = []
@@ -224,6 +227,13 @@ def measure(
                 timed.append(of_ours(case, way, program))
         timed += [of_timm(case, name, batch, dtype) for name in BESIDE.value or ()]
         yield timed_rows(timed, {"size": size, "batch": batch}, rules)
+
+
+def joining(pixels: int | None):
+    """A context in which `optimize` joins so many pixels; None: as it does."""
+    if pixels is None:
+        return contextlib.nullcontext()
+    return mock.patch.object(optimize, "joined_pixels", lambda *_: pixels)
 
 
 def all_compiled(case: Case, batches, dtype: str, found: list[Way]) -> dict:
@@ -276,7 +286,7 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     facts |= {"image_size": case.side_of(way.setting), "stem": model.stem}
     facts |= {"gelu": model.arch.gelu, "sizes": sizes, "precision": way.precision}
     facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
-    facts |= {"joined": way.joined, "reductions": program.reductions}
+    facts |= {"joined": model.folded, "reductions": program.reductions}
     return Timed(on_noise(program), jax.block_until_ready, facts)
 
 
@@ -419,15 +429,18 @@ def beside_timm(rows: Iterable[Mapping]) -> str:
 
 
 def growth(rows: Iterable[Mapping]) -> str:
-    """What half of the MACs gives by model and batch: throughput, and one call."""
+    """What half of the MACs gives by model and batch: throughput, and one call.
+
+    Of two runs of a program the later counts.
+    """
     lines = {}
     for (_, size, batch, _), group in groups(rows).items():
         for row in group:
             if row["model"] not in HALVES:
                 continue
             dense = dense_of(row, group)
-            line = [CASES[size].title, batch, row["gelu"], row["sizes"] or ""]
-            line.append(row.get("reductions", "exact"))
+            form = [row["gelu"], row["sizes"] or "", row.get("reductions", "exact")]
+            line = [CASES[size].title, batch, row["model"], *form]
             line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
             line += [cell(row["ratio"]), f"{row['macs']:.2f}"]
             if row["latency"]:
@@ -436,11 +449,14 @@ def growth(rows: Iterable[Mapping]) -> str:
                 line.append(cell(ratio(row, dense, "latency")))
             else:
                 line += ["", "", ""]
-            lines[size, batch, *line[2:5]] = line
-    head = ["model", "batch", "GELU", "sizes", "reductions"]
+            lines[size, batch, row["model"], *form] = line
+    order = [*CASES]
+    found = sorted(lines, key=lambda key: (order.index(key[0]), -key[1]))
+    head = ["model", "batch", "reduction", "GELU", "sizes", "reductions"]
     head += ["dense, images/s", "half, images/s"]
     head += ["times the dense", "by MACs", "dense, one call, ms", "half, one call, ms"]
-    return lines and markdown_table([*head, "times the dense"], lines.values())
+    head.append("times the dense")
+    return lines and markdown_table(head, [lines[key] for key in found])
 
 
 def cell(spread: Iterable[float]) -> str:

@@ -14,10 +14,6 @@ from imagepiece_jax.errors import InputError
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the reference draws its convolutions.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORM_EPSILON = 1e-5
-# Pixels of a row that the first convolution of a folded stem reads as one position, so
-# that it has more than three channels, and gives as many results at once. 1 is the
-# convolution as it is; no GPU has timed others yet (`tools.gpu_speed --joined`).
-JOINED = 1
 
 
 def bias_init(fan_in):
@@ -141,6 +137,7 @@ class FoldedStem(nn.Module):
     embed_dim: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
+    pixels: int = 1  # as in `fold`
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -151,17 +148,17 @@ class FoldedStem(nn.Module):
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
             return self._convolved("proj", x, dim, (p, 1), (p, 1))
-        pixels = joined_pixels(p)
         for i, width in enumerate(conv_stem_widths(dim, p)):
-            if i == 0 and pixels > 1:
-                x = self._convolved_joined(x, width, pixels)
+            if i == 0 and self.pixels > 1:
+                x = self._convolved_joined(x, width)
             else:
                 x = self._convolved(f"conv_{i}", x, width, (3, 3), (2, 2), 1)
             x = nn.relu(x)
         return self._convolved("proj", x, dim, (1, 1), (1, 1))
 
-    def _convolved_joined(self, x, width, pixels):
+    def _convolved_joined(self, x, width):
         """The first convolution, with the kernel of `joined`."""
+        pixels = self.pixels
         batch, height, length, channels = x.shape
         x = x.reshape(batch, height, length // pixels, pixels * channels)
         results = pixels // 2 * width
@@ -171,11 +168,6 @@ class FoldedStem(nn.Module):
     def _convolved(self, name, x, width, size, strides, padding=0):
         shape = (width, *size, x.shape[-1])
         return _Convolution(shape, strides, padding, self.dtype, name=name)(x)
-
-
-def joined_pixels(patch_size):
-    """JOINED, where patches are as wide."""
-    return min(JOINED, patch_size)
 
 
 def joined(kernel, bias, pixels):
@@ -245,7 +237,7 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
     return total
 
 
-def fold(stem, params, stats):
+def fold(stem, params, stats, pixels=1):
     """The float32 parameters of a FoldedStem, from those of a trained stem.
 
     Batch norms are multiplied into the kernel and bias of the convolution before them.
@@ -253,6 +245,9 @@ def fold(stem, params, stats):
     stem: a name in STEMS
     params: parameters of the trained stem
     stats: means and variances of its batch norms
+    pixels: number of a row's pixels that the first convolution reads as one position, a
+        power of two up to the patch size: it then has more than three channels, and
+        gives as many results at once; 1: the convolution as it is
     """
     params, stats = jax.device_put((params, stats))
     if stem == "patch":
@@ -275,9 +270,8 @@ def fold(stem, params, stats):
             "kernel": jnp.moveaxis(kernel, 3, 0),
             "bias": bias - mean_and_variance["mean"] * scale,
         }
-    first = folded["conv_0"]
-    pixels = joined_pixels(2 ** len(folded))
     if pixels > 1:
+        first = folded["conv_0"]
         kernel, bias = joined(first["kernel"], first["bias"], pixels)
         folded["conv_0"] = {"kernel": kernel, "bias": bias}
     proj = params["proj"]

@@ -93,7 +93,9 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32  # in which layers compute
     axis_name: str | None = None  # device axis over which batch norm is synchronized
     remat: bool = False  # whether the backward pass computes activations again
-    folded: bool = False  # whether the stem has the variables of `stems.fold`
+    # 0: the stem is as it was trained; else it has the variables of `stems.fold` for so
+    # many pixels
+    folded: int = 0
     # whether the last block computes only the tokens that the head reads, where these
     # are in the prefix; enough for logits and pooled vectors
     head_only: bool = False
@@ -347,7 +349,7 @@ class ViT(nn.Module):
         sizes = (self.embed_dim, self.patch_size, self.dtype)
         name = "patch_embed"
         if self.folded:
-            return FoldedStem(self.stem, *sizes, name=name)
+            return FoldedStem(self.stem, *sizes, pixels=self.folded, name=name)
         if self.stem == "conv":
             return ConvStem(*sizes, axis_name=self.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.arch.patch_bias, name=name)

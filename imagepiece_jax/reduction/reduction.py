@@ -259,11 +259,12 @@ def named_text(text: str) -> dict[str, str]:
 def split_text(text: str) -> dict[str, str]:
     """{field: text of its value} of "tome:r=8" or "tome r=8", the name first.
 
-    "tome=0.5" is "tome:macs=0.5".
+    "tome=0.5" is "tome:macs=0.5", and "tome:r=8,metric=key" is "tome:r=8:metric=key".
     Raises InputError for a part without a value, and for a field that is there twice.
     """
-    # What asked for a reduction has blanks between its fields, and inside of tuples.
-    name, *parts = re.split(r"\s*:\s*|\s+(?=\w+=)", text.strip())
+    # What asked for a reduction has blanks between its fields, and inside of tuples. A
+    # comma before FIELD= stands between fields, too.
+    name, *parts = re.split(r"\s*:\s*|[\s,]+(?=\w+=)", text.strip())
     name, equals, share = name.partition("=")
     found = {"name": methods.spelled(name)}
     if equals:

@@ -12,7 +12,7 @@ from tools import gpu_speed
 FOLDER = ROOT / "docs" / "tables" / "h200"
 PAGE = markdown.section("PERFORMANCE.md")
 TEXT = " ".join(PAGE.split())
-HALVES, FORMS, SETTINGS, *OTHERS = markdown.tables(PAGE)
+HALVES, FORMS, JOINED, SMALLER, SETTINGS, *OTHERS = markdown.tables(PAGE)
 PROGRAMS, TRAINING, KERNELS, ALONE, ATTENTION, ODD, _ = OTHERS
 # Rows of the table of kernels, in its order, and kinds of kernels of its columns.
 TRACED = ("dense", "three", "tome", "imagepiece")
@@ -25,43 +25,37 @@ KINDS = {
 }
 
 
-# Models of the table of halves, as `tools.gpu_speed` calls them, and their reductions.
-SIZES = {
-    "DeiT-Ti": ("deit_ti", "fast"),
-    "DeiT-S": ("deit_s", "fast"),
-    "ViT-L/16": ("vit_l", "exact"),
-    "So400m/14": ("so400m", "exact"),
-    "DINOv3-L/16, 512": ("dinov3_l", "exact"),
-}
+SIZES = {case.title: size for size, case in gpu_speed.CASES.items()}
 BATCHES = {"batches of 256": 256, "of 8": 8, "of 1": 1}
 
 
 def test_halves_are_those_of_the_files():
+    """Of the last run in the forms that a GPU takes: fast reductions, if it had any."""
     timed = gpu_speed.groups(lines_of("forms") + lines_of("large")).values()
-    assert [row["model"] for row in HALVES] == list(SIZES)
     for row in HALVES:
-        size, form = SIZES[row["model"]]
         for column, batch in BATCHES.items():
             found = []
             for group in timed:
-                reduced = reduced_of(group, size=size, batch=batch, reductions=form)
+                reduced = reduced_of(group, SIZES[row["model"]], batch)
                 found += [(each, gpu_speed.dense_of(each, group)) for each in reduced]
             if not row[column]:
                 assert not found
                 continue
-            ((half, dense),) = found
+            fast = [pair for pair in found if pair[0]["reductions"] == "fast"]
+            half, dense = (fast or found)[-1]
             assert row[column] == gpu_speed.cell(half["ratio"])
             if batch == 256:
                 rates = (f"{each['rate'][0]:,.0f}" for each in (dense, half))
                 assert tuple(rates) == (row["dense, images/s"], row["half, images/s"])
 
 
-def reduced_of(group, **known):
-    """Lines of models at half of their MACs in the GELU that a GPU takes."""
-    known |= {"gelu": "tanh"}
-    halves = [row for row in group if row["model"] in gpu_speed.HALVES]
-    found = [row for row in halves if row["sizes"] != "bias" or "dino" in row["size"]]
-    return [row for row in found if known.items() <= row.items()]
+def reduced_of(group, size, batch):
+    """Lines of a model in its recommended form at half of its MACs, on a GPU."""
+    wanted = {"size": size, "batch": batch}
+    found = [row for row in group if wanted.items() <= row.items()]
+    halves = [row for row in found if row["model"] in gpu_speed.HALVES[:2]]
+    in_form = [row for row in halves if row["gelu"] != "exact"]
+    return [row for row in in_form if row["sizes"] != "bias" or "dino" in size]
 
 
 # Columns of the table of forms: GELU, sizes, reductions.
@@ -78,23 +72,56 @@ def test_forms_are_those_of_the_file():
     """The first run of those that timed one program."""
     names = ("size", "model", "gelu", "sizes", "reductions")
     found = {}
-    for line in lines_of("forms"):
+    for line in ours():
         key = tuple(line[name] for name in names)
         found.setdefault(key, gpu_speed.cell(line["ratio"]))
     for row in FORMS:
-        size, _ = SIZES[row["model"]]
+        size = SIZES[row["model"]]
         for column, form in FORMS_OF.items():
             assert row[column] == found.get((size, row["reduction"], *form), "")
 
 
-def test_imagepiece_is_timed_with_both_stems():
-    figures = {}
-    for line in lines_of("forms"):
-        if line["model"].startswith("ImagePiece"):
-            figures[line["stem"], line["gelu"]] = gpu_speed.cell(line["ratio"])
-    assert len(figures) == 4
-    for figure in figures.values():
+def test_stems_are_those_of_the_file():
+    """Those of the table are of the last run; others have one."""
+    *_, last = [line["run"] for line in ours() if line["joined"] == 16]
+    joined = {}
+    others = []
+    for line in ours():
+        name = line["model"]
+        if line["run"] == last:
+            joined[name, line["joined"]] = gpu_speed.cell(line["ratio"])
+        elif name.startswith("ImagePiece"):
+            if line["stem"] == "patch" or line["dtype"] == "float32":
+                others.append(gpu_speed.cell(line["ratio"]))
+    assert len(JOINED) == 3
+    for row in JOINED:
+        for kind in ("ImagePiece", "dense"):
+            found = joined[f"{kind} with conv stem", int(row["pixels joined"])]
+            assert row[f"{kind}, conv stem"] == found
+    assert len(others) == 4
+    for figure in others:
         assert figure in TEXT
+
+
+def test_smaller_images_are_timed_beside_reductions():
+    *_, last = [line["run"] for line in ours() if line["image_size"] == 160]
+    timed = {line["model"]: line for line in lines_of("forms") if line["run"] == last}
+    assert len(SMALLER) == len(timed) - 1  # the dense model is 1
+    for row in SMALLER:
+        line = timed[row["setting"]]
+        assert row["times the dense"] == gpu_speed.cell(line["ratio"])
+        assert row["by MACs"] == f"{line['macs']:.2f}"
+
+
+def test_timm_and_three_blocks_are_those_of_the_files():
+    rows = lines_of("large") + lines_of("forms")
+    (beside,) = markdown.tables(gpu_speed.beside_timm(rows))
+    for row in beside:
+        if row["batch"] == "256" and row["model"] in ("DeiT-S", "ViT-L/16"):
+            assert row["times timm"] in TEXT
+    for row in rows:
+        if row["model"] == gpu_speed.TOME_STAGES:
+            assert gpu_speed.cell(row["ratio"]) in TEXT
 
 
 def test_settings_are_those_of_the_clock():
@@ -142,6 +169,12 @@ def test_measured_steps_are_compared_with_their_estimates():
         longer = {config: f"{measured[config] / estimate:.2f}"}
         for page in pages:
             assert not markdown.lacking(longer, page)
+
+
+def ours():
+    """Lines of DeiT's programs, without timm's."""
+    lines = lines_of("forms")
+    return [line for line in lines if line["library"] == gpu_speed.OURS]
 
 
 def lines_of(name):

@@ -145,14 +145,38 @@ def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
     assert optimize.default_reductions(tiny.model(dtype=dtype), device) == form
 
 
+@pytest.mark.parametrize(
+    "platform, dtype, stem, patch_size, pixels",
+    [
+        ("gpu", "bfloat16", "conv", 16, 16),
+        ("gpu", "bfloat16", "conv", 8, 8),
+        ("gpu", "bfloat16", "conv", 32, 16),
+        ("gpu", "bfloat16", "patch", 16, 1),
+        ("gpu", "float32", "conv", 16, 1),
+        ("cpu", "bfloat16", "conv", 16, 1),
+    ],
+)
+def test_gpus_join_the_pixels_of_a_patch_in_two_bytes(
+    platform, dtype, stem, patch_size, pixels
+):
+    device = types.SimpleNamespace(platform=platform)
+    fields = {"dtype": jnp.dtype(dtype), "stem": stem, "patch_size": patch_size}
+    model = types.SimpleNamespace(**fields)
+    assert optimize.joined_pixels(model, device) == pixels
+
+
 def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
-    model = tiny.model(depth=1, dtype="bfloat16")
+    model = tiny.model(depth=1, dtype="bfloat16", stem="conv")
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
+    monkeypatch.setattr(optimize, "joined_pixels", lambda *_: 2)
     monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
     monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
     variables = tiny.variables(model)
     program = optimized(model, variables, dtype="bfloat16")
     assert (program.model.arch.gelu, program.reductions) == ("tanh", "fast")
+    assert program.model.folded == 2
+    kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
+    assert kernel.shape[-1] == 3 * program.model.folded
     exact = optimized(model, variables, gelu="exact")
     assert exact.model.arch.gelu == "exact"
     assert "float32, exact GELU, xla" in exact.describe()

@@ -41,6 +41,13 @@ def test_a_method_may_be_given_by_its_cost():
     assert parse_sweep("tome: r=8 : prop_attn=False") == parse_sweep(
         "tome:r=8:prop_attn=False"
     )
+    one = parse_sweep("tome:macs=.5:metric=token")
+    assert parse_sweep("tome:macs=.5,metric=token") == one
+    assert (
+        parse_sweep("tome=.5,metric=token")
+        == parse_sweep("tome=.5 metric=token")
+        == one
+    )
     # The recommended one, too.
     assert parse_sweep("auto=.5") == parse_sweep("0.5") == read(0.5)
     assert parse_sweep(".6,.5") == read(0.6, 0.5)
