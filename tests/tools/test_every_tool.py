@@ -55,7 +55,10 @@ def test_the_page_of_large_models_says_what_was_timed(tmp_path, monkeypatch):
     copy.write_text(text)
     call(large_models.main, f"--out={copy}", "--timed").ok()
     written = copy.read_text()
-    assert "| ViT-L/16 | 8 | half | tanh |  | exact | 4 | 8 | 2.00 [2.00, 2.00] |" in written
+    assert (
+        "| ViT-L/16 | 8 | half | tanh |  | exact | 4 | 8 | 2.00 [2.00, 2.00] |"
+        in written
+    )
     assert written.endswith(text[len(start) :])
 
 

@@ -43,7 +43,7 @@ def test_settings_are_timed_beside_the_dense_model(tmp_path):
     assert "| half | tanh | direction | highest |" in out
     assert {row["reductions"] for row in rows} == {"exact"}
     shown = call(gpu_speed.main, f"--show={file}").ok().out
-    assert "| DeiT-Ti | 1 | tanh | direction |" in shown
+    assert "| DeiT-Ti | 1 | half | tanh | direction |" in shown
 
 
 def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
@@ -143,12 +143,14 @@ def test_ratios_are_to_the_dense_model_of_the_same_gelu_turn_by_turn(rows):
 
 def test_a_table_of_what_half_of_the_macs_gives(rows):
     heading, _, exact, tanh = gpu_speed.growth(rows).splitlines()
-    assert heading.startswith("| model | batch | GELU | sizes | reductions |")
+    assert heading.startswith("| model | batch | setting | GELU | sizes | reductions |")
     assert exact == (
-        "| DeiT-S | 2 | exact |  | exact | 0 | 1 | 2.00 [2.00, 4.00] | 2.00 | 5000.00 "
-        "| 4000.00 | 1.25 [1.00, 2.00] |"
+        "| DeiT-S | 2 | half | exact |  | exact | 0 | 1 | 2.00 [2.00, 4.00] | 2.00 "
+        "| 5000.00 | 4000.00 | 1.25 [1.00, 2.00] |"
     )
-    assert tanh.startswith("| DeiT-S | 2 | tanh | direction | exact | 1 | 1 | 1.50 [")
+    assert tanh.startswith(
+        "| DeiT-S | 2 | half | tanh | direction | exact | 1 | 1 | 1.50 ["
+    )
 
 
 def test_a_table_beside_timm(rows):
