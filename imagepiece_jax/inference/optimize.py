@@ -52,6 +52,7 @@ from imagepiece_jax.reduction import ops
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
+QUICK = "quick"  # GELU's form that stands for no other: it is up to .02 away from them
 REDUCTIONS = ("exact", "fast")  # how reductions are computed
 # Pixels that the first convolution of a stem joins on GPUs. With 16 an H200 computes
 # DeiT-S with the stem 1.06 times as fast, and ImagePiece 1.09; with 8 1.06 and 1.08
@@ -198,9 +199,10 @@ class CompileOptions(CheckedFields):
     # type of weights and layers; norms, scores, softmax and logits stay float32; None:
     # bfloat16, but float32 on CPUs, where bfloat16 is slow
     dtype: str | None = fields.optional(xla_options.layer_dtype())
-    # form of GELU; None: the model's, but "tanh" for "exact" in types of two bytes on
-    # GPUs, which compute it in the kernel of a product. It changes a model less than
-    # bfloat16 does (docs/tables/forms/README.md)
+    # form of GELU: "exact" or "tanh" for models that have one of these, "quick" for
+    # those that have it; None: the model's, but "tanh" for "exact" in types of two
+    # bytes on GPUs, which compute it in the kernel of a product. It changes a model
+    # less than bfloat16 does (docs/tables/forms/README.md)
     gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
     attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
     # how proportional attention adds log(size) to logits: by a "bias", which is exact,
@@ -296,6 +298,13 @@ def compiler(
     if wide and requested.reductions == "fast":
         problem = f"is 'fast', but layers are {dtype}"
         requested.refuse("reductions", "'exact', or a dtype of two bytes", problem)
+    own_gelu = model.arch.gelu
+    if requested.gelu not in (None, own_gelu) and QUICK in (requested.gelu, own_gelu):
+        allowed = f"{own_gelu!r}, or None"
+        if own_gelu != QUICK:
+            allowed = "'exact' and 'tanh', which approximate each other"
+        problem = f"is {requested.gelu!r}, but the model's GELU is {own_gelu!r}"
+        requested.refuse("gelu", allowed, problem)
     given = requested.compiler_options or {}
     options = {**xla_options.options(device.platform), **given}
     _check_options(options, device)

@@ -232,6 +232,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         *(("batch_size", size, size, "") for size in (0, True, None)),
         *(("dtype", dtype, dtype, "") for dtype in ([], "int8", "float16")),
         ("gelu", "relu", "relu", ""),
+        ("gelu", "quick", "quick", "but the model's GELU is 'exact'"),
         ("attention", "flash", "flash", ""),
         ("reductions", "quick", "quick", "'exact', 'fast'"),
         ("reductions", "fast", "fast", "float32; allowed: 'exact', or a dtype of two"),
