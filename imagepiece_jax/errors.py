@@ -20,7 +20,8 @@ class InputError(ValueError):
 
     field: its subject: an argument, a flag, or a config's field by its path
     value: the value found
-    allowed: the allowed values, in words
+    allowed: the allowed values, in words; or names, of which the error has all, or as
+        its hint the one that is like the value
     problem: the predicate of the sentence; "": "is VALUE"
     place: the file or folder it is in; without a field, the subject
     hint: a remedy, a clause of its own
@@ -35,6 +36,12 @@ class InputError(ValueError):
         self, field="", value=None, allowed="", *, problem="", place="", hint=""
     ):
         super().__init__(problem)
+        if not isinstance(allowed, str):
+            names = allowed
+            allowed = ", ".join(names)
+            if similar := closest(str(value), names):
+                allowed = ""
+                hint = f"did you mean {similar}?"
         self.problem = problem
         self.field = field
         self.place = str(place)
@@ -200,11 +207,13 @@ GONE = {"kernels": "fused reductions are gone, and all are plain JAX"}
 
 
 def closest(word, words):
-    """The most similar of the `words`, None if none is similar.
+    """The most similar of the `words` in any case, None if none is similar.
 
     Words as unlike as image_size and batch_size (difflib's ratio is 0.6) are not.
     """
-    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.65)), None)
+    lower = {each.lower(): each for each in words}
+    found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.65)
+    return lower[found[0]] if found else None
 
 
 def suggestion(word, words, otherwise):
@@ -216,10 +225,10 @@ def suggestion(word, words, otherwise):
 def check_names(given, allowed):
     """Raise InputError for the first of the `given` names that is not `allowed`."""
     for name in given:
+        if name in GONE and name not in allowed:
+            raise InputError(name, name, problem="is unknown", hint=GONE[name])
         if name not in allowed:
-            hint = suggestion(str(name), allowed, f"allowed: {', '.join(allowed)}")
-            hint = GONE.get(name, hint)
-            raise InputError(str(name), name, problem="is unknown", hint=hint)
+            raise InputError(str(name), name, [*allowed], problem="is unknown")
 
 
 def one_of(name, value, options):

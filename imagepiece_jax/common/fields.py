@@ -5,6 +5,7 @@ A frozen dataclass whose base is `CheckedFields` names the kind of each of its f
 """
 
 import ast
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Self
 from imagepiece_jax.errors import InputError
 
 REQUIRED = dataclasses.MISSING
+SHARES = "numbers above 0 and up to 1, such as 0.5 for half of the MACs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,20 +173,23 @@ def share():
 
     A text such as "50%" is one, too.
     """
-    allowed = "numbers above 0 and up to 1, such as 0.5 for half of the MACs"
+    return checked(None, as_share, SHARES)
 
-    def convert(value):
-        found = number_in(value) if isinstance(value, str) else value
-        number = round(float(found), 6) if is_number(found) else math.nan
-        if 0 < number <= 1:
-            return number
-        problem = "is missing" if value is None else ""
-        hint = ""
-        if 10 <= number < 100:  # which may be a number of tokens, too
-            hint = f"did you mean {number / 100:g}?"
-        raise InputError(value=value, allowed=allowed, problem=problem, hint=hint)
 
-    return checked(None, convert, allowed)
+def as_share(value: float | str) -> float:
+    """A share as a number. Raises InputError for what is none of SHARES."""
+    found = number_in(value) if isinstance(value, str) else value
+    number = math.nan
+    if is_number(found):
+        with contextlib.suppress(OverflowError):  # an integer beyond all floats
+            number = round(float(found), 6)
+    if 0 < number <= 1:
+        return number
+    problem = "is missing" if value is None else ""
+    hint = ""
+    if 10 <= number < 100:  # which may be a number of tokens, too
+        hint = f"did you mean {number / 100:g}?"
+    raise InputError(value=value, allowed=SHARES, problem=problem, hint=hint)
 
 
 def number_in(text: str) -> float | None:

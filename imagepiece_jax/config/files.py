@@ -222,11 +222,12 @@ def fields_of_text(text: str) -> list:
 
     Raises InputError for a text that cannot be read.
     """
-    from imagepiece_jax.reduction.reduction import named_text  # imports JAX
+    from imagepiece_jax.reduction.methods import known_name  # imports JAX
+    from imagepiece_jax.reduction.reduction import split_text
 
     with inside("config.reduction"):
-        fields = named_text(text)
-    name = fields.pop("name")
+        fields = split_text(text)
+        name = known_name(fields.pop("name"))
     return [name, *((f"reduction.{field}", typed) for field, typed in fields.items())]
 
 

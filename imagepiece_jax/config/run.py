@@ -301,7 +301,7 @@ class RunConfig(CheckedFields):
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
         """The model as `epoch` trains it.
 
-        Methods that train with masks remove no tokens there (`ViT.plan_of`), and EViT
+        Methods that train with masks remove no tokens there (`Method.plan`), and EViT
         has the keep rate of the epoch.
         """
         reduction = self.reduction
@@ -316,21 +316,20 @@ class RunConfig(CheckedFields):
 
         A line on stderr says them.
         """
-        from imagepiece_jax.models import cost_search  # imports JAX
+        from imagepiece_jax.models import plan  # imports JAX
 
         asked = self.reduction
         if asked.method.macs is None:
             return self
         dense = self.create_dense()
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
-        where = grid, self.model.name
         try:
-            reduction = cost_search.at_cost(asked, dense, *where)
+            reduction = plan.at_cost(asked, dense, grid, self.model.name)
         except InputError as error:
             error = error.renamed({"reduction": "reduction.macs"})
             raise error.inside("config") from error
         found = dataclasses.replace(self, reduction=reduction)
-        cost_search.say(asked, found.create_model(), *where)
+        plan.say(asked, found.create_model(), grid)
         return found
 
     def to_dict(self) -> dict[str, Any]:

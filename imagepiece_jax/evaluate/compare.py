@@ -24,12 +24,12 @@ import numpy as np
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import patch_grid, sides
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.plan import with_plan
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import with_plan
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -235,8 +235,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     every = [name for name in METHODS if name != DENSE.name]
     for name in names:
         if name not in every:
-            hint = suggestion(name, every, f"allowed: {', '.join(every)}")
-            raise InputError("methods", name, hint=hint)
+            raise InputError("methods", name, every)
     wanted = {*names, *REFERENCES} if names else {*every}
     return [name for name in every if name in wanted]
 

@@ -11,6 +11,7 @@ import jax
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.layer_plan import dense_plan
 
 TRAINING_MACS = 3  # times those of inference: the backward pass costs twice as much
 
@@ -80,6 +81,16 @@ def action(layer):
 def model_macs(model, image_size):
     """MACs of one image through `model`, counted from its plan: an int."""
     return sum(_part_macs(model, image_size))
+
+
+def share_of_dense(model, grid):
+    """The MACs of a model, as a share of those of the dense one.
+
+    grid: (height, width) of the images, in patches
+    """
+    size = tuple(side * model.patch_size for side in grid)
+    plan = dense_plan(model.depth, math.prod(grid) + model.arch.prefix)
+    return model_macs(model, size) / model_macs(model.clone(plan=plan), size)
 
 
 def dead_macs(model):

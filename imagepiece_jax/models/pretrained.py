@@ -20,9 +20,9 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import cost_search, registry, resize_positions, timm_names
+from imagepiece_jax.models import plan, registry, resize_positions, timm_names
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import model_macs, share_of_dense
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.models.recovery_record import (
@@ -30,7 +30,7 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
     with_numbers,
 )
-from imagepiece_jax.models.spec import ModelSpec, with_plan
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import (
     check_variables,
     digest,
@@ -273,7 +273,7 @@ class Pretrained:
         if self.recovery is None:
             return None
         grid = patch_grid(image_size, model.patch_size, cut=True)
-        share = cost_search.share_of(model.plan, model, grid)
+        share = share_of_dense(model, grid)
         return self.recovery.nearest(model, image_size, share)
 
     @property
@@ -377,8 +377,9 @@ class Pretrained:
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        model = self.model_with(reduction)
-        cost_search.say(reduction, model, self._grid, self.name)
+        asked = Reduction.read(reduction)
+        model = self.model_with(asked)
+        plan.say(asked, model, self._grid, typed=isinstance(reduction, str))
         return self._with_model(model, self.variables["params"], seed)
 
     @short_traceback
@@ -461,7 +462,7 @@ class Pretrained:
     def model_with(self, reduction: ReductionLike) -> ViT:
         """The model of `with_reduction`, without its variables."""
         reduction = Reduction.read(reduction)
-        return with_plan(self.model, reduction, self._grid, self.name)
+        return plan.with_plan(self.model, reduction, self._grid, self.name)
 
     def gmacs_with(self, reduction: ReductionLike) -> float:
         """`gmacs` of `with_reduction`."""
@@ -470,7 +471,7 @@ class Pretrained:
     def reduction_at_cost(self, reduction: ReductionLike) -> Reduction:
         """A reduction with counts of tokens in place of its cost, `macs`."""
         reduction = Reduction.read(reduction)
-        return cost_search.at_cost(reduction, self.model, self._grid, self.name)
+        return plan.at_cost(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: ReductionLike) -> str:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
@@ -515,7 +516,7 @@ class Pretrained:
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
         try:
-            return with_plan(model, self.reduction, grid, self.name)
+            return plan.with_plan(model, self.reduction, grid, self.name)
         except InputError as error:
             raise error.with_facts(hint=remedy) from error
 
@@ -608,7 +609,7 @@ def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str
 
 @functools.lru_cache(maxsize=32)
 def _ending_at(model, reduction, grid, name, tokens):
-    return with_plan(model, reduction, grid, name, tokens=tokens)
+    return plan.with_tokens(model, reduction, grid, name, tokens)
 
 
 def _is_behind(name, depth):

@@ -23,16 +23,15 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import GONE, InputError, check_names, short_traceback
-from imagepiece_jax.models import cost_search
+from imagepiece_jax.models import plan
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.plan import with_plan
 from imagepiece_jax.models.registry import MODELS, fields_of, instead_of, is_known
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.layer_plan import LayerPlan
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.layer_plan import dense_plan
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
@@ -221,7 +220,24 @@ class ModelSpec(CheckedFields):
         return dataclasses.replace(self, **requested.fields | {"arch": wanted_arch})
 
     def create(self, reduction: ReductionLike = None) -> ViT:
-        """The ViT of this config, with the plan of a reduction (`with_plan`).
+        """The ViT of this config, with the plan of a reduction.
+
+        Raises InputError for fields that do not fit.
+        """
+        dense = self.dense()
+        reduction = Reduction.read(reduction, self.prop_attn)
+        return with_plan(dense, reduction, self.grid, self.name, bool(self.masked))
+
+    def create_at_cost(self, asked: ReductionLike) -> ViT:
+        """`create`, and a line on stderr says what a number or a text stands for."""
+        dense = self.dense()
+        reduction = Reduction.read(asked, self.prop_attn)
+        model = with_plan(dense, reduction, self.grid, self.name, bool(self.masked))
+        plan.say(reduction, model, self.grid, typed=isinstance(asked, str))
+        return model
+
+    def dense(self) -> ViT:
+        """The ViT of this config without a reduction.
 
         Fields that are None are those of the name, else the usual ones. Attention is
         chosen for this process's first device.
@@ -257,8 +273,8 @@ class ModelSpec(CheckedFields):
         _check_size(sizes, fields["stem"], arch)
         head_width = fields["embed_dim"] // fields["num_heads"]
         tokens = arch.prefix + math.prod(patches)
-        dense = ViT(
-            plan=(LayerPlan(tokens, tokens),) * depth,
+        return ViT(
+            plan=dense_plan(depth, tokens),
             num_classes=fields["num_classes"],
             stem=fields["stem"],
             arch=arch,
@@ -270,8 +286,6 @@ class ModelSpec(CheckedFields):
             axis_name=self.axis_name,
             **sizes,
         )
-        reduction = Reduction.read(reduction, self.prop_attn)
-        return with_plan(dense, reduction, patches, self.name, fields["masked"])
 
     def gmacs(self, reduction: ReductionLike = None) -> float:
         """GMACs of one image through `create(reduction)`."""
@@ -279,89 +293,22 @@ class ModelSpec(CheckedFields):
         return model_macs(self.create(reduction), size) / 1e9
 
     def reduction_at_cost(
-        self, reduction: ReductionLike, tolerance: float = cost_search.TOLERANCE
+        self, reduction: ReductionLike, tolerance: float = plan.TOLERANCE
     ) -> Reduction:
         """A reduction for this model, with counts of tokens in place of its cost.
 
         In place of "auto", which a number such as 0.5 stands for, it has the
-        recommended method (`cost_search.at_cost`).
+        recommended method (`plan.at_cost`).
         """
-        model = self.create()
+        dense = self.dense()
         reduction = Reduction.read(reduction)
-        grid = self._grid(model)
-        return cost_search.at_cost(reduction, model, grid, self.name, tolerance)
+        return plan.at_cost(reduction, dense, self.grid, self.name, tolerance)
 
-    def create_at_cost(self, reduction: ReductionLike) -> ViT:
-        """`create`, and a line on stderr says what a number or a text stands for."""
-        model = self.create(reduction)
-        cost_search.say(reduction, model, self._grid(model), self.name)
-        return model
-
-    def _grid(self, model):
-        size = self._all_fields["image_size"]
-        return patch_grid(size, model.patch_size, cut=True)
-
-
-def with_plan(
-    model: ViT,
-    reduction: Reduction,
-    grid: tuple[int, int],
-    name: str | None = None,
-    masked: bool = False,
-    tokens: int | None = None,
-) -> ViT:
-    """A ViT with the plan of a reduction, which its field `reduction` notes.
-
-    model: a ViT of the same sizes, with any plan
-    grid: (height, width) of the images, in patches
-    name, masked: fields of a ModelSpec
-    tokens: exact number of image tokens in the end; None: the reduction's own
-    Raises InputError for a reduction that does not fit the model.
-    """
-    facts = model.facts_for_methods(grid, name)
-    place = ""
-    if tokens is None:
-        noted = cost_search.at_cost(reduction, model, grid, name)
-        method = noted.for_model(facts).method
-    else:
-        place = f"tokens={tokens}"
-        method = reduction.for_model(facts).method
-        method = cost_search.ending_at(tokens, method, model, grid)
-        noted = Reduction(method, reduction.prop_attn)
-    usual = usual_prop_attn(method, name)
-    prop_attn = noted.prop_attn
-    if prop_attn is None:
-        prop_attn = usual
-    try:
-        plan = model.plan_of(method, grid, masked)
-        contract.check_plan(plan, model.arch, grid)
-    except InputError as error:
-        raise error.inside("reduction", place) from error
-    if prop_attn == usual:
-        noted = dataclasses.replace(noted, prop_attn=None)
-    if reduction.asked and not _still_asked(noted, model, grid, name):
-        noted = dataclasses.replace(noted, asked="")
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=noted)
-
-
-def _still_asked(reduction, model, grid, name):
-    """Whether what asked for a reduction makes the same one of this model.
-
-    Its fields, or the size of images, may have changed since.
-    """
-    try:
-        again = cost_search.at_cost(reduction.as_asked, model, grid, name)
-    except InputError:
-        return False
-    return again == reduction
-
-
-def usual_prop_attn(method: Method, name: str | None) -> bool:
-    """Whether a Method has proportional attention by default.
-
-    name: of the model; some public weights (MAE's) are used without it
-    """
-    return fields_of(name).get("prop_attn", method.usual_prop_attn)
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of the images, in patches."""
+        fields = self._all_fields
+        return patch_grid(fields["image_size"], fields["patch_size"], cut=True)
 
 
 @short_traceback

@@ -19,9 +19,9 @@ from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
-from imagepiece_jax.reduction import contract, layer_plan
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
-from imagepiece_jax.reduction.methods.method import Method, ModelFacts
+from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import Taps, TokenState, start
 
@@ -99,7 +99,7 @@ class ViT(nn.Module):
     # whether the last block computes only the tokens that the head reads, where these
     # are in the prefix; enough for logits and pooled vectors
     head_only: bool = False
-    # that made the plan, noted by `config.with_plan`; models of one plan are equal
+    # that made the plan, noted by `plan.with_plan`; models of one plan are equal
     reduction: Reduction | None = dataclasses.field(default=None, compare=False)
 
     @property
@@ -119,18 +119,6 @@ class ViT(nn.Module):
             if layer.step and isinstance(layer.step.reducer, nn.Module):
                 return True
         return False
-
-    @nn.nowrap
-    def plan_of(self, method: Method, grid, masked: bool = False):
-        """The `plan` that a Method makes for this model.
-
-        grid: (height, width) of the images, in patches
-        masked: as for `layer_plan.build`
-        Raises InputError for a method that does not fit.
-        """
-        patches = math.prod(grid)
-        steps = method.planned_steps(self.depth, patches)
-        return layer_plan.build(self.depth, patches, steps, self.arch.prefix, masked)
 
     @nn.nowrap
     def facts_for_methods(self, grid, name: str | None) -> ModelFacts:

@@ -88,6 +88,11 @@ def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     return Counts(n, n_out, step.rule.candidates(n), stage)
 
 
+def dense_plan(depth: int, tokens: int) -> tuple[LayerPlan, ...]:
+    """The plan of a model whose blocks keep all tokens, prefix included."""
+    return (LayerPlan(tokens, tokens),) * depth
+
+
 def build(
     depth: int,
     n0: int,

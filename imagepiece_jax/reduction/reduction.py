@@ -9,8 +9,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from imagepiece_jax.common.fields import is_number, literal, number_in, plain
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.common.fields import (
+    CheckedFields,
+    as_share,
+    is_number,
+    literal,
+    number_in,
+    optional,
+    plain,
+    switch,
+)
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommended
@@ -19,7 +28,7 @@ LABEL = "label"  # what files call `Reduction.asked`
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduction:
+class Reduction(CheckedFields):
     """What removes tokens from a model; equal ones compute the same.
 
     method: a plain Method, "auto", stands for the one that is recommended for a model
@@ -29,7 +38,7 @@ class Reduction:
     """
 
     method: Method
-    prop_attn: bool | None = None
+    prop_attn: bool | None = optional(switch())
     asked: str = dataclasses.field(default="", compare=False)
 
     @classmethod
@@ -47,7 +56,9 @@ class Reduction:
             return cls(value, prop_attn)
         found = value
         if not isinstance(value, Reduction):
-            found = cls._of_value(value)
+            with inside("reduction"):
+                fields = _fields_of(value)
+                found = cls._of_fields(**fields)
         if prop_attn is None or found.prop_attn == prop_attn:
             return found
         if found.prop_attn is not None:
@@ -56,32 +67,12 @@ class Reduction:
         return dataclasses.replace(found, prop_attn=prop_attn)
 
     @classmethod
-    def _of_value(cls, value):
-        """The reduction of a share of the MACs, a text or a dict."""
-        share = _share_in(value)
-        if share is None:
-            return cls._of_fields(_fields_of(value))
-        try:
-            return cls._of_fields({"name": methods.AUTO, "macs": share})
-        except InputError as error:  # the share is all that was typed
-            raise error.renamed({"reduction.macs": "reduction"}) from error
-
-    @classmethod
-    def _of_fields(cls, fields):
+    def _of_fields(cls, name=methods.AUTO, prop_attn=None, label=None, **fields):
         """The reduction of a dict with a name, fields, prop_attn and a label."""
-        fields = dict(fields)
-        asked = fields.pop(LABEL, None) or ""
-        if not isinstance(asked, str):
+        if not isinstance(label, str | None):
             allowed = 'the text that asked for it, such as "tome macs=0.5"'
-            raise InputError("reduction.label", asked, allowed)
-        prop_attn = plain(fields.pop("prop_attn", None))
-        if not isinstance(prop_attn, bool | None):
-            raise InputError("reduction.prop_attn", prop_attn, "True, False")
-        try:
-            method = methods.create(**fields)
-        except InputError as error:
-            raise error.inside("reduction") from error
-        return cls(method, prop_attn, asked)
+            raise InputError(LABEL, label, allowed)
+        return cls(methods.create(name, **fields), prop_attn, label or "")
 
     @property
     def name(self) -> str:
@@ -170,18 +161,6 @@ class Reduction:
             return self
         return Reduction(recommended(self.method, model), self.prop_attn)
 
-    def for_model(self, model: ModelFacts) -> "Reduction":
-        """The reduction with fields that a model has: its method, blocks and score.
-
-        Raises InputError for a reduction that does not fit the model.
-        """
-        chosen = self.chosen(model)
-        try:
-            method = chosen.method.for_model(model)
-        except InputError as error:
-            raise error.inside("reduction") from error
-        return dataclasses.replace(chosen, method=method)
-
 
 ReductionLike = Reduction | Method | Mapping[str, Any] | str | float | None
 DENSE = Reduction(methods.create())
@@ -196,64 +175,30 @@ def in_words(name: str, **fields: Any) -> str:
     return " ".join(words)
 
 
-def _share_in(value):
-    """The share of the MACs that a value is; None for another value."""
-    if isinstance(value, str):
-        return number_in(value)
-    value = plain(value)
-    return value if is_number(value) else None
-
-
 def _fields_of(value):
-    """What `Reduction.read` takes, but a share, as a dict of a name and fields."""
+    """What `Reduction.read` takes as a dict of a name and fields, or of a share."""
     if value is None:
         return DENSE.fields
-    if isinstance(value, str):
-        return _fields_of_text(value)
+    value = plain(value)
+    is_text = isinstance(value, str)
+    share = number_in(value) if is_text else value
+    if is_number(share):
+        return {"macs": as_share(share)}
+    if is_text:
+        name, *fields = split_text(value).items()
+        return dict([name, *((field, literal(typed)) for field, typed in fields)])
     mapping = isinstance(value, Mapping)
     if not mapping or not all(isinstance(field, str) for field in value):
         allowed = (
             "a share of the MACs such as 0.5, a method's name, and a dict with a "
             'name and fields: {"name": "evit", "keep_rate": 0.7}'
         )
-        raise InputError("reduction", value, allowed)
-    name = value.get("name")
-    if "name" not in value and "macs" in value:
-        name = methods.AUTO
-    elif "name" not in value:
+        raise InputError(value=value, allowed=allowed)
+    if "name" not in value and "macs" not in value:
         problem = f"is {dict(value)!r}, which has no name"
         hint = f"the names are {', '.join(methods.names())}"
-        raise InputError("reduction", value, problem=problem, hint=hint)
-    if isinstance(name, str):
-        name = methods.spelled(name)
-    return {**value, "name": name}
-
-
-def _fields_of_text(text):
-    try:
-        texts = named_text(text)
-    except InputError as error:
-        raise error.inside("reduction") from error
-    name = texts.pop("name")
-    return {"name": name} | {field: literal(value) for field, value in texts.items()}
-
-
-def named_text(text: str) -> dict[str, str]:
-    """`split_text` of a text that may be a share, too, where it names a method.
-
-    Raises InputError for the name of no method, as well.
-    """
-    found = split_text(text)
-    name = found["name"]
-    if name in methods.names():
-        return found
-    listed = f"the methods are {', '.join(methods.names())}"
-    hint = f"{listed}; a share such as 0.5 is allowed, too"
-    share = text.strip().replace(",", ".")
-    if number_in(share) is not None:
-        hint = f"did you mean {share}?"
-    hint = suggestion(name.lower(), methods.names(), hint)
-    raise InputError("name", name, hint=hint)
+        raise InputError(value=value, problem=problem, hint=hint)
+    return value
 
 
 def split_text(text: str) -> dict[str, str]:
@@ -266,7 +211,7 @@ def split_text(text: str) -> dict[str, str]:
     # comma before FIELD= stands between fields, too.
     name, *parts = re.split(r"\s*:\s*|[\s,]+(?=\w+=)", text.strip())
     name, equals, share = name.partition("=")
-    found = {"name": methods.spelled(name)}
+    found = {"name": name}
     if equals:
         parts.insert(0, f"macs={share}")
     for part in parts:

@@ -1,7 +1,7 @@
 """Schedules: how many image tokens are left after each block, in plain Python.
 
 A schedule has a shape and a strength: 0 keeps all tokens, 1 as few as the shape allows.
-`models.cost_search` finds the strength for a cost. Fields such as `r` and `keep_rate`
+`models.plan` finds the strength for a cost. Fields such as `r` and `keep_rate`
 belong to methods, and are in methods/.
 """
 

@@ -29,9 +29,10 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
     if number_in(text.partition(",")[0]) is not None:
         text = f"{methods.AUTO}={text}"
     fields = split_text(text)
-    name = fields["name"]
+    name = methods.spelled(fields["name"])
     if macs is not None and name != DENSE.name:
         fields = split_text(f"{text}:macs={macs}")
+    fields["name"] = name
     if name not in methods.names():
         similar = closest(name, methods.METHODS)
         if similar:

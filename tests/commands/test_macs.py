@@ -15,9 +15,7 @@ from tests.models import tiny
 from tests.pictures import write_csv
 
 # By the cost that is nearest to .7: the tiny model of 25 patches and two blocks.
-SAID = re.compile(
-    r"(?m)^most attended in every block; counts (\d+), (\d+); .* of the MACs$"
-)
+SAID = re.compile(r"(?m)^attended in every block; counts (\d+), (\d+); .* of the MACs$")
 
 
 @pytest.fixture(scope="module")

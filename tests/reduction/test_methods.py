@@ -21,7 +21,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.spec import create_model, with_plan
+from imagepiece_jax.models.plan import with_tokens
+from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.layer_plan import build
@@ -447,7 +448,7 @@ def test_two_devices_are_there():
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"none"}))
 def test_every_method_can_leave_exactly_so_many_tokens(name, tokens):
     """No step leaves fewer, and the schedule is no stronger than it needs to be."""
-    model = with_plan(dense_deit(), Reduction.read(name), (14, 14), tokens=tokens)
+    model = with_tokens(dense_deit(), Reduction.read(name), (14, 14), None, tokens)
     assert model.plan[-1].mlp_tokens == 1 + tokens
     counts = [layer.counts for layer in model.plan if layer.counts]
     assert all(count.n_in >= count.n_out >= tokens for count in counts)
@@ -472,7 +473,7 @@ def dense_deit():
 )
 def test_what_cannot_be_left_is_refused(name, tokens, allowed):
     with pytest.raises(InputError, match=f"{tokens}") as error:
-        with_plan(dense_deit(), Reduction.read(name), (14, 14), tokens=tokens)
+        with_tokens(dense_deit(), Reduction.read(name), (14, 14), None, tokens)
     assert allowed in error.value.allowed
 
 
@@ -480,10 +481,8 @@ def test_the_schedule_is_cut_off_where_it_would_leave_fewer():
     """ToMe: r=11 leaves 64; 130 tokens in twelve blocks leave 66, 10.8 in each."""
 
     def counts(tokens, **fields):
-        reduction = {"name": "tome"} | fields
-        plan = with_plan(
-            dense_deit(), Reduction.read(reduction), (14, 14), tokens=tokens
-        ).plan
+        reduction = Reduction.read({"name": "tome"} | fields)
+        plan = with_tokens(dense_deit(), reduction, (14, 14), None, tokens).plan
         return [layer.counts.n_out for layer in plan if layer.counts]
 
     assert counts(64) == [196 - 11 * step for step in range(1, 13)]

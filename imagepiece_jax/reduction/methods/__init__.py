@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import re
 
-from imagepiece_jax.common.fields import number_in, share
+from imagepiece_jax.common.fields import number_in
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
@@ -15,15 +15,16 @@ class _Methods(collections.UserDict):
     """{name of a method: its class}; the class is in the file with the method's name.
 
     A class is imported when it is first used, so that a program loads only the method
-    that it runs.
+    that it runs, and is checked whenever it is.
     """
 
     def __getitem__(self, name) -> type[Method]:
-        value = self.data[name]
-        if isinstance(value, str):
-            value = _imported(name, value)
-            self.data[name] = value
-        return value
+        kind = self.data[name]
+        if isinstance(kind, str):
+            kind = _imported(name, kind)
+            self.data[name] = kind
+        contract.check_method(kind, Method)
+        return kind
 
 
 def _imported(name, kind):
@@ -105,27 +106,33 @@ def name_of(method: Method) -> str:
     return next((k for k, v in METHODS.data.items() if v is kind), "none")
 
 
+def known_name(name: str) -> str:
+    """`spelled`. Raises InputError for the name of no method."""
+    found = name
+    if isinstance(name, str):
+        found = spelled(name)
+    if found not in names():  # a list as a name has no hash
+        cost = number_in(str(name).replace(",", "."))
+        if cost is not None:
+            hint = f"did you mean {cost:g}, which is {AUTO!r} with macs={cost:g}?"
+            raise InputError("name", name, hint=hint)
+        hint = "a share such as 0.5 is allowed, too"
+        raise InputError("name", name, names(), hint=hint)
+    return found
+
+
 def create(name: str = "none", **fields) -> Method:
     """Make a method.
 
-    name: one of METHODS, or "auto"
+    name: one of METHODS, or "auto", in any spelling
     fields: fields of `config.reduction` that differ from the method's defaults; those
         of `FORMER` with their value are left out
     Raises InputError for an unknown name, field or value.
     """
-    if name not in names():  # a list as a name has no hash
-        listed = f"the methods are {', '.join(names())}"
-        hint = suggestion(str(name).lower(), names(), listed)
-        if (cost := number_in(str(name))) is not None:
-            hint = f"did you mean the name 'auto' with macs={cost:g}?"
-        raise InputError("name", name, hint=hint)
+    name = known_name(name)
     kind = Method
     if name != AUTO:
         kind = METHODS[name]
-        contract.check_method(kind, Method)
-    elif fields.get("macs") is None:
-        allowed = share().metadata["allowed"]
-        raise InputError("macs", allowed=allowed, problem="is missing")
     shared = [field.name for field in dataclasses.fields(Method)]
     in_order = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(kind),
@@ -138,9 +145,8 @@ def create(name: str = "none", **fields) -> Method:
             del fields[field]
     for field in fields:
         if field not in allowed:
-            hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")
             problem = f"is not a field of reduction {name!r}"
-            raise InputError(field, field, problem=problem, hint=hint)
+            raise InputError(field, field, allowed, problem=problem)
     method = kind(**fields)
     method.check_typed(fields)
     return method

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from imagepiece_jax.common import fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract, schedules
-from imagepiece_jax.reduction.layer_plan import Step, build
+from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.token_counts import KeepInitial
 
@@ -73,7 +73,7 @@ class Method(fields.CheckedFields):
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
-    # Cost as a share of the dense model's MACs. `models.cost_search` finds the strength
+    # Cost as a share of the dense model's MACs. `models.plan` finds the strength
     # of the schedule, in `counts` or the method's own, whose cost is nearest.
     macs: float | None = fields.optional(fields.share())
     # Number of image tokens after each block, or a schedule, which needs `macs`.
@@ -83,6 +83,8 @@ class Method(fields.CheckedFields):
 
     def __post_init__(self):
         super().__post_init__()
+        if type(self) is Method and self.macs is None:
+            self.refuse("macs", fields.SHARES, "is missing")
         if self.counts is None:
             return
         is_schedule = isinstance(self.counts, str)
@@ -199,18 +201,26 @@ class Method(fields.CheckedFields):
 
     def _powered(self, strength, depth, patches):
         """The method with its share of tokens after each block raised to a power."""
-        plan = build(depth, patches, self.planned_steps(depth, patches), 0)
+        plan = self.plan(depth, patches)
         shares = [layer.mlp_tokens / patches for layer in plan]
         powered = schedules.powered_shares(shares, strength)
         counts = [max(1, schedules.rounded(share * patches)) for share in powered]
         return self.within_reach(counts, depth, patches)
 
-    def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
-        """The Steps in a model, by `counts` or by the method's own fields.
+    def plan(
+        self, depth: int, patches: int, prefix: int = 0, masked: bool = False
+    ) -> tuple[LayerPlan, ...]:
+        """The plan of a model, by `counts` or by the method's own fields.
 
         patches: number of image tokens before the first block
+        prefix, masked: as for `layer_plan.build`
         Raises InputError for counts that the method or the model cannot have.
         """
+        steps = self.planned_steps(depth, patches)
+        return build(depth, patches, steps, prefix, masked)
+
+    def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
+        """The Steps of a `plan`."""
         if self.counts is None:
             steps = self.steps(depth)
         else:

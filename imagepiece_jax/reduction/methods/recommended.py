@@ -20,7 +20,6 @@ class Recommendation(NamedTuple):
     """The method that is recommended for one kind of model."""
 
     name: str  # name of the method
-    text: str  # what it does, in a few words
     # whether its `blocks` are at quarters of the depth, from IN_STAGES_FROM on
     in_stages: bool = False
 
@@ -33,14 +32,14 @@ TABLE = {
     # are level with the dense model (table "clock" of docs/comparison.md, `level` of
     # docs/tables/parts/elsewhere.md). DynamicViT's authors prune at quarters of the
     # depth, too: DeiT at blocks 3, 6 and 9 of 12, and LV-ViT of 16 and 20 blocks.
-    "class token": Recommendation("attended", "most attended", in_stages=True),
+    "class token": Recommendation("attended", in_stages=True),
     # The head reads no class token. Scores for such models were not measured
     # (docs/tables/scores.md), and ToMe needs no score.
-    "other pool": Recommendation("tome", "ToMe"),
+    "other pool": Recommendation("tome"),
     # There is no head, and features are read. At .75 and .6 of the MACs no method has
     # a higher IoU with the dense model's maps than ToMe (docs/tables/saliency.md): .86
     # at .6, where "attended" has .82 (docs/tables/parts/elsewhere.md).
-    "no classes": Recommendation("tome", "ToMe"),
+    "no classes": Recommendation("tome"),
 }
 
 
@@ -68,4 +67,4 @@ def recommended(method: Method, model: ModelFacts) -> Method:
         else:
             quarters = {model.depth * part // STAGES for part in range(1, STAGES)}
             fields["blocks"] = tuple(sorted(quarters))
-    return methods.create(found.name, **fields)
+    return methods.METHODS[found.name](**fields)

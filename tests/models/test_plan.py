@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import cost_search
+from imagepiece_jax.models import plan as plans
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.cost_search import TOLERANCE
+from imagepiece_jax.models.plan import TOLERANCE, with_plan, with_tokens
 from imagepiece_jax.models.spec import (
     ModelSpec,
     create_model,
     size_of,
-    with_plan,
 )
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS, create
@@ -45,7 +44,7 @@ def dense(**fields):
 def at_cost(reduction, model=None, grid=(14, 14)):
     """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
-    found = cost_search.at_cost(Reduction.read(reduction), model, grid)
+    found = plans.at_cost(Reduction.read(reduction), model, grid)
     size = tuple(side * model.patch_size for side in grid)
     reduced = dense(depth=model.depth, image_size=size, reduction=found)
     share = model_macs(reduced, size) / model_macs(model, size)
@@ -155,7 +154,7 @@ def test_fewer_tokens_keep_the_shape_of_a_list(name):
     """Whatever the method's own schedule is; those of a saved model are a list."""
     listed = (196, 196, 160, 160, 160, 120, 120, 120, 90, 90, 90, 90)
     reduction = {"name": name, "counts": listed}
-    plan = with_plan(dense(), Reduction.read(reduction), (14, 14), tokens=60).plan
+    plan = with_tokens(dense(), Reduction.read(reduction), (14, 14), None, 60).plan
     # To a power: 60 = 196 (90 / 196) ** p, and 196 (160 / 196) ** p = 143.7.
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left[:3] == [196, 196, 144]

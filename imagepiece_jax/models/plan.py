@@ -1,0 +1,250 @@
+"""From a reduction to a model's plan: counts of tokens, for a cost where it has one."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import sys
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.models.cost import share_of_dense
+from imagepiece_jax.models.registry import fields_of
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction import contract, methods
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
+
+TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
+BISECTIONS = 30  # of a schedule's strength: far more than there are counts
+
+
+def with_plan(
+    model: ViT,
+    reduction: Reduction,
+    grid: tuple[int, int],
+    name: str | None = None,
+    masked: bool = False,
+) -> ViT:
+    """A ViT with the plan of a reduction, which its field `reduction` notes.
+
+    model: a ViT of the same sizes, with any plan
+    grid: (height, width) of the images, in patches
+    name, masked: fields of a ModelSpec
+    Raises InputError for a reduction that does not fit the model.
+    """
+    noted, method = _settled(reduction, model, grid, name)
+    with inside("reduction"):
+        patches = math.prod(grid)
+        plan = method.plan(model.depth, patches, model.arch.prefix, masked)
+        contract.check_plan(plan, model.arch, grid)
+    # Some public weights (MAE's) are used without proportional attention.
+    usual = fields_of(name).get("prop_attn", method.usual_prop_attn)
+    prop_attn = noted.prop_attn
+    if prop_attn is None:
+        prop_attn = usual
+    if prop_attn == usual:
+        noted = dataclasses.replace(noted, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=noted)
+
+
+def at_cost(
+    reduction: Reduction,
+    model: ViT,
+    grid: tuple[int, int],
+    name: str | None = None,
+    tolerance: float = TOLERANCE,
+) -> Reduction:
+    """A reduction with counts of tokens, or fields, in place of its cost `macs`.
+
+    In place of "auto" it has the recommended method. What asked for it is noted. One
+    without a cost is returned as it is.
+
+    model: a ViT of the model's sizes, with any plan
+    grid: (height, width) of the images, in patches
+    name: of a public model, on which defaults depend
+    tolerance: the share of the dense model's MACs by which the cost may be off
+    Raises InputError for a reduction that does not fit the model.
+    """
+    if reduction.method.macs is None:
+        return reduction
+    noted, _ = _settled(reduction, model, grid, name, tolerance)
+    return noted
+
+
+def with_tokens(
+    model: ViT,
+    reduction: Reduction,
+    grid: tuple[int, int],
+    name: str | None,
+    tokens: int,
+) -> ViT:
+    """A ViT as of `with_plan`, whose last block leaves exactly `tokens` image tokens.
+
+    The counts are those of the method's weakest schedule that leaves at most `tokens`;
+    where it leaves fewer, counts below `tokens` are raised to it.
+
+    Raises InputError for a number that the reduction cannot leave.
+    """
+    facts = model.facts_for_methods(grid, name)
+    with inside("reduction"):
+        method = reduction.chosen(facts).method.for_model(facts)
+    method = _ending_at(tokens, method, model, grid)
+    with inside(place=f"tokens={tokens}"):
+        return with_plan(model, Reduction(method, reduction.prop_attn), grid, name)
+
+
+def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
+    """(what `at_cost` makes of a reduction, its Method with what the model decides).
+
+    What asked for one without a cost stays where it asks for the same one of the model:
+    fields, or the size of images, may have changed since.
+    """
+    facts = model.facts_for_methods(grid, name)
+    chosen = reduction.chosen(facts)
+    with inside("reduction"):
+        method = chosen.method.for_model(facts)
+    if method.macs is None:
+        if reduction.asked and not _still_asked(reduction, model, grid, name):
+            reduction = dataclasses.replace(reduction, asked="")
+        return reduction, method
+    try:
+        strength = _strength(method, model.clone(parent=None), grid, tolerance)
+    except InputError as error:
+        error = error.inside("reduction")
+        if reduction.is_open:  # its cost is all that was asked for
+            error = error.renamed({"reduction.macs": "reduction"})
+        raise error from error
+    method = method.at_strength(strength, model.depth, math.prod(grid))
+    noted = method
+    if hasattr(method, "score"):  # it stays "auto", which fits other models, too
+        noted = dataclasses.replace(method, score=chosen.method.score)
+    words = Reduction(chosen.method).words
+    return Reduction(noted, reduction.prop_attn, words.replace(", ", ",")), method
+
+
+def _still_asked(reduction: Reduction, model: ViT, grid, name):
+    """Whether what asked for a reduction makes the same one of this model."""
+    try:
+        return at_cost(reduction.as_asked, model, grid, name) == reduction
+    except InputError:
+        return False
+
+
+def say(reduction: Reduction, model: ViT, grid: tuple[int, int], typed: bool = False):
+    """Print "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
+
+    Nothing is printed of the dense model, nor of a reduction that says itself what it
+    is: one that is not `typed`, as a text, and does not leave the method open.
+
+    reduction: as it was asked for
+    model: a ViT with its plan
+    grid: (height, width) of the images, in patches
+    """
+    method = model.reduction.name
+    is_short = typed or reduction.is_open
+    if not is_short or method == DENSE.name or not parallel.is_main():
+        return
+    left = {}
+    for block, layer in enumerate(model.plan):
+        if layer.counts:
+            left[block] = layer.counts.n_out
+    line = f"{method}: all tokens stay at this cost"
+    if left:
+        blocks = "block" if len(left) == 1 else "blocks"
+        where = f"{blocks} {', '.join(map(str, left))}"
+        if len(left) == model.depth:
+            where = "every block"
+        counts = ", ".join(map(str, left.values()))
+        share = share_of_dense(model, grid)
+        line = f"{method} in {where}; counts {counts}; {share:.2f} of the MACs"
+    print(line, file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _strength(method, model, grid, tolerance):
+    """The strength of `method` whose share of the dense MACs is nearest to its `macs`.
+
+    tolerance: the largest difference between the two
+    Raises InputError where no strength is so near.
+    """
+    tried = []
+    depth = model.depth
+    patches = math.prod(grid)
+
+    def try_strength(strength):
+        found = method.at_strength(strength, depth, patches)
+        plan = found.plan(depth, patches, model.arch.prefix)
+        macs = share_of_dense(model.clone(plan=plan), grid)
+        tried.append((abs(macs - method.macs), macs, strength))
+        return macs
+
+    try_strength(0.0)
+    # The error to raise is that of the weakest strength that fails, not that of 1.
+    with contextlib.suppress(InputError):
+        try_strength(1.0)
+    _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
+    miss, macs, strength = min(tried, key=lambda trial: trial[0])
+    if miss <= tolerance:
+        return strength
+    if error:
+        raise error
+    name = methods.name_of(method)
+    problem = f"is {method.macs:g}, but the nearest cost of {name!r} is {macs:.3f}"
+    limit = f"costs within {tolerance:g} of one that it reaches"
+    if macs == min(share for _, share, _ in tried):
+        limit = f"{macs:.3f}, the lowest, to 1"
+    method.refuse("macs", limit, problem)
+
+
+def _ending_at(tokens, method, model, grid):
+    """A Method with counts, for `with_tokens`."""
+    depth = model.depth
+    patches = math.prod(grid)
+    if not is_integer(tokens) or not 1 <= tokens <= patches:
+        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
+        raise InputError("tokens", tokens, allowed)
+    tokens = int(tokens)  # a NumPy integer would be taken for an array
+
+    def counts_of(found):
+        return [layer.mlp_tokens for layer in found.plan(depth, patches)]
+
+    def counts_at(strength):
+        return counts_of(method.at_strength(strength, depth, patches))
+
+    if counts_at(0.0)[-1] < patches:  # a field fixes the last count at any strength
+        own = counts_of(dataclasses.replace(method, macs=None))
+        counts = [count if count > own[-1] else tokens for count in own]
+    else:
+        strength, _ = _weakest_strength(lambda trial: counts_at(trial)[-1] <= tokens)
+        counts = [max(tokens, count) for count in counts_at(strength)]
+    fewest = counts[-1]
+    if fewest != tokens:
+        allowed = f"{fewest}, the fewest that this reduction leaves, to {patches}"
+        raise InputError("tokens", tokens, allowed)
+    free = dataclasses.replace(method, macs=None, counts=None)
+    return free.within_reach(counts, depth, patches)
+
+
+def _weakest_strength(is_enough):
+    """The weakest strength of a schedule that is enough, by bisection.
+
+    is_enough: from a strength to a bool; where it raises InputError, because the
+        schedule cannot go so far, the strength counts as enough
+    Returns (strength, the InputError that this strength raised, or None).
+    """
+    low = 0.0
+    high = 1.0
+    error_at_high = None
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        try:
+            if not is_enough(middle):
+                low = middle
+                continue
+            high = middle
+            error_at_high = None
+        except InputError as error:
+            high = middle
+            error_at_high = error
+    return high, error_at_high
