@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from imagepiece_jax.common.fields import is_number, literal, number_in, plain
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import InputError, inside, renamed, suggestion
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommended
@@ -61,10 +61,8 @@ class Reduction:
         share = _share_in(value)
         if share is None:
             return cls._of_fields(_fields_of(value))
-        try:
+        with renamed({"reduction.macs": "reduction"}):  # it is all that was typed
             return cls._of_fields({"name": methods.AUTO, "macs": share})
-        except InputError as error:  # the share is all that was typed
-            raise error.renamed({"reduction.macs": "reduction"}) from error
 
     @classmethod
     def _of_fields(cls, fields):
@@ -77,10 +75,8 @@ class Reduction:
         prop_attn = plain(fields.pop("prop_attn", None))
         if not isinstance(prop_attn, bool | None):
             raise InputError("reduction.prop_attn", prop_attn, "True, False")
-        try:
+        with inside("reduction"):
             method = methods.create(**fields)
-        except InputError as error:
-            raise error.inside("reduction") from error
         return cls(method, prop_attn, asked)
 
     @property
@@ -158,10 +154,8 @@ class Reduction:
             changes["counts"] = None
         for field in method.found_for_macs:
             changes[field] = getattr(type(method), field)
-        try:
+        with inside("reduction"):
             method = dataclasses.replace(method, **changes)
-        except InputError as error:
-            raise error.inside("reduction") from error
         return Reduction(method, self.prop_attn)
 
     def chosen(self, model: ModelFacts) -> "Reduction":
@@ -176,10 +170,8 @@ class Reduction:
         Raises InputError for a reduction that does not fit the model.
         """
         chosen = self.chosen(model)
-        try:
+        with inside("reduction"):
             method = chosen.method.for_model(model)
-        except InputError as error:
-            raise error.inside("reduction") from error
         return dataclasses.replace(chosen, method=method)
 
 
@@ -230,10 +222,8 @@ def _fields_of(value):
 
 
 def _fields_of_text(text):
-    try:
+    with inside("reduction"):
         texts = named_text(text)
-    except InputError as error:
-        raise error.inside("reduction") from error
     name = texts.pop("name")
     return {"name": name} | {field: literal(value) for field, value in texts.items()}
 
