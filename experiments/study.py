@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from scipy import special, stats
 
 from imagepiece_jax import cli
@@ -37,6 +38,7 @@ from imagepiece_jax.evaluate.cache import (
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.input.registry import open_source
 
+flags.disclaim_key_flags()  # they are flags of the study that asks for them
 FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 THREADS = 2  # that read and decode

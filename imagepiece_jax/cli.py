@@ -18,7 +18,7 @@ from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.config import command_line
 from imagepiece_jax.config.files import config_name, load_config
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -250,10 +250,8 @@ def typed_cost() -> float | None:
     typed = flags.FLAGS["reduction"].value
     if typed is None or fields.number_in(typed) is None:
         return None
-    try:
+    with inside("--reduction"):
         return fields.share().metadata["convert"](literal(typed))
-    except InputError as error:
-        raise error.inside("--reduction") from error
 
 
 def dtype(of, usual=""):

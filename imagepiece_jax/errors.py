@@ -27,7 +27,7 @@ class InputError(ValueError):
     hint: a remedy, a clause of its own
 
     Its facts stay as they are. A caller that catches one and knows more raises another:
-    `raise error.inside(place=file) from error`.
+    `raise error.inside(place=file) from error`, or stands in `with inside(place=file)`.
     """
 
     status = 2
@@ -130,6 +130,15 @@ def inside(group="", place="", hint=""):
         yield
     except InputError as error:
         raise error.inside(group, place, hint) from error
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]):
+    """A block whose InputErrors a caller has other names for: `InputError.renamed`."""
+    try:
+        yield
+    except InputError as error:
+        raise error.renamed(names) from error
 
 
 def short_traceback(function):

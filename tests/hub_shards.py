@@ -2,10 +2,12 @@
 
 import json
 
-import pyarrow
-from pyarrow import parquet
+import pytest
 
 from tests import tars
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 # Labels of the classes of `tars.images`, and of its validation images: Caffe's val.txt.
 LABELS = {"n01440764": 0, "n02105855": 230, "n15075141": 999}

@@ -6,8 +6,8 @@ Nothing here shares code with what it checks; arguments are numbers worked out b
 import math
 
 import numpy as np
+import pytest
 from PIL import Image, ImageEnhance, ImageOps
-from sklearn.datasets import load_sample_image
 
 BICUBIC = Image.Resampling.BICUBIC
 AFFINE = Image.Transform.AFFINE
@@ -15,9 +15,10 @@ AFFINE = Image.Transform.AFFINE
 
 def photographs(count, height, width):
     """Pieces of two photographs and of their small copies. uint8 [count, H, W, 3]."""
+    datasets = pytest.importorskip("sklearn.datasets")
     pieces = []
     for name in ("china.jpg", "flower.jpg"):
-        large = Image.fromarray(load_sample_image(name))  # 640 x 427
+        large = Image.fromarray(datasets.load_sample_image(name))  # 640 x 427
         for factor in (1, 2, 3):
             small = np.asarray(large.reduce(factor))
             for top in range(0, small.shape[0] - height + 1, height):

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +20,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import hub
 from tests.shallow import deit_ti
+
+plt = pytest.importorskip("matplotlib.pyplot")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "quickstart.ipynb"

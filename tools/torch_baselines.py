@@ -13,6 +13,8 @@ import importlib
 import os
 import time
 
+from absl import flags
+
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
@@ -27,6 +29,7 @@ NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
 R = 13  # tokens that ToMe merges per block: its setting for models of this size
 VARIANTS = ("eager", "torch.compile")
+flags.adopt_module_key_flags(benchmark)
 AGAINST = cli.listed("against", [*NAMES], "timm, tome: PyTorch in turns with ours")
 
 

@@ -14,7 +14,7 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import InputError, one_of, whole_numbers
+from imagepiece_jax.errors import InputError, inside, one_of, whole_numbers
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -72,7 +72,7 @@ def swept(pairs: dict, reductions: Sequence[Reduction]) -> dict:
     others = [each for each in reductions if each.name != DENSE.name]
     by_label = {}
     for reduction in [DENSE, *others]:
-        try:
+        with inside(place=f"sweep {reduction.text}"):
             if vit is None:
                 changed = _with_reduction(config, reduction)
                 RunConfig.from_config(changed).create_model()
@@ -82,8 +82,6 @@ def swept(pairs: dict, reductions: Sequence[Reduction]) -> dict:
                 reduced = vit.with_reduction(reduction, seed=0)
                 found = reduced.reduction
                 pair = None, reduced
-        except InputError as error:
-            raise error.inside(place=f"sweep {reduction.text}") from error
         named = found if reduction.is_open else reduction
         by_label[named.words] = pair
     return by_label
@@ -121,17 +119,14 @@ def groups(
     settings = [*itertools.product(batch_sizes, modes)]
     listed = [{} for _ in settings]
     for name, (config, vit) in pairs.items():
-        try:
+        several = len(pairs) > 1 and config is not None  # not weights and dense
+        with inside(place=f"config {name}" if several else ""):
             if config is not None:
                 config = _with_tokens(config)
             for group, (batch_size, mode) in zip(listed, settings, strict=True):
                 case = Case(config, mode, batch_size, dtype, vit, forms, data)
                 case.check()
                 group[name] = case
-        except InputError as error:
-            several = len(pairs) > 1 and config is not None  # not weights and dense
-            place = f"config {name}" if several else ""
-            raise error.inside(place=place) from error
         for batch_size in batch_sizes:
             pixels = math.prod(sides(case.image_size))
             values = device.INPUTS * batch_size * pixels * 3

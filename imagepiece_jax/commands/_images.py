@@ -3,7 +3,7 @@
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, renamed
 
 flags.disclaim_key_flags()  # they are flags of the command that asks for them
 
@@ -34,10 +34,8 @@ def labeled_images():
         if eval_set.value and data.value:
             raise InputError("--set", problem="is given with --data", hint="drop one")
         if data.value:
-            try:
+            with renamed({"name": "--data"}):
                 registry.check_found(data.value)
-            except InputError as error:
-                raise error.renamed({"name": "--data"}) from error
 
     def read(vit):
         from imagepiece_jax.config import labeled

@@ -7,7 +7,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.config import command_line
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import InputError, flags_of, renamed
 
 flags.disclaim_key_flags()  # they are flags of the command that asks for them
 
@@ -55,7 +55,7 @@ def weights(latest=False, draws=True):
 
         chosen = checkpoint.value
         given = {**model(), **normalized()}
-        try:
+        with renamed(_flags([*ModelSpec.names(), *given])):
             if latest and chosen is None:
                 chosen = runs.last_checkpoint(cli.path_of_weights())
             saved = SavedWeights(cli.path_of_weights(), chosen, averaged.value)
@@ -73,8 +73,6 @@ def weights(latest=False, draws=True):
                 abstract=abstract,
             )
             images = dataclasses.replace(vit.preprocessing, **crop())
-        except InputError as error:
-            raise error.renamed(_flags([*ModelSpec.names(), *given])) from error
         vit = dataclasses.replace(vit, preprocessing=images)
         if abstract:  # which reads no images
             return vit

@@ -23,7 +23,7 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal, share
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.config import command_line
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import InputError, flags_of, inside, renamed
 
 WEIGHTS = _weights.weights()
 CHECK_DATA, IMAGES = _images.labeled_images()
@@ -60,7 +60,7 @@ def main():
     compare_tables.check_folder(out)
     extras.check("the plot of a comparison", "matplotlib")
     names = {"folder": "--out", **flags_of("shares", "methods")}
-    try:
+    with renamed(names):
         compare.chosen(METHODS.value)
         reductions = _weights.swept()
         CHECK_DATA()
@@ -84,8 +84,6 @@ def main():
             else:
                 given = shares, METHODS.value, METRIC.value, SMALLER_IMAGES.value
                 report = compare.compare(checkpoint, *given)
-    except InputError as error:
-        raise error.renamed(names) from error
     print(compare_tables.write(out, report), end="", flush=True)
 
 
@@ -107,11 +105,9 @@ def read_shares():
             raise InputError(given, None, "one of the two", problem=problem)
     if cost:
         return [cost]
-    try:
+    with inside("--shares"):
         read = share().metadata["convert"]
         return [read(literal(text)) for text in SHARES.value or [""]]
-    except InputError as error:
-        raise error.inside("--shares") from error
 
 
 if __name__ == "__main__":

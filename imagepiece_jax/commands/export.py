@@ -22,7 +22,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import flags_of, renamed
 
 WEIGHTS = _weights.weights()
 cli.choice("attention", None, ["xla"], "which runs everywhere; files have no other")
@@ -54,7 +54,7 @@ def main():
     from imagepiece_jax.inference.jax_export import read_facts
 
     out = cli.required(OUT)
-    try:
+    with renamed(NAMES):
         _, form = checked_file(out, FORMAT.value, path)
         out = export(
             WEIGHTS(),
@@ -69,8 +69,6 @@ def main():
             fill=FILL.value,
             tokens=TOKENS.value,
         )
-    except InputError as error:
-        raise error.renamed(NAMES) from error
     facts = read_facts(out)
     files = [out]
     where = f"for {' and '.join(facts.get('platforms', ()))}"

@@ -13,7 +13,7 @@ import pathlib
 
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import InputError, flags_of, renamed
 
 WEIGHTS = _weights.weights(draws=False)
 IMAGES = "a folder, an image, a .csv with a column filename, or a .txt of paths"
@@ -47,7 +47,7 @@ def main(words):
     flags = flags_of("weights", "reduction", "tokens", "patches", "logits", "dtype")
     flags |= flags_of("storage")
     flags |= {"images": "--data", "folder": "--out", "preprocessing": "the crop"}
-    try:
+    with renamed(flags):
         pictures.check_there(words)
         check_folder("--out", out)
         feature_folder.check_folder(out)
@@ -62,8 +62,6 @@ def main(words):
             batch_size=BATCH.value or 64,
             threads=THREADS.value,
         )
-    except InputError as error:
-        raise error.renamed(flags) from error
     for name, shape in written.shapes.items():
         size = " x ".join([f"{side}" for side in shape])
         print(f"{out / name}.npy: {size} {STORAGE.value}")

@@ -18,7 +18,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import InputError, flags_of, renamed
 
 WEIGHTS = _weights.weights()
 TOP = cli.integer("top", None, "classes of each image; default: 5, or all of fewer", 1)
@@ -43,7 +43,7 @@ def main(words):
     vit = WEIGHTS()
     if note := pictures.sizes_note(files, vit.preprocessing):
         print(f"note: {note}", flush=True)
-    try:
+    with renamed(flags_of("labels", "top")):
         predict = Predictor(
             vit,
             labels=LABELS.value,
@@ -52,8 +52,6 @@ def main(words):
             attention=vit.spec.attention or "auto",
             gelu=GELU.value,
         )
-    except InputError as error:
-        raise error.renamed(flags_of("labels", "top")) from error
     answers = {}
     damaged = 0
     for file, found in zip(files, predict.stream(files), strict=True):

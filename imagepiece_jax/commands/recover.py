@@ -16,7 +16,7 @@ import sys
 
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import InputError, flags_of, renamed
 
 WEIGHTS = _weights.weights()
 SOURCES = f"a folder of images, {cli.IMAGE_SETS}"
@@ -50,17 +50,15 @@ def main():
     except InputError as error:
         raise error.with_facts(place=f"--out {out}") from error
     check_folder("--out", folder)
-    try:
+    with renamed({"images": "--data", "name": "--data"}):
         check_there(images)
-    except InputError as error:
-        raise error.renamed({"images": "--data", "name": "--data"}) from error
     vit = WEIGHTS()
     leaves = jax.tree.leaves(vit.variables)
     check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
     flags = flags_of("steps", "minutes", "seed", "parameters")
     flags |= {"images": "--data", "name": "--data", "batch_size": "--batch"}
     flags |= flags_of("data_dir")
-    try:
+    with renamed(flags):
         source = opened(images, DATA_DIR.value).spread(LIMIT.value)
         recovered = recover(
             vit,
@@ -71,8 +69,6 @@ def main():
             seed=SEED.value,
             parameters=PARAMETERS.value,
         )
-    except InputError as error:
-        raise error.renamed(flags) from error
     with finishing():  # nothing that took minutes is lost while it is written
         written(out, recovered)
 

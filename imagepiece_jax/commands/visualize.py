@@ -17,7 +17,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_folder
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import inside, one_of, renamed
 
 MANY = 100  # images, of which a page has 30 MB for a method
 
@@ -56,10 +56,8 @@ def main(words):
     vit = WEIGHTS().analyzed()
     models = []
     for reduction in reductions:
-        try:
+        with inside(place=f"sweep {reduction.text}"):
             models.append(vit.with_reduction(reduction, seed=vit.source.seed))
-        except InputError as error:
-            raise error.inside(place=f"sweep {reduction.text}") from error
     models = models or [vit]
     numbers = [str(block) for block in range(len(models[0].model.plan))]
     blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]
@@ -69,11 +67,9 @@ def main(words):
     source = vit.source.name
     if vit.source.averaged:
         source += " (averaged weights)"
-    try:
+    with renamed({"out": "--out"}):
         for line in html.write_folder(out, models, images, names, source, blocks):
             print(line, flush=True)
-    except InputError as error:
-        raise error.renamed({"out": "--out"}) from error
     return int(len(names) < len(files))
 
 

@@ -26,7 +26,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, check_names, inside
+from imagepiece_jax.errors import InputError, check_names, inside, renamed
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.parts import TRAINED
 
@@ -323,11 +323,8 @@ class RunConfig(CheckedFields):
             return self
         dense = self.create_dense()
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
-        try:
+        with inside("config"), renamed({"reduction": "reduction.macs"}):
             reduction = plan.at_cost(asked, dense, grid, self.model.name)
-        except InputError as error:
-            error = error.renamed({"reduction": "reduction.macs"})
-            raise error.inside("config") from error
         found = dataclasses.replace(self, reduction=reduction)
         plan.say(asked, found.create_model(), grid)
         return found

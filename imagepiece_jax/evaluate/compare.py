@@ -24,7 +24,7 @@ import numpy as np
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import patch_grid, sides
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.cost import model_macs
@@ -121,10 +121,8 @@ def with_recommended(
 def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
     """Raise InputError, which names the reduction, for one that does not fit `vit`."""
     for reduction in reductions:
-        try:
+        with inside(place=f"sweep {reduction.text}"):
             vit.model_with(reduction)
-        except InputError as error:
-            raise error.inside(place=f"sweep {reduction.text}") from error
 
 
 def _setting(reduction):

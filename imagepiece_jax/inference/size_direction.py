@@ -39,7 +39,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError, RunError, renamed
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import digest
@@ -127,11 +127,9 @@ def _pixels(vit, images):
     if images is None:
         images = sorted(PHOTOGRAPHS.glob("*.jpg"))
         prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
-    try:
+    with renamed({"images": "size_images"}):
         pixels = pictures.as_batch(pictures.of_folder(images), prepared)
         check_images(pixels, vit.image_size, pixels=True)
-    except InputError as error:
-        raise error.renamed({"images": "size_images"}) from error
     # At the line that calls `optimize`, behind `compiler` and short_traceback.
     warn_of_range(pixels, vit.model.mean, vit.model.std, stacklevel=6)
     return np.asarray(pixels)

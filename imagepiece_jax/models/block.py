@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import inside
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, read_by
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
@@ -39,14 +39,11 @@ class BlockReduction:
         """
         counts = self.layer.counts
         taps = self._taps(state, scores, train)
-        try:
+        with inside(place=contract.place_of(self.reducer, self.block)):
             readable = contract.Declared(taps, self.reducer.needs)
             result = self.reducer(readable, counts, train)
             contract.check_form(result, counts)
             state = moves.apply(state, result)
-        except InputError as error:
-            place = contract.place_of(self.reducer, self.block)
-            raise error.inside(place=place) from error
         return state, (result, taps)
 
     def _taps(self, state, scores, train):

@@ -22,7 +22,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import GONE, InputError, check_names, short_traceback
+from imagepiece_jax.errors import GONE, InputError, check_names, inside, short_traceback
 from imagepiece_jax.models import plan
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -247,14 +247,12 @@ class ModelSpec(CheckedFields):
         named = fields_of(self.name)
         arch = self.architecture
         fields = self._all_fields
-        try:
+        with inside("arch"):
             arch.check_parts()
             if arch.pool == "none" and fields["num_classes"]:
                 problem = f"is 'none' for {fields['num_classes']} classes"
                 hint = "num_classes=0 leaves a head out"
                 arch.refuse("pool", "'token', 'mean', 'map'", problem, hint)
-        except InputError as error:
-            raise error.inside("arch") from error
         if lacking := [field for field in SIZE_FIELDS if fields[field] is None]:
             allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
             self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")

@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 
@@ -98,10 +98,8 @@ def model_variables(
         tensors = _without_other_selectors(tensors, shapes)
     # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
     like = {name: {**parts, **given.get(name, {})} for name, parts in shapes.items()}
-    try:
+    with inside(place=source):
         variables = from_timm(tensors, like, fresh)
-    except InputError as error:
-        raise error.inside(place=source) from error
     # What is neither in tensors nor given is still a shape.
     present = {}
     missing = set()

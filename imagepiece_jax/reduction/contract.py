@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import InputError, inside, suggestion
 from imagepiece_jax.reduction.layer_plan import SITES, Step
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
@@ -61,10 +61,8 @@ def check_steps(steps, method):
         problem = f"returns a {type(steps).__name__}"
         raise InputError(allowed=allowed, problem=problem, place=place)
     for number, step in enumerate(steps):
-        try:
+        with inside(place=f"{place}, step {number},"):
             _check_step(step)
-        except InputError as error:
-            raise error.inside(place=f"{place}, step {number},") from error
     return steps
 
 
@@ -301,11 +299,8 @@ def check_results(plan, results):
     """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
-        try:
+        with inside(place=place_of(layer.step.reducer, block)):
             check(result, layer.counts)
-        except InputError as error:
-            place = place_of(layer.step.reducer, block)
-            raise error.inside(place=place) from error
 
 
 def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
@@ -328,11 +323,9 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
         taps = taps.replace(num_prefix=num_prefix)
         if counts.n_in == grid[0] * grid[1]:  # no token has left yet
             taps = taps.replace(grid=grid)
-        try:
+        with inside(place=place_of(reducer, block)):
             result = _run(reducer, Declared(taps, reducer.needs), counts)
             check(result, counts)
-        except InputError as error:
-            raise error.inside(place=place_of(reducer, block)) from error
 
 
 def place_of(reducer, block):

@@ -149,10 +149,8 @@ class Reduction(CheckedFields):
             changes["counts"] = None
         for field in method.found_for_macs:
             changes[field] = getattr(type(method), field)
-        try:
+        with inside("reduction"):
             method = dataclasses.replace(method, **changes)
-        except InputError as error:
-            raise error.inside("reduction") from error
         return Reduction(method, self.prop_attn)
 
     def chosen(self, model: ModelFacts) -> "Reduction":

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from imagepiece_jax.common.fields import literal, number_in
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, closest, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, in_words, split_text
 
@@ -72,10 +72,8 @@ def parse_sweeps(texts: Iterable[str], macs: float | None = None) -> list[Reduct
     reductions = {}  # by all that decides what they compute
     for text in texts:
         place = f"sweep {text}".strip()
-        try:
+        with inside(place=place):
             found = parse_sweep(text, macs)
-        except InputError as error:
-            raise error.inside(place=place) from error
         for reduction in found:
             key = str(reduction.all_fields)
             if key in reductions:

@@ -12,7 +12,7 @@ from imagepiece_jax.config.run import RunConfig, config_path
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside, renamed
 from imagepiece_jax.input import loader, worker_pool
 from imagepiece_jax.input.eval_images import EvalImages
 
@@ -52,10 +52,8 @@ def length(run: RunConfig, images: int) -> Length:
 
     Raises InputError where they fill no batch.
     """
-    try:
+    with inside("config"):
         steps = loader.steps_per_epoch(images, run.optim.batch_size)
-    except InputError as error:
-        raise error.inside("config") from error
     sets = run.eval.sets.items()
     intervals = {}
     for name, eval_set in sets:
@@ -75,10 +73,8 @@ def check_training(run: RunConfig, placement: Placement) -> None:
         allowed = "float32, bfloat16"
         problem = "is 'float16', in which small gradients vanish in training"
         raise InputError(config_path("dtype"), "float16", allowed, problem=problem)
-    try:
+    with inside("config"):
         placement.positions(run.optim.batch_size)
-    except InputError as error:
-        raise error.inside("config") from error
     micro = run.optim.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     if mixes and micro % 2:
@@ -96,15 +92,13 @@ def open_images(
     labels_by_name: labels of the run's classes, as `open_source` takes them
     Raises InputError where they cannot be opened or do not fit the config.
     """
-    try:
+    with renamed(FIELDS):
         return run.data.source(
             split,
             num_classes=run.num_classes,
             labeled=not run.distill.unlabeled,
             labels_by_name=labels_by_name,
         )
-    except InputError as error:
-        raise error.renamed(FIELDS) from error
 
 
 def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> Source:
@@ -123,12 +117,9 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
         classes=eval_set.classes,
         labeled=not run.distill.unlabeled,
     )
-    try:
+    place = name and f"config.eval.sets.{name}"
+    with inside(place=place), renamed({**FIELDS, "classes": f"{place}.classes"}):
         return images.open(run.num_classes, names)
-    except InputError as error:
-        place = name and f"config.eval.sets.{name}"
-        named = {**FIELDS, "classes": f"{place}.classes"}
-        raise error.renamed(named).inside(place=place) from error
 
 
 class Data:

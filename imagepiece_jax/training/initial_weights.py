@@ -9,7 +9,7 @@ import numpy as np
 from imagepiece_jax.config.run import RunConfig, TeacherConfig, config_path
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, inside, renamed
 from imagepiece_jax.models import registry, resize_positions, timm_names
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import ModelSpec
@@ -53,10 +53,8 @@ def _named(fields):
     """The weights that a group of a config names; None without any."""
     if not fields.weights:
         return None
-    try:
+    with renamed({"path": fields.path("weights")}):
         return NamedWeights(fields.weights)
-    except InputError as error:
-        raise error.renamed({"path": fields.path("weights")}) from error
 
 
 class InitialWeights:
@@ -198,11 +196,8 @@ class InitialWeights:
         data = f"{run.data.path('name')} {run.data.name!r}"
         if earlier := self._earlier(workdir):
             before = earlier.source.names_of_data
-            try:
+            with inside(hint=f"{run_dir.OTHER}, or the data of its training"):
                 check_classes(before, str(workdir), names, data)
-            except InputError as error:
-                hint = f"{run_dir.OTHER}, or the data of its training"
-                raise error.inside(hint=hint) from error
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"{run.teacher.path('weights')} {run.teacher.weights}"
             taught = self.teacher.source.names_of_data
@@ -211,11 +206,8 @@ class InitialWeights:
             return
         before = self.start.source
         source = f"{run.init.path('weights')} {run.init.weights}"
-        try:
+        with inside(hint=f"or a new head by {run.init.path('fresh')}=('head',)"):
             note = check_classes(before.names_of_data, source, names, data)
-        except InputError as error:
-            hint = f"or a new head by {run.init.path('fresh')}=('head',)"
-            raise error.inside(hint=hint) from error
         if note and before.run is not None:
             say(f"note: {note}")
 

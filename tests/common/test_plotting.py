@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 
 from imagepiece_jax.common import plotting
+
+to_hex = pytest.importorskip("matplotlib.colors").to_hex
 
 
 def curves(count):

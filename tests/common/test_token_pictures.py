@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 from PIL import Image
 
 from imagepiece_jax.common import token_pictures
@@ -308,6 +307,7 @@ def test_a_page_of_few_colors_looks_the_same(tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
+    text = pytest.importorskip("matplotlib.text")
     pages = []
     keep = lambda figure, *_: pages.append(figure)  # noqa: E731
     monkeypatch.setattr(token_pictures, "save_figure", keep)
@@ -321,8 +321,8 @@ def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
     renderer = figure.canvas.get_renderer()
     boxes = [axes.get_window_extent(renderer) for axes in figure.axes]
     for axes, box in zip(figure.axes, boxes, strict=True):
-        texts = [t for t in axes.get_children() if isinstance(t, Text)]
-        (title,) = [text for text in texts if text.get_text()]
+        texts = [t for t in axes.get_children() if isinstance(t, text.Text)]
+        (title,) = [t for t in texts if t.get_text()]
         words = title.get_window_extent(renderer)
         assert box.x0 - 1 <= words.x0
         assert words.x1 <= box.x1 + 1

@@ -10,7 +10,6 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
 from imagepiece_jax.data.source import FileSource, Subset
@@ -90,9 +89,10 @@ def test_digits_splits_are_stratified_and_disjoint_and_never_move():
 
 
 def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
+    datasets = pytest.importorskip("sklearn.datasets")
     pixels, labels = read_digits()
-    np.testing.assert_array_equal(pixels, load_digits().images)
-    np.testing.assert_array_equal(labels, load_digits().target)
+    np.testing.assert_array_equal(pixels, datasets.load_digits().images)
+    np.testing.assert_array_equal(labels, datasets.load_digits().target)
     source = open_source("digits", "val", num_classes=10)
     index = int(source.name(0).removeprefix("digits/"))
     small = np.round(pixels[index] * 255 / 16)

@@ -7,13 +7,14 @@ import resource
 import threading
 
 import pytest
-from array_record.python import array_record_module
 
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.input import records
 from imagepiece_jax.input.records import ArrayRecords, parse_example
 from tests.command import start
 from tests.tfrecords import field
+
+array_record_module = pytest.importorskip("array_record.python.array_record_module")
 
 FILES = 40
 EACH = 3

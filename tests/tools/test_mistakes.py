@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from tests.benchmark.small import TINY
-from tests.command import call, sentence
+from tests.command import call, sentence, start
 
 SCALE = "imagenet_scale"
 PREPARE = "prepare_imagenet"
@@ -13,7 +13,7 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
 
 
 @pytest.mark.parametrize(
-    "tool, words, start",
+    "tool, words, beginning",
     [
         ("compile_only", [*TINY, "--mode=copy"], "--mode is 'copy'"),
         ("compile_only", [*TINY, "--mode="], "--mode is ''"),
@@ -37,9 +37,16 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
         (PREPARE, ["--short_site=64"], "--short_site is not a flag"),
     ],
 )
-def test_mistakes(tmp_path, monkeypatch, tool, words, start):
+def test_mistakes(tmp_path, monkeypatch, tool, words, beginning):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "set" / "imagenet2012").mkdir(parents=True)
     main = importlib.import_module(f"tools.{tool}").main
-    assert sentence(call(main, *words)).startswith(start)
+    assert sentence(call(main, *words)).startswith(beginning)
+
+
+def test_a_tool_has_the_flags_of_the_command_that_it_runs():
+    """In a process of its own: another module would own them here."""
+    words = [*TINY, "--mode=train", "--config.augment.layers=0", "--against=keras"]
+    ended = start("-m", "tools.torch_baselines", *words, imported=True)
+    assert sentence(ended) == "--against is 'keras'; allowed: timm, tome"

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
@@ -293,6 +292,7 @@ def test_broken_line_in_the_middle_is_named(tmp_path, bad):
 
 def events(workdir):
     """Events of the newest TensorBoard file, its record framing taken off by hand."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     data = max((workdir / "tensorboard").iterdir()).read_bytes()
     found = []
     place = 0

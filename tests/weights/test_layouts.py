@@ -8,7 +8,6 @@ import json
 import pathlib
 
 import chex
-import cv2
 import jax
 import numpy as np
 import pytest
@@ -247,6 +246,7 @@ def test_a_file_is_named_in_the_sentence(tmp_path):
 @pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])
 def test_bicubic_positions_are_those_of_opencv(new):
     """Which has PyTorch's kernel and borders, and no antialiasing."""
+    cv2 = pytest.importorskip("cv2")
     grid = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
     resized = cv2.resize(grid, new[::-1], interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(resize(grid, new, "bicubic"), resized, atol=1e-5)

@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import GONE, InputError, RunError
+from imagepiece_jax.errors import GONE, InputError, RunError, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights import runs
@@ -277,7 +277,5 @@ def _flat(config):
 
 
 def _read(path):
-    try:
+    with inside(hint=f"fix it, or {OTHER}"):
         return files.read_json(path)
-    except InputError as error:
-        raise error.inside(hint=f"fix it, or {OTHER}") from error

@@ -4,12 +4,13 @@ import io
 
 import numpy as np
 import pytest
-import simplejpeg
 from PIL import Image
 
 from imagepiece_jax.data.decode import UnreadableImage
 from tests.tars import encoded, photo
 from tools.imagenet.writer import encode
+
+simplejpeg = pytest.importorskip("simplejpeg")
 
 
 def pixels(data):

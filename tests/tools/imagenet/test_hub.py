@@ -7,9 +7,7 @@ import json
 import os
 import signal
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from imagepiece_jax.data.class_names import imagenet_lemmas
 from imagepiece_jax.errors import InputError
@@ -19,6 +17,9 @@ from tools import prepare_imagenet as prepare
 from tools.imagenet import parquet as parquet_files
 from tools.imagenet import scan, shards, writer
 from tools.imagenet import webdataset as webdataset_tars
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 SPLITS = hub_shards.rows()
 

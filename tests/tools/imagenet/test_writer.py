@@ -10,8 +10,6 @@ import time
 from collections import namedtuple
 
 import pytest
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import hashing
 
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.input.registry import open_source
@@ -19,6 +17,9 @@ from tests import tars
 from tests.training.test_full_disk import full_disk
 from tools.imagenet import scan, writer
 from tools.imagenet.scan import Entry
+
+tfds = pytest.importorskip("tensorflow_datasets")
+hashing = pytest.importorskip("tensorflow_datasets.core.hashing")
 
 
 @pytest.fixture(scope="module")
