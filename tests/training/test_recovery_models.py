@@ -41,6 +41,8 @@ MODELS = {
     "numbers": (DROPPING, {"num_classes": 2}, REGRESSION, "numbers"),
     "oblong": (MERGING, {"image_size": (12, 20)}, None, "softmax"),
 }
+# One of each kind of loss: compiling a gradient is most of the time.
+WITH_GRADIENT = ("DeiT", "mean, classes", "no pool", "one class")
 
 
 def pretrained(name):
@@ -135,24 +137,20 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     images = tiny.images(2, side=vit.image_size)
     fit = recovery_step.Fit(vit, recovery_step.Recipe.for_model(vit, batch_size=2))
 
-    @tiny.compiled
     def step(trained, variables, images):
         targets = fit.targets_of(variables, images)
-
-        def loss(trained):
-            own = fit.answers_of(variables, trained, images)
-            return fit.comparison.loss(own, targets), fit.comparison.measure(
-                own, targets
-            )
-
-        return jax.value_and_grad(loss, has_aux=True)(trained)
+        own = fit.answers_of(variables, trained, images)
+        return fit.comparison.loss(own, targets), fit.comparison.measure(own, targets)
 
     trained = fit.trained_of(vit.variables["params"])
-    (loss, measure), gradient = step(trained, vit.variables, images)
-    leaves = jax.tree.leaves(gradient)
-    assert leaves
-    assert all(np.isfinite(leaf).all() for leaf in leaves)
-    assert any(np.any(leaf) for leaf in leaves)
+    if name in WITH_GRADIENT:
+        slope = tiny.compiled(jax.value_and_grad(step, has_aux=True))
+        (loss, measure), gradient = slope(trained, vit.variables, images)
+        leaves = jax.tree.leaves(gradient)
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+        assert any(np.any(leaf) for leaf in leaves)
+    else:
+        loss, measure = tiny.compiled(step)(trained, vit.variables, images)
     dense = vit.with_reduction(None)
     student = seen(vit, images)
     teacher = seen(dense, images)
