@@ -121,6 +121,13 @@ class ModelSpec(CheckedFields):
         return dataclasses.replace(config, arch=config.arch | Architecture.some(parts))
 
     @classmethod
+    def of_run(cls, config: Mapping[str, Any]) -> "ModelSpec":
+        """The model in the config of a run, which may name fields that there were."""
+        fields = {k: as_tuple(v) for k, v in config["model"].items() if k not in GONE}
+        sizes = {name: config[name] for name in ("image_size", "num_classes")}
+        return cls.from_fields(fields | sizes)
+
+    @classmethod
     def names(cls) -> list[str]:
         """The names of all fields, parts of `arch` included."""
         return [*(field.name for field in dataclasses.fields(cls)), *PARTS]
@@ -330,14 +337,6 @@ def create_model(
     check_names(changes, ["reduction", *ModelSpec.names()])
     config = ModelSpec.from_fields({"name": name, **changes})
     return config.create_at_cost(reduction)
-
-
-def fields_in_config(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ModelSpec in a config's group `model`; old ones are left out.
-
-    Configs and run folders may name a field that there was.
-    """
-    return {name: value for name, value in group.items() if name not in GONE}
 
 
 def _named_parts(name):
