@@ -28,7 +28,7 @@ from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.plan import with_plan
-from imagepiece_jax.models.registry import MODELS, fields_of, instead_of, is_known
+from imagepiece_jax.models.registry import MODELS, fields_of
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction.layer_plan import dense_plan
@@ -39,8 +39,10 @@ SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
 def _known(name):
     """A model's name. Raises InputError for one of no model."""
-    if name is not None and not is_known(name):
-        raise InputError(value=name, hint=instead_of(str(name)))
+    try:
+        fields_of(name)
+    except InputError as error:
+        raise error.with_facts(field="") from error
     return name
 
 
