@@ -53,7 +53,7 @@ class InputError(ValueError):
     def at(cls, place, problem, allowed="", hint="", value=None) -> "InputError":
         """The mistake of a whole file or folder: "PLACE PROBLEM; allowed: ..".
 
-        place: "" where a caller further out names it (`inside`)
+        Where a caller further out names it (`inside`), a `problem` is enough.
         """
         return cls("", value, allowed, problem=problem, place=place, hint=hint)
 

@@ -13,7 +13,7 @@ import subprocess
 import uuid
 
 from imagepiece_jax.common import signals
-from imagepiece_jax.errors import InputError, RunError, shown
+from imagepiece_jax.errors import InputError, RunError, inside, shown
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
@@ -114,11 +114,15 @@ def check_is_path(field, value):
 
 @contextlib.contextmanager
 def reading(place):
-    """A block that reads a file or folder. Raises InputError where it cannot."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError.at(place, f"cannot be read ({error.strerror})") from error
+    """A block that reads a file or folder, which its InputErrors name.
+
+    Raises InputError where it cannot be read.
+    """
+    with inside(place=place):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(problem=f"cannot be read ({error.strerror})") from error
 
 
 def read_json(path):
@@ -127,10 +131,11 @@ def read_json(path):
         try:
             content = json.loads(pathlib.Path(path).read_text("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise InputError.at(path, f"is not JSON ({error})", "an object") from error
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise InputError.at(path, f"is a {kind}", "an object", value=kind)
+            problem = f"is not JSON ({error})"
+            raise InputError(allowed="an object", problem=problem) from error
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise InputError(value=kind, allowed="an object", problem=f"is a {kind}")
     return content
 
 

@@ -59,7 +59,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         get_config = runpy.run_path(str(file)).get("get_config")
         if not get_config:
             hint = "see configs/deit_s.py for an example"
-            raise InputError.at("", "has no function get_config()", hint=hint)
+            raise InputError(problem="has no function get_config()", hint=hint)
         if argument and not inspect.signature(get_config).parameters:
             allowed = "none, because get_config() in this file takes no argument"
             raise InputError("argument", argument, allowed)

@@ -270,17 +270,14 @@ class RunConfig(CheckedFields):
 
     def _read_model(self):
         """Make a ModelSpec and a Reduction of dicts; check the teacher's fields."""
-        from imagepiece_jax.models.spec import (
-            ModelSpec,
-            fields_in_config,
-        )
+        from imagepiece_jax.models.spec import ModelSpec
         from imagepiece_jax.reduction.reduction import Reduction
 
         sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
         model = self.model
         with _in_config():
             if isinstance(model, dict):
-                model = ModelSpec.from_fields(fields_in_config(model) | sizes)
+                model = ModelSpec.of_run({"model": model, **sizes})
             reduction = Reduction.read(self.reduction, model.prop_attn)
         with inside("config.teacher"):
             ModelSpec(**self.teacher.fields)

@@ -59,9 +59,9 @@ def open_csv(
             has_split = _has_split(path, split, table)
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
-                    raise InputError.at(
-                        "",
-                        f"has more fields than the {len(table.fieldnames)} columns",
+                    columns = len(table.fieldnames)
+                    raise InputError(
+                        problem=f"has more fields than the {columns} columns",
                         hint="text with a comma must stand in double quotes",
                     )
                 row_split = "val"
@@ -141,8 +141,8 @@ def _check_again(file, row, first):
         fault = f"its labels differ, {first.label} and {row.label}"
     else:
         fault = "a test image must count once"
-    raise InputError.at(
-        "", f"names {file!r} again (line {first.line})", "", fault, file
+    raise InputError(
+        value=file, problem=f"names {file!r} again (line {first.line})", hint=fault
     )
 
 

@@ -252,4 +252,6 @@ def record_unreadable(damaged, in_a_row, total, consequence):
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
         problem = f"{count} of {total} images cannot be read; the first is {file}"
-        raise InputError.at("", f"{problem} ({reason})", f"at most {MAX_SHARE:.0%}")
+        raise InputError(
+            allowed=f"at most {MAX_SHARE:.0%}", problem=f"{problem} ({reason})"
+        )

@@ -275,8 +275,8 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words:
-        raise InputError.at(
-            "", "no images are named", hint="name image files or folders"
+        raise InputError(
+            problem="no images are named", hint="name image files or folders"
         )
     files = []
     for path in map(pathlib.Path, words):
@@ -397,5 +397,5 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
         names.append(file.name)
     if not images:
         problem = f"none of {len(files)} files can be read, the first is {files[0]}"
-        raise InputError.at("", problem, "images")
+        raise InputError(allowed="images", problem=problem)
     return np.stack(images), names

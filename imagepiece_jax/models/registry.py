@@ -53,15 +53,16 @@ def fields_of(name):
     """Fields of a ModelSpec by name, {} for None; InputError for an unknown one."""
     if name is None:
         return {}
-    if not is_known(name):
+    fields = None
+    if isinstance(name, str):
+        fields = MODELS.get(name) or public_fields(name)
+    if fields is None:
         raise InputError("name", name, hint=instead_of(str(name)))
-    return MODELS.get(name) or public_fields(name)
+    return fields
 
 
-def is_known(name) -> bool:
+def is_known(name: str) -> bool:
     """Whether it is the name of a model."""
-    if not isinstance(name, str):
-        return False
     return name in MODELS or public_fields(name) is not None
 
 

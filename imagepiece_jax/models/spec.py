@@ -28,7 +28,7 @@ from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.plan import with_plan
-from imagepiece_jax.models.registry import MODELS, fields_of, instead_of, is_known
+from imagepiece_jax.models.registry import MODELS, fields_of
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction.layer_plan import dense_plan
@@ -39,8 +39,10 @@ SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
 def _known(name):
     """A model's name. Raises InputError for one of no model."""
-    if name is not None and not is_known(name):
-        raise InputError(value=name, hint=instead_of(str(name)))
+    try:
+        fields_of(name)
+    except InputError as error:
+        raise error.with_facts(field="") from error
     return name
 
 
@@ -119,6 +121,13 @@ class ModelSpec(CheckedFields):
             arguments.pop("arch", None)
         config = cls(**arguments)
         return dataclasses.replace(config, arch=config.arch | Architecture.some(parts))
+
+    @classmethod
+    def of_run(cls, config: Mapping[str, Any]) -> "ModelSpec":
+        """The model in the config of a run, which may name fields that there were."""
+        fields = {k: as_tuple(v) for k, v in config["model"].items() if k not in GONE}
+        sizes = {name: config[name] for name in ("image_size", "num_classes")}
+        return cls.from_fields(fields | sizes)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -328,14 +337,6 @@ def create_model(
     check_names(changes, ["reduction", *ModelSpec.names()])
     config = ModelSpec.from_fields({"name": name, **changes})
     return config.create_at_cost(reduction)
-
-
-def fields_in_config(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ModelSpec in a config's group `model`; old ones are left out.
-
-    Configs and run folders may name a field that there was.
-    """
-    return {name: value for name, value in group.items() if name not in GONE}
 
 
 def _named_parts(name):

@@ -168,29 +168,28 @@ def read_recovery(path: str | os.PathLike) -> dict[str, Any] | None:
 
 def _guarded(path, readers, *options):
     """The result of the reader for a file's ending, whose failures are InputErrors."""
-    place = f"weights file {path}"
-    reader = readers.get(path.suffix.lower() or path.name)
-    if reader is None:
-        raise InputError.at(
-            place, f"ends in {path.suffix!r}", ", ".join(readers), value=path.suffix
-        )
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError.at(place, problem)
-    with inside(place=place):
+    with inside(place=f"weights file {path}"):
+        reader = readers.get(path.suffix.lower() or path.name)
+        if reader is None:
+            allowed = ", ".join(readers)
+            problem = f"ends in {path.suffix!r}"
+            raise InputError(value=path.suffix, allowed=allowed, problem=problem)
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise InputError(problem=problem)
         try:
             _look_into(path)
             return reader(path, *options)
         except InputError:
             raise
         except OSError as error:
-            raise InputError.at("", f"cannot be read: {error}") from error
+            raise InputError(problem=f"cannot be read: {error}") from error
         except Exception as error:  # a damaged pickle or header can raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
             reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
             kind = path.suffix or path.name
-            raise InputError.at(
-                "", f"is damaged, truncated or not a {kind} file: {reason}"
+            raise InputError(
+                problem=f"is damaged, truncated or not a {kind} file: {reason}"
             ) from error
 
 
@@ -199,7 +198,7 @@ def _look_into(path):
     with open(path, "rb") as file:
         if file.read(len(_LFS)) == _LFS:
             hint = "fetch it by git lfs pull"
-            raise InputError.at("", "is a pointer of Git LFS, not the file", hint=hint)
+            raise InputError(problem="is a pointer of Git LFS, not the file", hint=hint)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             _limit_size(path, sum(part.file_size for part in archive.infolist()))
@@ -214,7 +213,7 @@ def _limit_size(path, unpacked, memory=math.inf):
     limit = min(limits, key=limits.get)
     if unpacked > limits[limit]:
         problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
-        raise InputError.at("", problem, value=unpacked)
+        raise InputError(value=unpacked, problem=problem)
 
 
 def _tensors_of_one(path, content, averaged, checkpoint):
@@ -265,11 +264,11 @@ def _averaged_or_not(path, tensors, averaged, start):
     if averaged:
         if by_start:
             problem = "has averages of several models"
-            raise InputError.at("", problem, hint=choice_of(by_start))
+            raise InputError(problem=problem, hint=choice_of(by_start))
         problem = "has no averaged weights"
         allowed = f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}"
         hint = choice_of(_models_by_names(tensors))
-        raise InputError.at("", problem, allowed, hint)
+        raise InputError(allowed=allowed, problem=problem, hint=hint)
     averages = set().union(*by_start.values())
     others = {name: tensors[name] for name in tensors if name not in averages}
     largest = max(map(len, by_start.values()), default=0)
@@ -391,12 +390,16 @@ def _named_tensors(content):
         [content] = models.values()
     elif models:
         problem = f"holds {len(models)} models, {', '.join(models)}"
-        raise InputError.at("", problem, "one", choice_of(models), [*models])
+        raise InputError(
+            value=[*models], allowed="one", problem=problem, hint=choice_of(models)
+        )
     problem = "is not a state dict"
     allowed = "named tensors"
     if not isinstance(content, dict) or not content:
         found = "none" if isinstance(content, dict) else type(content).__name__
-        raise InputError.at("", f"{problem}: it has {found}", allowed, value=found)
+        raise InputError(
+            value=found, allowed=allowed, problem=f"{problem}: it has {found}"
+        )
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, _Unread):
             continue
@@ -404,7 +407,7 @@ def _named_tensors(content):
             allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
         kind = np.ndarray if isinstance(value, _Unread) else type(value)
         problem = f"{problem}: {name!r} is of type {kind.__name__}"
-        raise InputError.at("", problem, allowed, value=name)
+        raise InputError(value=name, allowed=allowed, problem=problem)
     is_count = re.compile(rf"(.*\.)?{_COUNT}").fullmatch
     return {name: tensor for name, tensor in content.items() if not is_count(name)}
 
@@ -445,7 +448,7 @@ def _read_npz(path, select):
             name = part.filename.removesuffix(".npy")
             if name in sizes:
                 problem = f"has two members named {name!r}, with or without .npy"
-                raise InputError.at("", problem, "one", value=name)
+                raise InputError(value=name, allowed="one", problem=problem)
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
@@ -464,7 +467,7 @@ def _whole(read):
         part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
         if part and int(part[2]) > 1:
             allowed = f"the index of all, {part[1]}{path.suffix}.index.json"
-            raise InputError.at("", f"is one of {int(part[2])} parts", allowed)
+            raise InputError(allowed=allowed, problem=f"is one of {int(part[2])} parts")
         return read(path, select)
 
     return reader
@@ -537,7 +540,7 @@ def _read_parts(path, select):
     for part, names in sorted(names_by_part.items()):
         file = path.parent / part
         if not file.is_file():
-            raise InputError.at("", f"lacks its part {part} beside it", value=part)
+            raise InputError(value=part, problem=f"lacks its part {part} beside it")
         tensors |= _guarded(file, _PARTS, functools.partial(_only, names))
     for name in chosen:
         if name not in tensors:
@@ -586,7 +589,7 @@ def _read_torch(path, select):
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise InputError.at("", "is a zip archive without a data.pkl")
+            raise InputError(problem="is a zip archive without a data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names:
             order = archive.read(f"{folder}byteorder").decode()
@@ -830,8 +833,10 @@ class _StateDictUnpickler(pickle.Unpickler):
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):
             raise _other_type("a tensor", "float8, complex64 or another such type")
-        raise InputError.at(
-            "", f"asks for {module}.{name}", "tensors", "save model.state_dict() alone"
+        raise InputError(
+            allowed="tensors",
+            problem=f"asks for {module}.{name}",
+            hint="save model.state_dict() alone",
         )
 
     def persistent_load(self, pid):

@@ -505,7 +505,7 @@ def to_timm(
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         problem = f"has tensors of other shapes than {layout.title}: {error}"
-        raise InputError.at("", problem) from error
+        raise InputError(problem=problem) from error
 
 
 def _without_place(name, layout, prefix):
@@ -675,11 +675,11 @@ def _projector(tensors, tower):
     numbers = {int(name.split(".")[1]) for name in tensors}
     if not numbers:
         problem = "is a vision tower in a language model, without its projector"
-        raise InputError.at("", problem, "all files of such a model")
+        raise InputError(allowed="all files of such a model", problem=problem)
     if tower is None and len(numbers) > 1:
         problem = "has a vision tower and a projector of two layers, as LLaVA's, which "
         problem += f"reads a layer that {CONFIG} says"
-        raise InputError.at("", problem, "its folder")
+        raise InputError(allowed="its folder", problem=problem)
     tower = tower or PALIGEMMA
     layers = []
     for number in range(tower.layers or len(numbers)):
@@ -731,7 +731,7 @@ def _layout(tensors):
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
             problem = f"holds {len(prefixes)} vision towers, {', '.join(towers)}"
             hint = choice_of(_different_starts(prefixes))
-            raise InputError.at("", problem, "one", hint, prefixes)
+            raise InputError(value=prefixes, allowed="one", problem=problem, hint=hint)
         if prefixes:
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
@@ -743,7 +743,7 @@ def _layout(tensors):
             found = name
             problem = f"holds {kind}, as tensor {name} shows, and no vision transformer"
             break
-    raise InputError.at("", problem, layouts, value=found)
+    raise InputError(value=found, allowed=layouts, problem=problem)
 
 
 def _different_starts(prefixes):
@@ -847,7 +847,7 @@ def _stack(tensors):
         if lacking:
             missing = parts[lacking[0]]
             problem = f"has tensor {name}, but not {missing}"
-            raise InputError.at("", problem, value=missing)
+            raise InputError(value=missing, problem=problem)
         stack = [tensors.pop(part) for part in parts.values()]
         shapes = [tensor.shape for tensor in stack]
         if len(set(shapes)) > 1:
@@ -949,7 +949,7 @@ def _name_head(tensors):
         if "cls_token" in tensors:
             problem = "has a classifier that reads the mean of the patches before the "
             problem += "last norm (CLIPForImageClassification), as no model here does"
-            raise InputError.at("", problem, "CLIP's projection or no head")
+            raise InputError(allowed="CLIP's projection or no head", problem=problem)
         # SiglipForImageClassification does not use its pool.
         of_pool = [name for name in tensors if name.startswith("attn_pool.")]
         for name in of_pool:
@@ -963,7 +963,7 @@ def _name_head(tensors):
         problem = "has a distillation token and only a head of the class token, as "
         problem += "transformers' DeiTForImageClassification and no model here"
         allowed = "two heads (DeiTForImageClassificationWithTeacher), or none"
-        raise InputError.at("", problem, allowed)
+        raise InputError(allowed=allowed, problem=problem)
     if head is None or norm is None or head.ndim != 2:
         return
     # A block's norm has the width, as the last norm may be of another shape.

@@ -315,6 +315,7 @@ def read_source(
     """
     path = hub.local(path)
     kind = hub.kind(path)
+    name = hub.short_name(path)
     place = f"{kind} {hub.path_text(path)}"
     if checkpoint in runs.KINDS and kind != "run":
         problem = f"is {checkpoint!r}, but {place} is no run"
@@ -334,7 +335,7 @@ def read_source(
     return WeightsSource(
         path=path,
         place=place,
-        name=hub.short_name(path),
+        name=name,
         checkpoint=checkpoint,
         averaged=averaged,
         **fields,

@@ -10,13 +10,12 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
-from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, inside, one_of
 from imagepiece_jax.models import timm_names
-from imagepiece_jax.models.spec import ModelSpec, fields_in_config, size_of
+from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights import hub
@@ -26,6 +25,8 @@ RUN_CONFIG = "config.json"
 CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
+# Fields that its config has, and their types.
+TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": dict}
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 ALLOWED = (
     f"a weights file, a folder with {RUN_CONFIG} and weights as timm, transformers "
@@ -52,13 +53,18 @@ def last_checkpoint(path: str | os.PathLike) -> str | None:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Fields of a Source by the files of the run in `folder`."""
+    """Fields of a WeightsSource by the files of the run in `folder`."""
     run = read_config(folder)
+    class_names = read_class_names(folder, run["num_classes"])
+    model = ModelSpec.of_run(run)
+    spec = model.completed_by(size_of(model.name))
+    parts = {"arch": model.architecture, "stem": model.stem or "patch"}
+    parts["prop_attn"] = None  # which is the reduction's
     return {
-        "spec": full_spec(run),
+        "spec": dataclasses.replace(spec, **parts),
         "reduction": reduction_of(run),
         "crop": read_fields(run.get("data", {})),
-        "class_names": read_class_names(folder, run["num_classes"]),
+        "class_names": class_names,
         "run": run,
         "seed": run.get("seed", 0),
     }
@@ -67,36 +73,55 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config of the run in `folder`, as dicts. Raises InputError without one."""
     path = folder / RUN_CONFIG
-    config = {}
+    config = None
     if path.exists():
         config = read_json(path)
-    if (folder / ADAPTER).exists() or "peft_type" in config:
-        raise InputError.at(
-            folder,
-            "holds a peft adapter, which has only the changes to a model",
-            "the folder that merge_and_unload().save_pretrained(..) writes",
-        )
-    if not path.exists():
-        raise _without_config(folder)
+    with inside(place=f"folder {folder}"):
+        _check_folder(folder, config)
+    with inside(place=path):
+        _check_config(config)
+    return config
+
+
+def _check_folder(folder, config):
+    """Raise InputError for a folder that is known to be something else than a run.
+
+    config: the content of its config.json; None: it has none
+    """
+    if (folder / ADAPTER).exists() or "peft_type" in (config or ()):
+        problem = "holds a peft adapter, which has only the changes to a model"
+        allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
+        raise InputError(allowed=allowed, problem=problem)
+    if config is not None:
+        return
+    for run in folder.parents:
+        within = folder.relative_to(run).parts[0] == CHECKPOINTS
+        if within and (run / RUN_CONFIG).is_file():
+            allowed = f"{run} itself, and best or latest for the checkpoint"
+            raise InputError(allowed=allowed, problem=f"is in the run {run}")
+    if files := hub.weights_files(folder):
+        names = ", ".join(file.name for file in files)
+        problem = f"has weights ({names}), but no {RUN_CONFIG}"
+        hint = f"name the file that you mean, such as {files[0]}"
+        raise InputError(problem=problem, hint=hint)
+    raise InputError(allowed=ALLOWED, problem=f"has no {RUN_CONFIG}")
+
+
+def _check_config(config):
+    """Raise InputError for a config that is not that of a run."""
     if not config:
-        raise InputError.at(path, "is empty", ALLOWED)
+        raise InputError(allowed=ALLOWED, problem="is empty")
     if fault := _fault(config):
         problem = f"is neither that of a run ({fault}) nor of published weights"
-        raise InputError.at(path, problem, ALLOWED)
-    return config
+        raise InputError(allowed=ALLOWED, problem=problem)
 
 
 def _fault(config):
     """Why a config is not that of a run, in words; None where it is."""
-    try:
-        model_fields(config)  # raises where it is incomplete
-        dict(config["reduction"])
-    except KeyError as error:
-        return f"it has no {error.args[0]}"
-    except (TypeError, AttributeError, ValueError):
-        return "it is not a config"
-    for field in ("image_size", "num_classes"):
-        if not isinstance(config[field], int):
+    for field, kind in TYPES.items():
+        if field not in config:
+            return f"it has no {field}"
+        if not isinstance(config[field], kind):
             return f"its {field} is {config[field]!r}"
     name = config["model"].get("name")
     if not isinstance(name, str | None):
@@ -105,23 +130,6 @@ def _fault(config):
     if not isinstance(data, dict):
         return f"its data is {data!r}"
     return None
-
-
-def _without_config(folder):
-    """The InputError for a folder without a config.json."""
-    for run in folder.parents:
-        within = folder.relative_to(run).parts[0] == CHECKPOINTS
-        if within and (run / RUN_CONFIG).is_file():
-            allowed = f"{run} itself, and best or latest for the checkpoint"
-            return InputError.at(folder, f"is in the run {run}", allowed)
-    if files := hub.weights_files(folder):
-        names = ", ".join(file.name for file in files)
-        return InputError.at(
-            f"folder {folder}",
-            f"has weights ({names}), but no {RUN_CONFIG}",
-            hint=f"name the file that you mean, such as {files[0]}",
-        )
-    return InputError.at(f"folder {folder}", f"has no {RUN_CONFIG}", ALLOWED)
 
 
 def read_checkpoint(
@@ -167,25 +175,6 @@ def own_files(path):
     return [path, *(path / name for name in names)]
 
 
-def model_fields(config):
-    """The arguments of `create_model` in the config of a run, without its reduction."""
-    sizes = {"image_size": config["image_size"], "num_classes": config["num_classes"]}
-    return as_tuple(fields_in_config(config["model"])) | sizes
-
-
-def model_spec(config) -> ModelSpec:
-    """The ModelSpec in the config of a run."""
-    return ModelSpec.from_fields(model_fields(config))
-
-
-def full_spec(config) -> ModelSpec:
-    """`model_spec`, completed by the sizes that the model's name implies."""
-    model = model_spec(config)
-    parts = {"arch": model.architecture, "stem": model.stem or "patch"}
-    parts["prop_attn"] = None  # which is the reduction's
-    return dataclasses.replace(model.completed_by(size_of(model.name)), **parts)
-
-
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     """Read the class names of the run in `folder`, by label; None: it has none.
 
@@ -199,7 +188,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         try:
             names = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError.at("", f"cannot be read ({error})") from error
+            raise InputError(problem=f"cannot be read ({error})") from error
         return checked_names(names, classes)
 
 
