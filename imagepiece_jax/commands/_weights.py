@@ -106,7 +106,7 @@ def swept() -> list:
         parse_sweeps(texts)
     except InputError:  # so the cost is not what is wrong
         raise mistake from None
-    problem = "is given with --reduction"
+    problem = f"is given with {command_line.typed_reduction()}"
     raise InputError("--sweep", None, "one of the two", problem=problem)
 
 

@@ -62,6 +62,7 @@ SYNONYMS = {
 SEVERAL = {"output": ("patches", "out")}
 
 _overrides = Overrides()  # of the command line that `parse` has read
+_typed = {}  # {flag: the name that it was typed by first}, of that command line, too
 
 
 def parse(argv, takes_words):
@@ -72,6 +73,7 @@ def parse(argv, takes_words):
     takes_words: whether words that belong to no flag are the command's images
     """
     global _overrides
+    _typed.clear()
     flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind such words
     words = [*map(_expand_home, argv)]
     plain = []
@@ -131,6 +133,7 @@ def _with_own_names(words, takes_words):
         following = value[1:] or "".join(words[index + 1 : index + 2])
         own = _own_name(name, following)
         if own is not None:
+            _typed.setdefault(own, name)
             named.append(f"--{own}{value}")
         elif not takes_words or SYNONYMS.get(name, name) != "data":
             named.append(f"--{name}{value}")
@@ -267,9 +270,11 @@ def _check_config():
     if "weights" in own:
         problem = NOT_FOR_WEIGHTS
     if _overrides and (beside or not has_config):
+        field = f"--config.{_overrides[0][0]}"
         words = in_words_of_load(_overrides, own)
-        hint = f"give {words}" if words else "see --help"
-        raise InputError(f"--config.{_overrides[0][0]}", problem=problem, hint=hint)
+        if words:
+            raise InputError(field, problem=problem, hint=f"give {words}")
+        raise InputError(field, None, _listed_flags(), problem=problem)
     if beside and has_config and flags.FLAGS["config"].present:
         raise InputError("--config", None, "one of the two", problem=problem)
 
@@ -281,27 +286,29 @@ def _check_sweep():
     others = [f"--config.{name}" for name, _ in _overrides if name in (METHOD, MACS)]
     typed = flags.FLAGS["reduction"].value
     if typed and fields.number_in(typed) is None:  # a number is the cost of each
-        others.append("--reduction")
+        others.append(typed_reduction())
     if others:
-        raise InputError(
-            "--sweep", None, "one of the two", problem=f"is given with {others[0]}"
-        )
+        problem = f"is given with {others[0]}"
+        raise InputError("--sweep", None, "one of the two", problem=problem)
 
 
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     if name == "config" and "weights" in _own_flags():
-        return InputError("--config", problem=NOT_FOR_WEIGHTS, hint="see --help")
+        return InputError("--config", None, _listed_flags(), problem=NOT_FOR_WEIGHTS)
     hint = _meant(name)
-    allowed = ""
-    if not hint:
-        allowed = ", ".join([f"--{flag}" for flag in _own_flags()]) or "none"
+    allowed = "" if hint else _listed_flags()
     return InputError(f"--{name}", allowed=allowed, problem="is not a flag", hint=hint)
 
 
 def _own_flags():
     """The names of the flags that --help of this command shows."""
     return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _listed_flags():
+    """What this command reads, in words."""
+    return ", ".join([f"--{flag}" for flag in _own_flags()]) or "none"
 
 
 def _meant(name):
@@ -354,18 +361,24 @@ def reduction() -> str | None:
     return flags.FLAGS["reduction"].value
 
 
+def typed_reduction() -> str:
+    """The flag of the reduction as it was typed: --reduction, or such as --macs."""
+    return f"--{_typed.get('reduction', 'reduction')}"
+
+
 def overrides() -> Overrides:
     """The typed fields of the config; --reduction stands for some."""
     return with_reduction(_overrides, reduction())
 
 
 def as_typed(error):
-    """The same error, an InputError about a reduction by the name of its flag."""
+    """The same error, an InputError about a reduction by the flag that was typed."""
     swept = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
     if swept and isinstance(error, InputError) and error.place.startswith("sweep"):
         error = error.with_facts(place=f"--{error.place}")
-    typed = "reduction" in flags.FLAGS and flags.FLAGS["reduction"].value is not None
-    if typed and isinstance(error, InputError):
-        fields_of_it = [f"config.{field}" for field in (METHOD, MACS, "reduction")]
-        return error.renamed(dict.fromkeys(fields_of_it, "--reduction"))
-    return error
+    if not isinstance(error, InputError) or "reduction" not in flags.FLAGS:
+        return error
+    names = ["--reduction"]
+    if flags.FLAGS["reduction"].value is not None:
+        names += [f"config.{field}" for field in (METHOD, MACS, "reduction")]
+    return error.renamed(dict.fromkeys(names, typed_reduction()))

@@ -152,6 +152,12 @@ def _tuple(text):
     return value
 
 
+# What ml_collections says of a value of another type: its field, itself, both types.
+OF_OTHER_TYPE = re.compile(
+    r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type "
+    r"<class '(.*?)'> and cannot be casted to type <class '(.*?)'>",
+    re.DOTALL,
+)
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 # Type of a field: (its parser, the allowed values).
 PARSERS = {
@@ -349,7 +355,8 @@ def _no_such_field(config, field):
             siblings[last] = name
     # A field of this name in another group is likelier than a similar sibling.
     found = _ending_in(leaf, names)
-    if not found and (similar := closest(leaf, siblings)):
+    similar = closest(leaf, siblings) or _abbreviation(leaf, siblings)
+    if not found and similar:
         found = [siblings[similar]]
     if leaf in GONE:
         hint = GONE[leaf]
@@ -360,6 +367,16 @@ def _no_such_field(config, field):
     else:
         hint = f"config has {', '.join(config)}"
     return InputError(f"config.{field}", problem="is not a field", hint=hint)
+
+
+def _abbreviation(name, names):
+    """The one of `names` that is the initials of `name`, or has it as initials."""
+    for other in names:
+        for short, long in ((name, other), (other, name)):
+            words = long.split("_")
+            if len(words) > 1 and short == "".join([word[:1] for word in words]):
+                return other
+    return None
 
 
 def _raised(error, file, path):
@@ -377,8 +394,32 @@ def _raised(error, file, path):
     while error.args and isinstance(error.args[0], Exception):  # of ml_collections
         error = error.args[0]
     reason = str(error.args[0]) if error.args else "no reason given"
+    if wrong := OF_OTHER_TYPE.match(reason):
+        return _other_type(*wrong.groups()).inside(place=place)
     if similar := re.search('Did you mean "(.*?)"', reason):
         hint = f"did you mean {similar[1]}?"
     reason, _, _ = reason.partition("\n")
     reason, _, _ = reason.partition(". Other fields present")  # of all groups
     return InputError.at(place, f"raises {kind}: {reason}", hint=hint)
+
+
+def _other_type(leaf, text, kind, wanted):
+    """The InputError for a value that ml_collections could not put into a field.
+
+    leaf: the field, without its group
+    text, kind: the value as text, and the name of its type
+    wanted: the name of the field's type
+    """
+    config = load_config(BASE)
+    value = text if kind == "str" else literal(text)
+    if wanted.endswith("ConfigDict"):
+        group = config[leaf] if leaf in config else {}
+        hint = f"did you mean config.{leaf}.name?" if "name" in group else ""
+        allowed = f"a ConfigDict of {', '.join(group)}"
+        return InputError(f"config.{leaf}", value, allowed, hint=hint)
+    of_type = {kind.__name__: words for kind, (_, words) in PARSERS.items()}
+    allowed = of_type.get(wanted, f"values of type {wanted}")
+    found = _ending_in(leaf, _all_fields(config))
+    if len(found) != 1:  # a field of several groups, of which the error names none
+        return InputError(leaf, value, allowed)
+    return InputError(f"config.{found[0]}", value, allowed_values(found[0]) or allowed)

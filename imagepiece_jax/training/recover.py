@@ -119,7 +119,7 @@ def check_recoverable(vit: Pretrained):
     Such a model has learned selectors, or variables of another model.
     """
     if vit.model.has_selectors:
-        allowed = "reductions without; train.py trains the others"
+        allowed = "reductions without; the command train trains the others"
         problem = "has selectors that must be learned"
         raise InputError(vit.label, allowed=allowed, problem=problem)
     check_variables(vit.model, vit.variables, vit.image_size)

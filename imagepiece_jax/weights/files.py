@@ -30,6 +30,7 @@ from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError, inside, one_of
 
+CONFIG = "config.json"  # of a model, beside its weights
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -512,7 +513,7 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     places = read_json(path).get("weight_map")
     place = f"weights file {path}"
     if not isinstance(places, dict) or not places:
-        is_config = path.name == "config.json"
+        is_config = path.name == CONFIG
         hint = f"did you mean its folder, {path.parent}?" if is_config else ""
         allowed = "an index of .safetensors or .bin in parts"
         raise InputError.at(place, "has no weight_map", allowed, hint)

@@ -17,7 +17,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.weights import files, towers
 
 SCHEME = "hf://"
-CONFIG = "config.json"
+CONFIG = files.CONFIG
 PREPROCESSOR = "preprocessor_config.json"
 OPEN_CLIP = "open_clip_config.json"
 PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5

@@ -21,7 +21,7 @@ from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights import hub
 
 # In the folder of a run.
-RUN_CONFIG = "config.json"
+RUN_CONFIG = hub.CONFIG  # as published weights call theirs
 CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
