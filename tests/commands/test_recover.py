@@ -55,6 +55,7 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
 
 
 def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
+    tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model(depth=2)))
     dense = [word for word in words if word != REDUCTION]
     ended = call(recover.main, *dense, "--steps=2").ok()
     vit = imagepiece_jax.load(tmp_path / "out")
