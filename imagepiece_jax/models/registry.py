@@ -61,8 +61,10 @@ def fields_of(name):
     return fields
 
 
-def is_known(name: str) -> bool:
+def is_known(name) -> bool:
     """Whether it is the name of a model."""
+    if not isinstance(name, str):
+        return False
     return name in MODELS or public_fields(name) is not None
 
 
