@@ -130,7 +130,7 @@ def loss_of(student, teacher, targets, run, model, step):
         for name in of_method:
             if name in terms:  # of which one would not count
                 problem = f"has a loss term {name!r}, as distillation has"
-                raise InputError("config.reduction.name", name, problem=problem)
+                raise InputError(f"reduction {run.reduction.name}", problem=problem)
         terms |= of_method
     return sum(terms.values(), loss), terms
 
