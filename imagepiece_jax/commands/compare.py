@@ -57,10 +57,10 @@ def main():
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
-    compare_tables.check_folder(out)
     extras.check("the plot of a comparison", "matplotlib")
     names = {"folder": "--out", **flags_of("shares", "methods")}
     with renamed(names):
+        compare_tables.check_folder(out)
         compare.chosen(METHODS.value)
         reductions = _weights.swept()
         CHECK_DATA()

@@ -51,7 +51,8 @@ def main(words):
         files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
-    html.check_folder(out)
+    with renamed({"out": "--out"}):
+        html.check_folder(out)
     reductions = _weights.swept()
     vit = WEIGHTS().analyzed()
     models = []

@@ -173,9 +173,10 @@ def check_folder(flag, path):
         raise _refused(flag, path, problem)
 
 
-def check_own(path, of, ours):
+def check_own(flag, path, of, ours):
     """Raise InputError for a folder that holds anything but files of one kind.
 
+    flag: names it in the error, such as "--out"
     path: nothing may be there yet
     of: what the kind is of, in words, such as "an earlier call"
     ours: whether a file in it, a pathlib.Path, is of the kind; what a killed process
@@ -187,8 +188,8 @@ def check_own(path, of, ours):
     for file in sorted(folder.iterdir()):
         if file.suffix != ".tmp" and not ours(file):
             allowed = f"a new or empty folder, or one of {of}"
-            problem = f"holds {file.name}"
-            raise InputError.at(folder, problem, allowed, value=file.name)
+            problem = f"{folder} holds {file.name}"
+            raise InputError(flag, file.name, allowed, problem=problem)
 
 
 def check_room(flag, path, size: int):

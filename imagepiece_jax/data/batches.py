@@ -141,8 +141,8 @@ class BatchSequence(abc.ABC):
         images = 0
         # By the number of copies of a step's first image that the step before had.
         for phase in range(self.repeats):
-            places = (phase + self.positions) // self.repeats
-            chunks = chunk_slots(self.positions, places)
+            indices = (phase + self.positions) // self.repeats
+            chunks = chunk_slots(self.positions, indices)
             images = max(images, *map(len, chunks))
         return images * math.prod(self.transform.shape) * 3
 
@@ -192,7 +192,7 @@ class EvalBatches(BatchSequence):
 class Sample(NamedTuple):
     """An image of a batch, without its pixels."""
 
-    slot: int  # its place in this process's part of the batch
+    slot: int  # its index in this process's part of the batch
     fields: dict  # {name in FIELDS: value}
     errors: list  # UnreadableImages of files that were tried before it
 
@@ -212,20 +212,20 @@ class Request(NamedTuple):
     index: int = -1  # index of the padding that comes where no image is readable
 
 
-def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
+def chunk_slots(positions: np.ndarray, indices: np.ndarray) -> list[list[int]]:
     """The slots of each chunk of a batch, in the order of their positions.
 
     The copies of an image are in one chunk, so that it is read once.
 
     positions: [slots], positions in the global batch
-    places: [slots], places in the order of images, which are the same for all copies of
-        an image, and rise with the positions
+    indices: [slots], indices in the order of images, which are the same for all copies
+        of an image, and rise with the positions
     """
     order = np.argsort(positions)
-    places = places[order]
+    indices = indices[order]
     count = math.ceil(len(order) / CHUNK_IMAGES)
     cuts = np.arange(1, count) * len(order) // count
-    cuts = np.searchsorted(places, places[cuts])  # before the first of some copies
+    cuts = np.searchsorted(indices, indices[cuts])  # before the first of some copies
     return [slots.tolist() for slots in np.split(order, cuts)]
 
 

@@ -62,7 +62,7 @@ def check_folder(folder: str | os.PathLike):
             return bool(measured or reported)
         return file.name in (cache.FILE, LOCK)
 
-    check_own(folder, "a comparison", ours)
+    check_own("folder", folder, "a comparison", ours)
 
 
 def write(folder: str | os.PathLike, report: Report) -> str:

@@ -50,7 +50,8 @@ def export(
 
     out: the file, new or of an earlier export, which is replaced: ONNX where its name
         ends in .onnx, else a program of `jax.export`, for CPUs and NVIDIA GPUs
-    format: "jax" or "onnx"; None: by the name of the file
+    format: "jax" or "onnx"; None: by the name of the file, which ends in .onnx, in .jax
+        or in nothing
     batch_size: number of images in a call; None: any
     dtype: of the layers of a program for JAX; None: the model's. ONNX has float32
     pixels: whether images are uint8, which the program normalizes; else float32
@@ -131,6 +132,7 @@ def checked_file(
         hint = "save writes weights, in a folder"
         raise InputError("out", str(out), allowed, problem=problem, hint=hint)
     named = "onnx" if ending == ".onnx" else "jax"
+    names_format = format is not None or ending in ("", ".jax", ".onnx")
     if format is None:
         format = named
     one_of("format", format, WRITERS)
@@ -147,6 +149,10 @@ def checked_file(
         if file.exists() and not jax_export.FACTS <= {*jax_export.read_facts(out)}:
             problem = f"{file} already exists, and {facts} describes no export"
             raise InputError("out", str(file), problem=problem, hint="choose another")
+    if not names_format:  # m.onx would be no graph for ONNX
+        problem = f"{out} ends in {ending}, which names no format"
+        allowed = "names that end in .onnx, in .jax or in nothing, or format=.."
+        raise InputError("out", str(out), allowed, problem=problem)
     extras.check(f"format {format}", WRITERS[format])
     return out, format
 

@@ -121,7 +121,7 @@ def check_folder(path: pathlib.Path):
             return KEY in files.read_json(file)
         return file.name == files.LOCK or (started and file.name in names)
 
-    files.check_own(path, "features", ours)
+    files.check_own("folder", path, "features", ours)
 
 
 class Paths:

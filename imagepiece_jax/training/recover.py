@@ -53,6 +53,8 @@ MEASURES = 8  # number of measures during the training
 # change whose mean is none would be kept in up to 8 of 100 cases, as tails differ.
 LEVEL = 0.03
 
+NOTHING_BETTER = "nothing was better than the start yet"
+
 log = logging.getLogger("imagepiece_jax.training")
 
 
@@ -178,7 +180,7 @@ def recovered(
     if stop.requested:
         kept = "the best weights so far are kept"
         if not any(cost.changed for cost in done):
-            kept = "nothing was better than the start yet"
+            kept = NOTHING_BETTER
         print(f"stopped: {kept}", file=sys.stderr)
     return better
 
@@ -454,6 +456,8 @@ def stopping():
 
     def request(signum):
         stop.requested = True
+        if not stop.keeps:
+            print(f"stopped: {NOTHING_BETTER}", file=sys.stderr, flush=True)
         return stop.keeps
 
     with signals.deferring(request):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.decode import UnreadableImage, record_unreadable
 from imagepiece_jax.data.source import Source, Subset, evenly_spaced
 from imagepiece_jax.errors import InputError
@@ -123,22 +124,13 @@ def evaluation_batches(
     Raises InputError for an image that cannot be read or does not fit.
     """
 
-    def prepared(index):
-        image, _ = source.read(index)
-        try:
-            return preprocessing(image)
-        except InputError as error:
-            raise error.inside(place=source.name(index)) from error
-
-    positions = parallel.placement().positions(batch_size)[:, 0]
+    placement = parallel.placement()
+    sequence = EvalBatches(
+        source, preprocessing, batch_size=batch_size, placement=placement
+    )
     batches = []
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(source), batch_size):
-            indices = range(first, min(first + batch_size, len(source)))
-            images = np.stack([*pool.map(prepared, indices)])
-            padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
-            padded[: len(images)] = images
-            mask = np.arange(batch_size) < len(images)
-            batch = {"image": padded[positions], "mask": mask[positions]}
-            batches.append(batch)
+    for batch in sequence.batches(THREADS):
+        batches.append({"image": batch["image"], "mask": batch["mask"] == 1})
+    for name, reason in source.unreadable.items():
+        raise UnreadableImage(name, reason)
     return batches

@@ -126,7 +126,12 @@ def loss_of(student, teacher, targets, run, model, step):
         change = relative_change(class_tokens(states), class_tokens(taught_states))
         terms["class_tokens"] = distill.class_tokens * jnp.mean(change)
     if method_loss := run.reduction.method.loss:
-        terms |= method_loss(outputs, taught, plan=model.plan)
+        of_method = method_loss(outputs, taught, plan=model.plan)
+        for name in of_method:
+            if name in terms:  # of which one would not count
+                problem = f"has a loss term {name!r}, as distillation has"
+                raise InputError(f"reduction {run.reduction.name}", problem=problem)
+        terms |= of_method
     return sum(terms.values(), loss), terms
 
 

@@ -229,6 +229,8 @@ def _begun(plan, keeper):
     initial.forget()
     say(cost.describe(plan.model, [plan.dense], config.image_size))
     state, progress, step = keeper.begin(state, (frozen, dense_variables), names)
+    if keeper.resumed and plan.loss is not loss_of:
+        say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")
     state, frozen = parallel.replicate((state, frozen))
     return Run(plan, keeper, state, teacher, frozen, dense_variables, progress, step)
 

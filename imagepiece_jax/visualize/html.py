@@ -44,7 +44,7 @@ def check_folder(out: str | os.PathLike):
             return title in file.read_bytes()[:1000]
         return file.name in FILES
 
-    check_own(out, "an earlier call", ours)
+    check_own("out", out, "an earlier call", ours)
 
 
 def write_folder(

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import shutil
+import types
 
 import chex
 import jax
@@ -23,7 +24,7 @@ from imagepiece_jax.models import timm_names
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
-from imagepiece_jax.training import teacher
+from imagepiece_jax.training import teacher, train_step
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.losses import distillation, teacher_distance
@@ -433,3 +434,17 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path, monkeypatch):
     found = runs.computed(again)
     assert found == runs.computed(tmp_path / "run")
     assert found[0]["distill"] == found[0]["loss"]
+
+
+def test_a_loss_term_of_a_method_with_the_name_of_another_is_refused(monkeypatch):
+    terms = {"distill": jnp.zeros(())}
+    monkeypatch.setattr(train_step, "distillation", lambda *_: (0.0, dict(terms)))
+    method = types.SimpleNamespace(loss=lambda *_, **__: terms)
+    run = types.SimpleNamespace(
+        distill=types.SimpleNamespace(active=True, class_tokens=0),
+        reduction=types.SimpleNamespace(name="mine", method=method),
+    )
+    taught = types.SimpleNamespace(logits=None)
+    model = types.SimpleNamespace(plan=())
+    with pytest.raises(InputError, match="reduction mine has a loss term 'distill'"):
+        train_step.loss_of((None, None), (taught, None), None, run, model, 0)

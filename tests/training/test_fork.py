@@ -28,7 +28,7 @@ def train(workdir):
 
 
 @pytest.mark.usefixtures("quickly_begun")
-def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch):
+def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     """It is what the page says, and a run that lost its last step resumes with it."""
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "runs" / "focal"
@@ -43,7 +43,9 @@ def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch):
 
     for kind in ("latest", "best"):
         shutil.rmtree(workdir / "checkpoints" / kind / "3")
+    assert "with the loss" not in capsys.readouterr().out
     resumed, again = train(workdir)
+    assert "with the loss focal" in capsys.readouterr().out
     assert resumed == lines
     assert equal(again, arrays)
 
