@@ -83,10 +83,10 @@ class TrainBatches(BatchSequence):
         step += self.start_step
         epoch, step_in_epoch = divmod(step, self._epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
-        places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-        slots = chunk_slots(self.positions, places)[chunk]
-        for place, copies in itertools.groupby(slots, lambda slot: places[slot]):
-            candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
+        indices = (step_in_epoch * self.batch_size + self.positions) // self.repeats
+        slots = chunk_slots(self.positions, indices)[chunk]
+        for index, copies in itertools.groupby(slots, lambda slot: indices[slot]):
+            candidates = order[(index + np.arange(MAX_IN_A_ROW)) % len(order)]
             calls = {slot: (self._rng(step, slot),) for slot in copies}
             yield Request(candidates, calls)
 

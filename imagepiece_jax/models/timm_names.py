@@ -46,12 +46,12 @@ class Misfit(InputError):
         self.fresh = fresh
 
 
-class _Place(NamedTuple):
-    """The place of a parameter in a timm state dict."""
+class _Entry(NamedTuple):
+    """The entry of a timm state dict that has a parameter."""
 
     path: str  # our name, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's name: blocks.3.attn.qkv.weight
-    part: int | None  # its place, 0, 1, 2, in a stacked tensor; None: not stacked
+    part: int | None  # its number, 0, 1, 2, in a stacked tensor; None: not stacked
     parts: int  # number of parameters in a stacked tensor
     shape: tuple[int, ...]  # shape of timm's whole tensor
 
@@ -176,24 +176,24 @@ def from_timm(
         finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    for key, place in check_fit(state_dict, like, fresh).items():
-        leaves[key] = _take(state_dict, place, leaves[key].dtype)
+    for key, entry in check_fit(state_dict, like, fresh).items():
+        leaves[key] = _take(state_dict, entry, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def check_fit(state_dict, like, fresh=()):
-    """{path: its _Place} of every parameter that is not `fresh`.
+    """{path: its _Entry} of every parameter that is not `fresh`.
 
     Arguments are those of `from_timm`.
     Raises Misfit where tensors do not fit by their names, shapes and types.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    places = dict(sorted(_places(leaves).items()))
-    needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
+    entries = dict(sorted(_entries(leaves).items()))
+    needed = {k: p for k, p in entries.items() if not matches(p.path, fresh)}
     problem = _size_difference(state_dict, needed.values())
     if problem:
         raise Misfit(problem, allowed="weights of this model's size")
-    _check_tensors(state_dict, places.values(), needed.values(), fresh)
+    _check_tensors(state_dict, entries.values(), needed.values(), fresh)
     return needed
 
 
@@ -210,8 +210,8 @@ def numbers_from_timm(
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
     given = {}
-    for key, place in _places(leaves).items():
-        if place.name in tensors and not matches(place.path, fresh):
+    for key, entry in _entries(leaves).items():
+        if entry.name in tensors and not matches(entry.path, fresh):
             given[key] = leaves[key]
     if "pos_embed" in tensors:
         positions = tensors["pos_embed"]
@@ -224,11 +224,11 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
     stacks = {}  # {name: {part: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    for key, place in _places(leaves).items():
+    for key, entry in _entries(leaves).items():
         array = np.asarray(leaves[key])
-        if place.name.endswith(".weight"):
+        if entry.name.endswith(".weight"):
             array = array.transpose(_axes(array.ndim))
-        stacks.setdefault(place.name, {})[place.part] = array
+        stacks.setdefault(entry.name, {})[entry.part] = array
     tensors = {}
     for name, parts in stacks.items():
         tensor = parts.get(None)
@@ -241,16 +241,16 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{timm's name: shape} of the tensors of `to_timm`, from variables or shapes."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    return {place.name: place.shape for place in _places(leaves).values()}
+    return {entry.name: entry.shape for entry in _entries(leaves).values()}
 
 
-def _places(leaves):
-    """{path with its collection: its _Place} of the leaves of a variables tree."""
-    return {key: _place(key, leaf.shape, leaves) for key, leaf in leaves.items()}
+def _entries(leaves):
+    """{path with its collection: its _Entry} of the leaves of a variables tree."""
+    return {key: _entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
-def _place(key, shape, leaves):
-    """The _Place of a leaf.
+def _entry(key, shape, leaves):
+    """The _Entry of a leaf.
 
     key: its path with its collection, such as params/blocks_3/mlp/fc1/bias
     leaves: all leaves, by their paths
@@ -276,7 +276,7 @@ def _place(key, shape, leaves):
         shape = [shape[axis] for axis in _axes(len(shape))]
     if part is not None:
         shape = (len(stack) * shape[0], *shape[1:])
-    return _Place(path, name, part, len(stack), tuple(shape))
+    return _Entry(path, name, part, len(stack), tuple(shape))
 
 
 def _axes(ndim):
@@ -284,18 +284,18 @@ def _axes(ndim):
     return _AXES.get(ndim, range(ndim))
 
 
-def _take(state_dict, place, dtype):
+def _take(state_dict, entry, dtype):
     """The value of one parameter, in this model's axes and type."""
-    array = state_dict[place.name]
-    if place.part is not None:
-        array = np.split(array, place.parts)[place.part]
-    if place.name.endswith(".weight"):
+    array = state_dict[entry.name]
+    if entry.part is not None:
+        array = np.split(array, entry.parts)[entry.part]
+    if entry.name.endswith(".weight"):
         array = array.transpose(np.argsort(_axes(array.ndim)))
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
         problem = f"holds a value that is not finite in {array.dtype}"
-        raise Misfit(problem, field=f"tensor {place.name}", allowed="finite weights")
+        raise Misfit(problem, field=f"tensor {entry.name}", allowed="finite weights")
     return array
 
 
@@ -304,9 +304,9 @@ def matches(path: str, names: Iterable[str]) -> bool:
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
-def _check_tensors(state_dict, places, needed, fresh):
+def _check_tensors(state_dict, entries, needed, fresh):
     """Raise Misfit for a tensor that is left over, missing, or of another shape."""
-    names = {place.name for place in places}
+    names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
@@ -315,10 +315,10 @@ def _check_tensors(state_dict, places, needed, fresh):
                 f"of shape {tensor.shape} is left over, this model has no such part"
             )
             problems.append((path, name, problem))
-    for place in needed:
-        path = place.path
-        name = place.name
-        shape = place.shape
+    for entry in needed:
+        path = entry.path
+        name = entry.name
+        shape = entry.shape
         tensor = state_dict.get(name)
         if tensor is None:
             problem = f"is missing, {path} needs it in shape {shape}"
@@ -331,7 +331,7 @@ def _check_tensors(state_dict, places, needed, fresh):
         problems.append((path, name, problem))
     if problems:
         _, name, problem = problems[0]
-        remedy = _remedy([path for path, *_ in problems], places, fresh)
+        remedy = _remedy([path for path, *_ in problems], entries, fresh)
         raise Misfit(problem, remedy, field=f"tensor {name}")
 
 
@@ -344,7 +344,7 @@ def _size_difference(state_dict, needed):
         return (len(blocks), *width)
 
     found = size({name: tensor.shape for name, tensor in state_dict.items()})
-    wanted = size({place.name: place.shape for place in needed})
+    wanted = size({entry.name: entry.shape for entry in needed})
     if found == wanted or len(found) != len(wanted) or not found[0]:
         return None
     return (
@@ -353,12 +353,12 @@ def _size_difference(state_dict, needed):
     )
 
 
-def _remedy(wrong, places, fresh):
+def _remedy(wrong, entries, fresh):
     """The parts to draw anew, `fresh` and others, so that all else fits; () if none.
 
     wrong: paths of the tensors that do not fit
     """
-    of_model = [place.path for place in places]
+    of_model = [entry.path for entry in entries]
     replaced = []
     for part in _REPLACEABLE:
         in_model = any(matches(path, [part]) for path in of_model)

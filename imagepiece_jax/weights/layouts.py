@@ -60,16 +60,16 @@ class Layout:
         lambda *_: types.MappingProxyType({})
     )
 
-    def place(self, name: str, prefix: str) -> str | None:
-        """timm's name of a tensor, "" for one left out, None where it has no place.
+    def timm_name(self, name: str, prefix: str) -> str | None:
+        """timm's name of a tensor, "" for one left out, None where it has none.
 
         Some names are not timm's yet: see `_canonical`.
         """
         if not name.startswith(prefix):
-            place = _renamed(name, self.outside)
-            if place is None and re.match(IGNORED, name):
+            timm_name = _renamed(name, self.outside)
+            if timm_name is None and re.match(IGNORED, name):
                 return ""
-            return place
+            return timm_name
         inside = name.removeprefix(prefix)
         if re.match(self.left_out, inside):
             return ""
@@ -81,12 +81,12 @@ class Layout:
             if not renamed:  # None, or "" for a name that ends behind the number
                 return renamed
             return f"blocks.{number[1]}.{renamed}"
-        place = _renamed(inside, self.outer)
-        if place is None:
-            place = _renamed(name, self.outside)
-        if place is None and not self.strict:
-            place = inside
-        return place
+        timm_name = _renamed(inside, self.outer)
+        if timm_name is None:
+            timm_name = _renamed(name, self.outside)
+        if timm_name is None and not self.strict:
+            timm_name = inside
+        return timm_name
 
 
 def _renamed(name, table):
@@ -384,7 +384,7 @@ _IN_FRONT = ("model.", "net.", "network.")
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
 # Scanned blocks of big_vision: in one tensor, block by block.
 SCAN = "Transformer.encoderblock."
-# Parts behind the blocks, by the names of `Layout.place`.
+# Parts behind the blocks, by the names of `Layout.timm_name`.
 BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
 
 
@@ -475,18 +475,18 @@ def to_timm(
         names = [*state_dict]
     dotted = _dotted_names(names)
     tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
-    places = _Places.of([*dotted.values()], tower)
-    layout = places.layout
-    prefix = places.prefix
+    naming = _Naming.of([*dotted.values()], tower)
+    layout = naming.layout
+    prefix = naming.prefix
     renamed = {}
     origin = {}
     for name, tensor in tensors.items():
-        place = places.place(name)
-        if place is None:
+        timm_name = naming.timm_name(name)
+        if timm_name is None:
             raise _without_place(name, layout, prefix)
-        if place:
-            _note_name(origin, place, name)
-            renamed[place] = tensor
+        if timm_name:
+            _note_name(origin, timm_name, name)
+            renamed[timm_name] = tensor
     try:
         # By both names; None for tensors that were not read.
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
@@ -496,7 +496,7 @@ def to_timm(
         layers = {name: tensors.pop(name) for name in of_projector}
         projector = None
         common_parts = layout.common_parts([*dotted.values()], tensors)
-        if layers or tower or places.host_prefix is not None:
+        if layers or tower or naming.host_prefix is not None:
             projector = _projector(layers, tower)
             # The language model reads tokens: any pool will do.
             common_parts = {"pool": "mean"} | common_parts
@@ -575,17 +575,17 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
     dotted = _dotted_names(names)
     start = f"{SCAN[:-1]}_0."
     first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
-    places = _Places.of([*first.values()], tower)
-    count = len({*map(places.block, first.values())} - {None})
+    naming = _Naming.of([*first.values()], tower)
+    count = len({*map(naming.block, first.values())} - {None})
     depth = tower and tower.blocks
     if depth and count != depth:
         problem = f"is {depth} in {CONFIG}, but the tensors have {count}"
         raise InputError("depth", depth, "files of one model", problem=problem)
-    return [name for name in names if places.place(first[name]) != ""]
+    return [name for name in names if naming.timm_name(first[name]) != ""]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places:
+class _Naming:
     """Where tensors of a checkpoint go, by their names."""
 
     layout: Layout
@@ -605,8 +605,8 @@ class _Places:
                 host_prefix = match[1]
         return cls(layout, prefix, host_prefix, tower)
 
-    def place(self, name):
-        """As `Layout.place`; parts behind the last block that is used are left out."""
+    def timm_name(self, name):
+        """`Layout.timm_name`; parts behind the last block that is used are left out."""
         if self.host_prefix is not None:
             inside = name.removeprefix(self.host_prefix)
             is_layer = inside.endswith((".weight", ".kernel", ".bias"))
@@ -616,15 +616,15 @@ class _Places:
                 return None
             if not name.startswith(self.prefix):
                 return ""
-        place = self.layout.place(name, self.prefix)
-        if self.tower is None or self.tower.depth is None or not place:
-            return place
+        timm_name = self.layout.timm_name(name, self.prefix)
+        if self.tower is None or self.tower.depth is None or not timm_name:
+            return timm_name
         block = self.block(name)
         if block is None:
-            used = not re.match(BEHIND, place)
+            used = not re.match(BEHIND, timm_name)
         else:
             used = block < self.tower.depth
-        return place if used else ""
+        return timm_name if used else ""
 
     def block(self, name):
         """The number of the block that a tensor of the tower belongs to, or None."""

@@ -92,13 +92,13 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
 @pytest.mark.parametrize("count", [1, 33, 100])
 def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     positions = np.random.default_rng(0).permutation(count)
-    places = (positions + 5) // repeats
-    slots = chunk_slots(positions, places)
+    indices = (positions + 5) // repeats
+    slots = chunk_slots(positions, indices)
     assert len(slots) == math.ceil(count / CHUNK_IMAGES)
     assert sorted(sum(slots, [])) == list(range(count))
     in_order = []
     for part in slots:
         in_order += [positions[slot] for slot in part]
     assert in_order == sorted(in_order)
-    distinct = [{places[slot] for slot in part} for part in slots]
-    assert sum(map(len, distinct)) == len(set(places))
+    distinct = [{indices[slot] for slot in part} for part in slots]
+    assert sum(map(len, distinct)) == len(set(indices))

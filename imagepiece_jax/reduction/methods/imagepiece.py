@@ -50,12 +50,12 @@ class Retokenize(Ranking):
     def __call__(self, taps, counts, train=False):
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         # Places of the candidates by falling score; side A comes before side B.
-        place = np.arange(counts.candidates)
-        side_a = place[self.parity :: 2]
-        side_b = place[1 - self.parity :: 2]
-        place = np.concatenate([side_a, side_b])
+        position = np.arange(counts.candidates)
+        side_a = position[self.parity :: 2]
+        side_b = position[1 - self.parity :: 2]
+        position = np.concatenate([side_a, side_b])
         others = counts.n_in - counts.candidates  # they have higher scores
-        candidates = invert(rank(score), others + place)  # [B, c]
+        candidates = invert(rank(score), others + position)  # [B, c]
         size_a = len(side_a)
         similarity = self.similarity(taps, candidates, size_a)
         best, partner = find_partners(similarity, candidates[:, size_a:])

@@ -93,7 +93,7 @@ class ConvLearner(nn.Module, Reducer):
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
-        """Four convolutions at `n_in` places, and the weighted sums."""
+        """Four convolutions at `n_in` positions, and the weighted sums."""
         width_in = embed_dim + 3 * self.num_tokens
         return n_in * self.num_tokens * (9 * width_in + embed_dim)
 
@@ -123,9 +123,9 @@ class TokenLearner(Method):
         For a strength between those of two blocks there are more new tokens, so that
         the cost is in between, too.
         """
-        place = max(1.0, (1 - strength) * depth)
-        block = min(depth - 1, int(place))
-        fraction = min(1.0, place - block)
+        fractional = max(1.0, (1 - strength) * depth)
+        block = min(depth - 1, int(fractional))
+        fraction = min(1.0, fractional - block)
         # So many more new tokens cost as much as one more block with all patches.
         tokens_for_a_block = (patches - self.num_tokens) / (depth - block)
         tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
