@@ -111,6 +111,7 @@ def shortened(stage):
     yield resumed(run, 1)
     one.finish(1)
     yield from layouts_agree(run, one)
+    yield evaluated(run)
 
 
 def evit(stage):

@@ -26,7 +26,7 @@ def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     ended = call(rehearsal.main, "--short", "--devices=4", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert all(row.endswith("| yes |") for row in rows)
 
     # The process that is left reports why it ends; only process 0 prints the rest.

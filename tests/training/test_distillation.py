@@ -378,7 +378,6 @@ def top5(logits):
     return np.argsort(-logits, axis=-1)[:, :5]
 
 
-@pytest.mark.slow
 def test_a_folder_of_images_alone_is_enough(weights, tmp_path, monkeypatch):
     """Agreement with the teacher is measured; the run resumes to the same bits."""
     runs.compile_once(monkeypatch)

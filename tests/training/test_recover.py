@@ -316,22 +316,32 @@ def small_recovery():
 
 ELSEWHERE = """
 import sys
+import jax
 import numpy as np
 from tests.training.test_recover import small_recovery
-np.save(sys.argv[1], small_recovery().recovery.costs[0].curve)
+better = small_recovery()
+leaves = map(np.asarray, jax.tree.leaves(better.variables))
+np.savez(sys.argv[1], *leaves, curve=better.recovery.costs[0].curve)
 """
 
 
 @pytest.mark.slow
-def test_another_process_and_several_devices_recover_the_same(tmp_path):
-    """Up to rounding: several devices add up in another order."""
+def test_other_processes_and_devices_recover_the_same(tmp_path):
+    """One device to the bit; several add up in another order."""
     cache = programs.of_processes(tmp_path / "cache")
-    environment = runs.environment(cache, devices=4, quick=True)
-    words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "curve.npy")]
-    process = forked.Process(words, env=environment)
-    curve = np.array(small_recovery().recovery.costs[0].curve)
-    assert forked.statuses([process], timeout=300) == [0]
-    np.testing.assert_allclose(np.load(tmp_path / "curve.npy"), curve, rtol=1e-3)
+    processes = {}
+    for devices in (1, 4):
+        environment = runs.environment(cache, devices, quick=True)
+        words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
+        processes[devices] = forked.Process(words, env=environment)
+    here = small_recovery()
+    assert forked.statuses(processes.values(), timeout=300) == [0, 0]
+    curve = np.array(here.recovery.costs[0].curve)
+    found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
+    np.testing.assert_array_equal(found[1]["curve"], curve)
+    for place, leaf in enumerate(jax.tree.leaves(here.variables)):
+        np.testing.assert_array_equal(found[1][f"arr_{place}"], leaf)
+    np.testing.assert_allclose(found[4]["curve"], curve, rtol=1e-3)
     # It learns, so that an equal curve says something.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
