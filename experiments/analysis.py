@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 
-from experiments import intervals, merges, published, tables
+from experiments import intervals, merges, paper_tables, published
+from experiments.paper_tables import BLANK, TableRow, find
 from experiments.study import interval
-from experiments.tables import BLANK, TableRow, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = {"name": "imagepiece"}
-ROWS = (tables.TOME, tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
+ROWS = (paper_tables.TOME, paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH)
 STEMS = {stem: TableRow(f"{stem} stem", REDUCTION, stem) for stem in ("patch", "conv")}
 LOWEST = 0.01  # share of the images: the paper shows the mean of 500 of 50,000
 ENDS = ("first", "last")
@@ -37,7 +37,7 @@ def reassess(paper):
     (b) would count.
     """
     models = []
-    for row in (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH):
+    for row in (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH):
         models += find(paper, row)
     if not models:
         models.append((paper.pretrained, REDUCTION))

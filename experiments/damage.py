@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from imagepiece_jax.data.preprocessing import resize_exactly
-from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.data.train_crop import TrainTransform
 
 
 def add_noise(pixels: np.ndarray, index: int, std: float) -> np.ndarray:

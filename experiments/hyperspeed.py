@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import intervals, published, tables
-from experiments.tables import DENSE, Measured, TableRow, find, measure_row
+from experiments import intervals, paper_tables, published
+from experiments.paper_tables import DENSE, Measured, TableRow, find, measure_row
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
@@ -33,11 +33,11 @@ def keep_rates(*rates: float) -> list[dict]:
 
 SWEEPS = {
     "ImagePiece": Sweep(
-        (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH), keep_rates(*RATES)
+        (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH), keep_rates(*RATES)
     ),
-    "EViT": Sweep((tables.EVIT,), keep_rates(*RATES[1:], 0.27)),
-    "DynamicViT": Sweep((tables.DYNAMICVIT,), keep_rates(*RATES[1:])),
-    "ToMe": Sweep((tables.TOME,), [{"r": r} for r in (13, 16, 18, 20, 23, 25)]),
+    "EViT": Sweep((paper_tables.EVIT,), keep_rates(*RATES[1:], 0.27)),
+    "DynamicViT": Sweep((paper_tables.DYNAMICVIT,), keep_rates(*RATES[1:])),
+    "ToMe": Sweep((paper_tables.TOME,), [{"r": r} for r in (13, 16, 18, 20, 23, 25)]),
 }
 
 Curve = Mapping[str, Measured]  # by rate
@@ -108,12 +108,12 @@ def points_table(curves: Mapping[str, Curve]) -> str:
                 rate,
                 f"{point.facts['gmacs']:.3f}",
                 point.facts["tokens"],
-                tables.speed_cell(point.speed),
+                paper_tables.speed_cell(point.speed),
                 format_estimate(point.accuracy),
                 format_difference(point.difference),
             ]
             lines.append(line)
-    head = ["method", "rate", "GMACs", tables.TOKENS_LEFT, "x dense, measured"]
+    head = ["method", "rate", "GMACs", paper_tables.TOKENS_LEFT, "x dense, measured"]
     return markdown_table([*head, "acc1, %", "to dense, points"], lines)
 
 

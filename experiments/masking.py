@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import intervals, published, tables
-from experiments.tables import BLANK, DENSE, TableRow, find
+from experiments import intervals, paper_tables, published
+from experiments.paper_tables import BLANK, DENSE, TableRow, find
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate.cache import Split
@@ -22,8 +22,8 @@ SEEDS = (0, 1, 2)
 MAX_MASKS = max(published.MASKS)
 COUNTS = (0, *published.MASKS)
 ROWS = (
-    *(DENSE, tables.DYNAMICVIT, tables.EVIT, tables.TOME),
-    *(tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH, tables.DENSE_CONV),
+    *(DENSE, paper_tables.DYNAMICVIT, paper_tables.EVIT, paper_tables.TOME),
+    *(paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH, paper_tables.DENSE_CONV),
 )
 
 

@@ -24,7 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import analysis, controls, hyperspeed, masking, merges, study, tables
+from experiments import (
+    analysis,
+    controls,
+    hyperspeed,
+    masking,
+    merges,
+    paper_tables,
+    study,
+)
 from experiments.models import (
     Finetuner,
     Models,
@@ -76,17 +84,17 @@ SPEED = cli.switch("speed", True, "also measure speeds")
 SPEED_BATCH = cli.integer("speed_batch_size", 64, "of speeds in tables", 1)
 
 TABLES = {
-    "table1": tables.table1,
-    "table2": tables.table2,
+    "table1": paper_tables.table1,
+    "table2": paper_tables.table2,
     "hyperspeed": hyperspeed.hyperspeed,
-    "table3": tables.table3,
+    "table3": paper_tables.table3,
     "masking": masking.masking,
     "reassess": analysis.reassess,
     "similarity": analysis.similarity,
     "overlap": analysis.overlap,
     "lcb-similarity": analysis.lcb_similarity,
-    "combos": tables.combinations,
-    "ablation": tables.ablation,
+    "combos": paper_tables.combinations,
+    "ablation": paper_tables.ablation,
 }
 ALL = "all"
 WITHOUT_TRAINING = ("table3",)  # which have no form with --small

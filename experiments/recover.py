@@ -45,7 +45,7 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.source import Subset, evenly_spaced
-from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.onnx_model import onnx_model

@@ -36,7 +36,7 @@ from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.data.source import Subset
-from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits

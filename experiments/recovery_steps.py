@@ -27,7 +27,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Subset
-from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.training import recovery_images, recovery_step
 

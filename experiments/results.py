@@ -35,7 +35,7 @@ from experiments import (
     study,
 )
 from experiments import trained_schedules as trained
-from experiments.tables import TOKENS_LEFT
+from experiments.paper_tables import TOKENS_LEFT
 from imagepiece_jax.common.files import read_json, replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError

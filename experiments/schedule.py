@@ -14,7 +14,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from experiments import controls, published, tables
+from experiments import controls, paper_tables, published
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.spec import create_model
@@ -28,11 +28,11 @@ LATER = "imagepiece_later"  # ImagePiece by schedule A
 RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
 # The settings that the rows of the paper's tables are taken to have; then others that
 # some of them might have.
-COMBINED = [row for _, row in tables.PAIRS[3:]]  # ImagePiece added: conv stem
-PAPER = (*tables.TABLE1, *tables.TABLE2, *tables.TABLE3, *COMBINED)
+COMBINED = [row for _, row in paper_tables.PAIRS[3:]]  # ImagePiece added: conv stem
+PAPER = (*paper_tables.TABLE1, *paper_tables.TABLE2, *paper_tables.TABLE3, *COMBINED)
 ROWS = {row.name: row for row in PAPER if SPEEDS.get(row.name)}
 OTHERS = tuple(
-    tables.TableRow(row.name, {**row.reduction, "name": LATER}, row.stem)
+    paper_tables.TableRow(row.name, {**row.reduction, "name": LATER}, row.stem)
     for row in (ROWS[name] for name in RATES.values())
 )
 
@@ -54,7 +54,7 @@ def milliseconds(name: str) -> float:
 
 
 @controls.registered()
-def gmacs(row: tables.TableRow) -> float:
+def gmacs(row: paper_tables.TableRow) -> float:
     """GMACs of DeiT-S at 224 pixels."""
     model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return model_macs(model, 224) / 1e9
@@ -63,13 +63,13 @@ def gmacs(row: tables.TableRow) -> float:
 @functools.cache
 def overhead() -> Overhead:
     """Times of a step and of the stem, by the paper's rows of DeiT, EViT and ToMe."""
-    dense = gmacs(tables.DENSE)
+    dense = gmacs(paper_tables.DENSE)
     rate = milliseconds("DeiT") / dense
     evit = milliseconds("EViT") - rate * gmacs(ROWS["EViT"])
     tome = milliseconds("ToMe") - rate * gmacs(ROWS["ToMe"])
     prune = evit / PRUNES
     merge = tome / MERGES_OF_TOME
-    stem = rate * (gmacs(tables.DENSE_CONV) - dense)
+    stem = rate * (gmacs(paper_tables.DENSE_CONV) - dense)
     return Overhead(
         rate=rate,
         prune=prune,
@@ -85,11 +85,11 @@ def implied(schedule: str, keep_rate: float) -> float:
     method = {"A": LATER, "B": "imagepiece"}[schedule]
     reduction = {"name": method, "keep_rate": keep_rate}
     name = RATES[keep_rate]
-    blocks = overhead().rate * gmacs(tables.TableRow(name, reduction))
+    blocks = overhead().rate * gmacs(paper_tables.TableRow(name, reduction))
     return milliseconds(name) - blocks
 
 
-def efficiency(row: tables.TableRow) -> float:
+def efficiency(row: paper_tables.TableRow) -> float:
     """Published speed in MACs a second, as a share of the dense model's."""
     return overhead().rate * gmacs(row) / milliseconds(row.name)
 
@@ -163,7 +163,7 @@ def efficiency_table() -> str:
             row.name,
             ", ".join(taken),
             f"{gmacs(row):.3f}",
-            tables.plan_tokens(row),
+            paper_tables.plan_tokens(row),
             f"{acc1:.2f}",
             f"{speed:.1f}",
             f"{efficiency(row):.2f}",

@@ -15,7 +15,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import evaluate, export, train, visualize
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
@@ -70,7 +70,7 @@ def variables(model):
 def folder(variables, tmp_path_factory):
     """w.npz, own.npz and run/ with halves/, 40 images in set.csv."""
     folder = tmp_path_factory.mktemp("normalization")
-    tensors = timm_names.to_timm(variables)
+    tensors = timm_tensors.to_timm(variables)
     np.savez(folder / "w.npz", **tensors)
     np.savez(folder / "own.npz", **tensors, mean=HALF, std=HALF)
     settled = config(**{f"model.{name}": value for name, value in HALVES.items()})

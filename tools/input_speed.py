@@ -24,7 +24,7 @@ from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.data import transforms
+from imagepiece_jax.data import train_crop
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
@@ -128,7 +128,7 @@ def _open_image(path):
 def _pillow(path, rng, size, flip):
     """torchvision's pipeline with Pillow; the generator is NumPy's."""
     picture = _open_image(path)
-    top, left, height, width = transforms.crop_box(
+    top, left, height, width = train_crop.crop_box(
         picture.height, picture.width, rng, _crop(size).area
     )
     picture = picture.crop((left, top, left + width, top + height))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.fields import CheckedFields
-from imagepiece_jax.data import preprocessing, transforms
+from imagepiece_jax.data import preprocessing, train_crop
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.input import registry
 
@@ -24,7 +24,7 @@ class DataConfig(CheckedFields):
 
     name: str = fields.text()
     dir: str = fields.text()
-    crop: str = fields.choice(allowed=transforms.CROPS)
+    crop: str = fields.choice(allowed=train_crop.CROPS)
     area: tuple[float, float] = fields.several(
         fields.REQUIRED, fields.number(above=0, most=1), AREA, length=2
     )
@@ -50,9 +50,9 @@ class DataConfig(CheckedFields):
         folder = self.dir or None
         return registry.open_source(self.name, split, data_dir=folder, **options)
 
-    def train_transform(self, image_size: int) -> transforms.TrainTransform:
+    def train_transform(self, image_size: int) -> train_crop.TrainTransform:
         """The random crop and flip of a training image."""
-        return transforms.TrainTransform(
+        return train_crop.TrainTransform(
             image_size, self.crop, self.area, self.shift, self.flip
         )
 

@@ -20,7 +20,7 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import plan, registry, resize_positions, timm_names
+from imagepiece_jax.models import plan, registry, resize_positions, timm_tensors
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs, share_of_dense
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
@@ -334,7 +334,7 @@ class Pretrained:
         """Of "head" and "selectors" those that are untrained."""
         kinds = set()
         for part in self.untrained_parts:
-            is_selector = part.startswith(timm_names.SELECTOR)
+            is_selector = part.startswith(timm_tensors.SELECTOR)
             kinds.add("selectors" if is_selector else "head")
         return sorted(kinds)
 
@@ -481,7 +481,7 @@ class Pretrained:
     def lacks_selectors(self, reduction: ReductionLike) -> bool:
         """Whether `reduction` has selectors that the weights have not learned."""
         like = variable_shapes(self.model_with(reduction), self.image_size)
-        return bool(timm_names.lacking_selectors(self._learned, like))
+        return bool(timm_tensors.lacking_selectors(self._learned, like))
 
     def differences_from_training(self) -> list[str]:
         """Reduction and image size, in words, where training had others."""
@@ -525,8 +525,8 @@ class Pretrained:
         """Learned selectors of this reduction and others, tensors by timm's names."""
         learned = dict(self.selectors)
         if "selectors" not in self.untrained_kinds:  # maybe trained since then
-            selectors = timm_names.selectors_of(self.variables)
-            learned |= timm_names.to_timm({"params": selectors})
+            selectors = timm_tensors.selectors_of(self.variables)
+            learned |= timm_tensors.to_timm({"params": selectors})
         return learned
 
     def _with_model(self, model, params, seed=None, **changes):
@@ -542,13 +542,13 @@ class Pretrained:
         """
         images = changes.get("preprocessing", self.preprocessing)
         dense = {
-            k: v for k, v in params.items() if not k.startswith(timm_names.SELECTOR)
+            k: v for k, v in params.items() if not k.startswith(timm_tensors.SELECTOR)
         }
         learned = self._learned
         fresh = ()  # no selector is drawn
         if seed is not None:
             fresh = None  # those that `learned` lacks are
-        variables, drawn = timm_names.model_variables(
+        variables, drawn = timm_tensors.model_variables(
             model,
             images.image_size,
             learned,

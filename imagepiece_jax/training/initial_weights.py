@@ -10,7 +10,7 @@ from imagepiece_jax.config.run import RunConfig, TeacherConfig, config_path
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError, inside, renamed
-from imagepiece_jax.models import registry, resize_positions, timm_names
+from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -230,7 +230,7 @@ class InitialWeights:
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
         shapes = variable_shapes(model, run.image_size)
-        timm_names.check_parts(fresh, shapes, init.path("fresh"))
+        timm_tensors.check_parts(fresh, shapes, init.path("fresh"))
         return self._started(model, fresh)
 
     def dense_variables(self, dense):
@@ -261,7 +261,7 @@ class InitialWeights:
         """`_fitted` of `start`; the InputError says what to type for new parts."""
         try:
             return self._fitted(self.start, model, fresh)
-        except timm_names.Misfit as error:
+        except timm_tensors.Misfit as error:
             if not error.fresh:
                 raise
             parts = tuple(dict.fromkeys((*self._run.init.fresh, *error.fresh)))
@@ -281,12 +281,12 @@ class InitialWeights:
         size = self._run.image_size
         params = vit.fitted(vit.variables["params"], model, size)
         tensors = (
-            timm_names.to_timm({**vit.variables, "params": params}) | vit.selectors
+            timm_tensors.to_timm({**vit.variables, "params": params}) | vit.selectors
         )
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             how = vit.model.arch.resize
             tensors = resize_positions.fit(tensors, model, size, vit.image_size, how)
-        variables, _ = timm_names.model_variables(
+        variables, _ = timm_tensors.model_variables(
             model, size, tensors, vit.place, fresh=fresh, seed=self._run.seed
         )
         theirs = _hidden(vit.model)

@@ -28,7 +28,7 @@ from imagepiece_jax.common.progress import INTERVAL, in_words
 from imagepiece_jax.data.copies import readable_originals
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained

@@ -465,7 +465,7 @@ def to_timm(
 
     Text towers, language models, decoders, mask tokens, poolers and the heads of
     self-distillation are left out. Tensors of timm's layout are not checked:
-    `timm_names.from_timm` does.
+    `timm_tensors.from_timm` does.
 
     tower: how a language model reads its vision tower; None where no config says it
     names: of all tensors in the file; None: `state_dict` has all
@@ -537,7 +537,7 @@ def _note_name(origin, part, name):
 def as_timm(
     tensors: Mapping[str, np.ndarray], arch: Architecture
 ) -> dict[str, np.ndarray]:
-    """Tensors of `timm_names.to_timm` as timm's classes have them.
+    """Tensors of `timm_tensors.to_timm` as timm's classes have them.
 
     timm keeps the projections of EVA-02's sub-LN apart, and two layers of a gated MLP
     without a norm together where positions are learned.

@@ -24,7 +24,7 @@ from imagepiece_jax.errors import (
     one_of,
     short_traceback,
 )
-from imagepiece_jax.models import registry, resize_positions, timm_names
+from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
@@ -241,7 +241,7 @@ def _fill(vit, contents, fresh, seed, exact):
     size = vit.image_size
     learned = _learned(tensors, source.untrained)
     if seed is not None:
-        fresh = (*fresh, *timm_names.lacking_selectors(learned, vit.variables))
+        fresh = (*fresh, *timm_tensors.lacking_selectors(learned, vit.variables))
     trained_size = source.spec.image_size
     trained_positions = None
     resized = tensors
@@ -250,7 +250,7 @@ def _fill(vit, contents, fresh, seed, exact):
     if resized is not tensors:
         values = np.asarray(tensors["pos_embed"], np.float32)
         trained_positions = resize_positions.Trained(values, trained_size)
-    variables, drawn = timm_names.model_variables(
+    variables, drawn = timm_tensors.model_variables(
         vit.model,
         size,
         resized,
@@ -260,7 +260,7 @@ def _fill(vit, contents, fresh, seed, exact):
         exact=exact,
     )
     for part in variables["params"]:
-        if part not in drawn and timm_names.matches(part, source.untrained):
+        if part not in drawn and timm_tensors.matches(part, source.untrained):
             drawn.append(part)
     recovery = _filled_recovery(vit, contents, variables, drawn)
     return dataclasses.replace(
@@ -293,7 +293,7 @@ def _filled_recovery(vit, contents, variables, drawn):
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
         with inside(place=f"weights file {vit.source.path / hub.RECOVERED}"):
-            numbers = timm_names.numbers_from_timm(tensors, vit.variables, drawn)
+            numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
                 raise InputError(problem=f"has no numbers for {cost.form}")
         dense |= {path: leaves[path] for path in numbers}
@@ -344,9 +344,9 @@ def read_source(
 
 def _learned(tensors, untrained):
     """The tensors of learned selectors; {} where they were drawn and never trained."""
-    if any(part.startswith(timm_names.SELECTOR) for part in untrained):
+    if any(part.startswith(timm_tensors.SELECTOR) for part in untrained):
         return {}
-    start = f"{timm_names.SELECTOR}."
+    start = f"{timm_tensors.SELECTOR}."
     return {k: v for k, v in tensors.items() if k.startswith(start)}
 
 

@@ -14,7 +14,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, inside, one_of
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
@@ -165,7 +165,7 @@ def read_checkpoint(
         raise InputError.at(f"run {folder}", problem, allowed, hint, checkpoint)
     arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
-    return timm_names.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+    return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
 
 def own_files(path):

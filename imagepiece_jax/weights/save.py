@@ -21,7 +21,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common.files import check_is_path, replacing_folder
 from imagepiece_jax.errors import InputError, inside, short_traceback
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.weights import hub, hub_configs, layouts
@@ -56,7 +56,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     folder = checked_folder(folder)
     check_pretrained(vit)
     _check(vit)
-    tensors = timm_names.to_timm(vit.dense_variables)
+    tensors = timm_tensors.to_timm(vit.dense_variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, vit.model.arch)
@@ -86,7 +86,7 @@ def _recovered(recovery):
     tensors = {}
     for number, cost in enumerate(recovery.costs if recovery else ()):
         params = traverse_util.unflatten_dict(cost.numbers or {}, sep="/")
-        for name, tensor in timm_names.to_timm({"params": params}).items():
+        for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{number}.{name}"] = tensor
     return tensors
 
@@ -164,7 +164,7 @@ def _check_round_trip(model, tensors, config):
         read = layouts.to_timm(tensors).tensors
         saved = infer(read, parsed["spec"])
         again = saved.create(parsed["reduction"])
-        timm_names.from_timm(read, variable_shapes(again, saved.image_size))
+        timm_tensors.from_timm(read, variable_shapes(again, saved.image_size))
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         value = getattr(model, field)
         loaded = getattr(again, field)

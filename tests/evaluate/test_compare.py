@@ -27,7 +27,7 @@ from imagepiece_jax.evaluate.cache import (
     plan_facts,
 )
 from imagepiece_jax.evaluate.compare import RECOMMENDED
-from imagepiece_jax.models import resize_positions, timm_names
+from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
@@ -519,8 +519,8 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
     model = create_model(**tiny_paper.FIELDS | {"image_size": size, "depth": 2})
-    tensors = timm_names.to_timm(weights.variables)
-    params = timm_names.from_timm(
+    tensors = timm_tensors.to_timm(weights.variables)
+    params = timm_tensors.from_timm(
         resize_positions.fit(tensors, model, size), variable_shapes(model, size)
     )["params"]
     logits = tiny.logits(model)({"params": params}, made)

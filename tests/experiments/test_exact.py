@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from experiments import hyperspeed, models, published, tables
+from experiments import hyperspeed, models, paper_tables, published
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from tests.models import tiny
 
-COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
+COMBINED = [row for _, row in paper_tables.PAIRS[3:]]  # those of the paper: conv stem
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 
@@ -22,9 +22,9 @@ def tokens(row):
 
 
 def test_tokens_left_are_the_published_ones():
-    rows = {row.name: row for row in tables.TABLE3}
+    rows = {row.name: row for row in paper_tables.TABLE3}
     for name, count in published.OUTPUT_TOKENS.items():
-        assert tokens(rows[name]) == tables.plan_tokens(rows[name]) == count
+        assert tokens(rows[name]) == paper_tables.plan_tokens(rows[name]) == count
     assert published.OUTPUT_TOKENS.keys() <= rows.keys()
 
 
@@ -48,7 +48,12 @@ def test_macs_of_the_hyperspeed_sweep_fall(name, costs):
 
 def test_published_names_are_those_of_rows():
     """A figure whose row has another name would never be shown."""
-    every = (tables.TABLE1, tables.TABLE2, tables.COMBINATIONS, tables.TABLE3)
+    every = (
+        paper_tables.TABLE1,
+        paper_tables.TABLE2,
+        paper_tables.COMBINATIONS,
+        paper_tables.TABLE3,
+    )
     rows = {row.name for row in itertools.chain(*every)}
     for figures in published.ACCURACY_SPEED.values():
         assert set(figures) <= rows
@@ -70,7 +75,10 @@ def test_published_claims_can_be_recomputed():
 
 @pytest.mark.parametrize(
     "reduction",
-    [r.reduction for r in (*tables.TABLE1[1:5], *tables.TABLE2[1:5], *COMBINED)],
+    [
+        r.reduction
+        for r in (*paper_tables.TABLE1[1:5], *paper_tables.TABLE2[1:5], *COMBINED)
+    ],
     ids=lambda reduction: reduction["name"],
 )
 def test_methods_can_be_matched_at_equal_macs(reduction):
@@ -82,7 +90,9 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
         Reduction.read(reduction).with_cost(share), tolerance=0.1
     )
     assert found.name == reduction["name"]
-    if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
+    if (
+        reduction == paper_tables.MERGE_ONLY
+    ):  # half of the candidates is all it can merge
         assert found.method.merge_ratio >= 0.14
         assert target < one.gmacs(found) < 1.1 * target
         return

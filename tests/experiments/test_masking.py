@@ -9,8 +9,8 @@ from experiments import masking
 from experiments.masking import SIDE, corners_of, cover
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
+from experiments.paper_tables import DENSE
 from experiments.published import MASKS
-from experiments.tables import DENSE
 from imagepiece_jax.evaluate import statistics
 
 INDEX = np.array([[3, 0, 7]])

@@ -9,7 +9,7 @@ import pytest
 from configs import quickstart
 from experiments import models
 from experiments.models import Finetuner, label
-from experiments.tables import DENSE, TableRow, measure, table
+from experiments.paper_tables import DENSE, TableRow, measure, table
 from imagepiece_jax.input import digits
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.experiments import tiny_paper

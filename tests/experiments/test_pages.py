@@ -5,10 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from experiments import controls, hyperspeed, published, tables
+from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
-from experiments.tables import find
+from experiments.paper_tables import find
 from imagepiece_jax.evaluate.cache import plan_facts
 from tests import markdown
 from tests.models import tiny
@@ -59,9 +59,9 @@ def points(study, reduction, base):
 
 
 def test_gains_are_the_combinations_over_their_methods(study):
-    tables.combinations(study)
+    paper_tables.combinations(study)
     gains = lines(study, "combos")
-    for single, combined in tables.PAIRS[:3]:
+    for single, combined in paper_tables.PAIRS[:3]:
         gain = points(study, combined.reduction, single.reduction)
         costs = [study.pretrained.gmacs_with(r.reduction) for r in (single, combined)]
         assert gains[single.name][:2] == [f"{cost:.3f}" for cost in costs]
@@ -69,20 +69,20 @@ def test_gains_are_the_combinations_over_their_methods(study):
 
 
 def test_ablation_compares_with_the_default(study):
-    default = tables.IMAGEPIECE_PATCH.reduction
-    changed = tables.switched("patch")
+    default = paper_tables.IMAGEPIECE_PATCH.reduction
+    changed = paper_tables.switched("patch")
     with controls.registered():
-        tables.ablation(study)
+        paper_tables.ablation(study)
         found = {row.name: points(study, row.reduction, default) for row in changed}
     changes = lines(study, "ablation")
     for row in changed:
         change = found[row.name]
         assert changes[row.name][0].startswith(f"{change:+.1f} [")
-    assert not set(changes) & {row.name for row in tables.switched("conv")}
+    assert not set(changes) & {row.name for row in paper_tables.switched("conv")}
 
 
 def test_table1_has_both_counts_of_spvit(study):
-    tables.table1(study)
+    paper_tables.table1(study)
     rows = lines(study, "table1")
     ours = rows["SPViT"]
     other = rows["SPViT, keep .7, .49, .343"]
@@ -97,7 +97,7 @@ def test_a_row_without_retraining_is_of_the_model_as_trained():
         def find(self, reduction, stem, by_stem):
             return [(run, run) for run in runs if run == reduction]
 
-    row = next(row for row in tables.TABLE3 if row.name == "ImagePiece, keep .6")
+    row = next(row for row in paper_tables.TABLE3 if row.name == "ImagePiece, keep .6")
     study = types.SimpleNamespace(models=Runs())
     assert find(study, row) == [(runs[0], runs[1])]
 

@@ -12,7 +12,7 @@ import imagepiece_jax
 from experiments import damage, recover_sharp
 from experiments.recover import Student
 from experiments.recover_sharp import CHOSEN, Cell
-from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from tests import markdown

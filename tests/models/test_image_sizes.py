@@ -11,7 +11,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import cost, resize_positions, timm_names
+from imagepiece_jax.models import cost, resize_positions, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.spec import create_model
@@ -102,7 +102,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     images = TIMM["pretrained_cfg"] | {"input_size": [3, *WIDE]}
     model = tiny.model(image_size=WIDE, depth=1, mean=HALF, std=STD)
     variables = tiny.variables(model)
-    tensors = timm_names.to_timm(variables)
+    tensors = timm_tensors.to_timm(variables)
     path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
     loaded = imagepiece_jax.load(path)
     assert loaded.model == model

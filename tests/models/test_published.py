@@ -13,7 +13,7 @@ import imagepiece_jax
 from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.models import registry, timm_names
+from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
@@ -69,7 +69,7 @@ def variables(model):
 
 @pytest.fixture(scope="module")
 def tensors(variables):
-    return timm_names.to_timm(variables)
+    return timm_tensors.to_timm(variables)
 
 
 def folder(path, config, tensors, **files):
@@ -299,7 +299,7 @@ def vit():
 def places(vit, tmp_path_factory):
     """Where it is: timm's folder, a file of its name, and one of another."""
     path = tmp_path_factory.mktemp("vit")
-    tensors = timm_names.to_timm(vit[1])
+    tensors = timm_tensors.to_timm(vit[1])
     files = {name: path / f"{name}.npz" for name in (VIT, "mine")}
     for file in files.values():
         np.savez(file, **tensors)
@@ -335,7 +335,7 @@ def test_a_name_that_contradicts_that_of_a_folder(places, vit, name, field, valu
 def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path, vit):
     images = IMAGES | {"tag": None}
     config = {"model_args": {"act_layer": "gelu_tanh"}, "pretrained_cfg": images}
-    path = folder(tmp_path, NAMED | config, timm_names.to_timm(vit[1]))
+    path = folder(tmp_path, NAMED | config, timm_tensors.to_timm(vit[1]))
     assert imagepiece_jax.load(path).model.arch.gelu == "tanh"
     with refused("gelu", "exact", f"but folder {path} has"):
         imagepiece_jax.load(path, name=VIT)

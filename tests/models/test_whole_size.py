@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry, resize_positions, timm_names
+from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import layouts
@@ -49,7 +49,7 @@ def test_the_whole_model_has_timms_tensors(name):
     ours = variable_shapes(model, size)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
     found = layouts.to_timm(tensors(row)).tensors
-    timm_names.check_fit(resize_positions.fit(found, model, size), ours)
+    timm_tensors.check_fit(resize_positions.fit(found, model, size), ours)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
     # Some count the head, and papers round: to the last digit that is not 0.
     published = row["published"]

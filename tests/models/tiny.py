@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
@@ -175,7 +175,7 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
 
 def write(path, variables):
     """The path of a file that is written, .npz of timm's names."""
-    np.savez(path, **timm_names.to_timm(variables))
+    np.savez(path, **timm_tensors.to_timm(variables))
     return path
 
 

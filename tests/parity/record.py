@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
-from imagepiece_jax.models import resize_positions, timm_names
+from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -37,7 +37,7 @@ def outputs(model, tensors, images):
     """Outputs of a model with tensors by timm's names."""
     size = images.shape[1:3]
     tensors = resize_positions.fit(tensors, model, size)
-    variables = timm_names.from_timm(tensors, variable_shapes(model, size))
+    variables = timm_tensors.from_timm(tensors, variable_shapes(model, size))
     return computed(model, variables, images)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import create_model
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call
@@ -42,7 +42,7 @@ def ours(vit, **options):
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
     model = create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
-    variables = timm_names.from_timm(state, tiny.shapes(model, side=224))
+    variables = timm_tensors.from_timm(state, tiny.shapes(model, side=224))
     return lambda images: tiny.jit(model.apply)(variables, images).logits
 
 

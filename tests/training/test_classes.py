@@ -18,7 +18,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
@@ -540,7 +540,7 @@ def test_a_start_says_where_names_cannot_be_compared(
 ):
     places = {"run": run, "old": tmp_path / "old", "file": tmp_path / "w.npz"}
     unnamed(run, places["old"])
-    np.savez(places["file"], **timm_names.to_timm(load.load(run).variables))
+    np.savez(places["file"], **timm_tensors.to_timm(load.load(run).variables))
     config = configured(**{"init.weights": str(places[weights]), "init.fresh": fresh})
     initial(config).check_classes(tmp_path, names, resumed=resumed)
     said = f"note: classes are compared by number alone: {nameless} does not name them"

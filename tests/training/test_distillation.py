@@ -20,7 +20,7 @@ from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
@@ -293,7 +293,7 @@ def weights(tmp_path_factory):
     for name, classes in (("ten", 10), ("nine", 9)):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
         model = create_model("vit_mini", **fields)
-        tensors = timm_names.to_timm(fill(variable_shapes(model, 16), seed=1))
+        tensors = timm_tensors.to_timm(fill(variable_shapes(model, 16), seed=1))
         means = {"mean": np.float32(HALF), "std": np.float32(HALF)}
         np.savez(folder / f"{name}.npz", **tensors, **means)
     return folder
@@ -364,7 +364,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     with config.unlocked():
         config.reduction = LEARNED | {"keep_rate": 0.5}
     dense = RunConfig.from_config(config).create_dense()
-    tensors = timm_names.to_timm(fill(variable_shapes(dense, 16), seed=1))
+    tensors = timm_tensors.to_timm(fill(variable_shapes(dense, 16), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
     config.init.weights = config.teacher.weights = str(tmp_path / "dense.npz")
     runs.train(config, tmp_path / "run")

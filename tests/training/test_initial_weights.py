@@ -10,7 +10,7 @@ import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
@@ -192,9 +192,9 @@ def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
     checkpoints.close()
     like = variable_shapes(model_of(configured(**{"model.embed_dim": 16})), 16)
     with pytest.raises(InputError, match="^holds a model of"):
-        timm_names.from_timm(read_checkpoint(tmp_path), like)
+        timm_tensors.from_timm(read_checkpoint(tmp_path), like)
     with pytest.raises(InputError, match="has no config.json"):
-        timm_names.from_timm(read_checkpoint(tmp_path / "checkpoints"), like)
+        timm_tensors.from_timm(read_checkpoint(tmp_path / "checkpoints"), like)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path, google):
     mean = np.float32([0.485, 0.456, 0.406])
     std = np.float32([0.229, 0.224, 0.225])
     path = tmp_path / "w.npz"
-    np.savez(path, **timm_names.to_timm(variables), mean=mean, std=std)
+    np.savez(path, **timm_tensors.to_timm(variables), mean=mean, std=std)
     config = configured(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(started(config), variables)
     assert initial(config).start.normalization["mean"] == (0.485, 0.456, 0.406)

@@ -14,7 +14,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.weights import hub, load
 from tests.command import call, sentence
 from tests.models import recoveries, tiny
@@ -35,7 +35,7 @@ def variables():
 @pytest.fixture(scope="module")
 def files(variables):
     """The files of a repository, as bytes by name."""
-    weights = safetensors.numpy.save(timm_names.to_timm(variables))
+    weights = safetensors.numpy.save(timm_tensors.to_timm(variables))
     config = json.dumps(TIMM).encode()
     return {"config.json": config, "model.safetensors": weights, "README.md": b"#"}
 
@@ -106,7 +106,7 @@ def test_a_branch_that_moves_meanwhile_gives_the_files_of_one_commit(
 
 def test_a_revision_is_another_commit(cache, files, variables):
     lay_out(cache, files)
-    other = timm_names.to_timm(tiny.variables(tiny.model(depth=1), seed=1))
+    other = timm_tensors.to_timm(tiny.variables(tiny.model(depth=1), seed=1))
     older = {**files, "model.safetensors": safetensors.numpy.save(other)}
     snapshot = lay_out(cache, older, OLDER, ref="v1")
     for revision in ("v1", OLDER):

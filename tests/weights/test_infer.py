@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_names
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights.infer import Unnamed, infer
@@ -20,7 +20,7 @@ SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
 def named_shapes(model, image_size):
     """The state dict as names and shapes: nothing is allocated."""
-    found = timm_names.timm_shapes(variable_shapes(model, image_size))
+    found = timm_tensors.timm_shapes(variable_shapes(model, image_size))
     return {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in found.items()}
 
 

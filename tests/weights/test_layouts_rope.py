@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, resize_positions, timm_names
+from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import layouts
@@ -229,7 +229,7 @@ def test_every_tensor_is_needed_in_its_shape(fixture, file, shape):
 
     def check(tensors):
         tensors = layouts.to_timm(tensors).tensors
-        timm_names.check_fit(resize_positions.fit(tensors, model, GRID), like)
+        timm_tensors.check_fit(resize_positions.fit(tensors, model, GRID), like)
 
     check(tensors)
     for key in tensors:

@@ -13,7 +13,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, timm_names
+from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
@@ -36,7 +36,7 @@ OF = {"name": "vit_mini", "num_heads": 1}  # what its tensors do not tell
 
 @pytest.fixture(scope="module")
 def tensors():
-    return timm_names.to_timm(tiny.variables(tiny.model(**SIZE)))
+    return timm_tensors.to_timm(tiny.variables(tiny.model(**SIZE)))
 
 
 def written(path, tensors, normalization):
@@ -341,7 +341,7 @@ def test_the_authors_names_of_files(file, name):
 
 def test_a_file_by_its_authors_name_loads(tmp_path):
     model = create_model("vit_small_patch16_224.dino")
-    shapes = timm_names.timm_shapes(tiny.shapes(model, 224))
+    shapes = timm_tensors.timm_shapes(tiny.shapes(model, 224))
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **{k: np.zeros(shape, np.float32) for k, shape in shapes.items()})
     assert imagepiece_jax.load(path).model == model

@@ -15,7 +15,7 @@ from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
-from imagepiece_jax.models import registry, timm_names
+from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS
@@ -126,7 +126,7 @@ def test_what_a_folder_holds(tmp_path):
     assert not any("reducer" in name for name in dense)
     assert all(name.startswith("reducer.1.") for name in learned)
     assert learned
-    assert {**dense, **learned}.keys() == timm_names.to_timm(vit.variables).keys()
+    assert {**dense, **learned}.keys() == timm_tensors.to_timm(vit.variables).keys()
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architecture"] == "vit_base_patch16_224"
     assert config["model_args"]["embed_dim"] == 32

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from imagepiece_jax.models import resize_positions, timm_names
+from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.weights import load
 from tests.models import tiny
 from tests.refused import refused
@@ -35,19 +35,19 @@ def with_reducers(tree):
 
 
 CONV = variables(stem="conv")
-PLAIN = timm_names.to_timm(variables())
-WIDER = timm_names.to_timm(variables(width=8))
-REDUCED = timm_names.to_timm(with_reducers(CONV))
+PLAIN = timm_tensors.to_timm(variables())
+WIDER = timm_tensors.to_timm(variables(width=8))
+REDUCED = timm_tensors.to_timm(with_reducers(CONV))
 DEEPER = PLAIN | {"blocks.10.norm1.weight": np.zeros(6)}
 
 
 def test_layout_against_pytorch_definitions():
     """Linear is [out, in], convolution OIHW, qkv stacked; names as timm writes them."""
-    state_dict = timm_names.to_timm(variables())
+    state_dict = timm_tensors.to_timm(variables())
     rng = np.random.default_rng(1)
     state_dict = {k: rng.normal(size=v.shape) for k, v in state_dict.items()}
     like = jax.eval_shape(lambda: variables())
-    params = timm_names.from_timm(state_dict, like)["params"]
+    params = timm_tensors.from_timm(state_dict, like)["params"]
     x = rng.normal(size=6)
     attention = params["blocks_1"]["attn"]
     weight = state_dict[f"blocks.1.attn.qkv.{'weight'}"]
@@ -75,20 +75,20 @@ def test_layout_against_pytorch_definitions():
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 def test_round_trip(stem):
     tree = with_reducers(variables(stem=stem))
-    state_dict = timm_names.to_timm(tree)
+    state_dict = timm_tensors.to_timm(tree)
     assert all(value.flags.c_contiguous for value in state_dict.values())
     chex.assert_shape(state_dict["reducer.10.Dense.0.weight"], (3, 6))
     assert ("patch_embed.norm.0.running_var" in state_dict) == (stem == "conv")
-    chex.assert_trees_all_equal(timm_names.from_timm(state_dict, tree), tree)
+    chex.assert_trees_all_equal(timm_tensors.from_timm(state_dict, tree), tree)
 
 
 def test_fresh_parts_keep_their_values():
     """Another head, another stem, new reducers; the file's parts are not looked at."""
-    state_dict = timm_names.to_timm(variables(seed=1))
+    state_dict = timm_tensors.to_timm(variables(seed=1))
     state_dict["head.weight"] = np.full((7, 6), np.nan, np.float32)
     like = with_reducers(variables(stem="conv", seed=2))
     fresh = ("head", "patch_embed", "reducer")
-    found = timm_names.from_timm(state_dict, like, fresh)
+    found = timm_tensors.from_timm(state_dict, like, fresh)
     parts = ["head", "patch_embed", "reducer_1", "reducer_10"]
     for part in parts:
         chex.assert_trees_all_equal(found["params"].pop(part), like["params"].pop(part))
@@ -100,10 +100,10 @@ def test_fresh_parts_keep_their_values():
 
 def test_fresh_names_whole_parts_only():
     """blocks_1 is not blocks_10, reducer_1 is one of them, norm is not norm1."""
-    state_dict = timm_names.to_timm(with_reducers(variables()))
+    state_dict = timm_tensors.to_timm(with_reducers(variables()))
     like = with_reducers(variables(seed=3))
     fresh = ("reducer_1", "norm", "blocks_1/attn/q")
-    found = timm_names.from_timm(state_dict, like, fresh)["params"]
+    found = timm_tensors.from_timm(state_dict, like, fresh)["params"]
     old = with_reducers(variables())["params"]
     new = like["params"]
     chex.assert_trees_all_equal(found["norm"], new["norm"])
@@ -114,10 +114,10 @@ def test_fresh_names_whole_parts_only():
     del old["blocks_1"]["attn"]["q"]
     chex.assert_trees_all_equal(attention, old["blocks_1"]["attn"])
     without = {k: v for k, v in state_dict.items() if not k.startswith("reducer.1.")}
-    timm_names.from_timm(without, like, ("reducer_1",))
+    timm_tensors.from_timm(without, like, ("reducer_1",))
     with refused("tensor reducer.10.Dense.0.weight", None, "is missing"):
         without.pop("reducer.10.Dense.0.weight")
-        timm_names.from_timm(without, like, ("reducer_1",))
+        timm_tensors.from_timm(without, like, ("reducer_1",))
 
 
 @pytest.mark.parametrize("old, new", [(14, 7), (4, 6), (9, 24)])
@@ -129,9 +129,9 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     with caplog.at_level("INFO", logger="imagepiece_jax.models"):
         model = tiny.model(embed_dim=6, num_heads=1)
         tensors = resize_positions.fit(
-            timm_names.to_timm(source), model, new * tiny.PATCH
+            timm_tensors.to_timm(source), model, new * tiny.PATCH
         )
-        found = timm_names.from_timm(tensors, like)
+        found = timm_tensors.from_timm(tensors, like)
     found = found["params"]["pos_embed"]
     assert f"resized to {new}x{new}" in caplog.text
     np.testing.assert_array_equal(found[:, 0], pos_embed[:, 0])
@@ -142,9 +142,9 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
 
 
 def test_types_follow_the_model():
-    state_dict = timm_names.to_timm(variables())
+    state_dict = timm_tensors.to_timm(variables())
     state_dict = {name: v.astype(jnp.bfloat16) for name, v in state_dict.items()}
-    found = timm_names.from_timm(state_dict, variables())
+    found = timm_tensors.from_timm(state_dict, variables())
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(found))
     weight = state_dict["head.weight"].astype(np.float32).T
     np.testing.assert_array_equal(found["params"]["head"]["kernel"], weight)
@@ -152,7 +152,7 @@ def test_types_follow_the_model():
 
 def changed(name, value):
     """The state dict of `variables()` with another tensor (None: without it)."""
-    state_dict = timm_names.to_timm(variables()) | {name: value}
+    state_dict = timm_tensors.to_timm(variables()) | {name: value}
     return {name: value for name, value in state_dict.items() if value is not None}
 
 
@@ -180,24 +180,26 @@ def changed(name, value):
 )
 def test_what_does_not_fit_is_named(tensor, value, text):
     with refused(f"tensor {tensor}", None, text):
-        timm_names.from_timm(changed(tensor, value), variables())
+        timm_tensors.from_timm(changed(tensor, value), variables())
 
 
 def misfit(state_dict, like=None, fresh=()):
     """The Misfit of tensors that do not fit."""
-    with pytest.raises(timm_names.Misfit) as caught:
-        timm_names.from_timm(state_dict, like or variables(), fresh)
+    with pytest.raises(timm_tensors.Misfit) as caught:
+        timm_tensors.from_timm(state_dict, like or variables(), fresh)
     return caught.value
 
 
 def test_remedy_names_every_part_that_differs():
     """All at once, with what was fresh already; nothing where it is no help."""
-    state_dict = timm_names.to_timm(variables(classes=7))
+    state_dict = timm_tensors.to_timm(variables(classes=7))
     like = with_reducers(variables(stem="conv"))
     remedy = ("reducer_1", "head", "patch_embed", "reducer")
     assert misfit(state_dict, like, ("reducer_1",)).fresh == remedy
-    timm_names.from_timm(state_dict, like, remedy)
-    assert misfit(timm_names.to_timm(variables(stem="conv"))).fresh == ("patch_embed",)
+    timm_tensors.from_timm(state_dict, like, remedy)
+    assert misfit(timm_tensors.to_timm(variables(stem="conv"))).fresh == (
+        "patch_embed",
+    )
     assert misfit(changed("pos_embed", np.zeros((1, 13, 6)))).fresh == ("pos_embed",)
     assert misfit(changed("blocks.0.norm1.weight", None)).fresh == ()
 
@@ -213,13 +215,13 @@ def test_remedy_names_every_part_that_differs():
 )
 def test_models_of_other_sizes_and_parts_are_named(tensors, like, subject, value, said):
     with refused(subject, value, said):
-        timm_names.from_timm(tensors, like)
+        timm_tensors.from_timm(tensors, like)
 
 
 def test_a_part_that_no_model_has_is_named():
     names = ("head", "blocks_0/mlp", "reducer", "heads")
     with refused("config.init.fresh", "heads"):
-        timm_names.check_parts(names, with_reducers(variables()), "config.init.fresh")
+        timm_tensors.check_parts(names, with_reducers(variables()), "config.init.fresh")
 
 
 def test_load_names_the_file(tmp_path):
@@ -228,7 +230,7 @@ def test_load_names_the_file(tmp_path):
     tiny.write(path, tiny.variables(model))
     vit = load.load(path, name="vit_mini", num_heads=tiny.HEADS)
     chex.assert_trees_all_equal(vit.variables, tiny.variables(model))
-    tensors = timm_names.to_timm(vit.variables)
+    tensors = timm_tensors.to_timm(vit.variables)
     np.savez(path, **tensors | {"head.bias": np.zeros(6, np.float32)})
     with refused("tensor head.bias", None, f"weights file {path}: "):
         load.load(path, name="vit_mini", num_heads=tiny.HEADS)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import analysis, merges, tables
+from experiments import analysis, merges, paper_tables
 from experiments import study as helper
 from experiments.models import TrainedRuns
-from experiments.tables import DENSE, TableRow
+from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
@@ -167,9 +167,9 @@ ROWS = (
 
 
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
-    found = tables.measure(study, ROWS)
+    found = paper_tables.measure(study, ROWS)
     printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
-    text = tables.table(ROWS, found, printed, "DeiT-S")
+    text = paper_tables.table(ROWS, found, printed, "DeiT-S")
     head, _, dense, tome, imagepiece = text.split("\n")
     assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
@@ -178,11 +178,11 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
     fitted = dataclasses.replace(found["ToMe"], reduction=TOME | {"r": 5})
-    assert "| ToMe (r=5) | 79.36" in tables.table(
+    assert "| ToMe (r=5) | 79.36" in paper_tables.table(
         ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}, ""
     )
-    assert "ImagePiece" not in tables.table(ROWS, found, {}, "")
-    notes = tables.facts(study, found)
+    assert "ImagePiece" not in paper_tables.table(ROWS, found, {}, "")
+    notes = paper_tables.facts(study, found)
     assert "| no model of | ImagePiece |" in notes
     assert "| 24 images of digits, evenly spaced (" in notes
     assert "One checkpoint for all rows" in notes
@@ -192,29 +192,34 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
 def test_published_figures_of_another_size_are_labeled(study):
     """The tiny model has no published figures, so DeiT-S's stand in their column."""
     sizes = ("deit_s", "deit_ti")
-    assert tables.printed_for(tables.measure(study, ROWS), sizes)[1] == "DeiT-S"
+    assert (
+        paper_tables.printed_for(paper_tables.measure(study, ROWS), sizes)[1]
+        == "DeiT-S"
+    )
     fields = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
     weights = tiny.loaded("w.npz", **fields)
     ours = {"DeiT": SimpleNamespace(pretrained=weights)}
-    printed, whose = tables.printed_for(ours, sizes)
+    printed, whose = paper_tables.printed_for(ours, sizes)
     assert whose == "DeiT-Ti"
     assert printed["ImagePiece"] == (72.61, 9450.2)
-    assert tables.printed_for(ours, sizes[:1])[1] == "DeiT-S"
+    assert paper_tables.printed_for(ours, sizes[:1])[1] == "DeiT-S"
 
 
 @pytest.mark.slow
 def test_untrained_selectors_are_labeled(study):
     row = TableRow("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
-    found = tables.measure(study, (row,))
-    assert "off-the-shelf, untrained selectors" in tables.table((row,), found, {}, "")
-    assert "untrained selectors" in tables.facts(study, found)
+    found = paper_tables.measure(study, (row,))
+    assert "off-the-shelf, untrained selectors" in paper_tables.table(
+        (row,), found, {}, ""
+    )
+    assert "untrained selectors" in paper_tables.facts(study, found)
 
 
 def test_no_model_at_all_is_a_mistake(study, pretrained):
     conv = tiny.loaded(pretrained.source.path, **tiny_paper.FIELDS | {"stem": "conv"})
     lonely = dataclasses.replace(study, models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
-        tables.measure(lonely, ROWS[:2])
+        paper_tables.measure(lonely, ROWS[:2])
 
 
 @pytest.mark.slow
@@ -224,9 +229,9 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     reduced = [vit.with_reduction(TOME) for vit in dense]
     runs = TrainedRuns((*dense, *reduced))
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
-        found = tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
+        found = paper_tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
-    text = tables.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
+    text = paper_tables.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
     accuracies = " ".join(f"{result['acc1']:.1f}" for result in found.results)
     assert "acc1 by seed" in text
     assert f"| {accuracies} |" in text
