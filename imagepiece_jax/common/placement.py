@@ -1,4 +1,4 @@
-"""Placement of a batch over devices and hosts."""
+"""Which samples of a batch each device and host has; `parallel` puts them there."""
 
 import dataclasses
 

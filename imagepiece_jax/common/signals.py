@@ -148,8 +148,8 @@ def _hear(signum, frame):
     with _ending:  # another thread waits here for the end
         for path in [*_unfinished]:
             _remove(path)
-        # A second signal, which is handled in this place, has no use for output that
-        # cannot be written.
+        # The pipe may be closed, or this signal may have interrupted a flush: the
+        # process ends all the same.
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         with contextlib.suppress(ValueError):  # not in the main thread

@@ -47,9 +47,10 @@ def imagenet_rows() -> list[tuple[str, str]]:
 
 @functools.cache
 def imagenet_labels() -> dict[str, set[int]]:
-    """Labels of ImageNet-1k by WordNet ID, by all lemmas, and by name.
+    """Labels of ImageNet-1k by WordNet ID, by the lemmas as one text, and by name.
 
-    All lemmas of both cranes, the bird and the machine, are "crane".
+    The lemmas of a class are one text, such as "tench, Tinca tinca"; those of both
+    cranes, the bird and the machine, are "crane".
     """
     labels = collections.defaultdict(set)
     for label in range(len(imagenet_rows())):
@@ -128,9 +129,10 @@ def _by_number(name):
 def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """Labels of a model by the names that data may have for its classes.
 
-    These are the model's names, and of a class of ImageNet its WordNet ID, all its
-    lemmas and its entry of `imagenet_names`. A model of 1,000 classes without names is
-    taken for one of ImageNet's, in the usual order. A name of two classes is left out.
+    These are the model's names, and of a class of ImageNet its WordNet ID, its lemmas
+    as one text, and its entry of `imagenet_names`. A model of 1,000 classes without
+    names is taken for one of ImageNet's, in the usual order. A name of two classes is
+    left out.
 
     names: of the model's classes
     """

@@ -204,6 +204,8 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
     labels = [known.get(name) for name in names]
     if None not in labels and len({*labels}) == len(labels):
         return labels
+    if None not in labels:
+        return _distinct(place, labels, names)
     numbers = [class_names.number(name) for name in names]
     are_numbers = all(n is not None and n < num_classes for n in numbers)
     model_has_numbers = any(class_names.number(name) is not None for name in known)

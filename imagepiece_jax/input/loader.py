@@ -79,6 +79,7 @@ class TrainBatches(BatchSequence):
         self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
 
     def requests(self, number):
+        """The images of chunk `number`, with the next ones where one is unreadable."""
         step, chunk = divmod(number, self.chunks)
         step += self.start_step
         epoch, step_in_epoch = divmod(step, self._epoch_steps)

@@ -241,7 +241,7 @@ def _add(x, branch, factor):
 
     x: [B, N, D]
     branch: as many numbers, in any shape
-    factor: [B] or None
+    factor: [B], of stochastic depth; or None
     """
     branch = _rows(branch)
     if factor is not None:

@@ -311,7 +311,10 @@ class Pretrained:
         return dataclasses.replace(self, variables=dense, recovery=recovery)
 
     def say_recovered(self):
-        """Print whose recovered numbers it has, where they are of another form."""
+        """Print the form whose recovered numbers it has where its own form has none.
+
+        Of records of earlier versions `load` warns.
+        """
         cost = self.recovered
         if cost is None or cost.fits(self.model, self.image_size):
             return

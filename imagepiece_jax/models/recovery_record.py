@@ -131,7 +131,10 @@ class Recovery:
 
     @property
     def keeps_dense(self) -> bool:
-        """Whether the dense model is the one that was recovered."""
+        """Whether the dense model has its own numbers, and each cost others.
+
+        In records of earlier versions all have the same.
+        """
         return all(cost.numbers is not None for cost in self.costs)
 
     def __str__(self):

@@ -1,4 +1,7 @@
-"""Models by name: our own MODELS, and timm's, by tools/public_models.py."""
+"""Fields of models by name, of which `spec.create_model` builds them.
+
+Our own are MODELS, and timm's are written by tools/public_models.py.
+"""
 
 import difflib
 import functools

@@ -178,7 +178,7 @@ class ModelSpec(CheckedFields):
         """This config of trained weights with requested fields.
 
         source: the weights, in words
-        sizes: whether a requested name stands for its sizes, too
+        sizes: whether the sizes of a requested name must be those of the weights, too
         Raises InputError for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """

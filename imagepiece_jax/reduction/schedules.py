@@ -2,7 +2,7 @@
 
 A schedule has a shape and a strength: 0 keeps all tokens, 1 as few as the shape allows.
 `models.plan` finds the strength for a cost. Fields such as `r` and `keep_rate`
-belong to methods, and are in methods/.
+belong to methods, and their rules are in `token_counts`.
 """
 
 import functools

@@ -153,9 +153,10 @@ class InitialWeights:
         sources = []
         if start:
             sources.append((run.init.weights, start))
-        # A teacher of distillation may be normalized in another way.
-        is_same = run.reduction.method.needs_teacher or not run.distill.active
-        if teacher and (is_same or not start):
+        # A teacher of distillation may be normalized in another way than the model; one
+        # that a method needs gets the same images.
+        same_images = run.reduction.method.needs_teacher or not run.distill.active
+        if teacher and (same_images or not start):
             sources.append((run.teacher.weights, teacher))
         return sources
 

@@ -239,7 +239,11 @@ def _prediction(trace, index, class_names):
 
 
 class _Drawing:
-    """Pictures of one image under one method, as figures of the page."""
+    """Pictures of one image under one method, as figures of the page.
+
+    index: number of the image, which its CSS class has
+    views: {kind: of each block, a view, or None where it has none}
+    """
 
     def __init__(self, image, index, name, method, grid, views):
         self._image = image

@@ -346,6 +346,8 @@ def test_a_folder_of_a_number_has_this_label(tmp_path, names, classes, known, ex
         (WHOLE[1:], 11, {"ant": 1}, "whether class 1 is '10' or '2'"),
         (["a2", "a10"], 2, {}, "whether class 0 is 'a10' or 'a2'"),
         (["1", "01"], 2, {}, "has class 1 twice, as '01' and '1'"),
+        (["n1", "tench"], 2, {"n1": 0, "tench": 0}, "0 twice, as 'n1' and 'tench'"),
+        (["n1", "tench"], 9, {"n1": 0, "tench": 0}, "0 twice, as 'n1' and 'tench'"),
         (["0", "12"], 12, {}, "folder .* has 2 classes, none .* model's 12"),
         (["3", "10"], 12, None, "num_classes is 12, but folder .* 2 classes"),
         (["cat", "dog"], 2, {"cat": 1}, "class 'cat', which is class 1 .* lacks 'dog'"),

@@ -197,8 +197,8 @@ class DiffRate(Method):
                 self.refuse(name, allowed, f"has {entries} entries")
         lists = zip(self.prune, self.merge, strict=True)
         steps = []
-        for block, (pruned, merged) in enumerate(lists):
-            # The lists count the class token, too.
-            reducer = PruneAndMerge(pruned - 1, score=self.score)
-            steps.append(Step(block, reducer, AtMost(merged - 1)))
+        for block, (after_pruning, after_merging) in enumerate(lists):
+            # They count the tokens that are left, with the class token.
+            reducer = PruneAndMerge(after_pruning - 1, score=self.score)
+            steps.append(Step(block, reducer, AtMost(after_merging - 1)))
         return tuple(steps)

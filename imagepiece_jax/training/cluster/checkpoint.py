@@ -56,6 +56,7 @@ class Progress:
         best = self.best
         last = self.last or {}
         if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
+            # Under "acc1", in which checkpoints have it, whatever `best_by` names.
             best = {"acc1": by_set[best_set][best_by], "step": step}
         for name, figures in by_set.items():
             # Without times, so that all runs of one config have equal checkpoints.
