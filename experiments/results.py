@@ -135,7 +135,7 @@ class Results:
         images = self.sources[row.source].images
         accuracy = 100 * row.bits(images).mean()
         if abs(accuracy - row.acc1[0]) > 1e-6:
-            raise InputError("acc1", row.acc1, accuracy)
+            raise InputError("acc1", row.acc1, f"{accuracy:g}")
 
     def _key(self, row):
         source = self.sources[row.source]
