@@ -12,6 +12,7 @@ import pytest
 
 from imagepiece_jax import cli
 from imagepiece_jax.config import files as config_files
+from imagepiece_jax.config import overrides
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.command import call, sentence, start
 from tests.refused import refused
@@ -147,7 +148,7 @@ def test_a_field_of_a_type_that_no_text_can_set():
     with config.unlocked():
         config.words = ["a"]
     with refused("config.words", list):
-        config_files.override(config, "words", "b")
+        overrides.override(config, "words", "b")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from configs import base
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config import files as config_files
+from imagepiece_jax.config import overrides
 from imagepiece_jax.config.run import (
     DistillConfig,
     OptimConfig,
@@ -57,7 +58,7 @@ def configured(line):
     config = config_files.load_config(ROOT / path)
     for change in changes:
         field, text = change.removeprefix("--config.").split("=", 1)
-        config_files.override(config, field, text)
+        overrides.override(config, field, text)
     return config
 
 
@@ -340,7 +341,7 @@ def test_every_field_can_be_overridden(path):
         *groups, leaf = name.split(".")
         kind = functools.reduce(operator.getitem, groups, config).get_type(leaf)
         rest = dict(fields(config))
-        config_files.override(config, name, TEXTS.get(kind, str(not before)))
+        overrides.override(config, name, TEXTS.get(kind, str(not before)))
         changed = dict(fields(config))
         assert type(changed[name]) is kind
         assert changed[name] != before

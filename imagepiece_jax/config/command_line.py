@@ -13,18 +13,15 @@ import sys
 from absl import flags
 
 from imagepiece_jax.common import fields, process
-from imagepiece_jax.config.files import (
-    BASE,
+from imagepiece_jax.config.files import BASE, load_config
+from imagepiece_jax.config.overrides import (
     MACS,
     METHOD,
     Overrides,
     fields_called,
-    load_config,
+    in_words_of_load,
     method_fields,
     model_words,
-)
-from imagepiece_jax.config.typed import (
-    in_words_of_load,
     of_reduction,
     split_overrides,
     with_reduction,

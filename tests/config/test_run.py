@@ -8,12 +8,8 @@ import pytest
 from ml_collections import config_dict
 
 from configs import base
-from imagepiece_jax.config.files import (
-    BASE,
-    allowed_values,
-    dotted_fields,
-    load_config,
-)
+from imagepiece_jax.config.files import BASE, load_config
+from imagepiece_jax.config.overrides import allowed_values, dotted_fields
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.reduction import Reduction
