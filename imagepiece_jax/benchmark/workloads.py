@@ -136,6 +136,7 @@ class Case:
     def check(self):
         """Raise InputError for mistakes that would otherwise show while measuring."""
         mode = self.mode
+        optimize.check_gelu(self.model, self.forms.get("gelu"))
         if mode == "train":
             if self.run is None:
                 allowed = (

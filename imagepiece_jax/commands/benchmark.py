@@ -79,7 +79,7 @@ def main(others=None):
         groups = suite.groups(pairs, sizes, dtype, modes, forms, DATA.value)
         suite.run_all(groups, rules, files, others)
     except InputError as error:
-        names = flags_of("batch_size", "device", "mode", "data", "reductions")
+        names = flags_of("batch_size", "device", "mode", "data", "reductions", "gelu")
         if path:
             names["name"] = "--data"
         else:

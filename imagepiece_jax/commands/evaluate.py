@@ -15,7 +15,7 @@ reductions.
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _images, _weights
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, flags_of, renamed
 
 WEIGHTS = _weights.weights()
 CHECK_DATA, IMAGES = _images.labeled_images()
@@ -65,14 +65,15 @@ def optimized(vit, images):
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
 
-    program = optimize.optimize(
-        vit,
-        batch_size=min(images.batch, len(images.source)),
-        dtype=vit.model.dtype.name,
-        gelu=GELU.value,
-        attention=vit.spec.attention or "auto",
-        pixels=True,
-    )
+    with renamed(flags_of("gelu")):
+        program = optimize.optimize(
+            vit,
+            batch_size=min(images.batch, len(images.source)),
+            dtype=vit.model.dtype.name,
+            gelu=GELU.value,
+            attention=vit.spec.attention or "auto",
+            pixels=True,
+        )
     figures, change = accuracy.evaluate_program(
         vit.model,
         vit.variables,

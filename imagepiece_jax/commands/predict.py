@@ -43,7 +43,7 @@ def main(words):
     vit = WEIGHTS()
     if note := pictures.sizes_note(files, vit.preprocessing):
         print(f"note: {note}", flush=True)
-    with renamed(flags_of("labels", "top")):
+    with renamed(flags_of("labels", "top", "gelu")):
         predict = Predictor(
             vit,
             labels=LABELS.value,

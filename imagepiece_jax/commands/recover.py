@@ -8,7 +8,7 @@ MACs, the second at one cost. It says first how long that takes here. DIR is a
 folder as `imagepiece_jax.save` writes it, which holds the dense model as it was, and
 what each cost takes in place of some of its numbers. A fifth of the images is held out,
 and chooses the best. Labels are not read. --minutes 10 takes as many steps as fit.
-Ctrl-C leaves the best so far in DIR.
+Ctrl-C leaves the best so far in DIR, where it is better than the start.
 """
 
 import pathlib
@@ -84,6 +84,8 @@ def written(out, recovered):
     else:
         save(out, recovered)
         print(f"saved in {out}", flush=True)
+        if not any(cost.changed for cost in recovery.costs):
+            print(f"note: nothing was better: {out} holds the model as it was")
 
 
 def check_there(images: str):

@@ -159,13 +159,20 @@ def _other_type(leaf, text, kind, wanted):
     config = load_config(BASE)
     value = text if kind == "str" else literal(text)
     if wanted.endswith("ConfigDict"):
-        group = config[leaf] if leaf in config else {}
+        group = config.get(leaf, {})
+        field = f"config.{leaf}" if group else leaf
         hint = f"did you mean config.{leaf}.name?" if "name" in group else ""
-        allowed = f"a ConfigDict of {', '.join(group)}"
-        return InputError(f"config.{leaf}", value, allowed, hint=hint)
+        return InputError(field, value, "a ConfigDict, a group of fields", hint=hint)
     of_type = {kind.__name__: words for kind, (_, words) in PARSERS.items()}
     allowed = of_type.get(wanted, f"values of type {wanted}")
     found = fields_called(config, leaf)
-    if len(found) != 1:  # a field of several groups, of which the error names none
-        return InputError(leaf, value, allowed)
-    return InputError(f"config.{found[0]}", value, allowed_values(found[0]) or allowed)
+    problem = "is a ConfigDict" if kind.endswith("ConfigDict") else ""
+    if len(found) != 1:  # ml_collections does not say of which group
+        hint = f"it is one of config.{', config.'.join(found)}" if found else ""
+        return InputError(leaf, value, allowed, problem=problem, hint=hint)
+    return InputError(
+        f"config.{found[0]}",
+        value,
+        allowed_values(found[0]) or allowed,
+        problem=problem,
+    )

@@ -147,7 +147,7 @@ def checked_file(
     for file in (out, facts):  # whose endings are any: `facts` knows what they are
         check_writable("out", str(file), None, kept)
         if file.exists() and not jax_export.FACTS <= {*jax_export.read_facts(out)}:
-            problem = f"{file} already exists, and {facts} describes no export"
+            problem = f"{file} already exists, and export did not write it"
             raise InputError("out", str(file), problem=problem, hint="choose another")
     if not names_format:  # m.onx would be no graph for ONNX
         problem = f"{out} ends in {ending}, which names no format"

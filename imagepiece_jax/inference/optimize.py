@@ -298,13 +298,7 @@ def compiler(
     if wide and requested.reductions == "fast":
         problem = f"is 'fast', but layers are {dtype}"
         requested.refuse("reductions", "'exact', or a dtype of two bytes", problem)
-    own_gelu = model.arch.gelu
-    if requested.gelu not in (None, own_gelu) and QUICK in (requested.gelu, own_gelu):
-        allowed = f"{own_gelu!r}, or None"
-        if own_gelu != QUICK:
-            allowed = "'exact' and 'tanh', which approximate each other"
-        problem = f"is {requested.gelu!r}, but the model's GELU is {own_gelu!r}"
-        requested.refuse("gelu", allowed, problem)
+    check_gelu(model, requested.gelu)
     given = requested.compiler_options or {}
     options = {**xla_options.options(device.platform), **given}
     _check_options(options, device)
@@ -386,6 +380,18 @@ def takes_direction(model, requested):
     if asked is None and model.backend != "cudnn":
         return False
     return not reason
+
+
+def check_gelu(model, gelu):
+    """Raise InputError for a form of GELU that is too far from the model's own.
+
+    gelu: as `CompileOptions` has it
+    """
+    own = model.arch.gelu
+    if gelu not in (None, own) and QUICK in (gelu, own):
+        allowed = "none but its own" if own == QUICK else "'exact' and 'tanh'"
+        problem = f"is {gelu!r}, but the model's GELU is {own!r}"
+        raise InputError("gelu", gelu, allowed, problem=problem)
 
 
 def default_gelu(model, device):

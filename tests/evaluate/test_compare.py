@@ -224,24 +224,23 @@ def test_minutes_left_fall(monkeypatch, capsys):
 
 LINE = '{"setting": {"kind": "speed"}, "result": {"ratio": 1.2}}\n'
 OTHERS = [
-    ({"compare.json": "mine"}, "compare.json", "is not JSON"),
-    ({"compare.json": "[]"}, "compare.json", "is a list"),
-    ({"compare.json": "{}"}, "", "holds compare.json"),
-    ({"points.jsonl": LINE, "compare.json": "{}"}, "", "holds compare.json"),
-    ({"compare.md": "mine"}, "", "holds compare.md"),
-    ({"points.jsonl": "", "compare.png": "mine"}, "", "holds compare.png"),
-    ({"points.jsonl": LINE, "notes.txt": "mine"}, "", "holds notes.txt"),
-    ({"points.jsonl": "mine\n"}, "points.jsonl", "not a measured result"),
+    ({"compare.json": "mine"}, "/compare.json is not JSON"),
+    ({"compare.json": "[]"}, "/compare.json is a list"),
+    ({"compare.json": "{}"}, " holds compare.json"),
+    ({"points.jsonl": LINE, "compare.json": "{}"}, " holds compare.json"),
+    ({"compare.md": "mine"}, " holds compare.md"),
+    ({"points.jsonl": "", "compare.png": "mine"}, " holds compare.png"),
+    ({"points.jsonl": LINE, "notes.txt": "mine"}, " holds notes.txt"),
+    ({"points.jsonl": "mine\n"}, "/points.jsonl.*not a measured result"),
 ]
 
 
-@pytest.mark.parametrize("texts, name, said", OTHERS)
-def test_folders_of_something_else_are_refused(tmp_path, texts, name, said):
+@pytest.mark.parametrize("texts, said", OTHERS)
+def test_folders_of_something_else_are_refused(tmp_path, texts, said):
     for file, text in texts.items():
         (tmp_path / file).write_text(text)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))}{said}"):
         compare_tables.check_folder(tmp_path)
-    assert caught.value.place == str(tmp_path / name)
 
 
 def test_a_folder_of_a_comparison_is_taken_again(report, tmp_path):

@@ -262,14 +262,14 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
             write_features(vit, images, tmp_path)
 
     (tmp_path / "notes.txt").touch()
-    check(tmp_path, "notes.txt", "holds notes.txt")
+    check("folder", "notes.txt", f"{tmp_path} holds notes.txt")
     (tmp_path / "notes.txt").unlink()
     (tmp_path / "info.json").write_text("{}")
-    check(tmp_path, "info.json", "holds info.json")
+    check("folder", "info.json", f"{tmp_path} holds info.json")
     (tmp_path / "info.json").unlink()
     for name in ("paths.txt", "pooled.npy", "pooled.npy.unfinished", "damaged.csv"):
         (tmp_path / name).write_text("mine")
-        check(tmp_path, name, f"holds {name}")
+        check("folder", name, f"{tmp_path} holds {name}")
         (tmp_path / name).unlink()
     with feature_folder.FeatureFolder(tmp_path):
         check("folder", str(tmp_path), "in use by another process")

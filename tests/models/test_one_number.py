@@ -266,9 +266,10 @@ def test_what_is_no_share_is_told_what_is(value, field, text):
 @pytest.mark.parametrize(
     "reduction, field, value, text",
     [
-        ("auto", ".macs", None, "is missing; allowed: numbers above 0"),
-        ({"name": "auto"}, ".macs", None, "is missing; allowed: numbers above 0"),
+        ("auto", ".name", "auto", "which needs macs: numbers above 0"),
+        ({"name": "auto"}, ".name", "auto", "which needs macs: numbers above 0"),
         (HALF | {"r": 8}, ".r", "r", "allowed: macs, counts"),
+        ({"name": "tome", "cls": 8}, ".cls", "cls", "is not a field of reduction"),
         ("tome:r", "", "r", "has 'r'; allowed: FIELD=VALUE"),
         ("tome:r=8:r=9", "", "r", "has r twice"),
         ("evot:r=8", ".name", "evot", "did you mean evit?"),

@@ -106,7 +106,11 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
             "r",
             "but macs says how many tokens stay; allowed: one",
         ),
-        ({"counts": (90,) * 12, "r": 9}, "r", "one of them, as with counts=None"),
+        (
+            {"counts": (90,) * 12, "r": 9},
+            "r",
+            "but counts says how many",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

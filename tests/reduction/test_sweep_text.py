@@ -48,6 +48,7 @@ def test_a_method_may_be_given_by_its_cost():
         == parse_sweep("tome=.5 metric=token")
         == one
     )
+    assert read(".5:counts=stages-1") == read({"macs": 0.5, "counts": "stages-1"})
     # The recommended one, too.
     assert parse_sweep("auto=.5") == parse_sweep("0.5") == read(0.5)
     assert parse_sweep(".6,.5") == read(0.6, 0.5)

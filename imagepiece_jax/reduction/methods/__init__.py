@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import re
 
-from imagepiece_jax.common.fields import number_in
+from imagepiece_jax.common.fields import number_in, plain
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
@@ -15,7 +15,7 @@ class _Methods(collections.UserDict):
     """{name of a method: its class}; the class is in the file with the method's name.
 
     A class is imported when it is first used, so that a program loads only the method
-    that it runs, and is checked whenever it is.
+    that it runs.
     """
 
     def __getitem__(self, name) -> type[Method]:
@@ -23,7 +23,6 @@ class _Methods(collections.UserDict):
         if isinstance(kind, str):
             kind = _imported(name, kind)
             self.data[name] = kind
-        contract.check_method(kind, Method)
         return kind
 
 
@@ -108,15 +107,15 @@ def name_of(method: Method) -> str:
 
 def known_name(name: str) -> str:
     """`spelled`. Raises InputError for the name of no method."""
-    found = name
-    if isinstance(name, str):
-        found = spelled(name)
+    found = plain(name)
+    if isinstance(found, str):
+        found = spelled(found)
     if found not in names():  # a list as a name has no hash
         cost = number_in(str(name).replace(",", "."))
-        if cost is not None:
+        if cost is not None and 0 < cost <= 1:
             hint = f"did you mean {cost:g}, which is {AUTO!r} with macs={cost:g}?"
             raise InputError("name", name, hint=hint)
-        hint = "a share such as 0.5 is allowed, too"
+        hint = "a share of the MACs such as 0.5 needs no name"
         raise InputError("name", name, names(), hint=hint)
     return found
 
@@ -133,6 +132,7 @@ def create(name: str = "none", **fields) -> Method:
     kind = Method
     if name != AUTO:
         kind = METHODS[name]
+        contract.check_method(kind, Method)
     shared = [field.name for field in dataclasses.fields(Method)]
     in_order = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(kind),

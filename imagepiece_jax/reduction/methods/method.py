@@ -84,7 +84,8 @@ class Method(fields.CheckedFields):
     def __post_init__(self):
         super().__post_init__()
         if type(self) is Method and self.macs is None:
-            self.refuse("macs", fields.SHARES, "is missing")
+            problem = f"is 'auto', which needs macs: {fields.SHARES}"
+            raise InputError("name", "auto", problem=problem)
         if self.counts is None:
             return
         is_schedule = isinstance(self.counts, str)
@@ -119,7 +120,7 @@ class Method(fields.CheckedFields):
         """Raise InputError for a field: `other` says how many tokens stay."""
         value = getattr(self, name)
         problem = f"is {value!r}, but {other} says how many tokens stay"
-        super().refuse(name, f"one of them, as with {other}=None", problem)
+        super().refuse(name, "one of them", problem)
 
     def refuse(self, field, allowed="", problem="", hint=""):
         """Raise InputError for the value of a field, which may be the default."""
