@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.config.overrides import PARSERS, allowed_values, fields_called
+from imagepiece_jax.config.overrides import (
+    PARSERS,
+    allowed_values,
+    fields_called,
+    no_such_field,
+)
 from imagepiece_jax.errors import InputError, closest
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
@@ -144,6 +149,10 @@ def _raised(error, file, path):
         return _other_type(*wrong.groups()).inside(place=place)
     if similar := re.search('Did you mean "(.*?)"', reason):
         hint = f"did you mean {similar[1]}?"
+    if unknown := re.match('Key "(.*?)" does not exist', reason):
+        error = no_such_field(load_config(BASE), unknown[1])
+        # ml_collections does not say of which group.
+        return error.with_facts(field=unknown[1], place=place, hint=hint or error.hint)
     reason, _, _ = reason.partition("\n")
     reason, _, _ = reason.partition(". Other fields present")  # of all groups
     return InputError.at(place, f"raises {kind}: {reason}", hint=hint)

@@ -225,7 +225,7 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         group = functools.reduce(type(config).__getitem__, groups, config)
         kind = group.get_type(leaf)
     except (AttributeError, KeyError, TypeError):
-        raise _no_such_field(config, field) from None
+        raise no_such_field(config, field) from None
     path = f"config.{field}"
     if kind not in PARSERS:
         hint = "set it in a config file"
@@ -343,8 +343,11 @@ def allowed_values(field: str) -> str | None:
     return None
 
 
-def _no_such_field(config, field):
-    """The InputError for a field that no config has, with a suggestion."""
+def no_such_field(config, field):
+    """The InputError for a field that no config has, with a suggestion.
+
+    field: its path; one without groups may be of any
+    """
     names = _all_fields(config, config.reduction.name)
     owner, _, leaf = field.rpartition(".")
     siblings = {}

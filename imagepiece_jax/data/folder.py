@@ -220,9 +220,10 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
             "names of its classes, or a folder for each",
         )
     if labels_by_name is not None and num_classes != len(names):
+        found = "1 class" if len(names) == 1 else f"{len(names)} classes"
         raise InputError.at(
             place,
-            f"has {len(names)} classes, none named as the model's {num_classes}",
+            f"has {found}, none named as the model's {num_classes}",
             "folders with names of its classes, with whole numbers from 0 to "
             f"{num_classes - 1} as labels, or one for each class",
         )

@@ -156,7 +156,7 @@ class Preprocessing(CheckedFields):
         return (
             f"each image read ({len(sizes)} of {total}) has {size_text(self.shape)} "
             "pixels, the model's size, and is enlarged and cropped nevertheless "
-            f'({self.text}): resize "none" takes it as it is'
+            f"({self.text}): resize none takes it as it is"
         )
 
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:

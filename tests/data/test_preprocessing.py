@@ -129,7 +129,7 @@ def test_images_of_the_models_size_that_are_enlarged_are_noted():
     assert transform.note([(224, 224)] * 3, 50) == (
         "each image read (3 of 50) has 224x224 pixels, the model's size, and is "
         "enlarged and cropped nevertheless (resize 256 bicubic, crop 224): "
-        'resize "none" takes it as it is'
+        "resize none takes it as it is"
     )
     assert transform.note([(224, 224), (224, 225)], 2) is None
     assert transform.note([], 2) is None
