@@ -251,7 +251,7 @@ def typed_cost() -> float | None:
     if typed is None or fields.number_in(typed) is None:
         return None
     with inside("--reduction"):
-        return fields.share().metadata["convert"](literal(typed))
+        return fields.as_share(literal(typed))
 
 
 def dtype(of, usual=""):

@@ -51,10 +51,7 @@ class InputError(ValueError):
 
     @classmethod
     def at(cls, place, problem, allowed="", hint="", value=None) -> "InputError":
-        """The mistake of a whole file or folder: "PLACE PROBLEM; allowed: ..".
-
-        Where a caller further out names it (`inside`), a `problem` is enough.
-        """
+        """The mistake of a whole file or folder: "PLACE PROBLEM; allowed: .."."""
         return cls("", value, allowed, problem=problem, place=place, hint=hint)
 
     def __str__(self):

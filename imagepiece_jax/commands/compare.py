@@ -20,7 +20,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _images, _weights
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.fields import literal, share
+from imagepiece_jax.common.fields import as_share, literal
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.config import command_line
 from imagepiece_jax.errors import InputError, flags_of, inside, renamed
@@ -106,8 +106,7 @@ def read_shares():
     if cost:
         return [cost]
     with inside("--shares"):
-        read = share().metadata["convert"]
-        return [read(literal(text)) for text in SHARES.value or [""]]
+        return [as_share(literal(text)) for text in SHARES.value or [""]]
 
 
 if __name__ == "__main__":

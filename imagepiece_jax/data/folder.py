@@ -202,8 +202,6 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
     """
     known = labels_by_name or {}
     labels = [known.get(name) for name in names]
-    if None not in labels and len({*labels}) == len(labels):
-        return labels
     if None not in labels:
         return _distinct(place, labels, names)
     numbers = [class_names.number(name) for name in names]

@@ -394,6 +394,11 @@ def check_gelu(model, gelu):
         raise InputError("gelu", gelu, allowed, problem=problem)
 
 
+def in_two_bytes_on_gpu(model, device):
+    """Whether layers are of two bytes on a GPU, where programs take faster forms."""
+    return device.platform == "gpu" and model.dtype.itemsize == 2
+
+
 def default_gelu(model, device):
     """The form of GELU where none is requested: the model's, or "tanh" for "exact".
 
@@ -402,10 +407,8 @@ def default_gelu(model, device):
     bytes: it changes less than bfloat16 does. float32 stays exact.
     """
     form = model.arch.gelu
-    half = model.dtype.itemsize == 2
-    if form == "exact" and model.arch.has_gelu and half:
-        if device.platform == "gpu":
-            return "tanh"
+    if form == "exact" and model.arch.has_gelu and in_two_bytes_on_gpu(model, device):
+        return "tanh"
     return form
 
 
@@ -415,7 +418,7 @@ def default_reductions(model, device):
     There they make DeiT at half of its MACs 1.06 times as fast (PERFORMANCE.md), and
     change it less than bfloat16 does (docs/tables/forms).
     """
-    if device.platform == "gpu" and model.dtype.itemsize == 2:
+    if in_two_bytes_on_gpu(model, device):
         return "fast"
     return "exact"
 
@@ -425,7 +428,7 @@ def joined_pixels(model, device):
 
     In two bytes on GPUs it is as many as a patch is wide, up to JOINED.
     """
-    if model.stem == "conv" and device.platform == "gpu" and model.dtype.itemsize == 2:
+    if model.stem == "conv" and in_two_bytes_on_gpu(model, device):
         return min(JOINED, model.patch_size)
     return 1
 

@@ -27,7 +27,6 @@ from imagepiece_jax.models import plan
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.plan import with_plan
 from imagepiece_jax.models.registry import MODELS, fields_of
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
@@ -235,13 +234,13 @@ class ModelSpec(CheckedFields):
         """
         dense = self.dense()
         reduction = Reduction.read(reduction, self.prop_attn)
-        return with_plan(dense, reduction, self.grid, self.name, bool(self.masked))
+        masked = bool(self.masked)
+        return plan.with_plan(dense, reduction, self.grid, self.name, masked)
 
     def create_at_cost(self, asked: ReductionLike) -> ViT:
         """`create`, and a line on stderr says what a number or a text stands for."""
-        dense = self.dense()
         reduction = Reduction.read(asked, self.prop_attn)
-        model = with_plan(dense, reduction, self.grid, self.name, bool(self.masked))
+        model = self.create(reduction)
         plan.say(reduction, model, self.grid, typed=isinstance(asked, str))
         return model
 
