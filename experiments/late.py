@@ -337,7 +337,7 @@ def differences_table(results, fate, condition) -> str:
 
 
 def main():
-    chosen = FLAGS.chosen(cells(), page)
+    chosen = FLAGS.cells_to_run(cells(), page)
     if not chosen:
         return
     weights = cli.required(WEIGHTS)

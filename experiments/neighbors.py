@@ -83,7 +83,7 @@ def loaded(weights, setting: str):
     return imagepiece_jax.load(weights, preprocessing={"crop": 1.0}, **fields)
 
 
-def chosen(folder: str) -> list[str]:
+def image_paths(folder: str) -> list[str]:
     """The paths of the images of a set."""
     files = [*pictures.listed([folder])]
     return [files[i] for i in evenly_spaced(len(files), SPACED)][::2]
@@ -134,7 +134,7 @@ class Study:
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """How many of its dense neighbors each image keeps, and cosines."""
-        files = chosen(cli.required(PATHS[cell.images]))
+        files = image_paths(cli.required(PATHS[cell.images]))
         names = "\n".join([pathlib.Path(file).name for file in files])
         dense = self.vectors(cell.images, DENSE, files)
         own = self.vectors(cell.images, cell.setting, files)
@@ -253,7 +253,7 @@ def page(folder) -> str:
 
 
 def main():
-    waiting = FLAGS.chosen(cells(), page)
+    waiting = FLAGS.cells_to_run(cells(), page)
     if TIME.value:
         path = FLAGS.folder / "times.json"
         make_folder("--out", FLAGS.folder)

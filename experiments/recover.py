@@ -1011,7 +1011,7 @@ def openvino_job(vit):
 
 def main():
     folder = FLAGS.folder
-    chosen = FLAGS.chosen(cells(), page)
+    chosen = FLAGS.cells_to_run(cells(), page)
     if not chosen:
         return
     cli.required(WEIGHTS)

@@ -882,7 +882,7 @@ def times_table(results) -> str:
 
 def main():
     folder = FLAGS.folder
-    chosen = FLAGS.chosen(cells(), page)
+    chosen = FLAGS.cells_to_run(cells(), page)
     if not chosen:
         return
     weights = cli.required(WEIGHTS)

@@ -761,7 +761,7 @@ def page(folder: pathlib.Path) -> str:
 
 def main():
     folder = FLAGS.folder
-    chosen = FLAGS.chosen(cells(), page)
+    chosen = FLAGS.cells_to_run(cells(), page)
     if not chosen:
         return
     rows = {synset: row for row, (synset, _) in enumerate(imagenet_rows())}

@@ -70,7 +70,7 @@ class Flags:
     def folder(self) -> pathlib.Path:
         return pathlib.Path(self._out.value or self._default)
 
-    def chosen(
+    def cells_to_run(
         self, cells: Iterable[Any], page: Callable[[pathlib.Path], str]
     ) -> list[Any]:
         """The cells of --only; none where --list or --tables asked for no measurement.

@@ -254,11 +254,11 @@ def typed_cost() -> float | None:
         return fields.as_share(literal(typed))
 
 
-def dtype(of, usual=""):
-    """Define --dtype; None stands for `usual`, or for the device's fast one."""
+def dtype(of, before=""):
+    """Define --dtype; None stands for `before`, or for the device's fast one."""
     default = "bfloat16, and float32 on CPUs"
-    if usual:
-        default = f"{usual}, or {default}"
+    if before:
+        default = f"{before}, or {default}"
     help_text = f"{of}; default: {default}"
     return choice("dtype", None, ["float32", "bfloat16", "float16"], help_text)
 

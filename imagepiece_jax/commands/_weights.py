@@ -27,11 +27,11 @@ def weights(latest=False, draws=True):
     model = cli.model()
     dtype = cli.dtype("of layers", "the run's own")
     attention = cli.attention()
-    usual = "latest" if latest else "best"
+    default = "latest" if latest else "best"
     checkpoint = cli.text(
         "checkpoint",
         None,
-        f"best or latest of a run, default: {usual}; of a file with several models a "
+        f"best or latest of a run, default: {default}; of a file with several models a "
         "key, or a start of names, such as teacher",
     )
     averaged = cli.switch(

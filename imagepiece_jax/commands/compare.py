@@ -61,14 +61,14 @@ def main():
     names = {"folder": "--out", **flags_of("shares", "methods")}
     with renamed(names):
         compare_tables.check_folder(out)
-        compare.chosen(METHODS.value)
+        compare.with_references(METHODS.value)
         reductions = _weights.swept()
         CHECK_DATA()
         vit = WEIGHTS()
         if command_line.reduction():
             # The reduction is one to compare, not that of the training.
             if not METHODS.present:
-                reductions = [vit.reduction.as_asked]
+                reductions = [vit.reduction.requested]
             vit = vit.with_reduction(vit.source.reduction)
         reductions = compare.with_recommended(vit, reductions)
         compare.check_fit(vit, reductions)

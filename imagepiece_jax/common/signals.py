@@ -28,8 +28,8 @@ def end_process():
 
     One that is ignored stays so: a shell's `&` starts processes that ignore Ctrl-C.
     """
-    usual = (signal.default_int_handler, signal.SIG_DFL)
-    taken = [signum for signum in SIGNALS if signal.getsignal(signum) in usual]
+    defaults = (signal.default_int_handler, signal.SIG_DFL)
+    taken = [signum for signum in SIGNALS if signal.getsignal(signum) in defaults]
     for signum in taken:
         signal.signal(signum, _hear)
     if taken:

@@ -315,15 +315,14 @@ class RunConfig(CheckedFields):
         """
         from imagepiece_jax.models import plan  # imports JAX
 
-        asked = self.reduction
-        if asked.method.macs is None:
+        if self.reduction.method.macs is None:
             return self
         dense = self.create_dense()
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
         with inside("config"), renamed({"reduction": "reduction.macs"}):
-            reduction = plan.at_cost(asked, dense, grid, self.model.name)
+            reduction = plan.at_cost(self.reduction, dense, grid, self.model.name)
         found = dataclasses.replace(self, reduction=reduction)
-        plan.say(asked, found.create_model(), grid)
+        plan.say(self.reduction, found.create_model(), grid)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -332,15 +331,13 @@ class RunConfig(CheckedFields):
         mean, std and all fields of the reduction are in it, even where they were empty,
         and as a label the text that asked for the reduction.
         """
-        from imagepiece_jax.reduction.reduction import LABEL  # imports JAX
-
         images = {"mean": self.model.mean, "std": self.model.std}
         reduction = self.reduction
         fields = {"name": reduction.name, **reduction.method.named_fields()}
         if "prop_attn" in self.written["reduction"]:
             fields["prop_attn"] = reduction.prop_attn
-        if reduction.asked:
-            fields[LABEL] = reduction.asked
+        if reduction.label:
+            fields["label"] = reduction.label
         model = self.written["model"] | images
         return {**self.written, "model": model, "reduction": fields}
 

@@ -113,7 +113,7 @@ def with_recommended(
     found = []
     for reduction in reductions:
         if reduction.is_open:
-            reduction = vit.reduction_at_cost(reduction).as_asked
+            reduction = vit.reduction_at_cost(reduction).requested
         found.append(reduction)
     return found
 
@@ -127,7 +127,7 @@ def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
 
 def _setting(reduction):
     """What one types for a reduction, without what asked for it."""
-    return dataclasses.replace(reduction, asked="").fields
+    return dataclasses.replace(reduction, label="").fields
 
 
 def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
@@ -210,7 +210,7 @@ def match(
     """
     entries = []
     absent = []
-    names = chosen(methods)
+    names = with_references(methods)
     for number, method in enumerate(names, start=1):
         if metric == "ms":
             text = f"{number} of {len(names)} methods to time, {method}"
@@ -225,7 +225,7 @@ def match(
     return entries, absent
 
 
-def chosen(names: Iterable[str]) -> list[str]:
+def with_references(names: Iterable[str]) -> list[str]:
     """The methods to compare: the named ones and REFERENCES, or all without a name.
 
     Raises InputError for another name.

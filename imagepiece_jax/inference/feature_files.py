@@ -92,8 +92,8 @@ def write_features(
         raise InputError("logits", True, problem="is for weights with a head")
     model = vit.model_with_tokens(tokens)
     xla_options.check_dtype(model.dtype.name)
-    chosen = {"logits": logits, "tokens": tokens is not None, "patches": patches}
-    names = ("pooled", *filter(chosen.get, chosen))
+    wanted = {"logits": logits, "tokens": tokens is not None, "patches": patches}
+    names = ("pooled", *filter(wanted.get, wanted))
     images = _begun_with(images)  # its mistakes, before a folder is made
     with FeatureFolder(folder) as files:
         facts = _facts(vit, model, tokens, storage)

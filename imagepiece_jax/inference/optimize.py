@@ -371,13 +371,13 @@ def takes_direction(model, requested):
     requested: the CompileOptions
     Raises InputError where a direction is requested for a model that cannot have it.
     """
-    asked = requested.sizes
-    if asked == "bias" or not size_direction.has_sizes(model):
+    sizes = requested.sizes
+    if sizes == "bias" or not size_direction.has_sizes(model):
         return False
     reason = size_direction.reason_against(model)
-    if asked == "direction" and reason:
+    if sizes == "direction" and reason:
         requested.refuse("sizes", "'bias'", f"is 'direction', but the model {reason}")
-    if asked is None and model.backend != "cudnn":
+    if sizes is None and model.backend != "cudnn":
         return False
     return not reason
 

@@ -98,10 +98,10 @@ class Architecture(CheckedFields):
             parts = {"pool": pool, **parts}
         return dataclasses.replace(self, **parts)
 
-    def difference(self, usual: "Architecture") -> dict[str, Any]:
-        """The parts that differ from those of `usual`, with a dict for a Rotary."""
+    def difference(self, other: "Architecture") -> dict[str, Any]:
+        """The parts that differ from those of `other`, with a dict for a Rotary."""
         parts = dataclasses.asdict(self)
-        others = dataclasses.asdict(usual)
+        others = dataclasses.asdict(other)
         return {name: part for name, part in parts.items() if part != others[name]}
 
     def check_parts(self) -> None:

@@ -150,7 +150,7 @@ def _with_rows_of_bias(query, key, value, key_bias):
     return key, value, jnp.broadcast_to(bias, rows)
 
 
-def read_by(weights, value):
+def weighted_sum(weights, value):
     """Sums of values by attention weights.
 
     [B, H, N, M], [B, M, H, d] -> [B, N, H, d]
@@ -294,7 +294,7 @@ class Attention(nn.Module):
             # value would copy them.
             x = _pad(x, padded_length(length, self.backend))
         heads = self.project(x, state, queries=queries)
-        out = self.read(heads, length)
+        out = self.attend(heads, length)
         scores = self.scores(heads, reads, state)
         return self.output(out)[:, :length], scores
 
@@ -406,11 +406,11 @@ class Attention(nn.Module):
         """Attention weights of all tokens to all tokens, [B, H, N, N] float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
-    def read(self, heads, length):
+    def attend(self, heads, length):
         """Attention of each query to the first `length` tokens. -> [B, Q, H, d]."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
-            return read_by(attention_map(query, key, bias, mask), value)
+            return weighted_sum(attention_map(query, key, bias, mask), value)
         bias = _pad(bias, key.shape[1])
         # cuDNN cannot be trained with one query.
         backend = self.backend if query.shape == key.shape else "xla"

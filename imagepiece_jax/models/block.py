@@ -11,7 +11,7 @@ from flax import linen as nn
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import inside
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import Attention, read_by
+from imagepiece_jax.models.attention import Attention, weighted_sum
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -190,7 +190,7 @@ class Block(nn.Module):
         state, record = reduction(state, scores, train)
         weights = moves.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
-        out = self.attn.output(read_by(weights, value))
+        out = self.attn.output(weighted_sum(weights, value))
         state = self._returned(state)
         x = _add(state.x, self._scaled(out), factor)
         return state.replace(x=x), scores, record

@@ -33,19 +33,19 @@ def with_plan(
     name, masked: fields of a ModelSpec
     Raises InputError for a reduction that does not fit the model.
     """
-    noted, method = _settled(reduction, model, grid, name)
+    settled, method = _settled(reduction, model, grid, name)
     with inside("reduction"):
         patches = math.prod(grid)
         plan = method.plan(model.depth, patches, model.arch.prefix, masked)
         contract.check_plan(plan, model.arch, grid)
     # Some public weights (MAE's) are used without proportional attention.
-    usual = fields_of(name).get("prop_attn", method.usual_prop_attn)
-    prop_attn = noted.prop_attn
+    default = fields_of(name).get("prop_attn", method.default_prop_attn)
+    prop_attn = settled.prop_attn
     if prop_attn is None:
-        prop_attn = usual
-    if prop_attn == usual:
-        noted = dataclasses.replace(noted, prop_attn=None)
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=noted)
+        prop_attn = default
+    if prop_attn == default:
+        settled = dataclasses.replace(settled, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=settled)
 
 
 def at_cost(
@@ -68,8 +68,8 @@ def at_cost(
     """
     if reduction.method.macs is None:
         return reduction
-    noted, _ = _settled(reduction, model, grid, name, tolerance)
-    return noted
+    settled, _ = _settled(reduction, model, grid, name, tolerance)
+    return settled
 
 
 def with_tokens(
@@ -88,7 +88,7 @@ def with_tokens(
     """
     facts = model.facts_for_methods(grid, name)
     with inside("reduction"):
-        method = reduction.chosen(facts).method.for_model(facts)
+        method = reduction.with_recommended(facts).method.for_model(facts)
     method = _ending_at(tokens, method, model, grid)
     with inside(place=f"tokens={tokens}"):
         return with_plan(model, Reduction(method, reduction.prop_attn), grid, name)
@@ -101,12 +101,12 @@ def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
     fields, or the size of images, may have changed since.
     """
     facts = model.facts_for_methods(grid, name)
-    chosen = reduction.chosen(facts)
+    recommended = reduction.with_recommended(facts)
     with inside("reduction"):
-        method = chosen.method.for_model(facts)
+        method = recommended.method.for_model(facts)
     if method.macs is None:
-        if reduction.asked and not _still_asked(reduction, model, grid, name):
-            reduction = dataclasses.replace(reduction, asked="")
+        if reduction.label and not _keeps_label(reduction, model, grid, name):
+            reduction = dataclasses.replace(reduction, label="")
         return reduction, method
     try:
         strength = _strength(method, model.clone(parent=None), grid, tolerance)
@@ -116,17 +116,17 @@ def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
             error = error.renamed({"reduction.macs": "reduction"})
         raise error from error
     method = method.at_strength(strength, model.depth, math.prod(grid))
-    noted = method
+    found = method
     if hasattr(method, "score"):  # it stays "auto", which fits other models, too
-        noted = dataclasses.replace(method, score=chosen.method.score)
-    words = Reduction(chosen.method).words
-    return Reduction(noted, reduction.prop_attn, words.replace(", ", ",")), method
+        found = dataclasses.replace(method, score=recommended.method.score)
+    words = Reduction(recommended.method).words
+    return Reduction(found, reduction.prop_attn, words.replace(", ", ",")), method
 
 
-def _still_asked(reduction: Reduction, model: ViT, grid, name):
+def _keeps_label(reduction: Reduction, model: ViT, grid, name):
     """Whether what asked for a reduction makes the same one of this model."""
     try:
-        return at_cost(reduction.as_asked, model, grid, name) == reduction
+        return at_cost(reduction.requested, model, grid, name) == reduction
     except InputError:
         return False
 

@@ -186,11 +186,11 @@ class Pretrained:
     def reduction(self) -> Reduction | None:
         """The reduction that made the model's plan; None: someone made it by hand.
 
-        It has prop_attn where that is unusual for method and model.
+        It has prop_attn where it differs from the default of method and model.
         """
-        noted = self.model.reduction or DENSE
+        reduction = self.model.reduction or DENSE
         has_steps = any(layer.step for layer in self.model.plan)
-        return None if has_steps and noted == DENSE else noted
+        return None if has_steps and reduction == DENSE else reduction
 
     @property
     def _grid(self):
@@ -380,9 +380,10 @@ class Pretrained:
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        asked = Reduction.read(reduction)
-        model = self.model_with(asked)
-        plan.say(asked, model, self._grid, typed=isinstance(reduction, str))
+        typed = isinstance(reduction, str)
+        reduction = Reduction.read(reduction)
+        model = self.model_with(reduction)
+        plan.say(reduction, model, self._grid, typed)
         return self._with_model(model, self.variables["params"], seed)
 
     @short_traceback
@@ -450,11 +451,13 @@ class Pretrained:
         """
         dtype = dtype or self.model.dtype.name
         spec = self.spec
-        asked = None if spec is None else spec.attention
+        attention = "auto"
+        if spec is not None and spec.attention:
+            attention = spec.attention
         width = self.model.embed_dim // self.model.num_heads
         model = self.model.clone(
             dtype=jnp.dtype(dtype),
-            backend=resolve_backend(asked or "auto", dtype, width),
+            backend=resolve_backend(attention, dtype, width),
             drop_path_rate=0.0,
         )
         if spec is not None:

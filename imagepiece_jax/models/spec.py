@@ -53,15 +53,15 @@ def _parts(value):
     return Architecture.some(value)
 
 
-def _open(check, usual=None, decided=False):
+def _open(check, default=None, decided=False):
     """A field that may be None: then the model's name decides it.
 
     check: a field that checks values other than None
-    usual: the value where the name does not decide it either
+    default: the value where the name does not decide it either
     decided: whether trained weights decide it, so that no other value fits them
     """
     field = optional(check)
-    metadata = {**field.metadata, "usual": usual, "decided": decided}
+    metadata = {**field.metadata, "default": default, "decided": decided}
     return dataclasses.field(default=None, metadata=metadata)
 
 
@@ -69,7 +69,7 @@ def _open(check, usual=None, decided=False):
 class ModelSpec(CheckedFields):
     """What makes a model, but for its reduction and weights: `create` makes the ViT.
 
-    A field that is None is decided by the name, else by `usual` of `_open`, or by
+    A field that is None is decided by the name, else by `default` of `_open`, or by
     nothing yet.
     """
 
@@ -140,9 +140,10 @@ class ModelSpec(CheckedFields):
 
     @property
     def _all_fields(self):
-        """`fields`, else those of the name, else the usual ones."""
-        usual = {f.name: f.metadata.get("usual") for f in dataclasses.fields(self)}
-        return usual | fields_of(self.name) | self.fields
+        """`fields`, else those of the name, else the defaults."""
+        every = dataclasses.fields(self)
+        defaults = {field.name: field.metadata.get("default") for field in every}
+        return defaults | fields_of(self.name) | self.fields
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -237,17 +238,17 @@ class ModelSpec(CheckedFields):
         masked = bool(self.masked)
         return plan.with_plan(dense, reduction, self.grid, self.name, masked)
 
-    def create_at_cost(self, asked: ReductionLike) -> ViT:
+    def create_at_cost(self, value: ReductionLike) -> ViT:
         """`create`, and a line on stderr says what a number or a text stands for."""
-        reduction = Reduction.read(asked, self.prop_attn)
+        reduction = Reduction.read(value, self.prop_attn)
         model = self.create(reduction)
-        plan.say(reduction, model, self.grid, typed=isinstance(asked, str))
+        plan.say(reduction, model, self.grid, typed=isinstance(value, str))
         return model
 
     def dense(self) -> ViT:
         """The ViT of this config without a reduction.
 
-        Fields that are None are those of the name, else the usual ones. Attention is
+        Fields that are None are those of the name, else the defaults. Attention is
         chosen for this process's first device.
 
         Raises InputError for fields that do not fit.

@@ -24,22 +24,20 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommended
 
-LABEL = "label"  # what files call `Reduction.asked`
-
 
 @dataclasses.dataclass(frozen=True)
 class Reduction(CheckedFields):
     """What removes tokens from a model; equal ones compute the same.
 
     method: a plain Method, "auto", stands for the one that is recommended for a model
-    prop_attn: whether attention is proportional; None: as is usual for method and model
-    asked: the words that asked for it, such as "tome macs=0.5", where counts of tokens
+    prop_attn: whether attention is proportional; None: the default of method and model
+    label: the words that asked for it, such as "tome macs=0.5", where counts of tokens
         were found for a cost, or where somebody typed it; "": its fields say it
     """
 
     method: Method
     prop_attn: bool | None = optional(switch())
-    asked: str = dataclasses.field(default="", compare=False)
+    label: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> Self:
@@ -71,7 +69,7 @@ class Reduction(CheckedFields):
         """The reduction of a dict with a name, fields, prop_attn and a label."""
         if not isinstance(label, str | None):
             allowed = 'the text that asked for it, such as "tome macs=0.5"'
-            raise InputError(LABEL, label, allowed)
+            raise InputError("label", label, allowed)
         return cls(methods.create(name, **fields), prop_attn, label or "")
 
     @property
@@ -91,14 +89,14 @@ class Reduction(CheckedFields):
         `read` makes an equal one of it.
         """
         found = {"name": self.name}
-        usual = type(self.method)
+        defaults = type(self.method)
         for field, value in self.method.named_fields(training=False).items():
-            if value != getattr(usual, field):
+            if value != getattr(defaults, field):
                 found[field] = value
         if self.prop_attn is not None:
             found["prop_attn"] = self.prop_attn
-        if self.asked:
-            found[LABEL] = self.asked
+        if self.label:
+            found["label"] = self.label
         return found
 
     @property
@@ -106,7 +104,7 @@ class Reduction(CheckedFields):
         """All fields that decide what it computes, as tables of results have them."""
         prop_attn = self.prop_attn
         if prop_attn is None:
-            prop_attn = self.method.usual_prop_attn
+            prop_attn = self.method.default_prop_attn
         own = self.method.named_fields(training=False)
         return {"name": self.name, "prop_attn": prop_attn, **own}
 
@@ -116,13 +114,13 @@ class Reduction(CheckedFields):
 
         The dense model is "dense".
         """
-        words = self.asked
+        words = self.label
         if not words:
             fields = self.fields
             fields.pop("prop_attn", None)
             words = in_words(**fields)
         # Which is never among what asked for it.
-        if self.prop_attn not in (None, self.method.usual_prop_attn):
+        if self.prop_attn not in (None, self.method.default_prop_attn):
             words += f" prop_attn={self.prop_attn}"
         return words
 
@@ -132,11 +130,11 @@ class Reduction(CheckedFields):
         return self.words.replace(", ", ",").replace(" ", ":")
 
     @property
-    def as_asked(self) -> "Reduction":
-        """What asked for it, with a cost in place of the counts found for it."""
-        if not self.asked:
+    def requested(self) -> "Reduction":
+        """What the label asks for, with a cost in place of the counts found for it."""
+        if not self.label:
             return self
-        return self.read(self.asked, self.prop_attn)
+        return self.read(self.label, self.prop_attn)
 
     def with_cost(self, macs: float) -> "Reduction":
         """The reduction with a cost in place of what said how many tokens stay.
@@ -153,7 +151,7 @@ class Reduction(CheckedFields):
             method = dataclasses.replace(method, **changes)
         return Reduction(method, self.prop_attn)
 
-    def chosen(self, model: ModelFacts) -> "Reduction":
+    def with_recommended(self, model: ModelFacts) -> "Reduction":
         """The reduction with the recommended method in place of "auto"."""
         if not self.is_open:
             return self

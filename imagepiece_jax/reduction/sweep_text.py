@@ -47,8 +47,8 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
         reduction = Reduction.read(typed)
         _check_read(typed, reduction)
         typed.pop("prop_attn", None)  # which `Reduction.words` adds
-        asked = in_words(**typed).replace(", ", ",")
-        reductions.append(dataclasses.replace(reduction, asked=asked))
+        label = in_words(**typed).replace(", ", ",")
+        reductions.append(dataclasses.replace(reduction, label=label))
     return reductions
 
 

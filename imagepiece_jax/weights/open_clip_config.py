@@ -51,8 +51,8 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
     else:
         spec, sizes = _of_tower(vision, model)
     normalization = {}
-    for field, usual in CLIP_IMAGES.items():
-        normalization[field] = tuple(images.get(field) or usual)
+    for field, default in CLIP_IMAGES.items():
+        normalization[field] = tuple(images.get(field) or default)
     mode = images.get("resize_mode", "shortest")
     interpolation = images.get("interpolation", "bicubic")
     crop = {

@@ -174,8 +174,8 @@ def test_comparisons_are_those_of_a_slow_count(report):
 
 
 def test_the_references_are_always_compared():
-    assert compare.chosen(("imagepiece",)) == ["imagepiece", "tome", "random"]
-    assert compare.chosen(("tome",)) == ["tome", "random"]
+    assert compare.with_references(("imagepiece",)) == ["imagepiece", "tome", "random"]
+    assert compare.with_references(("tome",)) == ["tome", "random"]
 
 
 def test_what_one_number_stands_for_is_measured(context, report):
@@ -185,7 +185,7 @@ def test_what_one_number_stands_for_is_measured(context, report):
     for share, line in at.items():
         plan = context.vit.model_with(share).plan
         assert line["tokens_per_block"] == tokens_by_block(plan)
-    assert RECOMMENDED not in compare.chosen(["evit"])
+    assert RECOMMENDED not in compare.with_references(["evit"])
 
 
 def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):

@@ -15,8 +15,8 @@ from imagepiece_jax.models.attention import (
     attend,
     attention_columns,
     attention_map,
-    read_by,
     resolve_backend,
+    weighted_sum,
 )
 from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.state import TokenState, start
@@ -32,7 +32,7 @@ columns = tiny.compiled(attention_columns)
 
 
 def masked_attend(query, key, value, mask, **options):
-    return read_by(attention_map(query, key, mask=mask, **options), value)
+    return weighted_sum(attention_map(query, key, mask=mask, **options), value)
 
 
 attend_masked = tiny.compiled(masked_attend)

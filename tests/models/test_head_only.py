@@ -52,7 +52,7 @@ def in_float64():
 
 
 def attend(query, key, value, key_bias=None, **_):
-    return attention.read_by(attention.attention_map(query, key, key_bias), value)
+    return attention.weighted_sum(attention.attention_map(query, key, key_bias), value)
 
 
 @pytest.mark.parametrize("case", CASES)

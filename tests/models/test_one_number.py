@@ -126,7 +126,7 @@ def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     assert not found.is_open
     assert found.method.macs is None
     assert abs(config.gmacs(found) / config.gmacs() - cost) <= TOLERANCE
-    assert found.asked.startswith(f"{found.name} macs={cost}")
+    assert found.label.startswith(f"{found.name} macs={cost}")
 
 
 def test_a_cost_that_moves_no_token_says_so(capsys):
@@ -142,7 +142,7 @@ def test_other_fields_of_auto_are_those_of_the_method():
     assert model == deit().create(named)
     assert not model.prop_attn
     own = deit().reduction_at_cost(HALF | {"counts": "proportional-1"})
-    assert own.asked == "attended macs=0.5 counts=proportional-1"
+    assert own.label == "attended macs=0.5 counts=proportional-1"
 
 
 @pytest.mark.parametrize("classes", [tiny.CLASSES, 0])

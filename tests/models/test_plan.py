@@ -271,18 +271,18 @@ def test_a_reduction_is_called_what_it_was_asked_for(fields, label, change, tmp_
     weighted = vit.with_reduction(vit.reduction.fields | {"prop_attn": switched})
     assert weighted.label == f"{vit.label} prop_attn={switched}"
     other = vit.with_reduction(vit.reduction.fields | change)
-    assert other.reduction.asked == ""
+    assert other.reduction.label == ""
     assert "macs" not in other.label
     if vit.reduction.method.counts is None:
         larger = load(tmp_path / "m", image_size=28)
-        assert larger.reduction.asked == ""
+        assert larger.reduction.label == ""
         assert "macs" not in larger.label
 
 
 def test_a_label_changes_no_key_and_is_text():
     found = at_cost({"name": "tome", "macs": 0.5})[0]
-    plain = dataclasses.replace(found, asked="")
-    assert found.asked == "tome macs=0.5"
+    plain = dataclasses.replace(found, label="")
+    assert found.label == "tome macs=0.5"
     assert found == plain
     assert plain.words.startswith("tome counts=(")
     with refused("reduction.label", 5):

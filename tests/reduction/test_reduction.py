@@ -63,8 +63,8 @@ def test_the_words_of_a_reduction_are_those_that_are_no_defaults():
         {"name": "tome", "counts": [9, 8], "label": "tome macs=0.5", "prop_attn": False}
     )
     assert asked.words == "tome macs=0.5 prop_attn=False"
-    assert asked.as_asked == Reduction.read("tome:macs=.5:prop_attn=False")
-    assert Reduction.read(asked.text) == asked.as_asked
+    assert asked.requested == Reduction.read("tome:macs=.5:prop_attn=False")
+    assert Reduction.read(asked.text) == asked.requested
 
 
 @pytest.mark.parametrize(

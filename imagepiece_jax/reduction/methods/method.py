@@ -96,12 +96,12 @@ class Method(fields.CheckedFields):
         if not is_schedule and self.macs is not None:
             problem = f"is {self.counts!r}, which says what it costs"
             self.refuse("counts", allowed, problem)
-        for name, usual in self._defaults("amounts").items():
-            if getattr(self, name) != usual:
+        for name, default in self._defaults("amounts").items():
+            if getattr(self, name) != default:
                 self._refuse_beside(name, "counts")
 
     @property
-    def usual_prop_attn(self) -> bool:
+    def default_prop_attn(self) -> bool:
         """Whether attention is proportional, where nothing says it."""
         return self.model_fields.get("prop_attn", False)
 
@@ -125,9 +125,9 @@ class Method(fields.CheckedFields):
     def refuse(self, field, allowed="", problem="", hint=""):
         """Raise InputError for the value of a field, which may be the default."""
         value = getattr(self, field)
-        usual = getattr(type(self), field)
-        is_usual = type(value) is type(usual) and value == usual
-        if value is not None and is_usual and not hint:
+        default = getattr(type(self), field)
+        is_default = type(value) is type(default) and value == default
+        if value is not None and is_default and not hint:
             hint = f"{value!r} is the default of {type(self).__name__}"
         super().refuse(field, allowed, problem, hint)
 
