@@ -11,18 +11,20 @@ from typing import NamedTuple
 from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.data.splits import split_files
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError, inside, one_of
 
 NEEDED = ("filename", "label")
 OPTIONAL = ("split", "class")
 
 
 class _Row(NamedTuple):
-    """A row of the table: the number of its line, its label and its split."""
+    """A row of the table."""
 
-    line: int
-    label: int
+    line: int  # its number in the file
     split: str
+    image: str  # as the table names its file
+    label: int  # -1: it has none
+    class_name: str | None  # None: the table has no such column, or the row no label
 
 
 def open_csv(
@@ -44,106 +46,130 @@ def open_csv(
     classes, a label with two class names, an image in both splits or twice in the test,
     and a training split that lacks a class.
     """
-    files = []
-    labels = []
-    highest = -1
-    test_lines = {}  # {whether it has a label: the last line of a test image}
-    training_images = []
     root = os.path.dirname(path)
-    names = {}
-    first_rows = {}  # of each file
-    real = functools.cache(os.path.realpath)  # links are looked up once per folder
+    rows = _read_rows(path, split, num_classes, labeled)
+    _check_repeated(rows, path)
+    _check_labels_of_tests(rows, path)
+    names = _class_names(rows, path)
+    num_classes = num_classes or max(row.label for row in rows) + 1
+    own = [row for row in rows if row.split == split]
+    if not labeled and all(row.split == "train" for row in rows):
+        images = [os.path.normpath(_stored_file(row, path)) for row in rows]
+        files = split_files(root, images, split, path)
+        labels = [-1] * len(files)
+    else:
+        files = [_stored_file(row, path) for row in own]
+        labels = [row.label for row in own]
+    if not files:
+        problem = f"has no row with split {split!r}"
+        raise InputError.at(path, problem, hint="each split needs images")
+    absent = {*range(num_classes)} - {*labels}
+    if absent and split == "train" and labeled:
+        problem = f"has no training image with label {min(absent)}"
+        hint = f"each of the {num_classes} classes needs some"
+        raise InputError.at(path, problem, hint=hint)
+    class_names = None
+    if names:
+        class_names = tuple(map(names.get, range(num_classes)))
+    return FileSource(root, files, labels, num_classes, class_names)
+
+
+def _read_rows(path, split, num_classes, labeled):
+    """The rows of both splits, each checked alone; one or more."""
+    rows = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, restval="")
             has_split = _has_split(path, split, table)
             for fields in table:
-                if any(fields.get(None, ())):  # a comma at the end is harmless
-                    columns = len(table.fieldnames)
-                    raise InputError(
-                        problem=f"has more fields than the {columns} columns",
-                        hint="text with a comma must stand in double quotes",
-                    )
-                row_split = "val"
-                if has_split:
-                    row_split = (fields["split"] or "").strip()
-                one_of("split", row_split, SPLITS)
-                has_label = labeled
-                if row_split == "val":
-                    has_label = labeled or bool((fields["label"] or "").strip())
-                    test_lines[has_label] = table.line_num
-                label = -1
-                if has_label:
-                    label = _label(fields["label"], num_classes)
-                row = _Row(table.line_num, label, row_split)
-                highest = max(highest, row.label)
-                image = fields["filename"] or ""
-                if row.split == "train":
-                    training_images.append(os.path.normpath(image))
-                if row.split == split:
-                    files.append(_stored_file(image, path))
-                    labels.append(row.label)
-                folder, name = os.path.split(os.path.join(root, image))
-                key = (normalized(real(folder)), normalized(name))
-                first_row = first_rows.setdefault(key, row)
-                _check_again(image, row, first_row)
-                if has_label and "class" in fields:
-                    _add_name(names, row, fields["class"])
-    except InputError as error:  # of a row
-        raise error.inside(place=f"{path} line {table.line_num}") from error
+                row_split = fields["split"] if has_split else "val"
+                with _in_line(path, table.line_num):
+                    row = _row(table, fields, row_split, num_classes, labeled)
+                rows.append(row)
     except OSError as error:
         raise InputError.at(path, f"cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError.at(path, f"is not a CSV file in UTF-8 ({error})") from error
-    if not first_rows:
+    if not rows:
         raise InputError.at(path, "has no rows", "one image or more")
-    if len(test_lines) == 2:
-        place = f"{path} line {test_lines[False]}"
+    return rows
+
+
+def _in_line(path, line):
+    """Whose InputErrors say the line of the table."""
+    return inside(place=f"{path} line {line}")
+
+
+def _row(table, fields, split, num_classes, labeled):
+    """The _Row of a table's fields {column: text}."""
+    if any(fields.get(None, ())):  # a comma at the end is harmless
+        problem = f"has more fields than the {len(table.fieldnames)} columns"
+        hint = "text with a comma must stand in double quotes"
+        raise InputError(problem=problem, hint=hint)
+    split = (split or "").strip()
+    one_of("split", split, SPLITS)
+    has_label = labeled
+    if split == "val" and (fields["label"] or "").strip():
+        has_label = True
+    label = -1
+    class_name = None
+    if has_label:
+        label = _label(fields["label"], num_classes)
+        class_name = fields.get("class")
+    return _Row(table.line_num, split, fields["filename"] or "", label, class_name)
+
+
+def _check_repeated(rows, path):
+    """InputError for an image that is named before, but for training with its label."""
+    root = os.path.dirname(path)
+    real = functools.cache(os.path.realpath)  # links are looked up once per folder
+    first_rows = {}  # of each file
+    for row in rows:
+        folder, name = os.path.split(os.path.join(root, row.image))
+        file = (normalized(real(folder)), normalized(name))
+        first = first_rows.setdefault(file, row)
+        same = first.label == row.label
+        if first is row or (first.split == row.split == "train" and same):
+            continue
+        hint = "a test image must count once"
+        if first.split != row.split:
+            hint = "an image must not be in both train and val"
+        elif not same:
+            hint = f"its labels differ, {first.label} and {row.label}"
+        problem = f"names {row.image!r} again (line {first.line})"
+        with _in_line(path, row.line):
+            raise InputError(value=row.image, problem=problem, hint=hint)
+
+
+def _check_labels_of_tests(rows, path):
+    """InputError for test images of which only some have labels."""
+    lines = {}  # {whether it has a label: the last line of a test image}
+    for row in rows:
+        if row.split == "val":
+            lines[row.label >= 0] = row.line
+    if len(lines) == 2:
         problem = "is empty, but other test images have labels"
-        raise InputError("label", None, "all, or none", problem=problem, place=place)
-    if not labeled and not test_lines:
-        stored = [_stored_file(name, path) for name in training_images]
-        files = split_files(root, stored, split, path)
-        labels = [-1] * len(files)
-    if not files:
-        raise InputError.at(
-            path, f"has no row with split {split!r}", hint="each split needs images"
-        )
-    num_classes = num_classes or highest + 1
-    absent = {*range(num_classes)} - {*labels}
-    if absent and split == "train" and labeled:
-        raise InputError.at(
-            path,
-            f"has no training image with label {min(absent)}",
-            hint=f"each of the {num_classes} classes needs some",
-        )
-    class_names = None
-    if names:
-        by_label = {label: name for label, (name, _) in names.items()}
-        class_names = tuple(map(by_label.get, range(num_classes)))
-    return FileSource(root, files, labels, num_classes, class_names)
+        with _in_line(path, lines[False]):
+            raise InputError("label", None, "all, or none", problem=problem)
 
 
-def _check_again(file, row, first):
-    """InputError for a file that was named before and must not be named twice.
-
-    Only a training image may be, with the same label.
-
-    first: the first row that names the file
-    """
-    if first is row:
-        return
-    if first.split == row.split == "train" and first.label == row.label:
-        return
-    if first.split != row.split:
-        fault = "an image must not be in both train and val"
-    elif first.label != row.label:
-        fault = f"its labels differ, {first.label} and {row.label}"
-    else:
-        fault = "a test image must count once"
-    raise InputError(
-        value=file, problem=f"names {file!r} again (line {first.line})", hint=fault
-    )
+def _class_names(rows, path):
+    """{label: class name}; {} for a table without names. InputError for two of one."""
+    named = {}  # {label: (name, line)}
+    for row in rows:
+        if row.class_name is None:
+            continue
+        name = normalized(row.class_name.strip())
+        first, line = named.setdefault(row.label, (name, row.line))
+        with _in_line(path, row.line):
+            if not name:
+                raise InputError("class", name, "a name in every row")
+            if name != first:
+                problem = f"is {name!r} for label {row.label}"
+                problem += f", but {first!r} in line {line}"
+                hint = "a label has one name"
+                raise InputError("class", name, problem=problem, hint=hint)
+    return {label: name for label, (name, _) in named.items()}
 
 
 def _has_split(path, split, table):
@@ -185,23 +211,17 @@ def _label(text, num_classes):
     return label
 
 
-def _stored_file(name, path):
-    """The name of a file as it is stored: é may be one character there, or two."""
+def _stored_file(row, path):
+    """The name of a row's file as it is stored: é may be one character there, or two.
+
+    InputError for none.
+    """
     root = os.path.dirname(path)
+    name = row.image
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
         if os.path.isfile(os.path.join(root, spelling)):
             return spelling
     allowed = f"paths relative to the folder of {path}"
     problem = f"is {name!r}, which is not a file"
-    raise InputError("filename", name, allowed, problem=problem)
-
-
-def _add_name(names, row, text):
-    """Add (class name, line) of a label; InputError for one that has another name."""
-    name = normalized((text or "").strip())
-    if not name:
-        raise InputError("class", name, "a name in every row")
-    first, line = names.setdefault(row.label, (name, row.line))
-    if name != first:
-        problem = f"is {name!r} for label {row.label}, but {first!r} in line {line}"
-        raise InputError("class", name, problem=problem, hint="a label has one name")
+    with _in_line(path, row.line):
+        raise InputError("filename", name, allowed, problem=problem)
