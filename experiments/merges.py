@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank, unit
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.token_counts import Matching, ceil
+from imagepiece_jax.reduction.token_counts import AtMostHalf, ceil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def sites(model) -> list[Site]:
     found = []
     for block, layer in enumerate(model.plan):
         if layer.counts:
-            merges = isinstance(layer.step.rule, Matching)
+            merges = isinstance(layer.step.rule, AtMostHalf)
             found.append(Site(block, len(found), merges, layer.counts))
     return found
 

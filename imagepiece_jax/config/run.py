@@ -28,7 +28,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, check_names, inside, renamed
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
-from imagepiece_jax.models.parts import TRAINED
+from imagepiece_jax.models.trainable import TRAINED
 
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.spec import ModelSpec
@@ -68,7 +68,7 @@ class OptimConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartConfig(CheckedFields):
-    """The part of the parameters that is trained: `models.parts`."""
+    """The part of the parameters that is trained: `models.trainable`."""
 
     group: ClassVar[str] = "optim"
 
@@ -313,16 +313,17 @@ class RunConfig(CheckedFields):
 
         A line on stderr says them.
         """
-        from imagepiece_jax.models import plan  # imports JAX
+        from imagepiece_jax.models import reduction_plan  # imports JAX
 
         if self.reduction.method.macs is None:
             return self
         dense = self.create_dense()
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
         with inside("config"), renamed({"reduction": "reduction.macs"}):
-            reduction = plan.at_cost(self.reduction, dense, grid, self.model.name)
+            name = self.model.name
+            reduction = reduction_plan.at_cost(self.reduction, dense, grid, name)
         found = dataclasses.replace(self, reduction=reduction)
-        plan.say(self.reduction, found.create_model(), grid)
+        reduction_plan.print_reduction(self.reduction, found.create_model(), grid)
         return found
 
     def to_dict(self) -> dict[str, Any]:

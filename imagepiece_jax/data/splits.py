@@ -6,7 +6,7 @@
 import logging
 from collections.abc import Sequence
 
-from imagepiece_jax.data.copies import copies_of_tests
+from imagepiece_jax.data.near_duplicates import copies_of_tests
 from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.errors import InputError
 

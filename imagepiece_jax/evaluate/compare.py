@@ -28,8 +28,8 @@ from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.plan import with_plan
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.reduction_plan import with_plan
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 

@@ -446,7 +446,10 @@ def is_open(side):
 
 
 def _permuted(constant, order):
-    """A constant, transposed so that it broadcasts with an array in another order."""
+    """A constant, transposed so that it broadcasts with a transposed array.
+
+    order: of the axes, as `jnp.transpose` takes it
+    """
     array = constant.array
     if array.ndim == 0:
         return constant

@@ -20,7 +20,12 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import plan, registry, resize_positions, timm_tensors
+from imagepiece_jax.models import (
+    reduction_plan,
+    registry,
+    resize_positions,
+    timm_tensors,
+)
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs, share_of_dense
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
@@ -383,7 +388,7 @@ class Pretrained:
         typed = isinstance(reduction, str)
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
-        plan.say(reduction, model, self._grid, typed)
+        reduction_plan.print_reduction(reduction, model, self._grid, typed)
         return self._with_model(model, self.variables["params"], seed)
 
     @short_traceback
@@ -468,7 +473,7 @@ class Pretrained:
     def model_with(self, reduction: ReductionLike) -> ViT:
         """The model of `with_reduction`, without its variables."""
         reduction = Reduction.read(reduction)
-        return plan.with_plan(self.model, reduction, self._grid, self.name)
+        return reduction_plan.with_plan(self.model, reduction, self._grid, self.name)
 
     def gmacs_with(self, reduction: ReductionLike) -> float:
         """`gmacs` of `with_reduction`."""
@@ -477,7 +482,7 @@ class Pretrained:
     def reduction_at_cost(self, reduction: ReductionLike) -> Reduction:
         """A reduction with counts of tokens in place of its cost, `macs`."""
         reduction = Reduction.read(reduction)
-        return plan.at_cost(reduction, self.model, self._grid, self.name)
+        return reduction_plan.at_cost(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: ReductionLike) -> str:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
@@ -522,7 +527,7 @@ class Pretrained:
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
         try:
-            return plan.with_plan(model, self.reduction, grid, self.name)
+            return reduction_plan.with_plan(model, self.reduction, grid, self.name)
         except InputError as error:
             raise error.with_facts(hint=remedy) from error
 
@@ -615,7 +620,7 @@ def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str
 
 @functools.lru_cache(maxsize=32)
 def _ending_at(model, reduction, grid, name, tokens):
-    return plan.with_tokens(model, reduction, grid, name, tokens)
+    return reduction_plan.with_tokens(model, reduction, grid, name, tokens)
 
 
 def _is_behind(name, depth):

@@ -23,7 +23,7 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import GONE, InputError, check_names, inside, short_traceback
-from imagepiece_jax.models import plan
+from imagepiece_jax.models import reduction_plan
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
@@ -236,13 +236,14 @@ class ModelSpec(CheckedFields):
         dense = self.dense()
         reduction = Reduction.read(reduction, self.prop_attn)
         masked = bool(self.masked)
-        return plan.with_plan(dense, reduction, self.grid, self.name, masked)
+        return reduction_plan.with_plan(dense, reduction, self.grid, self.name, masked)
 
     def create_at_cost(self, value: ReductionLike) -> ViT:
         """`create`, and a line on stderr says what a number or a text stands for."""
         reduction = Reduction.read(value, self.prop_attn)
         model = self.create(reduction)
-        plan.say(reduction, model, self.grid, typed=isinstance(value, str))
+        typed = isinstance(value, str)
+        reduction_plan.print_reduction(reduction, model, self.grid, typed)
         return model
 
     def dense(self) -> ViT:
@@ -300,16 +301,16 @@ class ModelSpec(CheckedFields):
         return model_macs(self.create(reduction), size) / 1e9
 
     def reduction_at_cost(
-        self, reduction: ReductionLike, tolerance: float = plan.TOLERANCE
+        self, reduction: ReductionLike, tolerance: float = reduction_plan.TOLERANCE
     ) -> Reduction:
         """A reduction for this model, with counts of tokens in place of its cost.
 
         In place of "auto", which a number such as 0.5 stands for, it has the
-        recommended method (`plan.at_cost`).
+        recommended method (`reduction_plan.at_cost`).
         """
         dense = self.dense()
         reduction = Reduction.read(reduction)
-        return plan.at_cost(reduction, dense, self.grid, self.name, tolerance)
+        return reduction_plan.at_cost(reduction, dense, self.grid, self.name, tolerance)
 
     @property
     def grid(self) -> tuple[int, int]:

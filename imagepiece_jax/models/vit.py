@@ -99,7 +99,7 @@ class ViT(nn.Module):
     # whether the last block computes only the tokens that the head reads, where these
     # are in the prefix; enough for logits and pooled vectors
     head_only: bool = False
-    # that made the plan, noted by `plan.with_plan`; models of one plan are equal
+    # that made the plan, by `reduction_plan.with_plan`; models of one plan are equal
     reduction: Reduction | None = dataclasses.field(default=None, compare=False)
 
     @property
@@ -148,7 +148,8 @@ class ViT(nn.Module):
         warn_of_range(images, self.mean, self.std)
         state = self._embed(images, train)
         scores = {}
-        records = []
+        results = []
+        taps = []
         drop_path = self._drop_path(keys, train)
         norm = self._final_norm()
         pool = None
@@ -160,13 +161,16 @@ class ViT(nn.Module):
                 return pool.scores(norm(state.x), state)
 
         for index in range(self.depth):
-            reduction = self._reduction(index, keys, probe)
-            state, scores, record = self._block(index)(
+            block = self._block(index)
+            reduction = self._block_reduction(index, keys, probe)
+            state, scores, record = block(
                 state, scores, reduction, drop_path[index], train
             )
             if record:
-                records.append(record)
-        return self._classify(state, records, norm, pool)
+                result, read = record
+                results.append(result)
+                taps.append(read)
+        return self._classify(state, results, taps, norm, pool)
 
     def _final_norm(self):
         """The norm of all tokens behind the last block; some models have none."""
@@ -203,7 +207,7 @@ class ViT(nn.Module):
             "dtype": self.dtype,
         }
 
-    def _reduction(self, index, keys, probe):
+    def _block_reduction(self, index, keys, probe):
         """What reduces the tokens of a block; None: it keeps all."""
         layer = self.plan[index]
         if layer.step is None:
@@ -233,7 +237,7 @@ class ViT(nn.Module):
             factors.append((scale[:, block, 0], scale[:, block, 1]))
         return factors
 
-    def _classify(self, state, records, norm, pool):
+    def _classify(self, state, results, taps, norm, pool):
         """Final norm, pooling and head -> Outputs."""
         arch = self.arch
         x = state.x
@@ -266,8 +270,8 @@ class ViT(nn.Module):
             pooled=pooled,
             tokens=norm(x),
             state=state,
-            results=tuple(result for result, _ in records),
-            taps=tuple(taps for _, taps in records),
+            results=tuple(results),
+            taps=tuple(taps),
             head_logits=head_logits,
         )
 

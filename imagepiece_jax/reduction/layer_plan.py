@@ -66,7 +66,7 @@ class LayerPlan:
     reads: frozenset[str] = frozenset()
 
 
-def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
+def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     """The Counts of a step; None where all tokens stay.
 
     n, n0, stage: as `Rule.n_out` takes them
@@ -130,7 +130,7 @@ def build(
         step = by_block.get(block)
         counts = None
         if step:
-            counts = count(step, n, n0, stage)
+            counts = counts_of_step(step, n, n0, stage)
         if counts:
             n = counts.n_out
             stage += 1

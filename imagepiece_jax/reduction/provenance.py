@@ -27,7 +27,7 @@ def patch_slots(results, batch: int, patches: int) -> list:
     return slots + [None] * untraced
 
 
-class Path(NamedTuple):
+class PatchPath(NamedTuple):
     """Where each patch is after some steps, and where its feature comes from.
 
     After a Mixing a path starts anew from the new tokens.
@@ -41,16 +41,16 @@ class Path(NamedTuple):
     # requested
     last: jax.Array | None = None
     # (the path before a Mixing, the Mixing, the tokens before it); None: no Mixing yet
-    mixed: tuple["Path", Mixing, jax.Array] | None = None
+    mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
-def follow(results, taps=None, fill=None) -> list[Path]:
-    """The Path before the first step, and the Path after each step.
+def follow(results, taps=None, fill=None) -> list[PatchPath]:
+    """The PatchPath before the first step, and the PatchPath after each step.
 
     results, taps: those of `Outputs`; taps are needed for a Mixing, and for `fill`
     fill: what dropped patches get, as in `inference.features`; None: nothing
     """
-    paths = [Path()]
+    paths = [PatchPath()]
     for index, result in enumerate(results):
         x = taps[index].x if taps else None
         paths.append(_followed(paths[-1], result, x, fill))
@@ -58,9 +58,9 @@ def follow(results, taps=None, fill=None) -> list[Path]:
 
 
 def _followed(path, result, x, fill):
-    """The Path after one more step, whose tokens were `x`."""
+    """The PatchPath after one more step, whose tokens were `x`."""
     if isinstance(result, Mixing):
-        return Path(mixed=(path, result, x))
+        return PatchPath(mixed=(path, result, x))
     slot = compose(result.dest, path.slot)
     if fill == "nearest":
         read = compose(to_nearest_slot(x, result), path.read)

@@ -1,8 +1,9 @@
 """Schedules: how many image tokens are left after each block, in plain Python.
 
 A schedule has a shape and a strength: 0 keeps all tokens, 1 as few as the shape allows.
-`models.plan` finds the strength for a cost. Fields such as `r` and `keep_rate`
-belong to methods, and their rules are in `token_counts`.
+`models.reduction_plan` finds the strength for a cost. Fields such as `r` and
+`keep_rate` belong to methods, and their rules are in `token_counts`. How many tokens
+each step of a model leaves is decided in `layer_plan`.
 """
 
 import functools
@@ -14,7 +15,8 @@ from collections.abc import Callable, Sequence
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 
-# Image tokens after each block of a model of 12 blocks and 196 patches.
+# Image tokens after each block of a model of 12 blocks and PATCHES patches.
+PATCHES = 196
 # ImagePiece: keep .8, merge .08, schedule B. Source: spec of the AAAI 2025 paper.
 IMAGEPIECE = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
 # DiffRate: its list for DeiT-Ti at 0.8 GMACs, after merging. Source: methods/diffrate.
@@ -65,11 +67,11 @@ def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
 def stretched(counts, depth, strength):
     """Shares after each of `depth` blocks, by the counts of a model of 12 blocks.
 
-    counts: its image tokens after each block, of 196 at first; interpolated for
+    counts: its image tokens after each block, of PATCHES at first; interpolated for
         another depth
     strength: 0.5 gives the counts' own shares, others a power of them
     """
-    points = [196, *counts]
+    points = [PATCHES, *counts]
     shares = []
     for block in range(depth):
         position = (block + 1) * len(counts) / depth
@@ -99,7 +101,7 @@ ALLOWED = (
 )
 
 
-def read(text: str) -> tuple[str, tuple[float, ...]]:
+def split_text(text: str) -> tuple[str, tuple[float, ...]]:
     """(name of the shape, its numbers) from text such as "stages-3-6-9".
 
     Raises ValueError for a text that names no schedule.
@@ -135,7 +137,7 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     strength: from 0, where all tokens stay, to 1
     Raises InputError for a block that a model of `depth` blocks does not have.
     """
-    name, numbers = read(text)
+    name, numbers = split_text(text)
     for block in numbers:
         if block >= depth and name != POWERED:
             allowed = f"blocks 0 to {depth - 1} of the model"
@@ -155,7 +157,7 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
     Raises ValueError for anything else, and InputError for counts that rise or are 0.
     """
     if isinstance(value, str):
-        read(value)
+        split_text(value)
         return value
     listed = isinstance(value, tuple | list) and value
     if not listed or not all(map(is_integer, value)):

@@ -35,7 +35,7 @@ class Rule:
         return None
 
 
-class Matching(Rule):
+class AtMostHalf(Rule):
     """Base of rules for merges in pairs, in which at most half of the tokens leave."""
 
     def removed(self, n: int) -> int:
@@ -92,7 +92,7 @@ class KeepInitial(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Remove(Matching):
+class Remove(AtMostHalf):
     """`count` tokens leave, or half of all where that is less."""
 
     count: int
@@ -102,7 +102,7 @@ class Remove(Matching):
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeTo(Matching):
+class MergeTo(AtMostHalf):
     """As many tokens leave as by `Keep(rate)`, or half of all where that is less."""
 
     rate: float
@@ -112,7 +112,7 @@ class MergeTo(Matching):
 
 
 @dataclasses.dataclass(frozen=True)
-class Merge(Matching):
+class Merge(AtMostHalf):
     """ImagePiece's rule: tokens merge among the floor(candidate_ratio * n) candidates.
 
     ceil(merge_ratio * (n + 1)) tokens leave: the published arithmetic counts the class

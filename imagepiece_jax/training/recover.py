@@ -25,7 +25,7 @@ from tqdm import tqdm
 from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.fields import is_number
 from imagepiece_jax.common.progress import INTERVAL, in_words
-from imagepiece_jax.data.copies import readable_originals
+from imagepiece_jax.data.near_duplicates import readable_originals
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.train_crop import TrainTransform

@@ -25,8 +25,8 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.training.recovery_loss import Comparison, answers, outputs_of
 
 # Number of steps, where neither steps nor minutes are given; the figures of DeiT-Ti in

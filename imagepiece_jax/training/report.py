@@ -14,7 +14,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
-from imagepiece_jax.models.parts import trained_part
+from imagepiece_jax.models.trainable import trained_part
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer

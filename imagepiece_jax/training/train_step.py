@@ -21,7 +21,7 @@ from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
-from imagepiece_jax.models.parts import trained_part, with_trained
+from imagepiece_jax.models.trainable import trained_part, with_trained
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.training.logging import FIGURES
 from imagepiece_jax.training.losses import (
@@ -83,7 +83,7 @@ def init_state(variables, optimizer, with_ema, part="all"):
     variables: the model's variables
     optimizer: an optax transformation
     with_ema: whether the run averages its weights
-    part: which parameters are trained, one of `models.parts.TRAINED`
+    part: which parameters are trained, one of `models.trainable.TRAINED`
     """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})

@@ -205,7 +205,7 @@ def _section(index, image, name, methods, traces, class_names):
         drawing = _Drawing(image, index, name, method["label"], trace.grid, views)
         prediction = _prediction(trace, index, class_names)
         cells.append(
-            f'<div class="cell"><h3>{label}</h3>{drawing.end()}{prediction}</div>'
+            f'<div class="cell"><h3>{label}</h3>{drawing.result()}{prediction}</div>'
         )
         if trace.stages:
             details.append(
@@ -254,7 +254,7 @@ class _Drawing:
             self._views[kind] = [view for view in listed if view is not None]
         self._subject = f"{method}, {name}"
 
-    def end(self):
+    def result(self):
         """The method's result: a figure, or a sentence, of each kind."""
         text = ""
         for kind in figure.KINDS:

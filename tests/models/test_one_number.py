@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.models.plan import TOLERANCE
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.reduction_plan import TOLERANCE
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import ModelFacts

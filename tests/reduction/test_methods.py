@@ -21,7 +21,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.plan import with_tokens
+from imagepiece_jax.models.reduction_plan import with_tokens
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction import contract, moves, provenance

@@ -19,7 +19,7 @@ from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.parts import TRAINED, trained_part, with_trained
+from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.training import losses, recover, recovery_loss, recovery_step
 from tests import forked, programs, runs
 from tests.models import tiny

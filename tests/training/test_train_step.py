@@ -17,8 +17,8 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import OptimConfig, RunConfig
 from imagepiece_jax.input.config import AugmentConfig
-from imagepiece_jax.models.parts import trained_part
 from imagepiece_jax.models.spec import create_model
+from imagepiece_jax.models.trainable import trained_part
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw, create

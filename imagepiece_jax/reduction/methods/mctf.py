@@ -21,7 +21,7 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Removal, score
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
-from imagepiece_jax.reduction.token_counts import Matching, floor
+from imagepiece_jax.reduction.token_counts import AtMostHalf, floor
 
 FEWEST = 10  # so many tokens always stay, class token included
 
@@ -35,7 +35,7 @@ def _removed(value):
 
 
 @dataclasses.dataclass(frozen=True)
-class FuseAway(Matching):
+class FuseAway(AtMostHalf):
     """`r` tokens leave, or that share of them; at most half, and FEWEST tokens stay."""
 
     r: float  # a number of tokens, or below 1 a share

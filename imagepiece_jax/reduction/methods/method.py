@@ -73,8 +73,8 @@ class Method(fields.CheckedFields):
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
-    # Cost as a share of the dense model's MACs. `models.plan` finds the strength
-    # of the schedule, in `counts` or the method's own, whose cost is nearest.
+    # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the
+    # strength of the schedule, in `counts` or the method's own, whose cost is nearest.
     macs: float | None = fields.optional(fields.share())
     # Number of image tokens after each block, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = fields.optional(
@@ -202,7 +202,7 @@ class Method(fields.CheckedFields):
 
     def _powered(self, strength, depth, patches):
         """The method with its share of tokens after each block raised to a power."""
-        plan = self.plan(depth, patches)
+        plan = self.plan(depth, patches, prefix=0)  # tokens are then those of the image
         shares = [layer.mlp_tokens / patches for layer in plan]
         powered = schedules.powered_shares(shares, strength)
         counts = [max(1, schedules.rounded(share * patches)) for share in powered]

@@ -14,11 +14,11 @@ from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import lengths
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
-from imagepiece_jax.reduction.token_counts import Matching, floor
+from imagepiece_jax.reduction.token_counts import AtMostHalf, floor
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeAway(Matching):
+class MergeAway(AtMostHalf):
     """floor((1 - rate) (n + 1)) tokens leave, at most half; 1 is the class token."""
 
     rate: float

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Step, build, count
+from imagepiece_jax.reduction.layer_plan import Step, build, counts_of_step
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import Taps, start
@@ -31,7 +31,7 @@ def taps_of(metric, num_prefix=1, size=None):
 
 def removing(r, n):
     """Counts of a step that merges `r` of `n` tokens away; None: it changes nothing."""
-    return count(Step(0, Bipartite(), Remove(r)), n=n, n0=n)
+    return counts_of_step(Step(0, Bipartite(), Remove(r)), n=n, n0=n)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data import copies, splits
+from imagepiece_jax.data import near_duplicates, splits
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.input.registry import open_source
 
@@ -74,19 +74,24 @@ def test_copies_of_photographs_are_found(photographs, way):
     for path in photographs[1:100:2]:
         with Image.open(path) as image:
             image = image.convert("RGB")
-        forms = [copies.small_form(image)[None], copies.small_form(copy(image))[None]]
-        found += copies.distances(*forms).item() < copies.NEAR
+        forms = [
+            near_duplicates.small_form(image)[None],
+            near_duplicates.small_form(copy(image))[None],
+        ]
+        found += near_duplicates.distances(*forms).item() < near_duplicates.NEAR
     assert found >= least
 
 
 def test_no_photograph_is_a_copy_of_another(photographs):
     """499,500 pairs, and as many with mirror images."""
-    forms = np.stack([copies.form_of_file(path) for path in photographs])
+    forms = np.stack([near_duplicates.form_of_file(path) for path in photographs])
     pairs = np.triu_indices(len(forms), 1)
-    between = copies.distances(forms, forms)[pairs]
+    between = near_duplicates.distances(forms, forms)[pairs]
     assert len(between) == 499_500
     assert between.min() == pytest.approx(0.31, abs=0.01)
-    np.testing.assert_array_equal(copies.originals(forms), np.arange(len(forms)))
+    np.testing.assert_array_equal(
+        near_duplicates.originals(forms), np.arange(len(forms))
+    )
 
 
 def test_one_in_a_million_pairs_of_digits_are_copies():
@@ -95,34 +100,34 @@ def test_one_in_a_million_pairs_of_digits_are_copies():
     for source in sources:
         for index in range(len(source)):
             pixels, _ = source.read(index)
-            forms.append(copies.small_form(Image.fromarray(pixels)))
-    near = copies.distances(forms, forms) < copies.NEAR
+            forms.append(near_duplicates.small_form(Image.fromarray(pixels)))
+    near = near_duplicates.distances(forms, forms) < near_duplicates.NEAR
     pairs = np.triu_indices(len(forms), 1)
     assert near[pairs].size == 1_613_706
     assert near[pairs].sum() == 1
 
 
 def test_a_distance_is_that_of_its_definition():
-    one, other = (copies.small_form(image) for image in pictures(2))
+    one, other = (near_duplicates.small_form(image) for image in pictures(2))
     mirrored = other.reshape(16, 16)[:, ::-1].ravel()
     assert one.mean() == pytest.approx(0, abs=1e-5)
     assert one.std() == pytest.approx(1, abs=1e-5)
     by_hand = [np.sqrt(np.mean((one - each) ** 2)) for each in (other, mirrored)]
-    found = copies.distances(one[None], other[None])
+    found = near_duplicates.distances(one[None], other[None])
     assert found.item() == pytest.approx(min(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
 def test_an_original_is_the_first_of_its_copies(monkeypatch, rows):
-    monkeypatch.setattr(copies, "ROWS", rows)
-    forms = [copies.small_form(image) for image in pictures(3)]
+    monkeypatch.setattr(near_duplicates, "ROWS", rows)
+    forms = [near_duplicates.small_form(image) for image in pictures(3)]
     forms = np.stack([forms[place] for place in (0, 1, 0, 2, 1, 0)])
-    assert copies.originals(forms).tolist() == [0, 1, 0, 3, 1, 0]
+    assert near_duplicates.originals(forms).tolist() == [0, 1, 0, 3, 1, 0]
 
 
 def test_images_of_one_color_are_one_picture():
     colors = [np.full((20, 20, 3), 5 * level, np.uint8) for level in range(50)]
-    source = copies.readable_originals(as_source(colors))
+    source = near_duplicates.readable_originals(as_source(colors))
     assert len(source) == 1
 
 
@@ -130,7 +135,7 @@ def test_each_picture_counts_once_and_it_is_said(caplog):
     images = [np.asarray(image) for image in pictures(6)]
     half = np.asarray(pictures(6)[4].resize((20, 20)))
     images += [images[0], images[2][:, ::-1], half]
-    source = copies.readable_originals(as_source(images))
+    source = near_duplicates.readable_originals(as_source(images))
     assert [source.name(index) for index in range(len(source))] == [
         f"image {number}" for number in range(6)
     ]
@@ -140,7 +145,7 @@ def test_each_picture_counts_once_and_it_is_said(caplog):
     assert "image 6 of image 0" in said
     caplog.clear()
     whole = as_source(images[:6])
-    assert copies.readable_originals(whole) is whole
+    assert near_duplicates.readable_originals(whole) is whole
     assert not caplog.records
 
 
@@ -181,10 +186,10 @@ def test_images_of_16_bits_are_compared_by_all_of_them(tmp_path):
     for number, picture in enumerate(pictures(3)):
         levels = np.asarray(picture.convert("L")).astype("<u2") * 257
         Image.fromarray(levels).save(tmp_path / f"{number}.png")
-        forms.append(copies.form_of_file(tmp_path / f"{number}.png"))
-        eight = copies.small_form(picture)
+        forms.append(near_duplicates.form_of_file(tmp_path / f"{number}.png"))
+        eight = near_duplicates.small_form(picture)
         np.testing.assert_allclose(forms[-1], eight, atol=0.05)
-    assert copies.originals(np.stack(forms)).tolist() == [0, 1, 2]
+    assert near_duplicates.originals(np.stack(forms)).tolist() == [0, 1, 2]
 
 
 def test_where_copies_are_not_looked_for_it_is_said(monkeypatch, caplog):

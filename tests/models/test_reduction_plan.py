@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import plan as plans
+from imagepiece_jax.models import reduction_plan as plans
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.plan import TOLERANCE, with_plan, with_tokens
+from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan, with_tokens
 from imagepiece_jax.models.spec import (
     ModelSpec,
     create_model,

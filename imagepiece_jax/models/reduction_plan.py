@@ -131,7 +131,9 @@ def _keeps_label(reduction: Reduction, model: ViT, grid, name):
         return False
 
 
-def say(reduction: Reduction, model: ViT, grid: tuple[int, int], typed: bool = False):
+def print_reduction(
+    reduction: Reduction, model: ViT, grid: tuple[int, int], typed: bool = False
+) -> None:
     """Print "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
 
     Nothing is printed of the dense model, nor of a reduction that says itself what it
