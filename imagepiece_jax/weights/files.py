@@ -29,8 +29,8 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.errors import InputError, inside, one_of
+from imagepiece_jax.weights.file_names import CONFIG, ORBAX
 
-CONFIG = "config.json"  # of a model, beside its weights
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -61,7 +61,6 @@ _COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its
 SMALLEST = 12  # tensors of a model, at least: those of one block
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
 RECOVERY = "imagepiece_jax.recovery"  # its record in a file's metadata, as JSON
-ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
 DEEPEST = 100  # tuple inside tuple, in a pickle, and module inside module
 MOST_TENSORS = 100_000  # of a module
 # Globals of what training scripts save beside the weights: sizes and types of tensors,
