@@ -22,11 +22,8 @@ from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.file_names import CONFIG, PROJECTOR, RECOVERED, SELECTORS
-from imagepiece_jax.weights.files import (
-    choice_of,
-    read_normalization,
-    read_state_dict,
-)
+from imagepiece_jax.weights.files import read_normalization, read_state_dict
+from imagepiece_jax.weights.state_dicts import choice_of
 from imagepiece_jax.weights.timm_config import is_eva
 from imagepiece_jax.weights.towers import PALIGEMMA
 

@@ -101,8 +101,11 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether there is the folder of a run at `path`."""
-    folder = pathlib.Path(path)
+    """Whether there is the folder of a run at `path`.
+
+    Raises InputError as `find` does, but where there is nothing.
+    """
+    folder = pathlib.Path(os.path.expanduser(path))
     return (folder / CONFIG).is_file() and _in_folder(folder).kind == RUN
 
 

@@ -23,7 +23,9 @@ import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import files
+from imagepiece_jax.weights.file_names import ORBAX
 from imagepiece_jax.weights.files import read_state_dict
+from imagepiece_jax.weights.state_dicts import SMALLEST
 from tests.refused import refused
 
 ORDERED = b"ccollections\nOrderedDict\n)R"
@@ -185,7 +187,7 @@ def models(**values):
     tensors = {}
     for start, value in values.items():
         start = start.replace("__", ".")
-        names = [f"{start}.{index}.w" for index in range(files.SMALLEST)]
+        names = [f"{start}.{index}.w" for index in range(SMALLEST)]
         tensors |= dict.fromkeys(names, np.full(2, value, np.float32))
     return tensors
 
@@ -265,7 +267,7 @@ def under_keys(**values):
     storages = {}
     for key, value in values.items():
         one = tensor(key, 2, (2,), (1,))
-        names = [f"{index}.w" for index in range(files.SMALLEST)]
+        names = [f"{index}.w" for index in range(SMALLEST)]
         content[key] = mapping(**dict.fromkeys(names, one))
         storages[key] = np.full(2, value, "<f4")
     return content, storages
@@ -586,7 +588,7 @@ def with_damaged(folder, name):
         places = {"small": "a.safetensors", "large": "missing.safetensors"}
         safetensors.numpy.save_file({"small": small}, folder / "a.safetensors")
         path.write_text(json.dumps({"weight_map": places}))
-    elif name == files.ORBAX:
+    elif name == ORBAX:
         path = folder / "params" / name
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a folder an array
         with ocp.Checkpointer(handler) as checkpointer:
@@ -603,7 +605,7 @@ def with_damaged(folder, name):
     return path, small
 
 
-@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", files.ORBAX])
+@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", ORBAX])
 def test_what_is_not_chosen_is_not_read(tmp_path, monkeypatch, name):
     path, small = with_damaged(tmp_path, name)
     monkeypatch.setattr(files, "memory_bytes", lambda: 1_000_000)
