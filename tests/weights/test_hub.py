@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import importlib
 import json
-import pathlib
 import sys
 import threading
 
@@ -126,28 +125,6 @@ def test_files_that_are_gone_are_fetched_again(cache, files, file):
         imagepiece_jax.load("hf://org/name")
     newer = lay_out(cache, files, OLDER)
     assert hub.fetched("hf://org/name") == newer != snapshot
-
-
-IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"]
-
-
-@pytest.mark.parametrize(
-    "path, said",
-    [
-        *((path, f"{path} is no id of the hub; allowed: hf://OWN") for path in IDS),
-        (None, "path is None, of type NoneType; allowed: a string or a pathlib.Path"),
-        ("", "path is empty; allowed: files and folders"),
-        (b"w.npz", "path is b'w.npz', of type bytes; allowed: a string or"),
-        (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
-        (pathlib.Path("hf://o/n"), "did you mean hf://o/n, a string, as a Path drops"),
-    ],
-)
-def test_what_is_neither_an_id_nor_a_path(path, said, tmp_path, monkeypatch):
-    """errors.txt has more of them."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as error:
-        imagepiece_jax.load(path)
-    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
