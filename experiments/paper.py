@@ -61,7 +61,7 @@ from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights.load import load, unknown_normalization
-from imagepiece_jax.weights.runs import last_checkpoint
+from imagepiece_jax.weights.location import last_checkpoint
 
 CONFIG = cli.define_config("a config file of --small's runs")
 WEIGHTS = cli.weights()

@@ -45,7 +45,7 @@ def weights(latest=False, draws=True):
         from imagepiece_jax.common.warning import warn
         from imagepiece_jax.common.xla_options import fast_dtype
         from imagepiece_jax.models.spec import ModelSpec
-        from imagepiece_jax.weights import runs
+        from imagepiece_jax.weights import location
         from imagepiece_jax.weights.load import (
             SavedWeights,
             crop_note,
@@ -57,7 +57,7 @@ def weights(latest=False, draws=True):
         given = {**model(), **normalized()}
         with renamed(_flags([*ModelSpec.names(), *given])):
             if latest and chosen is None:
-                chosen = runs.last_checkpoint(cli.path_of_weights())
+                chosen = location.last_checkpoint(cli.path_of_weights())
             saved = SavedWeights(cli.path_of_weights(), chosen, averaged.value)
             own_dtype = saved.source.run and saved.source.spec.dtype
             given["dtype"] = dtype.value or own_dtype or fast_dtype()

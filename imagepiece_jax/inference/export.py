@@ -22,7 +22,7 @@ from imagepiece_jax.inference.onnx_graph import stored_dtype
 from imagepiece_jax.inference.optimize import CompileOptions
 from imagepiece_jax.inference.program_outputs import DEFAULTS, ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.file_names import ENDINGS
 from imagepiece_jax.weights.runs import own_files
 
 WRITERS = {"jax": "flatbuffers", "onnx": "onnx"}  # which write a format
@@ -126,7 +126,7 @@ def checked_file(
     check_is_path("out", out)
     out = pathlib.Path(os.path.expanduser(out))
     ending = out.suffix.lower()
-    if ending in hub.ENDINGS and not out.exists():
+    if ending in ENDINGS and not out.exists():
         problem = f"{out} ends in {ending}, as weights do, and a program is written"
         allowed = "names such as model.onnx and model.jax"
         hint = "save writes weights, in a folder"

@@ -56,6 +56,8 @@ class WeightsSource:
     path: pathlib.Path  # on this machine
     place: str  # the path in sentences: "run runs/a"
     name: str  # the path in short; of a hub's weights OWNER/NAME
+    # in a folder, what says which model its weights are; None: they are one file
+    config_file: pathlib.Path | None = None
     # of a run, "best" or "latest"; else which of several models in a file
     checkpoint: str | None = None
     averaged: bool = False  # whether the weights are averages over steps
@@ -82,6 +84,11 @@ class WeightsSource:
 
     def __str__(self):
         return self.place
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the weights are in a published folder, or that of a run."""
+        return self.config_file is not None
 
     @property
     def says_crop(self) -> bool:

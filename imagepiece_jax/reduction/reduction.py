@@ -65,6 +65,15 @@ class Reduction(CheckedFields):
         return dataclasses.replace(found, prop_attn=prop_attn)
 
     @classmethod
+    def of_run(cls, config: Mapping[str, Any]) -> "Reduction":
+        """The reduction in the config of a run, with the model's `prop_attn` if set."""
+        fields = {k: v for k, v in config["reduction"].items() if v is not None}
+        prop_attn = config["model"].get("prop_attn")
+        if prop_attn is not None:
+            fields["prop_attn"] = prop_attn
+        return cls.read(fields)
+
+    @classmethod
     def _of_fields(cls, /, name=methods.AUTO, prop_attn=None, label=None, **fields):
         """The reduction of a dict with a name, fields, prop_attn and a label."""
         if not isinstance(label, str | None):

@@ -17,7 +17,7 @@ from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.logging import say
-from imagepiece_jax.weights import hub, runs
+from imagepiece_jax.weights import location
 from imagepiece_jax.weights.infer import (
     IN_NO_TENSOR,
     partial_spec,
@@ -39,7 +39,7 @@ class NamedWeights(SavedWeights):
     def normalization(self) -> dict[str, tuple[float, ...]]:
         """{"mean", "std"} of the images; {} where neither files nor a name say them."""
         spec = self.source.spec
-        if not self.source.path.is_dir():
+        if not self.source.is_folder:
             spec = partial_spec(self.source, self.contents)
         values = registry.fields_of(spec.name) | spec.fields
         return {field: values[field] for field in ("mean", "std") if field in values}
@@ -83,7 +83,7 @@ class InitialWeights:
 
     def _earlier(self, workdir):
         """Weights of the run in `workdir` that is resumed; None for a new one."""
-        if run_dir.took_steps(workdir) and runs.is_run(workdir):
+        if run_dir.took_steps(workdir) and location.is_run(workdir):
             return NamedWeights(workdir)
         return None
 
@@ -97,7 +97,7 @@ class InitialWeights:
         weights = self._earlier(workdir)
         if weights is None and run.init.weights and "head" not in run.init.fresh:
             weights = self.start
-        taught = run.teacher.weights and hub.exists(run.teacher.weights)
+        taught = run.teacher.weights and location.exists(run.teacher.weights)
         if weights is None and taught:
             weights = self.teacher
         if weights is None:
@@ -199,7 +199,7 @@ class InitialWeights:
             before = earlier.source.names_of_data
             with inside(hint=f"{run_dir.OTHER}, or the data of its training"):
                 check_classes(before, str(workdir), names, data)
-        if run.teacher.weights and hub.exists(run.teacher.weights):
+        if run.teacher.weights and location.exists(run.teacher.weights):
             source = f"{run.teacher.path('weights')} {run.teacher.weights}"
             taught = self.teacher.source.names_of_data
             check_classes(taught, source, names, data)

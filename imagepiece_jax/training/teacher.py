@@ -21,7 +21,7 @@ from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
 from imagepiece_jax.weights.load import unknown_normalization
-from imagepiece_jax.weights.runs import ALLOWED
+from imagepiece_jax.weights.location import ALLOWED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.file_names import CONFIG
 from imagepiece_jax.weights.timm_config import EPS
 
 CARD = "README.md"
@@ -135,13 +136,13 @@ def licenses(vit: Pretrained) -> dict[str, str]:
     The folder's own card says it, or else timm's config; {}: neither does.
     """
     source = vit.source
-    if source is None or not source.path.is_dir() or source.run is not None:
+    if source is None or not source.is_folder or source.run is not None:
         return {}
     fields = _header(source.path / CARD)
     if LICENSE in fields:
         return fields
     try:
-        config = read_json(source.path / hub.CONFIG)
+        config = read_json(source.path / CONFIG)
     except InputError:  # other folders have none
         return {}
     images = config.get("pretrained_cfg")

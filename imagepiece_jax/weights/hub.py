@@ -1,4 +1,4 @@
-"""Published weights: ids of the Hugging Face hub, and folders in its form.
+"""Weights of the Hugging Face hub, by their ids.
 
 "hf://timm/vit_small_patch14_reg4_dinov2.lvd142m" names a repository, and "@" with a
 branch, a tag or a commit after it one revision. Its config files and one file of
@@ -11,64 +11,29 @@ import pathlib
 import re
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import check_is_path, read_json
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import files, towers
+from imagepiece_jax.weights.file_names import (
+    CONFIG,
+    ENDINGS,
+    INDEX,
+    OPEN_CLIP,
+    OURS,
+    PREPROCESSOR,
+    PROCESSOR,
+    PROJECTOR,
+    RECOVERED,
+    SELECTORS,
+    WEIGHTS,
+)
 
 SCHEME = "hf://"
-CONFIG = files.CONFIG
-PREPROCESSOR = "preprocessor_config.json"
-OPEN_CLIP = "open_clip_config.json"
-PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
-OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
-SELECTORS = "selectors.safetensors"  # of a saved model, with learned selectors
-PROJECTOR = "projector.safetensors"  # of a vision tower to its language model
-RECOVERED = "recovered.safetensors"  # of a saved model, for reduced forms of it
-OTHERS = (SELECTORS, PROJECTOR, RECOVERED)  # beside the weights of a saved model
-INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
-# Names of a file of weights, the preferred ones first; those of OpenCLIP are last.
-WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
-WEIGHTS += (f"pytorch_model.bin{INDEX}",)
-WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
-WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Of weights by other names.
-ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 SHOWN_IDS = 3  # ids in a sentence
 UNREACHABLE = "cannot be reached, and its cache"
-
-
-def local(path: str | os.PathLike) -> pathlib.Path:
-    """The place of weights on this machine: `path` itself, or the folder of a hub id.
-
-    A hub's files are fetched unless they are in the cache. The place of an Orbax
-    checkpoint, or of openpi's folder with one, is the file that lists the arrays.
-    Raises InputError where there is nothing, where files cannot be fetched, and for a
-        malformed id.
-    """
-    field = "path"
-    check_is_path(field, path)
-    text = os.fspath(path)
-    if not text:
-        raise InputError(field, None, "files and folders", problem="is empty")
-    if is_id(text):
-        return fetched(text)
-    path = os.path.expanduser(path)
-    if not exists(path):
-        problem = f"is {path}: no such file or folder"
-        raise InputError(field, str(path), problem=problem, **_hint_for(path))
-    path = pathlib.Path(path)
-    for folder in (path, path / "params"):
-        if os.path.isfile(folder / files.ORBAX):
-            return folder / files.ORBAX
-    return path
-
-
-def exists(path: str | os.PathLike) -> bool:
-    """Whether there is a file or folder, or `path` is a hub id."""
-    return is_id(path) or os.path.exists(path)  # False for a name that is too long
 
 
 def is_id(path: str | os.PathLike) -> bool:
@@ -76,39 +41,27 @@ def is_id(path: str | os.PathLike) -> bool:
     return str(path).startswith(SCHEME)
 
 
-def short_name(path: pathlib.Path) -> str:
-    """OWNER/NAME for a path in the cache of the hub, else the last part of the path."""
-    if path.name == files.ORBAX:
-        path = path.parent
-    repository = path.parent.parent.name
-    if path.parent.name == "snapshots" and repository.startswith("models--"):
+def repository_at(folder: pathlib.Path) -> str | None:
+    """OWNER/NAME of a folder in the cache of the hub; None for any other folder."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
-    return path.name
+    return None
 
 
 def given_name(text: str) -> str:
-    """As `short_name`, for a path or a hub id as it is typed."""
+    """The weights at a path, or of a hub id, in short, as `Location.name`."""
     if is_id(text):
         return text.removeprefix(SCHEME).partition("@")[0]
     return pathlib.Path(text).name
 
 
 def has_owner(name: str) -> bool:
-    """Whether a name of `short_name` is that of a repository of the hub."""
+    """Whether a name is OWNER/NAME, that of a repository of the hub."""
     return "/" in name
 
 
-def path_text(path: pathlib.Path) -> str:
-    """The text of a path for sentences: its hub id where it is in the hub's cache."""
-    if path.name == files.ORBAX:
-        path = path.parent
-    name = short_name(path)
-    if name == path.name:
-        return str(path)
-    return f"{SCHEME}{name}"
-
-
-def _hint_for(path):
+def hint_for(path: str | os.PathLike) -> dict[str, str]:
     """The hint, or the allowed values, for a missing path that looks like an id."""
     text = os.fspath(path)
     if text.startswith("hf:/"):  # an id that was made a Path
@@ -134,72 +87,6 @@ def _hint_for(path):
     if is_file or not _ID.fullmatch(text):
         return {}
     return {"hint": f"did you mean {SCHEME}{text}?"}
-
-
-def is_published(folder: str | os.PathLike) -> bool:
-    """Whether a folder's config file is that of published weights, not of a run."""
-    if pathlib.Path(folder, OPEN_CLIP).is_file():
-        return True
-    return has_key(folder, "architecture", "architectures", "model_type", OURS)
-
-
-def config_file(folder: pathlib.Path) -> pathlib.Path:
-    """The config file of a folder of published weights.
-
-    Repositories of OpenCLIP often hold transformers' weights and config.json, too,
-    which are preferred.
-    """
-    of_open_clip = folder / OPEN_CLIP
-    usual = folder / CONFIG
-    if not of_open_clip.is_file():
-        return usual
-    names = [file.name for file in weights_files(folder)]
-    only_open_clip = all(name.startswith("open_clip") for name in names)
-    if only_open_clip or not usual.is_file():
-        return of_open_clip
-    return usual
-
-
-def has_key(folder: str | os.PathLike, *keys: str) -> bool:
-    """Whether a folder's config.json is readable and has one of these keys."""
-    try:
-        config = read_json(pathlib.Path(folder, CONFIG))
-    except InputError:
-        return False
-    return any(key in config for key in keys)
-
-
-def kind(path: pathlib.Path) -> str:
-    """The kind of a path: a "weights file", a published "folder", or a "run"."""
-    if not path.is_dir():
-        return "weights file"
-    return "folder" if is_published(path) else "run"
-
-
-def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of weights in a folder: one of a usual name, or else all."""
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            return [folder / name]
-    found = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in ENDINGS and file.name not in OTHERS:
-            found.append(file)
-    return found
-
-
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder. Raises InputError for none, and for several."""
-    candidates = weights_files(folder)
-    if len(candidates) == 1:
-        return candidates[0]
-    names = [file.name for file in candidates]
-    problem = "has no weights file"
-    if names:
-        problem = f"has {len(names)} weights files, {', '.join(names)}"
-    raise InputError.at(
-        f"folder {folder}", problem, f"one, such as {WEIGHTS[0]}", value=names
-    )
 
 
 def fetched(text):

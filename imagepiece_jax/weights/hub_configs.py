@@ -22,35 +22,35 @@ from imagepiece_jax.models.recovery_record import (
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights import (
-    hub,
     open_clip_config,
     timm_config,
     transformers_config,
 )
-from imagepiece_jax.weights.hub import (
+from imagepiece_jax.weights.file_names import (
     CONFIG,
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
     PROCESSOR,
 )
+from imagepiece_jax.weights.location import Location
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Fields of a WeightsSource by a folder's config.json and its processor's file.
+def read(found: Location) -> dict[str, Any]:
+    """Fields of a WeightsSource by a folder's config file and its processor's.
 
     Raises InputError, which names the file that cannot be read or understood.
     """
-    file = hub.config_file(folder)
-    if file.name == OPEN_CLIP:
+    if found.config_file.name == OPEN_CLIP:
         parse_config = open_clip_config.parse_open_clip
-        return _guarded(file, parse_config, read_json(file))
+        return _guarded(found.config_file, parse_config, found.config)
+    folder = found.path
     images = {}
     if (folder / PROCESSOR).is_file():
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
     if not images and (folder / PREPROCESSOR).is_file():
         images = read_json(folder / PREPROCESSOR)
-    return parse(read_json(folder / CONFIG), images, folder)
+    return parse(found.config, images, folder)
 
 
 def parse(

@@ -21,8 +21,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.pretrained import WeightsSource
 from imagepiece_jax.models.spec import ModelSpec, normalization
-from imagepiece_jax.weights import hub
-from imagepiece_jax.weights.hub import CONFIG, PREPROCESSOR
+from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.weights.layouts import Contents, transformers_parts
 
 # Fields of an Architecture that no shape shows. A map has parameters of its own.
@@ -88,8 +87,8 @@ def completed(
         spec = _trained_spec(source, contents, requested, otherwise)
     names = source.class_names
     normalized = True
-    if source.path.is_dir():
-        place += f", {hub.config_file(source.path).name}"
+    if source.is_folder:
+        place += f", {source.config_file.name}"
     else:
         named = spec
         if requested.name in registry.MODELS:  # which says nothing of the images
@@ -135,7 +134,7 @@ def name_of_images(source: WeightsSource, requested: ModelSpec) -> str | None:
     requested: fields that the caller adds or changes
     """
     names = [requested.name, source.spec.name]
-    if source.path.is_dir() or requested.name in registry.MODELS:
+    if source.is_folder or requested.name in registry.MODELS:
         names.reverse()
     return names[0] or names[1]
 
@@ -147,7 +146,7 @@ def _trained_spec(source, contents, requested, otherwise):
     """
     path = source.path
     common_parts = contents.common_parts
-    if path.is_dir():
+    if source.is_folder:
         given = _given_for_folder(source, contents, requested)
         tensors = with_fc_norm(contents, given)
         # A config.json without a name is of transformers, whatever the tensors' names.
@@ -193,7 +192,7 @@ def table() -> str:
 
 def partial_spec(source: WeightsSource, contents: Contents) -> ModelSpec:
     """The config by name, layout and config.json, without the sizes of tensors."""
-    if source.path.is_dir():
+    if source.is_folder:
         return source.spec
     spec = merged("a file", _specs_of_file(source, contents))
     return _with_images_of(source.spec.name, spec)

@@ -20,13 +20,10 @@ from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.projector import Projector, Tower
 from imagepiece_jax.models.spec import ModelSpec
-from imagepiece_jax.weights import hub
-from imagepiece_jax.weights.files import (
-    choice_of,
-    read_normalization,
-    read_state_dict,
-)
-from imagepiece_jax.weights.hub import CONFIG
+from imagepiece_jax.weights import location
+from imagepiece_jax.weights.file_names import CONFIG, PROJECTOR, RECOVERED, SELECTORS
+from imagepiece_jax.weights.files import read_normalization, read_state_dict
+from imagepiece_jax.weights.state_dicts import choice_of
 from imagepiece_jax.weights.timm_config import is_eva
 from imagepiece_jax.weights.towers import PALIGEMMA
 
@@ -354,7 +351,7 @@ LAYOUTS = (
 # is the host's; starts of names that only the host has; {layers of the projector: ours}
 TOWER_IN_HOST = r"((?:.*\.)?)(?:vision_tower\.(?:vision_model\.)?|img\.)"
 HOST_MARKS = ("multi_modal_projector.", "language_model.", "llm.")
-PROJECTOR = {
+PROJECTOR_LAYERS = {
     "multi_modal_projector.linear(?:_1)?|img.head": "projector.0",
     "multi_modal_projector.linear_2": "projector.1",
 }
@@ -438,8 +435,8 @@ def read_folder(
     checkpoint: str | None = None,
 ) -> Contents:
     """As `read_weights` for a folder, with what `save` writes beside the weights."""
-    file = hub.weights_file(folder)
-    path = folder / hub.PROJECTOR
+    file = location.weights_file(folder)
+    path = folder / PROJECTOR
     if path.exists():  # of a model that `save` wrote
         with inside(place=f"weights file {path}"):
             projector = _projector(read_state_dict(path), tower)
@@ -447,11 +444,11 @@ def read_folder(
         contents = contents._replace(projector=projector)
     else:
         contents = read_weights(file, averaged, tower, checkpoint)
-    if (folder / hub.SELECTORS).exists():
-        learned = read_state_dict(folder / hub.SELECTORS)
+    if (folder / SELECTORS).exists():
+        learned = read_state_dict(folder / SELECTORS)
         contents = contents._replace(tensors=contents.tensors | learned)
-    if (folder / hub.RECOVERED).exists():
-        recovered = read_state_dict(folder / hub.RECOVERED)
+    if (folder / RECOVERED).exists():
+        recovered = read_state_dict(folder / RECOVERED)
         contents = contents._replace(recovered=recovered)
     return contents
 
@@ -610,7 +607,7 @@ class _Naming:
         if self.host_prefix is not None:
             inside = name.removeprefix(self.host_prefix)
             is_layer = inside.endswith((".weight", ".kernel", ".bias"))
-            if is_layer and (layer := _renamed(inside, PROJECTOR)):
+            if is_layer and (layer := _renamed(inside, PROJECTOR_LAYERS)):
                 return layer
             if inside.startswith("multi_modal_projector."):
                 return None

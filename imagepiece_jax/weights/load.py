@@ -31,7 +31,8 @@ from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
-from imagepiece_jax.weights import files, hub, hub_configs, layouts, runs
+from imagepiece_jax.weights import files, hub_configs, layouts, location, runs
+from imagepiece_jax.weights.file_names import RECOVERED
 from imagepiece_jax.weights.infer import NO_FIELDS, completed, with_fc_norm
 from imagepiece_jax.weights.layouts import Contents
 
@@ -133,7 +134,7 @@ class SavedWeights:
         if source.run is not None:
             tensors = runs.read_checkpoint(path, source.checkpoint, source.averaged)
             return Contents(tensors, NO_FIELDS)
-        if path.is_dir():
+        if source.is_folder:
             return layouts.read_folder(
                 path, source.averaged, source.tower, source.checkpoint
             )
@@ -164,8 +165,8 @@ def load_as(
     if weights.source.run is None:  # tensors show the sizes that a run's config says
         contents = weights.contents
     source = completed(weights.source, contents, requested, otherwise)
-    is_folder = source.path.is_dir()  # where a name stands for its sizes
-    spec = source.spec.with_requested(requested, source.place, is_folder)
+    # A name stands for the sizes of a folder's weights.
+    spec = source.spec.with_requested(requested, source.place, source.is_folder)
     class_names = source.class_names
     problem_type = source.problem_type
     fresh = ()
@@ -292,7 +293,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         for name, tensor in contents.recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        with inside(place=f"weights file {vit.source.path / hub.RECOVERED}"):
+        with inside(place=f"weights file {vit.source.path / RECOVERED}"):
             numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
                 raise InputError(problem=f"has no numbers for {cost.form}")
@@ -313,29 +314,28 @@ def read_source(
     checkpoint, averaged: as `load` takes them
     Raises InputError where there are no weights, and for a run's checkpoint of no run.
     """
-    path = hub.local(path)
-    kind = hub.kind(path)
-    name = hub.short_name(path)
-    place = f"{kind} {hub.path_text(path)}"
-    if checkpoint in runs.KINDS and kind != "run":
+    found = location.find(path)
+    place = found.place
+    if checkpoint in runs.KINDS and found.kind != location.RUN:
         problem = f"is {checkpoint!r}, but {place} is no run"
         raise InputError("checkpoint", checkpoint, problem=problem, hint="leave it out")
-    if kind == "weights file":
-        spec = ModelSpec(name=registry.name_of_file(path))
+    if found.kind == location.FILE:
+        spec = ModelSpec(name=registry.name_of_file(found.path))
         fields = {"spec": spec}
-        if record := files.read_recovery(path):
+        if record := files.read_recovery(found.path):
             fields["recovery"] = hub_configs.recovery_of(record)
-    elif kind == "folder":
-        fields = {"reduction": DENSE, **hub_configs.read(path)}
+    elif found.kind == location.FOLDER:
+        fields = {"reduction": DENSE, **hub_configs.read(found)}
     else:
         if checkpoint is None:
             checkpoint = "best"
         one_of("checkpoint", checkpoint, runs.KINDS)
-        fields = runs.read(path)
+        fields = runs.read(found)
     return WeightsSource(
-        path=path,
+        path=found.path,
         place=place,
-        name=name,
+        name=found.name,
+        config_file=found.config_file,
         checkpoint=checkpoint,
         averaged=averaged,
         **fields,

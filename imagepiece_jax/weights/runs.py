@@ -10,7 +10,6 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
-from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError, inside, one_of
@@ -18,93 +17,39 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights import hub
+from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
+from imagepiece_jax.weights.location import ALLOWED, Location
 
-# In the folder of a run.
-RUN_CONFIG = hub.CONFIG  # as published weights call theirs
-CLASSES = "classes.json"
-CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
-# Fields that its config has, and their types.
+# Fields that the config of a run has, and their types.
 TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": dict}
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
-ALLOWED = (
-    f"a weights file, a folder with {RUN_CONFIG} and weights as timm, transformers "
-    f"or save writes them, the folder of a run, or {hub.SCHEME}OWNER/NAME"
-)
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
 IMAGENET = {"mean": MEAN, "std": STD}
-ADAPTER = "adapter_config.json"  # in a folder of the peft library
 
 
-def is_run(path: str | os.PathLike) -> bool:
-    """Whether there is the folder of a run at `path`."""
-    path = pathlib.Path(path)
-    return (path / RUN_CONFIG).is_file() and not hub.is_published(path)
+def read(found: Location) -> dict[str, Any]:
+    """Fields of a WeightsSource by the files of a run.
 
-
-def last_checkpoint(path: str | os.PathLike) -> str | None:
-    """The checkpoint for figures: "latest" of a run, None of other weights.
-
-    A run's best was chosen on the images of the figures.
+    Raises InputError for a config.json that is not that of a run.
     """
-    return "latest" if is_run(path) else None
-
-
-def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Fields of a WeightsSource by the files of the run in `folder`."""
-    run = read_config(folder)
-    class_names = read_class_names(folder, run["num_classes"])
+    run = found.config
+    with inside(place=found.config_file):
+        _check_config(run)
+    class_names = read_class_names(found.path, run["num_classes"])
     model = ModelSpec.of_run(run)
     spec = model.completed_by(size_of(model.name))
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
     return {
         "spec": dataclasses.replace(spec, **parts),
-        "reduction": reduction_of(run),
+        "reduction": Reduction.of_run(run),
         "crop": read_fields(run.get("data", {})),
         "class_names": class_names,
         "run": run,
         "seed": run.get("seed", 0),
     }
-
-
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The config of the run in `folder`, as dicts. Raises InputError without one."""
-    path = folder / RUN_CONFIG
-    config = None
-    if path.exists():
-        config = read_json(path)
-    with inside(place=f"folder {folder}"):
-        _check_folder(folder, config)
-    with inside(place=path):
-        _check_config(config)
-    return config
-
-
-def _check_folder(folder, config):
-    """Raise InputError for a folder that is known to be something else than a run.
-
-    config: the content of its config.json; None: it has none
-    """
-    if (folder / ADAPTER).exists() or "peft_type" in (config or ()):
-        problem = "holds a peft adapter, which has only the changes to a model"
-        allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
-        raise InputError(allowed=allowed, problem=problem)
-    if config is not None:
-        return
-    for run in folder.parents:
-        within = folder.relative_to(run).parts[0] == CHECKPOINTS
-        if within and (run / RUN_CONFIG).is_file():
-            allowed = f"{run} itself, and best or latest for the checkpoint"
-            raise InputError(allowed=allowed, problem=f"is in the run {run}")
-    if files := hub.weights_files(folder):
-        names = ", ".join(file.name for file in files)
-        problem = f"has weights ({names}), but no {RUN_CONFIG}"
-        hint = f"name the file that you mean, such as {files[0]}"
-        raise InputError(problem=problem, hint=hint)
-    raise InputError(allowed=ALLOWED, problem=f"has no {RUN_CONFIG}")
 
 
 def _check_config(config):
@@ -155,8 +100,6 @@ def read_checkpoint(
             "runs with averages, or its weights as they are",
         )
 
-    if not (folder / CHECKPOINTS).exists():
-        read_config(folder)  # which raises the error for a folder that is no run
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
         hint = "its first evaluation saves the best" if checkpoint == "best" else ""
@@ -171,7 +114,7 @@ def read_checkpoint(
 def own_files(path):
     """Files that must not be overwritten: the weights file, or a run's own files."""
     path = pathlib.Path(path)
-    names = (RUN_CONFIG, CLASSES, *OTHERS)
+    names = (CONFIG, CLASSES, *OTHERS)
     return [path, *(path / name for name in names)]
 
 
@@ -190,12 +133,3 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         except (OSError, ValueError) as error:
             raise InputError(problem=f"cannot be read ({error})") from error
         return checked_names(names, classes)
-
-
-def reduction_of(config) -> Reduction:
-    """The reduction in the config of a run, with the model's `prop_attn` if set."""
-    fields = {k: v for k, v in config["reduction"].items() if v is not None}
-    prop_attn = config["model"].get("prop_attn")
-    if prop_attn is not None:
-        fields["prop_attn"] = prop_attn
-    return Reduction.read(fields)

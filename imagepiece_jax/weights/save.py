@@ -19,22 +19,31 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.common.files import check_is_path, replacing_folder
+from imagepiece_jax.common.files import check_is_path, read_json, replacing_folder
 from imagepiece_jax.errors import InputError, inside, short_traceback
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.weights import hub, hub_configs, layouts
 from imagepiece_jax.weights.card import CARD, model_card
+from imagepiece_jax.weights.file_names import (
+    BESIDE,
+    CONFIG,
+    ENDINGS,
+    OURS,
+    PROJECTOR,
+    RECOVERED,
+    SELECTORS,
+    WEIGHTS,
+)
 from imagepiece_jax.weights.files import RECOVERY
-from imagepiece_jax.weights.hub import CONFIG, OURS
 from imagepiece_jax.weights.infer import infer
 
-WEIGHTS = hub.WEIGHTS[0]
-FILES = (WEIGHTS, *hub.OTHERS, CONFIG, CARD)  # of a saved model
+DENSE_PART = WEIGHTS[0]
+FILES = (DENSE_PART, *BESIDE, CONFIG, CARD)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
 OF_PROGRAMS = (".onnx", ".jax")
-OF_FILES = (*hub.ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
+OF_FILES = (*ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
 
 
 @short_traceback
@@ -68,13 +77,13 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
-        _write(new / WEIGHTS, dense, _record_of_file(vit))
+        _write(new / DENSE_PART, dense, _record_of_file(vit))
         if learned:
-            _write(new / hub.SELECTORS, learned)
+            _write(new / SELECTORS, learned)
         if vit.projector:
-            _write(new / hub.PROJECTOR, vit.projector.tensors())
+            _write(new / PROJECTOR, vit.projector.tensors())
         if recovered := _recovered(vit.recovery):
-            _write(new / hub.RECOVERED, recovered)
+            _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
         # Escapes stand for what is not UTF-8 in the name of the folder.
         (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
@@ -137,13 +146,21 @@ def checked_folder(folder):
             folder, f"is not a folder ({error.strerror})", allowed
         ) from error
     others = [name for name in names if name not in FILES]
-    if names and (others or not hub.has_key(folder, OURS)):
+    if names and (others or not _is_saved(folder)):
         found = (others or names)[0]
         raise InputError.at(folder, f"holds {found}", allowed, value=found)
     if folder.exists() and folder.samefile(os.curdir):
         problem = "is the working directory, which would be replaced"
         raise InputError.at(folder, problem, "folders elsewhere or in it")
     return folder
+
+
+def _is_saved(folder):
+    """Whether the config.json in a folder is one that `save` wrote."""
+    try:
+        return OURS in read_json(folder / CONFIG)
+    except InputError:  # there is none, or another program's
+        return False
 
 
 def _check(vit):

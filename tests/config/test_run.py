@@ -14,7 +14,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.cluster import run_dir
-from imagepiece_jax.weights import runs
+from imagepiece_jax.weights import location
 from tests.refused import refused
 from tests.runs import configured
 
@@ -117,7 +117,7 @@ def test_a_model_of_a_run_keeps_the_text_of_a_method_with_a_score(name):
     config = configured()
     config.reduction = config_dict.ConfigDict({"name": name, "macs": 0.7})
     run = RunConfig.from_config(config).with_counts()
-    model = run.model.create(runs.reduction_of(run.to_dict()))
+    model = run.model.create(Reduction.of_run(run.to_dict()))
     assert model == run.create_model()
     typed = run.model.create({"name": name, "macs": 0.7})
     assert model.reduction.words == typed.reduction.words
@@ -133,7 +133,7 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     written = run.with_counts().to_dict()
     assert written["reduction"]["label"] == "tome macs=0.7"
     (tmp_path / "config.json").write_text(json.dumps(written))
-    reduction = runs.reduction_of(runs.read_config(tmp_path))
+    reduction = Reduction.of_run(location.find(tmp_path).config)
     assert reduction.words == "tome macs=0.7"
     assert Reduction.read(reduction.fields).words == "tome macs=0.7"
     again = RunConfig.from_config(written)

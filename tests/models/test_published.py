@@ -21,7 +21,7 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
 from tests.models import tiny
 from tests.refused import refused, untrained
-from tests.weights.test_files import mapping, tensor, write_pth
+from tests.weights.pth import mapping, tensor, write_pth
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}

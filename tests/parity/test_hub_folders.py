@@ -9,7 +9,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem import PROBLEMS
-from imagepiece_jax.weights import hub_configs, transformers_config
+from imagepiece_jax.weights import hub_configs, location, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -140,7 +140,7 @@ def test_transformers_folder(tmp_path, name):
     assert apart(ours, theirs) < 1e-5
     assert found.mean == pytest.approx(processor.image_mean)
     assert found.std == pytest.approx(processor.image_std)
-    read = hub_configs.read(tmp_path)
+    read = hub_configs.read(location.find(tmp_path))
     assert read["crop"] == prepared | {"rule": "transformers"}
     labels = name in ("vit", "deit", "siglip, classes")
     assert vit.problem_type == (model.config.problem_type or PROBLEMS[0])

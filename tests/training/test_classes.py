@@ -25,7 +25,8 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.data import Data, eval_source
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
-from imagepiece_jax.weights.runs import CLASSES, read_class_names
+from imagepiece_jax.weights.file_names import CLASSES
+from imagepiece_jax.weights.runs import read_class_names
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

@@ -194,7 +194,7 @@ def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
     with pytest.raises(InputError, match="^holds a model of"):
         timm_tensors.from_timm(read_checkpoint(tmp_path), like)
     with pytest.raises(InputError, match="has no config.json"):
-        timm_tensors.from_timm(read_checkpoint(tmp_path / "checkpoints"), like)
+        imagepiece_jax.load(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,4 @@
-"""Weights files: exactly the tensors that they hold, or a sentence on what is wrong.
-
-PyTorch files are written here by hand, opcode by opcode, as Python's pickletools shows
-those that PyTorch leaves: a zip archive with a pickle in `NAME/data.pkl` and the raw
-storages in `NAME/data/KEY`.
-"""
+"""Weights files: exactly the tensors that they hold, or a sentence on what is wrong."""
 
 import collections
 import itertools
@@ -12,7 +7,6 @@ import pathlib
 import re
 import shutil
 import struct
-import warnings
 import zipfile
 
 import jax.numpy as jnp
@@ -23,54 +17,23 @@ import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import files
+from imagepiece_jax.weights.file_names import ORBAX
 from imagepiece_jax.weights.files import read_state_dict
-from tests.refused import refused
+from tests.weights.pth import (
+    LINEAR,
+    NAMESPACE,
+    ORDERED,
+    check_same,
+    integer,
+    ints,
+    mapping,
+    old_tensor,
+    old_torch,
+    tensor,
+    text,
+    write_pth,
+)
 
-ORDERED = b"ccollections\nOrderedDict\n)R"
-
-
-def text(value):
-    raw = value.encode()
-    return b"X" + struct.pack("<I", len(raw)) + raw
-
-
-def integer(value):
-    return b"J" + struct.pack("<i", value)
-
-
-def ints(values):
-    return b"(" + b"".join(map(integer, values)) + b"t"
-
-
-def tensor(key, count, shape, strides, offset=0, storage="FloatStorage"):
-    """Pickle opcodes of one tensor: a view of `count` elements stored under `key`."""
-    kind = b"ctorch\n" + storage.encode() + b"\n"
-    where = text("storage") + kind + text(key) + text("cpu") + integer(count)
-    view = b"(" + where + b"tQ" + integer(offset) + ints(shape) + ints(strides)
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + ORDERED + b"tR"
-
-
-def parameter(value):
-    start = b"ctorch._utils\n_rebuild_parameter\n("
-    return start + value + b"\x88" + ORDERED + b"tR"
-
-
-def mapping(**items):
-    pairs = b"".join(text(name) + value for name, value in items.items())
-    return b"}(" + pairs + b"u"
-
-
-def write_pth(path, content, storages=None, compression=zipfile.ZIP_STORED, **extra):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
-        for key, array in (storages or {}).items():
-            archive.writestr(f"archive/data/{key}", array.tobytes())
-        for name, value in extra.items():
-            archive.writestr(f"archive/{name}", value)
-    return path
-
-
-NAMESPACE = b"cargparse\nNamespace\n)\x81"
 ITEMS = mapping(items=b"cargparse\nNamespace\n")
 FLOAT8 = "float8, complex64 or another such type"
 
@@ -82,247 +45,6 @@ def test_real_files_agree_bit_for_bit(assets):
     assert sum(value.size for value in npz.values()) == 5_717_416
     check_same(pth, npz)
     assert {value.dtype for value in pth.values()} == {np.dtype(np.float32)}
-
-
-def check_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert found[name].dtype == value.dtype, name
-        np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
-
-
-@pytest.mark.parametrize(
-    "storage, array",
-    [
-        ("FloatStorage", np.array([1.5, -2, 3e-40, 7], "<f4")),
-        ("DoubleStorage", np.array([1e300, -2, 3, 7], "<f8")),
-        ("HalfStorage", np.array([1.5, -2, 6e-8, 7], "<f2")),
-        ("BFloat16Storage", np.array([1, -2, 0.15625, 7], jnp.bfloat16)),
-        ("LongStorage", np.array([2**40, -2, 3, 7], "<i8")),
-        ("BoolStorage", np.array([True, False, True, True])),
-    ],
-)
-def test_pth_types(tmp_path, storage, array):
-    content = mapping(a=tensor("0", 4, (2, 2), (2, 1), storage=storage))
-    read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": array}))
-    check_same(read, {"a": array.reshape(2, 2)})
-
-
-def test_pth_views_of_one_storage(tmp_path):
-    """Transposed, sliced, scalar and empty views; parameters are their tensors."""
-    flat = np.arange(12, dtype="<f4")
-    content = mapping(
-        transposed=tensor("0", 12, (4, 3), (1, 4)),
-        column=parameter(tensor("0", 12, (3,), (4,), offset=1)),
-        scalar=tensor("0", 12, (), (), offset=5),
-        empty=tensor("0", 12, (0, 3), (3, 1)),
-    )
-    read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": flat}))
-    np.testing.assert_array_equal(read["transposed"], flat.reshape(3, 4).T)
-    np.testing.assert_array_equal(read["column"], [1, 5, 9])
-    assert read["scalar"].shape == ()
-    assert read["scalar"] == 5
-    assert read["empty"].shape == (0, 3)
-    read["column"][:] = -1
-    assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
-
-
-@pytest.mark.parametrize(
-    "key", ["state_dict", "model", "model_state", "params", "teacher", "module", "net"]
-)
-def test_training_checkpoint_is_unwrapped(tmp_path, key):
-    """An OrderedDict with attributes, beside the script's argparse.Namespace."""
-    item = text("w") + tensor("0", 2, (2,), (1,))
-    inner = ORDERED + b"(" + item + b"u"
-    inner += mapping(_metadata=b"}") + b"b"
-    arguments = NAMESPACE + mapping(lr=integer(3)) + b"b"
-    content = mapping(epoch=integer(3), args=arguments, **{key: inner})
-    stored = np.array([4, 5], "<f4")
-    path = write_pth(tmp_path / "last.pth.tar", content, {"0": stored})
-    check_same(read_state_dict(path), {"w": stored})
-
-
-def test_arguments_under_the_key_of_weights_are_none(tmp_path):
-    """A script may call its argparse.Namespace "model"."""
-    arguments = NAMESPACE + mapping(lr=integer(3)) + b"b"
-    weights = mapping(w=tensor("0", 2, (2,), (1,)))
-    content = mapping(model=arguments, state_dict=weights)
-    stored = np.array([4, 5], "<f4")
-    path = write_pth(tmp_path / "last.pth", content, {"0": stored})
-    check_same(read_state_dict(path), {"w": stored})
-
-
-@pytest.mark.parametrize(
-    "key, name",
-    [
-        ("model", "model_ema"),
-        ("state_dict", "state_dict_ema"),
-        ("model", "ema"),
-        ("state_dict", "ema_state_dict"),
-        ("model_state_dict", "model_ema_state_dict"),
-        ("params", "params_ema"),
-    ],
-)
-def test_averages_of_a_training_checkpoint(tmp_path, key, name):
-    """As training scripts save them beside the weights, which alone are read."""
-    inner = {
-        key: mapping(w=tensor("0", 2, (2,), (1,))),
-        name: mapping(w=tensor("1", 2, (2,), (1,))),
-    }
-    content = mapping(epoch=integer(3), **inner)
-    storages = {"0": np.array([4, 5], "<f4"), "1": np.array([6, 7], "<f4")}
-    path = write_pth(tmp_path / "a.pth.tar", content, storages)
-    with pytest.warns(UserWarning, match=f"has averaged weights, too .{name}., which"):
-        check_same(read_state_dict(path), {"w": storages["0"]})
-    check_same(read_state_dict(path, averaged=True), {"w": storages["1"]})
-    path = write_pth(tmp_path / "b.pth", inner[key], {"0": storages["0"]})
-    with pytest.raises(InputError, match="b.pth has no averaged weights; allowed:"):
-        read_state_dict(path, averaged=True)
-
-
-def models(**values):
-    """Tensors of so many models as a block has them, whose names have these starts."""
-    tensors = {}
-    for start, value in values.items():
-        start = start.replace("__", ".")
-        names = [f"{start}.{index}.w" for index in range(files.SMALLEST)]
-        tensors |= dict.fromkeys(names, np.full(2, value, np.float32))
-    return tensors
-
-
-def values(path, **options):
-    return {float(array[0]) for array in read_state_dict(path, **options).values()}
-
-
-@pytest.mark.parametrize(
-    "plain, averages",
-    [
-        ("model", "ema_model"),
-        ("model", "model_ema"),
-        ("model", "ema_model__module"),  # PyTorch's AveragedModel
-        ("module", "ema"),
-        ("net", "swa_net"),
-        ("module__base_encoder", "module__momentum_encoder"),  # MoCo v3
-        ("averager", "averaged_model"),
-    ],
-)
-def test_averages_have_names_with_another_start(tmp_path, plain, averages):
-    """As Lightning saves a module with two models."""
-    path = tmp_path / "last.safetensors"
-    safetensors.numpy.save_file(models(**{plain: 1, averages: 2}), path)
-    with pytest.warns(UserWarning, match="has averaged weights, too .*averaged=True"):
-        assert values(path) == {1}
-    assert values(path, averaged=True) == {2}
-    for start, value in ((plain, 1), (averages, 2)):
-        assert values(path, checkpoint=start.replace("__", ".")) == {value}
-        assert values(path, checkpoint=start.rpartition("__")[2]) == {value}
-
-
-@pytest.mark.parametrize("plain", ["model", "blocks"])
-def test_a_model_is_read_beside_averages_of_two_kinds(tmp_path, plain):
-    path = tmp_path / "last.safetensors"
-    tensors = models(**{plain: 1}, ema_model=2, swa_model=3)
-    safetensors.numpy.save_file(tensors, path)
-    with pytest.warns(UserWarning, match="averaged weights, too .ema_model and swa_"):
-        assert values(path) == {1}
-    assert values(path, checkpoint="swa_model") == {3}
-
-
-def test_averages_alone_are_all_there_is(tmp_path):
-    """As ema_pytorch saves them, with a count beside."""
-    path = tmp_path / "ema.safetensors"
-    tensors = models(ema_model=2)
-    safetensors.numpy.save_file(tensors | {"step": np.ones(1, np.float32)}, path)
-    assert values(path) == {1, 2}
-    assert values(path, averaged=True) == {2}
-    safetensors.numpy.save_file(models(ema_a=1, ema_b=2), path)
-    with pytest.raises(InputError, match="of several .*'ema_a' or checkpoint='ema_b'"):
-        read_state_dict(path, averaged=True)
-
-
-@pytest.mark.parametrize("inside", ["", "model__", "module__"])
-def test_a_model_is_chosen_by_the_start_of_its_names(tmp_path, inside):
-    names = {f"{inside}student": 1, f"{inside}teacher": 2}
-    np.savez(tmp_path / "a.npz", **models(**names))
-    assert values(tmp_path / "a.npz") == {1, 2}  # which is no one's model
-    assert values(tmp_path / "a.npz", checkpoint="student") == {1}
-    assert values(tmp_path / "a.npz", checkpoint="teacher") == {2}
-    with refused("checkpoint", "teach", "allowed: 'student' or 'teacher'"):
-        read_state_dict(tmp_path / "a.npz", checkpoint="teach")
-    with pytest.raises(InputError, match="no averaged .*checkpoint='student' or chec"):
-        read_state_dict(tmp_path / "a.npz", averaged=True)
-
-
-def test_a_checkpoint_of_a_file_with_one_model_is_left_out(tmp_path):
-    np.savez(tmp_path / "a.npz", **models(blocks=1))
-    with refused("checkpoint", "teacher", "leave it out"):
-        read_state_dict(tmp_path / "a.npz", checkpoint="teacher")
-
-
-def under_keys(**values):
-    """Opcodes and storages of a dict with a model under each key."""
-    content = {}
-    storages = {}
-    for key, value in values.items():
-        one = tensor(key, 2, (2,), (1,))
-        names = [f"{index}.w" for index in range(files.SMALLEST)]
-        content[key] = mapping(**dict.fromkeys(names, one))
-        storages[key] = np.full(2, value, "<f4")
-    return content, storages
-
-
-def test_a_model_is_chosen_by_its_key(tmp_path):
-    """DINO's teacher is read beside a student, which is said."""
-    content, storages = under_keys(student=1, teacher=2)
-    center = mapping(center=tensor("student", 2, (2,), (1,)))
-    content |= {"dino_loss": center, "epoch": integer(3)}
-    path = write_pth(tmp_path / "dino.pth", mapping(**content), storages)
-    with pytest.warns(UserWarning, match=r"other weights, too \(student\).*='student'"):
-        assert values(path) == {2}
-    assert values(path, checkpoint="student") == {1}
-    assert values(path, checkpoint="teacher") == {2}
-    with refused("checkpoint", "x", "allowed: 'student' or 'teacher'"):
-        read_state_dict(path, checkpoint="x")
-    several, storages_of_three = under_keys(student=1, teacher=2, ema=3)
-    three = write_pth(tmp_path / "three.pth", mapping(**several), storages_of_three)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        assert values(three) == {2}
-    averages, others = said
-    assert "averaged weights, too (ema)" in str(averages.message)
-    assert "other weights, too (student)" in str(others.message)
-    assert averages.filename == others.filename == __file__
-    inside = mapping(model=mapping(**content))
-    path = write_pth(tmp_path / "inside.pth", inside, storages)
-    assert values(path, checkpoint="student") == {1}
-
-
-def test_models_under_keys_of_their_own(tmp_path):
-    """The only one is read; of several, the sentence names each."""
-    content, storages = under_keys(encoder=1, target_encoder=2)
-    path = write_pth(tmp_path / "jepa.pth", mapping(**content), storages)
-    ways = "checkpoint='encoder' or checkpoint='target_encoder' reads one"
-    with pytest.raises(InputError, match=f"holds 2 models, .*{ways}"):
-        read_state_dict(path)
-    assert values(path, checkpoint="target_encoder") == {2}
-    with pytest.raises(InputError, match=f"holds 2 models, .*{ways}"):
-        read_state_dict(path, checkpoint="x")
-    del content["encoder"]
-    content["epoch"] = integer(3)
-    path = write_pth(tmp_path / "one.pth", mapping(**content), storages)
-    assert values(path) == {2}
-    content["model_ema"] = content.pop("target_encoder")
-    path = write_pth(tmp_path / "ema.pth", mapping(**content), storages)
-    assert values(path) == values(path, averaged=True) == {2}
-
-
-def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):
-    """PyTorch's AveragedModel has it beside the module that it averages."""
-    tensors = {"module.w": np.ones(2, np.float32), "n_averaged": np.array(3)}
-    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
-    check_same(
-        read_state_dict(tmp_path / "a.safetensors"), {"module.w": tensors["module.w"]}
-    )
 
 
 def test_npz_and_safetensors(tmp_path):
@@ -347,17 +69,6 @@ START = integer(0)
 WIDTH = NAMESPACE + mapping(itemsize=integer(4)) + b"b"
 FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999), dtype=WIDTH) + b"b"
 UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
-
-
-@pytest.mark.parametrize("types", [("Long", "Float"), ("Float", "Long")])
-def test_pth_one_storage_under_two_types(tmp_path, types):
-    """Each tensor has the type that it names, and ends where the bytes end."""
-    stored = np.arange(4, dtype="<f4")
-    long = tensor("0", 2, (2,), (1,), storage="LongStorage")
-    views = {"Long": (long, stored.view("<i8")), "Float": (ONE, stored)}
-    one, other = (views[name] for name in types)
-    path = write_pth(tmp_path / "a.pth", mapping(a=one[0], b=other[0]), {"0": stored})
-    check_same(read_state_dict(path), {"a": one[1], "b": other[1]})
 
 
 def npz_of_two_names(path):
@@ -515,61 +226,6 @@ def test_parts_of_pytorch_are_read_together(tmp_path):
         read_state_dict(tmp_path / part)
 
 
-# TorchScript
-
-LINEAR = b"c__torch__.torch.nn.modules.linear\nLinear\n)\x81"
-TRAINING = b"\x88"
-
-
-def module(**attributes):
-    """Opcodes of a module of TorchScript, as torch.jit.save leaves them."""
-    return LINEAR + mapping(training=TRAINING, **attributes) + b"b"
-
-
-def test_torchscript_gives_its_tensors(tmp_path):
-    """OpenAI's CLIP files are such archives; settings and code are left out."""
-    stored = np.arange(4, dtype="<f4")
-    one = tensor("0", 4, (2, 2), (2, 1))
-    typed = b"ctorch.jit._pickle\nrestore_type_tag\n](" + text("a") + b"e"
-    typed += text("List[str]") + b"\x86R"
-    inner = module(weight=one, names=typed, scale=integer(3), none=b"N")
-    content = module(proj=one, **{"0": module(conv=inner)})
-    path = write_pth(tmp_path / "a.pt", content, {"0": stored})
-    wanted = stored.reshape(2, 2)
-    check_same(read_state_dict(path), {"proj": wanted, "0.conv.weight": wanted})
-
-
-# PyTorch before 1.6
-
-MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-
-
-def old_torch(content, keys=("0",), counts=(4,), little=b"\x88"):
-    """A file of PyTorch's format without an archive: pickles, then storages."""
-    listed = b"](" + b"".join(map(text, keys)) + b"e"
-    pickles = [b"M\xe9\x03", mapping(little_endian=little), content, listed]
-    parts = [MAGIC, *[b"\x80\x02" + part + b"." for part in pickles]]
-    for count in counts:
-        stored = np.arange(count, dtype="<f4").tobytes()
-        parts += [struct.pack("<q", count), stored]
-    return b"".join(parts)
-
-
-def old_tensor(key, count, shape, strides, view=b"N"):
-    """`tensor` with the sixth part that its storage has there."""
-    return tensor(key, count, shape, strides).replace(b"tQ", view + b"tQ", 1)
-
-
-def test_files_of_pytorch_before_1_6(tmp_path):
-    first = old_tensor("7", 4, (2, 2), (1, 2))
-    second = old_tensor("3", 5, (5,), (1,))
-    content = mapping(model=mapping(a=first, b=parameter(second)), epoch=integer(3))
-    path = tmp_path / "a.pth"
-    path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
-    wanted = np.arange(4, dtype="<f4").reshape(2, 2).T
-    check_same(read_state_dict(path), {"a": wanted, "b": np.arange(5, dtype="<f4")})
-
-
 OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
 AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
 OLD_VIEW = mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))
@@ -586,7 +242,7 @@ def with_damaged(folder, name):
         places = {"small": "a.safetensors", "large": "missing.safetensors"}
         safetensors.numpy.save_file({"small": small}, folder / "a.safetensors")
         path.write_text(json.dumps({"weight_map": places}))
-    elif name == files.ORBAX:
+    elif name == ORBAX:
         path = folder / "params" / name
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a folder an array
         with ocp.Checkpointer(handler) as checkpointer:
@@ -603,7 +259,7 @@ def with_damaged(folder, name):
     return path, small
 
 
-@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", files.ORBAX])
+@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", ORBAX])
 def test_what_is_not_chosen_is_not_read(tmp_path, monkeypatch, name):
     path, small = with_damaged(tmp_path, name)
     monkeypatch.setattr(files, "memory_bytes", lambda: 1_000_000)

@@ -12,7 +12,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.models.spec import ModelSpec, size_of
-from imagepiece_jax.weights import hub_configs
+from imagepiece_jax.weights import hub_configs, location
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.refused import refused
 
@@ -514,7 +514,7 @@ def test_a_file_is_named_and_a_name_that_is_nearly_one_of_timm_proposed(tmp_path
     """test_load has files that are no JSON."""
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(InputError) as error:
-        hub_configs.read(tmp_path)
+        hub_configs.read(location.find(tmp_path))
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: model_type is ")
     with pytest.raises(InputError) as error:
         hub_configs.parse(timm(architecture="vit_smal_patch16_224"), {})

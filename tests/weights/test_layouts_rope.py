@@ -19,7 +19,7 @@ from imagepiece_jax.weights import layouts
 from imagepiece_jax.weights.infer import infer
 from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, tensors_of
 from tests.refused import refused
-from tests.weights.test_files import check_same
+from tests.weights.pth import check_same
 
 WIDTH = 24
 GRID = (20, 28)

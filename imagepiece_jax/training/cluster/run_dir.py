@@ -26,8 +26,7 @@ from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import GONE, InputError, RunError, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.logging import read_metrics
-from imagepiece_jax.weights import runs
-from imagepiece_jax.weights.runs import RUN_CONFIG
+from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
@@ -49,7 +48,7 @@ def took_steps(workdir):
 
     If not, another config can start there without spoiling anything.
     """
-    checkpoints = (pathlib.Path(workdir) / runs.CHECKPOINTS).glob("*/*")
+    checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
     return any(line["step"] > 0 for line in read_metrics(workdir))
@@ -64,7 +63,7 @@ def check_folder(workdir):
     if not folder.is_dir() or (folder / RUN).exists() or took_steps(folder):
         return
     names = sorted(file.name for file in folder.iterdir())
-    if RUN_CONFIG in names:
+    if CONFIG in names:
         return  # `check_config` says what it is of
     others = [name for name in names if not name.startswith(".")]
     others = [name for name in others if not name.endswith(LOGS)]
@@ -85,12 +84,12 @@ def check_config(workdir, config: dict):
         that has lost its config.json, and for a config.json of anything else, such as a
         saved model, which would be replaced.
     """
-    path = pathlib.Path(workdir) / RUN_CONFIG
+    path = pathlib.Path(workdir) / CONFIG
     begun = took_steps(workdir)
     if path.exists() and not (path.with_name(RUN).exists() or begun):
         raise InputError(problem="is not of a run", place=path, hint=OTHER)
     if begun and not path.exists():
-        problem = f"holds a run without {RUN_CONFIG}"
+        problem = f"holds a run without {CONFIG}"
         hint = f"{OTHER}, or put it back"
         raise InputError(problem=problem, place=workdir, hint=hint)
     if not begun:
@@ -131,7 +130,7 @@ def record_start(workdir, config: dict):
     )
     files.make_folder("workdir", workdir)
     files.write_json(workdir / RUN, {"starts": starts})
-    files.write_json(workdir / RUN_CONFIG, config)
+    files.write_json(workdir / CONFIG, config)
 
 
 def record_end(workdir):
@@ -168,7 +167,7 @@ def record_classes(workdir, names):
     """Write the names of the classes that a run is trained on; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
-        files.replace_file(pathlib.Path(workdir) / runs.CLASSES, text + "\n")
+        files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
 
 
 def check_workdir(workdir):

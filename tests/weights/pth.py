@@ -1,0 +1,95 @@
+"""Files of PyTorch, written by hand.
+
+Opcode by opcode they are what Python's pickletools shows of those that PyTorch leaves:
+a zip archive with a pickle in `NAME/data.pkl` and the raw storages in `NAME/data/KEY`.
+"""
+
+import struct
+import zipfile
+
+import numpy as np
+
+ORDERED = b"ccollections\nOrderedDict\n)R"
+
+
+def text(value):
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def integer(value):
+    return b"J" + struct.pack("<i", value)
+
+
+def ints(values):
+    return b"(" + b"".join(map(integer, values)) + b"t"
+
+
+def tensor(key, count, shape, strides, offset=0, storage="FloatStorage"):
+    """Pickle opcodes of one tensor: a view of `count` elements stored under `key`."""
+    kind = b"ctorch\n" + storage.encode() + b"\n"
+    where = text("storage") + kind + text(key) + text("cpu") + integer(count)
+    view = b"(" + where + b"tQ" + integer(offset) + ints(shape) + ints(strides)
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + ORDERED + b"tR"
+
+
+def parameter(value):
+    start = b"ctorch._utils\n_rebuild_parameter\n("
+    return start + value + b"\x88" + ORDERED + b"tR"
+
+
+def mapping(**items):
+    pairs = b"".join(text(name) + value for name, value in items.items())
+    return b"}(" + pairs + b"u"
+
+
+def write_pth(path, content, storages=None, compression=zipfile.ZIP_STORED, **extra):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
+        for key, array in (storages or {}).items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        for name, value in extra.items():
+            archive.writestr(f"archive/{name}", value)
+    return path
+
+
+NAMESPACE = b"cargparse\nNamespace\n)\x81"
+
+
+def check_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
+
+
+# TorchScript
+
+LINEAR = b"c__torch__.torch.nn.modules.linear\nLinear\n)\x81"
+TRAINING = b"\x88"
+
+
+def module(**attributes):
+    """Opcodes of a module of TorchScript, as torch.jit.save leaves them."""
+    return LINEAR + mapping(training=TRAINING, **attributes) + b"b"
+
+
+# PyTorch before 1.6
+
+MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+
+
+def old_torch(content, keys=("0",), counts=(4,), little=b"\x88"):
+    """A file of PyTorch's format without an archive: pickles, then storages."""
+    listed = b"](" + b"".join(map(text, keys)) + b"e"
+    pickles = [b"M\xe9\x03", mapping(little_endian=little), content, listed]
+    parts = [MAGIC, *[b"\x80\x02" + part + b"." for part in pickles]]
+    for count in counts:
+        stored = np.arange(count, dtype="<f4").tobytes()
+        parts += [struct.pack("<q", count), stored]
+    return b"".join(parts)
+
+
+def old_tensor(key, count, shape, strides, view=b"N"):
+    """`tensor` with the sixth part that its storage has there."""
+    return tensor(key, count, shape, strides).replace(b"tQ", view + b"tQ", 1)

@@ -1,0 +1,102 @@
+"""What a path holds: the kinds of places, their names, and what is none of them."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.weights import location
+from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
+
+TIMM = {"architecture": "vit_tiny_patch16_224"}
+OF_RUN = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": {}}
+
+
+def write(folder, name, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_file_is_all_there_is(tmp_path):
+    path = tmp_path / "deit.npz"
+    np.savez(path, a=np.zeros(1))
+    found = location.find(str(path))
+    assert found == Location(path, FILE)
+    assert (found.name, found.place) == ("deit.npz", f"weights file {path}")
+
+
+@pytest.mark.parametrize("config, kind", [(TIMM, FOLDER), (OF_RUN, RUN)])
+def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
+    folder = write(tmp_path / "a", "config.json", config)
+    found = location.find(folder)
+    assert found == Location(folder, kind, folder / "config.json", config)
+    assert (found.name, found.place) == ("a", f"{kind} {folder}")
+    assert location.is_run(folder) == (kind == RUN)
+    checkpoint = "latest" if kind == RUN else None
+    assert location.last_checkpoint(folder) == checkpoint
+
+
+def test_open_clip_counts_where_no_other_weights_are(tmp_path):
+    folder = write(tmp_path, "open_clip_config.json", {"model_cfg": {}})
+    (folder / "open_clip_model.safetensors").touch()
+    assert location.find(folder).config_file.name == "open_clip_config.json"
+    write(folder, "config.json", {"architectures": ["CLIPModel"]})
+    assert location.find(folder).config_file.name == "open_clip_config.json"
+    (folder / "model.safetensors").touch()
+    found = location.find(folder)
+    assert (found.kind, found.config_file.name) == (FOLDER, "config.json")
+
+
+@pytest.mark.parametrize("inside", ["", "params"])
+def test_an_orbax_checkpoint_is_the_file_of_its_arrays(tmp_path, inside):
+    folder = write(tmp_path / "w" / inside, "_METADATA", {})
+    found = location.find(tmp_path / "w")
+    assert found == Location(folder / "_METADATA", FILE)
+    assert (found.name, found.place) == (folder.name, f"weights file {folder}")
+
+
+def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
+    folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
+    found = location.find(write(folder, "config.json", TIMM))
+    assert (found.name, found.place) == ("org/name", "folder hf://org/name")
+
+
+def test_nothing_is_no_run(tmp_path):
+    assert not location.is_run(tmp_path)
+    assert not location.is_run(tmp_path / "x")
+    assert location.last_checkpoint("hf://org/name") is None
+    assert location.exists("hf://org/name")
+    assert not location.exists(tmp_path / "x")
+
+
+def test_a_config_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    for look in (location.find, location.is_run):
+        with pytest.raises(InputError, match="config.json is not JSON"):
+            look(tmp_path)
+
+
+IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"]
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        *((path, f"{path} is no id of the hub; allowed: hf://OWN") for path in IDS),
+        (None, "path is None, of type NoneType; allowed: a string or a pathlib.Path"),
+        ("", "path is empty; allowed: files and folders"),
+        (b"w.npz", "path is b'w.npz', of type bytes; allowed: a string or"),
+        (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
+        (pathlib.Path("hf://o/n"), "did you mean hf://o/n, a string, as a Path drops"),
+    ],
+)
+def test_what_is_neither_an_id_nor_a_path(path, said, tmp_path, monkeypatch):
+    """errors.txt has more of them."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.load(path)
+    assert said in str(error.value)
