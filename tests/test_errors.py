@@ -21,7 +21,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import PROBLEMS
+from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from tests import runs

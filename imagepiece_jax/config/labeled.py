@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.input import loader, registry
 from imagepiece_jax.input.eval_images import EvalImages
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import check_single_label
+from imagepiece_jax.models.problem_type import check_single_label
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

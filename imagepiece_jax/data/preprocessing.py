@@ -1,8 +1,8 @@
 """How images are resized and cropped for evaluation: the class `Preprocessing`.
 
 A run makes one from config.data, where `IN_CONFIG` has the names of its fields. `load`
-makes one from files of the weights, or from their public name. All that reads images
-for a trained model calls it.
+makes one from files of the weights, or from their public name (`weights.infer`). All
+that reads images for a trained model calls it.
 """
 
 import dataclasses

@@ -1,4 +1,8 @@
-"""A trained model as one file: a program for JAX, or a graph for ONNX."""
+"""A trained model as one file: a program for JAX, or a graph for ONNX.
+
+The file is not run: that graphs compute the model's logits is what tests/inference
+compares, in onnxruntime and OpenVINO.
+"""
 
 import dataclasses
 import os

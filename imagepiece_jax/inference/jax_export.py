@@ -18,7 +18,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import activation
+from imagepiece_jax.models.problem_type import activation
 from imagepiece_jax.models.vit import ViT
 
 PLATFORMS = ("cpu", "cuda")

@@ -28,8 +28,8 @@ from imagepiece_jax.models import (
 )
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs, share_of_dense
-from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
-from imagepiece_jax.models.projector import Projector, Tower
+from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL, probabilities
+from imagepiece_jax.models.projector import Projector, TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -77,7 +77,7 @@ class WeightsSource:
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # what `recover` learned for reduced forms, without numbers, which files have
     recovery: Recovery | None = None
-    tower: Tower | None = None  # how a language model reads its vision tower
+    tower: TowerReading | None = None  # how a language model reads its vision tower
     saved: bool = False  # whether `save` of this package wrote the folder
     run: Mapping[str, Any] | None = None  # a run's config
     seed: int = 0  # of the training

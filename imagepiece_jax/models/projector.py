@@ -13,7 +13,7 @@ from imagepiece_jax.models.layers import gelu
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower:
+class TowerReading:
     """How a language model reads its vision tower."""
 
     depth: int | None = None  # blocks that are run, without a norm; None: all there are

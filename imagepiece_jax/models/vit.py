@@ -163,9 +163,8 @@ class ViT(nn.Module):
         for index in range(self.depth):
             block = self._block(index)
             reduction = self._block_reduction(index, keys, probe)
-            state, scores, record = block(
-                state, scores, reduction, drop_path[index], train
-            )
+            factors = drop_path[index]
+            state, scores, record = block(state, scores, reduction, factors, train)
             if record:
                 result, read = record
                 results.append(result)

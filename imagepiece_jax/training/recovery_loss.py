@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION, activation
+from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION, activation
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED

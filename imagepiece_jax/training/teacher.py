@@ -14,7 +14,7 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.problem import check_single_label
+from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE

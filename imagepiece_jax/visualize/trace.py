@@ -21,7 +21,7 @@ from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
-from imagepiece_jax.models.problem import SINGLE_LABEL, activation, probabilities
+from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.state import DROPPED, Mixing

@@ -13,8 +13,8 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.errors import InputError, inside, one_of
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
-from imagepiece_jax.models.projector import Tower
+from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.projector import TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -154,7 +154,7 @@ def _parse_ours(config):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
     tower = None
     if "projector" in ours:
-        tower = Tower(**ours["projector"])
+        tower = TowerReading(**ours["projector"])
     recovery = None
     if "recovery" in ours:
         recovery = recovery_of(ours["recovery"])

@@ -1,9 +1,10 @@
-"""Checkpoints of any layout by timm's names, which `convert` reads, and the way back.
+"""Checkpoints of any layout by timm's names, and the way back.
 
 A layout is recognized by one tensor that all of its checkpoints have. Everything in
 front of that name, such as "vision_model." or "backbone.", is the vision tower's
 prefix. The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the
-gate, and mlp.fc1_x. Of a language model only the tower and its projector are read.
+gate, and mlp.fc1_x; `models.timm_tensors` makes variables of it. Of a language model
+only the tower and its projector are read.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.projector import Projector, Tower
+from imagepiece_jax.models.projector import Projector, TowerReading
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.file_names import CONFIG, PROJECTOR, RECOVERED, SELECTORS
@@ -407,7 +408,7 @@ class Contents(NamedTuple):
 def read_weights(
     path: str | os.PathLike,
     averaged: bool = False,
-    tower: Tower | None = None,
+    tower: TowerReading | None = None,
     checkpoint: str | None = None,
 ) -> Contents:
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
@@ -431,7 +432,7 @@ def read_weights(
 def read_folder(
     folder: pathlib.Path,
     averaged: bool = False,
-    tower: Tower | None = None,
+    tower: TowerReading | None = None,
     checkpoint: str | None = None,
 ) -> Contents:
     """As `read_weights` for a folder, with what `save` writes beside the weights."""
@@ -455,7 +456,7 @@ def read_folder(
 
 def to_timm(
     state_dict: Mapping[str, np.ndarray],
-    tower: Tower | None = None,
+    tower: TowerReading | None = None,
     names: Collection[str] | None = None,
 ) -> Contents:
     """A checkpoint of any layout by timm's names.
@@ -563,7 +564,7 @@ def as_timm(
     return renamed
 
 
-def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
+def _placed_names(names: Collection[str], tower: TowerReading | None) -> list[str]:
     """Names in a file whose tensors `to_timm` uses.
 
     InputError where the tower has another number of blocks than its config says.
@@ -589,7 +590,7 @@ class _Naming:
     prefix: str  # of the vision tower's names
     # of the names of the language model around the tower; None: there is no such model
     host_prefix: str | None
-    tower: Tower | None  # how the host reads the tower
+    tower: TowerReading | None  # how the host reads the tower
 
     @classmethod
     def of(cls, names, tower):
@@ -701,7 +702,7 @@ def _projector(tensors, tower):
             kernel_before, _ = layers[-1]
             fits = weight.shape[1] == kernel_before.shape[1]
         if fits and bias is not None:
-            fits = bias.shape[:1] == weight.shape[:1]
+            fits = bias.shape == weight.shape[:1]
         if not fits:
             shapes = [array.shape for array in arrays.values()]
             problem = f"has tensors of {' and '.join(map(str, shapes))}"

@@ -26,7 +26,7 @@ from imagepiece_jax.errors import (
 )
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
-from imagepiece_jax.models.problem import SINGLE_LABEL
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes

@@ -162,14 +162,14 @@ def config_file(folder: pathlib.Path) -> pathlib.Path:
     which are preferred.
     """
     of_open_clip = folder / OPEN_CLIP
-    usual = folder / CONFIG
+    config = folder / CONFIG
     if not of_open_clip.is_file():
-        return usual
+        return config
     names = [file.name for file in weights_files(folder)]
     only_open_clip = all(name.startswith("open_clip") for name in names)
-    if only_open_clip or not usual.is_file():
+    if only_open_clip or not config.is_file():
         return of_open_clip
-    return usual
+    return config
 
 
 def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:

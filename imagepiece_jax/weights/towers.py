@@ -11,7 +11,7 @@ from typing import Any
 
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.projector import Tower
+from imagepiece_jax.models.projector import TowerReading
 
 Fields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by their names; those of one kind differ only in rounding.
@@ -29,10 +29,10 @@ class Host:
     fields: Fields = dataclasses.field(default_factory=dict)
     # (config, fields of the tower, parts up to an earlier block than the last) -> how
     # the language model reads it; None: there is no projector
-    tower: Callable[[Fields, Fields, Architecture | None], Tower] | None = None
+    tower: Callable[[Fields, Fields, Architecture | None], TowerReading] | None = None
 
 
-def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
+def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> TowerReading:
     """The last block is left out, unless the config names another layer."""
     field = "vision_feature_layer"
     blocks = fields["num_hidden_layers"]
@@ -51,7 +51,7 @@ def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
         problem = "is 'default', which drops a class token, and the tower has none"
         raise InputError(field, strategy, "'full'", problem=problem)
     act = config.get("projector_hidden_act", "gelu")
-    return Tower(
+    return TowerReading(
         depth,
         blocks,
         gelu=one_of("projector_hidden_act", act, GELUS),
@@ -65,7 +65,7 @@ _L14 = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
 _L14 |= dict(image_size=336, patch_size=14, intermediate_size=4096)
 _SO14 = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16)
 _SO14 |= dict(image_size=224, patch_size=14, intermediate_size=4096)
-PALIGEMMA = Tower(layers=1, bias=True)
+PALIGEMMA = TowerReading(layers=1, bias=True)
 HOSTS = {
     "clip": Host(("clip_vision_model",)),
     "siglip": Host(("siglip_vision_model",)),

@@ -14,7 +14,7 @@ from imagepiece_jax.common.fields import is_integer, is_number
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.vit import MEAN, STD
@@ -88,6 +88,7 @@ def _dinov3(fields):
         positions=False,
         rotary=Rotary("center", float(fields["rope_theta"]), planes="halves"),
         qkv_bias=fields["query_bias"],
+        # It says where only keys have none: without biases it keeps its default.
         key_bias=fields["key_bias"] or not fields["query_bias"],
         layer_scale=True,
         mlp=_mlp(fields["use_gated_mlp"]),

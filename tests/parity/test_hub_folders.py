@@ -8,7 +8,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.problem import PROBLEMS
+from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.weights import hub_configs, location, transformers_config
 
 for package in ("torch", "timm", "transformers"):

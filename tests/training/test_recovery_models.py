@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.problem import MULTI_LABEL, REGRESSION
+from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.training import recovery_loss, recovery_step
 from tests import oracles
 from tests.models import tiny

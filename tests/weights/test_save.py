@@ -18,7 +18,7 @@ from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem import PROBLEMS
+from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import hub_configs

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.problem import PROBLEMS, REGRESSION, activation
+from imagepiece_jax.models.problem_type import PROBLEMS, REGRESSION, activation
 from tests.models import tiny
 from tests.oracles import softmax
 from tests.refused import refused
