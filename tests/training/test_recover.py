@@ -727,6 +727,13 @@ def test_learned_selectors_are_refused():
         recovered(learned)
 
 
+@pytest.mark.parametrize("reduction", [1, "tome:r=0"])
+def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
+    vit = tiny.pretrained(reduction)
+    with refused("reduction", vit.reduction.words, "nothing to recover"):
+        recovered(vit)
+
+
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     from PIL import Image
 
