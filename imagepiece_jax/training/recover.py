@@ -184,7 +184,7 @@ def recovered(
     learned_paths = set().union(*(cost.numbers for cost in done))
     of_dense = {path: leaves[path] for path in learned_paths}
     better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
-    if stop.requested:
+    if stop.requested and stop.keeps:  # else it was said at once
         kept = "the best weights so far are kept"
         if not any(cost.changed for cost in done):
             kept = NOTHING_BETTER
@@ -462,9 +462,9 @@ def stopping():
     stop = Stop()
 
     def request(signum):
-        stop.requested = True
-        if not stop.keeps:
+        if not (stop.keeps or stop.requested):
             print(f"stopped: {NOTHING_BETTER}", file=sys.stderr, flush=True)
+        stop.requested = True
         return stop.keeps
 
     with signals.deferring(request):
