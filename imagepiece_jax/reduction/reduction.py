@@ -211,7 +211,8 @@ def split_text(text: str) -> dict[str, str]:
     name, *parts = re.split(r"\s*:\s*|[\s,]+(?=\w+=)", text.strip())
     name, equals, share = name.partition("=")
     first, _, _ = name.partition(",")
-    if not equals and number_in(first) is not None:
+    is_share = number_in(name) is not None or number_in(first)  # "0,5" is neither
+    if is_share and not equals:
         name, equals, share = methods.AUTO, "=", name
     found = {"name": name}
     if equals:
