@@ -101,7 +101,7 @@ def required(holder, values=""):
 
     values: what may be given, in words; default: the flag's help, up to a semicolon
     """
-    if not holder.value:
+    if holder.value in (None, "", [], [""]):
         values = values or flags.FLAGS[holder.name].help.partition(";")[0]
         hint = f"give {values}"
         raise InputError(f"--{holder.name}", problem="is missing", hint=hint)

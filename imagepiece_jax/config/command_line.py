@@ -152,7 +152,7 @@ def _own_name(name, value):
     if "weights" in own and os.path.exists(value):
         if name == "model" or (name == "checkpoint" and os.path.isfile(value)):
             return "weights"
-    if name == "model" and "name" in own and "=" not in value:
+    if name == "model" and "name" in own and value and "=" not in value:
         return "name"
     if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
         return "out"
