@@ -49,7 +49,7 @@ class _Parser(flags.ArgumentParser):
     def parse(self, argument):
         value = argument
         try:
-            if isinstance(argument, str):  # not a default
+            if isinstance(argument, str) and argument:  # no default, and not empty
                 value = self._read(argument)
             return self._field["convert"](value)
         except InputError as error:  # in the field's own words
