@@ -49,7 +49,7 @@ class _Parser(flags.ArgumentParser):
     def parse(self, argument):
         value = argument
         try:
-            if isinstance(argument, str):  # not a default
+            if isinstance(argument, str) and argument:  # no default, and not empty
                 value = self._read(argument)
             return self._field["convert"](value)
         except InputError as error:  # in the field's own words
@@ -101,7 +101,7 @@ def required(holder, values=""):
 
     values: what may be given, in words; default: the flag's help, up to a semicolon
     """
-    if not holder.value:
+    if holder.value in (None, "", [], [""]):
         values = values or flags.FLAGS[holder.name].help.partition(";")[0]
         hint = f"give {values}"
         raise InputError(f"--{holder.name}", problem="is missing", hint=hint)

@@ -37,7 +37,8 @@ def rows(programs, readings, setting):
     """A row of JSON values for each program.
 
     "ratio" is the speed relative to the first program, "mac_ratio" the ratio that MACs
-    predict, and "ceiling_share" the program's share of the highest matmul rate.
+    predict, and "ceiling_share" the share of the highest matmul rate that the MACs
+    reach which the program computes.
 
     programs: {name: Workload}
     readings: {name: seconds of each call}, from `timer.measure`
@@ -47,14 +48,15 @@ def rows(programs, readings, setting):
 
     def row(name, work):
         figures = timer.figures(readings[first], readings[name], work.images)
-        speed = work.macs / (figures["ms"] / 1e3)
+        seconds = figures["ms"] / 1e3
+        computed = work.macs - work.skipped
         return {
             "config": name,
             **figures,
             "mac_ratio": programs[first].macs / work.macs,
             "gmacs": work.macs / work.images / 1e9,
-            "macs_per_s": speed,
-            "ceiling_share": 2 * speed / setting["matmul_ceiling"],
+            "macs_per_s": work.macs / seconds,
+            "ceiling_share": 2 * computed / seconds / setting["matmul_ceiling"],
             **work.facts,
             **setting,
             "seconds_a_call": readings[name],
@@ -80,6 +82,23 @@ def peak_rates(matmul, copy):
     """The peak rates of a device in words, from FLOP/s and bytes/s."""
     rate = f"largest matmul rate {matmul / 1e12:.3f} TFLOP/s"
     return f"{rate}, copy {copy / 1e9:,.0f} GB/s"
+
+
+def ceiling_note(rows):
+    """A note on programs that were faster than the matmul rate; None: there are none.
+
+    That rate is measured once, before all programs, and is too low where the machine
+    did something else then.
+    """
+    shares = {row["config"]: row["ceiling_share"] for row in rows}
+    fastest = max(shares, key=shares.get)
+    if shares[fastest] <= 1:
+        return None
+    reached = f"{fastest} reaches {shares[fastest]:.0%} of the matmul rate"
+    return (
+        f"note: {reached}, so that was measured too low: the machine was slower then, "
+        "or is shared; measure again"
+    )
 
 
 def text(rows):

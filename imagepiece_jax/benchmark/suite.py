@@ -178,6 +178,8 @@ def run_all(groups, rules, files, others=None):
     for group in groups:
         rows = run(group, rules, peaks, others)
         print(f"\n{rows[0]['mode']}\n{report.text(rows)}", flush=True)
+        if note := report.ceiling_note(rows):
+            print(note, flush=True)
         files.add(rows)
     for sentence in report.break_even(files.rows):
         print(sentence)

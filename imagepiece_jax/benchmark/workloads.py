@@ -30,7 +30,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
@@ -50,6 +50,7 @@ class Workload:
     images: int  # images in one call
     macs: float  # MACs of one call
     facts: dict  # further fields of its row in the report
+    skipped: float = 0.0  # those of its MACs that it need not compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,9 @@ class Case:
 
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(self.model, self.image_size)
-        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
+        skipped = self.batch_size * dead_macs(self.model)
+        job = timer.TimedCall(call)
+        return Workload(job, self.batch_size, macs, facts, skipped)
 
     def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""

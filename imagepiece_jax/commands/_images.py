@@ -59,7 +59,7 @@ def labeled_images():
             )
         except InputError as error:
             hint = ""
-            if data.value is None and error.field in ("name", "data", "num_classes"):
+            if not data.value and error.field in ("name", "data", "num_classes"):
                 hint = f"give --data: a folder of classes, {cli.IMAGE_SETS}"
             raise error.renamed(names).inside(hint=hint) from error
 

@@ -51,7 +51,24 @@ def main():
     if run is not None:
         print(report.estimate(run))
     elif vit.recovery:
-        print(f"recovered for {vit.recovery}")
+        share = cost.share_of_dense(model, grid)
+        print_recovery(vit.recovery, vit.recovery.nearest(model, size, share))
+
+
+def print_recovery(recovery, nearest):
+    """Print a line for each cost, and one on the numbers that the model has.
+
+    nearest: the cost whose numbers it takes; None: the dense model's
+    """
+    for each in recovery.costs:
+        what = "recovered for" if each.changed else "no better for"
+        print(f"{what} {each}")
+    if nearest is None:
+        print("its numbers are the dense model's")
+    elif nearest.changed:
+        print(f"its numbers are those of {nearest.form}")
+    else:
+        print("its numbers are those from before the recovery")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ cli.choice("attention", None, ["xla"], "which runs everywhere; files have no oth
 OUT = cli.text("out", None, "the file to write, new or of an earlier export")
 FORMAT = cli.choice("format", None, ("jax", "onnx"), "default: by the ending of --out")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
+GELU = cli.choice(
+    "gelu", None, ["exact", "tanh"], "of the program; default: the model's"
+)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 OUTPUT = cli.choice(
     "output", "logits", ("logits", "features", "patches"), "of the program"
@@ -44,7 +47,7 @@ TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 # Arguments of `imagepiece_jax.export` by their flags, where the names differ.
 NAMES = {"batch_size": "--batch", "reduction": "--reduction", "dtype": "--dtype"}
-NAMES |= flags_of("out", "format", "output", "layers", "norm", "fill", "tokens")
+NAMES |= flags_of("out", "format", "output", "layers", "norm", "fill", "tokens", "gelu")
 
 
 def main():
@@ -56,12 +59,15 @@ def main():
     out = cli.required(OUT)
     with renamed(NAMES):
         _, form = checked_file(out, FORMAT.value, path)
+    vit = WEIGHTS()
+    with renamed(NAMES):
         out = export(
-            WEIGHTS(),
+            vit,
             out,
             format=form,
             dtype=flags.FLAGS["dtype"].value,
             batch_size=BATCH.value,
+            gelu=GELU.value,
             pixels=PIXELS.value,
             output=OUTPUT.value,
             layers=literal(LAYERS.value),

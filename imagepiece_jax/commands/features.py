@@ -34,7 +34,7 @@ THREADS = cli.integer(
 
 
 def main(words):
-    if DATA.value is not None:
+    if DATA.value:
         words = [DATA.value, *words]
     if not words:
         raise InputError("--data", problem="is missing", hint=f"give {IMAGES}")

@@ -57,7 +57,7 @@ def main():
     check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
     flags = flags_of("steps", "minutes", "seed", "parameters")
     flags |= {"images": "--data", "name": "--data", "batch_size": "--batch"}
-    flags |= flags_of("data_dir")
+    flags |= flags_of("data_dir", "reduction")
     with renamed(flags):
         source = opened(images, DATA_DIR.value).spread(LIMIT.value)
         recovered = recover(

@@ -152,7 +152,7 @@ def _own_name(name, value):
     if "weights" in own and os.path.exists(value):
         if name == "model" or (name == "checkpoint" and os.path.isfile(value)):
             return "weights"
-    if name == "model" and "name" in own and "=" not in value:
+    if name == "model" and "name" in own and value and "=" not in value:
         return "name"
     if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
         return "out"
@@ -369,13 +369,31 @@ def overrides() -> Overrides:
 
 
 def as_typed(error):
-    """The same error, an InputError about a reduction by the flag that was typed."""
-    swept = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
-    if swept and isinstance(error, InputError) and error.place.startswith("sweep"):
-        error = error.with_facts(place=f"--{error.place}")
-    if not isinstance(error, InputError) or "reduction" not in flags.FLAGS:
+    """The same error, an InputError about a field by the name that was typed."""
+    if not isinstance(error, InputError):
         return error
-    names = ["--reduction"]
-    if flags.FLAGS["reduction"].value is not None:
-        names += [f"config.{field}" for field in (METHOD, MACS, "reduction")]
-    return error.renamed(dict.fromkeys(names, typed_reduction()))
+    swept = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
+    if swept and error.place.startswith("sweep"):
+        error = error.with_facts(place=f"--{error.place}")
+    names = {}
+    if not error.place.startswith("config file"):  # which nobody has typed over yet
+        names = _short_names()
+    if "reduction" in flags.FLAGS:
+        same = ["--reduction"]
+        if flags.FLAGS["reduction"].value is not None:
+            same += [f"config.{field}" for field in (METHOD, MACS, "reduction")]
+        names |= dict.fromkeys(same, typed_reduction())
+    return error.renamed(names)
+
+
+def _short_names():
+    """{"config.FIELD": the flag} of fields that were typed by another name."""
+    names = {}
+    for own, name in _typed.items():
+        if own.startswith("config.") and name != own:
+            names[own] = f"--{name}"
+    method = names.get(f"config.{METHOD}")
+    shares = f"config.{MACS}" not in _typed and any(f == MACS for f, _ in _overrides)
+    if method and shares:  # --reduction=0.5
+        names[f"config.{MACS}"] = method
+    return names

@@ -368,7 +368,7 @@ def _in_config():
     except InputError as error:
         first, _, _ = error.field.partition(".")
         path = error.field
-        if first in ModelSpec.names() or first == "reduction":
+        if first in (*ModelSpec.names(), "model", "reduction"):
             path = config_path(error.field)
         raise error.renamed({error.field: path}) from error
 
@@ -381,7 +381,7 @@ def config_path(field: str) -> str:
     from imagepiece_jax.models.architecture import PARTS  # imports JAX
 
     first, _, _ = field.partition(".")
-    if first in ("image_size", "num_classes", "reduction"):
+    if first in ("image_size", "num_classes", "model", "reduction"):
         return f"config.{field}"
     if first in PARTS:
         return f"config.model.arch.{field}"

@@ -26,6 +26,7 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation", "test", "testing"),
 }
 PURPOSES = {"train": "learned from", "val": "measured on"}
+TABLE = "labels.csv"  # what a table of labels beside images is mostly called
 
 
 class Listing(NamedTuple):
@@ -144,7 +145,8 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         return FileSource(root, files, [-1] * len(files), num_classes)
     # Training images without labels may be anywhere; then val has the classes.
     split_with_classes = split if labeled else "val"
-    folders, loose = _class_folders(root, inside[split_with_classes])
+    with errors.inside(hint=_table_hint(root)):
+        folders, loose = _class_folders(root, inside[split_with_classes])
     splits = {inside[split]: folders}
     other = inside[SPLITS[1 - SPLITS.index(split)]]
     if labeled and inside["val"] and os.path.isdir(os.path.join(root, other)):
@@ -159,7 +161,8 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     if split == "train" or labels_by_name is None:  # others may lack classes
         check_num_classes(num_classes, len(names), place)
     num_classes = num_classes or len(names)
-    class_labels = _labels(place, names, num_classes, labels_by_name)
+    with errors.inside(hint=_table_hint(root)):
+        class_labels = _labels(place, names, num_classes, labels_by_name)
     by_label = dict(zip(class_labels, names, strict=True))
     names = tuple(map(by_label.get, range(num_classes)))
     if split == "train" and not labeled:
@@ -179,6 +182,15 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         left_out += found.left_out
     _log_left_out(root, left_out)
     return FileSource(root, files, labels, num_classes, names)
+
+
+def _table_hint(root):
+    """A hint at a table of labels in a folder or beside it; "" where none is there."""
+    for folder in (root, os.path.dirname(os.path.abspath(root))):
+        table = os.path.join(folder, TABLE)
+        if os.path.isfile(table):
+            return f"did you mean csv:{table}?"
+    return ""
 
 
 def _folders_of_splits(root):

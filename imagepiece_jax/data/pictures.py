@@ -274,10 +274,11 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
 
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
-    if not words:
-        raise InputError(
-            problem="no images are named", hint="name image files or folders"
-        )
+    if not words or "" in words:  # which as a path is the folder where one is
+        problem = "no images are named"
+        if words:
+            problem = "the path of an image is empty"
+        raise InputError(problem=problem, hint="name image files or folders")
     files = []
     for path in map(pathlib.Path, words):
         if path.is_dir():

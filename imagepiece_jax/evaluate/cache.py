@@ -36,7 +36,7 @@ class Lines:
     off.
 
     path: of the file; its folder is made
-    needed: names of the fields that every object has
+    needed: names of the fields that every object has, of which it begins with the first
     Raises InputError where the file cannot be written, another process has it, or a
     line is something else.
     """
@@ -49,7 +49,10 @@ class Lines:
             self._file.close()
             raise
         data = pathlib.Path(path).read_bytes()
-        os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
+        if len(self.found) > data.count(b"\n"):  # whole, but for its end
+            self._file.write(b"\n")
+        else:
+            os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
 
     def close(self):
         self._file.close()
@@ -63,7 +66,7 @@ class Lines:
 def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
     """The objects of a file of `Lines`, but for a torn last one; [] without a file.
 
-    needed: names of the fields that every object has
+    needed: names of the fields that every object has, of which it begins with the first
     Raises InputError for a file that cannot be read, and for any other line.
     """
     try:
@@ -73,8 +76,10 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
         raise InputError(problem=problem, place=path) from error
+    if _is_torn(lines[-1], *needed):
+        del lines[-1]
     found = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
             for name in needed:
@@ -85,6 +90,19 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
             raise InputError(problem=problem, place=path, hint=hint) from error
         found.append(value)
     return found
+
+
+def _is_torn(line, first="", *_):
+    """Whether a line without an end is the beginning of an object of `Lines`.
+
+    Anything else is not ours to cut off.
+    """
+    beginning = f'{{"{first}'.encode()[: len(line)]
+    try:
+        json.loads(line)
+    except ValueError:
+        return line.startswith(beginning)
+    return False
 
 
 def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.inference import jax_export, onnx_model
 from imagepiece_jax.inference.onnx_graph import stored_dtype
-from imagepiece_jax.inference.optimize import CompileOptions
+from imagepiece_jax.inference.optimize import CompileOptions, check_gelu
 from imagepiece_jax.inference.program_outputs import DEFAULTS, ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.weights.file_names import ENDINGS
@@ -40,6 +40,7 @@ def export(
     format: str | None = None,
     batch_size: int | None = None,
     dtype: str | None = None,
+    gelu: str | None = None,
     pixels: bool = False,
     output: str = "logits",
     layers: int | Sequence[int] = DEFAULTS["layers"],
@@ -58,6 +59,7 @@ def export(
         or in nothing
     batch_size: number of images in a call; None: any
     dtype: of the layers of a program for JAX; None: the model's. ONNX has float32
+    gelu: form of GELU, as `optimize` takes it; None: the model's
     pixels: whether images are uint8, which the program normalizes; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (what
         `features` returns) or "patches" (only a feature for every patch)
@@ -74,7 +76,7 @@ def export(
     if vit.source is not None:
         read = vit.source.path
     out, format = checked_file(out, format, read)
-    typed = {"dtype": dtype, "pixels": pixels, "batch_size": batch_size}
+    typed = {"dtype": dtype, "pixels": pixels, "batch_size": batch_size, "gelu": gelu}
     if batch_size is None:  # the program takes any
         typed["batch_size"] = 1
     checked = CompileOptions(**typed)
@@ -85,7 +87,8 @@ def export(
         raise InputError("dtype", dtype, "'float32' with format='onnx'")
     if format == "onnx":
         dtype = "float32"
-    vit = _portable(vit, dtype or vit.model.dtype.name)
+    check_gelu(vit.model, gelu)
+    vit = _portable(vit, dtype or vit.model.dtype.name, gelu or vit.model.arch.gelu)
     options = {"output": output, "layers": layers, "norm": norm}
     options |= {"fill": fill, "tokens": tokens}
     outputs = ProgramOutputs(vit, **options)
@@ -161,12 +164,13 @@ def checked_file(
     return out, format
 
 
-def _portable(vit, dtype):
-    """The model with XLA's attention, which runs everywhere."""
+def _portable(vit, dtype, gelu):
+    """The model with XLA's attention, which runs everywhere, and this form of GELU."""
     xla_options.check_dtype(dtype, "cpu")
-    fields = {"attention": "xla", "dtype": dtype}
     spec = vit.spec
     if spec is not None:
-        spec = dataclasses.replace(spec, **fields)
-    model = vit.model.clone(backend="xla", dtype=jnp.dtype(dtype))
+        arch = {**spec.arch, "gelu": gelu}
+        spec = dataclasses.replace(spec, attention="xla", dtype=dtype, arch=arch)
+    arch = dataclasses.replace(vit.model.arch, gelu=gelu)
+    model = vit.model.clone(backend="xla", dtype=jnp.dtype(dtype), arch=arch)
     return dataclasses.replace(vit, model=model, spec=spec)

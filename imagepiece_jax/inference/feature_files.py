@@ -231,7 +231,10 @@ class Extractor:
         attention = vit.spec.attention if vit.spec else None
         device = parallel.local_devices()[0]
         model = optimize.for_device(model, device, attention or "auto")
-        model, weights = optimize.prepare(model, vit.variables, dtype=model.dtype.name)
+        pixels = optimize.joined_pixels(model, device)
+        model, weights = optimize.prepare(
+            model, vit.variables, dtype=model.dtype.name, pixels=pixels
+        )
         run = functools.partial(_arrays, model, tuple(names))
         one = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
         found = jax.eval_shape(run, weights, one)

@@ -123,10 +123,15 @@ class ModelSpec(CheckedFields):
 
     @classmethod
     def of_run(cls, config: Mapping[str, Any]) -> "ModelSpec":
-        """The model in the config of a run, which may name fields that there were."""
+        """The model in the config of a run, which may name fields that there were.
+
+        Raises InputError for a field that is not allowed, by its path in the config.
+        """
         fields = {k: as_tuple(v) for k, v in config["model"].items() if k not in GONE}
+        with inside("model"):
+            spec = cls.from_fields(fields)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
-        return cls.from_fields(fields | sizes)
+        return dataclasses.replace(spec, **sizes)
 
     @classmethod
     def names(cls) -> list[str]:

@@ -209,15 +209,17 @@ def _fields_of(value):
 def split_text(text: str) -> dict[str, str]:
     """{field: text of its value} of "tome:r=8" or "tome r=8", the name first.
 
-    "tome=0.5" is "tome:macs=0.5", "0.5" is "auto=0.5", and "tome:r=8,metric=key" is
-    "tome:r=8:metric=key".
+    "tome=0.5" is "tome:macs=0.5", "0.5" is "auto=0.5" and "0.5,0.4" of a --sweep
+    "auto=0.5,0.4", and "tome:r=8,metric=key" is "tome:r=8:metric=key".
     Raises InputError for a part without a value, and for a field that is there twice.
     """
     # What asked for a reduction has blanks between its fields, and inside of tuples. A
     # comma before FIELD= stands between fields, too.
     name, *parts = re.split(r"\s*:\s*|[\s,]+(?=\w+=)", text.strip())
     name, equals, share = name.partition("=")
-    if not equals and number_in(name) is not None:
+    first, _, _ = name.partition(",")
+    is_share = number_in(name) is not None or number_in(first)  # "0,5" is neither
+    if is_share and not equals:
         name, equals, share = methods.AUTO, "=", name
     found = {"name": name}
     if equals:

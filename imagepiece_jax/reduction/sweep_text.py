@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from imagepiece_jax.common.fields import literal, number_in
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, in_words, split_text
@@ -26,8 +26,6 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
     if not text.strip():
         allowed = "a method, such as tome:r=8, or a share of the MACs"
         raise InputError(value=text, allowed=allowed, problem="is empty")
-    if number_in(text.partition(",")[0]) is not None:
-        text = f"{methods.AUTO}={text}"
     fields = split_text(text)
     name = methods.spelled(fields["name"])
     if macs is not None and name != DENSE.name:

@@ -37,6 +37,7 @@ from imagepiece_jax.models.recovery_record import (
     Recovery,
 )
 from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.recovery_images import (
     Crops,
     divided,
@@ -95,8 +96,8 @@ def recover(
         and factors of layer scale) or "all"
     Returns the same model with a `recovery`, whose `costs` have what was lost before
         and after.
-    Raises InputError for a model with learned selectors, and for images that are too
-        few, or all alike.
+    Raises InputError for a model with learned selectors, for a reduction that leaves
+        all tokens, and for images that are too few, or all alike.
     """
     check_pretrained(vit)
     check_recoverable(vit)
@@ -118,12 +119,18 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that `recover` does not take.
 
-    Such a model has learned selectors, or variables of another model.
+    Such a model has learned selectors, a reduction that leaves all tokens, or variables
+    of another model.
     """
     if vit.model.has_selectors:
         allowed = "reductions without; the command train trains the others"
         problem = "has selectors that must be learned"
         raise InputError(vit.label, allowed=allowed, problem=problem)
+    reduction = vit.reduction
+    if is_dense(vit) and reduction not in (None, DENSE):
+        allowed = "reductions that remove tokens; with none, .6, .5 and .4 are learned"
+        problem = f"is {reduction.words}, which leaves all tokens: nothing to recover"
+        raise InputError("reduction", reduction.words, allowed, problem=problem)
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
@@ -177,7 +184,7 @@ def recovered(
     learned_paths = set().union(*(cost.numbers for cost in done))
     of_dense = {path: leaves[path] for path in learned_paths}
     better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
-    if stop.requested:
+    if stop.requested and stop.keeps:  # else it was said at once
         kept = "the best weights so far are kept"
         if not any(cost.changed for cost in done):
             kept = NOTHING_BETTER
@@ -455,9 +462,9 @@ def stopping():
     stop = Stop()
 
     def request(signum):
-        stop.requested = True
-        if not stop.keeps:
+        if not (stop.keeps or stop.requested):
             print(f"stopped: {NOTHING_BETTER}", file=sys.stderr, flush=True)
+        stop.requested = True
         return stop.keeps
 
     with signals.deferring(request):

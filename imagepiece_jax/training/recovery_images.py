@@ -115,6 +115,22 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
+class HeldOut(EvalBatches):
+    """The batches of an evaluation without images that cannot be read.
+
+    All could be read before (`readable_originals`). One that is lost since ends it.
+    """
+
+    def read(self, number, allocate):
+        chunk = super().read(number, allocate)
+        for sample in chunk.samples:
+            for error in sample.errors:
+                hint = "it could be read before, and is held out; start again"
+                raise error.inside(hint=hint)
+        return chunk
+
+
 def evaluation_batches(
     source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> list[dict[str, Any]]:
@@ -123,14 +139,11 @@ def evaluation_batches(
     The mask, [devices, m], is false for the padding of the last batch.
     Raises InputError for an image that cannot be read or does not fit.
     """
-
     placement = parallel.placement()
-    sequence = EvalBatches(
+    sequence = HeldOut(
         source, preprocessing, batch_size=batch_size, placement=placement
     )
     batches = []
     for batch in sequence.batches(THREADS):
         batches.append({"image": batch["image"], "mask": batch["mask"] == 1})
-    for name, reason in source.unreadable.items():
-        raise UnreadableImage(name, reason)
     return batches

@@ -22,6 +22,7 @@ LICENSES = (LICENSE, "license_name", "license_link")  # fields of a card's heade
 # Those of timm's models that the hub has an id of; others have a name there.
 WITH_ID = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "gemma")
 WITH_ID += ("apple-amlr", "apple-ascl", "unknown")
+NO_BETTER = "no better"  # of a form that training did not improve
 
 
 def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
@@ -103,14 +104,18 @@ def _recovery(recovery):
     """What came back at each cost."""
     lines = []
     for cost in recovery.costs:
-        after = f"{cost.after:.4f}" if cost.changed else "no better"
+        after = f"{cost.after:.4f}" if cost.differs else NO_BETTER
         lines.append([cost.form, cost.measure, f"{cost.before:.4f}", after])
-    table = markdown_table(["recovered", "measure", "before", "after"], lines)
+    table = markdown_table(["form", "measure", "before", "after"], lines)
+    trained = "trained to answer as the dense model does, from images without labels"
+    about = f"These forms were {trained}."
+    if not all(cost.differs for cost in recovery.costs):
+        about += f" One that got {NO_BETTER} has the dense model's numbers."
     dense = "Its dense form, `vit.with_reduction(None)`, is that model."
     if not recovery.keeps_dense:
         dense = "Its dense form is not that model, whose weights fit better."
     return f"""
-These forms learned to answer as the dense model does, from images without labels.
+{about}
 {dense} The license is that of the weights that it was made from.
 
 {table}

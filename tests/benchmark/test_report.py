@@ -22,16 +22,16 @@ SETTING = {
 }
 
 
-def work(macs, **facts):
+def work(macs, skipped=0.0, **facts):
     facts = {"peak_memory": None, "compile_s": None, "gelu": "exact"} | facts
-    return Workload(TimedCall(None, None), 10, macs, facts)
+    return Workload(TimedCall(None, None), 10, macs, facts, skipped)
 
 
 @pytest.fixture
 def rows():
     programs = {
         "dense": work(4e12, peak_memory=2.5e9),
-        "half": work(2e12, compile_s=1.25),
+        "half": work(2e12, skipped=5e11, compile_s=1.25),
     }
     readings = {"dense": [2.0, 4.0, 1.0], "half": [1.0, 1.0, 1.0]}
     return report.rows(programs, readings, SETTING)
@@ -49,7 +49,14 @@ def test_rows(rows):
     assert (dense["ratio"], dense["ratio_min"], dense["ratio_max"]) == (1, 1, 1)
     assert (half["ratio"], half["ratio_min"], half["ratio_max"]) == (2, 1, 4)
     assert half["mac_ratio"] == 2.0
+    assert (half["macs_per_s"], half["ceiling_share"]) == (2e12, 0.375)
     assert half["seconds_a_call"] == [1.0, 1.0, 1.0]
+
+
+def test_what_is_faster_than_the_matmul_rate_is_noted(rows):
+    assert report.ceiling_note(rows) is None
+    slower = [row | {"ceiling_share": 2.5 * row["ceiling_share"]} for row in rows]
+    assert report.ceiling_note(slower).startswith("note: dense reaches 125% of the")
 
 
 def test_files_keep_every_row(rows, tmp_path):

@@ -387,6 +387,19 @@ def test_a_program_for_jax_has_the_dtype_that_is_asked_for(saved, tmp_path):
     assert jax_export.load_program(swapped).out_avals[0].shape[1] == tiny.CLASSES
 
 
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_a_form_of_gelu_is_that_of_a_model_loaded_with_it(saved, tmp_path, form):
+    own = tmp_path / f"own.{form}"
+    words = [f"--weights={saved}", f"--out={own}", "--gelu=tanh", "--dtype=float32"]
+    call(export.main, *words).ok()
+    tanh = imagepiece_jax.load(saved, gelu="tanh")
+    loaded = imagepiece_jax.export(tanh, tmp_path / f"loaded.{form}")
+    assert own.read_bytes() == loaded.read_bytes()
+    assert jax_export.read_facts(own)["model"]["arch"]["gelu"] == "tanh"
+    exact = imagepiece_jax.export(imagepiece_jax.load(saved), tmp_path / f"m.{form}")
+    assert own.read_bytes() != exact.read_bytes()
+
+
 @pytest.mark.parametrize(
     "name, options, field, value, said",
     [
@@ -404,6 +417,7 @@ def test_a_program_for_jax_has_the_dtype_that_is_asked_for(saved, tmp_path):
         ("m.jax", {"batch_size": 0}, "batch_size", 0, "whole numbers"),
         ("m.jax", {"dtype": "x"}, "dtype", "x", "float32, bfloat16"),
         ("m.jax", {"dtype": "float64"}, "dtype", "float64", "float32, bfloat16"),
+        ("m.jax", {"gelu": "quick"}, "gelu", "quick", "'exact' and 'tanh'"),
         ("m.jax", {"pixels": "yes"}, "pixels", "yes", "allowed: True, False"),
         ("no/m.jax", {}, "out", "no/m.jax", "No such file"),
         (7, {}, "out", 7, "of type int"),

@@ -11,6 +11,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import recover
 from imagepiece_jax.training import recovery_step
+from imagepiece_jax.training.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.training.test_full_disk import full_disk
@@ -73,18 +74,19 @@ def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch)
     assert len(recover.opened("digits", None)) == 1
 
 
-# A process of the command that sends itself signals: at a step, and in the save.
+# A process of the command that sends itself signals: one at a step, and Ctrl-C in the
+# save.
 SIGNALED = """
 import os, runpy, sys
 from imagepiece_jax.training.recovery_step import Fit
 
-_, step, *words = sys.argv
+_, signum, step, *words = sys.argv
 taken = []
 
 def signaled_step(*args, take_step=Fit.take_step):
     taken.append(args)
     if len(taken) == int(step):
-        os.kill(os.getpid(), 15)
+        os.kill(os.getpid(), int(signum))
     return take_step(*args)
 
 def signaled_save(number, fsync=os.fsync):
@@ -98,12 +100,23 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("step, written", [(1, False), (35, True)])
-def test_a_signal_leaves_the_best_or_nothing(words, tmp_path, step, written):
-    """While the first step compiles, and when there is something to lose."""
-    ended = start("-c", SIGNALED, step, *words, "--seed=5", imported=True)
-    assert ended.status == 143
-    assert ended.err.splitlines()[-1] == "terminated"
+@pytest.mark.parametrize(
+    "signum, step, said, written",
+    [
+        (2, 1, "interrupted", False),
+        (2, 4, "interrupted", False),
+        (15, 1, "terminated", False),
+        (15, 35, "terminated", True),
+    ],
+)
+def test_a_signal_leaves_the_best_or_nothing(
+    words, tmp_path, signum, step, said, written
+):
+    """While the first step compiles, later, and when there is something to lose."""
+    ended = start("-c", SIGNALED, signum, step, *words, "--seed=5", imported=True)
+    assert ended.status == 128 + signum
+    assert ended.err.splitlines()[-1] == said
+    assert (f"stopped: {NOTHING_BETTER}" in ended.err) != written
     assert (tmp_path / "out").exists() == written
     assert not [*tmp_path.glob(".*.tmp")]
     if written:

@@ -164,6 +164,14 @@ def test_photographs_without_classes_cannot_be_tested_on(folder):
         open_source(f"{folder}/val/ant", "val")
 
 
+@pytest.mark.parametrize("inside", ["", "images"])
+def test_a_folder_with_a_table_of_labels_is_told_so(table, inside):
+    with refused(f"folder {table.parent / inside}", None, f"did you mean csv:{table}?"):
+        open_source(
+            str(table.parent / inside), "val", num_classes=1000, labels_by_name={}
+        )
+
+
 def test_a_table_is_known_by_its_ending(table, monkeypatch):
     assert labels_of(open_source(str(table), "val")) == [4, 0]
     monkeypatch.chdir(table.parent)

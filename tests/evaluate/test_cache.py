@@ -71,6 +71,29 @@ def test_a_line_has_setting_versions_and_time(tmp_path):
     assert {"git", "time"} < set(line)
 
 
+@pytest.mark.parametrize("left", [1, 5, 20, -20, -1])  # -1: its end alone is missing
+def test_a_line_is_torn_anywhere(tmp_path, left):
+    measured(tmp_path, SETTING, SETTING | {"x": 1})
+    file = tmp_path / FILE
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second[:left])
+    assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == (left != -1)
+    assert file.read_bytes().startswith(first + second[:12])
+    assert len(file.read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["notes", '{"other": 1', '{"setting": 1}', "3"])
+def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
+    measured(tmp_path, SETTING)
+    file = tmp_path / FILE
+    with file.open("a") as lines:
+        lines.write(text)
+    content = file.read_bytes()
+    with pytest.raises(InputError, match="line 2 is not a measured result"):
+        measured(tmp_path, SETTING)
+    assert file.read_bytes() == content
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_torn_last_line_is_cut_and_measured_anew(tmp_path, again):
     measured(tmp_path, SETTING, SETTING | {"x": 1})

@@ -12,7 +12,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import pictures
-from imagepiece_jax.inference import feature_files, feature_folder
+from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
 from tests.models import tiny
 from tests.refused import refused
@@ -70,6 +70,23 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
         assert [*rows.shape] == result.shapes[name]
         np.testing.assert_allclose(rows[readable], want[name], rtol=2e-3, atol=2e-3)
         assert np.isnan(rows[[*DAMAGED]]).all()
+
+
+@pytest.mark.parametrize("dtype, most", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch, dtype, most):
+    """What its first convolution adds are the same products, and zeros."""
+    vit = tiny.pretrained(tiny.EVIT, stem="conv").analyzed(dtype)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (4, *[tiny.SIDE] * 2, 3), np.uint8
+    )
+    found = []
+    for joined in (1, vit.model.patch_size):
+        monkeypatch.setattr(optimize, "joined_pixels", lambda *_, n=joined: n)
+        run = feature_files.Extractor(vit, vit.model, ["pooled"])
+        kernel = run._weights["params"]["patch_embed"]["conv_0"]["kernel"]
+        assert kernel.shape[-1] == 3 * joined
+        found.append(np.float32(run(pixels)["pooled"]))
+    np.testing.assert_allclose(*found, rtol=most, atol=most)
 
 
 def test_damaged_files_and_the_dense_model(vit, photographs, written):

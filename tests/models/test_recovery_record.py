@@ -243,7 +243,22 @@ def test_differences_from_training_name_what_was_recovered(folder):
 def test_describe_lists_what_was_recovered(folder):
     out = call(describe.main, f"--weights={folder}").ok().out
     for r in (3, 6):
-        assert f"tome r={r}, 3 blocks, 20x20 pixels: KL 0.2500 -> 0.1250" in out
+        form = f"tome r={r}, 3 blocks, 20x20 pixels"
+        assert f"\nrecovered for {form}: KL 0.2500 -> 0.1250" in out
+        own = call(describe.main, f"--weights={folder}", f"--reduction=tome:r={r}")
+        assert own.ok().out.endswith(f"\nits numbers are those of {form}\n")
+    form = load(folder, reduction="mctf:r=6").recovered.form
+    nearest = call(describe.main, f"--weights={folder}", "--reduction=mctf:r=6")
+    assert nearest.ok().out.endswith(f"\nits numbers are those of {form}\n")
+    dense = call(describe.main, f"--weights={folder}", "--reduction=none")
+    assert dense.ok().out.endswith("\nits numbers are the dense model's\n")
+
+
+def test_describe_says_where_nothing_was_better(tmp_path):
+    path = recoveries.saved(tmp_path / "m", changed=False)
+    out = call(describe.main, f"--weights={path}").ok().out
+    assert "\nno better for tome r=3, 3 blocks, 20x20 pixels: KL 0.2500 stays" in out
+    assert out.endswith("\nits numbers are those from before the recovery\n")
 
 
 def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):

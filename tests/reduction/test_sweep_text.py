@@ -8,6 +8,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.sweep_text import parse_sweep, parse_sweeps
+from tests.refused import refused
 
 
 def read(*fields):
@@ -52,6 +53,8 @@ def test_a_method_may_be_given_by_its_cost():
     # The recommended one, too.
     assert parse_sweep("auto=.5") == parse_sweep("0.5") == read(0.5)
     assert parse_sweep(".6,.5") == read(0.6, 0.5)
+    with refused("reduction.macs", (0.6, 0.5)):  # one reduction has one
+        read(".6,.5")
 
 
 def test_one_cost_may_be_that_of_several_methods():

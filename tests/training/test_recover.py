@@ -401,10 +401,14 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
     assert "the best weights so far are kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step, steps", [(1, 0), (4, 3)])
+@pytest.mark.parametrize(
+    "step, steps, level", [(1, 0, 1.0), (4, 3, 1.0), (30, 30, 0.0)]
+)
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(
-    vit, monkeypatch, step, steps
+    vit, monkeypatch, capsys, step, steps, level
 ):
+    """In the end, too, where a measure was better, but not beyond chance."""
+    monkeypatch.setattr(recover, "LEVEL", level)
     interrupt(monkeypatch, step)
     stopped = recovered(vit, steps=40)
     (report,) = stopped.recovery.costs
@@ -412,6 +416,8 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     assert not report.changed
     assert report.steps == steps
     chex.assert_trees_all_equal(stopped.variables, vit.variables)
+    said = capsys.readouterr().err
+    assert said.count(f"stopped: {recover.NOTHING_BETTER}") == 1
 
 
 @pytest.mark.parametrize("step, measure", [(20.0, 10.0), (1.0, 0.1), (40.0, 1.0)])
@@ -725,6 +731,13 @@ def test_learned_selectors_are_refused():
     learned = tiny.pretrained({"name": "dynamicvit", "keep_rate": 0.5, "blocks": (1,)})
     with refused(learned.label):
         recovered(learned)
+
+
+@pytest.mark.parametrize("reduction", [1, "tome:r=0"])
+def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
+    vit = tiny.pretrained(reduction)
+    with refused("reduction", vit.reduction.words, "nothing to recover"):
+        recovered(vit)
 
 
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):

@@ -13,6 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import recovery_images
 from imagepiece_jax.training.recovery_images import Crops, evaluation_batches
 from tests.input.noise import Noise
+from tests.refused import refused
 
 
 class Numbered(Source):
@@ -110,6 +111,14 @@ def test_the_last_batch_of_an_evaluation_is_padded():
     assert masks == [8, 3]
     assert sorted(map(bytes, images)) == sorted(map(bytes, pixels))
     assert batches[0]["image"].shape == batches[1]["image"].shape
+
+
+@pytest.mark.parametrize("count", [30, 300])  # of the second it is less than 1 %
+def test_a_held_out_image_that_was_lost_is_one_sentence(caplog, count):
+    source = Noise(count, {7}, size=6)
+    with refused("7.jpg", "torn", "7.jpg cannot be read (", "held out; start again"):
+        evaluation_batches(source, Preprocessing(6), batch_size=8)
+    assert not caplog.text
 
 
 def test_an_image_that_does_not_fit_is_named():

@@ -123,6 +123,7 @@ def test_the_card_of_recovered_weights(tmp_path):
         assert "| made from | `public.pth` |" in text
         assert f'load("{folder.name}")' in text
         assert "timm.create_model" in text
+        assert "no better" not in text
     dense = again.with_reduction(None)
     _, text = card(imagepiece_jax.save(tmp_path / "dense", dense))
     assert "| reduction | dense |" in text
@@ -130,6 +131,7 @@ def test_the_card_of_recovered_weights(tmp_path):
     same = recoveries.recovered(changed=False)
     _, text = card(imagepiece_jax.save(tmp_path / "same", same))
     assert "| KL | 0.2500 | no better |" in text
+    assert "One that got no better has the dense model's numbers." in text
 
 
 def test_the_card_of_a_folder_of_an_earlier_version_has_no_line_of_timm(tmp_path):

@@ -182,6 +182,22 @@ def test_words_that_change_a_run(tmp_path):
         assert (changed == usual) == (word != "--image_size=32")
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model.mean", (0.5, 0.5, 2.0)),
+        ("model.num_heads", 0),
+        ("reduction.keep_rate", 2.0),
+        ("data.eval_crop", 3.0),
+        ("num_classes", -1),
+    ],
+)
+def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
+    run = run_folder(tmp_path / "run", **{field: value})
+    with refused(field, value, f"{run / 'config.json'}: {field} is {value}; allowed"):
+        imagepiece_jax.load(run)
+
+
 def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
     """This run has no checkpoint: its config is described, and a mistake is one."""
     run = run_folder(tmp_path / "run")
