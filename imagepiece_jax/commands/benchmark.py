@@ -18,7 +18,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.errors import InputError, flags_of
+from imagepiece_jax.errors import InputError, flags_of, renamed
 
 cli.define_config("a config file; several are compared with the first")
 WEIGHTS = _weights.weights()
@@ -42,9 +42,8 @@ PLOT = cli.text("plot", None, "a PNG")
 
 def main(others=None):
     """others: as for `suite.run`."""
-    path = flags.FLAGS["weights"].value
     configs = {}
-    if not path:
+    if not flags.FLAGS["weights"].value:
         values = "config files, or weights by --weights"
         cli.required(flags.FLAGS["config"], values)
         configs = cli.configs()
@@ -52,7 +51,7 @@ def main(others=None):
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options
 
-    try:
+    with renamed(_typed_names()):
         reductions = _weights.swept()
         if reductions and len(configs) > 1:
             problem = f"is given with {len(configs)} configs"
@@ -66,25 +65,34 @@ def main(others=None):
         files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
         device.use(DEVICE.value)
         dtype = flags.FLAGS["dtype"].value or xla_options.fast_dtype()
-        pairs = {name: (config, None) for name, config in configs.items()}
-        if path:
-            pairs = suite.weights_beside_dense(WEIGHTS())
-        elif len(configs) == 1 and cli.typed_cost():
-            # The file's name is not that of the reduction.
-            pairs = suite.beside_dense(*configs.values())
+        compared = _compared(configs)
         if reductions:
-            pairs = suite.swept(pairs, reductions)
+            compared = suite.swept(compared, reductions)
         note_short_timing(rules)
         forms = {form.name: form.value for form in FORMS if form.value is not None}
-        groups = suite.groups(pairs, sizes, dtype, modes, forms, DATA.value)
+        groups = suite.groups(compared, sizes, dtype, modes, forms, DATA.value)
         suite.run_all(groups, rules, files, others)
-    except InputError as error:
-        names = flags_of("batch_size", "device", "mode", "data", "reductions", "gelu")
-        if path:
-            names["name"] = "--data"
-        else:
-            names |= {"name": "config.data.name", "num_classes": "config.num_classes"}
-        raise error.renamed(names) from error
+
+
+def _compared(configs):
+    """{name: (config, None) or (None, Pretrained)} of what is timed in turns."""
+    from imagepiece_jax.benchmark import suite  # imports JAX
+
+    if not configs:
+        return suite.weights_beside_dense(WEIGHTS())
+    if len(configs) == 1 and cli.typed_cost():
+        # The file's name is not that of the reduction.
+        return suite.beside_dense(*configs.values())
+    return {name: (config, None) for name, config in configs.items()}
+
+
+def _typed_names():
+    """{an argument: the flag or config field that has it}."""
+    names = flags_of("batch_size", "device", "mode", "data", "reductions", "gelu")
+    if flags.FLAGS["weights"].value:
+        return names | {"name": "--data"}
+    of_config = {"name": "config.data.name", "num_classes": "config.num_classes"}
+    return names | of_config
 
 
 def note_short_timing(rules):
