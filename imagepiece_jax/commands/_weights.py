@@ -45,20 +45,15 @@ def weights(latest=False, draws=True):
         from imagepiece_jax.common.warning import warn
         from imagepiece_jax.common.xla_options import fast_dtype
         from imagepiece_jax.models.spec import ModelSpec
-        from imagepiece_jax.weights import location
         from imagepiece_jax.weights.load import (
-            SavedWeights,
             crop_note,
             load_as,
             unknown_normalization,
         )
 
-        chosen = checkpoint.value
+        saved = _saved(checkpoint.value, averaged.value, latest)
         given = {**model(), **normalized()}
         with renamed(_flags([*ModelSpec.names(), *given])):
-            if latest and chosen is None:
-                chosen = location.last_checkpoint(cli.path_of_weights())
-            saved = SavedWeights(cli.path_of_weights(), chosen, averaged.value)
             own_dtype = saved.source.run and saved.source.spec.dtype
             given["dtype"] = dtype.value or own_dtype or fast_dtype()
             if attention.value is not None:
@@ -85,6 +80,18 @@ def weights(latest=False, draws=True):
         return vit
 
     return read
+
+
+def _saved(checkpoint, averaged, latest):
+    """The SavedWeights of --weights; a field of their own files keeps its name."""
+    from imagepiece_jax.weights import location  # imports JAX
+    from imagepiece_jax.weights.load import SavedWeights
+
+    path = cli.path_of_weights()
+    with renamed({"path": "--weights", **flags_of("checkpoint", "averaged")}):
+        if latest and checkpoint is None:
+            checkpoint = location.last_checkpoint(path)
+        return SavedWeights(path, checkpoint, averaged)
 
 
 def swept() -> list:
@@ -114,5 +121,5 @@ def _flags(fields_of_model):
     """{an argument of `load`: the flag that has it}."""
     names = {field: f"--model {field}" for field in fields_of_model}
     names |= flags_of("name", "image_size", "dtype", "attention", "mean", "std")
-    names |= flags_of("checkpoint", "averaged", "reduction", "crop")
-    return names | {"path": "--weights", "reduction.macs": "--reduction"}
+    names |= flags_of("checkpoint", "reduction", "crop")
+    return names | {"reduction.macs": "--reduction"}

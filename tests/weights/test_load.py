@@ -190,12 +190,16 @@ def test_words_that_change_a_run(tmp_path):
         ("reduction.keep_rate", 2.0),
         ("data.eval_crop", 3.0),
         ("num_classes", -1),
+        ("image_size", -8),
     ],
 )
 def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
+    """In commands, too, where a flag may have the same name."""
     run = run_folder(tmp_path / "run", **{field: value})
-    with refused(field, value, f"{run / 'config.json'}: {field} is {value}; allowed"):
+    said = f"{run / 'config.json'}: {field} is {value}; allowed"
+    with refused(field, value, said):
         imagepiece_jax.load(run)
+    assert sentence(call(describe.main, f"--weights={run}")).startswith(said)
 
 
 def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
