@@ -19,7 +19,7 @@ from imagepiece_jax.common.fields import (
     optional,
 )
 from imagepiece_jax.common.image_size import image_size_field, sides, size_text
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, renamed
 
 DEIT_CROP = 0.875  # the crop of models that state none
 MAX_UNCROPPED = 32  # pixels a side up to which models that state no crop have none
@@ -190,6 +190,18 @@ def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
         if name_in_config in data:
             fields[field] = data[name_in_config]
     return _not_default(fields)
+
+
+def fields_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Preprocessing, but its size, in the config of a run.
+
+    Raises InputError for a field that is not allowed, by its path in the config.
+    """
+    fields = read_fields(config.get("data", {}))
+    paths = {field: f"data.{name}" for field, name in IN_CONFIG.items()}
+    with renamed(paths):
+        Preprocessing.from_fields(config["image_size"], fields)
+    return fields
 
 
 def _not_default(fields):

@@ -246,10 +246,16 @@ class ModelSpec(CheckedFields):
     def create_at_cost(self, value: ReductionLike) -> ViT:
         """`create`, and a line on stderr says what a number or a text stands for."""
         reduction = Reduction.read(value, self.prop_attn)
-        model = self.create(reduction)
+        model = self._with_plan(reduction)
         typed = isinstance(value, str)
         reduction_plan.print_reduction(reduction, model, self.grid, typed)
         return model
+
+    def _with_plan(self, reduction):
+        """The ViT with the plan of a Reduction."""
+        dense = self.dense()
+        masked = bool(self.masked)
+        return reduction_plan.with_plan(dense, reduction, self.grid, self.name, masked)
 
     def dense(self) -> ViT:
         """The ViT of this config without a reduction.

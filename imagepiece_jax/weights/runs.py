@@ -11,8 +11,8 @@ from flax import traverse_util
 
 from imagepiece_jax.common import checksums
 from imagepiece_jax.data.class_names import checked_names
-from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing, read_fields
-from imagepiece_jax.errors import InputError, inside, one_of, renamed
+from imagepiece_jax.data.preprocessing import fields_of_run
+from imagepiece_jax.errors import InputError, inside, one_of
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
@@ -38,10 +38,10 @@ def read(found: Location) -> dict[str, Any]:
     with inside(place=found.config_file):
         _check_config(run)
         model = ModelSpec.of_run(run)
+        spec = model.completed_by(size_of(model.name))
         reduction = Reduction.of_run(run)
-        crop = _crop_of(run)
+        crop = fields_of_run(run)
     class_names = read_class_names(found.path, run["num_classes"])
-    spec = model.completed_by(size_of(model.name))
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
     return {
@@ -135,11 +135,3 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         except (OSError, ValueError) as error:
             raise InputError(problem=f"cannot be read ({error})") from error
         return checked_names(names, classes)
-
-
-def _crop_of(config):
-    """The fields of a Preprocessing but the size in the config of a run."""
-    fields = read_fields(config.get("data", {}))
-    with renamed({field: f"data.{name}" for field, name in IN_CONFIG.items()}):
-        Preprocessing.from_fields(config["image_size"], fields)
-    return fields
