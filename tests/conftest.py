@@ -39,6 +39,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 parallel.local_devices = lambda process=None: jax.local_devices(process)[:1]
 parallel.device_count = lambda: 1
 tracing.remember_initializers()
+tracing.name_no_arguments()
 tracing.remember_exports()
 tracing.lower_fast()
 if KEPT:

@@ -205,6 +205,7 @@ def main():
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     tracing.remember_initializers()
+    tracing.name_no_arguments()
     tracing.lower_fast()
     programs.write_whole()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it

@@ -108,6 +108,7 @@ def _check_part(role, part, base):
         raise InputError(allowed=allowed, problem=problem) from error
 
 
+@functools.cache  # a search by cost asks of the same classes a thousand times
 def _check_decorated(kind, place=""):
     """InputError for a class whose fields no decorator has read."""
     for name, value in vars(kind).items():

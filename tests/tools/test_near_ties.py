@@ -1,6 +1,7 @@
 """Agreement up to rounding: other sums and exps pass, injected faults do not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,12 @@ class OtherPartner(OneReduction):
         return super().metric(key).at[..., 0].set(0)
 
 
+@functools.cache
+def inputs():
+    """Those of 128 images; drawing them takes longer than comparing reductions."""
+    return random_inputs(5, 128, N, HEADS, WIDTH, "float32")
+
+
 def compared(other, reduction, arrays):
     comparison = Comparison()
     comparison.add(reduction, other(**dataclasses.asdict(reduction)), arrays)
@@ -64,8 +71,7 @@ def compared(other, reduction, arrays):
 
 @pytest.mark.parametrize("reduction", reductions(N), ids=lambda r: r.rule)
 def test_rounding_is_no_fault(reduction):
-    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
-    comparison = compared(OtherOrder, reduction, arrays)
+    comparison = compared(OtherOrder, reduction, inputs())
     assert comparison.agrees, comparison
 
 
@@ -103,8 +109,7 @@ PRUNE, RETOKENIZE, BIPARTITE, JOIN = reductions(N)
     ],
 )
 def test_faults_are_found(other, reduction, images):
-    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
-    arrays = [array[:images] for array in arrays]
+    arrays = [array[:images] for array in inputs()]
     comparison = compared(other, reduction, arrays)
     assert not comparison.agrees
     assert max(comparison.gaps) > 1

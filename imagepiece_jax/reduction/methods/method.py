@@ -1,6 +1,7 @@
 """The base of all methods: their fields, their steps, and what training needs."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -166,14 +167,26 @@ class Method(fields.CheckedFields):
 
         Raises InputError for a block at which the method removes no tokens.
         """
-        method = dataclasses.replace(self, counts=None, macs=None)
+        own = {"counts": None, "macs": None}
         if hasattr(self, "blocks"):
-            method = dataclasses.replace(method, blocks=(block,))
-        for step in contract.check_steps(method.steps(depth), method):
+            own["blocks"] = (block,)
+        key = depth, own.get("blocks")
+        if key not in self._steps_at:
+            method = dataclasses.replace(self, **own)
+            self._steps_at[key] = contract.check_steps(method.steps(depth), method)
+        for step in self._steps_at[key]:
             if step.block == block:
                 return step
         problem = f"changes at block {block}, at which this method does nothing"
         self.refuse("counts", "counts that change elsewhere", problem)
+
+    @functools.cached_property
+    def _steps_at(self):
+        """The Steps that `step_at` has found: a schedule asks for those of all blocks.
+
+        By depth and, where the method has the field `blocks`, by its value.
+        """
+        return {}
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
         """The method with other fields of its own, which keep fewer tokens or more.
