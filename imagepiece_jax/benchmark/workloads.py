@@ -239,8 +239,11 @@ class Case:
 
         images = self.batch_size
         macs = images * TRAINING_MACS * model_macs(model, config.image_size)
+        skipped = 0.0
+        if self.run.reduction.method.loss is None:  # one of a method reads all tokens
+            skipped = images * TRAINING_MACS * dead_macs(model)
         facts = _facts(model, seconds, compiled)
-        return Workload(timer.TimedCall(call), images, macs, facts)
+        return Workload(timer.TimedCall(call), images, macs, facts, skipped)
 
 
 def on_noise(program):

@@ -218,7 +218,8 @@ def split_text(text: str) -> dict[str, str]:
     name, *parts = re.split(r"\s*:\s*|[\s,]+(?=\w+=)", text.strip())
     name, equals, share = name.partition("=")
     first, _, _ = name.partition(",")
-    is_share = number_in(name) is not None or number_in(first)  # "0,5" is neither
+    # A 0 is no share: of "0,5" the name is refused, as one with a decimal comma.
+    is_share = number_in(name) is not None or number_in(first)
     if is_share and not equals:
         name, equals, share = methods.AUTO, "=", name
     found = {"name": name}

@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from imagepiece_jax.common.fields import literal
+from imagepiece_jax.common.fields import literal, number_in
 from imagepiece_jax.errors import InputError, closest, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, in_words, split_text
@@ -28,6 +28,10 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
         raise InputError(value=text, allowed=allowed, problem="is empty")
     fields = split_text(text)
     name = methods.spelled(fields["name"])
+    first, _, _ = name.partition(",")
+    if number_in(first) is not None:  # "0,5" for 0.5: neither methods nor shares
+        with inside("reduction"):
+            methods.known_name(name)
     if macs is not None and name != DENSE.name:
         fields = split_text(f"{text}:macs={macs}")
     fields["name"] = name

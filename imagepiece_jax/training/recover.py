@@ -127,7 +127,8 @@ def check_recoverable(vit: Pretrained):
         problem = "has selectors that must be learned"
         raise InputError(vit.label, allowed=allowed, problem=problem)
     reduction = vit.reduction
-    if is_dense(vit) and reduction not in (None, DENSE):
+    # Dense attention may be said to be proportional, which changes nothing.
+    if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
         allowed = "reductions that remove tokens; with none, .6, .5 and .4 are learned"
         problem = f"is {reduction.words}, which leaves all tokens: nothing to recover"
         raise InputError("reduction", reduction.words, allowed, problem=problem)

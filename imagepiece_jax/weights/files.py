@@ -46,10 +46,10 @@ def read_state_dict(
 ) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the file's shapes and types.
 
-    The ending chooses the reader, by _READERS; a state dict under keys of _WRAPPERS is
-    unwrapped.
+    The ending chooses the reader, by _READERS; `state_dicts.tensors_of_one` finds the
+    state dict in what it reads.
 
-    averaged: read averages, under one of the keys _AVERAGES or with _OF_AVERAGES in
+    averaged: read averages, under a key of their own or with a word such as "ema" in
         front of their names; False warns of any, and leaves them out
     choose: the names to read, from all names; other tensors may be many GB
     checkpoint: a key of the file, or a start of names, such as "teacher", of the model

@@ -106,7 +106,9 @@ def is_run(path: str | os.PathLike) -> bool:
     Raises InputError as `find` does, but where there is nothing.
     """
     folder = pathlib.Path(os.path.expanduser(path))
-    return (folder / CONFIG).is_file() and _in_folder(folder).kind == RUN
+    if not os.path.isfile(folder / CONFIG):  # nor for a name that is too long
+        return False
+    return _in_folder(folder).kind == RUN
 
 
 def last_checkpoint(path: str | os.PathLike) -> str | None:

@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import dead_macs, model_macs
 from tests import programs
 from tests.benchmark.small import Mean, simplify, tiny_config
 
@@ -70,8 +70,9 @@ def test_the_optimized_model_is_timed():
     assert np.isfinite(logits).all()
     assert work.facts["compile_s"] > 0
     assert work.facts["peak_memory"] > 4 * 16 * 16 * 3
-    expected = model_macs(RunConfig.from_config(tiny_config()).create_model(), 16)
-    assert (work.images, work.macs) == (4, 4 * expected)
+    model = RunConfig.from_config(tiny_config()).create_model()
+    assert (work.images, work.macs) == (4, 4 * model_macs(model, 16))
+    assert work.skipped == 4 * dead_macs(model) > 0
 
 
 @pytest.mark.slow  # compiles a step of training
@@ -86,4 +87,5 @@ def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     assert first["loss"] != second["loss"]
     forward = model_macs(case.model, case.config.image_size)
     assert (work.images, work.macs) == (4, 3 * 4 * forward)
+    assert work.skipped == 3 * 4 * dead_macs(case.model) > 0
     assert work.facts["compile_s"] > 0

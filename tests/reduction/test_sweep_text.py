@@ -77,6 +77,8 @@ def test_one_cost_may_be_that_of_several_methods():
         ("tome:r=1:r=2", "has r twice", "one list"),
         ("evot:keep_rate=.5", "has no method 'evot'", "did you mean evit?"),
         ("zebra", "", "atc, attended, auto, "),
+        ("0,5", "", "did you mean 0.5, which is 'auto' with macs=0.5?"),
+        ("0,0.5", "", "such as 0.5 needs no name"),
         ("evit:r=8", "is not a field of reduction 'evit'", "keep_rate"),
         ("tome:macs=.5:r=4,8", "is 4, but macs says how many tokens stay", "one of"),
         ("evit:rate_warmup_epochs=3", "has rate_warmup_epochs, which", "macs"),

@@ -740,6 +740,10 @@ def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
         recovered(vit)
 
 
+def test_a_dense_model_may_say_that_its_attention_is_proportional():
+    recover.check_recoverable(tiny.pretrained({"name": "none", "prop_attn": True}))
+
+
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     from PIL import Image
 
