@@ -11,7 +11,9 @@ from typing import Any
 from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
-from imagepiece_jax.errors import InputError, inside, one_of
+from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError, inside, one_of, renamed
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.projector import TowerReading
@@ -19,7 +21,7 @@ from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
 )
-from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights import (
     open_clip_config,
@@ -150,8 +152,22 @@ def _parse_ours(config):
     """Our own part of a file that `describe` wrote."""
     ours = as_tuple(config[OURS])
     classes = config["num_classes"]
+    if not isinstance(ours, Mapping):
+        raise InputError(OURS, ours, "the part that save wrote")
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
+    with inside(OURS):
+        with inside("model"):
+            spec = ModelSpec.from_fields(ours["model"])
+        spec = dataclasses.replace(spec, dtype=ours["dtype"])
+        with inside("preprocessing"):
+            Preprocessing.from_fields(spec.image_size, ours["preprocessing"])
+        reduction = Reduction.read(ours["reduction"])
+    _check_same(spec, config)
+    class_names = timm_config.labels(config, classes)
+    if class_names is not None:
+        with renamed({"class_names": "label_names"}):
+            class_names = checked_names(class_names, classes)
     tower = None
     if "projector" in ours:
         tower = TowerReading(**ours["projector"])
@@ -160,14 +176,35 @@ def _parse_ours(config):
         recovery = recovery_of(ours["recovery"])
     problem_type = ours.get("problem_type", SINGLE_LABEL)
     return {
-        "spec": ModelSpec(dtype=ours["dtype"], **ours["model"]),
+        "spec": spec,
         "sizes": {"num_classes": classes},
         "crop": ours["preprocessing"],
-        "reduction": Reduction.read(ours["reduction"]),
-        "class_names": timm_config.labels(config, classes),
+        "reduction": reduction,
+        "class_names": class_names,
         "problem_type": one_of("problem_type", problem_type, PROBLEMS),
         "saved": True,
         "untrained": tuple(ours.get("untrained", ())),
         "tower": tower,
         "recovery": recovery,
     }
+
+
+def _check_same(spec, config):
+    """Raise InputError where our own part contradicts timm's on what no tensor shows.
+
+    Both are of one model, so somebody changed one of them.
+    """
+    images = as_tuple(config["pretrained_cfg"])
+    of_timm = {"mean": images["mean"], "std": images["std"]}
+    if config["architecture"] != OURS:
+        named = timm_config.parse_timm(config)["spec"]
+        of_timm |= named.completed_by(size_of(named.name)).fields
+        of_timm["arch.gelu"] = named.architecture.gelu
+    own = spec.fields | {"arch.gelu": spec.architecture.gelu}
+    for field in ("image_size", "num_heads", "arch.gelu", "mean", "std"):
+        value = own.get(field)
+        other = of_timm.get(field)
+        if None not in (value, other) and value != other:
+            problem = f"is {value!r}, but timm's part of the file says {other!r}"
+            path = f"{OURS}.model.{field}"
+            raise InputError(path, value, "one of them", problem=problem)

@@ -241,6 +241,42 @@ def test_imagenets_names_travel(tmp_path):
     assert hub_configs.parse(config, {})["class_names"] is None
 
 
+THREE = (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    "changed, value, field, problem",
+    [
+        ("imagepiece_jax", None, "imagepiece_jax", ""),
+        ("imagepiece_jax.model.foo", 3, "imagepiece_jax.model.foo", "is unknown"),
+        ("imagepiece_jax.model.mean", THREE, "", "is (0.1, 0.2, 0.3), but timm's part"),
+        ("pretrained_cfg.std", THREE, "imagepiece_jax.model.std", "is (0.5, 0.5, 0"),
+        ("imagepiece_jax.model.num_heads", 6, "", "is 6, but timm's part of the file"),
+        ("imagepiece_jax.model.image_size", 32, "", "is 32, but timm's part"),
+        ("imagepiece_jax.model.arch.gelu", "tanh", "", "is 'tanh', but timm's part"),
+        ("imagepiece_jax.dtype", "f8", "", ""),
+        ("imagepiece_jax.preprocessing.crop", 0, "", ""),
+        ("imagepiece_jax.reduction.keep_rate", 2, "", ""),
+        ("label_names", ("a",), "label_names", "has length 1"),
+    ],
+)
+def test_a_config_that_somebody_changed_is_refused(changed, value, field, problem):
+    """Where it contradicts itself, too, on what no tensor shows."""
+    reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
+    model = create_model("vit_tiny_patch16_224", reduction, num_classes=7)
+    config = hub_configs.describe(Pretrained(model, {"params": {}}))
+    *groups, last = changed.split(".")
+    part = config
+    for group in groups:
+        part = part[group]
+    part[last] = value
+    with pytest.raises(InputError) as error:
+        hub_configs.parse(config, {})
+    assert error.value.field == (field or changed)
+    assert error.value.problem.startswith(problem)
+    assert error.value.place == "config.json"
+
+
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     """And stays where the disk is full. tests/common/test_files has other failures."""
     vit = made(reduction=DYNAMICVIT)
