@@ -18,7 +18,7 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, git_revision, open_locked
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -38,21 +38,21 @@ class Lines:
     path: of the file; its folder is made
     needed: names of the fields that every object has, of which it begins with the first
     Raises InputError where the file cannot be written, another process has it, or a
-    line is something else.
+    line is something else, and RunError where it has no room for a line's end.
     """
 
     def __init__(self, path: str | os.PathLike, *needed: str):
         self._file = open_locked("folder", path, "ab+", buffering=0)
         try:
             self.found = read_lines(path, *needed)
-        except InputError:
+            data = pathlib.Path(path).read_bytes()
+            if len(self.found) > data.count(b"\n"):  # whole, but for its end
+                append_line(self._file, "")
+            else:
+                os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
+        except (InputError, RunError):
             self._file.close()
             raise
-        data = pathlib.Path(path).read_bytes()
-        if len(self.found) > data.count(b"\n"):  # whole, but for its end
-            self._file.write(b"\n")
-        else:
-            os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
 
     def close(self):
         self._file.close()

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluate.cache import FILE, ResultCache
+from tests.training.test_full_disk import full_disk
 
 SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}
 
@@ -80,6 +81,16 @@ def test_a_line_is_torn_anywhere(tmp_path, left):
     assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == (left != -1)
     assert file.read_bytes().startswith(first + second[:12])
     assert len(file.read_bytes().splitlines()) == 2
+
+
+def test_a_full_disk_without_room_for_the_end_of_a_line(tmp_path):
+    measured(tmp_path, SETTING)
+    file = tmp_path / FILE
+    content = file.read_bytes()[:-1]
+    file.write_bytes(content)
+    with full_disk(len(content)), pytest.raises(RunError, match="File too large"):
+        measured(tmp_path, SETTING)
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("text", ["notes", '{"other": 1', '{"setting": 1}', "3"])
