@@ -83,9 +83,9 @@ def _read_rows(path, split, num_classes, labeled):
             has_split = _has_split(path, split, table)
             for fields in table:
                 row_split = fields["split"] if has_split else "val"
-                with _in_line(path, table.line_num):
-                    row = _row(table, fields, row_split, num_classes, labeled)
-                rows.append(row)
+                rows.append(_row(table, fields, row_split, num_classes, labeled))
+    except InputError as error:  # of a row
+        raise error.inside(place=f"{path} line {table.line_num}") from error
     except OSError as error:
         raise InputError.at(path, f"cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -161,14 +161,15 @@ def _class_names(rows, path):
             continue
         name = normalized(row.class_name.strip())
         first, line = named.setdefault(row.label, (name, row.line))
+        if name and name == first:
+            continue
         with _in_line(path, row.line):
             if not name:
                 raise InputError("class", name, "a name in every row")
-            if name != first:
-                problem = f"is {name!r} for label {row.label}"
-                problem += f", but {first!r} in line {line}"
-                hint = "a label has one name"
-                raise InputError("class", name, problem=problem, hint=hint)
+            problem = f"is {name!r} for label {row.label}"
+            problem += f", but {first!r} in line {line}"
+            hint = "a label has one name"
+            raise InputError("class", name, problem=problem, hint=hint)
     return {label: name for label, (name, _) in named.items()}
 
 
