@@ -917,7 +917,7 @@ def log_sum_exp(graph, logits):
 @translates
 def unit(graph, x, eps=1e-6):
     kind, *facts = graph.notes[x.name]
-    if kind == "rows":  # of a slice of an array: all of the array at once
+    if kind == "rows":  # a slice: the whole array, in a node that its slices share
         full, *bounds = facts
         return graph.slice(unit(graph, full, eps), *bounds)
     x = graph.cast(x, np.float32)

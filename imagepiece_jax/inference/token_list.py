@@ -83,7 +83,7 @@ def _centers(path, count, batch, grid):
     They are made of sums of whole numbers, which are exact, so that means that are
     equal tie when `token_list` sorts by them.
 
-    path: the Path that ends in these tokens
+    path: the PatchPath that ends in these tokens
     """
     if path.mixed:
         before, mixing, x = path.mixed

@@ -40,7 +40,7 @@ class TokenState:
 
     @property
     def effective_size(self):
-        """For how many tokens attention counts each token, [B, prefix + n].
+        """For how many tokens attention and pooling count each, [B, prefix + n].
 
         That is `attn_size`, or the size where it is None.
         """

@@ -3,8 +3,8 @@
 Distillation is soft: the teacher's probabilities at a temperature (Hinton et al.,
 2015); or hard: its first class, as a label (Touvron et al., 2021, section 3). A model
 with a distillation token has a head for the labels and one for the teacher; others
-learn both with one. Their sum in a step is `train_step.loss_of`; a recovery's is in
-recovery_loss.py.
+learn both with one. Their sum in a step is `train_step.loss_of`, with the method's own
+`loss` (reduction/methods); a recovery's is in recovery_loss.py.
 """
 
 import chex

@@ -1,7 +1,9 @@
 """The training of a model in three functions: plan, open, train.
 
 `plan_run` decides everything that needs no weights, `open_run` makes the first state,
-and `train` is the loop. What keeps a run alive is `cluster.keeper`.
+and `train` is the loop. What keeps a run alive is `cluster.keeper`. A step whose
+gradient is not finite is skipped by `train_step`; after too many of them
+`logging.RunLog` ends the run.
 
 The weights of a run come from, in this order: its own newest checkpoint in the workdir;
 `config.init.weights`; fresh ones drawn from the seed.

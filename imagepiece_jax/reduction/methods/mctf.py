@@ -26,7 +26,7 @@ from imagepiece_jax.reduction.token_counts import AtMostHalf, floor
 FEWEST = 10  # so many tokens always stay, class token included
 
 
-def _removed(value):
+def _number_or_share(value):
     if is_number(value) and 0 <= value < 1:
         return float(value)
     if is_integer(value) and value >= 1:
@@ -141,7 +141,9 @@ class MCTF(Removal):
     amounts = ("r", "blocks")
 
     # number of tokens that a block loses, or below 1 their share
-    r: float = checked(16, _removed, "integers, and shares of at least 0 and below 1")
+    r: float = checked(
+        16, _number_or_share, "integers, and shares of at least 0 and below 1"
+    )
     blocks: tuple[int, ...] | None = optional(blocks())  # None: all but the first
     similarity: float = positive(1.0)  # temperature: similar tokens fuse
     attention: float = positive(20.0)  # temperature: little attended tokens fuse

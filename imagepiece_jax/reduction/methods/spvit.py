@@ -42,7 +42,7 @@ class Selector(nn.Module, MaskingReducer):
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
         packages = counts.stage - 1  # those of earlier steps are the last tokens
         is_package = (jnp.arange(n) >= n - packages)[None]
-        if counts.n_out < counts.n_in:
+        if counts.n_out < counts.n_in:  # else masked training, which removes none
             score = jnp.where(is_package, jnp.inf, probability)
             keep = rank(score) < counts.n_out - 1
             weight = package_weights(probability, ~keep, self.package_norm)
