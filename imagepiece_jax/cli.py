@@ -55,8 +55,10 @@ class _Parser(flags.ArgumentParser):
         except InputError as error:  # in the field's own words
             raise error.inside(f"--{self._name}") from error
         except ValueError:
+            problem = f"is {argument}" if fields.is_number(value) else ""  # as typed
             allowed = self._field["allowed"]
-            raise InputError(f"--{self._name}", value, allowed) from None
+            flag = f"--{self._name}"
+            raise InputError(flag, value, allowed, problem=problem) from None
 
 
 def integer(name, default, help_text, least=None):
@@ -65,9 +67,9 @@ def integer(name, default, help_text, least=None):
     return flags.DEFINE(parser, name, default, help_text, allow_override=True)
 
 
-def real(name, default, help_text, least=None, above=None):
-    """Define a flag of finite numbers, of `least` or more, or above a bound."""
-    field = fields.number(least=least, above=above)
+def real(name, default, help_text, least=None, most=None, above=None):
+    """Define a flag of finite numbers; `least` and `most` are allowed, `above` not."""
+    field = fields.number(least=least, most=most, above=above)
     parser = _Parser(name, field, "float", float)
     return flags.DEFINE(parser, name, default, help_text, allow_override=True)
 
@@ -160,6 +162,7 @@ def model():
             typed[field.removeprefix("arch.")] = literal(value)
         if name.value is not None:
             typed["name"] = name.value
+            command_line.check_is_name(name.value)
         return typed
 
     return read
@@ -211,7 +214,7 @@ def preprocessing():
     """
     holders = [
         resize(),
-        real("crop", None, "sides of the crop by those of the resized image", above=0),
+        real("crop", None, "the crop's sides by the resized image's", most=1, above=0),
         choice("crop_mode", None, ["center", "squash"], "squash: both sides alike"),
         choice("interpolation", None, ["bicubic", "bilinear"], "of resizing"),
         choice("rule", None, ["timm", "transformers"], "whose rounding of the crop"),

@@ -23,11 +23,16 @@ EXTRAS = {
 
 
 def main():
-    """Print it all; where JAX cannot be imported only versions, and the reason."""
+    """Print it all; last what needs JAX, whose import or devices may fail."""
     print(f"imagepiece_jax {__version__}")
     print(f"python {platform.python_version()} on {platform.platform()}")
     for name in LIBRARIES:
         print(f"{name} {version(name)}")
+    for extra, (module, purpose) in EXTRAS.items():
+        state = f"missing: {extras.command(extra)}"
+        if importlib.util.find_spec(module) is not None:
+            state = "installed"
+        print(f"extra {extra} ({purpose}): {state}", flush=True)
     try:
         import jax
     except ImportError as error:
@@ -40,11 +45,6 @@ def main():
     print(f"devices: {len(devices)} x {devices[0].platform} ({kinds})")
     for dtype in ("bfloat16", "float32"):
         print(f"attention in {dtype}: {resolve_backend('auto', dtype)}")
-    for extra, (module, purpose) in EXTRAS.items():
-        state = f"missing: {extras.command(extra)}"
-        if importlib.util.find_spec(module) is not None:
-            state = "installed"
-        print(f"extra {extra} ({purpose}): {state}")
 
 
 def version(name):

@@ -40,7 +40,7 @@ def main():
     # These import JAX, which --help and a mistyped flag need not wait for.
     import jax
 
-    from imagepiece_jax.common.files import check_folder, check_room
+    from imagepiece_jax.common.files import FolderLock, check_folder, check_room
     from imagepiece_jax.common.signals import finishing
     from imagepiece_jax.training.recover import recover
     from imagepiece_jax.weights.save import checked_folder
@@ -52,23 +52,25 @@ def main():
     check_folder("--out", folder)
     with renamed({"images": "--data", "name": "--data"}):
         check_there(images)
-    vit = WEIGHTS()
-    leaves = jax.tree.leaves(vit.variables)
-    check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
     flags = flags_of("steps", "minutes", "seed", "parameters")
     flags |= {"images": "--data", "name": "--data", "batch_size": "--batch"}
     flags |= flags_of("data_dir", "reduction")
-    with renamed(flags):
-        source = opened(images, DATA_DIR.value).spread(LIMIT.value)
-        recovered = recover(
-            vit,
-            source,
-            steps=STEPS.value,
-            minutes=MINUTES.value,
-            batch_size=BATCH.value or 32,
-            seed=SEED.value,
-            parameters=PARAMETERS.value,
-        )
+    # It ends before the result is written, which replaces the folder.
+    with FolderLock("--out", folder):
+        vit = WEIGHTS()
+        leaves = jax.tree.leaves(vit.variables)
+        check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
+        with renamed(flags):
+            source = opened(images, DATA_DIR.value).spread(LIMIT.value)
+            recovered = recover(
+                vit,
+                source,
+                steps=STEPS.value,
+                minutes=MINUTES.value,
+                batch_size=BATCH.value or 32,
+                seed=SEED.value,
+                parameters=PARAMETERS.value,
+            )
     with finishing():  # nothing that took minutes is lost while it is written
         written(out, recovered)
 

@@ -9,14 +9,16 @@ side by side and needs no network; `provenance.json` and `provenance.npz` hold t
 of every patch, and all else that is drawn. Without --sweep the method is --reduction,
 or that of the weights. --limit 20 takes twenty of a folder's images. An image that
 cannot be read is named on stderr, the others are shown, and the exit status is 1.
+Ctrl-C leaves no part of a new folder.
 """
 
+import contextlib
 import pathlib
 
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
-from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import check_folder
+from imagepiece_jax.common import extras, signals
+from imagepiece_jax.common.files import FolderLock, check_folder
 from imagepiece_jax.errors import inside, one_of, renamed
 
 MANY = 100  # images, of which a page has 30 MB for a method
@@ -53,6 +55,15 @@ def main(words):
     check_folder("--out", out)
     with renamed({"out": "--out"}):
         html.check_folder(out)
+    with FolderLock("--out", out):
+        return draw(files, out)
+
+
+def draw(files, out):
+    """Draw the images in `files`; the exit status: 1 where one cannot be read."""
+    from imagepiece_jax.data import pictures
+    from imagepiece_jax.visualize import html
+
     reductions = _weights.swept()
     vit = WEIGHTS().analyzed()
     models = []
@@ -68,7 +79,11 @@ def main(words):
     source = vit.source.name
     if vit.source.averaged:
         source += " (averaged weights)"
-    with renamed({"out": "--out"}):
+    with contextlib.ExitStack() as stack:
+        for name in html.FILES:
+            if not (out / name).exists():
+                stack.enter_context(signals.unfinished(out / name))
+        stack.enter_context(renamed({"out": "--out"}))
         for line in html.write_folder(out, models, images, names, source, blocks):
             print(line, flush=True)
     return int(len(names) < len(files))

@@ -83,6 +83,57 @@ def lock_folder(flag, folder):
         return os.dup(file.fileno())
 
 
+class FolderLock(contextlib.AbstractContextManager):
+    """A context that keeps other processes from a folder, by `lock_folder`.
+
+    It makes the folder. Folders that it made are removed at the end, and by a signal
+    that ends the process, if they are empty.
+
+    flag: names it in the error, such as "--out"
+    Raises InputError, when entered, where another process has locked it, or it cannot
+    be created or written.
+    """
+
+    def __init__(self, flag, folder):
+        self._flag = flag
+        self._folder = pathlib.Path(folder)
+        self._descriptor = None
+
+    def __enter__(self):
+        paths = (self._folder, *self._folder.parents)
+        self._made = [path for path in paths if not os.path.exists(path)]
+        self._descriptor = lock_folder(self._flag, self._folder)
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(signals.unfinished(self._folder / LOCK))
+        self._stack.enter_context(signals.new_folders(self._made))
+        return self
+
+    def is_there(self) -> bool:
+        """Whether the locked folder is in its place: not moved, removed or unmounted.
+
+        New files would else be in another folder, or in the removed one.
+        """
+        try:
+            locked = os.fstat(self._descriptor)
+            path = self._folder
+            if not stat.S_ISDIR(locked.st_mode):
+                path = self._folder / LOCK
+            return os.path.samestat(locked, path.stat())
+        except OSError:
+            return False
+
+    def __exit__(self, *error):
+        with contextlib.suppress(OSError):
+            if self.is_there():
+                # While it is locked: no other process can have it.
+                (self._folder / LOCK).unlink(missing_ok=True)
+                for path in self._made:
+                    path.rmdir()  # fails, and ends the loop, where files are in it
+        self._stack.close()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
 def _in_use(flag, folder):
     """The InputError for a folder that another process has locked."""
     problem = f"{folder} is in use by another process"

@@ -3,7 +3,8 @@
 Ctrl-C (SIGINT) and SIGTERM raise no exception in a command. Python ignores one in
 callbacks of C code, NumPy makes a TypeError of it, and whoever catches it lets the
 interpreter end, which crashes beside threads that compile. The process ends in the
-handler, which removes what is unfinished: see `unfinished`, `finishing`, `deferring`.
+handler, which removes what is unfinished: see `unfinished`, `new_folders`, `finishing`,
+`deferring`.
 """
 
 import atexit
@@ -20,6 +21,7 @@ PATIENCE = 1.0  # seconds that C code may keep the main thread from its handlers
 arrived = 0  # the first signal that has arrived; 0: none
 _deferring = []  # functions of a signal's number: whether it ends nothing yet
 _unfinished = set()  # files and folders that a signal removes
+_new = []  # folders that it removes where they are empty
 _ending = threading.RLock()  # of the thread that ends the process
 
 
@@ -45,6 +47,20 @@ def unfinished(path):
         yield
     finally:
         _unfinished.discard(path)
+
+
+@contextlib.contextmanager
+def new_folders(folders):
+    """Context of folders that a signal removes if it ends the process: empty ones.
+
+    folders: inner ones first
+    """
+    _new[:0] = folders
+    try:
+        yield
+    finally:
+        for folder in folders:
+            _new.remove(folder)
 
 
 @contextlib.contextmanager
@@ -148,6 +164,9 @@ def _hear(signum, frame):
     with _ending:  # another thread waits here for the end
         for path in [*_unfinished]:
             _remove(path)
+        for folder in [*_new]:
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(folder)
         # The pipe may be closed, or this signal may have interrupted a flush: the
         # process ends all the same.
         with contextlib.suppress(Exception):

@@ -5,6 +5,7 @@ image may stand without one. What can be meant is taken, and what cannot is one
 sentence.
 """
 
+import itertools
 import mimetypes
 import os
 import re
@@ -80,8 +81,8 @@ def parse(argv, takes_words):
         words = words[:end]
     try:
         words = _with_own_names(words, takes_words)
+        _check_have_values(words)
         words, _overrides = split_overrides(words)
-        _check_has_value(words[-1])
         rest = flags.FLAGS(words)
         placed, others = _placed([*rest[1:], *plain], takes_words)
         rest = flags.FLAGS([rest[0], *placed, "--", *others])
@@ -152,7 +153,8 @@ def _own_name(name, value):
     if "weights" in own and os.path.exists(value):
         if name == "model" or (name == "checkpoint" and os.path.isfile(value)):
             return "weights"
-    if name == "model" and "name" in own and value and "=" not in value:
+    is_name = value and "=" not in value and not value.startswith("-")
+    if name == "model" and "name" in own and is_name:
         return "name"
     if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
         return "out"
@@ -214,15 +216,34 @@ def _names_weights(word):
     return is_folder or word.endswith(WEIGHTS_ENDINGS)
 
 
-def _check_has_value(word):
-    """Raise InputError where the last word is a flag that lacks its value."""
-    name = re.sub("^--?", "", word)
-    if not word.startswith("-") or name not in flags.FLAGS:
-        return
-    flag = flags.FLAGS[name]
-    if not flag.boolean:
+def _check_have_values(words):
+    """Raise InputError where a flag lacks its value: it is last, or before another.
+
+    absl would take the other flag as its value: what is typed as `--weights $FILE` is
+    no more than `--weights` where a shell has no such variable.
+    """
+    for word, following in itertools.zip_longest(words, words[1:]):
+        name = re.sub("^--?", "", word)
+        if not word.startswith("-") or name not in flags.FLAGS:
+            continue
+        flag = flags.FLAGS[name]
+        if flag.boolean or not (following is None or _is_flag(following)):
+            continue
+        problem = "has no value"
+        if following is not None:
+            problem += f" before {following}"
         hint = f"give {flag.help.partition(';')[0]}"
-        raise InputError(f"--{name}", problem="has no value", hint=hint)
+        raise InputError(f"--{name}", problem=problem, hint=hint)
+
+
+def _is_flag(word):
+    """Whether a word is one of the command's flags, with or without a value."""
+    match = re.fullmatch(r"--(no)?([^=]+)(=.*)?", word, re.DOTALL)
+    if not match:
+        return False
+    negated, name, _ = match.groups(default="")
+    known = name in flags.FLAGS or negated + name in flags.FLAGS
+    return known or name.startswith("config.")
 
 
 def _check_given_once(words):
@@ -361,6 +382,17 @@ def reduction() -> str | None:
 def typed_reduction() -> str:
     """The flag of the reduction as it was typed: --reduction, or such as --macs."""
     return f"--{_typed.get('reduction', 'reduction')}"
+
+
+def check_is_name(name: str):
+    """Raise InputError for a field behind --model that lacks its value.
+
+    What stands there without a value is the model's name.
+    """
+    if _typed.get("name") == "model" and name.removeprefix("arch.") in model_words():
+        problem = f"is {name!r}, a field without its value"
+        allowed = "FIELD=VALUE, such as num_heads=3"
+        raise InputError("--model", name, allowed, problem=problem)
 
 
 def overrides() -> Overrides:

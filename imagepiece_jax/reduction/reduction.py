@@ -188,7 +188,8 @@ def _fields_of(value):
     is_text = isinstance(value, str)
     share = number_in(value) if is_text else value
     if is_number(share):
-        return {"macs": as_share(share)}
+        # A text's number as it is typed: 50, not 50.0.
+        return {"macs": as_share(literal(value) if is_text else share)}
     if is_text:
         name, *fields = split_text(value).items()
         return dict([name, *((field, literal(typed)) for field, typed in fields)])

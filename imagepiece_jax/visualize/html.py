@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.common.files import check_own, make_folder, replace_file
+from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.token_pictures import enlarged, value_colors
@@ -42,9 +42,9 @@ def check_folder(out: str | os.PathLike):
     def ours(file):
         if file.name == "index.html":
             return title in file.read_bytes()[:1000]
-        return file.name in FILES
+        return file.name in (*FILES, files.LOCK)
 
-    check_own("out", out, "an earlier call", ours)
+    files.check_own("out", out, "an earlier call", ours)
 
 
 def write_folder(
@@ -68,8 +68,8 @@ def write_folder(
     figures = pathlib.Path(out) / "figures"
     methods = []
     traces = []
-    for folder in (out, figures):
-        make_folder("out", folder)
+    files.make_folder("out", out)
+    files.check_folder("out", figures)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
         trace = tracing.trace(vit.model, vit.on_device(), images, vit.problem_type)
@@ -85,6 +85,7 @@ def write_folder(
         if blocks:
             stages = tuple(stage for stage in stages if stage.block in blocks)
         drawn = dataclasses.replace(trace, stages=stages)
+        files.make_folder("out", figures)  # where there is something to put in it
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)
@@ -93,7 +94,7 @@ def write_folder(
     tracing.write_traces(out, names, methods, traces)
     classes = models[0].class_names
     text = page(images_of_patches, names, methods, traces, source, classes)
-    replace_file(pathlib.Path(out) / "index.html", text)
+    files.replace_file(pathlib.Path(out) / "index.html", text)
     yield f"page: {out}/index.html; figures: {figures}; data: {out}/provenance.*"
 
 

@@ -19,7 +19,12 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from imagepiece_jax.common.files import check_is_path, read_json, replacing_folder
+from imagepiece_jax.common.files import (
+    LOCK,
+    check_is_path,
+    read_json,
+    replacing_folder,
+)
 from imagepiece_jax.errors import InputError, inside, short_traceback
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
@@ -140,7 +145,7 @@ def checked_folder(folder):
     names = []
     try:
         if folder.exists():
-            names = sorted([file.name for file in folder.iterdir()])
+            names = sorted({file.name for file in folder.iterdir()} - {LOCK})
     except OSError as error:
         raise InputError.at(
             folder, f"is not a folder ({error.strerror})", allowed

@@ -17,7 +17,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.training import report
 from tests.benchmark.small import FIELDS, OF_WEIGHTS, TINY
-from tests.command import call, start
+from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.pictures import write_csv
 from tests.runs import ROOT, configured
@@ -347,3 +347,11 @@ def test_doctor_names_what_is_missing_and_reports_the_rest(monkeypatch, tmp_path
     (tmp_path / "jax.py").write_text("raise ImportError('broken on purpose')")
     ended = start("-m", "imagepiece_jax", "doctor", PYTHONPATH=str(tmp_path)).quiet()
     assert ended.out.endswith("JAX cannot be imported: broken on purpose\n")
+    assert "\nextra gpu (NVIDIA GPUs): " in ended.out
+
+
+def test_doctor_of_a_device_that_is_not_there_says_the_rest():
+    ended = start("-m", "imagepiece_jax", "doctor", JAX_PLATFORMS="nowhere")
+    assert sentence(ended).startswith("JAX_PLATFORMS is 'nowhere'; allowed: ")
+    assert f"jax {jax.__version__}\n" in ended.out
+    assert "\nextra gpu (NVIDIA GPUs): " in ended.out

@@ -10,6 +10,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
+from imagepiece_jax.common.files import LOCK, FolderLock
 from imagepiece_jax.training import recovery_step
 from imagepiece_jax.training.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
@@ -136,6 +137,21 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
     said = sentence(call(recover.main, *words))
     assert said.startswith("--out") and "free disk" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
+    """The second ends before it reads weights; a lock that was left is no file."""
+    out = tmp_path / "out"
+    with FolderLock("--out", out), monkeypatch.context() as patch:
+        patch.setattr(recover, "WEIGHTS", None)
+        said = sentence(call(recover.main, *words))
+        assert said.startswith(f"--out {out} is in use by another process; ")
+    assert not out.exists()
+    out.mkdir()
+    (out / LOCK).touch()  # by a killed process, where no folder can be locked
+    call(recover.main, *words).ok()
+    assert not (out / LOCK).exists()
+    imagepiece_jax.load(out)
 
 
 def test_a_disk_that_is_full_in_the_end_leaves_nothing(words, tmp_path):

@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.commands import visualize
+from imagepiece_jax.common import files
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from tests.command import call
+from imagepiece_jax.visualize import html
+from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.pictures import write_damaged
 from tests.visualize.traces import read_traces
@@ -117,20 +119,20 @@ def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_images_are_read_as_for_evaluation(folder):
-    files = [folder / "a.png", folder / "l.png"]
-    with Image.open(files[0]) as picture:
-        picture.resize((40, 60)).save(files[1])
+    both = [folder / "a.png", folder / "l.png"]
+    with Image.open(both[0]) as picture:
+        picture.resize((40, 60)).save(both[1])
     transform = Preprocessing(tiny.SIDE, crop=0.5)
-    images, names = pictures.read_images(files, transform)
+    images, names = pictures.read_images(both, transform)
     with Image.open(folder / "a.png") as picture:
         np.testing.assert_array_equal(images[0], transform(np.asarray(picture)))
     assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3)
     assert names == ["a.png", "l.png"]
-    assert pictures.sizes_note(files, transform) is None
-    note = pictures.sizes_note(files[:1], transform)
+    assert pictures.sizes_note(both, transform) is None
+    note = pictures.sizes_note(both[:1], transform)
     assert "20x20 pixels, the model's size" in note
     with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
-        pictures.read_images(files, Preprocessing(tiny.SIDE))
+        pictures.read_images(both, Preprocessing(tiny.SIDE))
 
 
 def test_words_define_the_model_and_come_in_any_order(tmp_path, weights, folder):
@@ -175,6 +177,53 @@ def test_files_that_cannot_be_read_have_a_line_each(tmp_path, monkeypatch, weigh
     assert ended.status == 2
     assert ended.err.startswith("a.png is left out: no such file\nerror: ")
     assert "none of 1 files can be read, the first is a.png;" in ended.err
+
+
+def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):
+    out = tmp_path / "new" / "out"
+    words = [folder / "a.png", "--weights", weights, "--sweep=tome:r=4", "--out", out]
+    with files.FolderLock("--out", out):
+        said = sentence(call(visualize.main, *words))
+        assert said.startswith(f"--out {out} is in use by another process; ")
+        assert not [*out.iterdir()]
+    assert not out.parent.exists()
+    call(visualize.main, *words).ok()
+    (out / files.LOCK).touch()  # by a killed process, where no folder can be locked
+    call(visualize.main, *words).ok()
+    assert {file.name for file in out.iterdir()} == {*html.FILES}
+
+
+# A process of the command that sends itself Ctrl-C at the page, and where it traces.
+SIGNALED = """
+import os, runpy, sys
+from imagepiece_jax.visualize import html, trace
+
+_, place, *words = sys.argv
+owner, name = {"trace": (trace, "trace"), "page": (html, "page")}[place]
+setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), 2))
+sys.argv = ["imagepiece", "visualize", *words]
+runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("place", ["trace", "page"])
+@pytest.mark.parametrize("there", [(), ("figures", "figures/old.png", "index.html")])
+def test_ctrl_c_leaves_what_was_there(tmp_path, weights, folder, place, there):
+    out = tmp_path / "new" / "out"
+    for name in there:
+        file = out / name
+        if file.suffix:
+            file.write_text(f"<title>{html.TITLE}</title>")
+        else:
+            file.mkdir(parents=True)
+    words = [folder / "a.png", "--weights", weights, "--sweep=tome:r=4", "--out", out]
+    ended = start("-c", SIGNALED, place, *words, imported=True)
+    assert (ended.status, ended.lines[-1]) == (130, "interrupted"), ended
+    if there:
+        left = {str(file.relative_to(out)) for file in out.rglob("*")}
+        assert left - {"figures/000_a_tome_r_4.png"} == {*there}
+    else:
+        assert not out.parent.exists()
 
 
 def test_any_file_name(tmp_path, weights):

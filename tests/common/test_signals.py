@@ -88,6 +88,10 @@ with files.replacing(folder / "file") as new:
     new.write_text("half")
     send()
 """,
+    "a new folder": """
+with files.FolderLock("--out", folder / "new" / "folder"):
+    send()
+""",
     "an unfinished folder": """
 with files.replacing_folder(folder / "folder") as new:
     (new / "file").write_text("half")

@@ -5,16 +5,13 @@ change when a run is resumed. `run.json` has an entry for each start, and the ti
 the run's end. `classes.json` has the names of the classes by label, if there are any.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import secrets
 import socket
-import stat
 import sys
 import time
 
@@ -204,7 +201,7 @@ def becomes_true(condition):
     return True
 
 
-class RunLock(contextlib.AbstractContextManager):
+class RunLock(files.FolderLock):
     """A context that keeps other processes from training in `workdir`.
 
     It makes the folder. Folders that it made are removed at the end if they are empty.
@@ -214,46 +211,16 @@ class RunLock(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workdir):
-        self._folder = pathlib.Path(workdir)
-        self._descriptor = None
-
-    def __enter__(self):
-        paths = (self._folder, *self._folder.parents)
-        self._made = [path for path in paths if not os.path.exists(path)]
-        self._descriptor = files.lock_folder("workdir", self._folder)
-        return self
+        super().__init__("workdir", workdir)
 
     def check(self):
-        """Raise RunError if the locked folder was moved, removed or unmounted.
-
-        New files would then be in another folder, or in the removed one.
-        """
-        if self._descriptor is None:
-            return
-        try:
-            locked = os.fstat(self._descriptor)
-            path = self._folder
-            if not stat.S_ISDIR(locked.st_mode):
-                path = self._folder / files.LOCK
-            is_there = os.path.samestat(locked, path.stat())
-        except OSError:
-            is_there = False
-        if not is_there:
+        """Raise RunError if the locked folder was moved, removed or unmounted."""
+        if self._descriptor is not None and not self.is_there():
             raise RunError(
                 f"{self._folder} has vanished, or is not the folder that this run "
                 "began in: nothing more can be saved; once it is back, the same "
                 "command resumes from its newest checkpoint"
             )
-
-    def __exit__(self, *error):
-        with contextlib.suppress(OSError, RunError):
-            self.check()
-            # While it is locked: no other process can have it.
-            (self._folder / files.LOCK).unlink(missing_ok=True)
-            for path in self._made:
-                path.rmdir()  # fails, and ends the loop, where a run has written
-        os.close(self._descriptor)
-        self._descriptor = None
 
 
 def flat_fields(config):
