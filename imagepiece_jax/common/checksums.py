@@ -53,7 +53,7 @@ def read_newest(folder, choose, among=None, reader=None):
         try:
             arrays, content = reader(folder / str(step), choose)
         except DamagedError as error:
-            text = "skipping the damaged checkpoint %s: %s"
+            text = "skipping the damaged checkpoint %s: %s; an earlier one is tried"
             log.warning(text, folder / str(step), error)
             continue
         return arrays, json.loads(content)["meta"], step
@@ -77,7 +77,7 @@ def read_content(folder) -> str:
     """The content of a step. Raises DamagedError if it is not intact."""
     from imagepiece_jax.common import orbax_files  # which not all installations have
 
-    with _reported_as_damage():
+    with _reported_as_damage("meta"):
         meta = orbax_files.read_json(pathlib.Path(folder, "meta"))
         if sealed(meta["content"]) != meta:
             raise DamagedError("its metadata is not what was written (checksum)")
@@ -93,10 +93,10 @@ def read(folder, choose):
     from imagepiece_jax.common import orbax_files  # as in `read_content`
 
     content = read_content(folder)
-    with _reported_as_damage():
+    with _reported_as_damage("meta"):
         table = json.loads(content)["arrays"]
     paths = [tuple(name.split("/")) for name in choose(folder, table)]
-    with _reported_as_damage():
+    with _reported_as_damage("state"):
         arrays = orbax_files.read_arrays(pathlib.Path(folder, "state"), paths)
         arrays = {"/".join(path): array for path, array in arrays.items()}
         for name, array in arrays.items():
@@ -106,15 +106,20 @@ def read(folder, choose):
 
 
 @contextlib.contextmanager
-def _reported_as_damage():
-    """Context in which errors of Orbax and TensorStore become a DamagedError."""
+def _reported_as_damage(part):
+    """Context in which errors of Orbax and TensorStore become a DamagedError.
+
+    part: the folder in the step that is read
+    """
     try:
         yield
     except (MemoryError, DamagedError):
         raise
+    except json.JSONDecodeError as error:
+        raise DamagedError(f"its {part} is cut off, or not JSON") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise DamagedError(reason) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise DamagedError(f"its {part} cannot be read ({reason})") from error
 
 
 def _entry(array):

@@ -5,6 +5,7 @@ complete that WeightsSource (`infer.completed`), and where several say a field,
 `infer.ORDER` decides. A model is created by it, and filled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -132,7 +133,11 @@ class SavedWeights:
         source = self.source
         path = source.path
         if source.run is not None:
-            tensors = runs.read_checkpoint(path, source.checkpoint, source.averaged)
+            tensors, facts = runs.read_checkpoint(
+                path, source.checkpoint, source.averaged
+            )
+            values = runs.IMAGENET | source.spec.fields
+            runs.check_normalization(path, values, facts)
             return Contents(tensors, NO_FIELDS)
         if source.is_folder:
             return layouts.read_folder(
@@ -159,7 +164,8 @@ def load_as(
 
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
-    abstract: variables are shapes and types; no values of a run are read
+    abstract: variables are shapes and types; no values of a run are read, but its
+        config is compared with the shapes in its checkpoint, if it has one
     """
     contents = None
     if weights.source.run is None:  # tensors show the sizes that a run's config says
@@ -192,6 +198,8 @@ def load_as(
         source=source,
     )
     vit = dataclasses.replace(vit, recovery=source.recovery)
+    if abstract and source.run is not None:
+        _check_config_of_run(source)
     if not abstract:
         exact = reduction is None and seed is None
         vit = _fill(vit, weights.contents, fresh, seed, exact)
@@ -228,6 +236,42 @@ def _create(source, spec, reduction, prop_attn):
         raise error.inside(place=source.place, hint=hint) from error
 
 
+def _check_config_of_run(source):
+    """Raise InputError where a run's checkpoint is of another model than its config.
+
+    No array is read; a run without a checkpoint passes.
+    """
+    found = runs.read_shapes(source.path, source.checkpoint)
+    if found is None:
+        return
+    tensors, facts = found
+    values = runs.IMAGENET | source.spec.fields
+    runs.check_normalization(source.path, values, facts)
+    model = _create(source, source.spec, None, None)
+    like = variable_shapes(model, source.spec.image_size)
+    with _config_named(source), inside(place=source.place):
+        timm_tensors.check_fit(tensors, like)
+
+
+@contextlib.contextmanager
+def _config_named(source):
+    """A block whose Misfits, of a run's sizes, name the field of its config."""
+    try:
+        yield
+    except timm_tensors.Misfit as error:
+        of_positions = error.field == "tensor pos_embed"
+        of_sizes = not (error.field or error.fresh)  # depth and width
+        if source.run is None or not (of_positions or of_sizes):
+            raise
+        spec = source.spec
+        says = f"model.name {spec.name!r}, depth {spec.depth}"
+        says += f" and embed_dim {spec.embed_dim}"
+        if of_positions:
+            says = f"image_size {spec.image_size}"
+        hint = f"{source.config_file} says {says}: put back what it was trained with"
+        raise error.inside(hint=hint) from error
+
+
 def _fill(vit, contents, fresh, seed, exact):
     """A Pretrained with values in place of the shapes of its variables.
 
@@ -251,15 +295,16 @@ def _fill(vit, contents, fresh, seed, exact):
     if resized is not tensors:
         values = np.asarray(tensors["pos_embed"], np.float32)
         trained_positions = resize_positions.Trained(values, trained_size)
-    variables, drawn = timm_tensors.model_variables(
-        vit.model,
-        size,
-        resized,
-        source.place,
-        fresh=fresh,
-        seed=seed or 0,
-        exact=exact,
-    )
+    with _config_named(source):
+        variables, drawn = timm_tensors.model_variables(
+            vit.model,
+            size,
+            resized,
+            source.place,
+            fresh=fresh,
+            seed=seed or 0,
+            exact=exact,
+        )
     for part in variables["params"]:
         if part not in drawn and timm_tensors.matches(part, source.untrained):
             drawn.append(part)

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -81,10 +83,11 @@ def _fault(config):
 
 def read_checkpoint(
     folder: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The state dict, by timm's names, of a run's newest "best" or "latest".
 
     averaged: the averages of its weights (config.ema_decay), not the weights
+    Returns it and the checkpoint's other facts, the fields of a Progress.
     Raises InputError where it has none, and for another `checkpoint`.
     """
     one_of("checkpoint", checkpoint, KINDS)
@@ -102,15 +105,69 @@ def read_checkpoint(
             "runs with averages, or its weights as they are",
         )
 
-    written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
+    written = _written(folder)
     if written and checkpoint not in written:
         hint = "its first evaluation saves the best" if checkpoint == "best" else ""
         problem = f"has no {checkpoint!r} checkpoint yet"
         allowed = f"{written[0]!r}"
         raise InputError.at(f"run {folder}", problem, allowed, hint, checkpoint)
-    arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
+    arrays, facts, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
-    return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+    tensors = timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+    return tensors, facts
+
+
+def read_shapes(
+    folder: pathlib.Path, checkpoint: str
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Any]] | None:
+    """What `read_checkpoint` returns, with shapes in place of arrays.
+
+    No array is read. A run that has the other kind of checkpoint alone has the same
+    shapes there; None: it has neither.
+    """
+    folder = folder.resolve()
+    written = _written(folder)
+    if not written:
+        return None
+    kind = checkpoint if checkpoint in written else written[0]
+    shapes = {}
+
+    def note(_, table):
+        shapes.clear()  # of a damaged step
+        for name, (dtype, shape, _) in table.items():
+            if name.partition("/")[0] in COLLECTIONS:
+                shapes[name] = jax.ShapeDtypeStruct(shape, dtype)
+        return []
+
+    _, facts, _ = checksums.read_newest(folder / CHECKPOINTS / kind, note)
+    variables = traverse_util.unflatten_dict(shapes, sep="/")
+    tensors = {}
+    for name, shape in timm_tensors.timm_shapes(variables).items():
+        tensors[name] = jax.ShapeDtypeStruct(shape, np.float32)
+    return tensors, facts
+
+
+def _written(folder):
+    """The kinds of checkpoints that a run has."""
+    return [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
+
+
+def check_normalization(
+    folder: str | os.PathLike, values: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    """Raise InputError where a run's config says another mean or std than its training.
+
+    values: "mean" and "std" by the config
+    facts: in a checkpoint, beside its arrays; those of earlier versions say neither
+    """
+    for field, trained in (facts.get("normalization") or {}).items():
+        now = [*values[field]]
+        if now != trained:
+            problem = f"is {now}, but the run was trained with another"
+            place = pathlib.Path(folder) / CONFIG
+            allowed = str(trained)
+            field = f"model.{field}"
+            raise InputError(field, now, allowed, problem=problem, place=place)
 
 
 def own_files(path):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -112,11 +113,23 @@ def change_meta(workdir):
     assert "9.0" in path.read_text()
 
 
+def truncate_meta(workdir):
+    path = workdir / "checkpoints" / "latest" / "2" / "meta" / "metadata"
+    os.truncate(path, path.stat().st_size // 2)
+
+
 def half_removed(workdir):
     shutil.rmtree(workdir / "checkpoints" / "latest" / "2" / "meta")
 
 
-DAMAGES = [flip_bit, truncate, remove_index, change_meta, half_removed]
+DAMAGES = {
+    flip_bit: r"\S+ is not what was written \(checksum\)|its state cannot be read",
+    truncate: "its state cannot be read",
+    remove_index: "its state cannot be read",
+    change_meta: "its metadata is not what was written",
+    truncate_meta: "its meta is cut off, or not JSON; an earlier one is tried",
+    half_removed: "its meta cannot be read",
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -129,7 +142,8 @@ def test_a_run_that_fell_back_replaces_the_damaged_step(tmp_path, caplog, damage
         assert_restored(checkpoints, 1)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 1
-    assert "latest/2" in warnings[0]
+    assert re.search(f"latest/2: ({DAMAGES[damage]})", warnings[0])
+    assert "Error:" not in warnings[0]  # of Python
     assert_restored(saved(tmp_path, [2]), 2)
     assert folders(tmp_path) == ["1", "2"]
 

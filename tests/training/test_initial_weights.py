@@ -192,7 +192,7 @@ def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
     checkpoints.close()
     like = variable_shapes(model_of(configured(**{"model.embed_dim": 16})), 16)
     with pytest.raises(InputError, match="^holds a model of"):
-        timm_tensors.from_timm(read_checkpoint(tmp_path), like)
+        timm_tensors.from_timm(read_checkpoint(tmp_path)[0], like)
     with pytest.raises(InputError, match="has no config.json"):
         imagepiece_jax.load(tmp_path / "checkpoints")
 

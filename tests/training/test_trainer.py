@@ -24,6 +24,8 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.data import Data, open_images
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
+from imagepiece_jax.weights.load import SavedWeights, load_as
+from imagepiece_jax.weights.runs import check_normalization
 from tests import runs, tars
 from tests.input.test_worker_pool import shared_memory, workers
 from tests.oracles import log_softmax
@@ -106,6 +108,29 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
     with pytest.raises(InputError, match=message + ".*; choose another workdir"):
         runs.train(configured(pictures=2, profile=True), workdir)
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_a_run_whose_config_has_another_normalization_is_refused(
+    finished, tmp_path, field
+):
+    """A checkpoint of an earlier version does not say it, and is read."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    trained = config["model"][field]
+    config["model"][field] = [0.1, 0.2, 0.3]
+    path.write_text(json.dumps(config))
+    said = f"{path}: model.{field} is [0.1, 0.2, 0.3], but the run was trained with "
+    said += f"another; allowed: {trained}"
+    for use in (
+        lambda: runs.train(configured(pictures=2, profile=True), workdir),
+        lambda: imagepiece_jax.load(workdir),
+        lambda: load_as(SavedWeights(workdir), abstract=True),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            use()
+    check_normalization(workdir, config["model"], {"images": [9]})
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
@@ -278,6 +303,9 @@ def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
     now = Progress(data.image_counts, ["01", "23"])
     saved = dataclasses.asdict(now) | {"evaluated": 3}
     assert now.resumed(saved, data.names, tmp_path).evaluated == 3
+    del saved["normalization"]  # of an earlier version
+    known = dataclasses.replace(now, normalization={"mean": [0.5] * 3})
+    assert known.resumed(saved, data.names, tmp_path).normalization["mean"] == [0.5] * 3
     message = "config.data.name digits has 1438 training images, but the run began "
     with pytest.raises(InputError, match=message + "with 1437 training images; allow"):
         now.resumed(saved | {"images": [1437, 359]}, data.names, tmp_path)

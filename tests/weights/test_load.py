@@ -218,6 +218,41 @@ def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
         load.load(run)
 
 
+@pytest.mark.parametrize(
+    "field, value, problem, says",
+    [
+        ("image_size", 32, "tensor pos_embed has shape", "image_size 32"),
+        ("model.depth", 7, "holds a model of depth 2", "depth 7"),
+        (
+            "model.embed_dim",
+            32,
+            "holds a model of depth 2 and width 16",
+            "embed_dim 32",
+        ),
+        ("model.mlp_ratio", 2.0, r"tensor blocks.0.mlp.fc1.\w+ has shape", ""),
+    ],
+)
+def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem, says):
+    """Which shapes show, where no values are read, too."""
+    model = RunConfig.from_config(runs.configured(runs.DENSE)).create_model()
+    variables = tiny.fill(variable_shapes(model, 16))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, variables, {})  # before the first best
+    run_folder(tmp_path, **runs.DENSE)
+    call(describe.main, f"--weights={tmp_path}").ok()
+    run_folder(tmp_path, **runs.DENSE | {field: value})
+    said = f"run {tmp_path}:? {problem}.*{says}"
+    if says:
+        said += ".* put back what it was trained with"
+    words = [f"--weights={tmp_path}", "--checkpoint=latest"]
+    for result in (
+        call(describe.main, *words),
+        call(evaluate.main, *words, "--data=digits"),
+    ):
+        line = sentence(result)
+        assert re.match(said, line), line
+
+
 NEITHER = "is neither that of a run (it has no image_size) nor of published weights"
 ADAPTER = "holds a peft adapter, which has only the changes to a model"
 

@@ -26,14 +26,14 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.run_dir import RunLock, becomes_true
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.weights.file_names import CHECKPOINTS
-from imagepiece_jax.weights.runs import KINDS
+from imagepiece_jax.weights.runs import KINDS, check_normalization
 
 KEEP = 2  # steps of each kind that stay: the second serves if the newest is damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The facts in a checkpoint besides the state: its data and its evaluations.
+    """The facts in a checkpoint besides the state: its images and its evaluations.
 
     All fields are JSON values.
     """
@@ -44,6 +44,8 @@ class Progress:
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # figures of the last evaluation; of named sets by name
     evaluated: int = 0  # the step of the last evaluation
+    # {"mean", "std"} of the images; None in checkpoints of earlier versions.
+    normalization: dict | None = None
 
     def with_evaluation(
         self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
@@ -73,9 +75,11 @@ class Progress:
 
         saved: the fields in the checkpoint
         names: `Data.names`
-        Raises InputError where the run in `workdir` was begun with other data.
+        Raises InputError where the run in `workdir` was begun with other data, or with
+            another normalization of its images.
         """
-        before = Progress(**saved)
+        check_normalization(workdir, self.normalization, saved)
+        before = Progress(**saved | {"normalization": self.normalization})
         texts = {"images": "{value} {split} images", "digest": "{split} digest {value}"}
         for fact, text in texts.items():
             rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)

@@ -67,7 +67,8 @@ class Keeper:
                 run_dir.record_classes(plan.workdir, class_names)
             run_dir.check_workdir(plan.workdir)
         digest = parallel.from_main(plan.data.digest)
-        progress = Progress(plan.data.image_counts, digest)
+        values = {"mean": [*plan.model.mean], "std": [*plan.model.std]}
+        progress = Progress(plan.data.image_counts, digest, normalization=values)
         if self.resumed:
             state, saved, self._first = self._checkpoints.restore(state)
             progress = progress.resumed(saved, plan.data.names, plan.workdir)
