@@ -272,12 +272,12 @@ def attention():
     return choice("attention", None, ["xla", "cudnn"], help_text)
 
 
-def gelu():
-    """Define --gelu of optimized programs; None stands for what `optimize` takes."""
-    help_text = (
-        "of the optimized program; default: the model's, but tanh for exact on GPUs, "
-        "not in float32"
-    )
+def gelu(
+    of="the optimized program",
+    default="the model's, but tanh for exact on GPUs, not in float32",
+):
+    """Define --gelu of a program; None stands for `default`, what `optimize` takes."""
+    help_text = f"of {of}; default: {default}"
     return choice("gelu", None, ["exact", "tanh"], help_text)
 
 

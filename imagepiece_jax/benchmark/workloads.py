@@ -117,7 +117,7 @@ class Case:
         if config is None:
             self.model = vit.model
             self.image_size = vit.image_size
-            self.attention = vit.spec.attention or "auto"
+            self.attention = vit.attention
         else:
             self.config = config.copy_and_resolve_references()
             self.config.batch_size = batch_size

@@ -71,7 +71,7 @@ def optimized(vit, images):
             batch_size=min(images.batch, len(images.source)),
             dtype=vit.model.dtype.name,
             gelu=GELU.value,
-            attention=vit.spec.attention or "auto",
+            attention=vit.attention,
             pixels=True,
         )
     figures, change = accuracy.evaluate_program(

@@ -29,9 +29,7 @@ cli.choice("attention", None, ["xla"], "which runs everywhere; files have no oth
 OUT = cli.text("out", None, "the file to write, new or of an earlier export")
 FORMAT = cli.choice("format", None, ("jax", "onnx"), "default: by the ending of --out")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
-GELU = cli.choice(
-    "gelu", None, ["exact", "tanh"], "of the program; default: the model's"
-)
+GELU = cli.gelu("the program", "the model's")
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 OUTPUT = cli.choice(
     "output", "logits", ("logits", "features", "patches"), "of the program"

@@ -49,7 +49,7 @@ def main(words):
             labels=LABELS.value,
             top=TOP.value,
             dtype=flags.FLAGS["dtype"].value,
-            attention=vit.spec.attention or "auto",
+            attention=vit.attention,
             gelu=GELU.value,
         )
     answers = {}

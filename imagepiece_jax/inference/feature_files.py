@@ -228,9 +228,8 @@ class Extractor:
     """
 
     def __init__(self, vit: Pretrained, model: ViT, names: Sequence[str]):
-        attention = vit.spec.attention if vit.spec else None
         device = parallel.local_devices()[0]
-        model = optimize.for_device(model, device, attention or "auto")
+        model = optimize.for_device(model, device, vit.attention)
         pixels = optimize.joined_pixels(model, device)
         model, weights = optimize.prepare(
             model, vit.variables, dtype=model.dtype.name, pixels=pixels

@@ -195,6 +195,12 @@ class Pretrained:
         )
 
     @property
+    def attention(self) -> str:
+        """What is to compute attention, as `load` takes it; else "auto"."""
+        requested = self.spec.attention if self.spec else None
+        return requested or "auto"
+
+    @property
     def reduction(self) -> Reduction | None:
         """The reduction that made the model's plan; None: someone made it by hand.
 
@@ -463,13 +469,10 @@ class Pretrained:
         """
         dtype = dtype or self.model.dtype.name
         spec = self.spec
-        attention = "auto"
-        if spec is not None and spec.attention:
-            attention = spec.attention
         width = self.model.embed_dim // self.model.num_heads
         model = self.model.clone(
             dtype=jnp.dtype(dtype),
-            backend=resolve_backend(attention, dtype, width),
+            backend=resolve_backend(self.attention, dtype, width),
             drop_path_rate=0.0,
         )
         if spec is not None:

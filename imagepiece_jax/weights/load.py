@@ -136,8 +136,7 @@ class SavedWeights:
             tensors, facts = runs.read_checkpoint(
                 path, source.checkpoint, source.averaged
             )
-            values = runs.IMAGENET | source.spec.fields
-            runs.check_normalization(path, values, facts)
+            runs.check_normalization(path, source.spec.fields, facts)
             return Contents(tensors, NO_FIELDS)
         if source.is_folder:
             return layouts.read_folder(
@@ -245,8 +244,7 @@ def _check_config_of_run(source):
     if found is None:
         return
     tensors, facts = found
-    values = runs.IMAGENET | source.spec.fields
-    runs.check_normalization(source.path, values, facts)
+    runs.check_normalization(source.path, source.spec.fields, facts)
     model = _create(source, source.spec, None, None)
     like = variable_shapes(model, source.spec.image_size)
     with _config_named(source), inside(place=source.place):

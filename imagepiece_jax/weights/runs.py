@@ -157,11 +157,11 @@ def check_normalization(
 ) -> None:
     """Raise InputError where a run's config says another mean or std than its training.
 
-    values: "mean" and "std" by the config
+    values: "mean" and "std" by the config; one that lacks them has ImageNet's
     facts: in a checkpoint, beside its arrays; those of earlier versions say neither
     """
     for field, trained in (facts.get("normalization") or {}).items():
-        now = [*values[field]]
+        now = [*values.get(field, IMAGENET[field])]
         if now != trained:
             problem = f"is {now}, but the run was trained with another"
             place = pathlib.Path(folder) / CONFIG
