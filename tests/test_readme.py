@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
 import re
@@ -31,8 +30,6 @@ from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
-from imagepiece_jax.training.data import length
-from imagepiece_jax.training.report import training_flop
 from imagepiece_jax.weights import hub
 from tests import markdown, test_cli
 from tests.command import call
@@ -259,31 +256,6 @@ def test_answers_count_architectures_and_tokens_at_384_pixels():
         "GMACs, dense": f"{model_macs(run.create_dense(), 384) / 1e9:.2f}",
     }
     assert not markdown.lacking(figures, "docs/questions.md")
-
-
-def test_the_costs_of_trainings_add_up():
-    """EFLOP and GB by the configs of the command; hours by its images a second."""
-    page = "docs/tables/trainings.md"
-    text = markdown.section(page)
-    rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"][2:]
-    paths = re.findall(r"--config (\S+)", text[text.index("--trainings") :])
-    assert [row[0] for row in rows] == [*map(config_files.config_name, paths)]
-    for path, (_, eflop, gigabytes, *speeds) in zip(paths, rows, strict=True):
-        run = RunConfig.from_config(config_files.load_config(ROOT / path))
-        assert eflop == f"{training_flop(run, 1281167) / 1e18:#.3g}"
-        images = length(run, 1281167).steps * 1024
-        assert gigabytes == f"{images / run.data.repeats * 115.4e3 / 1e9:,.0f}"
-        for rate, hours in zip(speeds[::2], speeds[1::2], strict=True):
-            rate = int(rate.replace(",", ""))
-            assert float(hours) == pytest.approx(images / rate / 3600, rel=0.04)
-    by_name = {row[0]: row for row in rows}
-    cores = int(by_name["deit_s"][5].replace(",", "")) / 1962
-    assert not markdown.lacking({"cores": f"{cores:.0f}"}, page)
-    names = ("deit_ti", "deit_s", "deit_b", "deit_s_imagepiece")
-    hours = {
-        (name, i): by_name[name][i] for name, i in itertools.product(names, (4, 6))
-    }
-    assert not markdown.lacking(hours, "docs/questions.md")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.inference.optimize import Program
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.visualize.trace import trace
@@ -110,19 +109,6 @@ def test_a_warm_call_copies_nothing_unasked(name, made, caplog):
         call(made)
     traced = [line for line in caplog.messages if line.startswith("Finished tracing")]
     assert name in COMPILING or traced == []
-
-
-def test_every_public_function_is_called():
-    """Of Pretrained, methods that commands call are in what they make."""
-    missing = {*imagepiece_jax.__all__} - {"InputError", "RunError"} - {*CALLS}
-    assert missing == set()
-    for public in (imagepiece_jax.Predictor, Program):
-        methods = {
-            f"{public.__name__}.{name}"
-            for name, value in vars(public).items()
-            if callable(value) and not name.startswith("_")
-        }
-        assert methods - {*CALLS} <= {"Program.describe"}, public
 
 
 def copies(vit):
