@@ -221,7 +221,7 @@ def test_a_bad_import_is_found(module, source):
 # Windows does not have.
 ON_DEMAND = (
     "imagepiece_jax.common.orbax_files",  # which has Orbax at its top
-    *("array_record", "flatbuffers", "google", "google_crc32c", "grain"),
+    *("array_record", "google", "google_crc32c", "grain"),
     *("huggingface_hub", "jax2onnx", "matplotlib", "ml_collections", "onnx", "orbax"),
     *("simplejpeg", "sklearn", "tensorboardX", "tensorflow_datasets"),
     *("timm", "torch"),
