@@ -5,9 +5,8 @@ python -m imagepiece_jax export --weights FILE --reduction tome:r=8 --out model.
 
 A run determines its model: see `evaluate`. The program takes any batch size, unless
 --batch fixes it, and images normalized as FILE.json, beside it, says; with --pixels,
-uint8 images. --output features gives what `imagepiece_jax.features` returns, --output
-patches only its map, and --layers the same after some blocks. With --tokens K it gives
-exactly K image tokens, their sizes, the token of each patch and where tokens stand
+uint8 images. --output features gives what `imagepiece_jax.features` returns, and
+--output patches only its map. With --tokens K it gives exactly K image tokens, their sizes, the token of each patch and where tokens stand
 (`inference.token_list.TokenList`).
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32; weights of more than
@@ -17,7 +16,6 @@ runs it.
 
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
-from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import flags_of, renamed
 
 WEIGHTS = _weights.weights()
@@ -30,18 +28,11 @@ PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 OUTPUT = cli.choice(
     "output", "logits", ("logits", "features", "patches"), "of the program"
 )
-LAYERS = cli.text(
-    "layers", "0", "features of so many last blocks, or of blocks such as 2,5,8,11, too"
-)
-NORM = cli.switch("norm", True, "the model's last norm for features of --layers")
-FILL = cli.choice(
-    "fill", "nearest", ("nearest", "last", "zero", "class"), "of dropped patches"
-)
 TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 # Arguments of `imagepiece_jax.export` by their flags, where the names differ.
 NAMES = {"batch_size": "--batch", "reduction": "--reduction"}
-NAMES |= flags_of("out", "output", "layers", "norm", "fill", "tokens", "gelu")
+NAMES |= flags_of("out", "output", "tokens", "gelu")
 
 
 def main():
@@ -62,9 +53,6 @@ def main():
             gelu=GELU.value,
             pixels=PIXELS.value,
             output=OUTPUT.value,
-            layers=literal(LAYERS.value),
-            norm=NORM.value,
-            fill=FILL.value,
             tokens=TOKENS.value,
         )
     facts = read_facts(out)

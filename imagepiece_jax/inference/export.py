@@ -7,7 +7,6 @@ compares, in onnxruntime and OpenVINO.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -19,7 +18,7 @@ from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.inference import onnx_model, program_facts
 from imagepiece_jax.inference.onnx_graph import stored_dtype
 from imagepiece_jax.inference.optimize import CompileOptions, check_gelu
-from imagepiece_jax.inference.program_outputs import DEFAULTS, ProgramOutputs
+from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.weights.file_names import ENDINGS
 
@@ -35,9 +34,6 @@ def export(
     gelu: str | None = None,
     pixels: bool = False,
     output: str = "logits",
-    layers: int | Sequence[int] = DEFAULTS["layers"],
-    norm: bool = DEFAULTS["norm"],
-    fill: str = DEFAULTS["fill"],
     tokens: int | None = None,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
@@ -53,7 +49,6 @@ def export(
     pixels: whether images are uint8, which the program normalizes; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (what
         `features` returns) or "patches" (only a feature for every patch)
-    layers, norm, fill: of features, as `features` takes them
     tokens: exact number of image tokens, which are returned as a `TokenList` in place
         of logits, or after features
     Returns the path of the file.
@@ -71,8 +66,7 @@ def export(
         batch_size = checked.batch_size
     check_gelu(vit.model, gelu)
     vit = _portable(vit, gelu or vit.model.arch.gelu)
-    options = {"output": output, "layers": layers, "norm": norm}
-    options |= {"fill": fill, "tokens": tokens}
+    options = {"output": output, "tokens": tokens}
     outputs = ProgramOutputs(vit, **options)
     images = program_facts.exported_images(vit, batch_size, pixels)
     options |= {"batch_size": batch_size, "pixels": pixels}

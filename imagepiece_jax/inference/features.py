@@ -214,7 +214,7 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, listed):
     return run(variables, images)
 
 
-def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False):
+def forward(model, blocks=(), norm=True, reshape=True, fill="nearest", listed=False):
     """A function (variables, images) -> Features; arguments are those of `features`.
 
     blocks: indices of blocks from 0

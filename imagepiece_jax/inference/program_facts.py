@@ -94,7 +94,6 @@ def program_facts(
         "input": entry(IMAGES, images),
         "normalization": normalization,
         "output": output,
-        **outputs.as_json,
         "classes": model.num_classes,
         "class_names": vit.class_names,
         "problem_type": vit.problem_type if model.num_classes else None,

@@ -155,32 +155,20 @@ def saved(tmp_path_factory):
     return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
 
 
-def features_of(saved, images, **options):
-    """The arrays of `features` that --output features gives, in their order."""
-    maps = features(imagepiece_jax.load(saved), images, **options)
-    layers = []
-    for layer in maps.layers:
-        layers += layer
-    return [maps.pooled, maps.patches, maps.prefix, maps.dropped, *layers]
-
-
 def test_features_are_exported_as_they_are_computed(saved, tmp_path):
     """The JSON names the arrays in their order."""
     runtime = pytest.importorskip("onnxruntime")
     images = np.asarray(tiny.images(2))
-    words = [f"--weights={saved}", "--dtype=float32"]
-    words += ["--output=features", "--layers=0,1", "--nonorm", "--fill=last"]
-    want = features_of(saved, images, layers=[0, 1], norm=False, fill="last")
+    words = [f"--weights={saved}", "--dtype=float32", "--output=features"]
+    want = features(imagepiece_jax.load(saved), images)
     out = tmp_path / "model.onnx"
     call(export.main, *words, f"--out={out}").ok()
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    assert facts["features"] == {"layers": [0, 1], "norm": False, "fill": "last"}
     found = runtime.InferenceSession(out).run(None, {"images": images})
     names = ["pooled", "patches", "prefix", "dropped"]
-    for block in (0, 1):
-        names += [f"layer_{block}_{name}" for name in names[1:4]]
     assert [array["name"] for array in facts["output"]] == names
-    for array, values, wanted in zip(facts["output"], found, want, strict=True):
+    for array, values in zip(facts["output"], found, strict=True):
+        wanted = getattr(want, array["name"])
         assert array["shape"] == ["batch", *wanted.shape[1:]]
         assert array["dtype"] == values.dtype == wanted.dtype
         np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
@@ -283,19 +271,6 @@ def test_files_that_are_not_written(
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(
-    "options, field, value",
-    [
-        ({"output": "maps"}, "output", "maps"),
-        ({"layers": 1}, "layers", (1,)),
-        ({"norm": False}, "norm", False),
-        ({"fill": "zero"}, "fill", "zero"),
-        ({"output": "features", "layers": 3}, "layers", 3),
-        ({"output": "features", "layers": [0, 0]}, "layers", (0, 0)),
-        ({"output": "features", "fill": "mean"}, "fill", "mean"),
-        ({"output": "features", "norm": 1}, "norm", 1),
-    ],
-)
-def test_outputs_that_no_program_has_are_refused(saved, options, field, value):
-    with refused(field, value):
-        ProgramOutputs(imagepiece_jax.load(saved), **options)
+def test_outputs_that_no_program_has_are_refused(saved):
+    with refused("output", "maps"):
+        ProgramOutputs(imagepiece_jax.load(saved), output="maps")
