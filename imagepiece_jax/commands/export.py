@@ -6,8 +6,7 @@ python -m imagepiece_jax export --weights FILE --reduction tome:r=8 --out model.
 A run determines its model: see `evaluate`. The program takes any batch size, unless
 --batch fixes it, and images normalized as FILE.json, beside it, says; with --pixels,
 uint8 images. --output features gives what `imagepiece_jax.features` returns, and
---output patches only its map. With --tokens K it gives exactly K image tokens, their sizes, the token of each patch and where tokens stand
-(`inference.token_list.TokenList`).
+--output patches only its map.
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32; weights of more than
 2 GB are in a file beside it, which FILE.json names. docs/inference.md has code that
@@ -28,11 +27,10 @@ PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 OUTPUT = cli.choice(
     "output", "logits", ("logits", "features", "patches"), "of the program"
 )
-TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 # Arguments of `imagepiece_jax.export` by their flags, where the names differ.
 NAMES = {"batch_size": "--batch", "reduction": "--reduction"}
-NAMES |= flags_of("out", "output", "tokens", "gelu")
+NAMES |= flags_of("out", "output", "gelu")
 
 
 def main():
@@ -53,7 +51,6 @@ def main():
             gelu=GELU.value,
             pixels=PIXELS.value,
             output=OUTPUT.value,
-            tokens=TOKENS.value,
         )
     facts = read_facts(out)
     files = [out]

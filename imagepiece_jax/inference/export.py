@@ -34,7 +34,6 @@ def export(
     gelu: str | None = None,
     pixels: bool = False,
     output: str = "logits",
-    tokens: int | None = None,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
@@ -49,8 +48,6 @@ def export(
     pixels: whether images are uint8, which the program normalizes; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (what
         `features` returns) or "patches" (only a feature for every patch)
-    tokens: exact number of image tokens, which are returned as a `TokenList` in place
-        of logits, or after features
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
@@ -66,10 +63,9 @@ def export(
         batch_size = checked.batch_size
     check_gelu(vit.model, gelu)
     vit = _portable(vit, gelu or vit.model.arch.gelu)
-    options = {"output": output, "tokens": tokens}
-    outputs = ProgramOutputs(vit, **options)
+    outputs = ProgramOutputs(vit, output)
     images = program_facts.exported_images(vit, batch_size, pixels)
-    options |= {"batch_size": batch_size, "pixels": pixels}
+    options = {"output": output, "batch_size": batch_size, "pixels": pixels}
     with working("exporting the model"):
         program = onnx_model.onnx_model(vit, **options)
         facts = program_facts.program_facts(vit, images, outputs, stored_dtype)

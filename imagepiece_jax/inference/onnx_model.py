@@ -44,7 +44,7 @@ def onnx_model(
     *,
     batch_size: int | None = None,
     pixels: bool = False,
-    **outputs: Any,
+    output: str = "logits",
 ) -> "ModelProto":
     """The ONNX graph of a model, from images [batch, H, W, 3] to logits, both float32.
 
@@ -53,10 +53,10 @@ def onnx_model(
 
     batch_size: number of images in a call; None: any
     pixels: whether images are uint8, which the program normalizes; else float32
-    outputs: arguments of `ProgramOutputs`; integers of outputs are int64
+    output: as `ProgramOutputs` takes it; integers of outputs are int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    wanted = ProgramOutputs(vit, **outputs)
+    wanted = ProgramOutputs(vit, output)
     check_has_graph(vit, wanted.model)
     images = exported_images(vit, batch_size, pixels)
     fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")

@@ -1,10 +1,9 @@
-"""What an exported program returns: logits, image tokens, or features of patches."""
+"""What an exported program returns: logits, or features of patches."""
 
 from collections.abc import Callable
 
 from imagepiece_jax.errors import one_of
 from imagepiece_jax.inference import features, optimize
-from imagepiece_jax.inference.token_list import TokenList
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
@@ -17,30 +16,20 @@ class ProgramOutputs:
     output: "logits" (pooled vectors for a model without classes), "features" (the
         pooled vector, patches, prefix tokens, and which patches were dropped) or
         "patches" (only a feature for every patch)
-    tokens: exact number of image tokens that the reduction leaves. The fields of their
-        TokenList are returned in place of logits, or after features
     Raises InputError for arguments that do not fit the model.
     """
 
-    def __init__(
-        self, vit: Pretrained, *, output: str = "logits", tokens: int | None = None
-    ):
+    def __init__(self, vit: Pretrained, output: str = "logits"):
         one_of("output", output, OUTPUTS)
-        self.model = vit.model_with_tokens(tokens)
-        self.tokens = tokens
-        self.listed = tokens is not None
+        self.model = vit.model
         self.has_features = output != "logits"
-        self.names = []
+        self.names = ["logits" if self.model.num_classes else "pooled"]
         if output == "features":
             self.names = ["pooled", "patches", "prefix", "dropped"]
             if not self.model.arch.prefix:  # an array without elements
                 self.names.remove("prefix")
         elif output == "patches":
             self.names = ["patches"]
-        if self.listed:
-            self.names += TokenList._fields
-        if not self.names:
-            self.names = ["logits" if self.model.num_classes else "pooled"]
 
     def forward(self, model: ViT) -> Callable:
         """A function (variables, images) -> tuple of arrays in the order of `names`.
@@ -48,11 +37,9 @@ class ProgramOutputs:
         model: the model in the form that is exported
         """
         if not self.has_features:
-            run = optimize.forward(model, self.listed)
-            if self.listed:
-                return run
+            run = optimize.forward(model)
             return lambda variables, images: (run(variables, images),)
-        run = features.forward(model, listed=self.listed)
+        run = features.forward(model)
 
         def arrays(variables, images):
             found = run(variables, images)

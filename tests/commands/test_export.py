@@ -66,18 +66,17 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
 
 
 def test_the_facts_say_what_arrays_a_file_has():
-    """ONNX has wide integers; what are no logits becomes no probabilities."""
+    """What are no logits becomes no probabilities."""
     vit = tiny.pretrained(depth=1)
-    outputs = ProgramOutputs(vit, output="patches", tokens=tiny.TOKENS)
+    outputs = ProgramOutputs(vit, "features")
     images = program_facts.exported_images(vit, 2)
     facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
     found = {a["name"]: (a["shape"], a["dtype"]) for a in facts["output"]}
     assert found == {
+        "pooled": ([2, tiny.WIDTH], "float32"),
         "patches": ([2, 5, 5, tiny.WIDTH], "float32"),
-        "tokens": ([2, tiny.TOKENS, tiny.WIDTH], "float32"),
-        "size": ([2, tiny.TOKENS], "float32"),
-        "source": ([2, 5, 5], "int64"),
-        "coordinates": ([2, tiny.TOKENS, 2], "float32"),
+        "prefix": ([2, 1, tiny.WIDTH], "float32"),
+        "dropped": ([2, 5, 5], "bool"),
     }
     assert facts["activation"] is None
     assert facts["classes"] == tiny.CLASSES

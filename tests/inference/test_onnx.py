@@ -265,36 +265,6 @@ def test_pixels_are_normalized_inside():
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
-@functools.cache
-def tokens_by_jax(name, tokens):
-    """(Pretrained, images, features) of a method that leaves so many tokens."""
-    vit = tiny.pretrained(tiny.small(name))
-    images = tiny.images(2)
-    run = tiny.compiled(lambda x: features(vit, x, tokens=tokens))
-    return vit, np.asarray(images), run(images)
-
-
-@pytest.mark.parametrize(
-    "name, batch_size",
-    [("none", 2), ("tome", None), ("evit", None), ("evit", 2), ("token_learner", None)],
-)
-def test_tokens_are_those_of_jax(name, batch_size):
-    tokens = {"none": 25, "token_learner": 8}.get(name, 12)
-    vit, images, want = tokens_by_jax(name, tokens)
-    graph = onnx_model(vit, batch_size=batch_size, tokens=tokens)
-    onnx.checker.check_model(graph, full_check=True)
-    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
-    session = session_of(graph)
-    names = [value.name for value in session.get_outputs()]
-    assert names == ["tokens", "size", "source", "coordinates"]
-    for count in (2, 1) if batch_size is None else (2,):
-        results = session.run(None, {"images": images[:count]})
-        for field, values in zip(names, results, strict=True):
-            expected = getattr(want, field)[:count]
-            assert values.shape == expected.shape
-            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "reduction, options",
     [
@@ -428,15 +398,6 @@ def test_what_draws_has_no_graph(batch_size):
     vit = tiny.pretrained(reduction)
     with refused("reduction", Reduction.read(reduction).words, "has no ONNX graph"):
         onnx_model(vit, batch_size=batch_size)
-
-
-def test_what_draws_is_decided_by_the_tokens_that_are_left():
-    """At a keep rate of 1 nothing is drawn, until fewer tokens are asked for."""
-    reduction = {"name": "random", "blocks": (1,), "keep_rate": 1.0}
-    vit = tiny.pretrained(reduction, depth=2)
-    label = "random keep_rate=1.0 blocks=(1,)"
-    with refused("reduction", label, "has no ONNX graph"):
-        onnx_model(vit, tokens=9)
 
 
 def outputs(fn, *shapes):
