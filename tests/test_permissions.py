@@ -74,8 +74,7 @@ def a_library_that_chooses(folder):
 WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
-    "onnx": by_command(export.main, "--format=onnx", "--out=HERE/m.onnx"),
-    "jax": by_command(export.main, "--out=HERE/m.jax"),
+    "onnx": by_command(export.main, "--out=HERE/m.onnx"),
     "predict": by_command(predict.main, "--json=HERE/p.json", "HERE/a.png"),
     "visualize": by_command(visualize.main, "--out=HERE/v", "HERE/a.png"),
     "plots": plots,

@@ -278,7 +278,7 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     weights = "deit_tiny_patch16_224.pth"
-    words = (f"--weights={weights}", "--format=onnx", "--out=model.onnx")
+    words = (f"--weights={weights}", "--out=model.onnx")
     call(export.main, *words).ok()
     predict = imagepiece_jax.Predictor(imagepiece_jax.load(weights))
     photographs = sorted((assets / "data" / "imagenette_mini" / "val").rglob("*.*"))

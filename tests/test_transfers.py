@@ -15,7 +15,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference import jax_export
+from imagepiece_jax.inference.optimize import Program
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.visualize.trace import trace
@@ -43,7 +43,6 @@ def made(tmp_path_factory):
         projector=Projector((layers, (np.ones((4, 2), np.float32), None))),
     )
     folder = tmp_path_factory.mktemp("transfers")
-    (folder / "vit.jax").write_bytes(jax_export.serialized(vit, pixels=True))
     step = accuracy.model_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)
     pixels = imagepiece_jax.optimize(vit, batch_size=4, pixels=True, **FAST)
@@ -51,7 +50,6 @@ def made(tmp_path_factory):
         vit=vit,
         folder=folder,
         saved=imagepiece_jax.save(folder / "vit", vit),
-        exported=jax.jit(jax_export.load_program(folder / "vit.jax").call),
         program=program,
         predictor=imagepiece_jax.Predictor(vit, batch_size=4, **FAST),
         step=step,
@@ -91,8 +89,7 @@ CALLS = {
     # What commands call for every batch, or several times.
     "evaluate": lambda of: accuracy.evaluate(of.step, of.on_devices, [ROWS]),
     "evaluate a program": lambda of: accuracy.evaluate(of.program_step, None, [ROWS]),
-    "export": lambda of: jax_export.serialized(of.vit, pixels=True),
-    "exported": lambda of: jax.device_get(of.exported(jax.device_put(PIXELS[:3]))),
+    "export": lambda of: imagepiece_jax.export(of.vit, of.folder / "vit.onnx"),
     "visualize": lambda of: trace(of.vit.model, of.vit.variables, PIXELS[:9]),
 }
 # They make programs in every call.

@@ -36,7 +36,7 @@ PHOTOGRAPHS = cli.integer("photographs", 2000, "over which they are killed", 64)
 FILES = cli.listed("files", ["1000", "20000"], "of the runs whose memory is read")
 SEED = cli.integer("seed", 0, "of the moments", 0)
 
-WORDS = ["--reduction=evit:keep_rate=.5:blocks=(0,1)", "--tokens=3", "--patches"]
+WORDS = ["--reduction=evit:keep_rate=.5:blocks=(0,1)", "--patches"]
 WORDS += ["--batch=8", "--threads=2"]
 DAMAGED = 3  # files
 

@@ -199,7 +199,6 @@ class MeasuredWeights:
     cache: ResultCache  # where results are stored
     clock: Any = None  # a benchmark.workloads.Clock, which measures speed
     seed: int | None = None  # seed of reducers that draw; None: that of the weights
-    tokens: int | None = None  # tokens that are left; None: as many as the reduction's
     name: str = ""  # the name in lines on stderr; "": the reduction's
     # compiled evaluation steps, which several weights of one model may share
     programs: dict = dataclasses.field(default_factory=dict)
@@ -228,11 +227,10 @@ class MeasuredWeights:
             "fields": self.vit.spec.as_dict,
             "reduction": self._fields(reduction),
             **self.clock.setting(self.vit),
-            **self._tokens_left,
         }
         return self.cache.result(
             setting,
-            lambda: self.clock(self.vit, reduction, self.tokens),
+            lambda: self.clock(self.vit, reduction),
             f"the speed of {reduction.words}",
         )
 
@@ -248,7 +246,6 @@ class MeasuredWeights:
             "seed": self.vit.source.seed,
             **self.images.setting,
             **self._valid,
-            **self._tokens_left,
         }
 
     def _fields(self, reduction):
@@ -261,14 +258,10 @@ class MeasuredWeights:
         valid = self.images.valid
         return {} if valid is None else {"valid_labels": list(valid)}
 
-    @property
-    def _tokens_left(self):
-        return {} if self.tokens is None else {"tokens": self.tokens}
-
     def _evaluate(self, reduction):
         """The result of these weights with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
-        model = vit.model_with_tokens(self.tokens)
+        model = vit.model
         variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
         result = accuracy.evaluate(self._step(model), variables, batches)

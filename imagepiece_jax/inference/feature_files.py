@@ -26,7 +26,6 @@ from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.feature_folder import FeatureFolder, Paths
 from imagepiece_jax.inference.features import feature_map, none_readable
-from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT, final_norm
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
@@ -64,7 +63,6 @@ def write_features(
     images: Iterable[str],
     folder: str | os.PathLike,
     *,
-    tokens: int | None = None,
     patches: bool = False,
     logits: bool = False,
     storage: str = "float16",
@@ -77,8 +75,6 @@ def write_features(
 
     images: paths, which are read once
     folder: new, empty or started
-    tokens: exact number of image tokens that the reduction leaves, which are written,
-        too
     patches, logits: whether a feature for every patch, and the head's outputs, are
         written, too
     storage: type of the numbers, "float16" or "float32"
@@ -90,13 +86,13 @@ def write_features(
     one_of("storage", storage, STORAGES)
     if logits and not vit.model.num_classes:
         raise InputError("logits", True, problem="is for weights with a head")
-    model = vit.model_with_tokens(tokens)
+    model = vit.model
     xla_options.check_dtype(model.dtype.name)
-    wanted = {"logits": logits, "tokens": tokens is not None, "patches": patches}
+    wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
     images = _begun_with(images)  # its mistakes, before a folder is made
     with FeatureFolder(folder) as files:
-        facts = _facts(vit, model, tokens, storage)
+        facts = _facts(vit, model, storage)
         _check_same(files, facts)
         found = files.write_paths(images)
         devices = len(parallel.local_devices())
@@ -132,12 +128,11 @@ def _threads():
     return min(16, os.cpu_count() or 1)
 
 
-def _facts(vit, model, tokens, storage):
+def _facts(vit, model, storage):
     """What decides the rows, as JSON values by name."""
     facts = {
         "weights": {"name": vit.source and vit.source.name, "digest": vit.digest},
         "reduction": (vit.model.reduction or DENSE).fields,
-        "tokens": tokens,
         "dtype": model.dtype.name,
         "preprocessing": vit.preprocessing.as_json,
         "storage": storage,
@@ -248,14 +243,12 @@ class Extractor:
 
 def _arrays(model, names, variables, images):
     """The arrays of uint8 images, by name."""
-    all_tokens = {"tokens", "patches"} & {*names}
-    model = model.clone(head_only=not all_tokens)
+    model = model.clone(head_only="patches" not in names)
     outputs = model.apply(variables, as_normalized(images, model.mean, model.std))
     found = {"pooled": outputs.pooled, "logits": outputs.logits}
-    if all_tokens:
+    if "patches" in names:
         grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
         norm = final_norm(model, variables)
-        found["tokens"] = token_list(outputs, grid, norm).tokens
         found["patches"] = feature_map(outputs, grid, norm=norm)
     return {name: found[name] for name in names}
 

@@ -1,8 +1,8 @@
 """A folder with features of many photographs, which a killed process leaves whole.
 
 pooled.npy      [photographs, D], a row for each line of paths.txt
-logits.npy      [photographs, classes], tokens.npy [photographs, K, D] and patches.npy
-                [photographs, h, w, D] on request
+logits.npy      [photographs, classes], and patches.npy [photographs, h, w, D] on
+                request
 paths.txt       the paths of the photographs, one a line
 damaged.csv     row, path and reason of each that has no features: its row is NaN
 info.json       what the rows were computed by, and their comparison with those of the
@@ -28,7 +28,7 @@ from imagepiece_jax.common import files
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.errors import InputError, RunError
 
-ARRAYS = ("pooled", "logits", "tokens", "patches")
+ARRAYS = ("pooled", "logits", "patches")
 INFO = "info.json"
 PATHS = "paths.txt"
 DAMAGED = "damaged.csv"

@@ -12,9 +12,9 @@ import numpy as np
 from imagepiece_jax.common import nodes
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import jax_export, optimize
-from imagepiece_jax.inference.jax_export import IMAGES
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.onnx_graph import Graph, Value
+from imagepiece_jax.inference.program_facts import IMAGES, exported_images
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
@@ -33,10 +33,10 @@ DIGITS = 16  # digits of the digest in a file's name
 
 def check_has_graph(vit: Pretrained, model: ViT):
     """Raise InputError for a model of `vit` that draws random numbers."""
-    if jax_export.draws(model):
-        problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
-        allowed = "the other methods, or a program for JAX"
-        raise InputError("reduction", vit.label, allowed, problem=problem)
+    for layer in model.plan:
+        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+            problem = f"is {vit.label}, which draws random numbers: it has no graph"
+            raise InputError("reduction", vit.label, "other methods", problem=problem)
 
 
 def onnx_model(
@@ -44,20 +44,21 @@ def onnx_model(
     *,
     batch_size: int | None = None,
     pixels: bool = False,
-    **outputs: Any,
+    output: str = "logits",
 ) -> "ModelProto":
     """The ONNX graph of a model, from images [batch, H, W, 3] to logits, both float32.
 
     The graph is of opset `OPSET` and has no Scatter, Loop, If or NonZero. All shapes
     but the batch are fixed. Weights are float32.
 
-    batch_size, pixels, outputs: as `jax_export.serialized` takes them; integers of
-        outputs are int64
+    batch_size: number of images in a call; None: any
+    pixels: whether images are uint8, which the program normalizes; else float32
+    output: as `ProgramOutputs` takes it; integers of outputs are int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    wanted = ProgramOutputs(vit, **outputs)
+    wanted = ProgramOutputs(vit, output)
     check_has_graph(vit, wanted.model)
-    images = jax_export.exported_images(vit, batch_size, pixels, wanted.tokens)
+    images = exported_images(vit, batch_size, pixels)
     fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")
     with nodes.marked():
         traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)

@@ -37,7 +37,6 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import (
-    check_variables,
     digest,
     variable_shapes,
 )
@@ -594,43 +593,10 @@ class Pretrained:
         vit.say_recovered()
         return vit
 
-    def model_with_tokens(self, tokens: int | None) -> ViT:
-        """The model, for the same parameters, whose last block leaves `tokens` tokens.
-
-        The strength of the reduction is the least that leaves at most `tokens`. Where
-        it leaves fewer, counts below `tokens` are raised to it.
-
-        tokens: from 1 to the number of patches of an image; None: the model as it is
-        Raises InputError for a number that the reduction cannot leave.
-        """
-        if tokens is None:
-            return self.model
-        tokens = plain(tokens)
-        self._check_reduction("tokens", tokens)
-        # Other values than integers are refused, but not by the cached function, for
-        # which True is 1, and a list has no hash.
-        end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
-        model = end(self.model, self.reduction, self._grid, self.name, tokens)
-        if model.has_selectors:
-            try:
-                check_variables(model, self.variables, self.image_size)
-            except InputError as error:
-                check_variables(self.model, self.variables, self.image_size)
-                name = self.reduction.name
-                allowed = f"{self.model.image_tokens}"
-                problem = f"is {tokens}, but {name!r} has learned weights of another"
-                raise InputError("tokens", tokens, allowed, problem=problem) from error
-        return model
-
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
     return {part: digest(variables["params"][part]) for part in parts}
-
-
-@functools.lru_cache(maxsize=32)
-def _ending_at(model, reduction, grid, name, tokens):
-    return reduction_plan.with_tokens(model, reduction, grid, name, tokens)
 
 
 def _is_behind(name, depth):

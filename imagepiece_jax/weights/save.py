@@ -47,8 +47,8 @@ from imagepiece_jax.weights.infer import infer
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG, CARD)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
-OF_PROGRAMS = (".onnx", ".jax")
-OF_FILES = (*ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
+OF_PROGRAMS = ".onnx"
+OF_FILES = (*ENDINGS, OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
 
 
 @short_traceback
@@ -136,7 +136,7 @@ def checked_folder(folder):
     ending = folder.suffix.lower()
     if ending in OF_FILES and not folder.exists():
         hint = ""
-        if ending in OF_PROGRAMS:
+        if ending == OF_PROGRAMS:
             hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
         problem = f"ends in {ending}, as files do, but save writes a folder"
         allowed = f"names of folders, such as {folder.with_suffix('')}"

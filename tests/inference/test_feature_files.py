@@ -19,8 +19,8 @@ from tests.refused import refused
 
 COUNT = 22  # photographs, in batches of 4
 DAMAGED = (5, 9, 21)
-OPTIONS = {"batch_size": 4, "tokens": 6, "patches": True, "logits": True, "threads": 2}
-ARRAYS = ("pooled", "logits", "tokens", "patches")
+OPTIONS = {"batch_size": 4, "patches": True, "logits": True, "threads": 2}
+ARRAYS = ("pooled", "logits", "patches")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
     assert (folder / "paths.txt").read_text().splitlines() == photographs
     readable = [row for row in range(COUNT) if row not in DAMAGED]
     images = [photographs[row] for row in readable]
-    want = imagepiece_jax.features(vit, images, tokens=6)._asdict()
+    want = imagepiece_jax.features(vit, images)._asdict()
     pixels = np.stack([vit.preprocessing(np.array(Image.open(i))) for i in images])
     normalized = imagepiece_jax.normalize(pixels, vit.model.mean, vit.model.std)
-    model = vit.model_with_tokens(6)
+    model = vit.model
     want["logits"] = tiny.logits(model)(vit.variables, normalized)
     assert [*result.shapes] == [*ARRAYS]
     for name in ARRAYS:
@@ -97,7 +97,7 @@ def test_damaged_files_and_the_dense_model(vit, photographs, written):
     assert lines == ["row,path,reason", *named]
     assert result.damaged == 3
     images = [path for row, path in enumerate(photographs) if row not in DAMAGED]
-    ours = np.asarray(imagepiece_jax.features(vit, images, tokens=6).pooled)
+    ours = np.asarray(imagepiece_jax.features(vit, images).pooled)
     dense = imagepiece_jax.features(vit.with_reduction(None), images)
     theirs = np.asarray(dense.pooled)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
@@ -266,8 +266,7 @@ def test_another_argument_on_a_started_folder(vit, photographs, written):
     )
     check("weights", f"None ({changed.digest})", vit.digest, vit=changed)
     check("storage", "float32", "started with float16", storage="float32")
-    check("tokens", "5", "started with 6", tokens=5)
-    check("arrays", "pooled, logits, tokens", "tokens, patches", patches=False)
+    check("arrays", "pooled, logits", "logits, patches", patches=False)
     list_of_paths = str(folder / "paths.txt")
     check("images", 21, "others than the 22", list_of_paths, images=photographs[1:])
     assert content(folder) == before
