@@ -15,7 +15,6 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference.optimize import Program
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.visualize.trace import trace
