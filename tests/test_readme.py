@@ -16,6 +16,7 @@ from flax import nnx
 from PIL import ExifTags, Image
 
 import imagepiece_jax
+from experiments import paper
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.config import files as config_files
@@ -136,8 +137,8 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         if name != "configs/deit_s_NAME.py":
             config = config_files.load_config(f"{ROOT / name}{size}")
             RunConfig.from_config(config).create_model()
-    if page.parent.name == "retokenization":  # of an older commit
-        return
+    # What is gone is named with the revision that has it.
+    text = re.sub(r"`[^`]+`(?: and `[^`]+`)*\s+of\s+revision\s+[0-9a-f]{8}", "", text)
     for name in re.findall(r"(?<![\w/])configs/\w+\.py|(?<=`)[\w/]+\.py(?=`)", text):
         if "NAME" not in name and "norm_merge" not in name:
             assert any((ROOT / folder / name).is_file() for folder in FOLDERS), name
@@ -148,6 +149,9 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert any(file.is_file() for file in found), name
     for name in re.findall(r"python -m\s+imagepiece_jax ([\w-]+)", text):
         assert name in commands(), name
+    if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
+        for name in re.findall(r"python -m\s+experiments (\w+)", text):
+            assert name in (*paper.TABLES, "neighbors", "NAME"), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
