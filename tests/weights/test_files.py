@@ -5,19 +5,16 @@ import itertools
 import json
 import pathlib
 import re
-import shutil
 import struct
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import files
-from imagepiece_jax.weights.file_names import ORBAX
 from imagepiece_jax.weights.files import read_state_dict
 from tests.weights.pth import (
     LINEAR,
@@ -242,12 +239,6 @@ def with_damaged(folder, name):
         places = {"small": "a.safetensors", "large": "missing.safetensors"}
         safetensors.numpy.save_file({"small": small}, folder / "a.safetensors")
         path.write_text(json.dumps({"weight_map": places}))
-    elif name == ORBAX:
-        path = folder / "params" / name
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a folder an array
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(path.parent.absolute(), {"params": tensors})
-        shutil.rmtree(path.parent / "params.large")
     elif name.endswith(".npz"):
         np.savez(path, **tensors)
         flip_bit(path, path.read_bytes())
@@ -259,11 +250,11 @@ def with_damaged(folder, name):
     return path, small
 
 
-@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", ORBAX])
+@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json"])
 def test_what_is_not_chosen_is_not_read(tmp_path, monkeypatch, name):
     path, small = with_damaged(tmp_path, name)
     monkeypatch.setattr(files, "memory_bytes", lambda: 1_000_000)
-    read = read_state_dict(path, choose={"small", "params/small"}.intersection)
+    read = read_state_dict(path, choose={"small"}.intersection)
     assert [array.tolist() for array in read.values()] == [small.tolist()]
     with pytest.raises(InputError, match="lacks its|memory|cannot be read"):
         read_state_dict(path)
