@@ -16,7 +16,6 @@ import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 
@@ -34,13 +33,7 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 def made(tmp_path_factory):
     """What the calls are of, by name."""
     shapes = tiny.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
-    width = shapes.model.embed_dim
-    layers = np.ones((width, 4), np.float32), np.ones(4, np.float32)
-    vit = dataclasses.replace(
-        shapes,
-        variables=tiny.variables(shapes.model),
-        projector=Projector((layers, (np.ones((4, 2), np.float32), None))),
-    )
+    vit = dataclasses.replace(shapes, variables=tiny.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
     step = accuracy.model_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)
@@ -54,7 +47,6 @@ def made(tmp_path_factory):
         step=step,
         program_step=accuracy.program_step(pixels),
         on_devices=parallel.replicate(vit.variables),
-        patches=np.ones((3, 25, width), np.float32),
         normalize=(vit.model.mean, vit.model.std),
     )
 
@@ -70,7 +62,6 @@ CALLS = {
     "Pretrained.at_size": lambda of: of.vit.at_size(24),
     "Pretrained.first_blocks": lambda of: of.vit.first_blocks(1),
     "Pretrained.probabilities": lambda of: of.vit.probabilities(LOGITS),
-    "Pretrained.projector": lambda of: of.vit.projector(of.patches),
     "Pretrained.with_reduction": lambda of: of.vit.with_reduction(0.5),
     "Program.__call__": lambda of: of.program(PIXELS[:4]),
     "Program.__call__ of fewer": lambda of: of.program(PIXELS[:3]),

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import re
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -27,7 +28,6 @@ IR_VERSION = 10  # version of ONNX's file format that came with this opset
 LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
 ENTRY = 64  # more bytes than a node or a tensor takes besides its own
 SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
-PAGE = 4096  # tensors start at multiples of it, so that runtimes can map them
 DIGITS = 16  # digits of the digest in a file's name
 
 
@@ -98,6 +98,8 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
     Returns the path of the weights file, or None.
     Raises RunError where they cannot be written.
     """
+    import onnx
+
     path = pathlib.Path(path)
     if _size(model) <= LARGEST:
         replace_file(path, model.SerializeToString())
@@ -107,10 +109,16 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
     for tensor in tensors:
         digest.update(tensor.raw_data)
     data = path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
-    with replacing(data) as new, open(new, "wb") as file:
-        for tensor in tensors:
-            _move(tensor, file, data.name)
-    replace_file(path, model.SerializeToString())
+    with (
+        replacing(path) as graph,
+        replacing(data) as weights,  # which ends first
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        file = pathlib.Path(folder, path.name)
+        options = {"location": data.name, "size_threshold": SMALL}
+        onnx.save_model(model, file, save_as_external_data=True, **options)
+        file.replace(graph)
+        file.with_name(data.name).replace(weights)
     return data
 
 
@@ -136,13 +144,3 @@ def _size(model):
     for tensor in model.graph.initializer:
         total += len(tensor.raw_data) + len(tensor.name) + ENTRY
     return total
-
-
-def _move(tensor, file, location):
-    """Move a tensor's bytes to the end of a file, whose name will be `location`."""
-    from onnx.external_data_helper import set_external_data
-
-    file.write(bytes(-file.tell() % PAGE))
-    set_external_data(tensor, location, file.tell(), length=len(tensor.raw_data))
-    file.write(tensor.raw_data)
-    tensor.ClearField("raw_data")

@@ -29,7 +29,6 @@ from imagepiece_jax.models import (
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs, share_of_dense
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL, probabilities
-from imagepiece_jax.models.projector import Projector, TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -76,7 +75,6 @@ class WeightsSource:
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # what `recover` learned for reduced forms, without numbers, which files have
     recovery: Recovery | None = None
-    tower: TowerReading | None = None  # how a language model reads its vision tower
     saved: bool = False  # whether `save` of this package wrote the folder
     run: Mapping[str, Any] | None = None  # a run's config
     seed: int = 0  # of the training
@@ -138,8 +136,6 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # position embeddings and their size before they were resized; None: they were not
     trained_positions: resize_positions.Trained | None = None
-    # from a vision tower's tokens to the language model it was read from
-    projector: Projector | None = None
     # what `recover` learned for reduced forms, which take its numbers in place of the
     # dense model's; None where nothing was, and where the variables have been replaced
     recovery: Recovery | None = None
@@ -157,13 +153,6 @@ class Pretrained:
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
         one_of("problem_type", self.problem_type, PROBLEMS)
-        projector = self.projector
-        if not isinstance(projector, Projector | None):
-            raise InputError("projector", projector, "a Projector, and None")
-        if projector and projector.width != model.embed_dim:
-            allowed = f"the model's, {model.embed_dim}"
-            problem = f"takes tokens of a width of {projector.width}"
-            raise InputError("projector", projector.width, allowed, problem=problem)
         images = self.preprocessing
         if images is None:
             crop = registry.published_crop(self.name)

@@ -139,10 +139,8 @@ class SavedWeights:
             runs.check_normalization(path, source.spec.fields, facts)
             return Contents(tensors, NO_FIELDS)
         if source.is_folder:
-            return layouts.read_folder(
-                path, source.averaged, source.tower, source.checkpoint
-            )
-        return layouts.read_weights(path, source.averaged, checkpoint=source.checkpoint)
+            return layouts.read_folder(path, source.averaged, source.checkpoint)
+        return layouts.read_weights(path, source.averaged, source.checkpoint)
 
 
 def load_as(
@@ -312,7 +310,6 @@ def _fill(vit, contents, fresh, seed, exact):
         variables=variables,
         selectors=learned,
         trained_positions=trained_positions,
-        projector=contents.projector,
         drawn=digests(variables, drawn),
         recovery=recovery,
     )

@@ -5,7 +5,6 @@ It has the form of the Hugging Face hub:
 model.safetensors       the dense part, by timm's names
 selectors.safetensors   learned by a reduction
 recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
-projector.safetensors   of a vision tower
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
 README.md               the model card
@@ -36,7 +35,6 @@ from imagepiece_jax.weights.file_names import (
     CONFIG,
     ENDINGS,
     OURS,
-    PROJECTOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -85,8 +83,6 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         _write(new / DENSE_PART, dense, _record_of_file(vit))
         if learned:
             _write(new / SELECTORS, learned)
-        if vit.projector:
-            _write(new / PROJECTOR, vit.projector.tensors())
         if recovered := _recovered(vit.recovery):
             _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")

@@ -335,7 +335,6 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     outside = [t for t in model.graph.initializer if t.external_data]
     places = [{e.key: e.value for e in tensor.external_data} for tensor in outside]
     assert {place["location"] for place in places} == {data.name}
-    assert all(int(place["offset"]) % 4096 == 0 for place in places)
     assert len(places) > 10
 
 
