@@ -134,8 +134,6 @@ def get_config():
     config.keep_every_steps = 0  # checkpoints of its multiples stay for good; 0: none
     config.log_every_steps = 50  # a line of metrics, over the steps since the last
     config.progress = True  # a progress bar, in a terminal; else lines
-    config.pictures = 6  # test images in the picture of the tokens, drawn after each
-    #                      evaluation; 0: no pictures
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
     config.lock()
     config.reduction.unlock()  # each method has fields of its own

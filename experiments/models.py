@@ -237,7 +237,6 @@ class Finetuner(Models):
         config.eval_every_epochs = config.epochs
         config.init.evaluate = False
         config.progress = False
-        config.pictures = 0
         return config
 
     def _run(self, config, name):

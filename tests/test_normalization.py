@@ -167,10 +167,10 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
             words += NAMED
         ended = call(visualize.main, folder / "0.png", *words)
         assert ended.status == 0 and NOTE not in ended.out, ended
-        _, _, (trace,) = read_traces(out)
+        _, (traced,) = read_traces(out)
         shares = softmax(expected["halves"][0][0])
-        assert trace.top[0] == shares.argmax()
-        assert trace.confidence[0] == pytest.approx(shares.max(), rel=1e-3)
+        assert traced["top"][0] == shares.argmax()
+        assert traced["confidence"][0] == pytest.approx(shares.max(), rel=1e-3)
 
 
 def test_fields_of_the_run_can_be_changed_deliberately(

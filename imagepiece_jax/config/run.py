@@ -228,7 +228,6 @@ class RunConfig(CheckedFields):
     checkpoint_every_steps: int = count(least=1)
     keep_every_steps: int = count()
     log_every_steps: int = count(least=1)
-    pictures: int = count()
     progress: bool = switch()
     profile: bool = switch()
     max_skipped_steps: int = count()

@@ -4,7 +4,7 @@ Nothing here changes the training. All processes call the same functions, but on
 main process prints and writes.
 
 `metrics.jsonl` in the run's folder has one JSON object in each line. TensorBoard gets
-the same numbers, and images. Lines that a killed run wrote after the step from which it
+the same numbers. Lines that a killed run wrote after the step from which it
 resumes are removed, so that the file is that of an uninterrupted run. TensorBoard may
 lack the last ten seconds before a kill.
 """
@@ -121,11 +121,6 @@ class MetricWriter(contextlib.ExitStack):
             if isinstance(value, int | float):
                 self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
 
-    def write_image(self, name, step, pixels):
-        """Write an image, uint8 [H, W, 3], for TensorBoard; None: write nothing."""
-        if self._scalars is not None and pixels is not None:
-            self._scalars.add_image(name, pixels, int(step), dataformats="HWC")
-
 
 def read_metrics(workdir):
     """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
@@ -190,7 +185,6 @@ class RunLog(contextlib.ExitStack):
         self._last_saved = last_saved
         main = parallel.is_main()
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
-        self.image = self._writer.write_image
         wanted = config.progress and main
         bar = tqdm(
             total=length.steps,

@@ -20,7 +20,6 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.cluster.run_dir import wall_seconds
 from imagepiece_jax.training.data import length
-from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import (
     AGREEMENT,
     FILE,
@@ -40,7 +39,6 @@ PLACES = (
     ("checkpoints", "checkpoints"),
     ("metrics", FILE),
     ("tensorboard", "tensorboard"),
-    ("picture", PICTURE),
     ("trace", TRACE),
 )
 

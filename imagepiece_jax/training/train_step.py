@@ -17,7 +17,6 @@ from flax import struct
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
@@ -317,22 +316,6 @@ def counted_in_window(state, sums, finite, log_every_steps):
         lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
     )
     return state.replace(window=window, skipped=skipped)
-
-
-def prepared_images(batch, step, *, run, model, count):
-    """The first `count` images of a batch on this device, as the model sees them.
-
-    It runs inside `pmap`. Values beyond those of pixels (noise of random erasing) are
-    clipped.
-
-    batch: as `train_step` takes it
-    step: number of the step that takes the batch, from 0
-    Returns [count, S, S, 3] uint8.
-    """
-    part = jax.tree.map(lambda x: x[0], batch)
-    positions = parallel.positions(part["label"].shape[0])
-    image, _ = prepare(part, positions, step, jnp.int32(0), run, model)
-    return to_pixels(image[:count], model.mean, model.std)
 
 
 def prepare(part, positions, step, index, run, model):

@@ -280,9 +280,6 @@ def train(run: Run) -> None:
             run.step = step
             log.record(step, metrics)
 
-            evaluates = length.due(step)
-            if is_first or evaluates:
-                evaluation.show_batch(batch)
-            if evaluates:
+            if length.due(step):
                 run.progress = evaluation.after_step()
             keeper.after_step(run, log)

@@ -18,7 +18,7 @@ from imagepiece_jax.weights import location
 from tests.refused import refused
 from tests.runs import configured
 
-COUNTS = """num_classes keep_every_steps pictures data.workers data.threads
+COUNTS = """num_classes keep_every_steps data.workers data.threads
     data.shift augment.layers max_skipped_steps"""
 POSITIVE = """image_size epochs batch_size eval_batch_size grad_accum_steps
     eval_every_epochs checkpoint_every_steps log_every_steps data.repeats"""

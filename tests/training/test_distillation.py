@@ -390,7 +390,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
     fields = {"data.name": f"folder:{tmp_path / 'images'}", "batch_size": 8}
     fields |= {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"}
-    fields |= {"pictures": 1, "mixup": 0.8} | SOFT | TOLD
+    fields |= {"mixup": 0.8} | SOFT | TOLD
     config = configured(**fields, checkpoint_every_steps=4, keep_every_steps=3)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):

@@ -196,7 +196,6 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
             run.record(step, numbers())
     run.flush()
     run.evaluation("eval", 20, {"acc1": 1.0, "loss": 2.0})
-    run.image("augmented", 20, np.zeros((4, 4, 3), np.uint8))
     run.close()
     assert not (tmp_path / "run").exists()
     assert read_metrics(tmp_path / "run") == []

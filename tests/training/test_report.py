@@ -46,10 +46,8 @@ def test_results_cost_and_contents_of_the_folder(tmp_path):
     assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
     assert len(rows(tmp_path)) == 4
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "tokens.png").touch()
     table = rows(tmp_path)
     assert table["checkpoints"] == str(tmp_path / "checkpoints")
-    assert table["picture"] == str(tmp_path / "tokens.png")
     assert "trace" not in table and "metrics" not in table
 
 

@@ -26,7 +26,6 @@ from imagepiece_jax.training.train_step import (
     batch_shapes,
     init_state,
     prepare,
-    prepared_images,
     train_step,
 )
 from tests import runs
@@ -311,26 +310,6 @@ def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run
         np.testing.assert_allclose(windows[step]["loss"] / 8, metrics[step]["loss"])
     assert windows[2]["loss"] == windows[0]["loss"]
     assert windows[3]["loss"] == 0
-
-
-def test_prepared_images_are_the_pixels_of_a_batch():
-    """Without mixing the network sees the images as read; with mixing it does not."""
-    one = batch(0)
-    model = types.SimpleNamespace(mean=HALF, std=HALF)
-    seen = []
-    for mixup in (0.0, 1.0):
-        recipe = dataclasses.replace(PLAIN, mixup=mixup)
-        show = functools.partial(prepared_images, model=model, run=recipe, count=3)
-        shown = parallel.pmap(show)(one, parallel.replicate(np.int32(4)))
-        seen.append(parallel.unreplicate(shown))
-    np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])
-    assert seen[1].shape == seen[0].shape
-    assert seen[1].dtype == np.uint8
-    partner = one["image"][0, 0, ::-1][:3].astype(int)
-    low = np.minimum(seen[0], partner)
-    high = np.maximum(seen[0], partner)
-    assert ((seen[1] >= low - 1) & (seen[1] <= high + 1)).all()
-    assert (seen[1] != seen[0]).mean() > 0.5
 
 
 @pytest.mark.parametrize("depth, equal", [(1, True), (2, False)])

@@ -29,7 +29,6 @@ from imagepiece_jax.weights.runs import check_normalization
 from tests import runs, tars
 from tests.input.test_worker_pool import shared_memory, workers
 from tests.oracles import log_softmax
-from tests.training.test_logging import events
 from tools.tiny_runs import stored
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
@@ -47,7 +46,7 @@ configured = functools.partial(runs.configured, FIELDS)
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    last = runs.train(configured(pictures=2, profile=True), workdir)
+    last = runs.train(configured(profile=True), workdir)
     return workdir, last
 
 
@@ -67,7 +66,7 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
     np.testing.assert_allclose(train[-1]["epoch"], 2.0)
 
 
-def test_run_leaves_config_versions_classes_checkpoints_and_picture(finished):
+def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["model"]["mean"] == list(MEAN)
@@ -76,27 +75,10 @@ def test_run_leaves_config_versions_classes_checkpoints_and_picture(finished):
     start = json.loads((workdir / "run.json").read_text())["starts"][0]
     assert {"git", "python", "libraries", "devices", "end"} <= set(start)
     assert Checkpoints(workdir).latest_step() == 10
-    with Image.open(workdir / "tokens.png") as picture:
-        assert picture.width > 500
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
     digits = [str(digit) for digit in range(10)]
     assert json.loads((workdir / "classes.json").read_text()) == digits
     assert imagepiece_jax.load(workdir).class_names == tuple(digits)
-
-
-def test_tensorboard_has_the_panels(finished):
-    """The first batch, and batch and tokens at the only evaluation."""
-    workdir, _ = finished
-    found = []
-    for event in events(workdir):
-        found += [
-            (value.tag, event.step, value.image.width)
-            for value in event.summary.value
-            if value.HasField("image")
-        ]
-    sheet = 4 * 64  # eight images of 16 pixels, drawn four times as large
-    assert found[:2] == [("augmented", 1, sheet), ("augmented", 10, sheet)]
-    assert [entry[:2] for entry in found[2:]] == [("tokens", 10)]
 
 
 def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
@@ -107,7 +89,7 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     (workdir / "classes.json").write_text(json.dumps(names))
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
     with pytest.raises(InputError, match=message + ".*; choose another workdir"):
-        runs.train(configured(pictures=2, profile=True), workdir)
+        runs.train(configured(profile=True), workdir)
 
 
 @pytest.mark.parametrize("field", ["mean", "std"])
@@ -124,7 +106,7 @@ def test_a_run_whose_config_has_another_normalization_is_refused(
     said = f"{path}: model.{field} is [0.1, 0.2, 0.3], but the run was trained with "
     said += f"another; allowed: {trained}"
     for use in (
-        lambda: runs.train(configured(pictures=2, profile=True), workdir),
+        lambda: runs.train(configured(profile=True), workdir),
         lambda: imagepiece_jax.load(workdir),
         lambda: load_as(SavedWeights(workdir), abstract=True),
     ):
@@ -137,13 +119,13 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     """It is not trained again, and another config is refused."""
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    assert runs.train(configured(pictures=2), workdir) == last
+    assert runs.train(configured(profile=True), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     longer = "config.epochs is 99, but 2 in .*, with --config.init.weights=.* to start"
     with pytest.raises(InputError, match=longer):
-        runs.train(configured(pictures=2, epochs=99), workdir)
+        runs.train(configured(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
