@@ -323,35 +323,18 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     assert (result["weights"], result["checkpoint"]) == (f"{tmp_path}/w.npz", None)
 
 
-def test_doctor_says_each_thing_in_one_line():
+def test_doctor_says_each_thing_in_one_line(monkeypatch):
+    monkeypatch.setattr(doctor, "LIBRARIES", ("jax", "no-such-library"))
     lines = call(doctor.main).quiet().out.splitlines()
     assert lines[0] == f"imagepiece_jax {imagepiece_jax.__version__}"
     assert lines[1].startswith("python 3.")
-    assert f"jax {jax.__version__}" in lines
+    assert lines[2:4] == [f"jax {jax.__version__}", "no-such-library is not installed"]
     device = jax.devices()[0]
     count = len(jax.devices())
-    assert f"devices: {count} x {device.platform} ({device.device_kind})" in lines
-    for dtype in ("bfloat16", "float32"):
-        assert sum(line.startswith(f"attention in {dtype}: ") for line in lines) == 1
-    extras = [line.split()[1] for line in lines if line.startswith("extra ")]
-    assert extras == ["train", "gpu", "onnx", "hub", "torch", "dev"]
-    assert "extra dev (tests): installed" in lines
-
-
-def test_doctor_names_what_is_missing_and_reports_the_rest(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "LIBRARIES", ("no-such-library",))
-    monkeypatch.setitem(doctor.EXTRAS, "dev", ("no_such_module", "tests"))
-    lines = call(doctor.main).out.splitlines()
-    assert "no-such-library is missing: pip install imagepiece_jax" in lines
-    assert 'extra dev (tests): missing: pip install "imagepiece_jax[dev]"' in lines
-    (tmp_path / "jax.py").write_text("raise ImportError('broken on purpose')")
-    ended = start("-m", "imagepiece_jax", "doctor", PYTHONPATH=str(tmp_path)).quiet()
-    assert ended.out.endswith("JAX cannot be imported: broken on purpose\n")
-    assert "\nextra gpu (NVIDIA GPUs): " in ended.out
+    assert lines[4] == f"devices: {count} x {device.platform} ({device.device_kind})"
 
 
 def test_doctor_of_a_device_that_is_not_there_says_the_rest():
     ended = start("-m", "imagepiece_jax", "doctor", JAX_PLATFORMS="nowhere")
     assert sentence(ended).startswith("JAX_PLATFORMS is 'nowhere'; allowed: ")
     assert f"jax {jax.__version__}\n" in ended.out
-    assert "\nextra gpu (NVIDIA GPUs): " in ended.out
