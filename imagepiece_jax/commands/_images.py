@@ -9,7 +9,7 @@ flags.disclaim_key_flags()  # they are flags of the command that asks for them
 
 
 def labeled_images():
-    """Define --data, --set, --limit, --valid_labels and how images are read.
+    """Define --data, --set, --limit and how images are read.
 
     Returns two functions: one checks, before weights are read, that --data are there;
     the other returns the LabeledImages for a Pretrained.
@@ -18,7 +18,6 @@ def labeled_images():
     eval_set = cli.text("set", None, "a name in the run's config.eval.sets, not --data")
     data_dir = cli.data_dir()
     limit = cli.limit()
-    valid_labels = cli.valid_labels()
     batch = cli.integer("batch", None, "images at once; default: the run's, or 512", 1)
     workers = cli.integer(
         "workers", None, "processes that read; default: the run's, or 8", 0
@@ -41,7 +40,7 @@ def labeled_images():
         from imagepiece_jax.config import labeled
 
         own = "config.data.name of the run"
-        names = {"eval_set": "--set", "valid_labels": "--valid_labels"}
+        names = {"eval_set": "--set"}
         names["num_classes"] = "num_classes of the weights"
         names |= {"name": "--data" if data.value else own, "data": "--data"}
         names["data_dir"] = "--data_dir"
@@ -52,7 +51,6 @@ def labeled_images():
                 eval_set=eval_set.value or None,
                 data_dir=data_dir.value,
                 limit=limit.value,
-                valid_labels=valid_labels.value,
                 batch=batch.value,
                 workers=workers.value,
                 threads=threads.value,

@@ -10,7 +10,6 @@ import numpy as np
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data import valid_labels as classes_to_choose
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -30,7 +29,6 @@ class LabeledImages:
     source: Source
     preprocessing: Preprocessing
     limit: int | None = None  # how many were asked for
-    valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
     batch: int = 512  # images at once, over all devices
     workers: int = 8  # processes that read and decode; 0: this one
     threads: int = 2  # that do in each of them; 0: none
@@ -54,8 +52,7 @@ class LabeledImages:
 
     def in_words(self, vit: Pretrained) -> list[str]:
         """How a model is evaluated on them, in words."""
-        among = classes_to_choose.in_words(self.valid, vit.model.num_classes)
-        words = [f"among {among}"]
+        words = []
         if vit.source.averaged:
             words.append("averaged weights")
         return [*words, self.preprocessing.text, *vit.differences_from_training()]
@@ -71,7 +68,6 @@ class LabeledImages:
             "limit": self.limit,
             **self.source.part,
             "num_classes": vit.model.num_classes,
-            "valid_labels": self.valid,
             "dtype": vit.model.dtype.name,
             "trained": {
                 "reduction": source.reduction and source.reduction.fields,
@@ -103,7 +99,6 @@ def labeled_images(
     eval_set: str | None = None,
     data_dir: str | os.PathLike | None = None,
     limit: int | None = None,
-    valid_labels: str | None = None,
     **reading: int | None,
 ) -> LabeledImages:
     """The images to evaluate a model of `load` on; notes on both are printed.
@@ -112,7 +107,6 @@ def labeled_images(
     eval_set: the name of another evaluation of that run, in its config.eval.sets
     data_dir: of imagenet2012; None: the run's own
     limit: number of images to take, evenly spaced over the set; None: all
-    valid_labels: as `classes_to_choose.read` takes it
     reading: batch, workers and threads of a LabeledImages; None: the run's or usual
     Raises InputError for weights without classes, and for images of other classes.
     """
@@ -136,16 +130,12 @@ def labeled_images(
     source = every.spread(limit)
     for note in _notes(vit, images.name, every, source):
         print(f"note: {note}", flush=True)
-    valid = classes_to_choose.read(valid_labels, source)
-    if note := classes_to_choose.note(valid, source):
-        print(f"note: {note}", flush=True)
     typed = {name: value for name, value in reading.items() if value is not None}
     return LabeledImages(
         name=images.name,
         source=source,
         preprocessing=vit.preprocessing,
         limit=limit,
-        valid=valid,
         **own_reading | typed,
     )
 
@@ -202,6 +192,10 @@ def _notes(vit, name, every, source):
     notes.append(class_names.mapped_classes(of_data, name, vit.class_names))
     if source.part:
         notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+    present = len(source.present_labels)
+    if present < source.num_classes:
+        of_all = f"the model chooses among all {source.num_classes:,}"
+        notes.append(f"{present:,} classes have images, and {of_all}")
     if name.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
         # Where they count from 1 the accuracy would be 0.
         notes.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")

@@ -24,7 +24,7 @@ from tests.runs import ROOT, configured
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
 FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
-FACTS |= {"trained", "averaged", "reduction", "num_classes", "valid_labels"}
+FACTS |= {"trained", "averaged", "reduction", "num_classes"}
 FACTS |= {"recovered"}
 KEYS |= FACTS
 
@@ -189,8 +189,7 @@ def test_evaluate_counts_every_image_once(
     assert result["unreadable"] == 0
     shown = ended.out.replace(str(weights_file.parent), "")  # may have a number
     printed = dict(re.findall(r"(\w+) ([\d.]+)", shown))
-    assert printed.pop("all") == str(result["num_classes"]) == "10"
-    assert result["valid_labels"] is None
+    assert result["num_classes"] == 10
     assert set(printed) == KEYS - {"unreadable"} - FACTS
     assert printed["acc1"] == f"{result['acc1']:.2f}"
     assert printed["images"] == "150"
@@ -208,36 +207,16 @@ def test_evaluate_takes_images_spread_over_the_set(
     assert ("part" in result) == (note in ended.out) == (count < 150)
 
 
-@pytest.mark.parametrize(
-    "optimized, flag, answers",
-    [
-        (False, None, [*range(10)]),
-        (False, "data", [1, 2, 5, 8]),
-        (False, "labels.txt", [1, 2, 5, 7, 8]),
-        (True, "data", [1, 2, 5, 8]),
-    ],
-)
-def test_evaluate_chooses_among_the_classes_of_the_images(
-    tmp_path, logits, words, image_set, monkeypatch, optimized, flag, answers
-):
-    """Images of four of ten classes: all, these four, and a file of five."""
-    monkeypatch.chdir(tmp_path)
+def test_evaluate_notes_images_of_few_classes(tmp_path, words, image_set):
     folder, _, labels = image_set
     some = np.flatnonzero(np.isin(labels, (1, 2, 5, 8)))
     lines = ["filename,label", *(f"{i}.png,{labels[i]}" for i in some)]
     (folder / "some.csv").write_text("\n".join(lines))
-    (tmp_path / "labels.txt").write_text("8\n7\n5\n2\n1\n")
     words[1] = f"--data=csv:{folder}/some.csv"
-    words += ["--dtype=float32", f"--optimized={optimized}"]
-    words += [] if flag is None else [f"--valid_labels={flag}"]
-    ended, result = evaluated(tmp_path, *words)
-    own = np.searchsorted(answers, labels[some])
-    figures = result["optimized"] if optimized else result
-    assert_by_hand(figures, logits[np.ix_(some, answers)], own)
-    assert result["valid_labels"] == (None if flag is None else answers)
-    said = "all" if flag is None else f"{len(answers)} of"
-    assert f"among {said} 10 classes" in ended.out
-    assert ("note: the images have 4 classes" in ended.out) == (flag is None)
+    ended, _ = evaluated(tmp_path, *words)
+    assert (
+        "note: 4 classes have images, and the model chooses among all 10" in ended.out
+    )
 
 
 def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
