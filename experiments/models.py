@@ -235,7 +235,6 @@ class Finetuner(Models):
         config.data.name = self.data
         # One evaluation, at the end: no checkpoint is chosen on the test images.
         config.eval_every_epochs = config.epochs
-        config.init.evaluate = False
         config.progress = False
         return config
 

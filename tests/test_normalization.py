@@ -243,11 +243,11 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
         assert initial(made).normalization(tmp_path)["mean"] == mean
 
 
-def test_weights_of_other_images_are_not_evaluated_first(folder, model):
+def test_weights_of_other_images_are_no_start(folder, model):
     """As a start and as a teacher: see tests/training/test_initial_weights."""
     made = run_config(folder, **{"init.weights": "own.npz"})
     with refused("config.model.mean", MEAN, "own.npz"):
-        initial(made).dense_variables(model)
+        initial(made).variables(model)
 
 
 def said_of(tmp_path, *words):

@@ -105,7 +105,6 @@ def model_step(
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
     classes: Collection[int] | None = None,
-    teacher: Callable[..., jax.Array] | None = None,
 ):
     """A compiled function that evaluates a batch: step(replicated variables, batch).
 
@@ -121,14 +120,12 @@ def model_step(
     alter: (images, batch, model) -> the normalized images that the model sees
     classes: labels that the model chooses among, as published figures of ImageNet-A,
         ImageNet-R and imagenette do among those of the images; None: all
-    teacher: (variables, normalized images) -> logits of another model, whose highest
-        class is the label; its replicated variables are the step's last argument
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
     model = model.clone(head_only=measure is None)
 
-    def step(variables, batch, *of_teacher):
+    def step(variables, batch):
         keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
         images = normalize(batch["image"], model.mean, model.std)
         if alter is not None:
@@ -136,10 +133,7 @@ def model_step(
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
-        label = batch["label"]
-        if teacher is not None:
-            label = jnp.argmax(teacher(*of_teacher, images), axis=-1)
-        each = _score(outputs.logits, label, classes)
+        each = _score(outputs.logits, batch["label"], classes)
         sums = parallel.total(_sums(each, batch["mask"]))
         if measure is not None:
             each |= measure(outputs, batch)
