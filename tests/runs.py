@@ -33,7 +33,6 @@ SMALL = {
     "batch_size": 32,
     "eval_batch_size": 120,
     "log_every_steps": 1,
-    "pictures": 0,
     "progress": False,
 }
 # Without reduction a quarter of the patches will do.

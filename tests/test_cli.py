@@ -383,7 +383,6 @@ def taken(folder, kind, lines):
                     [],
                 ],
                 "--checkpoint=best": [{"checkpoint": "best"}, {}, []],
-                "--valid-labels=data": [{"valid_labels": "data"}, {}, []],
                 "--batch-size=8 --crop-pct 1": [{"batch": 8, "crop": 1.0}, {}, []],
                 "--macs 50%": [{"reduction": "50%"}, {}, []],
                 "--reduction .5": [{"reduction": ".5"}, {}, []],

@@ -167,10 +167,10 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
             words += NAMED
         ended = call(visualize.main, folder / "0.png", *words)
         assert ended.status == 0 and NOTE not in ended.out, ended
-        _, _, (trace,) = read_traces(out)
+        _, (traced,) = read_traces(out)
         shares = softmax(expected["halves"][0][0])
-        assert trace.top[0] == shares.argmax()
-        assert trace.confidence[0] == pytest.approx(shares.max(), rel=1e-3)
+        assert traced["top"][0] == shares.argmax()
+        assert traced["confidence"][0] == pytest.approx(shares.max(), rel=1e-3)
 
 
 def test_fields_of_the_run_can_be_changed_deliberately(
@@ -243,11 +243,11 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
         assert initial(made).normalization(tmp_path)["mean"] == mean
 
 
-def test_weights_of_other_images_are_not_evaluated_first(folder, model):
+def test_weights_of_other_images_are_no_start(folder, model):
     """As a start and as a teacher: see tests/training/test_initial_weights."""
     made = run_config(folder, **{"init.weights": "own.npz"})
     with refused("config.model.mean", MEAN, "own.npz"):
-        initial(made).dense_variables(model)
+        initial(made).variables(model)
 
 
 def said_of(tmp_path, *words):

@@ -42,7 +42,7 @@ NOT_IMPORTED = {"importlib_resources"}
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables stand beside what reads them.
-SOURCES = (".py", ".json", ".txt", ".gz", ".css")
+SOURCES = (".py", ".json", ".txt", ".gz")
 
 
 def requirements(name):

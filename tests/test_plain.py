@@ -3,7 +3,6 @@
 import ast
 import importlib
 import json
-import re
 import subprocess
 import sys
 
@@ -72,10 +71,9 @@ def test_a_command_on_weights_needs_no_configs():
     assert said == "--weights is none.npz: no such file or folder"
 
 
-def test_doctor_works_and_names_the_extra():
+def test_doctor_works():
     ended = start("-c", HIDING, "imagepiece_jax", "doctor").quiet()
-    (line,) = re.findall("^extra train .*$", ended.out, re.MULTILINE)
-    assert line.endswith('missing: pip install "imagepiece_jax[train]"')
+    assert "\ndevices: " in ended.out
 
 
 @pytest.fixture

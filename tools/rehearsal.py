@@ -100,7 +100,7 @@ def rehearse(stage, short):
 
 def shortened(stage):
     """EViT on two hosts: killed, resumed, stopped; and the rest on one."""
-    fields = {"epochs": 2, "pictures": 0, "eval_batch_size": 360, "model.depth": 1}
+    fields = {"epochs": 2, "eval_batch_size": 360, "model.depth": 1}
     fields |= {"model.embed_dim": 8, "model.patch_size": 4, "reduction.blocks": (0,)}
     fields["reduction.rate_warmup_epochs"] = 0  # one program
     fields |= {"batch_size": 192, "checkpoint_every_steps": 3}  # 7 steps an epoch

@@ -31,7 +31,6 @@ def get_config(name):
     config.eval_every_epochs = 1
     config.checkpoint_every_steps = 5
     config.log_every_steps = 1
-    config.pictures = 4
     config.progress = False
     return _METHODS[name](config)
 
@@ -49,7 +48,6 @@ def _dense(config):
     config.eval_every_epochs = 12
     config.lr = 2e-2
     config.ema_decay = 0.9
-    config.pictures = 0
     return config
 
 

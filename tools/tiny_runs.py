@@ -41,7 +41,6 @@ FIELDS = {
     "eval_every_epochs": 1,
     "checkpoint_every_steps": 5,
     "log_every_steps": 1,
-    "pictures": 0,
     "progress": False,
 }
 UNFINISHED = "*.orbax-checkpoint-tmp*"

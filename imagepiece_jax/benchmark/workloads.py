@@ -60,7 +60,6 @@ class Reading:
     name: str  # of the data, as `open_source` takes it
     data_dir: str | None = None
     num_classes: int | None = None  # None: any
-    labeled: bool = True
     preprocessing: Preprocessing
     batch_size: int
     seed: int = 0
@@ -74,7 +73,6 @@ class Reading:
             "val",
             num_classes=self.num_classes,
             data_dir=self.data_dir,
-            labeled=self.labeled,
         )
         length = len(source)
         if length < self.batch_size:
@@ -169,7 +167,6 @@ class Case:
             name=data.name,
             data_dir=data.dir or None,
             num_classes=self.run.num_classes,
-            labeled=not self.run.distill.unlabeled,
             preprocessing=self.run.preprocessing(),
             batch_size=self.batch_size,
             seed=self.run.seed,
@@ -340,7 +337,6 @@ def training_step(config, adapt=lambda model: model):
         init_state,
         optimizer=optimizer,
         with_ema=config.ema_decay > 0,
-        part=run.part.train,
     )
     return step, first_state, model, teacher
 

@@ -73,7 +73,7 @@ def main():
         reductions = compare.with_recommended(vit, reductions)
         compare.check_fit(vit, reductions)
         images = IMAGES(vit)
-        split = Split(images.setting, images.batches, valid=images.valid)
+        split = Split(images.setting, images.batches)
         # A run's own dtype is for training, on another device.
         vit = vit.analyzed(flags.FLAGS["dtype"].value or fast_dtype())
         clock = Clock(SPEED_BATCH.value, rules)

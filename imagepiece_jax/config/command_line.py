@@ -124,9 +124,7 @@ def _with_own_names(words, takes_words):
         if not match:
             named.append(word)
             continue
-        name = match[1]
-        if "config.eval.sets." not in name:  # names of sets are the user's own
-            name = name.replace("-", "_")
+        name = match[1].replace("-", "_")
         value = match[2] or ""
         following = value[1:] or "".join(words[index + 1 : index + 2])
         own = _own_name(name, following)

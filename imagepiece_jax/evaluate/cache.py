@@ -187,7 +187,6 @@ class Split(NamedTuple):
     batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes the batches of one pass
     # changes images on the device: `alter` of accuracy.model_step
     alter: Callable | None = None
-    valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,18 +244,12 @@ class MeasuredWeights:
             "trained_as": self.vit.reduction.all_fields,
             "seed": self.vit.source.seed,
             **self.images.setting,
-            **self._valid,
         }
 
     def _fields(self, reduction):
         """All fields of a reduction; attention is that of the model with it."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return reduction.all_fields | {"prop_attn": prop_attn}
-
-    @property
-    def _valid(self):
-        valid = self.images.valid
-        return {} if valid is None else {"valid_labels": list(valid)}
 
     def _evaluate(self, reduction):
         """The result of these weights with a reduction, as JSON values."""
@@ -278,20 +271,17 @@ class MeasuredWeights:
     def _step(self, model):
         """The compiled evaluation of a model, kept for other weights and images."""
         alter = self.images.alter
-        valid = self.images.valid
         seed = self.seed
         if seed is None:
             seed = self.vit.source.seed
-        key = model, seed, alter, valid
+        key = model, seed, alter
         if key not in self.programs:
             full = len(self.programs) >= MAX_PROGRAMS
             while self.programs and (full or parallel.are_crowded()):
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
                 full = False
-            self.programs[key] = accuracy.model_step(
-                model, seed, alter=alter, valid=valid
-            )
+            self.programs[key] = accuracy.model_step(model, seed, alter=alter)
         return self.programs[key]
 
 

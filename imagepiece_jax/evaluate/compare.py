@@ -161,7 +161,6 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
         "trained_as": vit.reduction.name,
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,
-        "valid_labels": checkpoint.images.valid,
         "metric": metric,
         "shares": list(shares),
         "timing": timing,
@@ -377,7 +376,7 @@ def made_smaller(images: Split, size: tuple[int, int]) -> Split:
         return jax.image.resize(images, shape, "cubic", antialias=True)
 
     setting = images.setting | {"smaller": size}
-    return Split(setting, images.batches, alter, images.valid)
+    return Split(setting, images.batches, alter)
 
 
 def measure_all(

@@ -71,8 +71,7 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
     if not registry.is_known(name):
-        hint = registry.instead_of(str(name))
-        raise InputError("architecture", name, hint=hint)
+        raise InputError("architecture", name, hint=registry.NAMES)
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     height, width = sides(arguments.get("img_size") or (height, width))

@@ -34,7 +34,7 @@ def words(folder, name):
     """What a command takes beside --weights and --macs."""
     data = f"--data=csv:{folder}/set.csv"
     out = f"{folder}/{name}"
-    of_images = [data, "--resize=none", "--valid_labels=data"]
+    of_images = [data, "--resize=none"]
     return {
         "benchmark": [*SMALL, f"--json={out}.json"],
         "compare": [*of_images, f"--out={out}"],

@@ -171,8 +171,8 @@ def check_agreement(process, folder):
 
     settings()
     refused("config.lr is 1 on process 1, but 0 on", settings, config | {"lr": process})
-    sets = {"eval": {"sets": [{}, {"val": {}}][process]}}
-    refused("config.eval.sets is missing on process 1", settings, config | sets)
+    arch = {"arch": [{}, {"gelu": "tanh"}][process]}
+    refused("config.arch is missing on process 1", settings, config | {"model": arch})
     refused("a is missing on process 1, but 5 on process", parallel.check_same, mine)
     images = (7 - process, 5)
     refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)

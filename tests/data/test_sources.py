@@ -548,7 +548,6 @@ def test_tests_without_labels_are_images_anywhere_in_val(folder):
     source = unlabeled(folder, "val")
     assert len(source) == 2
     assert source.class_names is None
-    assert not source.labeled
     assert labels_of(source) == [-1, -1]
     assert unlabeled(folder).class_names is None
     assert len(unlabeled(folder)) == 6

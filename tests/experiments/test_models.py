@@ -126,7 +126,6 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     assert tome.init.fresh == ()
     assert tome.teacher.weights == ""
     assert tome.eval_every_epochs == tome.epochs
-    assert not tome.init.evaluate
 
 
 @pytest.mark.parametrize("last, fresh", [("9", ()), ("ten", ("head",))])

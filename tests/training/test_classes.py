@@ -22,7 +22,7 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from imagepiece_jax.training.data import Data, eval_source
+from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
 from imagepiece_jax.weights.file_names import CLASSES
@@ -426,12 +426,6 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
     table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
     with pytest.raises(InputError, match="line 3 names .* again"):
         open_source(f"csv:{table}", "val", num_classes=2)
-    sets = {"one": {}, "other": {"data": data, "classes": {DECOMPOSED: 1, "cafz": 0}}}
-    config = configured(**{"data.name": data})
-    config.eval.sets = sets
-    config.eval.best_set = "one"
-    run = RunConfig.from_config(config)
-    assert eval_source(run, "other", ("a", "b")).class_names == ("a", "b")
     (tmp_path / "val" / COMPOSED).mkdir()
     with pytest.raises(InputError, match=f"class '{COMPOSED}' twice, in two spellings"):
         open_source(data, "val")
@@ -474,7 +468,7 @@ def test_an_old_run_keeps_the_order_of_its_classes(
     workdir = old if resumed else tmp_path / "new"
     data = Data(run, Placement(), start.labels_by_name(workdir))
     assert [*data.train.class_names] == names
-    for source in (data.train, data.eval_sets[""]):
+    for source in (data.train, data.test):
         files = [file.decode().split("/")[1] for file in source.files]
         assert files == [names[label] for label in source.labels]
         # Labels and files of the old rule, so that the run finds its images again.

@@ -69,12 +69,6 @@ def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     config = configured(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(started(config), variables)
-    # As given, of the dense model, although a reducer would be drawn.
-    config.init.fresh = ("reducer",)
-    given = initial(config).dense_variables(
-        RunConfig.from_config(config).create_dense()
-    )
-    chex.assert_trees_all_equal(given, variables)
 
 
 def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
@@ -126,7 +120,7 @@ def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
     larger = reducing(TOME, image_size=32, **weights)
     np.testing.assert_array_equal(scales(started(larger)), dense)
     as_dense = RunConfig.from_config(own).create_dense()
-    found = initial(own).dense_variables(as_dense)
+    found = initial(own).variables(as_dense)
     np.testing.assert_array_equal(scales(found), dense)
 
 
@@ -173,17 +167,12 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     chex.assert_trees_all_equal(started(config), variables)
 
 
-@pytest.mark.parametrize("evaluate", [False, True])
-def test_a_head_of_another_shape_is_named_with_the_remedy(saved, evaluate):
+def test_a_head_of_another_shape_is_named_with_the_remedy(saved):
     fields = {"init.weights": str(saved[0]), "num_classes": 5}
-    run = RunConfig.from_config(configured(fields, **{"init.evaluate": evaluate}))
-    start = InitialWeights(run)
-    read = start.dense_variables if evaluate else start.variables
+    run = RunConfig.from_config(configured(fields))
     remedy = r"to train it anew: .--config.init.fresh=\('head',\)."
-    if evaluate:
-        remedy += " --config.init.evaluate=F"
     with pytest.raises(InputError, match=rf"needs \(5,\); {remedy}"):
-        read(run.create_dense())
+        InitialWeights(run).variables(run.create_dense())
 
 
 def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
@@ -195,20 +184,6 @@ def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
         timm_tensors.from_timm(read_checkpoint(tmp_path)[0], like)
     with pytest.raises(InputError, match="has no config.json"):
         imagepiece_jax.load(tmp_path / "checkpoints")
-
-
-@pytest.mark.parametrize(
-    "fields, lacks",
-    [
-        ({}, "config.init.weights ''"),
-        ({"init.fresh": ("reducer", "head")}, ".*config.init.fresh .*, 'head'"),
-    ],
-)
-def test_fresh_weights_are_not_evaluated(fields, lacks):
-    usual = {"init.evaluate": True, "init.weights": "f.npz" if fields else ""}
-    config = configured(usual, **fields)
-    with pytest.raises(InputError, match=f"^config.init.evaluate is True with {lacks}"):
-        initial(config).dense_variables(RunConfig.from_config(config).create_dense())
 
 
 @pytest.fixture(scope="module")

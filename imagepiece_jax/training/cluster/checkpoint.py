@@ -38,36 +38,22 @@ class Progress:
     All fields are JSON values.
     """
 
-    images: list[int]  # number of images in the training set and each evaluation set
-    digest: list[str]  # digest of each set's content
+    images: list[int]  # number of training images and of test images
+    digest: list[str]  # digest of the content of both
     # Step and accuracy of the best evaluation.
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
-    last: dict | None = None  # figures of the last evaluation; of named sets by name
+    last: dict | None = None  # figures of the last evaluation
     evaluated: int = 0  # the step of the last evaluation
     # {"mean", "std"} of the images; None in checkpoints of earlier versions.
     normalization: dict | None = None
 
-    def with_evaluation(
-        self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
-    ) -> "Progress":
-        """The progress after evaluations at `step`.
-
-        by_set: {name of a set: its figures}; the name is "" for a single set
-        best_set: name of the set whose figure decides which step is the best
-        best_by: name of that figure
-        """
+    def with_evaluation(self, step: int, figures: dict) -> "Progress":
+        """The progress after an evaluation at `step`."""
         best = self.best
-        last = self.last or {}
-        if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
-            # Under "acc1", in which checkpoints have it, whatever `best_by` names.
-            best = {"acc1": by_set[best_set][best_by], "step": step}
-        for name, figures in by_set.items():
-            # Without times, so that all runs of one config have equal checkpoints.
-            exact = {k: v for k, v in figures.items() if k not in MEASURED}
-            if name:
-                last = last | {name: exact}
-            else:  # the only one
-                last = exact
+        if figures["acc1"] > best["acc1"]:
+            best = {"acc1": figures["acc1"], "step": step}
+        # Without times, so that all runs of one config have equal checkpoints.
+        last = {k: v for k, v in figures.items() if k not in MEASURED}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":

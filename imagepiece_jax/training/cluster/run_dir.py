@@ -31,7 +31,7 @@ CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
 MAY_CHANGE = (
     *("data.dir", "data.workers", "data.threads", "checkpoint_every_steps"),
     *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
-    *("progress", "pictures", "profile"),
+    *("progress", "profile"),
 )
 FORMER = tuple(f"model.{name}" for name in GONE)  # that old runs have
 OTHER = "choose another workdir=.."

@@ -4,8 +4,6 @@ timm's validate.py --valid-labels takes these columns of the logits and counts t
 labels among them.
 """
 
-import json
-
 import pytest
 from PIL import Image
 
@@ -15,8 +13,10 @@ timm = pytest.importorskip("timm")
 from timm.data import create_transform  # noqa: E402
 from timm.utils import accuracy  # noqa: E402
 
-from imagepiece_jax.commands import evaluate  # noqa: E402
-from tests.command import call  # noqa: E402
+import imagepiece_jax  # noqa: E402
+from imagepiece_jax.common import parallel  # noqa: E402
+from imagepiece_jax.config.labeled import labeled_images  # noqa: E402
+from imagepiece_jax.evaluate.accuracy import evaluate, model_step  # noqa: E402
 
 LABELS = {  # ImageNet's, by WordNet ID
     "n01440764": 0,
@@ -55,15 +55,14 @@ def test_deit_ti_on_photographs_of_ten_classes(assets, tmp_path):
         logits = model(torch.stack(images))
     valid = sorted(LABELS.values())
     places = torch.tensor([valid.index(label) for label in targets])
-    wanted = {
-        "": accuracy(logits, torch.tensor(targets), (1, 5)),
-        "--valid_labels=data": accuracy(logits[:, valid], places, (1, 5)),
-    }
-    words = ["--weights", file, "--data", f"folder:{tmp_path}/set", "--json"]
-    words += [tmp_path / "result.json", "--dtype=float32"]
-    for flag, figures in wanted.items():
-        call(evaluate.main, *words, *filter(None, [flag])).ok()
-        result = json.loads((tmp_path / "result.json").read_text())
-        got = result["acc1"], result["acc5"]
+    vit = imagepiece_jax.load(file, dtype="float32")
+    images = labeled_images(vit, f"folder:{tmp_path}/set")
+    variables = parallel.replicate(vit.variables)
+    among_all = accuracy(logits, torch.tensor(targets), (1, 5))
+    among_ten = accuracy(logits[:, valid], places, (1, 5))
+    for classes, figures in ((None, among_all), (valid, among_ten)):
+        step = model_step(vit.model, classes=classes)
+        result = evaluate(step, variables, images.batches())
+        got = result.acc1, result.acc5
         assert got == pytest.approx([float(each) for each in figures], abs=1e-4)
-    assert wanted[""][0] < wanted["--valid_labels=data"][0]
+    assert among_all[0] < among_ten[0]

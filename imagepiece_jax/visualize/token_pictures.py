@@ -145,60 +145,22 @@ def mean_colors(image, source, grid):
     return means.reshape(h, w, 3).astype(np.float32)
 
 
-def value_colors(values, colormap="inferno"):
-    """Colors of values, three quarters opaque.
-
-    values: float [...] in 0..1; NaN, for a dropped patch, is a pale tone
-    colormap: matplotlib's name of one
-    Returns uint8 RGBA [..., 4].
-    """
-    from matplotlib import colormaps
-
-    values = np.asarray(values, float)
-    painted = colormaps[colormap](np.nan_to_num(values), bytes=True)
-    painted[..., 3] = round(255 * _VALUE)
-    pale = [*_STRIPES.mean(axis=0), 255 * _FADED]
-    return np.where(np.isnan(values)[..., None], pale, painted).astype(np.uint8)
-
-
-def draw_values(image, values, grid, colormap="inferno"):
+def draw_values(image, values, grid):
     """Draw a value per patch over the gray image: uint8 [H, W, 3].
 
     image, grid: as for `draw_groups`
     values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
     """
+    from matplotlib import colormaps
+
     image = np.asarray(image)
-    values = np.asarray(values)
-    painted = _to_pixels(value_colors(values, colormap).reshape(*grid, 4), image)
-    dropped = _to_pixels(np.isnan(values).reshape(grid), image)[..., None]
-    pixels = image.astype(np.float32)
-    gray = pixels.mean(axis=-1, keepdims=True)
-    shown = _blend(gray, painted[..., :3], _VALUE)
-    drawn = np.where(dropped, _fade(pixels), shown)
+    values = np.asarray(values).reshape(grid)
+    dropped = _to_pixels(np.isnan(values), image)[..., None]
+    colors = colormaps["viridis"](np.nan_to_num(values), bytes=True)
+    painted = _to_pixels(colors[..., :3], image)
+    gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    drawn = np.where(dropped, _fade(image), _blend(gray, painted, _VALUE))
     return np.rint(drawn).astype(np.uint8)
-
-
-def token_page(path, images, sources, grid, titles):
-    """Write one PNG with a row per image: the input, then its tokens after each step.
-
-    The number of tokens is written under each title.
-
-    images: uint8 [H, W, 3], all of one size
-    sources: for each image a list of (title, source), such as ("after block 3", source)
-    grid: as for `draw_groups`
-    titles: one for each image
-    """
-    rows = []
-    for image, steps, title in zip(images, sources, titles, strict=True):
-        image = enlarged(image)
-        row = [(title, image, f"{math.prod(grid)} patches")]
-        colors = outline_colors([source for _, source in steps], grid)
-        for step, source in steps:
-            count = len(np.unique(source[source >= 0]))
-            drawn = draw_groups(image, source, grid, colors)
-            row.append((step, drawn, f"{count} tokens"))
-        rows.append(row)
-    panel_page(path, rows, CAPTION)
 
 
 def enlarged(image):
@@ -207,12 +169,11 @@ def enlarged(image):
     return image.repeat(scale, 0).repeat(scale, 1)
 
 
-def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None = None):
+def panel_page(path: str | os.PathLike, rows, caption: str):
     """Write one PNG of pictures in rows.
 
     rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
     caption: stands below the pictures
-    colors: as `save_figure` takes it
     """
     _, first_picture, _ = next(filter(None, itertools.chain(*rows)))
     height, width = first_picture.shape[:2]
@@ -251,7 +212,7 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
         fontsize=_FONT_SIZE,
         verticalalignment="top",
     )
-    save_figure(figure, pathlib.Path(path), colors)
+    save_figure(figure, pathlib.Path(path))
 
 
 def _same_token(source):
