@@ -212,6 +212,7 @@ def _begun(plan, keeper):
     initial.check_classes(plan.workdir, names, keeper.resumed)
     optimizer.check_part(config.part, config.init, plan.model)
     teacher, frozen = create_teacher(config, plan.dense, initial)
+    taught_by = teacher and teacher.record(frozen)
     dense_variables = None
     if config.init.evaluate and not keeper.resumed:
         dense_variables = initial.dense_variables(plan.dense)
@@ -226,11 +227,12 @@ def _begun(plan, keeper):
         state = jax.eval_shape(new_state, shapes)
     else:
         state = jax.jit(new_state)(initial.variables(plan.model))
-    if names is None and config.distill.unlabeled:
+    if names is None and config.distill.unlabeled and not keeper.resumed:
         names = initial.teacher.source.class_names
     initial.forget()
     say(cost.describe(plan.model, [plan.dense], config.image_size))
-    state, progress, step = keeper.begin(state, (frozen, dense_variables), names)
+    arrays = (frozen, dense_variables)
+    state, progress, step = keeper.begin(state, arrays, names, taught_by)
     if keeper.resumed and plan.loss is not loss_of:
         say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")
     state, frozen = parallel.replicate((state, frozen))

@@ -306,7 +306,7 @@ def _fill(vit, contents, fresh, seed, exact):
     for part in variables["params"]:
         if part not in drawn and timm_tensors.matches(part, source.untrained):
             drawn.append(part)
-    recovery = _filled_recovery(vit, contents, variables, drawn)
+    recovery = _filled_recovery(vit, contents, variables, (*fresh, *drawn))
     return dataclasses.replace(
         vit,
         variables=variables,
@@ -322,7 +322,7 @@ def _filled_recovery(vit, contents, variables, drawn):
     """The Recovery of a Pretrained, with its numbers.
 
     variables: of the dense model
-    drawn: parts that were not learned, nor recovered
+    drawn: parts that were not learned, nor recovered, or are left out
     """
     recovery = vit.recovery
     if recovery is None or not recovery.keeps_dense:
