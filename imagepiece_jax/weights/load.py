@@ -30,7 +30,7 @@ from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.spec import ModelSpec
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.weights import files, hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import RECOVERED
@@ -327,6 +327,11 @@ def _filled_recovery(vit, contents, variables, drawn):
     recovery = vit.recovery
     if recovery is None or not recovery.keeps_dense:
         return recovery
+    file = f"weights file {vit.source.path / RECOVERED}"
+    if recovery.saved_beside not in (None, digest(contents.tensors)):
+        problem = "was learned for other weights than those that are beside it"
+        hint = "put them back, or recover these anew without it"
+        raise InputError(problem=problem, place=file, hint=hint)
     costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -336,7 +341,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         for name, tensor in contents.recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        with inside(place=f"weights file {vit.source.path / RECOVERED}"):
+        with inside(place=file):
             numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
                 raise InputError(problem=f"has no numbers for {cost.form}")
