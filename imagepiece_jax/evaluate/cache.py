@@ -22,6 +22,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json, record_of
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
@@ -223,7 +224,7 @@ class MeasuredWeights:
         """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": self.vit.spec.as_dict,
+            "model": as_json(self.vit.model_with(reduction)),
             "reduction": self._fields(reduction),
             **self.clock.setting(self.vit),
         }
@@ -237,8 +238,7 @@ class MeasuredWeights:
         """All that decides a result of this kind on the images, as JSON values."""
         return {
             "kind": kind,
-            "weights": self.vit.digest,
-            "fields": self.vit.spec.as_dict,
+            **record_of(self.vit, self.vit.model_with(reduction)),
             "reduction": self._fields(reduction),
             "use": self.vit.use(reduction),
             "trained_as": self.vit.reduction.all_fields,

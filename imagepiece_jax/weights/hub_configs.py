@@ -141,7 +141,7 @@ def recovery_of(record: Mapping[str, Any]) -> Recovery:
             cost = dataclasses.replace(cost, numbers={})
         return Recovery((cost,))
     costs = [RecoveredCost(**cost, numbers={}) for cost in record["costs"]]
-    return Recovery(tuple(costs))
+    return Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
 
 
 def _parse_ours(config):

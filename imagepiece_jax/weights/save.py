@@ -27,7 +27,11 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.errors import InputError, inside, short_traceback
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.variables import check_variables, variable_shapes
+from imagepiece_jax.models.variables import (
+    check_variables,
+    digest,
+    variable_shapes,
+)
 from imagepiece_jax.weights import hub, hub_configs, layouts
 from imagepiece_jax.weights.card import CARD, model_card
 from imagepiece_jax.weights.file_names import (
@@ -72,8 +76,12 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, vit.model.arch)
+    described = hub_configs.describe(vit)
+    if vit.recovery and vit.recovery.keeps_dense:
+        read = layouts.to_timm(dense).tensors | learned
+        described[OURS]["recovery"]["saved_beside"] = digest(read)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
-    text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
+    text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | learned, config)

@@ -63,7 +63,7 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
-    assert setting["fields"]["embed_dim"] == 8
+    assert setting["model"]["embed_dim"] == 8
     assert setting["images"] == 24
     assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
     assert setting["weights"] == pretrained.digest
