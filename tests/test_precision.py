@@ -14,9 +14,9 @@ from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.visualize.trace import trace
 from imagepiece_jax.weights.load import load
+from tests import near_ties
 from tests.command import call
 from tests.models import tiny
-from tools import near_ties
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
 SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}

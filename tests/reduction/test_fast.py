@@ -15,7 +15,7 @@ from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.methods import diffrate
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from imagepiece_jax.weights.load import load
-from tools.near_ties import (
+from tests.near_ties import (
     Comparison,
     Fast,
     OneReduction,
