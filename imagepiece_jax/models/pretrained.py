@@ -27,7 +27,7 @@ from imagepiece_jax.models import (
     timm_tensors,
 )
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.cost import model_macs, share_of_dense
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
@@ -258,7 +258,7 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredCost | None:
-        """The cost whose numbers it has, its own or the nearest; None: the dense ones.
+        """The cost whose numbers it has; None: those of the dense model.
 
         None, too, where nothing was better than these.
         """
@@ -269,18 +269,10 @@ class Pretrained:
         return self._recovered(self.model_with(reduction))
 
     def _recovered(self, model):
-        cost = self._cost_of(model, self.image_size)
-        if cost is None or not cost.differs:
-            return None
-        return cost
-
-    def _cost_of(self, model, image_size):
-        """The cost of `recovery` whose numbers a model takes; None: the dense ones."""
         if self.recovery is None:
             return None
-        grid = patch_grid(image_size, model.patch_size, cut=True)
-        share = share_of_dense(model, grid)
-        return self.recovery.nearest(model, image_size, share)
+        cost = self.recovery.of(model, self.image_size)
+        return cost if cost and cost.numbers else None
 
     @property
     def dense_variables(self) -> Mapping[str, Any]:
@@ -301,10 +293,10 @@ class Pretrained:
         recovery = self.recovery
         if recovery is None:
             return params
-        cost = self._cost_of(model, image_size)
+        cost = recovery.of(model, image_size)
         numbers = dict(recovery.dense)
         if cost is not None:
-            numbers |= cost.numbers or {}
+            numbers |= cost.numbers
         params = with_numbers(params, numbers)
         if "pos_embed" in numbers:
             learned_size = recovery.costs[0].image_size
@@ -316,16 +308,16 @@ class Pretrained:
         dense = self.dense_variables
         return dataclasses.replace(self, variables=dense, recovery=recovery)
 
-    def say_recovered(self):
-        """Print the form whose recovered numbers it has where its own form has none.
+    def say_dense_numbers(self):
+        """Print that nothing was recovered for a reduced form, where it was for others.
 
-        Of records of earlier versions `load` warns.
+        Numbers belong to the form that learned them.
         """
-        cost = self.recovered
-        if cost is None or cost.fits(self.model, self.image_size):
+        is_reduced = any(layer.counts for layer in self.model.plan)
+        if self.recovery is None or not is_reduced or not parallel.is_main():
             return
-        if self.recovery.keeps_dense and parallel.is_main():
-            text = f"{self.label}: by the numbers of {cost.form}, the nearest"
+        if self.recovery.of(self.model, self.image_size) is None:
+            text = f"{self.label}: not recovered, so it has the dense model's numbers"
             print(text, file=sys.stderr, flush=True)
 
     @functools.cached_property
@@ -498,17 +490,11 @@ class Pretrained:
         if source is None:
             return []
         lines = []
-        trained = source.reduction
-        how = "trained with"
-        if self.recovery:
-            cost = self.recovered
-            trained = cost and cost.reduction
-            how = "recovered for"
-        if trained is not None:
-            before = self.model_with(trained).reduction
+        if source.reduction is not None and not self.recovery:
+            before = self.model_with(source.reduction).reduction
             if before != self.reduction:
                 ours = self.reduction.words
-                lines.append(f"reduction {ours} ({how} {before.words})")
+                lines.append(f"reduction {ours} (trained with {before.words})")
         trained_size = source.spec.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
@@ -579,7 +565,7 @@ class Pretrained:
             selectors=learned,
             **changes,
         )
-        vit.say_recovered()
+        vit.say_dense_numbers()
         return vit
 
 

@@ -54,7 +54,7 @@ def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
     about = ""
     if vit.recovery:
         about = _recovery(vit.recovery)
-    if in_timm and (vit.recovery is None or vit.recovery.keeps_dense):
+    if in_timm:
         about += _timm(name, model)
     return f"""---
 {header}library_name: imagepiece_jax
@@ -104,16 +104,14 @@ def _recovery(recovery):
     """What came back at each cost."""
     lines = []
     for cost in recovery.costs:
-        after = f"{cost.after:.4f}" if cost.differs else NO_BETTER
+        after = f"{cost.after:.4f}" if cost.numbers else NO_BETTER
         lines.append([cost.form, cost.measure, f"{cost.before:.4f}", after])
     table = markdown_table(["form", "measure", "before", "after"], lines)
     trained = "trained to answer as the dense model does, from images without labels"
     about = f"These forms were {trained}."
-    if not all(cost.differs for cost in recovery.costs):
+    if not all(cost.numbers for cost in recovery.costs):
         about += f" One that got {NO_BETTER} has the dense model's numbers."
     dense = "Its dense form, `vit.with_reduction(None)`, is that model."
-    if not recovery.keeps_dense:
-        dense = "Its dense form is not that model, whose weights fit better."
     return f"""
 {about}
 {dense} The license is that of the weights that it was made from.

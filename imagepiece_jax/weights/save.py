@@ -39,7 +39,6 @@ from imagepiece_jax.weights.file_names import (
     SELECTORS,
     WEIGHTS,
 )
-from imagepiece_jax.weights.files import RECOVERY
 from imagepiece_jax.weights.infer import infer
 
 DENSE_PART = WEIGHTS[0]
@@ -80,7 +79,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
-        _write(new / DENSE_PART, dense, _record_of_file(vit))
+        _write(new / DENSE_PART, dense)
         if learned:
             _write(new / SELECTORS, learned)
         if recovered := _recovered(vit.recovery):
@@ -95,27 +94,15 @@ def _recovered(recovery):
     """Tensors of the costs of a Recovery, the number of its cost before each name."""
     tensors = {}
     for number, cost in enumerate(recovery.costs if recovery else ()):
-        params = traverse_util.unflatten_dict(cost.numbers or {}, sep="/")
+        params = traverse_util.unflatten_dict(cost.numbers, sep="/")
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{number}.{name}"] = tensor
     return tensors
 
 
-def _record_of_file(vit):
-    """What a file that is taken out of the folder needs: no dense model is in it."""
-    if vit.recovery is None or vit.recovery.keeps_dense:
-        return None
-    return hub_configs.recovery_record(vit.recovery)
-
-
-def _write(file, tensors, recovery=None):
-    """Write tensors to a file; OSError where a disk is full or fails.
-
-    recovery: the record of one whose numbers are in these tensors
-    """
+def _write(file, tensors):
+    """Write tensors to a file; OSError where a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
-    if recovery:
-        metadata[RECOVERY] = json.dumps(recovery)
     try:
         safetensors.numpy.save_file(tensors, file, metadata)
     except safetensors.SafetensorError as error:

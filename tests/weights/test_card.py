@@ -132,12 +132,3 @@ def test_the_card_of_recovered_weights(tmp_path):
     _, text = card(imagepiece_jax.save(tmp_path / "same", same))
     assert "| KL | 0.2500 | no better |" in text
     assert "One that got no better has the dense model's numbers." in text
-
-
-def test_the_card_of_a_folder_of_an_earlier_version_has_no_line_of_timm(tmp_path):
-    path = recoveries.of_earlier_version(tmp_path / "m")
-    with pytest.warns(UserWarning, match="earlier version"):
-        vit = imagepiece_jax.load(path)
-    _, text = card(imagepiece_jax.save(tmp_path / "again", vit))
-    assert "| tome r=3, 3 blocks, 20x20 pixels | KL | 0.2500 | 0.1250 |" in text
-    assert "create_model" not in text

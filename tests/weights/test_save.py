@@ -248,6 +248,8 @@ THREE = (0.1, 0.2, 0.3)
     "changed, value, field, problem",
     [
         ("imagepiece_jax", None, "imagepiece_jax", ""),
+        ("imagepiece_jax.format", None, "", ""),
+        ("imagepiece_jax.format", 2, "", ""),
         ("imagepiece_jax.model.foo", 3, "imagepiece_jax.model.foo", "is unknown"),
         ("imagepiece_jax.model.mean", THREE, "", "is (0.1, 0.2, 0.3), but timm's part"),
         ("pretrained_cfg.std", THREE, "imagepiece_jax.model.std", "is (0.5, 0.5, 0"),

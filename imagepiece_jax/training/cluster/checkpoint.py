@@ -44,7 +44,7 @@ class Progress:
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # figures of the last evaluation; of named sets by name
     evaluated: int = 0  # the step of the last evaluation
-    # {"mean", "std"} of the images; None in checkpoints of earlier versions.
+    # {"mean", "std"} of the images; None: unknown.
     normalization: dict | None = None
 
     def with_evaluation(
