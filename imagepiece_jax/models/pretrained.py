@@ -71,6 +71,7 @@ class WeightsSource:
     chosen_tag: str | None = None
     normalized: bool = True  # whether weights or caller say mean and std
     class_names: Sequence[str | None] | None = None  # by label
+    license: str | None = None  # by timm's config.json, as others are not read
     problem_type: str = SINGLE_LABEL  # what the logits mean
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # what `recover` learned for reduced forms, without numbers, which files have

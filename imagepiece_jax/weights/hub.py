@@ -48,18 +48,6 @@ def repository_at(folder: pathlib.Path) -> str | None:
     return None
 
 
-def given_name(text: str) -> str:
-    """The weights at a path, or of a hub id, in short, as `Location.name`."""
-    if is_id(text):
-        return text.removeprefix(SCHEME).partition("@")[0]
-    return pathlib.Path(text).name
-
-
-def has_owner(name: str) -> bool:
-    """Whether a name is OWNER/NAME, that of a repository of the hub."""
-    return "/" in name
-
-
 def hint_for(path: str | os.PathLike) -> dict[str, str]:
     """The hint, or the allowed values, for a missing path that looks like an id."""
     text = os.fspath(path)

@@ -158,6 +158,7 @@ def _parse_ours(config):
         "crop": ours["preprocessing"],
         "reduction": reduction,
         "class_names": class_names,
+        "license": config["pretrained_cfg"].get("license"),
         "problem_type": one_of("problem_type", problem_type, PROBLEMS),
         "saved": True,
         "untrained": tuple(ours.get("untrained", ())),

@@ -7,7 +7,6 @@ selectors.safetensors   learned by a reduction
 recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
-README.md               the model card
 """
 
 import json
@@ -29,7 +28,6 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.weights import hub, hub_configs, layouts
-from imagepiece_jax.weights.card import CARD, model_card
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
@@ -42,7 +40,7 @@ from imagepiece_jax.weights.file_names import (
 from imagepiece_jax.weights.infer import infer
 
 DENSE_PART = WEIGHTS[0]
-FILES = (DENSE_PART, *BESIDE, CONFIG, CARD)  # of a saved model
+FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
 OF_PROGRAMS = ".onnx"
 OF_FILES = (*ENDINGS, OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
@@ -76,8 +74,6 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     config = json.loads(text)
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | learned, config)
-    in_timm = config["architecture"] != OURS
-    card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
         _write(new / DENSE_PART, dense)
         if learned:
@@ -85,8 +81,6 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         if recovered := _recovered(vit.recovery):
             _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
-        # Escapes stand for what is not UTF-8 in the name of the folder.
-        (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
     return folder
 
 
