@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import device_copies, parallel
-from imagepiece_jax.common.fields import is_integer, plain
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
@@ -422,27 +420,6 @@ class Pretrained:
             return trained, size
         return params, self.image_size
 
-    @short_traceback
-    def first_blocks(self, depth: int) -> "Pretrained":
-        """The model of the first blocks, with the norm and the head behind the last.
-
-        depth: how many, from 1
-        Raises InputError for more than there are, and where the reduction does not fit.
-        """
-        depth = plain(depth)
-        self._check_reduction("depth", depth)
-        blocks = self.model.depth
-        if not is_integer(depth) or not 1 <= depth <= blocks:
-            raise InputError("depth", depth, f"whole numbers from 1 to {blocks}")
-        shallow = self.model.clone(plan=self.model.plan[:depth])
-        remedy = "take the blocks first: with_reduction(None).first_blocks(..)"
-        model = self._planned_again(shallow, self._grid, remedy)
-        params = {}
-        for name, values in self.variables["params"].items():
-            if not _is_behind(name, depth):
-                params[name] = values
-        return self._with_model(model, params)
-
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model in `dtype`, without drop path.
 
@@ -555,8 +532,7 @@ class Pretrained:
         )
         spec = self.spec
         if spec is not None:
-            size = {"image_size": images.image_size, "depth": model.depth}
-            spec = dataclasses.replace(spec, **size)
+            spec = dataclasses.replace(spec, image_size=images.image_size)
         vit = dataclasses.replace(
             self,
             model=model,
@@ -573,12 +549,6 @@ class Pretrained:
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
     return {part: digest(variables["params"][part]) for part in parts}
-
-
-def _is_behind(name, depth):
-    """Whether a part of the parameters belongs to a block behind the first ones."""
-    number = re.fullmatch(r"blocks_(\d+)", name)
-    return number is not None and int(number[1]) >= depth
 
 
 def check_pretrained(vit: Any):

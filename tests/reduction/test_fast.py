@@ -15,6 +15,7 @@ from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.methods import diffrate
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from imagepiece_jax.weights.load import load
+from tests.shallow import deit_ti
 from tools.near_ties import (
     Comparison,
     Fast,
@@ -120,10 +121,10 @@ def test_sizes_of_many_digits_count_in_full(dtype):
 
 
 @pytest.mark.slow
-def test_photographs_are_decided_as_usual(assets):
+def test_photographs_are_decided_as_usual(assets, monkeypatch):
     """By queries, keys and tokens of DeiT-Ti's second to fourth block."""
-    vit = load(assets / "weights/deit_tiny_patch16_224.npz").first_blocks(4)
-    vit = vit.with_reduction(0.5)
+    deit_ti(monkeypatch, 4)
+    vit = load(assets / "weights/deit_tiny_patch16_224.npz", 0.5)
     folder = assets / "data/nips2017_224_jpg/images"
     pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
     model = vit.model.clone(dtype=jnp.dtype("bfloat16"))
