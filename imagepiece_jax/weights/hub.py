@@ -22,7 +22,6 @@ from imagepiece_jax.weights.file_names import (
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
-    PROCESSOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -166,7 +165,7 @@ class _Repository:
             problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
             given = ""
-            if name in (PREPROCESSOR, PROCESSOR):
+            if name == PREPROCESSOR:
                 given = ", with mean=.., std=.."
             allowed = f"a network, or instead of the id its folder, {folder}{given}"
             raise self._error(problem, allowed=allowed)

@@ -131,7 +131,7 @@ def _parse_ours(config):
     if not isinstance(ours, Mapping):
         raise InputError(OURS, ours, "the part that save wrote")
     if ours.get("format") != FORMAT:
-        hint = "save the model again, by this version"
+        hint = "make the folder again, from the weights it was made from"
         raise InputError(f"{OURS}.format", ours.get("format"), f"{FORMAT}", hint=hint)
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
