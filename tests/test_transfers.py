@@ -60,7 +60,6 @@ CALLS = {
     "Preprocessing": lambda of: of.vit.preprocessing(PIXELS[0]),
     "Pretrained": lambda of: Pretrained(of.vit.model, of.vit.variables),
     "Pretrained.at_size": lambda of: of.vit.at_size(24),
-    "Pretrained.first_blocks": lambda of: of.vit.first_blocks(1),
     "Pretrained.probabilities": lambda of: of.vit.probabilities(LOGITS),
     "Pretrained.with_reduction": lambda of: of.vit.with_reduction(0.5),
     "Program.__call__": lambda of: of.program(PIXELS[:4]),

@@ -30,7 +30,6 @@ from imagepiece_jax.config.overrides import (
 from imagepiece_jax.errors import InputError, closest
 
 NOT_FOR_WEIGHTS = "is not for weights, which say their model"
-FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
 # Endings of files that hold weights alone, and what a folder of weights or a run has.
 WEIGHTS_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
 WEIGHTS_FILES = ("config.json", "open_clip_config.json")
@@ -332,7 +331,7 @@ def _meant(name):
     own = _own_flags()
     head, dot, tail = name.partition(".")
     candidates = []
-    flag = closest(FORMER.get(head, head), own)
+    flag = closest(head, own)
     if _has_several(name, own):
         candidates += SEVERAL[name]
     elif flag == "reduction" and tail:

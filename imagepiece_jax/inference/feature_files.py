@@ -295,12 +295,8 @@ def _append(arrays, reading, batch, result, progress):
 
 
 def _is_compared(vit, run):
-    """Whether the dense model of the same weights is what the reduced one stands for.
-
-    In folders of earlier versions recovered weights answer as another dense model.
-    """
-    keeps_dense = vit.recovery is None or vit.recovery.keeps_dense
-    return keeps_dense and any(layer.step for layer in run.model.plan)
+    """Whether the dense model of the same weights is another one."""
+    return any(layer.step for layer in run.model.plan)
 
 
 def _comparison(vit, reading, begun):

@@ -16,17 +16,6 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
-# How far the cost of a form may be from that of its numbers, as a share of the dense
-# model's MACs, .02 included that a cost may miss by. Numbers make up for a loss that a
-# milder form does not have. KL of DeiT-Ti, off the shelf -> with the numbers of a cost
-# (60 steps of 16 images), on 200 other photographs:
-#
-#     learned at   .7            .6            .5            .4            .3
-#     .6           .024 -> .033  .062 -> .054  .163 -> .109  .312 -> .284  1.19 -> .99
-#     .4           .024 -> .094  .062 -> .109  .163 -> .167  .312 -> .204  1.19 -> .65
-#     .3           .024 -> .188  .062 -> .200  .163 -> .215  .312 -> .236  1.19 -> .52
-MILDER = 0.07
-HARSHER = 0.22
 Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
 
 
@@ -52,16 +41,16 @@ class RecoveredCost:
     curve: tuple[tuple[int, float], ...]  # (steps, measure), the start included
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: nothing was better than the start beyond chance
-    # The fields below are None in a record of an earlier version.
     # chance that the best of all measures is as much better by luck
     p: float | None = None
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
     share: float | None = None  # of the dense model's MACs
-    # of the form at this cost, in place of the dense model's, {} where nothing was
-    # better; None where the dense model's are them, as in folders of earlier versions
-    numbers: Numbers | None = dataclasses.field(default=None, compare=False, repr=False)
+    # of the form at this cost, in place of the dense model's; {}: nothing was better
+    numbers: Numbers = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
@@ -76,11 +65,6 @@ class RecoveredCost:
         fields = {**vars(self), "reduction": self.reduction.fields}
         del fields["numbers"]
         return fields
-
-    @property
-    def differs(self) -> bool:
-        """Whether the form has other numbers than the dense model as it was."""
-        return self.numbers is None or bool(self.numbers)
 
     @property
     def form(self) -> str:
@@ -131,38 +115,22 @@ class Recovery:
     # digest of the file of the dense model that it was saved beside
     saved_beside: str | None = None
 
-    @property
-    def keeps_dense(self) -> bool:
-        """Whether the dense model has its own numbers, and each cost others.
-
-        In records of earlier versions all have the same.
-        """
-        return all(cost.numbers is not None for cost in self.costs)
-
     def __str__(self):
         return "\n".join(map(str, self.costs))
 
-    def nearest(self, model, image_size, share: float) -> RecoveredCost | None:
-        """The cost whose numbers a model takes: its own, or else the nearest by MACs.
-
-        None: those of the dense model, whose cost is as near, or as no other is near.
-
-        share: the model's MACs as a share of the dense model's
-        """
+    def of(self, model, image_size) -> RecoveredCost | None:
+        """The cost that was learned for a model of this reduction, size and depth."""
         for cost in self.costs:
             if cost.fits(model, image_size):
                 return cost
-        if not self.keeps_dense:
-            return self.costs[0]
-        near = [cost for cost in self.costs if _serves(cost.share, share)]
-        return min(near, key=lambda cost: abs(cost.share - share), default=None)
+        return None
 
     def describes(self, params: Mapping[str, Any]) -> bool:
         """Whether parameters have its numbers, and nobody's that trained them since."""
         leaves = traverse_util.flatten_dict(params, sep="/")
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
             return True
-        learned = [cost.numbers for cost in self.costs if cost.numbers]
+        learned = [cost.numbers for cost in self.costs]
         return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
     def joined(self, other: "Recovery | None") -> "Recovery":
@@ -170,7 +138,7 @@ class Recovery:
 
         One stays, too, where nothing was better than the dense model this time.
         """
-        if other is None or not other.keeps_dense:
+        if other is None:
             return self
         earlier = {cost.form: cost for cost in other.costs}
         costs = []
@@ -181,13 +149,6 @@ class Recovery:
             costs.append(cost)
         costs += earlier.values()
         return Recovery(tuple(costs), {**other.dense, **self.dense})
-
-
-def _serves(learned: float | None, share: float) -> bool:
-    """Whether numbers of one share of the MACs are taken at another."""
-    if learned is None or abs(share - learned) >= 1 - share:
-        return False
-    return -HARSHER < share - learned < MILDER
 
 
 def _have(leaves, numbers):

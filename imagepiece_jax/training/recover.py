@@ -206,10 +206,6 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     if is_dense(vit):
         bare = dataclasses.replace(dense, recovery=None)
         return [bare.with_reduction(cost) for cost in COSTS]
-    own = vit.recovered
-    if own and not own.fits(vit.model, vit.image_size):
-        start = vit.dense_variables
-        return [dataclasses.replace(vit, variables=start, recovery=None)]
     return [vit]
 
 
@@ -229,8 +225,6 @@ def learned_cost(course: "Course", dense: Pretrained, images: int) -> RecoveredC
     numbers = {}
     if form.recovered:  # with whose numbers it started, also of what is not trained now
         numbers = form.recovered.numbers
-        if numbers is None:  # of an earlier version
-            numbers = numbers_of(fit.trained_of(form.variables["params"]))
     if course.changed:
         numbers = {**numbers, **numbers_of(course.trained)}
     return RecoveredCost(

@@ -12,7 +12,6 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +31,6 @@ from imagepiece_jax.weights.torch_files import read_torch
 
 _SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
-RECOVERY = "imagepiece_jax.recovery"  # its record in a file's metadata, as JSON
 _LFS = b"version https://git-lfs"
 # Three numbers each, which a file may have for its images.
 _NORMALIZATION = ("mean", "std")
@@ -94,19 +92,6 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
         problem = f"has only {next(iter(values))}"
         raise InputError.at(f"weights file {path}", problem, "mean and std, or neither")
     return values
-
-
-def read_recovery(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The record of a recovery that changed the tensors of a file; None: there is none.
-
-    Earlier versions wrote such files.
-
-    Raises InputError as `read_state_dict` does.
-    """
-    path = pathlib.Path(path)
-    if path.suffix.lower() != ".safetensors":
-        return None
-    return _guarded(path, {".safetensors": _safetensors_recovery})
 
 
 def _guarded(path, readers, *options):
@@ -277,12 +262,6 @@ def _safetensors_normalization(path):
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
-
-
-def _safetensors_recovery(path):
-    with safetensors.safe_open(path, framework="numpy") as file:
-        record = (file.metadata() or {}).get(RECOVERY)
-    return record and json.loads(record)
 
 
 _READERS = {

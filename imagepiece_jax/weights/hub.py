@@ -22,7 +22,6 @@ from imagepiece_jax.weights.file_names import (
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
-    PROCESSOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -46,18 +45,6 @@ def repository_at(folder: pathlib.Path) -> str | None:
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
     return None
-
-
-def given_name(text: str) -> str:
-    """The weights at a path, or of a hub id, in short, as `Location.name`."""
-    if is_id(text):
-        return text.removeprefix(SCHEME).partition("@")[0]
-    return pathlib.Path(text).name
-
-
-def has_owner(name: str) -> bool:
-    """Whether a name is OWNER/NAME, that of a repository of the hub."""
-    return "/" in name
 
 
 def hint_for(path: str | os.PathLike) -> dict[str, str]:
@@ -178,7 +165,7 @@ class _Repository:
             problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
             given = ""
-            if name in (PREPROCESSOR, PROCESSOR):
+            if name == PREPROCESSOR:
                 given = ", with mean=.., std=.."
             allowed = f"a network, or instead of the id its folder, {folder}{given}"
             raise self._error(problem, allowed=allowed)

@@ -32,7 +32,7 @@ from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
-from imagepiece_jax.weights import files, hub_configs, layouts, location, runs
+from imagepiece_jax.weights import hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import RECOVERED
 from imagepiece_jax.weights.infer import NO_FIELDS, completed, with_fc_norm
 from imagepiece_jax.weights.layouts import Contents
@@ -200,13 +200,7 @@ def load_as(
     if not abstract:
         exact = reduction is None and seed is None
         vit = _fill(vit, weights.contents, fresh, seed, exact)
-    if source.recovery and not source.recovery.keeps_dense:
-        warn(
-            f"{source} was recovered by an earlier version, for "
-            f"{source.recovery.costs[0].form}: without the reduction it is not the "
-            "dense model that it was made from"
-        )
-    vit.say_recovered()
+    vit.say_dense_numbers()
     return vit
 
 
@@ -322,7 +316,7 @@ def _filled_recovery(vit, contents, variables, drawn):
     drawn: parts that were not learned, nor recovered, or are left out
     """
     recovery = vit.recovery
-    if recovery is None or not recovery.keeps_dense:
+    if recovery is None:
         return recovery
     file = f"weights file {vit.source.path / RECOVERED}"
     if recovery.saved_beside not in (None, digest(contents.tensors)):
@@ -367,8 +361,6 @@ def read_source(
     if found.kind == location.FILE:
         spec = ModelSpec(name=registry.name_of_file(found.path))
         fields = {"spec": spec}
-        if record := files.read_recovery(found.path):
-            fields["recovery"] = hub_configs.recovery_of(record)
     elif found.kind == location.FOLDER:
         fields = {"reduction": DENSE, **hub_configs.read(found)}
     else:

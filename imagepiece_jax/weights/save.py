@@ -7,7 +7,6 @@ selectors.safetensors   learned by a reduction
 recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
-README.md               the model card
 """
 
 import json
@@ -33,7 +32,6 @@ from imagepiece_jax.models.variables import (
     variable_shapes,
 )
 from imagepiece_jax.weights import hub, hub_configs, layouts
-from imagepiece_jax.weights.card import CARD, model_card
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
@@ -43,11 +41,10 @@ from imagepiece_jax.weights.file_names import (
     SELECTORS,
     WEIGHTS,
 )
-from imagepiece_jax.weights.files import RECOVERY
 from imagepiece_jax.weights.infer import infer
 
 DENSE_PART = WEIGHTS[0]
-FILES = (DENSE_PART, *BESIDE, CONFIG, CARD)  # of a saved model
+FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
 OF_PROGRAMS = ".onnx"
 OF_FILES = (*ENDINGS, OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
@@ -77,7 +74,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, vit.model.arch)
     described = hub_configs.describe(vit)
-    if vit.recovery and vit.recovery.keeps_dense:
+    if vit.recovery:
         read = layouts.to_timm(dense).tensors | learned
         described[OURS]["recovery"]["saved_beside"] = digest(read)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
@@ -85,17 +82,13 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     config = json.loads(text)
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | learned, config)
-    in_timm = config["architecture"] != OURS
-    card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
-        _write(new / DENSE_PART, dense, _record_of_file(vit))
+        _write(new / DENSE_PART, dense)
         if learned:
             _write(new / SELECTORS, learned)
         if recovered := _recovered(vit.recovery):
             _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
-        # Escapes stand for what is not UTF-8 in the name of the folder.
-        (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
     return folder
 
 
@@ -103,27 +96,15 @@ def _recovered(recovery):
     """Tensors of the costs of a Recovery, the number of its cost before each name."""
     tensors = {}
     for number, cost in enumerate(recovery.costs if recovery else ()):
-        params = traverse_util.unflatten_dict(cost.numbers or {}, sep="/")
+        params = traverse_util.unflatten_dict(cost.numbers, sep="/")
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{number}.{name}"] = tensor
     return tensors
 
 
-def _record_of_file(vit):
-    """What a file that is taken out of the folder needs: no dense model is in it."""
-    if vit.recovery is None or vit.recovery.keeps_dense:
-        return None
-    return hub_configs.recovery_record(vit.recovery)
-
-
-def _write(file, tensors, recovery=None):
-    """Write tensors to a file; OSError where a disk is full or fails.
-
-    recovery: the record of one whose numbers are in these tensors
-    """
+def _write(file, tensors):
+    """Write tensors to a file; OSError where a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
-    if recovery:
-        metadata[RECOVERY] = json.dumps(recovery)
     try:
         safetensors.numpy.save_file(tensors, file, metadata)
     except safetensors.SafetensorError as error:

@@ -105,7 +105,8 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
     model = ModelSpec.from_fields(normalization | {"image_size": size} | fields)
-    return {"spec": model, "sizes": sizes, "crop": crop, "class_names": names}
+    found = {"spec": model, "sizes": sizes, "crop": crop, "class_names": names}
+    return found | {"license": images.get("license")}
 
 
 def _full_name(name, tag, stated, arguments):
@@ -277,6 +278,9 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     named = {}
     if names:
         named["label_names"] = names
+    terms = {}
+    if vit.source is not None and vit.source.license:
+        terms["license"] = vit.source.license
     return {
         **_architecture(model, size),
         "num_classes": model.num_classes,
@@ -289,6 +293,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
             "std": model.std,
             "num_classes": model.num_classes,
             **crop,
+            **terms,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": heads,
@@ -324,7 +329,7 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
     if same and model.stem == "patch":
         return {"architecture": same[0], "model_args": arguments}
     # A smaller epsilon than any of timm's becomes its smallest, which hardly changes
-    # outputs; the model card says so.
+    # outputs.
     norm_eps = max(arch.norm_eps, EPS)
     base = BASES.get((arch.mlp, norm_eps, arch.dist_token))
     if base is None or not _is_vision_transformer(model):

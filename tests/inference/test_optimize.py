@@ -241,7 +241,6 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
         *(("cache_dir", folder, folder, "") for folder in (3, "/dev/null/x")),
         ("batchsize", 8, "batchsize", "did you mean batch_size?"),
-        ("kernels", "fused", "kernels", "fused reductions are gone"),
         ("image_size", 16, "image_size", "allowed: tokens, batch_size, "),
     ],
 )

@@ -155,7 +155,6 @@ def test_pixels_are_normalized():
         *(("fill", fill, fill) for fill in ("mean", ["x"])),
         ("norm", "x", "x"),
         ("reshape", 1, 1),
-        *(("tokens", tokens, tokens) for tokens in (0, 26, True, "9")),
         ("images", None, "NoneType"),
         ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
         ("images", np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),

@@ -72,25 +72,16 @@ def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
     """SigLIP So400m/14 at 384 pixels: what is left over is cut."""
     made = tiny.model()
     own = Pretrained(made, tiny.variables(made), preprocessing=Preprocessing(22))
-    assert own.at_size(22).model == own.first_blocks(tiny.DEPTH).model == made
+    assert own.at_size(22).model == made
     with refused("image_size", 26):
         own.at_size(26)
 
 
-@pytest.mark.parametrize(
-    "method, field, value",
-    [
-        ("at_size", "image_size", 30),
-        ("at_size", "image_size", "28"),
-        ("at_size", "image_size", 13_392),  # more pixels than an image may have
-        ("first_blocks", "depth", 0),
-        ("first_blocks", "depth", tiny.DEPTH + 1),
-        ("first_blocks", "depth", True),
-    ],
-)
-def test_sizes_that_no_weights_have(dense, method, field, value):
-    with refused(field, value):
-        getattr(dense, method)(value)
+# The last has more pixels than an image may have.
+@pytest.mark.parametrize("size", [30, "28", 13_392])
+def test_sizes_that_no_weights_have(dense, size):
+    with refused("image_size", size):
+        dense.at_size(size)
 
 
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
@@ -102,18 +93,6 @@ def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     imagepiece_jax.save(tmp_path / "saved", own)
     with refused("reduction.counts", counts, f"one for {tiny.SIDE}x{tiny.SIDE} pixels"):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
-
-
-def test_the_first_blocks_are_a_model_of_their_own(dense):
-    """With the norm and the head behind the last of them."""
-    short = dense.first_blocks(1)
-    assert short.model == tiny.model(depth=1)
-    left_out = {*dense.variables["params"]} - {*short.variables["params"]}
-    assert left_out == {"blocks_1", "blocks_2"}
-    assert same(dense.first_blocks(tiny.DEPTH).variables, dense.variables)
-    way_out = "with_reduction(None).first_blocks(..)"
-    with refused("reduction.blocks", (1,), way_out):  # which is left out
-        dense.with_reduction({"name": "evit", "blocks": (1,)}).first_blocks(1)
 
 
 PAIR = "model and variables"

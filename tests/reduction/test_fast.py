@@ -23,6 +23,7 @@ from tests.near_ties import (
     random_inputs,
     reductions,
 )
+from tests.shallow import deit_ti
 
 N = 60
 HEADS = 2
@@ -120,10 +121,10 @@ def test_sizes_of_many_digits_count_in_full(dtype):
 
 
 @pytest.mark.slow
-def test_photographs_are_decided_as_usual(assets):
+def test_photographs_are_decided_as_usual(assets, monkeypatch):
     """By queries, keys and tokens of DeiT-Ti's second to fourth block."""
-    vit = load(assets / "weights/deit_tiny_patch16_224.npz").first_blocks(4)
-    vit = vit.with_reduction(0.5)
+    deit_ti(monkeypatch, 4)
+    vit = load(assets / "weights/deit_tiny_patch16_224.npz", 0.5)
     folder = assets / "data/nips2017_224_jpg/images"
     pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
     model = vit.model.clone(dtype=jnp.dtype("bfloat16"))

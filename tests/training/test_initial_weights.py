@@ -110,7 +110,7 @@ def scales(variables):
 
 
 def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
-    """And in another with the dense model's numbers, or those of the nearest cost."""
+    """And in another with the dense model's numbers."""
     weights = {"init.weights": str(recovered)}
     vit = imagepiece_jax.load(recovered)
     dense = scales(imagepiece_jax.load(recovered, reduction="none").variables)

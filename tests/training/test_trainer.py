@@ -262,7 +262,7 @@ def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
     now = Progress(data.image_counts, ["01", "23"])
     saved = dataclasses.asdict(now) | {"evaluated": 3}
     assert now.resumed(saved, data.names, tmp_path).evaluated == 3
-    del saved["normalization"]  # of an earlier version
+    del saved["normalization"]
     known = dataclasses.replace(now, normalization={"mean": [0.5] * 3})
     assert known.resumed(saved, data.names, tmp_path).normalization["mean"] == [0.5] * 3
     message = "config.data.name digits has 1438 training images, but the run began "

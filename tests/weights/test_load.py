@@ -18,7 +18,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import load
 from imagepiece_jax.weights.load import SavedWeights, load_as
@@ -427,32 +426,6 @@ def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):
         imagepiece_jax.load(run, name="deit_ti")
     with pytest.raises(InputError, match="checkpoint"):  # which this folder lacks
         imagepiece_jax.load(run, name="vit_mini")
-
-
-def test_runs_and_configs_that_name_fused_kernels_are_read(tmp_path):
-    """Which are gone, and decided as what is left."""
-    run = run_folder(tmp_path / "run")
-    fields = json.loads((run / "config.json").read_text())
-    model = RunConfig.from_config(fields).create_model()
-    fields["model"]["kernels"] = "fused"
-    (run / "config.json").write_text(json.dumps(fields))
-    assert load_as(SavedWeights(run), abstract=True).model.plan == model.plan
-    assert RunConfig.from_config(ConfigDict(fields)).create_model() == model
-
-
-def test_runs_and_configs_that_name_former_fields_of_a_reduction_are_read(tmp_path):
-    """With the values that are left; others are refused by name."""
-    run = run_folder(tmp_path / "run")
-    fields = json.loads((run / "config.json").read_text())
-    model = RunConfig.from_config(fields).create_model()
-    fields["reduction"] |= methods.FORMER
-    (run / "config.json").write_text(json.dumps(fields))
-    assert load_as(SavedWeights(run), abstract=True).model.plan == model.plan
-    assert RunConfig.from_config(ConfigDict(fields)).create_model() == model
-    fields["reduction"]["order"] = "ascending"
-    (run / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match="reduction.order is not a field of reduction"):
-        load_as(SavedWeights(run), abstract=True)
 
 
 def test_what_a_path_says_is_no_model(tmp_path, tensors):

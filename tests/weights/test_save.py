@@ -104,7 +104,7 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
     # Saving what was loaded writes the same files.
     (tmp_path / "again").mkdir()
     again = imagepiece_jax.save(tmp_path / "again" / "m", found)
-    for file in {*(tmp_path / "m").iterdir()} - {tmp_path / "m" / "README.md"}:
+    for file in (tmp_path / "m").iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
@@ -120,7 +120,7 @@ def test_what_a_folder_holds(tmp_path):
     files = {file.name for file in (tmp_path / "m").iterdir()}
     weights = "model.safetensors"
     selectors = "selectors.safetensors"
-    assert files == {"README.md", "config.json", weights, selectors}
+    assert files == {"config.json", weights, selectors}
     dense = safetensors.numpy.load_file(tmp_path / "m" / weights)
     learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
     assert not any("reducer" in name for name in dense)
@@ -143,9 +143,6 @@ def test_what_a_folder_holds(tmp_path):
     assert found.preprocessing == vit.preprocessing
     assert found.reduction == vit.reduction
     assert found.problem_type == PROBLEMS[1]
-    card = (tmp_path / "m" / "README.md").read_text()
-    assert "dynamicvit keep_rate=0.6 blocks=(1,)" in card and "16 x 16 pixels" in card
-    assert 'imagepiece_jax.load("m")' in card and "local-dir:m" in card
 
 
 @pytest.mark.parametrize("counts", [None, "proportional"])
@@ -248,6 +245,8 @@ THREE = (0.1, 0.2, 0.3)
     "changed, value, field, problem",
     [
         ("imagepiece_jax", None, "imagepiece_jax", ""),
+        ("imagepiece_jax.format", None, "", ""),
+        ("imagepiece_jax.format", 2, "", ""),
         ("imagepiece_jax.model.foo", 3, "imagepiece_jax.model.foo", "is unknown"),
         ("imagepiece_jax.model.mean", THREE, "", "is (0.1, 0.2, 0.3), but timm's part"),
         ("pretrained_cfg.std", THREE, "imagepiece_jax.model.std", "is (0.5, 0.5, 0"),
@@ -355,8 +354,19 @@ def test_a_home_is_meant_as_a_shell_means_it(tmp_path, monkeypatch):
 def test_a_name_that_is_not_utf_8(tmp_path):
     folder = tmp_path / os.fsdecode(b"m\xff")
     imagepiece_jax.save(folder, made())
-    assert "m\\udcff" in (folder / "README.md").read_text("utf-8")
     imagepiece_jax.load(folder)
+
+
+def test_the_license_of_timms_config_stays(tmp_path):
+    folder = imagepiece_jax.save(tmp_path / "public", made())
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = "dinov3-license"
+    for form in ("ours", "timm"):
+        (folder / "config.json").write_text(json.dumps(config))
+        again = imagepiece_jax.save(tmp_path / form, imagepiece_jax.load(folder))
+        found = json.loads((again / "config.json").read_text())
+        assert found["pretrained_cfg"]["license"] == "dinov3-license"
+        config.pop("imagepiece_jax", None)
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
@@ -394,7 +404,7 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
 
 
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
-    """Said by load, optimize and save, in repr and model card, and by the folder."""
+    """Said by load, optimize and save, in repr, and by the folder."""
     file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
     fields = {"name": "vit_mini", "num_heads": tiny.HEADS}
     with untrained() as said:
@@ -411,7 +421,6 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     with untrained() as said:
         imagepiece_jax.save(tmp_path / "m", vit)
     assert said[0].filename == __file__
-    assert "(untrained head) |" in (tmp_path / "m" / "README.md").read_text()
     again = imagepiece_jax.load(tmp_path / "m")
     assert again.untrained_parts == ("head",)
     assert again.label == vit.label

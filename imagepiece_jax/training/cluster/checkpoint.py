@@ -46,7 +46,7 @@ class Progress:
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # figures of the last evaluation
     evaluated: int = 0  # the step of the last evaluation
-    # {"mean", "std"} of the images; None in checkpoints of earlier versions.
+    # {"mean", "std"} of the images; None: unknown.
     normalization: dict | None = None
     teacher: dict | None = None  # `Teacher.record`; None: there is none
 
