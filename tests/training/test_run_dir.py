@@ -7,7 +7,6 @@ import pytest
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
     check_folder,
@@ -62,17 +61,6 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
 def test_a_run_whose_config_names_fused_kernels_is_resumed(tmp_path):
     started(tmp_path, changed(model={"kernels": "plain", "depth": 2}))
     check_config(tmp_path, changed(model={"depth": 2}))
-
-
-def test_a_run_whose_reduction_names_former_fields_is_resumed(tmp_path):
-    """Of 0.3.0, with the values that are left."""
-    now = {"name": "imagepiece", "parity": 0}
-    started(tmp_path, changed(reduction=now | methods.FORMER))
-    check_config(tmp_path, changed(reduction=now))
-    other = tmp_path / "other"
-    started(other, changed(reduction=now | {"schedule": "A"}))
-    with pytest.raises(InputError, match='is not a field, but "A" in the run there'):
-        check_config(other, changed(reduction=now))
 
 
 @pytest.mark.parametrize(

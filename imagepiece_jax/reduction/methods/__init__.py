@@ -7,7 +7,6 @@ import re
 
 from imagepiece_jax.common.fields import number_in, plain
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
 
 
@@ -71,14 +70,6 @@ METHODS = _Methods(
 
 
 AUTO = "auto"  # stands for the method that is recommended for a model
-# Fields that methods had in 0.3.0, whose runs name them, and the values that are left.
-FORMER = {
-    "schedule": "B",
-    "merge_base": "all",
-    "order": "descending",
-    "inattentive": "merge",
-    "fate": "own",
-}
 
 
 def names() -> list[str]:
@@ -124,29 +115,21 @@ def create(name: str = "none", **fields) -> Method:
     """Make a method.
 
     name: one of METHODS, or "auto", in any spelling
-    fields: fields of `config.reduction` that differ from the method's defaults; those
-        of `FORMER` with their value are left out
+    fields: fields of `config.reduction` that differ from the method's defaults
     Raises InputError for an unknown name, field or value.
     """
     name = known_name(name)
     kind = Method
     if name != AUTO:
         kind = METHODS[name]
-        contract.check_method(kind, Method)
     shared = [field.name for field in dataclasses.fields(Method)]
     in_order = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(kind),
         key=lambda f: (f.name in shared, f.metadata.get("training", False)),
     )
     allowed = [field.name for field in in_order]
-    for field, value in FORMER.items():
-        given = fields.get(field)
-        if isinstance(given, type(value)) and given == value:  # an array is no value
-            del fields[field]
     for field in fields:
         if field not in allowed:
             problem = f"is not a field of reduction {name!r}"
             raise InputError(field, field, allowed, problem=problem)
-    method = kind(**fields)
-    method.check_typed(fields)
-    return method
+    return kind(**fields)

@@ -21,7 +21,6 @@ from flax import traverse_util
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import GONE, InputError, RunError, inside
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
 
@@ -236,9 +235,6 @@ def _flat(config):
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     fields = flat_fields(config)
     fields.pop("reduction.label", None)  # how the reduction was asked for
-    for name, value in methods.FORMER.items():
-        if fields.get(f"reduction.{name}") == value:
-            del fields[f"reduction.{name}"]
     return {name: json.dumps(value) for name, value in fields.items()}
 
 
