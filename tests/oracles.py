@@ -196,42 +196,6 @@ def patches_of(values, steps):
     return len(dest)
 
 
-def token_list(values, source, grid):
-    """Tokens, sizes, map and places of one image, row by row of the places.
-
-    values [K, D], source [n0]. A place is the mean row and column of a token's patches,
-    as a fraction.
-    """
-    places = []
-    for slot in range(len(values)):
-        held = np.flatnonzero(np.asarray(source) == slot).tolist()
-        row = Fraction(sum(patch // grid[1] for patch in held), len(held))
-        column = Fraction(sum(patch % grid[1] for patch in held), len(held))
-        places.append((row, column, slot, len(held)))
-    places.sort()
-    tokens = []
-    sizes = []
-    coordinates = []
-    moved = {DROPPED: DROPPED}
-    for place, (row, column, slot, size) in enumerate(places):
-        tokens.append(values[slot])
-        sizes.append(size)
-        coordinates.append([float(row), float(column)])
-        moved[slot] = place
-    listed = [moved[int(slot)] for slot in source]
-    return np.stack(tokens), sizes, np.reshape(listed, grid), coordinates
-
-
-def mixed_token_list(values, matrices, grid):
-    """As `token_list`, of tokens [K, D] that were mixed by each of `matrices`."""
-    places = np.array([*np.ndindex(*grid)], float)
-    for matrix in matrices:
-        matrix = np.asarray(matrix, float)
-        places = matrix @ places / matrix.sum(axis=1, keepdims=True)
-    order = sorted(range(len(values)), key=lambda slot: tuple(places[slot]))
-    return values[order], np.ones(len(values)), np.full(grid, -1), places[order]
-
-
 def nearest_values(values, steps):
     """Every patch's value where a dropped token goes with the kept one most like it.
 

@@ -150,8 +150,8 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
 
 
 def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax").quiet()
-    facts = json.loads((tmp_path / "m.jax.json").read_text())
+    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.onnx").quiet()
+    facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
     method = facts["method"]

@@ -10,7 +10,6 @@ import imagepiece_jax
 from imagepiece_jax.commands import export, predict, visualize
 from imagepiece_jax.common import files, plotting
 from imagepiece_jax.common.orbax_files import StepWriter
-from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.training.logging import MetricWriter
 from imagepiece_jax.weights.save import FILES
 from tests.command import call
@@ -21,10 +20,6 @@ UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
 def saved(folder):
     vit = tiny.pretrained({"name": "dynamicvit", "blocks": (1,)}, depth=2)
-    weights = np.ones((tiny.WIDTH, 4), np.float32), np.zeros(4, np.float32)
-    vit = imagepiece_jax.Pretrained(
-        **vars(vit) | {"projector": Projector((weights,), gelu="exact")}
-    )
     imagepiece_jax.save(folder / "model", vit)
     recovered = recoveries.recovered()
     imagepiece_jax.save(folder / "recovered", recovered)
@@ -74,8 +69,7 @@ def a_library_that_chooses(folder):
 WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
-    "onnx": by_command(export.main, "--format=onnx", "--out=HERE/m.onnx"),
-    "jax": by_command(export.main, "--out=HERE/m.jax"),
+    "onnx": by_command(export.main, "--out=HERE/m.onnx"),
     "predict": by_command(predict.main, "--json=HERE/p.json", "HERE/a.png"),
     "visualize": by_command(visualize.main, "--out=HERE/v", "HERE/a.png"),
     "plots": plots,

@@ -15,10 +15,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference import jax_export
-from imagepiece_jax.inference.optimize import Program
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 
@@ -36,15 +33,8 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 def made(tmp_path_factory):
     """What the calls are of, by name."""
     shapes = tiny.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
-    width = shapes.model.embed_dim
-    layers = np.ones((width, 4), np.float32), np.ones(4, np.float32)
-    vit = dataclasses.replace(
-        shapes,
-        variables=tiny.variables(shapes.model),
-        projector=Projector((layers, (np.ones((4, 2), np.float32), None))),
-    )
+    vit = dataclasses.replace(shapes, variables=tiny.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
-    (folder / "vit.jax").write_bytes(jax_export.serialized(vit, pixels=True))
     step = accuracy.model_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)
     pixels = imagepiece_jax.optimize(vit, batch_size=4, pixels=True, **FAST)
@@ -52,13 +42,11 @@ def made(tmp_path_factory):
         vit=vit,
         folder=folder,
         saved=imagepiece_jax.save(folder / "vit", vit),
-        exported=jax.jit(jax_export.load_program(folder / "vit.jax").call),
         program=program,
         predictor=imagepiece_jax.Predictor(vit, batch_size=4, **FAST),
         step=step,
         program_step=accuracy.program_step(pixels),
         on_devices=parallel.replicate(vit.variables),
-        patches=np.ones((3, 25, width), np.float32),
         normalize=(vit.model.mean, vit.model.std),
     )
 
@@ -74,7 +62,6 @@ CALLS = {
     "Pretrained.at_size": lambda of: of.vit.at_size(24),
     "Pretrained.first_blocks": lambda of: of.vit.first_blocks(1),
     "Pretrained.probabilities": lambda of: of.vit.probabilities(LOGITS),
-    "Pretrained.projector": lambda of: of.vit.projector(of.patches),
     "Pretrained.with_reduction": lambda of: of.vit.with_reduction(0.5),
     "Program.__call__": lambda of: of.program(PIXELS[:4]),
     "Program.__call__ of fewer": lambda of: of.program(PIXELS[:3]),
@@ -92,8 +79,7 @@ CALLS = {
     # What commands call for every batch, or several times.
     "evaluate": lambda of: accuracy.evaluate(of.step, of.on_devices, [ROWS]),
     "evaluate a program": lambda of: accuracy.evaluate(of.program_step, None, [ROWS]),
-    "export": lambda of: jax_export.serialized(of.vit, pixels=True),
-    "exported": lambda of: jax.device_get(of.exported(jax.device_put(PIXELS[:3]))),
+    "export": lambda of: imagepiece_jax.export(of.vit, of.folder / "vit.onnx"),
     "visualize": lambda of: trace(of.vit.model, of.vit.variables, PIXELS[:9]),
 }
 # They make programs in every call.
@@ -110,19 +96,6 @@ def test_a_warm_call_copies_nothing_unasked(name, made, caplog):
         call(made)
     traced = [line for line in caplog.messages if line.startswith("Finished tracing")]
     assert name in COMPILING or traced == []
-
-
-def test_every_public_function_is_called():
-    """Of Pretrained, methods that commands call are in what they make."""
-    missing = {*imagepiece_jax.__all__} - {"InputError", "RunError"} - {*CALLS}
-    assert missing == set()
-    for public in (imagepiece_jax.Predictor, Program):
-        methods = {
-            f"{public.__name__}.{name}"
-            for name, value in vars(public).items()
-            if callable(value) and not name.startswith("_")
-        }
-        assert methods - {*CALLS} <= {"Program.describe"}, public
 
 
 def copies(vit):

@@ -56,7 +56,7 @@ COMMANDS = {
     "train": f"--config=configs/quickstart.py {OF_RUN} --workdir=OUT",
     "compare": f"{DENSE} {DIGITS} --limit=40 --sweep=tome:r=2,4 --out=OUT",
     "evaluate": f"{REDUCED} {DIGITS} --limit=40 --json=OUT.json",
-    "export": f"{REDUCED} --format=onnx --out=OUT.onnx",
+    "export": f"{REDUCED} --out=OUT.onnx",
     "features": f"{REDUCED} --out=OUT IMAGE",
     "predict": f"{REDUCED} --json=OUT.json IMAGE",
     "visualize": f"{REDUCED} --out=OUT IMAGE",

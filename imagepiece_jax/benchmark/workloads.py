@@ -291,25 +291,15 @@ class Clock:
             setting["sizes"] = "direction"
         return setting
 
-    def __call__(
-        self, vit: Pretrained, reduction: ReductionLike, tokens: int | None = None
-    ) -> dict[str, float]:
-        """`timer.figures` relative to the dense model, whose time is "dense_ms".
-
-        tokens: number of tokens that the program returns instead of logits, whereas the
-            dense program returns all patches; None: both return logits
-        """
+    def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
+        """`timer.figures` relative to the dense model, whose time is "dense_ms"."""
         jobs = {}
         for name, each in (("dense", DENSE), ("reduced", reduction)):
             variant = vit.with_reduction(each, seed=0)
-            returned = tokens
-            if tokens and name == "dense":
-                returned = variant.model.image_tokens
             fast = optimize.optimize(
                 variant,
                 batch_size=self.batch_size,
                 dtype=vit.model.dtype.name,
-                tokens=returned,
             )
             jobs[name] = timer.TimedCall(on_noise(fast))
         times = timer.measure(jobs, self.rules)

@@ -154,7 +154,7 @@ def _own_name(name, value):
     is_name = value and "=" not in value and not value.startswith("-")
     if name == "model" and "name" in own and is_name:
         return "name"
-    if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
+    if name == "output" and "out" in own and value.endswith(".onnx"):
         return "out"
     if re.match("(no)?config[.]", name) or name in own:
         return name

@@ -29,7 +29,6 @@ from imagepiece_jax.models import (
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs, share_of_dense
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL, probabilities
-from imagepiece_jax.models.projector import Projector, TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -37,7 +36,6 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import (
-    check_variables,
     digest,
     variable_shapes,
 )
@@ -77,7 +75,6 @@ class WeightsSource:
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # what `recover` learned for reduced forms, without numbers, which files have
     recovery: Recovery | None = None
-    tower: TowerReading | None = None  # how a language model reads its vision tower
     saved: bool = False  # whether `save` of this package wrote the folder
     run: Mapping[str, Any] | None = None  # a run's config
     seed: int = 0  # of the training
@@ -139,8 +136,6 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # position embeddings and their size before they were resized; None: they were not
     trained_positions: resize_positions.Trained | None = None
-    # from a vision tower's tokens to the language model it was read from
-    projector: Projector | None = None
     # what `recover` learned for reduced forms, which take its numbers in place of the
     # dense model's; None where nothing was, and where the variables have been replaced
     recovery: Recovery | None = None
@@ -158,13 +153,6 @@ class Pretrained:
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
         one_of("problem_type", self.problem_type, PROBLEMS)
-        projector = self.projector
-        if not isinstance(projector, Projector | None):
-            raise InputError("projector", projector, "a Projector, and None")
-        if projector and projector.width != model.embed_dim:
-            allowed = f"the model's, {model.embed_dim}"
-            problem = f"takes tokens of a width of {projector.width}"
-            raise InputError("projector", projector.width, allowed, problem=problem)
         images = self.preprocessing
         if images is None:
             crop = registry.published_crop(self.name)
@@ -598,43 +586,10 @@ class Pretrained:
         vit.say_recovered()
         return vit
 
-    def model_with_tokens(self, tokens: int | None) -> ViT:
-        """The model, for the same parameters, whose last block leaves `tokens` tokens.
-
-        The strength of the reduction is the least that leaves at most `tokens`. Where
-        it leaves fewer, counts below `tokens` are raised to it.
-
-        tokens: from 1 to the number of patches of an image; None: the model as it is
-        Raises InputError for a number that the reduction cannot leave.
-        """
-        if tokens is None:
-            return self.model
-        tokens = plain(tokens)
-        self._check_reduction("tokens", tokens)
-        # Other values than integers are refused, but not by the cached function, for
-        # which True is 1, and a list has no hash.
-        end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
-        model = end(self.model, self.reduction, self._grid, self.name, tokens)
-        if model.has_selectors:
-            try:
-                check_variables(model, self.variables, self.image_size)
-            except InputError as error:
-                check_variables(self.model, self.variables, self.image_size)
-                name = self.reduction.name
-                allowed = f"{self.model.image_tokens}"
-                problem = f"is {tokens}, but {name!r} has learned weights of another"
-                raise InputError("tokens", tokens, allowed, problem=problem) from error
-        return model
-
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
     return {part: digest(variables["params"][part]) for part in parts}
-
-
-@functools.lru_cache(maxsize=32)
-def _ending_at(model, reduction, grid, name, tokens):
-    return reduction_plan.with_tokens(model, reduction, grid, name, tokens)
 
 
 def _is_behind(name, depth):

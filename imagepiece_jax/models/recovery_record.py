@@ -128,6 +128,8 @@ class Recovery:
 
     costs: tuple[RecoveredCost, ...]  # that were learned
     dense: Numbers = dataclasses.field(default_factory=dict)
+    # digest of the file of the dense model that it was saved beside
+    saved_beside: str | None = None
 
     @property
     def keeps_dense(self) -> bool:

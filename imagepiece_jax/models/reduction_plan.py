@@ -7,7 +7,6 @@ import math
 import sys
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.registry import fields_of
@@ -70,28 +69,6 @@ def at_cost(
         return reduction
     settled, _ = _settled(reduction, model, grid, name, tolerance)
     return settled
-
-
-def with_tokens(
-    model: ViT,
-    reduction: Reduction,
-    grid: tuple[int, int],
-    name: str | None,
-    tokens: int,
-) -> ViT:
-    """A ViT as of `with_plan`, whose last block leaves exactly `tokens` image tokens.
-
-    The counts are those of the method's weakest schedule that leaves at most `tokens`;
-    where it leaves fewer, counts below `tokens` are raised to it.
-
-    Raises InputError for a number that the reduction cannot leave.
-    """
-    facts = model.facts_for_methods(grid, name)
-    with inside("reduction"):
-        method = reduction.with_recommended(facts).method.for_model(facts)
-    method = _ending_at(tokens, method, model, grid)
-    with inside(place=f"tokens={tokens}"):
-        return with_plan(model, Reduction(method, reduction.prop_attn), grid, name)
 
 
 def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
@@ -183,35 +160,6 @@ def _strength(method, model, grid, tolerance):
     if macs == min(share for _, share, _ in tried):
         limit = f"{macs:.3f}, the lowest, to 1"
     method.refuse("macs", limit, problem)
-
-
-def _ending_at(tokens, method, model, grid):
-    """A Method with counts, for `with_tokens`."""
-    depth = model.depth
-    patches = math.prod(grid)
-    if not is_integer(tokens) or not 1 <= tokens <= patches:
-        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
-        raise InputError("tokens", tokens, allowed)
-    tokens = int(tokens)  # a NumPy integer would be taken for an array
-
-    def counts_of(found):
-        return [layer.mlp_tokens for layer in found.plan(depth, patches)]
-
-    def counts_at(strength):
-        return counts_of(method.at_strength(strength, depth, patches))
-
-    if counts_at(0.0)[-1] < patches:  # a field fixes the last count at any strength
-        own = counts_of(dataclasses.replace(method, macs=None))
-        counts = [count if count > own[-1] else tokens for count in own]
-    else:
-        strength, _ = _weakest_strength(lambda trial: counts_at(trial)[-1] <= tokens)
-        counts = [max(tokens, count) for count in counts_at(strength)]
-    fewest = counts[-1]
-    if fewest != tokens:
-        allowed = f"{fewest}, the fewest that this reduction leaves, to {patches}"
-        raise InputError("tokens", tokens, allowed)
-    free = dataclasses.replace(method, macs=None, counts=None)
-    return free.within_reach(counts, depth, patches)
 
 
 def _weakest_strength(is_enough):

@@ -103,7 +103,8 @@ def read_metrics(workdir):
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    texts = path.read_text(encoding="utf-8", errors="replace")
+    texts = texts.removesuffix("\n").split("\n")
     lines = []
     for number, text in enumerate(texts, start=1):
         try:

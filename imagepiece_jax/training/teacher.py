@@ -15,7 +15,9 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import check_single_label
+from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
@@ -36,6 +38,14 @@ class Teacher:
     def apply(self, variables, images):
         """Outputs for the student's images [B, H, W, 3]."""
         return self.model.apply(variables, self.prepared(images))
+
+    def record(self, variables):
+        """What its answers depend on, as JSON: weights, model and normalization.
+
+        Not which kernel computes attention, which is a matter of the device.
+        """
+        alike = dataclasses.replace(self, model=self.model.clone(backend="xla"))
+        return {"weights": digest(variables)[:16], **as_json(alike)}
 
     def prepared(self, images):
         """Images [B, H, W, 3] resized and normalized for this model.

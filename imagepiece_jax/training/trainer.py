@@ -207,6 +207,7 @@ def _begun(plan, keeper):
     names = plan.data.train.class_names
     initial.check_classes(plan.workdir, names, keeper.resumed)
     teacher, frozen = create_teacher(config, plan.dense, initial)
+    taught_by = teacher and teacher.record(frozen)
     new_state = functools.partial(
         init_state,
         optimizer=plan.optimizer,
@@ -219,7 +220,7 @@ def _begun(plan, keeper):
         state = jax.jit(new_state)(initial.variables(plan.model))
     initial.forget()
     say(cost.describe(plan.model, [plan.dense], config.image_size))
-    state, progress, step = keeper.begin(state, frozen, names)
+    state, progress, step = keeper.begin(state, frozen, names, taught_by)
     if keeper.resumed and plan.loss is not loss_of:
         say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")
     state, frozen = parallel.replicate((state, frozen))

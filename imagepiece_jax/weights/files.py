@@ -1,4 +1,4 @@
-"""Weights files: .npz, .safetensors, in parts too, PyTorch's .pth, and Orbax's.
+"""Weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
 Of a file's tensors those that are chosen are read. An .npz and a .safetensors file may
 say for which images they are, too.
@@ -21,7 +21,7 @@ import safetensors
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.errors import InputError, inside
-from imagepiece_jax.weights.file_names import CONFIG, ORBAX
+from imagepiece_jax.weights.file_names import CONFIG
 from imagepiece_jax.weights.state_dicts import (
     Unread,
     named_tensors,
@@ -129,7 +129,6 @@ def _guarded(path, readers, *options):
             raise InputError(problem=f"cannot be read: {error}") from error
         except Exception as error:  # a damaged pickle or header can raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
-            reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
             kind = path.suffix or path.name
             raise InputError(
                 problem=f"is damaged, truncated or not a {kind} file: {reason}"
@@ -208,20 +207,6 @@ def _read_safetensors(path, select):
             if dtype not in _SAFETENSORS_DTYPES:
                 raise unreadable(f"tensor {name}", dtype)
         return {name: file.get_tensor(name) for name in chosen}
-
-
-def _read_orbax(path, select):
-    """Arrays of the Orbax checkpoint in the folder of `path`, by their paths."""
-    from imagepiece_jax.common import orbax_files  # which not all installations have
-
-    paths = {}
-    for tree in read_json(path)["tree_metadata"].values():
-        keys = [part["key"] for part in tree["key_metadata"]]
-        paths["/".join(map(str, keys))] = tuple(keys)
-    chosen = select(dict.fromkeys(paths, Unread(0)))
-    folder = path.parent.absolute()
-    arrays = orbax_files.read_arrays(folder, [paths[name] for name in chosen])
-    return {name: np.asarray(arrays[paths[name]]) for name in chosen}
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
@@ -309,6 +294,5 @@ _READERS = {
     ".bin": _whole(read_torch),
     ".ckpt": _whole(read_torch),  # Lightning's
     ".json": _read_parts,
-    ORBAX: _read_orbax,
 }
 _PARTS = {".safetensors": _read_safetensors, ".bin": read_torch}  # of several files

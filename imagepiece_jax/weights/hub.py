@@ -14,7 +14,7 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import files, towers
+from imagepiece_jax.weights import files
 from imagepiece_jax.weights.file_names import (
     CONFIG,
     ENDINGS,
@@ -23,7 +23,6 @@ from imagepiece_jax.weights.file_names import (
     OURS,
     PREPROCESSOR,
     PROCESSOR,
-    PROJECTOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -113,13 +112,8 @@ def repository_files(text):
     file = repository.needed(CONFIG, OPEN_CLIP)
     config = read_json(file)
     weights = repository.needed(*WEIGHTS)
-    has_tower = towers.has_tower(config)
     if weights.name.endswith(INDEX):
-        parts = set()
-        for name, part in files.parts(weights).items():
-            if not has_tower or towers.OF_TOWER.match(name):
-                parts.add(part)
-        for part in sorted(parts):
+        for part in sorted({*files.parts(weights).values()}):
             repository.needed(part)
     if file.name == OPEN_CLIP:
         return repository.files
@@ -127,12 +121,8 @@ def repository_files(text):
         repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
         repository.optional(PREPROCESSOR)
-        if has_tower:
-            repository.optional(PROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)
-        if "projector" in [*config[OURS]]:
-            repository.optional(PROJECTOR)
         if "recovery" in [*config[OURS]]:
             repository.optional(RECOVERED)
     return repository.files

@@ -16,7 +16,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, inside, one_of, renamed
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
-from imagepiece_jax.models.projector import TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -104,9 +103,6 @@ def describe(vit: Pretrained) -> dict[str, Any]:
         optional["untrained"] = vit.untrained_parts
     if vit.problem_type != SINGLE_LABEL:
         optional["problem_type"] = vit.problem_type
-    if vit.projector:
-        projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
-        optional["projector"] = projector
     if vit.recovery:
         optional["recovery"] = recovery_record(vit.recovery)
     ours = {
@@ -145,7 +141,7 @@ def recovery_of(record: Mapping[str, Any]) -> Recovery:
             cost = dataclasses.replace(cost, numbers={})
         return Recovery((cost,))
     costs = [RecoveredCost(**cost, numbers={}) for cost in record["costs"]]
-    return Recovery(tuple(costs))
+    return Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
 
 
 def _parse_ours(config):
@@ -168,9 +164,6 @@ def _parse_ours(config):
     if class_names is not None:
         with renamed({"class_names": "label_names"}):
             class_names = checked_names(class_names, classes)
-    tower = None
-    if "projector" in ours:
-        tower = TowerReading(**ours["projector"])
     recovery = None
     if "recovery" in ours:
         recovery = recovery_of(ours["recovery"])
@@ -184,7 +177,6 @@ def _parse_ours(config):
         "problem_type": one_of("problem_type", problem_type, PROBLEMS),
         "saved": True,
         "untrained": tuple(ours.get("untrained", ())),
-        "tower": tower,
         "recovery": recovery,
     }
 

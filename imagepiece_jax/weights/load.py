@@ -30,7 +30,7 @@ from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.spec import ModelSpec
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.weights import files, hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import RECOVERED
@@ -139,10 +139,8 @@ class SavedWeights:
             runs.check_normalization(path, source.spec.fields, facts)
             return Contents(tensors, NO_FIELDS)
         if source.is_folder:
-            return layouts.read_folder(
-                path, source.averaged, source.tower, source.checkpoint
-            )
-        return layouts.read_weights(path, source.averaged, checkpoint=source.checkpoint)
+            return layouts.read_folder(path, source.averaged, source.checkpoint)
+        return layouts.read_weights(path, source.averaged, source.checkpoint)
 
 
 def load_as(
@@ -310,13 +308,12 @@ def _fill(vit, contents, fresh, seed, exact):
     for part in variables["params"]:
         if part not in drawn and timm_tensors.matches(part, source.untrained):
             drawn.append(part)
-    recovery = _filled_recovery(vit, contents, variables, drawn)
+    recovery = _filled_recovery(vit, contents, variables, (*fresh, *drawn))
     return dataclasses.replace(
         vit,
         variables=variables,
         selectors=learned,
         trained_positions=trained_positions,
-        projector=contents.projector,
         drawn=digests(variables, drawn),
         recovery=recovery,
     )
@@ -326,11 +323,16 @@ def _filled_recovery(vit, contents, variables, drawn):
     """The Recovery of a Pretrained, with its numbers.
 
     variables: of the dense model
-    drawn: parts that were not learned, nor recovered
+    drawn: parts that were not learned, nor recovered, or are left out
     """
     recovery = vit.recovery
     if recovery is None or not recovery.keeps_dense:
         return recovery
+    file = f"weights file {vit.source.path / RECOVERED}"
+    if recovery.saved_beside not in (None, digest(contents.tensors)):
+        problem = "was learned for other weights than those that are beside it"
+        hint = "put them back, or recover these anew without it"
+        raise InputError(problem=problem, place=file, hint=hint)
     costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -340,7 +342,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         for name, tensor in contents.recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        with inside(place=f"weights file {vit.source.path / RECOVERED}"):
+        with inside(place=file):
             numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
                 raise InputError(problem=f"has no numbers for {cost.form}")

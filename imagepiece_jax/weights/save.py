@@ -5,7 +5,6 @@ It has the form of the Hugging Face hub:
 model.safetensors       the dense part, by timm's names
 selectors.safetensors   learned by a reduction
 recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
-projector.safetensors   of a vision tower
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
 README.md               the model card
@@ -28,7 +27,11 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.errors import InputError, inside, short_traceback
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.variables import check_variables, variable_shapes
+from imagepiece_jax.models.variables import (
+    check_variables,
+    digest,
+    variable_shapes,
+)
 from imagepiece_jax.weights import hub, hub_configs, layouts
 from imagepiece_jax.weights.card import CARD, model_card
 from imagepiece_jax.weights.file_names import (
@@ -36,7 +39,6 @@ from imagepiece_jax.weights.file_names import (
     CONFIG,
     ENDINGS,
     OURS,
-    PROJECTOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -47,8 +49,8 @@ from imagepiece_jax.weights.infer import infer
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG, CARD)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
-OF_PROGRAMS = (".onnx", ".jax")
-OF_FILES = (*ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
+OF_PROGRAMS = ".onnx"
+OF_FILES = (*ENDINGS, OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
 
 
 @short_traceback
@@ -74,8 +76,12 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, vit.model.arch)
+    described = hub_configs.describe(vit)
+    if vit.recovery and vit.recovery.keeps_dense:
+        read = layouts.to_timm(dense).tensors | learned
+        described[OURS]["recovery"]["saved_beside"] = digest(read)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
-    text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
+    text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | learned, config)
@@ -85,8 +91,6 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         _write(new / DENSE_PART, dense, _record_of_file(vit))
         if learned:
             _write(new / SELECTORS, learned)
-        if vit.projector:
-            _write(new / PROJECTOR, vit.projector.tensors())
         if recovered := _recovered(vit.recovery):
             _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
@@ -136,7 +140,7 @@ def checked_folder(folder):
     ending = folder.suffix.lower()
     if ending in OF_FILES and not folder.exists():
         hint = ""
-        if ending in OF_PROGRAMS:
+        if ending == OF_PROGRAMS:
             hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
         problem = f"ends in {ending}, as files do, but save writes a folder"
         allowed = f"names of folders, such as {folder.with_suffix('')}"

@@ -40,7 +40,7 @@ def words(folder, name):
         "compare": [*of_images, f"--out={out}"],
         "describe": [],
         "evaluate": [*of_images, f"--json={out}.json"],
-        "export": [f"--out={out}.jax"],
+        "export": [f"--out={out}.onnx"],
         "predict": [f"{folder}/photos/0.png", f"--json={out}.json"],
         "recover": [f"--data={folder}/photos", f"--out={out}", "--steps=1"],
         "visualize": [f"{folder}/photos/0.png", f"--out={out}"],

@@ -10,7 +10,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
-from imagepiece_jax.inference import jax_export, predictor
+from imagepiece_jax.inference import predictor, program_facts
 from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import create_model
@@ -104,8 +104,8 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     vit = imagepiece_jax.load(panda / "test_vit.npz")
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert saved.class_names == vit.class_names
-    images = jax_export.exported_images(saved)
-    facts = jax_export.program_facts(saved, images)
+    images = program_facts.exported_images(saved)
+    facts = program_facts.program_facts(saved, images)
     assert facts["class_names"][388] == "giant panda"
     assert facts["classes"] == 1000
 

@@ -303,7 +303,7 @@ REPLACED = [
     ("markdown", [".md"], "tables.md", None),
     ("times", ["", ".jsonl"], "times", None),
     ("times", ["", ".jsonl"], "times.png", "only .jsonl files are replaced"),
-    ("out", None, "model.jax", None),
+    ("out", None, "model.onnx", None),
     ("out", None, "config.json", "a file of this name"),
 ]
 

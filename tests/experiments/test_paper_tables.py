@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import analysis, merges, paper_tables
+from experiments import analysis, merges, paper_tables, published
 from experiments import study as helper
 from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
@@ -63,7 +63,7 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
-    assert setting["fields"]["embed_dim"] == 8
+    assert setting["model"]["embed_dim"] == 8
     assert setting["images"] == 24
     assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
     assert setting["weights"] == pretrained.digest
@@ -259,3 +259,10 @@ def test_a_result_with_other_bits_than_images_is_refused():
     assert helper.unpacked_right(few).tolist() == [False] * 8
     with pytest.raises(InputError, match="right has 8 bits, but 20 images; remove"):
         helper.unpacked_right(few | {"images": 20})
+
+
+def test_tokens_left_are_the_published_ones():
+    rows = {row.name: row for row in paper_tables.TABLE3}
+    assert published.OUTPUT_TOKENS.keys() <= rows.keys()
+    for name, count in published.OUTPUT_TOKENS.items():
+        assert paper_tables.plan_tokens(rows[name]) == count

@@ -135,7 +135,6 @@ NAMELESS = np.array("a")  # of no axis
         (PLAIN, {"class_names": "abcdefg"}, "class_names", "abcdefg"),
         (PLAIN, {"class_names": 7}, "class_names", 7),
         (PLAIN, {"class_names": NAMELESS}, "class_names", NAMELESS),
-        (PLAIN, {"projector": 7}, "projector", 7),
         (PLAIN, {"class_names": ["a"] * 3 + [b"b"] * 4}, "class_names", b"b"),
     ],
 )

@@ -55,6 +55,20 @@ def has_numbers(vit, numbers):
     return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
 
 
+@pytest.mark.parametrize("reduction", ["none", TOME])
+def test_a_recovered_folder_without_its_head(folder, reduction):
+    """Whose bias is among what was learned; the pooled vector reads none of it."""
+    images = tiny.images(2)
+    pooled = []
+    for options in ({}, {"num_classes": 0}):
+        found = load(folder, reduction=reduction, **options)
+        run = tiny.compiled(
+            lambda *given, model=found.model: model.apply(*given).pooled
+        )
+        pooled.append(run(found.variables, images))
+    np.testing.assert_array_equal(*pooled)
+
+
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     """To the bit, with or without a way by a reduction, and by a folder."""
     original = imagepiece_jax.save(tmp_path / "public", public)

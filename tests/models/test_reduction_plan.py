@@ -8,7 +8,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan as plans
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan, with_tokens
+from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.models.spec import (
     ModelSpec,
     create_model,
@@ -149,18 +149,6 @@ def test_a_schedule_that_names_no_block_of_the_model():
     reduction = {"name": "tome", "macs": 0.5, "counts": "stages-3-99"}
     with refused("reduction.counts", 99):
         dense(reduction=reduction)
-
-
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"grid_pooling"}))
-def test_fewer_tokens_keep_the_shape_of_a_list(name):
-    """Whatever the method's own schedule is; those of a saved model are a list."""
-    listed = (196, 196, 160, 160, 160, 120, 120, 120, 90, 90, 90, 90)
-    reduction = {"name": name, "counts": listed}
-    plan = with_tokens(dense(), Reduction.read(reduction), (14, 14), None, 60).plan
-    # To a power: 60 = 196 (90 / 196) ** p, and 196 (160 / 196) ** p = 143.7.
-    left = [layer.mlp_tokens - 1 for layer in plan]
-    assert left[:3] == [196, 196, 144]
-    assert left[4:9] == [144, 93, 93, 93, 60]
 
 
 def test_unusual_models():

@@ -125,11 +125,10 @@ def test_programs_and_features_are_traced_with_the_same_types(name):
     model = tiny.model(fields, depth=depth, dtype="bfloat16")
     variables = tiny.shapes(model)
     pixels = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.uint8)
-    for listed in (False, True):
-        traced = jax.make_jaxpr(forward(model, listed))(variables, pixels)
-        assert found_in_64_bits(traced) == []
+    traced = jax.make_jaxpr(forward(model))(variables, pixels)
+    assert found_in_64_bits(traced) == []
     for fill in ("last", "nearest") if name != "token_learner" else ("last",):
-        run = features.forward(model, (0,), fill=fill, listed=True)
+        run = features.forward(model, (0,), fill=fill)
         traced = jax.make_jaxpr(run)(variables, tiny.images(2))
         assert found_in_64_bits(traced) == []
 

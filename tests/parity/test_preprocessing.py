@@ -83,7 +83,6 @@ PROCESSORS = {
     "DeiT": {"size": {"height": 37, "width": 37}, "crop_size": SQUARE},
     "Bit": {"size": {"shortest_edge": 37}, "crop_size": SQUARE},
     "CLIP": {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE},
-    "Llava": {"size": SIDE, "crop_size": SIDE, "image_mean": 0.5},
     "Siglip": {"size": SQUARE},
     "DINOv3ViT": {"size": SQUARE},
 }
@@ -167,7 +166,6 @@ KINDS = {
     "dinov3_vit": "DINOv3ViT",
     "clip": "CLIP",
     "siglip": "Siglip",
-    "paligemma": "Siglip",
 }
 
 

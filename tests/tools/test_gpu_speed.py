@@ -168,7 +168,7 @@ ABSENT = ("ml_collections", "tensorflow", "tensorflow_datasets", "array_record")
 ALONE = """
 import sys
 sys.modules.update(dict.fromkeys(NAMES))
-from tools import gpu_speed, reduction_speed, attention_speed, torch_baselines
+from tools import gpu_speed, torch_baselines
 """
 
 

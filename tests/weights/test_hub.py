@@ -18,7 +18,7 @@ from imagepiece_jax.weights import hub, load
 from tests.command import call, sentence
 from tests.models import recoveries, tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
-from tests.weights import hub_stand_in, test_towers
+from tests.weights import hub_stand_in
 
 COMMIT = "a" * 40
 OLDER = "b" * 40
@@ -295,28 +295,6 @@ def test_parts_of_a_sharded_file_are_fetched(online, cache):
     online.files[places[2]] = b"2"
     hub.fetched("hf://org/name")
     assert {*places.values()} <= cached(cache)
-
-
-def test_a_language_models_parts_with_its_tower_are_fetched(online, cache, tmp_path):
-    folder = test_towers.llava(tmp_path)
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    of_text = [name for name in tensors if name.startswith("language_model.")]
-    text = {name: tensors.pop(name) for name in of_text}
-    first = f"model-0000{1}-of-00002.safetensors"
-    last = f"model-0000{2}-of-00002.safetensors"
-    places = dict.fromkeys(tensors, first) | dict.fromkeys(text, last)
-    processor = {"image_processor": test_towers.IMAGES}
-    online.files |= {
-        INDEX: json.dumps({"weight_map": places}).encode(),
-        first: safetensors.numpy.save(tensors),
-        last: b"too large",
-        "config.json": (folder / "config.json").read_bytes(),
-        "processor_config.json": json.dumps(processor).encode(),
-    }
-    del online.files["model.safetensors"]
-    ours = imagepiece_jax.load("hf://org/name")
-    assert same(ours.variables, imagepiece_jax.load(folder).variables)
-    assert cached(cache) == {"config.json", "processor_config.json", INDEX, first}
 
 
 @pytest.mark.parametrize(

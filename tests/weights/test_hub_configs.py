@@ -432,6 +432,7 @@ def with_arguments(**arguments):
         ({"model_type": "resnet"}, {}, "model_type", "resnet"),
         ({"model_type": "bert"}, {}, "model_type", "bert"),
         ({"model_type": "siglip2"}, {}, "model_type", "siglip2"),
+        ({"model_type": "llava"}, {}, "model_type", "llava"),
         ({"model_type": ["vit"]}, {}, "model_type", ["vit"]),
         (CLASSIFIER | {"problem_type": "multi"}, {}, "problem_type", "multi"),
         (VIT | QUANTIZED, {}, "quantization_config", QUANTIZED["quantization_config"]),

@@ -162,6 +162,7 @@ SAME = " and ".join(name.replace("/", ".") for name in NORMS)
 ATTENTION = "encoder.layer.0.attention.attention"
 OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
 OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
+LLM = "language_model.model.embed_tokens.weight"
 WIDE = {"classifier.weight": np.zeros((9, 8))}
 SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
 UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 7))}
@@ -183,6 +184,11 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
             small("embeddings.patch_embeddings.weight", "classifier.weight"),
             "tensor classifier.weight has no place in transformers' DINOv3",
         ),
+        (
+            small("vision_tower.vision_model.embeddings.patch_embedding.weight", LLM),
+            f"tensor {LLM} has no place in transformers' CLIP",
+        ),
+        (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
         (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),

@@ -22,7 +22,9 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
+from imagepiece_jax.config.run import TeacherConfig
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.cluster.run_dir import RunLock, becomes_true
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.weights.file_names import CHECKPOINTS
@@ -46,6 +48,7 @@ class Progress:
     evaluated: int = 0  # the step of the last evaluation
     # {"mean", "std"} of the images; None in checkpoints of earlier versions.
     normalization: dict | None = None
+    teacher: dict | None = None  # `Teacher.record`; None: there is none
 
     def with_evaluation(self, step: int, figures: dict) -> "Progress":
         """The progress after an evaluation at `step`."""
@@ -57,12 +60,12 @@ class Progress:
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
-        """The progress in a checkpoint, whose data must be that of this run.
+        """The progress in a checkpoint, whose data and teacher must be of this run.
 
         saved: the fields in the checkpoint
         names: `Data.names`
-        Raises InputError where the run in `workdir` was begun with other data, or with
-            another normalization of its images.
+        Raises InputError where the run in `workdir` was begun with other data, another
+            normalization of its images, or another teacher.
         """
         check_normalization(workdir, self.normalization, saved)
         before = Progress(**saved | {"normalization": self.normalization})
@@ -77,6 +80,13 @@ class Progress:
                 allowed = "the same, or another workdir"
                 problem = f"{name} has {ours}, but the run began with {theirs}"
                 raise InputError(field, now, allowed, problem=problem, place=workdir)
+        if found := differences(self.teacher or {}, before.teacher or {}):
+            name, value, _ = found[0]
+            problem = "names another teacher than the run began with, whose "
+            problem += f"{name} {sentence(found, 'was')}"
+            hint = "put it back, or choose another workdir=.."
+            field = TeacherConfig.path("weights")
+            raise InputError(field, value, problem=problem, place=workdir, hint=hint)
         return before
 
 
