@@ -44,8 +44,8 @@ class Reduction(CheckedFields):
         """The reduction that a caller or a file gives.
 
         value: a share of the dense model's MACs, which the recommended method gets,
-            also as "50%" or {"macs": 0.5}; a method's name, in any spelling; a dict of
-            a name and fields, or the same in a text, "tome:r=8" or "tome r=8"; a
+            also as "50%" or {"macs": 0.5}; a method's name; a dict of a name
+            and fields, or the same in a text, "tome:r=8" or "tome r=8"; a
             Method; a Reduction; None: the dense model
         prop_attn: the value that a model's config has; the reduction may have it, too
         Raises InputError for anything else, and for two values of prop_attn.

@@ -207,10 +207,6 @@ HALF = Keep(0.5)
             "reduction has the rule Fixed, which leaves 26 of 25 image tokens at bl",
         ),
         (made(None), "Mine.steps returns a NoneType; allowed: a list of Steps"),
-        (
-            "Mine",
-            "METHODS has wrong='Mine', but there is no wrong.py; allowed: files of",
-        ),
     ],
 )
 @pytest.mark.parametrize("schedule", [{}, {"macs": 0.8}])
@@ -236,14 +232,6 @@ def test_candidates_that_do_not_suffice_are_named_by_the_plan(monkeypatch, rule,
     with pytest.raises(InputError) as error:
         tiny.model({"name": "wrong"})
     assert f"reduction has the reducer Retokenize, {said}" in str(error.value)
-
-
-def test_a_class_that_a_file_of_methods_lacks_is_named(monkeypatch):
-    monkeypatch.setitem(METHODS, "evit", "EVit")
-    with pytest.raises(InputError) as error:
-        tiny.model({"name": "evit"})
-    said = "METHODS has evit='EVit', but evit.py has no EVit; did you mean EViT?"
-    assert str(error.value) == said
 
 
 WHERE = "reduction at block 1, Wrong"

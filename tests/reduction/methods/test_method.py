@@ -164,9 +164,7 @@ def test_schedules_of_other_sizes_are_refused(name, facts, field, allowed):
     "name, fields, field, hint",
     [
         ("zebra", {}, "name", "allowed: atc, "),
-        ("ToMee", {}, "name", "did you mean tome?"),
-        ("dpc-kmn", {}, "name", "did you mean dpc_knn?"),
-        ("0.5", {}, "name", "did you mean 0.5, which is 'auto' with macs=0.5?"),
+        ("tomee", {}, "name", "did you mean tome?"),
         ("evit", {"keep_ratio": 0.7}, "keep_ratio", "did you mean keep_rate?"),
         ("none", {"r": 3}, "r", "allowed: macs, "),
     ],
