@@ -195,7 +195,7 @@ def test_a_text_is_said_with_counts_and_cost_and_a_dict_says_itself(capsys, tmp_
     dense = tiny.pretrained()
     save(tmp_path / "dense", dense)
     reduced = dense.with_reduction("tome:r=4")
-    assert load(tmp_path / "dense", "ToMe:r=4").label == reduced.label
+    assert load(tmp_path / "dense", "tome:r=4").label == reduced.label
     share = round(reduced.gmacs / dense.gmacs, 2)
     line = f"tome in every block; counts 21, 17, 13; {share:.2f} of the MACs"
     assert capsys.readouterr().err.splitlines() == [line, line]
