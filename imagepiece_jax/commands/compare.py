@@ -54,6 +54,7 @@ def main():
     from imagepiece_jax.common.xla_options import fast_dtype
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
+    from imagepiece_jax.reduction.reduction import Reduction
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
@@ -68,7 +69,8 @@ def main():
         if command_line.reduction():
             # The reduction is one to compare, not that of the training.
             if not METHODS.present:
-                reductions = [vit.reduction.requested]
+                typed = command_line.reduction()
+                reductions = [Reduction.read(typed, vit.reduction.prop_attn)]
             vit = vit.with_reduction(vit.source.reduction)
         reductions = compare.with_recommended(vit, reductions)
         compare.check_fit(vit, reductions)

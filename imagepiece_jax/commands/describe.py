@@ -1,9 +1,8 @@
 """Tokens, MACs and parameters of a config or of weights, block by block.
 
 Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
-A config is followed by the operations and the memory of its training, for which no
-images are needed and nothing is compiled, and by the line on its cost that the file's
-docstring repeats.
+A config is followed by the operations of its training, for which no images are needed
+and nothing is compiled, and by the line on its cost that the file's docstring repeats.
 
 python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
 python -m imagepiece_jax describe --weights FILE --reduction tome:r=8

@@ -51,10 +51,10 @@ class LabeledImages:
 
     def in_words(self, vit: Pretrained) -> list[str]:
         """How a model is evaluated on them, in words."""
-        words = []
+        words = [self.preprocessing.text, *vit.differences_from_training()]
         if vit.source.averaged:
-            words.append("averaged weights")
-        return [*words, self.preprocessing.text, *vit.differences_from_training()]
+            words.insert(0, "averaged weights")
+        return words
 
     def facts(self, vit: Pretrained) -> dict[str, Any]:
         """All that decides the figures of a model on them, as JSON values."""
@@ -121,14 +121,13 @@ def labeled_images(
     name = registry.full_name(data or of_run.get("name", ""))
     if not name:
         raise InputError("data", problem="is missing")
+    num_classes = vit.model.num_classes
     every = registry.open_source(
         name,
         "val",
-        num_classes=vit.model.num_classes,
+        num_classes=num_classes,
         data_dir=data_dir or of_run.get("dir") or None,
-        labels_by_name=class_names.labels_by_name(
-            vit.class_names, vit.model.num_classes
-        ),
+        labels_by_name=class_names.labels_by_name(vit.class_names, num_classes),
     )
     source = every.spread(limit)
     for note in _notes(vit, name, every, source):

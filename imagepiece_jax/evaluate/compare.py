@@ -110,12 +110,9 @@ def with_recommended(
     vit: Pretrained, reductions: Iterable[Reduction]
 ) -> list[Reduction]:
     """Reductions with the method that is recommended for `vit` in place of "auto"."""
-    found = []
-    for reduction in reductions:
-        if reduction.is_open:
-            reduction = vit.reduction_at_cost(reduction).requested
-        found.append(reduction)
-    return found
+    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
+    facts = vit.model.facts_for_methods(grid, vit.name)
+    return [reduction.with_recommended(facts) for reduction in reductions]
 
 
 def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):

@@ -488,8 +488,12 @@ class Pretrained:
 
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
+        reduction = self.reduction
+        if grid != self._grid or model.depth != self.model.depth:
+            # Its counts are of another cost there than the one that was asked for.
+            reduction = dataclasses.replace(reduction, label="")
         try:
-            return reduction_plan.with_plan(model, self.reduction, grid, self.name)
+            return reduction_plan.with_plan(model, reduction, grid, self.name)
         except InputError as error:
             raise error.with_facts(hint=remedy) from error
 

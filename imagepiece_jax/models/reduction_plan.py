@@ -72,18 +72,12 @@ def at_cost(
 
 
 def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
-    """(what `at_cost` makes of a reduction, its Method with what the model decides).
-
-    What asked for one without a cost stays where it asks for the same one of the model:
-    fields, or the size of images, may have changed since.
-    """
+    """(what `at_cost` makes of a reduction, its Method with what the model decides)."""
     facts = model.facts_for_methods(grid, name)
     recommended = reduction.with_recommended(facts)
     with inside("reduction"):
         method = recommended.method.for_model(facts)
     if method.macs is None:
-        if reduction.label and not _keeps_label(reduction, model, grid, name):
-            reduction = dataclasses.replace(reduction, label="")
         return reduction, method
     try:
         strength = _strength(method, model.clone(parent=None), grid, tolerance)
@@ -98,14 +92,6 @@ def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
         found = dataclasses.replace(method, score=recommended.method.score)
     words = Reduction(recommended.method).words
     return Reduction(found, reduction.prop_attn, words.replace(", ", ",")), method
-
-
-def _keeps_label(reduction: Reduction, model: ViT, grid, name):
-    """Whether what asked for a reduction makes the same one of this model."""
-    try:
-        return at_cost(reduction.requested, model, grid, name) == reduction
-    except InputError:
-        return False
 
 
 def print_reduction(

@@ -5,15 +5,11 @@ import statistics
 import time
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
-from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.cluster.run_dir import wall_seconds
 from imagepiece_jax.training.data import length
@@ -93,12 +89,6 @@ def estimate(run: RunConfig) -> str:
     return f"training: {training}\n{line}"
 
 
-def _applied(model, variables, images, keys):
-    """A forward pass as in training; keys: a random key for each image."""
-    keys = {"drop_path": keys, "reducer": keys}
-    return model.apply(variables, images, True, keys, mutable=["batch_stats"])
-
-
 def _eflop(operations):
     return f"{operations / 1e18:#.3g} EFLOP"
 
@@ -115,14 +105,11 @@ def dry_run(run):
     """Text on the data, learning rate, memory and length of a Run.
 
     The training step of the last epoch is compiled for it.
-
-    Raises InputError where a reduction breaks its contract on two random images.
     """
     plan = run.plan
     config = plan.config
     length = plan.data.length
     say("compiling the training step, which takes minutes on a few CPU cores")
-    _check_reductions(run)
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
@@ -177,25 +164,6 @@ def warmup_note(warmup, length):
         f"{length.steps_per_epoch}; a lower warmup_epochs leaves more to learn in, "
         "and a lower batch_size makes more of them"
     )
-
-
-def _check_reductions(run):
-    """Raise InputError where a reduction of the last epoch breaks its contract."""
-    config = run.plan.config
-    count = 2
-    model = config.create_train_model(config.optim.epochs - 1)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(count, *sides(config.image_size), 3))
-    keys = jax.random.split(root_key(config.seed), count)
-
-    @jax.jit
-    def decide(variables, images):
-        outputs, _ = _applied(model, variables, images, keys)
-        return outputs.results
-
-    variables = parallel.unreplicate(run.state.variables)
-    results = decide(variables, images.astype(np.float32))
-    contract.check_results(model.plan, results)
 
 
 def final_table(workdir, config, model, progress):

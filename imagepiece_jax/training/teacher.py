@@ -94,7 +94,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
         size = run.image_size
         variables = initial.teacher_variables(model)
     else:
-        model, size, variables = _teacher_of_distillation(run, dense, initial)
+        model, size, variables = _teacher_of_distillation(run, initial)
     return Teacher(model, size, dense.mean, dense.std), variables
 
 
@@ -116,7 +116,7 @@ def _check_wanted(run, needed):
         teacher.refuse("weights", problem=problem, hint=hint)
 
 
-def _teacher_of_distillation(run, dense, initial):
+def _teacher_of_distillation(run, initial):
     """(model, image size, variables) that config.teacher names."""
     requested = ModelSpec(attention=run.model.attention)
     try:

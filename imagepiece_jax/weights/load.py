@@ -211,8 +211,12 @@ def _create(source, spec, reduction, prop_attn):
     prop_attn: for that one, whether attention is proportional; None: as it was trained
     """
     trained = source.reduction or DENSE
+    trained_size = source.spec.image_size
+    same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
+        if not same_size:  # where its counts are of another cost
+            reduction = dataclasses.replace(reduction, label="")
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:
@@ -221,9 +225,9 @@ def _create(source, spec, reduction, prop_attn):
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
         hint = ""
-        size = source.spec.image_size
-        if sides(spec.image_size) != sides(size):
-            hint = f"the reduction is one for {size_text(size)} pixels; give another"
+        if not same_size:
+            size = size_text(trained_size)
+            hint = f"the reduction is one for {size} pixels; give another"
         raise error.inside(place=source.place, hint=hint) from error
 
 

@@ -95,7 +95,7 @@ def cost(text):
     "words, reducer",
     [
         (["--reduction=tome=.7"], "Bipartite"),
-        (["--reduction", "ToMe macs=.7"], "Bipartite"),
+        (["--reduction", "tome macs=.7"], "Bipartite"),
         (["--method=tome=70%"], "Bipartite"),
         (["--reduction=70%"], "PruneAndMerge"),
         (["--macs", ".7"], "PruneAndMerge"),

@@ -171,8 +171,8 @@ def check_agreement(process, folder):
 
     settings()
     refused("config.lr is 1 on process 1, but 0 on", settings, config | {"lr": process})
-    arch = {"arch": [{}, {"gelu": "tanh"}][process]}
-    refused("config.arch is missing on process 1", settings, config | {"model": arch})
+    parts = {"parts": [{}, {"gelu": "tanh"}][process]}
+    refused("config.parts is missing on process 1", settings, config | parts)
     refused("a is missing on process 1, but 5 on process", parallel.check_same, mine)
     images = (7 - process, 5)
     refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)

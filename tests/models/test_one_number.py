@@ -195,7 +195,7 @@ def test_a_text_is_said_with_counts_and_cost_and_a_dict_says_itself(capsys, tmp_
     dense = tiny.pretrained()
     save(tmp_path / "dense", dense)
     reduced = dense.with_reduction("tome:r=4")
-    assert load(tmp_path / "dense", "ToMe:r=4").label == reduced.label
+    assert load(tmp_path / "dense", "tome:r=4").label == reduced.label
     share = round(reduced.gmacs / dense.gmacs, 2)
     line = f"tome in every block; counts 21, 17, 13; {share:.2f} of the MACs"
     assert capsys.readouterr().err.splitlines() == [line, line]
@@ -225,19 +225,17 @@ def test_all_of_the_macs_are_all_tokens(value):
     [
         ("tome:r=8", {"name": "tome", "r": 8}),
         ("tome r=8", {"name": "tome", "r": 8}),
-        ("ToMe", {"name": "tome"}),
-        ("DPC-KNN", {"name": "dpc_knn"}),
         ("dense", {"name": "none"}),
         ("tome=0.6", {"name": "tome", "macs": 0.6}),
         ("tome=60%", {"name": "tome", "macs": 0.6}),
         ("auto:macs=.6:prop_attn=False", HALF | {"macs": 0.6, "prop_attn": False}),
         ("evit:blocks=(2, 5):keep_rate=.6", EVIT),
         ("evit keep_rate=0.6 blocks=(2, 5)", EVIT),
-        (EVIT | {"name": "EViT", "blocks": jnp.array([2, 5])}, EVIT),
+        (EVIT | {"blocks": jnp.array([2, 5])}, EVIT),
     ],
     ids=str,
 )
-def test_a_text_may_have_fields_and_a_name_any_spelling(text, fields):
+def test_a_text_may_have_fields(text, fields):
     assert create_model("deit_ti", text).plan == create_model("deit_ti", fields).plan
 
 

@@ -168,7 +168,7 @@ def taps_of(layer, state, keys, grid=None):
     """What the reducer of a layer may read."""
     x = state.x[:, 1:]
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
-    taps = Taps(
+    return Taps(
         x=x,
         size=state.size[:, 1:],
         attn_size=state.effective_size[:, 1:],
@@ -180,7 +180,6 @@ def taps_of(layer, state, keys, grid=None):
         grid=grid,
         num_heads=2,
     )
-    return contract.Declared(taps, layer.step.reducer.needs)
 
 
 def filled(states, results):
