@@ -21,7 +21,7 @@ from imagepiece_jax.data.pictures import Photographs
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.feature_folder import FeatureFolder
+from imagepiece_jax.inference.feature_folder import Arrays, FeatureFolder
 from imagepiece_jax.inference.features import feature_map, none_readable
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
@@ -96,7 +96,7 @@ def write_features(
     with FeatureFolder(folder) as files:
         files.begin(made_by, photographs, name=vit.source and vit.source.name)
         shapes = {name: [count, *shape] for name, shape in run.shapes.items()}
-        arrays = files.arrays(shapes, storage)
+        arrays = Arrays(files, shapes, storage)
         if arrays.rows < count:
             devices = len(parallel.local_devices())
             size = min(batch_size, math.ceil(count / devices)) * devices

@@ -36,6 +36,7 @@ DAMAGED = "damaged.csv"
 COLUMNS = ("row", "path", "reason")  # of damaged.csv
 UNFINISHED = ".unfinished"
 KEY = "imagepiece_jax"  # in info.json: the version that started the folder
+ENCODED = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 INTERVAL = 5.0  # seconds between two counts: so much work is lost by a kill
 
 
@@ -112,14 +113,6 @@ class FeatureFolder:
             hint = "give another folder"
         raise InputError("images", found["count"], problem=problem, hint=hint)
 
-    def arrays(self, shapes: Mapping[str, Sequence[int]], dtype) -> "Arrays":
-        """The arrays of these shapes, of which "rows" in info.json are there.
-
-        Raises InputError for a file of one that is not such an array, and RunError
-        where there is no room for it.
-        """
-        return Arrays(self, shapes, np.dtype(dtype))
-
 
 def check_folder(path: pathlib.Path):
     """Raise InputError for a folder that holds anything but features, or nothing.
@@ -155,12 +148,17 @@ def _lines(photographs):
 class Arrays:
     """The arrays of a folder, which are filled row by row, and the damaged rows.
 
-    rows: the number of first rows that are there
+    shapes: of the arrays, by name
+    rows: the number of first rows that are there, by info.json
     damaged: COLUMNS of those among them that are damaged
+    Raises InputError for a file that is no such array, and RunError where there is no
+    room for one.
     """
 
-    def __init__(self, folder, shapes, dtype):
-        self.dtype = dtype
+    def __init__(
+        self, folder: FeatureFolder, shapes: Mapping[str, Sequence[int]], dtype: str
+    ):
+        self.dtype = np.dtype(dtype)
         self._folder = folder
         self._names = [*shapes]
         if not all(self._file(name).exists() for name in shapes):
@@ -241,9 +239,6 @@ class Arrays:
             part = self._part(name)
             if part.exists():
                 os.replace(part, part.with_suffix(""))
-
-
-ENCODED = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 def _made(file, shape, dtype):
