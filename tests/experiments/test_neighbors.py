@@ -1,7 +1,6 @@
 """Neighbors of reduced encoders: by hand, and the figures of the pages."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -66,14 +65,3 @@ def test_the_pages_have_the_figures_of_the_files():
             assert value == pytest.approx(10 * (ours - theirs).mean(), abs=0.051)
             ahead[images, pair] = f"{value:.1f}"
     assert not markdown.lacking(ahead, "docs/search.md")
-
-
-def test_the_page_has_the_figures_of_the_drill():
-    path = markdown.ROOT / "docs" / "tables" / "features_drill.json"
-    drill = json.loads(path.read_text("utf-8"))
-    assert drill["same"]
-    assert drill["damaged"] == 3
-    figures = {f"{count} files": f"{mb}" for count, mb in drill["memory"].items()}
-    figures["kills"] = f"killed {len(drill['killed'])} times"
-    figures["photographs"] = f"{drill['photographs']:,}"
-    assert not markdown.lacking(figures, "docs/search.md")

@@ -30,7 +30,6 @@ from tests import runs, tars
 from tests.input.test_worker_pool import shared_memory, workers
 from tests.oracles import log_softmax
 from tests.training.test_logging import events
-from tools.tiny_runs import stored
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
 
@@ -203,7 +202,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
 def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     """The cross-entropy of the digits, by hand; a reduced model has another."""
     (line,) = runs.lines(stopped[0], "init")
-    saved = stored(finished[0], "best")
+    saved = runs.stored(finished[0], "best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
     run = RunConfig.from_config(configured())
     source = open_images(run, "val")
