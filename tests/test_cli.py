@@ -213,7 +213,7 @@ def test_overrides_reach_all_configs():
         ("configs/quickstart.py", "quickstart"),
         ("configs/deit_s_evit.py:deit_ti", "deit_ti_evit"),
         ("configs/deit_ti_finetune.py:deit_s", "deit_s_finetune"),
-        ("tools/rehearsal_config.py:evit", "rehearsal_config_evit"),
+        ("my/own_config.py:evit", "own_config_evit"),
     ],
 )
 def test_name_of_a_config(path, name):

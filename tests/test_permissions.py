@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.commands import export, predict, visualize
+from imagepiece_jax.commands import export
 from imagepiece_jax.common import files, plotting
 from imagepiece_jax.common.orbax_files import StepWriter
 from imagepiece_jax.training.logging import MetricWriter
@@ -30,9 +30,6 @@ def saved(folder):
 def by_command(main, *words):
     def write(folder):
         imagepiece_jax.save(folder / "model", tiny.pretrained(depth=1))
-        pixels = np.zeros((tiny.SIDE, tiny.SIDE, 3), np.uint8)
-        with files.replacing(folder / "a.png") as new:
-            plotting.Image.fromarray(pixels).save(new, "PNG")
         placed = [str(word).replace("HERE", str(folder)) for word in words]
         call(main, f"--weights={folder / 'model'}", *placed).ok()
 
@@ -70,8 +67,6 @@ WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
     "onnx": by_command(export.main, "--out=HERE/m.onnx"),
-    "predict": by_command(predict.main, "--json=HERE/p.json", "HERE/a.png"),
-    "visualize": by_command(visualize.main, "--out=HERE/v", "HERE/a.png"),
     "plots": plots,
     "metrics": metrics,
     "checkpoints": checkpoints,

@@ -19,9 +19,8 @@ from imagepiece_jax.common.signals import SIGNALS
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.cluster.run_dir import RunLock
-from tests import forked, runs
+from tests import runs, tiny_runs
 from tests.runs import ROOT
-from tools import fault_drill, tiny_runs
 
 
 def test_a_signal_is_noted_and_the_old_handlers_come_back():
@@ -237,10 +236,11 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-def test_sigterm_in_the_first_compile_ends_at_once(tmp_path, monkeypatch):
+def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
-    monkeypatch.setattr(subprocess, "Popen", forked.Process)
-    trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
-    row = fault_drill.terminate_in_compile(trial)
-    assert row.passed and row.status == 143, row
-    assert row.said.startswith("stopped with nothing to save")
+    run = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache")
+    run.start()
+    run.until(run.begun)
+    assert run.end(signal.SIGTERM) == 143
+    assert run.on_disk() is None
+    assert run.said().startswith("stopped with nothing to save")
