@@ -233,12 +233,6 @@ def test_answers_have_the_figures_of_tables():
             figures[name, share] = cell.partition(" ")[0]
         change = markdown.cell(settings, "", rows["pitome"], "points to ToMe")
         figures["change", share] = change.partition("]")[0] + "]"
-    for share in ("0.6", "0.5"):
-        row = {"share": share, "method": "`tome`"}
-        lost = markdown.cell(settings, "", row, "points to dense, p if < .05")
-        figures["lost", share] = lost[1:4]
-        tokens = markdown.cell(settings, "", row, "tokens left, with class token")
-        figures["tokens", share] = tokens
     row = {"setting": "tome r=8"}
     page = "docs/tables/patch_features.md"
     figures["cosine"] = markdown.cell(page, "DeiT-Ti", row, "cosine").split()[0]
