@@ -40,8 +40,8 @@ LOSSES_APART = 5e-4  # of two processes and one: sums in another order
 QUICK = "--xla_backend_optimization_level=0"  # compiles quickly, not well
 CRASHED = "Traceback|Fatal|ignored in|Segmentation"  # in what no command may say
 ENDED = "interrupted|terminated|stopped"  # how the line on a signal begins
-# What files have of a clock.
-CLOCK = rb'"seconds": [\d.]+|"time": "[^"]+"'
+# What files have of a clock, and of a working tree.
+CLOCK = rb'"seconds": [\d.]+|"(?:time|git)": "[^"]+"'
 UNFINISHED = (".*.tmp", "*.orbax-checkpoint-tmp*")  # names of what is being written
 
 SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3}
