@@ -90,13 +90,3 @@ def test_the_umask_decides(name, umask, tmp_path):
     modes = {name: path.stat().st_mode & 0o777 for name, path in found.items()}
     usual = {name: 0o750 if found[name].is_dir() else 0o640 for name in found}
     assert modes == usual
-
-
-def test_a_file_that_is_replaced_keeps_its_permissions(umask, tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    path.chmod(0o604)
-    a_library = {"a": np.zeros(3, np.float32)}
-    with files.replacing(path) as new:
-        safetensors.numpy.save_file(a_library, new)
-    assert path.stat().st_mode & 0o777 == 0o604
