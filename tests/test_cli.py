@@ -467,32 +467,3 @@ def test_a_crash_in_the_end_of_python_does_not_change_the_status(tmp_path):
     assert (ended.status, ended.out) == (143, "\\udce9 \\xb1\ndone at exit\n")
     assert ended.err.startswith("stopped at")
     assert ended.err.count("\n") == 1
-
-
-INTERRUPTED = """
-import gc, signal, time
-from imagepiece_jax import cli
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
-sent = []
-
-def collecting(phase, info):  # as JAX's, in which Python ignores exceptions
-    if phase == "start" and not sent:
-        sent.append(True)
-        signal.raise_signal(signal.SIGINT)
-
-def main():
-    gc.callbacks.append(collecting)
-    gc.collect()
-    time.sleep(20)
-    print("was not interrupted")
-
-cli.run(main)
-"""
-
-
-def test_ctrl_c_is_not_lost_in_the_garbage_collector(tmp_path):
-    script = tmp_path / "interrupted.py"
-    script.write_text(INTERRUPTED)
-    ended = start(script, PYTHONPATH=os.getcwd())
-    assert (ended.status, ended.out, ended.err) == (130, "", "interrupted\n")

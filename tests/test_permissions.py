@@ -8,9 +8,8 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.commands import export
-from imagepiece_jax.common import files, plotting
+from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from imagepiece_jax.training.logging import MetricWriter
 from imagepiece_jax.weights.save import FILES
 from tests.command import call
 from tests.models import recoveries, tiny
@@ -43,17 +42,6 @@ def checkpoints(folder):
     writer.close()
 
 
-def metrics(folder):
-    with MetricWriter(folder) as writer:
-        writer.write_line("train", 1, loss=0.5)
-
-
-def plots(folder):
-    figure = plotting.new_figure(1, 1)
-    plotting.save_figure(figure, folder / "any.png")
-    plotting.save_figure(figure, folder / "few.png", colors=4)
-
-
 def a_library_that_chooses(folder):
     """A file and a folder of safetensors 0.8, which writes for the owner alone."""
     tensors = {"a": np.zeros(3, np.float32)}
@@ -67,8 +55,6 @@ WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
     "onnx": by_command(export.main, "--out=HERE/m.onnx"),
-    "plots": plots,
-    "metrics": metrics,
     "checkpoints": checkpoints,
 }
 
