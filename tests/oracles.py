@@ -215,24 +215,6 @@ def nearest_values(values, steps):
     return np.stack(out)
 
 
-def cls_attention(q, k, size=None, num_prefix=1):
-    """Attention of the class token to the image tokens, mean over heads.
-
-    q, k [H, N, d], `size` [N] for proportional attention -> [N - num_prefix]. The
-    softmax runs over all N tokens; prefix columns are dropped, the rest stays as it is.
-    """
-    q = np.asarray(q, float)
-    k = np.asarray(k, float)
-    heads, n, d = k.shape
-    total = np.zeros(n)
-    for h in range(heads):
-        logits = k[h] @ q[h, 0] / math.sqrt(d)
-        if size is not None:
-            logits = logits + np.log(np.asarray(size, float))
-        total += softmax(logits)
-    return (total / heads)[num_prefix:]
-
-
 def layer_norm(x, params, eps=1e-6):
     """[.., D] normalized, times params["scale"], plus params["bias"]."""
     x = np.asarray(x, float)
