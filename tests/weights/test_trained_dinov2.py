@@ -56,15 +56,6 @@ def test_features_are_transformers(maps, theirs):
     assert apart(tokens, theirs["block_6"]) < CLOSE
 
 
-def test_another_resize_of_the_positions_is_far(assets, theirs):
-    """A control of the bound: timm's ViT resizes them with antialiasing."""
-    fields = FIELDS | {"resize": "antialias"}
-    file = assets / WEIGHTS / "model.safetensors"
-    other = imagepiece_jax.load(file, image_size=224, **fields)
-    moved = imagepiece_jax.features(other, theirs["pixels"])
-    assert apart(moved.pooled, theirs["pooler_output"]) > 10 * CLOSE
-
-
 @pytest.mark.parametrize("way", ["file", "saved"])
 def test_each_way_gives_the_model_of_the_folder(assets, vit, tmp_path, way):
     """The same network and variables, bit for bit, so the same features."""
