@@ -79,13 +79,6 @@ def test_fast_reductions_are_of_programs_in_two_bytes():
         assert (exact != fast) is differs
 
 
-def test_a_program_says_how_its_reductions_are_computed(trained):
-    for dtype, form in (("bfloat16", "fast"), ("float32", "exact")):
-        program = optimized(*trained, dtype=dtype, reductions=form)
-        assert program.reductions == form
-        assert ("fast reductions" in program.describe()) is (form == "fast")
-
-
 def test_a_smaller_batch_gives_its_own_logits(program, logits):
     for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
         out = program(images)
@@ -180,12 +173,6 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
     exact = optimized(model, variables, gelu="exact")
     assert exact.model.arch.gelu == "exact"
     assert "float32, exact GELU, xla" in exact.describe()
-
-
-def test_a_model_without_gelu_is_described_without():
-    model = tiny.model(depth=1, arch={"mlp": "swiglu"})
-    program = optimized(model, tiny.variables(model), gelu="tanh")
-    assert "float32, no GELU, xla attention" in program.describe()
 
 
 def test_only_what_layers_cast_is_cast():

@@ -3,58 +3,18 @@
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.models import registry
 from imagepiece_jax.weights.transformers_config import MODEL_TYPES
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
 
-import timm  # noqa: E402
-import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from tests.models import family_table, tiny  # noqa: E402
-from tests.models.family_table import MEMBERS  # noqa: E402
 from tests.parity.record import apart, computed  # noqa: E402
 from tools import originals  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
-POOLS = {"token": "token", "avg": "mean", "map": "map"}
-
-
-def representatives(family):
-    """The smallest member of each kind, and the row's own example."""
-    kinds = {}
-    for name in family_table.members(family):
-        facts = registry.fields_of(name)
-        arch = facts["arch"]
-        size = facts["embed_dim"] * facts["depth"]
-        kind = arch.prefix, arch.pool, facts["num_classes"] == 0
-        kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
-    return {name for _, name in kinds.values()}
-
-
-def tokens(model):
-    dist = getattr(model, "dist_token", None) is not None
-    registers = getattr(model, "reg_token", None)
-    count = 0 if registers is None else registers.shape[1]
-    return model.cls_token is not None, dist, count
-
-
-@pytest.mark.parametrize("family", MEMBERS)
-def test_cells_are_those_of_timms_models(family):
-    row = family_table.rows()[family]
-    with torch.device("meta"):
-        models = [timm.create_model(name) for name in representatives(family)]
-        example = timm.create_model(row["such as"].strip("`"))
-    assert {tokens(model) for model in models} == family_table.prefixes(row)
-    pools, headless = family_table.of_timm(row)
-    assert {POOLS[model.global_pool] for model in models} == pools
-    assert headless == all(model.num_classes == 0 for model in models)
-    assert tokens(example) in family_table.prefixes(row)
-    assert POOLS[example.global_pool] in pools
-    heads = hasattr(example, "head_dist")
-    assert heads == ("class and distillation" in row[family_table.HEAD])
 
 
 # {family: its model types in transformers}. DINO's are of type "vit".

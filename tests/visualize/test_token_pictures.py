@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.errors import RunError
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.token_pictures import draw_groups
-from tests.training.test_full_disk import full_disk
 
 DROPPED = -1
 
@@ -280,44 +278,3 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
         for _, source in steps:
             assert shows(page, draw_groups(large, source, (4, 4)))
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
-
-
-def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path):
-    path = tmp_path / "page.png"
-    path.write_bytes(b"the page of an earlier run")
-    with full_disk(), pytest.raises(RunError, match="File too large"):
-        example_page(path, 16)
-    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
-    assert path.read_bytes() == b"the page of an earlier run"
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_text_on_the_page_fits(tmp_path, monkeypatch, steps):
-    text = pytest.importorskip("matplotlib.text")
-    pages = []
-    keep = lambda figure, *_: pages.append(figure)  # noqa: E731
-    monkeypatch.setattr(token_pictures, "save_figure", keep)
-    example_page(tmp_path / "page.png", 16, steps=steps)
-    (figure,) = pages
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[0].startswith("image 0")
-    assert titles[0].endswith("…\n16 patches")
-    expected = [f"after block {s}\n{9 - s} tokens" for s in range(steps)]
-    assert titles[1 : steps + 1] == expected
-    renderer = figure.canvas.get_renderer()
-    boxes = [axes.get_window_extent(renderer) for axes in figure.axes]
-    for axes, box in zip(figure.axes, boxes, strict=True):
-        texts = [t for t in axes.get_children() if isinstance(t, text.Text)]
-        (title,) = [t for t in texts if t.get_text()]
-        words = title.get_window_extent(renderer)
-        assert box.x0 - 1 <= words.x0
-        assert words.x1 <= box.x1 + 1
-        assert words.y1 <= figure.bbox.y1
-        assert words.y0 > box.y1
-        assert not any(words.overlaps(other) for other in boxes)
-    (caption,) = figure.texts
-    words = caption.get_window_extent(renderer)
-    assert 0 < words.x0
-    assert words.x1 < figure.bbox.x1
-    assert 0 < words.y0
-    assert words.y1 < min(box.y0 for box in boxes)
