@@ -27,21 +27,6 @@ WIDE = (12, 20)  # of patches of 4: 3 rows of 5
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
 
-@pytest.mark.parametrize(
-    "reduction, tokens",
-    [
-        ({"name": "evit", "keep_rate": 0.6, "blocks": (0,)}, 9),  # of 15
-        ({"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}, 11),
-        ({"name": "tome", "r": 4}, 7),
-        ({"name": "grid_pooling", "grid_size": 3, "block": 1}, 9),
-    ],
-)
-def test_rates_are_of_the_patches_that_there_are(reduction, tokens):
-    model = tiny.model(reduction, image_size=WIDE, depth=2)
-    assert model.plan[0].attn_tokens == 16
-    assert model.plan[-1].mlp_tokens == 1 + tokens
-
-
 def test_cells_of_a_grid_are_rows_and_columns_of_patches():
     """3 x 5 patches in 2 x 2 cells: rows 0 1 | 2, columns 0 1 2 | 3 4."""
     pooling = {"name": "grid_pooling", "grid_size": 2, "block": 0}

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import TOLERANCE
 from imagepiece_jax.models.spec import ModelSpec, create_model
@@ -18,11 +17,9 @@ from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.models import tiny
 from tests.refused import refused
-from tests.runs import configured
 
 HALF = {"name": "auto", "macs": 0.5}
 NAN = float("nan")
-EVIT = {"name": "evit", "blocks": (2, 5), "keep_rate": 0.6}
 
 
 def deit(**fields):
@@ -177,25 +174,6 @@ def test_all_of_the_macs_are_all_tokens(value):
 
 
 @pytest.mark.parametrize(
-    "text, fields",
-    [
-        ("tome:r=8", {"name": "tome", "r": 8}),
-        ("tome r=8", {"name": "tome", "r": 8}),
-        ("dense", {"name": "none"}),
-        ("tome=0.6", {"name": "tome", "macs": 0.6}),
-        ("tome=60%", {"name": "tome", "macs": 0.6}),
-        ("auto:macs=.6:prop_attn=False", HALF | {"macs": 0.6, "prop_attn": False}),
-        ("evit:blocks=(2, 5):keep_rate=.6", EVIT),
-        ("evit keep_rate=0.6 blocks=(2, 5)", EVIT),
-        (EVIT | {"blocks": jnp.array([2, 5])}, EVIT),
-    ],
-    ids=str,
-)
-def test_a_text_may_have_fields(text, fields):
-    assert create_model("deit_ti", text).plan == create_model("deit_ti", fields).plan
-
-
-@pytest.mark.parametrize(
     "value, field, text",
     [
         (50, "reduction", "did you mean 0.5?"),
@@ -227,14 +205,3 @@ def test_what_is_no_share_is_told_what_is(value, field, text):
 def test_what_states_no_cost_is_refused(reduction, field, value, text):
     with refused(f"reduction{field}", value, text):
         create_model("deit_ti", reduction=reduction)
-
-
-def test_a_run_stores_the_method(capsys):
-    config = configured({"model.name": "deit_ti", "image_size": 224})
-    with config.unlocked():
-        config.reduction = type(config)(HALF)
-    fields = RunConfig.from_config(config).with_counts().to_dict()
-    assert fields["reduction"]["name"] == "attended"
-    assert fields["reduction"]["label"] == "attended macs=0.5"
-    assert fields["reduction"]["score"] == "auto"  # which fits other models, too
-    assert capsys.readouterr().err.startswith("attended in blocks 3, 6, 9; ")
