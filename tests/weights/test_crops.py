@@ -7,21 +7,17 @@ import dataclasses
 import json
 import warnings
 
-import numpy as np
 import pytest
 
 import imagepiece_jax
 from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
-from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.training.initial_weights import InitialWeights
-from tests.command import call
 from tests.models import tiny
-from tests.pictures import write_csv
 from tests.refused import refused
 
 SIDE = 48
@@ -173,18 +169,6 @@ def test_a_crop_that_nothing_says_is_said(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         imagepiece_jax.load(path, preprocessing={"resize": "none"}, **FACTS)
-
-
-def test_a_command_says_it_once(tmp_path):
-    path = written(tmp_path, SEVERAL, SEVERAL)
-    data = write_csv(tmp_path, np.zeros((4, 64, 60, 3), np.uint8), [0, 1, 2, 3])
-    words = [f"--weights={path}", f"--data={data}"]
-    with pytest.warns(UserWarning, match=r"several crops.* --crop which crop$") as said:
-        ended = call(evaluate.main, *words).ok()
-    assert len(said) == 1
-    assert "resize 53 bicubic, crop 48" in ended.out
-    ended = call(evaluate.main, *words, "--crop=1", "--interpolation=bilinear").ok()
-    assert "resize 48 bilinear, crop 48" in ended.out
 
 
 def test_a_resumed_run_keeps_its_crop(tmp_path):

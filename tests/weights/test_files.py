@@ -176,9 +176,16 @@ def test_parts_that_lack_something(tmp_path):
         read_state_dict(path)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_indexes_without_a_map(tmp_path, content):
+    path = in_parts(tmp_path)
+    path.write_text(content)
+    with pytest.raises(InputError, match="model.safetensors.index.json"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"], "x.bin"])
 def test_indexes_of_something_else(tmp_path, part):
-    """test_hub has those without a weight_map."""
     with pytest.raises(InputError) as error:
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
     assert error.value.value == part

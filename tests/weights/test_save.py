@@ -9,7 +9,6 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
@@ -221,17 +220,6 @@ def test_what_load_refuses_of_a_saved_folder(tmp_path):
     said = f"folder, {path}, which has a config.json"
     with pytest.raises(InputError, match=said):
         imagepiece_jax.load(path / "model.safetensors")
-
-
-def test_imagenets_names_travel(tmp_path):
-    vit = made(num_classes=1000, class_names=class_names.imagenet_names())
-    found = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "m", vit))
-    assert found.class_names == class_names.imagenet_names()
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert config["label_names"][388] == "giant panda"
-    assert hub_configs.parse(config, {})["class_names"] == found.class_names
-    del config["label_names"]
-    assert hub_configs.parse(config, {})["class_names"] is None
 
 
 THREE = (0.1, 0.2, 0.3)
