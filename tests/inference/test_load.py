@@ -17,7 +17,6 @@ HEADS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 GIVEN = HEADS | {"mean": MEAN, "std": STD}  # what tensors leave open
 LACKING = ["num_heads", "mean", "std", "norm_eps", "gelu", "resize"]
 LACKING += ["rotary", "post_norm", "pool"]
-NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 
 
 def test_the_package_imports_nothing_until_it_is_used():
@@ -47,21 +46,6 @@ def test_load_infers_the_model_from_its_tensors(trained, weights_file):
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
     assert variables["params"]["pos_embed"].shape == (1, 65, tiny.WIDTH)
     assert model.arch.gelu == "tanh"
-
-
-def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
-    """They change no program; `labels` are before them, and indices where none is."""
-    names = [*NAMES[:-1], None]
-    vit = imagepiece_jax.load(weights_file, class_names=names, **GIVEN)
-    assert vit.class_names == tuple(names)
-    assert vit.model == trained.model
-    said = "<Pretrained ViT: dense, images of 20x20, 7 classes, 0.000358 GMACs>"
-    assert repr(vit) == said
-    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
-    options |= {"top": tiny.CLASSES, "batch_size": 1, "dtype": jnp.float32}
-    predict = imagepiece_jax.Predictor(vit, **options)
-    by_index = {found.index: found.label for found in predict(pictures[0])}
-    assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
 
 
 @pytest.mark.parametrize(

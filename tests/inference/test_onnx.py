@@ -372,7 +372,7 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 def test_what_draws_has_no_graph(batch_size):
     reduction = {"name": "random", "blocks": (1,)}
     vit = tiny.pretrained(reduction)
-    with refused("reduction", Reduction.read(reduction).words, "has no ONNX graph"):
+    with refused("reduction", Reduction.read(reduction).words, "it has no graph"):
         onnx_model(vit, batch_size=batch_size)
 
 

@@ -228,7 +228,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
         *(("cache_dir", folder, folder, "") for folder in (3, "/dev/null/x")),
         ("batchsize", 8, "batchsize", "did you mean batch_size?"),
-        ("image_size", 16, "image_size", "allowed: tokens, batch_size, "),
+        ("image_size", 16, "image_size", "allowed: batch_size, "),
     ],
 )
 def test_impossible_options(trained, option, value, found, said):
@@ -276,10 +276,7 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     [
         ([1, 2], "list"),
         (TENSOR, "SimpleNamespace"),
-        (np.zeros((3, 20, 24, 3)), (3, 20, 24, 3)),
         (np.zeros((4, 20, 20, 3)), 4),
-        (np.zeros((0, 20, 20, 3)), (0, 20, 20, 3)),
-        (np.zeros((3, 20, 20, 3), int), np.dtype("int64")),
     ],
 )
 def test_images_that_do_not_fit(program, images, value):

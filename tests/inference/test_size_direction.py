@@ -257,20 +257,6 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
 
-def test_photographs_as_features_takes_them(vit, tmp_path):
-    images = photographs(vit)
-    found = size_direction.directions(vit, images)
-    for number, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
-    np.testing.assert_array_equal(size_direction.directions(vit, tmp_path), found)
-    floats = np.asarray(normalize(images, vit.model.mean, vit.model.std))
-    close = size_direction.directions(vit, floats)
-    np.testing.assert_allclose(np.abs(np.sum(close * found, -1)), 1, atol=1e-5)
-    with pytest.warns(UserWarning, match="as pixels of 0 .. 255") as warned:
-        optimize(vit, 2, sizes="direction", size_images=np.float32(images))
-    assert warned[0].filename == __file__
-
-
 @pytest.mark.parametrize(
     ("images", "said"),
     [
