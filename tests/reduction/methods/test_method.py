@@ -44,13 +44,9 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("imagepiece", "size_weighting", (1,), "True, False"),
     # Merge steps take at most half of the candidates: 29 of the 58 of 196.
     ("imagepiece", "counts", ((166,) * DEPTH,), "167"),
-    ("imagepiece_tome", "counts", ((166,) * DEPTH,), "167"),
     ("imagepiece", "counts", ((196,) * 9 + (9,),), "0, 1, 2"),
-    ("imagepiece_tome", "metric", ("keys",), "'key', 'query'"),
-    ("imagepiece_tome", "keep_rate", (2,), "from 0 to 1"),
     ("imagepiece_dynamicvit", "mode", ("soft",), "'mask', 'topk'"),
     ("imagepiece_dynamicvit", "predictor_pos", ("post",), "'mid', 'p"),
-    ("imagepiece_dynamicvit", "parity", (2,), "0, 1"),
     ("spvit", "keep_rates", ((0.5,), 0.5), "one for each of blocks"),
     ("spvit", "keep_rates", ((0.5, 1.5, 0.2),), "from 0 to 1"),
     ("spvit", "keep_rates", ((0.2, 0.5, 0.7),), "blocks that rise"),
@@ -80,8 +76,6 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("mctf", "r", (-1, 1.5, "16", True, None), "shares"),
     ("mctf", "r", (99,), "0 to 98, half of"),
     ("mctf", "similarity", (0, -1, float("inf")), "above 0"),
-    ("mctf", "attention", (0, -1, float("inf")), "above 0"),
-    ("mctf", "sizes", (0, -1, float("inf")), "above 0"),
     ("diffrate", "target", (9,), "2.9"),
     ("diffrate", "prune", ((2,) * DEPTH,), "both or neither"),
 ]
