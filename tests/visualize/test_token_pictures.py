@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.token_pictures import draw_groups
@@ -232,49 +231,3 @@ def test_values_are_painted_over_the_gray_image():
         assert (pixels == pixels[0, 0]).all()
     ordered = [sum_ for _, sum_ in sorted(lightness)]
     assert (np.diff(ordered) > 0).all()
-
-
-def example_page(path, side, steps=2, rows=2):
-    """(images, the steps of each) of a page that is written to `path`."""
-    stages = []
-    for step in range(steps):
-        source = random_source(16, 9 - step, seed=step)
-        stages.append((f"after block {step}", source))
-    images = []
-    page = []
-    for number in range(rows):
-        image = random_image(side, side, number)
-        images.append(image)
-        large = token_pictures.enlarged(image)
-        title = f"image {number} with a title far too long for it"
-        row = [(title, large, "16 patches")]
-        for name, source in stages:
-            note = f"{source.max() + 1} tokens"
-            row.append((name, draw_groups(large, source, (4, 4)), note))
-        page.append(row)
-    token_pictures.panel_page(path, page, "The caption of the page. " * 9)
-    return images, [stages] * rows
-
-
-def shows(page, panel):
-    """Whether a page has a panel somewhere, pixel by pixel."""
-    height, width = panel.shape[:2]
-    corners = (page == panel[0, 0]).all(axis=-1)
-    for y, x in np.argwhere(corners):
-        if np.array_equal(page[y, x : x + width], panel[0]):
-            if np.array_equal(page[y : y + height, x : x + width], panel):
-                return True
-    return False
-
-
-@pytest.mark.parametrize("side, scale", [(16, 14), (224, 1)])
-def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
-    path = tmp_path / "page.png"
-    images, sources = example_page(path, side)
-    page = np.asarray(Image.open(path).convert("RGB"))
-    for image, steps in zip(images, sources, strict=True):
-        large = np.kron(image, np.ones((scale, scale, 1), np.uint8))
-        assert shows(page, large)
-        for _, source in steps:
-            assert shows(page, draw_groups(large, source, (4, 4)))
-    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
