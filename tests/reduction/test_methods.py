@@ -363,23 +363,6 @@ class MethodsTest(chex.TestCase):
         got = self.walk(name, fields, images=order)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*ONE_OF_EACH_KIND)
-    def test_64_bit_numbers_of_jax_change_nothing(self, name, fields):
-        """Types and values are the same under this flag of users, bit for bit.
-
-        tests/models/test_switches.py has the types of all methods.
-        """
-        states, results, _ = self.walk(name, fields)
-        plan = plan_of(name, fields)
-        x = random_tokens()
-        keys = image_keys(3)
-        run = self.variant(functools.partial(walk, plan))
-        with jax.enable_x64(True):
-            got = jax.tree.map(np.asarray, run(x, keys=keys))
-        chex.assert_trees_all_equal_shapes_and_dtypes(got, (states, results))
-        chex.assert_trees_all_equal(got, (states, results))
-
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*DEFAULTS)
     def test_stacked_batches_are_decided_as_each_of_them(self, name, fields):
