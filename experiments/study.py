@@ -10,13 +10,12 @@ import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from scipy import special
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
@@ -24,22 +23,17 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy, statistics
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.evaluate.cache import (
     Lines,
     decode_bits,
-    encode_bits,
     read_lines,
 )
-from imagepiece_jax.evaluate.statistics import Estimate
 
 flags.disclaim_key_flags()  # they are flags of the study that asks for them
 FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding
-THREADS = 2  # that read and decode
-DIGITS = 4  # of a KL divergence
 
 # Cells: whatever has a `name`
 
@@ -193,29 +187,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def points(right: np.ndarray, base: np.ndarray) -> Estimate:
-    """Points of accuracy that `right` has more than `base`, image by image.
-
-    right: bool [images], or means of several seeds, which count as given
-    base: bool [images]
-    """
-    if right.dtype == bool:
-        return statistics.paired_difference(right, base)
-    return statistics.mean_difference(100 * right, 100 * base)
-
-
 # A model's answers
-
-
-def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]]:
-    """Batches of an evaluation. Raises InputError for an unreadable image."""
-    sequence = EvalBatches(
-        source, preprocessing, batch_size=size, placement=parallel.placement()
-    )
-    yield from sequence.batches(threads=THREADS)
-    if source.unreadable:
-        problem = f"are {len(source)}, of which some cannot be read"
-        raise InputError("the images", problem=problem, hint="fetch them again")
 
 
 def reader(
@@ -247,50 +219,8 @@ def reader(
     return answer
 
 
-def answerer(vit) -> Callable[[Iterable[Mapping[str, Any]]], np.ndarray]:
-    """A function of batches that returns a model's logits, [images, classes]."""
-
-    def logits(outputs, batch):
-        return {"logits": outputs.logits}
-
-    answer = reader(vit, logits)
-    return lambda images: answer(images)["logits"].astype(np.float32)
-
-
-def labels(images: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Labels of the images of batches, without padding."""
-    parts = []
-    for batch in images:
-        there = batch["mask"].ravel() > 0
-        parts.append(batch["label"].ravel()[there])
-    return np.concatenate(parts)
-
-
-class Judged(NamedTuple):
-    """Some images, judged: KL divergences and right answers, [images] each."""
-
-    kl: np.ndarray
-    right: np.ndarray
-
-
-def divergence(dense: np.ndarray, reduced: np.ndarray) -> np.ndarray:
-    """KL(dense || reduced) of class probabilities. [images, classes] twice -> [images].
-
-    dense, reduced: logits
-    """
-    dense = special.log_softmax(np.float64(dense), axis=1)
-    reduced = special.log_softmax(np.float64(reduced), axis=1)
-    return np.sum(np.exp(dense) * (dense - reduced), axis=1)
-
-
-def stored(kl: Iterable[float], right: np.ndarray) -> dict[str, Any]:
-    """KL divergences and right answers [images], as JSON values."""
-    rounded = [float(f"{value:.{DIGITS}g}") for value in kl]
-    return {"kl": rounded, "images": len(right), "right": encode_bits(right)}
-
-
 def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
-    """Right answers [images] of `stored`, or of a result with its fields."""
+    """Right answers [images] of a result."""
     try:
         return decode_bits(found["right"], found["images"])
     except ValueError as error:
@@ -302,17 +232,7 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
         ) from error
 
 
-def spread(values: Iterable[float], digits: int = 2) -> str:
+def spread(values: Iterable[float]) -> str:
     """Median, lowest and highest of timings, [3], as text."""
-    median, low, high = (f"{value:.{digits}f}" for value in values)
+    median, low, high = (f"{value:.2f}" for value in values)
     return f"{median} [{low}, {high}]"
-
-
-def interval(values: Iterable[float], digits: int = 1) -> str:
-    """A JSON list, [value, low, high], as text."""
-    return statistics.format_estimate(Estimate(*values), digits)
-
-
-def unpacked(found: Mapping[str, Any]) -> Judged:
-    """What `stored` made JSON values of."""
-    return Judged(np.array(found["kl"]), unpacked_right(found))

@@ -8,6 +8,8 @@ import pytest
 
 from experiments import study
 from imagepiece_jax.commands import evaluate
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.spec import create_model
@@ -57,7 +59,11 @@ def test_what_visualize_and_studies_show(weights, lowered):
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     crop = Preprocessing(16, resize="none")
-    study.answerer(variant)(study.batches(ArraySource(images), crop, size=2))
+    batches = EvalBatches(
+        ArraySource(images), crop, batch_size=2, placement=parallel.placement()
+    )
+    answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
+    answer(batches.batches(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

@@ -210,7 +210,7 @@ def _complete(vit, run, reading, arrays, files):
     start = arrays.rows
     with Progress("features", count, start) as progress:
         begun = _begun(run, reading, start, progress)
-        if start == 0 and _is_compared(vit, run):
+        if start == 0 and any(layer.step for layer in run.model.plan):
             compared = _comparison(vit, reading, begun)
             files.write_info(compared=compared and compared._asdict())
         try:
@@ -292,11 +292,6 @@ def _append(arrays, reading, batch, result, progress):
             values[row - batch.rows.start] = np.nan
     arrays.append(rows, lines)
     progress.add(len(batch.rows))
-
-
-def _is_compared(vit, run):
-    """Whether the dense model of the same weights is another one."""
-    return any(layer.step for layer in run.model.plan)
 
 
 def _comparison(vit, reading, begun):

@@ -83,8 +83,9 @@ class FeatureFolder:
         if len(self.info) > 1:
             self._check_record(made_by)
             self._check_images(found, paths)
-        if len(self.info) == 1 or not (self.path / PATHS).exists():
-            files.replace_file(self.path / PATHS, paths)
+        table = self.path / PATHS
+        if not table.exists() or table.read_bytes() != paths:
+            files.replace_file(table, paths)
         if len(self.info) == 1:
             self.write_info(**facts, made_by=made_by, images=found, rows=0)
 
@@ -94,6 +95,9 @@ class FeatureFolder:
             problem = f"{self.path} was started by another version of this package"
             hint = "give another folder"
             raise InputError("folder", str(self.path), problem=problem, hint=hint)
+        for name, kind in (("made_by", dict), ("images", dict), ("rows", int)):
+            if not isinstance(self.info.get(name), kind):
+                raise _changed(self.path / INFO, "the file as it was written")
         if found := differences(made_by, theirs):
             name, value, _ = found[0]
             problem = sentence(found, f"{self.path} was started with")
@@ -102,10 +106,12 @@ class FeatureFolder:
     def _check_images(self, found, paths):
         started = self.info["images"]
         if started == found:
+            if not 0 <= self.info["rows"] <= found["count"]:
+                raise _changed(self.path / INFO, f"up to {found['count']} rows")
             return
         table = self.path / PATHS
         problem = f"has {found['count']} photographs, others than the "
-        problem += f"{started['count']} that {self.path} was started with"
+        problem += f"{started.get('count')} that {self.path} was started with"
         hint = f"{table} names those"
         if table.exists() and table.read_bytes() == paths:
             problem = "has photographs of which some have changed since "
@@ -130,6 +136,11 @@ def check_folder(path: pathlib.Path):
         return file.name == files.LOCK or (started and file.name in names)
 
     files.check_own("folder", path, "features", ours)
+
+
+def _changed(file, allowed, hint="give another folder"):
+    """The InputError for a file that is not as it was written."""
+    return InputError.at(file, "is damaged, or was changed", allowed, hint)
 
 
 def _lines(photographs):
@@ -191,20 +202,19 @@ class Arrays:
             if file.stat().st_size == found.offset + found.nbytes:
                 return np.lib.format.open_memmap(file, "r+")
         sides = " x ".join(map(str, shape))
-        raise InputError.at(
-            file,
-            "is damaged, or was changed",
-            f"a whole array of {sides} {self.dtype}",
-            "remove it, and run the same command again, which writes it anew",
-        )
+        hint = "remove it, and run the same command again, which writes it anew"
+        raise _changed(file, f"a whole array of {sides} {self.dtype}", hint)
 
     def _read_damaged(self):
         table = self._folder.path / DAMAGED
         if not table.exists():
             return []
-        with open(table, **ENCODED) as file:
-            _, *rows = csv.reader(file)
-        return [(int(row), path, reason) for row, path, reason in rows]
+        try:
+            with open(table, **ENCODED) as file:
+                _, *rows = csv.reader(file)
+            return [(int(row), path, reason) for row, path, reason in rows]
+        except ValueError as error:
+            raise _changed(table, f"rows of {', '.join(COLUMNS)}") from error
 
     def append(
         self, arrays: Mapping[str, np.ndarray], damaged: Iterable[tuple[int, str, str]]

@@ -489,7 +489,7 @@ class Pretrained:
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
         reduction = self.reduction
-        if grid != self._grid or model.depth != self.model.depth:
+        if grid != self._grid:
             # Its counts are of another cost there than the one that was asked for.
             reduction = dataclasses.replace(reduction, label="")
         try:

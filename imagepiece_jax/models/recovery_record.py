@@ -130,7 +130,8 @@ class Recovery:
         leaves = traverse_util.flatten_dict(params, sep="/")
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
             return True
-        learned = [cost.numbers for cost in self.costs]
+        # No parameters lack the numbers of a cost at which nothing was better.
+        learned = [cost.numbers for cost in self.costs if cost.numbers]
         return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
     def joined(self, other: "Recovery | None") -> "Recovery":

@@ -169,7 +169,7 @@ def train_step(
         teacher_model=teacher_model,
         loss=loss,
     )
-    grads, batch_stats, sums, terms = accumulated(gradient, batch, state, run)
+    grads, batch_stats, sums, terms = accumulated(gradient, batch, state)
     if jax.lax.axis_size(parallel.AXIS) > 1:
         # Else XLA joins gradients to the exchanges of batch statistics before them, and
         # the backward pass of the stem waits for megabytes instead of some numbers.
@@ -192,7 +192,7 @@ def train_step(
     return updated(state, grads, batch_stats, finite, optimizer, run), metrics
 
 
-def accumulated(gradient, batch, state, run):
+def accumulated(gradient, batch, state):
     """What `gradient` returns, over the micro-batches of a batch.
 
     Gradients are averaged and sums added up; a micro-batch has the batch statistics

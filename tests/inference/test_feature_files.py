@@ -222,6 +222,34 @@ def test_a_complete_folder_is_computed_no_more(vit, photographs, written, monkey
     assert before == after
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [{"rows": COUNT + 1}, {"rows": None}, {"images": None}, {"made_by": "mine"}],
+    ids=str,
+)
+def test_facts_that_are_not_as_written_are_named(
+    vit, photographs, written, tmp_path, facts
+):
+    """Of more rows than there are photographs none would be computed."""
+    folder = tmp_path / "changed"
+    shutil.copytree(written[0], folder)
+    info = json.loads((folder / "info.json").read_text())
+    write_json(folder / "info.json", info | facts)
+    with refused(folder / "info.json", None, "is damaged, or was changed"):
+        write_features(vit, photographs, folder, **OPTIONS)
+
+
+def test_lines_of_paths_that_somebody_changed_are_written_again(
+    vit, photographs, written, tmp_path
+):
+    folder = tmp_path / "changed"
+    shutil.copytree(written[0], folder)
+    paths = (folder / "paths.txt").read_text()
+    (folder / "paths.txt").write_text("\n".join(reversed(paths.split("\n"))))
+    write_features(vit, photographs, folder, **OPTIONS)
+    assert (folder / "paths.txt").read_text() == paths
+
+
 @pytest.mark.parametrize("change", ["cut", "longer", "other", "text", "empty"])
 def test_a_file_that_is_no_whole_array_is_named(
     vit, photographs, written, tmp_path, change

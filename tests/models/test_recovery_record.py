@@ -142,7 +142,12 @@ def test_a_folder_has_the_numbers_of_each_cost_by_its_place(vit, folder):
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
-def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
+@pytest.mark.parametrize("better", ["both costs", "one cost"])
+def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit, better):
+    if better == "one cost":
+        learned, other = vit.recovery.costs
+        other = dataclasses.replace(other, changed=False, numbers={})
+        vit = vit.with_recovery(Recovery((learned, other), vit.recovery.dense))
     form = vit.with_reduction(TOME)
     params = dict(form.variables["params"])
     params["norm"] = {k: v + 1 for k, v in params["norm"].items()}
