@@ -110,33 +110,6 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     assert read == kinds
 
 
-@pytest.mark.parametrize("command", [export, predict, visualize])
-@pytest.mark.parametrize("start, value", [("student", 1), ("teacher", 2)])
-def test_a_model_in_a_file_is_named(command, start, value, tmp_path, monkeypatch):
-    """Each with the tensors of a block, as far as they tell the two apart."""
-    read = []
-
-    def load_as(weights, *args, **options):
-        read.append(weights.contents.tensors)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(load, "load_as", load_as)
-    shapes = {"patch_embed.proj.weight": (4, 3, 2, 2), "cls_token": (1, 1, 4)}
-    tensors = {}
-    for name, shape in shapes.items():
-        tensors[f"student.{name}"] = np.full(shape, 1)
-        tensors[f"teacher.{name}"] = np.full(shape, 2)
-    np.savez(tmp_path / "two.npz", **tensors)
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    words = [f"--weights={tmp_path}/two.npz", f"--checkpoint={start}"]
-    words += [f"--out={tmp_path}/m.onnx"] if command is export else [tmp_path / "a.png"]
-    with pytest.raises(ZeroDivisionError):
-        call(command.main, *words)
-    (found,) = read
-    assert found.keys() == shapes.keys()
-    assert all((array == value).all() for array in found.values())
-
-
 def test_weights_without_averages_are_refused(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ema_decay": 0.0}))

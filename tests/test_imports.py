@@ -168,27 +168,14 @@ def cases(text):
 BAD = """
 ~.reduction.layer_plan | import jax
 ~.reduction.layer_plan | from ~.reduction import ops
-~.reduction.token_counts | import numpy as np
-~.reduction.ops | from ~.reduction.moves import f
 ~.reduction.reducers | from ~.models import vit
-~.models.vit | import ~
 ~.data.batches | from ~.reduction import moves
-~.input.loader | from ~.models import vit
-~.inference.features | from ~.input import loader
 ~.evaluate.accuracy | import ~.training.trainer
-~.models.vit | import ~.weights.load
-~.weights.load | from ~.config.run import RunConfig
-~.config.run | from ~.training import data
-~.inference.optimize | import ~.training.trainer
 ~.training.trainer | from configs import base
-~.training.trainer | from ~ import cli
 ~.training.cluster.keeper | from ~.training import trainer
 experiments.tables | from ~.evaluate.accuracy import _sums
-experiments.tables | from tools import hlo
-~.visualize.html | from ~.benchmark import device
 ~.commands.describe | from ~.commands import doctor
 ~.errors | import flax
-~.data.batches | from ~.config.command_line import parse
 ~.cli | from ~.training import trainer
 train | from ~.models import vit
 """

@@ -25,7 +25,6 @@ from tests.command import call, sentence
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
-from tests.refused import refused
 from tests.runs import ROOT
 from tests.visualize.traces import read_traces
 
@@ -243,28 +242,10 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
         assert initial(made).normalization(tmp_path)["mean"] == mean
 
 
-def test_weights_of_other_images_are_no_start(folder, model):
-    """As a start and as a teacher: see tests/training/test_initial_weights."""
-    made = run_config(folder, **{"init.weights": "own.npz"})
-    with refused("config.model.mean", MEAN, "own.npz"):
-        initial(made).variables(model)
-
-
 def said_of(tmp_path, *words):
     """What train.py prints, and the mistake that it ends with before it compiles."""
     ended = call(train.main, *WORDS, *words, f"--workdir={tmp_path}/run")
     return ended.out, sentence(ended)
-
-
-def test_training_notes_a_file_without_a_mean(tmp_path, folder):
-    words = [f"--config.init.weights={folder}/w.npz", "--config.data.name=csv:no.csv"]
-    out, said = said_of(tmp_path, *words)
-    assert out.startswith("note: ")
-    assert out.count(NOTE) == 1
-    assert "config.model.mean and config.model.std set others" in out
-    assert "no.csv cannot be read" in said
-    given = [f"--config.model.{word[2:]}" for word in FLAGS]
-    assert NOTE not in said_of(tmp_path, *words, *given)[0]
 
 
 def test_a_run_keeps_its_normalization(tmp_path):

@@ -8,9 +8,8 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.commands import export
-from imagepiece_jax.common import files, plotting
+from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from imagepiece_jax.training.logging import MetricWriter
 from imagepiece_jax.weights.save import FILES
 from tests.command import call
 from tests.models import recoveries, tiny
@@ -43,17 +42,6 @@ def checkpoints(folder):
     writer.close()
 
 
-def metrics(folder):
-    with MetricWriter(folder) as writer:
-        writer.write_line("train", 1, loss=0.5)
-
-
-def plots(folder):
-    figure = plotting.new_figure(1, 1)
-    plotting.save_figure(figure, folder / "any.png")
-    plotting.save_figure(figure, folder / "few.png", colors=4)
-
-
 def a_library_that_chooses(folder):
     """A file and a folder of safetensors 0.8, which writes for the owner alone."""
     tensors = {"a": np.zeros(3, np.float32)}
@@ -67,8 +55,6 @@ WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
     "onnx": by_command(export.main, "--out=HERE/m.onnx"),
-    "plots": plots,
-    "metrics": metrics,
     "checkpoints": checkpoints,
 }
 
@@ -90,13 +76,3 @@ def test_the_umask_decides(name, umask, tmp_path):
     modes = {name: path.stat().st_mode & 0o777 for name, path in found.items()}
     usual = {name: 0o750 if found[name].is_dir() else 0o640 for name in found}
     assert modes == usual
-
-
-def test_a_file_that_is_replaced_keeps_its_permissions(umask, tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    path.chmod(0o604)
-    a_library = {"a": np.zeros(3, np.float32)}
-    with files.replacing(path) as new:
-        safetensors.numpy.save_file(a_library, new)
-    assert path.stat().st_mode & 0o777 == 0o604

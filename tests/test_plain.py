@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax.commands import train, visualize
+from imagepiece_jax.commands import train
 from imagepiece_jax.common import extras
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
@@ -71,11 +71,6 @@ def test_a_command_on_weights_needs_no_configs():
     assert said == "--weights is none.npz: no such file or folder"
 
 
-def test_doctor_works():
-    ended = start("-c", HIDING, "imagepiece_jax", "doctor").quiet()
-    assert "\ndevices: " in ended.out
-
-
 @pytest.fixture
 def without(monkeypatch):
     """A function that makes a package unimportable."""
@@ -92,12 +87,6 @@ def test_training_names_what_is_missing_before_it_begins(without, tmp_path, modu
     assert not workdir.exists()
 
 
-def test_a_command_names_what_is_missing(without):
-    without("matplotlib")
-    said = sentence(call(visualize.main, "--weights=none.npz", "cat.jpg"))
-    assert said == f"a figure needs matplotlib, which is not installed; {INSTALL}"
-
-
 def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp_path):
     without("array_record")
     with pytest.raises(InputError, match="imagenet2012 needs array_record, which"):
@@ -108,8 +97,3 @@ def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp
     with pytest.raises(InputError, match="a checkpoint needs orbax-checkpoint, which"):
         importlib.import_module(name)
     monkeypatch.delitem(sys.modules, name, raising=False)
-
-
-def test_another_missing_module_is_no_mistake_of_an_installation():
-    with pytest.raises(ModuleNotFoundError), extras.needed("nothing"):
-        importlib.import_module("no_such_module")

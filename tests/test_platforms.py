@@ -8,14 +8,11 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import machine, parallel, timer, xla_options
+from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
-from tests.command import call
 from tests.models import tiny
-from tools import prepare_imagenet as prepare
 from tools import torch_baselines
-from tools.imagenet import scan, writer
 
 
 def gpu(capability="9.0", **attributes):
@@ -76,15 +73,6 @@ def test_a_training_step_is_measured_on_one_device(monkeypatch):
         train.check()
 
 
-def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatch):
-    """As on macOS, which limits it in other ways."""
-    monkeypatch.setattr(worker_pool, "SHARED", "/no/such/folder")
-    monkeypatch.setattr(
-        worker_pool.shutil, "disk_usage", lambda _: pytest.fail("asked")
-    )
-    worker_pool.Processes(None, 0, 0, 1, 8).close()
-
-
 def test_threads_read_where_processes_inherit_no_files(monkeypatch):
     monkeypatch.setattr(worker_pool, "INHERITS_FILES", False)
     monkeypatch.setattr(worker_pool, "Processes", lambda *_: pytest.fail("started"))
@@ -110,21 +98,3 @@ def test_threads_read_where_processes_inherit_no_files(monkeypatch):
         read = worker_pool.prefetch(work, join, **options)
         assert [*read] == [[*range(i, i + 4)] for i in range(0, 32, 4)]
     assert threads == [6, 2]
-
-
-def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
-    """Not those of the machine: a job may have been given a few of them."""
-    given = []
-    monkeypatch.setattr(
-        machine.os, "sched_getaffinity", lambda _: {2, 5, 11}, raising=False
-    )
-    monkeypatch.setattr(scan, "find", lambda *_: {"train": [], "validation": []})
-    monkeypatch.setattr(writer, "write", lambda *words: given.append(words[3]))
-    monkeypatch.setattr(writer, "summary", lambda *_: "")
-    words = ["--source", tmp_path / "in", "--dir", tmp_path / "out"]
-    assert call(prepare.main, *words).status == 0
-    assert call(prepare.main, *words, "--processes=1").status == 0
-    monkeypatch.delattr(machine.os, "sched_getaffinity")  # as on macOS
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
-    assert call(prepare.main, *words).status == 0
-    assert given == [3, 1, 8]

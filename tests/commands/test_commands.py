@@ -81,19 +81,6 @@ def test_describe_imagepiece_against_both_dense_models():
     assert total == "total 2783.2 4976.4 22,776,856".split()
 
 
-def test_describe_takes_overrides():
-    """And compares with other models only."""
-    cost = "4.976 GMACs an image; dense 4.599 with a patch stem, 0.92 times as many"
-    assert described("deit_s.py", "--config.model.stem=conv")[1] == cost
-    fields = {"model.stem": "patch", "reduction.merge_blocks": "()"}
-    fields |= {"reduction.prune_blocks": "(3,)", "reduction.keep_rate": "0.5"}
-    words = [f"--config.{name}={value}" for name, value in fields.items()]
-    table, *_ = described("deit_s_imagepiece.py:deit_ti", *words)
-    tokens = [tuple(map(int, line.split()[2:4])) for line in table[4:7]]
-    assert tokens == [(197, 197), (197, 99), (99, 99)]
-    assert table[-1].split()[-1] == "5,717,416"
-
-
 @pytest.fixture(scope="module")
 def model_and_variables():
     """The tiny model with weights that tell classes apart by chance alone."""

@@ -1,8 +1,6 @@
 """The command that predicts: what it prints, its JSON, and its exit status."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,18 +106,3 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     facts = program_facts.program_facts(saved, images)
     assert facts["class_names"][388] == "giant panda"
     assert facts["classes"] == 1000
-
-
-def test_folders_of_wordnet_ids_have_their_words(tmp_path, monkeypatch):
-    """As `evaluate` names them, on the page of tokens, too; JSON has the folder's."""
-    monkeypatch.chdir(tmp_path)
-    names = ["n01440764", "n03888257", "ant", "bee", "cat", "dog", "eel"]
-    vit = tiny.pretrained()
-    imagepiece_jax.save("w", dataclasses.replace(vit, class_names=names))
-    Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save("a.png")
-    words = ["--weights=w", "--dtype=float32", "a.png"]
-    ended = call(predict.main, *words, "--top=7", "--json=p.json").ok()
-    assert "n01440764 (tench) " in ended.out
-    assert "ant " in ended.out
-    labels = {one["label"] for one in json.loads(Path("p.json").read_text())["a.png"]}
-    assert labels == {*names}

@@ -72,13 +72,6 @@ def test_ranges_that_no_normalized_images_have(images):
         warn_of_range(images, *IMAGENET)
 
 
-def test_it_warns_once():
-    with warnings.catch_warnings(record=True, action="default") as caught:
-        for _ in range(3):
-            warn_of_range(WRONG["0 .. 1"], *IMAGENET)
-    assert len(caught) == 1
-
-
 def test_what_may_be_normalized_images():
     """Noise, constants and what is being traced, too."""
     noise = np.random.default_rng(0).normal(size=(8, 96, 96, 3))

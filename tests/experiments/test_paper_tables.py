@@ -140,25 +140,6 @@ def test_overlap_of_a_model(study, pretrained):
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
 
 
-@pytest.mark.slow
-def test_similarity_is_one_of_both_tables(study, pretrained):
-    reduction = {"name": "imagepiece"}
-    ends = analysis.first_and_last(study, pretrained, reduction)
-    first, low, high = ends["lowest first"]
-    assert -1 <= low <= first <= high <= 1
-    merge = analysis.first_merge(study, pretrained, reduction)
-    assert merge["pairs"] == ends["all first"]
-    assert merge["distance"][0] >= 1
-
-
-def test_lowest_one_percent():
-    values = np.random.default_rng(0).permutation(np.arange(300.0))
-    assert analysis.lowest_count(300) == 3
-    assert analysis.lowest(values) == 1.0
-    assert analysis.lowest_count(20) == 1
-    assert analysis.lowest_count(50000) == 500
-
-
 ROWS = (
     DENSE,
     TableRow("ToMe", TOME),
@@ -203,23 +184,6 @@ def test_published_figures_of_another_size_are_labeled(study):
     assert whose == "DeiT-Ti"
     assert printed["ImagePiece"] == (72.61, 9450.2)
     assert paper_tables.printed_for(ours, sizes[:1])[1] == "DeiT-S"
-
-
-@pytest.mark.slow
-def test_untrained_selectors_are_labeled(study):
-    row = TableRow("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
-    found = paper_tables.measure(study, (row,))
-    assert "off-the-shelf, untrained selectors" in paper_tables.table(
-        (row,), found, {}, ""
-    )
-    assert "untrained selectors" in paper_tables.facts(study, found)
-
-
-def test_no_model_at_all_is_a_mistake(study, pretrained):
-    conv = tiny.loaded(pretrained.source.path, **tiny_paper.FIELDS | {"stem": "conv"})
-    lonely = dataclasses.replace(study, models=TrainedRuns((conv,)))
-    with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
-        paper_tables.measure(lonely, ROWS[:2])
 
 
 @pytest.mark.slow

@@ -309,27 +309,6 @@ def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeyp
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
 
 
-def test_another_argument_on_a_started_folder(vit, photographs, written):
-    folder, _ = written
-    before = content(folder)
-
-    def check(field, value, *texts, vit=vit, images=photographs, **options):
-        with refused(field, value, *texts):
-            write_features(vit, images, folder, **OPTIONS | options)
-
-    tome = vit.with_reduction({"name": "tome", "r": 2})
-    check("reduction", "tome:r=2", f"but {folder} was started with evit", vit=tome)
-    changed = imagepiece_jax.Pretrained(
-        vit.model, tiny.variables(vit.model, seed=1), vit.preprocessing
-    )
-    check("weights", changed.digest, vit.digest, vit=changed)
-    check("storage", "float32", "started with float16", storage="float32")
-    check("patches", None, "is None, but", patches=False)
-    list_of_paths = str(folder / "paths.txt")
-    check("images", 21, "others than the 22", list_of_paths, images=photographs[1:])
-    assert content(folder) == before
-
-
 def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
     def check(field, value, *texts, images=photographs):
         with refused(field, value, *texts):

@@ -13,7 +13,6 @@ from PIL import ExifTags, Image
 
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import features
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, Taps, start
@@ -106,17 +105,6 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
     assert features[4:].tolist() == [[2, 2], [2, 2]]
 
 
-def test_similarities_are_computed_only_where_they_are_asked_for():
-    def program(fill, *steps):
-        paint = jax.make_jaxpr(features.feature_map, static_argnums=(1, 2))
-        return str(paint(outputs_of(state_of(PATCHES), *steps), GRID, fill))
-
-    drop = slots(0, -1, 1, 2, 3, 4), 0
-    assert program("nearest") == program("last")
-    counts = {fill: program(fill, drop).count("dot_general") for fill in features.FILLS}
-    assert counts == {"nearest": 1, "last": 0, "zero": 0, "class": 0}
-
-
 @pytest.mark.parametrize(
     "fill, before, after",
     [("last", [0, 0, 0, 0, 1, 1], [1, 1, 1, 1]), ("nearest", [0] * 6, [1, 3, 1, 1])],
@@ -178,23 +166,6 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
     text = "outputs are those of masked training" if steps else ""
     with refused(field, value, text):
         features.feature_map(outputs, **{"grid": GRID} | options)
-
-
-@pytest.mark.parametrize("name", ["none", "evit", "imagepiece", "pitome"])
-def test_features_compile_about_as_fast_as_the_forward_pass(name):
-    """At most 1.5 times the instructions before XLA, whatever is requested."""
-    model = tiny.model(tiny.small(name))
-    variables = tiny.shapes(model)
-    images = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
-
-    def instructions(fn):
-        return jax.jit(fn).lower(variables, images).as_text().count(" = ")
-
-    def everything(variables, images):
-        vit = Pretrained(model, variables)
-        return features.features(vit, images, layers=tiny.DEPTH, fill="nearest")
-
-    assert instructions(everything) <= 1.5 * instructions(model.apply)
 
 
 def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
@@ -285,12 +256,6 @@ def test_what_is_no_photograph_is_refused(
     pathlib.Path("a.png").write_bytes(b"no image")
     with refused(subject, value, said):
         features.features(tiny.pretrained(depth=1), images)
-
-
-@pytest.mark.parametrize("norm, said", [(False, "features of layers"), (1, "True, F")])
-def test_a_norm_of_no_layers_is_refused(norm, said):
-    with refused("norm", norm, said):
-        features.features(tiny.pretrained(depth=1), tiny.images(1), norm=norm)
 
 
 @pytest.mark.slow

@@ -1,14 +1,10 @@
 """Pooled vectors, patch features and intermediate layers of whole models."""
 
-import inspect
-
 import chex
 import jax
 import numpy as np
 import pytest
 
-import imagepiece_jax
-from imagepiece_jax.common import progress
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference.features import FILLS, features
 from imagepiece_jax.models.architecture import Architecture
@@ -85,21 +81,6 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
     close(late.prefix, found.prefix)
 
 
-def test_what_a_model_cannot_have_is_refused():
-    vit = tiny.pretrained(tiny.small("token_learner"))
-    images = tiny.images(1)
-    empty = Pretrained(vit.model, {"params": {}})
-    with refused("params/blocks_0/attn/k/bias", "missing"):
-        features(empty, images)
-    with refused("params/blocks_0/attn/k/bias", (24,)):
-        features(
-            Pretrained(tiny.model(), tiny.pretrained(embed_dim=24).variables), images
-        )
-    arch = Architecture(class_token=False, registers=1, pool="mean")
-    with refused("fill", "class"):
-        features(tiny.pretrained(arch=arch), images, fill="class")
-
-
 def test_layers_without_norm_are_the_residual_stream():
     """By the model's own epsilon, which counts where features are small."""
     vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
@@ -122,23 +103,6 @@ def test_a_pooled_vector_is_what_the_head_reads():
     close(found.pooled, oracles.layer_norm(mean, vit.variables["params"]["fc_norm"]))
 
 
-def test_it_is_part_of_the_package_and_of_other_programs(
-    monkeypatch, capsys, traced_once
-):
-    vit = tiny.pretrained(depth=1)
-    assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
-
-    @tiny.jit
-    def norms(variables, images):
-        patches = features(Pretrained(vit.model, variables), images).patches
-        return (patches**2).sum(axis=-1)
-
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    found = features(vit, tiny.images(2))
-    assert capsys.readouterr().err == "compiling the features ..\n"
-    close(norms(vit.variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
-
-
 def test_pixels_are_normalized():
     vit = tiny.pretrained(depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
@@ -154,6 +118,7 @@ def test_pixels_are_normalized():
         *(("layers", layers, layers) for layers in (4, -1, [0, 3], True)),
         *(("fill", fill, fill) for fill in ("mean", ["x"])),
         ("norm", "x", "x"),
+        ("norm", False, False),  # without layers
         ("reshape", 1, 1),
         ("images", None, "NoneType"),
         ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),

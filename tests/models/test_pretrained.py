@@ -11,7 +11,7 @@ import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
 from tests.models import tiny
 from tests.models.test_published import same
-from tests.refused import refused, untrained
+from tests.refused import refused
 
 TOME = {"name": "tome", "r": 4}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
@@ -181,34 +181,9 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
         dense.with_reduction(spvit, seed="a")
 
 
-@pytest.mark.parametrize(
-    "name, call",
-    [
-        ("optimize", lambda api, model: api(model, batch_size=1)),
-        ("Predictor", lambda api, model: api(model, labels="imagenet")),
-        ("features", lambda api, model: api(model, tiny.images())),
-        ("recover", lambda api, model: api(model, tiny.images())),
-        ("save", lambda api, model: api("folder", model)),
-    ],
-)
-def test_a_model_without_its_weights_is_refused(dense, name, call):
+def test_a_model_without_its_weights_is_refused(dense):
     with refused("vit", dense.model, "is of type ViT; allowed: what load"):
-        call(getattr(imagepiece_jax, name), dense.model)
-
-
-def test_warnings_of_drawn_parts_name_the_line_of_the_caller(dense, tmp_path):
-    file = tiny.write(tmp_path / "w.npz", dense.variables)
-    with untrained() as found:
-        vit = imagepiece_jax.load(file, num_classes=3, **GIVEN)
-        imagepiece_jax.save(tmp_path / "saved", vit)
-        imagepiece_jax.optimize(vit, batch_size=1)
-    assert [each.filename for each in found] == [__file__] * 3
-    with untrained("selectors") as found:
-        drawn = imagepiece_jax.load(file, reduction=DYNAMICVIT, seed=1, **GIVEN)
-    assert [each.filename for each in found] == [__file__]
-    assert drawn.untrained_kinds == ["selectors"]
-    with refused(f"weights file {file}", None, "has no reducer_1, a selector that"):
-        imagepiece_jax.load(file, reduction=DYNAMICVIT, **GIVEN)
+        imagepiece_jax.features(dense.model, tiny.images())
 
 
 def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):

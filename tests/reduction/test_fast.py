@@ -37,16 +37,6 @@ def inputs(images, dtype):
     return random_inputs(0, images, N, HEADS, WIDTH, dtype)
 
 
-def operands(reduction, dtype):
-    """Types of the operands of all products."""
-    program = jax.make_jaxpr(reduction)(*inputs(1, dtype))
-    found = set()
-    for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
-            found |= {variable.aval.dtype.name for variable in equation.invars}
-    return found
-
-
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
 def test_tokens_leave_as_usual_but_for_near_ties(reduction):
     comparison = Comparison()
@@ -73,12 +63,6 @@ def test_programs_in_float32_stay_as_they_are(reduction):
         jax.make_jaxpr(r)(*arrays) for r in (reduction, Fast.form_of(reduction))
     )
     assert str(usual) == str(other)
-
-
-def test_tokens_of_two_bytes_are_operands_as_they_are():
-    assert operands(JOIN, "bfloat16") == {"float32"}
-    assert operands(Fast.form_of(JOIN), "bfloat16") == {"bfloat16"}
-    assert operands(Fast.form_of(JOIN), "float16") == {"float16"}
 
 
 class Unscaled(OneReduction):

@@ -2,10 +2,8 @@
 
 import pytest
 
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
-from tests.models import tiny
 from tests.refused import refused
 
 
@@ -67,19 +65,11 @@ def test_the_words_of_a_reduction_are_those_that_are_no_defaults():
     assert again == Reduction.read("tome:macs=.5:prop_attn=False")
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda fields: create_model("deit_ti", reduction=fields),
-        lambda fields: tiny.pretrained().with_reduction(fields),
-        Reduction.read,
-    ],
-)
 @pytest.mark.parametrize("fields", [{}, {"r": 8}])
-def test_a_reduction_without_a_name_is_refused(use, fields):
+def test_a_reduction_without_a_name_is_refused(fields):
     """Also an empty one, which is no wish for the dense model: that is None."""
     with refused("reduction", fields, "which has no name; the names are atc, "):
-        use(fields)
+        Reduction.read(fields)
 
 
 def test_a_reduction_has_one_prop_attn():

@@ -43,15 +43,3 @@ def test_pytorch_is_timed_on_images_of_its_models_size(tmp_path, onnx_shapes):
     words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch_sizes=2"]
     call(onnx_speed.main, *words).ok()
     assert onnx_shapes == [(2, 224, 224, 3)]
-
-
-def test_a_model_is_timed_beside_the_dense_one(tmp_path, onnx_shapes):
-    words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch_sizes=2"]
-    out = call(onnx_speed.main, *words, "--models=ToMe").ok().out
-    assert "| JAX | dense |" in out and "| JAX | ToMe |" in out
-    assert "160 pixels" not in out
-    assert onnx_shapes == []
-    error = call(onnx_speed.main, *words, "--models=Tome").err
-    assert error.startswith("error: --models is 'Tome'; allowed: dense, ToMe")
-    error = call(onnx_speed.main, *words[:2], "--batch_sizes=8,x").err
-    assert error.startswith("error: --batch_sizes is 'x'; allowed: whole numbers")

@@ -15,7 +15,6 @@ from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
-from tests.command import start
 from tests.training.states import abstract, assert_same, folders, make_state, saved
 
 
@@ -119,29 +118,6 @@ def test_a_line_that_the_system_takes_in_parts_is_written_whole():
         append_line(file, "abcdefgh")
         file.close()
         assert reader.read() == b"abcdefgh\n"
-
-
-FILL = """
-import resource, sys
-from imagepiece_jax.errors import RunError
-from imagepiece_jax.training.logging import MetricWriter
-resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
-writer = MetricWriter(sys.argv[1])
-try:
-    for step in (1, 2):
-        writer.write_line("train", step, loss=1.0)
-except RunError as error:
-    print(error)
-finally:
-    writer.close()
-"""
-
-
-def test_metrics_on_a_full_disk_end_in_one_sentence_and_are_not_torn(tmp_path):
-    ended = start("-c", FILL, tmp_path)  # its output are pipes, which may grow
-    assert (ended.status, ended.out.count("\n")) == (0, 1)
-    assert ended.out.startswith(f"{tmp_path}/metrics.jsonl cannot be written (File too")
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
 
 
 def test_a_run_goes_on_where_tensorboard_alone_cannot_be_written(tmp_path, capfd):

@@ -13,11 +13,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.teacher import create_teacher
 from imagepiece_jax.weights import load
-from imagepiece_jax.weights.runs import read_checkpoint
 from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import recoveries, tiny
@@ -102,7 +99,7 @@ def recovered(tmp_path_factory):
     config = reducing(TOME)
     vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
     folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(folder, recoveries.recovered(vit))
+    return save(folder, recoveries.recovered(vit, costs=(TOME,)))
 
 
 def scales(variables):
@@ -132,19 +129,6 @@ def test_a_recovered_folder_teaches_by_its_dense_model(recovered):
     chex.assert_trees_all_equal(found, dense.variables)
 
 
-def test_a_teacher_that_was_trained_with_a_reduction_is_noted(tmp_path, capsys):
-    config = reducing(TOME)
-    vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
-    path = save(tmp_path / "m", vit)
-    run = RunConfig.from_config(
-        reducing(TOME, **{"distill.kind": "soft", "teacher.weights": str(path)})
-    )
-    create_teacher(run, run.create_dense(), InitialWeights(run))
-    assert (
-        "was trained with tome r=2, and teaches without it" in capsys.readouterr().out
-    )
-
-
 def test_only_the_named_parts_are_new(saved):
     """Another number of classes: the head is drawn from the run's own seed."""
     path, variables = saved
@@ -165,25 +149,6 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     config = configured(**{"model.depth": 2, "init.weights": str(path)})
     del variables["params"]["reducer_1"]
     chex.assert_trees_all_equal(started(config), variables)
-
-
-def test_a_head_of_another_shape_is_named_with_the_remedy(saved):
-    fields = {"init.weights": str(saved[0]), "num_classes": 5}
-    run = RunConfig.from_config(configured(fields))
-    remedy = r"to train it anew: .--config.init.fresh=\('head',\)."
-    with pytest.raises(InputError, match=rf"needs \(5,\); {remedy}"):
-        InitialWeights(run).variables(run.create_dense())
-
-
-def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, saved[1], {}, "best")
-    checkpoints.close()
-    like = variable_shapes(model_of(configured(**{"model.embed_dim": 16})), 16)
-    with pytest.raises(InputError, match="^holds a model of"):
-        timm_tensors.from_timm(read_checkpoint(tmp_path)[0], like)
-    with pytest.raises(InputError, match="has no config.json"):
-        imagepiece_jax.load(tmp_path / "checkpoints")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -141,17 +140,6 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
         run.record(9 + count, numbers(skipped=count, **metrics))
     with pytest.raises(RunError, match=f"^{message}"):
         run.flush()
-
-
-def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
-    def device(stats):
-        return types.SimpleNamespace(memory_stats=lambda: stats)
-
-    full = [device({"peak_bytes_in_use": 3 * 10**9}), device({"peak_bytes_in_use": 1})]
-    monkeypatch.setattr(parallel, "local_devices", lambda: full)
-    assert logging.device_memory() == {"device_memory": 3.0}
-    monkeypatch.setattr(parallel, "local_devices", lambda: [device(None)])
-    assert logging.device_memory() == {}
 
 
 def test_a_log_file_gets_a_line_with_the_time_left(begin, capsys):

@@ -14,12 +14,11 @@ import time
 
 import pytest
 
-from configs import quickstart
 from imagepiece_jax.common.signals import SIGNALS
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.cluster.run_dir import RunLock
-from tests import runs, tiny_runs
+from tests import tiny_runs
 from tests.runs import ROOT
 
 
@@ -210,13 +209,6 @@ def test_a_killed_run_leaves_no_file_of_its_lock(tmp_path, locks):
         lock.check()
         (workdir / "run.json").touch()
     assert [*workdir.iterdir()] == [workdir / "run.json"]
-
-
-def test_a_workdir_is_locked_before_the_plan_is_printed(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/run cannot be created"):
-        runs.train(quickstart.get_config(), tmp_path / "file" / "run")
-    assert capsys.readouterr().out == ""
 
 
 def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):

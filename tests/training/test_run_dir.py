@@ -13,7 +13,6 @@ from imagepiece_jax.training.cluster.run_dir import (
     record_start,
 )
 from tests.refused import refused
-from tests.runs import configured
 
 CONFIG = {
     "lr": 1e-3,
@@ -138,17 +137,3 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
     assert len([*tmp_path.iterdir()]) == 4
     record_start(tmp_path, CONFIG)  # once a run is there, it may stay
     check_folder(tmp_path)
-
-
-@pytest.mark.parametrize("field, typed", [("lr", 0.5), ("init.weights", "w.npz")])
-def test_another_value_in_a_run_is_told_how_to_start_another(tmp_path, field, typed):
-    """From its weights, unless the weights are what differs."""
-    before = configured()
-    now = configured(**{field: typed})
-    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    check_config(tmp_path, before.to_dict())
-    with refused(f"config.{field}", json.dumps(typed)) as caught:
-        check_config(tmp_path, now.to_dict())
-    start = f"with --config.init.weights={tmp_path} to start from its weights"
-    assert (start in caught.value.hint) == (field == "lr")

@@ -22,7 +22,6 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw, create
 from imagepiece_jax.training.train_step import (
-    batch_shapes,
     init_state,
     prepare,
     train_step,
@@ -371,19 +370,6 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     assert (prepared(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
 
 
-def test_what_the_config_leaves_to_the_device():
-    """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
-
-    deit = AugmentConfig(
-        layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5, erase_prob=0.25
-    )
-    run = configured()
-    assert run.augment == deit
-    other = {"augment.layers": 0, "augment.erase_prob": 0.0}
-    without = dataclasses.replace(deit, layers=0, erase_prob=0.0)
-    assert configured(**other).augment == without
-
-
 def test_64_bit_numbers_and_strict_types_of_jax_change_no_type():
     """Under these flags of users; what the optimizer computes is optax's."""
     recipe = dataclasses.replace(PLAIN, mixup=0.8, cutmix=1.0, **AUGMENT)
@@ -425,16 +411,3 @@ def test_float32_inside_whatever_comes_in():
     y = np.asarray(targets, np.float64)
     want = (y * (np.log(np.exp(z).sum(-1, keepdims=True)) - z)).sum(-1)
     np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_shapes_of_a_batch_are_what_the_loader_gives():
-    config = base.get_config()
-    config.image_size = 16
-    run = RunConfig.from_config(config)
-    assert run.data.train_transform(16).shape == (16, 16)
-    batch = batch_shapes(run, (3, 2))
-    shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
-    assert shapes == {"image": (3, 2, 16, 16, 3), "label": (3, 2)}
-    assert batch["image"].dtype == np.uint8
-    batch = batch_shapes(run, (4, 3, 2))
-    assert batch["image"].shape == (4, 3, 2, 16, 16, 3)

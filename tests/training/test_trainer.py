@@ -1,6 +1,5 @@
 """A whole run in this process: its programs, what it leaves, and how it stops."""
 
-import dataclasses
 import functools
 import gc
 import itertools
@@ -15,13 +14,11 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
-from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
 from imagepiece_jax.weights.load import SavedWeights, load_as
@@ -255,19 +252,6 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
     message = r"folder:.*set has test digest \w{16}, but the run began with test digest"
     with pytest.raises(InputError, match=message):
         runs.train(config, workdir)
-
-
-def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    data = Data(RunConfig.from_config(runs.configured()), Placement())
-    now = Progress(data.image_counts, ["01", "23"])
-    saved = dataclasses.asdict(now) | {"evaluated": 3}
-    assert now.resumed(saved, data.names, tmp_path).evaluated == 3
-    del saved["normalization"]
-    known = dataclasses.replace(now, normalization={"mean": [0.5] * 3})
-    assert known.resumed(saved, data.names, tmp_path).normalization["mean"] == [0.5] * 3
-    message = "config.data.name digits has 1438 training images, but the run began "
-    with pytest.raises(InputError, match=message + "with 1437 training images; allow"):
-        now.resumed(saved | {"images": [1437, 359]}, data.names, tmp_path)
 
 
 @pytest.mark.slow

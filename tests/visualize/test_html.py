@@ -1,12 +1,10 @@
 """The page shows all figures, and says in words what stands on them."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import RunError
 from imagepiece_jax.visualize import html
 from tests.models import tiny
 from tests.visualize import traces
@@ -40,24 +38,3 @@ def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, o
     images = np.zeros((1, 20, 20, 3), np.uint8)
     list(html.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
     assert "% sure" not in (tmp_path / "index.html").read_text()
-
-
-def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
-    """On a full disk: half of it is written."""
-    write_bytes = pathlib.Path.write_bytes
-
-    def full_disk(path, data):
-        if data.startswith(b"<!doctype"):
-            write_bytes(path, data[:9])
-            raise OSError("no space left on device")
-        write_bytes(path, data)
-
-    (tmp_path / "index.html").write_text("of an earlier run")
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full_disk)
-    vit = tiny.pretrained(depth=1)
-    images = np.zeros((1, 20, 20, 3), np.uint8)
-    with pytest.raises(RunError, match=r"index.html .*no space left"):
-        list(html.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
-    assert (tmp_path / "index.html").read_text() == "of an earlier run"
-    names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"index.html", "figures", "provenance.json"}

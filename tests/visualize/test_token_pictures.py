@@ -4,12 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from imagepiece_jax.errors import RunError
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.token_pictures import draw_groups
-from tests.training.test_full_disk import full_disk
 
 DROPPED = -1
 
@@ -234,90 +231,3 @@ def test_values_are_painted_over_the_gray_image():
         assert (pixels == pixels[0, 0]).all()
     ordered = [sum_ for _, sum_ in sorted(lightness)]
     assert (np.diff(ordered) > 0).all()
-
-
-def example_page(path, side, steps=2, rows=2):
-    """(images, the steps of each) of a page that is written to `path`."""
-    stages = []
-    for step in range(steps):
-        source = random_source(16, 9 - step, seed=step)
-        stages.append((f"after block {step}", source))
-    images = []
-    page = []
-    for number in range(rows):
-        image = random_image(side, side, number)
-        images.append(image)
-        large = token_pictures.enlarged(image)
-        title = f"image {number} with a title far too long for it"
-        row = [(title, large, "16 patches")]
-        for name, source in stages:
-            note = f"{source.max() + 1} tokens"
-            row.append((name, draw_groups(large, source, (4, 4)), note))
-        page.append(row)
-    token_pictures.panel_page(path, page, "The caption of the page. " * 9)
-    return images, [stages] * rows
-
-
-def shows(page, panel):
-    """Whether a page has a panel somewhere, pixel by pixel."""
-    height, width = panel.shape[:2]
-    corners = (page == panel[0, 0]).all(axis=-1)
-    for y, x in np.argwhere(corners):
-        if np.array_equal(page[y, x : x + width], panel[0]):
-            if np.array_equal(page[y : y + height, x : x + width], panel):
-                return True
-    return False
-
-
-@pytest.mark.parametrize("side, scale", [(16, 14), (224, 1)])
-def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
-    path = tmp_path / "page.png"
-    images, sources = example_page(path, side)
-    page = np.asarray(Image.open(path).convert("RGB"))
-    for image, steps in zip(images, sources, strict=True):
-        large = np.kron(image, np.ones((scale, scale, 1), np.uint8))
-        assert shows(page, large)
-        for _, source in steps:
-            assert shows(page, draw_groups(large, source, (4, 4)))
-    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
-
-
-def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path):
-    path = tmp_path / "page.png"
-    path.write_bytes(b"the page of an earlier run")
-    with full_disk(), pytest.raises(RunError, match="File too large"):
-        example_page(path, 16)
-    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
-    assert path.read_bytes() == b"the page of an earlier run"
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_text_on_the_page_fits(tmp_path, monkeypatch, steps):
-    text = pytest.importorskip("matplotlib.text")
-    pages = []
-    keep = lambda figure, *_: pages.append(figure)  # noqa: E731
-    monkeypatch.setattr(token_pictures, "save_figure", keep)
-    example_page(tmp_path / "page.png", 16, steps=steps)
-    (figure,) = pages
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[0].startswith("image 0")
-    assert titles[0].endswith("…\n16 patches")
-    expected = [f"after block {s}\n{9 - s} tokens" for s in range(steps)]
-    assert titles[1 : steps + 1] == expected
-    renderer = figure.canvas.get_renderer()
-    boxes = [axes.get_window_extent(renderer) for axes in figure.axes]
-    for axes, box in zip(figure.axes, boxes, strict=True):
-        texts = [t for t in axes.get_children() if isinstance(t, text.Text)]
-        (title,) = [t for t in texts if t.get_text()]
-        words = title.get_window_extent(renderer)
-        assert box.x0 - 1 <= words.x0
-        assert words.x1 <= box.x1 + 1
-        assert words.y1 <= figure.bbox.y1
-        assert words.y0 > box.y1
-        assert not any(words.overlaps(other) for other in boxes)
-    (caption,) = figure.texts
-    words = caption.get_window_extent(renderer)
-    assert 0 < words.x0
-    assert words.x1 < figure.bbox.x1
-    assert 0 < words.y0
-    assert words.y1 < min(box.y0 for box in boxes)
