@@ -216,8 +216,10 @@ def _complete(vit, run, reading, arrays, files):
         try:
             for batch, result in begun:
                 _append(arrays, reading, batch, result, progress)
+            progress.add(arrays.rows - start)  # at once, as they are computed already
             for batch, result in _one_behind(run, reading.batches(arrays.rows, count)):
                 _append(arrays, reading, batch, result, progress)
+                progress.add(len(batch.rows))
         finally:
             arrays.count()
 
@@ -291,7 +293,6 @@ def _append(arrays, reading, batch, result, progress):
         for values in rows.values():
             values[row - batch.rows.start] = np.nan
     arrays.append(rows, lines)
-    progress.add(len(batch.rows))
 
 
 def _comparison(vit, reading, begun):

@@ -103,4 +103,6 @@ def sentence(found: list[tuple[str, Any, Any]], place: str) -> str:
 
 
 def _short(value):
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else reprlib.repr(value)

@@ -367,3 +367,13 @@ def test_listed_names(tmp_path, monkeypatch):
     (tmp_path / "set.csv").write_text("file,label\nb.jpg,1\n")
     with refused("set.csv", None, "no column 'filename' (found: file, label)"):
         [*pictures.listed(["set.csv"])]
+
+
+def test_rows_that_measured_the_rates_count_at_once(
+    vit, photographs, tmp_path, monkeypatch
+):
+    added = []
+    monkeypatch.setattr(feature_files, "COMPARED", 8)
+    monkeypatch.setattr(feature_files.Progress, "add", lambda _, n: added.append(n))
+    write_features(vit, photographs, tmp_path / "vectors", **OPTIONS)
+    assert added == [8, 4, 4, 4, 2]
