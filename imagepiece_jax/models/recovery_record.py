@@ -58,7 +58,7 @@ class RecoveredCost:
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: no measure was lower than the start
     # The fields below are None in a record of an earlier version.
-    rate: float | None = None  # the learning rate that was chosen
+    rate: float | None = None  # that was chosen, as a share of a parameter's size
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`

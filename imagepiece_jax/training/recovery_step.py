@@ -19,6 +19,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.training.recovery_loss import Comparison, answers
 
+SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
 STEPS = 250  # number of steps, where neither steps nor minutes are given
 
 
@@ -83,7 +84,10 @@ class Fit:
         if vit.recovered:
             student = parallel.replicate(vit.variables)
         self.variables_of_both = student, teacher.variables
-        self.adam = optax.scale_by_adam()
+        # A step is relative to the size of each parameter, as Adafactor's and LAMB's.
+        self.optimizer = optax.chain(
+            optax.scale_by_adam(), optax.scale_by_param_block_rms(SMALLEST)
+        )
         self.start()
         self._step = parallel.pmap(
             self._train_step, donate_argnums=0, program="recovery step"
@@ -93,7 +97,7 @@ class Fit:
     def start(self):
         """Set the state to that of the first step."""
         trained = self.trained_of(self.vit.variables["params"])
-        moments = jax.jit(self.adam.init)(jax.device_put(trained))
+        moments = jax.jit(self.optimizer.init)(jax.device_put(trained))
         self.put(State(trained, moments))
 
     def put(self, state: State):
@@ -108,7 +112,7 @@ class Fit:
         """Take a training step; return its loss, [devices], without waiting for it.
 
         pixels: uint8 [devices, m, H, W, 3]
-        rate: the learning rate
+        rate: the learning rate, as a share of each parameter's root mean square
         """
         rate = parallel.replicate(np.float32(rate))
         self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
@@ -143,7 +147,7 @@ class Fit:
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)
         loss, gradient = parallel.mean((loss, gradient))
-        updates, moments = self.adam.update(gradient, state.moments)
+        updates, moments = self.optimizer.update(gradient, state.moments, state.trained)
         updates = jax.tree.map(lambda update: -rate * update, updates)
         return State(optax.apply_updates(state.trained, updates), moments), loss
 
