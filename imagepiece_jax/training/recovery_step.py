@@ -5,10 +5,12 @@ images.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -38,6 +40,17 @@ class State(NamedTuple):
 
     trained: Any  # the parameters that are trained, a `trained_part`
     moments: Any  # the optimizer's moments of them
+
+
+def step_size(value: jax.Array) -> jax.Array:
+    """The size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
+
+    A step of a kernel adds up over its inputs, n, where the other part of a sum of n
+    products is sqrt(n) times one; so it is less by sqrt(n), as in muP.
+    """
+    size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), SMALLEST)
+    inputs = value.size // value.shape[-1]
+    return size / math.sqrt(inputs)
 
 
 class Teacher:
@@ -84,10 +97,7 @@ class Fit:
         if vit.recovered:
             student = parallel.replicate(vit.variables)
         self.variables_of_both = student, teacher.variables
-        # A step is relative to the size of each parameter, as Adafactor's and LAMB's.
-        self.optimizer = optax.chain(
-            optax.scale_by_adam(), optax.scale_by_param_block_rms(SMALLEST)
-        )
+        self.adam = optax.scale_by_adam()
         self.start()
         self._step = parallel.pmap(
             self._train_step, donate_argnums=0, program="recovery step"
@@ -97,7 +107,7 @@ class Fit:
     def start(self):
         """Set the state to that of the first step."""
         trained = self.trained_of(self.vit.variables["params"])
-        moments = jax.jit(self.optimizer.init)(jax.device_put(trained))
+        moments = jax.jit(self.adam.init)(jax.device_put(trained))
         self.put(State(trained, moments))
 
     def put(self, state: State):
@@ -112,7 +122,7 @@ class Fit:
         """Take a training step; return its loss, [devices], without waiting for it.
 
         pixels: uint8 [devices, m, H, W, 3]
-        rate: the learning rate, as a share of each parameter's root mean square
+        rate: the learning rate, of which a parameter's is `step_size` times as much
         """
         rate = parallel.replicate(np.float32(rate))
         self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
@@ -147,8 +157,12 @@ class Fit:
 
         loss, gradient = jax.value_and_grad(loss_of)(state.trained)
         loss, gradient = parallel.mean((loss, gradient))
-        updates, moments = self.optimizer.update(gradient, state.moments, state.trained)
-        updates = jax.tree.map(lambda update: -rate * update, updates)
+        directions, moments = self.adam.update(gradient, state.moments)
+
+        def update_of(value, direction):
+            return -rate * step_size(value) * direction
+
+        updates = jax.tree.map(update_of, state.trained, directions)
         return State(optax.apply_updates(state.trained, updates), moments), loss
 
     def _measured(self, trained, student, pixels, targets):
