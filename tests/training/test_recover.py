@@ -186,6 +186,29 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
     chex.assert_trees_all_close(gradient(part), expected, rtol=0, atol=1e-4 * largest)
 
 
+def test_a_step_is_relative_to_the_size_of_a_parameter():
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(0, 0.1, (16, 5))
+    size = np.sqrt(np.mean(kernel**2))
+    assert recovery_step.step_size(kernel) == pytest.approx(size / 4, rel=1e-5)
+    scale = draw.normal(2, 0.5, 8)
+    size = np.sqrt(np.mean(scale**2))
+    assert recovery_step.step_size(scale) == pytest.approx(size, rel=1e-5)
+    assert recovery_step.step_size(np.zeros(8)) == pytest.approx(0.05)
+
+
+def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
+    fit = fit_of(vit, parameters="all")
+    before = fit.get().trained
+    fit.take_step(noise(8)[None], 1e-3)
+    after = fit.get().trained
+    for name in ("kernel", "bias"):
+        old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
+        moved = np.abs(new - old)
+        step = 1e-3 * float(recovery_step.step_size(old))
+        assert np.median(moved) == pytest.approx(step, rel=0.01)
+
+
 def test_a_step_needs_no_gradient_of_what_stays():
     """By XLA's count: the products for the weights' gradients are left out."""
     # Wide enough that products of matrices are nearly all of the work.
