@@ -294,12 +294,12 @@ class RecoveryRun:
         self.end = end
         self.steps = fit.recipe.steps  # of all trials and the training after them
         self.steps_done = 0
-        self.rate = math.nan  # the highest learning rate, of RATES
+        self.rate = RATES[0]  # the highest learning rate of the best trial
         self.trained = None  # the best numbers; None: nothing is better than the start
         self.start = fit.measure()  # what `Fit.measure` returns before the first step
         self.best = self.start  # what it returned for the best numbers
         self.curve = [(0, mean(self.start))]  # (step, mean) of each measure
-        self.seconds_of_step = 0.0  # mean of those after the first, which compiles
+        self.seconds_of_step = 0.0  # mean of the last steps
         self.seconds_of_measure = 0.0  # of the last measure
         self.shown = 0  # what `progress` has been told of
 
@@ -353,7 +353,7 @@ class RecoveryRun:
         for rate in RATES[:affordable]:
             self.fit.start()
             value = self.train(range(length), rate, rising)
-            if value < lowest:
+            if value < lowest or rate == RATES[0]:
                 lowest = value
                 self.rate = rate
                 state = self.fit.get()
@@ -370,12 +370,16 @@ class RecoveryRun:
         Returns the last mean.
         """
         count = len(steps)
+        seconds = 0.0
         with contextlib.closing(self.crops.batches(steps)) as batches:
             for place, pixels in enumerate(batches, start=1):
+                began = time.monotonic()
                 now = rate * schedule((place - 0.5) / count)
                 # Waiting makes for true times and a prompt Ctrl-C.
                 self.fit.take_step(pixels, now).block_until_ready()
                 self.steps_done += 1
+                seconds += time.monotonic() - began
+                self.seconds_of_step = seconds / place
                 self.show()
                 over = self.is_over()
                 if over or place * measures % count < measures:
