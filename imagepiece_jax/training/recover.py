@@ -49,7 +49,7 @@ COSTS = (0.6, 0.5, 0.4)
 MAX_IMAGES = 10_000  # the most images that are looked through
 MEASURES = 8  # number of measures after the trials
 # Learning rates that are tried, and the share of all steps that a trial takes.
-RATES = (3e-3, 1e-3, 3e-4, 1e-4)
+RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 TRIAL = 16
 # Of the images held out every second one chooses the best numbers, and the others judge
 # them, so that the choice flatters nobody.
@@ -344,12 +344,12 @@ class RecoveryRun:
         """Try learning rates on the same crops, and go on with the best one's state.
 
         The first is the highest. A lower one is tried until it is no better and the
-        best is below the start, in a quarter of all steps.
+        best is below the start, in half of all steps.
 
         length: steps of a trial
         """
         lowest = math.inf
-        affordable = max(1, self.steps // (4 * length))
+        affordable = max(1, self.steps // (2 * length))
         for rate in RATES[:affordable]:
             self.fit.start()
             value = self.train(range(length), rate, rising)
