@@ -151,17 +151,17 @@ def compile_recoveries_once(patch):
     pmap = parallel.pmap
 
     def compiled(fn, **options):
-        fit = getattr(fn, "__self__", None)
-        if type(fit) is not recovery_step.Fit:
+        owner = getattr(fn, "__self__", None)
+        if type(owner) is recovery_step.Fit:
+            key = owner.model, dataclasses.replace(owner.recipe, steps=1)
+            vit, comparison = owner.vit, owner.comparison
+        elif type(owner) is recovery_step.Teacher:
+            key = ()
+            vit, comparison = owner.dense, owner.comparison
+        else:
             return pmap(fn, **options)
-        key = (
-            options["program"],
-            fit.vit.image_size,
-            fit.model,
-            fit.teacher_model,
-            fit.comparison.outputs,
-            dataclasses.replace(fit.recipe, steps=1, lr=1.0),  # are no part of it
-        )
+        dense = vit.with_reduction(None).model
+        key += options["program"], vit.image_size, dense, comparison.outputs
         if key not in programs:
             programs[key] = pmap(fn, **options)
         return programs[key]

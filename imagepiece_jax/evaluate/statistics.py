@@ -6,7 +6,7 @@ in points. Two models are always compared on the same images, in the same order.
 
 Sources: Student (1908), a mean; Wilson (1927), a proportion; Agresti and Min (2005), a
 difference of paired proportions; McNemar (1947), its test; Holm (1979), many tests at
-once; Wilcoxon (1945), signed ranks; Westfall and Young (1993), the best of several.
+once.
 """
 
 import math
@@ -18,8 +18,6 @@ from scipy import special
 
 Z = 1.959964  # standard errors of a 95 % interval
 NOISE = "within noise"
-FLIPS = 9999  # random signs by which signed ranks are judged
-ROUNDING = 1e-9  # sums of ranks that differ by less are the same one
 
 
 class Estimate(NamedTuple):
@@ -73,33 +71,6 @@ def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
     half /= math.sqrt(change.size)
     value = change.mean()
     return Estimate(float(value), float(value - half), float(value + half))
-
-
-def best_is_lower(values: ArrayLike, base: ArrayLike) -> float:
-    """One-sided p that the best of several measures is no lower than `base`.
-
-    The best is the one with the lowest mean, which is to be lower than the base's.
-    Differences of divergences have heavy tails, and a mean of few says little. So it is
-    Wilcoxon's sum of signed ranks that is judged: by the lowest sum of all measures
-    under random signs of the images, the same ones for all measures, so that the choice
-    of the best is counted. The signs are drawn from a seed.
-
-    values: [measures, images], base: [images]
-    """
-    values = np.nan_to_num(values, nan=np.inf)
-    best = values.mean(axis=1).argmin()
-    if not values[best].mean() < np.mean(base):
-        return 1.0
-    change = values - np.asarray(base)
-    magnitude_ranks = np.abs(change).argsort(axis=1).argsort(axis=1)
-    ranks = np.sign(change) * (1 + magnitude_ranks)
-    scale = np.sqrt(np.square(ranks).sum(axis=1, keepdims=True))
-    ranks = ranks / np.maximum(scale, 1.0)  # 0 where nothing changed
-    draw = np.random.default_rng(0)
-    signs = 2 * draw.integers(0, 2, (ranks.shape[1], FLIPS), np.int8) - 1
-    lowest = (ranks @ signs).min(axis=0)
-    as_low = np.sum(lowest <= ranks[best].sum() + ROUNDING)
-    return float((1 + as_low) / (1 + FLIPS))
 
 
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
+NOTHING_LOWER = "no measure was lower: try fewer reductions, or more images"
 Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
 
 
@@ -26,7 +27,9 @@ class RecoveredCost:
     reduction: Reduction  # with counts of tokens in place of a cost
     parameters: str  # that were trained, as `recover` takes it
     images: int  # that were learned from
-    held_out: int  # that were measured on
+    # that were not: every second one chose the best numbers, the others are those of
+    # before, after, interval and agreement
+    held_out: int
     steps: int
     batch_size: int
     seed: int
@@ -38,11 +41,12 @@ class RecoveredCost:
     after: float
     interval: tuple[float, float]  # 95 %, of after - before
     agreement: tuple[float, float]  # before and after, %: the dense model's first class
-    curve: tuple[tuple[int, float], ...]  # (steps, measure), the start included
+    # (steps, measure) of the images that chose the best: of the start, at the end of
+    # each trial of a learning rate, and of the training after them
+    curve: tuple[tuple[int, float], ...]
     stopped: bool  # by Ctrl-C, before the last step
-    changed: bool  # False: nothing was better than the start beyond chance
-    # chance that the best of all measures is as much better by luck
-    p: float | None = None
+    changed: bool  # False: no measure was lower than the start
+    rate: float | None = None  # that was chosen, as a share of a parameter's size
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
@@ -85,23 +89,19 @@ class RecoveredCost:
         return (sides(size), depth) == (sides(image_size), model.depth)
 
     def __str__(self):
-        agreement, after = self.agreement
-        figures = f"{self.measure} {self.before:.4f} stays"
-        shares = f"{agreement:.1f} %"
-        found = "nothing was better than the start beyond chance"
+        figures = f"{self.measure} {self.before:.4f} stays; {NOTHING_LOWER}"
         if self.changed:
             low, high = self.interval
             change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
+            if low <= 0 <= high:
+                change += ", within noise"
             figures = f"{self.measure} {self.before:.4f} -> {self.after:.4f} ({change})"
-            shares = f"{agreement:.1f} -> {after:.1f} %"
-            found = "better than the start beyond chance"
-        if self.measure == "KL":
-            figures += f", first class as the dense model's {shares}"
-        if self.p is not None:
-            found += f", p {self.p:.2g}"
+            if self.measure == "KL":
+                shares = "{:.1f} -> {:.1f} %".format(*self.agreement)
+                figures += f", first class as the dense model's {shares}"
         steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
         return (
-            f"{self.form}: {figures}; {found}; on {self.held_out} images held out, "
+            f"{self.form}: {figures}; on half of {self.held_out} images held out, "
             f"learned from {self.images} others, {steps} of {self.batch_size} images"
         )
 

@@ -17,20 +17,18 @@ import sys
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
-from tqdm import tqdm
 
-from imagepiece_jax.common import parallel, signals
+from imagepiece_jax.common import signals
 from imagepiece_jax.common.fields import is_number
-from imagepiece_jax.common.progress import INTERVAL, in_words
+from imagepiece_jax.common.progress import Progress, in_words
 from imagepiece_jax.data.near_duplicates import readable_originals
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.train_crop import TrainTransform
 from imagepiece_jax.errors import InputError, short_traceback
-from imagepiece_jax.evaluate.statistics import best_is_lower, mean_difference
+from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
@@ -43,16 +41,22 @@ from imagepiece_jax.training.recovery_images import (
     divided,
     evaluation_batches,
 )
-from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
+from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe, Teacher
 
 # That a dense model learns, as shares of its MACs. One set of numbers for the three is
 # 1.1 to 1.3 times as far from the dense model (docs/tables/recover_sharp).
 COSTS = (0.6, 0.5, 0.4)
 MAX_IMAGES = 10_000  # the most images that are looked through
-MEASURES = 8  # number of measures during the training
-# Level of the test by which the best weights are better than the start. With .05 a
-# change whose mean is none would be kept in up to 8 of 100 cases, as tails differ.
-LEVEL = 0.03
+MEASURES = 8  # number of measures after the trials
+# Learning rates that are tried, and the share of all steps that a trial takes.
+RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+TRIAL = 16
+# Of the images held out every second one chooses the best numbers, and the others judge
+# them, so that the choice flatters nobody.
+CHOSEN = slice(0, None, 2)
+JUDGED = slice(1, None, 2)
+# Smallest and largest share of an image's area that a random crop covers.
+AREA = (0.4, 1.0)
 
 NOTHING_BETTER = "nothing was better than the start yet"
 
@@ -77,10 +81,10 @@ def recover(
     `with_reduction(None)` gives it back to the bit.
 
     Of images that show one picture the first counts, and of more than 10,000 so many
-    that are evenly spaced. A fifth, 16 to 500 of them, is held out. They measure the
-    numbers eight times during the training, and the best ones are returned. If these
-    are not better than at the start beyond chance (`statistics.best_is_lower`), the
-    start stays. Ctrl-C ends the training, and the best numbers so far are returned. The
+    that are evenly spaced. A fifth, 16 to 500 of them, is held out. Half of these are
+    measured during the training, and the numbers with the lowest mean come back, where
+    that is lower than the start's; the report is of the other half. Steps include short
+    trials of learning rates. Ctrl-C ends it, and the best numbers so far come back. The
     same seed and number of steps give the same bits on the same machine. OpenCV resizes
     the crops where it is installed, else Pillow.
 
@@ -106,8 +110,7 @@ def recover(
     if steps is not None and minutes is not None:
         problem = "is given together with the number of steps"
         raise InputError("minutes", allowed="one of the two", problem=problem)
-    recipe = Recipe.for_model(
-        vit,
+    recipe = Recipe(
         parameters=parameters,
         steps=STEPS if steps is None else steps,
         batch_size=batch_size,
@@ -157,26 +160,25 @@ def recovered(
     # Images are checked before anything is compiled.
     batches = evaluation_batches(held_out, vit.preprocessing, recipe.batch_size)
     transform = TrainTransform(
-        vit.image_size, "random_resized", recipe.area, shift=0, flip=True
+        vit.image_size, "random_resized", AREA, shift=0, flip=True
     )
-    steps = None if minutes else recipe.steps
-    crops = Crops(learned, transform, recipe.batch_size, recipe.seed, steps)
+    crops = Crops(learned, transform, recipe.batch_size, recipe.seed)
     done = []
-    fit = None
     with stopping() as stop:
+        teacher = Teacher(dense, batches)
         for index, form in enumerate(forms):
-            now = time.monotonic()
             end = None
             if minutes is not None:
+                now = time.monotonic()
                 left = began + 60 * minutes - now
                 end = now + left / (len(forms) - index)
-            fit = Fit(form, recipe, dense, like=fit)
-            if index == 0:
-                fit.hold_out(batches)
-            course = Course(fit, end, stop, index + 1, len(forms))
+            name = "recover"
+            if len(forms) > 1:
+                name = f"recover, cost {index + 1} of {len(forms)}"
+            run = RecoveryRun(Fit(form, recipe, teacher), crops, name, stop, end)
             with contextlib.suppress(KeyboardInterrupt):  # which requests a stop, too
-                course.run(crops)
-            cost = learned_cost(course, dense, len(learned))
+                run.run()
+            cost = learned_cost(run, dense, len(learned))
             if cost.changed or not (stop.requested and done):
                 done.append(cost)
             if stop.requested:
@@ -186,10 +188,7 @@ def recovered(
     of_dense = {path: leaves[path] for path in learned_paths}
     better = vit.with_recovery(Recovery(tuple(done), of_dense).joined(vit.recovery))
     if stop.requested and stop.keeps:  # else it was said at once
-        kept = "the best weights so far are kept"
-        if not any(cost.changed for cost in done):
-            kept = NOTHING_BETTER
-        print(f"stopped: {kept}", file=sys.stderr)
+        print("stopped: the best weights so far are kept", file=sys.stderr)
     return better
 
 
@@ -209,42 +208,43 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     return [vit]
 
 
-def learned_cost(course: "Course", dense: Pretrained, images: int) -> RecoveredCost:
-    """What a Course has learned: its best numbers if they are better than the start.
+def learned_cost(run: "RecoveryRun", dense: Pretrained, images: int) -> RecoveredCost:
+    """What a RecoveryRun has learned.
 
     dense: the teacher
     images: number of images that it learned from
     """
-    fit = course.fit
-    recipe = fit.recipe
-    form = fit.vit
-    start = course.start
-    best = course.best if course.changed else start
+    recipe = run.fit.recipe
+    form = run.fit.vit
+    start, best = (
+        {name: values[JUDGED] for name, values in found.items()}
+        for found in (run.start, run.best)
+    )
     interval = mean_difference(best["distance"], start["distance"])
     agreement = tuple(100 * float(each["agreement"].mean()) for each in (start, best))
     numbers = {}
-    if form.recovered:  # with whose numbers it started, also of what is not trained now
+    if form.recovered:  # start from the numbers of its last recovery
         numbers = form.recovered.numbers
-    if course.changed:
-        numbers = {**numbers, **numbers_of(course.trained)}
+    if run.trained is not None:
+        numbers = {**numbers, **numbers_of(run.trained)}
     return RecoveredCost(
         reduction=form.reduction,
         parameters=recipe.parameters,
         images=images,
-        held_out=len(start["distance"]),
-        steps=course.steps_done,
+        held_out=len(run.start["distance"]),
+        steps=run.steps_done,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        seconds=round(time.monotonic() - course.opened, 1),
-        measure=fit.comparison.name,
-        before=mean(start),
-        after=mean(best),
+        seconds=round(time.monotonic() - run.opened, 1),
+        measure=run.fit.comparison.name,
+        before=float(start["distance"].mean()),
+        after=float(best["distance"].mean()),
         interval=(interval.low, interval.high),
-        p=course.p,
         agreement=agreement,
-        curve=tuple(course.curve),
-        stopped=course.stop.requested,
-        changed=course.changed,
+        rate=run.rate,
+        curve=tuple(run.curve),
+        stopped=run.stop.requested,
+        changed=run.trained is not None,
         image_size=form.image_size,
         depth=form.model.depth,
         weights=None if dense.source is None else dense.source.name,
@@ -267,184 +267,167 @@ class Stop:
     keeps: bool = False  # whether some numbers are better than at the start
 
 
-class Course:
-    """The training at one cost: its loop, its measures, and the best state so far.
+class RecoveryRun:
+    """The training at one cost: trials of learning rates, then the rest with the best.
 
+    The best numbers are those with the lowest mean distance of the images CHOSEN by,
+    the start's included.
+
+    name: of the cost in messages
+    stop: ends it
     end: the time, by the monotonic clock, at which the last measure should be done;
         None: the recipe's steps are taken
-    stop: ends it; None: nothing does
-    number, costs: which cost it is, from 1, of how many that are learned
     """
 
     def __init__(
-        self,
-        fit: Fit,
-        end: float | None = None,
-        stop: Stop | None = None,
-        number: int = 1,
-        costs: int = 1,
+        self, fit: Fit, crops: Crops, name: str, stop: Stop, end: float | None = None
     ):
         self.opened = time.monotonic()
         self.fit = fit
+        self.crops = crops
+        self.name = name
+        self.stop = stop
         self.end = end
-        self.stop = stop or Stop()
-        self.number = number
-        self.costs = costs
+        self.steps = fit.recipe.steps  # of all trials and the training after them
+        self.steps_done = 0
+        self.rate = RATES[0]  # the highest learning rate of the best trial
+        self.trained = None  # the best numbers; None: nothing is better than the start
         self.start = fit.measure()  # what `Fit.measure` returns before the first step
         self.best = self.start  # what it returned for the best numbers
-        self.distances = []  # of the images, at each later measure
-        self.trained = None  # the best numbers; None: nothing is better than the start
-        self.steps_done = 0
-        # (step, the mean distance to the teacher) of each measure
-        self.curve = [(0, mean(self.start))]
-        # time at which the first step, which compiles, has ended
-        self.began = math.nan
-        self.seconds_of_measure = 0.0  # how long the last measure took
-        self.next_measure = 1  # number of the next measure, of MEASURES
+        self.curve = [(0, mean(self.start))]  # (step, mean) of each measure
+        self.seconds_of_step = 0.0  # mean of the last steps
+        self.seconds_of_measure = 0.0  # of the last measure
+        self.shown = 0  # what `progress` has been told of
 
-    def progress(self) -> tuple[float, float]:
-        """(how much is done, how much there is to do), in steps or in seconds."""
+    def run(self):
+        """Choose a learning rate, and train with it to the end."""
+        total = self.steps
+        if self.end is not None:
+            total = round(self.end - self.opened)
+        with Progress(self.name, total) as self.progress:
+            self.time_steps()
+            length = max(1, self.steps // TRIAL)
+            self.choose_rate(length)
+            if self.is_over():
+                return
+            self.plan()
+            left = max(0, self.steps - self.steps_done)
+            steps = range(length, length + left)
+            self.train(steps, self.rate, falling, MEASURES)
+
+    def time_steps(self):
+        """Take two steps that count for nothing; say how long all of them take."""
+        for pixels in self.crops.batches(range(2)):
+            began = time.monotonic()
+            self.fit.take_step(pixels, 0.0).block_until_ready()
+            self.seconds_of_step = time.monotonic() - began  # the first one compiles
+        self.plan()
+        spent = in_words(time.monotonic() - self.opened)
+        took = in_words(self.steps * self.seconds_of_step)
+        self.progress.say(
+            f"{self.name}: {self.steps} steps take about {took} on this machine, after "
+            f"{spent} of reading and compiling; Ctrl-C keeps the best so far"
+        )
+
+    def plan(self):
+        """Set the number of steps to that which fits, where a time was given."""
         if self.end is None:
-            return self.steps_done, self.fit.recipe.steps
-        if not self.steps_done:
-            return 0, 1
-        total = self.end - self.seconds_of_measure - self.began
-        return time.monotonic() - self.began, max(total, 1e-3)
+            return
+        left = self.end - time.monotonic() - MEASURES * self.seconds_of_measure
+        self.steps = max(1, self.steps_done + int(left / self.seconds_of_step))
 
-    def run(self, crops: Crops):
-        """Train to the end; measure MEASURES times, the last time at the end."""
-        batches = iter(crops)
-        with contextlib.closing(batches), Display(self) as display:
-            for pixels in batches:
-                rate = self.fit.recipe.rate(*self.progress())
-                loss = self.fit.take_step(pixels, self.steps_done, rate)
-                loss.block_until_ready()  # for true times and a prompt Ctrl-C
-                if not self.steps_done:
-                    self.began = time.monotonic()
+    def choose_rate(self, length: int):
+        """Try learning rates on the same crops, and go on with the best one's state.
+
+        The first is the highest. A lower one is tried until it is no better and the
+        best is below the start, in half of all steps.
+
+        length: steps of a trial
+        """
+        lowest = math.inf
+        affordable = max(1, self.steps // (2 * length))
+        for rate in RATES[:affordable]:
+            self.fit.start()
+            value = self.train(range(length), rate, rising)
+            if value < lowest or rate == RATES[0]:
+                lowest = value
+                self.rate = rate
+                state = self.fit.get()
+            elif lowest < mean(self.start):
+                break
+            if self.is_over():
+                break
+        self.fit.put(state)
+
+    def train(self, steps: range, rate: float, schedule, measures: int = 1) -> float:
+        """Take some steps; measure so many times, the last time at the end.
+
+        schedule: function of the share that is done, of the learning rate
+        Returns the last mean.
+        """
+        count = len(steps)
+        seconds = 0.0
+        with contextlib.closing(self.crops.batches(steps)) as batches:
+            for place, pixels in enumerate(batches, start=1):
+                began = time.monotonic()
+                now = rate * schedule((place - 0.5) / count)
+                # Waiting makes for true times and a prompt Ctrl-C.
+                self.fit.take_step(pixels, now).block_until_ready()
                 self.steps_done += 1
-                done, total = self.progress()
-                if MEASURES * done >= total * self.next_measure:
-                    self.next_measure = MEASURES * done // total + 1
+                seconds += time.monotonic() - began
+                self.seconds_of_step = seconds / place
+                self.show()
+                over = self.is_over()
+                if over or place * measures % count < measures:
                     self.measure()
-                display.show()
-                if done >= total or self.stop.requested:
-                    return
+                if over:
+                    break
+        return self.curve[-1][1]
+
+    def is_over(self) -> bool:
+        """Whether a signal ends it, or the time is only enough for a measure."""
+        if self.stop.requested or self.end is None:
+            return self.stop.requested
+        return time.monotonic() + self.seconds_of_measure >= self.end
 
     def measure(self):
-        """Measure the state, and keep its numbers if it is the best so far."""
+        """Measure the state, and keep its numbers if they are the best so far."""
         began = time.monotonic()
         found = self.fit.measure()
-        if mean(found) < mean(self.best):
-            trained = parallel.unreplicate(self.fit.state.trained)
-            self.trained = jax.device_get(trained)
+        value = mean(found)
+        if value < mean(self.best):
+            self.trained = self.fit.get().trained
             self.best = found
             self.stop.keeps = True
-        self.distances.append(found["distance"])
-        self.curve.append((self.steps_done, mean(found)))
+        self.curve.append((self.steps_done, value))
+        name = self.fit.comparison.name
+        step = f"step {self.steps_done} of {self.steps}"
+        self.progress.say(f"{self.name}: {step}, {name} {value:.4f}")
         self.seconds_of_measure = time.monotonic() - began
 
-    @property
-    def p(self) -> float:
-        """The chance that the best of all measures is as much better by luck."""
-        if self.trained is None:
-            return 1.0
-        return best_is_lower(self.distances, self.start["distance"])
-
-    @property
-    def changed(self) -> bool:
-        """Whether the best numbers are better than the start beyond chance."""
-        return self.p < LEVEL
-
-    def seconds_left(self) -> float | None:
-        """Seconds of training that are left, without the last measurement.
-
-        They are known where a time was given. Else they are estimated from the steps
-        after the first one, which compiles; None before that.
-        """
-        done, total = self.progress()
+    def show(self):
+        """Show the steps that are done, or the seconds where a time was given."""
+        done = self.steps_done
         if self.end is not None:
-            return max(0.0, total - done)
-        if self.steps_done <= 1:
-            return None
-        return self.seconds_of_step() * (total - done)
+            done = int(time.monotonic() - self.opened)
+        self.progress.add(done - self.shown)
+        self.shown = done
 
-    def seconds_of_step(self) -> float:
-        """Mean seconds of the steps after the first one, which compiles."""
-        return (time.monotonic() - self.began) / (self.steps_done - 1)
 
-    def announcement(self) -> str:
-        """How long it takes on this machine, as known after the second step."""
-        left = self.seconds_left()
-        steps = f"{self.fit.recipe.steps} steps"
-        if self.end is not None:
-            steps = f"about {self.steps_done + left / self.seconds_of_step():.0f} steps"
-        if self.costs > 1:
-            steps = f"cost {self.number} of {self.costs}: {steps}"
-        spent = in_words(self.began - self.opened)
-        kept = "Ctrl-C keeps the best so far"
-        return (
-            f"{steps} take about {in_words(left)} on this machine, after {spent} of "
-            f"reading and compiling; {kept}"
-        )
+def rising(share: float) -> float:
+    """The learning rate of a trial, as a share of the highest one."""
+    return share
+
+
+def falling(share: float) -> float:
+    """The learning rate after the trials, as a share of the highest one."""
+    return math.cos(math.pi / 2 * share) ** 2
 
 
 def mean(found: dict[str, np.ndarray]) -> float:
-    """The mean distance of what `Fit.measure` returned."""
-    return float(found["distance"].mean())
-
-
-class Display:
-    """The progress of a Course on stderr: a bar on a terminal, else lines."""
-
-    FORM = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
-
-    def __init__(self, course: Course):
-        self.course = course
-        self.bar = tqdm(
-            total=1.0, desc="recover", bar_format=self.FORM, leave=True, disable=None
-        )
-        self.due = time.monotonic() + INTERVAL  # time of the next line
-        self.measured = 1  # number of measures that were shown
-        self.announced = False  # whether it was said how long it takes
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
-
-    def show(self):
-        """Show the progress after a step; first of all how long it takes."""
-        done, total = self.course.progress()
-        if self.course.steps_done <= 1 and done < total:
-            return
-        if not self.announced and done < total:
-            announcement = f"recover: {self.course.announcement()}"
-            self.bar.write(announcement, file=sys.stderr)
-            self.announced = True
-        text = self.text()
-        if not self.bar.disable:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(min(1.0, done / total) - self.bar.n)
-            return
-        measured = len(self.course.curve)
-        if measured > self.measured or time.monotonic() >= self.due:
-            print(f"recover: {text}", file=sys.stderr, flush=True)
-            self.due = time.monotonic() + INTERVAL
-        self.measured = measured
-
-    def text(self) -> str:
-        """The steps that are done, the newest measure, and the time left."""
-        course = self.course
-        text = f"step {course.steps_done}"
-        if course.end is None:
-            text += f" of {course.fit.recipe.steps}"
-        if course.costs > 1:
-            text = f"cost {course.number} of {course.costs}, {text}"
-        _, value = course.curve[-1]
-        text += f", {course.fit.comparison.name} {value:.4f}"
-        left = course.seconds_left()
-        return text if left is None else f"{text}, {left:.0f} s left"
+    """The mean distance of the images CHOSEN by; infinite where one is not finite."""
+    value = float(found["distance"][CHOSEN].mean())
+    return value if math.isfinite(value) else math.inf
 
 
 @contextlib.contextmanager

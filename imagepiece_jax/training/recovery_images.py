@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -57,18 +57,16 @@ class Crops:
 
     transform: function (image, rng) -> uint8 [H, W, 3]
     batch_size: images in a step, over all devices
-    steps: number of batches; None: they do not end
     """
 
     source: Source
     transform: Callable[[np.ndarray, np.random.Generator], np.ndarray]
     batch_size: int
     seed: int
-    steps: int | None = None
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def batches(self, steps: Iterable[int]) -> Iterator[np.ndarray]:
+        """The batches of some steps."""
         positions = parallel.placement().positions(self.batch_size)[:, 0]
-        steps = itertools.count() if self.steps is None else range(self.steps)
         pool = concurrent.futures.ThreadPoolExecutor(THREADS)
         ahead = collections.deque()
 
@@ -134,9 +132,10 @@ class HeldOut(EvalBatches):
 def evaluation_batches(
     source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> list[dict[str, Any]]:
-    """All images in batches of "image", uint8 [devices, m, H, W, 3], and "mask".
+    """All images in batches of "image", uint8 [devices, m, H, W, 3], and two arrays.
 
-    The mask, [devices, m], is false for the padding of the last batch.
+    "mask", [devices, m], is false for the padding of the last batch; "index",
+    [devices, m], is the place of an image in the source.
     Raises InputError for an image that cannot be read or does not fit.
     """
     placement = parallel.placement()
@@ -145,5 +144,6 @@ def evaluation_batches(
     )
     batches = []
     for batch in sequence.batches(THREADS):
-        batches.append({"image": batch["image"], "mask": batch["mask"] == 1})
+        part = {name: batch[name] for name in ("image", "index")}
+        batches.append({**part, "mask": batch["mask"] == 1})
     return batches

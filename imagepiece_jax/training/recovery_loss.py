@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,18 +103,19 @@ def outputs_of(vit: Pretrained) -> str:
 
 
 class Comparison:
-    """How student and teacher are compared: in the loss, and in the measure.
+    """How student and teacher are compared: in the loss, and in the measure."""
 
-    recipe: the `recovery_step.Recipe`, which has the weights of the loss
-    """
-
-    def __init__(self, vit: Pretrained, recipe: Any):
+    def __init__(self, vit: Pretrained):
         self.outputs = outputs_of(vit)
         self.name, self.distance = KINDS[self.outputs]
-        self.weights = {"class_tokens": 0.0, "patches": recipe.patches}
+        self.weights = {}  # of the loss's terms besides that of logits, which has 1
         if vit.model.arch.class_token:
-            self.weights["class_tokens"] = recipe.class_tokens
-        self.read = tuple(name for name, weight in self.weights.items() if weight)
+            self.weights["class_tokens"] = 0.5
+        if self.outputs == "features":
+            self.weights["patches"] = 1.0
+        elif not vit.model.arch.class_token:
+            self.weights["patches"] = 0.5
+        self.read = tuple(self.weights)
 
     def terms(self, student, teacher) -> dict[str, jax.Array]:
         """{name: term of the loss [B]}, without weights.

@@ -123,7 +123,7 @@ def test_a_signal_leaves_the_best_or_nothing(
     if written:
         (cost,) = imagepiece_jax.load(tmp_path / "out").recovery.costs
         assert cost.stopped
-        assert cost.steps == 35
+        assert cost.steps == 33  # two were taken for their times
         assert f"saved in {tmp_path / 'out'}" in ended.out
 
 

@@ -1,7 +1,6 @@
 """Recovery: its loss by hand, what moves, what is kept, and what is refused."""
 
 import dataclasses
-import functools
 import itertools
 import re
 import shutil
@@ -48,9 +47,8 @@ def vit():
 
 
 def fit_of(vit, **fields):
-    return recovery_step.Fit(
-        vit, recovery_step.Recipe.for_model(vit, batch_size=8, **fields)
-    )
+    teacher = recovery_step.Teacher(vit.with_reduction(None), [])
+    return recovery_step.Fit(vit, recovery_step.Recipe(batch_size=8, **fields), teacher)
 
 
 def kl(teacher, student):
@@ -120,31 +118,6 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     assert fit_of(vit).comparison.name == "KL"
 
 
-def test_only_what_is_the_same_is_shared_with_another_fit(vit):
-    recipe = recovery_step.Recipe.for_model(vit, batch_size=8)
-    dense = vit.with_reduction(None)
-    fit = recovery_step.Fit(vit, recipe, dense)
-    fit.held = ["images of a test"]
-    student, teacher = fit.variables_of_both
-    assert student is teacher
-    same = recovery_step.Fit(vit.with_reduction("tome:r=2"), recipe, dense, like=fit)
-    assert same.variables_of_both[0] is same.variables_of_both[1] is student
-    assert same.held is fit.held
-    changed = {**vit.variables, "params": dict(vit.variables["params"])}
-    changed["params"]["pos_embed"] = 2 * changed["params"]["pos_embed"]
-    other = dataclasses.replace(dense, variables=changed)
-    taught = recovery_step.Fit(vit, recipe, other, like=fit)
-    assert taught.variables_of_both[0] is student
-    own = taught.variables_of_both[1]["params"]["pos_embed"]
-    np.testing.assert_array_equal(own[0], changed["params"]["pos_embed"])
-    assert taught.held == []
-    learner = dataclasses.replace(vit, variables=changed)
-    learning = recovery_step.Fit(learner, recipe, dense, like=fit)
-    assert learning.variables_of_both[0] is not student
-    assert learning.variables_of_both[1] is teacher
-    assert learning.held is fit.held
-
-
 def test_a_patch_is_compared_with_the_token_that_has_it():
     vit = reduced(num_classes=0)
     images = tiny.images(2)
@@ -198,7 +171,7 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
     images = tiny.images(4)
     params = vit.variables["params"]
     read = fit.comparison.read
-    targets = answers(fit.teacher_model, vit.variables, images, read)
+    targets = answers(fit.teacher.model, vit.variables, images, read)
 
     def loss(part):
         return fit.comparison.loss(fit.answers_of(vit.variables, part, images), targets)
@@ -211,6 +184,29 @@ def test_gradients_of_a_part_are_those_of_the_whole(vit):
     # rounding alone. So the largest gradient is the scale.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     chex.assert_trees_all_close(gradient(part), expected, rtol=0, atol=1e-4 * largest)
+
+
+def test_a_step_is_relative_to_the_size_of_a_parameter():
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(0, 0.1, (16, 5))
+    size = np.sqrt(np.mean(kernel**2))
+    assert recovery_step.step_size(kernel) == pytest.approx(size / 4, rel=1e-5)
+    scale = draw.normal(2, 0.5, 8)
+    size = np.sqrt(np.mean(scale**2))
+    assert recovery_step.step_size(scale) == pytest.approx(size, rel=1e-5)
+    assert recovery_step.step_size(np.zeros(8)) == pytest.approx(0.05)
+
+
+def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
+    fit = fit_of(vit, parameters="all")
+    before = fit.get().trained
+    fit.take_step(noise(8)[None], 1e-3)
+    after = fit.get().trained
+    for name in ("kernel", "bias"):
+        old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
+        moved = np.abs(new - old)
+        step = 1e-3 * float(recovery_step.step_size(old))
+        assert np.median(moved) == pytest.approx(step, rel=0.01)
 
 
 def test_a_step_needs_no_gradient_of_what_stays():
@@ -231,7 +227,7 @@ def test_a_step_needs_no_gradient_of_what_stays():
         fit = fit_of(vit, parameters=which)
 
         def loss_and_gradient(trained, fit=fit):
-            targets = fit.targets_of(vit.variables, images)
+            targets = fit.teacher.answers_to(vit.variables, images)
 
             def loss(trained):
                 own = fit.answers_of(vit.variables, trained, images)
@@ -273,6 +269,7 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
 
 
 def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
+    """Of every second one; the others choose."""
     (report,) = better.recovery.costs
     images = noise()
     places = np.linspace(0, 47, 16).round().astype(int)
@@ -284,16 +281,19 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
         logits[name] = tiny.logits(each.model)(each.variables, held).astype(float)
     before = kl(logits["dense"], logits["before"])
     after = kl(logits["dense"], logits["after"])
-    assert report.before == pytest.approx(before.mean(), rel=1e-4)
-    assert report.after == pytest.approx(after.mean(), rel=1e-4)
-    assert report.p < recover.LEVEL
-    change = statistics.mean_difference(after, before)
+    chosen = [value for _, value in report.curve]
+    assert chosen[0] == pytest.approx(before[::2].mean(), rel=1e-4)
+    assert min(chosen) == pytest.approx(after[::2].mean(), rel=1e-4)
+    assert report.before == pytest.approx(before[1::2].mean(), rel=1e-4)
+    assert report.after == pytest.approx(after[1::2].mean(), rel=1e-4)
+    change = statistics.mean_difference(after[1::2], before[1::2])
     assert report.interval == pytest.approx(change[1:], rel=1e-3)
-    first = {name: each.argmax(-1) for name, each in logits.items()}
-    shares = [100 * np.mean(first[n] == first["dense"]) for n in ("before", "after")]
-    assert report.agreement == pytest.approx(shares)
-    assert [steps for steps, _ in report.curve] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
-    assert report.after == min(value for _, value in report.curve)
+    same = {}
+    for name in ("before", "after"):
+        first = logits[name].argmax(-1) == logits["dense"].argmax(-1)
+        same[name] = 100 * first[1::2].mean()
+    assert report.agreement == pytest.approx((same["before"], same["after"]))
+    assert "on half of 16 images held out" in str(report)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
@@ -310,7 +310,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
 def small_recovery():
     """A recovery of some steps."""
     vit = reduced()
-    recipe = recovery_step.Recipe.for_model(vit, steps=8, batch_size=8)
+    recipe = recovery_step.Recipe(steps=8, batch_size=8)
     return recover.recovered(vit, as_source(noise()), recipe)
 
 
@@ -346,29 +346,50 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
 
-def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
-    useless = functools.partial(recovery_step.Recipe.for_model, lr=1e3)
-    monkeypatch.setattr(recovery_step.Recipe, "for_model", useless)
+@pytest.fixture
+def useless(monkeypatch):
+    """Every learning rate is far too high."""
+    monkeypatch.setattr(recover, "RATES", (1e3, 1e2))
+
+
+@pytest.mark.usefixtures("useless")
+def test_where_nothing_is_better_the_weights_come_back(vit):
     lost = recovered(vit)
     (report,) = lost.recovery.costs
     assert not report.changed
     assert report.after == report.before
-    chex.assert_trees_all_equal(lost.variables, vit.variables)
-
-
-def test_numbers_that_are_better_by_chance_are_not_reported(vit, monkeypatch):
-    monkeypatch.setattr(recover, "LEVEL", 0.0)
-    lost = recovered(vit, steps=40)
-    (report,) = lost.recovery.costs
-    assert not report.changed
-    assert min(value for _, value in report.curve) < report.before
-    assert report.after == report.before
     assert report.agreement[0] == report.agreement[1]
-    said = str(lost.recovery)
-    assert f"KL {report.before:.4f} stays, first class as the dense model's" in said
-    assert f"nothing was better than the start beyond chance, p {report.p:.2g};" in said
-    assert "->" not in said
+    assert f"KL {report.before:.4f} stays; no measure was lower: try fewer" in str(
+        lost.recovery
+    )
     chex.assert_trees_all_equal(lost.variables, vit.variables)
+
+
+def test_a_rate_that_is_too_high_is_passed_over(vit, monkeypatch):
+    """Lower ones are tried until they are no better; the best goes on."""
+    monkeypatch.setattr(recover, "RATES", (1e3, np.nan, 3e-3, 1e-6, 1e-3))
+    taken = interrupt(monkeypatch, step=0)
+    (report,) = recovered(vit, steps=64).recovery.costs
+    rates = [rate for _, rate in taken]
+    assert rates[:2] == [0, 0]  # for their times
+    highest = [max(rates[start : start + 4]) for start in range(2, 18, 4)]
+    assert highest[0] == 875.0
+    assert report.rate == 3e-3
+    assert len(report.curve) == 1 + 4 + recover.MEASURES
+    assert report.steps == 64
+    assert len(taken) == 2 + 64
+    assert rates[18] == pytest.approx(3e-3, rel=1e-3)
+    assert rates[-1] < 1e-5
+    again = [pixels for pixels, _ in taken]
+    np.testing.assert_array_equal(again[2], again[14])  # the same crops for all
+    assert not any(np.array_equal(again[18], each) for each in again[2:18])
+
+
+@pytest.mark.parametrize("low, high, said", [(-0.2, 0.1, True), (-0.2, -0.1, False)])
+def test_a_change_may_be_within_noise(better, low, high, said):
+    (report,) = better.recovery.costs
+    report = dataclasses.replace(report, interval=(low, high))
+    assert (", within noise)" in str(report)) == said
 
 
 def interrupt(monkeypatch, step, presses=1):
@@ -395,20 +416,17 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
     assert signal.getsignal(signal.SIGINT) is before
     (report,) = stopped.recovery.costs
     assert report.stopped
-    assert report.steps == 30
+    assert report.steps == 28  # without two for their times
     assert report.changed
-    assert report.after == min(value for _, value in report.curve)
+    assert report.after < report.before
     assert "the best weights so far are kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "step, steps, level", [(1, 0, 1.0), (4, 3, 1.0), (30, 30, 0.0)]
-)
+@pytest.mark.parametrize("step, steps", [(1, 0), (3, 0), (10, 7)])
+@pytest.mark.usefixtures("useless")
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(
-    vit, monkeypatch, capsys, step, steps, level
+    vit, monkeypatch, capsys, step, steps
 ):
-    """In the end, too, where a measure was better, but not beyond chance."""
-    monkeypatch.setattr(recover, "LEVEL", level)
     interrupt(monkeypatch, step)
     stopped = recovered(vit, steps=40)
     (report,) = stopped.recovery.costs
@@ -429,13 +447,12 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
     slow(monkeypatch, clock, "measure", measure)
     (report,) = recovered(vit, steps=None, minutes=2.5).recovery.costs
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
-    assert report.seconds <= 150 + step
-    assert report.seconds > 150 - step - measure
+    assert report.seconds <= 150 + step + measure
+    if step == 1.0:
+        assert report.seconds > 140
+        assert len(report.curve) >= 1 + 2 + recover.MEASURES
     moments = [moment for moment, _ in report.curve]
     assert moments[-1] == report.steps
-    assert len(moments) == len(set(moments))
-    if step == 1.0:
-        assert len(moments) == 1 + recover.MEASURES
 
 
 def slow(monkeypatch, clock, name, seconds, first=None):
@@ -451,27 +468,18 @@ def slow(monkeypatch, clock, name, seconds, first=None):
     monkeypatch.setattr(recovery_step.Fit, name, slowly)
 
 
-def test_the_learning_rate_is_a_cosine_of_steps_or_of_time():
-    recipe = recovery_step.Recipe(lr=2.0)
-    for done, rate in [(0, 2.0), (10, 1 + 0.5**0.5), (20, 1.0), (40, 0.0), (80, 0.0)]:
-        assert recipe.rate(done, 40) == pytest.approx(rate)
-        assert recipe.rate(done / 4, 10.0) == pytest.approx(rate)
-
-
-def test_a_log_has_the_time_left(vit, monkeypatch, capsys):
-    """A line at every measure, and between them where they are far apart."""
+def test_it_says_how_long_it_takes_and_what_was_measured(vit, monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
     recovered(vit, steps=40)
-    first, *lines = capsys.readouterr().err.splitlines()
-    assert first.startswith(
-        "recover: 40 steps take about 6 min on this machine, after 50 s of reading and"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(
+        "recover: 40 steps take about 7 min on this machine, after 60 s of reading and"
     )
-    assert len(lines) == 16  # at every fifth step, and 30 s after a line
-    for line in lines:
-        step, seconds = re.search(r"step (\d+) of .* (\d+) s left", line).groups()
-        assert int(seconds) == 10 * (40 - int(step))
+    measured = [line for line in lines if re.search(r"step \d+ of 40, KL 0", line)]
+    assert len(measured) >= 2 + recover.MEASURES
+    assert any(re.search(r"\d+ of 40, about .* left", line) for line in lines)
 
 
 def test_a_time_limit_says_how_many_steps_fit(vit, monkeypatch, capsys):
@@ -480,25 +488,7 @@ def test_a_time_limit_says_how_many_steps_fit(vit, monkeypatch, capsys):
     slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
     recovered(vit, steps=None, minutes=4.0)
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("recover: about 20 steps take about 3 min on this machine")
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(0.4, "0 s"), (89, "89 s"), (545, "9 min"), (9000, "2.5 h")]
-)
-def test_a_time_in_words(seconds, text):
-    assert recover.in_words(seconds) == text
-
-
-def test_a_terminal_has_a_bar_with_the_time_left(vit, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    recovered(vit, steps=8)
-    said = capsys.readouterr().err
-    assert re.search(r"recover: 8 steps take about \d+ s on this machine", said)
-    last = said.splitlines()[-1]
-    assert "100%" in last
-    assert "step 8 of 8, KL" in last
-    assert "0 s left" in last
+    assert first.startswith("recover: 18 steps take about 3 min on this machine")
 
 
 @pytest.mark.parametrize(
@@ -535,11 +525,8 @@ def test_a_saved_model_has_what_was_recovered_and_the_dense_model(
         chex.assert_trees_all_equal(dense.variables, vit.variables)
 
 
-def test_a_recovered_model_learns_another_cost_and_its_own_again(
-    vit, better, monkeypatch
-):
+def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     """By the true dense model, and from it; what was learned before stays."""
-    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
     merging = {"name": "tome", "r": 10}
     other = recovered(better.with_reduction(merging), steps=24)
     alone = recovered(vit.with_reduction(merging), steps=24)
@@ -557,10 +544,9 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
 
 
-def test_what_was_recovered_stays_where_nothing_is_better(vit, better, monkeypatch):
+@pytest.mark.usefixtures("useless")
+def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     """Learned again at its cost, and at the three of the dense model."""
-    useless = functools.partial(recovery_step.Recipe.for_model, lr=1e3)
-    monkeypatch.setattr(recovery_step.Recipe, "for_model", useless)
     again = recovered(better, steps=2)
     (report,) = again.recovery.costs
     assert not report.changed
@@ -571,24 +557,23 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better, monkeypat
     of_dense = recovered(better.with_reduction(None), steps=1)
     assert len(of_dense.recovery.costs) == 4
     said = str(of_dense.recovery)
-    assert said.count("nothing was better than the start beyond chance, p 1;") == 3
+    assert said.count("no measure was lower") == 3
     own = of_dense.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0])
-def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, level):
+@pytest.mark.parametrize("rates", [(1e3,), recover.RATES])
+def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, rates):
     """Whether the second training is kept or not."""
-    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
     first = recovered(vit)
     before = first.recovery.costs[0].numbers
-    monkeypatch.setattr(recover, "LEVEL", level)
+    monkeypatch.setattr(recover, "RATES", rates)
     again = recovered(first, steps=40, parameters="norms", seed=1)
     (report,) = again.recovery.costs
-    assert report.changed == (level > 0)
+    assert report.changed == (len(rates) > 1)
     assert report.numbers.keys() == before.keys()
     for path, value in before.items():
-        if level == 0 or "norm" not in path:
+        if not report.changed or "norm" not in path:
             np.testing.assert_array_equal(report.numbers[path], value)
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
 
@@ -598,8 +583,7 @@ def public():
     return tiny.pretrained(depth=2)
 
 
-def test_a_dense_model_learns_three_costs(public, monkeypatch):
-    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
+def test_a_dense_model_learns_three_costs(public):
     of_dense = recovered(public)
     assert of_dense.label == "dense"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
@@ -619,7 +603,8 @@ def test_a_dense_model_learns_three_costs(public, monkeypatch):
             (form.variables, cost.after),
         ):
             logits = tiny.logits(form.model)(variables, held).astype(float)
-            assert figure == pytest.approx(kl(teacher, logits).mean(), rel=1e-4)
+            judged = kl(teacher, logits)[1::2].mean()
+            assert figure == pytest.approx(judged, rel=1e-4)
     assert str(of_dense.recovery).splitlines() == [*map(str, costs)]
     # Each as if it were learned alone.
     alone = recovered(public.with_reduction(costs[1].reduction))
@@ -638,22 +623,21 @@ def test_costs_are_learned_one_after_the_other(public, monkeypatch, capsys):
     monkeypatch.setattr(recovery_step.Fit, "take_step", noting)
     recovered(public, steps=3)
     assert taken == sorted(taken, reverse=True)
-    assert [len([*same]) for _, same in itertools.groupby(taken)] == [3, 3, 3]
+    assert [len([*same]) for _, same in itertools.groupby(taken)] == [5, 5, 5]
     said = capsys.readouterr().err
-    assert "recover: cost 1 of 3: 3 steps take about" in said
-    assert "recover: cost 3 of 3, step 3 of 3, KL" in said
+    assert "recover, cost 1 of 3: 3 steps take about" in said
+    assert "recover, cost 3 of 3: step 3 of 3, KL" in said
 
 
-@pytest.mark.parametrize("step", [12, 8, 4])
+@pytest.mark.parametrize("step", [14, 10, 6])
 def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, capsys, step):
     """Of the first and the second, in which nothing was better yet; none follows."""
-    monkeypatch.setattr(recover, "LEVEL", 1.0)  # whatever is better counts
     take_step = recovery_step.Fit.take_step
 
-    def first_alone(self, pixels, number, rate):
-        if len(taken) > 8:  # of the second cost no number moves
+    def first_alone(self, pixels, rate):
+        if len(taken) > 10:  # of the second cost no number moves
             rate = 0.0
-        return take_step(self, pixels, number, rate)
+        return take_step(self, pixels, rate)
 
     monkeypatch.setattr(recovery_step.Fit, "take_step", first_alone)
     taken = interrupt(monkeypatch, step)

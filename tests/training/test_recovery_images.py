@@ -1,6 +1,5 @@
 """The images of a recovery: every image once an epoch, and what replaces a lost one."""
 
-import itertools
 import threading
 
 import numpy as np
@@ -37,10 +36,10 @@ def first_value(image, rng):
     return image
 
 
-def numbers(crops, count):
-    """The images of the first `count` batches, in order of positions."""
+def numbers(crops, steps):
+    """The images of the batches of some steps, in order of positions."""
     batches = []
-    for batch in itertools.islice(iter(crops), count):
+    for batch in crops.batches(steps):
         flat = batch[..., 0, 0, 0].ravel()
         places = recovery_images.parallel.placement().positions(len(flat))[:, 0]
         ordered = np.empty_like(flat)
@@ -50,27 +49,27 @@ def numbers(crops, count):
 
 
 def test_every_image_comes_once_before_any_comes_again():
-    crops = Crops(Numbered(20), first_value, batch_size=8, seed=3, steps=5)
-    seen = numbers(crops, 5)
+    crops = Crops(Numbered(20), first_value, batch_size=8, seed=3)
+    seen = numbers(crops, range(5))
     assert len(seen) == 40
     assert sorted(seen[:20]) == sorted(seen[20:]) == [*range(20)]
     assert seen[:20] != seen[20:] != [*range(20)]
-    assert numbers(Crops(Numbered(20), first_value, 8, seed=4), 5) != seen
-    endless = Crops(Numbered(20), first_value, batch_size=8, seed=3)
-    assert numbers(endless, 5) == seen
+    assert numbers(Crops(Numbered(20), first_value, 8, seed=4), range(5)) != seen
+    assert numbers(crops, range(2, 5)) == seen[16:]
 
 
 def test_a_draw_is_of_its_seed_step_and_position(monkeypatch):
     def drawn(image, rng):
         return rng.integers(0, 256, (1, 1, 3), np.uint8)
 
-    crops = Crops(Numbered(20), drawn, batch_size=8, seed=3, steps=4)
-    batches = [*crops]
+    crops = Crops(Numbered(20), drawn, batch_size=8, seed=3)
+    batches = [*crops.batches(range(4))]
     flat = {batch.tobytes() for batch in batches}
     assert len(flat) == 4
     monkeypatch.setattr(recovery_images, "THREADS", 7)
     monkeypatch.setattr(recovery_images, "AHEAD", 0)
-    np.testing.assert_array_equal([*crops], batches)
+    again = [*crops.batches(range(4))]
+    np.testing.assert_array_equal(again, batches)
     draws = {crops.crop(*place).tobytes() for place in [(0, 0), (0, 1), (1, 0)]}
     other = Crops(Numbered(20), drawn, batch_size=8, seed=4).crop(0, 0).tobytes()
     assert len(draws | {other}) == 4
@@ -91,12 +90,13 @@ def test_an_image_that_was_lost_is_named_and_the_next_takes_its_place(caplog):
 def test_images_that_are_all_lost_end_the_recovery():
     crops = Crops(Noise(30, range(30)), first_value, batch_size=8, seed=0)
     with pytest.raises(InputError, match="of 30 images cannot be read"):
-        next(iter(crops))
+        next(crops.batches(range(4)))
 
 
 def test_an_end_before_the_last_step_ends_the_threads():
     before = threading.active_count()
-    batches = iter(Crops(Numbered(20), first_value, batch_size=8, seed=0))
+    crops = Crops(Numbered(20), first_value, batch_size=8, seed=0)
+    batches = crops.batches(range(9))
     next(batches)
     assert threading.active_count() > before
     batches.close()
@@ -111,6 +111,10 @@ def test_the_last_batch_of_an_evaluation_is_padded():
     assert masks == [8, 3]
     assert sorted(map(bytes, images)) == sorted(map(bytes, pixels))
     assert batches[0]["image"].shape == batches[1]["image"].shape
+    for batch in batches:
+        own = batch["mask"]
+        named = pixels[batch["index"][own]]
+        np.testing.assert_array_equal(batch["image"][own], named)
 
 
 @pytest.mark.parametrize("count", [30, 300])  # of the second it is less than 1 %

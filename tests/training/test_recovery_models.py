@@ -135,10 +135,11 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     outputs = MODELS[name][-1]
     assert recovery_loss.outputs_of(vit) == outputs
     images = tiny.images(2, side=vit.image_size)
-    fit = recovery_step.Fit(vit, recovery_step.Recipe.for_model(vit, batch_size=2))
+    teacher = recovery_step.Teacher(vit.with_reduction(None), [])
+    fit = recovery_step.Fit(vit, recovery_step.Recipe(batch_size=2), teacher)
 
     def step(trained, variables, images):
-        targets = fit.targets_of(variables, images)
+        targets = teacher.answers_to(variables, images)
         own = fit.answers_of(variables, trained, images)
         return fit.comparison.loss(own, targets), fit.comparison.measure(own, targets)
 
