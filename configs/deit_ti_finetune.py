@@ -8,7 +8,7 @@ nothing can be evaluated first, and few images a larger rate; CPUs prefer float3
 
 python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE \\
         --config.data.name=folder:PATH --config.num_classes=10 \\
-        "--config.init.fresh=('head',)" --config.init.evaluate=False \\
+        "--config.init.fresh=('head',)" \\
         --config.batch_size=64 --config.lr=8e-4 --config.epochs=4 \\
         --config.model.dtype=float32 --config.data.workers=0
 """
@@ -34,5 +34,4 @@ def get_config(size="deit_ti"):
     config.warmup_lr = 0.0
     config.warmup_epochs = 1.0
     config.ema_decay = 0.0
-    config.init.evaluate = True
     return config

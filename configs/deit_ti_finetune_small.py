@@ -23,5 +23,4 @@ def get_config(size="deit_ti"):
     config.eval_batch_size = 100
     config.image_size = 160
     config.lr = 1.6e-3  # 1e-4 at 32 images
-    config.init.evaluate = False  # the head is fresh
     return config

@@ -18,7 +18,6 @@ def get_config(size="deit_ti"):
     config = deit_ti_imagepiece_finetune.get_config(size)
     config.model.stem = "conv"
     config.init.fresh = ("patch_embed",)
-    config.init.evaluate = False
     config.lr = 1e-4  # 5e-5 at 256 images
     config.warmup_epochs = 3.0
     return config

@@ -1,14 +1,11 @@
-"""The paper's tables and the studies: python -m experiments NAME --help."""
+"""The paper's tables and the study of neighbors: python -m experiments NAME --help."""
 
 import runpy
 import sys
 
 from imagepiece_jax.common import cache_dirs, signals
 
-# Scripts of their own.
-STUDIES = (
-    *("recover", "recover_elsewhere", "recover_sharp", "late", "neighbors", "forms"),
-)
+STUDIES = ("neighbors",)  # scripts of their own
 
 if __name__ == "__main__":
     signals.end_process()

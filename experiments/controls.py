@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import jax
 
-from experiments.dropping import DROPPED
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods import METHODS
@@ -117,9 +116,9 @@ CONTROLS = {
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """While entered, the controls and what drops are among METHODS."""
+    """While entered, the controls are among METHODS."""
     new = {}
-    for name, kind in (CONTROLS | DROPPED).items():
+    for name, kind in CONTROLS.items():
         if name not in METHODS:
             new[name] = kind
     METHODS.update(new)

@@ -235,9 +235,7 @@ class Finetuner(Models):
         config.data.name = self.data
         # One evaluation, at the end: no checkpoint is chosen on the test images.
         config.eval_every_epochs = config.epochs
-        config.init.evaluate = False
         config.progress = False
-        config.pictures = 0
         return config
 
     def _run(self, config, name):

@@ -234,11 +234,6 @@ def read_times(folder) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def found_table(folder) -> str:
-    """`recall_table` of a folder."""
-    return recall_table(study.read(cells(), folder), read_times(folder))
-
-
 def page(folder) -> str:
     """The tables of the cells that are there, as Markdown."""
     results = study.read(cells(), folder)

@@ -10,8 +10,7 @@ of them, a few epochs and seeds. OUT gets a page NAME.md, and a line of OUT/poin
 for every result: the same command goes on with those that have none.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
-lcb-similarity, combos, ablation; or all of them. Studies are scripts of their own, each
-with its --help: python -m experiments recover, recover_elsewhere or late.
+lcb-similarity, combos, ablation; or all of them.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ class TableRow:
 DENSE = TableRow("DeiT", {"name": "none"})
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
-# What its published speed fits: see `schedule.efficiency_table`.
+# What its published speed fits: see `schedule.efficiency`.
 SPVIT_BY_SPEED = TableRow(
     "SPViT, keep .7, .49, .343", {"name": "spvit", "keep_rates": (0.7, 0.49, 0.343)}
 )

@@ -10,12 +10,10 @@ The published speeds are in `published.ACCURACY_SPEED`: img/s on one RTX 3090.
 """
 
 import functools
-import itertools
 import math
 from typing import NamedTuple
 
 from experiments import controls, paper_tables, published
-from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.spec import create_model
 
@@ -23,7 +21,6 @@ SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items
 MERGES = 6  # of ImagePiece
 PRUNES = 3  # of ImagePiece, and of EViT
 MERGES_OF_TOME = 12
-TOKENS = 26  # of the paper's table 3, keep .6, class token included
 LATER = "imagepiece_later"  # ImagePiece by schedule A
 RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
 # The settings that the rows of the paper's tables are taken to have; then others that
@@ -117,69 +114,3 @@ def tokens_left(merge: str, base: str, prune: str, keep_rate: float = 0.6) -> in
         else:
             n = ROUNDINGS[prune](keep_rate * n)
     return n + 1
-
-
-def schedule_table() -> str:
-    """Time beyond the blocks' MACs by either schedule, and what other rows predict."""
-    lines = []
-    for rate in RATES:
-        line = [f"{rate:g}"]
-        for schedule in "BA":
-            line.append(f"{implied(schedule, rate):.4f}")
-        line.append(f"{overhead().predicted:.4f}")
-        lines.append(line)
-    head = ["keep", "schedule B, ms", "schedule A, ms", "predicted, ms"]
-    return markdown_table(head, lines)
-
-
-def overhead_table() -> str:
-    """The parts of the prediction, and ImagePiece + ToMe's."""
-    model = overhead()
-    more = milliseconds("ImagePiece + ToMe") - milliseconds("ImagePiece")
-    rows = [
-        ["a GMAC of DeiT-S", model.rate],
-        ["the stem's additional MACs", model.stem],
-        [f"a prune of EViT ({PRUNES} of them here)", model.prune],
-        [f"a merge of ToMe ({MERGES} of them here)", model.merge],
-        ["ImagePiece + ToMe, beyond ImagePiece: published", more],
-        ["the same, predicted", model.tome_instead],
-    ]
-    return markdown_table(["part", "ms"], [[name, f"{ms:.4f}"] for name, ms in rows])
-
-
-@controls.registered()
-def efficiency_table() -> str:
-    """The paper's rows, and the MACs a second that their speeds imply; dense is 1."""
-    lines = []
-    for row in (*ROWS.values(), *OTHERS):
-        acc1, speed = published.ACCURACY_SPEED["deit_s"][row.name]
-        taken = [f"{row.stem} stem"]
-        for field, value in row.reduction.items():
-            if field != "name":
-                taken.append(f"{field}={value}")
-        if row in OTHERS:
-            taken.append("schedule=A")
-        line = [
-            row.name,
-            ", ".join(taken),
-            f"{gmacs(row):.3f}",
-            paper_tables.plan_tokens(row),
-            f"{acc1:.2f}",
-            f"{speed:.1f}",
-            f"{efficiency(row):.2f}",
-        ]
-        lines.append(line)
-    head = ["DeiT-S with", "taken to be", "GMACs", "tokens left", "acc1, %", "img/s"]
-    return markdown_table([*head, "MACs/s, dense = 1"], lines)
-
-
-def rounding_table() -> str:
-    """Table of the roundings of merges and prunes that leave the published tokens.
-
-    Merges are a share of one of the BASES.
-    """
-    variants = list(itertools.product(ROUNDINGS, BASES, ROUNDINGS))
-    fitting = [variant for variant in variants if tokens_left(*variant) == TOKENS]
-    counts = f"{len(fitting)} of {len(variants)}"
-    head = [f"{counts}: merges are rounded by", "a share of"]
-    return markdown_table([*head, "prunes, of image tokens, by"], fitting)

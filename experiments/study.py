@@ -10,41 +10,30 @@ import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from scipy import special, stats
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.data.batches import EvalBatches
-from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy, statistics
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.evaluate.cache import (
     Lines,
     decode_bits,
-    encode_bits,
     read_lines,
 )
-from imagepiece_jax.evaluate.statistics import Estimate
-from imagepiece_jax.input.registry import open_source
 
 flags.disclaim_key_flags()  # they are flags of the study that asks for them
 FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding
-THREADS = 2  # that read and decode
-DIGITS = 4  # of a KL divergence
-SMALLEST = 1e-8  # a KL whose logarithm is taken
-LEVEL = 0.05  # of all declared tests of a study together
 
 # Cells: whatever has a `name`
 
@@ -198,144 +187,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-# Declared tests
-
-
-class Test(NamedTuple):
-    """A declared test. One that is not measured yet has no change, and a p of 1."""
-
-    name: str
-    unit: str
-    change: Estimate | None  # the tested difference
-    p: float = 1.0
-    claim: str = "decided"  # the verdict where p, corrected, is below LEVEL
-    tested: str = "not 0"  # what the change is where the claim holds
-
-
-def paired_test(name: str, unit: str, ours, theirs, claim: str = "decided") -> Test:
-    """Whether the mean of ours - theirs is zero, by Student's two-sided test.
-
-    ours, theirs: figures of the same images or trainings, [n] each; None: not measured
-    """
-    if ours is None or theirs is None:
-        return Test(name, unit, None)
-    change = statistics.mean_difference(ours, theirs)
-    test = stats.ttest_1samp(np.subtract(ours, theirs), 0.0)
-    return Test(name, unit, change, float(test.pvalue), claim)
-
-
-def accuracy_test(name: str, ours, theirs, claim: str = "decided") -> Test:
-    """Whether two models are right equally often, by McNemar's exact test, in points.
-
-    ours, theirs: right answers to the same images, bool [n] each; None: not measured
-    """
-    if ours is None or theirs is None:
-        return Test(name, "points", None)
-    change = statistics.paired_difference(ours, theirs)
-    return Test(name, "points", change, statistics.mcnemar(ours, theirs), claim)
-
-
-def points(right: np.ndarray, base: np.ndarray) -> Estimate:
-    """Points of accuracy that `right` has more than `base`, image by image.
-
-    right: bool [images], or means of several seeds, which count as given
-    base: bool [images]
-    """
-    if right.dtype == bool:
-        return statistics.paired_difference(right, base)
-    return statistics.mean_difference(100 * right, 100 * base)
-
-
-def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
-    """Table of the tests of one family, corrected together by Holm.
-
-    Tests that are not measured yet count, and are named below the table.
-
-    head: of name, unit and difference
-    digits: of differences; those of points have two at most
-    """
-    tests = list(tests)
-    corrected = statistics.holm([test.p for test in tests])
-    # Where all tests are of one kind, the page says which.
-    several = len({test.tested for test in tests}) > 1
-    lines = []
-    absent = []
-    for test, p in zip(tests, corrected, strict=True):
-        if test.change is None:
-            absent.append(test.name)
-            continue
-        shown = min(digits, 2) if test.unit == "points" else digits
-        line = [
-            test.name,
-            test.unit,
-            statistics.format_difference(test.change, shown),
-            f"{test.p:.3g}",
-            f"{p:.3g}",
-            test.claim if p < LEVEL else "open",
-        ]
-        if several:
-            line.insert(3, test.tested)
-        lines.append(line)
-    blocks = []
-    if lines:
-        head = [*(head or ("test", "unit", "difference"))]
-        if several:
-            head.append("tested: it is")
-        blocks.append(markdown_table([*head, "p", "p, Holm", "verdict"], lines))
-    if absent:
-        names = "; ".join(absent)
-        blocks.append(f"Not measured yet: {names}.")
-    return "\n\n".join(blocks)
-
-
 # A model's answers
-
-SIDE = 224  # of the models' images, where a page says nothing else
-
-
-def as_it_is(size) -> Preprocessing:
-    """Of photographs that have the model's size."""
-    return Preprocessing(size, resize="none")
-
-
-def enlarged(size) -> Preprocessing:
-    """Of imagenette's smaller images: resized and cropped as by DeiT's own code."""
-    return Preprocessing(size, crop=DEIT_CROP)
-
-
-CROPS = {"photographs": as_it_is, "imagenette": enlarged}
-
-
-def crops_text(*names: str) -> str:
-    """How images of these sets are cropped, for a page."""
-    ways = [f"{name}: {CROPS[name](SIDE).text}" for name in names]
-    return f"Crops: {'; '.join(ways)}."
-
-
-def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]]:
-    """Batches of an evaluation. Raises InputError for an unreadable image."""
-    sequence = EvalBatches(
-        source, preprocessing, batch_size=size, placement=parallel.placement()
-    )
-    yield from sequence.batches(threads=THREADS)
-    if source.unreadable:
-        problem = f"are {len(source)}, of which some cannot be read"
-        raise InputError("the images", problem=problem, hint="fetch them again")
-
-
-def photographs(data: str, limit: int | None, side: int) -> list[np.ndarray]:
-    """Batches of the images of ImageNet's classes, uint8 [b, side, side, 3].
-
-    data: as commands take it
-    limit: number of images, spread over the set; None: all
-    """
-    source = open_source(data, "val", num_classes=1000)
-    if limit:
-        source = source.spread(limit)
-    images = []
-    for batch in batches(source, as_it_is(side)):
-        images.append(batch["image"][0][batch["mask"][0] > 0])
-    return images
 
 
 def reader(
@@ -367,59 +219,8 @@ def reader(
     return answer
 
 
-def answerer(vit) -> Callable[[Iterable[Mapping[str, Any]]], np.ndarray]:
-    """A function of batches that returns a model's logits, [images, classes]."""
-
-    def logits(outputs, batch):
-        return {"logits": outputs.logits}
-
-    answer = reader(vit, logits)
-    return lambda images: answer(images)["logits"].astype(np.float32)
-
-
-def labels(images: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Labels of the images of batches, without padding."""
-    parts = []
-    for batch in images:
-        there = batch["mask"].ravel() > 0
-        parts.append(batch["label"].ravel()[there])
-    return np.concatenate(parts)
-
-
-class Judged(NamedTuple):
-    """Some images, judged: KL divergences and right answers, [images] each."""
-
-    kl: np.ndarray
-    right: np.ndarray
-
-    @property
-    def log_kl(self) -> np.ndarray:
-        return np.log(np.maximum(self.kl, SMALLEST))
-
-
-def divergence(dense: np.ndarray, reduced: np.ndarray) -> np.ndarray:
-    """KL(dense || reduced) of class probabilities. [images, classes] twice -> [images].
-
-    dense, reduced: logits
-    """
-    dense = special.log_softmax(np.float64(dense), axis=1)
-    reduced = special.log_softmax(np.float64(reduced), axis=1)
-    return np.sum(np.exp(dense) * (dense - reduced), axis=1)
-
-
-def stored(kl: Iterable[float], right: np.ndarray) -> dict[str, Any]:
-    """KL divergences and right answers [images], as JSON values."""
-    rounded = [float(f"{value:.{DIGITS}g}") for value in kl]
-    return {"kl": rounded, **stored_right(right)}
-
-
-def stored_right(right: np.ndarray) -> dict[str, Any]:
-    """Right answers [images] alone, as JSON values."""
-    return {"images": len(right), "right": encode_bits(right)}
-
-
 def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
-    """Right answers [images] of `stored` and `stored_right`."""
+    """Right answers [images] of a result."""
     try:
         return decode_bits(found["right"], found["images"])
     except ValueError as error:
@@ -431,17 +232,7 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
         ) from error
 
 
-def spread(values: Iterable[float], digits: int = 2) -> str:
+def spread(values: Iterable[float]) -> str:
     """Median, lowest and highest of timings, [3], as text."""
-    median, low, high = (f"{value:.{digits}f}" for value in values)
+    median, low, high = (f"{value:.2f}" for value in values)
     return f"{median} [{low}, {high}]"
-
-
-def interval(values: Iterable[float], digits: int = 1) -> str:
-    """A JSON list, [value, low, high], as text."""
-    return statistics.format_estimate(Estimate(*values), digits)
-
-
-def unpacked(found: Mapping[str, Any]) -> Judged:
-    """What `stored` made JSON values of."""
-    return Judged(np.array(found["kl"]), unpacked_right(found))

@@ -228,15 +228,6 @@ def limit():
     return integer("limit", None, help_text, 1)
 
 
-def valid_labels():
-    """Define --valid_labels, which data/valid_labels.py reads."""
-    help_text = (
-        "the classes that the model chooses among: data, those of the images, or a "
-        "file of labels, one a line; default: all"
-    )
-    return text("valid_labels", None, help_text)
-
-
 def sweep(help_text):
     """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated.
 

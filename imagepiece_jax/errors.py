@@ -208,10 +208,6 @@ class Stopped(Exception):
         self.status = 128 + signum
 
 
-# Fields that there were, and what became of them.
-GONE = {"kernels": "fused reductions are gone, and all are plain JAX"}
-
-
 def closest(word, words):
     """The most similar of the `words` in any case, None if none is similar.
 
@@ -231,8 +227,6 @@ def suggestion(word, words, otherwise):
 def check_names(given, allowed):
     """Raise InputError for the first of the `given` names that is not `allowed`."""
     for name in given:
-        if name in GONE and name not in allowed:
-            raise InputError(name, name, problem="is unknown", hint=GONE[name])
         if name not in allowed:
             raise InputError(str(name), name, [*allowed], problem="is unknown")
 

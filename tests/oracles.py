@@ -196,42 +196,6 @@ def patches_of(values, steps):
     return len(dest)
 
 
-def token_list(values, source, grid):
-    """Tokens, sizes, map and places of one image, row by row of the places.
-
-    values [K, D], source [n0]. A place is the mean row and column of a token's patches,
-    as a fraction.
-    """
-    places = []
-    for slot in range(len(values)):
-        held = np.flatnonzero(np.asarray(source) == slot).tolist()
-        row = Fraction(sum(patch // grid[1] for patch in held), len(held))
-        column = Fraction(sum(patch % grid[1] for patch in held), len(held))
-        places.append((row, column, slot, len(held)))
-    places.sort()
-    tokens = []
-    sizes = []
-    coordinates = []
-    moved = {DROPPED: DROPPED}
-    for place, (row, column, slot, size) in enumerate(places):
-        tokens.append(values[slot])
-        sizes.append(size)
-        coordinates.append([float(row), float(column)])
-        moved[slot] = place
-    listed = [moved[int(slot)] for slot in source]
-    return np.stack(tokens), sizes, np.reshape(listed, grid), coordinates
-
-
-def mixed_token_list(values, matrices, grid):
-    """As `token_list`, of tokens [K, D] that were mixed by each of `matrices`."""
-    places = np.array([*np.ndindex(*grid)], float)
-    for matrix in matrices:
-        matrix = np.asarray(matrix, float)
-        places = matrix @ places / matrix.sum(axis=1, keepdims=True)
-    order = sorted(range(len(values)), key=lambda slot: tuple(places[slot]))
-    return values[order], np.ones(len(values)), np.full(grid, -1), places[order]
-
-
 def nearest_values(values, steps):
     """Every patch's value where a dropped token goes with the kept one most like it.
 
@@ -249,24 +213,6 @@ def nearest_values(values, steps):
             token = dest[token]
         out.append(values[token])
     return np.stack(out)
-
-
-def cls_attention(q, k, size=None, num_prefix=1):
-    """Attention of the class token to the image tokens, mean over heads.
-
-    q, k [H, N, d], `size` [N] for proportional attention -> [N - num_prefix]. The
-    softmax runs over all N tokens; prefix columns are dropped, the rest stays as it is.
-    """
-    q = np.asarray(q, float)
-    k = np.asarray(k, float)
-    heads, n, d = k.shape
-    total = np.zeros(n)
-    for h in range(heads):
-        logits = k[h] @ q[h, 0] / math.sqrt(d)
-        if size is not None:
-            logits = logits + np.log(np.asarray(size, float))
-        total += softmax(logits)
-    return (total / heads)[num_prefix:]
 
 
 def layer_norm(x, params, eps=1e-6):

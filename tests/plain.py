@@ -28,7 +28,7 @@ from tests.models import tiny
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
 # What the small set's own packages import.
-IMPORTED_BY_OTHERS = ("absl", "flatbuffers", "google")
+IMPORTED_BY_OTHERS = ("absl", "google")
 
 
 def hide():

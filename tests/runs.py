@@ -12,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from configs import quickstart
+from imagepiece_jax.common import checksums
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import trainer
@@ -33,7 +34,6 @@ SMALL = {
     "batch_size": 32,
     "eval_batch_size": 120,
     "log_every_steps": 1,
-    "pictures": 0,
     "progress": False,
 }
 # Without reduction a quarter of the patches will do.
@@ -66,6 +66,13 @@ def computed(workdir):
     """All lines, without what a clock has measured."""
     lines = read_metrics(workdir)
     return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+
+
+def stored(workdir, kind):
+    """All arrays of the newest undamaged "latest" or "best", as nested dicts."""
+    folder = pathlib.Path(workdir, "checkpoints", kind)
+    arrays, _, _ = checksums.read_newest(folder, lambda _, table: table)
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def untrained(model, image_size, seed):

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from onnx import ModelProto
 from PIL import Image
 
 import imagepiece_jax
@@ -14,7 +15,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference import jax_export
+from imagepiece_jax.inference import onnx_model as onnx_model_file
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import load
@@ -52,15 +53,15 @@ def computed(monkeypatch):
     """The variables that commands compute with, in place of computing."""
     found = []
 
-    def serialized(vit, **options):
+    def onnx_model(vit, **options):
         found.append(vit.variables)
-        return b""
+        return ModelProto()
 
     def passed(step, variables, batches):
         found.append(parallel.unreplicate(variables))
         return accuracy.EvalResult(50.0, 100.0, 1.0, 2, 8.0, {})
 
-    monkeypatch.setattr(jax_export, "serialized", serialized)
+    monkeypatch.setattr(onnx_model_file, "onnx_model", onnx_model)
     monkeypatch.setattr(accuracy, "evaluate", passed)
     return found
 
@@ -80,7 +81,7 @@ def computed(monkeypatch):
 def test_the_weights_are_those_of_the_flags(
     run, computed, tmp_path, command, words, step
 ):
-    out = [f"--out={tmp_path / 'model.jax'}"] if command is export else []
+    out = [f"--out={tmp_path / 'model.onnx'}"] if command is export else []
     ended = call(command.main, f"--weights={run}", *out, *words).ok()
     (variables,) = computed
     assert all((np.asarray(leaf) == step).all() for leaf in jax.tree.leaves(variables))
@@ -109,33 +110,6 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     assert read == kinds
 
 
-@pytest.mark.parametrize("command", [export, predict, visualize])
-@pytest.mark.parametrize("start, value", [("student", 1), ("teacher", 2)])
-def test_a_model_in_a_file_is_named(command, start, value, tmp_path, monkeypatch):
-    """Each with the tensors of a block, as far as they tell the two apart."""
-    read = []
-
-    def load_as(weights, *args, **options):
-        read.append(weights.contents.tensors)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(load, "load_as", load_as)
-    shapes = {"patch_embed.proj.weight": (4, 3, 2, 2), "cls_token": (1, 1, 4)}
-    tensors = {}
-    for name, shape in shapes.items():
-        tensors[f"student.{name}"] = np.full(shape, 1)
-        tensors[f"teacher.{name}"] = np.full(shape, 2)
-    np.savez(tmp_path / "two.npz", **tensors)
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    words = [f"--weights={tmp_path}/two.npz", f"--checkpoint={start}"]
-    words += [f"--out={tmp_path}/m.jax"] if command is export else [tmp_path / "a.png"]
-    with pytest.raises(ZeroDivisionError):
-        call(command.main, *words)
-    (found,) = read
-    assert found.keys() == shapes.keys()
-    assert all((array == value).all() for array in found.values())
-
-
 def test_weights_without_averages_are_refused(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ema_decay": 0.0}))
@@ -145,7 +119,7 @@ def test_weights_without_averages_are_refused(run, tmp_path):
     with pytest.raises(InputError, match=f"run {tmp_path} has no averaged weights, as"):
         imagepiece_jax.load(tmp_path, averaged=True)
     tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model()))
-    words = [f"--weights={tmp_path}/w.npz", "--averaged", "--out=a.jax"]
+    words = [f"--weights={tmp_path}/w.npz", "--averaged", "--out=a.onnx"]
     said = f"weights file {tmp_path}/w.npz has no averaged weights; allowed: files with"
     assert sentence(call(export.main, *words)).startswith(said)
 

@@ -27,7 +27,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.cluster import run_dir
-from imagepiece_jax.training.data import check_training, length
+from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.report import training_flop
 from tests.reduction.steps import shortest
 from tests.runs import ROOT
@@ -112,33 +112,6 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     assert same == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_has_its_control_with_the_other_stem(configs, name):
-    """One override, which costs the difference of the stems and moves no token."""
-    config = configs[name].copy_and_resolve_references()
-    stems = {}
-    for config.model.stem in ("patch", "conv"):
-        model = RunConfig.from_config(config).create_model()
-        stems[config.model.stem] = model_macs(model, config.image_size)
-        assert model.stem == config.model.stem
-        tokens = {layer.attn_tokens for layer in model.plan}
-    if "macs" in config.reduction:  # a share of the MACs, those of the stem included
-        return
-    own = RunConfig.from_config(configs[name]).create_model()
-    assert tokens == {layer.attn_tokens for layer in own.plan}
-    run = RunConfig.from_config(config)
-    dense = [run.create_dense(stem=stem) for stem in ("conv", "patch")]
-    conv, patch = (model_macs(model, config.image_size) for model in dense)
-    assert stems["conv"] - stems["patch"] == conv - patch > 0
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "base"])
-def test_docstring_has_the_command(name):
-    lines = [line for file, line, _ in commands() if file == name]
-    assert lines
-    assert all(f"--config configs/{name}.py" in line for line in lines)
-
-
 @pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
 def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     run = RunConfig.from_config(configured(line))
@@ -152,19 +125,6 @@ def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
         assert re.match(rf"{wanted}, (no )?published acc1", cost)
     else:
         assert cost == wanted
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("finetune")])
-def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
-    """The trained weights are evaluated first, and then move a little."""
-    tuned = configs[name]
-    recipe = base.get_config()
-    assert tuned.lr < recipe.lr / 10
-    assert tuned.epochs <= recipe.epochs / 10
-    if "evit" not in name:
-        assert tuned.init.evaluate
-        assert tuned.data.repeats == 1
-        assert length(RunConfig.from_config(tuned), 1000).steps_per_epoch > 1
 
 
 SPVIT_BY_SPEED = '"--config.reduction.keep_rates=(0.7, 0.49, 0.343)"'

@@ -9,7 +9,7 @@ from PIL import Image
 
 import imagepiece_jax
 from experiments import paper as experiments
-from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
+from imagepiece_jax.commands import evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
 from tests.command import call, sentence
 from tests.models import tiny
@@ -52,12 +52,6 @@ def done(main, saved, *words):
     return call(main, "--weights", saved / "weights", *words).quiet().out
 
 
-def test_describe(saved):
-    evit = ["--reduction=evit:blocks=(1,)"]
-    out = done(describe.main, saved, *evit)
-    assert "GMACs an image; dense" in out and "TopK: 25 - 7" in out
-
-
 def test_predict_gives_pooled_vectors(saved, tmp_path):
     out = tmp_path / "pooled.json"
     tome = ["--reduction=tome:r=4", FLOAT, f"--json={out}", "--resize=none"]
@@ -70,61 +64,25 @@ def test_predict_gives_pooled_vectors(saved, tmp_path):
 
 
 def outputs(path, images, names=None):
-    """What an exported program gives, by the library of its form."""
-    if path.suffix == ".jax":
-        program = jax.export.deserialize(bytearray(path.read_bytes()))
-        return jax.tree.leaves(jax.jit(program.call)(images))
+    """What an exported program gives."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(names, {"images": np.asarray(images)})
 
 
-@pytest.mark.parametrize("form", ["jax", "onnx"])
-def test_export_names_the_output_and_gives_tokens(saved, tmp_path, form):
-    out = tmp_path / f"model.{form}"
-    words = [f"--format={form}", f"--out={out}", FLOAT]
+def test_export_names_the_output(saved, tmp_path):
+    out = tmp_path / "model.onnx"
+    words = [f"--out={out}", FLOAT]
     done(export.main, saved, *words, "--pixels")
-    facts = json.loads((tmp_path / f"model.{form}.json").read_text())
+    facts = json.loads((tmp_path / "model.onnx.json").read_text())
     output = {"name": "pooled", "shape": ["batch", tiny.WIDTH], "dtype": "float32"}
     assert facts["output"] == output
     assert facts["classes"] == 0
     shape = ["batch", tiny.SIDE, tiny.SIDE, 3]
     assert facts["input"] == {"name": "images", "shape": shape, "dtype": "uint8"}
-    assert facts.get("opset") == (20 if form == "onnx" else None)
-    assert ("platforms" in facts) == (form == "jax")
+    assert facts["opset"] == 20
     (found,) = outputs(out, pixels(saved), ["pooled"])
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
-    words += ["--tokens=12", "--reduction=tome:r=5", "--batch=2"]
-    done(export.main, saved, *words)
-    facts = json.loads((tmp_path / f"model.{form}.json").read_text())
-    assert facts["input"]["shape"] == [2, *shape[1:]]
-    shapes = {each["name"]: tuple(each["shape"]) for each in facts["output"]}
-    assert shapes == {
-        "tokens": (2, 12, tiny.WIDTH),
-        "size": (2, 12),
-        "source": (2, 5, 5),
-        "coordinates": (2, 12, 2),
-    }
-    images = tiny.images(2)
-    found = outputs(out, images)
-    assert [(values.dtype.name, [*values.shape]) for values in found] == [
-        (each["dtype"], each["shape"]) for each in facts["output"]
-    ]
-    tome = {"name": "tome", "r": 5}
-    vit = imagepiece_jax.load(saved / "weights", reduction=tome, dtype="float32")
-    want = imagepiece_jax.features(vit, images, tokens=12)
-    np.testing.assert_allclose(found[0], want.tokens, rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(found[2], want.source)
-
-
-def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
-    """As other commands take them; the weights' size is another."""
-    size = 16
-    picture_set(tmp_path, side=size)
-    words = [f"--image_size={size}", f"--out={tmp_path / 'v'}", "--reduction=tome:r=4"]
-    out = done(visualize.main, saved, *words, tmp_path / "0.png")
-    patches = (size // tiny.PATCH) ** 2
-    assert f"tome r=4: {patches} patches, {patches - 8} tokens at the end" in out
 
 
 PREDICTS = ["but the model has no classes, and gives features; leave it out, or take"]
@@ -149,26 +107,3 @@ def test_what_such_weights_cannot_do_is_said(saved, tmp_path, main, words, said)
     words = [word.format(saved, tmp_path / "out") for word in words]
     message = sentence(call(main, *words, f"--weights={saved / 'weights'}"))
     assert all(text.format(saved) in message for text in said), message
-
-
-def test_proportional_attention_is_a_field_of_a_reduction(saved):
-    tome = {"name": "tome", "r": 4, "prop_attn": False}
-    vit = imagepiece_jax.load(saved / "weights", reduction=tome)
-    assert not vit.model.prop_attn
-    assert vit.reduction.fields == tome
-    words = [f"--weights={saved / 'weights'}", "--reduction=tome:r=4:prop_attn=2"]
-    said = sentence(call(describe.main, *words))
-    assert said == "reduction.prop_attn is 2; allowed: True, False"
-    words[-1] = "--reduction=tome:r=4:prop_attn=false"
-    assert call(describe.main, *words).status == 0
-
-
-def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
-    tome = {"name": "tome", "r": 4, "prop_attn": False}
-    imagepiece_jax.save(tmp_path / "tome", tiny.pretrained(tome))
-    described = []
-    for words in ([], ["--reduction=tome:r=4:prop_attn=False"], ["--reduction=none"]):
-        given = f"--weights={tmp_path / 'tome'}", *words
-        described.append(call(describe.main, *given).ok().out)
-    own, typed, dense = described
-    assert own == typed != dense

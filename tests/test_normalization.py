@@ -25,7 +25,6 @@ from tests.command import call, sentence
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
-from tests.refused import refused
 from tests.runs import ROOT
 from tests.visualize.traces import read_traces
 
@@ -150,8 +149,8 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
 
 
 def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax").quiet()
-    facts = json.loads((tmp_path / "m.jax.json").read_text())
+    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.onnx").quiet()
+    facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
     method = facts["method"]
@@ -167,10 +166,10 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
             words += NAMED
         ended = call(visualize.main, folder / "0.png", *words)
         assert ended.status == 0 and NOTE not in ended.out, ended
-        _, _, (trace,) = read_traces(out)
+        _, (traced,) = read_traces(out)
         shares = softmax(expected["halves"][0][0])
-        assert trace.top[0] == shares.argmax()
-        assert trace.confidence[0] == pytest.approx(shares.max(), rel=1e-3)
+        assert traced["top"][0] == shares.argmax()
+        assert traced["confidence"][0] == pytest.approx(shares.max(), rel=1e-3)
 
 
 def test_fields_of_the_run_can_be_changed_deliberately(
@@ -243,28 +242,10 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
         assert initial(made).normalization(tmp_path)["mean"] == mean
 
 
-def test_weights_of_other_images_are_not_evaluated_first(folder, model):
-    """As a start and as a teacher: see tests/training/test_initial_weights."""
-    made = run_config(folder, **{"init.weights": "own.npz"})
-    with refused("config.model.mean", MEAN, "own.npz"):
-        initial(made).dense_variables(model)
-
-
 def said_of(tmp_path, *words):
     """What train.py prints, and the mistake that it ends with before it compiles."""
     ended = call(train.main, *WORDS, *words, f"--workdir={tmp_path}/run")
     return ended.out, sentence(ended)
-
-
-def test_training_notes_a_file_without_a_mean(tmp_path, folder):
-    words = [f"--config.init.weights={folder}/w.npz", "--config.data.name=csv:no.csv"]
-    out, said = said_of(tmp_path, *words)
-    assert out.startswith("note: ")
-    assert out.count(NOTE) == 1
-    assert "config.model.mean and config.model.std set others" in out
-    assert "no.csv cannot be read" in said
-    given = [f"--config.model.{word[2:]}" for word in FLAGS]
-    assert NOTE not in said_of(tmp_path, *words, *given)[0]
 
 
 def test_a_run_keeps_its_normalization(tmp_path):

@@ -1,23 +1,18 @@
 """The notebook of docs runs from its first cell to its last, and shows what it did."""
 
 import base64
-import importlib.util
 import io
 import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import hub
 from tests.shallow import deit_ti
 
@@ -49,53 +44,6 @@ def wording(text):
     text = re.sub(r"^(KL|change)(?= \d)", "measure", text, flags=re.MULTILINE)
     text = re.sub(r"(?<=: ).*(?=, probability)", "class", text, flags=re.MULTILINE)
     return re.sub(r"\d+(\.\d+)?", "0", text)
-
-
-def test_it_is_a_notebook_with_its_results():
-    assert NOTEBOOK["nbformat"] == 4
-    assert FILE.stat().st_size < 1e6
-    cells = NOTEBOOK["cells"]
-    assert len({cell["id"] for cell in cells}) == len(cells)
-    assert [cell["execution_count"] for cell in CODE] == [*range(1, len(CODE) + 1)]
-    outputs = []
-    for cell in CODE:
-        outputs += cell["outputs"]
-    assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
-    assert stored(CODE[2])[0] == "trained weights\n"
-    places = json.dumps(outputs)
-    assert "/home" not in places and "/tmp" not in places
-
-
-@pytest.mark.parametrize("clone", [True, False])
-def test_its_first_cell_installs_missing_packages(tmp_path, monkeypatch, clone):
-    commands = []
-    here = tmp_path / "docs"
-    here.mkdir()
-    if clone:
-        (tmp_path / "imagepiece_jax").mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, check: commands.append(command)
-    )
-    run(CODE[:1])
-    assert commands == []  # it is here
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    if not clone:
-        with pytest.raises(FileNotFoundError, match="of a clone"):
-            run(CODE[:1])
-        return
-    run(CODE[:1])
-    [(python, *pip, package, photographs)] = commands
-    assert python == sys.executable
-    assert pip[:3] == ["-m", "pip", "install"]
-    assert photographs == "scikit-learn"
-    assert package == "..[train,hub]"
-
-
-def test_it_names_no_address_that_is_none():
-    addresses = re.findall(r"https?://[^\s)\"]+", FILE.read_text("utf-8"))
-    assert addresses
-    assert not [each for each in addresses if "OWNER" in each]
 
 
 @pytest.fixture
@@ -172,15 +120,3 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
     assert len(drawn) == 2
     assert photograph > 1000
     assert not list(shallow.iterdir())
-
-
-def test_random_weights_take_the_place_of_trained_ones(shallow, monkeypatch, capsys):
-    monkeypatch.setenv("IMAGEPIECE_ASSETS", str(shallow))
-    space = run(CODE[:3])
-    said = capsys.readouterr().out
-    assert said.startswith("random weights: hf://timm/deit_tiny_patch16_224.fb_in1k: ")
-    reduced = space["reduced"]
-    found = jax.tree.map(np.shape, reduced.variables)
-    needed = variable_shapes(reduced.model, 224)
-    assert found == jax.tree.map(lambda leaf: leaf.shape, needed)
-    assert len(reduced.model.plan) == DEPTH

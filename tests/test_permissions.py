@@ -7,11 +7,9 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.commands import export, predict, visualize
-from imagepiece_jax.common import files, plotting
+from imagepiece_jax.commands import export
+from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from imagepiece_jax.models.projector import Projector
-from imagepiece_jax.training.logging import MetricWriter
 from imagepiece_jax.weights.save import FILES
 from tests.command import call
 from tests.models import recoveries, tiny
@@ -21,10 +19,6 @@ UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
 def saved(folder):
     vit = tiny.pretrained({"name": "dynamicvit", "blocks": (1,)}, depth=2)
-    weights = np.ones((tiny.WIDTH, 4), np.float32), np.zeros(4, np.float32)
-    vit = imagepiece_jax.Pretrained(
-        **vars(vit) | {"projector": Projector((weights,), gelu="exact")}
-    )
     imagepiece_jax.save(folder / "model", vit)
     recovered = recoveries.recovered()
     imagepiece_jax.save(folder / "recovered", recovered)
@@ -35,9 +29,6 @@ def saved(folder):
 def by_command(main, *words):
     def write(folder):
         imagepiece_jax.save(folder / "model", tiny.pretrained(depth=1))
-        pixels = np.zeros((tiny.SIDE, tiny.SIDE, 3), np.uint8)
-        with files.replacing(folder / "a.png") as new:
-            plotting.Image.fromarray(pixels).save(new, "PNG")
         placed = [str(word).replace("HERE", str(folder)) for word in words]
         call(main, f"--weights={folder / 'model'}", *placed).ok()
 
@@ -49,17 +40,6 @@ def checkpoints(folder):
     writer.save(1, {"params/kernel": np.zeros((300, 300), np.float32)}, {"step": 1})
     writer.wait()
     writer.close()
-
-
-def metrics(folder):
-    with MetricWriter(folder) as writer:
-        writer.write_line("train", 1, loss=0.5)
-
-
-def plots(folder):
-    figure = plotting.new_figure(1, 1)
-    plotting.save_figure(figure, folder / "any.png")
-    plotting.save_figure(figure, folder / "few.png", colors=4)
 
 
 def a_library_that_chooses(folder):
@@ -74,12 +54,7 @@ def a_library_that_chooses(folder):
 WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
-    "onnx": by_command(export.main, "--format=onnx", "--out=HERE/m.onnx"),
-    "jax": by_command(export.main, "--out=HERE/m.jax"),
-    "predict": by_command(predict.main, "--json=HERE/p.json", "HERE/a.png"),
-    "visualize": by_command(visualize.main, "--out=HERE/v", "HERE/a.png"),
-    "plots": plots,
-    "metrics": metrics,
+    "onnx": by_command(export.main, "--out=HERE/m.onnx"),
     "checkpoints": checkpoints,
 }
 
@@ -101,13 +76,3 @@ def test_the_umask_decides(name, umask, tmp_path):
     modes = {name: path.stat().st_mode & 0o777 for name, path in found.items()}
     usual = {name: 0o750 if found[name].is_dir() else 0o640 for name in found}
     assert modes == usual
-
-
-def test_a_file_that_is_replaced_keeps_its_permissions(umask, tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    path.chmod(0o604)
-    a_library = {"a": np.zeros(3, np.float32)}
-    with files.replacing(path) as new:
-        safetensors.numpy.save_file(a_library, new)
-    assert path.stat().st_mode & 0o777 == 0o604

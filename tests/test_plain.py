@@ -3,13 +3,12 @@
 import ast
 import importlib
 import json
-import re
 import subprocess
 import sys
 
 import pytest
 
-from imagepiece_jax.commands import export, train, visualize
+from imagepiece_jax.commands import train
 from imagepiece_jax.common import extras
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
@@ -72,12 +71,6 @@ def test_a_command_on_weights_needs_no_configs():
     assert said == "--weights is none.npz: no such file or folder"
 
 
-def test_doctor_works_and_names_the_extra():
-    ended = start("-c", HIDING, "imagepiece_jax", "doctor").quiet()
-    (line,) = re.findall("^extra train .*$", ended.out, re.MULTILINE)
-    assert line.endswith('missing: pip install "imagepiece_jax[train]"')
-
-
 @pytest.fixture
 def without(monkeypatch):
     """A function that makes a package unimportable."""
@@ -94,20 +87,6 @@ def test_training_names_what_is_missing_before_it_begins(without, tmp_path, modu
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize(
-    "main, words, what",
-    [
-        (export.main, ["--out=model.jax"], "format jax needs flatbuffers"),
-        (visualize.main, ["cat.jpg"], "a figure needs matplotlib"),
-    ],
-)
-def test_a_command_names_what_is_missing(without, main, words, what):
-    without("flatbuffers")
-    without("matplotlib")
-    said = sentence(call(main, "--weights=none.npz", *words))
-    assert said == f"{what}, which is not installed; {INSTALL}"
-
-
 def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp_path):
     without("array_record")
     with pytest.raises(InputError, match="imagenet2012 needs array_record, which"):
@@ -118,8 +97,3 @@ def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp
     with pytest.raises(InputError, match="a checkpoint needs orbax-checkpoint, which"):
         importlib.import_module(name)
     monkeypatch.delitem(sys.modules, name, raising=False)
-
-
-def test_another_missing_module_is_no_mistake_of_an_installation():
-    with pytest.raises(ModuleNotFoundError), extras.needed("nothing"):
-        importlib.import_module("no_such_module")

@@ -4,21 +4,15 @@ import collections
 import types
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import quickstart
-from experiments.paper import Images
 from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import machine, parallel, timer, xla_options
+from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
-from imagepiece_jax.input.registry import open_source
-from tests.command import call, start
 from tests.models import tiny
-from tools import prepare_imagenet as prepare
 from tools import torch_baselines
-from tools.imagenet import scan, writer
 
 
 def gpu(capability="9.0", **attributes):
@@ -56,27 +50,6 @@ def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
     assert there == here | {"device": there["device"]} | forms
 
 
-@pytest.mark.parametrize(
-    "platform, sides, copied",
-    [("cpu", (1024, 2048), 2**27), ("gpu", (4096, 8192, 16384), 2**30)],
-)
-def test_peak_rates_are_measured_in_sizes_that_fill_the_device(
-    monkeypatch, platform, sides, copied
-):
-    tried = []
-    monkeypatch.setattr(device, "platform", lambda: platform)
-
-    def arrays(key, shape, dtype):
-        tried.append(shape)
-        return jnp.zeros(())
-
-    monkeypatch.setattr(device, "normal", arrays)
-    monkeypatch.setattr(device.timer, "measure", lambda *_: {"": [1]})
-    device.peak_rates("bfloat16", None)
-    squares = [(side, side) for side in sides]
-    assert [*dict.fromkeys(tried)] == [*squares, (copied // 4,)]
-
-
 def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
@@ -98,101 +71,6 @@ def test_a_training_step_is_measured_on_one_device(monkeypatch):
     inference.check()
     with pytest.raises(InputError, match="mode is train on 8 devices; allowed: one"):
         train.check()
-
-
-def test_experiments_read_batches_that_all_devices_share(monkeypatch):
-    monkeypatch.setattr(parallel, "local_devices", lambda: [None] * 8)
-    digits = open_source("digits", "val", num_classes=10)
-    fields = {"name": "digits", "image_size": 16, "crop": {"resize": "none"}}
-    images = Images(source=digits, most=100, **fields)
-    assert images.batch_size == 104
-    batches = list(images.batches())
-    assert {batch["image"].shape[:2] for batch in batches} == {(8, 13)}
-    assert sum(batch["mask"].sum() for batch in batches) == len(images) == 359
-
-
-def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatch):
-    """As on macOS, which limits it in other ways."""
-    monkeypatch.setattr(worker_pool, "SHARED", "/no/such/folder")
-    monkeypatch.setattr(
-        worker_pool.shutil, "disk_usage", lambda _: pytest.fail("asked")
-    )
-    worker_pool.Processes(None, 0, 0, 1, 8).close()
-
-
-# Imports the package and the tools without what Windows lacks; other packages have been
-# imported before. sched_getaffinity is what macOS lacks, too.
-AS_ON_WINDOWS = """
-import importlib, logging, os, pkgutil, signal, sys
-from absl import flags
-
-def names(package):
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    found = [module.name for module in found]
-    return [name for name in found if not name.endswith("__main__")]
-
-import imagepiece_jax
-ours = names(imagepiece_jax) + NAMES
-for name in ours:
-    importlib.import_module(name)
-for name in [*flags.FLAGS]:
-    if flags.FLAGS.find_module_defining_flag(name).startswith(("imagepiece", "tools")):
-        delattr(flags.FLAGS, name)
-for name in [*sys.modules]:
-    if name.partition(".")[0] in ("imagepiece_jax", "tools"):
-        del sys.modules[name]
-for name in ("fcntl", "resource", "pwd", "grp", "termios", "array_record"):
-    sys.modules[name] = None
-for name in "fork geteuid getuid sched_getaffinity sysconf statvfs killpg".split():
-    delattr(os, name)
-for name in "SIGKILL SIGBUS SIGALRM SIGHUP SIGUSR1 pthread_sigmask".split():
-    delattr(signal, name)
-for name in ours:
-    importlib.import_module(name)
-"""
-USED = """
-import pathlib
-from imagepiece_jax.common import cache_dirs, files, machine, signals
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import registry
-
-folder = pathlib.Path(sys.argv[1])
-with files.open_locked("--workdir", folder / ".lock", "w"):
-    pass
-cache_dirs.check_owner(folder)
-assert machine.cores() >= 1 and machine.memory_bytes() == float("inf")
-
-signals.end_process()
-with signals.blocked(*signals.SIGNALS):
-    pass
-sys.platform = "win32"
-try:
-    registry.open_source("imagenet2012", "val", num_classes=1000, data_dir=folder)
-except InputError as error:
-    print(error)
-"""
-
-
-@pytest.fixture(scope="module")
-def as_on_windows(tmp_path_factory):
-    """How a process ended that has imported all, and used some of it."""
-    folder = tmp_path_factory.mktemp("windows")
-    tools = ("prepare_imagenet", "imagenet_scale", "input_speed", "fault_drill")
-    names = [f"tools.{name}" for name in tools]
-    code = AS_ON_WINDOWS.replace("NAMES", repr(names)) + USED
-    return start("-c", code, folder, imported=True)
-
-
-def test_the_package_is_imported_without_what_windows_lacks(as_on_windows):
-    assert as_on_windows.status == 0, as_on_windows
-    assert "two processes that write into" in as_on_windows.err  # no lock
-
-
-def test_imagenet_is_refused_without_array_record(as_on_windows):
-    assert as_on_windows.out == (
-        "name is 'imagenet2012', which Windows cannot read: it has no "
-        "array_record; take folder:PATH there\n"
-    )
 
 
 def test_threads_read_where_processes_inherit_no_files(monkeypatch):
@@ -220,21 +98,3 @@ def test_threads_read_where_processes_inherit_no_files(monkeypatch):
         read = worker_pool.prefetch(work, join, **options)
         assert [*read] == [[*range(i, i + 4)] for i in range(0, 32, 4)]
     assert threads == [6, 2]
-
-
-def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
-    """Not those of the machine: a job may have been given a few of them."""
-    given = []
-    monkeypatch.setattr(
-        machine.os, "sched_getaffinity", lambda _: {2, 5, 11}, raising=False
-    )
-    monkeypatch.setattr(scan, "find", lambda *_: {"train": [], "validation": []})
-    monkeypatch.setattr(writer, "write", lambda *words: given.append(words[3]))
-    monkeypatch.setattr(writer, "summary", lambda *_: "")
-    words = ["--source", tmp_path / "in", "--dir", tmp_path / "out"]
-    assert call(prepare.main, *words).status == 0
-    assert call(prepare.main, *words, "--processes=1").status == 0
-    monkeypatch.delattr(machine.os, "sched_getaffinity")  # as on macOS
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
-    assert call(prepare.main, *words).status == 0
-    assert given == [3, 1, 8]

@@ -8,15 +8,17 @@ import pytest
 
 from experiments import study
 from imagepiece_jax.commands import evaluate
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.visualize.trace import trace
 from imagepiece_jax.weights.load import load
+from tests import near_ties
 from tests.command import call
 from tests.models import tiny
-from tools import near_ties
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
 SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}
@@ -57,7 +59,11 @@ def test_what_visualize_and_studies_show(weights, lowered):
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     crop = Preprocessing(16, resize="none")
-    study.answerer(variant)(study.batches(ArraySource(images), crop, size=2))
+    batches = EvalBatches(
+        ArraySource(images), crop, batch_size=2, placement=parallel.placement()
+    )
+    answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
+    answer(batches.batches(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

@@ -15,10 +15,6 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference import jax_export
-from imagepiece_jax.inference.optimize import Program
-from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 
@@ -27,7 +23,6 @@ FAST = {"compiler_options": {"xla_backend_optimization_level": 0}}
 FIELDS = {"depth": 2, "image_size": tiny.SIDE, "num_classes": 4, "patch_size": 4}
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, *[tiny.SIDE] * 2, 3), np.uint8)
 FLOATS = np.float32(PIXELS[:3])
-LOGITS = np.zeros((3, 4), np.float32)
 ROWS = {"image": PIXELS[None, :3], "label": np.zeros((1, 3), np.int32)}
 ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 
@@ -36,68 +31,42 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 def made(tmp_path_factory):
     """What the calls are of, by name."""
     shapes = tiny.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
-    width = shapes.model.embed_dim
-    layers = np.ones((width, 4), np.float32), np.ones(4, np.float32)
-    vit = dataclasses.replace(
-        shapes,
-        variables=tiny.variables(shapes.model),
-        projector=Projector((layers, (np.ones((4, 2), np.float32), None))),
-    )
+    vit = dataclasses.replace(shapes, variables=tiny.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
-    (folder / "vit.jax").write_bytes(jax_export.serialized(vit, pixels=True))
     step = accuracy.model_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)
     pixels = imagepiece_jax.optimize(vit, batch_size=4, pixels=True, **FAST)
     return types.SimpleNamespace(
         vit=vit,
-        folder=folder,
         saved=imagepiece_jax.save(folder / "vit", vit),
-        exported=jax.jit(jax_export.load_program(folder / "vit.jax").call),
         program=program,
         predictor=imagepiece_jax.Predictor(vit, batch_size=4, **FAST),
         step=step,
         program_step=accuracy.program_step(pixels),
         on_devices=parallel.replicate(vit.variables),
-        patches=np.ones((3, 25, width), np.float32),
-        normalize=(vit.model.mean, vit.model.std),
     )
 
 
 # {what is called: a function of `made` that calls it}
 CALLS = {
-    "Predictor": lambda of: imagepiece_jax.Predictor(of.vit, **FAST)(PIXELS[0]),
     "Predictor.__call__": lambda of: of.predictor(PIXELS[:3]),
     "Predictor.stream": lambda of: list(of.predictor.stream(PIXELS[:6])),
-    "Predictor.warm_up": lambda of: of.predictor.warm_up(),
-    "Preprocessing": lambda of: of.vit.preprocessing(PIXELS[0]),
-    "Pretrained": lambda of: Pretrained(of.vit.model, of.vit.variables),
-    "Pretrained.at_size": lambda of: of.vit.at_size(24),
-    "Pretrained.first_blocks": lambda of: of.vit.first_blocks(1),
-    "Pretrained.probabilities": lambda of: of.vit.probabilities(LOGITS),
-    "Pretrained.projector": lambda of: of.vit.projector(of.patches),
     "Pretrained.with_reduction": lambda of: of.vit.with_reduction(0.5),
     "Program.__call__": lambda of: of.program(PIXELS[:4]),
-    "Program.__call__ of fewer": lambda of: of.program(PIXELS[:3]),
     "Program.__call__ of floats": lambda of: of.program(FLOATS),
     "Program.__call__ of JAX's": lambda of: of.program(jax.device_put(FLOATS)),
-    "create_model": lambda of: imagepiece_jax.create_model("deit_ti"),
     "features": lambda of: imagepiece_jax.features(of.vit, PIXELS[:3]),
     "features of floats": lambda of: imagepiece_jax.features(of.vit, FLOATS),
-    "features of others": lambda of: imagepiece_jax.features(of.vit, list(PIXELS[:3])),
     "load": lambda of: imagepiece_jax.load(of.saved),
-    "normalize": lambda of: imagepiece_jax.normalize(PIXELS, *of.normalize),
     "optimize": lambda of: imagepiece_jax.optimize(of.vit, batch_size=4, **FAST),
     "recover": lambda of: imagepiece_jax.recover(of.vit, PIXELS, steps=1, batch_size=8),
-    "save": lambda of: imagepiece_jax.save(of.saved, of.vit),
     # What commands call for every batch, or several times.
     "evaluate": lambda of: accuracy.evaluate(of.step, of.on_devices, [ROWS]),
     "evaluate a program": lambda of: accuracy.evaluate(of.program_step, None, [ROWS]),
-    "export": lambda of: jax_export.serialized(of.vit, pixels=True),
-    "exported": lambda of: jax.device_get(of.exported(jax.device_put(PIXELS[:3]))),
     "visualize": lambda of: trace(of.vit.model, of.vit.variables, PIXELS[:9]),
 }
 # They make programs in every call.
-COMPILING = {"Predictor", "optimize", "recover", "export"}
+COMPILING = {"optimize", "recover"}
 
 
 @pytest.mark.filterwarnings("ignore:the values of images")
@@ -110,19 +79,6 @@ def test_a_warm_call_copies_nothing_unasked(name, made, caplog):
         call(made)
     traced = [line for line in caplog.messages if line.startswith("Finished tracing")]
     assert name in COMPILING or traced == []
-
-
-def test_every_public_function_is_called():
-    """Of Pretrained, methods that commands call are in what they make."""
-    missing = {*imagepiece_jax.__all__} - {"InputError", "RunError"} - {*CALLS}
-    assert missing == set()
-    for public in (imagepiece_jax.Predictor, Program):
-        methods = {
-            f"{public.__name__}.{name}"
-            for name, value in vars(public).items()
-            if callable(value) and not name.startswith("_")
-        }
-        assert methods - {*CALLS} <= {"Program.describe"}, public
 
 
 def copies(vit):

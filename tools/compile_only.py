@@ -1,36 +1,38 @@
-"""Kernels and estimated times of configs on an H200, compiled without a GPU.
+"""Kernels of configs on an H200, compiled without a GPU.
 
 python -m tools.compile_only --config configs/deit_s.py \\
     --config configs/deit_s_imagepiece.py --batch_size 256 --mode inference,train
 
-Needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU and no driver. XLA compiles
-for a described GPU, and each kernel's time is estimated from its bytes and products.
+XLA compiles for a GPU that is only described: fusions, cuBLASLt and cuDNN calls are
+those of the real one. It needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU
+and no driver.
 """
 
-import contextlib
+import collections
 import functools
+import importlib.util
 import itertools
-from unittest import mock
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite, workloads
-from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common import extras, parallel, xla_options
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import attention
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.train_step import batch_shapes
-from tools import h200
+from tools import hlo
 
-cli.define_config("a config file; several are compared with the first")
+cli.define_config("a config file; several are compared")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 8,256", allow_override=True
 )
@@ -38,15 +40,24 @@ MODE = cli.listed("mode", ["inference"], "inference, train, or both")
 DTYPE = cli.dtype("of weights and layers")
 GELU = cli.gelu()
 KERNELS = cli.switch("kernels", False, "list every kernel of every program")
-UNPADDED = cli.switch(
-    "unpadded", False, "train cuDNN's attention with odd lengths, which JAX refuses"
-)
 
-NOTE = (
-    "Compiled for an NVIDIA H200, not run: the times are estimates, good for comparing "
-    "two versions of a program and 10 % off as times (see PERFORMANCE.md)."
-)
-OPTIONS = xla_options.options("gpu")
+TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
+  device_memory_size: 150000000000
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA"
+device_description_str: "NVIDIA H200"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+"""
 
 
 def main():
@@ -60,31 +71,12 @@ def main():
             raise InputError("--mode", mode, ", ".join(PROGRAMS))
     for config in configs.values():
         config.model.dtype = DTYPE.value or "bfloat16"
-    with unpadded() if UNPADDED.value else contextlib.nullcontext():
-        for size, mode in itertools.product(sizes, MODE.value):
-            print(report(configs.items(), size, mode, KERNELS.value, GELU.value))
-
-
-@contextlib.contextmanager
-def unpadded():
-    """Context in which attention neither pads odd lengths nor does JAX refuse them.
-
-    What compiles then is not known to run: see Odd lengths in PERFORMANCE.md.
-    """
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    with (
-        mock.patch.object(attention, "padded_length", lambda length, _: length),
-        mock.patch.object(cudnn, "check_is_flash_attention", lambda *_, **__: None),
-    ):
-        yield
+    for size, mode in itertools.product(sizes, MODE.value):
+        print(report(configs.items(), size, mode, KERNELS.value, GELU.value))
 
 
 def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
-    """The table of configs, as text.
-
-    A row per config: kernels and estimated milliseconds by kind, GMACs, and the speed
-    relative to the first.
+    """The table of configs, as text: kernels by kind, and GMACs.
 
     configs: [(name, config)]
     mode: "inference" (the program of `inference.optimize`) or "train" (a whole step)
@@ -92,42 +84,40 @@ def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
     gelu: of programs of mode inference, as `optimize` takes it
     Raises InputError without JAX's CUDA wheels.
     """
-    h200.device()  # before JAX is used otherwise
+    device()  # before JAX is used otherwise
     programs = []
     for name, config in configs:
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
         options = {"gelu": gelu} if mode == "inference" else {}
-        programs.append((name, PROGRAMS[mode](config, **options), _gmacs(config)))
-    title = f"mode {mode}, batch size {batch_size}; by kind: estimated ms (kernels)"
-    parts = [NOTE, title, _overview(programs)]
+        found = hlo.kernels(PROGRAMS[mode](config, **options))
+        programs.append((name, found, _gmacs(config)))
+    title = f"compiled for an NVIDIA H200, mode {mode}, batch size {batch_size}"
+    parts = [title, _overview(programs)]
     if kernels:
-        parts += [f"{name}\n{h200.table(text)}" for name, text, _ in programs]
+        parts += [f"{name}\n{_listed(found)}" for name, found, _ in programs]
     return "\n\n".join(parts)
 
 
 def _overview(programs):
-    """[(name, compiled text, GMACs)] -> a table, one row each, a column per kind."""
-    summaries = [h200.summary(text) for _, text, _ in programs]
-    kinds = list(dict.fromkeys(itertools.chain(*summaries)))
-    rows = [("kernels", "estimated ms", *kinds, "GMACs", "times as fast", "config")]
-    first = _total(summaries[0])[1]
-    for (name, _, gmacs), row in zip(programs, summaries, strict=True):
-        count, ms = _total(row)
-        cells = (_cell(row.get(kind)) for kind in kinds)
-        speed = f"{first / ms:.3f}"
-        rows.append((count, f"{ms:.3f}", *cells, f"{gmacs:.3f}", speed, name))
+    """[(name, kernels, GMACs)] -> a table, one row each, a column per kind."""
+    counts = [collections.Counter(each.kind for each in row[1]) for row in programs]
+    kinds = [kind for kind, _ in sum(counts, collections.Counter()).most_common()]
+    rows = [("kernels", *kinds, "GMACs", "config")]
+    for (name, found, gmacs), by_kind in zip(programs, counts, strict=True):
+        cells = (by_kind[kind] for kind in kinds)
+        rows.append((len(found), *cells, f"{gmacs:.3f}", name))
     return text_table(rows)
 
 
-def _total(by_kind):
-    counts, times = zip(*by_kind.values(), strict=True)
-    return sum(counts), sum(times)
-
-
-def _cell(count_and_ms):
-    """ "0.401 (12)": milliseconds of 12 kernels."""
-    return f"{count_and_ms[1]:.3f} ({count_and_ms[0]})" if count_and_ms else "-"
+def _listed(found):
+    """A line per kernel: kind, result, name and source."""
+    lines = []
+    for number, kernel in enumerate(found):
+        where = kernel.source.rpartition("ViT/")[2]
+        shape = f"{kernel.shape[:40]:40}"
+        lines.append(f"{number:4} {kernel.kind:11} {shape}  {kernel.name}, {where}")
+    return "\n".join(lines)
 
 
 def _gmacs(config):
@@ -145,34 +135,18 @@ def unplaced(config):
 
 def placed(model, config):
     """Return `model` with the attention of `config` on an H200."""
-    return optimize.for_device(model, h200.device(), config.model.attention)
+    return optimize.for_device(model, device(), config.model.attention)
 
 
 def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
-    return forward_text(
-        RunConfig.from_config(unplaced(config)).create_model(),
-        config.batch_size,
-        config.image_size,
-        dtype=config.model.dtype,
-        place=functools.partial(placed, config=config),
-        gelu=gelu,
-    )
-
-
-def forward_text(model, batch_size, image_size, dtype, place, **options):
-    """Return the compiled text of `inference.optimize`'s program for a ViT.
-
-    place: from a model to the one with its attention on an H200
-    options: fields of CompileOptions, such as gelu and sizes
-    """
-    options = optimize.CompileOptions(batch_size=batch_size, **options)
-    on_gpu = place(model.clone(dtype=jnp.dtype(dtype)))
-    gelu = options.gelu or optimize.default_gelu(on_gpu, h200.device())
-    reductions = options.reductions or optimize.default_reductions(
-        on_gpu, h200.device()
-    )
-    pixels = optimize.joined_pixels(on_gpu, h200.device())
+    model = RunConfig.from_config(unplaced(config)).create_model()
+    dtype = config.model.dtype
+    options = optimize.CompileOptions(batch_size=config.batch_size, gelu=gelu)
+    on_gpu = placed(model.clone(dtype=jnp.dtype(dtype)), config)
+    gelu = gelu or optimize.default_gelu(on_gpu, device())
+    reductions = optimize.default_reductions(on_gpu, device())
+    pixels = optimize.joined_pixels(on_gpu, device())
     if optimize.takes_direction(on_gpu, options):
         model = model.clone(sizes="direction")  # which has the shapes of a folded one
     prepared = []
@@ -184,45 +158,28 @@ def forward_text(model, batch_size, image_size, dtype, place, **options):
         prepared.append(fast)
         return weights
 
-    weights = jax.eval_shape(prepare, variable_shapes(model, image_size))
-    images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), dtype)
-    forward = optimize.forward(place(prepared[0]), reductions=reductions)
-    return h200.compile_for(forward, weights, images, options=OPTIONS)
+    weights = jax.eval_shape(prepare, variable_shapes(model, config.image_size))
+    shape = (config.batch_size, config.image_size, config.image_size, 3)
+    images = jax.ShapeDtypeStruct(shape, dtype)
+    fast = placed(prepared[0], config)
+    forward = optimize.forward(fast, reductions=reductions)
+    return compile_for(forward, weights, images)
 
 
-def train_text(config, devices=1):
-    """Return the compiled text of a training step on `devices` H200s of one host.
-
-    `config.batch_size` counts the images of all of them.
-    """
-    mesh = jax.sharding.Mesh(np.array(h200.devices(devices)), (parallel.AXIS,))
+def train_text(config):
+    """Return the compiled text of a training step."""
     step, first_state, model, teacher = workloads.training_step(
         unplaced(config), lambda model: placed(model, config)
     )
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     if teacher is not None:
         teacher = variable_shapes(teacher, config.image_size)
-    micro = config.batch_size // (devices * config.grad_accum_steps)
-    leading = (devices, config.grad_accum_steps, micro)
+    leading = (1, config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     batch = batch_shapes(RunConfig.from_config(config), leading)
-    fn, places = mapped(step, mesh)
-    return h200.compile_for(
-        fn, state, batch, teacher, options=OPTIONS, donate=(0,), places=places
-    )
-
-
-PROGRAMS = {"inference": inference_text, "train": train_text}
-
-
-def mapped(step, mesh):
-    """Return `step` mapped over the devices of `mesh`, and its arguments' shardings.
-
-    The equivalent of `parallel.pmap` for devices that are only described. Arguments are
-    (state, batch, teacher); the batch has a leading axis of devices.
-    """
+    # The equivalent of `parallel.pmap` for a device that is only described.
+    mesh = jax.sharding.Mesh(np.array([device()]), (parallel.AXIS,))
     everywhere = jax.sharding.PartitionSpec()
-    split = jax.sharding.PartitionSpec(parallel.AXIS)
-    specs = (everywhere, split, everywhere)
+    specs = (everywhere, jax.sharding.PartitionSpec(parallel.AXIS), everywhere)
 
     def of_one(state, batch, teacher):
         return step(state, jax.tree.map(lambda x: x[0], batch), teacher)
@@ -230,7 +187,87 @@ def mapped(step, mesh):
     fn = jax.shard_map(
         of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
     )
-    return fn, [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
+    places = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
+    return compile_for(fn, state, batch, teacher, donate=(0,), places=places)
+
+
+PROGRAMS = {"inference": inference_text, "train": train_text}
+
+
+@functools.cache
+def device():
+    """Return the described GPU for JAX's compiler; InputError without the wheels.
+
+    Call it before anything else uses JAX: its plugin looks for a driver once, at first
+    use, and must be set to do without before that.
+    """
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    from jax.experimental import topologies
+
+    try:
+        # One partition, host and GPU.
+        described = topologies.get_topology_desc(
+            "", platform="cuda", target_config=TARGET, topology="1x1x1"
+        )
+    except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
+        if has_wheels():
+            problem = "found JAX's CUDA wheels, which did not start"
+            hint = "set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before JAX is used"
+        else:
+            problem = "needs JAX's CUDA wheels, which are not installed"
+            hint = f"{extras.command('gpu')} (no GPU and no driver needed)"
+        raise InputError(problem=f"compiling for an H200 {problem}", hint=hint) from (
+            error
+        )
+    return described.devices[0]
+
+
+def has_wheels():
+    """Whether JAX's CUDA plugin is installed."""
+    try:
+        plugins = ("xla_cuda13", "xla_cuda12")
+        found = [importlib.util.find_spec(f"jax_plugins.{name}") for name in plugins]
+    except ModuleNotFoundError:
+        return False
+    return any(found)
+
+
+def compile_for(fn, *args, donate=(), places=None):
+    """The text of `fn` compiled for an H200.
+
+    args: pytrees of ShapeDtypeStructs
+    donate: positions of `args` whose memory the results may reuse
+    places: a sharding for each of `args`; None: the described device
+    Raises InputError without JAX's CUDA wheels, RunError where XLA cannot compile it.
+    """
+    if places is None:
+        places = [jax.sharding.SingleDeviceSharding(device())] * len(args)
+
+    def on_device(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    args = [
+        jax.tree.map(functools.partial(on_device, place=place), arg)
+        for arg, place in zip(args, places, strict=True)
+    ]
+    traced = jax.jit(fn, donate_argnums=donate).trace(*args)
+    try:
+        compiled = lower(traced).compile(compiler_options=xla_options.options("gpu"))
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"XLA cannot compile this for an H200: {reason}") from error
+
+
+def lower(traced):
+    """A traced function, lowered for CUDA; if that fails, for the described device."""
+    try:
+        return traced.lower(lowering_platforms=("cuda",))
+    except (RuntimeError, AssertionError):
+        # In this context Pallas kernels find the device to lower for.
+        gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+        with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu)):
+            return traced.lower(lowering_platforms=("cuda",))
 
 
 if __name__ == "__main__":

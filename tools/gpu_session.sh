@@ -12,7 +12,7 @@
 #   6     DINOv3-L/16 at 512 and So400m/14 at 384                                      130
 #   7     ViT-B/16 and CLIP-L/14 at 336                                                 90
 #   8     all settings of docs/comparison.md, which are in README's columns             90
-#   9     forms of the stem; one reduction, and attention, alone                        90
+#   9     forms of the stem                                                             60
 #   10    doctor, and the tests that need a GPU                                        120
 #   11    training steps beside timm's; needs ml-collections                           140
 #   12    the dense DeiT-S and ViT-L beside timm's                                     200
@@ -23,9 +23,9 @@
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
 # machine needs jax[cuda13], flax, torch and timm, no network, no configs and no data.
 # A part has a time limit of its own, and one that fails stops no other; what it measured
-# is kept. $OUT gets speeds.jsonl, reduction.json, attention.json, train.json, log.txt and
-# tables.md. PYTHON names the interpreter. FLAGS are added to all calls of gpu_speed,
-# such as FLAGS=--smoke to try the script.
+# is kept. $OUT gets speeds.jsonl, train.json, log.txt and tables.md. PYTHON names the
+# interpreter. FLAGS are added to all calls of gpu_speed, such as FLAGS=--smoke to try
+# the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder: OUT=folder $0 1 2}"
@@ -59,12 +59,6 @@ speed() { # seconds at most, flags of tools.gpu_speed
     --seconds 0.25 "$@" ${FLAGS:-}
 }
 
-tool() { # name, seconds at most, flags: a tool that writes $OUT/name.json
-  local name=$1 most=$2
-  shift 2
-  part "$most" "$PYTHON" -m "tools.$name" --json "$OUT/${name%%_*}.json" "$@"
-}
-
 ATTENDED="most attended in 3 blocks .5,most attended .5"
 HALVES="ToMe .5,$ATTENDED"
 STEM="ImagePiece with conv stem"
@@ -96,11 +90,7 @@ for number in ${*:-1 2 3 4 5}; do
       ;;
     7) speed 140 --cases vit_b,clip_l --models half --at_once 256,8,1 ;;
     8) speed 150 --cases deit_ti,deit_s ;;
-    9)
-      speed 80 --cases deit_s --models "dense with conv stem,$STEM" --joined 1,8,16
-      tool reduction_speed 50 --seconds 0.25
-      tool attention_speed 40 --seconds 0.1
-      ;;
+    9) speed 80 --cases deit_s --models "dense with conv stem,$STEM" --joined 1,8,16 ;;
     10)
       part 40 "$PYTHON" -m imagepiece_jax doctor
       part 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider

@@ -3,9 +3,8 @@
 imagepiece_jax/models/public_models.json has what each of timm's vision transformers
 that `architecture.Architecture` can express is made of, and the images of each of its
 published weights, first those that timm takes for the name of the architecture;
-other_models.json beside it names timm's other models, which a wrong name must not be
-taken for; imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the
-order of the labels. Needs torch and timm; allocates no weights.
+imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the order of the
+labels. Needs torch and timm; allocates no weights.
 """
 
 import dataclasses
@@ -33,7 +32,6 @@ from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
-OTHERS = MODELS.with_name("other_models.json")
 CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
 KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva)
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
@@ -230,33 +228,6 @@ def write_models():
     print(f"{len(table)} models, {MODELS.stat().st_size} bytes; without:")
     for name, why in skipped.items():
         print(f"  {name}: {why}")
-    return table
-
-
-def write_others(table):
-    """Write {name: the first part that is missing here} of timm's other models.
-
-    Where none of a family is in `table`, its word stands for all, with null.
-    """
-    families = {first_word(name) for name in table}
-    others = {}
-    for name in timm.list_models():
-        family = first_word(name)
-        if family not in families:
-            others[family] = None
-        elif name not in table:
-            with torch.device("meta"):
-                model = timm.create_model(name, pretrained=False)
-            try:
-                facts(model)
-            except Unsupported as error:
-                others[name] = str(error)
-    write_rows(OTHERS, dict(sorted(others.items())))
-
-
-def first_word(name):
-    """The part of a model's name that stands for its family."""
-    return name.partition("_")[0]
 
 
 def write_rows(path, table):
@@ -281,5 +252,5 @@ def write_classes():
 
 
 if __name__ == "__main__":
-    write_others(write_models())
+    write_models()
     write_classes()

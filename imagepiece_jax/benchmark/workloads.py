@@ -60,7 +60,6 @@ class Reading:
     name: str  # of the data, as `open_source` takes it
     data_dir: str | None = None
     num_classes: int | None = None  # None: any
-    labeled: bool = True
     preprocessing: Preprocessing
     batch_size: int
     seed: int = 0
@@ -74,7 +73,6 @@ class Reading:
             "val",
             num_classes=self.num_classes,
             data_dir=self.data_dir,
-            labeled=self.labeled,
         )
         length = len(source)
         if length < self.batch_size:
@@ -169,7 +167,6 @@ class Case:
             name=data.name,
             data_dir=data.dir or None,
             num_classes=self.run.num_classes,
-            labeled=not self.run.distill.unlabeled,
             preprocessing=self.run.preprocessing(),
             batch_size=self.batch_size,
             seed=self.run.seed,
@@ -294,25 +291,15 @@ class Clock:
             setting["sizes"] = "direction"
         return setting
 
-    def __call__(
-        self, vit: Pretrained, reduction: ReductionLike, tokens: int | None = None
-    ) -> dict[str, float]:
-        """`timer.figures` relative to the dense model, whose time is "dense_ms".
-
-        tokens: number of tokens that the program returns instead of logits, whereas the
-            dense program returns all patches; None: both return logits
-        """
+    def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
+        """`timer.figures` relative to the dense model, whose time is "dense_ms"."""
         jobs = {}
         for name, each in (("dense", DENSE), ("reduced", reduction)):
             variant = vit.with_reduction(each, seed=0)
-            returned = tokens
-            if tokens and name == "dense":
-                returned = variant.model.image_tokens
             fast = optimize.optimize(
                 variant,
                 batch_size=self.batch_size,
                 dtype=vit.model.dtype.name,
-                tokens=returned,
             )
             jobs[name] = timer.TimedCall(on_noise(fast))
         times = timer.measure(jobs, self.rules)
@@ -350,7 +337,6 @@ def training_step(config, adapt=lambda model: model):
         init_state,
         optimizer=optimizer,
         with_ema=config.ema_decay > 0,
-        part=run.part.train,
     )
     return step, first_state, model, teacher
 

@@ -9,16 +9,14 @@ flags.disclaim_key_flags()  # they are flags of the command that asks for them
 
 
 def labeled_images():
-    """Define --data, --set, --limit, --valid_labels and how images are read.
+    """Define --data, --limit and how images are read.
 
     Returns two functions: one checks, before weights are read, that --data are there;
     the other returns the LabeledImages for a Pretrained.
     """
     data = cli.data("those that the run of --weights was tested on")
-    eval_set = cli.text("set", None, "a name in the run's config.eval.sets, not --data")
     data_dir = cli.data_dir()
     limit = cli.limit()
-    valid_labels = cli.valid_labels()
     batch = cli.integer("batch", None, "images at once; default: the run's, or 512", 1)
     workers = cli.integer(
         "workers", None, "processes that read; default: the run's, or 8", 0
@@ -31,8 +29,6 @@ def labeled_images():
         # It reads tables of all data.
         from imagepiece_jax.input import registry
 
-        if eval_set.value and data.value:
-            raise InputError("--set", problem="is given with --data", hint="drop one")
         if data.value:
             with renamed({"name": "--data"}):
                 registry.check_found(data.value)
@@ -41,18 +37,15 @@ def labeled_images():
         from imagepiece_jax.config import labeled
 
         own = "config.data.name of the run"
-        names = {"eval_set": "--set", "valid_labels": "--valid_labels"}
-        names["num_classes"] = "num_classes of the weights"
+        names = {"num_classes": "num_classes of the weights"}
         names |= {"name": "--data" if data.value else own, "data": "--data"}
         names["data_dir"] = "--data_dir"
         try:
             return labeled.labeled_images(
                 vit,
                 data.value or None,
-                eval_set=eval_set.value or None,
                 data_dir=data_dir.value,
                 limit=limit.value,
-                valid_labels=valid_labels.value,
                 batch=batch.value,
                 workers=workers.value,
                 threads=threads.value,

@@ -54,6 +54,7 @@ def main():
     from imagepiece_jax.common.xla_options import fast_dtype
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
+    from imagepiece_jax.reduction.reduction import Reduction
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
@@ -68,12 +69,13 @@ def main():
         if command_line.reduction():
             # The reduction is one to compare, not that of the training.
             if not METHODS.present:
-                reductions = [vit.reduction.requested]
+                typed = command_line.reduction()
+                reductions = [Reduction.read(typed, vit.reduction.prop_attn)]
             vit = vit.with_reduction(vit.source.reduction)
         reductions = compare.with_recommended(vit, reductions)
         compare.check_fit(vit, reductions)
         images = IMAGES(vit)
-        split = Split(images.setting, images.batches, valid=images.valid)
+        split = Split(images.setting, images.batches)
         # A run's own dtype is for training, on another device.
         vit = vit.analyzed(flags.FLAGS["dtype"].value or fast_dtype())
         clock = Clock(SPEED_BATCH.value, rules)

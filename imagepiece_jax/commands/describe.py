@@ -1,9 +1,8 @@
 """Tokens, MACs and parameters of a config or of weights, block by block.
 
 Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
-A config is followed by the operations and the memory of its training, for which no
-images are needed and nothing is compiled, and by the line on its cost that the file's
-docstring repeats.
+A config is followed by the operations of its training, for which no images are needed
+and nothing is compiled, and by the line on its cost that the file's docstring repeats.
 
 python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
 python -m imagepiece_jax describe --weights FILE --reduction tome:r=8
@@ -51,22 +50,21 @@ def main():
     if run is not None:
         print(report.estimate(run))
     elif vit.recovery:
-        share = cost.share_of_dense(model, grid)
-        print_recovery(vit.recovery, vit.recovery.nearest(model, size, share))
+        print_recovery(vit.recovery, vit.recovery.of(model, size))
 
 
-def print_recovery(recovery, nearest):
+def print_recovery(recovery, own):
     """Print a line for each cost, and one on the numbers that the model has.
 
-    nearest: the cost whose numbers it takes; None: the dense model's
+    own: the cost that was learned for it; None: it has the dense model's numbers
     """
     for each in recovery.costs:
         what = "recovered for" if each.changed else "no better for"
         print(f"{what} {each}")
-    if nearest is None:
+    if own is None:
         print("its numbers are the dense model's")
-    elif nearest.changed:
-        print(f"its numbers are those of {nearest.form}")
+    elif own.changed:
+        print(f"its numbers are those of {own.form}")
     else:
         print("its numbers are those from before the recovery")
 

@@ -6,10 +6,8 @@ python -m imagepiece_jax evaluate --weights FILE --data PATH --reduction tome:r=
 A run determines its model, its images and their crop. --reduction has the weights run
 with another one, and other words of `load` change the rest. --optimized evaluates the
 fast program of `imagepiece_jax.optimize` and the float32 model: its cost in
-accuracy. --limit 100 takes 100 images, evenly spaced over the set. --valid_labels=data
-has the model choose among the classes of the images alone, as published figures on
-ImageNet-A, ImageNet-R and imagenette do. `compare --sweep` evaluates several
-reductions.
+accuracy. --limit 100 takes 100 images, evenly spaced over the set. `compare --sweep`
+evaluates several reductions.
 """
 
 from imagepiece_jax import cli
@@ -50,7 +48,7 @@ def main():
         print(*how, sep="  ", flush=True)
         figures = optimized(vit, images)
     else:
-        step = accuracy.model_step(vit.model, vit.source.seed, valid=images.valid)
+        step = accuracy.model_step(vit.model, vit.source.seed)
         variables = parallel.replicate(vit.variables)
         figures = accuracy.evaluate(step, variables, images.batches()).figures
         print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
@@ -80,7 +78,6 @@ def optimized(vit, images):
         program,
         images.batches,
         vit.source.seed,
-        images.valid,
     )
     for name, each in figures.items():
         kind = f"{name}, {each['dtype']}, {each['gelu']} GELU"

@@ -1,90 +1,66 @@
-"""Export of a model with its weights as one file, for JAX or as ONNX.
+"""Export of a model with its weights as an ONNX file.
 
-python -m imagepiece_jax export --weights WORKDIR --out model.jax
+python -m imagepiece_jax export --weights WORKDIR --out model.onnx
 python -m imagepiece_jax export --weights FILE --reduction tome:r=8 --out model.onnx
 
 A run determines its model: see `evaluate`. The program takes any batch size, unless
 --batch fixes it, and images normalized as FILE.json, beside it, says; with --pixels,
-uint8 images. --output features gives what `imagepiece_jax.features` returns, --output
-patches only its map, and --layers the same after some blocks. With --tokens K it gives
-exactly K image tokens, their sizes, the token of each patch and where tokens stand
-(`inference.token_list.TokenList`).
+uint8 images. --output features gives what `imagepiece_jax.features` returns, and
+--output patches only its map.
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32; weights of more than
-2 GB are in a file beside it, which FILE.json names. The other format holds the program
-that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs; running it needs JAX
-and flatbuffers, and neither this package nor Flax. JAX promises to read it for six
-months; ONNX lasts longer. docs/inference.md has code that runs it.
+2 GB are in a file beside it, which FILE.json names. docs/inference.md has code that
+runs it.
 """
-
-from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.commands import _weights
-from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import flags_of, renamed
 
 WEIGHTS = _weights.weights()
 cli.choice("attention", None, ["xla"], "which runs everywhere; files have no other")
-OUT = cli.text("out", None, "the file to write, new or of an earlier export")
-FORMAT = cli.choice("format", None, ("jax", "onnx"), "default: by the ending of --out")
+cli.choice("dtype", None, ["float32"], "of layers; files have no other")
+OUT = cli.text("out", None, "the .onnx file to write, new or of an earlier export")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
 GELU = cli.gelu("the program", "the model's")
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 OUTPUT = cli.choice(
     "output", "logits", ("logits", "features", "patches"), "of the program"
 )
-LAYERS = cli.text(
-    "layers", "0", "features of so many last blocks, or of blocks such as 2,5,8,11, too"
-)
-NORM = cli.switch("norm", True, "the model's last norm for features of --layers")
-FILL = cli.choice(
-    "fill", "nearest", ("nearest", "last", "zero", "class"), "of dropped patches"
-)
-TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 # Arguments of `imagepiece_jax.export` by their flags, where the names differ.
-NAMES = {"batch_size": "--batch", "reduction": "--reduction", "dtype": "--dtype"}
-NAMES |= flags_of("out", "format", "output", "layers", "norm", "fill", "tokens", "gelu")
+NAMES = {"batch_size": "--batch", "reduction": "--reduction"}
+NAMES |= flags_of("out", "output", "gelu")
 
 
 def main():
-    path = cli.path_of_weights()
+    cli.path_of_weights()  # a missing one is said first
     # These import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.inference.export import checked_file, export
-    from imagepiece_jax.inference.jax_export import read_facts
+    from imagepiece_jax.inference.program_facts import read_facts
 
     out = cli.required(OUT)
     with renamed(NAMES):
-        _, form = checked_file(out, FORMAT.value, path)
+        checked_file(out)
     vit = WEIGHTS()
     with renamed(NAMES):
         out = export(
             vit,
             out,
-            format=form,
-            dtype=flags.FLAGS["dtype"].value,
             batch_size=BATCH.value,
             gelu=GELU.value,
             pixels=PIXELS.value,
             output=OUTPUT.value,
-            layers=literal(LAYERS.value),
-            norm=NORM.value,
-            fill=FILL.value,
-            tokens=TOKENS.value,
         )
     facts = read_facts(out)
     files = [out]
-    where = f"for {' and '.join(facts.get('platforms', ()))}"
-    if form == "onnx":
-        where = f"ONNX opset {facts['opset']}"
     if "external_data" in facts:
         files.append(out.with_name(facts["external_data"]))
     size = sum(file.stat().st_size for file in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
-        f"{facts['gmacs']:.3f} GMACs an image, {where}; {out.name}.json describes "
-        "input and output"
+        f"{facts['gmacs']:.3f} GMACs an image, ONNX opset {facts['opset']}; "
+        f"{out.name}.json describes input and output"
     )
 
 

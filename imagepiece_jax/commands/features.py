@@ -2,8 +2,8 @@
 
 python -m imagepiece_jax features --weights W --reduction 0.5 --data PATH --out FOLDER
 
-FOLDER gets pooled.npy with a row for each line of paths.txt, and info.json; --tokens,
---patches and --logits write files of their own. Other paths may stand behind the flags.
+FOLDER gets pooled.npy with a row for each line of paths.txt, and info.json; --patches
+and --logits write files of their own. Other paths may stand behind the flags.
 An image that cannot be read is named, in damaged.csv, too, and its row is NaN. The same
 command goes on where a process was killed, and all GPUs of the machine take part. With
 a reduction the first 256 photographs run dense, too, and the last line has the cosines.
@@ -19,7 +19,6 @@ WEIGHTS = _weights.weights(draws=False)
 IMAGES = "a folder, an image, a .csv with a column filename, or a .txt of paths"
 DATA = cli.text("data", None, IMAGES)
 OUT = cli.text("out", None, "the folder to write, or to complete")
-TOKENS = cli.integer("tokens", None, "image tokens to leave and write", 1)
 PATCHES = cli.switch("patches", False, "write a feature for every patch, too")
 LOGITS = cli.switch(
     "logits", False, "write the head's outputs, too: CLIP's vectors beside its texts'"
@@ -44,7 +43,7 @@ def main(words):
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference import feature_files, feature_folder
 
-    flags = flags_of("weights", "reduction", "tokens", "patches", "logits", "dtype")
+    flags = flags_of("weights", "reduction", "patches", "logits", "dtype")
     flags |= flags_of("storage")
     flags |= {"images": "--data", "folder": "--out", "preprocessing": "the crop"}
     with renamed(flags):
@@ -55,7 +54,6 @@ def main(words):
             WEIGHTS(),
             pictures.listed(words),
             out,
-            tokens=TOKENS.value,
             patches=PATCHES.value,
             logits=LOGITS.value,
             storage=STORAGE.value,

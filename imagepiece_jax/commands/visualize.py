@@ -1,15 +1,14 @@
-"""Figures, an HTML page and data of the tokens that methods make of images.
+"""Figures, a page and data of the tokens that methods make of images.
 
 python -m imagepiece_jax visualize --weights FILE_OR_WORKDIR \\
     --sweep imagepiece --sweep evit:keep_rate=.7 IMAGE_OR_FOLDER..
 
-For every method one figure per image: the tokens after each reducing block, the class
-attention, and the number of patches of each token. `index.html` compares the methods
-side by side and needs no network; `provenance.json` and `provenance.npz` hold the slot
-of every patch, and all else that is drawn. Without --sweep the method is --reduction,
-or that of the weights. --limit 20 takes twenty of a folder's images. An image that
-cannot be read is named on stderr, the others are shown, and the exit status is 1.
-Ctrl-C leaves no part of a new folder.
+For every method one figure per image: the tokens after each reducing block, and the
+number of patches of each token. `index.html` shows the figures of all methods, and
+`provenance.json` has the slot of every patch after each step. Without --sweep the
+method is --reduction, or that of the weights. --limit 20 takes twenty of a folder's
+images. An image that cannot be read is named on stderr, the others are shown, and the
+exit status is 1. Ctrl-C leaves no part of a new folder.
 """
 
 import contextlib
@@ -20,8 +19,6 @@ from imagepiece_jax.commands import _weights
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.files import FolderLock, check_folder
 from imagepiece_jax.errors import inside, one_of, renamed
-
-MANY = 100  # images, of which a page has 30 MB for a method
 
 WEIGHTS = _weights.weights(latest=True)
 LIMIT = cli.limit()
@@ -45,10 +42,7 @@ def main(words):
 
     extras.check("a figure", "matplotlib")
     files = pictures.find_images(words)
-    if LIMIT.value is None and len(files) > MANY:
-        note = f"note: the page holds the pictures of all {len(files):,} images"
-        print(f"{note}; --limit 20 takes twenty, evenly spaced", flush=True)
-    elif LIMIT.value is not None and LIMIT.value < len(files):
+    if LIMIT.value is not None and LIMIT.value < len(files):
         print(f"{LIMIT.value} of {len(files):,} images are taken, evenly spaced")
         files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
     out = pathlib.Path(OUT.value or "runs/visualize")

@@ -15,7 +15,6 @@ EXTRAS = {
         "absl": "absl-py",
         "array_record": "array_record",
         "cv2": "opencv-python-headless",
-        "flatbuffers": "flatbuffers",
         "google": "protobuf",
         "importlib_resources": "importlib_resources",
         "matplotlib": "matplotlib",

@@ -232,10 +232,10 @@ def blocks(*default):
     return several(default, count(least=None), "whole numbers, such as (3, 6, 9)")
 
 
-def counts(default=REQUIRED, least=0):
+def counts(least=0):
     """Whole numbers of `least` or more."""
     allowed = f"whole numbers of at least {least}, such as (13, 13, 8)"
-    return several(default, count(least=least), allowed)
+    return several(REQUIRED, count(least=least), allowed)
 
 
 def several(default, each, allowed, length=None):

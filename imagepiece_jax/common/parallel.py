@@ -275,13 +275,6 @@ def unreplicate(tree):
     return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first))
 
 
-def on_first_device(tree):
-    """The first device's copy, which stays there: [devices, ...] -> [...]."""
-    return jax.tree.map(
-        lambda x: jax.lax.squeeze(x.addressable_shards[0].data, [0]), tree
-    )
-
-
 def shard(tree):
     """Split this process's samples: [n, ...] -> [devices, n / local devices, ...].
 

@@ -30,7 +30,6 @@ from imagepiece_jax.config.overrides import (
 from imagepiece_jax.errors import InputError, closest
 
 NOT_FOR_WEIGHTS = "is not for weights, which say their model"
-FORMER = {"floors": "smaller_images"}  # what flags were called, for errors
 # Endings of files that hold weights alone, and what a folder of weights or a run has.
 WEIGHTS_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
 WEIGHTS_FILES = ("config.json", "open_clip_config.json")
@@ -124,9 +123,7 @@ def _with_own_names(words, takes_words):
         if not match:
             named.append(word)
             continue
-        name = match[1]
-        if "config.eval.sets." not in name:  # names of sets are the user's own
-            name = name.replace("-", "_")
+        name = match[1].replace("-", "_")
         value = match[2] or ""
         following = value[1:] or "".join(words[index + 1 : index + 2])
         own = _own_name(name, following)
@@ -156,7 +153,7 @@ def _own_name(name, value):
     is_name = value and "=" not in value and not value.startswith("-")
     if name == "model" and "name" in own and is_name:
         return "name"
-    if name == "output" and "out" in own and value.endswith((".onnx", ".jax")):
+    if name == "output" and "out" in own and value.endswith(".onnx"):
         return "out"
     if re.match("(no)?config[.]", name) or name in own:
         return name
@@ -334,7 +331,7 @@ def _meant(name):
     own = _own_flags()
     head, dot, tail = name.partition(".")
     candidates = []
-    flag = closest(FORMER.get(head, head), own)
+    flag = closest(head, own)
     if _has_several(name, own):
         candidates += SEVERAL[name]
     elif flag == "reduction" and tail:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,12 @@ import numpy as np
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data import valid_labels as classes_to_choose
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import loader, registry
-from imagepiece_jax.input.eval_images import EvalImages
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 
@@ -30,7 +28,6 @@ class LabeledImages:
     source: Source
     preprocessing: Preprocessing
     limit: int | None = None  # how many were asked for
-    valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
     batch: int = 512  # images at once, over all devices
     workers: int = 8  # processes that read and decode; 0: this one
     threads: int = 2  # that do in each of them; 0: none
@@ -54,11 +51,10 @@ class LabeledImages:
 
     def in_words(self, vit: Pretrained) -> list[str]:
         """How a model is evaluated on them, in words."""
-        among = classes_to_choose.in_words(self.valid, vit.model.num_classes)
-        words = [f"among {among}"]
+        words = [self.preprocessing.text, *vit.differences_from_training()]
         if vit.source.averaged:
-            words.append("averaged weights")
-        return [*words, self.preprocessing.text, *vit.differences_from_training()]
+            words.insert(0, "averaged weights")
+        return words
 
     def facts(self, vit: Pretrained) -> dict[str, Any]:
         """All that decides the figures of a model on them, as JSON values."""
@@ -71,7 +67,6 @@ class LabeledImages:
             "limit": self.limit,
             **self.source.part,
             "num_classes": vit.model.num_classes,
-            "valid_labels": self.valid,
             "dtype": vit.model.dtype.name,
             "trained": {
                 "reduction": source.reduction and source.reduction.fields,
@@ -100,19 +95,15 @@ def labeled_images(
     vit: Pretrained,
     data: str | None = None,
     *,
-    eval_set: str | None = None,
     data_dir: str | os.PathLike | None = None,
     limit: int | None = None,
-    valid_labels: str | None = None,
     **reading: int | None,
 ) -> LabeledImages:
     """The images to evaluate a model of `load` on; notes on both are printed.
 
     data: as `open_source` takes it; None: what the weights' run was tested on
-    eval_set: the name of another evaluation of that run, in its config.eval.sets
     data_dir: of imagenet2012; None: the run's own
     limit: number of images to take, evenly spaced over the set; None: all
-    valid_labels: as `classes_to_choose.read` takes it
     reading: batch, workers and threads of a LabeledImages; None: the run's or usual
     Raises InputError for weights without classes, and for images of other classes.
     """
@@ -123,64 +114,32 @@ def labeled_images(
         raise InputError.at(path, "has no classes", allowed, hint)
     check_single_label(vit.problem_type, path, "accuracy")
     run = vit.source.run or {}
-    images, own_reading = _of_run(run, eval_set)
-    if data is not None:
-        images = EvalImages(name=registry.full_name(data), data_dir=images.data_dir)
-    if not images.name:
+    of_run = run.get("data", {})
+    own_reading = {k: of_run[k] for k in ("workers", "threads") if k in of_run}
+    if "eval_batch_size" in run:
+        own_reading["batch"] = run["eval_batch_size"]
+    name = registry.full_name(data or of_run.get("name", ""))
+    if not name:
         raise InputError("data", problem="is missing")
-    if data_dir is not None:
-        images = dataclasses.replace(images, data_dir=data_dir)
-    every = images.open(vit.model.num_classes, vit.class_names)
-    if not every.labeled:
-        raise InputError("data", images.name, "test images with labels")
+    num_classes = vit.model.num_classes
+    every = registry.open_source(
+        name,
+        "val",
+        num_classes=num_classes,
+        data_dir=data_dir or of_run.get("dir") or None,
+        labels_by_name=class_names.labels_by_name(vit.class_names, num_classes),
+    )
     source = every.spread(limit)
-    for note in _notes(vit, images.name, every, source):
-        print(f"note: {note}", flush=True)
-    valid = classes_to_choose.read(valid_labels, source)
-    if note := classes_to_choose.note(valid, source):
+    for note in _notes(vit, name, every, source):
         print(f"note: {note}", flush=True)
     typed = {name: value for name, value in reading.items() if value is not None}
     return LabeledImages(
-        name=images.name,
+        name=name,
         source=source,
         preprocessing=vit.preprocessing,
         limit=limit,
-        valid=valid,
         **own_reading | typed,
     )
-
-
-def _of_run(run: Mapping[str, Any], name: str | None = None):
-    """(the test images that a run was evaluated on, how it reads them).
-
-    run: its config; {}: of weights of no run, which name no images
-    name: of another evaluation, in its eval.sets
-    Raises InputError for another name.
-    """
-    data = run.get("data", {})
-    images = EvalImages(
-        name=registry.full_name(data.get("name", "")),
-        data_dir=data.get("dir") or None,
-        labeled=_has_labels(run.get("distill", {})),
-    )
-    reading = {k: data[k] for k in ("workers", "threads") if k in data}
-    if "eval_batch_size" in run:
-        reading["batch"] = run["eval_batch_size"]
-    if name is not None:
-        sets = run.get("eval", {}).get("sets", {})
-        if not sets:
-            problem = f"is {name!r}, but no run with evaluations by name is given"
-            hint = "leave it out, or give data=.."
-            raise InputError("eval_set", name, problem=problem, hint=hint)
-        chosen = one_of("eval_set", name, dict(sets))
-        named = registry.full_name(chosen.get("data") or images.name)
-        images = dataclasses.replace(images, name=named, classes=chosen.get("classes"))
-    return images, reading
-
-
-def _has_labels(distill):
-    """Whether a run learned from labels, by its config's group `distill`."""
-    return distill.get("kind", "none") == "none" or distill.get("weight") != 1
 
 
 def _notes(vit, name, every, source):
@@ -202,6 +161,10 @@ def _notes(vit, name, every, source):
     notes.append(class_names.mapped_classes(of_data, name, vit.class_names))
     if source.part:
         notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+    present = len(source.present_labels)
+    if present < source.num_classes:
+        of_all = f"the model chooses among all {source.num_classes:,}"
+        notes.append(f"{present:,} classes have images, and {of_all}")
     if name.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
         # Where they count from 1 the accuracy would be 0.
         notes.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from imagepiece_jax.common.fields import literal, number_in
-from imagepiece_jax.errors import GONE, InputError, closest, inside
+from imagepiece_jax.errors import InputError, closest, inside
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -360,9 +360,7 @@ def no_such_field(config, field):
     similar = closest(leaf, siblings) or _abbreviation(leaf, siblings)
     if not found and similar:
         found = [siblings[similar]]
-    if leaf in GONE:
-        hint = GONE[leaf]
-    elif found:
+    if found:
         hint = f"did you mean config.{' or config.'.join(found)}?"
     elif owner and siblings:
         hint = f"config.{owner} has {', '.join(siblings)}"

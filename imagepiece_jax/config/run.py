@@ -6,7 +6,6 @@ the reduction need. Defaults and comments stand in configs/base.py.
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,7 +16,6 @@ from imagepiece_jax.common.fields import (
     choice,
     count,
     number,
-    optional,
     rate,
     several,
     switch,
@@ -26,17 +24,14 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, check_names, inside, renamed
+from imagepiece_jax.errors import InputError, inside, renamed
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
-from imagepiece_jax.models.trainable import TRAINED
 
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.spec import ModelSpec
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.reduction.reduction import Reduction
 
-# config.best_by -> the figure of an evaluation that chooses the best checkpoint
-BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
 REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
 
 
@@ -67,15 +62,6 @@ class OptimConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PartConfig(CheckedFields):
-    """The part of the parameters that is trained: `models.trainable`."""
-
-    group: ClassVar[str] = "optim"
-
-    train: str = choice("all", TRAINED)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(CheckedFields):
     """The part of a teacher's answers in the loss: `losses.distillation`."""
 
@@ -83,24 +69,12 @@ class DistillConfig(CheckedFields):
 
     kind: str = choice(allowed=("none", "soft", "hard"))
     temperature: float = number(least=0.01)
-    class_tokens: float = weight(0.0)
     weight: float = rate()
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.class_tokens and not self.active:
-            problem = f"is {self.class_tokens}, but config.distill.kind is 'none'"
-            self.refuse("class_tokens", "0.0 without a teacher", problem)
 
     @property
     def active(self) -> bool:
         """Whether anything is learned from a teacher's answers."""
         return self.kind != "none"
-
-    @property
-    def unlabeled(self) -> bool:
-        """Whether the labels have no part in the loss: then nothing reads them."""
-        return self.active and self.weight == 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,33 +85,15 @@ class InitConfig(CheckedFields):
 
     weights: str = text()
     fresh: tuple[str, ...] = several(REQUIRED, text(), "names of parts, such as head")
-    evaluate: bool = switch()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig(CheckedFields):
-    """The frozen model that a run learns from, and facts that its weights lack.
-
-    All but `weights` are fields of a ModelSpec, by which a RunConfig checks them.
-    """
+    """The frozen model that a run learns from."""
 
     group: ClassVar[str] = "teacher"
 
     weights: str = text()
-    name: str | None = None
-    num_heads: int | None = None
-    image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of the teacher's model that are not None."""
-        found = {}
-        for name, value in vars(self).items():
-            if name != "weights" and value is not None:
-                found[name] = value
-        return found
 
 
 def _as_dict(value):
@@ -161,57 +117,12 @@ def _object():
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalSet(CheckedFields):
-    """Images that a run is evaluated on."""
-
-    data: str = text("")  # as config.data.name; "": the test images of config.data
-    every_epochs: int | None = optional(count(least=1))  # None: eval_every_epochs
-    # The model's label for each class name of the data; None: by the model's names.
-    classes: dict[str, int] | None = checked(
-        None, lambda value: value and _as_dict(value), "labels by class name"
-    )
-
-    @classmethod
-    def by_name(cls, value) -> dict[str, "EvalSet"]:
-        """The sets of config.eval.sets."""
-        names = cls.__dataclass_fields__
-        sets = {}
-        for name, fields in _as_dict(value).items():
-            if not re.fullmatch(r"[\w-]+", name):
-                raise InputError("", name, "names of letters, digits, - and _")
-            with inside(name):
-                if not hasattr(fields, "keys"):
-                    raise InputError("", fields, f"a dict of {', '.join(names)}")
-                check_names(fields, names)
-                sets[name] = cls(**fields)
-        return sets or {"": cls()}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalConfig(CheckedFields):
-    """The evaluations of a run by name; the only one without a name is ""."""
-
-    group: ClassVar[str] = "eval"
-
-    sets: dict[str, EvalSet] = checked(REQUIRED, EvalSet.by_name, "sets by name")
-    best_set: str = text()  # whose accuracy chooses the best checkpoint; "": the only
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.best_set and len(self.sets) == 1:
-            object.__setattr__(self, "best_set", next(iter(self.sets)))
-        if self.best_set not in self.sets:
-            names = ", ".join(self.sets) or "'', as config.eval.sets is empty"
-            self.refuse("best_set", names)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(CheckedFields):
     """All fields of a run, checked, in objects by their subject.
 
     Some are not where the config has them. config.lr, and the other fields of AdamW and
-    its schedule, are fields of `optim`; config.optim.train is `part.train`. `model` has
-    config.image_size and config.num_classes, too; `reduction` has its prop_attn.
+    its schedule, are fields of `optim`. `model` has config.image_size and
+    config.num_classes, too; `reduction` has its prop_attn.
 
     model, reduction: or dicts of their fields, of which objects are made once all other
         fields are found to be right: that imports JAX
@@ -228,7 +139,6 @@ class RunConfig(CheckedFields):
     checkpoint_every_steps: int = count(least=1)
     keep_every_steps: int = count()
     log_every_steps: int = count(least=1)
-    pictures: int = count()
     progress: bool = switch()
     profile: bool = switch()
     max_skipped_steps: int = count()
@@ -239,14 +149,11 @@ class RunConfig(CheckedFields):
     mixup_prob: float = rate()
     mixup_switch_prob: float = rate()
     ema_decay: float = rate()
-    best_by: str = choice(allowed=tuple(BEST_BY))
     model: "ModelSpec" = _object()
     reduction: "Reduction" = _object()
-    eval: EvalConfig
     data: DataConfig
     augment: AugmentConfig
     optim: OptimConfig
-    part: PartConfig
     teacher: TeacherConfig
     distill: DistillConfig
     init: InitConfig
@@ -263,13 +170,10 @@ class RunConfig(CheckedFields):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.best_by == "averages" and not self.ema_decay:
-            allowed = "'weights', or a decay above 0, such as 0.99996"
-            self.refuse("best_by", allowed, "is 'averages', but ema_decay is 0")
         self._read_model()
 
     def _read_model(self):
-        """Make a ModelSpec and a Reduction of dicts; check the teacher's fields."""
+        """Make a ModelSpec and a Reduction of dicts."""
         from imagepiece_jax.models.spec import ModelSpec
         from imagepiece_jax.reduction.reduction import Reduction
 
@@ -279,8 +183,6 @@ class RunConfig(CheckedFields):
             if isinstance(model, dict):
                 model = ModelSpec.of_run({"model": model, **sizes})
             reduction = Reduction.read(self.reduction, model.prop_attn)
-        with inside("config.teacher"):
-            ModelSpec(**self.teacher.fields)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "reduction", reduction)
 

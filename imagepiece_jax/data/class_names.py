@@ -41,7 +41,7 @@ def imagenet_lemmas() -> tuple[str, ...]:
 @functools.cache
 def imagenet_rows() -> list[tuple[str, str]]:
     """The WordNet ID and all lemmas of each class of ImageNet-1k, by label."""
-    lines = TABLE.read_text("utf-8").splitlines()
+    lines = TABLE.read_text("utf-8").strip("\n").split("\n")
     return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
 
 

@@ -72,14 +72,6 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     return (images.astype(jnp.float32) / largest - mean) / std
 
 
-def to_pixels(images: jax.Array, mean, std) -> jax.Array:
-    """Inverse of `normalize`, rounded and clipped to 0 .. 255. -> uint8 [..., 3]."""
-    mean = _along(images, mean)
-    std = _along(images, std)
-    values = 255 * (images.astype(jnp.float32) * std + mean)
-    return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)
-
-
 def _along(images, values):
     """Three numbers along the last axis of images, beside them. -> [1, .., 3]."""
     values = np.float32(values).reshape((1,) * (images.ndim - 1) + (3,))

@@ -353,17 +353,18 @@ def _of_table(path):
 
 
 def _of_list(path):
-    """Yield the lines of a file that are not empty."""
-    with _opened(path) as file:
+    """Yield the lines of a file that are not empty; only "\\n" ends a line."""
+    with _opened(path, newline="\n") as file:
         for line in file:
             if name := line.rstrip("\r\n"):
                 yield name
 
 
-def _opened(path):
+def _opened(path, newline=""):
     """A file of text, names that are not UTF-8 among it. Raises InputError."""
+    text = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
     with reading(path):
-        return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        return open(path, newline=newline, **text)
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:

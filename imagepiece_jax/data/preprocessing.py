@@ -132,16 +132,7 @@ class Preprocessing(CheckedFields):
         size = list(self.shape)
         if not self.resizes:
             return {"image_size": size, "resize": "none"}
-        found = {
-            "image_size": size,
-            "resize": self.resize,
-            "crop": self._crop,
-            "crop_mode": self.crop_mode,
-            "interpolation": self.interpolation,
-        }
-        if self.rule != "timm":
-            found["rule"] = self.rule
-        return found
+        return {**vars(self), "image_size": size, "crop": self._crop}
 
     def note(self, sizes, total: int) -> str | None:
         """A note that images have the model's size already, and are still resized.

@@ -68,11 +68,6 @@ class Source(abc.ABC):
         labels = getattr(self, "labels", range(self.num_classes))
         return tuple(np.unique(labels).tolist())
 
-    @property
-    def labeled(self) -> bool:
-        """Whether images have labels; else all labels are -1."""
-        return self.present_labels != (-1,)
-
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that differ for other images or labels.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import chex
@@ -66,13 +66,13 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return (ahead < k) & ~jnp.isnan(label_logit[:, 0])
 
 
-def _score(logits, label, valid=None):
+def _score(logits, label, classes=None):
     """Arrays [m] by name: whether each image is right, and its loss.
 
-    valid: labels of the classes that may be answers; None: all
+    classes: those that may be answers; None: all
     """
-    if valid is not None:
-        answers = np.isin(np.arange(logits.shape[-1]), valid)
+    if classes is not None:
+        answers = np.isin(np.arange(logits.shape[-1]), classes)
         logits = jnp.where(answers, logits, -jnp.inf)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return {
@@ -104,8 +104,7 @@ def model_step(
     precision: str | None = None,
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
-    valid: tuple[int, ...] | None = None,
-    teacher: Callable[..., jax.Array] | None = None,
+    classes: Collection[int] | None = None,
 ):
     """A compiled function that evaluates a batch: step(replicated variables, batch).
 
@@ -119,15 +118,14 @@ def model_step(
         (TF32)
     measure: (outputs, batch) -> further arrays with a row for each image, by name
     alter: (images, batch, model) -> the normalized images that the model sees
-    valid: labels of the classes that the model chooses among; None: all
-    teacher: (variables, normalized images) -> logits of another model, whose highest
-        class is the label; its replicated variables are the step's last argument
+    classes: labels that the model chooses among, as published figures of ImageNet-A,
+        ImageNet-R and imagenette do among those of the images; None: all
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
     model = model.clone(head_only=measure is None)
 
-    def step(variables, batch, *of_teacher):
+    def step(variables, batch):
         keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
         images = normalize(batch["image"], model.mean, model.std)
         if alter is not None:
@@ -135,10 +133,7 @@ def model_step(
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
-        label = batch["label"]
-        if teacher is not None:
-            label = jnp.argmax(teacher(*of_teacher, images), axis=-1)
-        each = _score(outputs.logits, label, valid)
+        each = _score(outputs.logits, batch["label"], classes)
         sums = parallel.total(_sums(each, batch["mask"]))
         if measure is not None:
             each |= measure(outputs, batch)
@@ -147,18 +142,15 @@ def model_step(
     return parallel.pmap(step, program="evaluation")
 
 
-def program_step(
-    program: Callable[[np.ndarray], jax.Array], valid: tuple[int, ...] | None = None
-):
+def program_step(program: Callable[[np.ndarray], jax.Array]):
     """A step like that of `model_step` for a compiled program; it ignores variables.
 
     program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
-    valid: as for `model_step`
     """
 
     @jax.jit
     def score(logits, label, mask):
-        each = _score(logits, label, valid)
+        each = _score(logits, label)
         sums = _sums(each, mask)
         return jax.tree.map(lambda x: x[None], (sums, each))  # the axis of devices
 
@@ -223,22 +215,21 @@ def evaluate_program(
     program,
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
-    valid: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], statistics.Estimate]:
     """Accuracy of a program that `inference.optimize` made, and of its model.
 
     model, variables: the reference, evaluated in float32 with XLA's attention
     program: the optimized model, which takes pixels, on the first device
     batches: makes the batches of a split, of `batch_size` and `placement`
-    seed, valid: as for `model_step`
+    seed: as for `model_step`
     Returns ({"reference", "optimized"}: figures of both; the difference of acc1 in
         points with its interval, which the optimized figures have too).
     """
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
-    step = model_step(exact, seed, precision="highest", valid=valid)
+    step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(variables), batches())
     parts = batches(batch_size=program.batch_size, placement=Placement())
-    after = evaluate(program_step(program, valid), None, parts)
+    after = evaluate(program_step(program), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     reference = {
         **before.figures,

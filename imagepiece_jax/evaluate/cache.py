@@ -22,6 +22,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json, record_of
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
@@ -187,7 +188,6 @@ class Split(NamedTuple):
     batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes the batches of one pass
     # changes images on the device: `alter` of accuracy.model_step
     alter: Callable | None = None
-    valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,7 +199,6 @@ class MeasuredWeights:
     cache: ResultCache  # where results are stored
     clock: Any = None  # a benchmark.workloads.Clock, which measures speed
     seed: int | None = None  # seed of reducers that draw; None: that of the weights
-    tokens: int | None = None  # tokens that are left; None: as many as the reduction's
     name: str = ""  # the name in lines on stderr; "": the reduction's
     # compiled evaluation steps, which several weights of one model may share
     programs: dict = dataclasses.field(default_factory=dict)
@@ -225,14 +224,13 @@ class MeasuredWeights:
         """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": self.vit.spec.as_dict,
+            "model": as_json(self.vit.model_with(reduction)),
             "reduction": self._fields(reduction),
             **self.clock.setting(self.vit),
-            **self._tokens_left,
         }
         return self.cache.result(
             setting,
-            lambda: self.clock(self.vit, reduction, self.tokens),
+            lambda: self.clock(self.vit, reduction),
             f"the speed of {reduction.words}",
         )
 
@@ -240,15 +238,12 @@ class MeasuredWeights:
         """All that decides a result of this kind on the images, as JSON values."""
         return {
             "kind": kind,
-            "weights": self.vit.digest,
-            "fields": self.vit.spec.as_dict,
+            **record_of(self.vit, self.vit.model_with(reduction)),
             "reduction": self._fields(reduction),
             "use": self.vit.use(reduction),
             "trained_as": self.vit.reduction.all_fields,
             "seed": self.vit.source.seed,
             **self.images.setting,
-            **self._valid,
-            **self._tokens_left,
         }
 
     def _fields(self, reduction):
@@ -256,19 +251,10 @@ class MeasuredWeights:
         prop_attn = self.vit.model_with(reduction).prop_attn
         return reduction.all_fields | {"prop_attn": prop_attn}
 
-    @property
-    def _valid(self):
-        valid = self.images.valid
-        return {} if valid is None else {"valid_labels": list(valid)}
-
-    @property
-    def _tokens_left(self):
-        return {} if self.tokens is None else {"tokens": self.tokens}
-
     def _evaluate(self, reduction):
         """The result of these weights with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
-        model = vit.model_with_tokens(self.tokens)
+        model = vit.model
         variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
         result = accuracy.evaluate(self._step(model), variables, batches)
@@ -285,20 +271,17 @@ class MeasuredWeights:
     def _step(self, model):
         """The compiled evaluation of a model, kept for other weights and images."""
         alter = self.images.alter
-        valid = self.images.valid
         seed = self.seed
         if seed is None:
             seed = self.vit.source.seed
-        key = model, seed, alter, valid
+        key = model, seed, alter
         if key not in self.programs:
             full = len(self.programs) >= MAX_PROGRAMS
             while self.programs and (full or parallel.are_crowded()):
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
                 full = False
-            self.programs[key] = accuracy.model_step(
-                model, seed, alter=alter, valid=valid
-            )
+            self.programs[key] = accuracy.model_step(model, seed, alter=alter)
         return self.programs[key]
 
 

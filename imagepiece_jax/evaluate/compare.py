@@ -110,12 +110,9 @@ def with_recommended(
     vit: Pretrained, reductions: Iterable[Reduction]
 ) -> list[Reduction]:
     """Reductions with the method that is recommended for `vit` in place of "auto"."""
-    found = []
-    for reduction in reductions:
-        if reduction.is_open:
-            reduction = vit.reduction_at_cost(reduction).requested
-        found.append(reduction)
-    return found
+    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
+    facts = vit.model.facts_for_methods(grid, vit.name)
+    return [reduction.with_recommended(facts) for reduction in reductions]
 
 
 def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
@@ -161,7 +158,6 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
         "trained_as": vit.reduction.name,
         "images": dict(checkpoint.images.setting),
         "num_classes": vit.model.num_classes,
-        "valid_labels": checkpoint.images.valid,
         "metric": metric,
         "shares": list(shares),
         "timing": timing,
@@ -377,7 +373,7 @@ def made_smaller(images: Split, size: tuple[int, int]) -> Split:
         return jax.image.resize(images, shape, "cubic", antialias=True)
 
     setting = images.setting | {"smaller": size}
-    return Split(setting, images.batches, alter, images.valid)
+    return Split(setting, images.batches, alter)
 
 
 def measure_all(

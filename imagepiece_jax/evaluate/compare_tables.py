@@ -22,7 +22,6 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data import valid_labels
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluate import cache, statistics
 from imagepiece_jax.evaluate.compare import RECOMMENDED, SMALLER
@@ -104,12 +103,10 @@ def page(report: Report, plot: str) -> str:
 def _measured(report):
     """Table of what was measured: weights, images, the dense model, the clock."""
     dense = report["dense"]
-    classes = valid_labels.in_words(report["valid_labels"], report["num_classes"])
     columns = {"weights": f"`{report['weights']}`"}
     columns["trained with"] = report["trained_as"]
     columns["images"] = f"{dense['images']:,} of {report['images']['data']}"
     columns["crop"] = Preprocessing.from_json(report["images"]).text
-    columns["among"] = classes
     acc1 = statistics.format_estimate(Estimate(*dense["acc1"]))
     columns["dense acc1, %"] = acc1
     columns["dense GMACs"] = f"{dense['gmacs']:.3f}"

@@ -3,8 +3,6 @@
 import collections
 import concurrent.futures
 import functools
-import itertools
-import json
 import math
 import os
 import time
@@ -16,20 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import parallel, xla_options
-from imagepiece_jax.common.files import check_room
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.data.pictures import Photographs
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.feature_folder import FeatureFolder, Paths
+from imagepiece_jax.inference.feature_folder import Arrays, FeatureFolder
 from imagepiece_jax.inference.features import feature_map, none_readable
-from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import record_of
 from imagepiece_jax.models.vit import ViT, final_norm
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 STORAGES = ("float16", "float32")
 COMPARED = 256  # photographs that the dense model sees, too
@@ -64,7 +60,6 @@ def write_features(
     images: Iterable[str],
     folder: str | os.PathLike,
     *,
-    tokens: int | None = None,
     patches: bool = False,
     logits: bool = False,
     storage: str = "float16",
@@ -75,10 +70,8 @@ def write_features(
 
     A folder that the same arguments have started is completed from where it is.
 
-    images: paths, which are read once
+    images: paths
     folder: new, empty or started
-    tokens: exact number of image tokens that the reduction leaves, which are written,
-        too
     patches, logits: whether a feature for every patch, and the head's outputs, are
         written, too
     storage: type of the numbers, "float16" or "float32"
@@ -90,80 +83,31 @@ def write_features(
     one_of("storage", storage, STORAGES)
     if logits and not vit.model.num_classes:
         raise InputError("logits", True, problem="is for weights with a head")
-    model = vit.model_with_tokens(tokens)
+    model = vit.model
     xla_options.check_dtype(model.dtype.name)
-    wanted = {"logits": logits, "tokens": tokens is not None, "patches": patches}
+    wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
-    images = _begun_with(images)  # its mistakes, before a folder is made
+    photographs = Photographs([*images])  # its mistakes, before a folder is made
+    count = len(photographs)
+    if not count:
+        raise InputError("images", None, "photographs", problem="is empty")
+    run = Extractor(vit, model, names)
+    made_by = record_of(vit, run.model, storage=storage, arrays=run.shapes)
     with FeatureFolder(folder) as files:
-        facts = _facts(vit, model, tokens, storage)
-        _check_same(files, facts)
-        found = files.write_paths(images)
-        devices = len(parallel.local_devices())
-        size = min(batch_size, math.ceil(found["count"] / devices)) * devices
-        run = Extractor(vit, model, names)
-        shapes = {k: [found["count"], *shape] for k, shape in run.shapes.items()}
-        _check_same(files, {"arrays": shapes})
-        arrays = files.arrays(shapes, storage)
-        if "arrays" not in files.info:
-            check_room("folder", files.path, arrays.missing_bytes)
-            files.write_info(**facts, images=found, arrays=shapes, complete=False)
-        if not files.info["complete"] or arrays.missing_bytes:  # a file was removed
-            reading = Reading(
-                files.paths(), vit.preprocessing, size, threads or _threads()
-            )
+        files.begin(made_by, photographs, name=vit.source and vit.source.name)
+        shapes = {name: [count, *shape] for name, shape in run.shapes.items()}
+        arrays = Arrays(files, shapes, storage)
+        if arrays.rows < count:
+            devices = len(parallel.local_devices())
+            size = min(batch_size, math.ceil(count / devices)) * devices
+            threads = threads or min(16, os.cpu_count() or 1)
+            reading = Reading(photographs, vit.preprocessing, size, threads)
             _complete(vit, run, reading, arrays, files)
+        arrays.finish()
         compared = files.info.get("compared")
         if compared:
             compared = Comparison(**compared)
-        return Written(shapes, len(arrays.damaged()), compared)
-
-
-def _begun_with(images):
-    """The same paths, of which the first is looked up. InputError for none."""
-    images = iter(images)
-    first = [*itertools.islice(images, 1)]
-    if not first:
-        raise InputError("images", None, "photographs", problem="is empty")
-    return itertools.chain(first, images)
-
-
-def _threads():
-    return min(16, os.cpu_count() or 1)
-
-
-def _facts(vit, model, tokens, storage):
-    """What decides the rows, as JSON values by name."""
-    facts = {
-        "weights": {"name": vit.source and vit.source.name, "digest": vit.digest},
-        "reduction": (vit.model.reduction or DENSE).fields,
-        "tokens": tokens,
-        "dtype": model.dtype.name,
-        "preprocessing": vit.preprocessing.as_json,
-        "storage": storage,
-    }
-    return json.loads(json.dumps(facts))
-
-
-# How sentences name facts that are no plain value.
-IN_WORDS = {
-    "weights": lambda fact: f"{fact['name']} ({fact['digest']})",
-    "reduction": lambda fields: Reduction.read(fields).words,
-    "preprocessing": lambda fact: Preprocessing.from_json(fact).text,
-    "arrays": ", ".join,
-}
-
-
-def _check_same(files, facts):
-    """Raise InputError for the first fact that a started folder contradicts."""
-    for name, ours in facts.items():
-        theirs = files.info.get(name, ours)
-        if theirs != ours:
-            in_words = IN_WORDS.get(name, str)
-            value = in_words(ours)
-            problem = f"is {value}, but {files.path} was started with "
-            problem += in_words(theirs)
-            raise InputError(name, value, problem=problem, hint="give another folder")
+        return Written(shapes, len(arrays.damaged), compared)
 
 
 class Batch(NamedTuple):
@@ -177,7 +121,7 @@ class Batch(NamedTuple):
 class Reading(NamedTuple):
     """How photographs are read."""
 
-    paths: Paths
+    photographs: Photographs
     preprocessing: Preprocessing
     size: int  # photographs of a batch, over all devices
     threads: int
@@ -204,10 +148,11 @@ class Reading(NamedTuple):
 
     def _read(self, row, target):
         """Read a photograph into an array; (row, path, reason) where that fails."""
-        path = self.paths[row]
         try:
-            target[:] = self.preprocessing(decode.decode(path, path, upright=True))
+            pixels, _ = self.photographs.read(row)
+            target[:] = self.preprocessing(pixels)
         except InputError as error:
+            path = self.photographs.name(row)
             return row, path, str(error.with_facts(place=""))
         return None
 
@@ -224,7 +169,8 @@ class Extractor:
     A result is {name: array [devices, size / devices, ..]}.
 
     names: of the arrays, in ARRAYS
-    shapes: of a row of each
+    model: the form that computes
+    shapes: of a row of each array
     """
 
     def __init__(self, vit: Pretrained, model: ViT, names: Sequence[str]):
@@ -238,7 +184,7 @@ class Extractor:
         one = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
         found = jax.eval_shape(run, weights, one)
         self.shapes = {name: found[name].shape[1:] for name in names}
-        self.plan = model.plan
+        self.model = model
         self._step = parallel.pmap(run, program="features")
         self._weights = parallel.replicate(weights)
 
@@ -248,38 +194,32 @@ class Extractor:
 
 def _arrays(model, names, variables, images):
     """The arrays of uint8 images, by name."""
-    all_tokens = {"tokens", "patches"} & {*names}
-    model = model.clone(head_only=not all_tokens)
+    model = model.clone(head_only="patches" not in names)
     outputs = model.apply(variables, as_normalized(images, model.mean, model.std))
     found = {"pooled": outputs.pooled, "logits": outputs.logits}
-    if all_tokens:
+    if "patches" in names:
         grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
         norm = final_norm(model, variables)
-        found["tokens"] = token_list(outputs, grid, norm).tokens
         found["patches"] = feature_map(outputs, grid, norm=norm)
     return {name: found[name] for name in names}
 
 
 def _complete(vit, run, reading, arrays, files):
-    """Append the rows that a folder lacks, and give its arrays their names."""
-    count = len(reading.paths)
+    """Add the rows that a folder lacks."""
+    count = len(reading.photographs)
     start = arrays.rows
-    if start < count:
-        start -= start % reading.size
-        arrays.cut(start)
     with Progress("features", count, start) as progress:
-        if start < count:
-            begun = _begun(run, reading, start, progress)
-            if start == 0 and _is_compared(vit, run):
-                compared = _comparison(vit, reading, begun)
-                files.write_info(compared=compared and compared._asdict())
+        begun = _begun(run, reading, start, progress)
+        if start == 0 and any(layer.step for layer in run.model.plan):
+            compared = _comparison(vit, reading, begun)
+            files.write_info(compared=compared and compared._asdict())
+        try:
             for batch, result in begun:
                 _append(arrays, reading, batch, result, progress)
-            start = begun[-1][0].rows.stop
-        for batch, result in _one_behind(run, reading.batches(start, count)):
-            _append(arrays, reading, batch, result, progress)
-    arrays.finish()
-    files.write_info(complete=True)
+            for batch, result in _one_behind(run, reading.batches(arrays.rows, count)):
+                _append(arrays, reading, batch, result, progress)
+        finally:
+            arrays.count()
 
 
 def _one_behind(run, batches):
@@ -301,7 +241,7 @@ def _begun(run, reading, start, progress):
     """
     stop = start + math.ceil(COMPARED / reading.size) * reading.size
     began = time.monotonic()
-    batches = [*reading.batches(start, min(stop, len(reading.paths)))]
+    batches = [*reading.batches(start, min(stop, len(reading.photographs)))]
     read = time.monotonic() - began
     if start == 0:
         _check_some(batches)
@@ -344,7 +284,7 @@ def _append(arrays, reading, batch, result, progress):
         finite = np.isfinite(rows[name]).all(axis=tuple(range(1, values.ndim)))
         for row in np.array(batch.rows)[~finite].tolist():
             reason = f"has {name} that are no numbers of {arrays.dtype}"
-            damaged.setdefault(row, (reading.paths[row], reason))
+            damaged.setdefault(row, (reading.photographs.name(row), reason))
     lines = [(row, *damaged[row]) for row in sorted(damaged)]
     for row, path, reason in lines:
         progress.say(f"{path} {reason}: its row is NaN")
@@ -352,15 +292,6 @@ def _append(arrays, reading, batch, result, progress):
             values[row - batch.rows.start] = np.nan
     arrays.append(rows, lines)
     progress.add(len(batch.rows))
-
-
-def _is_compared(vit, run):
-    """Whether the dense model of the same weights is what the reduced one stands for.
-
-    In folders of earlier versions recovered weights answer as another dense model.
-    """
-    keeps_dense = vit.recovery is None or vit.recovery.keeps_dense
-    return keeps_dense and any(layer.step for layer in run.plan)
 
 
 def _comparison(vit, reading, begun):
@@ -381,7 +312,7 @@ def _comparison(vit, reading, begun):
         return None
     worst = min(compared, key=compared.get)
     mean = sum(compared.values()) / len(compared)
-    path = reading.paths[worst]
+    path = reading.photographs.name(worst)
     return Comparison(len(compared), round(mean, 6), round(compared[worst], 6), path)
 
 

@@ -1,24 +1,23 @@
 """A folder with features of many photographs, which a killed process leaves whole.
 
 pooled.npy      [photographs, D], a row for each line of paths.txt
-logits.npy      [photographs, classes], tokens.npy [photographs, K, D] and patches.npy
-                [photographs, h, w, D] on request
+logits.npy      [photographs, classes], and patches.npy [photographs, h, w, D] on
+                request
 paths.txt       the paths of the photographs, one a line
 damaged.csv     row, path and reason of each that has no features: its row is NaN
-info.json       what the rows were computed by, and their comparison with those of the
-                dense model; it is there before all other files
+info.json       what the rows are made by, and their comparison with those of the dense
+                model; it is there before all other files
 
-Rows are appended to files whose names end in UNFINISHED. How long these are says how
-many rows are there, and with the last row they get their names.
+Arrays have their whole size from the start, and names that end in UNFINISHED until all
+rows are there. How many are there is "rows" in info.json.
 """
 
+import contextlib
 import csv
-import hashlib
 import io
-import math
-import mmap
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,15 +25,19 @@ import numpy as np
 
 from imagepiece_jax.common import files
 from imagepiece_jax.common.version import __version__
+from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.record import differences, sentence
 
-ARRAYS = ("pooled", "logits", "tokens", "patches")
+ARRAYS = ("pooled", "logits", "patches")
 INFO = "info.json"
 PATHS = "paths.txt"
 DAMAGED = "damaged.csv"
 COLUMNS = ("row", "path", "reason")  # of damaged.csv
 UNFINISHED = ".unfinished"
 KEY = "imagepiece_jax"  # in info.json: the version that started the folder
+ENCODED = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+INTERVAL = 5.0  # seconds between two counts: so much work is lost by a kill
 
 
 class FeatureFolder:
@@ -67,43 +70,54 @@ class FeatureFolder:
         self.info |= facts
         files.write_json(self.path / INFO, self.info)
 
-    def write_paths(self, images: Iterable[str]) -> dict[str, Any]:
-        """Write paths.txt; {"count": its lines, "digest": of its content}.
+    def begin(self, made_by: Mapping[str, Any], photographs: FileSource, **facts: Any):
+        """Start a new folder, or check that a started one holds the same rows.
 
-        Raises InputError for other paths than the folder was started with, and for one
-        with a line break.
+        made_by: the record of what decides a row (`models.record`)
+        facts: further facts for info.json, which decide nothing
+        Raises InputError for what a started folder contradicts, and for a name of a
+            photograph that no line can hold.
         """
-        digest = hashlib.sha256()
-        count = 0
-        with files.replacing(self.path / PATHS) as new, open(new, "wb") as file:
-            for image in images:
-                if "\n" in image:
-                    raise InputError.at(
-                        repr(image), "has a line break in its name", hint="rename it"
-                    )
-                line = os.fsencode(image) + b"\n"
-                digest.update(line)
-                file.write(line)
-                count += 1
-            found = {"count": count, "digest": digest.hexdigest()}
-            started = self.info.get("images", found)
-            if started != found:
-                problem = f"has {count} photographs, others than the "
-                problem += f"{started['count']} that {self.path} was started with"
-                hint = f"{self.path / PATHS} names those"
-                raise InputError("images", count, problem=problem, hint=hint)
-        return found
+        found = {"count": len(photographs), "digest": photographs.digest}
+        paths = _lines(photographs)
+        if len(self.info) > 1:
+            self._check_record(made_by)
+            self._check_images(found, paths)
+        table = self.path / PATHS
+        if not table.exists() or table.read_bytes() != paths:
+            files.replace_file(table, paths)
+        if len(self.info) == 1:
+            self.write_info(**facts, made_by=made_by, images=found, rows=0)
 
-    def paths(self) -> "Paths":
-        """The lines of paths.txt."""
-        return Paths(self.path / PATHS)
+    def _check_record(self, made_by):
+        theirs = self.info.get("made_by")
+        if theirs is None:
+            problem = f"{self.path} was started by another version of this package"
+            hint = "give another folder"
+            raise InputError("folder", str(self.path), problem=problem, hint=hint)
+        for name, kind in (("made_by", dict), ("images", dict), ("rows", int)):
+            if not isinstance(self.info.get(name), kind):
+                raise _changed(self.path / INFO, "the file as it was written")
+        if found := differences(made_by, theirs):
+            name, value, _ = found[0]
+            problem = sentence(found, f"{self.path} was started with")
+            raise InputError(name, value, problem=problem, hint="give another folder")
 
-    def arrays(self, shapes: Mapping[str, Sequence[int]], dtype) -> "Arrays":
-        """The arrays of these shapes.
-
-        Raises InputError for a file of one that is finished, but not such an array.
-        """
-        return Arrays(self.path, shapes, dtype)
+    def _check_images(self, found, paths):
+        started = self.info["images"]
+        if started == found:
+            if not 0 <= self.info["rows"] <= found["count"]:
+                raise _changed(self.path / INFO, f"up to {found['count']} rows")
+            return
+        table = self.path / PATHS
+        problem = f"has {found['count']} photographs, others than the "
+        problem += f"{started.get('count')} that {self.path} was started with"
+        hint = f"{table} names those"
+        if table.exists() and table.read_bytes() == paths:
+            problem = "has photographs of which some have changed since "
+            problem += f"{self.path} was started"
+            hint = "give another folder"
+        raise InputError("images", found["count"], problem=problem, hint=hint)
 
 
 def check_folder(path: pathlib.Path):
@@ -124,167 +138,134 @@ def check_folder(path: pathlib.Path):
     files.check_own("folder", path, "features", ours)
 
 
-class Paths:
-    """The lines of a file of paths; only the places where they end are in memory."""
+def _changed(file, allowed, hint="give another folder"):
+    """The InputError for a file that is not as it was written."""
+    return InputError.at(file, "is damaged, or was changed", allowed, hint)
 
-    def __init__(self, path: pathlib.Path):
-        with open(path, "rb") as file:
-            self._ends = np.cumsum(np.fromiter(map(len, file), np.int64))
-            self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def __len__(self):
-        return len(self._ends)
-
-    def __getitem__(self, row):
-        start = self._ends[row - 1] if row else 0
-        return os.fsdecode(self._content[start : self._ends[row] - 1])
+def _lines(photographs):
+    """The content of paths.txt. Raises InputError for a name that no line can hold."""
+    lines = []
+    for index in range(len(photographs)):
+        path = photographs.name(index)
+        # Whoever reads lines may split at more than "\n": Python at U+2028, too.
+        if path.splitlines() != [path]:
+            hint = "rename it"
+            raise InputError.at(repr(path), "has a line break in its name", hint=hint)
+        lines.append(os.fsencode(path) + b"\n")
+    return b"".join(lines)
 
 
 class Arrays:
-    """The arrays of a folder, whose rows are appended, and the damaged rows."""
+    """The arrays of a folder, which are filled row by row, and the damaged rows.
 
-    def __init__(self, folder, shapes, dtype):
-        self._files = {k: ArrayFile(folder, k, v, dtype) for k, v in shapes.items()}
-        self._table = folder / DAMAGED
+    shapes: of the arrays, by name
+    rows: the number of first rows that are there, by info.json
+    damaged: COLUMNS of those among them that are damaged
+    Raises InputError for a file that is no such array, and RunError where there is no
+    room for one.
+    """
+
+    def __init__(
+        self, folder: FeatureFolder, shapes: Mapping[str, Sequence[int]], dtype: str
+    ):
         self.dtype = np.dtype(dtype)
+        self._folder = folder
+        self._names = [*shapes]
+        if not all(self._file(name).exists() for name in shapes):
+            folder.write_info(rows=0)  # those of a file that is lacking are made again
+        self.rows = folder.info["rows"]
+        self.damaged = [row for row in self._read_damaged() if row[0] < self.rows]
+        self._arrays = {name: self._opened(name, shapes[name]) for name in shapes}
+        self._counted = time.monotonic()
 
-    @property
-    def rows(self) -> int:
-        """The number of rows that all arrays have."""
-        return min([file.rows for file in self._files.values()])
+    def _part(self, name):
+        """The file of an array whose rows are not all there."""
+        return self._folder.path / f"{name}.npy{UNFINISHED}"
 
-    @property
-    def missing_bytes(self) -> int:
-        return sum([file.missing_bytes for file in self._files.values()])
+    def _file(self, name):
+        """The file of an array."""
+        part = self._part(name)
+        return part if part.exists() else part.with_suffix("")
 
-    def cut(self, rows: int):
-        """Leave only the first rows."""
-        kept = [line for line in self.damaged() if int(line[0]) < rows]
-        if kept:
-            files.replace_file(self._table, _text([COLUMNS, *kept]))
-        else:
-            self._table.unlink(missing_ok=True)
-        for file in self._files.values():
-            file.cut(rows)
+    def _opened(self, name, shape):
+        """The array in its file, which is made anew where no row is there."""
+        shape = tuple(shape)
+        if self.rows == 0:
+            return _made(self._part(name), shape, self.dtype)
+        file = self._file(name)
+        found = None
+        # "r+" would fill a file that is cut off with zeros; "r" raises ValueError.
+        with files.reading(file), contextlib.suppress(ValueError):
+            found = np.lib.format.open_memmap(file, "r")
+        if found is not None and (found.shape, found.dtype) == (shape, self.dtype):
+            if file.stat().st_size == found.offset + found.nbytes:
+                return np.lib.format.open_memmap(file, "r+")
+        sides = " x ".join(map(str, shape))
+        hint = "remove it, and run the same command again, which writes it anew"
+        raise _changed(file, f"a whole array of {sides} {self.dtype}", hint)
+
+    def _read_damaged(self):
+        table = self._folder.path / DAMAGED
+        if not table.exists():
+            return []
+        try:
+            with open(table, **ENCODED) as file:
+                _, *rows = csv.reader(file)
+            return [(int(row), path, reason) for row, path, reason in rows]
+        except ValueError as error:
+            raise _changed(table, f"rows of {', '.join(COLUMNS)}") from error
 
     def append(
         self, arrays: Mapping[str, np.ndarray], damaged: Iterable[tuple[int, str, str]]
     ):
-        """Append rows to all arrays; damaged: COLUMNS of those among them.
+        """Add the next rows to all arrays; damaged: COLUMNS of those among them."""
+        stop = self.rows + len(arrays[self._names[0]])
+        for name, array in self._arrays.items():
+            array[self.rows : stop] = arrays[name]
+        self.damaged += damaged
+        self.rows = stop
+        if time.monotonic() > self._counted + INTERVAL:
+            self.count()
 
-        Raises RunError where they cannot be written; the rows before stay.
-        """
-        damaged = list(damaged)
-        if damaged and not self._table.exists():
-            damaged.insert(0, COLUMNS)
-        if damaged:  # first: what is behind the last row is cut
-            _append(self._table, _text(damaged))
-        for name, file in self._files.items():
-            file.append(arrays[name])
-
-    def damaged(self) -> list[list[str]]:
-        """The rows of damaged.csv, as text; a last one that is cut off is left out."""
-        if not self._table.exists():
-            return []
-        with open(self._table, **ENCODED) as file:
-            rows = [*csv.reader(file)]
-        return [row for row in rows[1:] if len(row) == len(COLUMNS)]
+    def count(self):
+        """Write all rows to the disk, and then how many they are."""
+        for array in self._arrays.values():
+            array.flush()
+        table = self._folder.path / DAMAGED
+        if self.damaged:
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.damaged])
+            content = text.getvalue().encode(ENCODED["encoding"], ENCODED["errors"])
+            files.replace_file(table, content)
+        else:
+            table.unlink(missing_ok=True)
+        self._folder.write_info(rows=self.rows)
+        self._counted = time.monotonic()
 
     def finish(self):
         """Give all arrays their names."""
-        for file in self._files.values():
-            file.finish()
+        for name in self._names:
+            part = self._part(name)
+            if part.exists():
+                os.replace(part, part.with_suffix(""))
 
 
-class ArrayFile:
-    """One array, whose file grows row by row.
+def _made(file, shape, dtype):
+    """A new array in a file of its whole size.
 
-    Raises InputError where the finished file is another array, or is cut off.
+    The disk has room for it from now on: a memory map that finds none ends the process.
+    Raises RunError where it has none.
     """
-
-    def __init__(self, folder, name, shape, dtype):
-        self._whole = folder / f"{name}.npy"
-        self._part = folder / f"{name}.npy{UNFINISHED}"
-        self._count = shape[0]
-        self._dtype = np.dtype(dtype)
-        self._row_bytes = math.prod(shape[1:]) * self._dtype.itemsize
-        head = io.BytesIO()
-        facts = {"descr": np.lib.format.dtype_to_descr(self._dtype)}
-        facts |= {"fortran_order": False, "shape": tuple(shape)}
-        np.lib.format.write_array_header_1_0(head, facts)
-        self._head = head.getvalue()
-        if self._whole.exists():
-            self._check_whole(facts)
-
-    def _check_whole(self, facts):
-        """Raise InputError where the finished file is no whole array of these facts."""
-        with files.reading(self._whole), open(self._whole, "rb") as file:
-            try:
-                np.lib.format.read_magic(file)
-                found = np.lib.format.read_array_header_1_0(file)
-            except ValueError:  # no header, or one that is cut off
-                found = None
-            size = file.tell() + self._count * self._row_bytes
-            whole = os.fstat(file.fileno()).st_size == size
-        if found != (facts["shape"], False, self._dtype) or not whole:
-            shape = " x ".join(map(str, facts["shape"]))
-            raise InputError.at(
-                self._whole,
-                "is damaged, or was changed",
-                f"a whole array of {shape} {self._dtype}",
-                "remove it, and run the same command again, which writes it anew",
-            )
-
-    @property
-    def rows(self) -> int:
-        """The number of whole rows that are there."""
-        if self._whole.exists():
-            return self._count
-        if not self._part.exists():
-            return 0
-        size = self._part.stat().st_size - len(self._head)
-        return max(0, size // self._row_bytes)
-
-    @property
-    def missing_bytes(self) -> int:
-        return self._row_bytes * (self._count - self.rows)
-
-    def cut(self, rows: int):
-        """Leave only the first rows."""
-        if self._whole.exists():
-            return
-        if not self.rows:
-            files.replace_file(self._part, self._head)
-        os.truncate(self._part, len(self._head) + rows * self._row_bytes)
-
-    def append(self, values: np.ndarray):
-        if not self._whole.exists():
-            _append(self._part, values.tobytes())
-
-    def finish(self):
-        if not self._whole.exists():
-            with open(self._part, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._part, self._whole)
-
-
-ENCODED = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-
-
-def _text(rows):
-    """Rows of a table, as bytes."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(ENCODED["encoding"], ENCODED["errors"])
-
-
-def _append(path, content):
-    """Append bytes to a file. Raises RunError where the disk is full."""
     try:
-        with open(path, "ab") as file:
-            file.write(content)
+        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # which macOS lacks
+            with open(file, "r+b") as made:
+                os.posix_fallocate(made.fileno(), 0, file.stat().st_size)
     except OSError as error:
+        file.unlink(missing_ok=True)
         raise RunError(
-            f"{path} cannot be written ({error.strerror}); fix this, and run the same "
-            "command again, which goes on from there"
+            f"{file} cannot be written ({error.strerror}); fix this, and run the same "
+            "command again"
         ) from error
+    return array

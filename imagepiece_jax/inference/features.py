@@ -32,12 +32,11 @@ from imagepiece_jax.errors import (
     one_of,
     short_traceback,
 )
-from imagepiece_jax.inference.token_list import check_outputs, token_list
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.state import DROPPED
+from imagepiece_jax.reduction.state import DROPPED, Masking
 
 # What a dropped patch gets: see `features`.
 FILLS = ("nearest", "last", "zero", "class")
@@ -61,11 +60,6 @@ class Features(NamedTuple):
     prefix: jax.Array
     dropped: jax.Array
     layers: tuple[Layer, ...]  # the requested blocks, in the order of the request
-    # these four are as in a TokenList; None unless requested
-    tokens: jax.Array | None = None
-    size: jax.Array | None = None
-    source: jax.Array | None = None
-    coordinates: jax.Array | None = None
 
 
 @short_traceback
@@ -77,7 +71,6 @@ def features(
     norm: bool = True,
     reshape: bool = True,
     fill: str = "nearest",
-    tokens: int | None = None,
 ) -> Features:
     """Features of images from a model with any reduction or none.
 
@@ -94,20 +87,18 @@ def features(
     fill: the feature of a dropped patch: "nearest" (that of the most similar token that
         was kept), "last" (its own one when it was dropped), "zero", or "class" (that of
         the class token)
-    tokens: exact number of image tokens that the reduction leaves, which are returned,
-        too; None: as many as the reduction leaves, which are not returned
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     check_pretrained(vit)
     options = {"layers": layers, "norm": norm, "reshape": reshape}
-    options |= {"fill": fill, "tokens": tokens}
+    options["fill"] = fill
     files = pictures.of_folder(images)
     if files is not images:
         return _of_folder(vit, files, options)
     if _are_many_files(files):
         return _in_batches(vit, files, options)
-    model = vit.model_with_tokens(tokens)
+    model = vit.model
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
     check_norm(norm, blocks)
@@ -118,16 +109,13 @@ def features(
     check_images(images, size, pixels=True)
     # At the line that calls `features`, behind short_traceback.
     warn_of_range(images, model.mean, model.std, stacklevel=3)
-    listed = tokens is not None
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
         variables = vit.on_device(beside=images)
     try:
         with working("compiling the features"):  # later calls only start the program
-            return _extract(
-                variables, images, model, blocks, norm, reshape, fill, listed
-            )
+            return _extract(variables, images, model, blocks, norm, reshape, fill)
     except errors.FlaxError:
         check_variables(model, vit.variables, size)
         raise
@@ -207,18 +195,17 @@ def _of_folder(vit, files, options):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "blocks", "norm", "reshape", "fill", "listed"),
+    static_argnames=("model", "blocks", "norm", "reshape", "fill"),
 )
-def _extract(variables, images, model, blocks, norm, reshape, fill, listed):
-    run = forward(model, blocks, norm, reshape, fill, listed)
+def _extract(variables, images, model, blocks, norm, reshape, fill):
+    run = forward(model, blocks, norm, reshape, fill)
     return run(variables, images)
 
 
-def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False):
+def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
     """A function (variables, images) -> Features; arguments are those of `features`.
 
     blocks: indices of blocks from 0
-    listed: whether the Features have the fields of a TokenList
     """
 
     def extract(variables, images):
@@ -243,11 +230,7 @@ def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False
         final = layer(model.depth - 1, last_norm)
         norm_of_layers = last_norm if norm else None
         layers = tuple(layer(block, norm_of_layers) for block in blocks)
-        result = Features(outputs.pooled, *final, layers)
-        if not listed:
-            return result
-        tokens = token_list(outputs, grid, last_norm)
-        return result._replace(**tokens._asdict())
+        return Features(outputs.pooled, *final, layers)
 
     return extract
 
@@ -323,6 +306,23 @@ def _spread(learned, matrix):
         learned.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
+
+
+def check_outputs(outputs, grid):
+    """InputError for another grid, and for outputs of masked training."""
+    state = outputs.state
+    results = outputs.results
+    masks = [result for result in results if isinstance(result, Masking)]
+    if state.mask is not None or masks:
+        problem = "are those of masked training, where no token is gone"
+        allowed = "those of a model made without masked=True"
+        raise InputError("outputs", None, allowed, problem=problem)
+    patches = state.x.shape[1] - state.num_prefix
+    if outputs.taps:  # of the first step, which saw all patches
+        patches = outputs.taps[0].x.shape[1]
+    if grid[0] * grid[1] != patches:
+        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
+        raise InputError("grid", grid, f"grids of {patches}", problem=problem)
 
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import re
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,9 +13,9 @@ import numpy as np
 from imagepiece_jax.common import nodes
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import jax_export, optimize
-from imagepiece_jax.inference.jax_export import IMAGES
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.onnx_graph import Graph, Value
+from imagepiece_jax.inference.program_facts import IMAGES, exported_images
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
@@ -27,16 +28,15 @@ IR_VERSION = 10  # version of ONNX's file format that came with this opset
 LARGEST = 2**31 - 1  # the most bytes of a file in protobuf, ONNX's format
 ENTRY = 64  # more bytes than a node or a tensor takes besides its own
 SMALL = 1024  # tensors of fewer bytes stay in the graph, where runtimes read shapes
-PAGE = 4096  # tensors start at multiples of it, so that runtimes can map them
 DIGITS = 16  # digits of the digest in a file's name
 
 
 def check_has_graph(vit: Pretrained, model: ViT):
     """Raise InputError for a model of `vit` that draws random numbers."""
-    if jax_export.draws(model):
-        problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
-        allowed = "the other methods, or a program for JAX"
-        raise InputError("reduction", vit.label, allowed, problem=problem)
+    for layer in model.plan:
+        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+            problem = f"is {vit.label}, which draws random numbers: it has no graph"
+            raise InputError("reduction", vit.label, "other methods", problem=problem)
 
 
 def onnx_model(
@@ -44,20 +44,21 @@ def onnx_model(
     *,
     batch_size: int | None = None,
     pixels: bool = False,
-    **outputs: Any,
+    output: str = "logits",
 ) -> "ModelProto":
     """The ONNX graph of a model, from images [batch, H, W, 3] to logits, both float32.
 
     The graph is of opset `OPSET` and has no Scatter, Loop, If or NonZero. All shapes
     but the batch are fixed. Weights are float32.
 
-    batch_size, pixels, outputs: as `jax_export.serialized` takes them; integers of
-        outputs are int64
+    batch_size: number of images in a call; None: any
+    pixels: whether images are uint8, which the program normalizes; else float32
+    output: as `ProgramOutputs` takes it; integers of outputs are int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    wanted = ProgramOutputs(vit, **outputs)
+    wanted = ProgramOutputs(vit, output)
     check_has_graph(vit, wanted.model)
-    images = jax_export.exported_images(vit, batch_size, pixels, wanted.tokens)
+    images = exported_images(vit, batch_size, pixels)
     fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype="float32")
     with nodes.marked():
         traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
@@ -97,6 +98,8 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
     Returns the path of the weights file, or None.
     Raises RunError where they cannot be written.
     """
+    import onnx
+
     path = pathlib.Path(path)
     if _size(model) <= LARGEST:
         replace_file(path, model.SerializeToString())
@@ -106,10 +109,16 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
     for tensor in tensors:
         digest.update(tensor.raw_data)
     data = path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
-    with replacing(data) as new, open(new, "wb") as file:
-        for tensor in tensors:
-            _move(tensor, file, data.name)
-    replace_file(path, model.SerializeToString())
+    with (
+        replacing(path) as graph,
+        replacing(data) as weights,  # which ends first
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        file = pathlib.Path(folder, path.name)
+        options = {"location": data.name, "size_threshold": SMALL}
+        onnx.save_model(model, file, save_as_external_data=True, **options)
+        file.replace(graph)
+        file.with_name(data.name).replace(weights)
     return data
 
 
@@ -135,13 +144,3 @@ def _size(model):
     for tensor in model.graph.initializer:
         total += len(tensor.raw_data) + len(tensor.name) + ENTRY
     return total
-
-
-def _move(tensor, file, location):
-    """Move a tensor's bytes to the end of a file, whose name will be `location`."""
-    from onnx.external_data_helper import set_external_data
-
-    file.write(bytes(-file.tell() % PAGE))
-    set_external_data(tensor, location, file.tell(), length=len(tensor.raw_data))
-    file.write(tensor.raw_data)
-    tensor.ClearField("raw_data")

@@ -35,19 +35,17 @@ from jax.sharding import SingleDeviceSharding
 from imagepiece_jax.common import fields, xla_options
 from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.common.files import make_folder
-from imagepiece_jax.common.image_size import patch_grid, sides, size_text
+from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.token_list import TokenList, token_list
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, SIZES, resolve_backend
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.models.vit import final_norm
 from imagepiece_jax.reduction import ops
 
 # Parts that compute in float32 whatever the dtype, so that casting would lose digits.
@@ -65,7 +63,7 @@ _pad = jax.jit(jnp.pad, static_argnums=1)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
-    """A compiled model: `program(images)` returns logits, or a TokenList."""
+    """A compiled model: `program(images)` returns logits."""
 
     model: nn.Module  # the model that was compiled, with a folded stem
     variables: Mapping  # its variables on the device
@@ -89,13 +87,13 @@ class Program:
         return self.compiled.memory_analysis()
 
     @short_traceback
-    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array | TokenList:
-        """Logits of images, or the TokenList of `optimize(tokens=..)`.
+    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """Logits of images.
 
         images: [b, H, W, 3] normalized floats, or uint8, which is normalized first; a
             program with `pixels` takes only uint8. Fewer images than batch_size are
             padded, and take as long as a full batch
-        Returns [b, num_classes] float32, or a TokenList.
+        Returns [b, num_classes] float32.
         Raises InputError for other shapes and types.
         """
         self._check(images)
@@ -256,29 +254,24 @@ class CompileOptions(CheckedFields):
 def optimize(
     vit: Pretrained,
     batch_size: int | None = None,
-    *,
-    tokens: int | None = None,
     **options: Any,
 ) -> Program:
     """Compile a trained model for one device and images of the model's size.
 
     batch_size: number of images in a call, which is required
-    tokens: number of image tokens that the program returns as a `TokenList`, in place
-        of logits; see `Pretrained.model_with_tokens`
     options: the other fields of `CompileOptions`: dtype, gelu, attention, sizes,
         size_images, reductions, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
     check_pretrained(vit)
-    others = ["tokens", "batch_size"]
-    options = CompileOptions.from_options(options, others, batch_size=batch_size)
-    return compiler(vit, options, tokens)(options.batch_size)
+    options = CompileOptions.from_options(
+        options, ["batch_size"], batch_size=batch_size
+    )
+    return compiler(vit, options)(options.batch_size)
 
 
-def compiler(
-    vit: Pretrained, requested: CompileOptions, tokens: int | None = None
-) -> Callable[[int], Program]:
+def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Program]:
     """A function that compiles a Program for a batch size.
 
     All its Programs share the weights, which are copied to the device once.
@@ -287,7 +280,7 @@ def compiler(
     Raises InputError for options that do not fit the model or the device.
     """
     size = sides(vit.image_size)
-    model = vit.model_with_tokens(tokens)
+    model = vit.model
     variables = vit.variables
     check_variables(model, variables, size)
     vit.warn_of_untrained()
@@ -317,9 +310,7 @@ def compiler(
         )
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
-    dead_gmacs = 0.0
-    if tokens is None:
-        dead_gmacs = dead_macs(model) / 1e9
+    dead_gmacs = dead_macs(model) / 1e9
     reductions = requested.reductions or default_reductions(model, device)
     input_dtype = "uint8" if requested.pixels else dtype
 
@@ -333,7 +324,7 @@ def compiler(
         count = "1 image" if batch_size == 1 else f"{batch_size} images"
         work = working(f"compiling the model for {count} at a time")
         with _cached_in(requested.cache_dir), work:
-            program = forward(model, tokens is not None, reductions)
+            program = forward(model, reductions)
             program = jax.jit(program)
             lowered = program.lower(weights, images)
             executable = lowered.compile(compiler_options=options)
@@ -459,26 +450,21 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
     return fast, {"params": params}
 
 
-def forward(model, listed=False, reductions="exact"):
+def forward(model, reductions="exact"):
     """A function (variables, images) -> logits, which normalizes uint8 images.
 
     The last block computes only the tokens that the head reads (`ViT.head_only`).
 
-    listed: whether it returns a `TokenList` in place of logits
     reductions: as `CompileOptions` has it
     """
-    model = model.clone(head_only=not listed)
+    model = model.clone(head_only=True)
 
-    def logits_or_tokens(variables, images):
+    def logits(variables, images):
         images = as_normalized(images, model.mean, model.std)
         with ops.fast(reductions == "fast"):
-            outputs = model.apply(variables, images)
-        if not listed:
-            return outputs.logits
-        grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
-        return token_list(outputs, grid, final_norm(model, variables))
+            return model.apply(variables, images).logits
 
-    return logits_or_tokens
+    return logits
 
 
 def _check_options(options, device):

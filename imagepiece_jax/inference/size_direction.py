@@ -42,6 +42,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, RunError, renamed
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 
@@ -137,8 +138,7 @@ def _pixels(vit, images):
 
 def _digest(dense, pixels):
     """16 letters that differ where, for the same weights, directions do."""
-    of_model = (dense.num_heads, dense.arch, dense.mean, dense.std)
-    facts = f"{of_model} {pixels.dtype} {pixels.shape}"
+    facts = f"{as_json(dense)} {pixels.dtype} {pixels.shape}"
     return digest([pixels, np.frombuffer(facts.encode(), np.uint8)])[:16]
 
 

@@ -40,8 +40,7 @@ class BlockReduction:
         counts = self.layer.counts
         taps = self._taps(state, scores, train)
         with inside(place=contract.place_of(self.reducer, self.block)):
-            readable = contract.Declared(taps, self.reducer.needs)
-            result = self.reducer(readable, counts, train)
+            result = self.reducer(taps, counts, train)
             contract.check_form(result, counts)
             state = moves.apply(state, result)
         return state, (result, taps)

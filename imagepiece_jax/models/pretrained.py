@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import device_copies, parallel
-from imagepiece_jax.common.fields import is_integer, plain
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
@@ -27,9 +25,8 @@ from imagepiece_jax.models import (
     timm_tensors,
 )
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.cost import model_macs, share_of_dense
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL, probabilities
-from imagepiece_jax.models.projector import Projector, TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -37,7 +34,6 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import (
-    check_variables,
     digest,
     variable_shapes,
 )
@@ -73,11 +69,11 @@ class WeightsSource:
     chosen_tag: str | None = None
     normalized: bool = True  # whether weights or caller say mean and std
     class_names: Sequence[str | None] | None = None  # by label
+    license: str | None = None  # by timm's config.json, as others are not read
     problem_type: str = SINGLE_LABEL  # what the logits mean
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # what `recover` learned for reduced forms, without numbers, which files have
     recovery: Recovery | None = None
-    tower: TowerReading | None = None  # how a language model reads its vision tower
     saved: bool = False  # whether `save` of this package wrote the folder
     run: Mapping[str, Any] | None = None  # a run's config
     seed: int = 0  # of the training
@@ -139,8 +135,6 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # position embeddings and their size before they were resized; None: they were not
     trained_positions: resize_positions.Trained | None = None
-    # from a vision tower's tokens to the language model it was read from
-    projector: Projector | None = None
     # what `recover` learned for reduced forms, which take its numbers in place of the
     # dense model's; None where nothing was, and where the variables have been replaced
     recovery: Recovery | None = None
@@ -158,13 +152,6 @@ class Pretrained:
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
         one_of("problem_type", self.problem_type, PROBLEMS)
-        projector = self.projector
-        if not isinstance(projector, Projector | None):
-            raise InputError("projector", projector, "a Projector, and None")
-        if projector and projector.width != model.embed_dim:
-            allowed = f"the model's, {model.embed_dim}"
-            problem = f"takes tokens of a width of {projector.width}"
-            raise InputError("projector", projector.width, allowed, problem=problem)
         images = self.preprocessing
         if images is None:
             crop = registry.published_crop(self.name)
@@ -270,7 +257,7 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredCost | None:
-        """The cost whose numbers it has, its own or the nearest; None: the dense ones.
+        """The cost whose numbers it has; None: those of the dense model.
 
         None, too, where nothing was better than these.
         """
@@ -281,18 +268,10 @@ class Pretrained:
         return self._recovered(self.model_with(reduction))
 
     def _recovered(self, model):
-        cost = self._cost_of(model, self.image_size)
-        if cost is None or not cost.differs:
-            return None
-        return cost
-
-    def _cost_of(self, model, image_size):
-        """The cost of `recovery` whose numbers a model takes; None: the dense ones."""
         if self.recovery is None:
             return None
-        grid = patch_grid(image_size, model.patch_size, cut=True)
-        share = share_of_dense(model, grid)
-        return self.recovery.nearest(model, image_size, share)
+        cost = self.recovery.of(model, self.image_size)
+        return cost if cost and cost.numbers else None
 
     @property
     def dense_variables(self) -> Mapping[str, Any]:
@@ -313,10 +292,10 @@ class Pretrained:
         recovery = self.recovery
         if recovery is None:
             return params
-        cost = self._cost_of(model, image_size)
+        cost = recovery.of(model, image_size)
         numbers = dict(recovery.dense)
         if cost is not None:
-            numbers |= cost.numbers or {}
+            numbers |= cost.numbers
         params = with_numbers(params, numbers)
         if "pos_embed" in numbers:
             learned_size = recovery.costs[0].image_size
@@ -328,16 +307,16 @@ class Pretrained:
         dense = self.dense_variables
         return dataclasses.replace(self, variables=dense, recovery=recovery)
 
-    def say_recovered(self):
-        """Print the form whose recovered numbers it has where its own form has none.
+    def say_dense_numbers(self):
+        """Print that nothing was recovered for a reduced form, where it was for others.
 
-        Of records of earlier versions `load` warns.
+        Numbers belong to the form that learned them.
         """
-        cost = self.recovered
-        if cost is None or cost.fits(self.model, self.image_size):
+        is_reduced = any(layer.counts for layer in self.model.plan)
+        if self.recovery is None or not is_reduced or not parallel.is_main():
             return
-        if self.recovery.keeps_dense and parallel.is_main():
-            text = f"{self.label}: by the numbers of {cost.form}, the nearest"
+        if self.recovery.of(self.model, self.image_size) is None:
+            text = f"{self.label}: not recovered, so it has the dense model's numbers"
             print(text, file=sys.stderr, flush=True)
 
     @functools.cached_property
@@ -441,27 +420,6 @@ class Pretrained:
             return trained, size
         return params, self.image_size
 
-    @short_traceback
-    def first_blocks(self, depth: int) -> "Pretrained":
-        """The model of the first blocks, with the norm and the head behind the last.
-
-        depth: how many, from 1
-        Raises InputError for more than there are, and where the reduction does not fit.
-        """
-        depth = plain(depth)
-        self._check_reduction("depth", depth)
-        blocks = self.model.depth
-        if not is_integer(depth) or not 1 <= depth <= blocks:
-            raise InputError("depth", depth, f"whole numbers from 1 to {blocks}")
-        shallow = self.model.clone(plan=self.model.plan[:depth])
-        remedy = "take the blocks first: with_reduction(None).first_blocks(..)"
-        model = self._planned_again(shallow, self._grid, remedy)
-        params = {}
-        for name, values in self.variables["params"].items():
-            if not _is_behind(name, depth):
-                params[name] = values
-        return self._with_model(model, params)
-
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model in `dtype`, without drop path.
 
@@ -510,17 +468,11 @@ class Pretrained:
         if source is None:
             return []
         lines = []
-        trained = source.reduction
-        how = "trained with"
-        if self.recovery:
-            cost = self.recovered
-            trained = cost and cost.reduction
-            how = "recovered for"
-        if trained is not None:
-            before = self.model_with(trained).reduction
+        if source.reduction is not None and not self.recovery:
+            before = self.model_with(source.reduction).reduction
             if before != self.reduction:
                 ours = self.reduction.words
-                lines.append(f"reduction {ours} ({how} {before.words})")
+                lines.append(f"reduction {ours} (trained with {before.words})")
         trained_size = source.spec.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
@@ -536,8 +488,12 @@ class Pretrained:
 
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
+        reduction = self.reduction
+        if grid != self._grid:
+            # Its counts are of another cost there than the one that was asked for.
+            reduction = dataclasses.replace(reduction, label="")
         try:
-            return reduction_plan.with_plan(model, self.reduction, grid, self.name)
+            return reduction_plan.with_plan(model, reduction, grid, self.name)
         except InputError as error:
             raise error.with_facts(hint=remedy) from error
 
@@ -580,8 +536,7 @@ class Pretrained:
         )
         spec = self.spec
         if spec is not None:
-            size = {"image_size": images.image_size, "depth": model.depth}
-            spec = dataclasses.replace(spec, **size)
+            spec = dataclasses.replace(spec, image_size=images.image_size)
         vit = dataclasses.replace(
             self,
             model=model,
@@ -591,52 +546,13 @@ class Pretrained:
             selectors=learned,
             **changes,
         )
-        vit.say_recovered()
+        vit.say_dense_numbers()
         return vit
-
-    def model_with_tokens(self, tokens: int | None) -> ViT:
-        """The model, for the same parameters, whose last block leaves `tokens` tokens.
-
-        The strength of the reduction is the least that leaves at most `tokens`. Where
-        it leaves fewer, counts below `tokens` are raised to it.
-
-        tokens: from 1 to the number of patches of an image; None: the model as it is
-        Raises InputError for a number that the reduction cannot leave.
-        """
-        if tokens is None:
-            return self.model
-        tokens = plain(tokens)
-        self._check_reduction("tokens", tokens)
-        # Other values than integers are refused, but not by the cached function, for
-        # which True is 1, and a list has no hash.
-        end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
-        model = end(self.model, self.reduction, self._grid, self.name, tokens)
-        if model.has_selectors:
-            try:
-                check_variables(model, self.variables, self.image_size)
-            except InputError as error:
-                check_variables(self.model, self.variables, self.image_size)
-                name = self.reduction.name
-                allowed = f"{self.model.image_tokens}"
-                problem = f"is {tokens}, but {name!r} has learned weights of another"
-                raise InputError("tokens", tokens, allowed, problem=problem) from error
-        return model
 
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
     return {part: digest(variables["params"][part]) for part in parts}
-
-
-@functools.lru_cache(maxsize=32)
-def _ending_at(model, reduction, grid, name, tokens):
-    return reduction_plan.with_tokens(model, reduction, grid, name, tokens)
-
-
-def _is_behind(name, depth):
-    """Whether a part of the parameters belongs to a block behind the first ones."""
-    number = re.fullmatch(r"blocks_(\d+)", name)
-    return number is not None and int(number[1]) >= depth
 
 
 def check_pretrained(vit: Any):

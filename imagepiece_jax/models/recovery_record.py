@@ -16,17 +16,6 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
-# How far the cost of a form may be from that of its numbers, as a share of the dense
-# model's MACs, .02 included that a cost may miss by. Numbers make up for a loss that a
-# milder form does not have. KL of DeiT-Ti, off the shelf -> with the numbers of a cost
-# (60 steps of 16 images), on 200 other photographs:
-#
-#     learned at   .7            .6            .5            .4            .3
-#     .6           .024 -> .033  .062 -> .054  .163 -> .109  .312 -> .284  1.19 -> .99
-#     .4           .024 -> .094  .062 -> .109  .163 -> .167  .312 -> .204  1.19 -> .65
-#     .3           .024 -> .188  .062 -> .200  .163 -> .215  .312 -> .236  1.19 -> .52
-MILDER = 0.07
-HARSHER = 0.22
 NOTHING_LOWER = "no measure was lower: try fewer reductions, or more images"
 Numbers = Mapping[str, np.ndarray]  # parameters by their paths: blocks_0/norm1/scale
 
@@ -57,15 +46,15 @@ class RecoveredCost:
     curve: tuple[tuple[int, float], ...]
     stopped: bool  # by Ctrl-C, before the last step
     changed: bool  # False: no measure was lower than the start
-    # The fields below are None in a record of an earlier version.
     rate: float | None = None  # that was chosen, as a share of a parameter's size
     image_size: int | tuple[int, int] | None = None
     depth: int | None = None  # number of blocks
     weights: str | None = None  # of the dense model, by their `Source.name`
     share: float | None = None  # of the dense model's MACs
-    # of the form at this cost, in place of the dense model's, {} where nothing was
-    # better; None where the dense model's are them, as in folders of earlier versions
-    numbers: Numbers | None = dataclasses.field(default=None, compare=False, repr=False)
+    # of the form at this cost, in place of the dense model's; {}: nothing was better
+    numbers: Numbers = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self):
         # JSON, which has no tuples, gives lists back.
@@ -80,11 +69,6 @@ class RecoveredCost:
         fields = {**vars(self), "reduction": self.reduction.fields}
         del fields["numbers"]
         return fields
-
-    @property
-    def differs(self) -> bool:
-        """Whether the form has other numbers than the dense model as it was."""
-        return self.numbers is None or bool(self.numbers)
 
     @property
     def form(self) -> str:
@@ -128,38 +112,25 @@ class Recovery:
 
     costs: tuple[RecoveredCost, ...]  # that were learned
     dense: Numbers = dataclasses.field(default_factory=dict)
-
-    @property
-    def keeps_dense(self) -> bool:
-        """Whether the dense model has its own numbers, and each cost others.
-
-        In records of earlier versions all have the same.
-        """
-        return all(cost.numbers is not None for cost in self.costs)
+    # digest of the file of the dense model that it was saved beside
+    saved_beside: str | None = None
 
     def __str__(self):
         return "\n".join(map(str, self.costs))
 
-    def nearest(self, model, image_size, share: float) -> RecoveredCost | None:
-        """The cost whose numbers a model takes: its own, or else the nearest by MACs.
-
-        None: those of the dense model, whose cost is as near, or as no other is near.
-
-        share: the model's MACs as a share of the dense model's
-        """
+    def of(self, model, image_size) -> RecoveredCost | None:
+        """The cost that was learned for a model of this reduction, size and depth."""
         for cost in self.costs:
             if cost.fits(model, image_size):
                 return cost
-        if not self.keeps_dense:
-            return self.costs[0]
-        near = [cost for cost in self.costs if _serves(cost.share, share)]
-        return min(near, key=lambda cost: abs(cost.share - share), default=None)
+        return None
 
     def describes(self, params: Mapping[str, Any]) -> bool:
         """Whether parameters have its numbers, and nobody's that trained them since."""
         leaves = traverse_util.flatten_dict(params, sep="/")
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
             return True
+        # No parameters lack the numbers of a cost at which nothing was better.
         learned = [cost.numbers for cost in self.costs if cost.numbers]
         return any(_have(leaves, numbers) for numbers in (self.dense, *learned))
 
@@ -168,7 +139,7 @@ class Recovery:
 
         One stays, too, where nothing was better than the dense model this time.
         """
-        if other is None or not other.keeps_dense:
+        if other is None:
             return self
         earlier = {cost.form: cost for cost in other.costs}
         costs = []
@@ -179,13 +150,6 @@ class Recovery:
             costs.append(cost)
         costs += earlier.values()
         return Recovery(tuple(costs), {**other.dense, **self.dense})
-
-
-def _serves(learned: float | None, share: float) -> bool:
-    """Whether numbers of one share of the MACs are taken at another."""
-    if learned is None or abs(share - learned) >= 1 - share:
-        return False
-    return -HARSHER < share - learned < MILDER
 
 
 def _have(leaves, numbers):

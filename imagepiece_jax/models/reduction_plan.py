@@ -7,7 +7,6 @@ import math
 import sys
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.registry import fields_of
@@ -72,41 +71,13 @@ def at_cost(
     return settled
 
 
-def with_tokens(
-    model: ViT,
-    reduction: Reduction,
-    grid: tuple[int, int],
-    name: str | None,
-    tokens: int,
-) -> ViT:
-    """A ViT as of `with_plan`, whose last block leaves exactly `tokens` image tokens.
-
-    The counts are those of the method's weakest schedule that leaves at most `tokens`;
-    where it leaves fewer, counts below `tokens` are raised to it.
-
-    Raises InputError for a number that the reduction cannot leave.
-    """
-    facts = model.facts_for_methods(grid, name)
-    with inside("reduction"):
-        method = reduction.with_recommended(facts).method.for_model(facts)
-    method = _ending_at(tokens, method, model, grid)
-    with inside(place=f"tokens={tokens}"):
-        return with_plan(model, Reduction(method, reduction.prop_attn), grid, name)
-
-
 def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
-    """(what `at_cost` makes of a reduction, its Method with what the model decides).
-
-    What asked for one without a cost stays where it asks for the same one of the model:
-    fields, or the size of images, may have changed since.
-    """
+    """(what `at_cost` makes of a reduction, its Method with what the model decides)."""
     facts = model.facts_for_methods(grid, name)
     recommended = reduction.with_recommended(facts)
     with inside("reduction"):
         method = recommended.method.for_model(facts)
     if method.macs is None:
-        if reduction.label and not _keeps_label(reduction, model, grid, name):
-            reduction = dataclasses.replace(reduction, label="")
         return reduction, method
     try:
         strength = _strength(method, model.clone(parent=None), grid, tolerance)
@@ -121,14 +92,6 @@ def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
         found = dataclasses.replace(method, score=recommended.method.score)
     words = Reduction(recommended.method).words
     return Reduction(found, reduction.prop_attn, words.replace(", ", ",")), method
-
-
-def _keeps_label(reduction: Reduction, model: ViT, grid, name):
-    """Whether what asked for a reduction makes the same one of this model."""
-    try:
-        return at_cost(reduction.requested, model, grid, name) == reduction
-    except InputError:
-        return False
 
 
 def print_reduction(
@@ -197,35 +160,6 @@ def _strength(method, model, grid, tolerance):
     if macs == min(share for _, share, _ in tried):
         limit = f"{macs:.3f}, the lowest, to 1"
     method.refuse("macs", limit, problem)
-
-
-def _ending_at(tokens, method, model, grid):
-    """A Method with counts, for `with_tokens`."""
-    depth = model.depth
-    patches = math.prod(grid)
-    if not is_integer(tokens) or not 1 <= tokens <= patches:
-        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
-        raise InputError("tokens", tokens, allowed)
-    tokens = int(tokens)  # a NumPy integer would be taken for an array
-
-    def counts_of(found):
-        return [layer.mlp_tokens for layer in found.plan(depth, patches)]
-
-    def counts_at(strength):
-        return counts_of(method.at_strength(strength, depth, patches))
-
-    if counts_at(0.0)[-1] < patches:  # a field fixes the last count at any strength
-        own = counts_of(dataclasses.replace(method, macs=None))
-        counts = [count if count > own[-1] else tokens for count in own]
-    else:
-        strength, _ = _weakest_strength(lambda trial: counts_at(trial)[-1] <= tokens)
-        counts = [max(tokens, count) for count in counts_at(strength)]
-    fewest = counts[-1]
-    if fewest != tokens:
-        allowed = f"{fewest}, the fewest that this reduction leaves, to {patches}"
-        raise InputError("tokens", tokens, allowed)
-    free = dataclasses.replace(method, macs=None, counts=None)
-    return free.within_reach(counts, depth, patches)
 
 
 def _weakest_strength(is_enough):

@@ -3,7 +3,6 @@
 Our own are MODELS, and timm's are written by tools/public_models.py.
 """
 
-import difflib
 import functools
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import MEAN, STD
 
@@ -31,7 +30,6 @@ PUBLISHED = {
     "deit_b": "deit_base_patch16_224",
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
-OTHERS = TABLE.with_name("other_models.json")
 # {name of an authors' own file, without ending: timm's name of the model}, by the
 # addresses in timm 1.0.31
 ORIGINALS = {
@@ -49,7 +47,7 @@ ORIGINALS = {
     r"mae_pretrain_vit_(base|large)": r"vit_\1_patch16_224.mae",
     r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
 }
-SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
+NAMES = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 
 
 def fields_of(name):
@@ -60,7 +58,7 @@ def fields_of(name):
     if isinstance(name, str):
         fields = MODELS.get(name) or public_fields(name)
     if fields is None:
-        raise InputError("name", name, hint=instead_of(str(name)))
+        raise InputError("name", name, hint=NAMES)
     return fields
 
 
@@ -69,27 +67,6 @@ def is_known(name) -> bool:
     if not isinstance(name, str):
         return False
     return name in MODELS or public_fields(name) is not None
-
-
-def instead_of(name: str) -> str:
-    """A hint for an unknown name: a similar model, or the list of models.
-
-    The right name of another model of timm is no mistake for one of these.
-    """
-    base, _, _ = name.lower().partition(".")
-    others = other_models()
-    family = _words(name)[0]
-    listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
-    if part := others.get(base):
-        return f"timm makes it with {part}, which no model here has; {listed}"
-    if family in others:
-        return listed
-    if meant := _similar(name):
-        return f"did you mean {meant}?"
-    names = [*MODELS, *public_models(), *public_weights()]
-    families = {_words(each)[0] for each in names}
-    near = difflib.get_close_matches(family, families, 1, cutoff=0.75)
-    return suggestion(name, names, listed) if near else listed
 
 
 def public_fields(name: str) -> dict[str, Any] | None:
@@ -154,23 +131,6 @@ def public_models() -> dict[str, dict[str, Any]]:
     return json.loads(TABLE.read_text("utf-8"))
 
 
-@functools.cache
-def other_models() -> dict[str, str | None]:
-    """timm's models that are not here: {name: a part that is missing}.
-
-    {first word: None} stands for all models of a family.
-    """
-    return json.loads(OTHERS.read_text("utf-8"))
-
-
-def public_weights() -> list[str]:
-    """The names of all public weights."""
-    names = []
-    for model, row in public_models().items():
-        names += [f"{model}.{tag}" for tag in row["weights"]]
-    return names
-
-
 def published_crop(name: str | None) -> dict[str, Any]:
     """crop, crop_mode and interpolation of weights by name; {} for other names.
 
@@ -223,15 +183,3 @@ def timm_name(file: str) -> str:
         if match := re.fullmatch(pattern, file):
             return match.expand(name)
     return file
-
-
-def _similar(name: str) -> str | None:
-    """The shortest name of a model with all words of `name`, short sizes too."""
-    words = [SHORT_SIZES.get(word, word) for word in _words(name)]
-    fitting = [known for known in public_models() if {*words} <= {*known.split("_")}]
-    same_start = [known for known in fitting if known.startswith(words[0])]
-    return min(same_start or fitting, key=len, default=None)
-
-
-def _words(name):
-    return re.split("[-_./]", name.lower())

@@ -22,7 +22,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import GONE, InputError, check_names, inside, short_traceback
+from imagepiece_jax.errors import InputError, check_names, inside, short_traceback
 from imagepiece_jax.models import reduction_plan
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -123,11 +123,11 @@ class ModelSpec(CheckedFields):
 
     @classmethod
     def of_run(cls, config: Mapping[str, Any]) -> "ModelSpec":
-        """The model in the config of a run, which may name fields that there were.
+        """The model in the config of a run.
 
         Raises InputError for a field that is not allowed, by its path in the config.
         """
-        fields = {k: as_tuple(v) for k, v in config["model"].items() if k not in GONE}
+        fields = {k: as_tuple(v) for k, v in config["model"].items()}
         with inside("model"):
             spec = cls.from_fields(fields)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}

@@ -1,12 +1,11 @@
 """The contract of methods and reducers, checked: every token has a place.
 
 A reduction that breaks it raises nothing by itself: it merges other tokens than it
-reports. Classes of methods (`check_method`) and their steps (`check_steps`), what steps
-ask for (`check_plan`), read (`Declared`) and return (`check_form`) is checked wherever
-a model is made or traced; values (`check`) only where a program has run.
+reports. Steps (`check_steps`), what they ask for (`check_plan`) and return
+(`check_form`) is checked wherever a model is made or traced; values (`check`) only
+where a program has run.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -15,43 +14,18 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError, inside, suggestion
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.reduction.layer_plan import SITES, Step
-from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
+from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
-from imagepiece_jax.reduction.token_counts import Rule
 
 # Taps that are there where a reducer's `needs` names them.
 ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rng")
 COMPARED = (*METRICS, "input")  # what the tap "metric" may be
-FROZEN = "@dataclasses.dataclass(frozen=True)"
-
-
-def check_method(kind, base):
-    """Check the class of a method.
-
-    base: the class that it is to inherit from, with a `steps` of its own
-    Raises InputError, which names the class, for one that is no method.
-    """
-    name = getattr(kind, "__name__", repr(kind))
-    place = f"method {name}"
-    if not isinstance(kind, type) or not issubclass(kind, base):
-        problem = "is no subclass of Method"
-        raise InputError(allowed=f"class {name}(Method)", problem=problem, place=place)
-    _check_decorated(kind, place)
-    if kind.steps is base.steps:
-        hint = suggestion("steps", [*vars(kind)], "")
-        allowed = "def steps(self, depth)"
-        raise InputError(
-            allowed=allowed, problem="has no steps", place=place, hint=hint
-        )
 
 
 def check_steps(steps, method):
     """Check what a method's `steps` returned, and return it.
-
-    Reducers and rules with the same fields have to be equal, so that models made alike
-    are.
 
     Raises InputError, which names the method and the step, for anything but such steps.
     """
@@ -67,73 +41,13 @@ def check_steps(steps, method):
 
 
 def _check_step(step):
-    """InputError for anything but a Step of a known site, a Reducer and a Rule."""
+    """InputError for anything but a Step of a known site."""
     if not isinstance(step, Step):
         problem = f"is a {type(step).__name__}"
         raise InputError(allowed="Step(block, reducer, rule)", problem=problem)
     if step.site not in SITES:
         allowed = ", ".join(map(repr, SITES))
         raise InputError(allowed=allowed, problem=f"has the site {step.site!r}")
-    _check_part("reducer", step.reducer, Reducer)
-    _check_part("rule", step.rule, Rule)
-    needs = type(step.reducer).needs
-    if not isinstance(needs, frozenset | property):
-        kind = type(step.reducer).__name__
-        problem = f"has the reducer {kind}, whose needs are a {type(needs).__name__}"
-        raise InputError(allowed='such as frozenset({"key"})', problem=problem)
-
-
-def _check_part(role, part, base):
-    """Raise InputError for a reducer or a rule that can be no part of a plan.
-
-    Its class has another base, or it has no hash, or two with the same fields are not
-    equal.
-    """
-    if not isinstance(part, base):
-        allowed = f"an object whose class inherits from {base.__name__}"
-        raise InputError(allowed=allowed, problem=f"has the {role} {part!r}")
-    if isinstance(part, nn.Module):  # Flax itself freezes, compares and hashes them
-        return
-    _check_decorated(type(part))
-    name = type(part).__name__
-    options = getattr(part, "__dataclass_params__", None)
-    if not options or not options.frozen or not options.eq:
-        problem = f"has the {role} {name}, of which two with the same fields differ"
-        raise InputError(allowed=FROZEN, problem=problem)
-    try:
-        hash(part)
-    except TypeError as error:
-        allowed = "fields that have one, such as tuples"
-        problem = f"has the {role} {name}, which has no hash ({error})"
-        raise InputError(allowed=allowed, problem=problem) from error
-
-
-@functools.cache  # a search by cost asks of the same classes a thousand times
-def _check_decorated(kind, place=""):
-    """InputError for a class whose fields no decorator has read."""
-    for name, value in vars(kind).items():
-        if isinstance(value, dataclasses.Field):
-            problem = f"has the field {name} in {kind.__name__}, but no decorator"
-            raise InputError(allowed=FROZEN, problem=problem, place=place)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Declared:
-    """`Taps` as their reducer may read them: InputError for what it did not ask for.
-
-    Such a tap is there in models in which a neighboring block asks for it.
-    """
-
-    _taps: Taps
-    _needs: frozenset[str] = dataclasses.field(metadata={"static": True})
-
-    def __getattr__(self, name):
-        if name in ON_REQUEST and name not in self._needs:
-            listed = ", ".join(sorted(self._needs)) or "nothing"
-            problem = f"reads the tap {name!r}, but its `needs` has {listed}"
-            raise InputError(problem=problem)
-        return getattr(self._taps, name)
 
 
 def check_plan(plan, arch, grid):
@@ -325,7 +239,7 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
         if counts.n_in == grid[0] * grid[1]:  # no token has left yet
             taps = taps.replace(grid=grid)
         with inside(place=place_of(reducer, block)):
-            result = _run(reducer, Declared(taps, reducer.needs), counts)
+            result = _run(reducer, taps, counts)
             check(result, counts)
 
 

@@ -44,8 +44,8 @@ class Reduction(CheckedFields):
         """The reduction that a caller or a file gives.
 
         value: a share of the dense model's MACs, which the recommended method gets,
-            also as "50%" or {"macs": 0.5}; a method's name, in any spelling; a dict of
-            a name and fields, or the same in a text, "tome:r=8" or "tome r=8"; a
+            also as "50%" or {"macs": 0.5}; a method's name; a dict of a name
+            and fields, or the same in a text, "tome:r=8" or "tome r=8"; a
             Method; a Reduction; None: the dense model
         prop_attn: the value that a model's config has; the reduction may have it, too
         Raises InputError for anything else, and for two values of prop_attn.
@@ -76,9 +76,6 @@ class Reduction(CheckedFields):
     @classmethod
     def _of_fields(cls, /, name=methods.AUTO, prop_attn=None, label=None, **fields):
         """The reduction of a dict with a name, fields, prop_attn and a label."""
-        if not isinstance(label, str | None):
-            allowed = 'the text that asked for it, such as "tome macs=0.5"'
-            raise InputError("label", label, allowed)
         return cls(methods.create(name, **fields), prop_attn, label or "")
 
     @property
@@ -137,13 +134,6 @@ class Reduction(CheckedFields):
     def text(self) -> str:
         """The same as one types it: "evit:keep_rate=0.5"."""
         return self.words.replace(", ", ",").replace(" ", ":")
-
-    @property
-    def requested(self) -> "Reduction":
-        """What the label asks for, with a cost in place of the counts found for it."""
-        if not self.label:
-            return self
-        return self.read(self.label, self.prop_attn)
 
     def with_cost(self, macs: float) -> "Reduction":
         """The reduction with a cost in place of what said how many tokens stay.

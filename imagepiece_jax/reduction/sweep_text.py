@@ -5,8 +5,8 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from imagepiece_jax.common.fields import literal, number_in
-from imagepiece_jax.errors import InputError, closest, inside
+from imagepiece_jax.common.fields import literal
+from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, in_words, split_text
 
@@ -27,19 +27,11 @@ def parse_sweep(text: str, macs: float | None = None) -> list[Reduction]:
         allowed = "a method, such as tome:r=8, or a share of the MACs"
         raise InputError(value=text, allowed=allowed, problem="is empty")
     fields = split_text(text)
-    name = methods.spelled(fields["name"])
-    first, _, _ = name.partition(",")
-    if number_in(first) is not None:  # "0,5" for 0.5: neither methods nor shares
-        with inside("reduction"):
-            methods.known_name(name)
+    with inside("reduction"):
+        name = methods.known_name(fields["name"])
     if macs is not None and name != DENSE.name:
         fields = split_text(f"{text}:macs={macs}")
     fields["name"] = name
-    if name not in methods.names():
-        similar = closest(name, methods.METHODS)
-        if similar:
-            hint = f"did you mean {similar}?"
-            raise InputError(value=name, problem=f"has no method {name!r}", hint=hint)
     choices = []
     for values in fields.values():
         choices.append([literal(each.strip()) for each in re.split(COMMA, values)])

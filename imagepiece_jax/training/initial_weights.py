@@ -234,19 +234,6 @@ class InitialWeights:
         timm_tensors.check_parts(fresh, shapes, init.path("fresh"))
         return self._started(model, fresh)
 
-    def dense_variables(self, dense):
-        """Variables of the `dense` model, all from `config.init.weights`.
-
-        Raises InputError where parts are fresh: such a model only guesses.
-        """
-        init = self._run.init
-        if _fresh_parts_of_dense(init.fresh) or not init.weights:
-            weights = init.path("weights")
-            problem = f"is True with {weights} {init.weights!r} and "
-            problem += f"{init.path('fresh')} {init.fresh}"
-            init.refuse("evaluate", f"False, or all parts from {weights}", problem)
-        return self._started(dense)
-
     def teacher_variables(self, model):
         """The frozen variables of the method's teacher, a dense `model`.
 
@@ -267,8 +254,6 @@ class InitialWeights:
                 raise
             parts = tuple(dict.fromkeys((*self._run.init.fresh, *error.fresh)))
             flags = f'"--config.init.fresh={parts}"'
-            if self._run.init.evaluate and _fresh_parts_of_dense(parts):
-                flags += " --config.init.evaluate=False"
             raise error.with_facts(hint=f"to train it anew: {flags}") from error
 
     def _fitted(self, weights, model, fresh=()):
@@ -321,11 +306,6 @@ def of_teacher(error):
     if error.place:
         place += f": {error.place}"
     return error.with_facts(place=place)
-
-
-def _fresh_parts_of_dense(fresh):
-    """The parts of the dense model among those that are fresh."""
-    return [name for name in fresh if not name.startswith("reducer")]
 
 
 def _equal(one, other):

@@ -4,7 +4,7 @@ Nothing here changes the training. All processes call the same functions, but on
 main process prints and writes.
 
 `metrics.jsonl` in the run's folder has one JSON object in each line. TensorBoard gets
-the same numbers, and images. Lines that a killed run wrote after the step from which it
+the same numbers. Lines that a killed run wrote after the step from which it
 resumes are removed, so that the file is that of an uninterrupted run. TensorBoard may
 lack the last ten seconds before a kill.
 """
@@ -15,7 +15,6 @@ import math
 import pathlib
 import sys
 import time
-import types
 
 import jax
 import numpy as np
@@ -30,35 +29,8 @@ FILE = "metrics.jsonl"
 MEASURED = ("throughput", "input_wait", "device_memory")
 QUEUE = 10_000  # events that may wait for TensorBoard's thread, if disks are slow
 # What a line of a step has beside the terms of its loss.
-FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5", "agreement1", "agreement5")
+FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5")
 FIGURES += ("lr", "grad_norm", "skipped", *MEASURED)
-AGREEMENT = "agreement"  # replaces "acc" in names where labels are the teacher's
-OPTIONAL = "optional"  # prefix of paths in tensorboardX that makes _OptionalFiles
-
-
-class _OptionalFile:
-    """An unbuffered file that writes nothing more once writing has failed.
-
-    On a full disk, tensorboardX's thread would print tracebacks. metrics.jsonl has the
-    same figures, and reports a full disk in one sentence.
-    """
-
-    def __init__(self, path):
-        self._file = open(path.removeprefix(f"{OPTIONAL}:"), "wb", buffering=0)
-
-    def write(self, data):
-        try:
-            if not self._file.closed:
-                self._file.write(data)
-        except OSError:
-            self.close()
-
-    def flush(self):
-        """Do nothing."""
-
-    def close(self):
-        with contextlib.suppress(OSError):  # NFS reports a full disk only here
-            self._file.close()
 
 
 class MetricWriter(contextlib.ExitStack):
@@ -78,7 +50,7 @@ class MetricWriter(contextlib.ExitStack):
         self._scalars = None  # TensorBoard's SummaryWriter
         if not is_main:
             return
-        from tensorboardX import SummaryWriter, record_writer  # only where logged
+        from tensorboardX import SummaryWriter  # only where logged
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -89,17 +61,17 @@ class MetricWriter(contextlib.ExitStack):
             text = "".join(json.dumps(line) + "\n" for line in before)
             replace_file(workdir / FILE, text)
         self._lines = self.enter_context(open(workdir / FILE, "ab", buffering=0))
-        files = types.SimpleNamespace(
-            open=_OptionalFile, directory_check=lambda _: None
-        )
-        record_writer.register_writer_factory(OPTIONAL, files)
-        scalars = SummaryWriter(
-            f"{OPTIONAL}:{workdir / 'tensorboard'}",
+        self._scalars = SummaryWriter(
+            str(workdir / "tensorboard"),
             purge_step=last_step + 1,
             flush_secs=10,
             max_queue=QUEUE,
         )
-        self._scalars = self.enter_context(scalars)
+        self.callback(self._close_scalars)
+
+    def _close_scalars(self):
+        with contextlib.suppress(OSError):  # metrics.jsonl reports a full disk
+            self._scalars.close()
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
@@ -121,11 +93,6 @@ class MetricWriter(contextlib.ExitStack):
             if isinstance(value, int | float):
                 self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
 
-    def write_image(self, name, step, pixels):
-        """Write an image, uint8 [H, W, 3], for TensorBoard; None: write nothing."""
-        if self._scalars is not None and pixels is not None:
-            self._scalars.add_image(name, pixels, int(step), dataformats="HWC")
-
 
 def read_metrics(workdir):
     """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
@@ -136,7 +103,8 @@ def read_metrics(workdir):
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    texts = path.read_text(encoding="utf-8", errors="replace")
+    texts = texts.removesuffix("\n").split("\n")
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
@@ -190,7 +158,6 @@ class RunLog(contextlib.ExitStack):
         self._last_saved = last_saved
         main = parallel.is_main()
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
-        self.image = self._writer.write_image
         wanted = config.progress and main
         bar = tqdm(
             total=length.steps,
@@ -272,7 +239,8 @@ class RunLog(contextlib.ExitStack):
         values = {
             "epoch": step / self._length.steps_per_epoch,
             "loss": window["loss"] / samples,
-            **self._correct(window, samples),
+            "acc1": 100 * window["acc1"] / samples,
+            "acc5": 100 * window["acc5"] / samples,
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
             "skipped": int(window["skipped"]),
@@ -290,23 +258,12 @@ class RunLog(contextlib.ExitStack):
                 self._print_line(step, values)
             self.restart_clock()
 
-    def _correct(self, window, samples):
-        shares = {name: 100 * window[name] / samples for name in ("acc1", "acc5")}
-        return accuracy_or_agreement(shares, not self._config.distill.unlabeled)
-
-    def evaluation(self, kind, step, result, name="", who=""):
-        """Write and print an evaluation after `step`.
-
-        kind: "eval" or "init"; that of a named set is "eval/NAME"
-        who: the first words about the accuracy
-        """
+    def evaluation(self, step, figures):
+        """Write and print an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
-        if name:
-            kind = f"{kind}/{name}"
-        self._writer.write_line(kind, step, epoch=epoch, **result)
-        measured = "accuracy" if "acc1" in result else "agreement with the teacher"
-        text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} {measured}"
-        say(f"{text} {top1(result):.2f} %, loss {result['loss']:.3f}")
+        self._writer.write_line("eval", step, epoch=epoch, **figures)
+        text = f"epoch {epoch:g}, step {step}: test accuracy {figures['acc1']:.2f} %"
+        say(f"{text}, loss {figures['loss']:.3f}")
 
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size
@@ -344,26 +301,9 @@ def device_memory():
     return {"device_memory": max(peaks) / 1e9} if peaks else {}
 
 
-def accuracy_or_agreement(figures, labeled):
-    """{name: figure}, in which accuracy with the teacher's labels is called agreement.
-
-    labeled: whether images have labels of their own; else the teacher's first classes
-        stand in for them
-    """
-    if labeled:
-        return figures
-    return {name.replace("acc", AGREEMENT): value for name, value in figures.items()}
-
-
-def top1(figures):
-    """The figure acc1, or agreement1 in its place."""
-    return figures.get("acc1", figures.get(f"{AGREEMENT}1"))
-
-
 def _in_short(values):
     """The metrics of a step in a few words, for the bar and for printed lines."""
-    what = "acc" if "acc1" in values else AGREEMENT
-    text = f"loss {values['loss']:.3f} {what} {top1(values):.1f}%"
+    text = f"loss {values['loss']:.3f} acc {values['acc1']:.1f}%"
     if not math.isnan(values["throughput"]):
         text += f" {values['throughput']:,.0f} img/s"
         text += f" wait {100 * values['input_wait']:.0f}%"

@@ -41,8 +41,6 @@ def distillation(distill, outputs, targets, teacher_logits):
         answers = second[0]
     distance = teacher_distance(distill, answers, teacher_logits)
     term = distill.weight * jnp.mean(distance)
-    if distill.unlabeled:
-        return jnp.float32(0), {"distill": term}
     loss = jnp.mean(soft_cross_entropy(first, targets))
     return (1 - distill.weight) * loss, {"distill": term}
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.config.run import InitConfig, OptimConfig, PartConfig
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.config.run import OptimConfig
 
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
@@ -84,19 +83,6 @@ def decay_mask(params):
         return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def check_part(part: PartConfig, init: InitConfig, model: ViT):
-    """Raise InputError where only a part is trained, but the rest must be, too."""
-    if part.train == "all":
-        return
-    if model.has_selectors:
-        problem = f"is {part.train!r}, but the reduction has selectors that learn"
-        part.refuse("train", "'all'", problem)
-    if init.fresh or not init.weights:
-        drawn = ", ".join(init.fresh) or "all weights"
-        problem = f"is {part.train!r}, but what is drawn anew ({drawn}) has to learn"
-        part.refuse("train", "'all'", problem)
 
 
 def adamw(optim: OptimConfig, rate):

@@ -205,10 +205,6 @@ def forms_of(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     if is_dense(vit):
         bare = dataclasses.replace(dense, recovery=None)
         return [bare.with_reduction(cost) for cost in COSTS]
-    own = vit.recovered
-    if own and not own.fits(vit.model, vit.image_size):
-        start = vit.dense_variables
-        return [dataclasses.replace(vit, variables=start, recovery=None)]
     return [vit]
 
 

@@ -5,34 +5,23 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
-from imagepiece_jax.models.trainable import trained_part
-from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.cluster.run_dir import wall_seconds
 from imagepiece_jax.training.data import length
-from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import (
-    AGREEMENT,
     FILE,
     TRACE,
     read_metrics,
     say,
-    top1,
 )
-from imagepiece_jax.training.train_step import count_programs, init_state
+from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
-TRACED = 1024  # images to trace: so many that activations outweigh the weights
 IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 LISTED_CLASSES = 5  # a dry run lists so many names of classes
 # (row, path in the run's folder) of the table of results, for what exists
@@ -40,7 +29,6 @@ PLACES = (
     ("checkpoints", "checkpoints"),
     ("metrics", FILE),
     ("tensorboard", "tensorboard"),
-    ("picture", PICTURE),
     ("trace", TRACE),
 )
 
@@ -83,14 +71,9 @@ def training_flop(
 
 
 def estimate(run: RunConfig) -> str:
-    """An estimate of a training: its operations, its memory, and a line on its cost.
+    """The operations of a training, and the line on cost in the docstrings of configs.
 
-    It follows from shapes: no image is read and nothing is compiled. The memory of
-    activations is that of the traced program of the first epoch, where the keep rate is
-    highest; a compiled program needs less, as it computes some of them again.
-
-    Returns lines of text; the last is the one in the docstrings of configs.
-    Raises InputError for a warm-up longer than the run.
+    They follow from shapes: no image is read and nothing is compiled.
     """
     model = run.create_model()
     optim = run.optim
@@ -103,50 +86,7 @@ def estimate(run: RunConfig) -> str:
     else:
         flop = 1000 * training_flop(run, optim.batch_size) / optim.batch_size
         training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
-    shapes = variable_shapes(model, run.image_size)
-    _, transformation = optimizer.create(optim, 1, run.reduction.method.param_groups)
-    averages = run.ema_decay > 0
-    part = run.part.train
-    state = jax.eval_shape(
-        lambda variables: init_state(variables, transformation, averages, part),
-        shapes,
-    )
-    gradients = trained_part(state.params, part)
-    each = _bytes(_read_backward(run, shapes)) / TRACED
-    images = optim.batch_size // run.grad_accum_steps
-    return (
-        f"training: {training}\n"
-        f"memory of a device: {_megabytes(state)} of weights, optimizer and averages, "
-        f"{_megabytes(gradients)} of gradients, and about {each / 1e6:.3g} MB of "
-        f"activations for each of {images:,} images, which the devices share\n"
-        f"{line}"
-    )
-
-
-def _read_backward(run, shapes):
-    """Shapes of all arrays that the backward pass of TRACED images reads."""
-    model = run.create_train_model(0)
-    images = jax.ShapeDtypeStruct((TRACED, *sides(run.image_size), 3), jnp.float32)
-
-    def of_images(variables, images):
-        keys = jax.random.split(root_key(0), TRACED)
-
-        def logits(params):
-            full = {**variables, "params": params}
-            outputs, _ = _applied(model, full, images, keys)
-            return outputs.logits
-
-        # The function that vjp returns is a tree of the arrays that it reads.
-        _, backward_pass = jax.vjp(logits, variables["params"])
-        return backward_pass
-
-    return jax.eval_shape(of_images, shapes, images)
-
-
-def _applied(model, variables, images, keys):
-    """A forward pass as in training; keys: a random key for each image."""
-    keys = {"drop_path": keys, "reducer": keys}
-    return model.apply(variables, images, True, keys, mutable=["batch_stats"])
+    return f"training: {training}\n{line}"
 
 
 def _eflop(operations):
@@ -165,17 +105,11 @@ def dry_run(run):
     """Text on the data, learning rate, memory and length of a Run.
 
     The training step of the last epoch is compiled for it.
-
-    Raises InputError where a reduction breaks its contract on two random images.
     """
     plan = run.plan
     config = plan.config
     length = plan.data.length
-    say(
-        "compiling the training step, which takes minutes on a few CPU cores; python "
-        "-m imagepiece_jax describe --config FILE estimates its memory without"
-    )
-    _check_reductions(run)
+    say("compiling the training step, which takes minutes on a few CPU cores")
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
@@ -198,8 +132,6 @@ def dry_run(run):
 def _data_text(config, data):
     """Text on the data, and on the learning rate after the warm-up."""
     names = data.train.class_names
-    sets = data.eval_sets.items()
-    tests = ", ".join(f"{len(x):,} {name or 'test'} images" for name, x in sets)
     classes = f"{config.num_classes} classes"
     if names is None:
         classes += ", not named"
@@ -211,7 +143,8 @@ def _data_text(config, data):
     scaled = f"{optim.lr:.4g} x {optim.batch_size} / {REFERENCE_BATCH}"
     warmup = optimizer.warmup_steps(optim, data.length.steps_per_epoch)
     return (
-        f"data: {config.data.name}, {len(data.train):,} training images, {tests}, "
+        f"data: {config.data.name}, {len(data.train):,} training images, "
+        f"{len(data.test):,} test images, "
         f"{classes}\n"
         f"learning rate: {optim.peak_lr:.4g} after a warm-up of {warmup} steps "
         f"({scaled}){warmup_note(warmup, data.length)}"
@@ -233,25 +166,6 @@ def warmup_note(warmup, length):
     )
 
 
-def _check_reductions(run):
-    """Raise InputError where a reduction of the last epoch breaks its contract."""
-    config = run.plan.config
-    count = 2
-    model = config.create_train_model(config.optim.epochs - 1)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(count, *sides(config.image_size), 3))
-    keys = jax.random.split(root_key(config.seed), count)
-
-    @jax.jit
-    def decide(variables, images):
-        outputs, _ = _applied(model, variables, images, keys)
-        return outputs.results
-
-    variables = parallel.unreplicate(run.state.variables)
-    results = decide(variables, images.astype(np.float32))
-    contract.check_results(model.plan, results)
-
-
 def final_table(workdir, config, model, progress):
     """The table of a run's results: accuracy, tokens, cost, time, and files.
 
@@ -263,18 +177,9 @@ def final_table(workdir, config, model, progress):
     macs = model_macs(model, config.image_size) / 1e9
     dense = model_macs(config.create_dense(), config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
-    of_set = ""
-    if config.eval.best_set:
-        of_set = f" of {config.eval.best_set}"
-    if config.best_by == "averages":
-        of_set += ", of averaged weights"
-    last = progress.last
-    if "" in config.eval.sets:
-        measured = "accuracy" if "acc1" in last else AGREEMENT
-        last = {measured: last}
     rows = [
-        *((name, _accuracy(figures)) for name, figures in last.items()),
-        ("best", f"{best['acc1']:.2f} % at step {best['step']}{of_set}"),
+        ("accuracy", _accuracy(progress.last)),
+        ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
         *_history(workdir, config.optim.batch_size),
@@ -285,15 +190,8 @@ def final_table(workdir, config, model, progress):
 
 
 def _history(workdir, batch_size):
-    """Rows of the table from the log: accuracy at the start, time, skipped steps."""
+    """Rows of the table from the log: time, skipped steps."""
     lines = read_metrics(workdir)
-    for line in lines:
-        kind, _, name = line["kind"].partition("/")
-        if kind == "init":
-            first = f"{top1(line):.2f} %"
-            if name:
-                first += f" of {name}"
-            yield "at the start", f"{first}, the dense model as given"
     train = [line for line in lines if line["kind"] == "train"]
     rates = [line["throughput"] for line in train if line["throughput"]]
     if not rates:  # every step was the first of its program
@@ -320,11 +218,8 @@ def _history(workdir, batch_size):
 
 def _accuracy(figures):
     """The figures of an evaluation in words."""
-    what = "acc" if "acc1" in figures else AGREEMENT
-    text = f"top-1 {figures[f'{what}1']:.2f} %, top-5 {figures[f'{what}5']:.2f} %"
+    text = f"top-1 {figures['acc1']:.2f} %, top-5 {figures['acc5']:.2f} %"
     text += f" of {figures['images']} images"
-    if what == AGREEMENT:
-        text += ", by the teacher's answers"
-    if figures.get(f"ema_{what}1") is not None:
-        text += f"; averaged weights {figures[f'ema_{what}1']:.2f} %"
+    if figures.get("ema_acc1") is not None:
+        text += f"; averaged weights {figures['ema_acc1']:.2f} %"
     return text

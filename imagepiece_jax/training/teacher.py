@@ -15,7 +15,9 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import check_single_label
+from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
@@ -37,9 +39,13 @@ class Teacher:
         """Outputs for the student's images [B, H, W, 3]."""
         return self.model.apply(variables, self.prepared(images))
 
-    def answers(self, variables, images):
-        """Logits for the student's images."""
-        return self.apply(variables, images).logits
+    def record(self, variables):
+        """What its answers depend on, as JSON: weights, model and normalization.
+
+        Not which kernel computes attention, which is a matter of the device.
+        """
+        alike = dataclasses.replace(self, model=self.model.clone(backend="xla"))
+        return {"weights": digest(variables)[:16], **as_json(alike)}
 
     def prepared(self, images):
         """Images [B, H, W, 3] resized and normalized for this model.
@@ -68,16 +74,12 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
 
     dense: the trained model without reduction
     initial: its `teacher` is the weights that `run.teacher` names, read once
-    Raises InputError where the config needs a teacher and has none, or has one, or
-        facts about one, and does not need it. So it does for a teacher of several
-        labels an image, for facts about a teacher whose model is the student's own, for
-        other classes than the student's, for class tokens that cannot be compared, and
-        for a loss without labels where a head learns from labels alone.
+    Raises InputError where the config needs a teacher and has none, or has one and does
+        not need it. So it does for a teacher of several labels an image, and for other
+        classes than the student's.
     """
     teacher = run.teacher
-    distill = run.distill
-    method = run.reduction.name
-    needed = run.reduction.method.needs_teacher or distill.active
+    needed = run.reduction.method.needs_teacher or run.distill.active
     _check_wanted(run, needed)
     if not needed:
         return None, None
@@ -88,17 +90,11 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     if trained.name != DENSE.name:
         say(f"note: {named} was trained with {trained.words}, and teaches without it")
     if run.reduction.method.needs_teacher:
-        for field in teacher.fields:
-            allowed = f"an empty field: {method!r} learns from a model like its own"
-            teacher.refuse(field, allowed)
         model = dense.clone(drop_path_rate=0.0)
         size = run.image_size
         variables = initial.teacher_variables(model)
     else:
-        model, size, variables = _teacher_of_distillation(run, dense, initial)
-    if distill.unlabeled and dense.arch.dist_token:
-        words = "numbers below 1 with a distillation token: a head learns from labels"
-        distill.refuse("weight", words)
+        model, size, variables = _teacher_of_distillation(run, initial)
     return Teacher(model, size, dense.mean, dense.std), variables
 
 
@@ -114,20 +110,15 @@ def _check_wanted(run, needed):
         if run.distill.active:
             learner = f"{kind} {run.distill.kind!r}"
         teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
-    given = [*teacher.fields]
-    if teacher.weights:
-        given.insert(0, "weights")
-    if given and not needed:
-        problem = (
-            f"is {getattr(teacher, given[0])!r}, but nothing learns from a teacher"
-        )
+    if teacher.weights and not needed:
+        problem = f"is {teacher.weights!r}, but nothing learns from a teacher"
         hint = f"leave it empty, or set {kind} to soft or hard"
-        teacher.refuse(given[0], problem=problem, hint=hint)
+        teacher.refuse("weights", problem=problem, hint=hint)
 
 
-def _teacher_of_distillation(run, dense, initial):
+def _teacher_of_distillation(run, initial):
     """(model, image size, variables) that config.teacher names."""
-    requested = ModelSpec(**run.teacher.fields, attention=run.model.attention)
+    requested = ModelSpec(attention=run.model.attention)
     try:
         vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
     except InputError as error:
@@ -137,14 +128,7 @@ def _teacher_of_distillation(run, dense, initial):
         count = model.num_classes
         allowed = f"the {run.num_classes} of the student"
         run.teacher.refuse("weights", allowed, f"has {count} classes")
-    alike = (dense.embed_dim, dense.depth) == (model.embed_dim, model.depth)
-    both = dense.arch.class_token and model.arch.class_token
-    if run.distill.class_tokens and not (alike and both):
-        problem = f"is {run.distill.class_tokens}, but student and teacher have no "
-        problem += "class tokens of one width and depth"
-        run.distill.refuse("class_tokens", "0.0", problem)
     if not vit.source.normalized:
-        teacher = run.teacher
-        fields = f"{teacher.path('mean')} and {teacher.path('std')}"
-        say(f"note: {unknown_normalization(vit.source.path, fields)}")
+        note = unknown_normalization(vit.source.path, "mean and std in the file")
+        say(f"note: {note}")
     return model, vit.image_size, vit.variables

@@ -17,17 +17,13 @@ from flax import struct
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.input.augment import mixup, pipeline
-from imagepiece_jax.models.trainable import trained_part, with_trained
 from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.training.logging import FIGURES
 from imagepiece_jax.training.losses import (
-    class_tokens,
     distillation,
-    relative_change,
     soft_cross_entropy,
 )
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
@@ -77,13 +73,12 @@ def count_programs(run: RunConfig) -> int:
     return len(set(map(token_counts, models)))
 
 
-def init_state(variables, optimizer, with_ema, part="all"):
+def init_state(variables, optimizer, with_ema):
     """The TrainState before the first step.
 
     variables: the model's variables
     optimizer: an optax transformation
     with_ema: whether the run averages its weights
-    part: which parameters are trained, one of `models.trainable.TRAINED`
     """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
@@ -92,7 +87,7 @@ def init_state(variables, optimizer, with_ema, part="all"):
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(trained_part(params, part)),
+        opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, average) if with_ema else None,
         window={name: jnp.zeros((), jnp.float32) for name in WINDOW},
         skipped=jnp.zeros((), jnp.int32),
@@ -112,19 +107,15 @@ def loss_of(student, teacher, targets, run, model, step):
     step: number of the step, from 0, for a loss that changes with it: int32 []; this
         one does not
     """
-    outputs, states = student
+    outputs, _ = student
     taught = None
     if teacher is not None:
-        taught, taught_states = teacher
-    distill = run.distill
-    if distill.active:
-        loss, terms = distillation(distill, outputs, targets, taught.logits)
+        taught, _ = teacher
+    if run.distill.active:
+        loss, terms = distillation(run.distill, outputs, targets, taught.logits)
     else:
         loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
-    if distill.class_tokens:
-        change = relative_change(class_tokens(states), class_tokens(taught_states))
-        terms["class_tokens"] = distill.class_tokens * jnp.mean(change)
     if method_loss := run.reduction.method.loss:
         of_method = method_loss(outputs, taught, plan=model.plan)
         for name in of_method:
@@ -165,8 +156,7 @@ def train_step(
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not
-        skipped, and how many were. Accuracies are by the labels, or, where the loss
-        does not read these, by the teacher's answers.
+        skipped, and how many were.
     Raises InputError, when it is traced, for a term with the name of another figure.
     """
     reads_tokens = loss is not loss_of or run.reduction.method.loss is not None
@@ -179,7 +169,7 @@ def train_step(
         teacher_model=teacher_model,
         loss=loss,
     )
-    grads, batch_stats, sums, terms = accumulated(gradient, batch, state, run)
+    grads, batch_stats, sums, terms = accumulated(gradient, batch, state)
     if jax.lax.axis_size(parallel.AXIS) > 1:
         # Else XLA joins gradients to the exchanges of batch statistics before them, and
         # the backward pass of the stem waits for megabytes instead of some numbers.
@@ -202,7 +192,7 @@ def train_step(
     return updated(state, grads, batch_stats, finite, optimizer, run), metrics
 
 
-def accumulated(gradient, batch, state, run):
+def accumulated(gradient, batch, state):
     """What `gradient` returns, over the micro-batches of a batch.
 
     Gradients are averaged and sums added up; a micro-batch has the batch statistics
@@ -222,8 +212,7 @@ def accumulated(gradient, batch, state, run):
         sums = jax.tree.map(jnp.add, sums, added)
         return (batch_stats, grads, sums), terms
 
-    trained = trained_part(state.params, run.part.train)
-    zeros = jax.tree.map(jnp.zeros_like, (trained, state.window))
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
     inputs = (batch, jnp.arange(count, dtype=jnp.int32))
     if count == 1:
@@ -244,7 +233,7 @@ def micro_batch_gradient(
     batch_stats: those before its forward pass
     state: the TrainState before the step
     teacher, run, model, teacher_model, loss: as `train_step` takes them
-    Returns (gradients for what is trained, batch statistics after the forward pass,
+    Returns (gradients, batch statistics after the forward pass,
         sums of the metrics over the m images, {name: term of the loss}).
     Raises InputError for a term with the name of another figure of a step.
     """
@@ -261,13 +250,12 @@ def micro_batch_gradient(
         taught = with_states(teacher_model, teacher, image)
         taught = jax.lax.stop_gradient(taught)
 
-    def loss_fn(trained):
-        params = with_trained(state.params, trained)
+    def loss_fn(params):
         (outputs, changed), states = with_states(
             model,
             {"params": params, "batch_stats": batch_stats},
             image,
-            train=run.part.train == "all",
+            train=True,
             keys=keys,
             mutable=["batch_stats"],
         )
@@ -276,22 +264,19 @@ def micro_batch_gradient(
         _check_terms(terms)
         return value, (outputs.logits, changed.get("batch_stats", {}), terms)
 
-    trained = trained_part(state.params, run.part.train)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (value, (logits, changed, terms)), grads = gradient(trained)
-    answers = taught[0].logits if run.distill.unlabeled else targets
-    return grads, changed, _sums(value, logits, answers), terms
+    (value, (logits, changed, terms)), grads = gradient(state.params)
+    return grads, changed, _sums(value, logits, targets), terms
 
 
 def updated(state, grads, batch_stats, finite, optimizer, run):
     """The TrainState after an update, which changes no weight unless `finite`.
 
-    grads: of the global batch, for what is trained
+    grads: of the global batch
     batch_stats: those after the forward pass
     """
-    trained = trained_part(state.params, run.part.train)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = with_trained(state.params, optax.apply_updates(trained, updates))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:
         new = {"params": params, "batch_stats": batch_stats}
@@ -317,22 +302,6 @@ def counted_in_window(state, sums, finite, log_every_steps):
         lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
     )
     return state.replace(window=window, skipped=skipped)
-
-
-def prepared_images(batch, step, *, run, model, count):
-    """The first `count` images of a batch on this device, as the model sees them.
-
-    It runs inside `pmap`. Values beyond those of pixels (noise of random erasing) are
-    clipped.
-
-    batch: as `train_step` takes it
-    step: number of the step that takes the batch, from 0
-    Returns [count, S, S, 3] uint8.
-    """
-    part = jax.tree.map(lambda x: x[0], batch)
-    positions = parallel.positions(part["label"].shape[0])
-    image, _ = prepare(part, positions, step, jnp.int32(0), run, model)
-    return to_pixels(image[:count], model.mean, model.std)
 
 
 def prepare(part, positions, step, index, run, model):

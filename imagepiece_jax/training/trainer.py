@@ -128,9 +128,6 @@ def plan_run(config: RunConfig, workdir: str | os.PathLike) -> RunPlan:
         data = Data(config, placement, initial.labels_by_name(workdir))
         if line := class_names.kept_order(data.train.class_names, config.data.name):
             say(f"note: {line}")
-        labeled = [source.labeled for source in data.eval_sets.values()]
-        if not all(labeled):
-            say("note: without labels, tests measure agreement with the teacher")
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
         rate, transformation = optimizer.create(config.optim, steps_per_epoch, groups)
@@ -146,7 +143,6 @@ class Run:
     state: TrainState  # on all devices
     teacher: Teacher | None
     frozen: Any  # the teacher's variables, on all devices
-    dense_variables: Any  # None unless the dense model is evaluated before step 1
     progress: Progress
     step: int = 0
 
@@ -159,7 +155,7 @@ class Run:
     def lacks_evaluation(self) -> bool:
         """Whether the run was stopped in the evaluation after its last step."""
         due = self.step > 0 and self.plan.data.length.due(self.step)
-        return bool(due) and self.progress.evaluated < self.step
+        return due and self.progress.evaluated < self.step
 
     def compiled_step(self, epoch: int):
         """The training step of an epoch, compiled for all devices.
@@ -210,31 +206,25 @@ def _begun(plan, keeper):
     initial = plan.initial
     names = plan.data.train.class_names
     initial.check_classes(plan.workdir, names, keeper.resumed)
-    optimizer.check_part(config.part, config.init, plan.model)
     teacher, frozen = create_teacher(config, plan.dense, initial)
-    dense_variables = None
-    if config.init.evaluate and not keeper.resumed:
-        dense_variables = initial.dense_variables(plan.dense)
+    taught_by = teacher and teacher.record(frozen)
     new_state = functools.partial(
         init_state,
         optimizer=plan.optimizer,
         with_ema=config.ema_decay > 0,
-        part=config.part.train,
     )
     if keeper.resumed:  # the checkpoint has the values: shapes are enough
         shapes = variable_shapes(plan.model, config.image_size)
         state = jax.eval_shape(new_state, shapes)
     else:
         state = jax.jit(new_state)(initial.variables(plan.model))
-    if names is None and config.distill.unlabeled:
-        names = initial.teacher.source.class_names
     initial.forget()
     say(cost.describe(plan.model, [plan.dense], config.image_size))
-    state, progress, step = keeper.begin(state, (frozen, dense_variables), names)
+    state, progress, step = keeper.begin(state, frozen, names, taught_by)
     if keeper.resumed and plan.loss is not loss_of:
         say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")
     state, frozen = parallel.replicate((state, frozen))
-    return Run(plan, keeper, state, teacher, frozen, dense_variables, progress, step)
+    return Run(plan, keeper, state, teacher, frozen, progress, step)
 
 
 def train(run: Run) -> None:
@@ -256,8 +246,6 @@ def train(run: Run) -> None:
         contextlib.closing(plan.data.read(training)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
-        if run.dense_variables is not None:
-            evaluation.log_dense(run.dense_variables)
         keeper.stop_if_requested(run)
         if run.lacks_evaluation:
             run.progress = evaluation.after_step()
@@ -280,9 +268,6 @@ def train(run: Run) -> None:
             run.step = step
             log.record(step, metrics)
 
-            evaluates = length.due(step)
-            if is_first or evaluates:
-                evaluation.show_batch(batch)
-            if evaluates:
+            if length.due(step):
                 run.progress = evaluation.after_step()
             keeper.after_step(run, log)

@@ -8,28 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common import token_pictures
+from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.trace import Trace
 
-KINDS = ("tokens", "attention", "sizes")
 CAPTIONS = {
     "tokens": token_pictures.CAPTION,
-    "attention": (
-        "Class attention: the class token's attention to each token, mean over heads, "
-        "on a square-root scale. All patches of a token show its value; the token "
-        "attended to most is the brightest."
-    ),
     "sizes": (
         "Sizes: the number of patches of each token, on a logarithmic scale; the "
         "largest token is the brightest."
     ),
-    "weights": (
-        "Weights: each learned token's weight of every patch; the largest is the "
-        "brightest. These tokens overlap, so they have no outlines and no sizes."
-    ),
 }
-COLORMAPS = {"attention": "inferno", "sizes": "viridis", "weights": "inferno"}
-MAPS_IN_A_ROW = 8  # of learned tokens
 STEM = 80  # bytes of an image's name in a figure's name: file systems have a limit
 
 
@@ -47,36 +35,28 @@ class View(NamedTuple):
         """The picture over `image`, uint8 [H, W, 3]."""
         if self.kind == "tokens":
             return token_pictures.draw_groups(image, self.values, grid, self.colors)
-        return token_pictures.draw_values(
-            image, self.values, grid, COLORMAPS[self.kind]
-        )
+        return token_pictures.draw_values(image, self.values, grid)
 
 
 def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
-    """The views of image `index` by kind: lists, with None where there is none.
+    """The views of image `index` by kind, "tokens" and "sizes".
 
-    "tokens" and "sizes" have a place for each stage; "attention" one for the input of
-    each stage and the last block; "weights" one for each token of a soft reduction.
+    Each list has a place for each stage: None for a soft one, whose tokens overlap.
     """
     stages = trace.stages
     sources = [stage.source[index] for stage in stages if stage.source is not None]
     colors = token_pictures.outline_colors(sources, trace.grid)
-    found = {"tokens": [], "attention": [], "sizes": [], "weights": []}
+    found = {"tokens": [], "sizes": []}
     for stage in stages:
         found["tokens"].append(_tokens(stage, index, colors))
-        found["attention"].append(_attention(stage, index, stage.attention_block))
         found["sizes"].append(_sizes(stage, index))
-        if stage.weights is not None:
-            for number, weights in enumerate(stage.weights[index]):
-                found["weights"].append(_weights(number, weights))
-    found["attention"].append(_attention(trace, index, trace.depth - 1))
     return found
 
 
 def save(path, image, name, trace, index):
     """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
 
-    Rows: the input, titled `name`, and its tokens; then each other kind of view.
+    Rows: the input, titled `name`, and its tokens; then their sizes.
     """
     image = token_pictures.enlarged(image)
     by_kind = views(trace, index)
@@ -86,17 +66,12 @@ def save(path, image, name, trace, index):
             return None
         return (view.title, view.draw(image, trace.grid), view.note)
 
-    shown = [kind for kind in KINDS if any(by_kind[kind])]
-    rows = [[None, *map(panel, by_kind[kind])] for kind in shown]
     lead = (name, image, f"{math.prod(trace.grid)} patches")
-    if rows:
-        rows[0][0] = lead
-    else:
-        rows = [[lead]]
-    maps = list(map(panel, by_kind["weights"]))
-    for start in range(0, len(maps), MAPS_IN_A_ROW):
-        rows.append(maps[start : start + MAPS_IN_A_ROW])
-    captions = [text for kind, text in CAPTIONS.items() if any(by_kind[kind])]
+    rows = [[lead, *map(panel, by_kind["tokens"])]]
+    captions = []
+    if any(by_kind["tokens"]):
+        rows.append([None, *map(panel, by_kind["sizes"])])
+        captions = CAPTIONS.values()
     token_pictures.panel_page(path, rows, " ".join(captions))
 
 
@@ -121,18 +96,6 @@ def _tokens(stage, index, colors):
     return View("tokens", _place(stage), note, stage.source[index], colors)
 
 
-def _attention(traced, index, block):
-    """The view of class attention in a block, if the Stage or Trace has one."""
-    if traced.attention is None:
-        return None
-    row = traced.attention[index]
-    # Not linear: one token of many patches may exceed all the others.
-    values = np.sqrt(row / row.max())
-    values = _spread(values, traced.attended[index])
-    note = f"largest {_percent(row.max())}"
-    return View("attention", f"attention, block {block}", note, values)
-
-
 def _sizes(stage, index):
     """The view of the sizes of tokens after a step; None: the Stage has none."""
     if stage.sizes is None:
@@ -143,20 +106,6 @@ def _sizes(stage, index):
     # Two patches are the smallest size that gets the brightest color.
     share = np.log(sizes) / np.log(max(high, 2))
     note = "1 patch each" if high == 1 else f"{low} to {high} patches"
-    values = _spread(share, stage.source[index])
+    slots = stage.source[index]
+    values = np.where(slots < 0, np.nan, share[np.maximum(slots, 0)])
     return View("sizes", f"sizes, {_place(stage)}", note, values)
-
-
-def _weights(number, weights):
-    share = weights.max() / weights.sum()
-    note = f"largest weight {_percent(share)}"
-    return View("weights", f"token {number}", note, weights / weights.max())
-
-
-def _spread(values, slots):
-    """Value of each patch's token, NaN where it has none. [n], [n0] -> [n0]."""
-    return np.where(slots < 0, np.nan, values[np.maximum(slots, 0)])
-
-
-def _percent(share):
-    return f"{100 * share:.1f} %"

@@ -15,12 +15,10 @@ WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
 WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Of weights by other names.
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
-ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
 # Beside the weights of a saved model.
 SELECTORS = "selectors.safetensors"  # that a reduction learned
-PROJECTOR = "projector.safetensors"  # of a vision tower to its language model
 RECOVERED = "recovered.safetensors"  # for reduced forms of the model
-BESIDE = (SELECTORS, PROJECTOR, RECOVERED)
+BESIDE = (SELECTORS, RECOVERED)
 # In the folder of a run.
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 CLASSES = "classes.json"

@@ -1,4 +1,4 @@
-"""Weights files: .npz, .safetensors, in parts too, PyTorch's .pth, and Orbax's.
+"""Weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
 Of a file's tensors those that are chosen are read. An .npz and a .safetensors file may
 say for which images they are, too.
@@ -12,7 +12,6 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ import safetensors
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.errors import InputError, inside
-from imagepiece_jax.weights.file_names import CONFIG, ORBAX
+from imagepiece_jax.weights.file_names import CONFIG
 from imagepiece_jax.weights.state_dicts import (
     Unread,
     named_tensors,
@@ -32,7 +31,6 @@ from imagepiece_jax.weights.torch_files import read_torch
 
 _SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
-RECOVERY = "imagepiece_jax.recovery"  # its record in a file's metadata, as JSON
 _LFS = b"version https://git-lfs"
 # Three numbers each, which a file may have for its images.
 _NORMALIZATION = ("mean", "std")
@@ -96,19 +94,6 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     return values
 
 
-def read_recovery(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The record of a recovery that changed the tensors of a file; None: there is none.
-
-    Earlier versions wrote such files.
-
-    Raises InputError as `read_state_dict` does.
-    """
-    path = pathlib.Path(path)
-    if path.suffix.lower() != ".safetensors":
-        return None
-    return _guarded(path, {".safetensors": _safetensors_recovery})
-
-
 def _guarded(path, readers, *options):
     """The result of the reader for a file's ending, whose failures are InputErrors."""
     with inside(place=f"weights file {path}"):
@@ -129,7 +114,6 @@ def _guarded(path, readers, *options):
             raise InputError(problem=f"cannot be read: {error}") from error
         except Exception as error:  # a damaged pickle or header can raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
-            reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
             kind = path.suffix or path.name
             raise InputError(
                 problem=f"is damaged, truncated or not a {kind} file: {reason}"
@@ -210,20 +194,6 @@ def _read_safetensors(path, select):
         return {name: file.get_tensor(name) for name in chosen}
 
 
-def _read_orbax(path, select):
-    """Arrays of the Orbax checkpoint in the folder of `path`, by their paths."""
-    from imagepiece_jax.common import orbax_files  # which not all installations have
-
-    paths = {}
-    for tree in read_json(path)["tree_metadata"].values():
-        keys = [part["key"] for part in tree["key_metadata"]]
-        paths["/".join(map(str, keys))] = tuple(keys)
-    chosen = select(dict.fromkeys(paths, Unread(0)))
-    folder = path.parent.absolute()
-    arrays = orbax_files.read_arrays(folder, [paths[name] for name in chosen])
-    return {name: np.asarray(arrays[paths[name]]) for name in chosen}
-
-
 def parts(path: pathlib.Path) -> dict[str, str]:
     """{tensor: the file with it} of the index of .safetensors or .bin in parts.
 
@@ -294,12 +264,6 @@ def _safetensors_normalization(path):
         return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
 
 
-def _safetensors_recovery(path):
-    with safetensors.safe_open(path, framework="numpy") as file:
-        record = (file.metadata() or {}).get(RECOVERY)
-    return record and json.loads(record)
-
-
 _READERS = {
     ".npz": _read_npz,
     ".safetensors": _whole(_read_safetensors),
@@ -309,6 +273,5 @@ _READERS = {
     ".bin": _whole(read_torch),
     ".ckpt": _whole(read_torch),  # Lightning's
     ".json": _read_parts,
-    ORBAX: _read_orbax,
 }
 _PARTS = {".safetensors": _read_safetensors, ".bin": read_torch}  # of several files

@@ -14,7 +14,7 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import files, towers
+from imagepiece_jax.weights import files
 from imagepiece_jax.weights.file_names import (
     CONFIG,
     ENDINGS,
@@ -22,8 +22,6 @@ from imagepiece_jax.weights.file_names import (
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
-    PROCESSOR,
-    PROJECTOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -47,18 +45,6 @@ def repository_at(folder: pathlib.Path) -> str | None:
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
     return None
-
-
-def given_name(text: str) -> str:
-    """The weights at a path, or of a hub id, in short, as `Location.name`."""
-    if is_id(text):
-        return text.removeprefix(SCHEME).partition("@")[0]
-    return pathlib.Path(text).name
-
-
-def has_owner(name: str) -> bool:
-    """Whether a name is OWNER/NAME, that of a repository of the hub."""
-    return "/" in name
 
 
 def hint_for(path: str | os.PathLike) -> dict[str, str]:
@@ -113,13 +99,8 @@ def repository_files(text):
     file = repository.needed(CONFIG, OPEN_CLIP)
     config = read_json(file)
     weights = repository.needed(*WEIGHTS)
-    has_tower = towers.has_tower(config)
     if weights.name.endswith(INDEX):
-        parts = set()
-        for name, part in files.parts(weights).items():
-            if not has_tower or towers.OF_TOWER.match(name):
-                parts.add(part)
-        for part in sorted(parts):
+        for part in sorted({*files.parts(weights).values()}):
             repository.needed(part)
     if file.name == OPEN_CLIP:
         return repository.files
@@ -127,12 +108,8 @@ def repository_files(text):
         repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
         repository.optional(PREPROCESSOR)
-        if has_tower:
-            repository.optional(PROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)
-        if "projector" in [*config[OURS]]:
-            repository.optional(PROJECTOR)
         if "recovery" in [*config[OURS]]:
             repository.optional(RECOVERED)
     return repository.files
@@ -188,7 +165,7 @@ class _Repository:
             problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
             given = ""
-            if name in (PREPROCESSOR, PROCESSOR):
+            if name == PREPROCESSOR:
                 given = ", with mean=.., std=.."
             allowed = f"a network, or instead of the id its folder, {folder}{given}"
             raise self._error(problem, allowed=allowed)

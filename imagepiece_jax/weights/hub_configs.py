@@ -10,13 +10,11 @@ from typing import Any
 
 from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, inside, one_of, renamed
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
-from imagepiece_jax.models.projector import TowerReading
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -36,6 +34,8 @@ from imagepiece_jax.weights.file_names import (
     PROCESSOR,
 )
 from imagepiece_jax.weights.location import Location
+
+FORMAT = 1  # of `OURS`: another one is not read
 
 
 def read(found: Location) -> dict[str, Any]:
@@ -104,13 +104,10 @@ def describe(vit: Pretrained) -> dict[str, Any]:
         optional["untrained"] = vit.untrained_parts
     if vit.problem_type != SINGLE_LABEL:
         optional["problem_type"] = vit.problem_type
-    if vit.projector:
-        projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
-        optional["projector"] = projector
     if vit.recovery:
-        optional["recovery"] = recovery_record(vit.recovery)
+        optional["recovery"] = {"costs": [cost.record for cost in vit.recovery.costs]}
     ours = {
-        "version": __version__,
+        "format": FORMAT,
         "model": {
             "name": vit.name,
             "arch": dataclasses.asdict(model.arch),
@@ -127,33 +124,15 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: ours}
 
 
-def recovery_record(recovery: Recovery) -> dict[str, Any]:
-    """A Recovery as JSON values, without its numbers."""
-    if not recovery.keeps_dense:  # as earlier versions wrote it
-        return recovery.costs[0].record
-    return {"costs": [cost.record for cost in recovery.costs]}
-
-
-def recovery_of(record: Mapping[str, Any]) -> Recovery:
-    """The Recovery of a `recovery_record`, or of an earlier version, without numbers.
-
-    Earlier versions had one cost, and changed the dense model's own numbers.
-    """
-    if "costs" not in record:
-        cost = RecoveredCost(**record)
-        if not cost.changed:
-            cost = dataclasses.replace(cost, numbers={})
-        return Recovery((cost,))
-    costs = [RecoveredCost(**cost, numbers={}) for cost in record["costs"]]
-    return Recovery(tuple(costs))
-
-
 def _parse_ours(config):
     """Our own part of a file that `describe` wrote."""
     ours = as_tuple(config[OURS])
     classes = config["num_classes"]
     if not isinstance(ours, Mapping):
         raise InputError(OURS, ours, "the part that save wrote")
+    if ours.get("format") != FORMAT:
+        hint = "make the folder again, from the weights it was made from"
+        raise InputError(f"{OURS}.format", ours.get("format"), f"{FORMAT}", hint=hint)
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
     with inside(OURS):
@@ -168,12 +147,11 @@ def _parse_ours(config):
     if class_names is not None:
         with renamed({"class_names": "label_names"}):
             class_names = checked_names(class_names, classes)
-    tower = None
-    if "projector" in ours:
-        tower = TowerReading(**ours["projector"])
     recovery = None
     if "recovery" in ours:
-        recovery = recovery_of(ours["recovery"])
+        record = ours["recovery"]
+        costs = [RecoveredCost(**cost) for cost in record["costs"]]
+        recovery = Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
     problem_type = ours.get("problem_type", SINGLE_LABEL)
     return {
         "spec": spec,
@@ -181,10 +159,10 @@ def _parse_ours(config):
         "crop": ours["preprocessing"],
         "reduction": reduction,
         "class_names": class_names,
+        "license": config["pretrained_cfg"].get("license"),
         "problem_type": one_of("problem_type", problem_type, PROBLEMS),
         "saved": True,
         "untrained": tuple(ours.get("untrained", ())),
-        "tower": tower,
         "recovery": recovery,
     }
 

@@ -3,8 +3,7 @@
 A layout is recognized by one tensor that all of its checkpoints have. Everything in
 front of that name, such as "vision_model." or "backbone.", is the vision tower's
 prefix. The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the
-gate, and mlp.fc1_x; `models.timm_tensors` makes variables of it. Of a language model
-only the tower and its projector are read.
+gate, and mlp.fc1_x; `models.timm_tensors` makes variables of it.
 """
 
 import dataclasses
@@ -19,14 +18,12 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.projector import Projector, TowerReading
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import location
-from imagepiece_jax.weights.file_names import CONFIG, PROJECTOR, RECOVERED, SELECTORS
+from imagepiece_jax.weights.file_names import RECOVERED, SELECTORS
 from imagepiece_jax.weights.files import read_normalization, read_state_dict
 from imagepiece_jax.weights.state_dicts import choice_of
 from imagepiece_jax.weights.timm_config import is_eva
-from imagepiece_jax.weights.towers import PALIGEMMA
 
 # Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
 CLIP_IMAGES = {
@@ -347,15 +344,6 @@ LAYOUTS = (
 )
 
 
-# A language model around a vision tower: LLaVA, and PaliGemma of transformers, of
-# big_vision and, in Orbax, of openpi. A pattern for the tower's prefix, in whose group
-# is the host's; starts of names that only the host has; {layers of the projector: ours}
-TOWER_IN_HOST = r"((?:.*\.)?)(?:vision_tower\.(?:vision_model\.)?|img\.)"
-HOST_MARKS = ("multi_modal_projector.", "language_model.", "llm.")
-PROJECTOR_LAYERS = {
-    "multi_modal_projector.linear(?:_1)?|img.head": "projector.0",
-    "multi_modal_projector.linear_2": "projector.1",
-}
 # Names of ours and of timm's in files without a patch embedding of one convolution.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
 # Other files that people try, most special first.
@@ -382,8 +370,6 @@ _IN_FRONT = ("model.", "net.", "network.")
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
 # Scanned blocks of big_vision: in one tensor, block by block.
 SCAN = "Transformer.encoderblock."
-# Parts behind the blocks, by the names of `Layout.timm_name`.
-BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
 
 
 def misshapen(name, shape, allowed):
@@ -398,7 +384,6 @@ class Contents(NamedTuple):
     tensors: dict[str, np.ndarray]
     spec: ModelSpec  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
     images: ModelSpec = ModelSpec()  # mean and std, where the file itself has them
-    projector: Projector | None = None  # of a tower in a language model
     # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
     # fields of an Architecture that all models of its layout have
@@ -408,7 +393,6 @@ class Contents(NamedTuple):
 def read_weights(
     path: str | os.PathLike,
     averaged: bool = False,
-    tower: TowerReading | None = None,
     checkpoint: str | None = None,
 ) -> Contents:
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
@@ -421,30 +405,22 @@ def read_weights(
 
     def choose(all_names):
         names.extend(all_names)
-        return _placed_names(names, tower)
+        return _placed_names(names)
 
     with inside(place=f"weights file {path}"):
         state_dict = read_state_dict(path, averaged, choose, checkpoint)
         in_file = ModelSpec(**read_normalization(path))
-        return to_timm(state_dict, tower, names)._replace(images=in_file)
+        return to_timm(state_dict, names)._replace(images=in_file)
 
 
 def read_folder(
     folder: pathlib.Path,
     averaged: bool = False,
-    tower: TowerReading | None = None,
     checkpoint: str | None = None,
 ) -> Contents:
     """As `read_weights` for a folder, with what `save` writes beside the weights."""
     file = location.weights_file(folder)
-    path = folder / PROJECTOR
-    if path.exists():  # of a model that `save` wrote
-        with inside(place=f"weights file {path}"):
-            projector = _projector(read_state_dict(path), tower)
-        contents = read_weights(file, averaged, checkpoint=checkpoint)
-        contents = contents._replace(projector=projector)
-    else:
-        contents = read_weights(file, averaged, tower, checkpoint)
+    contents = read_weights(file, averaged, checkpoint)
     if (folder / SELECTORS).exists():
         learned = read_state_dict(folder / SELECTORS)
         contents = contents._replace(tensors=contents.tensors | learned)
@@ -456,16 +432,14 @@ def read_folder(
 
 def to_timm(
     state_dict: Mapping[str, np.ndarray],
-    tower: TowerReading | None = None,
     names: Collection[str] | None = None,
 ) -> Contents:
     """A checkpoint of any layout by timm's names.
 
-    Text towers, language models, decoders, mask tokens, poolers and the heads of
+    Text towers, decoders, mask tokens, poolers and the heads of
     self-distillation are left out. Tensors of timm's layout are not checked:
     `timm_tensors.from_timm` does.
 
-    tower: how a language model reads its vision tower; None where no config says it
     names: of all tensors in the file; None: `state_dict` has all
     Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
@@ -473,13 +447,11 @@ def to_timm(
         names = [*state_dict]
     dotted = _dotted_names(names)
     tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
-    naming = _Naming.of([*dotted.values()], tower)
-    layout = naming.layout
-    prefix = naming.prefix
+    layout, prefix = _layout([*dotted.values()])
     renamed = {}
     origin = {}
     for name, tensor in tensors.items():
-        timm_name = naming.timm_name(name)
+        timm_name = layout.timm_name(name, prefix)
         if timm_name is None:
             raise _without_place(name, layout, prefix)
         if timm_name:
@@ -490,15 +462,8 @@ def to_timm(
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
         spec = ModelSpec.from_fields(layout.config_fields(present))
         tensors = _canonical(renamed)
-        of_projector = [name for name in tensors if name.startswith("projector.")]
-        layers = {name: tensors.pop(name) for name in of_projector}
-        projector = None
         common_parts = layout.common_parts([*dotted.values()], tensors)
-        if layers or tower or naming.host_prefix is not None:
-            projector = _projector(layers, tower)
-            # The language model reads tokens: any pool will do.
-            common_parts = {"pool": "mean"} | common_parts
-        return Contents(tensors, spec, projector=projector, common_parts=common_parts)
+        return Contents(tensors, spec, common_parts=common_parts)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -564,72 +529,14 @@ def as_timm(
     return renamed
 
 
-def _placed_names(names: Collection[str], tower: TowerReading | None) -> list[str]:
-    """Names in a file whose tensors `to_timm` uses.
-
-    InputError where the tower has another number of blocks than its config says.
-    """
+def _placed_names(names: Collection[str]) -> list[str]:
+    """Names in a file whose tensors `to_timm` uses."""
     # A tensor of all blocks, of a scan, is named as the first of them.
-    dotted = _dotted_names(names)
     start = f"{SCAN[:-1]}_0."
+    dotted = _dotted_names(names)
     first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
-    naming = _Naming.of([*first.values()], tower)
-    count = len({*map(naming.block, first.values())} - {None})
-    depth = tower and tower.blocks
-    if depth and count != depth:
-        problem = f"is {depth} in {CONFIG}, but the tensors have {count}"
-        raise InputError("depth", depth, "files of one model", problem=problem)
-    return [name for name in names if naming.timm_name(first[name]) != ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Naming:
-    """Where tensors of a checkpoint go, by their names."""
-
-    layout: Layout
-    prefix: str  # of the vision tower's names
-    # of the names of the language model around the tower; None: there is no such model
-    host_prefix: str | None
-    tower: TowerReading | None  # how the host reads the tower
-
-    @classmethod
-    def of(cls, names, tower):
-        """The layout and prefixes of a checkpoint with tensors of these names."""
-        layout, prefix = _layout(names)
-        host_prefix = None
-        if match := re.fullmatch(TOWER_IN_HOST, prefix):
-            marks = tuple([match[1] + mark for mark in HOST_MARKS])
-            if any(name.startswith(marks) for name in names):  # else a tower alone
-                host_prefix = match[1]
-        return cls(layout, prefix, host_prefix, tower)
-
-    def timm_name(self, name):
-        """`Layout.timm_name`; parts behind the last block that is used are left out."""
-        if self.host_prefix is not None:
-            inside = name.removeprefix(self.host_prefix)
-            is_layer = inside.endswith((".weight", ".kernel", ".bias"))
-            if is_layer and (layer := _renamed(inside, PROJECTOR_LAYERS)):
-                return layer
-            if inside.startswith("multi_modal_projector."):
-                return None
-            if not name.startswith(self.prefix):
-                return ""
-        timm_name = self.layout.timm_name(name, self.prefix)
-        if self.tower is None or self.tower.depth is None or not timm_name:
-            return timm_name
-        block = self.block(name)
-        if block is None:
-            used = not re.match(BEHIND, timm_name)
-        else:
-            used = block < self.tower.depth
-        return timm_name if used else ""
-
-    def block(self, name):
-        """The number of the block that a tensor of the tower belongs to, or None."""
-        match = re.match(re.escape(self.prefix) + self.layout.blocks, name)
-        if match is None:
-            return None
-        return int(match[1])
+    layout, prefix = _layout([*first.values()])
+    return [name for name in names if layout.timm_name(first[name], prefix) != ""]
 
 
 def _dotted_names(names):
@@ -657,63 +564,6 @@ def _wrapper_prefix(names):
         if names and all(name.startswith(prefix) for name in names):
             return prefix
     return None
-
-
-def _projector(tensors, tower):
-    """The Projector behind a vision tower.
-
-    tensors: projector.0.weight, [out, in], projector.0.bias, projector.1.weight, ..
-    tower: how the language model reads its tower; None where no config says it
-    """
-    for name in tensors:
-        if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
-            allowed = "weight, bias of layers"
-            problem = "has no place in a projector"
-            raise InputError(f"tensor {name}", None, allowed, problem=problem)
-    numbers = {int(name.split(".")[1]) for name in tensors}
-    if not numbers:
-        problem = "is a vision tower in a language model, without its projector"
-        raise InputError(allowed="all files of such a model", problem=problem)
-    if tower is None and len(numbers) > 1:
-        problem = "has a vision tower and a projector of two layers, as LLaVA's, which "
-        problem += f"reads a layer that {CONFIG} says"
-        raise InputError(allowed="its folder", problem=problem)
-    tower = tower or PALIGEMMA
-    layers = []
-    for number in range(tower.layers or len(numbers)):
-        if number not in numbers:
-            problem = f"lacks layer {number}"
-            allowed = "all files of a model"
-            raise InputError("its projector", None, allowed, problem=problem)
-        layer = f"layer {number} of its projector"
-        arrays = {}
-        for leaf in ("weight", "bias"):
-            name = f"projector.{number}.{leaf}"
-            if name in tensors:
-                arrays[leaf] = np.asarray(tensors[name], np.float32)
-        weight = arrays.get("weight")
-        bias = arrays.get("bias")
-        if tower.bias not in (None, "bias" in arrays):
-            has = "has no bias" if tower.bias else "has a bias"
-            allowed = "one with" if tower.bias else "one without"
-            raise InputError(layer, None, allowed, problem=has)
-        fits = weight is not None and weight.ndim == 2
-        if fits and layers:
-            kernel_before, _ = layers[-1]
-            fits = weight.shape[1] == kernel_before.shape[1]
-        if fits and bias is not None:
-            fits = bias.shape == weight.shape[:1]
-        if not fits:
-            shapes = [array.shape for array in arrays.values()]
-            problem = f"has tensors of {' and '.join(map(str, shapes))}"
-            allowed = "a weight [out, in], in as the layer before has out, a bias [out]"
-            raise InputError(layer, shapes, allowed, problem=problem)
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            problem = "holds a value that is not finite"
-            raise InputError(layer, None, "finite weights", problem=problem)
-        kernel = np.ascontiguousarray(weight.T)
-        layers.append((kernel, bias))
-    return Projector(tuple(layers), tower.gelu, tower.prefix)
 
 
 def _layout(tensors):

@@ -30,9 +30,9 @@ from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.spec import ModelSpec
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
-from imagepiece_jax.weights import files, hub_configs, layouts, location, runs
+from imagepiece_jax.weights import hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import RECOVERED
 from imagepiece_jax.weights.infer import NO_FIELDS, completed, with_fc_norm
 from imagepiece_jax.weights.layouts import Contents
@@ -139,10 +139,8 @@ class SavedWeights:
             runs.check_normalization(path, source.spec.fields, facts)
             return Contents(tensors, NO_FIELDS)
         if source.is_folder:
-            return layouts.read_folder(
-                path, source.averaged, source.tower, source.checkpoint
-            )
-        return layouts.read_weights(path, source.averaged, checkpoint=source.checkpoint)
+            return layouts.read_folder(path, source.averaged, source.checkpoint)
+        return layouts.read_weights(path, source.averaged, source.checkpoint)
 
 
 def load_as(
@@ -202,13 +200,7 @@ def load_as(
     if not abstract:
         exact = reduction is None and seed is None
         vit = _fill(vit, weights.contents, fresh, seed, exact)
-    if source.recovery and not source.recovery.keeps_dense:
-        warn(
-            f"{source} was recovered by an earlier version, for "
-            f"{source.recovery.costs[0].form}: without the reduction it is not the "
-            "dense model that it was made from"
-        )
-    vit.say_recovered()
+    vit.say_dense_numbers()
     return vit
 
 
@@ -219,8 +211,12 @@ def _create(source, spec, reduction, prop_attn):
     prop_attn: for that one, whether attention is proportional; None: as it was trained
     """
     trained = source.reduction or DENSE
+    trained_size = source.spec.image_size
+    same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
+        if not same_size:  # where its counts are of another cost
+            reduction = dataclasses.replace(reduction, label="")
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:
@@ -229,9 +225,9 @@ def _create(source, spec, reduction, prop_attn):
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
         hint = ""
-        size = source.spec.image_size
-        if sides(spec.image_size) != sides(size):
-            hint = f"the reduction is one for {size_text(size)} pixels; give another"
+        if not same_size:
+            size = size_text(trained_size)
+            hint = f"the reduction is one for {size} pixels; give another"
         raise error.inside(place=source.place, hint=hint) from error
 
 
@@ -306,13 +302,12 @@ def _fill(vit, contents, fresh, seed, exact):
     for part in variables["params"]:
         if part not in drawn and timm_tensors.matches(part, source.untrained):
             drawn.append(part)
-    recovery = _filled_recovery(vit, contents, variables, drawn)
+    recovery = _filled_recovery(vit, contents, variables, (*fresh, *drawn))
     return dataclasses.replace(
         vit,
         variables=variables,
         selectors=learned,
         trained_positions=trained_positions,
-        projector=contents.projector,
         drawn=digests(variables, drawn),
         recovery=recovery,
     )
@@ -322,11 +317,16 @@ def _filled_recovery(vit, contents, variables, drawn):
     """The Recovery of a Pretrained, with its numbers.
 
     variables: of the dense model
-    drawn: parts that were not learned, nor recovered
+    drawn: parts that were not learned, nor recovered, or are left out
     """
     recovery = vit.recovery
-    if recovery is None or not recovery.keeps_dense:
+    if recovery is None:
         return recovery
+    file = f"weights file {vit.source.path / RECOVERED}"
+    if recovery.saved_beside not in (None, digest(contents.tensors)):
+        problem = "was learned for other weights than those that are beside it"
+        hint = "put them back, or recover these anew without it"
+        raise InputError(problem=problem, place=file, hint=hint)
     costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -336,7 +336,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         for name, tensor in contents.recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        with inside(place=f"weights file {vit.source.path / RECOVERED}"):
+        with inside(place=file):
             numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
             if not tensors and cost.changed:
                 raise InputError(problem=f"has no numbers for {cost.form}")
@@ -365,8 +365,6 @@ def read_source(
     if found.kind == location.FILE:
         spec = ModelSpec(name=registry.name_of_file(found.path))
         fields = {"spec": spec}
-        if record := files.read_recovery(found.path):
-            fields["recovery"] = hub_configs.recovery_of(record)
     elif found.kind == location.FOLDER:
         fields = {"reduction": DENSE, **hub_configs.read(found)}
     else:

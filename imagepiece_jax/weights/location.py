@@ -19,7 +19,6 @@ from imagepiece_jax.weights.file_names import (
     CONFIG,
     ENDINGS,
     OPEN_CLIP,
-    ORBAX,
     OURS,
     WEIGHTS,
 )
@@ -40,7 +39,6 @@ ALLOWED = (
 class Location:
     """Weights on this machine."""
 
-    # of an Orbax checkpoint, or openpi's folder with one, the file that lists arrays
     path: pathlib.Path
     kind: str  # FILE, FOLDER or RUN
     # what says which model a folder's weights are, and its content; None: of a file
@@ -50,20 +48,15 @@ class Location:
     @property
     def name(self) -> str:
         """The last part of the path; of a repository of the hub OWNER/NAME."""
-        return hub.repository_at(self._shown) or self._shown.name
+        return hub.repository_at(self.path) or self.path.name
 
     @property
     def place(self) -> str:
         """The path in sentences: "run runs/a", "folder hf://OWNER/NAME"."""
-        repository = hub.repository_at(self._shown)
+        repository = hub.repository_at(self.path)
         if repository is None:
-            return f"{self.kind} {self._shown}"
+            return f"{self.kind} {self.path}"
         return f"{self.kind} {hub.SCHEME}{repository}"
-
-    @property
-    def _shown(self):
-        """The path as one knows it: an Orbax checkpoint is a folder."""
-        return self.path.parent if self.path.name == ORBAX else self.path
 
 
 def find(path: str | os.PathLike) -> Location:
@@ -87,9 +80,6 @@ def find(path: str | os.PathLike) -> Location:
         problem = f"is {path}: no such file or folder"
         raise InputError(field, path, problem=problem, **hub.hint_for(given))
     path = pathlib.Path(path)
-    for folder in (path, path / "params"):
-        if os.path.isfile(folder / ORBAX):
-            return Location(folder / ORBAX, FILE)
     if path.is_dir():
         return _in_folder(path)
     return Location(path, FILE)

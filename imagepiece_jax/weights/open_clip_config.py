@@ -128,9 +128,7 @@ def _of_timm(vision, model):
     name, _, _ = vision["timm_model_name"].partition(".")
     row = registry.public_models().get(name)
     if row is None:
-        raise InputError(
-            "vision_cfg.timm_model_name", name, hint=registry.instead_of(name)
-        )
+        raise InputError("vision_cfg.timm_model_name", name, hint=registry.NAMES)
     proj = one_of("vision_cfg.timm_proj", vision["timm_proj"], ["linear", "none", ""])
     pool = vision["timm_pool"]
     arch = Architecture(**row["arch"])

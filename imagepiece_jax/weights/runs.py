@@ -158,7 +158,7 @@ def check_normalization(
     """Raise InputError where a run's config says another mean or std than its training.
 
     values: "mean" and "std" by the config; one that lacks them has ImageNet's
-    facts: in a checkpoint, beside its arrays; those of earlier versions say neither
+    facts: in a checkpoint, beside its arrays; {}: unknown
     """
     for field, trained in (facts.get("normalization") or {}).items():
         now = [*values.get(field, IMAGENET[field])]

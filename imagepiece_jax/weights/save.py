@@ -5,10 +5,8 @@ It has the form of the Hugging Face hub:
 model.safetensors       the dense part, by timm's names
 selectors.safetensors   learned by a reduction
 recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
-projector.safetensors   of a vision tower
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
-README.md               the model card
 """
 
 import json
@@ -28,27 +26,28 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.errors import InputError, inside, short_traceback
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.variables import check_variables, variable_shapes
+from imagepiece_jax.models.variables import (
+    check_variables,
+    digest,
+    variable_shapes,
+)
 from imagepiece_jax.weights import hub, hub_configs, layouts
-from imagepiece_jax.weights.card import CARD, model_card
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
     ENDINGS,
     OURS,
-    PROJECTOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
 )
-from imagepiece_jax.weights.files import RECOVERY
 from imagepiece_jax.weights.infer import infer
 
 DENSE_PART = WEIGHTS[0]
-FILES = (DENSE_PART, *BESIDE, CONFIG, CARD)  # of a saved model
+FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
 # Endings of files that somebody may expect in place of the folder.
-OF_PROGRAMS = (".onnx", ".jax")
-OF_FILES = (*ENDINGS, *OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
+OF_PROGRAMS = ".onnx"
+OF_FILES = (*ENDINGS, OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
 
 
 @short_traceback
@@ -74,24 +73,22 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, vit.model.arch)
+    described = hub_configs.describe(vit)
+    if vit.recovery:
+        read = layouts.to_timm(dense).tensors | learned
+        described[OURS]["recovery"]["saved_beside"] = digest(read)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
-    text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
+    text = json.dumps(described, indent=2, default=lambda v: v.item())
     config = json.loads(text)
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | learned, config)
-    in_timm = config["architecture"] != OURS
-    card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
-        _write(new / DENSE_PART, dense, _record_of_file(vit))
+        _write(new / DENSE_PART, dense)
         if learned:
             _write(new / SELECTORS, learned)
-        if vit.projector:
-            _write(new / PROJECTOR, vit.projector.tensors())
         if recovered := _recovered(vit.recovery):
             _write(new / RECOVERED, recovered)
         (new / CONFIG).write_text(text + "\n", "utf-8")
-        # Escapes stand for what is not UTF-8 in the name of the folder.
-        (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
     return folder
 
 
@@ -99,27 +96,15 @@ def _recovered(recovery):
     """Tensors of the costs of a Recovery, the number of its cost before each name."""
     tensors = {}
     for number, cost in enumerate(recovery.costs if recovery else ()):
-        params = traverse_util.unflatten_dict(cost.numbers or {}, sep="/")
+        params = traverse_util.unflatten_dict(cost.numbers, sep="/")
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{number}.{name}"] = tensor
     return tensors
 
 
-def _record_of_file(vit):
-    """What a file that is taken out of the folder needs: no dense model is in it."""
-    if vit.recovery is None or vit.recovery.keeps_dense:
-        return None
-    return hub_configs.recovery_record(vit.recovery)
-
-
-def _write(file, tensors, recovery=None):
-    """Write tensors to a file; OSError where a disk is full or fails.
-
-    recovery: the record of one whose numbers are in these tensors
-    """
+def _write(file, tensors):
+    """Write tensors to a file; OSError where a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
-    if recovery:
-        metadata[RECOVERY] = json.dumps(recovery)
     try:
         safetensors.numpy.save_file(tensors, file, metadata)
     except safetensors.SafetensorError as error:
@@ -136,7 +121,7 @@ def checked_folder(folder):
     ending = folder.suffix.lower()
     if ending in OF_FILES and not folder.exists():
         hint = ""
-        if ending in OF_PROGRAMS:
+        if ending == OF_PROGRAMS:
             hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
         problem = f"ends in {ending}, as files do, but save writes a folder"
         allowed = f"names of folders, such as {folder.with_suffix('')}"

@@ -28,8 +28,7 @@ _AVERAGES += ("model_ema_state_dict", "params_ema")
 _OF_AVERAGES = {"ema", "swa", "average", "averaged", "momentum", "shadow"}
 _COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its module
 SMALLEST = 12  # tensors of a model, at least: those of one block
-DEEPEST = 100  # dict in dict, module in module, and tuple in tuple in a pickle
-MOST_TENSORS = 100_000  # of a module
+DEEPEST = 100  # dict in dict, and tuple in tuple in a pickle
 _READABLE = "floats of 16, 32 and 64 bits, integers and booleans"
 
 
@@ -38,36 +37,6 @@ class Unread(NamedTuple):
 
     size: int  # in bytes
     read: Callable[[], np.ndarray] | None = None  # from the file
-
-
-class Module:
-    """A module of TorchScript: its attributes are tensors, modules and settings."""
-
-    __slots__ = ("attributes",)
-
-    def __init__(self):
-        self.attributes = {}
-
-    def __setstate__(self, state):
-        self.attributes = {}
-        if isinstance(state, dict):
-            self.attributes = state
-
-    def tensors(self):
-        """{dotted name: tensor} of the module and the modules in it."""
-        found = {}
-        todo = [("", self)]
-        while todo:
-            start, module = todo.pop()
-            for name, value in module.attributes.items():
-                path = f"{start}{name}"
-                if start.count(".") >= DEEPEST or len(found) + len(todo) > MOST_TENSORS:
-                    raise pickle.UnpicklingError("modules in each other without an end")
-                if isinstance(value, Module):
-                    todo.append((f"{path}.", value))
-                elif isinstance(value, Unread):
-                    found[path] = value
-        return found
 
 
 def unreadable(tensor, dtype):
@@ -215,7 +184,7 @@ def _entry(content, key):
     for _ in range(DEEPEST):
         if not isinstance(content, dict):
             return None
-        if isinstance(content.get(key), dict | Module):
+        if isinstance(content.get(key), dict):
             return content[key]
         content = content.get(_wrapper(content))
     return None
@@ -273,10 +242,8 @@ def named_tensors(content):
 
 
 def _unwrapped(content):
-    """The state dict inside nested dicts, or the tensors of a TorchScript module."""
+    """The state dict inside nested dicts."""
     for _ in range(DEEPEST):
-        if isinstance(content, Module):
-            return content.tensors()
         if not isinstance(content, dict):
             return content
         key = _wrapper(content)
@@ -287,8 +254,8 @@ def _unwrapped(content):
 
 
 def _wrapper(content):
-    """The first key of _WRAPPERS under which a dict has a dict or module, or None."""
+    """The first key of _WRAPPERS under which a dict has a dict, or None."""
     for key in _WRAPPERS:
-        if isinstance(content.get(key), dict | Module):
+        if isinstance(content.get(key), dict):
             return key
     return None

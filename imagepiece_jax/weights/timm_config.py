@@ -71,8 +71,7 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
     if not registry.is_known(name):
-        hint = registry.instead_of(str(name))
-        raise InputError("architecture", name, hint=hint)
+        raise InputError("architecture", name, hint=registry.NAMES)
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     height, width = sides(arguments.get("img_size") or (height, width))
@@ -106,7 +105,8 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
     model = ModelSpec.from_fields(normalization | {"image_size": size} | fields)
-    return {"spec": model, "sizes": sizes, "crop": crop, "class_names": names}
+    found = {"spec": model, "sizes": sizes, "crop": crop, "class_names": names}
+    return found | {"license": images.get("license")}
 
 
 def _full_name(name, tag, stated, arguments):
@@ -278,6 +278,9 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     named = {}
     if names:
         named["label_names"] = names
+    terms = {}
+    if vit.source is not None and vit.source.license:
+        terms["license"] = vit.source.license
     return {
         **_architecture(model, size),
         "num_classes": model.num_classes,
@@ -290,6 +293,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
             "std": model.std,
             "num_classes": model.num_classes,
             **crop,
+            **terms,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": heads,
@@ -325,7 +329,7 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
     if same and model.stem == "patch":
         return {"architecture": same[0], "model_args": arguments}
     # A smaller epsilon than any of timm's becomes its smallest, which hardly changes
-    # outputs; the model card says so.
+    # outputs.
     norm_eps = max(arch.norm_eps, EPS)
     base = BASES.get((arch.mlp, norm_eps, arch.dist_token))
     if base is None or not _is_vision_transformer(model):

@@ -1,9 +1,9 @@
 """PyTorch's files, .pth and others, which are read without PyTorch.
 
 They are zip archives of a pickle (names, shapes, strides) and one raw file per storage,
-before PyTorch 1.6 one file with these behind each other. A TorchScript archive has,
-beside its code, a pickle of modules. The pickle may name only few globals, none of
-which is looked up, so reading a file never runs code that came with it.
+before PyTorch 1.6 one file with these behind each other. The pickle may name only few
+globals, none of which is looked up, so reading a file never runs code that came with
+it.
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.errors import InputError, one_of
-from imagepiece_jax.weights.state_dicts import DEEPEST, Module, Unread, unreadable
+from imagepiece_jax.weights.state_dicts import DEEPEST, Unread, unreadable
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -47,18 +47,10 @@ _IGNORED_TYPES = re.compile(
     r"(__builtin__|builtins)\.(bool|bytes|complex|dict|float|frozenset|int|list|object|"
     r"range|set|slice|str|tuple)"
 )
-# TorchScript's functions that give back their first argument.
-_TYPED = (
-    "restore_type_tag",
-    "build_intlist",
-    "build_doublelist",
-    "build_boollist",
-    "build_tensorlist",
-)
 
 
 def read_torch(path, select):
-    """Tensors of a file, or of a part, that PyTorch's save or TorchScript's wrote."""
+    """Tensors of a file, or of a part, that PyTorch's save wrote."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
             return _read_old_torch(file, select)
@@ -268,10 +260,6 @@ class _StateDictUnpickler(pickle.Unpickler):
         }
         if (module, name) in allowed:
             return allowed[module, name]
-        if module.partition(".")[0] == "__torch__":
-            return Module
-        if module == "torch.jit._pickle" and name in _TYPED:
-            return self._first
         if _IGNORED_TYPES.fullmatch(f"{module}.{name}"):
             return _IgnoredObject
         if module == "torch" and name in _STORAGE_DTYPES:

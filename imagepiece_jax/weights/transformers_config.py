@@ -19,9 +19,12 @@ from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.weights.timm_config import SILUS
-from imagepiece_jax.weights.towers import GELUS, HOSTS
 
 Fields = Mapping[str, Any]  # of a JSON file
+# transformers' activations by their names; those of one kind differ only in rounding.
+GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
+GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
+GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
 COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
 COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -38,7 +41,6 @@ class ModelType:
     resize: str  # how its code interpolates positions
     processor: str  # its image processor, for a file that does not name one
     arch: Callable[[Fields], Architecture]  # all parts, by these fields
-    inner: Architecture | None = None  # parts up to an earlier block than the last
     # fields with the only values that models here have
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -109,9 +111,7 @@ _DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
 _DINOV3 |= dict(key_bias=False, value_bias=True)
 _DINOV3_FIXED = dict(proj_bias=True, mlp_bias=True)
 _CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True)
-_CLIP_INNER = dataclasses.replace(_CLIP_ARCH, final_norm=False)
 _SIGLIP_ARCH = Architecture(class_token=False, pool="map")
-_SIGLIP_INNER = dataclasses.replace(_SIGLIP_ARCH, pool="mean", final_norm=False)
 MODEL_TYPES = {
     "vit": ModelType(_VIT, "bicubic", "ViT", _vit),
     "deit": ModelType(_VIT, "bicubic", "DeiT", _deit),
@@ -119,16 +119,16 @@ MODEL_TYPES = {
     "dinov2_with_registers": ModelType(
         _DINOV2 | {"num_register_tokens": 4}, "antialias", "Bit", _registers
     ),
-    "clip_vision_model": ModelType(
-        _CLIP, "bicubic", "CLIP", lambda _: _CLIP_ARCH, _CLIP_INNER
-    ),
+    "clip_vision_model": ModelType(_CLIP, "bicubic", "CLIP", lambda _: _CLIP_ARCH),
     "siglip_vision_model": ModelType(
-        _SIGLIP, "bicubic", "Siglip", lambda _: _SIGLIP_ARCH, _SIGLIP_INNER
+        _SIGLIP, "bicubic", "Siglip", lambda _: _SIGLIP_ARCH
     ),
     "dinov3_vit": ModelType(
         _DINOV3, "antialias", "DINOv3ViT", _dinov3, fixed=_DINOV3_FIXED
     ),
 }
+# Models of images and texts, and the model type of their vision tower, which is read.
+OF_TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 # The defaults of image processors, by the starts of their names; None: no crop.
 _ON = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
@@ -149,7 +149,6 @@ PROCESSORS = {
     "DeiT": _CROPPED | _HALF | _LARGER,
     "Bit": _EDGE,
     "CLIP": _EDGE,
-    "Llava": _EDGE,
     "Siglip": _SQUARE | _HALF | dict(default_to_square=False),
     "DINOv3ViT": _SQUARE | _IMAGENET | dict(resample=2),
 }
@@ -158,10 +157,7 @@ PROCESSORS = {
 def parse_transformers(config: Fields) -> dict[str, Any]:
     """Fields of a Source by a config.json, without those of its image processor."""
     model = MODEL_TYPES[_kind(config)]
-    fields = config
-    host = HOSTS.get(config["model_type"])
-    if host is not None:
-        fields = _of_tower(config) or host.fields
+    fields = _of_tower(config)
     _check_fixed(QUANTIZED, config)
     _check_fixed(model.fixed, fields)
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
@@ -188,16 +184,10 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
     arch = model.arch(fields)
     if arch.positions:
         sizes["image_size"] = size
-    tower = host and host.tower and host.tower(config, fields, model.inner)
-    if tower and tower.depth:  # it reads the tokens after an earlier block
-        arch = model.inner
-        sizes["depth"] = tower.depth
-    elif tower:  # it reads the normed tokens after the last block
-        arch = dataclasses.replace(model.inner, final_norm=True)
-    elif arch.pool == "map" and classify:  # the head of classes reads the mean
+    if arch.pool == "map" and classify:  # the head of classes reads the mean
         arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
-        _check_fixed({"vision_use_head": True}, _of_tower(config) or {})
+        _check_fixed({"vision_use_head": True}, _of_tower(config))
     arch = dataclasses.replace(
         arch,
         gelu=one_of("hidden_act", fields["hidden_act"], acts),
@@ -215,18 +205,17 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
         "sizes": sizes,
         "class_names": names,
         "problem_type": task,
-        "tower": tower,
     }
 
 
 def _of_tower(config):
-    """The fields of a language model's vision tower; all fields of another model."""
-    if config["model_type"] not in HOSTS:
+    """The fields of the vision tower of two towers; all fields of another model."""
+    if config["model_type"] not in OF_TWO_TOWERS:
         return config
     # Of files before version 4.30, where it goes over vision_config.
     earlier = config.get("vision_config_dict")
     if earlier is None:
-        return config.get("vision_config")
+        return config.get("vision_config") or {}
     return earlier
 
 
@@ -330,16 +319,14 @@ def _problem_type(config, labels):
 
 
 def _kind(config):
-    """The model type, one of MODEL_TYPES; of a host that of its vision tower."""
+    """The model type, one of MODEL_TYPES; of two towers that of the vision tower."""
     name = config["model_type"]
-    one_of("model_type", name, [*MODEL_TYPES, *HOSTS])
-    if name not in HOSTS:
+    one_of("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
+    if name not in OF_TWO_TOWERS:
         return name
-    kinds = HOSTS[name].kinds
-    kind = (_of_tower(config) or {}).get("model_type", name)
-    one_of("vision_config.model_type", kind, [*kinds, name])
-    if kind == name:  # the host's own type stands for its usual tower
-        return kinds[0]
+    kind = OF_TWO_TOWERS[name]
+    named = _of_tower(config).get("model_type", kind)
+    one_of("vision_config.model_type", named, [kind, name])
     return kind
 
 

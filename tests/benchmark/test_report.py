@@ -116,16 +116,3 @@ def test_break_even(of_batch, said, ratios_said):
     verb = "is not faster" if of_batch["b8"] < 1 else "is faster"
     said = f"inference: other {verb} than first {said} (times as fast: {ratios_said}"
     assert sentence.startswith(said)
-
-
-def test_curves_of_many_programs_look_different(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(report.plotting, "save_figure", lambda f, _: figures.append(f))
-    names = [f"program {i}" for i in range(33)]
-    row = {"mode": "inference", "device": "cpu", "dtype": "float32", "batch_size": 8}
-    row |= dict.fromkeys(("throughput", "throughput_min", "throughput_max"), 3.0)
-    report.plot(tmp_path / "a.png", [row | {"config": name} for name in names])
-    (axes,) = figures[0].axes
-    lines = [container.lines[0] for container in axes.containers]
-    looks = {(line.get_color(), line.get_marker()) for line in lines}
-    assert len(looks) == len(lines) == len(names)

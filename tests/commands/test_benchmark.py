@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from tests.command import call, sentence
 from tests.models import tiny
 from tests.pictures import write_csv
 from tests.runs import ROOT
-from tools import torch_baselines
 
 KEYS = {
     *("config", "mode", "batch_size", "dtype", "weights", "device", "versions", "git"),
@@ -93,17 +91,6 @@ def test_mistakes_end_it_before_anything_is_measured(words, message, monkeypatch
     """Those that depend on the machine; tests/errors.txt has the others."""
     monkeypatch.setattr(timer, "measure", lambda *_: pytest.fail("measured"))
     assert message in sentence(call(benchmark.main, *TINY, *words))
-
-
-def test_an_unknown_baseline_and_missing_torch(monkeypatch):
-    def refused(*words):
-        return sentence(call(torch_baselines.main, *TINY, *words))
-
-    assert refused("--against=jax") == "--against is 'jax'; allowed: timm, tome"
-    monkeypatch.setitem(sys.modules, "torch", None)
-    message = refused("--against=timm")
-    assert message.startswith("--against needs torch, which cannot be imported")
-    assert message.endswith('pip install "imagepiece_jax[torch]"')
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -8,7 +8,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import features
-from tests.command import call, start
+from tests.command import call
 from tests.models import tiny
 from tests.pictures import write_damaged
 from tests.runs import ROOT
@@ -46,7 +46,7 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     assert again.out == ended.out
     other = ["--weights=weights", "--reduction=tome:r=2", "photos", f"--out={out}"]
     *_, said = call(features.main, *other).err.splitlines()
-    assert said.startswith(f"error: --reduction is tome r=2, but {out} was started")
+    assert said.startswith(f"error: --reduction is tome:r=2, but {out} was started")
 
 
 def test_the_words_of_load(folder, tmp_path, monkeypatch):
@@ -66,13 +66,6 @@ def test_the_words_of_load(folder, tmp_path, monkeypatch):
     two = ["--weights=weights", f"--out={tmp_path}/two", "photos/a.png", "photos/c.png"]
     call(features.main, *two).ok()
     assert len(np.load(tmp_path / "two" / "pooled.npy")) == 2
-
-
-def test_macs_is_the_short_form_of_a_reduction(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)
-    words = ["weights", "photos", "--macs", "0.6", f"--out={tmp_path}/out"]
-    ended = start("-m", "imagepiece_jax.commands.features", *words, cwd=folder)
-    assert "attended in " in ended.err, ended
 
 
 def test_the_lines_of_the_page_find_the_photograph_itself(

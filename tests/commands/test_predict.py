@@ -1,8 +1,6 @@
 """The command that predicts: what it prints, its JSON, and its exit status."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
-from imagepiece_jax.inference import jax_export, predictor
+from imagepiece_jax.inference import predictor, program_facts
 from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import create_model
@@ -104,22 +102,7 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     vit = imagepiece_jax.load(panda / "test_vit.npz")
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert saved.class_names == vit.class_names
-    images = jax_export.exported_images(saved)
-    facts = jax_export.program_facts(saved, images)
+    images = program_facts.exported_images(saved)
+    facts = program_facts.program_facts(saved, images)
     assert facts["class_names"][388] == "giant panda"
     assert facts["classes"] == 1000
-
-
-def test_folders_of_wordnet_ids_have_their_words(tmp_path, monkeypatch):
-    """As `evaluate` names them, on the page of tokens, too; JSON has the folder's."""
-    monkeypatch.chdir(tmp_path)
-    names = ["n01440764", "n03888257", "ant", "bee", "cat", "dog", "eel"]
-    vit = tiny.pretrained()
-    imagepiece_jax.save("w", dataclasses.replace(vit, class_names=names))
-    Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save("a.png")
-    words = ["--weights=w", "--dtype=float32", "a.png"]
-    ended = call(predict.main, *words, "--top=7", "--json=p.json").ok()
-    assert "n01440764 (tench) " in ended.out
-    assert "ant " in ended.out
-    labels = {one["label"] for one in json.loads(Path("p.json").read_text())["a.png"]}
-    assert labels == {*names}

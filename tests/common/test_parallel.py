@@ -6,7 +6,6 @@ import io
 import os
 import pathlib
 import sys
-import time
 import types
 import warnings
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.common import parallel, progress, xla_options
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster import run_dir
@@ -171,8 +170,8 @@ def check_agreement(process, folder):
 
     settings()
     refused("config.lr is 1 on process 1, but 0 on", settings, config | {"lr": process})
-    sets = {"eval": {"sets": [{}, {"val": {}}][process]}}
-    refused("config.eval.sets is missing on process 1", settings, config | sets)
+    parts = {"parts": [{}, {"gelu": "tanh"}][process]}
+    refused("config.parts is missing on process 1", settings, config | parts)
     refused("a is missing on process 1, but 5 on process", parallel.check_same, mine)
     images = (7 - process, 5)
     refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)
@@ -245,29 +244,6 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
         state = add(state, x)
     assert parallel.unreplicate(state) == 7.0
     assert given == [options]  # ahead of all calls
-
-
-def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch):
-    """One that XLA does not know is refused, but for what is no model."""
-    monkeypatch.setitem(xla_options.OPTIONS, "cpu", {"xla_no_such_option": True})
-    x = parallel.replicate(np.float32(1))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        parallel.pmap(lambda x: x + 1, program="step")(x)
-    assert parallel.unreplicate(parallel.pmap(lambda x: x + 1)(x)) == 2.0
-
-
-def test_a_long_compilation_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-
-    def slow(x):
-        time.sleep(0.5)  # while it is traced
-        return x + 1
-
-    x = parallel.replicate(np.zeros(3, np.float32))
-    for _ in range(2):
-        parallel.pmap(slow, program="training step")(x)
-        parallel.pmap(slow)(x)
-    assert capsys.readouterr().err == "compiling the training step ..\n" * 2
 
 
 def memory_maps():

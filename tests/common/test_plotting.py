@@ -1,7 +1,5 @@
 """Figures of curves: each can be told from all others."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -70,27 +68,6 @@ def test_many_curves_have_a_panel_each_that_is_named_after_it(drawn, count):
     names = [text.get_text() for text in legend.get_texts()]
     own = ["the method above the panel", "its 95 % interval", "the other methods"]
     assert sorted(names) == sorted([*own, "dense", "method 2", "method 4"])
-
-
-def test_few_curves_may_have_a_panel_each(drawn):
-    """Where bands would cover each other."""
-    figure = drawn(curves(3), references=["method 0"], apart=True)
-    panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title(loc="left") for axes in panels] == [*curves(3)]
-    assert all(len(axes.collections) == 1 for axes in panels)  # one band
-
-
-def test_names_of_panels_fit(drawn):
-    long = {
-        f"{name}, with what a dropped patch gets": c for name, c in curves(9).items()
-    }
-    figure = drawn(long)
-    figure.canvas.draw()
-    boxes = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in figure.axes]
-    for box, other in itertools.combinations(boxes, 2):
-        assert not box.overlaps(other)
-    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in figure.axes]
-    assert titles == [*long]
 
 
 def test_curves_have_bands_and_leave_no_half_file(tmp_path):

@@ -28,7 +28,7 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
     taken = "note: 1 of 2 images are taken, evenly spaced"
     assert len(source) == 1
-    few = [line for line in notes if "choose among theirs" not in line]
+    few = [line for line in notes if "chooses among all" not in line]
     assert few == [taken, *[note] * is_noted]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data import near_duplicates, splits
+from imagepiece_jax.data import near_duplicates
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.input.registry import open_source
 
@@ -190,10 +190,3 @@ def test_images_of_16_bits_are_compared_by_all_of_them(tmp_path):
         eight = near_duplicates.small_form(picture)
         np.testing.assert_allclose(forms[-1], eight, atol=0.05)
     assert near_duplicates.originals(np.stack(forms)).tolist() == [0, 1, 2]
-
-
-def test_where_copies_are_not_looked_for_it_is_said(monkeypatch, caplog):
-    monkeypatch.setattr(splits, "MAX_READ", 30)
-    names = [f"{number}.jpg" for number in range(31)]
-    assert len(splits.split_files("nowhere", names, "train", "x")) == 28
-    assert "are not looked for among the 31 of x" in caplog.text

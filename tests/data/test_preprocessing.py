@@ -104,40 +104,6 @@ def test_a_crop_that_there_is_not(field, value):
         Preprocessing(30, **{field: value})
 
 
-@pytest.mark.parametrize(
-    "size, fields, text",
-    [
-        (224, {}, "resize 256 bicubic, crop 224"),
-        (224, {"crop": 0.9, "interpolation": "bilinear"}, "resize 248 bilinear, crop "),
-        (224, {"crop": 1.0, "crop_mode": "squash"}, "resize 224x224 squashed bicubic,"),
-        (
-            224,
-            {"crop": 1.0, "rule": "transformers"},
-            "resize 224 bicubic, crop 224 as in transformers",
-        ),
-        ((96, 192), {}, "resize 109x219 bicubic, crop 96x192"),
-        (224, {"resize": "none"}, "images as they are, 224x224"),
-        (32, {}, "images as they are, 32x32"),
-    ],
-)
-def test_a_transform_says_what_it_does(size, fields, text):
-    assert Preprocessing(size, **fields).text.startswith(text)
-
-
-def test_images_of_the_models_size_that_are_enlarged_are_noted():
-    transform = Preprocessing(224)
-    assert transform.note([(224, 224)] * 3, 50) == (
-        "each image read (3 of 50) has 224x224 pixels, the model's size, and is "
-        "enlarged and cropped nevertheless (resize 256 bicubic, crop 224): "
-        "resize none takes it as it is"
-    )
-    assert transform.note([(224, 224), (224, 225)], 2) is None
-    assert transform.note([], 2) is None
-    for other in ({"crop": 1.0}, {"resize": "none"}):
-        assert Preprocessing(224, **other).note([(224, 224)], 1) is None
-    assert Preprocessing(32).note([(32, 32)], 1) is None
-
-
 @pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
 def test_the_thinnest_images_take_no_memory(monkeypatch, shape):
     """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""

@@ -159,25 +159,6 @@ def test_splits_may_have_other_names(folder, tested):
     assert len(open_source(str(folder), "val")) == 2
 
 
-def test_photographs_without_classes_cannot_be_tested_on(folder):
-    with refused(f"folder {folder}/val/ant", None, "no folders of classes"):
-        open_source(f"{folder}/val/ant", "val")
-
-
-@pytest.mark.parametrize("inside", ["", "images"])
-def test_a_folder_with_a_table_of_labels_is_told_so(table, inside):
-    with refused(f"folder {table.parent / inside}", None, f"did you mean csv:{table}?"):
-        open_source(
-            str(table.parent / inside), "val", num_classes=1000, labels_by_name={}
-        )
-
-
-def test_a_table_is_known_by_its_ending(table, monkeypatch):
-    assert labels_of(open_source(str(table), "val")) == [4, 0]
-    monkeypatch.chdir(table.parent)
-    assert labels_of(open_source("labels.csv", "val")) == [4, 0]
-
-
 def test_csv_reads_rows_in_order_and_sources_name_their_classes(table, folder):
     source = open_source(f"csv:{table}", "val", num_classes=5)
     assert labels_of(source) == [4, 0]
@@ -275,7 +256,6 @@ def test_unlabeled_images_are_there_and_never_tested_on(folder):
 
 Image.init()  # all formats of Pillow
 FORMATS = Image.registered_extensions()
-OF_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
 # Formats that Pillow writes, but not of a picture in color.
 GRAY = {"BLP", "MSP", "XBM"}
 COLOR = {*Image.SAVE} - GRAY
@@ -288,14 +268,6 @@ def test_images_of_a_folder_are_of_any_known_format(folder, suffix):
     image, label = open_source(f"folder:{folder}", "val").read(1)
     assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3
     assert label == 0
-
-
-def test_every_format_that_pillow_decodes_is_one_of_images():
-    """What is named is read by Pillow, so a folder's files are listed by it, too."""
-    opened = {name for name in FORMATS.values() if name in Image.OPEN} - OF_OTHERS
-    decoded = {suffix for suffix, name in FORMATS.items() if name in opened}
-    assert decoded | {".mpo"} >= {*EXTENSIONS}
-    assert decoded & WRITTEN <= {*EXTENSIONS}
 
 
 def test_what_is_left_out_of_a_folder_is_logged_once(folder, caplog):
@@ -339,14 +311,6 @@ def test_links_that_lead_nowhere_are_left_out(folder, caplog, target):
     assert record.getMessage().startswith(said)
 
 
-def test_images_as_they_are_stored(folder):
-    source = open_source(f"folder:{folder}", "val")
-    assert source.encoded(0) == (folder / "val" / "ant" / "0.png").read_bytes()
-    digits = open_source("digits", "val")
-    with pytest.raises(InputError, match="^digits/.* is not a file"):
-        digits.encoded(0)
-
-
 NAMES = ("mnist", "folder:", "csv", "digits:x", "")
 
 
@@ -361,13 +325,6 @@ NAMES = ("mnist", "folder:", "csv", "digits:x", "")
 def test_what_there_is_not(name, split, num_classes, field, value):
     with refused(field, value):
         open_source(name, split, num_classes=num_classes)
-
-
-def test_classes_in_one_split_only_are_refused(folder):
-    save(folder / "val" / "bee" / "0.png", (0, 0, 0))
-    for split in ("train", "val"):
-        with pytest.raises(InputError, match="class 'bee' in only one of"):
-            open_source(f"folder:{folder}", split, num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -548,7 +505,6 @@ def test_tests_without_labels_are_images_anywhere_in_val(folder):
     source = unlabeled(folder, "val")
     assert len(source) == 2
     assert source.class_names is None
-    assert not source.labeled
     assert labels_of(source) == [-1, -1]
     assert unlabeled(folder).class_names is None
     assert len(unlabeled(folder)) == 6
@@ -573,25 +529,3 @@ def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
     assert split_files("nowhere", twice, "train", "x") == [*many[1:9], "1", "2"]
     with pytest.raises(InputError, match="x has 1 image and no test images; allow"):
         split_files("nowhere", ["a", "a"], "val", "x")
-
-
-@pytest.mark.parametrize(
-    "rows, tested, trained",
-    [
-        ("0.png,,train\n1.png,,train\n2.png,,val\n", ["2.png"], ["0.png", "1.png"]),
-        ("0.png,,train\n1.png,,train\n2.png,1,train\n", ["0.png"], ["1.png", "2.png"]),
-    ],
-)
-def test_tables_without_labels(tmp_path, rows, tested, trained):
-    for number in range(3):
-        save_noise(tmp_path / f"{number}.png")
-    table = tmp_path / "table.csv"
-    table.write_text("filename,label,split\n" + rows)
-    for split, names in (("val", tested), ("train", trained)):
-        source = open_source(f"csv:{table}", split, num_classes=2, labeled=False)
-        assert names_of(source, f"{tmp_path}/") == names
-        assert set(labels_of(source)) == {-1}
-    table.write_text("filename,label,split\n0.png,1,val\n1.png,,val\n2.png,,train\n")
-    message = "line 3: label is empty, but other test images have labels; allowed: all"
-    with pytest.raises(InputError, match=message):
-        open_source(f"csv:{table}", "val", num_classes=2, labeled=False)

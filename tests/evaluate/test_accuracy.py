@@ -108,9 +108,9 @@ def test_masked_images_count_nothing_even_where_they_are_not_a_number():
         assert np.isfinite(found)
 
 
-def test_only_valid_labels_are_answers():
+def test_only_the_given_classes_are_answers():
     """Row 0 among classes 2, 4 and 6: 2 is first, and all three are among five."""
-    step = accuracy.model_step(Lookup(TABLE), valid=(2, 4, 6))
+    step = accuracy.model_step(Lookup(TABLE), classes=(2, 4, 6))
     images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
     result = accuracy.evaluate(step, variables_of(1), [images])
     assert result.each["right"].tolist() == [True, False, False, True, False]
@@ -123,8 +123,8 @@ def test_only_valid_labels_are_answers():
 
 def test_a_program_has_the_same_answers():
     """Logits of a program, not of a model."""
-    step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2], (0, 5))
-    _, each = step(None, batch([0, 0], [5, 5]))
+    step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2])
+    _, each = step(None, batch([0, 0], [5, 6]))
     assert each["right"].tolist() == [[False, True]]
 
 

@@ -105,18 +105,6 @@ def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_torn_last_line_is_cut_and_measured_anew(tmp_path, again):
-    measured(tmp_path, SETTING, SETTING | {"x": 1})
-    file = tmp_path / FILE
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-20])
-    _, calls = measured(tmp_path, SETTING, SETTING | {"x": 1}, again=again)
-    assert calls == 1 + again
-    lines = file.read_text().splitlines()
-    assert all(json.loads(line)["setting"] for line in lines)
-
-
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
     """With a line that is no result, used by another process, below a file."""
     damaged = tmp_path / "damaged" / FILE

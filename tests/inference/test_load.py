@@ -17,7 +17,6 @@ HEADS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 GIVEN = HEADS | {"mean": MEAN, "std": STD}  # what tensors leave open
 LACKING = ["num_heads", "mean", "std", "norm_eps", "gelu", "resize"]
 LACKING += ["rotary", "post_norm", "pool"]
-NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 
 
 def test_the_package_imports_nothing_until_it_is_used():
@@ -49,30 +48,13 @@ def test_load_infers_the_model_from_its_tensors(trained, weights_file):
     assert model.arch.gelu == "tanh"
 
 
-def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
-    """They change no program; `labels` are before them, and indices where none is."""
-    names = [*NAMES[:-1], None]
-    vit = imagepiece_jax.load(weights_file, class_names=names, **GIVEN)
-    assert vit.class_names == tuple(names)
-    assert vit.model == trained.model
-    said = "<Pretrained ViT: dense, images of 20x20, 7 classes, 0.000358 GMACs>"
-    assert repr(vit) == said
-    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
-    options |= {"top": tiny.CLASSES, "batch_size": 1, "dtype": jnp.float32}
-    predict = imagepiece_jax.Predictor(vit, **options)
-    by_index = {found.index: found.label for found in predict(pictures[0])}
-    assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
-
-
 @pytest.mark.parametrize(
     "tensor, found, options, field, value",
     [
         ("pos_embed", None, HEADS, "tensor pos_embed", None),
         ("pos_embed", np.zeros(3), HEADS, "tensor pos_embed", (3,)),
         ("pos_embed", np.zeros((1, 24, 30)), HEADS, "tensor pos_embed", 24),
-        ("norm.weight", np.ones(29), GIVEN, "tensor norm.weight", None),
         ("extra", np.zeros(3), GIVEN, "tensor extra", None),
-        ("head.bias", np.full(7, np.nan), GIVEN, "tensor head.bias", None),
         ("head.bias", np.zeros(7), {}, "num_heads", LACKING),
         ("head.bias", np.zeros(7), {"name": "deit_s"}, "name", "deit_s"),
     ],
@@ -94,8 +76,6 @@ def test_weights_of_other_models(
     "options, field, value",
     [
         ({"image_size": (20, 22)}, "image_size", (20, 22)),
-        ({"image_size": 20.0}, "image_size", 20.0),
-        ({"reduction": {"r": 8}}, "reduction", {"r": 8}),
         ({"reduction": 3}, "reduction", 3),
         ({"preprocessing": 0.9}, "preprocessing", 0.9),
         ({"class_names": ["a"]}, "class_names", 1),
@@ -103,11 +83,7 @@ def test_weights_of_other_models(
         ({"num_classes": "x"}, "num_classes", "x"),
         ({"dtype": jnp.int32}, "dtype", jnp.int32),
         ({"depht": 2}, "depht", "depht"),
-        ({"reductoin": {}}, "reductoin", "reductoin"),
-        ({"zebra": 2}, "zebra", "zebra"),
         ({"num_heads": 4}, "num_heads", 4),
-        ({"num_heads": 2.5}, "num_heads", 2.5),
-        ({"num_classes": -1}, "num_classes", -1),
         ({"depth": 2}, "depth", 2),
         ({"mean": (0.5, 0.5)}, "mean", (0.5, 0.5)),
         ({"mean": (123.7,) * 3}, "mean", (123.7,) * 3),

@@ -14,7 +14,7 @@ import pytest
 from imagepiece_jax.common import nodes
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference import jax_export, onnx_graph
+from imagepiece_jax.inference import onnx_graph
 from imagepiece_jax.inference import onnx_model as onnx_model_file
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.inference.onnx_model import (
@@ -23,7 +23,6 @@ from imagepiece_jax.inference.onnx_model import (
     remove_weights,
     write_onnx,
 )
-from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
@@ -192,15 +191,6 @@ def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     check(small(name, {"name": "tome", "r_list": (4,)}), runtimes=[run])
 
 
-def test_all_forms_of_rotary_positions_are_there():
-    forms = [ARCHITECTURES[name].rotary for name in ROTARY.values()]
-    assert {form.planes for form in forms} == {"neighbors", "halves"}
-    assert {form.axes for form in forms} == {"yx", "xy"}
-    assert {form.origin for form in forms} == {"corner", "center"}
-    assert {form.start for form in forms} == {0.0, 1.0}
-    assert len(forms) == 7
-
-
 @pytest.mark.parametrize("name", sorted(ROTARY.values()))
 def test_rotary_positions_travel_with_tokens(name):
     """Through choices, in the first block, and merges, before the second one's."""
@@ -266,50 +256,19 @@ def test_pixels_are_normalized_inside():
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
-@functools.cache
-def tokens_by_jax(name, tokens):
-    """(Pretrained, images, features) of a method that leaves so many tokens."""
-    vit = tiny.pretrained(tiny.small(name))
-    images = tiny.images(2)
-    run = tiny.compiled(lambda x: features(vit, x, tokens=tokens))
-    return vit, np.asarray(images), run(images)
-
-
-@pytest.mark.parametrize(
-    "name, batch_size",
-    [("none", 2), ("tome", None), ("evit", None), ("evit", 2), ("token_learner", None)],
-)
-def test_tokens_are_those_of_jax(name, batch_size):
-    tokens = {"none": 25, "token_learner": 8}.get(name, 12)
-    vit, images, want = tokens_by_jax(name, tokens)
-    graph = onnx_model(vit, batch_size=batch_size, tokens=tokens)
-    onnx.checker.check_model(graph, full_check=True)
-    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
-    session = session_of(graph)
-    names = [value.name for value in session.get_outputs()]
-    assert names == ["tokens", "size", "source", "coordinates"]
-    for count in (2, 1) if batch_size is None else (2,):
-        results = session.run(None, {"images": images[:count]})
-        for field, values in zip(names, results, strict=True):
-            expected = getattr(want, field)[:count]
-            assert values.shape == expected.shape
-            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "reduction, options",
     [
         ({"name": "none"}, {"batch_size": 2}),
-        (EVIT, {"fill": "nearest"}),
-        (EVIT | {"blocks": (0, 1)}, {"fill": "last", "norm": False, "tokens": 9}),
-        (IMAGEPIECE, {"fill": "zero"}),
+        (EVIT | {"blocks": (0, 1)}, {}),
+        (IMAGEPIECE, {}),
         ({"name": "tome", "r": 4}, {"output": "patches"}),
         ({"name": "tome", "r": 4}, {"arch": FAMILIES["siglip"]}),  # no prefix
         ({"name": "token_learner", "num_tokens": 5, "block": 0}, {}),
     ],
 )
 def test_features_are_those_of_jax(reduction, options):
-    options = {"output": "features", "layers": 2} | options
+    options = {"output": "features"} | options
     arch = {}
     if "arch" in options:
         arch["arch"] = options.pop("arch")
@@ -321,35 +280,20 @@ def test_features_are_those_of_jax(reduction, options):
     session = session_of(graph)
     names = [value.name for value in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"images": images}), strict=True))
-    output = options.pop("output")
-    options.pop("batch_size", None)
-    assert names == [*ProgramOutputs(vit, output=output, **options).names]
-    wanted = named_features(features(vit, images, **options))
-    for name in list(wanted):
-        other = output == "patches" and not name.endswith("patches")
-        no_prefix = arch and name.endswith("prefix")
-        if other or no_prefix:
-            del wanted[name]
-    assert found.keys() == wanted.keys()
+    wanted = ["pooled", "patches", "prefix", "dropped"]
+    if options["output"] == "patches":
+        wanted = ["patches"]
+    elif arch:
+        wanted.remove("prefix")
+    assert names == wanted
+    computed = features(vit, images)
     for name, values in found.items():
-        want = np.asarray(wanted[name])
+        want = np.asarray(getattr(computed, name))
         assert values.dtype.kind == want.dtype.kind
         np.testing.assert_allclose(values, want, rtol=1e-4, atol=1e-5)
     if reduction["name"] == "evit":
         assert found["dropped"].any()
         assert not found["dropped"].all()
-
-
-def named_features(found):
-    """Arrays of Features by the names that a program's outputs have."""
-    named = {}
-    for name, value in found._asdict().items():
-        if name != "layers" and value is not None:
-            named[name] = value
-    for block, layer in enumerate(found.layers):
-        for name, value in layer._asdict().items():
-            named[f"layer_{block}_{name}"] = value
-    return named
 
 
 @pytest.fixture
@@ -382,7 +326,6 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     outside = [t for t in model.graph.initializer if t.external_data]
     places = [{e.key: e.value for e in tensor.external_data} for tensor in outside]
     assert {place["location"] for place in places} == {data.name}
-    assert all(int(place["offset"]) % 4096 == 0 for place in places)
     assert len(places) > 10
 
 
@@ -414,20 +357,6 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
     assert not np.array_equal(answers(path, images)[0], want)
 
 
-@pytest.mark.parametrize("room, beside", [(0, False), (-400, True)])
-def test_weights_leave_the_graph_only_where_it_is_too_large(
-    tmp_path, monkeypatch, room, beside
-):
-    """The bound is of all bytes: it may be a few hundred too careful."""
-    model = onnx_model(tiny.pretrained(depth=1))
-    entries = len(model.graph.node) + len(model.graph.initializer)
-    most = model.ByteSize() + onnx_model_file.ENTRY * entries * (not beside) + room
-    monkeypatch.setattr(onnx_model_file, "LARGEST", most)
-    data = write_onnx(tmp_path / "model.onnx", model)
-    assert (data is not None) == beside
-    assert (tmp_path / "model.onnx").stat().st_size <= most
-
-
 def test_equally_good_tokens_are_taken_in_the_order_of_jax():
     """All patches are alike: every score and every similarity is a tie."""
     for reduction in (EVIT, IMAGEPIECE, {"name": "tome", "r": 4}):
@@ -443,21 +372,8 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 def test_what_draws_has_no_graph(batch_size):
     reduction = {"name": "random", "blocks": (1,)}
     vit = tiny.pretrained(reduction)
-    with refused("reduction", Reduction.read(reduction).words, "has no ONNX graph"):
+    with refused("reduction", Reduction.read(reduction).words, "it has no graph"):
         onnx_model(vit, batch_size=batch_size)
-
-
-def test_what_draws_is_decided_by_the_tokens_that_are_left():
-    """At a keep rate of 1 nothing is drawn, until fewer tokens are asked for."""
-    reduction = {"name": "random", "blocks": (1,), "keep_rate": 1.0}
-    vit = tiny.pretrained(reduction, depth=2)
-    label = "random keep_rate=1.0 blocks=(1,)"
-    with refused("reduction", label, "has no ONNX graph"):
-        onnx_model(vit, tokens=9)
-    with refused("batch_size", None, f"{label} draws random numbers"):
-        jax_export.serialized(vit, tokens=9)
-    whole = vit.with_reduction(reduction | {"keep_rate": 0.6})
-    assert jax_export.exported_images(whole, tokens=25).shape[1:] == (20, 20, 3)
 
 
 def outputs(fn, *shapes):

@@ -16,7 +16,6 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import CompileOptions, takes_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.state import TokenState
 from tests.models import tiny
 from tests.refused import refused
 
@@ -128,24 +127,6 @@ def test_reducers_compare_keys_as_they_were(vit):
     np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
 
 
-def test_no_copy_of_the_tokens_is_made_for_their_mean_keys():
-    """A GPU copies the operand of a product that is a slice of an array."""
-    size = jnp.ones((2, 9))
-    x = jnp.ones((2, 9, 30))
-    module = Attention(30, 3, prop_attn=True, sizes="direction")
-
-    def key(params):
-        return module.apply(params, x, TokenState(x, size), {"key"})[1]["key"]
-
-    params = jax.eval_shape(module.init, jax.random.key(0), x, TokenState(x, size))
-    traced = jax.make_jaxpr(key)(params)
-    sliced = [
-        e.outvars[0].aval.shape for e in traced.eqns if e.primitive.name == "slice"
-    ]
-    assert sliced
-    assert (2, 8, 30) not in sliced
-
-
 def test_the_least_used_direction_is_the_best_of_all():
     """By angle in two dimensions; against many random ones in eight."""
     of_queries = np.diag([1.0, 4.0])
@@ -170,27 +151,6 @@ def test_the_least_used_direction_is_the_best_of_all():
         along = np.einsum("nd,de,ne->n", others, of_queries, others)
         along *= np.einsum("nd,de,ne->n", others, of_keys, others)
         assert lost(found, of_queries, of_keys) < along.min()
-
-
-def test_heads_are_searched_at_once_and_not_by_eigenvectors(monkeypatch):
-    """An eigenvector of every turn took minutes for a large model."""
-    rng = np.random.default_rng(0)
-    factors = rng.normal(size=(2, 5, 16, 16)) * np.geomspace(1, 0.05, 16)
-    of_queries, of_keys = np.swapaxes(factors, -1, -2) @ factors
-    alone = []
-    for pair in zip(of_queries, of_keys, strict=True):
-        alone.append(size_direction.least_used(*pair))
-    calls = []
-    eigh = np.linalg.eigh
-
-    def counted(matrix):
-        calls.append(matrix.shape)
-        return eigh(matrix)
-
-    monkeypatch.setattr(np.linalg, "eigh", counted)
-    found = size_direction.least_used(of_queries, of_keys)
-    np.testing.assert_allclose(found, alone, atol=1e-5)
-    assert len(calls) <= 3
 
 
 @pytest.mark.parametrize(
@@ -285,19 +245,6 @@ def test_kept_directions_are_those_of_the_same_model(vit):
         assert not np.array_equal(found.ravel(), first.ravel())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", "another shape"])
-def test_a_file_that_holds_no_directions_is_made_again(vit, cache, content):
-    images = photographs(vit)
-    found = size_direction.directions(vit, images)
-    (file,) = cache.iterdir()
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        np.save(file, found[..., :5])
-    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
-    np.testing.assert_array_equal(np.load(file), found)
-
-
 @pytest.mark.parametrize("names", ["q", "k", "qk"])
 def test_a_head_of_zeros_has_a_direction(vit, names):
     """Such as a head that was pruned: it uses none."""
@@ -308,20 +255,6 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
     vit = dataclasses.replace(vit, variables={"params": params})
     found = size_direction.directions(vit, photographs(vit))
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-
-
-def test_photographs_as_features_takes_them(vit, tmp_path):
-    images = photographs(vit)
-    found = size_direction.directions(vit, images)
-    for number, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
-    np.testing.assert_array_equal(size_direction.directions(vit, tmp_path), found)
-    floats = np.asarray(normalize(images, vit.model.mean, vit.model.std))
-    close = size_direction.directions(vit, floats)
-    np.testing.assert_allclose(np.abs(np.sum(close * found, -1)), 1, atol=1e-5)
-    with pytest.warns(UserWarning, match="as pixels of 0 .. 255") as warned:
-        optimize(vit, 2, sizes="direction", size_images=np.float32(images))
-    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize(
@@ -347,14 +280,6 @@ def test_weights_that_are_no_numbers_find_no_directions(vit):
     vit = dataclasses.replace(vit, variables={"params": params})
     with pytest.raises(InputError, match="no numbers"):
         size_direction.directions(vit)
-
-
-def test_settings_of_a_user_hold_for_directions(vit):
-    """No implicit copy to a device, and no sum of two types."""
-    images = photographs(vit)
-    options = {"sizes": "direction", "size_images": images, "dtype": "bfloat16"}
-    with jax.transfer_guard("disallow"), jax.numpy_dtype_promotion("strict"):
-        optimize(vit, 2, **options)
 
 
 def test_eight_photographs_come_with_the_package(vit):

@@ -22,10 +22,6 @@ def fail(number, allocate):
     raise {0: ValueError, 1: RuntimeError}[number]("of its own")
 
 
-def unpicklable(number, allocate):
-    raise type("Local", (Exception,), {})
-
-
 def train(source, stop, **options):
     """Iterator over `stop` batches of 40 images that are made in three repeats."""
     transform = train_transform(24)

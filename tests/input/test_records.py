@@ -3,7 +3,6 @@
 import itertools
 import os
 import pickle
-import resource
 import threading
 
 import pytest
@@ -118,33 +117,6 @@ def test_copies_open_their_own_files_and_damage_is_reported(files):
     os.unlink(files[6])
     with pytest.raises(RunError, match=f"^{files[6]} cannot be read .*No such file"):
         copy[EACH * 6]
-
-
-def test_limits_without_end_and_limits_that_cannot_be_raised(monkeypatch):
-    def most(soft, hard, refuse=False):
-        limits = [soft, hard]
-
-        def set_limit(_, wanted):
-            if refuse:
-                raise ValueError("not allowed to raise maximum limit")
-            limits[:] = wanted
-
-        monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
-        monkeypatch.setattr(resource, "setrlimit", set_limit)
-        monkeypatch.setattr(os, "listdir", lambda _: [""] * 96)
-        return records.most_open(), *limits
-
-    unlimited = resource.RLIM_INFINITY
-    wanted = records.FILES_WANTED
-    limit = int(records.SHARE_OF_FREE * (wanted - 96))
-    assert limit > 1024 + 64
-    assert most(unlimited, unlimited) == (limit, unlimited, unlimited)
-    assert most(1024, unlimited) == (limit, wanted, unlimited)
-    assert most(1024, 10**6) == (limit, wanted, 10**6)
-    assert most(10**6, 10**6) == (limit, 10**6, 10**6)
-    assert most(256, 256)[0] == int(records.SHARE_OF_FREE * 160)
-    assert most(1024, 10**6, refuse=True)[0] == int(records.SHARE_OF_FREE * 928)
-    assert most(64, 64)[0] == 1
 
 
 READER = """

@@ -34,12 +34,11 @@ def trained(fields):
     return model, lambda keys: run(variables, tiny.images(), keys)
 
 
-def lean(variables, to, spread=1.0):
-    """Change all selectors: log odds of keeping are `to`, and so much `spread`."""
+def lean(variables, to):
+    """Change all selectors: log odds of keeping are around `to`."""
     for name, parameters in variables["params"].items():
         if name.startswith("reducer_"):
             score = parameters["scores"]["score"]
-            score["kernel"] *= np.float32(spread)
             score["bias"] = np.float32([to / 2, -to / 2])
     return variables
 

@@ -1,10 +1,6 @@
 """Recoveries that nobody has computed: figures and numbers made up."""
 
-import dataclasses
-import json
-
 import numpy as np
-import safetensors.numpy
 from flax import traverse_util
 
 from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
@@ -77,22 +73,3 @@ def saved(folder, **fields):
     import imagepiece_jax
 
     return imagepiece_jax.save(folder, recovered(**fields))
-
-
-def of_earlier_version(folder, changed=True):
-    """A folder as version 0.3 wrote it: the dense model's own numbers were changed."""
-    import imagepiece_jax
-
-    vit = recovered(changed=changed)
-    record = vit.recovery.costs[0].record
-    del record["share"]
-    imagepiece_jax.save(folder, dataclasses.replace(vit, recovery=None))
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["imagepiece_jax"]["recovery"] = record
-    path.write_text(json.dumps(config))
-    file = folder / "model.safetensors"
-    metadata = {"format": "pt", "imagepiece_jax.recovery": json.dumps(record)}
-    tensors = safetensors.numpy.load_file(file)
-    safetensors.numpy.save_file(tensors, file, metadata)
-    return folder

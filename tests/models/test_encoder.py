@@ -1,17 +1,12 @@
 """Pooled vectors, patch features and intermediate layers of whole models."""
 
-import inspect
-
 import chex
 import jax
 import numpy as np
 import pytest
 
-import imagepiece_jax
-from imagepiece_jax.common import progress
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference.features import FILLS, features
-from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from tests import oracles
@@ -86,64 +81,6 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
     close(late.prefix, found.prefix)
 
 
-@pytest.mark.parametrize("name", ["none", "tome", "evit", "token_learner"])
-def test_as_many_tokens_as_asked_for(name):
-    """By features, and by the program of `optimize`, which pads its images."""
-    tokens = {"none": 25, "token_learner": 8}.get(name, 12)
-    vit = tiny.pretrained(tiny.small(name))
-    found = jax.tree.map(np.asarray, features(vit, tiny.images(2), tokens=tokens))
-    chex.assert_shape(found.tokens, (2, tokens, tiny.WIDTH))
-    assert found.source.shape == found.patches.shape[:-1] == (2, 5, 5)
-    np.testing.assert_array_equal(found.source == -1, found.dropped | (tokens == 8))
-    for image in range(2):
-        held = np.unique(found.source[image][found.source[image] >= 0])
-        assert len(held) == (0 if tokens == 8 else tokens)
-        places = found.coordinates[image].tolist()
-        assert places == sorted(places)
-        for slot in held:
-            inside = np.argwhere(found.source[image] == slot)
-            assert found.size[image, slot] == len(inside)
-            close(found.coordinates[image, slot], inside.mean(axis=0))
-            for row, column in inside:
-                close(found.patches[image, row, column], found.tokens[image, slot])
-    program = optimize(vit, batch_size=3, tokens=tokens)
-    for field, values in program(tiny.images(2))._asdict().items():
-        close(values, getattr(found, field))
-
-
-def test_tokens_are_normed_as_patches_are():
-    """In float32, where the model computes in bfloat16."""
-    reduction = {"name": "evit", "blocks": (0,)}
-    vit = tiny.pretrained(reduction, depth=1, dtype="bfloat16")
-    found = features(vit, tiny.images(1), tokens=9)
-    assert found.tokens.dtype == found.patches.dtype == np.float32
-    kept = np.asarray(found.source[0]) >= 0
-    of_patches = found.tokens[0][found.source[0][kept]]
-    np.testing.assert_array_equal(of_patches, found.patches[0][kept])
-    found = features(tiny.pretrained(depth=1), tiny.images(1))
-    assert found.tokens is found.size is found.source is found.coordinates is None
-
-
-def test_what_a_model_cannot_have_is_refused():
-    vit = tiny.pretrained(tiny.small("token_learner"))
-    images = tiny.images(1)
-    with refused("tokens", 9, "learned weights of another; allowed: 8"):
-        features(vit, images, tokens=9)
-    unnamed = Pretrained(tiny.model(TOME).clone(reduction=None), {"params": {}})
-    with refused("tokens", 9, "no record of its reduction"):
-        features(unnamed, images, tokens=9)
-    empty = Pretrained(vit.model, {"params": {}})
-    with refused("params/blocks_0/attn/k/bias", "missing"):
-        features(empty, images, tokens=9)
-    with refused("params/blocks_0/attn/k/bias", (24,)):
-        features(
-            Pretrained(tiny.model(), tiny.pretrained(embed_dim=24).variables), images
-        )
-    arch = Architecture(class_token=False, registers=1, pool="mean")
-    with refused("fill", "class"):
-        features(tiny.pretrained(arch=arch), images, fill="class")
-
-
 def test_layers_without_norm_are_the_residual_stream():
     """By the model's own epsilon, which counts where features are small."""
     vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
@@ -166,23 +103,6 @@ def test_a_pooled_vector_is_what_the_head_reads():
     close(found.pooled, oracles.layer_norm(mean, vit.variables["params"]["fc_norm"]))
 
 
-def test_it_is_part_of_the_package_and_of_other_programs(
-    monkeypatch, capsys, traced_once
-):
-    vit = tiny.pretrained(depth=1)
-    assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
-
-    @tiny.jit
-    def norms(variables, images):
-        patches = features(Pretrained(vit.model, variables), images).patches
-        return (patches**2).sum(axis=-1)
-
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    found = features(vit, tiny.images(2))
-    assert capsys.readouterr().err == "compiling the features ..\n"
-    close(norms(vit.variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
-
-
 def test_pixels_are_normalized():
     vit = tiny.pretrained(depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
@@ -198,8 +118,8 @@ def test_pixels_are_normalized():
         *(("layers", layers, layers) for layers in (4, -1, [0, 3], True)),
         *(("fill", fill, fill) for fill in ("mean", ["x"])),
         ("norm", "x", "x"),
+        ("norm", False, False),  # without layers
         ("reshape", 1, 1),
-        *(("tokens", tokens, tokens) for tokens in (0, 26, True, "9")),
         ("images", None, "NoneType"),
         ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
         ("images", np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),

@@ -17,7 +17,6 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models import tiny
 from tests.models.test_published import HALF, STD, TIMM, folder, same
@@ -26,21 +25,6 @@ from tests.refused import refused
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
-
-
-@pytest.mark.parametrize(
-    "reduction, tokens",
-    [
-        ({"name": "evit", "keep_rate": 0.6, "blocks": (0,)}, 9),  # of 15
-        ({"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}, 11),
-        ({"name": "tome", "r": 4}, 7),
-        ({"name": "grid_pooling", "grid_size": 3, "block": 1}, 9),
-    ],
-)
-def test_rates_are_of_the_patches_that_there_are(reduction, tokens):
-    model = tiny.model(reduction, image_size=WIDE, depth=2)
-    assert model.plan[0].attn_tokens == 16
-    assert model.plan[-1].mlp_tokens == 1 + tokens
 
 
 def test_cells_of_a_grid_are_rows_and_columns_of_patches():
@@ -56,27 +40,6 @@ def test_cells_of_a_grid_are_rows_and_columns_of_patches():
     a, b, c, d = cells
     want = [[a, a, a, b, b], [a, a, a, b, b], [c, c, c, d, d]]
     np.testing.assert_array_equal(values, want)
-
-
-def test_a_program_and_a_predictor_take_the_images_of_the_model():
-    vit = tiny.pretrained({"name": "tome", "r": 4}, image_size=WIDE, depth=1)
-    model, variables = tiny.pair(vit)
-    options = {"batch_size": 2, "dtype": "float32", "resize": "none"} | QUICK
-    predictor = imagepiece_jax.Predictor(vit, **options)
-    program = predictor.program
-    assert program.images.shape == (2, *WIDE, 3)
-    assert "of 12x20," in program.describe()
-    assert program.gmacs == pytest.approx(model_macs(model, WIDE) / 1e9)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *WIDE, 3)).astype(np.uint8)
-    images = ((pixels / 255 - model.mean) / model.std).astype(np.float32)
-    out = tiny.jit(model.apply)(variables, images)
-    best = [found[0].index for found in predictor([*pixels])]
-    assert best == np.argmax(out.logits, axis=1).tolist()
-    with refused("the image", (20, 12), "image_size first, 12x20"):
-        predictor(pixels[0].swapaxes(0, 1))
-    seen = trace(model, variables, pixels)
-    assert seen.grid == (3, 5)
-    assert seen.stages[0].source.shape == (2, 15)
 
 
 def test_parts_of_a_model_are_counted():

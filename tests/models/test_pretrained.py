@@ -11,7 +11,7 @@ import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
 from tests.models import tiny
 from tests.models.test_published import same
-from tests.refused import refused, untrained
+from tests.refused import refused
 
 TOME = {"name": "tome", "r": 4}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
@@ -72,25 +72,16 @@ def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
     """SigLIP So400m/14 at 384 pixels: what is left over is cut."""
     made = tiny.model()
     own = Pretrained(made, tiny.variables(made), preprocessing=Preprocessing(22))
-    assert own.at_size(22).model == own.first_blocks(tiny.DEPTH).model == made
+    assert own.at_size(22).model == made
     with refused("image_size", 26):
         own.at_size(26)
 
 
-@pytest.mark.parametrize(
-    "method, field, value",
-    [
-        ("at_size", "image_size", 30),
-        ("at_size", "image_size", "28"),
-        ("at_size", "image_size", 13_392),  # more pixels than an image may have
-        ("first_blocks", "depth", 0),
-        ("first_blocks", "depth", tiny.DEPTH + 1),
-        ("first_blocks", "depth", True),
-    ],
-)
-def test_sizes_that_no_weights_have(dense, method, field, value):
-    with refused(field, value):
-        getattr(dense, method)(value)
+# The last has more pixels than an image may have.
+@pytest.mark.parametrize("size", [30, "28", 13_392])
+def test_sizes_that_no_weights_have(dense, size):
+    with refused("image_size", size):
+        dense.at_size(size)
 
 
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
@@ -102,18 +93,6 @@ def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     imagepiece_jax.save(tmp_path / "saved", own)
     with refused("reduction.counts", counts, f"one for {tiny.SIDE}x{tiny.SIDE} pixels"):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
-
-
-def test_the_first_blocks_are_a_model_of_their_own(dense):
-    """With the norm and the head behind the last of them."""
-    short = dense.first_blocks(1)
-    assert short.model == tiny.model(depth=1)
-    left_out = {*dense.variables["params"]} - {*short.variables["params"]}
-    assert left_out == {"blocks_1", "blocks_2"}
-    assert same(dense.first_blocks(tiny.DEPTH).variables, dense.variables)
-    way_out = "with_reduction(None).first_blocks(..)"
-    with refused("reduction.blocks", (1,), way_out):  # which is left out
-        dense.with_reduction({"name": "evit", "blocks": (1,)}).first_blocks(1)
 
 
 PAIR = "model and variables"
@@ -135,7 +114,6 @@ NAMELESS = np.array("a")  # of no axis
         (PLAIN, {"class_names": "abcdefg"}, "class_names", "abcdefg"),
         (PLAIN, {"class_names": 7}, "class_names", 7),
         (PLAIN, {"class_names": NAMELESS}, "class_names", NAMELESS),
-        (PLAIN, {"projector": 7}, "projector", 7),
         (PLAIN, {"class_names": ["a"] * 3 + [b"b"] * 4}, "class_names", b"b"),
     ],
 )
@@ -203,34 +181,9 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
         dense.with_reduction(spvit, seed="a")
 
 
-@pytest.mark.parametrize(
-    "name, call",
-    [
-        ("optimize", lambda api, model: api(model, batch_size=1)),
-        ("Predictor", lambda api, model: api(model, labels="imagenet")),
-        ("features", lambda api, model: api(model, tiny.images())),
-        ("recover", lambda api, model: api(model, tiny.images())),
-        ("save", lambda api, model: api("folder", model)),
-    ],
-)
-def test_a_model_without_its_weights_is_refused(dense, name, call):
+def test_a_model_without_its_weights_is_refused(dense):
     with refused("vit", dense.model, "is of type ViT; allowed: what load"):
-        call(getattr(imagepiece_jax, name), dense.model)
-
-
-def test_warnings_of_drawn_parts_name_the_line_of_the_caller(dense, tmp_path):
-    file = tiny.write(tmp_path / "w.npz", dense.variables)
-    with untrained() as found:
-        vit = imagepiece_jax.load(file, num_classes=3, **GIVEN)
-        imagepiece_jax.save(tmp_path / "saved", vit)
-        imagepiece_jax.optimize(vit, batch_size=1)
-    assert [each.filename for each in found] == [__file__] * 3
-    with untrained("selectors") as found:
-        drawn = imagepiece_jax.load(file, reduction=DYNAMICVIT, seed=1, **GIVEN)
-    assert [each.filename for each in found] == [__file__]
-    assert drawn.untrained_kinds == ["selectors"]
-    with refused(f"weights file {file}", None, "has no reducer_1, a selector that"):
-        imagepiece_jax.load(file, reduction=DYNAMICVIT, **GIVEN)
+        imagepiece_jax.features(dense.model, tiny.images())
 
 
 def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):

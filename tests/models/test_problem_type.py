@@ -61,8 +61,3 @@ def test_numbers_are_no_probabilities(answers):
 def test_logits_of_other_classes(answers, logits, value):
     with refused("logits", value):
         answers(PROBLEMS[0])(logits)
-
-
-def test_a_problem_that_there_is_not(answers):
-    with refused("problem_type", "multi"):
-        answers("multi")

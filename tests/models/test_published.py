@@ -166,19 +166,6 @@ def test_a_config_that_contradicts_its_tensors(
         imagepiece_jax.load(path)
 
 
-@pytest.mark.parametrize(
-    "given, field, value",
-    [
-        ({"mean": STD}, "mean", STD),
-        ({"name": "deit3_small_patch16_224"}, "embed_dim", 384),
-    ],
-)
-def test_fields_that_contradict_a_folder(tmp_path, tensors, given, field, value):
-    path = folder(tmp_path, TIMM, tensors)
-    with refused(field, value, f"but folder {path} has"):
-        imagepiece_jax.load(path, **given)
-
-
 def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)

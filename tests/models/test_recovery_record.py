@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import warnings
 
 import chex
 import numpy as np
@@ -55,6 +54,20 @@ def has_numbers(vit, numbers):
     return all(np.array_equal(leaves[path], value) for path, value in numbers.items())
 
 
+@pytest.mark.parametrize("reduction", ["none", TOME])
+def test_a_recovered_folder_without_its_head(folder, reduction):
+    """Whose bias is among what was learned; the pooled vector reads none of it."""
+    images = tiny.images(2)
+    pooled = []
+    for options in ({}, {"num_classes": 0}):
+        found = load(folder, reduction=reduction, **options)
+        run = tiny.compiled(
+            lambda *given, model=found.model: model.apply(*given).pooled
+        )
+        pooled.append(run(found.variables, images))
+    np.testing.assert_array_equal(*pooled)
+
+
 def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     """To the bit, with or without a way by a reduction, and by a folder."""
     original = imagepiece_jax.save(tmp_path / "public", public)
@@ -84,46 +97,22 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
         assert form.label == f"tome r={reduction['r']} (recovered)"
         others = leaves_of(form).keys() - expected.keys()
         assert all(leaves_of(form)[path] is leaves_of(form)[path] for path in others)
-    assert "nearest" not in capsys.readouterr().err.replace(forms[2].label, "")
+    assert not capsys.readouterr().err
 
 
-def test_another_cost_has_the_numbers_of_the_nearest(vit, folder, capsys):
-    """It is said, and the dense model is one of those that may be the nearest."""
-    numbers = [recoveries.numbers(tiny.pretrained(), place) for place in range(2)]
-    shares = [cost.share for cost in vit.recovery.costs]
-    for r in (1, 2, 4, 5, 7):
-        form = vit.with_reduction({"name": "tome", "r": r})
-        share = form.gmacs / form.gmacs_with("none")
-        candidates = [abs(share - each) for each in (*shares, 1.0)]
-        nearest = int(np.argmin(candidates))
-        said = capsys.readouterr().err
-        if nearest == 2:
-            chex.assert_trees_all_equal(form.variables, vit.variables)
-            assert form.label == f"tome r={r}"
-            assert not said
-        else:
-            assert has_numbers(form, numbers[nearest])
-            assert form.label == f"tome r={r} (recovered)"
-            assert f"tome r={[3, 6][nearest]}, 3 blocks, 20x20 pixels" in said
-    load(folder, reduction={"name": "tome", "r": 5})
-    assert "the nearest" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "share, nearest",
-    [(0.98, None), (0.69, None), (0.66, 0.6), (0.5, 0.6), (0.4, 0.6), (0.36, 0.3)]
-    + [(0.375, None), (0.29, 0.3), (0.1, 0.3), (0.07, None)],
-)
-def test_numbers_are_taken_for_costs_that_are_near(public, share, nearest):
-    """Much harsher forms, and hardly milder ones: those they would make worse."""
-    model = public.with_reduction(MORE).model
-    costs = []
-    for each in (0.6, 0.3, None):
-        form = public.with_reduction(TOME)
-        costs.append(recoveries.cost_of(form, share=each, numbers={}))
-    recovery = Recovery(tuple(costs))
-    found = recovery.nearest(model, public.image_size, share)
-    assert (found and found.share) == nearest
+def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
+    """It is said in a line. The dense model, and a form that learned, say nothing."""
+    said = "tome r=5: not recovered, so it has the dense model's numbers"
+    five = {"name": "tome", "r": 5}
+    for make in (vit.with_reduction, lambda five: load(folder, reduction=five)):
+        form = make(five)
+        assert capsys.readouterr().err.splitlines() == [said]
+        chex.assert_trees_all_equal(form.variables, public.variables)
+        assert form.label == "tome r=5"
+    for reduction in (None, TOME, MORE):
+        vit.with_reduction(reduction)
+    load(folder)
+    assert not capsys.readouterr().err
 
 
 def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_path):
@@ -131,17 +120,10 @@ def test_other_sizes_depths_and_heads_take_what_fits(public, vit, folder, tmp_pa
     dropping = recoveries.recovered(public, costs=(tiny.EVIT,))
     path = imagepiece_jax.save(tmp_path / "m", dropping)
     larger = dropping.with_reduction(tiny.EVIT).at_size(LARGER)
-    assert has_numbers(larger, expected)
-    assert has_numbers(load(path, reduction=tiny.EVIT, image_size=LARGER), expected)
-    # Three tokens of a hundred are next to nothing: the dense model is the nearest.
-    form = vit.with_reduction(TOME)
-    assert not form.at_size(LARGER).recovered
-    shallow = form.first_blocks(2)
-    kept = leaves_of(shallow)
-    assert has_numbers(shallow, {k: v for k, v in expected.items() if k in kept})
-    chex.assert_trees_all_equal(
-        shallow.with_reduction(None).variables, vit.first_blocks(2).variables
-    )
+    original = public.at_size(LARGER)
+    chex.assert_trees_all_equal(larger.variables, original.variables)
+    loaded = load(path, reduction=tiny.EVIT, image_size=LARGER)
+    chex.assert_trees_all_equal(loaded.variables, original.variables)
     with pytest.warns(UserWarning, match="drawn"):
         other = load(folder, reduction=TOME, num_classes=3)
     body = {k: v for k, v in expected.items() if not k.startswith("head")}
@@ -160,7 +142,12 @@ def test_a_folder_has_the_numbers_of_each_cost_by_its_place(vit, folder):
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
-def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
+@pytest.mark.parametrize("better", ["both costs", "one cost"])
+def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit, better):
+    if better == "one cost":
+        learned, other = vit.recovery.costs
+        other = dataclasses.replace(other, changed=False, numbers={})
+        vit = vit.with_recovery(Recovery((learned, other), vit.recovery.dense))
     form = vit.with_reduction(TOME)
     params = dict(form.variables["params"])
     params["norm"] = {k: v + 1 for k, v in params["norm"].items()}
@@ -209,37 +196,6 @@ def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
         load(copy)
 
 
-def test_a_folder_of_an_earlier_version_says_once_what_its_dense_form_is(tmp_path):
-    path = recoveries.of_earlier_version(tmp_path / "m")
-    with pytest.warns(UserWarning, match="not the dense model") as said:
-        vit = load(path)
-    assert [each.filename for each in said] == [__file__]
-    expected = recoveries.numbers(tiny.pretrained())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert vit.label == "tome r=3 (recovered)"
-        assert has_numbers(vit, expected)
-        assert has_numbers(vit.with_reduction(None), expected)
-        again = imagepiece_jax.save(tmp_path / "again", vit)
-    with pytest.warns(UserWarning, match="not the dense model"):
-        load(again)
-    with pytest.warns(UserWarning, match="not the dense model"):
-        load(path / "model.safetensors", **FIELDS)
-    unchanged = recoveries.of_earlier_version(tmp_path / "unchanged", changed=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load(unchanged, reduction="none")
-
-
-def test_differences_from_training_name_what_was_recovered(folder):
-    form = load(folder, reduction={"name": "tome", "r": 5})
-    assert form.differences_from_training() == [
-        "reduction tome r=5 (recovered for tome r=6)"
-    ]
-    assert load(folder, reduction=TOME).differences_from_training() == []
-    assert load(folder).differences_from_training() == []
-
-
 def test_describe_lists_what_was_recovered(folder):
     out = call(describe.main, f"--weights={folder}").ok().out
     for r in (3, 6):
@@ -247,11 +203,9 @@ def test_describe_lists_what_was_recovered(folder):
         assert f"\nrecovered for {form}: KL 0.2500 -> 0.1250" in out
         own = call(describe.main, f"--weights={folder}", f"--reduction=tome:r={r}")
         assert own.ok().out.endswith(f"\nits numbers are those of {form}\n")
-    form = load(folder, reduction="mctf:r=6").recovered.form
-    nearest = call(describe.main, f"--weights={folder}", "--reduction=mctf:r=6")
-    assert nearest.ok().out.endswith(f"\nits numbers are those of {form}\n")
-    dense = call(describe.main, f"--weights={folder}", "--reduction=none")
-    assert dense.ok().out.endswith("\nits numbers are the dense model's\n")
+    for reduction in ("mctf:r=6", "none"):
+        other = call(describe.main, f"--weights={folder}", f"--reduction={reduction}")
+        assert other.ok().out.endswith("\nits numbers are the dense model's\n")
 
 
 def test_describe_says_where_nothing_was_better(tmp_path):
@@ -274,9 +228,8 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
         form = each.with_reduction(tiny.EVIT)
         assert has_numbers(form, numbers)
         larger = form.at_size(LARGER)
-        own = dataclasses.replace(form, recovery=None).at_size(LARGER)
-        chex.assert_trees_all_equal(larger.variables, own.variables)
         original = public.at_size(LARGER)
+        chex.assert_trees_all_equal(larger.variables, original.variables)
         chex.assert_trees_all_equal(
             larger.with_reduction(None).variables, original.variables
         )

@@ -1,6 +1,5 @@
 """Small DINOv3 and EVA02 models against what timm computes (tools/fixtures.py)."""
 
-import dataclasses
 import pathlib
 
 import jax
@@ -18,8 +17,7 @@ SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_class
 IMAGE = (20, 28)
 DINOV3 = "vit_small_plus_patch16_dinov3_qkvb"
 EVA02 = "eva02_base_patch16_clip_224"
-# Of the largest value; a fault has to show ten times that.
-ALLOWED = 1e-4
+ALLOWED = 1e-5  # of the largest value; random weights, so that faults show far above
 
 
 @pytest.fixture(scope="module")
@@ -56,49 +54,7 @@ def differences(name, fixture, model, variables, image):
 def test_logits_and_features_are_timms(fixture, name):
     with jax.default_matmul_precision("highest"):
         found = [*differences(name, fixture, *made(name, fixture))]
-    assert max(found) < ALLOWED / 10
-
-
-@pytest.mark.parametrize(
-    "name, fault",
-    [
-        (DINOV3, {"norm_eps": 1e-6}),
-        (DINOV3, {"rotary": None}),
-        (DINOV3, {"rotary": {"planes": "neighbors"}}),
-        (DINOV3, {"rotary": {"axes": "xy"}}),
-        (DINOV3, {"rotary": {"temperature": 80.0}}),
-        (EVA02, {"norm_eps": 1e-5}),
-        (EVA02, {"rotary": {"planes": "halves"}}),
-        (EVA02, {"rotary": {"reference": (16, 15)}}),
-        (EVA02, {"rotary": {"start": 0.5}}),
-    ],
-)
-def test_other_parts_show(fixture, name, fault):
-    model, variables, image = made(name, fixture)
-    if fault.get("rotary"):
-        fault = {"rotary": dataclasses.replace(model.arch.rotary, **fault["rotary"])}
-    wrong = model.clone(arch=dataclasses.replace(model.arch, **fault))
-    found = [*differences(name, fixture, wrong, variables, image)]
-    assert min(found) > 10 * ALLOWED
-
-
-def test_other_variables_show(fixture):
-    """LayerScale left out, and the class token in the place of a register."""
-    model, variables, image = made(DINOV3, fixture)
-    plain = {**variables["params"]}
-    for block in ("blocks_0", "blocks_1"):
-        one = {"gamma": np.ones(SIZE["embed_dim"], np.float32)}
-        plain[block] = plain[block] | {"ls1": one, "ls2": one}
-    found = [*differences(DINOV3, fixture, model, {"params": plain}, image)]
-    assert min(found) > 10 * ALLOWED
-    first = variables["params"]["cls_token"]
-    rest = variables["params"]["reg_token"]
-    registers = np.concatenate([first, rest[:, 1:]], axis=1)
-    swapped = {"cls_token": rest[:, :1], "reg_token": registers}
-    wrong = {"params": variables["params"] | swapped}
-    # Patches see both alike: the tokens themselves differ.
-    _, found = differences(DINOV3, fixture, model, wrong, image)
-    assert found > 10 * ALLOWED
+    assert max(found) < ALLOWED
 
 
 def test_names_go_back_to_timm(fixture):

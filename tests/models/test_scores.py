@@ -168,19 +168,6 @@ def test_before_a_block_the_shift_is_that_of_the_block_before():
     np.testing.assert_allclose(one.taps[0].shift, other.taps[0].shift, rtol=1e-6)
 
 
-def test_the_shift_needs_no_attention_map_of_its_own():
-    """As many products as for drawn tokens; attention received takes one more."""
-    products = {}
-    once = {"keep_rate": 0.6, "blocks": (1,)}
-    for score in ("none", "shift", "received"):
-        chosen = {"name": "evit", "score": score}
-        chosen = {"name": "random"} if score == "none" else chosen
-        model = tiny.model(chosen | once, depth=2)
-        program = jax.make_jaxpr(model.apply)(tiny.variables(model), tiny.images(1))
-        products[score] = str(program).count("dot_general")
-    assert products["shift"] == products["none"] == products["received"] - 1
-
-
 def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     change = np.float32([[[3, 4], [0, 0], [6, 8], [0, 1]]])
     live = np.float32([[1, 1, 0, 1]])

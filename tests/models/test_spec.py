@@ -88,7 +88,6 @@ REDUCTIONS = [
         *(({field: value}, field, value) for field, value in WRONG),
         *(({"reduction": {"name": n} | own}, *rest) for n, own, *rest in REDUCTIONS),
         ({"hidden_size": 384}, "hidden_size", "hidden_size"),
-        ({"kernels": "plain"}, "kernels", "kernels"),
         ({"stem": "conv", "patch_size": 14}, "stem", "conv"),
         ({"stem": "conv", "arch": {"patch_bias": False}}, "stem", "conv"),
         ({"arch": {"rope": 1}}, "arch.rope", "rope"),

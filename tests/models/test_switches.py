@@ -9,24 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import features
 from imagepiece_jax.inference.optimize import forward
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from tests.models import masked, tiny
 from tests.models.test_families import FAMILIES, few
 from tests.models.test_rotary import ARCHS
 from tests.models.traced_programs import REDUCED, found_in_64_bits
-
-# (method, field, value): scores and metrics are computed in the attention, whatever
-# reads them.
-READ = [
-    *(("evit", "score", score) for score in SCORES),
-    *(("tome", "metric", metric) for metric in METRICS),
-    ("imagepiece", "score", "probe"),
-    ("imagepiece", "metric", "value"),
-]
 
 
 def small(name):
@@ -37,18 +26,6 @@ def small(name):
     return {"name": name} | fields, depth
 
 
-def with_options():
-    """{name: (fields, blocks)} of methods with each score and metric."""
-    found = {}
-    for name, field, value in READ:
-        if hasattr(METHODS[name], field):
-            fields, depth = small(name)
-            found[f"{name} {field}={value}"] = fields | {field: value}, depth
-    return found
-
-
-OPTIONS = with_options()
-PROBED = {"arch": {"pool": "map"}}  # what a probe needs
 PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
 PARTS |= {name: {"arch": arch} for name, arch in FAMILIES.items()}
 PARTS |= {name: {"arch": arch, "embed_dim": 24} for name, arch in ARCHS.items()}
@@ -99,18 +76,6 @@ def test_every_method_is_traced_with_the_same_types(name):
         assert found_in_64_bits(traced) == []
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_every_score_and_metric_is_traced_with_the_same_types(name):
-    probed = PROBED if "probe" in name else {}
-    fields, depth = OPTIONS[name]
-    try:
-        model = tiny.model(fields, depth=depth, dtype="bfloat16", **probed)
-    except InputError as error:
-        assert "reads at block" in str(error)
-        return
-    assert found_in_64_bits(gradient(model, train=False)) == []
-
-
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_model_is_traced_with_the_same_types(part):
     options = {"depth": 2, "dtype": "bfloat16"} | PARTS[part]
@@ -125,11 +90,10 @@ def test_programs_and_features_are_traced_with_the_same_types(name):
     model = tiny.model(fields, depth=depth, dtype="bfloat16")
     variables = tiny.shapes(model)
     pixels = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.uint8)
-    for listed in (False, True):
-        traced = jax.make_jaxpr(forward(model, listed))(variables, pixels)
-        assert found_in_64_bits(traced) == []
+    traced = jax.make_jaxpr(forward(model))(variables, pixels)
+    assert found_in_64_bits(traced) == []
     for fill in ("last", "nearest") if name != "token_learner" else ("last",):
-        run = features.forward(model, (0,), fill=fill, listed=True)
+        run = features.forward(model, (0,), fill=fill)
         traced = jax.make_jaxpr(run)(variables, tiny.images(2))
         assert found_in_64_bits(traced) == []
 

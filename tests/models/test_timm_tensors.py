@@ -11,7 +11,6 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.models import resize_positions, timm_tensors
-from imagepiece_jax.weights import load
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -222,15 +221,3 @@ def test_a_part_that_no_model_has_is_named():
     names = ("head", "blocks_0/mlp", "reducer", "heads")
     with refused("config.init.fresh", "heads"):
         timm_tensors.check_parts(names, with_reducers(variables()), "config.init.fresh")
-
-
-def test_load_names_the_file(tmp_path):
-    path = tmp_path / "a.npz"
-    model = tiny.model()
-    tiny.write(path, tiny.variables(model))
-    vit = load.load(path, name="vit_mini", num_heads=tiny.HEADS)
-    chex.assert_trees_all_equal(vit.variables, tiny.variables(model))
-    tensors = timm_tensors.to_timm(vit.variables)
-    np.savez(path, **tensors | {"head.bias": np.zeros(6, np.float32)})
-    with refused("tensor head.bias", None, f"weights file {path}: "):
-        load.load(path, name="vit_mini", num_heads=tiny.HEADS)

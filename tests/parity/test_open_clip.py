@@ -147,30 +147,3 @@ def test_every_field_of_a_tower_is_known():
     assert {*theirs} == known
     assert {k: theirs[k] for k in ours.DEFAULTS} == ours.DEFAULTS
     assert all(theirs[k] == ours.ABSENT[k][0] for k in ours.ABSENT)
-
-
-class Traced(torch.nn.Module):
-    """OpenAI's model, of whose archive three numbers are buffers."""
-
-    def __init__(self, tower):
-        super().__init__()
-        self.visual = tower
-        for name in ("input_resolution", "context_length", "vocab_size"):
-            self.register_buffer(name, torch.tensor(16))
-
-    def forward(self, pixels):
-        return self.visual(pixels)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_torchscript_of_clip_is_read_without_its_code(tmp_path):
-    tower = originals.ClipTower(64, 1, originals.QuickGELU())
-    model = Traced(originals.randomize(tower)).eval()
-    clip = originals.openai_clip()
-    pixels = torch.from_numpy(originals.images()).permute(0, 3, 1, 2)
-    torch.jit.save(torch.jit.trace(model, pixels), tmp_path / "ViT-B-32.pt")
-    vit = imagepiece_jax.load(tmp_path / "ViT-B-32.pt", **clip.fields)
-    assert vit.model.arch.gelu == "quick"
-    assert vit.model.arch.pool == "token"
-    assert_agrees(vit, originals.images(), clip.outputs)

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from imagepiece_jax.models import registry
+from tests.parity.names import public_weights
 
 timm = pytest.importorskip("timm")
 
@@ -12,7 +13,7 @@ timm = pytest.importorskip("timm")
 def addresses():
     """{stem of the file: timm's name} of PyTorch's files."""
     found = {}
-    for name in registry.public_weights():
+    for name in public_weights():
         url = timm.get_pretrained_cfg(name.rstrip(".")).url
         if url and url.endswith(".pth"):
             found.setdefault(pathlib.PurePosixPath(url).stem, []).append(name)

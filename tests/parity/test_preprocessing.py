@@ -12,6 +12,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import hub_configs, transformers_config
+from tests.parity.names import public_weights
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -64,7 +65,7 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
 
 def test_every_name_has_timms_crop():
     """With a tag, and without one, where timm takes one of its own choice."""
-    names = [name.removesuffix(".") for name in registry.public_weights()]
+    names = [name.removesuffix(".") for name in public_weights()]
     for name in (*registry.public_models(), *names):
         theirs = timm.get_pretrained_cfg(name)
         ways = theirs.crop_pct, theirs.crop_mode, theirs.interpolation
@@ -82,7 +83,6 @@ PROCESSORS = {
     "DeiT": {"size": {"height": 37, "width": 37}, "crop_size": SQUARE},
     "Bit": {"size": {"shortest_edge": 37}, "crop_size": SQUARE},
     "CLIP": {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE},
-    "Llava": {"size": SIDE, "crop_size": SIDE, "image_mean": 0.5},
     "Siglip": {"size": SQUARE},
     "DINOv3ViT": {"size": SQUARE},
 }
@@ -166,7 +166,6 @@ KINDS = {
     "dinov3_vit": "DINOv3ViT",
     "clip": "CLIP",
     "siglip": "Siglip",
-    "paligemma": "Siglip",
 }
 
 

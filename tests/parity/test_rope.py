@@ -1,7 +1,6 @@
 """DINOv3, EVA02 and their kin at full width against timm and transformers.
 
-Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py);
-tests/models/test_rope_fixture.py shows that faults exceed what is allowed here tenfold.
+Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
 """
 
 import numpy as np

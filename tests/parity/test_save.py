@@ -96,10 +96,3 @@ def test_models_with_rotary_positions(tmp_path, name):
 def test_a_grid_that_cuts_pixels(tmp_path):
     """SigLIP So400m at 384 pixels has 27 patches of 14; timm cuts the rest, too."""
     agrees(tmp_path / "m", made(**MODELS["siglip"]))
-
-
-def test_what_timm_does_not_have_is_called_ours(tmp_path):
-    imagepiece_jax.save(tmp_path / "m", made(**MODELS["conv stem"]))
-    with pytest.raises(RuntimeError, match="Unknown model .imagepiece_jax."):
-        timm.create_model(f"local-dir:{tmp_path}/m", pretrained=True)
-    assert "timm" not in (tmp_path / "m" / "README.md").read_text()

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.data.preprocessing import Preprocessing
 
 for package in ("torch", "transformers"):
     pytest.importorskip(package)
@@ -69,16 +68,3 @@ def test_hidden_states_are_transformers(folder, photographs, processor, theirs, 
     for ours, wanted in pairs:
         tokens = np.concatenate([ours.prefix, ours.patches], axis=1)
         assert apart(tokens, wanted) < CLOSE
-
-
-def test_photographs_are_resized_and_cropped_as_the_family_does(
-    folder, photographs, processor
-):
-    vit = imagepiece_jax.load(folder)
-    wanted = processor(photographs, return_tensors="np", do_normalize=False)
-    wanted = 255 * wanted.pixel_values.transpose(0, 2, 3, 1)
-    size = vit.preprocessing.image_size
-    crop = vit.preprocessing.crop
-    transform = Preprocessing(size, crop=crop, crop_mode="center")
-    ours = [transform(image) for image in photographs]
-    np.testing.assert_allclose(ours, wanted, atol=1e-3)

@@ -15,7 +15,7 @@ from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.methods import diffrate
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
 from imagepiece_jax.weights.load import load
-from tools.near_ties import (
+from tests.near_ties import (
     Comparison,
     Fast,
     OneReduction,
@@ -23,6 +23,7 @@ from tools.near_ties import (
     random_inputs,
     reductions,
 )
+from tests.shallow import deit_ti
 
 N = 60
 HEADS = 2
@@ -34,16 +35,6 @@ ALL = (*reductions(N), FEW)
 
 def inputs(images, dtype):
     return random_inputs(0, images, N, HEADS, WIDTH, dtype)
-
-
-def operands(reduction, dtype):
-    """Types of the operands of all products."""
-    program = jax.make_jaxpr(reduction)(*inputs(1, dtype))
-    found = set()
-    for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
-            found |= {variable.aval.dtype.name for variable in equation.invars}
-    return found
 
 
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: f"{r.rule}{r.n_out}")
@@ -72,12 +63,6 @@ def test_programs_in_float32_stay_as_they_are(reduction):
         jax.make_jaxpr(r)(*arrays) for r in (reduction, Fast.form_of(reduction))
     )
     assert str(usual) == str(other)
-
-
-def test_tokens_of_two_bytes_are_operands_as_they_are():
-    assert operands(JOIN, "bfloat16") == {"float32"}
-    assert operands(Fast.form_of(JOIN), "bfloat16") == {"bfloat16"}
-    assert operands(Fast.form_of(JOIN), "float16") == {"float16"}
 
 
 class Unscaled(OneReduction):
@@ -120,10 +105,10 @@ def test_sizes_of_many_digits_count_in_full(dtype):
 
 
 @pytest.mark.slow
-def test_photographs_are_decided_as_usual(assets):
+def test_photographs_are_decided_as_usual(assets, monkeypatch):
     """By queries, keys and tokens of DeiT-Ti's second to fourth block."""
-    vit = load(assets / "weights/deit_tiny_patch16_224.npz").first_blocks(4)
-    vit = vit.with_reduction(0.5)
+    deit_ti(monkeypatch, 4)
+    vit = load(assets / "weights/deit_tiny_patch16_224.npz", 0.5)
     folder = assets / "data/nips2017_224_jpg/images"
     pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
     model = vit.model.clone(dtype=jnp.dtype("bfloat16"))

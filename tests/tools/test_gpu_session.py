@@ -9,19 +9,15 @@ import pytest
 
 from imagepiece_jax.benchmark import device as benchmark_device
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.commands import doctor
 from tests.command import call
 from tests.runs import ROOT
-from tools import attention_speed, gpu_speed, reduction_speed, torch_baselines
+from tools import gpu_speed, torch_baselines
 
 COMMANDS = {
     "torch_baselines": torch_baselines.main,
-    "reduction_speed": lambda: None,
-    "attention_speed": lambda: None,
     "gpu_speed": gpu_speed.main,
     "doctor": lambda: None,
 }
-FLAGS_OF = (reduction_speed, attention_speed, doctor)  # parse what the others get
 SETTINGS = {"dense", *gpu_speed.HALVES, "ToMe .5", "ImagePiece with conv stem"}
 
 

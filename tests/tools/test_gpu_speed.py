@@ -59,15 +59,6 @@ def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
     assert "| dense with conv stem, 4 pixels joined |" in out
 
 
-def test_reductions_are_timed_in_both_forms(tmp_path):
-    file = tmp_path / "times"
-    words = [*SMOKE, "--at_once=2", "--models=half", "--reduction_forms=exact,fast"]
-    out = call(gpu_speed.main, *words, "--dtype=bfloat16", f"--times={file}").ok().out
-    found = [(row["model"], row["reductions"]) for row in rows_of(file)]
-    assert found == [("dense", "exact"), ("half", "exact"), ("half", "fast")]
-    assert "| half, fast |" in out
-
-
 def test_rotary_positions_are_timed_with_a_bias(tmp_path, monkeypatch):
     found = []
 
@@ -168,7 +159,7 @@ ABSENT = ("ml_collections", "tensorflow", "tensorflow_datasets", "array_record")
 ALONE = """
 import sys
 sys.modules.update(dict.fromkeys(NAMES))
-from tools import gpu_speed, reduction_speed, attention_speed, torch_baselines
+from tools import gpu_speed, torch_baselines
 """
 
 

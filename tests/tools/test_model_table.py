@@ -24,9 +24,3 @@ def test_the_page_is_that_of_the_stored_measurements():
         )
         < 1e-5
     )
-
-
-def test_a_later_measurement_replaces_an_earlier_one():
-    family = {"family": "DeiT", "name": "deit_ti"}
-    rows = [family | {"jax": "1"}, {"layout": "names"}, family | {"jax": "2"}]
-    assert model_table.last(rows, "family") == rows[2:]

@@ -16,9 +16,8 @@ from orbax.checkpoint import v1
 from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from tests import forked
+from tests import forked, runs
 from tests.training.states import abstract, assert_same, folders, make_state, saved
-from tools.tiny_runs import stored
 
 
 def data_files(workdir, step):
@@ -74,7 +73,7 @@ def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
     for step in (2, 3, 4):
         checkpoints.save(step, make_state(step), {})
     checkpoints.close()
-    assert_same(stored(tmp_path, "best")["params"], make_state(1).params)
+    assert_same(runs.stored(tmp_path, "best")["params"], make_state(1).params)
     assert folders(tmp_path) == ["3", "4"]
 
 
@@ -160,7 +159,7 @@ def test_orbaxs_v1_reads_what_is_written_today(tmp_path):
     with v1.training.Checkpointer(tmp_path / "checkpoints" / "latest") as steps:
         assert [found.step for found in steps.checkpoints] == [1, 2]
         items = steps.load_checkpointables(2)
-    assert_same(items["state"], stored(tmp_path, "latest"))
+    assert_same(items["state"], runs.stored(tmp_path, "latest"))
     assert_same(items["state"]["params"], make_state(2).params)
     assert json.loads(items["meta"]["content"])["meta"] == {"epoch": 1.0}
 
@@ -313,8 +312,8 @@ def test_two_processes_save_together_and_one_reads(tmp_path):
     children = [forked.Process([*command, i], env=env) for i in "01"]
     assert forked.statuses(children, timeout=120) == [0, 0]
     assert folders(tmp_path) == ["2"]
-    assert_same(stored(tmp_path, "latest"), numbers(5))
-    assert_same(stored(tmp_path, "best"), numbers(3))
+    assert_same(runs.stored(tmp_path, "latest"), numbers(5))
+    assert_same(runs.stored(tmp_path, "best"), numbers(3))
 
 
 if __name__ == "__main__":

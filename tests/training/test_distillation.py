@@ -1,11 +1,7 @@
 """Distillation: its loss by hand and by NumPy, and inside the step."""
 
-import contextlib
 import dataclasses
 import functools
-import io
-import shutil
-import types
 
 import chex
 import jax
@@ -16,19 +12,18 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.config.run import DistillConfig, RunConfig
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
-from imagepiece_jax.training import teacher, train_step
+from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.losses import distillation, teacher_distance
 from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import tiny
 from tests.models.tiny import fill
@@ -203,31 +198,6 @@ def test_the_loss_of_a_step(kind):
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, frozen), before)
 
 
-def test_the_change_of_class_tokens_joins_the_loss():
-    """By NumPy, from the module's own intermediates."""
-    distill = DistillConfig(kind="soft", temperature=1.0, weight=1.0, class_tokens=0.5)
-    recipe = dataclasses.replace(PLAIN, distill=distill)
-    step, state = make(recipe, drop_path_rate=0.0)
-    model = create_model("vit_mini", **DENSE)
-    theirs = fill(variable_shapes(model, SIZE), seed=3)
-    frozen = teacher.Teacher(model, SIZE, MEAN, STD)
-    step.keywords.update(teacher_model=frozen)
-    one = batch(0)
-    before = parallel.unreplicate(state).variables
-    _, metrics = parallel.pmap(step)(state, one, parallel.replicate(theirs))
-    traced = tiny.compiled(functools.partial(tiny.traced_blocks, model))
-    images = ours(one["image"][0, 0])
-    _, mine = traced(before, images)
-    _, given = traced(theirs, images)
-    shares = []
-    for own, other in zip(mine, given, strict=True):
-        own = own[:, 0].astype(float)
-        other = other[:, 0].astype(float)
-        shares.append(((own - other) ** 2).sum(-1) / (other**2).sum(-1))
-    terms = parallel.unreplicate(metrics)["terms"]
-    np.testing.assert_allclose(terms["class_tokens"], 0.5 * np.mean(shares), rtol=1e-4)
-
-
 def test_the_teacher_has_no_gradient():
     def loss(student, answers):
         given = outputs(0 * STUDENT).replace(logits=student)
@@ -238,25 +208,6 @@ def test_the_teacher_has_no_gradient():
     answers = jnp.float32(TEACHER)
     ours, theirs = jax.jit(jax.grad(loss, argnums=(0, 1)))(student, answers)
     assert np.abs(ours).min() > 0 == np.abs(theirs).max()
-
-
-@pytest.mark.parametrize("micro", [1, 2])
-def test_weight_1_reads_no_labels(micro):
-    """Bit for bit, with labels that are none; accuracies are by the teacher."""
-    step, state, frozen = distilling(hard(1.0))
-    one = batch(0, micro)
-    other = batch(0, micro)
-    other["label"] = np.full_like(one["label"], -1)
-    found = [step(state, given, frozen) for given in (one, other)]
-    chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, pair) for pair in found))
-    model, variables = other_teacher()
-    images = ours(one["image"].reshape(BATCH, SIZE, SIZE, 3))
-    answers = jnp.argmax(tiny.logits(model)(variables, images), -1)
-    student = create_model("vit_mini", **DENSE)
-    variables = parallel.unreplicate(state).variables
-    logits = tiny.logits(student)(variables, images)
-    agree = int(jnp.sum(jnp.argmax(logits, -1) == answers))
-    assert parallel.unreplicate(found[0][1])["window"]["acc1"] == agree
 
 
 def test_each_head_of_a_distilled_model_learns_its_own():
@@ -283,12 +234,9 @@ TINY |= {"epochs": 2, "warmup_epochs": 0.0, "model.mean": MEAN, "model.std": STD
 configured = functools.partial(runs.configured, TINY)
 
 
-TOLD = {"teacher.name": "vit_mini", "teacher.num_heads": 2}
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Files of another model for the digits with its mean; one lacks a class."""
+    """Folders of another model for the digits with its mean; one lacks a class."""
     folder = tmp_path_factory.mktemp("weights")
     for name, classes in (("ten", 10), ("nine", 9)):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
@@ -296,6 +244,8 @@ def weights(tmp_path_factory):
         tensors = timm_tensors.to_timm(fill(variable_shapes(model, 16), seed=1))
         means = {"mean": np.float32(HALF), "std": np.float32(HALF)}
         np.savez(folder / f"{name}.npz", **tensors, **means)
+        vit = load(folder / f"{name}.npz", name="vit_mini", num_heads=2)
+        save(folder / name, vit)
     return folder
 
 
@@ -305,57 +255,28 @@ def teacher_of(config):
 
 
 def test_any_teacher_brings_its_size_and_images(weights):
-    path = f"{weights}/ten.npz"
+    path = f"{weights}/ten"
     plain = configured()
     assert teacher_of(plain) == (None, None)
     assert not DistillConfig.from_config(plain).active
-    config = configured(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
+    config = configured(**{"distill.kind": "soft", "teacher.weights": path})
     found, variables = teacher_of(config)
     assert found.model.embed_dim == 12
     assert len(found.model.plan) == 2
     assert found.model.mean == HALF
     assert found.mean == MEAN
     assert found.image_size == 16
-    config.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
-    found, variables = teacher_of(config)
-    chex.assert_shape(variables["params"]["pos_embed"], (1, 37, 12))
-    assert found.model.mean == MEAN
-    assert found.model.std == HALF
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
+    config = configured(
+        **{"distill.kind": "soft", "teacher.weights": f"{weights}/nine"}
+    )
+    with pytest.raises(InputError, match="has 9 classes; allowed: the 10 of"):
+        teacher_of(config)
 
 
-NINE = {"teacher.weights": "nine.npz"}
-NONE = {"teacher.weights": ""}
-SIDE = {"teacher.image_size": 32}
-ONE = {"distill.weight": 1.0}
 SOFT = {"distill.kind": "soft"}
 LEARNED = {"name": "dynamicvit", "blocks": (0,)}
-
-
-@pytest.mark.parametrize(
-    "fields, reduction, message",
-    [
-        (NINE | SOFT | TOLD, None, "teacher.weights has 9 classes; allowed: the 10 of"),
-        (SOFT, None, "teacher.weights: .* config.teacher.num_heads .* give"),
-        (SIDE, LEARNED, "teacher.image_size is 32; allowed: an empty field: 'dynamicv"),
-        (ONE | SOFT | TOLD, "dist_token", "distill.weight is 1.0; .* with a distill"),
-        (
-            NONE | SIDE,
-            None,
-            "teacher.image_size is 32, but nothing learns .*; leave it",
-        ),
-    ],
-)
-def test_mistakes(weights, monkeypatch, fields, reduction, message):
-    monkeypatch.chdir(weights)
-    config = configured({"teacher.weights": "ten.npz"}, **fields).unlock()
-    if reduction == "dist_token":
-        config.model.arch.dist_token = True
-    elif reduction:
-        config.reduction = reduction
-    with pytest.raises(InputError, match=f"^config.{message}"):
-        teacher_of(config)
 
 
 def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
@@ -372,78 +293,3 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     assert {"ratio", "kl", "tokens", "distill"} <= set(first)
     # The same distance of the same logits, weighted .5 both, but for T = 3.
     assert first["kl"] > 0 < first["distill"] != first["kl"]
-
-
-def top5(logits):
-    return np.argsort(-logits, axis=-1)[:, :5]
-
-
-def test_a_folder_of_images_alone_is_enough(weights, tmp_path, monkeypatch):
-    """Agreement with the teacher is measured; the run resumes to the same bits."""
-    runs.compile_once(monkeypatch)
-    rng = np.random.default_rng(0)
-    paths = [
-        tmp_path / "images" / "train" / f"{number}.png" for number in range(100, 144)
-    ]
-    paths[0].parent.mkdir(parents=True)
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
-    fields = {"data.name": f"folder:{tmp_path / 'images'}", "batch_size": 8}
-    fields |= {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"}
-    fields |= {"pictures": 1, "mixup": 0.8} | SOFT | TOLD
-    config = configured(**fields, checkpoint_every_steps=4, keep_every_steps=3)
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        last = runs.train(config, tmp_path / "run")
-
-    # The answers of both to the images that were held out, evenly spaced.
-    pixels = np.stack([np.asarray(Image.open(paths[i])) for i in (0, 14, 29, 43)])
-    logits = []
-    told = {"name": "vit_mini", "num_heads": 2}
-    newest = load(tmp_path / "run", checkpoint="latest")
-    for vit in (newest, load(f"{weights}/ten.npz", **told)):
-        images = normalize(pixels, vit.model.mean, vit.model.std)
-        logits.append(tiny.logits(vit.model)(vit.variables, images))
-    student = logits[0]
-    answers = np.argmax(logits[1], -1)
-    assert (last["images"], "acc1" in last) == (4, False)
-    assert last["agreement1"] == 100 * np.mean(np.argmax(student, -1) == answers)
-    among = [answer in row for answer, row in zip(answers, top5(student), strict=True)]
-    assert last["agreement5"] == 100 * np.mean(among)
-    right = log_softmax(student)[np.arange(4), answers]
-    np.testing.assert_allclose(last["loss"], -np.mean(right), rtol=1e-5)
-
-    text = output.getvalue()
-    assert "without labels, tests measure agreement with the teacher" in text
-    assert "test agreement with the teacher" in text and "agreement    top-1" in text
-    lines = read_metrics(tmp_path / "run")
-    assert {line["kind"] for line in lines} == {"train", "eval"}
-    for line in lines:
-        assert "agreement1" in line
-        assert not [name for name in line if "acc" in name]
-    with pytest.raises(InputError, match="allowed: test images with labels"):
-        labeled_images(load(tmp_path / "run"))
-
-    # From the middle of the second epoch.
-    again = shutil.copytree(tmp_path / "run", tmp_path / "again")
-    shutil.rmtree(again / "checkpoints" / "best")
-    for step in ("9", "10"):
-        shutil.rmtree(again / "checkpoints" / "latest" / step)
-    assert runs.train(config, again) == last
-    found = runs.computed(again)
-    assert found == runs.computed(tmp_path / "run")
-    assert found[0]["distill"] == found[0]["loss"]
-
-
-def test_a_loss_term_of_a_method_with_the_name_of_another_is_refused(monkeypatch):
-    terms = {"distill": jnp.zeros(())}
-    monkeypatch.setattr(train_step, "distillation", lambda *_: (0.0, dict(terms)))
-    method = types.SimpleNamespace(loss=lambda *_, **__: terms)
-    run = types.SimpleNamespace(
-        distill=types.SimpleNamespace(active=True, class_tokens=0),
-        reduction=types.SimpleNamespace(name="mine", method=method),
-    )
-    taught = types.SimpleNamespace(logits=None)
-    model = types.SimpleNamespace(plan=())
-    with pytest.raises(InputError, match="reduction mine has a loss term 'distill'"):
-        train_step.loss_of((None, None), (taught, None), None, run, model, 0)

@@ -12,7 +12,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.training import trainer
 from tests import runs, test_readme
-from tools.tiny_runs import equal, stored
+from tests.training.states import assert_same
 
 TOUR = test_readme.DOCS / "tour.md"
 # 1,438 digits, 479 a step: three steps.
@@ -24,7 +24,7 @@ def train(workdir):
     """(lines of metrics, arrays of the newest checkpoint) after the page's script."""
     config = RunConfig.from_config(runs.configured(FIELDS))
     test_readme.run(TOUR, "import dataclasses", {"config": config})
-    return runs.computed(workdir), stored(workdir, "latest")
+    return runs.computed(workdir), runs.stored(workdir, "latest")
 
 
 @pytest.mark.usefixtures("quickly_begun")
@@ -47,7 +47,7 @@ def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     resumed, again = train(workdir)
     assert "with the loss focal" in capsys.readouterr().out
     assert resumed == lines
-    assert equal(again, arrays)
+    assert_same(again, arrays)
 
 
 @pytest.mark.usefixtures("quickly_begun")

@@ -13,8 +13,6 @@ import pytest
 from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from imagepiece_jax.training.logging import read_metrics
-from tests.command import start
 from tests.training.states import abstract, assert_same, folders, make_state, saved
 
 
@@ -118,27 +116,3 @@ def test_a_line_that_the_system_takes_in_parts_is_written_whole():
         append_line(file, "abcdefgh")
         file.close()
         assert reader.read() == b"abcdefgh\n"
-
-
-FILL = """
-import resource, sys
-from imagepiece_jax.errors import RunError
-from imagepiece_jax.training.logging import MetricWriter
-resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
-writer = MetricWriter(sys.argv[1])
-try:
-    for step in (1, 2):
-        writer.write_line("train", step, loss=1.0)
-except RunError as error:
-    print(error)
-finally:
-    writer.close()
-"""
-
-
-def test_metrics_on_a_full_disk_end_in_one_sentence_and_are_not_torn(tmp_path):
-    """TensorBoard adds nothing: neither its thread, nor as the interpreter ends."""
-    ended = start("-c", FILL, tmp_path)  # its output are pipes, which may grow
-    assert (ended.status, ended.err, ended.out.count("\n")) == (0, "", 1)
-    assert ended.out.startswith(f"{tmp_path}/metrics.jsonl cannot be written (File too")
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1]

@@ -13,11 +13,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.teacher import create_teacher
 from imagepiece_jax.weights import load
-from imagepiece_jax.weights.runs import read_checkpoint
 from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import recoveries, tiny
@@ -69,12 +66,6 @@ def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     config = configured(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(started(config), variables)
-    # As given, of the dense model, although a reducer would be drawn.
-    config.init.fresh = ("reducer",)
-    given = initial(config).dense_variables(
-        RunConfig.from_config(config).create_dense()
-    )
-    chex.assert_trees_all_equal(given, variables)
 
 
 def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
@@ -108,7 +99,7 @@ def recovered(tmp_path_factory):
     config = reducing(TOME)
     vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
     folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(folder, recoveries.recovered(vit))
+    return save(folder, recoveries.recovered(vit, costs=(TOME,)))
 
 
 def scales(variables):
@@ -116,7 +107,7 @@ def scales(variables):
 
 
 def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
-    """And in another with the dense model's numbers, or those of the nearest cost."""
+    """And in another with the dense model's numbers."""
     weights = {"init.weights": str(recovered)}
     vit = imagepiece_jax.load(recovered)
     dense = scales(imagepiece_jax.load(recovered, reduction="none").variables)
@@ -126,7 +117,7 @@ def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
     larger = reducing(TOME, image_size=32, **weights)
     np.testing.assert_array_equal(scales(started(larger)), dense)
     as_dense = RunConfig.from_config(own).create_dense()
-    found = initial(own).dense_variables(as_dense)
+    found = initial(own).variables(as_dense)
     np.testing.assert_array_equal(scales(found), dense)
 
 
@@ -136,19 +127,6 @@ def test_a_recovered_folder_teaches_by_its_dense_model(recovered):
     dense = imagepiece_jax.load(recovered, reduction="none")
     found = InitialWeights(run).teacher_variables(run.create_dense())
     chex.assert_trees_all_equal(found, dense.variables)
-
-
-def test_a_teacher_that_was_trained_with_a_reduction_is_noted(tmp_path, capsys):
-    config = reducing(TOME)
-    vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
-    path = save(tmp_path / "m", vit)
-    run = RunConfig.from_config(
-        reducing(TOME, **{"distill.kind": "soft", "teacher.weights": str(path)})
-    )
-    create_teacher(run, run.create_dense(), InitialWeights(run))
-    assert (
-        "was trained with tome r=2, and teaches without it" in capsys.readouterr().out
-    )
 
 
 def test_only_the_named_parts_are_new(saved):
@@ -171,44 +149,6 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     config = configured(**{"model.depth": 2, "init.weights": str(path)})
     del variables["params"]["reducer_1"]
     chex.assert_trees_all_equal(started(config), variables)
-
-
-@pytest.mark.parametrize("evaluate", [False, True])
-def test_a_head_of_another_shape_is_named_with_the_remedy(saved, evaluate):
-    fields = {"init.weights": str(saved[0]), "num_classes": 5}
-    run = RunConfig.from_config(configured(fields, **{"init.evaluate": evaluate}))
-    start = InitialWeights(run)
-    read = start.dense_variables if evaluate else start.variables
-    remedy = r"to train it anew: .--config.init.fresh=\('head',\)."
-    if evaluate:
-        remedy += " --config.init.evaluate=F"
-    with pytest.raises(InputError, match=rf"needs \(5,\); {remedy}"):
-        read(run.create_dense())
-
-
-def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, saved[1], {}, "best")
-    checkpoints.close()
-    like = variable_shapes(model_of(configured(**{"model.embed_dim": 16})), 16)
-    with pytest.raises(InputError, match="^holds a model of"):
-        timm_tensors.from_timm(read_checkpoint(tmp_path)[0], like)
-    with pytest.raises(InputError, match="has no config.json"):
-        imagepiece_jax.load(tmp_path / "checkpoints")
-
-
-@pytest.mark.parametrize(
-    "fields, lacks",
-    [
-        ({}, "config.init.weights ''"),
-        ({"init.fresh": ("reducer", "head")}, ".*config.init.fresh .*, 'head'"),
-    ],
-)
-def test_fresh_weights_are_not_evaluated(fields, lacks):
-    usual = {"init.evaluate": True, "init.weights": "f.npz" if fields else ""}
-    config = configured(usual, **fields)
-    with pytest.raises(InputError, match=f"^config.init.evaluate is True with {lacks}"):
-        initial(config).dense_variables(RunConfig.from_config(config).create_dense())
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.cluster import job as job_module
 from imagepiece_jax.training.cluster.job import (
     FIRST_PORT,
     LOST,
@@ -137,12 +138,9 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
     [
         ((None, 2, 0), "coordinator", None),
         (("auto", 2, 0), "coordinator", "auto"),
-        (("auto", None, None), "coordinator", "auto"),
         (("gpu1", 2, 0), "coordinator", "gpu1"),
-        (("gpu1:99999", 2, 0), "coordinator", "gpu1:99999"),
         (("host:1", None, None), "process_id", None),
         (("host:1", 2, 2), "process_id", 2),
-        (("host:1", 2, None), "process_id", None),
     ],
 )
 def test_arguments_that_do_not_fit_together_are_named(arguments, name, value):
@@ -247,3 +245,21 @@ def test_a_process_that_fails_reports_only_its_own_error():
 )
 def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost):
     assert is_loss(RuntimeError(message)) == lost
+
+
+def test_a_loss_in_an_exchange_ends_with_the_sentence(monkeypatch):
+    """JAX raises a ValueError there, which an InputError is, too."""
+    for name in ("_check_address", "_initialize", "check_devices", "_connect_devices"):
+        monkeypatch.setattr(job_module, name, lambda *_: None)
+    for name in ("end_at_abort", "leave_quietly"):
+        monkeypatch.setattr(job_module, name, lambda *_: None)
+    said = []
+    monkeypatch.setattr(job_module, "_end", said.append)
+    job = Job("host:1", num_processes=2, process_id=1)
+    with pytest.raises(InputError), joined(job):
+        raise InputError(problem="no connection")
+    assert said == []
+    with pytest.raises(ValueError, match="Gloo"), joined(job):
+        raise ValueError("UNKNOWN: Gloo AllGather failed")
+    (text,) = said
+    assert "error: process 1 of 2 stops: another one has ended" in text

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from tests import runs
 def make(workdir, step=0, saved=None, steps=40, **fields):
     """A RunLog of a run of 20 steps an epoch, 64 images each."""
     config = runs.configured({"progress": False, "log_every_steps": 2}, **fields)
-    length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs={"": 1})
+    length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs=1)
     config = RunConfig.from_config(config)
     return logging.RunLog(workdir, config, length, step, lambda: saved)
 
@@ -88,8 +87,7 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     assert line["lr"] == pytest.approx(1e-3)
     assert line["throughput"] > 0
     assert "device_memory" not in line  # a CPU does not count
-    absent = {"device_memory", "agreement1", "agreement5"}
-    assert {*line} == {*logging.FIGURES} - absent | {"own"}
+    assert {*line} == {*logging.FIGURES} - {"device_memory"} | {"own"}
 
 
 def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):
@@ -144,23 +142,12 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
         run.flush()
 
 
-def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
-    def device(stats):
-        return types.SimpleNamespace(memory_stats=lambda: stats)
-
-    full = [device({"peak_bytes_in_use": 3 * 10**9}), device({"peak_bytes_in_use": 1})]
-    monkeypatch.setattr(parallel, "local_devices", lambda: full)
-    assert logging.device_memory() == {"device_memory": 3.0}
-    monkeypatch.setattr(parallel, "local_devices", lambda: [device(None)])
-    assert logging.device_memory() == {}
-
-
 def test_a_log_file_gets_a_line_with_the_time_left(begin, capsys):
     run = begin(progress=True)
     for step in (1, 2, 3):
         run.record(step, numbers())
     run.flush()
-    run.evaluation("eval", 3, {"acc1": 12.345, "loss": 2.0})
+    run.evaluation(3, {"acc1": 12.345, "loss": 2.0})
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500 acc 25.0% ")
@@ -195,8 +182,7 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
         with run.dispatch(step):
             run.record(step, numbers())
     run.flush()
-    run.evaluation("eval", 20, {"acc1": 1.0, "loss": 2.0})
-    run.image("augmented", 20, np.zeros((4, 4, 3), np.uint8))
+    run.evaluation(20, {"acc1": 1.0, "loss": 2.0})
     run.close()
     assert not (tmp_path / "run").exists()
     assert read_metrics(tmp_path / "run") == []

@@ -14,14 +14,12 @@ import time
 
 import pytest
 
-from configs import quickstart
 from imagepiece_jax.common.signals import SIGNALS
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.cluster.run_dir import RunLock
-from tests import forked, runs
+from tests import tiny_runs
 from tests.runs import ROOT
-from tools import fault_drill, tiny_runs
 
 
 def test_a_signal_is_noted_and_the_old_handlers_come_back():
@@ -213,13 +211,6 @@ def test_a_killed_run_leaves_no_file_of_its_lock(tmp_path, locks):
     assert [*workdir.iterdir()] == [workdir / "run.json"]
 
 
-def test_a_workdir_is_locked_before_the_plan_is_printed(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/run cannot be created"):
-        runs.train(quickstart.get_config(), tmp_path / "file" / "run")
-    assert capsys.readouterr().out == ""
-
-
 def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
     with RunLock(tmp_path / "run") as lock:
         lock.check()
@@ -237,10 +228,11 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-def test_sigterm_in_the_first_compile_ends_at_once(tmp_path, monkeypatch):
+def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
-    monkeypatch.setattr(subprocess, "Popen", forked.Process)
-    trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
-    row = fault_drill.terminate_in_compile(trial)
-    assert row.passed and row.status == 143, row
-    assert row.said.startswith("stopped with nothing to save")
+    run = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache")
+    run.start()
+    run.until(run.begun)
+    assert run.end(signal.SIGTERM) == 143
+    assert run.on_disk() is None
+    assert run.said().startswith("stopped with nothing to save")

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import read_metrics
-from tests import forked, programs, runs
-from tools import fault_drill, tiny_runs
+from tests import programs, runs, tiny_runs
+from tests.training.states import assert_same
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
 # the first epoch, half of them in the second.
@@ -63,7 +62,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert read_metrics(tmp_path)[-1]["acc1"] == last["acc1"]
     assert runs.train(short(**fields), tmp_path) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
-    assert tiny_runs.stored(tmp_path, "best")["step"] == 10
+    assert runs.stored(tmp_path, "best")["step"] == 10
 
     again = shutil.copytree(tmp_path, tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "best")
@@ -75,44 +74,36 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert runs.computed(again) == runs.computed(tmp_path)
 
 
-# Two epochs of the drill's five, with one block that prunes and fewer patches; runs
-# of the rehearsal have the conv stem's statistics.
-STEPS = 2 * tiny_runs.EPOCH
-TINY = {"epochs": 2, "model.depth": 1, "model.patch_size": 4, "model.stem": "patch"}
-TINY |= {"reduction.merge_blocks": (), "reduction.prune_blocks": (0,)}
-
-
 def _met(fault, run, *args):
-    """The row of `fault`, tried until its moment is met."""
-    while (row := fault(run, *args)) is None:
-        assert run.step() < STEPS
-    return row
+    """The status of `fault`, tried until its moment is met."""
+    while (status := fault(run, *args)) is None:
+        assert run.step() < tiny_runs.STEPS
+    return status
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
-    """One after the other in one run: the drill has a run for each."""
-    monkeypatch.setattr(subprocess, "Popen", forked.Process)
-    programs.of_processes(tmp_path / "cache")
-    tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
-    run = tiny.run("faults")
+def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
+    """One after the other in one run; the drill kills at random moments."""
+    cache = programs.of_processes(tmp_path / "cache")
+    undisturbed = tiny_runs.TinyRun(tmp_path / "undisturbed", cache)
+    undisturbed.finish()
+    run = tiny_runs.TinyRun(tmp_path / "faults", cache)
     delay = np.random.default_rng(0).uniform(0, 0.005)
-    rows = [_met(fault_drill.kill_in_save, run, 1, delay)]
-    rows.append(fault_drill.vanish(run, 8))
-    rows.append(_met(fault_drill.terminate_in_evaluation, run))
+    assert _met(tiny_runs.kill_in_save, run, delay) == 137
+    assert tiny_runs.vanish(run, 8) == 1
+    assert run.said().startswith("WORKDIR has vanished, or is not the folder that")
+    assert _met(tiny_runs.terminate_in_evaluation, run) == 143
     step = run.step()
-
-    assert all(row.passed for row in rows), rows
-    assert [row.status for row in rows] == [137, 1, 143]
-    assert "during a save" in rows[0].moment
-    said = [row.said for row in rows]
-    assert said[1].startswith("WORKDIR has vanished, or is not the folder that")
-    assert said[2].endswith(f"at step {step}; the same command resumes from there")
-    assert 0 < run.finish() <= STEPS
-    assert run.outcome() == tiny.expected
+    assert run.on_disk() == step
+    assert run.said().endswith(f"at step {step}; the same command resumes from there")
+    assert 0 < run.finish() <= tiny_runs.STEPS
+    lines, checkpoints = run.outcome()
+    expected, whole = undisturbed.outcome()
+    assert lines == expected
+    assert_same(checkpoints, whole)
 
     # The undisturbed run has every step and every evaluation.
     for kind, every in (("train", 1), ("eval", tiny_runs.EPOCH)):
-        steps = [line["step"] for line in runs.lines(tiny.undisturbed.workdir, kind)]
-        assert steps == [*range(every, STEPS + 1, every)]
+        steps = [line["step"] for line in runs.lines(undisturbed.workdir, kind)]
+        assert steps == [*range(every, tiny_runs.STEPS + 1, every)]

@@ -7,14 +7,12 @@ import pytest
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
     check_folder,
     record_start,
 )
 from tests.refused import refused
-from tests.runs import configured
 
 CONFIG = {
     "lr": 1e-3,
@@ -57,22 +55,6 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     assert len(starts) == 2
     assert starts[1]["command"] == ["again"]
     assert json.loads((tmp_path / "config.json").read_text())["data"]["workers"] == 8
-
-
-def test_a_run_whose_config_names_fused_kernels_is_resumed(tmp_path):
-    started(tmp_path, changed(model={"kernels": "plain", "depth": 2}))
-    check_config(tmp_path, changed(model={"depth": 2}))
-
-
-def test_a_run_whose_reduction_names_former_fields_is_resumed(tmp_path):
-    """Of 0.3.0, with the values that are left."""
-    now = {"name": "imagepiece", "parity": 0}
-    started(tmp_path, changed(reduction=now | methods.FORMER))
-    check_config(tmp_path, changed(reduction=now))
-    other = tmp_path / "other"
-    started(other, changed(reduction=now | {"schedule": "A"}))
-    with pytest.raises(InputError, match='is not a field, but "A" in the run there'):
-        check_config(other, changed(reduction=now))
 
 
 @pytest.mark.parametrize(
@@ -155,17 +137,3 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
     assert len([*tmp_path.iterdir()]) == 4
     record_start(tmp_path, CONFIG)  # once a run is there, it may stay
     check_folder(tmp_path)
-
-
-@pytest.mark.parametrize("field, typed", [("lr", 0.5), ("init.weights", "w.npz")])
-def test_another_value_in_a_run_is_told_how_to_start_another(tmp_path, field, typed):
-    """From its weights, unless the weights are what differs."""
-    before = configured()
-    now = configured(**{field: typed})
-    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    check_config(tmp_path, before.to_dict())
-    with refused(f"config.{field}", json.dumps(typed)) as caught:
-        check_config(tmp_path, now.to_dict())
-    start = f"with --config.init.weights={tmp_path} to start from its weights"
-    assert (start in caught.value.hint) == (field == "lr")

@@ -63,17 +63,6 @@ def check_same(found, wanted):
         np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
 
 
-# TorchScript
-
-LINEAR = b"c__torch__.torch.nn.modules.linear\nLinear\n)\x81"
-TRAINING = b"\x88"
-
-
-def module(**attributes):
-    """Opcodes of a module of TorchScript, as torch.jit.save leaves them."""
-    return LINEAR + mapping(training=TRAINING, **attributes) + b"b"
-
-
 # PyTorch before 1.6
 
 MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")

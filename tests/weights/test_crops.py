@@ -7,21 +7,17 @@ import dataclasses
 import json
 import warnings
 
-import numpy as np
 import pytest
 
 import imagepiece_jax
 from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
-from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.training.initial_weights import InitialWeights
-from tests.command import call
 from tests.models import tiny
-from tests.pictures import write_csv
 from tests.refused import refused
 
 SIDE = 48
@@ -149,14 +145,6 @@ def test_a_saved_folder_is_cropped_as_it_was(tmp_path, chosen):
         assert of_timm["crop_mode"] == chosen.get("crop_mode", "center")
 
 
-def test_weights_that_all_agree_are_cropped_so():
-    for name, row in registry.public_models().items():
-        crops = [registry.published_crop(f"{name}.{tag}") for tag in row["weights"]]
-        if "" not in row["weights"] and all(crop == crops[0] for crop in crops):
-            assert registry.published_crop(name) == crops[0]
-            assert registry.chosen_tag(name) is None
-
-
 def test_one_of_several_crops_is_said(tmp_path, capsys):
     """And how to choose: a tag, or the crop itself."""
     path = written(tmp_path, SEVERAL, SEVERAL)
@@ -181,34 +169,6 @@ def test_a_crop_that_nothing_says_is_said(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         imagepiece_jax.load(path, preprocessing={"resize": "none"}, **FACTS)
-
-
-def test_a_command_says_it_once(tmp_path):
-    path = written(tmp_path, SEVERAL, SEVERAL)
-    data = write_csv(tmp_path, np.zeros((4, 64, 60, 3), np.uint8), [0, 1, 2, 3])
-    words = [f"--weights={path}", f"--data={data}"]
-    with pytest.warns(UserWarning, match=r"several crops.* --crop which crop$") as said:
-        ended = call(evaluate.main, *words).ok()
-    assert len(said) == 1
-    assert "resize 53 bicubic, crop 48" in ended.out
-    ended = call(evaluate.main, *words, "--crop=1", "--interpolation=bilinear").ok()
-    assert "resize 48 bilinear, crop 48" in ended.out
-
-
-def test_words_change_the_crop_of_a_command(tmp_path):
-    path = written(tmp_path, TINY)
-    data = write_csv(tmp_path, np.zeros((4, 64, 60, 3), np.uint8), [0, 1, 2, 3])
-    words = [f"--weights={path}", f"--data={data}", "--crop_mode=squash"]
-    ended = call(evaluate.main, *words, "--rule=transformers").ok()
-    assert "resize 53x53 squashed bicubic, crop 48 as in transformers" in ended.out
-    ended = call(evaluate.main, *words[:2]).ok()
-    assert "resize 53 bicubic, crop 48" in ended.out
-
-
-def test_a_run_from_scratch_has_the_crop_of_its_recipe():
-    run = RunConfig.from_config(full_config())
-    assert InitialWeights(run).crop("nowhere") == {}
-    assert run.preprocessing().text == Preprocessing(SIDE, crop=0.875).text
 
 
 def test_a_resumed_run_keeps_its_crop(tmp_path):

@@ -1,26 +1,20 @@
 """Weights files: exactly the tensors that they hold, or a sentence on what is wrong."""
 
-import collections
 import itertools
 import json
-import pathlib
 import re
-import shutil
 import struct
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import files
-from imagepiece_jax.weights.file_names import ORBAX
 from imagepiece_jax.weights.files import read_state_dict
 from tests.weights.pth import (
-    LINEAR,
     NAMESPACE,
     ORDERED,
     check_same,
@@ -78,11 +72,6 @@ def npz_of_two_names(path):
                 np.lib.format.write_array(file, np.full(3, value))
 
 
-def npz_of_one_array(path):
-    with open(path, "wb") as file:
-        np.save(file, np.ones(3))
-
-
 def npz_of_a_huge_array(path):
     header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
     with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as file:
@@ -102,7 +91,6 @@ def zip_of_another_kind(path):
 
 OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + bytes(100)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-OBJECTS = np.array([collections.OrderedDict()], dtype=object)
 
 
 def good_files(folder):
@@ -188,23 +176,20 @@ def test_parts_that_lack_something(tmp_path):
         read_state_dict(path)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_indexes_without_a_map(tmp_path, content):
+    path = in_parts(tmp_path)
+    path.write_text(content)
+    with pytest.raises(InputError, match="model.safetensors.index.json"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"], "x.bin"])
 def test_indexes_of_something_else(tmp_path, part):
-    """test_hub has those without a weight_map."""
     with pytest.raises(InputError) as error:
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
     assert error.value.value == part
     assert "names of .safet" in error.value.allowed
-
-
-@pytest.mark.parametrize("folder", ["vit", "."])
-def test_a_config_in_place_of_its_folder(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = pathlib.Path(folder) / "config.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text('{"model_type": "dinov2"}')
-    with pytest.raises(InputError, match=rf"did you mean its folder, {folder}\?$"):
-        read_state_dict(path)
 
 
 def test_parts_of_pytorch_are_read_together(tmp_path):
@@ -230,43 +215,6 @@ OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
 AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
 OLD_VIEW = mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))
 OLD_NEGATIVE = mapping(a=old_tensor("0", -4, (0,), (1,)))
-
-
-def with_damaged(folder, name):
-    """A file of a tensor and of one of 40 MB, which is damaged or not there at all."""
-    small = np.arange(6, dtype=np.float32)
-    large = np.zeros(10_000_000, np.float32)
-    path = folder / name
-    tensors = {"small": small, "large": large}
-    if name.endswith(".json"):
-        places = {"small": "a.safetensors", "large": "missing.safetensors"}
-        safetensors.numpy.save_file({"small": small}, folder / "a.safetensors")
-        path.write_text(json.dumps({"weight_map": places}))
-    elif name == ORBAX:
-        path = folder / "params" / name
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a folder an array
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(path.parent.absolute(), {"params": tensors})
-        shutil.rmtree(path.parent / "params.large")
-    elif name.endswith(".npz"):
-        np.savez(path, **tensors)
-        flip_bit(path, path.read_bytes())
-    else:
-        views = [tensor("0", 6, (6,), (1,)), tensor("1", large.size, large.shape, (1,))]
-        content = mapping(**dict(zip(tensors, views, strict=True)))
-        write_pth(path, content, {"0": small, "1": large})
-        flip_bit(path, path.read_bytes())
-    return path, small
-
-
-@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", ORBAX])
-def test_what_is_not_chosen_is_not_read(tmp_path, monkeypatch, name):
-    path, small = with_damaged(tmp_path, name)
-    monkeypatch.setattr(files, "memory_bytes", lambda: 1_000_000)
-    read = read_state_dict(path, choose={"small", "params/small"}.intersection)
-    assert [array.tolist() for array in read.values()] == [small.tolist()]
-    with pytest.raises(InputError, match="lacks its|memory|cannot be read"):
-        read_state_dict(path)
 
 
 def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
@@ -370,35 +318,24 @@ REFUSED = [  # name, writer, part of the sentence, value
     ),
     *(("a.pth", claiming(claim), "is damaged", None) for claim in (8, 80, 800)),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system; allowed: te", None),
-    ("a.pth", pth(mapping(a=b"ccollections\ndeque\n)R")), "asks for coll", None),
     ("a.pth", pth(b"}r\xff\xff\xff\x7f"), "is damaged", None),  # a memo of 34 GB
     ("a.pth", pth(b"})" + b"\x85" * 300 + b"Ns"), "is damaged", None),  # nested tuples
     ("a.pth", pth(ORDERED + ITEMS + b"b"), "is not a state dict: it has none", "none"),
     ("a.pth", pth(integer(3)), "is not a state dict: it has int", "int"),
-    ("a.pth", pth(mapping()), "is not a state dict: it has none", "none"),
     ("a.pth", pth(mapping(a=integer(3))), "is not a st.*: 'a' is of type int", "a"),
     ("a.pth", pth(mapping(a=mapping(b=ONE))), "is not a st.*: 'a' is of type d", "a"),
-    ("a.pth", pth(b"}" + integer(3) + ONE + b"s"), "is not a st.*: 3 is of ty", 3),
     ("a.pth", pth(mapping(a=UNTYPED)), "is of type", FLOAT8),
-    ("a.pth", pth(mapping(a=ONE.replace(b"_v2", b"_v3"))), "is of type", FLOAT8),
     ("a.pth", holding(OLD_TORCH), "is damaged", None),
     ("a.pth", pth(b"}", byteorder="big"), "", "big"),
     ("a.pth", zip_of_another_kind, "is a zip archive without a data.pkl", None),
     ("a.npz", npz_of_two_names, "has two members named 'x'", "x"),
-    ("a.npz", npz_of_one_array, "is not a state dict: it has ndarray", "ndarray"),
     ("a.npz", npz_of_a_huge_array, "is damaged, truncated or not a .npz", None),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty", "<U1"),
-    ("a.npz", lambda path: np.savez(path, a=OBJECTS), "is damaged", None),
     ("a.safetensors", safetensors_of_float8, "is of type", "F8_E4M3"),
     ("a.safetensors", holding(LFS), "is a pointer", None),
     ("a.npz", lambda path: None, "does not exist", None),
     ("a.h5", lambda path: None, "ends in '.h5'", ".h5"),
     ("a.pt", lambda path: path.mkdir(), "is a folder", None),
-    # TorchScript: a module in itself, a state that is none, calls of functions.
-    ("a.pt", pth(LINEAR + b"q\x00}(" + text("a") + b"h\x00ub"), "", None),
-    ("a.pt", pth(LINEAR + b"Nb"), "is not a state dict", "none"),
-    ("a.pt", pth(RUNS), "asks for", None),
-    ("a.pt", pth(RUNS.replace(b"cos", b"c__torch__.os")), "", None),
     # PyTorch before 1.6.
     ("a.pth", holding(old_torch(OLD)[:-3]), "", None),
     ("a.pth", holding(old_torch(OLD, counts=(3,))), "", None),

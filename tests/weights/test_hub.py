@@ -11,19 +11,16 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.weights import hub, load
-from tests.command import call, sentence
 from tests.models import recoveries, tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
-from tests.weights import hub_stand_in, test_towers
+from tests.weights import hub_stand_in
 
 COMMIT = "a" * 40
 OLDER = "b" * 40
 INDEX = "model.safetensors.index.json"
-OUTSIDE = '{"weight_map": {"a": "../../x"}}'
 
 
 @pytest.fixture(scope="module")
@@ -125,19 +122,6 @@ def test_files_that_are_gone_are_fetched_again(cache, files, file):
         imagepiece_jax.load("hf://org/name")
     newer = lay_out(cache, files, OLDER)
     assert hub.fetched("hf://org/name") == newer != snapshot
-
-
-@pytest.mark.parametrize(
-    "index, value",
-    [("{", None), ("[]", "list"), ("{}", None), (OUTSIDE, "../../x")],
-)
-def test_indexes_of_something_else(cache, files, index, value):
-    snapshot = lay_out(cache, files | {INDEX: index.encode()})
-    (snapshot / "model.safetensors").unlink()
-    with pytest.raises(InputError) as error:
-        imagepiece_jax.load("hf://org/name")
-    assert str(snapshot / INDEX) in error.value.place
-    assert error.value.value == value
 
 
 @pytest.mark.parametrize(
@@ -297,28 +281,6 @@ def test_parts_of_a_sharded_file_are_fetched(online, cache):
     assert {*places.values()} <= cached(cache)
 
 
-def test_a_language_models_parts_with_its_tower_are_fetched(online, cache, tmp_path):
-    folder = test_towers.llava(tmp_path)
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    of_text = [name for name in tensors if name.startswith("language_model.")]
-    text = {name: tensors.pop(name) for name in of_text}
-    first = f"model-0000{1}-of-00002.safetensors"
-    last = f"model-0000{2}-of-00002.safetensors"
-    places = dict.fromkeys(tensors, first) | dict.fromkeys(text, last)
-    processor = {"image_processor": test_towers.IMAGES}
-    online.files |= {
-        INDEX: json.dumps({"weight_map": places}).encode(),
-        first: safetensors.numpy.save(tensors),
-        last: b"too large",
-        "config.json": (folder / "config.json").read_bytes(),
-        "processor_config.json": json.dumps(processor).encode(),
-    }
-    del online.files["model.safetensors"]
-    ours = imagepiece_jax.load("hf://org/name")
-    assert same(ours.variables, imagepiece_jax.load(folder).variables)
-    assert cached(cache) == {"config.json", "processor_config.json", INDEX, first}
-
-
 @pytest.mark.parametrize(
     "name, lacking, message",
     [
@@ -333,41 +295,3 @@ def test_what_the_hub_does_not_have(online, name, lacking, message):
         del online.files[file]
     with pytest.raises(InputError, match=f"^hf://{name}.*{message}"):
         imagepiece_jax.load(f"hf://{name}")
-
-
-def test_a_download_that_breaks_off_leaves_nothing_behind(online, cache, variables):
-    online.cut = ("model.safetensors",)
-    with pytest.raises(InputError, match="safetensors that cannot be fetched .*; try"):
-        imagepiece_jax.load("hf://org/name")
-    left = [p for p in cache.rglob("*") if p.is_file() and ".locks" not in p.parts]
-    assert {p.name for p in left if p.suffix == ".incomplete"} == set()
-    assert cached(cache) == {"config.json"}
-    assert len([*cache.glob("models--*/blobs/*")]) == 1
-    online.cut = ()
-    assert same(imagepiece_jax.load("hf://org/name").variables, variables)
-
-
-def test_a_command_takes_an_id(cache, files):
-    """It is read before it is refused, and called by its id."""
-    snapshot = lay_out(cache, files)
-    words = ["--weights=hf://org/name", "--data=digits", "--model=depth=3"]
-    said = sentence(call(evaluate.main, *words))
-    assert said.startswith("--model depth is 3, but folder hf://org/name has 1")
-    assert load.load("hf://org/name").source.name == "org/name"
-    assert load.load(snapshot).source.name == "org/name"
-
-
-@pytest.mark.parametrize(
-    "flag, said",
-    [
-        (
-            "--checkpoint=latest",
-            "--checkpoint is 'latest', but folder hf://org/name is no run; leave",
-        ),
-        ("--averaged", "/model.safetensors has no averaged weights; allowed: files wi"),
-    ],
-)
-def test_flags_of_runs_are_refused_for_an_id(cache, files, flag, said):
-    lay_out(cache, files)
-    words = ["--weights=hf://org/name", "--data=digits", flag]
-    assert said in sentence(call(evaluate.main, *words))

@@ -162,9 +162,9 @@ SAME = " and ".join(name.replace("/", ".") for name in NORMS)
 ATTENTION = "encoder.layer.0.attention.attention"
 OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
 OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
+LLM = "language_model.model.embed_tokens.weight"
 WIDE = {"classifier.weight": np.zeros((9, 8))}
 SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
-UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 7))}
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,10 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
             "has no pos_embedding: its positions are computed (sincos2d)",
         ),
         (small(RESNET, "fc.weight"), f"holds a ResNet, as tensor {RESNET} shows"),
-        (small(f"visual.{RESNET}", "token_embedding.weight"), "holds a ResNet"),
         (small(TEXT), f"holds a text model, as tensor {TEXT}"),
         (small("a", "b.c", "d", "e"), "has tensors, such as a, b.c, d, in no layout"),
         (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
-        (
-            small("embeddings.patch_embeddings.weight", "classifier.weight"),
-            "tensor classifier.weight has no place in transformers' DINOv3",
-        ),
+        (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
         (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
@@ -193,10 +189,6 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
             "holds 2 vision towers, a, b; allowed: one; checkpoint='a' or checkpoint=",
-        ),
-        (
-            small("x.a.b.patch_embed.proj.weight", "x.c.b.patch_embed.proj.weight"),
-            "holds 2 vision towers, x.a.b, x.c.b; allowed: one; checkpoint='x.a' or",
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
@@ -217,10 +209,6 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
             "tensor head.weight reads 8 numbers an image, the tokens have 4",
         ),
         (SCALAR, "has tensors of other shapes than timm's models"),
-        (
-            small("patch_embed.proj.weight", "pos_embed", "cls_token") | UNEQUAL,
-            "has tensors of other shapes than timm's models: operands",
-        ),
     ],
 )
 def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
@@ -229,11 +217,8 @@ def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
     assert str(error.value).startswith(problem)
 
 
-def test_a_file_is_named_in_the_sentence(tmp_path):
-    np.savez(tmp_path / "resnet50.npz", **small("layer1.0.conv1.weight"))
-    with pytest.raises(InputError, match="weights file .*resnet50.npz holds a Res"):
-        imagepiece_jax.load(tmp_path / "resnet50.npz")
-    # DeiTForImageClassification has no head for the distillation token.
+def test_a_distilled_model_has_two_heads(tmp_path):
+    """DeiTForImageClassification has no head for the distillation token."""
     tensors, about = stored("transformers_deit")
     for leaf in ("weight", "bias"):
         tensors[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")

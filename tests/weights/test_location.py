@@ -51,14 +51,6 @@ def test_open_clip_counts_where_no_other_weights_are(tmp_path):
     assert (found.kind, found.config_file.name) == (FOLDER, "config.json")
 
 
-@pytest.mark.parametrize("inside", ["", "params"])
-def test_an_orbax_checkpoint_is_the_file_of_its_arrays(tmp_path, inside):
-    folder = write(tmp_path / "w" / inside, "_METADATA", {})
-    found = location.find(tmp_path / "w")
-    assert found == Location(folder / "_METADATA", FILE)
-    assert (found.name, found.place) == (folder.name, f"weights file {folder}")
-
-
 def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
     folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
     found = location.find(write(folder, "config.json", TIMM))

@@ -1,4 +1,4 @@
-"""PyTorch's files: types, views, TorchScript, and the form before PyTorch 1.6.
+"""PyTorch's files: types, views, and the form before PyTorch 1.6.
 
 What is refused of them is in test_files.py.
 """
@@ -12,12 +12,10 @@ from tests.weights.pth import (
     check_same,
     integer,
     mapping,
-    module,
     old_tensor,
     old_torch,
     parameter,
     tensor,
-    text,
     write_pth,
 )
 
@@ -69,19 +67,6 @@ def test_pth_one_storage_under_two_types(tmp_path, types):
     one, other = (views[name] for name in types)
     path = write_pth(tmp_path / "a.pth", mapping(a=one[0], b=other[0]), {"0": stored})
     check_same(read_state_dict(path), {"a": one[1], "b": other[1]})
-
-
-def test_torchscript_gives_its_tensors(tmp_path):
-    """OpenAI's CLIP files are such archives; settings and code are left out."""
-    stored = np.arange(4, dtype="<f4")
-    one = tensor("0", 4, (2, 2), (2, 1))
-    typed = b"ctorch.jit._pickle\nrestore_type_tag\n](" + text("a") + b"e"
-    typed += text("List[str]") + b"\x86R"
-    inner = module(weight=one, names=typed, scale=integer(3), none=b"N")
-    content = module(proj=one, **{"0": module(conv=inner)})
-    path = write_pth(tmp_path / "a.pt", content, {"0": stored})
-    wanted = stored.reshape(2, 2)
-    check_same(read_state_dict(path), {"proj": wanted, "0.conv.weight": wanted})
 
 
 def test_files_of_pytorch_before_1_6(tmp_path):

@@ -1,29 +1,16 @@
 """DINOv2-S with trained weights, beside what transformers computes of photographs."""
 
-import chex
 import jax
 import numpy as np
 import pytest
 
 import imagepiece_jax
-from experiments.dense_head import decode, read_head
-from experiments.maps import THRESHOLD
 from tests.parity.record import apart
 
 pytestmark = pytest.mark.slow
 
 CLOSE = 1e-4  # of the largest value
 WEIGHTS = "weights/dinov2_small"
-# What a file alone does not say; timm's name has the resize of the authors' own code.
-FIELDS = {
-    "num_heads": 6,
-    "norm_eps": 1e-6,
-    "gelu": "exact",
-    "resize": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "preprocessing": {"crop": 0.875},
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +43,3 @@ def test_features_are_transformers(maps, theirs):
     sixth = maps.layers[0]
     tokens = np.concatenate([sixth.prefix, sixth.patches], axis=1)[:2]
     assert apart(tokens, theirs["block_6"]) < CLOSE
-
-
-def test_another_resize_of_the_positions_is_far(assets, theirs):
-    """A control of the bound: timm's ViT resizes them with antialiasing."""
-    fields = FIELDS | {"resize": "antialias"}
-    file = assets / WEIGHTS / "model.safetensors"
-    other = imagepiece_jax.load(file, image_size=224, **fields)
-    moved = imagepiece_jax.features(other, theirs["pixels"])
-    assert apart(moved.pooled, theirs["pooler_output"]) > 10 * CLOSE
-
-
-@pytest.mark.parametrize("way", ["file", "saved"])
-def test_each_way_gives_the_model_of_the_folder(assets, vit, tmp_path, way):
-    """The same network and variables, bit for bit, so the same features."""
-    if way == "file":
-        file = assets / WEIGHTS / "model.safetensors"
-        again = imagepiece_jax.load(file, image_size=224, **FIELDS)
-    else:
-        again = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
-    assert again.model == vit.model
-    chex.assert_trees_all_equal(again.variables, vit.variables)
-
-
-def test_the_decoder_makes_their_maps(assets, maps, theirs):
-    head = read_head(assets / WEIGHTS / "saliency_decoder.safetensors", 384)
-    patches = np.asarray(maps.patches).reshape(4, 16, 16, 384)
-    ours = jax.jit(lambda x: decode(head, x, (224, 224)))(patches)
-    assert apart(ours, theirs["saliency"]) < CLOSE
-    assert (theirs["saliency"].max(axis=(1, 2)) > THRESHOLD).all()

@@ -87,8 +87,11 @@ class Method(fields.CheckedFields):
         if type(self) is Method and self.macs is None:
             problem = f"is 'auto', which needs macs: {fields.SHARES}"
             raise InputError("name", "auto", problem=problem)
+        if self.macs is not None:
+            self._check_free(self.found_for_macs, "macs")
         if self.counts is None:
             return
+        self._check_free(self.amounts, "counts")
         is_schedule = isinstance(self.counts, str)
         allowed = "a schedule with macs, such as macs=0.5, and a list without"
         if is_schedule and self.macs is None:
@@ -97,63 +100,24 @@ class Method(fields.CheckedFields):
         if not is_schedule and self.macs is not None:
             problem = f"is {self.counts!r}, which says what it costs"
             self.refuse("counts", allowed, problem)
-        for name, default in self._defaults("amounts").items():
-            if getattr(self, name) != default:
-                self._refuse_beside(name, "counts")
+
+    def _check_free(self, names, other):
+        """Raise InputError for a field of these where `other` says how many stay."""
+        for name, default in self._defaults(names).items():
+            value = getattr(self, name)
+            if value != default:
+                problem = f"is {value!r}, but {other} says how many tokens stay"
+                self.refuse(name, "one of them", problem)
+
+    def _defaults(self, names):
+        """{name: default} of the fields that the method has."""
+        kind = type(self)
+        return {name: getattr(kind, name) for name in names if hasattr(kind, name)}
 
     @property
     def default_prop_attn(self) -> bool:
         """Whether attention is proportional, where nothing says it."""
         return self.model_fields.get("prop_attn", False)
-
-    def check_typed(self, typed):
-        """Raise InputError for a typed field that is found for the cost `macs`.
-
-        typed: names of fields, also of those with their default
-        """
-        if self.macs is None:
-            return
-        for name in self._defaults("found_for_macs"):
-            if name in typed:
-                self._refuse_beside(name, "macs")
-
-    def _refuse_beside(self, name, other):
-        """Raise InputError for a field: `other` says how many tokens stay."""
-        value = getattr(self, name)
-        problem = f"is {value!r}, but {other} says how many tokens stay"
-        super().refuse(name, "one of them", problem)
-
-    def refuse(self, field, allowed="", problem="", hint=""):
-        """Raise InputError for the value of a field, which may be the default."""
-        value = getattr(self, field)
-        default = getattr(type(self), field)
-        is_default = type(value) is type(default) and value == default
-        if value is not None and is_default and not hint:
-            hint = f"{value!r} is the default of {type(self).__name__}"
-        super().refuse(field, allowed, problem, hint)
-
-    def _defaults(self, listed):
-        """{name: default} of the fields that `amounts` or `found_for_macs` lists.
-
-        listed: the name of that class attribute
-        Raises InputError, which names the class, for a name that is no field.
-        """
-        if type(self) is Method:
-            return {}
-        shared = [field.name for field in dataclasses.fields(Method)]
-        own = []
-        for field in dataclasses.fields(self):
-            if field.name not in shared:
-                own.append(field.name)
-        defaults = {}
-        for name in getattr(self, listed):
-            if name not in own:
-                allowed = f"{listed} of its fields: {', '.join(own) or 'none'}"
-                problem = f"has {name!r} in {listed}, which is no field of it"
-                place = f"method {type(self).__name__}"
-                raise InputError(allowed=allowed, problem=problem, place=place)
-            defaults[name] = getattr(type(self), name)
-        return defaults
 
     def steps(self, depth: int) -> Sequence[Step]:
         """The Steps in a model of `depth` blocks, by the method's own fields."""
@@ -278,7 +242,7 @@ class Method(fields.CheckedFields):
                 stage += 1
                 n = tokens
             reached.append(n)
-        defaults = self._defaults("amounts")
+        defaults = self._defaults(self.amounts)
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
 
     def for_model(self, model: ModelFacts) -> "Method":
@@ -353,7 +317,7 @@ class Method(fields.CheckedFields):
         # Fields that all methods have are left out where they have their default.
         silent = {"macs": None, "counts": None}
         if self.macs is not None:  # beside which they decide nothing
-            silent |= self._defaults("found_for_macs")
+            silent |= self._defaults(self.found_for_macs)
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -22,7 +22,9 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
+from imagepiece_jax.config.run import TeacherConfig
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.cluster.run_dir import RunLock, becomes_true
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.weights.file_names import CHECKPOINTS
@@ -38,45 +40,32 @@ class Progress:
     All fields are JSON values.
     """
 
-    images: list[int]  # number of images in the training set and each evaluation set
-    digest: list[str]  # digest of each set's content
+    images: list[int]  # number of training images and of test images
+    digest: list[str]  # digest of the content of both
     # Step and accuracy of the best evaluation.
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
-    last: dict | None = None  # figures of the last evaluation; of named sets by name
+    last: dict | None = None  # figures of the last evaluation
     evaluated: int = 0  # the step of the last evaluation
-    # {"mean", "std"} of the images; None in checkpoints of earlier versions.
+    # {"mean", "std"} of the images; None: unknown.
     normalization: dict | None = None
+    teacher: dict | None = None  # `Teacher.record`; None: there is none
 
-    def with_evaluation(
-        self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
-    ) -> "Progress":
-        """The progress after evaluations at `step`.
-
-        by_set: {name of a set: its figures}; the name is "" for a single set
-        best_set: name of the set whose figure decides which step is the best
-        best_by: name of that figure
-        """
+    def with_evaluation(self, step: int, figures: dict) -> "Progress":
+        """The progress after an evaluation at `step`."""
         best = self.best
-        last = self.last or {}
-        if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
-            # Under "acc1", in which checkpoints have it, whatever `best_by` names.
-            best = {"acc1": by_set[best_set][best_by], "step": step}
-        for name, figures in by_set.items():
-            # Without times, so that all runs of one config have equal checkpoints.
-            exact = {k: v for k, v in figures.items() if k not in MEASURED}
-            if name:
-                last = last | {name: exact}
-            else:  # the only one
-                last = exact
+        if figures["acc1"] > best["acc1"]:
+            best = {"acc1": figures["acc1"], "step": step}
+        # Without times, so that all runs of one config have equal checkpoints.
+        last = {k: v for k, v in figures.items() if k not in MEASURED}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
-        """The progress in a checkpoint, whose data must be that of this run.
+        """The progress in a checkpoint, whose data and teacher must be of this run.
 
         saved: the fields in the checkpoint
         names: `Data.names`
-        Raises InputError where the run in `workdir` was begun with other data, or with
-            another normalization of its images.
+        Raises InputError where the run in `workdir` was begun with other data, another
+            normalization of its images, or another teacher.
         """
         check_normalization(workdir, self.normalization, saved)
         before = Progress(**saved | {"normalization": self.normalization})
@@ -91,6 +80,13 @@ class Progress:
                 allowed = "the same, or another workdir"
                 problem = f"{name} has {ours}, but the run began with {theirs}"
                 raise InputError(field, now, allowed, problem=problem, place=workdir)
+        if found := differences(self.teacher or {}, before.teacher or {}):
+            name, value, _ = found[0]
+            problem = "names another teacher than the run began with, whose "
+            problem += f"{name} {sentence(found, 'was')}"
+            hint = "put it back, or choose another workdir=.."
+            field = TeacherConfig.path("weights")
+            raise InputError(field, value, problem=problem, place=workdir, hint=hint)
         return before
 
 

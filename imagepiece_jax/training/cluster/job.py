@@ -227,8 +227,9 @@ def joined(job: Job | None):
         except Stopped:  # raised by all of them at the same step
             _wait_for_all()
             raise
-        except jax.errors.JaxRuntimeError as error:
-            if is_loss(error):
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            # JAX reports the loss in an exchange of values by a ValueError.
+            if not isinstance(error, InputError) and is_loss(error):
                 _end(f"{error}\n{lost}")
             leave_quietly()
             raise
@@ -343,7 +344,7 @@ def end_at_abort(text):
 
     JAX aborts from a C++ thread, where Python's signal handlers do not run: the C
     library gets this one (test_an_abort_in_a_thread_ends_with_the_sentence, and the
-    lost host of `tools.rehearsal`).
+    lost process of `tools.drill`).
     """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: _end(text))
     _handlers.append(handler)

@@ -50,12 +50,13 @@ class Keeper:
         self.last_saved = self._checkpoints.latest_step
         self.resumed = parallel.from_main(self.last_saved) is not None
 
-    def begin(self, state, frozen, class_names):
+    def begin(self, state, frozen, class_names, teacher=None):
         """(state, Progress, step) that the run begins with; config and start are noted.
 
         state: the first one; of a resumed run shapes are enough
         frozen: other arrays, in which processes must not differ either
-        class_names: of the model
+        class_names: of the model; None: those that the folder has stay
+        teacher: its record; None: there is none
         Raises InputError for too little room, and for a checkpoint of another run.
         """
         plan = self._plan
@@ -68,7 +69,8 @@ class Keeper:
             run_dir.check_workdir(plan.workdir)
         digest = parallel.from_main(plan.data.digest)
         values = {"mean": [*plan.model.mean], "std": [*plan.model.std]}
-        progress = Progress(plan.data.image_counts, digest, normalization=values)
+        counts = plan.data.image_counts
+        progress = Progress(counts, digest, normalization=values, teacher=teacher)
         if self.resumed:
             state, saved, self._first = self._checkpoints.restore(state)
             progress = progress.resumed(saved, plan.data.names, plan.workdir)

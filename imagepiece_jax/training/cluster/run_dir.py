@@ -20,8 +20,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import GONE, InputError, RunError, inside
-from imagepiece_jax.reduction import methods
+from imagepiece_jax.errors import InputError, RunError, inside
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
 
@@ -31,9 +30,8 @@ CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
 MAY_CHANGE = (
     *("data.dir", "data.workers", "data.threads", "checkpoint_every_steps"),
     *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
-    *("progress", "pictures", "profile"),
+    *("progress", "profile"),
 )
-FORMER = tuple(f"model.{name}" for name in GONE)  # that old runs have
 OTHER = "choose another workdir=.."
 # What a shell or a scheduler writes into the folder before a run starts there.
 LOGS = (".err", ".log", ".out", ".txt")
@@ -73,8 +71,7 @@ def check_folder(workdir):
 def check_config(workdir, config: dict):
     """Check that `workdir` holds no run that took a step with another config.
 
-    Every field must be equal but `MAY_CHANGE`, and those that there are no longer; 1,
-    1.0 and True are three values.
+    Every field must be equal but `MAY_CHANGE`; 1, 1.0 and True are three values.
 
     config: nested dict of JSON values (tuples count as lists)
     Raises InputError for the first field that differs, with the ways out, for a run
@@ -96,7 +93,7 @@ def check_config(workdir, config: dict):
     for name in new | old:
         before = old.get(name, "not a field")
         now = new.get(name, "not a field")
-        if before != now and name not in (*MAY_CHANGE, *FORMER):
+        if before != now and name not in MAY_CHANGE:
             problem = f"is {now}, but {before} in the run there"
             hint = f"change it back, or {OTHER}"
             if not name.startswith("init."):
@@ -236,9 +233,6 @@ def _flat(config):
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     fields = flat_fields(config)
     fields.pop("reduction.label", None)  # how the reduction was asked for
-    for name, value in methods.FORMER.items():
-        if fields.get(f"reduction.{name}") == value:
-            del fields[f"reduction.{name}"]
     return {name: json.dumps(value) for name, value in fields.items()}
 
 

@@ -39,18 +39,6 @@ def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
     np.testing.assert_array_equal(got.logits, want.logits)
 
 
-def test_masks_shrink_and_are_zero_or_one(training):
-    _, run = training
-    out = run(masked.keys())
-    first, second = (np.asarray(result.keep) for result in out.results)
-    assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 1.0}
-    assert (second <= first).all()
-    assert (second < first).any()
-    chex.assert_shape(out.state.x, (3, 1 + tiny.TOKENS, tiny.WIDTH))
-    np.testing.assert_array_equal(out.state.mask, second)
-    assert (np.asarray(run(masked.keys(seed=1)).state.mask) != second).any()
-
-
 @pytest.mark.parametrize("prefix", [1, 0])
 def test_to_mask_is_to_remove(prefix):
     """Logits and live tokens equal those of a model that never had the others."""

@@ -38,32 +38,6 @@ def test_named_blocks_override_the_schedule():
     ]
 
 
-@pytest.mark.parametrize(
-    "fields, tokens",
-    [
-        (
-            {"merge_blocks": (0, 3, 6), "merge_ratio": 0.15},
-            [168, 168, 135, 115, 115, 93, 80, 80, 65, 65, 65, 65],
-        ),
-        (
-            {"merge_blocks": (0, 3), "prune_blocks": (2, 5)}
-            | {"merge_ratio": 0.2, "candidate_ratio": 0.4},
-            [158, 158, 127, 102, 102, 82, 82, 82, 82, 82, 82, 82],
-        ),
-        (
-            {"merge_blocks": (0,), "prune_blocks": (2, 6)}
-            | {"merge_ratio": 0.15, "keep_rate": 0.65},
-            [168, 168, 110, 110, 110, 110, 72, 72, 72, 72, 72, 72],
-        ),
-    ],
-)
-def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
-    plans = [build(12, 196, ImagePiece(**f).steps(12)) for f in ({}, fields)]
-    assert [layer.mlp_tokens for layer in plans[1]] == tokens
-    nine, fewer = (model_macs(ViT(plan, 384, 6), 224) for plan in plans)
-    assert fewer == pytest.approx(nine, rel=0.01)
-
-
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
     path = [ImagePiece().scaled(i / 100, 12, 196) for i in range(101)]
     rates = [(method.keep_rate, method.merge_ratio) for method in path]

@@ -7,7 +7,6 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Merge, MergeTo
-from tests import oracles
 
 FIELDS = [
     {},
@@ -41,12 +40,3 @@ def test_it_has_as_many_tokens_as_imagepiece(fields, rate):
     theirs = build(12, 196, ImagePiece(keep_rate=float(rate), **fields).steps(12))
     tokens = [[layer.mlp_tokens for layer in plan] for plan in (ours, theirs)]
     assert tokens[0] == tokens[1]
-
-
-@pytest.mark.parametrize("rate", ["0.0", "0.1", "0.45"])
-def test_one_step_merges_at_most_half(rate):
-    fields = {"merge_blocks": (), "prune_blocks": (0,), "keep_rate": float(rate)}
-    for n in (1, 2, 7, 196):
-        plan = build(1, n, ImagePieceToMe(**fields).steps(1))
-        kept = max(oracles.keep_count(rate, n), n - n // 2)
-        assert plan[0].mlp_tokens == 1 + kept

@@ -1,12 +1,8 @@
 """What methods with learned selectors share: sizes, learning rates, live shares."""
 
-import functools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from imagepiece_jax.models.spec import create_model
@@ -14,14 +10,8 @@ from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.spvit import SPViT
 from tests import oracles, oracles_learned
-from tests.models import masked, tiny
+from tests.models import tiny
 
-SELECTIONS = {
-    "dynamicvit": DynamicViT(  # the ratio's term only
-        keep_rate=0.6, blocks=(1, 2), kl_weight=0.0, token_weight=0.0
-    ),
-    "spvit": SPViT(keep_rates=(0.6, 0.3), blocks=(1, 2)),
-}
 SPVIT = {"name": "spvit", "keep_rates": (0.6, 0.3)}
 
 
@@ -96,51 +86,3 @@ def test_evaluation_keeps_the_best_scores_of_what_is_left(reduction):
             np.testing.assert_array_equal(result.dest[image], want)
     assert any(name.startswith("reducer_") for name in variables["params"])
     assert out.state.x.shape[1] == model.plan[-1].mlp_tokens
-
-
-@functools.cache
-def learning(name):
-    """(model, optimizer, compiled step of the selectors only)."""
-    method = SELECTIONS[name]
-    model = tiny.model({"name": name} | method.named_fields(False), masked=True)
-    params = tiny.variables(model)["params"]
-    optimizer = optax.adam(0.02)
-    taught = tiny.jit(tiny.model(depth=1).apply)({"params": params}, tiny.images())
-
-    def objective(selectors, seed):
-        variables = {"params": params | selectors}
-        out = model.apply(variables, tiny.images(), True, masked.keys(seed=seed))
-        terms = method.loss(out, taught, model.plan)
-        shares = [jnp.mean(result.keep[:, : tiny.TOKENS]) for result in out.results]
-        return sum(terms.values()), (terms["ratio"], *shares)
-
-    @tiny.jit
-    def step(selectors, state, seed):
-        slope, seen = jax.grad(objective, has_aux=True)(selectors, seed)
-        updates, state = optimizer.update(slope, state)
-        return optax.apply_updates(selectors, updates), state, seen
-
-    return model, optimizer, step
-
-
-@pytest.mark.parametrize(
-    "name, start, targets, atol",
-    [
-        ("dynamicvit", -3.0, (0.6, 0.36), 0.06),
-        ("dynamicvit", 3.0, (0.6, 0.36), 0.06),
-        ("spvit", 3.0, (0.6, 0.3), 0.12),
-    ],
-)
-def test_a_few_steps_bring_the_shares_to_their_targets(name, start, targets, atol):
-    """From nearly none and nearly all tokens live."""
-    model, optimizer, step = learning(name)
-    params = masked.lean(tiny.variables(model), start, spread=0.1)["params"]
-    selectors = {k: v for k, v in params.items() if k.startswith("reducer_")}
-    state = jax.jit(optimizer.init)(selectors)
-    history = []
-    for seed in range(90):
-        selectors, state, seen = step(selectors, state, seed)
-        history.append(seen)
-    history = np.array(history, float)
-    assert history[-10:, 0].mean() < 0.2 * history[:10, 0].mean()
-    np.testing.assert_allclose(history[-10:, 1:].mean(axis=0), targets, atol=atol)

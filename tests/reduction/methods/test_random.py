@@ -40,13 +40,3 @@ def test_every_set_of_tokens_is_equally_likely():
     pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
     assert len(pairs) == 10
     assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)
-
-
-def test_an_image_gets_what_its_key_says_wherever_it_stands():
-    """In a part that is not the mirror of itself: keys turned around would show."""
-    counts = Counts(n_in=19, n_out=9)
-    whole = np.asarray(draw(keys(6), counts).dest)
-    np.testing.assert_array_equal(draw(keys(6), counts, train=True).dest, whole)
-    part = draw(keys(6)[np.array([4, 0])], counts).dest
-    np.testing.assert_array_equal(part, whole[[4, 0]])
-    assert len({row.tobytes() for row in whole}) == 6

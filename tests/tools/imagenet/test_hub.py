@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import gzip
 import json
 import os
 import signal
@@ -171,30 +170,6 @@ def test_a_file_that_was_fetched_again_is_unpacked_again(tmp_path):
     assert not parquet_files.is_unpacked(path, target)
 
 
-def test_what_a_killed_run_left_takes_no_space(tmp_path):
-    source = hub_shards.write_parquet(tmp_path / "hub", SPLITS)
-    room = tmp_path / "room"
-    room.mkdir()
-    (room / ".0123.tmp").write_bytes(b"half of a file")
-    scan.find(source, partial=True, room=scan.Room(str(room), lambda *_: 0))
-    assert len([*room.glob("*.images")]) == 4
-    assert not [*room.glob(".*.tmp")]
-
-
-def test_memory_holds_one_row_group_at_a_time(tmp_path):
-    """Of 2 MB; the file has 40 MB."""
-    image = os.urandom(100_000)
-    images = [(f"n01440764_{i}", 0, image + bytes([i % 256])) for i in range(400)]
-    path = tmp_path / "train-00000-of-00001.parquet"
-    parquet.write_table(hub_shards.table(images), path, row_group_size=20)
-    before = pyarrow.total_allocated_bytes()
-    most = 0
-    for number, (data, _, _) in enumerate(parquet_files.read_rows(path)):
-        most = max(most, pyarrow.total_allocated_bytes() - before)
-        assert data == images[number][2]
-    assert number == 399 and most < 10e6
-
-
 def test_room_for_both_is_asked_for_before_anything_is_unpacked(tmp_path, monkeypatch):
     options = {"use_dictionary": False, "write_statistics": False}
     source = hub_shards.write_parquet(tmp_path / "hub", SPLITS, **options)
@@ -209,26 +184,6 @@ def test_room_for_both_is_asked_for_before_anything_is_unpacked(tmp_path, monkey
     assert not [*tmp_path.rglob("*.images")]
     monkeypatch.setattr(scan.shutil, "disk_usage", lambda _: free(2.2 * size))
     assert call(prepare.main, *words(source, tmp_path)).status == 0
-
-
-def test_names_without_a_meaning_become_their_place(tmp_path):
-    """As webdataset's own example numbers samples, and where `datasets` has no path."""
-    image = tars.encoded(tars.photo(0))
-    data = tmp_path / "data"
-    data.mkdir()
-    files = hub_shards.sample("000007", 3, image)
-    files["000007.json"] = b'{"label": 3, "filename": 7}'
-    (data / "val.tar").write_bytes(tars.tar(files))
-    rows = [{"image": image, "label": 5}, {"image": image, "label": 6}]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), data / "train.parquet")
-    found = scan.find(
-        tmp_path, True, room=scan.Room(str(tmp_path / "room"), lambda *_: 0)
-    )
-    names = {split: [e[:2] for e in entries] for split, entries in found.items()}
-    assert names == {
-        "train": [("train_000000.JPEG", 5), ("train_000001.JPEG", 6)],
-        "validation": [("val_000007.JPEG", 3)],
-    }
 
 
 def test_splits_by_names_and_by_flags(tmp_path):
@@ -256,19 +211,6 @@ def test_splits_by_names_and_by_flags(tmp_path):
     assert "9 images of 3 classes" in ended.out
 
 
-def test_all_of_imagenet_is_counted(tmp_path, monkeypatch):
-    source = hub_shards.write_tars(tmp_path / "hub", SPLITS)
-    with pytest.raises(
-        InputError, match="9 images of 3 classes; allowed: 1,281,167 of"
-    ):
-        scan.find(source)
-    counts = {"train": ("a.tar", "train", 9), "validation": ("b.tar", "val", 4)}
-    monkeypatch.setattr(scan, "SPLITS", counts)
-    monkeypatch.setattr(scan, "NUM_CLASSES", 3)
-    with pytest.raises(InputError, match="validation in .* has 4 images of 4 classes"):
-        scan.find(source)
-
-
 SAMPLE = hub_shards.sample("n01440764_1", 0, b"x")
 WITHOUT = {
     extension: {k: v for k, v in SAMPLE.items() if not k.endswith(extension)}
@@ -283,23 +225,8 @@ KEY = "sample n01440764_1"
         ({"n01440764_1.jpg": b"x"}, f"{KEY} has no label; allowed: a number in .cls"),
         (WITHOUT[".jpg"], f"{KEY} has no image; allowed: one of .jpg, .jpeg"),
         (
-            SAMPLE | {"n01440764_1.jpeg": b"x"},
-            f"{KEY} has .jpg and .jpeg; allowed: one",
-        ),
-        (
             SAMPLE | {"n01440764_1.cls": b"7"},
             f"{KEY} has label 7 in .cls and 0 in .json",
-        ),
-        (SAMPLE | {"n01440764_1.CLS": b"0"}, f"{KEY} has two files .cls"),
-        (
-            SAMPLE | {"n01440764_1.cls": b"cat"},
-            f"{KEY} has 'cat' in .cls; allowed: a w",
-        ),
-        (SAMPLE | {"n01440764_1.json": b"{"}, f"{KEY} has a .json that is none ("),
-        (SAMPLE | {"n01440764_1.json": b"[]"}, f"{KEY} has no object in .json"),
-        (
-            SAMPLE | {"n01440764_1.json": b'{"label": "0"}'},
-            f"{KEY} has label '0' in .j",
         ),
         ({"readme.txt": b""}, "has no sample; allowed: samples of an image (.jpg, "),
         (
@@ -309,10 +236,6 @@ KEY = "sample n01440764_1"
         (
             hub_shards.sample("n01440764_1", 1, b"x"),
             f"{KEY} is n01440764_1.JPEG and has",
-        ),
-        (
-            hub_shards.sample("n99999999_1", 1, b"x"),
-            "has 'n99999999_1.JPEG'; allowed: c",
         ),
         (
             hub_shards.sample("ILSVRC2012_val_00000001", 65, b"x"),
@@ -348,14 +271,6 @@ def test_damaged_tars_are_named(share, tmp_path):
     with pytest.raises(InputError) as caught:
         scan.find(source, partial=True)
     assert str(caught.value).startswith(f"{path} is not a complete tar file (")
-
-
-def test_a_compressed_tar_is_named(tmp_path):
-    hub_shards.write_tars(tmp_path, SPLITS)
-    path = tmp_path / "imagenet1k-train-0000.tar"
-    path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(InputError, match="train-0000.tar is not a complete tar file"):
-        scan.find(tmp_path, partial=True)
 
 
 def find_parquet(source):
@@ -401,23 +316,12 @@ IMAGE = {"bytes": b"x", "path": "a.jpg"}
     [
         ([{"image": IMAGE, "text": "a"}], None, "has the columns image (struct<"),
         (
-            [{"image": "a.jpg", "label": 0}],
-            None,
-            "has the columns image (string), labe",
-        ),
-        ([{"image": b"x", "label": "0"}], None, "label (string); allowed: image, with"),
-        (
             [
                 {"image": IMAGE | {"bytes": None}, "label": 0},
                 {"image": IMAGE, "label": 0},
             ],
             None,
             "image of row 0 has no bytes; images must be in the file",
-        ),
-        (
-            [{"image": IMAGE, "label": 0}, {"image": IMAGE, "label": None}],
-            None,
-            "label of row 1 is empty",
         ),
         ([{"image": IMAGE, "label": -1}], None, "row 0 has label -1; allowed: 0..999"),
         (

@@ -93,7 +93,6 @@ ENDS = "the file ends in the middle of it"
     "damage, place, reason, processes",
     [
         (lambda data: data[:-30], "second", ENDS, 0),
-        (lambda data: data[:-30], "second", ENDS, 2),
         (lambda data: data + data[:7], "end", ENDS, 0),
         (lambda data: flip(data, 3), 0, "the checksum of its length is wrong", 0),
         (lambda data: flip(data, 500), 0, "the checksum of its data is wrong", 0),

@@ -1,0 +1,257 @@
+"""Pictures of tokens, each token one outlined area, and pages of pictures.
+
+`source` is the provenance map of a reduction: for each patch of the image, row by row,
+the slot of the token that holds it; a negative slot is a dropped patch.
+"""
+
+import itertools
+import math
+import os
+import pathlib
+import textwrap
+
+import numpy as np
+
+from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
+
+# Shares in a blend: of the group's mean color in a kept patch, of black or white in the
+# outline of a token of one patch, of the stripes in a dropped patch, of the color that
+# stands for a number.
+_MEAN = 0.55
+_PALE = 0.3
+_FADED = 0.8
+_VALUE = 0.75
+# Stripes: an even tone looks like a gray patch of a gray image.
+_STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
+_STRIPE_WIDTH = 4
+# Of the circle of hues: what keeps the outlines of two tokens that touch apart.
+_APART = 1 / 8
+
+# The page, in pixels.
+_PANEL = 224  # sides of a picture, at least
+_MARGIN = 20
+_GAP = 16
+_LABEL = 58
+_LINE = 22
+_FONT_SIZE = 11
+_LETTER = 8.2
+CAPTION = (
+    "Each outlined area is one token, filled with the mean color of its patches. "
+    "Patches merged into one token share the color of their outlines, wherever they "
+    "lie; tokens that touch have different colors, tokens apart may have the same. "
+    "Striped patches were dropped."
+)
+
+
+def draw_groups(
+    image: np.ndarray, source: np.ndarray, grid, colors: np.ndarray | None = None
+) -> np.ndarray:
+    """Draw the tokens on the image.
+
+    A kept patch is blended with the mean color of its group, a dropped one fades into
+    stripes. Pixels next to another group are outline: two wide and of a bright color
+    where several patches were merged, one wide and pale where the token is a single
+    patch.
+
+    image: uint8 [H, W, 3]
+    source: int [h * w]
+    grid: (h, w), which divides (H, W)
+    colors: of `outline_colors` for all steps of the image, so that a token keeps its
+        color from step to step; None: for this step alone
+    Returns uint8 [H, W, 3].
+    """
+    image = np.asarray(image)
+    source = np.asarray(source)
+    if colors is None:
+        colors = outline_colors([source], grid)
+    slots = _to_pixels(source.reshape(grid), image)
+    hues = _to_pixels(colors[_first_patch(source)].reshape(*grid, 3), image)
+    means = _to_pixels(mean_colors(image, source, grid), image)
+    pixels = image.astype(np.float32)
+    present = (slots >= 0)[..., None]
+    drawn = np.where(present, _blend(pixels, means, _MEAN), _fade(pixels))
+    merged = (_same_token(source).sum(axis=1) > 1).reshape(grid)
+    merged = _to_pixels(merged, image)[..., None]
+    pale = present & ~merged & _border(slots, 1)[..., None]
+    contrast = np.where(drawn.mean(axis=-1, keepdims=True) < 128, 255, 0)
+    drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
+    bright = present & merged & _border(slots, 2)[..., None]
+    return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
+
+
+def outline_colors(sources, grid) -> np.ndarray:
+    """Colors of the outlines of tokens, which differ where tokens touch in some step.
+
+    A token that absorbs others keeps the color of its first patch. Its hue depends on
+    the place of that patch, unless a neighbor has nearly the same hue. Then it is the
+    middle of the widest gap between the hues of its neighbors.
+
+    sources: for each step int [h * w], as `draw_groups` takes them
+    grid: (h, w)
+    Returns float [h * w, 3] from 0 to 255, for each patch the color of the token whose
+    first patch it is.
+    """
+    from matplotlib import colors
+
+    patches = math.prod(grid)
+    touching = np.zeros((patches, patches), bool)
+    for source in sources:
+        touching |= _touching(np.asarray(source), grid)
+    # Turned by sqrt(3) from patch to patch: few neighbors are near each other at first.
+    hues = np.arange(patches) * 3**0.5 % 1.0
+    placed = np.zeros(patches, bool)
+    for patch in np.flatnonzero(touching.any(axis=1)):
+        neighbors = np.sort(hues[touching[patch] & placed])
+        distance = np.abs(neighbors - hues[patch])
+        distance = np.minimum(distance, 1 - distance)  # around the circle of hues
+        if neighbors.size and distance.min() < _APART:
+            gaps = np.diff(neighbors, append=neighbors[0] + 1)
+            widest = gaps.argmax()
+            hues[patch] = (neighbors[widest] + gaps[widest] / 2) % 1.0
+        placed[patch] = True
+    hsv = np.stack([hues, np.full(patches, 0.85), np.ones(patches)], axis=-1)
+    return 255 * colors.hsv_to_rgb(hsv)
+
+
+def _touching(source, grid):
+    """Which pairs of merged tokens touch, at corners too.
+
+    Returns bool [h * w, h * w], symmetric; a token has the row of its first patch.
+    """
+    first = _first_patch(source)
+    merged = _same_token(source).sum(axis=1) > 1
+    tokens = np.where(merged, first, -1).reshape(grid)
+    touching = np.zeros((len(source), len(source)), bool)
+    neighbors = (
+        (tokens[:, 1:], tokens[:, :-1]),
+        (tokens[1:], tokens[:-1]),
+        (tokens[1:, 1:], tokens[:-1, :-1]),
+        (tokens[1:, :-1], tokens[:-1, 1:]),
+    )
+    for token, neighbor in neighbors:
+        both = (token != neighbor) & (token >= 0) & (neighbor >= 0)
+        touching[token[both], neighbor[both]] = True
+    return touching | touching.T
+
+
+def mean_colors(image, source, grid):
+    """Mean color of each patch's token, [H, W, 3], [h * w] -> float32 [h, w, 3]."""
+    height, width = image.shape[:2]
+    h, w = grid
+    patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
+    same = _same_token(source)
+    sums = same @ patches.mean(axis=(1, 3)).reshape(-1, 3)
+    means = sums / same.sum(axis=1, keepdims=True)
+    return means.reshape(h, w, 3).astype(np.float32)
+
+
+def draw_values(image, values, grid):
+    """Draw a value per patch over the gray image: uint8 [H, W, 3].
+
+    image, grid: as for `draw_groups`
+    values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
+    """
+    from matplotlib import colormaps
+
+    image = np.asarray(image)
+    values = np.asarray(values).reshape(grid)
+    dropped = _to_pixels(np.isnan(values), image)[..., None]
+    colors = colormaps["viridis"](np.nan_to_num(values), bytes=True)
+    painted = _to_pixels(colors[..., :3], image)
+    gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    drawn = np.where(dropped, _fade(image), _blend(gray, painted, _VALUE))
+    return np.rint(drawn).astype(np.uint8)
+
+
+def enlarged(image):
+    """An image [H, W, 3], enlarged by a whole factor to _PANEL rows or more."""
+    scale = max(1, -(-_PANEL // image.shape[0]))
+    return image.repeat(scale, 0).repeat(scale, 1)
+
+
+def panel_page(path: str | os.PathLike, rows, caption: str):
+    """Write one PNG of pictures in rows.
+
+    rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
+    caption: stands below the pictures
+    """
+    _, first_picture, _ = next(filter(None, itertools.chain(*rows)))
+    height, width = first_picture.shape[:2]
+    columns = max(map(len, rows))
+    page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
+    caption = textwrap.wrap(caption, int((page_width - 2 * _MARGIN) / _LETTER))
+    below = 2 * _MARGIN + len(caption) * _LINE
+    page_height = len(rows) * (height + _LABEL) + below
+
+    figure = new_figure(page_width / DPI, page_height / DPI)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            if panel is None:
+                continue
+            title, pixels, note = panel
+            left = _MARGIN + column * (width + _GAP)
+            bottom = page_height - (row + 1) * (height + _LABEL)
+            corner = (left / page_width, bottom / page_height)
+            size = (width / page_width, height / page_height)
+            axes = figure.add_axes((*corner, *size))
+            axes.imshow(pixels, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
+            title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
+            axes.set_title(
+                f"{title}\n{note}",
+                fontsize=_FONT_SIZE,
+                loc="left",
+                pad=5,
+                parse_math=False,  # "$" in a file name is a "$"
+            )
+    figure.text(
+        _MARGIN / page_width,
+        (below - _MARGIN) / page_height,
+        "\n".join(caption),
+        fontsize=_FONT_SIZE,
+        verticalalignment="top",
+    )
+    save_figure(figure, pathlib.Path(path))
+
+
+def _same_token(source):
+    """Whether two patches are in one token, dropped ones in none. -> bool [n0, n0]."""
+    kept = (source[:, None] == source) & (source >= 0)
+    return kept | np.eye(len(source), dtype=bool)
+
+
+def _first_patch(source):
+    """The first patch of each patch's token. [n0] -> int [n0]."""
+    return _same_token(source).argmax(axis=1)
+
+
+def _blend(below, above, share):
+    """A mean of two pictures in which `above` has this share."""
+    return (1 - share) * below + share * above
+
+
+def _fade(pixels):
+    """Stripes through which the image is just visible, without its colors."""
+    y, x = np.indices(pixels.shape[:2])
+    stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
+    return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
+
+
+def _to_pixels(values, image):
+    """The value of each patch at each of its pixels. [h, w, ...] -> [H, W, ...]."""
+    for axis in (0, 1):
+        values = values.repeat(image.shape[axis] // values.shape[axis], axis)
+    return values
+
+
+def _border(slots, width):
+    """Pixels at most `width` from one of another group in their row or column."""
+    border = np.zeros(slots.shape, bool)
+    # Transposed, columns are rows, in the same memory.
+    for found, values in ((border, slots), (border.T, slots.T)):
+        for distance in range(1, width + 1):
+            differ = values[distance:] != values[:-distance]
+            found[distance:] |= differ
+            found[:-distance] |= differ
+    return border

@@ -1,0 +1,350 @@
+"""What goes on, resumes or is used again, with each thing changed that decides it.
+
+What stands there stays, and is never given out for what is asked for: there is a
+sentence, or the work is done.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.inference import size_direction
+from imagepiece_jax.inference.feature_files import write_features
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.record import as_json, record_of
+from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.training.cluster.checkpoint import Progress
+from tests import runs
+from tests.models import recoveries, tiny
+
+SIDE = 40  # of images that are resized, as larger ones than 32 pixels are
+HALF = (0.5, 0.5, 0.5)
+TOME = {"name": "tome", "r": 2}
+
+
+def of_model(**fields):
+    """A change of fields of the ViT."""
+    return lambda vit: dataclasses.replace(vit, model=vit.model.clone(**fields))
+
+
+def of_arch(**parts):
+    """A change of parts of the Architecture."""
+
+    def changed(vit):
+        arch = dataclasses.replace(vit.model.arch, **parts)
+        return dataclasses.replace(vit, model=vit.model.clone(arch=arch))
+
+    return changed
+
+
+def of_images(**fields):
+    """A change of fields of the Preprocessing."""
+
+    def changed(vit):
+        prepared = dataclasses.replace(vit.preprocessing, **fields)
+        return dataclasses.replace(vit, preprocessing=prepared)
+
+    return changed
+
+
+def shallow(vit):
+    """The dense model's first two blocks, whose parameters are among these."""
+    model = vit.with_reduction(None).model
+    return dataclasses.replace(vit, model=model.clone(plan=model.plan[:2]))
+
+
+def other_weights(vit):
+    variables = jax.tree.map(lambda leaf: leaf, vit.variables)
+    variables["params"]["norm"]["bias"] = variables["params"]["norm"]["bias"] + 1
+    return dataclasses.replace(vit, variables=variables)
+
+
+MODELS = {
+    "weights": other_weights,
+    "mean": of_model(mean=HALF),
+    "std": of_model(std=HALF),
+    "num_heads": of_model(num_heads=2),
+    "dtype": lambda vit: vit.analyzed("bfloat16"),
+    "prop_attn": lambda vit: vit.with_reduction(tiny.EVIT | {"prop_attn": True}),
+    "gelu": of_arch(gelu="tanh"),
+    "norm_eps": of_arch(norm_eps=0.1),
+    "pool": of_arch(pool="mean"),
+    "depth": shallow,
+    "image_size": lambda vit: vit.with_reduction(None).at_size(36),
+    "reduction": lambda vit: vit.with_reduction(TOME),
+    "counts": lambda vit: vit.with_reduction(tiny.EVIT | {"keep_rate": 0.61}),
+}
+OF_DEVICE = {
+    "sizes": of_model(sizes="direction"),
+    "backend": of_model(backend="cudnn"),
+}
+IMAGES = {
+    "crop": of_images(crop=0.8),
+    "crop_mode": of_images(crop_mode="squash"),
+    "interpolation": of_images(interpolation="bilinear"),
+    "rule": of_images(rule="transformers"),
+    "resize": of_images(resize="none"),
+}
+OPTIONS = {"storage": "float32", "patches": True, "logits": True}
+
+
+@pytest.fixture(scope="module")
+def vit():
+    fields = {"name": "vit_mini", "num_heads": tiny.HEADS, "patch_size": tiny.PATCH}
+    fields |= {"embed_dim": tiny.WIDTH, "depth": tiny.DEPTH, "image_size": SIDE}
+    fields |= {"num_classes": tiny.CLASSES, "mlp_ratio": 4.0}
+    made = tiny.loaded("tiny.npz", tiny.EVIT, **fields)
+    return dataclasses.replace(made, variables=tiny.variables(made.model))
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        tiny.model(tiny.EVIT),
+        tiny.model(tiny.EVIT).plan[1],
+        tiny.model(tiny.EVIT).plan[1].step,
+        tiny.model(tiny.EVIT).plan[1].step.reducer,
+        tiny.model(tiny.EVIT).plan[1].counts,
+        Architecture(),
+        Rotary(),
+    ],
+    ids=lambda whole: type(whole).__name__,
+)
+def test_every_field_is_in_a_record(whole):
+    found = as_json(whole)
+    for field in dataclasses.fields(whole):
+        other = copy.copy(whole)
+        object.__setattr__(other, field.name, "another")
+        decides = field.compare and field.name not in ("parent", "name")
+        assert (as_json(other) != found) == decides, field.name
+
+
+def test_a_record_is_json_and_leaves_nothing_out(vit):
+    found = record_of(vit, storage="float16")
+    assert json.loads(json.dumps(found)) == found
+    for field in dataclasses.fields(Preprocessing):
+        assert field.name in found["preprocessing"]
+    with pytest.raises(TypeError, match="has no form in a record"):
+        as_json({"a": object()})
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    draw = np.random.default_rng(0)
+    for name in "abc":
+        pixels = draw.integers(0, 256, (50, 44, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return [str(folder / f"{name}.png") for name in "abc"]
+
+
+@pytest.fixture(scope="module")
+def vectors(vit, photographs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features") / "vectors"
+    write_features(vit, photographs, folder)
+    return folder
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *IMAGES, *OPTIONS])
+def test_a_folder_of_features(vit, photographs, vectors, name):
+    changed = (MODELS | IMAGES).get(name, lambda vit: vit)(vit)
+    options = {name: OPTIONS[name]} if name in OPTIONS else {}
+    before = content(vectors)
+    with pytest.raises(InputError, match="was started with") as error:
+        write_features(changed, photographs, vectors, **options)
+    if name not in ("depth", "counts", "resize"):
+        assert name in str(error.value)
+    assert content(vectors) == before
+
+
+@pytest.mark.parametrize("change", ["fewer", "other order", "replaced"])
+def test_a_folder_of_features_of_other_photographs(vit, photographs, vectors, change):
+    images = {"fewer": photographs[1:], "other order": photographs[::-1]}
+    path = photographs[0]
+    with contextlib.ExitStack() as stack:
+        if change == "replaced":
+            with open(path, "rb") as file:
+                stack.callback(write, path, file.read())
+            with open(photographs[1], "rb") as file:
+                write(path, file.read())
+        before = content(vectors)
+        with pytest.raises(InputError, match="others than|have changed since"):
+            write_features(vit, images.get(change, photographs), vectors)
+    assert content(vectors) == before
+    write_features(vit, photographs, vectors)
+
+
+def write(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+SETTING = {"data": "digits", "digest": "one", "images": 8, "limit": None, "crop": 0.9}
+OF_IMAGES = {"digest": "other", "images": 9, "limit": 5, "crop": 0.8}
+
+
+@pytest.fixture
+def measured(vit, tmp_path):
+    """MeasuredWeights of which the accuracy of the model as it is has been measured."""
+    with ResultCache(tmp_path) as cache:
+        made = MeasuredWeights(vit, Split(SETTING, list), cache)
+        cache.result(made.setting("accuracy", vit.reduction), dict)
+        assert made.has_evaluated(vit.reduction)
+        yield made
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OF_DEVICE, *OF_IMAGES, "drawn"])
+def test_a_line_of_compare(vit, measured, name):
+    changes = {}
+    if name in MODELS | OF_DEVICE:
+        changes["vit"] = (MODELS | OF_DEVICE)[name](vit)
+    elif name in OF_IMAGES:
+        changes["images"] = Split(SETTING | {name: OF_IMAGES[name]}, list)
+    else:
+        source = dataclasses.replace(vit.source, seed=1)
+        changes["vit"] = dataclasses.replace(vit, source=source)
+    other = dataclasses.replace(measured, **changes)
+    assert not other.has_evaluated(other.vit.reduction)
+
+
+def test_a_compiled_evaluation(vit, measured, monkeypatch):
+    made = []
+    monkeypatch.setattr(accuracy, "model_step", lambda *args, **_: made.append(args))
+    changes = MODELS | OF_DEVICE
+    del changes["weights"]  # of which programs are functions
+    for changed in changes.values():
+        measured._step(changed(vit).model)
+        measured._step(changed(vit).model)
+    assert len(made) == len(changes)
+
+
+@pytest.mark.parametrize("name", ["gelu", "norm_eps", "pool", "mean"])
+def test_a_folder_of_programs(vit, tmp_path, name):
+    """Programs of models that differ by a field alone are two."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    options = {"pixels": True, "cache_dir": tmp_path}
+    imagepiece_jax.optimize(vit, 2, **options)(pixels)
+    other = MODELS[name](vit)
+    normalized = imagepiece_jax.normalize(pixels, other.model.mean, other.model.std)
+    wanted = tiny.logits(other.model)(other.variables, normalized)
+    found = imagepiece_jax.optimize(other, 2, **options)(pixels)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_directions_of_sizes(vit, tmp_path, monkeypatch):
+    made = []
+
+    def moments(model):
+        made.append(model)
+        width = model.embed_dim // model.num_heads
+        one = np.broadcast_to(np.eye(width), (model.num_heads, width, width))
+        return lambda *given: [(one, one)] * model.depth
+
+    monkeypatch.setattr(size_direction, "_moments", moments)
+    monkeypatch.setattr(size_direction.cache_dirs, "folder", lambda kind: tmp_path)
+    changes = [*MODELS.values()]
+    for name in ("prop_attn", "dtype", "reduction", "counts"):
+        changes.remove(MODELS[name])  # they are found by the exact, dense model
+    for changed in (lambda vit: vit, *changes):
+        size_direction.directions(changed(vit))
+        size_direction.directions(changed(vit))
+    assert len(made) == 1 + len(changes)
+    images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    size_direction.directions(vit, images)
+    assert len(made) == 2 + len(changes)
+
+
+def test_a_recovered_folder_whose_weights_were_replaced(tmp_path):
+    public = tiny.pretrained()
+    recovered = recoveries.recovered(public)
+    imagepiece_jax.save(tmp_path / "recovered", recovered)
+    imagepiece_jax.load(tmp_path / "recovered")
+    imagepiece_jax.save(tmp_path / "other", other_weights(public))
+    file = tmp_path / "recovered" / "model.safetensors"
+    file.write_bytes((tmp_path / "other" / file.name).read_bytes())
+    with pytest.raises(InputError, match="recovered.*was learned for other weights"):
+        imagepiece_jax.load(tmp_path / "recovered")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"images": [7, 2]},
+        {"digest": ["a", "c"]},
+        {"normalization": {"mean": [*HALF], "std": [*HALF]}},
+        {"teacher": {"weights": "2", "model": {"gelu": "exact"}}},
+        {"teacher": {"weights": "1", "model": {"gelu": "tanh"}}},
+        {"teacher": None},
+    ],
+    ids=lambda fields: str([*fields.values()][0]),
+)
+def test_the_facts_in_a_checkpoint(tmp_path, fields):
+    facts = {"images": [8, 2], "digest": ["a", "b"]}
+    facts["normalization"] = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    facts["teacher"] = {"weights": "1", "model": {"gelu": "exact"}}
+    before = Progress(**facts)
+    names = [("config.data.name", "digits", split) for split in ("training", "test")]
+    assert before.resumed(dataclasses.asdict(before), names, tmp_path) == before
+    now = Progress(**facts | fields)
+    with pytest.raises(InputError):
+        now.resumed(dataclasses.asdict(before), names, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """(its config, the folder of a run of it, its teacher, a Pretrained)."""
+    folder = tmp_path_factory.mktemp("student")
+    fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}
+    fields |= {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 256, "model.depth": 1}
+    config = runs.configured(runs.DENSE | {"model.stem": "patch"}, fields)
+    run = RunConfig.from_config(config)
+    model = run.create_dense()
+    teacher = imagepiece_jax.Pretrained(
+        model, tiny.fill(tiny.shapes(model, run.image_size)), run.preprocessing()
+    )
+    imagepiece_jax.save(folder / "teacher", teacher)
+    runs.train(config, folder / "run")
+    return config, folder / "run", teacher
+
+
+TEACHERS = ("weights", "mean", "std", "gelu", "norm_eps")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_teacher_of_a_run(student, name):
+    """Whose path is the same: its weights, and each field that they are read by."""
+    config, workdir, teacher = student
+    place = config.teacher.weights
+    imagepiece_jax.save(place, MODELS[name](teacher))
+    with pytest.raises(InputError, match="another teacher than the run .*put it back"):
+        runs.train(config, workdir)
+    imagepiece_jax.save(place, teacher)
+    runs.train(config, workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "field, value", [("lr", 1.0), ("batch_size", 128), ("distill.weight", 0.25)]
+)
+def test_the_config_of_a_run(student, field, value):
+    config, workdir, _ = student
+    other = runs.configured(config.to_dict(), {field: value})
+    with pytest.raises(InputError, match=f"config.{field} is .* in the run there"):
+        runs.train(other, workdir)

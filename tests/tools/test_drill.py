@@ -1,0 +1,69 @@
+"""The drill: a signal for each kind of command, and what it does not let pass."""
+
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests import forked, programs
+from tools import drill
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, signum, count",
+    [
+        ("train", signal.SIGKILL, 3),
+        ("train of two", signal.SIGTERM, 4),
+        ("recover", signal.SIGTERM, 3),
+        ("features", signal.SIGINT, 3),
+    ],
+)
+def test_a_signal_and_the_same_command_again(
+    tmp_path, monkeypatch, name, signum, count
+):
+    monkeypatch.setattr(subprocess, "Popen", forked.Process)
+    monkeypatch.setattr(drill, "SIGNALS", (signum,))
+    programs.of_processes(tmp_path / "cache")
+    rows = [*drill.drill(tmp_path, [name], 1, np.random.default_rng(0))]
+    assert len(rows) == count
+    assert all(row.passed for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    "name, signum, statuses, left, text, right",
+    [
+        ("export", signal.SIGINT, [130], "nothing", "interrupted", True),
+        ("export", signal.SIGINT, [0], "all", "HERE/model.onnx: 0.1 MB", True),
+        ("export", signal.SIGINT, [130], "nothing", "", False),
+        ("export", signal.SIGINT, [1], "nothing", "interrupted", False),
+        ("export", signal.SIGINT, [130], "a part", "interrupted", False),
+        ("export", signal.SIGTERM, [143], "all", "Traceback\nterminated", False),
+        ("export", signal.SIGKILL, [137], "nothing", "", True),
+        ("export", signal.SIGKILL, [137], "a part", "", False),
+        ("features", signal.SIGKILL, [137], "a part", "", True),
+        ("train of two", signal.SIGKILL, [137, 1], "a part", "", True),
+        ("train of two", signal.SIGTERM, [143, 143], "a part", "stopped", True),
+        ("train of two", signal.SIGTERM, [143, 139], "a part", "stopped", False),
+    ],
+)
+def test_what_is_right(tmp_path, name, signum, statuses, left, text, right):
+    run = drill.Run(tmp_path, name, "fault")
+    run.log.write_text(text)
+    assert drill.is_right(run, signum, 0, statuses, left) == right
+
+
+def test_what_is_half_written_is_wrong(tmp_path):
+    run = drill.Run(tmp_path, "features", "fault")
+    run.log.write_text("interrupted")
+    (run.folder / ".out.tmp").write_text("half")
+    assert not drill.is_right(run, signal.SIGINT, 0, [130], "a part")
+
+
+def test_a_result_has_every_file_and_its_bytes(tmp_path):
+    run = drill.Run(tmp_path, "export", "fault")
+    assert run.result() == {}
+    (run.folder / "out").mkdir()
+    (run.folder / "out" / "a").write_bytes(b"1")
+    assert run.result() == {"out/a": b"1"}

@@ -1,0 +1,367 @@
+"""Commands that signals end at random moments, and two processes that train as one.
+
+    python -m tools.drill [--only recover,export] [--each 2] [--seed 0]
+
+Each command runs undisturbed, and then again and again with a signal at a random
+moment, which must end it with the signal's status and, but for SIGKILL, in one line.
+Then nothing is half-written: where a command does not go on, it leaves nothing or all.
+Given again, it leaves what the undisturbed one left, to the last bit. All of that on a
+tiny model, a process each, with a printed row; status 1 if one is not as it should be.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax import cli
+from imagepiece_jax.common import checksums, signals
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.training.cluster.checkpoint import KINDS
+from imagepiece_jax.training.logging import MEASURED, read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PATIENCE = 900.0  # seconds for anything that a run should do, on a busy machine
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+LOSSES_APART = 5e-4  # of two processes and one: sums in another order
+QUICK = "--xla_backend_optimization_level=0"  # compiles quickly, not well
+CRASHED = "Traceback|Fatal|ignored in|Segmentation"  # in what no command may say
+ENDED = "interrupted|terminated|stopped"  # how the line on a signal begins
+# What files have of a clock, and of a working tree.
+CLOCK = rb'"seconds": [\d.]+|"(?:time|git)": "[^"]+"'
+UNFINISHED = (".*.tmp", "*.orbax-checkpoint-tmp*")  # names of what is being written
+
+SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3}
+SIZE |= {"num_heads": 3, "num_classes": 10}
+# Of a run on the digits: with random draws, averages, batch statistics, a reduction.
+FIELDS = {
+    "model.depth": 1,
+    "model.embed_dim": 16,
+    "model.num_heads": 2,
+    "model.patch_size": 4,
+    "reduction.merge_blocks": (),
+    "reduction.prune_blocks": (0,),
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "epochs": 2,
+    "batch_size": 112,  # of 1,438 training images: 12 steps an epoch
+    "eval_batch_size": 24,  # many, so that a signal can arrive between two
+    "warmup_epochs": 1.0,
+    "eval_every_epochs": 1,
+    "checkpoint_every_steps": 5,
+    "log_every_steps": 1,
+    "progress": False,
+}
+OF_RUN = " ".join(f"--config.{name}={value}" for name, value in FIELDS.items())
+TRAIN = f"train.py --config=configs/quickstart.py {OF_RUN} --workdir=HERE/out"
+OF_TWO = " --coordinator=127.0.0.1:PORT --num_processes=2 --process_id=NUMBER"
+OURS = "-m imagepiece_jax"
+DENSE = "--weights=INPUTS/weights"
+REDUCED = f"{DENSE} --reduction=evit:keep_rate=.3:blocks=(0,)"
+DIGITS = "--data=digits --limit=96"
+
+
+class Command(NamedTuple):
+    """A command: HERE stands for the folder of its run, INPUTS for what it reads."""
+
+    words: str
+    goes_on: bool = False  # where it was stopped; else it leaves nothing or all
+    processes: int = 1
+
+
+COMMANDS = {
+    "train": Command(TRAIN, goes_on=True),
+    "train of two": Command(TRAIN + OF_TWO, goes_on=True, processes=2),
+    "recover": Command(
+        f"{OURS} recover {REDUCED} {DIGITS} --steps=40 --batch=8 --out=HERE/out"
+    ),
+    "features": Command(
+        f"{OURS} features {REDUCED} --data=INPUTS/photographs --batch=8 --out=HERE/out",
+        True,
+    ),
+    "export": Command(f"{OURS} export {REDUCED} --out=HERE/model.onnx"),
+    "compare": Command(
+        f"{OURS} compare {DENSE} {DIGITS} --sweep=tome:r=2,4 --out=HERE/out", True
+    ),
+    "visualize": Command(
+        f"{OURS} visualize {REDUCED} --out=HERE/out INPUTS/photographs/00.png"
+    ),
+}
+
+ONLY = cli.listed("only", list(COMMANDS), "these of the commands")
+EACH = cli.integer("each", 2, "times that each signal is sent to each command", 1)
+SEED = cli.integer("seed", 0, "of the random moments", 0)
+
+
+class Row(NamedTuple):
+    """One run and what was left of it."""
+
+    command: str
+    fault: str
+    statuses: list[int]  # of its processes
+    left: str  # "nothing", "a part" or "all" of what the undisturbed run left
+    said: str  # its last line
+    passed: bool
+
+
+class Run:
+    """A run of a command in a folder of its own."""
+
+    def __init__(self, inputs, name, fault):
+        self.name = name
+        self.command = COMMANDS[name]
+        self.folder = inputs / f"{name}, {fault}"
+        self.folder.mkdir()
+        self.log = inputs / f"{name}, {fault}.log"
+        self.processes = []
+        self._inputs = inputs
+
+    def start(self, devices=1):
+        """Start or resume it; all runs share compiled programs."""
+        self.processes = []
+        values = {"INPUTS": self._inputs, "HERE": self.folder, "PORT": free_port()}
+        for number in range(self.command.processes):
+            words = [sys.executable]
+            for word in self.command.words.split():
+                for name, value in (values | {"NUMBER": number}).items():
+                    word = word.replace(name, str(value))
+                words.append(word)
+            with open(self.log, "a", encoding="utf-8") as log:
+                process = subprocess.Popen(
+                    words,
+                    cwd=ROOT,
+                    env=environment(self._inputs / "cache", devices),
+                    stdout=log,
+                    stderr=log,
+                )
+            self.processes.append(process)
+        return self
+
+    def ended(self):
+        """The exit statuses when all have ended; 128 + n: by signal n."""
+        deadline = time.monotonic() + PATIENCE
+        statuses = []
+        for process in self.processes:
+            try:
+                status = process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise RunError(f"a run hangs: {self.text()[-3000:]}") from error
+            statuses.append(128 - status if status < 0 else status)
+        return statuses
+
+    def text(self):
+        return self.log.read_text("utf-8")
+
+    def said(self):
+        """The last line of the log."""
+        lines = self.text().strip().splitlines()
+        return lines[-1].replace(str(self.folder), "HERE") if lines else ""
+
+    def result(self):
+        """All that stands in the folder: {name: bytes}, times left out."""
+        if "train.py" in self.command.words:
+            return result_of_training(self.folder / "out")
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = str(path.relative_to(self.folder))
+            if path.is_file() and not name.startswith("."):
+                found[name] = re.sub(CLOCK, b"", path.read_bytes())
+        return found
+
+    def unfinished(self):
+        """Names of what was being written."""
+        found = []
+        for pattern in UNFINISHED:
+            found += [path.name for path in self.folder.rglob(pattern)]
+        return found
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(cache, devices=1):
+    """Of a process on so many CPU devices, its programs kept in the folder `cache`."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def result_of_training(workdir):
+    """Checkpoints and lines of metrics of a run, without what a clock has measured."""
+    if not workdir.exists():
+        return {}
+    found = {}
+    for kind in KINDS:
+        with contextlib.suppress(InputError):  # there is none yet
+            folder = workdir / "checkpoints" / kind
+            arrays, _, _ = checksums.read_newest(folder, lambda _, table: table)
+            for name, array in arrays.items():
+                found[f"{kind}/{name}"] = (str(array.dtype), array.tobytes())
+    lines = read_metrics(workdir)
+    found["metrics"] = [
+        {key: value for key, value in line.items() if key not in MEASURED}
+        for line in lines
+    ]
+    return found
+
+
+def write_inputs(folder):
+    """Random weights so large that a reduction changes the answers, and photographs."""
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        mean = float(path[-1].key == "scale")
+        return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
+
+    model = imagepiece_jax.create_model("vit_mini", **SIZE)
+    shapes = variable_shapes(model, SIZE["image_size"])
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+    imagepiece_jax.save(folder / "weights", imagepiece_jax.Pretrained(model, variables))
+    (folder / "photographs").mkdir()
+    side = SIZE["image_size"]
+    for number in range(100):
+        pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "photographs" / f"{number:02}.png")
+
+
+def drill(folder, names, each, rng):
+    """Yield all rows, each when its run has ended."""
+    write_inputs(folder)
+    for name in names:
+        whole = Run(folder, name, "undisturbed")
+        statuses = whole.start().ended()
+        lines = whole.text().count("\n")
+        expected = whole.result()
+        passed = not any(statuses) and not whole.unfinished()
+        yield Row(name, "none", statuses, "all", whole.said(), passed)
+        if len(statuses) > 1:
+            yield two_as_one(whole, Run(folder, "train", "two devices"))
+        for number in range(each):
+            for signum in SIGNALS:
+                run = Run(folder, name, f"{signum.name} {number}")
+                yield ended_by(run, signum, int(rng.integers(lines)), expected, rng)
+                yield given_again(run, expected)
+
+
+def ended_by(run, signum, line, expected, rng):
+    """A Row: a signal up to a second after the run has printed so many lines."""
+    run.start()
+    hit = int(rng.integers(len(run.processes)))
+    process = run.processes[hit]
+    while process.poll() is None and run.text().count("\n") < line:
+        time.sleep(0.005)
+    while process.poll() is None and not hears(process):
+        time.sleep(0.005)
+    delay = rng.uniform(0, 1)
+    time.sleep(delay)
+    process.send_signal(signum)
+    statuses = run.ended()
+    there = run.result()
+    left = "a part"
+    if not there:
+        left = "nothing"
+    elif there == expected:
+        left = "all"
+    passed = is_right(run, signum, hit, statuses, left)
+    fault = f"{signum.name} {delay:.2f} s after line {line}"
+    return Row(run.name, fault, statuses, left, run.said(), passed)
+
+
+def hears(process):
+    """Whether it handles SIGTERM, before which Python starts, by Linux's word."""
+    with contextlib.suppress(OSError):  # it has just ended
+        text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+        caught = re.search(r"SigCgt:\s*(\w+)", text)
+        return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def is_right(run, signum, hit, statuses, left):
+    """Whether a run has ended as it should after a signal to its process `hit`."""
+    others = statuses[:hit] + statuses[hit + 1 :]
+    right = statuses[hit] in (0, 128 + signum)
+    # Without one of them the others end with status 1, in a step or on the way there.
+    right &= set(others) <= {0, 1, 128 + signum}
+    if signum == signal.SIGKILL:
+        right &= run.command.goes_on or left != "a part"
+        return right
+    right &= not re.search(CRASHED, run.text()) and not run.unfinished()
+    if statuses[hit]:
+        right &= bool(re.search(rf"^({ENDED})", run.text(), re.MULTILINE))
+    if left == "a part" and not run.command.goes_on:
+        right &= is_best_so_far(run)
+    return right
+
+
+def is_best_so_far(run):
+    """Whether `recover` has saved, at Ctrl-C, a whole model of the best weights."""
+    if "the best weights so far are kept" not in run.text():
+        return False
+    return imagepiece_jax.load(run.folder / "out").recovery is not None
+
+
+def given_again(run, expected):
+    """A Row: the same command once more, which no signal ends."""
+    statuses = run.start().ended()
+    same = run.result() == expected
+    left = "all" if same else "DIFFERENT"
+    passed = same and not any(statuses)
+    return Row(run.name, "given again", statuses, left, run.said(), passed)
+
+
+def two_as_one(two, one):
+    """A Row: the losses of two processes beside those of one with two devices."""
+    statuses = one.start(devices=2).ended()
+    losses = []
+    for run in (two, one):
+        lines = run.result()["metrics"]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    apart = np.inf
+    if len(losses[0]) == len(losses[1]):
+        apart = np.abs(np.subtract(*losses)).max()
+    said = f"{len(losses[0])} losses, at most {apart:.1e} apart"
+    passed = apart < LOSSES_APART and not any(statuses)
+    return Row(two.name, "one process, two devices", statuses, "all", said, passed)
+
+
+def main():
+    jax.config.update("jax_platforms", "cpu")
+    # A shell's `&` starts processes that ignore Ctrl-C, and so would their own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if unknown := set(ONLY.value) - set(COMMANDS):
+        raise InputError("--only", ", ".join(unknown), ", ".join(COMMANDS))
+    rng = np.random.default_rng(SEED.value)
+    passed = []
+    with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
+        rows = drill(pathlib.Path(folder), ONLY.value, EACH.value, rng)
+        for row in rows:
+            verdict = "as it should be" if row.passed else "WRONG"
+            print(*row[:-1], verdict, sep=" | ", flush=True)
+            passed.append(row.passed)
+    print(f"{sum(passed)} of {len(passed)} as it should be")
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    cli.run(main)
