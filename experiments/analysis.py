@@ -6,7 +6,6 @@ import numpy as np
 
 from experiments import intervals, merges, paper_tables, published
 from experiments.paper_tables import BLANK, TableRow, find
-from experiments.study import interval
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
@@ -25,6 +24,11 @@ STEM_FIGURES = {
     "candidates": "all pairs of candidates",
     "distance": "distance of merged pairs, patches",
 }
+
+
+def interval(values, digits=1):
+    """A JSON list, [value, low, high], as text."""
+    return statistics.format_estimate(statistics.Estimate(*values), digits)
 
 
 def reassess(paper):

@@ -163,8 +163,9 @@ def _notes(vit, name, every, source):
         notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
     present = len(source.present_labels)
     if present < source.num_classes:
+        having = "1 class has" if present == 1 else f"{present:,} classes have"
         of_all = f"the model chooses among all {source.num_classes:,}"
-        notes.append(f"{present:,} classes have images, and {of_all}")
+        notes.append(f"{having} images, and {of_all}")
     if name.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
         # Where they count from 1 the accuracy would be 0.
         notes.append(f"no label of {name} is 0, the lowest is 1; labels count from 0")

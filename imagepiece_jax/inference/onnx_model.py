@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common import nodes
+from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
@@ -112,7 +112,8 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
     with (
         replacing(path) as graph,
         replacing(data) as weights,  # which ends first
-        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
+        signals.unfinished(folder),  # gigabytes, which a second Ctrl-C would leave
     ):
         file = pathlib.Path(folder, path.name)
         options = {"location": data.name, "size_threshold": SMALL}

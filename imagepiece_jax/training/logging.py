@@ -15,6 +15,7 @@ import math
 import pathlib
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -27,10 +28,37 @@ from imagepiece_jax.errors import InputError, RunError
 FILE = "metrics.jsonl"
 # Values from clocks and meters; all others are the same when a run is repeated.
 MEASURED = ("throughput", "input_wait", "device_memory")
+OPTIONAL = "optional"  # prefix of paths in tensorboardX that makes _OptionalFiles
 QUEUE = 10_000  # events that may wait for TensorBoard's thread, if disks are slow
 # What a line of a step has beside the terms of its loss.
 FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5")
 FIGURES += ("lr", "grad_norm", "skipped", *MEASURED)
+
+
+class _OptionalFile:
+    """An unbuffered file that writes nothing more once writing has failed.
+
+    Else tensorboardX's thread would end with a traceback, and the run would wait for
+    it forever once its queue is full. metrics.jsonl has the same figures, and reports a
+    full disk in one sentence.
+    """
+
+    def __init__(self, path):
+        self._file = open(path.removeprefix(f"{OPTIONAL}:"), "wb", buffering=0)
+
+    def write(self, data):
+        try:
+            if not self._file.closed:
+                self._file.write(data)
+        except OSError:
+            self.close()
+
+    def flush(self):
+        """Do nothing."""
+
+    def close(self):
+        with contextlib.suppress(OSError):  # NFS reports a full disk only here
+            self._file.close()
 
 
 class MetricWriter(contextlib.ExitStack):
@@ -50,7 +78,7 @@ class MetricWriter(contextlib.ExitStack):
         self._scalars = None  # TensorBoard's SummaryWriter
         if not is_main:
             return
-        from tensorboardX import SummaryWriter  # only where logged
+        from tensorboardX import SummaryWriter, record_writer  # only where logged
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -61,17 +89,17 @@ class MetricWriter(contextlib.ExitStack):
             text = "".join(json.dumps(line) + "\n" for line in before)
             replace_file(workdir / FILE, text)
         self._lines = self.enter_context(open(workdir / FILE, "ab", buffering=0))
-        self._scalars = SummaryWriter(
-            str(workdir / "tensorboard"),
+        files = types.SimpleNamespace(
+            open=_OptionalFile, directory_check=lambda _: None
+        )
+        record_writer.register_writer_factory(OPTIONAL, files)
+        scalars = SummaryWriter(
+            f"{OPTIONAL}:{workdir / 'tensorboard'}",
             purge_step=last_step + 1,
             flush_secs=10,
             max_queue=QUEUE,
         )
-        self.callback(self._close_scalars)
-
-    def _close_scalars(self):
-        with contextlib.suppress(OSError):  # metrics.jsonl reports a full disk
-            self._scalars.close()
+        self._scalars = self.enter_context(scalars)
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.

@@ -361,7 +361,9 @@ class MethodsTest(chex.TestCase):
         order = np.array([1, 2, 0])  # turned around, a mirror would not show
         want = jax.tree.map(lambda a: a[order], self.walk(name, fields))
         got = self.walk(name, fields, images=order)
-        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+        # Tokens are up to 5, and a processor may add up each row of a batch in another
+        # order, which costs some ten roundings of 6e-7; another image differs by 1.
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*DEFAULTS)

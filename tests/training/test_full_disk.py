@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests.training.states import abstract, assert_same, folders, make_state, saved
 
 
@@ -116,3 +118,19 @@ def test_a_line_that_the_system_takes_in_parts_is_written_whole():
         append_line(file, "abcdefgh")
         file.close()
         assert reader.read() == b"abcdefgh\n"
+
+
+def test_a_run_goes_on_where_tensorboard_alone_cannot_be_written(tmp_path, capfd):
+    """Its thread lives on: nothing would take events from a queue that gets full."""
+    with MetricWriter(tmp_path) as writer:
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        with full_disk(room=events.stat().st_size):
+            for _ in range(100):
+                writer._scalars.add_scalar("train/loss", 1.0, 1)
+            writer._scalars.flush()
+            time.sleep(0.5)
+        thread = writer._scalars.file_writer.event_writer._worker
+        assert thread.is_alive()
+        writer.write_line("train", 1, loss=1.0)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+    assert "Traceback" not in capfd.readouterr().err
