@@ -160,6 +160,16 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     return found
 
 
+def read_lines() -> dict[str, dict]:
+    """{cell: its line} of all cells that have run."""
+    lines = {}
+    if LINES.exists():
+        for text in LINES.read_text("utf-8").splitlines():
+            line = json.loads(text)
+            lines[line.pop("cell")] = line
+    return lines
+
+
 def table(lines: dict[str, dict]) -> str:
     """The table of docs/recovery.md."""
     head = ["cell", "held out", "95 % of the change", *JUDGED, "minutes"]
@@ -193,11 +203,7 @@ def main():
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=PATH")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    lines = {}
-    if LINES.exists():
-        for text in LINES.read_text("utf-8").splitlines():
-            line = json.loads(text)
-            lines[line.pop("cell")] = line
+    lines = read_lines()
     if args.table:
         print(table(lines))
         return

@@ -1,0 +1,30 @@
+"""What `recover` gives back: the page, and which images learn and judge."""
+
+import numpy as np
+from PIL import Image
+
+from experiments import recovery
+
+
+def test_the_page_has_the_lines():
+    page = (recovery.ROOT / "docs/recovery.md").read_text("utf-8")
+    assert recovery.table(recovery.read_lines()).strip() in page
+
+
+def test_no_image_both_teaches_and_judges(tmp_path):
+    folder = tmp_path / "data/nips2017_224_jpg/images"
+    folder.mkdir(parents=True)
+    tests = tmp_path / "val"
+    tests.mkdir()
+    for index in range(12):
+        for place in (folder, tests):
+            Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(
+                place / f"{index:02}.png"
+            )
+    found = recovery.images_of(tmp_path, tests)
+    shown = {}
+    for name, source in found.items():
+        shown[name] = {int(source.read(i)[0][0, 0, 0]) for i in range(len(source))}
+    assert shown["learned"] == {1, 3, 5, 7, 9, 11}
+    assert shown["photographs"] == {0, 2, 4, 6, 8, 10}
+    assert len(shown["imagenette"]) == 12
