@@ -31,10 +31,15 @@ class InputError(ValueError):
     """
 
     status = 2
+    is_sentence = False  # whether it was given as one
 
     def __init__(
         self, field="", value=None, allowed="", *, problem="", place="", hint=""
     ):
+        if (value, allowed, problem, place, hint) == (None, "", "", "", ""):
+            self.is_sentence = True
+            problem = field
+            field = ""
         super().__init__(problem)
         if not isinstance(allowed, str):
             names = allowed
@@ -55,11 +60,12 @@ class InputError(ValueError):
         return cls("", value, allowed, problem=problem, place=place, hint=hint)
 
     def __str__(self):
+        about_part = self.field or self.is_sentence
         words = [str(self.problem) or f"is {self.value!r}"]
         if self.field:
             words.insert(0, self.field)
         if self.place:
-            words.insert(0, f"{self.place}:" if self.field else self.place)
+            words.insert(0, f"{self.place}:" if about_part else self.place)
         clauses = [" ".join(words)]
         if self.allowed:
             clauses.append(f"allowed: {self.allowed}")

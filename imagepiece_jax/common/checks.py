@@ -1,0 +1,64 @@
+"""Checks of single values, each of which raises one sentence."""
+
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+from imagepiece_jax.errors import InputError
+
+
+def check_range(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+) -> None:
+    """Check that a value is a finite number within bounds.
+
+    name: what the sentence calls the value
+    least, most: bounds that are allowed themselves
+    above, below: bounds that are not
+    whole: whether it must be an int
+    Raises InputError otherwise; a bool is no number.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    fits = fits and math.isfinite(value)
+    fits = fits and (least is None or value >= least)
+    fits = fits and (most is None or value <= most)
+    fits = fits and (above is None or value > above)
+    fits = fits and (below is None or value < below)
+    if fits:
+        return
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+    expected = "a whole number" if whole else "a number"
+    if words:
+        expected += f", {' and '.join(words)}"
+    raise InputError(f"{name} is {value!r}; it must be {expected}")
+
+
+def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Check that a value is one of those allowed. Raises InputError otherwise.
+
+    name: what the sentence calls the value
+    """
+    # 1 == True: equal values must also be of one type.
+    if any(value == each and type(value) is type(each) for each in allowed):
+        return
+    words = ", ".join(map(repr, allowed))
+    raise InputError(f"{name} is {value!r}; it must be one of {words}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Check that a value is a share, a number above 0 and up to 1.
+
+    name: what the sentence calls the value
+    Raises InputError otherwise.
+    """
+    check_range(name, value, above=0, most=1)
