@@ -14,12 +14,16 @@ def untrained(part="head"):
 
 @contextlib.contextmanager
 def refused(subject, value=None, *texts):
-    """Context in which an InputError about a field (or place) and its value is raised.
+    """Context in which an InputError about a subject is raised.
 
-    texts: parts of its sentence, which tell mistakes of one field apart
+    subject: what its sentence names, or the last part of that path
+    texts: other parts of its sentence, which tell mistakes of one subject apart
     """
     with pytest.raises(InputError) as caught:
         yield caught
     error = caught.value
-    assert (error.field or error.place, error.value) == (str(subject), value)
+    if error.is_sentence:
+        assert str(subject).rpartition(".")[2].lstrip("-") in str(error), str(error)
+    else:
+        assert error.field or error.place, error.value) == (str(subject), value)
     assert all(text in str(error) for text in texts), str(error)
