@@ -25,5 +25,5 @@ def refused(subject, value=None, *texts):
     if error.is_sentence:
         assert str(subject).rpartition(".")[2].lstrip("-") in str(error), str(error)
     else:
-        assert error.field or error.place, error.value) == (str(subject), value)
+        assert (error.field or error.place, error.value) == (str(subject), value)
     assert all(text in str(error) for text in texts), str(error)
