@@ -21,7 +21,7 @@ def weights(latest=False, draws=True):
     Returns a function that reads them, and returns the Pretrained that they name; of
         `read(abstract=True)` variables are shapes and types.
     """
-    path = cli.weights()
+    cli.weights()
     cli.reduction()
     size = cli.image_size()
     model = cli.model()
@@ -42,20 +42,13 @@ def weights(latest=False, draws=True):
 
     def read(abstract=False):
         # These import JAX, which --help and a mistyped flag need not wait for.
-        from imagepiece_jax.common.warning import warn
-        from imagepiece_jax.common.xla_options import fast_dtype
         from imagepiece_jax.models.spec import ModelSpec
-        from imagepiece_jax.weights.load import (
-            crop_note,
-            load_as,
-            unknown_normalization,
-        )
+        from imagepiece_jax.weights.load import load_as, warn_of_images
 
         saved = _saved(checkpoint.value, averaged.value, latest)
         given = {**model(), **normalized()}
         with renamed(_flags([*ModelSpec.names(), *given])):
-            own_dtype = saved.source.run and saved.source.spec.dtype
-            given["dtype"] = dtype.value or own_dtype or fast_dtype()
+            given["dtype"] = dtype.value
             if attention.value is not None:
                 given["attention"] = attention.value
             if size.value is not None:
@@ -71,12 +64,7 @@ def weights(latest=False, draws=True):
         vit = dataclasses.replace(vit, preprocessing=images)
         if abstract:  # which reads no images
             return vit
-        if not vit.source.normalized:
-            note = unknown_normalization(path.value, "--mean and --std")
-            print(f"note: {note}", flush=True)
-        note = crop_note(vit.source, images, "--crop")
-        if note and "crop" not in crop():
-            warn(note)
+        warn_of_images(vit, crop().get("crop"))
         return vit
 
     return read
