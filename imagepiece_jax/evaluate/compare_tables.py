@@ -15,7 +15,6 @@ from imagepiece_jax.common.fields import as_tuple
 from imagepiece_jax.common.files import (
     LOCK,
     check_own,
-    make_folder,
     read_json,
     replace_file,
     write_json,
@@ -67,7 +66,7 @@ def check_folder(folder: str | os.PathLike):
 def write(folder: str | os.PathLike, report: Report) -> str:
     """Write FILES, a report's data, page and plot, into a folder; return the page."""
     folder = pathlib.Path(folder)
-    make_folder("folder", folder)
+    os.makedirs(folder, exist_ok=True)
     data, tables, plot = FILES
     text = page(report, plot)
     with finishing():  # the files belong together
