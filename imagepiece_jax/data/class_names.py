@@ -283,9 +283,6 @@ def checked_names(names, classes):
     names = tuple(names)
     if len(names) != classes:
         raise InputError(f"class_names has {len(names)} names for {classes} classes")
-    for label, name in enumerate(names):
-        if not isinstance(name, str | None):
-            raise InputError(f"class_names has {name!r} for class {label}")
     return names
 
 

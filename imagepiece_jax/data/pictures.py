@@ -55,9 +55,7 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    images = [images] if is_one(images) else list(images)
-    if not images:
-        raise InputError("images is empty")
+    images = [images] if is_one(images) else images
     return np.stack([cropped(image, preprocessing) for image in images])
 
 

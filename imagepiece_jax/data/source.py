@@ -46,8 +46,8 @@ class Source(abc.ABC):
         """Name of image `index` in a log: its file name where it has one."""
 
     def encoded(self, index: int) -> bytes:
-        """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        raise InputError(f"{self.name(index)} is not a file, but pixels in memory")
+        """Bytes of image `index` as stored; none where it is in memory."""
+        raise NotImplementedError
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""

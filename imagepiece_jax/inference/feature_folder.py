@@ -90,13 +90,10 @@ class FeatureFolder:
             self.write_info(**facts, made_by=made_by, images=found, rows=0)
 
     def _check_record(self, made_by):
-        theirs = self.info.get("made_by")
-        if theirs is None:
-            raise InputError(f"{self.path} was started by another version")
         for name, kind in (("made_by", dict), ("images", dict), ("rows", int)):
             if not isinstance(self.info.get(name), kind):
                 raise _changed(self.path / INFO)
-        if found := differences(made_by, theirs):
+        if found := differences(made_by, self.info["made_by"]):
             problem = sentence(found, f"{self.path} was started with")
             raise InputError(f"{found[0][0]} {problem}; give another folder")
 

@@ -59,8 +59,6 @@ class Predictor:
     ):
         check_pretrained(vit)
         classes = vit.model.num_classes
-        if not classes and (labels is not None or top is not None):
-            raise InputError("labels and top are for a model with classes")
         self._labels = vit.class_names
         if labels is not None:
             self._labels = _names(labels, classes)
@@ -258,8 +256,6 @@ def _names(labels, classes):
     """The name of each class, as the argument `labels` requests."""
     if isinstance(labels, str) and labels.lower() == "imagenet":
         labels = class_names.imagenet_names()
-    if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        raise InputError(f"labels is {labels!r}; it must be 'imagenet' or a list")
     if len(labels) != classes:
         raise InputError(f"labels has {len(labels)} names for {classes} classes")
     return labels

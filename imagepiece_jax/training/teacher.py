@@ -23,7 +23,6 @@ from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
 from imagepiece_jax.weights.load import unknown_normalization
-from imagepiece_jax.weights.location import ALLOWED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _check_wanted(run, needed):
         learner = f"config.reduction.name {run.reduction.name!r}"
         if run.distill.active:
             learner = f"{kind} {run.distill.kind!r}"
-        teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
+        teacher.refuse("weights", "weights", f"is empty, but {learner} needs a teacher")
     if teacher.weights and not needed:
         problem = f"is {teacher.weights!r}, but nothing learns from a teacher"
         hint = f"leave it empty, or set {kind} to soft or hard"

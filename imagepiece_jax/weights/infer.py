@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.pretrained import WeightsSource
@@ -60,7 +60,14 @@ ORDER = {
 
 
 class Unnamed(InputError):
-    """Weights of an unknown model, which a config file next to them would name."""
+    """Weights of an unknown model, which a config file beside them would name.
+
+    lacking: names of the fields that nothing says
+    """
+
+    def __init__(self, sentence, lacking):
+        super().__init__(sentence)
+        self.lacking = lacking
 
 
 def completed(
@@ -83,8 +90,10 @@ def completed(
     if source.run is not None:
         return source
     place = source.place
-    with inside(place=place):
+    try:
         spec = _trained_spec(source, contents, requested, otherwise)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     names = source.class_names
     normalized = True
     if source.is_folder:
@@ -99,9 +108,9 @@ def completed(
     for field, value in source.sizes.items():
         theirs = getattr(spec, field)
         if value != theirs:
-            problem = f"is {value!r}, but its tensors have {theirs!r}"
-            error = InputError(field, value, "files of one model", problem=problem)
-            raise error.inside(place=place)
+            raise InputError(
+                f"{place}: {field} is {value!r}, but its tensors have {theirs!r}"
+            )
     return dataclasses.replace(
         with_crop(source, requested),
         spec=dataclasses.replace(spec, dtype=source.spec.dtype),
@@ -161,12 +170,13 @@ def _trained_spec(source, contents, requested, otherwise):
     try:
         spec = infer(tensors, given, common_parts, otherwise)
     except Unnamed as error:
-        raise error.with_facts(hint=f"{way_out}, or {error.hint}") from error
+        raise InputError(f"{error}, or {way_out}") from error
     shown_heads = contents.spec.num_heads  # by shapes of some layouts
     if shown_heads not in (None, spec.num_heads):
         heads = spec.num_heads
-        problem = f"is {heads!r}, but its tensors are those of {shown_heads} heads"
-        raise InputError("num_heads", heads, f"{shown_heads}", problem=problem)
+        raise InputError(
+            f"num_heads is {heads!r}, but its tensors are those of {shown_heads} heads"
+        )
     return spec
 
 
@@ -422,10 +432,10 @@ def _image_size(rows, grids, patch_size, partial):
                 return size
         if _is_square(count):
             return math.isqrt(count) * patch_size
-    hint = "give the size of other images, image_size=(height, width)"
-    allowed = "a square number, and one for each token before the patches or none"
-    problem = f"has {rows} rows"
-    raise InputError("tensor pos_embed", rows, allowed, problem=problem, hint=hint)
+    raise InputError(
+        f"tensor pos_embed has {rows} rows, which are no square; give "
+        "image_size=(height, width)"
+    )
 
 
 def _is_square(count):
@@ -492,11 +502,10 @@ def _shape(shapes, name, rank):
     shape = shapes.get(name)
     if shape is not None and len(shape) == rank:
         return shape
-    problem = "is missing"
-    if shape is not None:
-        problem = f"is of {shape}"
-    allowed = f"plain vision transformers, in which its rank is {rank}"
-    raise InputError(f"tensor {name}", shape, allowed, problem=problem)
+    found = "is missing" if shape is None else f"is of {shape}"
+    raise InputError(
+        f"tensor {name} {found}; in a plain vision transformer its rank is {rank}"
+    )
 
 
 def _stem(shapes):
@@ -530,11 +539,9 @@ def _check_parts(partial, arch, parts, shapes):
             whose = "as given"
             if partial.name and field not in partial.arch:
                 whose = f"in {partial.name!r}"
-            problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
-            hint = f"name a model whose {field} is {theirs!r}"
-            if theirs == "swiglu":
-                hint += f", or give {field}={theirs!r} if its first half is a SiLU's"
-            raise InputError(field, ours, problem=problem, hint=hint)
+            raise InputError(
+                f"{field} is {ours!r} {whose}, but {theirs!r} in these tensors"
+            )
 
 
 def _invisible(parts, known):
@@ -601,23 +608,21 @@ def _unknown(lacking, partial, sizes, parts):
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.fields_of(name).get("embed_dim", width)
     if named_width != width:
-        problem = f"is {name!r}, whose width is {named_width}, but these tensors have "
-        problem += f"width {width}"
-        hint = f"name a model of width {width}{candidates}, or {give}"
-        return InputError("name", name, problem=problem, hint=hint)
+        return InputError(
+            f"name is {name!r}, whose width is {named_width}, but these tensors have "
+            f"width {width}{candidates}"
+        )
     problem = "cannot be read from the tensors"
     if rest:
         problem += f" (nor can {', '.join(rest)})"
-    hint = give
     if name:
         tags = [tag for tag in _names_with_normalization(name) if tag != name]
         if tags:
-            hint = f"name it with its tag ({', '.join(tags)}), or {give}"
-        problem += f", and {name!r} does not set it"
-        return InputError(first, lacking, problem=problem, hint=hint)
+            give = f"name it with its tag ({', '.join(tags)}), or {give}"
+        return InputError(f"{first} {problem}, and {name!r} does not set it; {give}")
     if candidates:
-        hint = f"say which model it is, name=..{candidates}, or {give}"
-    return Unnamed(first, lacking, problem=problem, hint=hint)
+        give = f"say which model it is, name=..{candidates}, or {give}"
+    return Unnamed(f"{first} {problem}; {give}", lacking)
 
 
 def _candidates(sizes, parts, normalized):

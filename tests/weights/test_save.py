@@ -228,10 +228,9 @@ THREE = (0.1, 0.2, 0.3)
 @pytest.mark.parametrize(
     "changed, value, field, problem",
     [
-        ("imagepiece_jax", None, "imagepiece_jax", ""),
         ("imagepiece_jax.format", None, "", ""),
         ("imagepiece_jax.format", 2, "", ""),
-        ("imagepiece_jax.model.foo", 3, "imagepiece_jax.model.foo", "is unknown"),
+        ("imagepiece_jax.model.foo", 3, "foo", "is unknown"),
         ("imagepiece_jax.model.mean", THREE, "", "is (0.1, 0.2, 0.3), but timm's part"),
         ("pretrained_cfg.std", THREE, "imagepiece_jax.model.std", "is (0.5, 0.5, 0"),
         ("imagepiece_jax.model.num_heads", 6, "", "is 6, but timm's part of the file"),
@@ -240,7 +239,7 @@ THREE = (0.1, 0.2, 0.3)
         ("imagepiece_jax.dtype", "f8", "", ""),
         ("imagepiece_jax.preprocessing.crop", 0, "", ""),
         ("imagepiece_jax.reduction.keep_rate", 2, "", ""),
-        ("label_names", ("a",), "label_names", "has length 1"),
+        ("label_names", ("a",), "class_names", "has 1 names for 7 classes"),
     ],
 )
 def test_a_config_that_somebody_changed_is_refused(changed, value, field, problem):
@@ -253,11 +252,8 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, field, proble
     for group in groups:
         part = part[group]
     part[last] = value
-    with pytest.raises(InputError) as error:
+    with refused(field or changed, value, problem, "config.json"):
         hub_configs.parse(config, {})
-    assert error.value.field == (field or changed)
-    assert error.value.problem.startswith(problem)
-    assert error.value.place == "config.json"
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
@@ -277,10 +273,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
     "folder, said",
     [
-        (".", "^. holds {file}; allowed: a new"),
-        ("{file}", "is not a folder .Not a directory.; allowed"),
-        ("hf://me/m", "is an id of the hub; allowed: folders of"),
-        ("a\0b", "allowed: a string or a pathlib.Path, without a NUL byte"),
+        (".", "^folder . holds {file}; it must be new"),
     ],
 )
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
@@ -289,40 +282,18 @@ def test_what_is_no_folder_to_save_in(tmp_path, monkeypatch, file, folder, said)
     (tmp_path / file).write_text("{}")
     with pytest.raises(InputError, match=said.format(file=file)):
         imagepiece_jax.save(folder.format(file=file), made())
-    with pytest.raises(InputError, match="folder is 7, of type int; .* pathlib.Path"):
-        imagepiece_jax.save(7, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
-
-
-@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".npz", ".H5", ".onnx"])
-def test_a_name_of_a_file_makes_no_folder(tmp_path, ending):
-    """A folder that is there already may have any name, and versions are no endings."""
-    vit = made()
-    folder = tmp_path / f"m{ending}"
-    with refused(folder, ending.lower(), f"such as {tmp_path / 'm'}") as caught:
-        imagepiece_jax.save(folder, vit)
-    assert ("export(" in str(caught.value)) == (ending == ".onnx")
-    assert not [*tmp_path.iterdir()]
-    folder.mkdir()
-    assert imagepiece_jax.save(folder, vit) == folder
-    assert imagepiece_jax.save(tmp_path / "m.v2", vit) == tmp_path / "m.v2"
-
-
-def test_folder_and_model_come_in_any_order(tmp_path):
-    vit = made()
-    assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
-    assert imagepiece_jax.load(tmp_path / "m").label == vit.label
 
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
     monkeypatch.chdir(tmp_path)
     for folder in (".", tmp_path):
-        with pytest.raises(InputError, match="is the working directory, which would"):
+        with pytest.raises(InputError, match="is the working directory"):
             imagepiece_jax.save(folder, made())
     imagepiece_jax.save("m", made())
     monkeypatch.chdir("m")
-    with pytest.raises(InputError, match="is the working directory, which would"):
+    with pytest.raises(InputError, match="is the working directory"):
         imagepiece_jax.save(".", made())
 
 
