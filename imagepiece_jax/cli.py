@@ -229,11 +229,13 @@ def limit():
 
 
 def sweep(help_text):
-    """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated.
+    """Define --sweep, whose texts `Reduction.read` takes; it can be repeated.
 
     A number behind --reduction is the cost of all its reductions.
     """
-    return repeated("sweep", [], f"METHOD=MACS or METHOD:FIELD=V1,V2: {help_text}")
+    return repeated(
+        "sweep", [], f"METHOD:FIELD=VALUE or a share of the MACs: {help_text}"
+    )
 
 
 def typed_cost() -> float | None:

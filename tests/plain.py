@@ -75,7 +75,7 @@ def functions():
     """Figures of a tiny model in every public function."""
     for name in imagepiece_jax.__all__:
         getattr(imagepiece_jax, name)
-    vit = tiny.pretrained({"name": "tome", "r": 3}, depth=2)
+    vit = tiny.pretrained("tome:r=3", depth=2)
     imagepiece_jax.save("saved", vit)
     vit = imagepiece_jax.load("saved")
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ def vit():
 
 CALLS = {
     "load": lambda vit: imagepiece_jax.load("no.npz"),
-    "reduction": lambda vit: vit.with_reduction({"name": "tome", "r": -1}),
+    "reduction": lambda vit: vit.with_reduction("tome:r=-1"),
     "optimize": lambda vit: imagepiece_jax.optimize(vit, batch_size=0),
     "features": lambda vit: imagepiece_jax.features(vit, np.zeros((1, 3))),
     "save": lambda vit: imagepiece_jax.save("hf://a/b", vit),

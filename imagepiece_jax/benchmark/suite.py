@@ -41,13 +41,14 @@ def batch_sizes(texts: list[str]) -> list[int]:
 def beside_dense(config) -> dict:
     """A config's model, named by its reduction; {name: (config, None)}.
 
-    Before a model with a reduction comes the same without it, "dense".
+    Before a model with a reduction comes the same without it, "none".
     """
     config = _with_tokens(config)
     pairs = {}
-    if config.reduction.name != DENSE.name:
-        pairs["dense"] = _with_reduction(config, DENSE), None
-    pairs[_reduction(config).words] = config, None
+    reduction = RunConfig.from_config(config).reduction
+    if reduction.name != DENSE.name:
+        pairs["none"] = _with_reduction(config, DENSE), None
+    pairs[str(reduction)] = config, None
     return pairs
 
 
@@ -55,13 +56,13 @@ def weights_beside_dense(vit: Pretrained) -> dict:
     """Weights, named by their reduction, as `beside_dense` names a config's model."""
     pairs = {}
     if vit.reduction != DENSE:
-        pairs["dense"] = None, vit.with_reduction(None)
-    pairs[vit.reduction.words] = None, vit
+        pairs["none"] = None, vit.with_reduction(None)
+    pairs[str(vit.reduction)] = None, vit
     return pairs
 
 
 def swept(pairs: dict, reductions: Sequence[Reduction]) -> dict:
-    """One model with each reduction of --sweep: {label: (config, Pretrained or None)}.
+    """One model with each reduction of --sweep: {text: (config, Pretrained or None)}.
 
     The dense model comes first.
 
@@ -69,35 +70,25 @@ def swept(pairs: dict, reductions: Sequence[Reduction]) -> dict:
     Raises InputError for a reduction that does not fit.
     """
     *_, (config, vit) = pairs.values()
-    others = [each for each in reductions if each.name != DENSE.name]
-    by_label = {}
+    others = [each for each in reductions if each != DENSE]
+    by_text = {}
     for reduction in [DENSE, *others]:
-        with inside(place=f"sweep {reduction.text}"):
-            if vit is None:
-                changed = _with_reduction(config, reduction)
-                RunConfig.from_config(changed).create_model()
-                found = _reduction(_with_tokens(changed))
-                pair = changed, None
-            else:
-                reduced = vit.with_reduction(reduction, seed=0)
-                found = reduced.reduction
-                pair = None, reduced
-        named = found if reduction.is_open else reduction
-        by_label[named.words] = pair
-    return by_label
+        if vit is None:
+            pair = _with_reduction(config, reduction), None
+            RunConfig.from_config(pair[0]).create_model()
+        else:
+            pair = None, vit.with_reduction(reduction, seed=0)
+        by_text[str(reduction)] = pair
+    return by_text
 
 
 def _with_reduction(config, reduction):
     """A copy of a config with another reduction."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
-        changed.reduction = reduction.fields
+        del changed.reduction
+        changed.reduction = str(reduction)
     return changed
-
-
-def _reduction(config):
-    """The reduction of a config."""
-    return Reduction.read(config.reduction.to_dict())
 
 
 def groups(
@@ -136,13 +127,10 @@ def groups(
 
 def _with_tokens(config):
     """A config whose reduction has counts of tokens instead of a cost."""
-    if config.reduction.get("macs") is None:
+    run = RunConfig.from_config(config)
+    if run.reduction.method.macs is None:
         return config
-    run = RunConfig.from_config(config).with_counts()
-    found = config.copy_and_resolve_references()
-    with found.unlocked():
-        found.reduction = run.to_dict()["reduction"]
-    return found
+    return _with_reduction(config, run.with_counts().reduction)
 
 
 def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:

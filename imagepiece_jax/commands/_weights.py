@@ -7,7 +7,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.config import command_line
-from imagepiece_jax.errors import InputError, flags_of, renamed
+from imagepiece_jax.errors import flags_of, renamed
 
 flags.disclaim_key_flags()  # they are flags of the command that asks for them
 
@@ -97,24 +97,15 @@ def _saved(checkpoint, averaged, latest):
 def swept() -> list:
     """The Reductions of --sweep, at the cost that --reduction says, where it says one.
 
-    Raises InputError for what cannot be read, and for a cost beside amounts.
+    Raises InputError for what cannot be read.
     """
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps  # imports JAX
+    from imagepiece_jax.reduction.reduction import DENSE, Reduction  # imports JAX
 
-    texts = flags.FLAGS["sweep"].value
     cost = cli.typed_cost()
-    try:
-        return parse_sweeps(texts, cost)
-    except InputError as error:
-        if cost is None:
-            raise
-        mistake = error
-    try:
-        parse_sweeps(texts)
-    except InputError:  # so the cost is not what is wrong
-        raise mistake from None
-    problem = f"is given with {command_line.typed_reduction()}"
-    raise InputError("--sweep", None, "one of the two", problem=problem)
+    found = [Reduction.read(text) for text in flags.FLAGS["sweep"].value]
+    if cost is not None:
+        found = [each if each == DENSE else each.with_cost(cost) for each in found]
+    return found
 
 
 def _flags(fields_of_model):

@@ -72,7 +72,6 @@ def main():
                 typed = command_line.reduction()
                 reductions = [Reduction.read(typed, vit.reduction.prop_attn)]
             vit = vit.with_reduction(vit.source.reduction)
-        reductions = compare.with_recommended(vit, reductions)
         compare.check_fit(vit, reductions)
         images = IMAGES(vit)
         split = Split(images.setting, images.batches)

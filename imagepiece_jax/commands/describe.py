@@ -1,6 +1,5 @@
 """Tokens, MACs and parameters of a config or of weights, block by block.
 
-Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
 A config is followed by the operations of its training, for which no images are needed
 and nothing is compiled, and by the line on its cost that the file's docstring repeats.
 
@@ -24,9 +23,7 @@ def main():
     if not flags.FLAGS["weights"].value:
         _, run = cli.run_config()
     # These import JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.models import cost
-    from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report
 
     # Compared with the dense model of the same stem, which shows what the reduction
@@ -42,10 +39,6 @@ def main():
         model = run.create_model()
         size = run.image_size
         dense_models = [run.create_dense(), run.create_dense(stem="patch")]
-    grid = patch_grid(size, model.patch_size, cut=True)
-    contract.try_reducers(
-        model.plan, grid, model.embed_dim, model.num_heads, model.arch.prefix
-    )
     print(cost.describe(model, dense_models, size))
     if run is not None:
         print(report.estimate(run))

@@ -24,7 +24,7 @@ import numpy as np
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import patch_grid, sides
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.cost import model_macs
@@ -97,8 +97,9 @@ def sweep(
         if vit.model_with(reduction) == vit.model_with(DENSE):
             continue
         share = vit.gmacs_with(reduction) / dense
-        setting = _setting(reduction)
-        entries.append(MatchedMethod(reduction.words, None, reduction, setting, share))
+        name = str(reduction)
+        setting = {"reduction": name}
+        entries.append(MatchedMethod(name, None, reduction, setting, share))
     smaller = []
     if smaller_images:
         costs = [entry.reached for entry in entries]
@@ -106,25 +107,10 @@ def sweep(
     return _report(checkpoint, entries, smaller)
 
 
-def with_recommended(
-    vit: Pretrained, reductions: Iterable[Reduction]
-) -> list[Reduction]:
-    """Reductions with the method that is recommended for `vit` in place of "auto"."""
-    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
-    facts = vit.model.facts_for_methods(grid, vit.name)
-    return [reduction.with_recommended(facts) for reduction in reductions]
-
-
 def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
-    """Raise InputError, which names the reduction, for one that does not fit `vit`."""
+    """Raise InputError for a reduction that does not fit `vit`."""
     for reduction in reductions:
-        with inside(place=f"sweep {reduction.text}"):
-            vit.model_with(reduction)
-
-
-def _setting(reduction):
-    """What one types for a reduction, without what asked for it."""
-    return dataclasses.replace(reduction, label="").fields
+        vit.model_with(reduction)
 
 
 def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
@@ -143,7 +129,7 @@ def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
     rights = {}
     for entry, measured in zip(entries, figures, strict=True):
         line = dict(vars(entry))
-        line["reduction"] = entry.reduction.all_fields
+        line["reduction"] = str(entry.reduction)
         line["recovered"] = bool(vit.recovered_with(entry.reduction))
         line.update(measured)
         lines.append(line)
@@ -238,12 +224,9 @@ def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods of one method; {"share", "reason"} of shares without one)."""
     vit = checkpoint.vit
     nearest = _by_time if metric == "ms" else _by_macs
-    requested = {"name": method}
-    if vit.reduction.name == requested["name"]:  # the checkpoint's own fields count
-        trained = _setting(vit.reduction)
-        trained.pop("counts", None)
-        requested = trained | requested
-    requested = Reduction.read(requested)
+    requested = Reduction.read(method)
+    if vit.reduction.name == method:  # the checkpoint's own fields count
+        requested = vit.reduction
     try:
         vit.model_with(requested)
     except InputError as error:
@@ -262,8 +245,7 @@ def _entries(checkpoint, method, shares, metric):
         if metric == "ms":  # the share of the MACs that takes this share of the time
             dense = vit.gmacs_with(DENSE)
             macs = round(vit.gmacs_with(reduction) / dense, 4)
-        setting = {"macs": macs} | _setting(requested.with_cost(macs))
-        setting.pop("name")
+        setting = {"reduction": str(requested.with_cost(macs))}
         entry = MatchedMethod(method, share, reduction, setting, reached, speed)
         entries.append(entry)
     return entries, absent

@@ -4,7 +4,6 @@ p is that of McNemar's test, corrected by Holm's rule over all comparisons of th
 """
 
 import collections
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -167,8 +166,7 @@ def _typed(line):
     """A setting as `load` takes it: its reduction, or the fields of a dense model."""
     if is_smaller(line):
         return f"the dense model with {fields(line['setting'])}"
-    name = line["reduction"]["name"]
-    return f"reduction={json.dumps({'name': name, **line['setting']})}"
+    return f"reduction={line['setting']['reduction']}"
 
 
 def is_smaller(line: Mapping[str, Any]) -> bool:

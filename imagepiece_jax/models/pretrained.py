@@ -249,8 +249,7 @@ class Pretrained:
         """The reduction in a few words."""
         if self.reduction is None:
             return "a reduction without a name"
-        prop_attn = self.model.prop_attn
-        label = dataclasses.replace(self.reduction, prop_attn=prop_attn).words
+        label = str(self.reduction)
         if kinds := " and ".join(self.untrained_kinds):
             label += f" (untrained {kinds})"
         return f"{label} (recovered)" if self.recovered else label
@@ -369,18 +368,16 @@ class Pretrained:
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        reduction: a share of the MACs such as 0.5, which the recommended method gets, a
-            method's name, or a dict such as {"name": "tome", "r": 8}, also as a text,
-            "tome:r=8"; None, as "none": the dense model, though `load` takes None for
-            "as trained"
+        reduction: a share of the MACs such as 0.5, which the recommended method gets,
+            or a text, "tome" or "tome:r=8"; None, as "none": the dense model, though
+            `load` takes None for "as trained"
         seed: of selectors that the method learns and the weights lack
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        typed = isinstance(reduction, str)
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
-        reduction_plan.print_reduction(reduction, model, self._grid, typed)
+        reduction_plan.print_reduction(reduction, model, self._grid)
         return self._with_model(model, self.variables["params"], seed)
 
     @short_traceback
@@ -471,8 +468,7 @@ class Pretrained:
         if source.reduction is not None and not self.recovery:
             before = self.model_with(source.reduction).reduction
             if before != self.reduction:
-                ours = self.reduction.words
-                lines.append(f"reduction {ours} (trained with {before.words})")
+                lines.append(f"reduction {self.reduction} (trained with {before})")
         trained_size = source.spec.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
@@ -488,14 +484,10 @@ class Pretrained:
 
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
-        reduction = self.reduction
-        if grid != self._grid:
-            # Its counts are of another cost there than the one that was asked for.
-            reduction = dataclasses.replace(reduction, label="")
         try:
-            return reduction_plan.with_plan(model, reduction, grid, self.name)
+            return reduction_plan.with_plan(model, self.reduction, grid, self.name)
         except InputError as error:
-            raise error.with_facts(hint=remedy) from error
+            raise InputError(f"{error}; {remedy}") from error
 
     @property
     def _learned(self):

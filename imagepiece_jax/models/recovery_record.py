@@ -66,14 +66,14 @@ class RecoveredCost:
     @property
     def record(self) -> dict[str, Any]:
         """The fields as JSON has them, without numbers."""
-        fields = {**vars(self), "reduction": self.reduction.fields}
+        fields = {**vars(self), "reduction": str(self.reduction)}
         del fields["numbers"]
         return fields
 
     @property
     def form(self) -> str:
-        """The form that it was learned for: "tome r=8, 12 blocks, .. pixels"."""
-        words = [self.reduction.words]
+        """The form that it was learned for: "tome:r=8, 12 blocks, .. pixels"."""
+        words = [str(self.reduction)]
         if self.depth:
             words.append(f"{self.depth} blocks")
         if self.image_size:

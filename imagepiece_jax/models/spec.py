@@ -238,17 +238,13 @@ class ModelSpec(CheckedFields):
 
         Raises InputError for fields that do not fit.
         """
-        dense = self.dense()
-        reduction = Reduction.read(reduction, self.prop_attn)
-        masked = bool(self.masked)
-        return reduction_plan.with_plan(dense, reduction, self.grid, self.name, masked)
+        return self._with_plan(Reduction.read(reduction, self.prop_attn))
 
     def create_at_cost(self, value: ReductionLike) -> ViT:
-        """`create`, and a line on stderr says what a number or a text stands for."""
+        """`create`, and a line on stderr says what a cost stands for."""
         reduction = Reduction.read(value, self.prop_attn)
         model = self._with_plan(reduction)
-        typed = isinstance(value, str)
-        reduction_plan.print_reduction(reduction, model, self.grid, typed)
+        reduction_plan.print_reduction(reduction, model, self.grid)
         return model
 
     def _with_plan(self, reduction):
@@ -316,8 +312,7 @@ class ModelSpec(CheckedFields):
     ) -> Reduction:
         """A reduction for this model, with counts of tokens in place of its cost.
 
-        In place of "auto", which a number such as 0.5 stands for, it has the
-        recommended method (`reduction_plan.at_cost`).
+        A share of the MACs gets the recommended method (`reduction_plan.at_cost`).
         """
         dense = self.dense()
         reduction = Reduction.read(reduction)
@@ -339,9 +334,8 @@ def create_model(
     name: "deit_ti", "deit_s", "deit_b", or timm's name of a public model with or
         without its tag, such as "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch`
         and the size are enough
-    reduction: a share of the MACs such as 0.5, a method's name, or a dict such as
-        {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`, or as a text,
-        "evit:keep_rate=0.7"; None: the dense model
+    reduction: a share of the MACs such as 0.5, or a text, "evit" or
+        "evit:keep_rate=0.7", also with `prop_attn`; None: the dense model
     changes: fields of a ModelSpec, and parts of an Architecture, that differ from the
         name's, such as image_size=(224, 280), dtype="bfloat16" or gelu="tanh"
     Raises InputError for anything that does not fit.

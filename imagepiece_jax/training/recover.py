@@ -133,8 +133,8 @@ def check_recoverable(vit: Pretrained):
     # Dense attention may be said to be proportional, which changes nothing.
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
         allowed = "reductions that remove tokens; with none, .6, .5 and .4 are learned"
-        problem = f"is {reduction.words}, which leaves all tokens: nothing to recover"
-        raise InputError("reduction", reduction.words, allowed, problem=problem)
+        problem = f"is {reduction}, which leaves all tokens: nothing to recover"
+        raise InputError("reduction", str(reduction), allowed, problem=problem)
     check_variables(vit.model, vit.variables, vit.image_size)
 
 

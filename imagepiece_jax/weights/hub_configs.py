@@ -35,7 +35,7 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.location import Location
 
-FORMAT = 1  # of `OURS`: another one is not read
+FORMAT = 2  # of `OURS`: another one is not read
 
 
 def read(found: Location) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     loads the dense part. Else it is OURS.
     """
     model = vit.model
+    reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
     optional = {}
     if vit.untrained:
         optional["untrained"] = vit.untrained_parts
@@ -117,7 +118,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
             "std": model.std,
         },
         "preprocessing": vit.preprocessing.options,
-        "reduction": {**vit.reduction.fields, "prop_attn": model.prop_attn},
+        "reduction": str(reduction),
         "dtype": model.dtype.name,
         **optional,
     }

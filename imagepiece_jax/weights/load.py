@@ -61,10 +61,9 @@ def load(
         id of the Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION",
         whose files are fetched once into huggingface_hub's cache
     reduction: a share of the dense model's MACs, such as 0.5, which the recommended
-        method gets; a method's name, of which "none" is the dense model; a dict, such
-        as {"name": "evit", "keep_rate": 0.7}, or the same as a text,
-        "evit:keep_rate=0.7"; None: as it was trained or saved, though
-        `Pretrained.with_reduction` takes None for the dense model
+        method gets, or a text, "evit" or "evit:keep_rate=0.7"; "none": the dense model;
+        None: as it was trained or saved, though `Pretrained.with_reduction` takes None
+        for the dense model
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
         several models, a key or a start of names, such as "teacher" or "encoder_q"
     averaged: take the weights averaged over the training's steps, which a run has
@@ -215,8 +214,6 @@ def _create(source, spec, reduction, prop_attn):
     same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
-        if not same_size:  # where its counts are of another cost
-            reduction = dataclasses.replace(reduction, label="")
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:

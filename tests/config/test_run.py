@@ -96,7 +96,7 @@ def test_a_model_of_a_run_keeps_the_text_of_a_method_with_a_score(name):
 def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     """In its config.json, which one without that text does not contradict."""
     config = configured()
-    config.reduction = config_dict.ConfigDict({"name": "tome", "macs": 0.7})
+    config.reduction = config_dict.ConfigDict("tome:macs=0.7")
     run = RunConfig.from_config(config)
     assert "label" not in run.to_dict()["reduction"]
     written = run.with_counts().to_dict()

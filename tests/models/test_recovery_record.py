@@ -20,7 +20,7 @@ from tests.models.recoveries import TOME
 
 FIELDS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 LARGER = 2 * tiny.SIDE
-MORE = {"name": "tome", "r": 6}
+MORE = "tome:r=6"
 COSTS = (TOME, MORE)
 
 
@@ -103,7 +103,7 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
 def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
     """It is said in a line. The dense model, and a form that learned, say nothing."""
     said = "tome r=5: not recovered, so it has the dense model's numbers"
-    five = {"name": "tome", "r": 5}
+    five = "tome:r=5"
     for make in (vit.with_reduction, lambda five: load(folder, reduction=five)):
         form = make(five)
         assert capsys.readouterr().err.splitlines() == [said]

@@ -69,7 +69,7 @@ WRONG = [
 ]
 # (name of a reduction, its fields, the field that is named, its value)
 PAIR = np.array([1, 2])
-UNWEIGHTED = {"name": "tome", "prop_attn": False}
+UNWEIGHTED = "tome:prop_attn=False"
 REDUCTIONS = [
     ("tomee", {}, "reduction.name", "tomee"),
     (["evit"], {}, "reduction.name", ["evit"]),
@@ -93,7 +93,7 @@ REDUCTIONS = [
         ({"arch": {"rope": 1}}, "arch.rope", "rope"),
         ({"arch": {3: 1}}, "arch.3", 3),
         pytest.param({"reduction": 10**309}, "reduction", 10**309, id="no float"),
-        ({"reduction": {"name": "tome", "r": PAIR}}, "reduction.r", PAIR),
+        ({"reduction": f"tome:r={PAIR}"}, "reduction.r", PAIR),
         ({"arch": {"gelu": "relu"}}, "arch.gelu", "relu"),
         ({"arch": {"registers": -1}}, "arch.registers", -1),
         ({"arch": {"pre_norm": 1}}, "arch.pre_norm", 1),
@@ -150,7 +150,7 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
 @pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])
 def test_mae_is_merged_without_proportional_attention(given, used):
     """Off the shelf, as ToMe's authors use it; other weights of its shape are not."""
-    options = {"reduction": {"name": "tome", "r": 8}, "prop_attn": given}
+    options = {"reduction": "tome:r=8", "prop_attn": given}
     mae = create_model("vit_base_patch16_224.mae", **options)
     assert mae.prop_attn is used
     for name in ("vit_base_patch16_224", "vit_base_patch16_224.dino"):

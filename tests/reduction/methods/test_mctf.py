@@ -58,7 +58,7 @@ def test_another_score_takes_the_place_of_attention(score, field):
 
 def test_values_and_residual_are_those_of_the_fused_tokens():
     """One block, against its own parts: attention's map, values, projection and MLP."""
-    model = tiny.model({"name": "mctf", "r": 7, "blocks": (0,)}, depth=1)
+    model = tiny.model("mctf:r=7:blocks=(0,)", depth=1)
     variables = tiny.variables(model)
     run = functools.partial(
         model.apply, capture_intermediates=True, mutable="intermediates"

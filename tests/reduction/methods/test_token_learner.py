@@ -115,8 +115,8 @@ def test_convolutions_need_a_grid_and_cost_what_they_read():
     "version, class_token", [("v1.1", True), ("v1.1", False), ("v1.0", True)]
 )
 def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
-    reduction = {"name": "token_learner", "num_tokens": 4, "block": 1}
-    reduction |= {"version": version}
+    reduction = "token_learner:num_tokens=4:block=1"
+    reduction = tiny.changed(reduction, version=version)
     model = tiny.model(reduction, class_token=class_token)
     variables = tiny.variables(model)
     assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
@@ -136,7 +136,7 @@ def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
 @pytest.mark.parametrize("version", ["v1.1", "v1.0"])
 def test_images_need_not_be_square(version):
     size = (tiny.SIDE, 2 * tiny.SIDE)
-    reduction = {"name": "token_learner", "block": 0, "version": version}
+    reduction = f"token_learner:block=0:version={version}"
     model = tiny.model(reduction, image_size=size, depth=1)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
