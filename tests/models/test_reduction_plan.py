@@ -16,6 +16,7 @@ from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
 
@@ -26,7 +27,7 @@ MERGES = "but merge_blocks and prune_blocks are"
 # the attention of the block before it.
 REASONS = {
     **dict.fromkeys(("imagepiece", "imagepiece_dynamicvit", "imagepiece_tome"), MERGES),
-    "token_pooling": "reads at block 0 the attention of the block before it",
+    "token_pooling": "at block 0 reads the attention of the block before it",
     "grid_pooling": "it must be a square such as",
 }
 
@@ -137,7 +138,7 @@ def test_unusual_models():
     _, share, _ = at_cost(learned, dense(image_size=(128, 320)), (8, 20))
     assert abs(share - 0.5) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
-    found, _, left = at_cost(f"tome:counts={listed}")
+    found, _, left = at_cost(ToMe(counts=listed))
     assert left == listed
     assert found.method.counts == (*listed,)
 

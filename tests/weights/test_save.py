@@ -18,6 +18,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
@@ -51,7 +52,7 @@ MODELS = {
     "large eps": {"arch": {"norm_eps": 1e-3}},
     "4 x 9 patches": {"image_size": (16, 36)},  # a square number of them
     "numbers of NumPy": {"num_classes": np.int64(7), "mean": np.full(3, 0.5)}
-    | {"std": np.full(3, 0.5), "reduction": f"tome:r={np.int64(3)}"},
+    | {"std": np.full(3, 0.5), "reduction": ToMe(r=np.int64(3))},
     "conv stem": {"stem": "conv"},
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
