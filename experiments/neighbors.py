@@ -22,7 +22,7 @@ import numpy as np
 
 import imagepiece_jax
 from experiments import intervals, study
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import make_folder, read_json, write_json
 from imagepiece_jax.common.progress import counted

@@ -41,7 +41,7 @@ from experiments.models import (
     runs_in,
     take_from_weights,
 )
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel, xla_options
