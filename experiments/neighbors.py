@@ -80,7 +80,7 @@ def cells() -> list[Cell]:
 def loaded(weights, setting: str):
     """The encoder of a setting; images of its size are not cropped."""
     fields = {"image_size": SIDE, "dtype": "float32", **SETTINGS[setting]}
-    return imagepiece_jax.load(weights, preprocessing={"crop": 1.0}, **fields)
+    return imagepiece_jax.load(weights, crop=1.0, **fields)
 
 
 def image_paths(folder: str) -> list[str]:
