@@ -22,7 +22,7 @@ import numpy as np
 
 import imagepiece_jax
 from experiments import intervals, study
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import make_folder, read_json, write_json
 from imagepiece_jax.common.progress import counted
@@ -80,7 +80,7 @@ def cells() -> list[Cell]:
 def loaded(weights, setting: str):
     """The encoder of a setting; images of its size are not cropped."""
     fields = {"image_size": SIDE, "dtype": "float32", **SETTINGS[setting]}
-    return imagepiece_jax.load(weights, preprocessing={"crop": 1.0}, **fields)
+    return imagepiece_jax.load(weights, crop=1.0, **fields)
 
 
 def image_paths(folder: str) -> list[str]:

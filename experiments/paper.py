@@ -41,7 +41,7 @@ from experiments.models import (
     runs_in,
     take_from_weights,
 )
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel, xla_options
@@ -59,7 +59,7 @@ from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights.load import load, unknown_normalization
+from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import last_checkpoint
 
 CONFIG = cli.define_config("a config file of --small's runs")
@@ -337,10 +337,7 @@ def opened_models(config, fields, seeds) -> Models:
     try:
         vit = load(WEIGHTS.value, checkpoint=checkpoint, **fields).analyzed(dtype)
     except InputError as error:
-        raise error.renamed({"path": "--weights"}) from error
-    if not vit.source.normalized:
-        note = unknown_normalization(WEIGHTS.value, "--mean and --std")
-        print(f"note: {note}", flush=True)
+        raise error.renamed({"weights": "--weights"}) from error
     if not SMALL.value:
         return OffTheShelf(vit)
     recipe = config or package_config(FINETUNING)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, replace_file

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.common import extras, parallel, xla_options
 from imagepiece_jax.common.tables import text_table

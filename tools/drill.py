@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import checksums, signals
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.variables import variable_shapes

@@ -28,7 +28,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import on_noise, random_variables
 from imagepiece_jax.common import timer, xla_options

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from configs import base
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.data import train_crop

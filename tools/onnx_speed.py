@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table

@@ -23,7 +23,7 @@ import sys
 
 from tqdm import tqdm
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import machine, signals
 from imagepiece_jax.errors import InputError
 from tools.imagenet import scan, writer

@@ -15,7 +15,7 @@ import time
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands import benchmark

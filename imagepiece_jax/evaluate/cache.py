@@ -74,9 +74,6 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
         lines = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem=problem, place=path) from error
     if _is_torn(lines[-1], *needed):
         del lines[-1]
     found = []
@@ -86,9 +83,8 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
             for name in needed:
                 value[name]
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"line {number} is not a measured result ({error!r})"
-            hint = "fix or remove it"
-            raise InputError(problem=problem, place=path, hint=hint) from error
+            text = f"{path}: line {number} is not a measured result ({error!r})"
+            raise InputError(f"{text}; fix or remove it") from error
         found.append(value)
     return found
 
@@ -114,7 +110,6 @@ def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
 class ResultCache:
     """All results in a folder, which is locked until `close` is called.
 
-    again: whether earlier results are measured anew when they are first needed
     versions: versions of libraries and the device, which new lines carry
     Raises InputError where the folder cannot be written, or another process has it.
     """
@@ -122,14 +117,12 @@ class ResultCache:
     def __init__(
         self,
         folder: str | os.PathLike,
-        again: bool = False,
         versions: dict[str, Any] | None = None,
     ):
         self._lines = Lines(pathlib.Path(folder, FILE), *FIELDS)
         self._results = {}
-        if not again:
-            for entry in self._lines.found:
-                self._results[_key(entry["setting"])] = entry["result"]
+        for entry in self._lines.found:
+            self._results[_key(entry["setting"])] = entry["result"]
         self.versions = versions or {}
 
     def close(self):
@@ -140,10 +133,6 @@ class ResultCache:
 
     def __exit__(self, *_):
         self.close()
-
-    def __contains__(self, setting: dict) -> bool:
-        """Whether the result of a setting is measured already."""
-        return _key(setting) in self._results
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
@@ -196,7 +185,7 @@ class MeasuredWeights:
 
     vit: Pretrained  # a model of `load`
     images: Split  # the images to evaluate on, or an object with the same fields
-    cache: ResultCache  # where results are stored
+    cache: ResultCache | None = None  # where results are stored
     clock: Any = None  # a benchmark.workloads.Clock, which measures speed
     seed: int | None = None  # seed of reducers that draw; None: that of the weights
     name: str = ""  # the name in lines on stderr; "": the reduction's
@@ -215,10 +204,6 @@ class MeasuredWeights:
             lambda: self._evaluate(reduction),
             f"{name}, {setting['images']} images",
         )
-
-    def has_evaluated(self, reduction: Reduction) -> bool:
-        """Whether `evaluate` has been measured already."""
-        return self.setting("accuracy", reduction) in self.cache
 
     def speed(self, reduction: Reduction) -> dict[str, float]:
         """Speed of a reduction, measured by the clock in turns with the dense model."""

@@ -129,6 +129,6 @@ def _teacher_of_distillation(run, initial):
         allowed = f"the {run.num_classes} of the student"
         run.teacher.refuse("weights", allowed, f"has {count} classes")
     if not vit.source.normalized:
-        note = unknown_normalization(vit.source.path, "mean and std in the file")
+        note = unknown_normalization(vit.source.path)
         say(f"note: {note}")
     return model, vit.image_size, vit.variables

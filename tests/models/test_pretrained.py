@@ -49,7 +49,7 @@ def test_the_same_weights_at_another_size(tmp_path, dense, size):
         loaded.with_reduction(TOME).at_size(size),
         loaded.at_size(size).with_reduction(TOME),
         loaded.at_size(40).with_reduction(TOME).at_size(size),  # resized once
-        imagepiece_jax.load(file, image_size=40, preprocessing={}, **GIVEN)
+        imagepiece_jax.load(file, image_size=40, crop=0.875, **GIVEN)
         .at_size(size)
         .with_reduction(TOME),
     ):
