@@ -15,6 +15,7 @@ FOLDER/README.md from the lines that are there.
 
 import hashlib
 import itertools
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import imagepiece_jax
 from experiments import intervals, study
 from imagepiece_jax import old_cli as cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import make_folder, read_json, write_json
+from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
@@ -122,7 +123,7 @@ class Study:
     def __init__(self, weights, folder):
         self._weights = weights
         self._folder = pathlib.Path(folder)
-        make_folder("--vectors", folder)
+        os.makedirs(folder, exist_ok=True)
         self._kept = {}
 
     def vectors(self, images: str, setting: str, files: list[str]) -> np.ndarray:
@@ -251,7 +252,7 @@ def main():
     waiting = FLAGS.cells_to_run(cells(), page)
     if TIME.value:
         path = FLAGS.folder / "times.json"
-        make_folder("--out", FLAGS.folder)
+        os.makedirs(FLAGS.folder, exist_ok=True)
         write_json(path, measure_times(cli.required(WEIGHTS)))
         return
     if not waiting:

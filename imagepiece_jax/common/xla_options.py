@@ -4,10 +4,12 @@ Options are given program by program, never by XLA_FLAGS, so that nothing else c
 """
 
 import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.fields import checked
 from imagepiece_jax.errors import InputError
 
@@ -28,6 +30,16 @@ def fast_dtype(device: jax.Device | None = None) -> str:
     """The fast dtype on a device (None: the first): float32 on CPUs, else bfloat16."""
     device = device or jax.devices()[0]
     return "float32" if device.platform == "cpu" else "bfloat16"
+
+
+def checked_dtype(dtype: Any) -> str:
+    """The name of a dtype of layers, such as that of jnp.bfloat16.
+
+    Raises InputError for one that is none of DTYPES.
+    """
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    check_choice("dtype", name, DTYPES)
+    return name
 
 
 def layer_dtype():
@@ -52,5 +64,4 @@ def check_dtype(dtype: str, platform: str | None = None):
     """
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
-        problem = "is 'float16', in which CPUs compute no attention"
-        raise InputError("dtype", dtype, "'float32' and 'bfloat16'", problem=problem)
+        raise InputError("dtype is 'float16', in which CPUs compute no attention")

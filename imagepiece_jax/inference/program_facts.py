@@ -30,7 +30,7 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
     """The facts about the program in file `out`; {} where they cannot be read."""
     try:
         return read_json(facts_file(out))
-    except InputError:
+    except (InputError, OSError):
         return {}
 
 

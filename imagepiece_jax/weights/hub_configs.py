@@ -141,7 +141,7 @@ def _parse_ours(config):
             spec = ModelSpec.from_fields(ours["model"])
         spec = dataclasses.replace(spec, dtype=ours["dtype"])
         with inside("preprocessing"):
-            Preprocessing.from_fields(spec.image_size, ours["preprocessing"])
+            Preprocessing(spec.image_size, **ours["preprocessing"])
         reduction = Reduction.read(ours["reduction"])
     _check_same(spec, config)
     class_names = timm_config.labels(config, classes)

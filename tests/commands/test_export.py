@@ -59,7 +59,7 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     facts = program_facts.program_facts(vit, images)
     assert facts["problem_type"] == problem_type
     assert facts["activation"] == activation
-    assert Preprocessing.from_fields(20, crop_of(facts["preprocessing"])) == prepared
+    assert Preprocessing(20, **crop_of(facts["preprocessing"])) == prepared
     assert facts["preprocessing"]["resized"] == [22, 22]
 
 

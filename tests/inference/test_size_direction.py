@@ -263,15 +263,14 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
         (np.zeros((2, 24, 20, 3), np.uint8), "of 20x20"),
         (np.zeros((2, 20, 20, 4), np.uint8), "of 20x20"),
         ([], "is empty"),
-        ([3], "image 0: size_images is int"),
+        ([3], "size_images: images is int"),
         (np.full((2, 20, 20, 3), np.nan, np.float32), "no numbers"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the values of images are not all numbers")
 def test_images_that_find_no_directions(vit, images, said):
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=said):
         optimize(vit, 2, sizes="direction", size_images=images)
-    assert caught.value.field == "size_images"
 
 
 def test_weights_that_are_no_numbers_find_no_directions(vit):
