@@ -814,7 +814,7 @@ def divided(monkeypatch, vit, images):
 
     def divided_only(*args):
         parts.extend(divide(*args))
-        raise InputError(problem="nothing is trained")
+        raise InputError("nothing is trained")
 
     monkeypatch.setattr(recover, "divided", divided_only)
     with pytest.raises(InputError, match="nothing is trained"):
