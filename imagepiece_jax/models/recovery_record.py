@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 

@@ -259,8 +259,8 @@ def _config_named(source):
     try:
         yield
     except timm_tensors.Misfit as error:
-        of_positions = error.field == "tensor pos_embed"
-        of_sizes = not (error.field or error.fresh)  # depth and width
+        of_positions = error.tensor == "pos_embed"
+        of_sizes = error.tensor is None  # depth and width
         if source.run is None or not (of_positions or of_sizes):
             raise
         spec = source.spec

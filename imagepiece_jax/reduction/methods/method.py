@@ -6,8 +6,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from imagepiece_jax.common.checks import check_choice, check_range, check_share
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import (
+    as_tuple,
+    check_choice,
+    check_range,
+    check_share,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, Unreachable, build
