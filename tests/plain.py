@@ -46,7 +46,7 @@ def main():
     with folder, contextlib.chdir(folder.name):
         space = first_example()
         small = functions()
-    print(json.dumps({"reduction": space["vit"].reduction.fields, **small}))
+    print(json.dumps({"reduction": str(space["vit"].reduction), **small}))
 
 
 def first_example():

@@ -59,13 +59,12 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     *_, found = read_lines(study.out / FILE)
     setting = found["setting"]
     assert setting["kind"] == "accuracy"
-    assert setting["reduction"]["name"] == "tome"
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
     assert setting["model"]["embed_dim"] == 8
     assert setting["images"] == 24
-    assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
+    assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
     assert setting["weights"] == pretrained.digest
     assert setting["seed"] == 0
     assert setting["digest"] == study.images.source.digest

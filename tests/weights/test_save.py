@@ -392,7 +392,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     assert vit.untrained_parts == ("head",)
     assert "(untrained head), images of" in repr(vit)
     other = vit.with_reduction("tome:r=3")
-    assert other.untrained and other.label == "tome r=3 (untrained head)"
+    assert other.untrained and other.label == "tome:r=3 (untrained head)"
     with untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
     with untrained() as said:
