@@ -60,10 +60,7 @@ class Weights:
         from imagepiece_jax import load
 
         given = {name: value for name, value in vars(self).items() if value is not None}
-        weights = given.pop("weights")
-        if "crop" in given:
-            given["preprocessing"] = {"crop": given.pop("crop")}
-        return load(weights, **given, **others)
+        return load(**given, **others)
 
 
 @dataclasses.dataclass(frozen=True)
