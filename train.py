@@ -1,6 +1,7 @@
 """Train a model: python train.py --config configs/deit_s_imagepiece.py"""
 
-from imagepiece_jax.__main__ import run_command
+from imagepiece_jax import old_cli
+from imagepiece_jax.commands import train
 
 if __name__ == "__main__":
-    run_command("train")
+    old_cli.run(train.main)

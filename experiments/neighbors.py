@@ -34,13 +34,9 @@ from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.models.variables import digest
 
-WEIGHTS = cli.weights()
 SETS = ("photographs", "imagenette")
-PATHS = {name: cli.text(name, None, "a folder of images") for name in SETS}
-VECTORS = cli.text("vectors", None, "a folder of .npy files, which are read again")
-FOLDER = "docs/tables/neighbors"
-FLAGS = study.Flags(FOLDER)
-TIME = cli.switch("time", False, "measure times instead")
+FOLDER = pathlib.Path("docs/tables/neighbors")
+OPTIONS = study.Options(FOLDER)
 
 SIDE = 224
 DENSE = "dense"
@@ -120,7 +116,8 @@ def shared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 class Study:
     """The encoder, and the vectors of its settings."""
 
-    def __init__(self, weights, folder):
+    def __init__(self, weights, folder, paths):
+        self._paths = paths
         self._weights = weights
         self._folder = pathlib.Path(folder)
         os.makedirs(folder, exist_ok=True)
@@ -135,7 +132,7 @@ class Study:
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """How many of its dense neighbors each image keeps, and cosines."""
-        files = image_paths(cli.required(PATHS[cell.images]))
+        files = image_paths(self._paths[cell.images])
         names = "\n".join([pathlib.Path(file).name for file in files])
         dense = self.vectors(cell.images, DENSE, files)
         own = self.vectors(cell.images, cell.setting, files)
@@ -248,19 +245,36 @@ def page(folder) -> str:
     return study.page(blocks, cells(), results)
 
 
-def main():
-    waiting = FLAGS.cells_to_run(cells(), page)
-    if TIME.value:
-        path = FLAGS.folder / "times.json"
-        os.makedirs(FLAGS.folder, exist_ok=True)
-        write_json(path, measure_times(cli.required(WEIGHTS)))
+def main(
+    options: study.Options = OPTIONS,
+    *,
+    weights: str = "",
+    photographs: str = "",
+    imagenette: str = "",
+    vectors: str = "",
+    time: bool = False,
+):
+    """Measure how many neighbors a reduced encoder keeps.
+
+    Args:
+        weights: Of the encoder.
+        photographs: A folder of images.
+        imagenette: A folder of images.
+        vectors: A folder of .npy files, which are read again.
+        time: Measure times instead.
+    """
+    waiting = options.cells_to_run(cells(), page)
+    if time:
+        path = options.out / "times.json"
+        os.makedirs(options.out, exist_ok=True)
+        write_json(path, measure_times(weights))
         return
     if not waiting:
         return
-    weights = cli.required(WEIGHTS)
-    encoder = Study(weights, cli.required(VECTORS))
+    paths = {"photographs": photographs, "imagenette": imagenette}
+    encoder = Study(weights, vectors, paths)
     identity = {"weights": digest(loaded(weights, DENSE).variables)[:16]}
-    study.run(waiting, FLAGS.folder, identity, encoder.measure)
+    study.run(waiting, options.out, identity, encoder.measure)
 
 
 if __name__ == "__main__":

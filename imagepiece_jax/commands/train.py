@@ -8,7 +8,7 @@ resumes a run that was stopped.
 
 import pathlib
 
-from imagepiece_jax import cli
+from imagepiece_jax import old_cli as cli
 from imagepiece_jax.errors import InputError, flags_of
 
 cli.define_config()

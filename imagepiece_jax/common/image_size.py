@@ -4,32 +4,11 @@ import math
 from typing import Any
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.fields import REQUIRED, checked, is_integer
 from imagepiece_jax.errors import InputError
 
 # In one image: Pillow refuses more as a decompression bomb. 540 MB decoded, and a few
 # times as much on the way.
 MAX_PIXELS = 178_956_970
-
-
-def image_size_field():
-    """A field for the size of images."""
-
-    def convert(value):
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        both = sides(value)
-        fits = len(both) == 2 and all(is_integer(s) and s > 0 for s in both)
-        if not fits or math.prod(both) > MAX_PIXELS:
-            raise ValueError(value)
-        height, width = map(int, both)
-        return height if is_integer(value) else (height, width)
-
-    return checked(
-        REQUIRED,
-        convert,
-        f"whole pixels a side, and (height, width), {MAX_PIXELS:,} pixels at most",
-    )
 
 
 def checked_size(image_size: Any) -> int | tuple[int, int]:

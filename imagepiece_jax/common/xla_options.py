@@ -3,14 +3,12 @@
 Options are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """
 
-import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.fields import checked
 from imagepiece_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")  # of layers
@@ -40,21 +38,6 @@ def checked_dtype(dtype: Any) -> str:
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     check_choice("dtype", name, DTYPES)
     return name
-
-
-def layer_dtype():
-    """A field that is one of DTYPES, by its name or as a type such as jnp.bfloat16."""
-
-    def convert(value):
-        name = value
-        if not isinstance(value, str):
-            with contextlib.suppress(TypeError):  # not a type
-                name = jnp.dtype(value).name
-        if name not in DTYPES:
-            raise ValueError(value)
-        return name
-
-    return checked(None, convert, ", ".join(DTYPES))
 
 
 def check_dtype(dtype: str, platform: str | None = None):

@@ -12,15 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.fields import REQUIRED, several
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.errors import InputError
-
-
-def channels(each):
-    """A field for three numbers, one a channel, each checked as the field `each`."""
-    allowed = f"three {each.metadata['allowed']}, for pixels in [0, 1]"
-    return several(REQUIRED, each, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
 
 
 @dataclasses.dataclass(frozen=True)

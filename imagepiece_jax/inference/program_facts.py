@@ -89,7 +89,7 @@ def program_facts(
     if vit.spec is not None:
         fields = vit.spec.as_dict
     if vit.reduction is not None:
-        method = vit.reduction.fields
+        method = str(vit.reduction)
     return {
         "input": entry(IMAGES, images),
         "normalization": normalization,

@@ -93,7 +93,7 @@ def write_folder(
     for vit in models:
         trace = tracing.trace(vit.model, vit.on_device(), images, vit.problem_type)
         traces.append(trace)
-        setting = vit.reduction.fields
+        setting = str(vit.reduction)
         method = {"label": vit.label, "setting": setting, "gmacs": vit.gmacs}
         methods.append(method)
         stages = trace.stages

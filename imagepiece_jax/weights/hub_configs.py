@@ -8,8 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -36,7 +35,7 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.location import Location
 
-FORMAT = 1  # of `OURS`: another one is not read
+FORMAT = 2  # of `OURS`: another one is not read
 
 
 def read(found: Location) -> dict[str, Any]:
@@ -99,6 +98,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     loads the dense part. Else it is OURS.
     """
     model = vit.model
+    reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
     optional = {}
     if vit.untrained:
         optional["untrained"] = vit.untrained_parts
@@ -117,7 +117,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
             "std": model.std,
         },
         "preprocessing": vit.preprocessing.options,
-        "reduction": {**vit.reduction.fields, "prop_attn": model.prop_attn},
+        "reduction": str(reduction),
         "dtype": model.dtype.name,
         **optional,
     }

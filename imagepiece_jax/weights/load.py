@@ -216,11 +216,8 @@ def _create(source, spec, reduction, prop_attn):
     """
     trained = source.reduction or DENSE
     trained_size = source.spec.image_size
-    same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
-        if not same_size:  # where its counts are of another cost
-            reduction = dataclasses.replace(reduction, label="")
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:

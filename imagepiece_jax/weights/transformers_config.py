@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.fields import is_integer, is_number
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -163,9 +162,7 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
     _check_fixed(model.fixed, fields)
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
     for field in {*fields} & COUNTS:
-        value = fields[field]
-        if not is_integer(value) or value < 1:
-            raise InputError(f"{field} is {value!r}; it must be a whole number from 1")
+        check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
     size = _square(fields["image_size"])
     patch = _square(fields["patch_size"])
@@ -357,7 +354,7 @@ def _share(crop, side):
 def _resized(size, default_to_square):
     """(pixels a side, whether both sides get them) of a processor's size."""
     if not isinstance(size, Mapping):
-        return _square(size), default_to_square or not is_integer(size)
+        return _square(size), default_to_square or not isinstance(size, int)
     given = {name: value for name, value in size.items() if value is not None}
     if {*given} == {"shortest_edge"}:
         return _square(given["shortest_edge"]), False
@@ -370,7 +367,7 @@ def _resized(size, default_to_square):
 
 def _channels(values):
     """Mean or std as three numbers; one number stands for all channels."""
-    if is_number(values):
+    if isinstance(values, int | float):
         return (values,) * 3
     return values
 
@@ -379,9 +376,9 @@ def _square(size):
     """Pixels a side of a square, from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
-    if is_integer(size):
+    if isinstance(size, int):
         return size
     height, width = size
-    if height != width or not is_integer(height):
+    if height != width or not isinstance(height, int):
         raise InputError(f"a size is {tuple(size)}; it must be a square")
     return height

@@ -131,7 +131,7 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder that `save` wrote, of a model whose second block prunes."""
-    vit = tiny.pretrained({"name": "evit", "keep_rate": 0.6, "blocks": (1,)}, depth=2)
+    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
     return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
 
 

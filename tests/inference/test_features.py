@@ -194,7 +194,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     """Two at a time, of which the last has one image of the five twice."""
-    vit = tiny.pretrained({"name": "tome", "r": 4}, depth=1)
+    vit = tiny.pretrained("tome:r=4", depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -223,7 +223,7 @@ def test_a_damaged_file_of_a_folder_is_named_and_its_features_are_nan(
 ):
     """As the command `features` has it: the other rows are those without it."""
     monkeypatch.setattr(features, "BATCH", batch)
-    vit = tiny.pretrained({"name": "tome", "r": 4}, depth=1)
+    vit = tiny.pretrained("tome:r=4", depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
     for number, image in zip((0, 2, 3), pixels, strict=True):
         Image.fromarray(image).save(tmp_path / f"{number}.png")

@@ -19,7 +19,7 @@ from tests.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
 TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
-EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
+EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
 
 
 def optimized(model, variables, **options):
@@ -68,7 +68,7 @@ def test_folded_norms_change_nothing(program, logits):
 
 
 def test_fast_reductions_are_of_programs_in_two_bytes():
-    reduction = {"name": "attended", "blocks": (1,), "macs": 0.7}
+    reduction = "attended:blocks=(1,):macs=0.7"
     for dtype, differs in (("bfloat16", True), ("float32", False)):
         model = tiny.model(reduction, dtype=dtype)
         arguments = tiny.shapes(model), tiny.images(2)
@@ -177,7 +177,7 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
 
 def test_only_what_layers_cast_is_cast():
     """Shapes can be prepared without weights."""
-    model = tiny.model({"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1,)})
+    model = tiny.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
     variables = tiny.variables(model)
     shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
     _, variables = optimize.prepare(model, variables)

@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.refused import refused
 
-TOME = {"name": "tome", "r_list": (9, 5, 2), "prop_attn": True}
+TOME = "tome:r_list=(9,5,2):prop_attn=True"
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ def test_the_least_used_direction_is_the_best_of_all():
 )
 def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
     assert name in METHODS
-    reduction = tiny.small(name) | {"prop_attn": True}
+    reduction = tiny.changed(tiny.small(name), prop_attn=True)
     model = tiny.model(reduction)
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)

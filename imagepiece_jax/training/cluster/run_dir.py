@@ -232,7 +232,6 @@ def flat_fields(config):
 def _flat(config):
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     fields = flat_fields(config)
-    fields.pop("reduction.label", None)  # how the reduction was asked for
     return {name: json.dumps(value) for name, value in fields.items()}
 
 
