@@ -77,7 +77,7 @@ def as_normalized(images: jax.Array, mean, std) -> jax.Array:
 
 
 def check_images(images, image_size=None, floats: bool = True, pixels: bool = False):
-    """Raise InputError for anything but a batch of images [B, H, W, 3], B > 0.
+    """Check that images are a batch [B, H, W, 3], B > 0.
 
     Integers would pass through a model, and mean nothing there.
 

@@ -50,17 +50,11 @@ def read_state_dict(
     choose: the names to read, from all names; other tensors may be many GB
     checkpoint: a key of the file, or a start of names, such as "teacher", of the model
         that is meant, where a file has several
-    Raises InputError where the file or a part is missing, of an unknown kind, damaged,
-        truncated, or anything but named tensors, and where there are no averages, or no
-        such checkpoint.
     """
     path = pathlib.Path(path)
 
     def select(content):
-        """The tensors that `choose` names, not yet read.
-
-        Raises InputError where they are larger than the memory.
-        """
+        """The tensors that `choose` names, not yet read."""
         unread = tensors_of_one(path, content, averaged, checkpoint)
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
@@ -106,7 +100,7 @@ def _guarded(path, readers, *options):
 
 
 def _look_into(path):
-    """Raise InputError for a pointer of Git LFS, and for an archive that is a bomb."""
+    """Refuse a pointer of Git LFS, and an archive that is a bomb."""
     with open(path, "rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise InputError("it is a pointer of Git LFS; git lfs pull fetches it")
@@ -116,7 +110,7 @@ def _look_into(path):
 
 
 def _limit_size(path, unpacked, memory=math.inf):
-    """Raise InputError for more bytes than the memory or an archive's weights have."""
+    """Refuse more bytes than the memory or an archive's weights have."""
     limits = {f"this machine's memory, {memory / 1e6:.1f} MB": memory}
     if zipfile.is_zipfile(path):
         size = path.stat().st_size
@@ -162,10 +156,7 @@ def _read_safetensors(path, select):
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
-    """{tensor: the file with it} of the index of .safetensors or .bin in parts.
-
-    Raises InputError for another form, and for a part in another folder.
-    """
+    """{tensor: the file with it} of the index of .safetensors or .bin in parts."""
     places = read_json(path)["weight_map"]
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
     endings = [*_PARTS]

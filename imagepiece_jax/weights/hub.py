@@ -105,13 +105,13 @@ class _Repository:
         self.files = []
 
     def _error(self, problem):
-        """The InputError for this repository, or for a hub that cannot be reached."""
+        """The error for this repository, or for a hub that cannot be reached."""
         if self._unreachable:
             return InputError(f"{self._text}: the hub {problem}")
         return InputError(f"{self._text} {problem}")
 
     def needed(self, *names):
-        """The path of the first of these files that there is; InputError for none."""
+        """The path of the first of these files that there is."""
         for name in names:
             if file := self._get(name):
                 return file
@@ -121,7 +121,7 @@ class _Repository:
         raise self._error(problem)
 
     def optional(self, name):
-        """Fetch a file where the repository has it; InputError if nobody knows."""
+        """Fetch a file where the repository has it."""
         if self._get(name) or not self._unreachable:
             return
         import huggingface_hub

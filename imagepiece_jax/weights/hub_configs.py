@@ -39,10 +39,7 @@ FORMAT = 2  # of `OURS`: another one is not read
 
 
 def read(found: Location) -> dict[str, Any]:
-    """Fields of a WeightsSource by a folder's config file and its processor's.
-
-    Raises InputError, which names the file that cannot be read or understood.
-    """
+    """Fields of a WeightsSource by a folder's config file and its processor's."""
     if found.config_file.name == OPEN_CLIP:
         parse_config = open_clip_config.parse_open_clip
         return _guarded(found.config_file, parse_config, found.config)
@@ -162,7 +159,7 @@ def _parse_ours(config):
 
 
 def _check_same(spec, config):
-    """Raise InputError where our own part contradicts timm's on what no tensor shows.
+    """Compare our own part with timm's on what no tensor shows.
 
     Both are of one model, so somebody changed one of them.
     """

@@ -84,8 +84,6 @@ def completed(
     contents: of the path; None for a run, whose config says all
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
-    Raises InputError where no source says which model this is, where a config.json
-        contradicts the tensors, and where `requested` contradicts either.
     """
     if source.run is not None:
         return source
@@ -324,8 +322,6 @@ def infer(
     common_parts: fields of an Architecture that all models of the tensors' layout have
     otherwise: fields that hold where nothing else says them
     Returns name, all sizes, the full Architecture, mean and std.
-    Raises InputError where the tensors are of no vision transformer that exists here,
-        where they contradict `partial`, and where it lacks a field that they lack too.
     """
     normalization(partial.mean, partial.std)  # refuses one without the other
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -498,7 +494,7 @@ def _prefix(shapes):
 
 
 def _shape(shapes, name, rank):
-    """The shape of a tensor. InputError where it is missing or of another rank."""
+    """The shape of a tensor, which must be there and of this rank."""
     shape = shapes.get(name)
     if shape is not None and len(shape) == rank:
         return shape
@@ -528,7 +524,7 @@ def _visible(arch):
 
 
 def _check_parts(partial, arch, parts, shapes):
-    """InputError where tensors contradict an Architecture."""
+    """Refuse tensors that contradict an Architecture."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
     wanted = vars(_visible(arch))
@@ -594,7 +590,7 @@ def _has_two_grids(shapes, sizes, partial):
 
 
 def _unknown(lacking, partial, sizes, parts):
-    """The InputError for lacking fields, with ways to say them."""
+    """The error for lacking fields, with ways to say them."""
     name = partial.name
     width = sizes["embed_dim"]
     first, *rest = lacking

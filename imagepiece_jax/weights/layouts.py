@@ -360,7 +360,7 @@ SCAN = "Transformer.encoderblock."
 
 
 def misshapen(name, shape, allowed):
-    """The InputError for a tensor of another shape."""
+    """The error for a tensor of another shape."""
     return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
 
 
@@ -384,7 +384,6 @@ def read_weights(
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
 
     averaged, checkpoint: as `files.read_state_dict` takes them
-    Raises InputError, which names the file.
     """
     path = pathlib.Path(path)
     names = []
@@ -430,7 +429,6 @@ def to_timm(
     `timm_tensors.from_timm` does.
 
     names: of all tensors in the file; None: `state_dict` has all
-    Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
     if names is None:
         names = [*state_dict]
@@ -462,7 +460,7 @@ def to_timm(
 
 
 def _without_place(name, layout, prefix):
-    """The InputError for a tensor that no part of a model in this layout has."""
+    """The error for a tensor that no part of a model in this layout has."""
     of_tower = ""
     if prefix:
         of_tower = f" outside the tower {prefix[:-1]}{choice_of([prefix[:-1]])}"
@@ -470,7 +468,7 @@ def _without_place(name, layout, prefix):
 
 
 def _note_name(origin, part, name):
-    """Note that a tensor is a part. InputError where another one is the same part.
+    """Note that a tensor is a part, which no other may be.
 
     origin: {part: the tensor's name}, to which it is added
     """
@@ -522,10 +520,7 @@ def _placed_names(names: Collection[str]) -> list[str]:
 
 
 def _dotted_names(names):
-    """{name: the same with dots, without what wrappers of a model added}.
-
-    InputError where two names are the same without that.
-    """
+    """{name: the same with dots, without what wrappers of a model added}."""
     dotted = {}
     for name in names:
         parts = name.replace("/", ".").split(".")

@@ -232,7 +232,7 @@ def _create(source, spec, reduction, prop_attn):
 
 
 def _check_config_of_run(source):
-    """Raise InputError where a run's checkpoint is of another model than its config.
+    """Check that a run's checkpoint is of the model of its config.
 
     No array is read; a run without a checkpoint passes.
     """
@@ -337,7 +337,6 @@ def read_source(
     A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
     the caller names another.
     checkpoint, averaged: as `load` takes them
-    Raises InputError where there are no weights, and for a run's checkpoint of no run.
     """
     found = location.find(path)
     place = found.place

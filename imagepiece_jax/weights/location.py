@@ -58,8 +58,6 @@ def find(path: str | os.PathLike) -> Location:
 
     A folder's config file is read, and no other. Files of the hub that are in its cache
     are not fetched again.
-    Raises InputError where there is nothing, where files cannot be fetched, for a
-        malformed id, and for a folder that says nothing of its weights.
     """
     text = os.fspath(path)
     if hub.is_id(text):
@@ -81,10 +79,7 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether there is the folder of a run at `path`.
-
-    Raises InputError as `find` does, but where there is nothing.
-    """
+    """Whether there is the folder of a run at `path`."""
     folder = pathlib.Path(os.path.expanduser(path))
     if not os.path.isfile(folder / CONFIG):  # nor for a name that is too long
         return False
@@ -100,7 +95,7 @@ def last_checkpoint(path: str | os.PathLike) -> str | None:
 
 
 def _in_folder(folder):
-    """The Location of a folder. Raises InputError where nothing says what it holds."""
+    """The Location of a folder."""
     file = config_file(folder)
     if not file.exists():
         raise InputError(f"folder {folder} has no {CONFIG}")
@@ -141,7 +136,7 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder. Raises InputError for none, and for several."""
+    """The file of weights in a folder."""
     candidates = weights_files(folder)
     if len(candidates) == 1:
         return candidates[0]

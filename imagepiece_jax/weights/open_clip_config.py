@@ -100,7 +100,7 @@ def _of_tower(vision, model):
 
 
 def _check_only(path, options, known):
-    """Raise InputError for an option, of those at a path, other than the known one."""
+    """Refuse an option, of those at a path, other than the known one."""
     for name, value in options.items():
         if name != known:
             raise InputError(f"{path} has {name}={value!r}, which no model here has")

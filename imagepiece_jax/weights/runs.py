@@ -32,10 +32,7 @@ IMAGENET = {"mean": MEAN, "std": STD}
 
 
 def read(found: Location) -> dict[str, Any]:
-    """Fields of a WeightsSource by the files of a run.
-
-    Raises InputError for a config.json that is not that of a run.
-    """
+    """Fields of a WeightsSource by the files of a run."""
     run = found.config
     if not FIELDS <= {*run}:
         raise InputError(
@@ -68,7 +65,6 @@ def read_checkpoint(
 
     averaged: the averages of its weights (config.ema_decay), not the weights
     Returns it and the checkpoint's other facts, the fields of a Progress.
-    Raises InputError where it has none, and for another `checkpoint`.
     """
     check_choice("checkpoint", checkpoint, KINDS)
     folder = pathlib.Path(folder).resolve()
@@ -132,7 +128,7 @@ def _written(folder):
 def check_normalization(
     folder: str | os.PathLike, values: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Raise InputError where a run's config says another mean or std than its training.
+    """Refuse a run whose config says another mean or std than its training.
 
     values: "mean" and "std" by the config; one that lacks them has ImageNet's
     facts: in a checkpoint, beside its arrays; {}: unknown
@@ -157,7 +153,6 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     """Read the class names of the run in `folder`, by label; None: it has none.
 
     classes: how many names there are to be
-    Raises InputError for a file that is no list of so many names.
     """
     path = folder / CLASSES
     if not path.exists():

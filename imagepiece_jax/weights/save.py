@@ -103,7 +103,7 @@ def _write(file, tensors):
 
 
 def checked_folder(folder):
-    """The folder's path; InputError where another file would be overwritten."""
+    """The folder's path, where no other file would be overwritten."""
     folder = pathlib.Path(os.path.expanduser(folder))
     names = []
     if folder.exists():
@@ -128,7 +128,7 @@ def _is_saved(folder):
 
 
 def _check(vit):
-    """InputError for a model that `load` could not make again."""
+    """Refuse a model that `load` could not make again."""
     if vit.reduction is None:
         raise InputError("reduction is unknown: the model's plan was made by hand")
     if vit.model.folded:
@@ -137,7 +137,7 @@ def _check(vit):
 
 
 def _check_round_trip(model, tensors, config):
-    """InputError where `load` would refuse these files, or make another model."""
+    """Check that `load` makes the same model of these files."""
     parsed = hub_configs.parse(config, {})
     read = layouts.to_timm(tensors).tensors
     saved = infer(read, parsed["spec"])

@@ -40,7 +40,7 @@ class Unread(NamedTuple):
 
 
 def unreadable(tensor, dtype):
-    """The InputError for a tensor of a type that is not read."""
+    """The error for a tensor of a type that is not read."""
     return InputError(f"{tensor} is of type {dtype}; convert it to {_READABLE}")
 
 
@@ -83,7 +83,6 @@ def _averaged_or_not(path, tensors, averaged, start):
         out, and where they are all there is, they are kept
     start: the caller's `checkpoint`, which all names begin with or contain, and which
         is no mark of averages itself
-    Raises InputError where averages are wanted of a file that has none, or several.
     """
     by_start = _averages(tensors, start)
     if averaged and len(by_start) == 1:
@@ -209,7 +208,7 @@ def _name_of_averages(content):
 
 
 def named_tensors(content):
-    """The state dict in `content`. Raises InputError where there is anything else."""
+    """The state dict in `content`."""
     content = _unwrapped(content)
     models = _models(content)
     if len(models) == 1:  # among a script's other things

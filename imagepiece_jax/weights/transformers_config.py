@@ -219,7 +219,7 @@ def _of_tower(config):
 
 
 def _check_fixed(fixed, fields):
-    """InputError for fields of which models here have one value."""
+    """Check fields of which models here have one value."""
     for field, value in fixed.items():
         check_choice(field, fields.get(field, value), [value])
 
@@ -230,7 +230,6 @@ def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]
     Both are empty without the file. What it leaves out is as in its image processor.
 
     images, config: contents of it and of config.json
-    Raises InputError for pixels or a crop that no model here has.
     """
     if not images:
         return ModelSpec(), {}
