@@ -240,7 +240,7 @@ def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
     assert [p.name for p in target.parent.iterdir()] == ["target"]
     link.unlink()
     link.symlink_to(link)
-    with pytest.raises(RunError, match="cannot be written .Too many levels"):
+    with pytest.raises(RunError, match="cannot be written"):
         put(link, "new")
 
 
