@@ -33,7 +33,9 @@ def run(tmp_path_factory):
     """A run in which every weight is the number of the step it was saved at."""
     path = tmp_path_factory.mktemp("run")
     config = runs.configured(runs.SMALL, **{"model.embed_dim": 8})
-    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    (path / "config.json").write_text(
+        json.dumps(RunConfig.from_config(config).to_dict())
+    )
     model = RunConfig.from_config(config).create_model()
     shapes = variable_shapes(model, config.image_size)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -34,8 +34,7 @@ TINY = {
     "model.depth": 2,
     "model.embed_dim": 64,
     "model.num_heads": 1,
-    "reduction.merge_blocks": (0,),
-    "reduction.prune_blocks": (1,),
+    "reduction": "imagepiece:merge_blocks=(0,):prune_blocks=(1,)",
 }
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
 WORDS = {

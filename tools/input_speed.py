@@ -24,11 +24,11 @@ from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import train_crop
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
-from imagepiece_jax.input.config import DataConfig
 from tools.imagenet import writer
 
 DATA = cli.data()
@@ -118,7 +118,7 @@ def pipelines(size, copies):
 
 def _crop(size):
     """The training transform of configs/base.py."""
-    return DataConfig.from_config(base.get_config()).train_transform(size)
+    return RunConfig.from_config(base.get_config()).data.train_transform(size)
 
 
 def _open_image(path):

@@ -8,6 +8,7 @@ benchmark's dtype and fused attention, in training under automatic mixed precisi
 fused AdamW. They take turns with ours in one process, so ratios come from one run.
 """
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -23,7 +24,6 @@ from imagepiece_jax.common import extras, timer
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
-from imagepiece_jax.models.spec import create_model
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
@@ -207,14 +207,8 @@ def wait(event):
 
 def _macs(case, reduction):
     """MACs of an image through our model with the patch stem and a reduction."""
-    config = case.config
-    model = create_model(
-        reduction=reduction,
-        image_size=config.image_size,
-        num_classes=config.num_classes,
-        **config.model.to_dict() | {"stem": "patch"},
-    )
-    return model_macs(model, config.image_size)
+    model = dataclasses.replace(case.run.model, stem="patch").create(reduction)
+    return model_macs(model, case.image_size)
 
 
 def _workload(case, call, macs, variant, where):

@@ -45,7 +45,7 @@ def beside_dense(config) -> dict:
     """
     config = _with_tokens(config)
     pairs = {}
-    if config.reduction.name != DENSE.name:
+    if config.reduction != DENSE.name:
         pairs["dense"] = _with_reduction(config, DENSE), None
     pairs[_reduction(config).words] = config, None
     return pairs
@@ -90,14 +90,13 @@ def swept(pairs: dict, reductions: Sequence[Reduction]) -> dict:
 def _with_reduction(config, reduction):
     """A copy of a config with another reduction."""
     changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.reduction = reduction.fields
+    changed.reduction = str(reduction)
     return changed
 
 
 def _reduction(config):
     """The reduction of a config."""
-    return Reduction.read(config.reduction.to_dict())
+    return Reduction.read(config.reduction)
 
 
 def groups(
@@ -136,12 +135,9 @@ def groups(
 
 def _with_tokens(config):
     """A config whose reduction has counts of tokens instead of a cost."""
-    if config.reduction.get("macs") is None:
-        return config
     run = RunConfig.from_config(config).with_counts()
     found = config.copy_and_resolve_references()
-    with found.unlocked():
-        found.reduction = run.to_dict()["reduction"]
+    found.reduction = str(run.reduction)
     return found
 
 

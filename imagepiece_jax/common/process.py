@@ -30,6 +30,8 @@ def ending(error):
         return f"error: the output cannot be written ({reason})", RunError.status
     if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "error: the working directory has been deleted", InputError.status
+    if isinstance(error, OSError):
+        return f"error: {error}", InputError.status
     platforms = os.environ.get("JAX_PLATFORMS")
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
         *_, last = traceback.extract_tb(error.__traceback__)

@@ -16,14 +16,11 @@ from absl import flags
 from imagepiece_jax.common import fields, process
 from imagepiece_jax.config.files import BASE, load_config
 from imagepiece_jax.config.overrides import (
-    MACS,
-    METHOD,
+    REDUCTION,
     Overrides,
     fields_called,
-    in_words_of_load,
     method_fields,
     model_words,
-    of_reduction,
     split_overrides,
     with_reduction,
 )
@@ -51,7 +48,6 @@ SYNONYMS = {
     "output": "out",
     "output_dir": "out",
     "output_file": "out",
-    "reduction.name": "reduction",
     "resolution": "image_size",
 }
 # Names that stand for none of a command's flags where it has all of these: export's
@@ -86,7 +82,6 @@ def parse(argv, takes_words):
         placed, others = _placed([*rest[1:], *plain], takes_words)
         rest = flags.FLAGS([rest[0], *placed, "--", *others])
         _check_given_once(argv)
-        _check_reduction()
         _check_config()
         _check_sweep()
         return rest
@@ -267,12 +262,6 @@ def _check_given_once(words):
         raise InputError(typed[0], None, allowed, problem=problem)
 
 
-def _check_reduction():
-    """Raise InputError for a --reduction that is no share and has no method's name."""
-    if "reduction" in _own_flags() and flags.FLAGS["reduction"].value is not None:
-        of_reduction(flags.FLAGS["reduction"].value)
-
-
 def _check_config():
     """Raise InputError for a config, or a field of one, where weights are meant.
 
@@ -286,9 +275,6 @@ def _check_config():
         problem = NOT_FOR_WEIGHTS
     if _overrides and (beside or not has_config):
         field = f"--config.{_overrides[0][0]}"
-        words = in_words_of_load(_overrides, own)
-        if words:
-            raise InputError(field, problem=problem, hint=f"give {words}")
         raise InputError(field, None, _listed_flags(), problem=problem)
     if beside and has_config and flags.FLAGS["config"].present:
         raise InputError("--config", None, "one of the two", problem=problem)
@@ -298,7 +284,7 @@ def _check_sweep():
     """Raise InputError for --sweep beside what names the reduction, too."""
     if "sweep" not in _own_flags() or not flags.FLAGS["sweep"].value:
         return
-    others = [f"--config.{name}" for name, _ in _overrides if name in (METHOD, MACS)]
+    others = [f"--config.{name}" for name, _ in _overrides if name == REDUCTION]
     typed = flags.FLAGS["reduction"].value
     if typed and fields.number_in(typed) is None:  # a number is the cost of each
         others.append(typed_reduction())
@@ -410,7 +396,7 @@ def as_typed(error):
     if "reduction" in flags.FLAGS:
         same = ["--reduction"]
         if flags.FLAGS["reduction"].value is not None:
-            same += [f"config.{field}" for field in (METHOD, MACS, "reduction")]
+            same.append(f"config.{REDUCTION}")
         names |= dict.fromkeys(same, typed_reduction())
     return error.renamed(names)
 
@@ -421,8 +407,4 @@ def _short_names():
     for own, name in _typed.items():
         if own.startswith("config.") and name != own:
             names[own] = f"--{name}"
-    method = names.get(f"config.{METHOD}")
-    shares = f"config.{MACS}" not in _typed and any(f == MACS for f, _ in _overrides)
-    if method and shares:  # --reduction=0.5
-        names[f"config.{MACS}"] = method
     return names

@@ -16,7 +16,6 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.config.overrides import (
     PARSERS,
-    allowed_values,
     fields_called,
     no_such_field,
 )
@@ -25,10 +24,8 @@ from imagepiece_jax.errors import InputError, closest
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
 
-_, PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
+_, _, ROOT, *_ = pathlib.Path(__file__).resolve().parents
 CONFIGS = ROOT / "configs"
-if (PACKAGE / "configs").is_dir():  # an installed package has a copy inside
-    CONFIGS = PACKAGE / "configs"
 BASE = CONFIGS / "base.py"
 
 
@@ -77,10 +74,6 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         if not has_ours:
             sys.path.remove(str(CONFIGS.parent))
     config.lock()
-    if isinstance(config.get("reduction"), ConfigDict):
-        config.reduction.unlock()  # each method has fields of its own
-    if isinstance(config.get("model"), ConfigDict) and "arch" in config.model:
-        config.model.arch.unlock()
     return config
 
 
@@ -182,6 +175,6 @@ def _other_type(leaf, text, kind, wanted):
     return InputError(
         f"config.{found[0]}",
         value,
-        allowed_values(found[0]) or allowed,
+        allowed,
         problem=problem,
     )

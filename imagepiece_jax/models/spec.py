@@ -128,8 +128,9 @@ class ModelSpec(CheckedFields):
         Raises InputError for a field that is not allowed, by its path in the config.
         """
         fields = {k: as_tuple(v) for k, v in config["model"].items()}
-        with inside("model"):
-            spec = cls.from_fields(fields)
+        parts = fields.get("arch", {}).items()
+        fields["arch"] = {part: value for part, value in parts if value is not None}
+        spec = cls.from_fields(fields)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         return dataclasses.replace(spec, **sizes)
 

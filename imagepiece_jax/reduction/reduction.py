@@ -67,16 +67,26 @@ class Reduction(CheckedFields):
     @classmethod
     def of_run(cls, config: Mapping[str, Any]) -> "Reduction":
         """The reduction in the config of a run, with the model's `prop_attn` if set."""
-        fields = {k: v for k, v in config["reduction"].items() if v is not None}
-        prop_attn = config["model"].get("prop_attn")
-        if prop_attn is not None:
-            fields["prop_attn"] = prop_attn
-        return cls.read(fields)
+        return cls.read(config["reduction"], config["model"].get("prop_attn"))
 
     @classmethod
     def _of_fields(cls, /, name=methods.AUTO, prop_attn=None, label=None, **fields):
         """The reduction of a dict with a name, fields, prop_attn and a label."""
         return cls(methods.create(name, **fields), prop_attn, label or "")
+
+    def __str__(self):
+        changed = {}
+        for field in dataclasses.fields(self.method):
+            value = getattr(self.method, field.name)
+            if value != field.default:
+                changed[field.name] = value
+        if self.prop_attn is not None:
+            changed["prop_attn"] = self.prop_attn
+        words = [self.name]
+        for field, value in changed.items():
+            text = value if isinstance(value, str) else repr(value).replace(" ", "")
+            words.append(f"{field}={text}")
+        return ":".join(words)
 
     @property
     def name(self) -> str:

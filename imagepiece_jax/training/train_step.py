@@ -120,8 +120,10 @@ def loss_of(student, teacher, targets, run, model, step):
         of_method = method_loss(outputs, taught, plan=model.plan)
         for name in of_method:
             if name in terms:  # of which one would not count
-                problem = f"has a loss term {name!r}, as distillation has"
-                raise InputError(f"reduction {run.reduction.name}", problem=problem)
+                raise InputError(
+                    f"reduction {run.reduction.name} has a loss term {name!r}, as "
+                    "distillation has"
+                )
         terms |= of_method
     return sum(terms.values(), loss), terms
 
@@ -337,9 +339,9 @@ def _check_terms(terms):
     """Raise InputError for a term of the loss that another figure would hide."""
     for name in terms:
         if name in FIGURES:
-            allowed = f"names other than {', '.join(FIGURES)}"
-            problem = f"returns a term {name!r}, which is another figure of a step"
-            raise InputError("loss", name, allowed, problem=problem)
+            raise InputError(
+                f"loss returns a term {name!r}, which is another figure of a step"
+            )
 
 
 def _sums(loss, logits, targets):

@@ -19,12 +19,12 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
+from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG, RUN_FORMAT
 from imagepiece_jax.weights.location import ALLOWED, Location
 
 KINDS = ("latest", "best")  # of checkpoints
 # Fields that the config of a run has, and their types.
-TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": dict}
+TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": object}
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
@@ -63,6 +63,16 @@ def _check_config(config):
     if fault := _fault(config):
         problem = f"is neither that of a run ({fault}) nor of published weights"
         raise InputError(allowed=ALLOWED, problem=problem)
+    check_format(config)
+
+
+def check_format(config: Mapping[str, Any]) -> None:
+    """Raise InputError for the config of a run of another version."""
+    if config.get("format") != RUN_FORMAT:
+        raise InputError(
+            f"a run of format {config.get('format')} is not read; this version reads "
+            f"format {RUN_FORMAT}"
+        )
 
 
 def _fault(config):
