@@ -5,19 +5,16 @@ resumes a run that was stopped.
 """
 
 import difflib
-import io
-import logging
 import pathlib
 import re
 import sys
-import warnings
+from logging import Formatter
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import base
-from imagepiece_jax.common import cache_dirs, process, signals
+from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -124,41 +121,22 @@ def run_name(path):
     return name
 
 
-def main(argv):
-    """Train as --config says; a mistake or a failure is one line and a status."""
-    try:
-        folder, is_new = cache_dirs.keep_programs()
-        if is_new:
-            way_out = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
-            print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)
-        # They import JAX, which --help and a mistyped flag need not wait for.
-        from imagepiece_jax.config.run import RunConfig
-        from imagepiece_jax.training import trainer
-        from imagepiece_jax.training.cluster.job import find_job, joined
+def train():
+    """Train as the flags say."""
+    # They import JAX, which --help and a mistyped flag need not wait for.
+    from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.training import trainer
+    from imagepiece_jax.training.cluster.job import find_job, joined
 
-        name = run_name(flags.FLAGS["config"].config_filename)
-        workdir = WORKDIR.value or pathlib.Path("runs") / name
-        config = RunConfig.from_config(CONFIG.value)
-        job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        with joined(job):
-            trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
-        return 0
-    except BrokenPipeError:  # the reader of our output has gone: `... | head`
-        return process.discard_output()
-    except (Exception, KeyboardInterrupt) as error:
-        line, status = process.ending(error)
-        if line is None:
-            raise
-    print(line, file=sys.stderr)
-    return process.leave(status)
+    name = run_name(flags.FLAGS["config"].config_filename)
+    workdir = WORKDIR.value or pathlib.Path("runs") / name
+    config = RunConfig.from_config(CONFIG.value)
+    job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    with joined(job):
+        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 
 if __name__ == "__main__":
-    signals.end_process()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal cannot show, not being UTF-8, must not stop a run.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    absl_logging.set_verbosity(absl_logging.WARNING)  # libraries report each step
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter())
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    app.run(main, flags_parser=parse)
+    logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
+    logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
+    app.run(lambda words: cli.finish(train), flags_parser=parse)

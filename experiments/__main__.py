@@ -1,8 +1,9 @@
 """The paper's tables and the study of neighbors: python -m experiments NAME --help."""
 
-import runpy
+import importlib
 import sys
 
+from imagepiece_jax import cli
 from imagepiece_jax.common import cache_dirs, signals
 
 STUDIES = ("neighbors",)  # scripts of their own
@@ -13,5 +14,5 @@ if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1] in STUDIES:
         script = sys.argv.pop(1)
     cache_dirs.keep_programs()  # before the script imports JAX
-    # It ends the process.
-    runpy.run_module(f"experiments.{script}", run_name="__main__", alter_sys=True)
+    main = importlib.import_module(f"experiments.{script}").main
+    cli.run(main, f"python -m experiments {script}")

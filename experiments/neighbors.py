@@ -15,6 +15,7 @@ FOLDER/README.md from the lines that are there.
 
 import hashlib
 import itertools
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import imagepiece_jax
 from experiments import intervals, study
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import make_folder, read_json, write_json
+from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
@@ -33,13 +34,9 @@ from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.models.variables import digest
 
-WEIGHTS = cli.weights()
 SETS = ("photographs", "imagenette")
-PATHS = {name: cli.text(name, None, "a folder of images") for name in SETS}
-VECTORS = cli.text("vectors", None, "a folder of .npy files, which are read again")
-FOLDER = "docs/tables/neighbors"
-FLAGS = study.Flags(FOLDER)
-TIME = cli.switch("time", False, "measure times instead")
+FOLDER = pathlib.Path("docs/tables/neighbors")
+OPTIONS = study.Options(FOLDER)
 
 SIDE = 224
 DENSE = "dense"
@@ -80,7 +77,7 @@ def cells() -> list[Cell]:
 def loaded(weights, setting: str):
     """The encoder of a setting; images of its size are not cropped."""
     fields = {"image_size": SIDE, "dtype": "float32", **SETTINGS[setting]}
-    return imagepiece_jax.load(weights, preprocessing={"crop": 1.0}, **fields)
+    return imagepiece_jax.load(weights, crop=1.0, **fields)
 
 
 def image_paths(folder: str) -> list[str]:
@@ -119,10 +116,11 @@ def shared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 class Study:
     """The encoder, and the vectors of its settings."""
 
-    def __init__(self, weights, folder):
+    def __init__(self, weights, folder, paths):
+        self._paths = paths
         self._weights = weights
         self._folder = pathlib.Path(folder)
-        make_folder("--vectors", folder)
+        os.makedirs(folder, exist_ok=True)
         self._kept = {}
 
     def vectors(self, images: str, setting: str, files: list[str]) -> np.ndarray:
@@ -134,7 +132,7 @@ class Study:
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """How many of its dense neighbors each image keeps, and cosines."""
-        files = image_paths(cli.required(PATHS[cell.images]))
+        files = image_paths(self._paths[cell.images])
         names = "\n".join([pathlib.Path(file).name for file in files])
         dense = self.vectors(cell.images, DENSE, files)
         own = self.vectors(cell.images, cell.setting, files)
@@ -247,19 +245,36 @@ def page(folder) -> str:
     return study.page(blocks, cells(), results)
 
 
-def main():
-    waiting = FLAGS.cells_to_run(cells(), page)
-    if TIME.value:
-        path = FLAGS.folder / "times.json"
-        make_folder("--out", FLAGS.folder)
-        write_json(path, measure_times(cli.required(WEIGHTS)))
+def main(
+    options: study.Options = OPTIONS,
+    *,
+    weights: str = "",
+    photographs: str = "",
+    imagenette: str = "",
+    vectors: str = "",
+    time: bool = False,
+):
+    """Measure how many neighbors a reduced encoder keeps.
+
+    Args:
+        weights: Of the encoder.
+        photographs: A folder of images.
+        imagenette: A folder of images.
+        vectors: A folder of .npy files, which are read again.
+        time: Measure times instead.
+    """
+    waiting = options.cells_to_run(cells(), page)
+    if time:
+        path = options.out / "times.json"
+        os.makedirs(options.out, exist_ok=True)
+        write_json(path, measure_times(weights))
         return
     if not waiting:
         return
-    weights = cli.required(WEIGHTS)
-    encoder = Study(weights, cli.required(VECTORS))
+    paths = {"photographs": photographs, "imagenette": imagenette}
+    encoder = Study(weights, vectors, paths)
     identity = {"weights": digest(loaded(weights, DENSE).variables)[:16]}
-    study.run(waiting, FLAGS.folder, identity, encoder.measure)
+    study.run(waiting, options.out, identity, encoder.measure)
 
 
 if __name__ == "__main__":

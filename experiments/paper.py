@@ -19,10 +19,12 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from tyro.conf import Positional, arg
 
+from configs import deit_ti_finetune_small
 from experiments import (
     analysis,
     controls,
@@ -37,7 +39,6 @@ from experiments.models import (
     Models,
     OffTheShelf,
     TrainedRuns,
-    package_config,
     runs_in,
     take_from_weights,
 )
@@ -45,42 +46,22 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel, xla_options
-from imagepiece_jax.common.fields import literal
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_folder, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.config import command_line
+from imagepiece_jax.common.timing_rules import Rules
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.load import load, unknown_normalization
+from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
+from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import last_checkpoint
-
-CONFIG = cli.define_config("a config file of --small's runs")
-WEIGHTS = cli.weights()
-MODEL = cli.model()
-IMAGE_SIZE = cli.image_size()
-DATA = cli.data()
-NORMALIZATION = cli.normalization()
-RESIZE = cli.resize()
-LIMIT = cli.limit()
-DTYPE = cli.dtype("of the layers")
-TIMING = cli.timing()
-RUNS = cli.text("runs", None, "a folder of trained runs, one a model")
-SMALL = cli.switch("small", False, "fine-tune --weights for every model")
-SEEDS = cli.listed("seeds", ["0", "1", "2"], "of --small's runs")
-FOLDER = "runs/experiments"
-OUT = cli.text("out", None, f"default: {FOLDER}")
-BATCH = cli.integer("eval_batch_size", 100, "images at once", 1)
-READERS = cli.integer("readers", 0, "processes that read images", 0)
-SPEED = cli.switch("speed", True, "also measure speeds")
-SPEED_BATCH = cli.integer("speed_batch_size", 64, "of speeds in tables", 1)
 
 TABLES = {
     "table1": paper_tables.table1,
@@ -97,13 +78,76 @@ TABLES = {
 }
 ALL = "all"
 WITHOUT_TRAINING = ("table3",)  # which have no form with --small
-FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
-MOST_SEED = 2**32 - 1
 MOST_KEPT = 2**30  # bytes of pixels: smaller sets are read once and kept
 LEGEND = (
     "Brackets are 95 % intervals. Published figures are of trained models on "
     "ImageNet's validation set: to be read, not to be compared with."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What tables are made of."""
+
+    table: Annotated[str, Positional, arg(metavar="NAME")]
+    """The table or figure, or all."""
+
+    data: str
+    """A folder of images for each class, csv:FILE, imagenet2012 or digits."""
+
+    weights: str | None = None
+    """One checkpoint off the shelf, or what small runs start from."""
+
+    name: str | None = None
+    """timm's name of the model, where the weights do not say it."""
+
+    image_size: int | None = None
+    """Pixels a side."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the layers: bfloat16, and float32 on CPUs."""
+
+    mean: tuple[float, float, float] | None = None
+    """Of the images in [0, 1], where the weights do not say it."""
+
+    std: tuple[float, float, float] | None = None
+    """Likewise."""
+
+    runs: str | None = None
+    """A folder of trained runs, one a model."""
+
+    small: bool = False
+    """Fine-tune the weights for every model."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of small runs."""
+
+    out: pathlib.Path = pathlib.Path("runs/experiments")
+    """The folder of pages and results."""
+
+    limit: int | None = None
+    """How many images to take, evenly spaced over the set."""
+
+    eval_batch_size: int = 100
+    """Images at once."""
+
+    readers: int = 0
+    """Processes that read images."""
+
+    no_speed: bool = False
+    """Measure no speeds."""
+
+    speed_batch_size: int = 64
+    """Of speeds in tables."""
+
+    warmup: int = Rules.warmup
+    """Calls of each program that are not timed, first."""
+
+    repeats: int = Rules.repeats
+    """Rounds in which each is timed."""
+
+    seconds: float = Rules.seconds
+    """That a program is timed in a round, at least."""
 
 
 # What is measured
@@ -223,13 +267,15 @@ class Study:
         )
 
     def evaluate(
-        self, vit: Pretrained, reduction: Mapping, images: Split | None = None
+        self, vit: Pretrained, reduction: ReductionLike, images: Split | None = None
     ) -> Answers:
         """Answers of a model with a reduction on all images, or on these."""
         figures = self.weights(vit, images).evaluate(Reduction.read(reduction))
         return Answers(figures, study.unpacked_right(figures))
 
-    def speed(self, vit: Pretrained, reduction: Mapping) -> dict[str, float] | None:
+    def speed(
+        self, vit: Pretrained, reduction: ReductionLike
+    ) -> dict[str, float] | None:
         """Speed in turns with the dense model, as a Clock gives it."""
         return (
             self.weights(vit).speed(Reduction.read(reduction)) if self.clock else None
@@ -239,7 +285,7 @@ class Study:
         self,
         kind: str,
         vit: Pretrained,
-        reduction: Mapping,
+        reduction: ReductionLike,
         read: Callable[..., Mapping[str, Any]],
         summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
     ) -> dict[str, Any]:
@@ -257,7 +303,7 @@ class Study:
 
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
-        what = f"inside {reduction.words}, {len(self.images)} images"
+        what = f"inside {reduction}, {len(self.images)} images"
         return weights.cache.result(weights.setting(kind, reduction), measure, what)
 
     # The pages
@@ -289,95 +335,64 @@ class Study:
 # The command
 
 
-def selected(words: list[str], small: bool) -> list[str]:
+def selected(name: str, small: bool) -> list[str]:
     """Names of the tables to make.
 
-    Raises InputError for anything but one name that there is, and for --small with one
-    that has no such form.
+    Raises InputError for a name that is not there, or has no form with `small`.
     """
-    name = one_of("NAME", " ".join(words), (*TABLES, ALL))
+    check_choice("NAME", name, (*TABLES, ALL))
     trained = [each for each in TABLES if each not in WITHOUT_TRAINING]
     if small and name in WITHOUT_TRAINING:
-        problem = f"has no form of {name}"
-        raise InputError("--small", allowed=", ".join(trained), problem=problem)
+        raise InputError(f"small has no form of {name}")
     if name != ALL:
         return [name]
     return trained if small else list(TABLES)
 
 
-def read_seeds(texts: list[str]) -> tuple[int, ...]:
-    """Seeds, each once. Raises InputError for other texts, and for none."""
-    if not texts or not all(map(is_seed, texts)):
-        allowed = f"one or more whole numbers from 0 to {MOST_SEED}"
-        raise InputError("--seeds", ",".join(texts), allowed)
-    return tuple(dict.fromkeys(map(int, texts)))
-
-
-def is_seed(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) <= MOST_SEED
-
-
-def opened_models(config, fields, seeds) -> Models:
-    """Trained runs, a Finetuner, or one checkpoint off the shelf.
-
-    config: of --config; None: it is not typed
-    fields: of a ModelSpec that are typed for --weights
-    """
-    if config is not None and not SMALL.value:
-        raise InputError("--config", problem="is for --small's runs", hint="drop it")
-    if fields and RUNS.value:
-        field = f"--{[*fields][0]}"
-        raise InputError("--runs", problem=f"has its own {field}")
-    dtype = DTYPE.value or xla_options.fast_dtype()
-    if RUNS.value:
-        return TrainedRuns(tuple(runs_in(RUNS.value, dtype)))
-    checkpoint = last_checkpoint(WEIGHTS.value)
-    try:
-        vit = load(WEIGHTS.value, checkpoint=checkpoint, **fields).analyzed(dtype)
-    except InputError as error:
-        raise error.renamed({"path": "--weights"}) from error
-    if not vit.source.normalized:
-        note = unknown_normalization(WEIGHTS.value, "--mean and --std")
-        print(f"note: {note}", flush=True)
-    if not SMALL.value:
+def opened_models(options: Options) -> Models:
+    """Trained runs, a Finetuner, or one checkpoint off the shelf."""
+    dtype = options.dtype or xla_options.fast_dtype()
+    if options.runs:
+        return TrainedRuns(tuple(runs_in(options.runs, dtype)))
+    fields = {}
+    for name in ("name", "image_size", "mean", "std"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    checkpoint = last_checkpoint(options.weights)
+    vit = load(options.weights, checkpoint=checkpoint, **fields).analyzed(dtype)
+    if not options.small:
         return OffTheShelf(vit)
-    recipe = config or package_config(FINETUNING)
+    recipe = deit_ti_finetune_small.get_config()
     recipe.model.dtype = dtype
-    recipe.data.resize = RESIZE.value or recipe.data.resize
-    recipe.data.workers = READERS.value
-    recipe.data.threads = 2 if READERS.value else 0
-    take_from_weights(recipe, vit, typed=config is not None)
-    return Finetuner(recipe, vit, DATA.value, out_folder() / "small", seeds)
+    recipe.data.workers = options.readers
+    recipe.data.threads = 2 if options.readers else 0
+    take_from_weights(recipe, vit)
+    seeds = tuple(dict.fromkeys(options.seeds))
+    return Finetuner(recipe, vit, options.data, options.out / "small", seeds)
 
 
-def opened_images(models: Models) -> Images:
+def opened_images(models: Models, options: Options) -> Images:
     """The images that all models are compared on. Prints a note on their classes.
 
     Raises InputError where models or images have other classes than the first.
     """
     classes, side = one_size(models)
-    crop = models.crop
-    if RESIZE.value:
-        crop["resize"] = RESIZE.value
-    name = DATA.value
+    name = options.data
     names_of_models = models.class_names
     known = class_names.labels_by_name(names_of_models, classes)
-    try:
-        every = open_source(name, "val", num_classes=classes, labels_by_name=known)
-    except InputError as error:
-        raise error.renamed({"name": "--data"}) from error
+    every = open_source(name, "val", num_classes=classes, labels_by_name=known)
     images = Images(
-        source=every.spread(LIMIT.value),
+        source=every.spread(options.limit),
         name=name,
         image_size=side,
-        most=BATCH.value,
-        workers=READERS.value,
-        crop=crop,
+        most=options.eval_batch_size,
+        workers=options.readers,
+        crop=models.crop,
     )
     names = images.source.class_names
     for vit in models.weights:
         path = str(vit.source.path)
-        class_names.check_classes(vit.names_of_data, path, names, f"--data {name}")
+        class_names.check_classes(vit.names_of_data, path, names, name)
     if line := class_names.mapped_classes(names, name, names_of_models):
         print(f"note: {line}", flush=True)
     return images
@@ -387,22 +402,12 @@ def one_size(models: Models) -> tuple[int, Any]:
     """(classes, image size) of all models. Raises InputError where they differ."""
     sizes = models.sizes()
     if len(sizes) > 1:
-        problem = f"has models of (classes, image size) {sorted(sizes)}"
-        allowed = "models of one data set"
-        raise InputError("--runs", RUNS.value, allowed, problem=problem)
+        text = f"runs has models of (classes, image size) {sorted(sizes)}"
+        raise InputError(f"{text}; they must be of one data set")
     ((classes, side),) = sizes
     if not classes:
-        raise InputError(
-            "--weights",
-            WEIGHTS.value,
-            "weights with a head",
-            problem="has no classes, so there is no accuracy to compare",
-        )
+        raise InputError("weights has no classes, so there is no accuracy to compare")
     return classes, side
-
-
-def out_folder() -> pathlib.Path:
-    return pathlib.Path(OUT.value or FOLDER)
 
 
 def make(names: list[str], paper: Study):
@@ -417,27 +422,24 @@ def make(names: list[str], paper: Study):
                 print(f"left out: {name}", error, "", sep="\n", flush=True)
 
 
-def main(words):
-    rules = TIMING()
-    config = None
-    if CONFIG.value or command_line.overrides():
-        *_, config = cli.configs().values()
-    fields = {**MODEL(), **NORMALIZATION()}
-    if IMAGE_SIZE.value is not None:
-        fields["image_size"] = literal(IMAGE_SIZE.value)
-    seeds = read_seeds(SEEDS.value)
-    names = selected(words, SMALL.value)
-    if RUNS.value and SMALL.value:
-        problem = "is given with --small"
-        raise InputError("--runs", RUNS.value, "one of them", problem=problem)
-    cli.required(DATA)
-    if not RUNS.value:
-        cli.required(WEIGHTS)
-    check_folder("--out", out_folder())
-    models = opened_models(config, fields, seeds)
-    images = opened_images(models)
-    clock = Clock(SPEED_BATCH.value, rules) if SPEED.value else None
-    out = out_folder()
+def main(options: Options):
+    """Make the paper's tables and figures: published beside measured.
+
+    With weights alone one checkpoint stands for every row, off the shelf.
+    """
+    names = selected(options.table, options.small)
+    if bool(options.runs) == bool(options.weights):
+        raise InputError("give either weights or runs")
+    if options.runs and options.small:
+        raise InputError("runs is given with small")
+    check_folder("out", options.out)
+    models = opened_models(options)
+    images = opened_images(models, options)
+    clock = None
+    if not options.no_speed:
+        rules = Rules(options.warmup, options.repeats, options.seconds)
+        clock = Clock(options.speed_batch_size, rules)
+    out = options.out
     cache = ResultCache(out, versions=study.versions())
     with contextlib.closing(cache):
         paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)

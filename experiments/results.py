@@ -1,4 +1,4 @@
-"""The tables and the plot of pages that have the figures of docs/tables/results.json.
+"""The tables of pages that have the figures of docs/tables/results.json.
 
 python -m experiments.results
 
@@ -19,16 +19,15 @@ import numpy as np
 from experiments import intervals
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluate import compare, compare_tables, statistics
+from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
-PLOT = ROOT / "docs" / "tables" / "bundles.png"
 PAGES = (
     "README.md",
-    *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
+    "docs/tables/imagepiece.md",
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -82,29 +81,6 @@ def read_results() -> Results:
     content = json.loads(FILE.read_text("utf-8"))
     rows = [MethodResult(**row) for row in content["results"]]
     return Results(content["sources"], content["readme"], rows)
-
-
-def comparison_report(results: Results) -> dict:
-    """The comparison as `compare` writes it, with differences worked out anew."""
-    rows = results.of("comparison")
-    dense = next(row for row in rows if row.method == "dense")
-    rights = {}
-    settings = []
-    for row in rows:
-        if row.share:
-            rights[row.method, row.share] = results.bits(row)
-            reached = row.gmacs / dense.gmacs
-            settings.append(dataclasses.asdict(row) | {"reached": reached})
-    return {
-        "metric": "gmacs",
-        "timing": None,
-        "shares": sorted({row["share"] for row in settings}, reverse=True),
-        "dense": dataclasses.asdict(dense),
-        "settings": settings,
-        "comparisons": compare.comparisons(
-            rights, results.bits(dense), beside=dict.fromkeys(CONTROLS, ["imagepiece"])
-        ),
-    }
 
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
@@ -182,11 +158,8 @@ def readme_table(results: Results) -> str:
 
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
-    report = comparison_report(results)
     return {
         "readme": readme_table(results),
-        "comparison": compare_tables.table(report),
-        "settings": compare_tables.settings_table(report),
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
     }
@@ -204,7 +177,6 @@ def filled(text: str, by_name: Mapping[str, str]) -> str:
 
 def main():
     results = read_results()
-    compare_tables.draw_plot(PLOT, comparison_report(results))
     by_name = tables(results)
     for name in PAGES:
         path = ROOT / name

@@ -5,19 +5,18 @@ runs.jsonl, and writes its page from the lines that are there.
 """
 
 import contextlib
+import dataclasses
 import fnmatch
 import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
-from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, replace_file
@@ -31,47 +30,41 @@ from imagepiece_jax.evaluate.cache import (
     read_lines,
 )
 
-flags.disclaim_key_flags()  # they are flags of the study that asks for them
 FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 
 # Cells: whatever has a `name`
 
 
-class Flags:
-    """The flags that studies share: --out, --only, --list and --tables.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What studies have in common."""
 
-    folder: the default of --out, which gets the lines of the cells, and the page
-    """
+    out: pathlib.Path
+    """The folder of the study's files: lines of the cells, and the page."""
 
-    def __init__(self, folder: str):
-        self._default = folder
-        out = f"the folder of the study's files; default: {folder}"
-        only = "names of cells, or patterns; default: all"
-        listed = "print the names of all cells, and whether they are"
-        tables = "write the page of the cells that are there"
-        self._out = cli.text("out", None, out)
-        self._only = cli.listed("only", None, only)
-        self._list = cli.switch("list", False, listed)
-        self._tables = cli.switch("tables", False, tables)
+    only: tuple[str, ...] = ()
+    """Names of cells, or patterns."""
 
-    @property
-    def folder(self) -> pathlib.Path:
-        return pathlib.Path(self._out.value or self._default)
+    list: bool = False
+    """Print the names of all cells, and whether they are measured."""
+
+    tables: bool = False
+    """Write the page of the cells that are there."""
 
     def cells_to_run(
         self, cells: Iterable[Any], page: Callable[[pathlib.Path], str]
-    ) -> list[Any]:
+    ) -> Sequence[Any]:
         """The cells of --only; none where --list or --tables asked for no measurement.
 
         page: makes the page from the folder
         """
-        cells = selected(cells, self._only.value)
-        if self._list.value:
-            print_list(cells, self.folder)
+        cells = selected(cells, self.only)
+        if self.list:
+            print_list(cells, self.out)
             return []
-        if self._tables.value:
-            write_page(self.folder, page(self.folder))
+        if self.tables:
+            write_page(self.out, page(self.out))
             return []
         return cells
 
@@ -89,9 +82,7 @@ def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
     for pattern in patterns:
         fitting = fnmatch.filter(every, pattern)
         if not fitting:
-            allowed = "names of runs, and patterns of them"
-            hint = "--list prints them"
-            raise InputError("--only", pattern, allowed, hint=hint)
+            raise InputError(f"only has {pattern!r}, which fits no cell; see --list")
         names.update(fitting)
     return [cell for cell in cells if cell.name in names]
 

@@ -1,18 +1,15 @@
-"""Commands run with flags: in this process, or in one of their own."""
+"""Commands run with words: in this process, or in one of their own."""
 
 import contextlib
 import functools
-import inspect
 import io
 import logging
 import os
 import subprocess
 import sys
+import warnings
 from typing import NamedTuple
 from unittest import mock
-
-from absl import flags
-from absl.testing import flagsaver
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import process, signals
@@ -52,17 +49,15 @@ def call(main, *words):
     root = logging.getLogger()
     handlers = root.handlers[:]
     level = root.level
-    argv = [main.__module__, *map(str, words)]  # absl's name for where flags are from
+    argv = ["command", *map(str, words)]
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(process, "leave", sys.exit),
         mock.patch.object(signals, "end_process"),  # which tests go on in
-        _own_flags(main),
-        flagsaver.flagsaver(),
+        mock.patch.object(warnings, "formatwarning"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        flags.FLAGS.unparse_flags()
         try:
             cli.run(main)
         except SystemExit as end:
@@ -71,32 +66,6 @@ def call(main, *words):
             root.handlers[:] = handlers
             root.setLevel(level)
     return Ended(status, out.getvalue(), err.getvalue())
-
-
-@contextlib.contextmanager
-def _own_flags(main):
-    """The flags of a command alone, though tests have imported others beside it."""
-    name = main.__module__
-    if not name.startswith("imagepiece_jax.commands."):
-        if "config" in flags.FLAGS:  # the program that was imported last owns it
-            flags.FLAGS.register_key_flag_for_module(name, flags.FLAGS["config"])
-        yield
-        return
-    source = inspect.getsource(sys.modules[name])
-    exec(compile(source, name, "exec"), {"__name__": name})  # defines them anew
-    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(name)}
-    defined = flags.FLAGS._flags()
-    others = {}
-    for module, found in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith("absl."):
-            continue
-        for flag in found:
-            if flag.name not in own and flag.name in defined:
-                others[flag.name] = defined.pop(flag.name)
-    try:
-        yield
-    finally:
-        defined.update(others)
 
 
 def start(*words, cwd=ROOT, imported=False, **environment):

@@ -4,6 +4,7 @@ The model classifies by color alone and its weights leave no tie, so that anothe
 mean or deviation changes what it says. What is expected is computed in NumPy.
 """
 
+import contextlib
 import json
 
 import jax
@@ -118,17 +119,18 @@ def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
     out = tmp_path / "result.json"
     words = [*words, f"--data=csv:{folder}/set.csv", "--resize=none"]
     words += [f"--weights={folder / weights_of}", f"--json={out}"]
-    ended = call(evaluate.main, *words).ok()
+    said = pytest.warns(UserWarning, match=NOTE) if noted else contextlib.nullcontext()
+    with said:
+        call(evaluate.main, *words).ok()
     found = json.loads(out.read_text())
     assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
-    assert ended.out.count(NOTE) == noted
 
 
 def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     pixels = np.load(folder / "pixels.npy")
     quick = {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
-    run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
+    run = imagepiece_jax.load(folder / "run", reduction="none").model
     assert (run.mean, run.std) == (HALF, HALF)
     full = imagepiece_jax.load(folder / "run").model
     own = RunConfig.from_config(config()).create_model()
@@ -165,7 +167,7 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
         if name != "run":
             words += NAMED
         ended = call(visualize.main, folder / "0.png", *words)
-        assert ended.status == 0 and NOTE not in ended.out, ended
+        assert ended.status == 0, ended
         _, (traced,) = read_traces(out)
         shares = softmax(expected["halves"][0][0])
         assert traced["top"][0] == shares.argmax()
@@ -220,7 +222,7 @@ def test_a_new_run_settles_on_what_it_starts_from(
         assert line.startswith(
             f"note: {folder / 'w.npz'} does not say how its images were"
         )
-        assert f"{taken} mean and standard deviation are taken; config.mo" in line
+        assert f"{taken} mean and standard deviation are taken; mean and" in line
     assert images["mean"] == mean
     assert (images["std"] == HALF) == (mean == HALF)
     made.model.update(images)

@@ -1,7 +1,8 @@
 """Kernels of configs on an H200, compiled without a GPU.
 
-python -m tools.compile_only --config configs/deit_s.py \\
-    --config configs/deit_s_imagepiece.py --batch_size 256 --mode inference,train
+python -m tools.compile_only --configs deit_s deit_s_imagepiece --mode inference train
+
+A config is a file of configs/, deit_s:deit_ti with its argument.
 
 XLA compiles for a GPU that is only described: fusions, cuBLASLt and cuDNN calls are
 those of the real one. It needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU
@@ -10,18 +11,19 @@ and no driver.
 
 import collections
 import functools
+import importlib
 import importlib.util
 import itertools
 import os
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import suite, workloads
+from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import extras, parallel, xla_options
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.config.run import RunConfig
@@ -31,15 +33,6 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.train_step import batch_shapes
 from tools import hlo
-
-cli.define_config("a config file; several are compared")
-BATCH_SIZE = flags.DEFINE_multi_string(
-    "batch_size", ["256"], "one or more, such as 8,256", allow_override=True
-)
-MODE = cli.listed("mode", ["inference"], "inference, train, or both")
-DTYPE = cli.dtype("of weights and layers")
-GELU = cli.gelu()
-KERNELS = cli.switch("kernels", False, "list every kernel of every program")
 
 TARGET = """
 gpu_device_info {
@@ -60,19 +53,36 @@ runtime_version { major: 13 minor: 0 patch: 0 }
 """
 
 
-def main():
-    configs = cli.configs()
-    try:
-        sizes = suite.batch_sizes(BATCH_SIZE.value)
-    except InputError as error:
-        raise error.renamed({"batch_size": "--batch_size"}) from error
-    for mode in MODE.value or [""]:
-        if mode not in PROGRAMS:
-            raise InputError("--mode", mode, ", ".join(PROGRAMS))
-    for config in configs.values():
-        config.model.dtype = DTYPE.value or "bfloat16"
-    for size, mode in itertools.product(sizes, MODE.value):
-        print(report(configs.items(), size, mode, KERNELS.value, GELU.value))
+def main(
+    *,
+    configs: tuple[str, ...],
+    batch_size: tuple[int, ...] = (256,),
+    mode: tuple[Literal["inference", "train"], ...] = ("inference",),
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    gelu: Literal["exact", "tanh"] | None = None,
+    kernels: bool = False,
+):
+    """Count the kernels of configs that are compiled for an H200, without one.
+
+    Args:
+        configs: Names of files of configs/.
+        batch_size: One or more.
+        mode: One or both.
+        dtype: Of weights and layers.
+        gelu: Of the optimized program.
+        kernels: List every kernel of every program.
+    """
+    read = {name: config_of(name) for name in configs}
+    for config in read.values():
+        config.model.dtype = dtype
+    for size, each in itertools.product(sorted(batch_size, reverse=True), mode):
+        print(report(read.items(), size, each, kernels, gelu))
+
+
+def config_of(name: str):
+    """The config of a file of configs/, "deit_s:deit_ti" with its argument."""
+    file, *argument = name.split(":", 1)
+    return importlib.import_module(f"configs.{file}").get_config(*argument)
 
 
 def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
@@ -169,7 +179,7 @@ def inference_text(config, gelu=None):
 def train_text(config):
     """Return the compiled text of a training step."""
     step, first_state, model, teacher = workloads.training_step(
-        unplaced(config), lambda model: placed(model, config)
+        RunConfig.from_config(unplaced(config)), lambda model: placed(model, config)
     )
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     if teacher is not None:

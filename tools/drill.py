@@ -1,6 +1,6 @@
 """Commands that signals end at random moments, and two processes that train as one.
 
-    python -m tools.drill [--only recover,export] [--each 2] [--seed 0]
+    python -m tools.drill [--only recover export] [--each 2] [--seed 0]
 
 Each command runs undisturbed, and then again and again with a signal at a random
 moment, which must end it with the signal's status and, but for SIGKILL, in one line.
@@ -28,6 +28,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common import checksums, signals
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import KINDS
@@ -68,9 +69,9 @@ OF_RUN = " ".join(f"--config.{name}={value}" for name, value in FIELDS.items())
 TRAIN = f"train.py --config=configs/quickstart.py {OF_RUN} --workdir=HERE/out"
 OF_TWO = " --coordinator=127.0.0.1:PORT --num_processes=2 --process_id=NUMBER"
 OURS = "-m imagepiece_jax"
-DENSE = "--weights=INPUTS/weights"
-REDUCED = f"{DENSE} --reduction=evit:keep_rate=.3:blocks=(0,)"
-DIGITS = "--data=digits --limit=96"
+DENSE = "INPUTS/weights"
+# Behind the positional words of a command.
+REDUCTION = "--reduction=evit:keep_rate=.3:blocks=(0,)"
 
 
 class Command(NamedTuple):
@@ -85,24 +86,24 @@ COMMANDS = {
     "train": Command(TRAIN, goes_on=True),
     "train of two": Command(TRAIN + OF_TWO, goes_on=True, processes=2),
     "recover": Command(
-        f"{OURS} recover {REDUCED} {DIGITS} --steps=40 --batch=8 --out=HERE/out"
+        f"{OURS} recover {DENSE} digits {REDUCTION} --steps=40 --batch-size=8 "
+        "--out=HERE/out"
     ),
     "features": Command(
-        f"{OURS} features {REDUCED} --data=INPUTS/photographs --batch=8 --out=HERE/out",
+        f"{OURS} features {DENSE} INPUTS/photographs {REDUCTION} --batch-size=8 "
+        "--out=HERE/out",
         True,
     ),
-    "export": Command(f"{OURS} export {REDUCED} --out=HERE/model.onnx"),
+    "export": Command(f"{OURS} export {DENSE} HERE/model.onnx {REDUCTION}"),
     "compare": Command(
-        f"{OURS} compare {DENSE} {DIGITS} --sweep=tome:r=2,4 --out=HERE/out", True
+        f"{OURS} compare {DENSE} digits --limit=96 --reductions tome:r=2 tome:r=4 "
+        "--out=HERE/out",
+        True,
     ),
     "visualize": Command(
-        f"{OURS} visualize {REDUCED} --out=HERE/out INPUTS/photographs/00.png"
+        f"{OURS} visualize {DENSE} INPUTS/photographs/00.png {REDUCTION} --out=HERE/out"
     ),
 }
-
-ONLY = cli.listed("only", list(COMMANDS), "these of the commands")
-EACH = cli.integer("each", 2, "times that each signal is sent to each command", 1)
-SEED = cli.integer("seed", 0, "of the random moments", 0)
 
 
 class Row(NamedTuple):
@@ -344,16 +345,23 @@ def two_as_one(two, one):
     return Row(two.name, "one process, two devices", statuses, "all", said, passed)
 
 
-def main():
+def main(*, only: tuple[str, ...] = tuple(COMMANDS), each: int = 2, seed: int = 0):
+    """Send signals to commands at random moments; a row for each.
+
+    Args:
+        only: These of the commands.
+        each: Times that each signal is sent to each command.
+        seed: Of the random moments.
+    """
     jax.config.update("jax_platforms", "cpu")
     # A shell's `&` starts processes that ignore Ctrl-C, and so would their own.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if unknown := set(ONLY.value) - set(COMMANDS):
-        raise InputError("--only", ", ".join(unknown), ", ".join(COMMANDS))
-    rng = np.random.default_rng(SEED.value)
+    for name in only:
+        check_choice("only", name, COMMANDS)
+    rng = np.random.default_rng(seed)
     passed = []
     with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
-        rows = drill(pathlib.Path(folder), ONLY.value, EACH.value, rng)
+        rows = drill(pathlib.Path(folder), only, each, rng)
         for row in rows:
             verdict = "as it should be" if row.passed else "WRONG"
             print(*row[:-1], verdict, sep=" | ", flush=True)

@@ -14,7 +14,7 @@
 #   8     all settings of docs/comparison.md, which are in README's columns             90
 #   9     forms of the stem                                                             60
 #   10    doctor, and the tests that need a GPU                                        120
-#   11    training steps beside timm's; needs ml-collections                           140
+#   11    training steps beside timm's                           140
 #   12    the dense DeiT-S and ViT-L beside timm's                                     200
 #   13    small batches without padded products, and in CUDA graphs                    200
 #
@@ -59,55 +59,51 @@ speed() { # seconds at most, flags of tools.gpu_speed
     --seconds 0.25 "$@" ${FLAGS:-}
 }
 
-ATTENDED="most attended in 3 blocks .5,most attended .5"
-HALVES="ToMe .5,$ATTENDED"
+ATTENDED=("most attended in 3 blocks .5" "most attended .5")
+HALVES=("ToMe .5" "${ATTENDED[@]}")
 STEM="ImagePiece with conv stem"
-CONFIGS="--config configs/deit_s.py --config configs/deit_s_imagepiece.py"
-# A training step without the augmentation on the device.
-PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
-  --config.cutmix=0 --config.ema_decay=0"
 
 for number in ${*:-1 2 3 4 5}; do
   # shellcheck disable=SC2086 # words
   case $number in
     1)
-      speed 120 --cases deit_s --models "$HALVES,$STEM" --gelus tanh,exact \
-        --size_forms direction,bias
-      speed 60 --cases deit_s --models "$ATTENDED" --reduction_forms exact,fast
+      speed 120 --cases deit_s --models "${HALVES[@]}" "$STEM" --gelus tanh exact \
+        --size-forms direction bias
+      speed 60 --cases deit_s --models "${ATTENDED[@]}" --reduction-forms exact fast
       ;;
     2)
-      speed 110 --cases deit_ti --models "$HALVES" --gelus tanh,exact --size_forms direction,bias
-      speed 60 --cases deit_ti --models "$ATTENDED" --reduction_forms exact,fast
+      speed 110 --cases deit_ti --models "${HALVES[@]}" --gelus tanh exact --size-forms direction bias
+      speed 60 --cases deit_ti --models "${ATTENDED[@]}" --reduction-forms exact fast
       ;;
     3)
-      speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default,highest
+      speed 80 --cases deit_s --models "$STEM" --dtype float32 --precisions default highest
       ;;
-    4) speed 150 --cases so400m --models "half,ToMe in 3 blocks .5" --at_once 256,8,1 ;;
-    5) speed 150 --cases vit_l --models half --at_once 256,8,1 --reduction_forms exact,fast ;;
+    4) speed 150 --cases so400m --models half "ToMe in 3 blocks .5" --at-once 256 8 1 ;;
+    5) speed 150 --cases vit_l --models half --at-once 256 8 1 --reduction-forms exact fast ;;
     6)
-      speed 110 --cases dinov3_l --models half --at_once 256,8,1
-      speed 110 --cases so400m_384 --models half --at_once 256,8,3,1
+      speed 110 --cases dinov3_l --models half --at-once 256 8 1
+      speed 110 --cases so400m_384 --models half --at-once 256 8 3 1
       ;;
-    7) speed 140 --cases vit_b,clip_l --models half --at_once 256,8,1 ;;
-    8) speed 150 --cases deit_ti,deit_s ;;
-    9) speed 80 --cases deit_s --models "dense with conv stem,$STEM" --joined 1,8,16 ;;
+    7) speed 140 --cases vit_b clip_l --models half --at-once 256 8 1 ;;
+    8) speed 150 --cases deit_ti deit_s ;;
+    9) speed 80 --cases deit_s --models "dense with conv stem" "$STEM" --joined 1 8 16 ;;
     10)
       part 40 "$PYTHON" -m imagepiece_jax doctor
       part 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider
       ;;
     11)
-      part 240 "$PYTHON" -m tools.torch_baselines $CONFIGS --mode train $PLAIN \
-        --device gpu --json "$OUT/train.json" --against timm
+      part 240 "$PYTHON" -m tools.torch_baselines deit_s --reductions imagepiece \
+        --mode train --plain --json "$OUT/train.json" --against timm
       ;;
     12)
-      speed 150 --cases deit_s --models dense --gelus tanh,exact --beside timm,timm-tanh
-      speed 150 --cases vit_l --models dense --gelus tanh,exact --at_once 256,8,1 --beside timm
+      speed 150 --cases deit_s --models dense --gelus tanh exact --beside timm timm-tanh
+      speed 150 --cases vit_l --models dense --gelus tanh exact --at-once 256 8 1 --beside timm
       ;;
     13)
-      speed 150 --cases deit_s,vit_b --models half,"ToMe .5" --at_once 1,3 \
-        --xla "default,unpadded,graphs,unpadded graphs"
-      speed 150 --cases so400m --models "half,ToMe in 3 blocks .5" --at_once 1,3 \
-        --xla "default,unpadded,unpadded graphs"
+      speed 150 --cases deit_s vit_b --models half "ToMe .5" --at-once 1 3 \
+        --xla default unpadded graphs "unpadded graphs"
+      speed 150 --cases so400m --models half "ToMe in 3 blocks .5" --at-once 1 3 \
+        --xla default unpadded "unpadded graphs"
       ;;
     *)
       echo "error: $number is no part; allowed: 1 to 13" >&2

@@ -1,7 +1,7 @@
 """Dense and reduced models on this device in turns, and timm's beside them.
 
-    python -m tools.gpu_speed --cases deit_s --gelus exact,tanh --times speeds.jsonl
-    python -m tools.gpu_speed --cases vit_l --models half --at_once 256,8,1 \\
+    python -m tools.gpu_speed --cases deit_s --gelus exact tanh --times speeds.jsonl
+    python -m tools.gpu_speed --cases vit_l --models half --at-once 256 8 1 \\
         --beside timm --times speeds.jsonl
     python -m tools.gpu_speed --show speeds.jsonl
 
@@ -22,7 +22,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import jax
@@ -32,14 +32,13 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import on_noise, random_variables
 from imagepiece_jax.common import timer, xla_options
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.errors import one_of, whole_numbers
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize, size_direction
-from imagepiece_jax.inference.optimize import REDUCTIONS, CompileOptions, compiler
-from imagepiece_jax.models.architecture import GELUS
-from imagepiece_jax.models.attention import SIZES
+from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import create_model
 from tools import onnx_speed, torch_baselines
@@ -60,7 +59,7 @@ class Case:
         fields = {"image_size": self.side_of(setting), "stem": "patch"}
         if setting.endswith(CONV):
             fields["stem"] = "conv"
-        if SMOKE_TEST.value:
+        if OPTIONS.smoke:
             fields |= SMOKE
         return create_model(self.name, reduction=MODELS[setting], **fields)
 
@@ -83,16 +82,16 @@ DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
 HALF = "half"  # of the MACs, by the method that is recommended for the model
 TOME_STAGES = "ToMe in 3 blocks .5"  # of So400m's 27
-ATTENDED = {"name": "diffrate", "macs": 0.4}
+ATTENDED = "diffrate:macs=0.4"
 BOTH = "192 pixels and 3 blocks .5"
 # A comma is between names.
 ON_CPUS = {k.replace(", ", " with "): v for k, v in onnx_speed.MODELS.items()}
 MODELS = ON_CPUS | {
-    "most attended at one share .4": ATTENDED | {"counts": "proportional-1"},
-    "most attended in 3 blocks .4": ATTENDED | STAGES,
+    "most attended at one share .4": f"{ATTENDED}:counts=proportional-1",
+    "most attended in 3 blocks .4": f"{ATTENDED}:{STAGES}",
     BOTH: ON_CPUS["most attended in 3 blocks .5"],
-    HALF: {"macs": 0.5},
-    TOME_STAGES: {"name": "tome", "macs": 0.5, "counts": "stages-7-14-21"},
+    HALF: 0.5,
+    TOME_STAGES: "tome:macs=0.5:counts=stages-7-14-21",
 }
 SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are smaller
 # Settings with a faster form of their reductions.
@@ -120,52 +119,94 @@ XLA = {
 }
 SMALL_BATCH = 4  # the largest whose latency is timed
 
-CHOSEN_CASES = cli.listed("cases", ["deit_s"], f"of {', '.join(CASES)}")
-CHOSEN = cli.listed("models", None, "settings beside dense; default: all of DeiT's")
-BATCHES = cli.listed("at_once", ["256"], "images in a call")
-DTYPE = cli.dtype("of weights and layers")
-GELU = cli.listed("gelus", [], f"of {', '.join(GELUS)}")
-KEY_SIZES = cli.listed("size_forms", [], f"of {', '.join(SIZES)}: of merged tokens")
-REDUCED = cli.listed(
-    "reduction_forms", [], f"of {', '.join(REDUCTIONS)}: how they compute"
-)
-JOINED = cli.listed("joined", [], "pixels that a stem's first convolution joins")
-PRECISION = cli.listed("precisions", ["default"], f"of {', '.join(PRECISIONS)}")
-COMPILED = cli.listed("xla", ["default"], f"of {', '.join(XLA)}: options of XLA")
-BESIDE = cli.listed("beside", [], f"of {', '.join(ACTS)}, under torch.compile")
-TIMING = cli.timing()
-TIMES = cli.text("times", None, "a file to which a line per program is added")
-SHOW = cli.text("show", None, "a file of such lines; prints their tables")
-SMOKE_TEST = cli.switch("smoke", False, "tiny models")
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is timed."""
+
+    cases: tuple[str, ...] = ("deit_s",)
+    """Models."""
+
+    models: tuple[str, ...] = ()
+    """Settings beside dense; all of DeiT's without any."""
+
+    at_once: tuple[int, ...] = (256,)
+    """Images in a call."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of weights and layers: bfloat16, and float32 on CPUs."""
+
+    gelus: tuple[Literal["exact", "tanh"], ...] = ()
+    """Forms of GELU."""
+
+    size_forms: tuple[Literal["bias", "direction"], ...] = ()
+    """How attention counts merges."""
+
+    reduction_forms: tuple[Literal["exact", "fast"], ...] = ()
+    """How reductions compute."""
+
+    joined: tuple[int, ...] = ()
+    """Pixels that a stem's first convolution joins."""
+
+    precisions: tuple[str, ...] = ("default",)
+    """Of products."""
+
+    xla: tuple[str, ...] = ("default",)
+    """Options of XLA."""
+
+    beside: tuple[str, ...] = ()
+    """timm's models, under torch.compile."""
+
+    warmup: int = timer.Rules.warmup
+    """Calls of each program that are not timed, first."""
+
+    repeats: int = timer.Rules.repeats
+    """Rounds in which each is timed."""
+
+    seconds: float = timer.Rules.seconds
+    """That a program is timed in a round, at least."""
+
+    smoke: bool = False
+    """Tiny models."""
 
 
-def main():
-    if SHOW.value:
-        print(*tables(read_rows(SHOW.value)).values(), sep="\n\n")
+OPTIONS = Options()  # those of this process
+
+
+def main(options: Options, *, times: str | None = None, show: str | None = None):
+    """Time dense and reduced models in turns, and timm's beside them.
+
+    Args:
+        times: A file to which a line per program is added.
+        show: A file of such lines; prints their tables.
+    """
+    global OPTIONS
+    OPTIONS = options
+    if show:
+        print(*tables(read_rows(show)).values(), sep="\n\n")
         return
-    file = cli.required(TIMES)
-    check_writable("--times", file, ["", ".json", ".jsonl"])
+    if not times:
+        raise InputError("times is missing; name a file to which lines are added")
+    file = times
+    check_writable("times", file, ["", ".json", ".jsonl"])
     listed = (
-        ("--cases", CHOSEN_CASES.value, CASES),
-        ("--models", CHOSEN.value or (), MODELS),
-        ("--gelus", GELU.value, GELUS),
-        ("--size_forms", KEY_SIZES.value, SIZES),
-        ("--reduction_forms", REDUCED.value, REDUCTIONS),
-        ("--precisions", PRECISION.value, PRECISIONS),
-        ("--xla", COMPILED.value, XLA),
-        ("--beside", BESIDE.value, ACTS),
+        ("cases", options.cases, CASES),
+        ("models", options.models, MODELS),
+        ("precisions", options.precisions, PRECISIONS),
+        ("xla", options.xla, XLA),
+        ("beside", options.beside, ACTS),
     )
-    for flag, values, allowed in listed:
+    for name, values, allowed in listed:
         for value in values:
-            one_of(flag, value, allowed)
-    batches = whole_numbers("--at_once", BATCHES.value)
-    if BESIDE.value:
-        torch_baselines.prepare("--beside", ["timm"])
-    dtype = DTYPE.value or xla_options.fast_dtype()
-    rules = TIMING()
+            check_choice(name, value, allowed)
+    batches = list(options.at_once)
+    if options.beside:
+        torch_baselines.prepare(["timm"])
+    dtype = options.dtype or xla_options.fast_dtype()
+    rules = timer.Rules(options.warmup, options.repeats, options.seconds)
     shared = {"runtime": device.name(), "dtype": dtype, "versions": device.versions()}
     shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
-    for size in CHOSEN_CASES.value:
+    for size in options.cases:
         for rows in measure(size, batches, dtype, rules):
             with open(file, "a") as out:
                 out.writelines(json.dumps(row | shared) + "\n" for row in rows)
@@ -198,25 +239,25 @@ class Timed(NamedTuple):
 
 def ways(case: Case) -> list[Way]:
     """All that the flags list, the dense model first."""
-    settings = CHOSEN.value or [
+    settings = OPTIONS.models or [
         name for name in MODELS if name not in (HALF, TOME_STAGES)
     ]
     found = []
     for name in dict.fromkeys([DENSE, *settings]):
-        kinds = KEY_SIZES.value
+        kinds = OPTIONS.size_forms
         model = case.create(name)
         if not size_direction.has_sizes(model):
             kinds = []
         elif size_direction.reason_against(model):
             kinds = [kind for kind in kinds if kind != "direction"]
-        reductions = REDUCED.value
+        reductions = OPTIONS.reduction_forms
         if name not in FASTER:
             reductions = []
-        forms = (GELU.value or [None], kinds or [None], reductions or [None])
+        forms = (OPTIONS.gelus or [None], kinds or [None], reductions or [None])
         joined = [None]
-        if name.endswith(CONV) and JOINED.value:
-            joined = whole_numbers("--joined", JOINED.value)
-        forms += (PRECISION.value, COMPILED.value, joined)
+        if name.endswith(CONV) and OPTIONS.joined:
+            joined = OPTIONS.joined
+        forms += (OPTIONS.precisions, OPTIONS.xla, joined)
         for parts in itertools.product(*forms):
             found.append(Way(name, *parts))
     return found
@@ -243,7 +284,7 @@ def measure(
         for (of_batch, way), program in programs.items():
             if of_batch == batch:
                 timed.append(of_ours(case, way, program))
-        timed += [of_timm(case, name, batch, dtype) for name in BESIDE.value or ()]
+        timed += [of_timm(case, name, batch, dtype) for name in OPTIONS.beside]
         yield timed_rows(timed, {"size": size, "batch": batch}, rules)
 
 
@@ -318,7 +359,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
     if way.reductions is not None:
         options["reductions"] = way.reductions
     options["compiler_options"] = XLA[way.xla]
-    if SMOKE_TEST.value:
+    if OPTIONS.smoke:
         options["compiler_options"] = XLA[way.xla] | QUICK
     return compiler(Pretrained(model, variables), CompileOptions(**options))
 
@@ -337,7 +378,7 @@ def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
 
     side = case.side_of(DENSE)
     fields = ACTS[name] | {"img_size": side}
-    if SMOKE_TEST.value:
+    if OPTIONS.smoke:
         fields |= SMOKE
     vit = timm.create_model(case.timm or case.name, **fields)
     shape = (batch, 3, side, side)

@@ -7,7 +7,7 @@ are per second of that core's time, so that other work on the machine does not c
 They are what PyTorch users have (Pillow: decode, random resized crop, flip; timm's own
 code with RandAugment too where it is installed) and ours, which leaves RandAugment to
 the device. The files are the data set's and a temporary copy at short
-side 256, as `python -m tools.prepare_imagenet --short_side 256` makes it.
+side 256, as `python -m tools.prepare_imagenet --short-side 256` makes it.
 """
 
 import contextlib
@@ -31,36 +31,48 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
 from tools.imagenet import writer
 
-DATA = cli.data()
-DIR = cli.text("data_dir", None, "where imagenet2012 is prepared")
-SUBSET = cli.integer("subset", None, "images of the data, evenly; default: 200", 1)
-ROUNDS = cli.integer("rounds", 5, "turns of every pipeline: their median counts", 1)
-SIZE = cli.integer("side", 224, "pixels a side of a crop", 1)
-COPIES = cli.integer("copies", 3, "of an image, for repeated augmentation", 1)
-JSON = cli.text("json", None, "also write the results to this file")
 SHORT_SIDE = 256
 BASE = "Pillow: decode, crop, flip"
 
 
-def main():
-    data = cli.required(DATA)
-    if JSON.value:
-        check_writable("--json", JSON.value, [".json"], registry.own_files(data))
+def main(
+    *,
+    data: str,
+    data_dir: str | None = None,
+    subset: int = 200,
+    rounds: int = 5,
+    side: int = 224,
+    copies: int = 3,
+    json: str | None = None,
+):
+    """Time input pipelines in turns, on one core.
+
+    Args:
+        data: A folder of images for each class, csv:FILE, imagenet2012 or digits.
+        data_dir: Where imagenet2012 is prepared.
+        subset: Images of the data, evenly spaced.
+        rounds: Turns of every pipeline: their median counts.
+        side: Pixels a side of a crop.
+        copies: Of an image, for repeated augmentation.
+        json: Also write the results to this file.
+    """
+    if json:
+        check_writable("json", json, [".json"], registry.own_files(data))
     # A CSV file may have test images alone, and any images will do.
     split = "val" if data.startswith("csv:") else "train"
-    source = registry.open_source(data, split, data_dir=DIR.value)
+    source = registry.open_source(data, split, data_dir=data_dir)
     with tempfile.TemporaryDirectory() as folder, signals.unfinished(folder):
         folder = pathlib.Path(folder)
         files = folder / "as they are"
         small = folder / "short side"
-        paths = save(source, SUBSET.value or 200, files)
+        paths = save(source, subset, files)
         sets = {
             "as they are": paths,
             f"short side {SHORT_SIDE}": shrink(paths, small, SHORT_SIDE),
         }
-        rows = compare(sets, SIZE.value, COPIES.value, ROUNDS.value)
-    if JSON.value:
-        write_json(JSON.value, rows)
+        rows = compare(sets, side, copies, rounds)
+    if json:
+        write_json(json, rows)
 
 
 def compare(sets, size, copies, rounds):

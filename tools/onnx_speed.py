@@ -13,14 +13,15 @@ import importlib.util
 import json
 import pathlib
 import time
+from typing import Literal
 
 import numpy as np
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.errors import one_of, whole_numbers
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.cost import model_macs
@@ -28,24 +29,24 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables
 
-DENSE = {"name": "none"}
-STAGES = {"counts": "stages-3-6-9"}
-HALF = {"macs": 0.5, "counts": "diffrate"}
+DENSE = "none"
+STAGES = "counts=stages-3-6-9"
+HALF = "macs=0.5:counts=diffrate"
 # The first with either stem; then those of docs/comparison.md at half the MACs, and
 # smaller dense images beside them.
 MODELS = {
     "dense": DENSE,
     "dense, conv stem": DENSE,
-    "ImagePiece": {"name": "imagepiece"},
-    "ImagePiece, conv stem": {"name": "imagepiece"},
-    "ToMe r=13": {"name": "tome", "r": 13},
-    "EViT .7": {"name": "evit", "keep_rate": 0.7},
-    "ToMe .5": {"name": "tome", "macs": 0.5},
-    "fusion .5": {"name": "mctf", **HALF},
-    "fusion by class attention .5": {"name": "mctf", "score": "class", **HALF},
-    "most attended .5": {"name": "diffrate", **HALF},
-    "most attended in 3 blocks .5": {"name": "diffrate", "macs": 0.5, **STAGES},
-    "most attended in 3 blocks .6": {"name": "diffrate", "macs": 0.6, **STAGES},
+    "ImagePiece": "imagepiece",
+    "ImagePiece, conv stem": "imagepiece",
+    "ToMe r=13": "tome:r=13",
+    "EViT .7": "evit:keep_rate=0.7",
+    "ToMe .5": "tome:macs=0.5",
+    "fusion .5": f"mctf:{HALF}",
+    "fusion by class attention .5": f"mctf:score=class:{HALF}",
+    "most attended .5": f"diffrate:{HALF}",
+    "most attended in 3 blocks .5": f"diffrate:macs=0.5:{STAGES}",
+    "most attended in 3 blocks .6": f"diffrate:macs=0.6:{STAGES}",
     "dense at 192 pixels": DENSE,
     "dense at 176 pixels": DENSE,
     "dense at 160 pixels": DENSE,
@@ -59,35 +60,43 @@ TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
-SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
-BATCH = cli.listed("batch_sizes", ["1", "8", "32"], "one or more")
-THREADS = cli.integer("cpu_threads", 2, "of onnxruntime and PyTorch", 1)
-CHOSEN = cli.listed("models", None, "names of the table, beside dense; default: all")
-TIMES = cli.text("times", None, "a file of one line per program")
+THREADS = 2  # of onnxruntime and PyTorch
 
 
-def main():
-    file = pathlib.Path(cli.required(TIMES))
-    size = SIZE.value
-    check_writable("--times", file, ["", ".json", ".jsonl"])
-    for name in CHOSEN.value or ():
-        one_of("--models", name, MODELS)
-    sizes = whole_numbers("--batch_sizes", BATCH.value)
+def main(
+    *,
+    times: pathlib.Path,
+    size: Literal["deit_ti", "deit_s"] = "deit_s",
+    batch_sizes: tuple[int, ...] = (1, 8, 32),
+    models: tuple[str, ...] = (),
+):
+    """Time ONNX runtimes, JAX and PyTorch on this CPU, in turns.
+
+    Args:
+        times: A file of one line per program.
+        size: Of the models.
+        batch_sizes: One or more.
+        models: Names of the table, beside dense; all of them without any.
+    """
+    file = times
+    check_writable("times", file, ["", ".json", ".jsonl"])
+    for name in models:
+        check_choice("models", name, MODELS)
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
-    for batch in sorted(set(sizes) - {row["batch"] for row in rows}):
-        measured = measure(size, batch)
+    for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
+        measured = measure(size, batch, models)
         with open(file, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
     print(table(rows))
 
 
-def measure(size, batch):
-    """Rows of all programs of a batch size."""
+def measure(size, batch, models=()):
+    """Rows of all programs of a batch size, or of these models."""
     jobs = {}
     macs = {}
-    for name in dict.fromkeys(["dense", *(CHOSEN.value or MODELS)]):
+    for name in dict.fromkeys(["dense", *(models or MODELS)]):
         reduction = MODELS[name]
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
@@ -106,7 +115,7 @@ def measure(size, batch):
             ("JAX", _jax(program, images)),
         ):
             jobs[runtime, name] = timer.TimedCall(call)
-    if importlib.util.find_spec("timm") and not CHOSEN.value:
+    if importlib.util.find_spec("timm") and not models:
         call = _timm(size, random_images(batch, SIDE))
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
     times = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
@@ -163,7 +172,7 @@ def _onnxruntime(graph, images):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = THREADS.value
+    options.intra_op_num_threads = THREADS
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
@@ -183,7 +192,7 @@ def _timm(size, images):
     import timm
     import torch
 
-    torch.set_num_threads(THREADS.value)
+    torch.set_num_threads(THREADS)
     model = timm.create_model(TIMM[size]).eval()
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 

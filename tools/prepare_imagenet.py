@@ -1,6 +1,6 @@
 """Prepare ImageNet for fast training: from its tars to a TFDS data set, once.
 
-python -m tools.prepare_imagenet --source FOLDER --dir DIR [--short_side 256]
+python -m tools.prepare_imagenet --source FOLDER --dir DIR [--short-side 256]
 
 FOLDER holds one of
 
@@ -11,7 +11,7 @@ FOLDER holds one of
 - imagenet2012 as TFDS itself writes it, in TFRECORD files
 
 Tars and parquet files tell their split by the word train, validation or val in their
-names; otherwise flags do: --train_files "part-0*.tar" --validation_files "part-1*.tar".
+names; otherwise flags do: --train-files "part-0*.tar" --validation-files "part-1*.tar".
 The result is TFDS's imagenet2012 in array_record files, which training reads with
 --config.data.dir=DIR. TensorFlow is not needed, and a run that was stopped resumes.
 Nothing is unpacked on the way but parquet files, whose images need as much room again
@@ -30,48 +30,45 @@ from tools.imagenet import scan, writer
 
 SHORT_SIDES = (64, 1024)
 
-SOURCE = cli.text(
-    "source",
-    None,
-    "folder of ImageNet: ILSVRC2012 tars, folders train and val, tars of webdataset, "
-    "parquet files or TFRECORD files of TFDS",
-)
-OF_SHARDS = "tars or parquet files of this split: a pattern of names in --source"
-TRAIN = cli.text("train_files", "", OF_SHARDS)
-VALIDATION = cli.text("validation_files", "", OF_SHARDS)
-DIR = cli.text("dir", None, "where the data set goes, as config.data.dir")
-SHORT_SIDE = cli.integer(
-    "short_side",
-    0,
-    "shrink larger images to this short side, in pixels, which decode several times as "
-    "fast; 0: keep the files as they are",
-)
-OF_PROCESSES = "that write; 0: only this one; default: one per core"
-PROCESSES = cli.integer("processes", None, OF_PROCESSES, 0)
-OF_PARTIAL = "accept one split alone, or fewer images than ImageNet has"
-PARTIAL = cli.switch("partial", False, OF_PARTIAL)
 
+def main(
+    *,
+    source: str,
+    dir: str,
+    train_files: str = "",
+    validation_files: str = "",
+    short_side: int = 0,
+    processes: int | None = None,
+    partial: bool = False,
+):
+    """Write TFDS's imagenet2012 from its tars, folders, parquet or TFRECORD files.
 
-def main():
-    source = cli.required(SOURCE)
-    data_dir = cli.required(DIR)
-    short_side = SHORT_SIDE.value
-    workers = PROCESSES.value
+    Args:
+        source: Folder of ImageNet.
+        dir: Where the data set goes, as config.data.dir.
+        train_files: Tars or parquet files of this split: a pattern of names in source.
+        validation_files: Likewise.
+        short_side: Shrink larger images to this short side, in pixels, which decode
+            several times as fast; 0: keep the files as they are.
+        processes: That write: one per core; 0: only this one.
+        partial: Accept one split alone, or fewer images than ImageNet has.
+    """
+    data_dir = dir
+    workers = processes
     low, high = SHORT_SIDES
     if short_side and not low <= short_side <= high:
-        raise InputError("--short_side", short_side, f"0, {low} to {high} pixels")
+        text = f"short_side is {short_side}; it must be 0, or {low} to {high} pixels"
+        raise InputError(text)
     if workers is None:
         workers = machine.cores()
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images
-        patterns = {"train": TRAIN.value, "validation": VALIDATION.value}
+        patterns = {"train": train_files, "validation": validation_files}
         room = writer.room(data_dir, short_side)
         with signals.deferring(say_resumes):
             with progress("finding images") as advance:
-                images = scan.find(
-                    source, PARTIAL.value, advance, workers, patterns, room
-                )
+                images = scan.find(source, partial, advance, workers, patterns, room)
             with progress("writing", sum(map(len, images.values()))) as advance:
                 note = writer.write(images, data_dir, short_side, workers, advance)
     elif note["short_side"] != short_side:

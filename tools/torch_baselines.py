@@ -1,8 +1,8 @@
 """PyTorch baselines on the same device: timm's model of the same size, and ToMe on it.
 
-python -m tools.torch_baselines --against timm,tome --config configs/deit_s.py
+python -m tools.torch_baselines deit_s --reductions 0.6 --against timm tome
 
-The other flags are those of `python -m imagepiece_jax benchmark`, which runs beside.
+The other words are those of `python -m imagepiece_jax benchmark`, which runs beside.
 Each is timed eager and under torch.compile: in inference with weights of the
 benchmark's dtype and fused attention, in training under automatic mixed precision with
 fused AdamW. They take turns with ours in one process, so ratios come from one run.
@@ -13,50 +13,84 @@ import functools
 import importlib
 import os
 import time
-
-from absl import flags
+from typing import Literal
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark import device, report, suite
+from imagepiece_jax.benchmark import workloads as ours
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
-from imagepiece_jax.commands import benchmark
-from imagepiece_jax.common import extras, timer
+from imagepiece_jax.commands._arguments import Model
+from imagepiece_jax.common import extras, timer, xla_options
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
 R = 13  # tokens that ToMe merges per block: its setting for models of this size
 VARIANTS = ("eager", "torch.compile")
-flags.adopt_module_key_flags(benchmark)
-AGAINST = cli.listed("against", [*NAMES], "timm, tome: PyTorch in turns with ours")
 
 
-def main():
-    prepare("--against", AGAINST.value)
-    benchmark.main(functools.partial(workloads, AGAINST.value))
+def main(
+    model: Model,
+    *,
+    against: tuple[Literal["timm", "tome"], ...] = NAMES,
+    reductions: tuple[str, ...] = (),
+    batch_size: tuple[int, ...] = (256,),
+    mode: Literal["inference", "train"] = "inference",
+    plain: bool = False,
+    warmup: int = timer.Rules.warmup,
+    repeats: int = timer.Rules.repeats,
+    seconds: float = timer.Rules.seconds,
+    json: str | None = None,
+):
+    """Time the model of a name, dense and with reductions, beside PyTorch's.
+
+    Args:
+        against: PyTorch in turns with ours.
+        reductions: Shares of the dense model's MACs, or methods.
+        batch_size: One or more.
+        mode: Forward passes, or steps of training.
+        plain: Training steps without augmentation and averages of the weights.
+        warmup: Calls of each program that are not timed, first.
+        repeats: Rounds in which each is timed.
+        seconds: That a program is timed in a round, at least.
+        json: A file of one line per figure.
+    """
+    prepare(against)
+    spec = model.spec()
+    if spec is None:
+        raise InputError(f"{model.weights} are weights; give the name of a model")
+    forms = suite.forms(ours.named_model(spec), reductions)
+    dtype = model.dtype or xla_options.fast_dtype()
+    groups = suite.groups(forms, batch_size, dtype, mode)
+    if plain:
+        for group in groups:
+            for name, case in group.items():
+                group[name] = dataclasses.replace(case, run=plainer(case.run))
+    files = report.Files(json)
+    rules = timer.Rules(warmup, repeats, seconds)
+    suite.run_all(groups, rules, files, functools.partial(workloads, against))
 
 
-def prepare(flag, names):
+def plainer(run):
+    """A run whose steps only compute the model's: forward, backward, AdamW."""
+    augment = dataclasses.replace(run.augment, layers=0, erase_prob=0.0)
+    changes = {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0}
+    return dataclasses.replace(run, augment=augment, **changes)
+
+
+def prepare(names):
     """Make JAX, which is not used yet, leave memory of the device to PyTorch.
 
-    flag: where the names stand
-    Raises InputError for an unknown name or a missing library.
+    Raises InputError for a missing library.
     """
-    for name in names:
-        if name not in NAMES:
-            raise InputError(flag, name, ", ".join(NAMES))
-    for library in LIBRARIES:
+    for library in LIBRARIES if names else ():
         try:
             importlib.import_module(library)
         except ImportError as error:
-            hint = extras.command("torch")
-            raise InputError(
-                flag,
-                problem=f"needs {library}, which cannot be imported ({error})",
-                hint=hint,
-            ) from error
+            text = f"{library} cannot be imported ({error}); {extras.command('torch')}"
+            raise InputError(text) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -65,17 +99,13 @@ def workloads(names, cases):
 
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
-    if cases[0].config is None:
-        raise InputError(
-            "--against", problem="has random weights", hint="give --config"
-        )
     first_of_size = {}
     for case in cases:
         first_of_size.setdefault(_size(case), case)
     found = {}
     mode = cases[0].mode
     for size, case in first_of_size.items():
-        model = case.config.model.name
+        model = case.vit.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
                 found[f"timm {model}, {variant}"] = _infer(size, case, variant)
@@ -89,16 +119,15 @@ def workloads(names, cases):
 
 def _size(case):
     """The arguments of timm's constructor, which identify a model's size."""
-    model = case.model
-    config = case.config
+    model = case.vit.model
     fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
     size = {field: getattr(model, field) for field in fields}
-    return *size.items(), ("img_size", config.image_size), ("depth", len(model.plan))
+    return *size.items(), ("img_size", case.vit.image_size), ("depth", len(model.plan))
 
 
 def _images_shape(case):
     """Shape of a batch in PyTorch's order, [batch, 3, S, S]."""
-    side = case.config.image_size
+    side = case.vit.image_size
     return case.batch_size, 3, side, side
 
 
@@ -111,9 +140,9 @@ def _model(size, **options):
 def _infer(size, case, variant, r=0):
     """The Workload of inference; r: tokens that ToMe merges in a block, 0: dense."""
     is_compiled = variant == "torch.compile"
-    dtype = case.config.model.dtype
+    dtype = case.dtype
     call = inference(_model(size), _images_shape(case), dtype, is_compiled, r)
-    reduction = {"name": "tome", "r": R} if r else None
+    reduction = f"tome:r={R}" if r else None
     return _workload(case, call, _macs(case, reduction), variant, torch_device())
 
 
@@ -147,16 +176,15 @@ def _train(size, case, variant):
     """The Workload of training steps."""
     import torch
 
-    config = case.config
     where = torch_device()
-    rate = config.model.drop_path_rate
+    rate = case.run.model.drop_path_rate
     vit = _model(size, drop_path_rate=rate).train().to(where)
-    dtype = getattr(torch, config.model.dtype)
+    dtype = getattr(torch, case.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
     run = torch.compile(vit) if variant == "torch.compile" else vit
     shape = _images_shape(case)
     images = [torch.randn(shape, device=where) for _ in range(INPUTS)]
-    targets = torch.randn(case.batch_size, config.num_classes, device=where)
+    targets = torch.randn(case.batch_size, case.vit.model.num_classes, device=where)
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
 
     def call(number):
@@ -206,9 +234,8 @@ def wait(event):
 
 
 def _macs(case, reduction):
-    """MACs of an image through our model with the patch stem and a reduction."""
-    model = dataclasses.replace(case.run.model, stem="patch").create(reduction)
-    return model_macs(model, case.image_size)
+    """MACs of an image through our model with a reduction."""
+    return 1e9 * case.vit.gmacs_with(reduction)
 
 
 def _workload(case, call, macs, variant, where):

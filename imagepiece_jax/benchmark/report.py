@@ -213,11 +213,10 @@ class Files:
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if not path:
                 continue
-            check_writable(f"--{flag}", path, ENDINGS[flag])
+            check_writable(flag, path, ENDINGS[flag])
             first = flag_of.setdefault(os.path.realpath(path), flag)
             if first != flag:
-                problem = f"{path} is also the file of --{first}"
-                raise InputError(f"--{flag}", problem=problem, hint="choose another")
+                raise InputError(f"{flag} is {path}, which is also the file of {first}")
 
     def add(self, rows):
         """Write the lines and the tables with further rows."""

@@ -1,8 +1,6 @@
-"""Timed programs of a config: inference from three starting points, and training.
+"""Timed programs of a model: inference, and steps of training.
 
 inference: normalized images on the device; nothing but the model runs.
-copy: decoded images (uint8) on the host; the program copies and normalizes them.
-end_to_end: image files; the project's loader reads, decodes and crops them.
 train: a full step as `train.py` runs it (augmentation on the device, forward,
 backward, AdamW, averages), pixels on the device.
 
@@ -10,11 +8,9 @@ Weights are random where none are given, and in training: they do not change the
 Inputs are random, too, and rotate.
 """
 
-import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -25,20 +21,18 @@ from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.input import loader
-from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
-MODES = ("inference", "copy", "end_to_end", "train")
+MODES = ("inference", "train")
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 
@@ -53,177 +47,76 @@ class Workload:
     skipped: float = 0.0  # those of its MACs that it need not compute
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Test images that programs read from files, and how."""
-
-    name: str  # of the data, as `open_source` takes it
-    data_dir: str | None = None
-    num_classes: int | None = None  # None: any
-    preprocessing: Preprocessing
-    batch_size: int
-    seed: int = 0
-    workers: int = 8
-    threads: int = 2
-
-    def source(self) -> Source:
-        """The images. Raises InputError if they are missing, too few, or too small."""
-        source = open_source(
-            self.name,
-            "val",
-            num_classes=self.num_classes,
-            data_dir=self.data_dir,
-        )
-        length = len(source)
-        if length < self.batch_size:
-            allowed = f"1 to {length}, the number of test images"
-            raise InputError("batch_size", self.batch_size, allowed)
-        source.try_first(self.preprocessing)
-        return source
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """Yield endless batches: uint8 [batch size, S, S, 3]."""
-        sequence = loader.TrainBatches(
-            self.source(),
-            self.preprocessing,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            start_step=0,
-            stop_step=10**9,
-        )
-        batches = loader.read_ahead(sequence, self.workers, self.threads)
-        with contextlib.closing(batches) as read:
-            for batch in read:
-                yield batch["image"][0, 0]  # one device, one micro-batch
-
-
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A model to measure, in one mode, batch size and dtype.
+    """A model to measure, in one mode, batch size and dtype."""
 
-    config: a config, of which a copy gets the batch size and dtype; None: of weights
-    mode: one of MODES
-    vit: a Pretrained; None: the config's model, with random weights
-    forms: gelu, sizes and reductions of the optimized program, as for `optimize`
-    data: images of mode end_to_end, as `open_source` takes them, for weights
-    """
+    vit: Pretrained
+    mode: str  # "inference" or "train"
+    batch_size: int
+    dtype: str
+    gelu: str | None = None  # of the optimized program, as `optimize` takes it
+    run: RunConfig | None = None  # of mode train
 
-    def __init__(
-        self, config, mode, batch_size, dtype, vit=None, forms=None, data=None
-    ):
-        self.config = None
-        self.run = None
-        if config is None:
-            self.model = vit.model
-            self.image_size = vit.image_size
-            self.attention = vit.attention
-        else:
-            self.config = config.copy_and_resolve_references()
-            self.config.batch_size = batch_size
-            self.config.model.dtype = dtype
-            self.run = RunConfig.from_config(self.config)
-            self.model = self.run.create_model()
-            self.image_size = self.config.image_size
-            self.attention = self.config.model.attention
-        self.mode = mode
-        self.batch_size = batch_size
-        self.dtype = dtype
-        self.vit = vit
-        self.forms = forms or {}
-        self.data = data
-        self.path = None if vit is None else str(vit.source.path)
+    @classmethod
+    def of(
+        cls,
+        vit: Pretrained,
+        mode: str,
+        batch_size: int,
+        dtype: str,
+        gelu: str | None = None,
+    ) -> "Case":
+        """The Case of these; `training_run` says how mode train trains.
 
-    def check(self):
-        """Raise InputError for mistakes that would otherwise show while measuring."""
-        mode = self.mode
-        optimize.check_gelu(self.model, self.forms.get("gelu"))
+        Raises InputError for mistakes that would otherwise show while measuring.
+        """
+        optimize.check_gelu(vit.model, gelu)
+        run = None
         if mode == "train":
-            if self.run is None:
-                allowed = (
-                    "inference, copy, end_to_end with weights; train with a config"
-                )
-                raise InputError("mode", mode, allowed)
-            check_training(self.run, parallel.placement(self.run.grad_accum_steps))
+            run = training_run(vit, batch_size, dtype)
+            check_training(run, parallel.placement(run.grad_accum_steps))
             count = parallel.device_count()
             if count > 1:
-                allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
-                problem = f"is train on {count} devices"
-                raise InputError("mode", mode, allowed, problem=problem)
-        if mode == "end_to_end":
-            self.reading.source()
+                text = f"mode is train on {count} devices; one is measured, such as by"
+                raise InputError(f"{text} CUDA_VISIBLE_DEVICES=0")
+        return cls(vit, mode, batch_size, dtype, gelu, run)
 
     @property
-    def reading(self) -> Reading:
-        """The images of mode end_to_end."""
-        if self.run is None:
-            if not self.data:
-                raise InputError("data", problem="is missing", hint="name test images")
-            return Reading(
-                name=self.data,
-                preprocessing=self.vit.preprocessing,
-                batch_size=self.batch_size,
-            )
-        data = self.run.data
-        return Reading(
-            name=data.name,
-            data_dir=data.dir or None,
-            num_classes=self.run.num_classes,
-            preprocessing=self.run.preprocessing(),
-            batch_size=self.batch_size,
-            seed=self.run.seed,
-            workers=data.workers,
-            threads=data.threads,
-        )
+    def path(self) -> str | None:
+        """The path of the weights; None for random ones."""
+        return self.vit.source and str(self.vit.source.path)
 
-    def workload(self, streams: "InputStreams | None" = None) -> Workload:
-        """The compiled program; `streams` has the images of mode end_to_end."""
+    def workload(self) -> Workload:
+        """The compiled program."""
         if self.mode == "train":
             return self._train()
-        fast = self._compiled(pixels=self.mode != "inference")
-        if self.mode == "inference":
-            call = on_noise(fast)
-        elif self.mode == "copy":
-            call = on_pixels(fast)
-        else:
-            batches = streams.batches(self.reading)
-
-            def call(number):
-                return fast(next(batches))
-
-        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
-        macs = self.batch_size * model_macs(self.model, self.image_size)
-        skipped = self.batch_size * dead_macs(self.model)
-        job = timer.TimedCall(call)
-        return Workload(job, self.batch_size, macs, facts, skipped)
-
-    def _compiled(self, pixels):
-        """The optimized program for normalized images or for uint8 pixels."""
-        vit = self.vit
-        if vit is None:
-            variables = random_variables(self.model, self.image_size)
-            prepared = Preprocessing(self.image_size)
-            name = self.config.model.name  # DiffRate's schedules depend on it
-            vit = Pretrained(self.model, variables, prepared, name=name)
-        return optimize.optimize(
-            vit,
+        model = self.vit.model
+        fast = optimize.optimize(
+            self.vit,
             batch_size=self.batch_size,
             dtype=self.dtype,
-            **self.forms,
-            attention=self.attention,
-            pixels=pixels,
+            gelu=self.gelu,
+            attention=self.vit.attention,
         )
+        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
+        macs = self.batch_size * model_macs(model, self.vit.image_size)
+        skipped = self.batch_size * dead_macs(model)
+        job = timer.TimedCall(on_noise(fast))
+        return Workload(job, self.batch_size, macs, facts, skipped)
 
     def _train(self):
         """The Workload of training steps, each of which continues from the last."""
-        config = self.config
-        step, first_state, model, teacher = training_step(config)
+        run = self.run
+        step, first_state, model, teacher = training_step(run)
         if teacher is not None:
-            teacher = random_variables(teacher, config.image_size)
-        state = first_state(random_variables(model, config.image_size))
+            teacher = random_variables(teacher, run.image_size)
+        state = first_state(random_variables(model, run.image_size))
         state = parallel.replicate(state)
         teacher = parallel.replicate(teacher)
         batches = []
         for seed in range(INPUTS):
-            batches.append(parallel.shard(_labeled_batch(config, seed)))
+            batches.append(parallel.shard(_labeled_batch(run, seed)))
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
         began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)
@@ -235,12 +128,50 @@ class Case:
             return metrics
 
         images = self.batch_size
-        macs = images * TRAINING_MACS * model_macs(model, config.image_size)
+        macs = images * TRAINING_MACS * model_macs(model, run.image_size)
         skipped = 0.0
-        if self.run.reduction.method.loss is None:  # one of a method reads all tokens
+        if run.reduction.method.loss is None:  # one of a method reads all tokens
             skipped = images * TRAINING_MACS * dead_macs(model)
         facts = _facts(model, seconds, compiled)
         return Workload(timer.TimedCall(call), images, macs, facts, skipped)
+
+
+def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
+    """DeiT's recipe (configs/base.py) for a model, with its reduction.
+
+    Raises InputError where the repository's configs are not there, and for a model of
+    which nothing says how it is made.
+    """
+    try:
+        from configs import base
+    except ModuleNotFoundError as error:
+        text = "mode is train, which reads configs/base.py: run it in a clone"
+        raise InputError(text) from error
+    if vit.spec is None:
+        raise InputError("mode is train, which takes a model of `load` or of a name")
+    recipe = RunConfig.from_config(base.get_config())
+    return dataclasses.replace(
+        recipe,
+        image_size=vit.image_size,
+        num_classes=vit.model.num_classes,
+        model=dataclasses.replace(vit.spec, dtype=dtype, drop_path_rate=0.1),
+        reduction=vit.reduction,
+        optim=dataclasses.replace(recipe.optim, batch_size=batch_size),
+    )
+
+
+def named_model(spec: ModelSpec) -> Pretrained:
+    """The dense model of a name with random weights, which do not change its speed."""
+    model = spec.create()
+    height, width = [side * model.patch_size for side in spec.grid]
+    size = height if height == width else (height, width)
+    return Pretrained(
+        model,
+        random_variables(model, size),
+        Preprocessing(size),
+        name=spec.name,  # DiffRate's schedules depend on it
+        spec=spec,
+    )
 
 
 def on_noise(program):
@@ -259,13 +190,6 @@ def _noise(shape, dtype):
         return [normal(each, shape, dtype=dtype) for each in keys]
 
     return draw()
-
-
-def on_pixels(program):
-    """A function call(number) that runs `program` on random pixels of the host."""
-    rng = np.random.default_rng(0)
-    images = [_pixels(rng, program.images.shape) for _ in range(INPUTS)]
-    return lambda number: program(images[number % INPUTS])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,15 +231,14 @@ class Clock:
         return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
 
 
-def training_step(config, adapt=lambda model: model):
-    """The training step of a config's last epoch, as `train.py` runs it.
+def training_step(run: RunConfig, adapt=lambda model: model):
+    """The training step of a run's last epoch, as `train.py` runs it.
 
     adapt: function of a model that returns the one to run, such as with cuDNN
     Returns (the step, a function of a state, a batch and the teacher's variables; a
         function from the model's variables to the first state; the model; the
         teacher's model, or None).
     """
-    run = RunConfig.from_config(config)
     method = run.reduction.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
@@ -336,7 +259,7 @@ def training_step(config, adapt=lambda model: model):
     first_state = functools.partial(
         init_state,
         optimizer=optimizer,
-        with_ema=config.ema_decay > 0,
+        with_ema=run.ema_decay > 0,
     )
     return step, first_state, model, teacher
 
@@ -376,35 +299,12 @@ def _facts(model, seconds, compiled):
     }
 
 
-def _pixels(rng, shape):
-    return rng.integers(0, 256, shape, np.uint8)
-
-
-def _labeled_batch(config, seed):
+def _labeled_batch(run, seed):
     """A batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
-    split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    shapes = batch_shapes(RunConfig.from_config(config), split)
+    split = (run.grad_accum_steps, run.optim.batch_size // run.grad_accum_steps)
+    shapes = batch_shapes(run, split)
     return {
-        "image": _pixels(rng, shapes["image"].shape),
-        "label": rng.integers(0, config.num_classes, split, np.int32),
+        "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
+        "label": rng.integers(0, run.num_classes, split, np.int32),
     }
-
-
-class InputStreams(contextlib.ExitStack):
-    """Endless batches of validation images, read by the project's own loader.
-
-    Programs that use the same images share one loader. With a loader for each, a
-    program would start its turn with batches that were read during another's turn.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self._streams = {}
-
-    def batches(self, reading: Reading) -> Iterator[np.ndarray]:
-        """Iterator over batches of images: uint8 [batch size, S, S, 3]."""
-        if reading not in self._streams:
-            batches = contextlib.closing(reading.batches())
-            self._streams[reading] = self.enter_context(batches)
-        return self._streams[reading]

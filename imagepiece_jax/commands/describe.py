@@ -1,56 +1,34 @@
-"""Tokens, MACs and parameters of a config or of weights, block by block.
-
-Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
-A config is followed by the operations of its training, for which no images are needed
-and nothing is compiled, and by the line on its cost that the file's docstring repeats.
-
-python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
-python -m imagepiece_jax describe --weights FILE --reduction tome:r=8
-"""
+"""Tokens, MACs and parameters of a model, block by block."""
 
 import dataclasses
 
-from absl import flags
-
-from imagepiece_jax import cli
-from imagepiece_jax.commands import _weights
-
-cli.define_config("a config file, such as configs/quickstart.py, or --weights")
-WEIGHTS = _weights.weights()
+from imagepiece_jax.commands._arguments import Model
 
 
-def main():
-    run = None
-    if not flags.FLAGS["weights"].value:
-        _, run = cli.run_config()
-    # These import JAX, which --help and a mistyped flag need not wait for.
-    from imagepiece_jax.common.image_size import patch_grid
+def main(model: Model):
+    """Print tokens, MACs and parameters of a model with a reduction, block by block.
+
+    Example: python -m imagepiece_jax describe deit_s --reduction tome:r=8
+    """
     from imagepiece_jax.models import cost
-    from imagepiece_jax.reduction import contract
-    from imagepiece_jax.training import report
 
+    recovery = None
+    spec = model.spec()
+    if spec is None:
+        loaded = model.load(seed=0)  # of selectors, whose values do not matter
+        recovery = loaded.recovery
+        spec = loaded.spec
+        vit = loaded.model
+        size = loaded.image_size
+    else:
+        vit = spec.create_at_cost(model.reduction)
+        size = tuple(side * vit.patch_size for side in spec.grid)
     # Compared with the dense model of the same stem, which shows what the reduction
     # saves, and with that of the patch stem, as in papers.
-    if run is None:
-        vit = WEIGHTS(abstract=True)
-        model = vit.model
-        size = vit.image_size
-        patch_stem = dataclasses.replace(vit.spec, stem="patch")
-        dense_models = [vit.spec.create(), patch_stem.create()]
-    else:
-        run = run.with_counts()
-        model = run.create_model()
-        size = run.image_size
-        dense_models = [run.create_dense(), run.create_dense(stem="patch")]
-    grid = patch_grid(size, model.patch_size, cut=True)
-    contract.try_reducers(
-        model.plan, grid, model.embed_dim, model.num_heads, model.arch.prefix
-    )
-    print(cost.describe(model, dense_models, size))
-    if run is not None:
-        print(report.estimate(run))
-    elif vit.recovery:
-        print_recovery(vit.recovery, vit.recovery.of(model, size))
+    patch_stem = dataclasses.replace(spec, stem="patch")
+    print(cost.describe(vit, [spec.create(), patch_stem.create()], size))
+    if recovery:
+        print_recovery(recovery, recovery.of(vit, size))
 
 
 def print_recovery(recovery, own):
@@ -67,7 +45,3 @@ def print_recovery(recovery, own):
         print(f"its numbers are those of {own.form}")
     else:
         print("its numbers are those from before the recovery")
-
-
-if __name__ == "__main__":
-    cli.run(main, compiles=False)

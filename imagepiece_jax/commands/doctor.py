@@ -1,16 +1,17 @@
-"""The versions and devices that a bug report needs.
-
-python -m imagepiece_jax doctor
-"""
+"""The versions and devices that a bug report needs."""
 
 import importlib.metadata
 import platform
 
-from imagepiece_jax import __version__, cli
+from imagepiece_jax import __version__
 from imagepiece_jax.common.version import LIBRARIES
 
 
 def main():
+    """Print the versions and devices that a bug report needs.
+
+    Example: python -m imagepiece_jax doctor
+    """
     print(f"imagepiece_jax {__version__}")
     print(f"python {platform.python_version()} on {platform.platform()}")
     for name in LIBRARIES:
@@ -23,7 +24,3 @@ def main():
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     print(f"devices: {len(devices)} x {devices[0].platform} ({kinds})")
-
-
-if __name__ == "__main__":
-    cli.run(main, compiles=False)

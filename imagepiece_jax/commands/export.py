@@ -1,68 +1,58 @@
-"""Export of a model with its weights as an ONNX file.
+"""Export of a model with its weights as an ONNX file."""
 
-python -m imagepiece_jax export --weights WORKDIR --out model.onnx
-python -m imagepiece_jax export --weights FILE --reduction tome:r=8 --out model.onnx
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
 
-A run determines its model: see `evaluate`. The program takes any batch size, unless
---batch fixes it, and images normalized as FILE.json, beside it, says; with --pixels,
-uint8 images. --output features gives what `imagepiece_jax.features` returns, and
---output patches only its map.
+from tyro.conf import Positional, arg
 
-ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32; weights of more than
-2 GB are in a file beside it, which FILE.json names. docs/inference.md has code that
-runs it.
-"""
-
-from imagepiece_jax import cli
-from imagepiece_jax.commands import _weights
-from imagepiece_jax.errors import flags_of, renamed
-
-WEIGHTS = _weights.weights()
-cli.choice("attention", None, ["xla"], "which runs everywhere; files have no other")
-cli.choice("dtype", None, ["float32"], "of layers; files have no other")
-OUT = cli.text("out", None, "the .onnx file to write, new or of an earlier export")
-BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
-GELU = cli.gelu("the program", "the model's")
-PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
-OUTPUT = cli.choice(
-    "output", "logits", ("logits", "features", "patches"), "of the program"
-)
-
-# Arguments of `imagepiece_jax.export` by their flags, where the names differ.
-NAMES = {"batch_size": "--batch", "reduction": "--reduction"}
-NAMES |= flags_of("out", "output", "gelu")
+from imagepiece_jax.commands._arguments import Weights
 
 
-def main():
-    cli.path_of_weights()  # a missing one is said first
-    # These import JAX, which --help and a mistyped flag need not wait for.
+@dataclasses.dataclass(frozen=True)
+class Out:
+    """The file to write."""
+
+    out: Annotated[pathlib.Path, Positional, arg(metavar="OUT")]
+    """The .onnx file to write, new or of an earlier export."""
+
+
+def main(
+    weights: Weights,
+    out: Out,
+    *,
+    batch_size: int | None = None,
+    gelu: Literal["exact", "tanh"] | None = None,
+    pixels: bool = False,
+    output: Literal["logits", "features", "patches"] = "logits",
+):
+    """Write a model with its weights as an ONNX file, which computes in float32.
+
+    OUT.json beside it says how to prepare images, and what the outputs are.
+
+    Example: python -m imagepiece_jax export weights model.onnx --reduction 0.6
+
+    Args:
+        batch_size: Images at a time, or any number of them.
+        gelu: Its form in the program, or the model's.
+        pixels: Take uint8 images, which are normalized inside.
+        output: Of the program.
+    """
     from imagepiece_jax.inference.export import checked_file, export
     from imagepiece_jax.inference.program_facts import read_facts
 
-    out = cli.required(OUT)
-    with renamed(NAMES):
-        checked_file(out)
-    vit = WEIGHTS()
-    with renamed(NAMES):
-        out = export(
-            vit,
-            out,
-            batch_size=BATCH.value,
-            gelu=GELU.value,
-            pixels=PIXELS.value,
-            output=OUTPUT.value,
-        )
-    facts = read_facts(out)
-    files = [out]
+    checked_file(out.out)
+    vit = weights.load()
+    file = export(
+        vit, out.out, batch_size=batch_size, gelu=gelu, pixels=pixels, output=output
+    )
+    facts = read_facts(file)
+    files = [file]
     if "external_data" in facts:
-        files.append(out.with_name(facts["external_data"]))
-    size = sum(file.stat().st_size for file in files)
+        files.append(file.with_name(facts["external_data"]))
+    size = sum(each.stat().st_size for each in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, ONNX opset {facts['opset']}; "
-        f"{out.name}.json describes input and output"
+        f"{file.name}.json describes input and output"
     )
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,87 +1,58 @@
-"""Figures, a page and data of the tokens that methods make of images.
-
-python -m imagepiece_jax visualize --weights FILE_OR_WORKDIR \\
-    --sweep imagepiece --sweep evit:keep_rate=.7 IMAGE_OR_FOLDER..
-
-For every method one figure per image: the tokens after each reducing block, and the
-number of patches of each token. `index.html` shows the figures of all methods, and
-`provenance.json` has the slot of every patch after each step. Without --sweep the
-method is --reduction, or that of the weights. --limit 20 takes twenty of a folder's
-images. An image that cannot be read is named on stderr, the others are shown, and the
-exit status is 1. Ctrl-C leaves no part of a new folder.
-"""
+"""Figures, a page and data of the tokens that methods make of images."""
 
 import contextlib
 import pathlib
 
-from imagepiece_jax import cli
-from imagepiece_jax.commands import _weights
+from imagepiece_jax.commands._arguments import Images, Weights
 from imagepiece_jax.common import extras, signals
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import FolderLock, check_folder
-from imagepiece_jax.errors import inside, one_of, renamed
-
-WEIGHTS = _weights.weights(latest=True)
-LIMIT = cli.limit()
-SWEEP = cli.sweep("these methods instead of --reduction")
-OUT = cli.text(
-    "out",
-    None,
-    "folder of figures, page and data, replaced if they exist; default: runs/visualize",
-)
-BLOCKS = cli.listed(
-    "blocks", [], "figures show only these blocks, such as 1,4,8; default: all"
-)
 
 
-def main(words):
-    cli.path_of_weights()
-    # These import JAX, which --help and a mistyped flag need not wait for.
+def main(
+    weights: Weights,
+    images: Images,
+    *,
+    out: str,
+    reductions: tuple[str, ...] = (),
+    blocks: tuple[int, ...] = (),
+) -> int:
+    """Draw the tokens of images after each block that reduces them, and a page of all.
+
+    provenance.json has the slot of every patch. An image that cannot be read is named
+    on stderr, and the status is 1.
+
+    Example: python -m imagepiece_jax visualize weights photos --out page --reduction .5
+
+    Args:
+        out: Folder of figures, page and data, which are replaced.
+        reductions: Several, instead of --reduction.
+        blocks: Figures show only these blocks, from 0.
+    """
     from imagepiece_jax.data import pictures
-    from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.visualize import html
 
     extras.check("a figure", "matplotlib")
-    files = pictures.find_images(words)
-    if LIMIT.value is not None and LIMIT.value < len(files):
-        print(f"{LIMIT.value} of {len(files):,} images are taken, evenly spaced")
-        files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
-    out = pathlib.Path(OUT.value or "runs/visualize")
-    check_folder("--out", out)
-    with renamed({"out": "--out"}):
-        html.check_folder(out)
-    with FolderLock("--out", out):
-        return draw(files, out)
-
-
-def draw(files, out):
-    """Draw the images in `files`; the exit status: 1 where one cannot be read."""
-    from imagepiece_jax.data import pictures
-    from imagepiece_jax.visualize import html
-
-    reductions = _weights.swept()
-    vit = WEIGHTS().analyzed()
-    models = []
-    for reduction in reductions:
-        with inside(place=f"sweep {reduction.text}"):
-            models.append(vit.with_reduction(reduction, seed=vit.source.seed))
-    models = models or [vit]
-    numbers = [str(block) for block in range(len(models[0].model.plan))]
-    blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]
-    images, names = pictures.read_images(files, vit.preprocessing)
-    if note := pictures.sizes_note(files, vit.preprocessing):
-        print(f"note: {note}", flush=True)
-    source = vit.source.name
-    if vit.source.averaged:
-        source += " (averaged weights)"
-    with contextlib.ExitStack() as stack:
-        for name in html.FILES:
-            if not (out / name).exists():
-                stack.enter_context(signals.unfinished(out / name))
-        stack.enter_context(renamed({"out": "--out"}))
-        for line in html.write_folder(out, models, images, names, source, blocks):
-            print(line, flush=True)
+    files = pictures.find_images(images.images)
+    folder = pathlib.Path(out)
+    check_folder("out", folder)
+    html.check_folder(folder)
+    with FolderLock("out", folder):
+        vit = weights.load().analyzed()
+        models = [vit.with_reduction(reduction) for reduction in reductions] or [vit]
+        for block in blocks:
+            last = len(vit.model.plan) - 1
+            check_range("blocks", block, 0, last)
+        pixels, names = pictures.read_images(files, vit.preprocessing)
+        if note := pictures.sizes_note(files, vit.preprocessing):
+            print(f"note: {note}", flush=True)
+        with contextlib.ExitStack() as stack:
+            for name in html.FILES:
+                if not (folder / name).exists():
+                    stack.enter_context(signals.unfinished(folder / name))
+            lines = html.write_folder(
+                folder, models, pixels, names, vit.source.name, blocks
+            )
+            for line in lines:
+                print(line, flush=True)
     return int(len(names) < len(files))
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -13,7 +13,10 @@ from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
 def ending(error):
-    """(last line, exit status) of a command; (None, None) where a traceback is due."""
+    """(last line, exit status) of a command; (None, None) where a traceback is due.
+
+    A traceback is due to a fault of the code alone.
+    """
     if isinstance(error, KeyboardInterrupt):
         signum = signals.arrived or signal.SIGINT
         return signals.SIGNALS[signum], 128 + signum
@@ -31,13 +34,14 @@ def ending(error):
     if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "error: the working directory has been deleted", InputError.status
     if isinstance(error, OSError):
-        return f"error: {error}", InputError.status
+        about = "" if error.filename is None else f"{error.filename}: "
+        return f"error: {about}{error.strerror or error}", RunError.status
     platforms = os.environ.get("JAX_PLATFORMS")
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
         *_, last = traceback.extract_tb(error.__traceback__)
         if last.filename.endswith("xla_bridge.py"):  # where JAX starts the platforms
-            allowed = "platforms that JAX can start on this machine, such as cpu"
-            return ending(InputError("JAX_PLATFORMS", platforms, allowed))
+            text = f"JAX_PLATFORMS is {platforms!r}, which JAX cannot start here"
+            return ending(InputError(text))
     return None, None
 
 

@@ -74,9 +74,6 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
         lines = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem=problem, place=path) from error
     if _is_torn(lines[-1], *needed):
         del lines[-1]
     found = []
@@ -86,9 +83,8 @@ def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
             for name in needed:
                 value[name]
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"line {number} is not a measured result ({error!r})"
-            hint = "fix or remove it"
-            raise InputError(problem=problem, place=path, hint=hint) from error
+            text = f"{path}: line {number} is not a measured result ({error!r})"
+            raise InputError(f"{text}; fix or remove it") from error
         found.append(value)
     return found
 
@@ -114,7 +110,6 @@ def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
 class ResultCache:
     """All results in a folder, which is locked until `close` is called.
 
-    again: whether earlier results are measured anew when they are first needed
     versions: versions of libraries and the device, which new lines carry
     Raises InputError where the folder cannot be written, or another process has it.
     """
@@ -122,14 +117,12 @@ class ResultCache:
     def __init__(
         self,
         folder: str | os.PathLike,
-        again: bool = False,
         versions: dict[str, Any] | None = None,
     ):
         self._lines = Lines(pathlib.Path(folder, FILE), *FIELDS)
         self._results = {}
-        if not again:
-            for entry in self._lines.found:
-                self._results[_key(entry["setting"])] = entry["result"]
+        for entry in self._lines.found:
+            self._results[_key(entry["setting"])] = entry["result"]
         self.versions = versions or {}
 
     def close(self):
@@ -140,10 +133,6 @@ class ResultCache:
 
     def __exit__(self, *_):
         self.close()
-
-    def __contains__(self, setting: dict) -> bool:
-        """Whether the result of a setting is measured already."""
-        return _key(setting) in self._results
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
@@ -196,7 +185,7 @@ class MeasuredWeights:
 
     vit: Pretrained  # a model of `load`
     images: Split  # the images to evaluate on, or an object with the same fields
-    cache: ResultCache  # where results are stored
+    cache: ResultCache | None = None  # where results are stored
     clock: Any = None  # a benchmark.workloads.Clock, which measures speed
     seed: int | None = None  # seed of reducers that draw; None: that of the weights
     name: str = ""  # the name in lines on stderr; "": the reduction's
@@ -209,29 +198,25 @@ class MeasuredWeights:
         "right" has a bit for each image: whether it is classified right.
         """
         setting = self.setting("accuracy", reduction)
-        name = self.name or reduction.words
+        name = self.name or str(reduction)
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
             f"{name}, {setting['images']} images",
         )
 
-    def has_evaluated(self, reduction: Reduction) -> bool:
-        """Whether `evaluate` has been measured already."""
-        return self.setting("accuracy", reduction) in self.cache
-
     def speed(self, reduction: Reduction) -> dict[str, float]:
         """Speed of a reduction, measured by the clock in turns with the dense model."""
         setting = {
             "kind": "speed",
             "model": as_json(self.vit.model_with(reduction)),
-            "reduction": self._fields(reduction),
+            "reduction": self._text(reduction),
             **self.clock.setting(self.vit),
         }
         return self.cache.result(
             setting,
             lambda: self.clock(self.vit, reduction),
-            f"the speed of {reduction.words}",
+            f"the speed of {reduction}",
         )
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
@@ -239,17 +224,17 @@ class MeasuredWeights:
         return {
             "kind": kind,
             **record_of(self.vit, self.vit.model_with(reduction)),
-            "reduction": self._fields(reduction),
+            "reduction": self._text(reduction),
             "use": self.vit.use(reduction),
-            "trained_as": self.vit.reduction.all_fields,
+            "trained_as": str(self.vit.reduction),
             "seed": self.vit.source.seed,
             **self.images.setting,
         }
 
-    def _fields(self, reduction):
-        """All fields of a reduction; attention is that of the model with it."""
+    def _text(self, reduction):
+        """A reduction's text; attention is that of the model with it."""
         prop_attn = self.vit.model_with(reduction).prop_attn
-        return reduction.all_fields | {"prop_attn": prop_attn}
+        return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
     def _evaluate(self, reduction):
         """The result of these weights with a reduction, as JSON values."""

@@ -1,367 +1,189 @@
-"""Accuracy of all methods on one checkpoint at equal cost, and tests of differences.
+"""Reductions and smaller images of one checkpoint, compared on the same images.
 
-Every method runs at the strength of its own schedule whose cost is nearest to a share
-of the dense model's cost, by MACs or by time on this device. All other fields are the
-method's defaults, those that it was published with. Settings are chosen by cost alone,
-never by accuracy.
-
-Differences are paired: both models see the same images. A method is compared with the
-dense model, and with ToMe and random tokens at the same share. All comparisons are one
-family of exact McNemar tests, corrected by Holm's rule. A sweep compares named
-reductions at any cost with the dense model, and where they are asked for with the same
-weights on smaller images of about their cost.
+Differences are paired: all forms see the same images. Each is compared with the dense
+model, and a reduction with the smaller images, too. All comparisons are one family of
+exact McNemar tests, corrected by Holm's rule.
 """
 
 import dataclasses
-import math
-import sys
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
-from imagepiece_jax.common.files import git_revision
-from imagepiece_jax.common.image_size import patch_grid, sides
-from imagepiece_jax.errors import InputError, inside
-from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
+from imagepiece_jax.common import plotting
+from imagepiece_jax.common.files import LOCK, check_own, replace_file
+from imagepiece_jax.common.image_size import patch_grid, sides, size_text
+from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import cache, statistics
+from imagepiece_jax.evaluate.cache import (
+    MeasuredWeights,
+    ResultCache,
+    Split,
+    decode_bits,
+)
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import with_plan
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
-Model = TypeVar("Model")
-MAX_TRIALS = 4  # settings that are timed for one share
-REFERENCES = ("tome", "random")  # and the dense model
-SMALLER = "smaller images"  # the dense model on them is a method of its own
-RECOMMENDED = "attended"  # by README and docs
+SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
+TABLE = "compare.md"
+PLOT = "compare.png"
+SIGNIFICANT = 0.05  # p below this is shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MatchedMethod:
-    """A method at one share: its reduction, the cost reached, and how it was timed."""
+class Row:
+    """A form of the weights, which is compared with the dense model."""
 
-    method: str
-    share: float | None  # None in a sweep
-    reduction: Reduction  # with the tokens that stay
-    setting: dict  # the fields that a user would type
-    reached: float  # share of the dense model's cost
-    speed: dict | None = None  # of `MeasuredWeights.speed`; None: it was not timed
+    name: str
+    weights: MeasuredWeights
+    reduction: Reduction
+    is_smaller: bool = False  # whether it is the dense model on smaller images
 
 
-def compare(
-    checkpoint: MeasuredWeights,
-    shares: Iterable[float],
-    methods: Iterable[str] = (),
-    metric: str = "gmacs",
-    smaller_images: bool = False,
-) -> dict[str, Any]:
-    """Compare methods on one checkpoint; ToMe and random tokens are always among them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What was measured, and the comparisons of its rows.
 
-    checkpoint: the weights whose tokens the methods reduce
-    shares: shares of the dense model's cost, between 0 and 1
-    methods: names of methods; empty: all methods
-    metric: what cost means: "gmacs", or "ms" for time on this device
-    smaller_images: whether the dense model on smaller images of the nearest MACs is
-        compared, too
-    Returns a report of JSON values, of which `compare_tables` makes tables and a plot.
-    Raises InputError for an unknown method, and where no method reaches a share.
-    Source: McNemar (1947) and Holm (1979), as `statistics` has them.
+    figures: of `MeasuredWeights.evaluate` by the name of the row, "dense" among them
+    comparisons: of `comparisons`, by the names of the two rows
     """
-    shares = sorted(set(shares), reverse=True)
-    entries, absent = match(checkpoint, shares, methods, metric)
-    smaller = []
-    if smaller_images:
-        smaller = nearest_sizes(checkpoint, shares)
-    return _report(checkpoint, entries, smaller, shares, metric, absent)
+
+    weights: MeasuredWeights
+    rows: Sequence[Row]
+    figures: Mapping[str, Mapping[str, Any]]
+    comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
 
 
-def sweep(
-    checkpoint: MeasuredWeights,
-    reductions: Iterable[Reduction],
-    smaller_images: bool = False,
-) -> dict[str, Any]:
-    """Compare named reductions with the dense model; a report as `compare` returns it.
+def rows_of(
+    measured: MeasuredWeights,
+    reductions: Iterable[str] = (),
+    image_sizes: Iterable[int] = (),
+) -> list[Row]:
+    """The rows of a comparison: reductions, and the dense model on smaller images.
 
-    reductions: that passed `check_fit`
-    smaller_images: whether each is compared with the dense model on smaller images,
-        too: those whose cost is next to its own, on either side
+    Without any they are SHARES and the smaller images whose cost is next to theirs.
+
+    measured: the weights and their images
+    reductions: as `Reduction.read` takes texts
+    image_sizes: pixels a side
+    Raises InputError for a row that does not fit, or which is there twice.
     """
-    vit = checkpoint.vit
-    dense = vit.gmacs_with(DENSE)
-    entries = []
-    for reduction in reductions:
-        if vit.model_with(reduction) == vit.model_with(DENSE):
-            continue
-        share = vit.gmacs_with(reduction) / dense
-        setting = _setting(reduction)
-        entries.append(MatchedMethod(reduction.words, None, reduction, setting, share))
-    smaller = []
-    if smaller_images:
-        costs = [entry.reached for entry in entries]
-        smaller = sizes_around(checkpoint, costs)
-    return _report(checkpoint, entries, smaller)
-
-
-def with_recommended(
-    vit: Pretrained, reductions: Iterable[Reduction]
-) -> list[Reduction]:
-    """Reductions with the method that is recommended for `vit` in place of "auto"."""
-    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
-    facts = vit.model.facts_for_methods(grid, vit.name)
-    return [reduction.with_recommended(facts) for reduction in reductions]
-
-
-def check_fit(vit: Pretrained, reductions: Iterable[Reduction]):
-    """Raise InputError, which names the reduction, for one that does not fit `vit`."""
-    for reduction in reductions:
-        with inside(place=f"sweep {reduction.text}"):
-            vit.model_with(reduction)
-
-
-def _setting(reduction):
-    """What one types for a reduction, without what asked for it."""
-    return dataclasses.replace(reduction, label="").fields
-
-
-def _report(checkpoint, entries, smaller, shares=(), metric="gmacs", absent=()):
-    """Evaluate the dense model and all `entries`, and make the report of `compare`.
-
-    smaller: the entries of smaller images, with their weights
-    """
-    vit = checkpoint.vit
-    models = [(checkpoint, DENSE)]
-    models += [(checkpoint, entry.reduction) for entry in entries]
-    for entry, resized in smaller:
-        entries = [*entries, entry]
-        models.append((resized, DENSE))
-    dense, *figures = map(_figures, _evaluate_all(models))
-    lines = []
-    rights = {}
-    for entry, measured in zip(entries, figures, strict=True):
-        line = dict(vars(entry))
-        line["reduction"] = entry.reduction.all_fields
-        line["recovered"] = bool(vit.recovered_with(entry.reduction))
-        line.update(measured)
-        lines.append(line)
-        rights[entry.method, entry.share] = _right(measured)
-    timing = None
-    if metric == "ms":
-        timing = checkpoint.clock.setting(checkpoint.vit)
-    return {
-        "weights": vit.source.name,
-        "digest": vit.digest,
-        "fields": vit.spec.as_dict,
-        "trained_as": vit.reduction.name,
-        "images": dict(checkpoint.images.setting),
-        "num_classes": vit.model.num_classes,
-        "metric": metric,
-        "shares": list(shares),
-        "timing": timing,
-        "git": git_revision(),
-        "versions": checkpoint.cache.versions,
-        "left_out": list(absent),
-        "dense": dense,
-        "settings": lines,
-        "comparisons": comparisons(
-            rights, _right(dense), [entry.method for entry, _ in smaller]
-        ),
-    }
-
-
-def _evaluate_all(models):
-    """Results of (MeasuredWeights, reduction) pairs, each evaluated once."""
-
-    def key(model):
-        weights, reduction = model
-        return id(weights), reduction
-
-    def is_measured(model):
-        weights, reduction = model
-        return weights.has_evaluated(reduction)
-
-    def measure(model):
-        weights, reduction = model
-        return weights.evaluate(reduction)
-
-    return measure_all(models, key, is_measured, measure)
-
-
-def match(
-    checkpoint: MeasuredWeights,
-    shares: Iterable[float],
-    methods: Iterable[str] = (),
-    metric: str = "gmacs",
-) -> tuple[list[MatchedMethod], list[dict[str, str]]]:
-    """Find the setting of every method at each share of the cost.
-
-    Arguments are those of `compare`.
-
-    Returns (settings, method by method; a {"method", "share", "reason"} for each that
-        is left out, whose share is None where the method is left out at all shares).
-    Raises InputError for an unknown method, and where no method reaches a share.
-    """
-    entries = []
-    absent = []
-    names = with_references(methods)
-    for number, method in enumerate(names, start=1):
-        if metric == "ms":
-            text = f"{number} of {len(names)} methods to time, {method}"
-            print(text, file=sys.stderr, flush=True)
-        found, lines = _entries(checkpoint, method, shares, metric)
-        entries += found
-        absent += [{"method": method, **line} for line in lines]
-    if not entries:
-        listed = ",".join(f"{share:g}" for share in shares)
-        allowed = "shares of the cost that some method has a setting of"
-        raise InputError("shares", shares, allowed, problem=f"is {listed}")
-    return entries, absent
-
-
-def with_references(names: Iterable[str]) -> list[str]:
-    """The methods to compare: the named ones and REFERENCES, or all without a name.
-
-    Raises InputError for another name.
-    """
-    every = [name for name in METHODS if name != DENSE.name]
+    vit = measured.vit
+    texts = list(reductions)
+    sizes = list(image_sizes)
+    if not texts and not sizes:
+        texts = list(SHARES)
+        sizes = sizes_around(vit, [vit.gmacs_with(text) for text in texts])
+    rows = []
+    for text in texts:
+        reduction = vit.with_reduction(text).reduction
+        rows.append(Row(text, measured, reduction))
+    for size in sizes:
+        resized = on_smaller_images(measured, size)
+        rows.append(Row(f"image_size={size}", resized, DENSE, is_smaller=True))
+    names = [row.name for row in rows]
     for name in names:
-        if name not in every:
-            raise InputError("methods", name, every)
-    wanted = {*names, *REFERENCES} if names else {*every}
-    return [name for name in every if name in wanted]
+        if names.count(name) > 1:
+            raise InputError(f"{name} is there twice; each row must have its own name")
+    return rows
 
 
-def _entries(checkpoint, method, shares, metric):
-    """(MatchedMethods of one method; {"share", "reason"} of shares without one)."""
-    vit = checkpoint.vit
-    nearest = _by_time if metric == "ms" else _by_macs
-    requested = {"name": method}
-    if vit.reduction.name == requested["name"]:  # the checkpoint's own fields count
-        trained = _setting(vit.reduction)
-        trained.pop("counts", None)
-        requested = trained | requested
-    requested = Reduction.read(requested)
-    try:
-        vit.model_with(requested)
-    except InputError as error:
-        return [], [{"share": None, "reason": str(error)}]
-    entries = []
-    absent = []
-    for share in shares:
-        try:
-            reduction, reached, speed = nearest(checkpoint, requested, share)
-        except InputError as error:
-            absent.append({"share": share, "reason": str(error)})
+def compare(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
+    """Measure the dense model and the rows, each once, and compare them."""
+    figures = {"dense": dataclasses.replace(measured, cache=out).evaluate(DENSE)}
+    for row in rows:
+        weights = dataclasses.replace(row.weights, cache=out)
+        figures[row.name] = weights.evaluate(row.reduction)
+    smaller = [row.name for row in rows if row.is_smaller]
+    return Report(measured, rows, figures, comparisons(figures, smaller))
+
+
+def comparisons(
+    figures: Mapping[str, Mapping[str, Any]], smaller: Sequence[str] = ()
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Every comparison of two rows, with p before and after Holm's correction.
+
+    figures: by the name of the row, "dense" among them
+    smaller: the names among them that are smaller images
+    Returns {(row, the one that it is compared with): the comparison}.
+    """
+    rights = {name: _right(each) for name, each in figures.items()}
+    found = {}
+    for name, right in rights.items():
+        if name == "dense":
             continue
-        if vit.lacks_selectors(reduction):
-            return [], [{"share": None, "reason": "needs training"}]
-        macs = share
-        if metric == "ms":  # the share of the MACs that takes this share of the time
-            dense = vit.gmacs_with(DENSE)
-            macs = round(vit.gmacs_with(reduction) / dense, 4)
-        setting = {"macs": macs} | _setting(requested.with_cost(macs))
-        setting.pop("name")
-        entry = MatchedMethod(method, share, reduction, setting, reached, speed)
-        entries.append(entry)
-    return entries, absent
-
-
-def _by_macs(checkpoint, requested, share):
-    """(reduction, share reached, None) of the cost by MACs that is nearest to `share`.
-
-    The None stands for a speed, which is not measured.
-    """
-    vit = checkpoint.vit
-    reduction = vit.reduction_at_cost(requested.with_cost(share))
-    reached = vit.gmacs_with(reduction) / vit.gmacs_with(DENSE)
-    return reduction, reached, None
-
-
-def _by_time(checkpoint, requested, share):
-    """(reduction, share reached, its speed) of the time that is nearest to `share`.
-
-    Up to MAX_TRIALS reductions are timed: first the nearest by MACs, then each at the
-    MACs that would be right if time were proportional to them.
-    """
-    target = share
-    tried = {}
-    for _ in range(MAX_TRIALS):
-        reduction, macs, _ = _by_macs(checkpoint, requested, min(1.0, target))
-        if macs in tried:
-            break
-        speed = checkpoint.speed(reduction)
-        tried[macs] = reduction, 1 / speed["ratio"], speed
-        target *= share * speed["ratio"]
-    return min(tried.values(), key=lambda trial: abs(trial[1] - share))
-
-
-def nearest_sizes(checkpoint, shares) -> list[tuple[MatchedMethod, MeasuredWeights]]:
-    """The smaller images of the nearest cost at each share, with their weights."""
-    sizes = smaller_sizes(checkpoint.vit)
-    found = []
-    if not sizes:  # an image of few patches
-        return found
-    for share in shares:
-        entry = min(sizes, key=lambda each: abs(each.reached - share))
-        resized = on_smaller_images(checkpoint, entry)
-        found.append((dataclasses.replace(entry, share=share), resized))
+        others = ["dense"] if name in smaller else ["dense", *smaller]
+        for other in others:
+            gained, lost = statistics.discordant(right, rights[other])
+            found[name, other] = {
+                "points": statistics.paired_difference(right, rights[other]),
+                "gained": gained,
+                "lost": lost,
+                "p": statistics.mcnemar(right, rights[other]),
+            }
+    corrected = statistics.holm([each["p"] for each in found.values()])
+    for each, p in zip(found.values(), corrected, strict=True):
+        each["holm"] = p
     return found
 
 
-def sizes_around(checkpoint, costs) -> list[tuple[MatchedMethod, MeasuredWeights]]:
-    """The smaller images next to each cost, at most and above it, the largest first.
+def _right(figures):
+    """bool [images]: which images a row answers right."""
+    return decode_bits(figures["right"], figures["images"])
 
-    Each is named as a setting of a sweep. The dense model's own images are not among
-    them.
+
+# Smaller images
+
+
+def sizes_around(vit: Pretrained, costs: Iterable[float]) -> list[int]:
+    """Pixels a side of the smaller images next to each cost, at most and above it.
+
+    The largest is first; the dense model's own size is not among them.
+
+    costs: in GMACs
     """
-    sizes = smaller_sizes(checkpoint.vit)
+    height, width = sides(vit.image_size)
+    patch = vit.model.patch_size
+    if height != width:
+        return []
+    sizes = list(range(height - patch, patch, -patch))
+    found = [dense_gmacs(vit, size) for size in sizes]
     wanted = set()
     for cost in costs:
-        above = sum(entry.reached > cost for entry in sizes)
+        above = sum(each > cost for each in found)
         wanted |= {above - 1, above}
-    found = []
-    for index, entry in enumerate(sizes):
-        if index in wanted:
-            name = f"image_size={entry.setting['image_size']}"
-            resized = on_smaller_images(checkpoint, entry)
-            found.append((dataclasses.replace(entry, method=name), resized))
-    return found
+    return [size for index, size in enumerate(sizes) if index in wanted]
 
 
-def smaller_sizes(vit: Pretrained) -> list[MatchedMethod]:
-    """The dense model on smaller images, the largest first, down to two patches."""
-    both = sides(vit.image_size)
-    patch = vit.model.patch_size
-    dense = vit.gmacs_with(DENSE)
-    found = []
-    for removed in range(1, min(both) // patch - 1):  # patches a side
-        size = tuple(side - removed * patch for side in both)
-        model = with_plan(vit.model, DENSE, patch_grid(size, patch), vit.name)
-        reached = model_macs(model, size) / 1e9 / dense
-        typed = size if len({*size}) > 1 else size[0]
-        setting = {"image_size": typed}
-        found.append(MatchedMethod(SMALLER, None, DENSE, setting, reached))
-    return found
+def dense_gmacs(vit: Pretrained, size: int) -> float:
+    """GMACs of the dense model for an image of another size."""
+    grid = patch_grid((size, size), vit.model.patch_size)
+    return model_macs(with_plan(vit.model, DENSE, grid, vit.name), size) / 1e9
 
 
-def on_smaller_images(checkpoint, entry: MatchedMethod) -> MeasuredWeights:
-    """The dense weights on the smaller images of an entry of `smaller_sizes`.
+def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
+    """The dense weights on smaller images, of `size` pixels a side.
 
     Images are those of the dense model, made smaller after their normalization, by
     antialiased bicubic weights.
     """
-    # Counts of a reduction do not fit a smaller image.
-    dense = checkpoint.vit.with_reduction(DENSE)
-    typed = entry.setting["image_size"]
+    if size >= min(sides(measured.vit.image_size)):
+        own = size_text(measured.vit.image_size)
+        raise InputError(f"image_sizes has {size}; the model's own images are {own}")
+    dense = measured.vit.with_reduction(None)  # whose counts fit any size
     return dataclasses.replace(
-        checkpoint,
-        vit=dense.at_size(typed),
-        images=made_smaller(checkpoint.images, sides(typed)),
+        measured,
+        vit=dense.at_size(size),
+        images=made_smaller(measured.images, (size, size)),
         programs={},
-        name=f"{SMALLER}, image_size={typed}",
+        name=f"images of {size} pixels a side",
     )
 
 
@@ -376,96 +198,111 @@ def made_smaller(images: Split, size: tuple[int, int]) -> Split:
     return Split(setting, images.batches, alter)
 
 
-def measure_all(
-    models: list[Model],
-    key: Callable[[Model], Hashable],
-    is_measured: Callable[[Model], bool],
-    measure: Callable[[Model], dict],
-) -> list[dict]:
-    """Measure all models; stderr says how many are left, and about how long they take.
-
-    The estimate is the mean time of earlier models, most of which is compilation. The
-    first model also reads the images, so that its time counts only for the second.
-
-    key: function of a model; of models with equal keys only one is measured
-    is_measured: function of a model: whether `measure` takes no time
-    measure: function of a model that returns its result
-    """
-    every = {key(model): model for model in models}
-    waiting = [model for model in every.values() if not is_measured(model)]
-    if waiting:
-        before = len(every) - len(waiting)
-        text = f"{len(every)} settings, {before} of them measured before; each of the "
-        text += f"other {len(waiting)} compiles a program"
-        print(text, file=sys.stderr, flush=True)
-    seconds = []
-    for index, model in enumerate(waiting):
-        text = f"{index + 1} of {len(waiting)}"
-        if seconds:
-            mean = np.mean(seconds[1:] or seconds)
-            minutes = mean * (len(waiting) - index) / 60
-            text += f", about {math.ceil(minutes)} min left"
-        print(f"{text}: ", end="", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        measure(model)
-        seconds.append(time.monotonic() - began)
-    return [measure(model) for model in models]
+# Files
 
 
-def comparisons(
-    rights: dict[tuple[str, float], np.ndarray],
-    dense,
-    smaller: Iterable[str] = (),
-    beside: Mapping[str, Iterable[str]] | None = None,
-) -> list[dict]:
-    """Every comparison of two models, with p before and after Holm's correction.
+def check_folder(folder: str | os.PathLike):
+    """Raise InputError for a folder that holds anything but comparisons, or nothing."""
+    measured = cache.read_results(folder)
 
-    rights: bool [images] by (method, share): whether it answers each image right
-    dense: bool [images], the same of the dense model
-    smaller: the methods among them that are smaller images
-    beside: further methods that one of these names is compared with
-    """
+    def ours(file):
+        if file.name in (TABLE, PLOT):
+            return bool(measured)
+        return file.name in (cache.FILE, LOCK)
+
+    check_own("out", folder, "a comparison", ours)
+
+
+def write(folder: str | os.PathLike, report: Report) -> str:
+    """Write a report's table and plot into a folder; return the page."""
+    folder = pathlib.Path(folder)
+    text = page(report)
+    with finishing():  # the files belong together
+        replace_file(folder / TABLE, text)
+        draw_plot(folder / PLOT, report)
+    return text
+
+
+def page(report: Report) -> str:
+    """The page of a comparison: what was measured, and its rows."""
+    dense = report.figures["dense"]
+    vit = report.weights.vit
+    columns = {
+        "weights": f"`{vit.source.name}`",
+        "images": f"{dense['images']:,} of {report.weights.images.setting['data']}",
+        "crop": vit.preprocessing.text,
+    }
+    parts = [
+        "# Accuracy of reductions",
+        markdown_table([*columns], [[*columns.values()]]),
+        table(report),
+        f"![Accuracy by MACs]({PLOT})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(report: Report) -> str:
+    """A row for the dense model and each row of the report, in their order."""
+    smaller = [row.name for row in report.rows if row.is_smaller]
+    head = ["row", "acc1, %", "points to dense, p if < .05"]
+    head += [f"to `{name}`" for name in smaller]
+    head += ["acc5, %", "tokens, with class token", "GMACs", "share of the MACs"]
+    dense = report.figures["dense"]
+    vit = report.weights.vit
     lines = []
-    for (method, share), right in rights.items():
-        others = {"dense": dense}
-        names = _compared_with(method, share, smaller)
-        names += (beside or {}).get(method, ())
-        for name in names:
-            if (name, share) in rights:
-                others[name] = rights[name, share]
-        for name, other in others.items():
-            gained, lost = statistics.discordant(right, other)
-            line = {
-                "method": method,
-                "share": share,
-                "to": name,
-                "points": list(statistics.paired_difference(right, other)),
-                "gained": gained,
-                "lost": lost,
-                "p": statistics.mcnemar(right, other),
-            }
-            lines.append(line)
-    corrected = statistics.holm([line["p"] for line in lines])
-    return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
+    for name, found in report.figures.items():
+        line = [
+            f"`{name}`",
+            statistics.format_estimate(statistics.accuracy(_right(found))),
+        ]
+        for other in ("dense", *smaller):
+            line.append(difference(report.comparisons.get((name, other))))
+        line += [f"{found['acc5']:.1f}", found["tokens"], f"{found['gmacs']:.3f}"]
+        line.append(f"{found['gmacs'] / dense['gmacs']:.2f}")
+        lines.append(line)
+    for row, line in zip(report.rows, lines[1:], strict=True):
+        if not row.is_smaller and vit.recovered_with(row.reduction):
+            line[0] += " (recovered)"
+    return markdown_table(head, lines)
 
 
-def _compared_with(method, share, smaller):
-    """The methods that one is compared with at a share, besides the dense model."""
-    names = []
-    if share is None and method not in smaller:  # of a sweep
-        names += smaller
-    if share is not None:
-        # Random tokens are compared with ToMe, so that ToMe need not be with them.
-        references = REFERENCES[:1] if method in REFERENCES else REFERENCES
-        names += [name for name in references if name != method]
-    return names
+def difference(found: Mapping[str, Any] | None) -> str:
+    """A comparison as text, "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
+    if found is None:
+        return ""
+    text = statistics.format_estimate(found["points"], signs=True)
+    if found["holm"] < SIGNIFICANT:
+        text += f", {p_value(found['holm'])}"
+    return text
 
 
-def _figures(result):
-    """The figures of a model as JSON has them: acc1 with its interval."""
-    acc1 = statistics.accuracy(_right(result))
-    return result | {"acc1": list(map(float, acc1))}
+def p_value(p: float) -> str:
+    """A p-value as text: "p = .023", "p < .001"."""
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
 
 
-def _right(figures):
-    return decode_bits(figures["right"], figures["images"])
+def draw_plot(path: str | os.PathLike, report: Report):
+    """Write a PNG of accuracy by GMACs, with a curve for each method.
+
+    Bands are intervals of the paired difference to the dense model.
+    """
+    curves = {}
+    for row in report.rows:
+        name = "smaller images" if row.is_smaller else row.reduction.name
+        found = report.figures[row.name]
+        change = report.comparisons[row.name, "dense"]["points"]
+        acc1 = statistics.accuracy(_right(found)).value
+        band = [
+            acc1,
+            acc1 + change.low - change.value,
+            acc1 + change.high - change.value,
+        ]
+        curves.setdefault(name, []).append((found["gmacs"], band))
+    dense = statistics.accuracy(_right(report.figures["dense"])).value
+    plotting.draw_curves(
+        path,
+        "GMACs an image",
+        "acc1, % (95 %, paired difference to dense)",
+        curves,
+        level=("dense", dense),
+    )

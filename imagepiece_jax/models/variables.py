@@ -97,9 +97,7 @@ def check_variables(model, variables, image_size):
         got = present.get(name, "missing")
         expected = needed.get(name, "no such variable")
         if got != expected:
-            allowed = "variables of this model"
-            problem = f"is {got}, in the model it is {expected}"
-            raise InputError(name, got, allowed, problem=problem, place="variables")
+            raise InputError(f"variables: {name} is {got}; it must be {expected}")
 
 
 def digest(tree):

@@ -355,12 +355,11 @@ class ViT(nn.Module):
         if arch.prefix_positions:
             count -= arch.prefix
         if count != height * width:
-            problem = (
-                f"is of {size_text(size)} pixels, {height * width} patches, but "
-                f"the model has positions for {count}"
+            raise InputError(
+                f"images are of {size_text(size)} pixels, {height * width} patches, "
+                f"but the model has positions for {count}; load(.., image_size=..) "
+                "resizes them"
             )
-            hint = "load(.., image_size=..) resizes them"
-            raise InputError("images", size, problem=problem, hint=hint)
 
     def _with_positions(self, x):
         if not self.arch.positions:

@@ -138,9 +138,8 @@ class InitialWeights:
                 values = weights.normalization
             else:
                 unknown.insert(0, path)
-        fields = "config.model.mean and config.model.std"
         for path in unknown:
-            say(f"note: {unknown_normalization(path, fields, taken)}")
+            say(f"note: {unknown_normalization(path, taken)}")
         return {field: values[field] for field in IMAGENET}
 
     def _normalization_sources(self, workdir):

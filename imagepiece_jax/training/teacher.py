@@ -87,7 +87,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     check_single_label(problem_type, named, "distillation")
     trained = initial.teacher.source.reduction or DENSE
     if trained.name != DENSE.name:
-        say(f"note: {named} was trained with {trained.words}, and teaches without it")
+        say(f"note: {named} was trained with {trained}, and teaches without it")
     if run.reduction.method.needs_teacher:
         model = dense.clone(drop_path_rate=0.0)
         size = run.image_size
@@ -130,6 +130,6 @@ def _teacher_of_distillation(run, initial):
             f"must have the {run.num_classes} of the student"
         )
     if not vit.source.normalized:
-        note = unknown_normalization(vit.source.path, "mean and std in the file")
+        note = unknown_normalization(vit.source.path)
         say(f"note: {note}")
     return model, vit.image_size, vit.variables

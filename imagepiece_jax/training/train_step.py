@@ -121,7 +121,7 @@ def loss_of(student, teacher, targets, run, model, step):
         for name in of_method:
             if name in terms:  # of which one would not count
                 raise InputError(
-                    f"reduction {run.reduction.name} has a loss term {name!r}, as "
+                    f"reduction {run.reduction} has a loss term {name!r}, as "
                     "distillation has"
                 )
         terms |= of_method

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,8 @@ from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import (
     InputError,
-    check_names,
     inside,
     one_of,
-    short_traceback,
 )
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
@@ -40,65 +38,76 @@ from imagepiece_jax.weights.layouts import Contents
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
 
-@short_traceback
 def load(
-    path: str | os.PathLike,
+    weights: str | os.PathLike,
     reduction: ReductionLike = None,
     *,
+    image_size: int | tuple[int, int] | None = None,
+    name: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
     checkpoint: str | None = None,
     averaged: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop: float | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str | None] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
     problem_type: str | None = None,
     seed: int | None = None,
     **changes: Any,
 ) -> Pretrained:
     """A trained model, from the path of its weights.
 
-    path: a weights file (.npz, .safetensors, .pth); a folder with config.json and
-        weights, as timm, transformers and `save` write it; the folder of a run; or an
-        id of the Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION",
-        whose files are fetched once into huggingface_hub's cache
+    weights: a file (.npz, .safetensors, .pth); a folder with config.json and weights,
+        as timm, transformers and `save` write it; the folder of a run; or an id of the
+        Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION", whose files
+        are fetched once into huggingface_hub's cache
     reduction: a share of the dense model's MACs, such as 0.5, which the recommended
-        method gets; a method's name, of which "none" is the dense model; a dict, such
-        as {"name": "evit", "keep_rate": 0.7}, or the same as a text,
-        "evit:keep_rate=0.7"; None: as it was trained or saved, though
+        method gets; or a method with its fields, such as "evit:keep_rate=0.7"; "none":
+        the dense model; None: as it was trained or saved, though
         `Pretrained.with_reduction` takes None for the dense model
+    image_size: pixels a side, or (height, width), to which positions are resized
+    name: of the model, where neither files nor their names say it
+    dtype: of layers; None: that of a run, else "float32"
+    attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
         several models, a key or a start of names, such as "teacher" or "encoder_q"
     averaged: take the weights averaged over the training's steps, which a run has
         (config.ema_decay), and a file that timm's, DeiT's or Lightning's code saved in
         training
+    mean, std: of the images' pixels in [0, 1], where the weights do not say them
+    crop: share of an image's sides that evaluation keeps; None: the weights' own
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
     class_names: instead of the weights' own
-    preprocessing: fields instead of the weights' own, such as {"crop": 0.9}
     problem_type: what the logits mean, by transformers' names, instead of what the
         weights say: "single_label_classification", which is theirs where they say
         nothing, "multi_label_classification" or "regression"
     seed: of parts that are drawn; selectors that the reduction learns and the weights
         lack are drawn where it is given, and refused where it is None
-    changes: fields of a ModelSpec, and parts of an Architecture, that differ, such as
-        image_size, to which positions are resized, gelu or dtype; and those that
-        neither tensors nor a config nor the file's name show: name, or num_heads, mean,
-        std, norm_eps, gelu, resize, pool and others, for which the error asks. What a
-        dict `arch` does not say is as the name has it, or DeiT
+    changes: other fields of a ModelSpec, and parts of an Architecture, that differ,
+        such as gelu; and those that neither tensors nor a config nor the file's name
+        show: num_heads, norm_eps, gelu, resize, pool and others, for which the error
+        asks. What a dict `arch` does not say is as the name has it, or DeiT
     Raises InputError for a field that contradicts the weights, and for weights that do
-        not say which model they are.
+        not say which model they are. Warns where nothing says the normalization or the
+        crop.
     """
-    own = ["reduction", *load.__wrapped__.__kwdefaults__]
-    check_names(changes, dict.fromkeys([*own, *ModelSpec.names()]))
+    for field in changes:
+        if field not in ModelSpec.names():
+            raise TypeError(f"load() got an unexpected keyword argument {field!r}")
+    changes |= {"image_size": image_size, "name": name, "dtype": dtype}
+    changes |= {"attention": attention, "mean": mean, "std": std}
     requested = ModelSpec.from_fields(changes)
     if changes.get("arch") is not None:
         requested = requested.with_all_parts()
-    weights = SavedWeights(path, checkpoint, averaged)
     vit = load_as(
-        weights,
+        SavedWeights(weights, checkpoint, averaged),
         requested,
         reduction=reduction,
         num_classes=num_classes,
-        preprocessing=preprocessing,
+        crop=crop,
         seed=seed,
     )
     given = {}
@@ -110,9 +119,7 @@ def load(
         vit = dataclasses.replace(vit, **given)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    note = crop_note(vit.source, vit.preprocessing, "preprocessing={'crop': ..}")
-    if note and preprocessing is None:
-        warn(note)
+    warn_of_images(vit, crop)
     return vit
 
 
@@ -150,7 +157,7 @@ def load_as(
     *,
     reduction: ReductionLike = None,
     num_classes: int | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    crop: float | None = None,
     seed: int | None = None,
     abstract: bool = False,
 ) -> Pretrained:
@@ -179,15 +186,16 @@ def load_as(
         class_names = None
         problem_type = SINGLE_LABEL
     model = _create(source, spec, reduction, requested.prop_attn)
-    if preprocessing is None:
-        preprocessing = source.crop
+    images = Preprocessing(spec.image_size, **source.crop)
+    if crop is not None:
+        images = dataclasses.replace(images, crop=crop)
     name = spec.name
     if name in registry.MODELS:  # which are not public models
         name = None
     vit = Pretrained(
         model,
         variable_shapes(model, spec.image_size),
-        Preprocessing.from_fields(spec.image_size, preprocessing),
+        images,
         class_names,
         problem_type,
         name=name,
@@ -215,8 +223,6 @@ def _create(source, spec, reduction, prop_attn):
     same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
-        if not same_size:  # where its counts are of another cost
-            reduction = dataclasses.replace(reduction, label="")
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:
@@ -253,8 +259,8 @@ def _config_named(source):
     try:
         yield
     except timm_tensors.Misfit as error:
-        of_positions = error.field == "tensor pos_embed"
-        of_sizes = not (error.field or error.fresh)  # depth and width
+        of_positions = error.tensor == "pos_embed"
+        of_sizes = error.tensor is None  # depth and width
         if source.run is None or not (of_positions or of_sizes):
             raise
         spec = source.spec
@@ -391,15 +397,27 @@ def _learned(tensors, untrained):
     return {k: v for k, v in tensors.items() if k.startswith(start)}
 
 
-def unknown_normalization(path, fields="mean and std", taken="ImageNet's"):
+def warn_of_images(vit: Pretrained, crop: float | None = None):
+    """Warn where nothing says how the images of loaded weights are prepared.
+
+    crop: that of the caller, if any
+    """
+    if not vit.source.normalized:
+        warn(unknown_normalization(vit.source))
+    note = crop_note(vit.source, vit.preprocessing)
+    if note and crop is None:
+        warn(note)
+
+
+def unknown_normalization(source, taken="ImageNet's"):
     """A note on weights that do not say how their images were normalized."""
     return (
-        f"{path} does not say how its images were normalized: {taken} mean and "
-        f"standard deviation are taken; {fields} set others"
+        f"{source} does not say how its images were normalized: {taken} mean and "
+        "standard deviation are taken; mean and std set others"
     )
 
 
-def crop_note(source, images, field):
+def crop_note(source, images, field="crop"):
     """A note on weights that say no crop, or one of several; None for all others.
 
     images: the Preprocessing by their crop

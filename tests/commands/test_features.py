@@ -56,9 +56,7 @@ def test_the_words_of_load(folder, tmp_path, monkeypatch):
     words = ["--weights=weights", "--image_size=40", "--crop=0.5", "--dtype=bfloat16"]
     words += ["--storage=float32", f"--out={tmp_path}/out", tmp_path / "a.png"]
     call(features.main, *words).ok()
-    vit = imagepiece_jax.load(
-        "weights", image_size=40, preprocessing={"crop": 0.5}, dtype="bfloat16"
-    )
+    vit = imagepiece_jax.load("weights", image_size=40, crop=0.5, dtype="bfloat16")
     want = imagepiece_jax.features(vit, tmp_path / "a.png").pooled
     found = np.load(tmp_path / "out" / "pooled.npy")
     assert found.dtype == np.float32

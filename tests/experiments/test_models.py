@@ -14,7 +14,7 @@ from imagepiece_jax.input import digits
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.experiments import tiny_paper
 
-EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
+EVIT = "evit:keep_rate=0.5:blocks=(1,)"
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
-    maker.find({"name": "dynamicvit", "blocks": (1,)}, "patch", True)
+    maker.find("dynamicvit:blocks=(1,)", "patch", True)
     maker.seeds = [0]
-    maker.find({"name": "tome", "r": 4, "prop_attn": False}, "conv", True)
+    maker.find("tome:r=4:prop_attn=False", "conv", True)
     start, learned, conv_start, tome = trained.values()
     assert start.reduction.name == "none"
     assert start.init.fresh == ()
@@ -132,7 +132,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
 @pytest.mark.slow
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     config.model.depth = 1
-    evit = EVIT | {"blocks": (0,)}
+    evit = EVIT.replace("blocks=(1,)", "blocks=(0,)")
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
     rows = (DENSE, TableRow("EViT", evit))

@@ -25,9 +25,9 @@ from tests.models.traced_programs import equations
 
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
-FUSED = tiny.FUSED | {"blocks": (0, 1)}
-TOME = {"name": "tome", "r_list": (0, 4)}
-MCTF = {"name": "mctf", "r": 7, "blocks": (1,)}
+FUSED = tiny.changed(tiny.FUSED, blocks=(0, 1))
+TOME = "tome:r_list=(0,4)"
+MCTF = "mctf:r=7:blocks=(1,)"
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),
     "dropped behind": (FUSED, {}),
@@ -95,7 +95,7 @@ def test_heads_that_read_patches_read_all(arch):
 
 
 def test_steps_that_nothing_reads_have_parameters():
-    model = tiny.model({"name": "dtem", "r_list": (2, 2)}, depth=2)
+    model = tiny.model("dtem:r_list=(2,2)", depth=2)
     inputs = jax.random.key(0), tiny.images(1)
     made = jax.eval_shape(model.clone(head_only=True).init, *inputs)
     chex.assert_trees_all_equal(made, jax.eval_shape(model.init, *inputs))

@@ -192,8 +192,8 @@ def test_every_token_has_coordinates(name, masked):
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
-TOME = {"name": "tome", "r_list": (3, 2, 2)}
-LEARNED = {"name": "token_learner", "num_tokens": 8, "block": 1}
+TOME = "tome:r_list=(3,2,2)"
+LEARNED = "token_learner:num_tokens=8:block=1"
 REDUCED = [("dinov3", TOME), ("dinov3", LEARNED)]
 REDUCED += [("eva02", tiny.IMAGEPIECE), ("eva02", tiny.FUSED)]
 
@@ -282,7 +282,7 @@ def after(result, taps, groups, places, grid):
 
 def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
     """No sine is computed; then those of each image's tokens, in every block."""
-    made = model("dinov3", tiny.EVIT | {"blocks": (1,)})
+    made = model("dinov3", tiny.changed(tiny.EVIT, blocks=(1,)))
     traced = program(made, train=False, backward=False)
     sines = [each for each in equations(traced) if each.primitive.name == "sin"]
     assert [sine.outvars[0].aval.shape for sine in sines] == [(2, 18, 1, 4)]

@@ -79,7 +79,7 @@ def test_every_method_is_traced_with_the_same_types(name):
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_model_is_traced_with_the_same_types(part):
     options = {"depth": 2, "dtype": "bfloat16"} | PARTS[part]
-    model = tiny.model({"name": "tome", "r": 4}, **options)
+    model = tiny.model("tome:r=4", **options)
     assert found_in_64_bits(gradient(model)) == []
 
 

@@ -15,7 +15,7 @@ from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.spec import create_model
-from imagepiece_jax.models.vit import MEAN
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
 from tests.refused import refused
@@ -41,7 +41,6 @@ SPELLINGS = [
 FACTS = {"num_heads": 3, "norm_eps": 1e-6, "gelu": "exact", "resize": "antialias"}
 FACTS |= {"mean": HALF, "std": HALF, "rotary": False, "post_norm": False}
 FACTS |= {"pool": "token"}
-SQUASH = {"crop_mode": "squash"}
 
 
 def written(folder, stem, name=TINY):
@@ -73,7 +72,7 @@ def in_training(path, workdir="nowhere", **data):
 def test_one_file_has_one_crop_by_every_name(tmp_path, stem, name):
     path = written(tmp_path, stem)
     expected = Preprocessing(SIDE, crop=0.9)
-    vit = imagepiece_jax.load(path, name=name)
+    vit = imagepiece_jax.load(path, name=name, mean=MEAN, std=STD)
     assert vit.preprocessing == expected
     saved = imagepiece_jax.save(tmp_path / "saved", vit)
     assert imagepiece_jax.load(saved).preprocessing == expected
@@ -102,7 +101,8 @@ def test_our_short_name_leaves_the_images_to_the_name_of_the_file(tmp_path):
     assert vit.source.normalized
     with refused("mean", None, "std is not"):
         imagepiece_jax.load(tmp_path / f"{AUGREG}.npz", mean=HALF)
-    unknown = imagepiece_jax.load(written(tmp_path, "w"), name="deit_ti")
+    with pytest.warns(UserWarning, match="how its images were normalized"):
+        unknown = imagepiece_jax.load(written(tmp_path, "w"), name="deit_ti")
     assert unknown.model.mean == MEAN
     assert not unknown.source.normalized
 
@@ -114,12 +114,14 @@ def test_all_of_the_way_is_the_weights(tmp_path):
     """
     known = Preprocessing(SIDE, 0.95, "squash", "bilinear")
     path = written(tmp_path, TINY)
-    vit = imagepiece_jax.load(path, preprocessing=known.options)
+    vit = dataclasses.replace(imagepiece_jax.load(path), preprocessing=known)
     path = imagepiece_jax.save(tmp_path / "saved", vit)
     assert imagepiece_jax.load(path).preprocessing == known
     assert in_training(path) == known
-    squashed = imagepiece_jax.load(path, preprocessing={"crop": 0.9} | SQUASH)
+    images = Preprocessing(SIDE, crop=0.9, crop_mode="squash")
+    squashed = dataclasses.replace(vit, preprocessing=images)
     path = imagepiece_jax.save(tmp_path / "squashed", squashed)
+    assert imagepiece_jax.load(path, crop=0.8).preprocessing.crop_mode == "squash"
     own = in_training(path, eval_interpolation="bilinear")
     assert own == Preprocessing(SIDE, 0.9, "squash", "bilinear")
     assert in_training(path, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)
@@ -135,9 +137,11 @@ def test_all_of_the_way_is_the_weights(tmp_path):
 )
 def test_a_saved_folder_is_cropped_as_it_was(tmp_path, chosen):
     """Also where that is a default, and the name would say something else."""
-    vit = imagepiece_jax.load(written(tmp_path, TINY), preprocessing=chosen)
+    images = Preprocessing(SIDE, **chosen)
+    vit = imagepiece_jax.load(written(tmp_path, TINY))
+    vit = dataclasses.replace(vit, preprocessing=images)
     path = imagepiece_jax.save(tmp_path / "saved", vit)
-    assert imagepiece_jax.load(path).preprocessing == Preprocessing(SIDE, **chosen)
+    assert imagepiece_jax.load(path).preprocessing == images
     of_timm = json.loads((path / "config.json").read_text())["pretrained_cfg"]
     assert in_training(path).resizes  # images of any size, whatever the weights had
     if chosen != {"resize": "none"}:
@@ -154,7 +158,7 @@ def test_one_of_several_crops_is_said(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chosen = imagepiece_jax.load(path, name=f"{SEVERAL}.fb_in22k_ft_in1k")
-        imagepiece_jax.load(path, preprocessing={"crop": 1.0})
+        imagepiece_jax.load(path, crop=1.0)
     assert chosen.preprocessing.crop == 1.0
     assert in_training(path).crop == 0.9
     assert "several crops" in capsys.readouterr().out
@@ -168,7 +172,7 @@ def test_a_crop_that_nothing_says_is_said(tmp_path, capsys):
         assert imagepiece_jax.load(path, **FACTS).preprocessing == Preprocessing(SIDE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        imagepiece_jax.load(path, preprocessing={"resize": "none"}, **FACTS)
+        imagepiece_jax.load(path, crop=0.9, **FACTS)
 
 
 def test_a_resumed_run_keeps_its_crop(tmp_path):

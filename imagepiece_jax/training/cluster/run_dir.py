@@ -124,7 +124,7 @@ def record_start(workdir, config: dict):
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
     )
-    files.make_folder("workdir", workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RUN, {"starts": starts})
     files.write_json(workdir / CONFIG, config)
 

@@ -1,0 +1,133 @@
+"""Arguments that several commands share: weights, images with labels, images.
+
+Their fields are the words of Python's functions. tyro takes positional words in the
+order of these classes in a command's signature: a positional of the function itself
+would be taken first.
+"""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:  # they import JAX, which --help does not need
+    from imagepiece_jax.config.labeled import LabeledImages
+    from imagepiece_jax.models.pretrained import Pretrained
+    from imagepiece_jax.models.spec import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights, and the arguments of `imagepiece_jax.load`."""
+
+    weights: Annotated[str, Positional, arg(metavar="WEIGHTS")]
+    """A .npz, .safetensors or .pth file, a folder with config.json and weights, the
+    folder of a run, or hf://OWNER/NAME."""
+
+    reduction: str | None = None
+    """A share of the dense model's MACs, such as 0.5, or a method: tome:r=8."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Pixels a side, or height and width."""
+
+    name: str | None = None
+    """timm's name of the model, where the weights do not say it."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the layers."""
+
+    attention: Literal["xla", "cudnn"] | None = None
+    """What computes it."""
+
+    checkpoint: str | None = None
+    """best or latest of a run; a key of a file with several models."""
+
+    averaged: bool = False
+    """Take the averages of the weights over the steps of training."""
+
+    mean: tuple[float, float, float] | None = None
+    """Of the images in [0, 1], where the weights do not say it."""
+
+    std: tuple[float, float, float] | None = None
+    """Likewise."""
+
+    crop: float | None = None
+    """The crop's sides by those of the resized image."""
+
+    def load(self, **others: Any) -> "Pretrained":
+        """The model, by `imagepiece_jax.load`, which takes `others`, too."""
+        from imagepiece_jax import load
+
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return load(**given, **others)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Weights):
+    """A model, by its weights or by its name, and the arguments of `load`."""
+
+    weights: Annotated[str, Positional, arg(metavar="MODEL")]
+    """Weights as other commands take them, or timm's name of a public model."""
+
+    def spec(self) -> "ModelSpec | None":
+        """What a name stands for; None of weights, which are a file or a folder.
+
+        Raises InputError for another name.
+        """
+        from imagepiece_jax.models.spec import ModelSpec
+
+        path = os.path.expanduser(self.weights)
+        if os.path.exists(path) or path.startswith("hf://"):
+            return None
+        fields = {"name": self.weights}
+        for name in ("image_size", "dtype", "attention", "mean", "std"):
+            if getattr(self, name) is not None:
+                fields[name] = getattr(self, name)
+        return ModelSpec.from_fields(fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Images with labels, and how they are read."""
+
+    data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
+    """A folder with a folder of images for each class, csv:FILE, imagenet2012 or
+    digits; without it, what a run was tested on."""
+
+    data_dir: str | None = None
+    """Of imagenet2012's files."""
+
+    limit: int | None = None
+    """How many images to take, evenly spaced over the set."""
+
+    batch_size: int | None = None
+    """Images at once: the run's, or 512."""
+
+    workers: int | None = None
+    """Processes that read: the run's, or 8."""
+
+    threads: int | None = None
+    """That decode, in each process: the run's, or 2."""
+
+    def open(self, vit: "Pretrained") -> "LabeledImages":
+        """The images that a model is tested on."""
+        from imagepiece_jax.config.labeled import labeled_images
+
+        return labeled_images(
+            vit,
+            self.data,
+            data_dir=self.data_dir,
+            limit=self.limit,
+            batch=self.batch_size,
+            workers=self.workers,
+            threads=self.threads,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images without labels."""
+
+    images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
+    """Images, and folders, which stand for theirs."""
