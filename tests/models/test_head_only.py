@@ -157,11 +157,12 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     config.model.depth = 2
     config.grad_accum_steps = 1
     config.batch_size = 6
-    config.reduction = {"name": method}
+    del config.reduction
+    config.reduction = method
     if method == "none":
         config.distill.kind = "soft"
     else:
-        config.reduction.blocks = (1,)
+        config.reduction = "dynamicvit:blocks=(1,)"
     step, first_state, model, teacher = workloads.training_step(config)
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     batch = batch_shapes(RunConfig.from_config(config), (1, 6))
