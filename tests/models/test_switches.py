@@ -19,7 +19,7 @@ from tests.models.traced_programs import REDUCED, found_in_64_bits
 
 
 def small(name):
-    """(reduction, blocks) of a method, or of `REDUCED`: as few as it has its steps in."""
+    """(reduction, blocks) of a method, or of `REDUCED`: as few as have its steps."""
     if name in REDUCED:
         return REDUCED[name], tiny.DEPTH
     depth, reduction, _ = few(name)
