@@ -12,7 +12,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.token_counts import floor
 
-REDUCTION = {"name": "imagepiece"}
+REDUCTION = "imagepiece"
 ROWS = (paper_tables.TOME, paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH)
 STEMS = {stem: TableRow(f"{stem} stem", REDUCTION, stem) for stem in ("patch", "conv")}
 LOWEST = 0.01  # share of the images: the paper shows the mean of 500 of 50,000

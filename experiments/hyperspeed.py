@@ -5,6 +5,7 @@ all) are evaluated at one rate after another. DynamicViT's selectors then keep a
 share than they were trained for.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -84,8 +85,8 @@ def measure_curve(paper, row, models, rates, dense) -> Curve:
     for rate in rates:
         at_rate = []
         for vit, reduction in models:
-            fields = Reduction.read(reduction).fields | rate
-            at_rate.append((vit, Reduction.read(fields)))
+            method = dataclasses.replace(Reduction.read(reduction).method, **rate)
+            at_rate.append((vit, Reduction(method)))
         ((field, value),) = rate.items()
         curve[f"{field}={value}"] = measure_row(paper, row, at_rate, dense)
     return curve

@@ -26,7 +26,6 @@ from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
 from imagepiece_jax.weights.file_names import CONFIG
@@ -228,7 +227,8 @@ class Finetuner(Models):
         """The config of a run, without the weights that it starts from."""
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
-            config.reduction = trained_reduction(reduction.fields, LEARNING)
+            del config.reduction
+            config.reduction = str(trained_reduction(reduction, LEARNING))
         config.seed = seed
         config.num_classes = self.num_classes
         config.model.stem = stem
@@ -243,12 +243,12 @@ class Finetuner(Models):
         return train_run(config, self.folder / name)
 
 
-def trained_reduction(reduction: Mapping, learning: Mapping) -> ConfigDict:
-    """A config's reduction, with those fields of `learning` that its method has."""
-    method = methods.METHODS[reduction["name"]]
-    names = {field.name for field in dataclasses.fields(method)}
-    fields = {name: value for name, value in learning.items() if name in names}
-    return ConfigDict({**reduction, **fields})
+def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
+    """A reduction with those fields of `learning` that its method has."""
+    method = reduction.method
+    fields = {k: value for k, value in learning.items() if hasattr(method, k)}
+    method = dataclasses.replace(method, **fields)
+    return dataclasses.replace(reduction, method=method)
 
 
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
@@ -281,5 +281,4 @@ def take_from_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
 
 def label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
-    text = Reduction.read(reduction).words.replace(", ", ",")
-    return text.translate(str.maketrans(" ", "_", "()"))
+    return str(Reduction.read(reduction)).translate(str.maketrans(":", "_", "()"))

@@ -25,7 +25,7 @@ import imagepiece_jax
 from experiments import intervals, study
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import make_folder, read_json, write_json
+from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
@@ -120,7 +120,7 @@ class Study:
         self._paths = paths
         self._weights = weights
         self._folder = pathlib.Path(folder)
-        make_folder("--vectors", folder)
+        os.makedirs(folder, exist_ok=True)
         self._kept = {}
 
     def vectors(self, images: str, setting: str, files: list[str]) -> np.ndarray:

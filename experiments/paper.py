@@ -59,7 +59,7 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.reduction import Reduction
+from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import last_checkpoint
 
@@ -268,13 +268,15 @@ class Study:
         )
 
     def evaluate(
-        self, vit: Pretrained, reduction: Mapping, images: Split | None = None
+        self, vit: Pretrained, reduction: ReductionLike, images: Split | None = None
     ) -> Answers:
         """Answers of a model with a reduction on all images, or on these."""
         figures = self.weights(vit, images).evaluate(Reduction.read(reduction))
         return Answers(figures, study.unpacked_right(figures))
 
-    def speed(self, vit: Pretrained, reduction: Mapping) -> dict[str, float] | None:
+    def speed(
+        self, vit: Pretrained, reduction: ReductionLike
+    ) -> dict[str, float] | None:
         """Speed in turns with the dense model, as a Clock gives it."""
         return (
             self.weights(vit).speed(Reduction.read(reduction)) if self.clock else None
@@ -284,7 +286,7 @@ class Study:
         self,
         kind: str,
         vit: Pretrained,
-        reduction: Mapping,
+        reduction: ReductionLike,
         read: Callable[..., Mapping[str, Any]],
         summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
     ) -> dict[str, Any]:
@@ -302,7 +304,7 @@ class Study:
 
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
-        what = f"inside {reduction.words}, {len(self.images)} images"
+        what = f"inside {reduction}, {len(self.images)} images"
         return weights.cache.result(weights.setting(kind, reduction), measure, what)
 
     # The pages

@@ -50,7 +50,7 @@ class Cell(NamedTuple):
 
 
 def tome(macs):
-    return {"name": "tome", "macs": macs}
+    return f"tome:macs={macs}"
 
 
 CELLS = {
@@ -59,7 +59,7 @@ CELLS = {
     "dinov2-tome-.5": Cell("dinov2", tome(0.5)),
     "deit-160-.5": Cell("deit", 0.5, 160),
     "deit-tome-.5": Cell("deit", tome(0.5)),
-    "deit-evit-.5": Cell("deit", {"name": "evit", "macs": 0.5}),
+    "deit-evit-.5": Cell("deit", "evit:macs=0.5"),
     "ten-.5": Cell("ten", 0.5),
     "deit-.6": Cell("deit", 0.6),
     "deit-.4": Cell("deit", 0.4),

@@ -29,7 +29,9 @@ COMBINED = [row for _, row in paper_tables.PAIRS[3:]]  # ImagePiece added: conv 
 PAPER = (*paper_tables.TABLE1, *paper_tables.TABLE2, *paper_tables.TABLE3, *COMBINED)
 ROWS = {row.name: row for row in PAPER if SPEEDS.get(row.name)}
 OTHERS = tuple(
-    paper_tables.TableRow(row.name, {**row.reduction, "name": LATER}, row.stem)
+    paper_tables.TableRow(
+        row.name, row.reduction.replace("imagepiece", LATER), row.stem
+    )
     for row in (ROWS[name] for name in RATES.values())
 )
 
@@ -80,7 +82,7 @@ def overhead() -> Overhead:
 def implied(schedule: str, keep_rate: float) -> float:
     """Milliseconds beyond the blocks' MACs if ImagePiece had this schedule."""
     method = {"A": LATER, "B": "imagepiece"}[schedule]
-    reduction = {"name": method, "keep_rate": keep_rate}
+    reduction = f"{method}:keep_rate={keep_rate}"
     name = RATES[keep_rate]
     blocks = overhead().rate * gmacs(paper_tables.TableRow(name, reduction))
     return milliseconds(name) - blocks

@@ -46,7 +46,7 @@ def main():
     with folder, contextlib.chdir(folder.name):
         space = first_example()
         small = functions()
-    print(json.dumps({"reduction": space["vit"].reduction.fields, **small}))
+    print(json.dumps({"reduction": str(space["vit"].reduction), **small}))
 
 
 def first_example():
@@ -75,7 +75,7 @@ def functions():
     """Figures of a tiny model in every public function."""
     for name in imagepiece_jax.__all__:
         getattr(imagepiece_jax, name)
-    vit = tiny.pretrained({"name": "tome", "r": 3}, depth=2)
+    vit = tiny.pretrained("tome:r=3", depth=2)
     imagepiece_jax.save("saved", vit)
     vit = imagepiece_jax.load("saved")
     rng = np.random.default_rng(0)

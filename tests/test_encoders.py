@@ -59,7 +59,7 @@ def test_predict_gives_pooled_vectors(saved, tmp_path):
     assert f"0.png: a vector of {tiny.WIDTH} features" in said
     found = json.loads(out.read_text())
     vectors = [found[str(saved / "images" / f"{n}.png")]["pooled"] for n in range(4)]
-    want = pooled(saved, {"name": "tome", "r": 4})
+    want = pooled(saved, "tome:r=4")
     np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
 
 

@@ -130,7 +130,7 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     pixels = np.load(folder / "pixels.npy")
     quick = {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
-    run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
+    run = imagepiece_jax.load(folder / "run", reduction="none").model
     assert (run.mean, run.std) == (HALF, HALF)
     full = imagepiece_jax.load(folder / "run").model
     own = RunConfig.from_config(config()).create_model()

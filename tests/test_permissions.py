@@ -18,7 +18,7 @@ UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
 
 def saved(folder):
-    vit = tiny.pretrained({"name": "dynamicvit", "blocks": (1,)}, depth=2)
+    vit = tiny.pretrained("dynamicvit:blocks=(1,)", depth=2)
     imagepiece_jax.save(folder / "model", vit)
     recovered = recoveries.recovered()
     imagepiece_jax.save(folder / "recovered", recovered)

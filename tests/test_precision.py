@@ -21,7 +21,7 @@ from tests.command import call
 from tests.models import tiny
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
-SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}
+SETTING = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def exported(tmp_path, monkeypatch):
     """model.onnx of a model with ToMe where the reader is, and images for it."""
     pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
-    graph = onnx_model(tiny.pretrained({"name": "tome", "r": 5}))
+    graph = onnx_model(tiny.pretrained("tome:r=5"))
     (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
     rng = np.random.default_rng(0)
     return rng.normal(size=(16, tiny.SIDE, tiny.SIDE, 3)).astype(np.float32)

@@ -31,7 +31,7 @@ from tests.models import recoveries, tiny
 
 SIDE = 40  # of images that are resized, as larger ones than 32 pixels are
 HALF = (0.5, 0.5, 0.5)
-TOME = {"name": "tome", "r": 2}
+TOME = "tome:r=2"
 
 
 def of_model(**fields):
@@ -77,14 +77,16 @@ MODELS = {
     "std": of_model(std=HALF),
     "num_heads": of_model(num_heads=2),
     "dtype": lambda vit: vit.analyzed("bfloat16"),
-    "prop_attn": lambda vit: vit.with_reduction(tiny.EVIT | {"prop_attn": True}),
+    "prop_attn": lambda vit: vit.with_reduction(
+        tiny.changed(tiny.EVIT, prop_attn=True)
+    ),
     "gelu": of_arch(gelu="tanh"),
     "norm_eps": of_arch(norm_eps=0.1),
     "pool": of_arch(pool="mean"),
     "depth": shallow,
     "image_size": lambda vit: vit.with_reduction(None).at_size(36),
     "reduction": lambda vit: vit.with_reduction(TOME),
-    "counts": lambda vit: vit.with_reduction(tiny.EVIT | {"keep_rate": 0.61}),
+    "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
 }
 OF_DEVICE = {
     "sizes": of_model(sizes="direction"),

@@ -11,7 +11,7 @@ from tests.models import tiny
 @pytest.mark.skipif(tracing._lower_equation is None, reason="no function to replace")
 def test_programs_are_those_of_jax(monkeypatch):
     """The second one takes over what the first has lowered."""
-    model = tiny.model({"name": "tome", "r": 2}, depth=2)
+    model = tiny.model("tome:r=2", depth=2)
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), "float32")
 

@@ -18,7 +18,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 
-REDUCTION = {"name": "tome", "r": 3}
+REDUCTION = "tome:r=3"
 FAST = {"compiler_options": {"xla_backend_optimization_level": 0}}
 FIELDS = {"depth": 2, "image_size": tiny.SIDE, "num_classes": 4, "patch_size": 4}
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, *[tiny.SIDE] * 2, 3), np.uint8)

@@ -82,16 +82,16 @@ DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
 HALF = "half"  # of the MACs, by the method that is recommended for the model
 TOME_STAGES = "ToMe in 3 blocks .5"  # of So400m's 27
-ATTENDED = {"name": "diffrate", "macs": 0.4}
+ATTENDED = "diffrate:macs=0.4"
 BOTH = "192 pixels and 3 blocks .5"
 # A comma is between names.
 ON_CPUS = {k.replace(", ", " with "): v for k, v in onnx_speed.MODELS.items()}
 MODELS = ON_CPUS | {
-    "most attended at one share .4": ATTENDED | {"counts": "proportional-1"},
-    "most attended in 3 blocks .4": ATTENDED | STAGES,
+    "most attended at one share .4": f"{ATTENDED}:counts=proportional-1",
+    "most attended in 3 blocks .4": f"{ATTENDED}:{STAGES}",
     BOTH: ON_CPUS["most attended in 3 blocks .5"],
-    HALF: {"macs": 0.5},
-    TOME_STAGES: {"name": "tome", "macs": 0.5, "counts": "stages-7-14-21"},
+    HALF: 0.5,
+    TOME_STAGES: "tome:macs=0.5:counts=stages-7-14-21",
 }
 SIDES = onnx_speed.SIDES | {BOTH: 192}  # of DeiT's images, where they are smaller
 # Settings with a faster form of their reductions.

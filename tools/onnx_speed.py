@@ -29,24 +29,24 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables
 
-DENSE = {"name": "none"}
-STAGES = {"counts": "stages-3-6-9"}
-HALF = {"macs": 0.5, "counts": "diffrate"}
+DENSE = "none"
+STAGES = "counts=stages-3-6-9"
+HALF = "macs=0.5:counts=diffrate"
 # The first with either stem; then those of docs/comparison.md at half the MACs, and
 # smaller dense images beside them.
 MODELS = {
     "dense": DENSE,
     "dense, conv stem": DENSE,
-    "ImagePiece": {"name": "imagepiece"},
-    "ImagePiece, conv stem": {"name": "imagepiece"},
-    "ToMe r=13": {"name": "tome", "r": 13},
-    "EViT .7": {"name": "evit", "keep_rate": 0.7},
-    "ToMe .5": {"name": "tome", "macs": 0.5},
-    "fusion .5": {"name": "mctf", **HALF},
-    "fusion by class attention .5": {"name": "mctf", "score": "class", **HALF},
-    "most attended .5": {"name": "diffrate", **HALF},
-    "most attended in 3 blocks .5": {"name": "diffrate", "macs": 0.5, **STAGES},
-    "most attended in 3 blocks .6": {"name": "diffrate", "macs": 0.6, **STAGES},
+    "ImagePiece": "imagepiece",
+    "ImagePiece, conv stem": "imagepiece",
+    "ToMe r=13": "tome:r=13",
+    "EViT .7": "evit:keep_rate=0.7",
+    "ToMe .5": "tome:macs=0.5",
+    "fusion .5": f"mctf:{HALF}",
+    "fusion by class attention .5": f"mctf:score=class:{HALF}",
+    "most attended .5": f"diffrate:{HALF}",
+    "most attended in 3 blocks .5": f"diffrate:macs=0.5:{STAGES}",
+    "most attended in 3 blocks .6": f"diffrate:macs=0.6:{STAGES}",
     "dense at 192 pixels": DENSE,
     "dense at 176 pixels": DENSE,
     "dense at 160 pixels": DENSE,

@@ -142,7 +142,7 @@ def _infer(size, case, variant, r=0):
     is_compiled = variant == "torch.compile"
     dtype = case.dtype
     call = inference(_model(size), _images_shape(case), dtype, is_compiled, r)
-    reduction = {"name": "tome", "r": R} if r else None
+    reduction = f"tome:r={R}" if r else None
     return _workload(case, call, _macs(case, reduction), variant, torch_device())
 
 

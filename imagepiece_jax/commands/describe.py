@@ -8,13 +8,9 @@ from imagepiece_jax.commands._arguments import Model
 def main(model: Model):
     """Print tokens, MACs and parameters of a model with a reduction, block by block.
 
-    Each kind of reducer is tried on random tokens.
-
     Example: python -m imagepiece_jax describe deit_s --reduction tome:r=8
     """
-    from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.models import cost
-    from imagepiece_jax.reduction import contract
 
     recovery = None
     spec = model.spec()
@@ -30,8 +26,6 @@ def main(model: Model):
     # Compared with the dense model of the same stem, which shows what the reduction
     # saves, and with that of the patch stem, as in papers.
     patch_stem = dataclasses.replace(spec, stem="patch")
-    grid = patch_grid(size, vit.patch_size, cut=True)
-    contract.try_reducers(vit.plan, grid, vit.embed_dim, vit.num_heads, vit.arch.prefix)
     print(cost.describe(vit, [spec.create(), patch_stem.create()], size))
     if recovery:
         print_recovery(recovery, recovery.of(vit, size))

@@ -1,4 +1,4 @@
-"""Checks of single values, each of which raises one sentence."""
+"""Checks of single values, each of which raises one sentence, and tuples of lists."""
 
 import math
 import numbers
@@ -62,3 +62,15 @@ def check_share(name: str, value: Any) -> None:
     Raises InputError otherwise.
     """
     check_range(name, value, above=0, most=1)
+
+
+def as_tuple(value: Any) -> Any:
+    """A list (JSON's form of a tuple) or an array as a tuple, also inside of dicts.
+
+    Scalars of NumPy become numbers of Python.
+    """
+    if isinstance(value, dict):
+        return {name: as_tuple(each) for name, each in value.items()}
+    if hasattr(value, "tolist") and not isinstance(value, type):  # np.float32
+        value = value.tolist()
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value

@@ -47,8 +47,7 @@ def read_newest(folder, choose, among=None, reader=None):
     reader = reader or read
     among = steps(folder) if among is None else among
     if not among:
-        hint = "the command that trained the run resumes it and saves one"
-        raise InputError(problem="holds no checkpoint", place=folder, hint=hint)
+        raise InputError(f"{folder} holds no checkpoint")
     for step in reversed(among):
         try:
             arrays, content = reader(folder / str(step), choose)
@@ -57,9 +56,9 @@ def read_newest(folder, choose, among=None, reader=None):
             log.warning(text, folder / str(step), error)
             continue
         return arrays, json.loads(content)["meta"], step
-    problem = f"has only damaged checkpoints among those tried (steps {among})"
-    hint = "remove the folder to start again, or choose another"
-    raise InputError(problem=problem, place=folder, hint=hint)
+    raise InputError(
+        f"{folder} has only damaged checkpoints (steps {among} were tried)"
+    )
 
 
 def content_of(arrays, meta):

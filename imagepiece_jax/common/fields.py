@@ -99,14 +99,6 @@ def plain(value: Any) -> Any:
     return value.tolist() if is_array else value
 
 
-def as_tuple(value: Any) -> Any:
-    """A list (JSON's form of a tuple) or an array as a tuple, also inside of dicts."""
-    if isinstance(value, dict):
-        return {name: as_tuple(each) for name, each in value.items()}
-    value = plain(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
 def is_number(value) -> bool:
     """Whether it is a real number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

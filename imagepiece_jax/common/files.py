@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fnmatch
 import json
 import logging
 import os
@@ -13,39 +12,33 @@ import subprocess
 import uuid
 
 from imagepiece_jax.common import signals
-from imagepiece_jax.errors import InputError, RunError, inside, shown
+from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-
-# Names of files that describe a model, a package or a folder: no result replaces one.
-KEPT = ("*config.json", "*.index.json", "package*.json", "tokenizer*.json", "readme*")
 
 LOCK = ".lock"  # the file that stands for a folder that cannot be locked itself
 
 log = logging.getLogger("imagepiece_jax.files")
 
 
-def open_locked(flag, path, mode, **options):
+def open_locked(name, path, mode, **options):
     """Open a file that no other process can lock until it is closed.
 
-    Its folder, of `flag`, is made. Windows and file systems without locks (some mounts
+    Its folder is made. Windows and file systems without locks (some mounts
     of Lustre and NFS) leave it unlocked, with a warning: a run there is better than
     none.
 
-    Raises InputError where it cannot be written, or another process has locked it.
+    name: of the folder, in sentences, such as "out"
+    Raises InputError where another process has locked it.
     """
     folder = str(pathlib.Path(path).parent)
-    make_folder(flag, folder)
-    try:
-        file = open(path, mode, **options)
-    except OSError as error:
-        problem = f"{folder} cannot be written ({error.strerror})"
-        raise _refused(flag, folder, problem) from error
+    os.makedirs(folder, exist_ok=True)
+    file = open(path, mode, **options)
     try:
         _lock(file)
     except BlockingIOError as error:
         file.close()
-        raise _in_use(flag, folder) from error
+        raise _in_use(name, folder) from error
     except OSError as error:
         log.warning(
             "%s cannot be locked (%s): two processes that write into %s would not "
@@ -57,17 +50,17 @@ def open_locked(flag, path, mode, **options):
     return file
 
 
-def lock_folder(flag, folder):
+def lock_folder(name, folder):
     """A descriptor of a folder that no other process can lock until it is closed.
 
-    The folder, of `flag`, is made. It holds no file for the lock, which a killed
+    The folder is made. It holds no file for the lock, which a killed
     process would leave. Where only files are locked (NFS) the file `LOCK` stands for
     it, whose descriptor is returned.
 
     Raises InputError where it cannot be written, or another process has locked it.
     """
-    make_folder(flag, folder)
-    check_folder(flag, folder)
+    check_folder(name, folder)
+    os.makedirs(folder, exist_ok=True)
     descriptor = None
     try:
         descriptor = os.open(folder, os.O_RDONLY)  # Windows opens no folder
@@ -75,11 +68,11 @@ def lock_folder(flag, folder):
         return descriptor
     except BlockingIOError as error:
         os.close(descriptor)
-        raise _in_use(flag, folder) from error
+        raise _in_use(name, folder) from error
     except OSError:
         if descriptor is not None:
             os.close(descriptor)
-    with open_locked(flag, pathlib.Path(folder, LOCK), "w") as file:
+    with open_locked(name, pathlib.Path(folder, LOCK), "w") as file:
         return os.dup(file.fileno())
 
 
@@ -89,20 +82,20 @@ class FolderLock(contextlib.AbstractContextManager):
     It makes the folder. Folders that it made are removed at the end, and by a signal
     that ends the process, if they are empty.
 
-    flag: names it in the error, such as "--out"
+    name: of the folder, in sentences, such as "out"
     Raises InputError, when entered, where another process has locked it, or it cannot
     be created or written.
     """
 
-    def __init__(self, flag, folder):
-        self._flag = flag
+    def __init__(self, name, folder):
+        self._name = name
         self._folder = pathlib.Path(folder)
         self._descriptor = None
 
     def __enter__(self):
         paths = (self._folder, *self._folder.parents)
         self._made = [path for path in paths if not os.path.exists(path)]
-        self._descriptor = lock_folder(self._flag, self._folder)
+        self._descriptor = lock_folder(self._name, self._folder)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(signals.unfinished(self._folder / LOCK))
         self._stack.enter_context(signals.new_folders(self._made))
@@ -134,16 +127,9 @@ class FolderLock(contextlib.AbstractContextManager):
         self._descriptor = None
 
 
-def _in_use(flag, folder):
+def _in_use(name, folder):
     """The InputError for a folder that another process has locked."""
-    problem = f"{folder} is in use by another process"
-    hint = "choose another, or wait for it"
-    return InputError(flag, str(folder), problem=problem, hint=hint)
-
-
-def _refused(flag, path, problem):
-    """The InputError for a path that cannot be used."""
-    return InputError(flag, path, problem=problem, hint="choose another")
+    return InputError(f"{name} {folder} is in use by another process")
 
 
 def _lock(file):
@@ -155,38 +141,15 @@ def _lock(file):
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def check_is_path(field, value):
-    """Raise InputError for what names no file or folder, whether it is there or not."""
-    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
-        problem = f"is {shown(value)}, of type {type(value).__name__}"
-        allowed = "a string or a pathlib.Path, without a NUL byte"
-        raise InputError(field, value, allowed, problem=problem)
-
-
-@contextlib.contextmanager
-def reading(place):
-    """A block that reads a file or folder, which its InputErrors name.
-
-    Raises InputError where it cannot be read.
-    """
-    with inside(place=place):
-        try:
-            yield
-        except OSError as error:
-            raise InputError(problem=f"cannot be read ({error.strerror})") from error
-
-
 def read_json(path):
     """The object in a JSON file, a dict. Raises InputError for anything else."""
-    with reading(path):
-        try:
-            content = json.loads(pathlib.Path(path).read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            problem = f"is not JSON ({error})"
-            raise InputError(allowed="an object", problem=problem) from error
-        if not isinstance(content, dict):
-            kind = type(content).__name__
-            raise InputError(value=kind, allowed="an object", problem=f"is a {kind}")
+    text = pathlib.Path(path).read_bytes()
+    try:
+        content = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not an object")
     return content
 
 
@@ -195,39 +158,25 @@ def write_json(path, value):
     replace_file(path, json.dumps(value, indent=2) + "\n")
 
 
-def make_folder(flag, path):
-    """Make the folder `path`, the value of `flag`. Raises InputError where it fails."""
-    try:
-        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror
-        if isinstance(error, FileExistsError):
-            reason = os.strerror(errno.ENOTDIR)
-        raise _refused(flag, path, f"{path} cannot be created ({reason})") from error
-
-
-def check_folder(flag, path):
+def check_folder(name, path):
     """Check that the folder `path` can be made and written, and make nothing.
 
-    flag: names it in the error, such as "--out"
+    name: of the folder, in sentences, such as "out"
     Raises InputError where it cannot.
     """
     nearest = pathlib.Path(path).absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent
-    problem = None
     if not nearest.is_dir():
-        problem = f"{path} cannot be created ({os.strerror(errno.ENOTDIR)})"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        problem = f"{path} cannot be written ({os.strerror(errno.EACCES)})"
-    if problem is not None:
-        raise _refused(flag, path, problem)
+        raise InputError(f"{name} {path} cannot be created: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{name} {path} cannot be written (Permission denied)")
 
 
-def check_own(flag, path, of, ours):
+def check_own(name, path, of, ours):
     """Raise InputError for a folder that holds anything but files of one kind.
 
-    flag: names it in the error, such as "--out"
+    name: of the folder, in sentences, such as "out"
     path: nothing may be there yet
     of: what the kind is of, in words, such as "an earlier call"
     ours: whether a file in it, a pathlib.Path, is of the kind; what a killed process
@@ -238,15 +187,16 @@ def check_own(flag, path, of, ours):
         return
     for file in sorted(folder.iterdir()):
         if file.suffix != ".tmp" and not ours(file):
-            allowed = f"a new or empty folder, or one of {of}"
-            problem = f"{folder} holds {file.name}"
-            raise InputError(flag, file.name, allowed, problem=problem)
+            raise InputError(
+                f"{name} {folder} holds {file.name}; it must be a new or empty folder, "
+                f"or one of {of}"
+            )
 
 
-def check_room(flag, path, size: int):
+def check_room(name, path, size: int):
     """Raise InputError where the disk of `path` has less than `size` free bytes.
 
-    flag: names it in the error, such as "--out"
+    name: of the folder, in sentences, such as "out"
     """
     nearest = pathlib.Path(path).absolute()
     while not nearest.exists():
@@ -254,14 +204,13 @@ def check_room(flag, path, size: int):
     free = shutil.disk_usage(nearest).free
     if free < size:
         needed = f"{size / 1e6:,.0f} MB of free disk"
-        problem = f"{path} needs {needed}, and has {free / 1e6:,.0f} MB"
-        raise _refused(flag, path, problem)
+        raise InputError(f"{name} {path} needs {needed}, and has {free / 1e6:,.0f} MB")
 
 
-def check_writable(flag, path, endings, read=()):
+def check_writable(name, path, endings, read=()):
     """Check, before the work is done, that its result can be written.
 
-    flag: names it in the error, such as "--json"
+    name: of the file, in sentences, such as "json"
     endings: of names of earlier results, which may be replaced; "" is none; None: the
         caller has checked what is there
     read: files that the command reads, which would be lost
@@ -270,30 +219,22 @@ def check_writable(flag, path, endings, read=()):
     for source in read:
         both_exist = os.path.exists(path) and os.path.exists(source)
         if both_exist and os.path.samefile(path, source):
-            raise _refused(flag, path, f"{path} is read by this command")
-    if os.path.isfile(path):
-        _check_replaceable(flag, path, endings)
+            raise InputError(f"{name} {path} is read by this command; choose another")
+    ending = pathlib.Path(path).suffix.lower()
+    if endings is not None and os.path.isfile(path) and ending not in endings:
+        replaced = " and ".join(filter(None, endings))
+        raise InputError(
+            f"{name} {path} already exists, and only {replaced} files are replaced"
+        )
     try:
         new = _temporary(_target(path))
         with signals.unfinished(new):
             new.touch()
             new.unlink()
     except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})"
-        allowed = "a regular file in a folder that exists"
-        raise InputError(flag, path, allowed, problem=problem) from error
-
-
-def _check_replaceable(flag, path, endings):
-    """Raise InputError for a file that is there, and by its name no earlier result."""
-    name = os.path.basename(path).lower()
-    if any(fnmatch.fnmatchcase(name, kept) for kept in KEPT):
-        problem = f"{path} already exists, and no result replaces a file of this name"
-        raise _refused(flag, path, problem)
-    if endings is not None and os.path.splitext(name)[1] not in endings:
-        replaced = " and ".join(filter(None, endings))
-        problem = f"{path} already exists, and only {replaced} files are replaced"
-        raise _refused(flag, path, problem)
+        raise InputError(
+            f"{name} {path} cannot be written ({error.strerror})"
+        ) from error
 
 
 def replace_file(path, content):
@@ -349,7 +290,7 @@ def replacing_folder(path):
     Raises RunError where it cannot be written.
     """
     try:
-        target = _followed(path)
+        target = pathlib.Path(os.path.realpath(path))
         new = _temporary(target)
         old = _temporary(target)
         replaces = target.exists()
@@ -455,15 +396,7 @@ def _target(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "Is a device or a pipe")
-    return _followed(path)
-
-
-def _followed(path):
-    """The target of `path`, with symbolic links followed; OSError where they loop."""
-    target = pathlib.Path(os.path.realpath(path))
-    if target.is_symlink():  # one that leads back to itself
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    return target
+    return pathlib.Path(os.path.realpath(path))
 
 
 def _temporary(path):

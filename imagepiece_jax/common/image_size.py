@@ -1,8 +1,9 @@
 """Sizes of images: pixels a side, or (height, width)."""
 
 import math
+from typing import Any
 
-from imagepiece_jax.common.fields import REQUIRED, checked, is_integer
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
 # In one image: Pillow refuses more as a decompression bomb. 540 MB decoded, and a few
@@ -10,24 +11,18 @@ from imagepiece_jax.errors import InputError
 MAX_PIXELS = 178_956_970
 
 
-def image_size_field():
-    """A field for the size of images."""
-
-    def convert(value):
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        both = sides(value)
-        fits = len(both) == 2 and all(is_integer(s) and s > 0 for s in both)
-        if not fits or math.prod(both) > MAX_PIXELS:
-            raise ValueError(value)
-        height, width = map(int, both)
-        return height if is_integer(value) else (height, width)
-
-    return checked(
-        REQUIRED,
-        convert,
-        f"whole pixels a side, and (height, width), {MAX_PIXELS:,} pixels at most",
-    )
+def checked_size(image_size: Any) -> int | tuple[int, int]:
+    """An image size in plain Python. Raises InputError for anything else."""
+    both = sides(image_size)
+    for side in both:
+        check_range("image_size", side, 1, whole=True)
+    if len(both) != 2 or math.prod(both) > MAX_PIXELS:
+        raise InputError(
+            f"image_size is {image_size}; it must be pixels a side, or (height, "
+            f"width), {MAX_PIXELS:,} pixels at most"
+        )
+    height, width = map(int, both)
+    return (height, width) if isinstance(image_size, tuple | list) else height
 
 
 def sides(image_size) -> tuple[int, int]:
@@ -63,6 +58,8 @@ def patch_grid(image_size, patch_size, cut=False):
     height, width = sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
-        allowed = f"multiples of the model's patch_size, which is {patch_size}"
-        raise InputError("image_size", image_size, allowed)
+        raise InputError(
+            f"image_size is {image_size}; it must be a multiple of the model's "
+            f"patch_size, {patch_size}"
+        )
     return height // patch_size, width // patch_size

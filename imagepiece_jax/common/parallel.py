@@ -50,9 +50,7 @@ def exchange(value):
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
         if "error" in message:
-            raise _ReportedError(
-                f"process {process}", problem=f"stopped: {message['error']}"
-            )
+            raise _ReportedError(f"process {process} stopped: {message['error']}")
     return [message["value"] for message in messages]
 
 
@@ -95,9 +93,10 @@ def check_same(values: dict):
             ours = first.get(name, "missing")
             theirs = other.get(name, "missing")
             if ours != theirs:
-                problem = f"is {theirs} on process {process}, but {ours} on process 0"
-                hint = "all processes of a run need the same"
-                raise InputError(name, problem=problem, hint=hint)
+                raise InputError(
+                    f"{name} is {theirs} on process {process}, but {ours} on process "
+                    "0; all processes of a run need the same"
+                )
 
 
 def max_over_processes():
@@ -285,8 +284,10 @@ def shard(tree):
     def put(x):
         size = len(x)
         if size % count:
-            allowed = f"multiples of {count}, the number of local devices"
-            raise InputError("batch_size", size, allowed)
+            raise InputError(
+                f"batch_size is {size}; it must be a multiple of {count}, the number "
+                "of local devices"
+            )
         return _global_array(x.reshape(count, size // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)

@@ -46,9 +46,10 @@ class Placement:
         """
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
-            product = f"devices * accumulation steps ({devices} * {self.accumulation})"
-            allowed = f"positive multiples of {devices * self.accumulation}: {product}"
-            raise InputError("batch_size", batch_size, allowed)
+            raise InputError(
+                f"batch_size is {batch_size}; it must be a positive multiple of "
+                f"devices * accumulation steps, {devices} * {self.accumulation}"
+            )
         micro_batch = batch_size // self.accumulation
         first = self.process_index * self.local_devices
         samples = device_samples(micro_batch, devices)

@@ -3,12 +3,12 @@
 Options are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """
 
-import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import checked
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")  # of layers
@@ -30,19 +30,14 @@ def fast_dtype(device: jax.Device | None = None) -> str:
     return "float32" if device.platform == "cpu" else "bfloat16"
 
 
-def layer_dtype():
-    """A field that is one of DTYPES, by its name or as a type such as jnp.bfloat16."""
+def checked_dtype(dtype: Any) -> str:
+    """The name of a dtype of layers, such as that of jnp.bfloat16.
 
-    def convert(value):
-        name = value
-        if not isinstance(value, str):
-            with contextlib.suppress(TypeError):  # not a type
-                name = jnp.dtype(value).name
-        if name not in DTYPES:
-            raise ValueError(value)
-        return name
-
-    return checked(None, convert, ", ".join(DTYPES))
+    Raises InputError for one that is none of DTYPES.
+    """
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    check_choice("dtype", name, DTYPES)
+    return name
 
 
 def check_dtype(dtype: str, platform: str | None = None):
@@ -52,5 +47,4 @@ def check_dtype(dtype: str, platform: str | None = None):
     """
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
-        problem = "is 'float16', in which CPUs compute no attention"
-        raise InputError("dtype", dtype, "'float32' and 'bfloat16'", problem=problem)
+        raise InputError("dtype is 'float16', in which CPUs compute no attention")

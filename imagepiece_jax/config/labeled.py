@@ -69,11 +69,11 @@ class LabeledImages:
             "num_classes": vit.model.num_classes,
             "dtype": vit.model.dtype.name,
             "trained": {
-                "reduction": source.reduction and source.reduction.fields,
+                "reduction": source.reduction and str(source.reduction),
                 "image_size": source.spec.image_size,
             },
             "recovered": vit.recovered and vit.recovered.form,
-            "reduction": vit.reduction.fields,
+            "reduction": str(vit.reduction),
             "gmacs": vit.gmacs,
             "unreadable": len(self.source.unreadable),
         }

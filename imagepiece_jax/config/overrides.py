@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from imagepiece_jax.common.fields import literal, number_in
-from imagepiece_jax.errors import InputError, closest, inside
+from imagepiece_jax.errors import InputError, closest
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -154,19 +154,13 @@ def _put_cost(config, text, named):
 
     named: whether the method is typed, too; else the dense model gets the recommended
     """
-    from imagepiece_jax.reduction.methods import AUTO  # imports JAX
-    from imagepiece_jax.reduction.reduction import DENSE, Reduction
-
     share = literal(text) if isinstance(text, str) else text
     written = config.reduction.to_dict()
-    with inside("config"):
-        if written["name"] == AUTO or (written["name"] == DENSE.name and not named):
-            reduction = Reduction.read(written | {"name": AUTO, "macs": share})
-        else:
-            reduction = Reduction.read(written).with_cost(share)
-    left = {"prop_attn", *reduction.method.named_fields()}
-    fields = {field: value for field, value in written.items() if field in left}
-    fields |= {"name": reduction.name, "macs": reduction.method.macs}
+    if written["name"] == "none" and not named:
+        written["name"] = "auto"
+    kept = ("keep_rate", "r", "r_list", "counts", "num_tokens", "grid_size")
+    fields = {field: value for field, value in written.items() if field not in kept}
+    fields["macs"] = share
     with config.unlocked():
         config.reduction = type(config)(fields)
 
@@ -253,12 +247,8 @@ def fields_of_text(text: str) -> list:
 
     Raises InputError for a text that cannot be read.
     """
-    from imagepiece_jax.reduction.methods import known_name  # imports JAX
-    from imagepiece_jax.reduction.reduction import split_text
-
-    with inside("config.reduction"):
-        fields = split_text(text)
-        name = known_name(fields.pop("name"))
+    name, *parts = text.split(":")
+    fields = dict(part.partition("=")[::2] for part in parts)
     return [name, *((f"reduction.{field}", typed) for field, typed in fields.items())]
 
 

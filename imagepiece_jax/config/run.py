@@ -96,6 +96,18 @@ class TeacherConfig(CheckedFields):
     weights: str = text()
 
 
+def _as_text(reduction):
+    """A reduction as a config has it, as the text of its name and fields."""
+    if not isinstance(reduction, Mapping):
+        return reduction
+    fields = {name: value for name, value in reduction.items() if value is not None}
+    share = fields.pop("macs") if fields.get("name") == "auto" else None
+    words = [str(fields.pop("name") if share is None else share)]
+    fields.pop("name", None)
+    words += [f"{name}={value}" for name, value in fields.items()]
+    return ":".join(words)
+
+
 def _as_dict(value):
     """A group of a config as a dict; ValueError for anything else."""
     if not hasattr(value, "keys"):
@@ -109,7 +121,7 @@ def _object():
     """A field for an object, which `_read_model` makes where it is a dict of fields."""
 
     def convert(value):
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) or isinstance(value, str):
             return value
         return _as_dict(value)
 
@@ -182,7 +194,7 @@ class RunConfig(CheckedFields):
         with _in_config():
             if isinstance(model, dict):
                 model = ModelSpec.of_run({"model": model, **sizes})
-            reduction = Reduction.read(self.reduction, model.prop_attn)
+            reduction = Reduction.read(_as_text(self.reduction), model.prop_attn)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "reduction", reduction)
 
@@ -231,18 +243,11 @@ class RunConfig(CheckedFields):
     def to_dict(self) -> dict[str, Any]:
         """The config for the run's folder: as written, and complete where it matters.
 
-        mean, std and all fields of the reduction are in it, even where they were empty,
-        and as a label the text that asked for the reduction.
+        mean and std are in it, even where they were empty.
         """
         images = {"mean": self.model.mean, "std": self.model.std}
-        reduction = self.reduction
-        fields = {"name": reduction.name, **reduction.method.named_fields()}
-        if "prop_attn" in self.written["reduction"]:
-            fields["prop_attn"] = reduction.prop_attn
-        if reduction.label:
-            fields["label"] = reduction.label
         model = self.written["model"] | images
-        return {**self.written, "model": model, "reduction": fields}
+        return {**self.written, "model": model, "reduction": str(self.reduction)}
 
     def _model(self, reduction, **changes):
         with _in_config():

@@ -95,7 +95,7 @@ class BatchSequence(abc.ABC):
             return self.transform(image, *arguments)
         except InputError as error:
             # Asked for only now, as a name may take a read.
-            raise error.inside(place=self.source.name(index)) from error
+            raise InputError(f"{self.source.name(index)}: {error}") from error
 
     def join(self, chunks: list["Chunk"]) -> tuple:
         """(a batch, its samples), from the chunks of the batch.

@@ -7,8 +7,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-import numpy as np
-
 from imagepiece_jax.errors import InputError
 
 # Synset and lemmas of each class, by label; the first lines state the source.
@@ -190,13 +188,10 @@ def mapped_classes(
                 return None
             label = others[0]
         if model_names is not None:
-            raise InputError.at(
-                data,
-                f"has class {names[label]!r}, which is no name of the model's classes: "
-                f"by the order of all it would be class {label}, "
-                f"{model_names[label]!r}",
-                "folders that are named as the model's classes, by WordNet IDs of "
-                "ImageNet's, or by whole numbers as labels",
+            raise InputError(
+                f"{data} has class {names[label]!r}, which is no name of the model's "
+                f"classes: by the order of all it would be class {label}, "
+                f"{model_names[label]!r}"
             )
     name = described(named[label])
     example = f"{name} is {label}"
@@ -285,19 +280,13 @@ def checked_names(names, classes):
 
     names: a sequence of strings, and of None for classes without a name
     """
-    allowed = f"a name, or None, for each of the model's {classes} classes"
-    listed = isinstance(names, Sequence) or np.ndim(names) == 1
-    if not listed or isinstance(names, str):
-        raise InputError("class_names", names, allowed)
+    names = tuple(names)
     if len(names) != classes:
-        raise InputError(
-            "class_names", len(names), allowed, problem=f"has length {len(names)}"
-        )
+        raise InputError(f"class_names has {len(names)} names for {classes} classes")
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
-            problem = f"has {name!r} for class {label}"
-            raise InputError("class_names", name, "strings, and None", problem=problem)
-    return tuple(names)
+            raise InputError(f"class_names has {name!r} for class {label}")
+    return names
 
 
 def check_classes(
@@ -312,9 +301,7 @@ def check_classes(
     """
     if other := other_class(weights, names):
         label, name, ours = other
-        allowed = "the same classes in the same order"
-        problem = f"is {name!r}, but {ours!r} in {data}"
-        raise InputError(f"class {label}", name, allowed, problem=problem, place=place)
+        raise InputError(f"{place}: class {label} is {name!r}, but {ours!r} in {data}")
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place

@@ -4,17 +4,16 @@ import csv
 import functools
 import os
 import re
-import reprlib
 import unicodedata
 from typing import NamedTuple
 
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.data.splits import split_files
-from imagepiece_jax.errors import InputError, inside, one_of
+from imagepiece_jax.errors import InputError
 
 NEEDED = ("filename", "label")
-OPTIONAL = ("split", "class")
 
 
 class _Row(NamedTuple):
@@ -51,7 +50,7 @@ def open_csv(
     _check_repeated(rows, path)
     _check_labels_of_tests(rows, path)
     names = _class_names(rows, path)
-    num_classes = num_classes or max(row.label for row in rows) + 1
+    num_classes = num_classes or 1 + max([row.label for row in rows], default=0)
     own = [row for row in rows if row.split == split]
     if not labeled and all(row.split == "train" for row in rows):
         images = [os.path.normpath(_stored_file(row, path)) for row in rows]
@@ -61,13 +60,13 @@ def open_csv(
         files = [_stored_file(row, path) for row in own]
         labels = [row.label for row in own]
     if not files:
-        problem = f"has no row with split {split!r}"
-        raise InputError.at(path, problem, hint="each split needs images")
+        raise InputError(f"{path} has no row with split {split!r}")
     absent = {*range(num_classes)} - {*labels}
     if absent and split == "train" and labeled:
-        problem = f"has no training image with label {min(absent)}"
-        hint = f"each of the {num_classes} classes needs some"
-        raise InputError.at(path, problem, hint=hint)
+        raise InputError(
+            f"{path} has no training image with label {min(absent)}; each of the "
+            f"{num_classes} classes needs some"
+        )
     class_names = None
     if names:
         class_names = tuple(map(names.get, range(num_classes)))
@@ -75,39 +74,28 @@ def open_csv(
 
 
 def _read_rows(path, split, num_classes, labeled):
-    """The rows of both splits, each checked alone; one or more."""
+    """The rows of both splits, each checked alone."""
     rows = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, restval="")
-            has_split = _has_split(path, split, table)
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file, restval="")
+        try:
+            # Blanks around the names of columns are removed.
+            table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+            if missing := {*NEEDED} - {*table.fieldnames}:
+                raise InputError(f"there is no column {min(missing)!r}")
+            has_split = "split" in table.fieldnames
             for fields in table:
                 row_split = fields["split"] if has_split else "val"
                 rows.append(_row(table, fields, row_split, num_classes, labeled))
-    except InputError as error:  # of a row
-        raise error.inside(place=f"{path} line {table.line_num}") from error
-    except OSError as error:
-        raise InputError.at(path, f"cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError.at(path, f"is not a CSV file in UTF-8 ({error})") from error
-    if not rows:
-        raise InputError.at(path, "has no rows", "one image or more")
+        except (InputError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path} line {table.line_num}: {error}") from error
     return rows
-
-
-def _in_line(path, line):
-    """Whose InputErrors say the line of the table."""
-    return inside(place=f"{path} line {line}")
 
 
 def _row(table, fields, split, num_classes, labeled):
     """The _Row of a table's fields {column: text}."""
-    if any(fields.get(None, ())):  # a comma at the end is harmless
-        problem = f"has more fields than the {len(table.fieldnames)} columns"
-        hint = "text with a comma must stand in double quotes"
-        raise InputError(problem=problem, hint=hint)
     split = (split or "").strip()
-    one_of("split", split, SPLITS)
+    check_choice("split", split, SPLITS)
     has_label = labeled
     if split == "val" and (fields["label"] or "").strip():
         has_label = True
@@ -131,14 +119,15 @@ def _check_repeated(rows, path):
         same = first.label == row.label
         if first is row or (first.split == row.split == "train" and same):
             continue
-        hint = "a test image must count once"
+        why = "a test image must count once"
         if first.split != row.split:
-            hint = "an image must not be in both train and val"
+            why = "an image must not be in both train and val"
         elif not same:
-            hint = f"its labels differ, {first.label} and {row.label}"
-        problem = f"names {row.image!r} again (line {first.line})"
-        with _in_line(path, row.line):
-            raise InputError(value=row.image, problem=problem, hint=hint)
+            why = f"its labels differ, {first.label} and {row.label}"
+        raise InputError(
+            f"{path} line {row.line} names {row.image!r} again (line {first.line}); "
+            f"{why}"
+        )
 
 
 def _check_labels_of_tests(rows, path):
@@ -148,54 +137,23 @@ def _check_labels_of_tests(rows, path):
         if row.split == "val":
             lines[row.label >= 0] = row.line
     if len(lines) == 2:
-        problem = "is empty, but other test images have labels"
-        with _in_line(path, lines[False]):
-            raise InputError("label", None, "all, or none", problem=problem)
+        raise InputError(
+            f"{path} line {lines[False]}: label is empty, but other test images have "
+            "labels"
+        )
 
 
 def _class_names(rows, path):
     """{label: class name}; {} for a table without names. InputError for two of one."""
-    named = {}  # {label: (name, line)}
+    named = {}
     for row in rows:
-        if row.class_name is None:
-            continue
-        name = normalized(row.class_name.strip())
-        first, line = named.setdefault(row.label, (name, row.line))
-        if name and name == first:
-            continue
-        with _in_line(path, row.line):
-            if not name:
-                raise InputError("class", name, "a name in every row")
-            problem = f"is {name!r} for label {row.label}"
-            problem += f", but {first!r} in line {line}"
-            hint = "a label has one name"
-            raise InputError("class", name, problem=problem, hint=hint)
-    return {label: name for label, (name, _) in named.items()}
-
-
-def _has_split(path, split, table):
-    """Whether the table has a column `split`. InputError for wrong columns.
-
-    Blanks around the names of columns are removed.
-    """
-    table.fieldnames = [name.strip() for name in table.fieldnames or ()]
-    for name in (*NEEDED, *OPTIONAL):
-        if table.fieldnames.count(name) > 1:
-            raise InputError.at(path, f"has more than one column {name!r}")
-    missing = set(NEEDED) - set(table.fieldnames)
-    if missing:
-        columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
-        raise InputError.at(
-            path,
-            f"has no column {min(missing)!r} (found: {columns})",
-            "the columns filename and label, separated by commas",
-        )
-    has_split = "split" in table.fieldnames
-    if split == "train" and not has_split:
-        problem = "has no column 'split', so its images can only be tested on"
-        hint = "to train, add the column, with train or val in every row"
-        raise InputError.at(path, problem, hint=hint)
-    return has_split
+        name = normalized((row.class_name or "").strip())
+        if name and named.setdefault(row.label, name) != name:
+            raise InputError(
+                f"{path} line {row.line}: class is {name!r} for label {row.label}, "
+                f"which has the name {named[row.label]!r} already"
+            )
+    return named
 
 
 def _label(text, num_classes):
@@ -205,10 +163,8 @@ def _label(text, num_classes):
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or ""):
         label = int(text)
     if label < 0 or (num_classes and label >= num_classes):
-        allowed = "the whole numbers from 0"
-        if num_classes:
-            allowed += f" to {num_classes - 1} (num_classes is {num_classes})"
-        raise InputError("label", text, allowed)
+        of = f" below num_classes, {num_classes}" if num_classes else ""
+        raise InputError(f"label is {text!r}; it must be a whole number from 0{of}")
     return label
 
 
@@ -222,7 +178,7 @@ def _stored_file(row, path):
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
         if os.path.isfile(os.path.join(root, spelling)):
             return spelling
-    allowed = f"paths relative to the folder of {path}"
-    problem = f"is {name!r}, which is not a file"
-    with _in_line(path, row.line):
-        raise InputError("filename", name, allowed, problem=problem)
+    raise InputError(
+        f"{path} line {row.line}: filename is {name!r}, which is not a file in the "
+        "folder of the table"
+    )

@@ -49,18 +49,23 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 def no_image(folder) -> InputError:
     """The InputError for a folder without images."""
-    allowed = f"image files with extensions such as {SOME_EXTENSIONS}"
-    return InputError.at(f"folder {folder}", "holds no images", allowed)
+    return InputError(
+        f"folder {folder} holds no images, files with endings such as {SOME_EXTENSIONS}"
+    )
 
 
 class UnreadableImage(InputError):
-    """The bytes of one image do not decode. place: its file; value: the reason."""
+    """One image that does not decode.
 
-    def __init__(self, place, reason):
-        super().__init__(
-            value=reason, problem=f"cannot be read ({reason})", place=place
-        )
-        self.args = place, reason  # which make it anew in another process
+    name: of its file
+    reason: why
+    """
+
+    def __init__(self, name, reason):
+        super().__init__(f"{name} cannot be read ({reason})")
+        self.args = name, reason  # which make it anew in another process
+        self.name = name
+        self.reason = reason
 
 
 def decode(file, name: str, upright: bool = False) -> np.ndarray:
@@ -241,17 +246,15 @@ def record_unreadable(damaged, in_a_row, total, consequence):
     Raises InputError for 20 in a row and for more than 1 % of `total`.
     """
     for error in in_a_row:
-        if error.place not in damaged:
-            damaged[error.place] = error.value
+        if error.name not in damaged:
+            damaged[error.name] = error.reason
             log.warning("%s: %s", error, consequence)
     if len(in_a_row) >= MAX_IN_A_ROW:
-        first = in_a_row[0]
-        problem = f"{first.problem}, as the first of {len(in_a_row)} images in a row"
-        raise InputError.at(first.place, problem, f"fewer than {MAX_IN_A_ROW}")
+        raise InputError(f"{in_a_row[0]}, as the first of {len(in_a_row)} in a row")
     count = len(damaged)
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
-        problem = f"{count} of {total} images cannot be read; the first is {file}"
         raise InputError(
-            allowed=f"at most {MAX_SHARE:.0%}", problem=f"{problem} ({reason})"
+            f"{count} of {total} images cannot be read, more than {MAX_SHARE:.0%}; the "
+            f"first is {file} ({reason})"
         )

@@ -9,8 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from imagepiece_jax import errors
-from imagepiece_jax.common.files import reading
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import EXTENSIONS, SOME_EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
@@ -26,7 +24,6 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation", "test", "testing"),
 }
 PURPOSES = {"train": "learned from", "val": "measured on"}
-TABLE = "labels.csv"  # what a table of labels beside images is mostly called
 
 
 class Listing(NamedTuple):
@@ -44,7 +41,6 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
     in order of their names, and before those of its sub-folders. Hidden files and
     folders are passed over, and a folder that links lead to again is read once.
 
-    Raises InputError for a folder that cannot be read.
     """
     found = Listing([], [], {})
     _add(found, root, inside)
@@ -72,8 +68,8 @@ def _add(found, root, inside):
 
 
 def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
-    """Entries of a folder by name, hidden ones left out; InputError for none."""
-    with reading(f"folder {folder}"), os.scandir(folder) as found:
+    """Entries of a folder by name, hidden ones left out."""
+    with os.scandir(folder) as found:
         shown = [entry for entry in found if not entry.name.startswith(".")]
     return sorted(shown, key=lambda entry: entry.name)
 
@@ -100,10 +96,7 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
 
 
 def find_splits(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """{"train": a folder, "val": a folder}: those of the two that a folder holds.
-
-    Raises InputError for a folder that cannot be read.
-    """
+    """{"train": a folder, "val": a folder}: those of the two that a folder holds."""
     inside = {}
     for entry in entries(folder):
         if leads_to(entry.is_dir):
@@ -145,24 +138,24 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         return FileSource(root, files, [-1] * len(files), num_classes)
     # Training images without labels may be anywhere; then val has the classes.
     split_with_classes = split if labeled else "val"
-    with errors.inside(hint=_table_hint(root)):
-        folders, loose = _class_folders(root, inside[split_with_classes])
+    folders, loose = _class_folders(root, inside[split_with_classes])
     splits = {inside[split]: folders}
     other = inside[SPLITS[1 - SPLITS.index(split)]]
     if labeled and inside["val"] and os.path.isdir(os.path.join(root, other)):
         splits[other], _ = _class_folders(root, other)
         difference = folders.keys() ^ splits[other].keys()
         if difference:
-            problem = f"has class {min(difference)!r} in only one of train and val"
-            raise InputError.at(f"folder {root}", problem, "the same classes in both")
+            raise InputError(
+                f"folder {root} has class {min(difference)!r} in only one of train and "
+                "val"
+            )
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
     place = f"folder {root}"
     if split == "train" or labels_by_name is None:  # others may lack classes
         check_num_classes(num_classes, len(names), place)
     num_classes = num_classes or len(names)
-    with errors.inside(hint=_table_hint(root)):
-        class_labels = _labels(place, names, num_classes, labels_by_name)
+    class_labels = _labels(place, names, num_classes, labels_by_name)
     by_label = dict(zip(class_labels, names, strict=True))
     names = tuple(map(by_label.get, range(num_classes)))
     if split == "train" and not labeled:
@@ -182,15 +175,6 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         left_out += found.left_out
     _log_left_out(root, left_out)
     return FileSource(root, files, labels, num_classes, names)
-
-
-def _table_hint(root):
-    """A hint at a table of labels in a folder or beside it; "" where none is there."""
-    for folder in (root, os.path.dirname(os.path.abspath(root))):
-        table = os.path.join(folder, TABLE)
-        if os.path.isfile(table):
-            return f"did you mean csv:{table}?"
-    return ""
 
 
 def _folders_of_splits(root):
@@ -223,39 +207,31 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
         return _distinct(place, numbers, names)
     unknown = [name for name in names if name not in known]
     if num_classes != len(names) and 0 < len(unknown) < len(names):
-        raise InputError.at(
-            place,
-            f"has class {unknown[0]!r}, which is not one of the model's {num_classes}, "
-            f"as {len(names) - len(unknown)} others are",
-            "names of its classes, or a folder for each",
+        raise InputError(
+            f"{place} has class {unknown[0]!r}, which is not one of the model's "
+            f"{num_classes}, as {len(names) - len(unknown)} others are"
         )
     if labels_by_name is not None and num_classes != len(names):
         found = "1 class" if len(names) == 1 else f"{len(names)} classes"
-        raise InputError.at(
-            place,
-            f"has {found}, none named as the model's {num_classes}",
-            "folders with names of its classes, with whole numbers from 0 to "
-            f"{num_classes - 1} as labels, or one for each class",
+        raise InputError(
+            f"{place} has {found}, none named as the model's {num_classes}; folders "
+            "have names of its classes, or whole numbers as labels"
         )
     check_num_classes(num_classes, len(names), place)
     for label, name in enumerate(names):
         if known.get(name, label) != label:
-            raise InputError.at(
-                place,
-                f"has class {name!r}, which is class {known[name]} of the model and "
-                f"{label} by the order of all, of which it lacks {unknown[0]!r}",
-                "names of the model's classes",
+            raise InputError(
+                f"{place} has class {name!r}, which is class {known[name]} of the "
+                f"model and {label} by the order of all, of which it lacks "
+                f"{unknown[0]!r}"
             )
     two_orders = class_names.two_orders(names)
     if labels_by_name is not None and two_orders:
         label, text, number = two_orders
-        raise InputError.at(
-            place,
-            "has classes that sort in one order as text and in another as numbers, and "
-            "the model's class names do not say "
-            f"whether class {label} is {text!r} or {number!r}",
-            f"names of the model's classes, whole numbers from 0 to {num_classes - 1} "
-            "as labels, or numbers of equal length, such as 02 and 10",
+        raise InputError(
+            f"{place} has classes that sort in one order as text and in another as "
+            "numbers, and the model's class names do not say whether class "
+            f"{label} is {text!r} or {number!r}"
         )
     return [*range(len(names))]
 
@@ -265,8 +241,9 @@ def _distinct(place, numbers, names):
     first = {}
     for number, name in zip(numbers, names, strict=True):
         if number in first:
-            problem = f"has class {number} twice, as {first[number]!r} and {name!r}"
-            raise InputError.at(place, problem, "one folder for each class")
+            raise InputError(
+                f"{place} has class {number} twice, as {first[number]!r} and {name!r}"
+            )
         first[number] = name
     return numbers
 
@@ -278,28 +255,22 @@ def _class_folders(root, inside):
     accent, and one of both splits may come from there.
     """
     folder = pathlib.Path(root, inside)
-    place = f"folder {folder}"
-    hint = (
-        "folder:PATH needs PATH/train and PATH/val with one folder of images for "
-        "each class, or to test PATH with these folders alone"
-    )
-    with errors.inside(hint=hint):
-        inside_it = entries(folder)
     folders = {}
     loose = []
-    for entry in inside_it:
+    for entry in entries(folder):
         if not leads_to(entry.is_dir):
             loose.append(os.path.join(inside, entry.name))
             continue
         name = class_names.normalized(entry.name)
         if name in folders:
-            problem = f"has class {name!r} twice, in two spellings of Unicode"
-            raise InputError.at(place, problem, "one folder for each class")
+            raise InputError(
+                f"folder {folder} has class {name!r} twice, in two spellings of Unicode"
+            )
         folders[name] = entry.name
     if not folders:
-        problem = "has no folders of classes" if loose else "is empty"
-        allowed = "one folder of images for each class, or csv:FILE with labels"
-        raise InputError.at(place, problem, allowed)
+        raise InputError(
+            f"folder {folder} has no folders of classes, each with its images"
+        )
     return dict(sorted(folders.items())), loose
 
 
@@ -335,11 +306,9 @@ def _check_links(root, folders, owners):
 
 def _same_folder(root, folder, first):
     """The InputError for a class's folder that is another class's, too."""
-    place = f"folder {os.path.join(root, folder)}"
-    return InputError.at(
-        place,
-        f"is the same as {os.path.join(root, first)}, or in it, by a link",
-        hint="each class needs images of its own, in train and in val",
+    return InputError(
+        f"folder {os.path.join(root, folder)} is the same as "
+        f"{os.path.join(root, first)}, or in it, by a link"
     )
 
 
@@ -373,9 +342,8 @@ def _unlabeled_files(root, split, inside):
     tested_on = os.path.realpath(tested)
     for real, folder in found.folders.items():
         if read == train and os.path.commonpath((real, tested_on)) == tested_on:
-            place = f"folder {os.path.join(root, folder)}"
-            raise InputError.at(
-                place, f"is a part of {tested}, by a link", hint="training needs others"
+            raise InputError(
+                f"folder {os.path.join(root, folder)} is a part of {tested}, by a link"
             )
     if not found.images:
         raise no_image(os.path.join(root, read))

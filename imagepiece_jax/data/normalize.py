@@ -11,29 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.fields import (
-    REQUIRED,
-    CheckedFields,
-    number,
-    rate,
-    several,
-)
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.image_size import sides, size_text
-from imagepiece_jax.errors import InputError, short_traceback
-
-
-def channels(each):
-    """A field for three numbers, one a channel, each checked as the field `each`."""
-    allowed = f"three {each.metadata['allowed']}, for pixels in [0, 1]"
-    return several(REQUIRED, each, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
+from imagepiece_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Normalization(CheckedFields):
-    """What is subtracted from pixels, and what they are divided by."""
+class Normalization:
+    """What is subtracted from pixels in [0, 1], and what they are divided by."""
 
-    mean: tuple[float, float, float] = channels(rate())
-    std: tuple[float, float, float] = channels(number(above=0, most=1))
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = tuple(map(float, getattr(self, name)))
+            if len(values) != 3:
+                raise InputError(f"{name} is {values}; it must be three numbers")
+            object.__setattr__(self, name, values)
+        for mean, std in zip(self.mean, self.std, strict=True):
+            check_range("mean", mean, 0, 1)
+            check_range("std", std, above=0, most=1)
 
 
 def is_array(images) -> bool:
@@ -41,15 +39,6 @@ def is_array(images) -> bool:
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
-def _check_is_array(images, allowed):
-    """Raise InputError for anything but an array of NumPy or JAX."""
-    if not is_array(images):
-        kind = type(images).__name__
-        hint = "give an array of NumPy or JAX"
-        raise InputError("images", kind, allowed, problem=f"is {kind}", hint=hint)
-
-
-@short_traceback
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 
@@ -57,11 +46,11 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     Raises InputError for floats, which may reach to 1 or to 255, for other channels,
     and for a mean and std of pixels in [0, 255].
     """
-    allowed = "pixels, uint8 [..., 3]"
-    _check_is_array(images, allowed)
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
-        problem = f"is {images.dtype} {list(images.shape)}"
-        raise InputError("images", images.shape, allowed, problem=problem)
+        raise InputError(
+            f"images is {images.dtype} {list(images.shape)}; it must be pixels, uint8 "
+            "[..., 3]"
+        )
     checked = Normalization(mean, std)
     mean = _along(images, checked.mean)
     std = _along(images, checked.std)
@@ -102,19 +91,24 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
         allowed += ", or uint8"
     if not floats:
         allowed = "uint8, because the program was made with pixels=True"
-    _check_is_array(images, allowed)
+    if not is_array(images):
+        raise InputError(
+            f"images is {type(images).__name__}; it must be an array of NumPy or JAX"
+        )
     shape = images.shape
     dtype = images.dtype
     are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
     are_pixels = pixels and dtype == jnp.uint8
     if not are_floats and not are_pixels:
-        raise InputError("images", dtype, allowed, problem=f"is of type {dtype}")
+        raise InputError(f"images is of type {dtype}; it must be {allowed}")
     size = image_size and sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (size and shape[1:3] != size):
         some = size_text(size) if size else "any size"
-        allowed = f"one or more images of {some} in an array [B, H, W, 3]"
-        raise InputError("images", shape, allowed, problem=f"is of shape {shape}")
+        raise InputError(
+            f"images is of shape {shape}; it must be [B, H, W, 3], one or more images "
+            f"of {some}"
+        )
 
 
 def warn_of_range(images, mean, std, stacklevel: int = 2):

@@ -5,7 +5,6 @@ that words name, by `find_images` or `listed`, and read them one by one.
 """
 
 import csv
-import io
 import logging
 import os
 import pathlib
@@ -17,9 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from imagepiece_jax.common.files import reading
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.csv_table import open_csv
@@ -31,15 +28,11 @@ from imagepiece_jax.data.folder import (
 )
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import FileSource, Source
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 
-FILES = str | bytes | os.PathLike  # a file, by name or content
+PATH = str | os.PathLike
 LOADING = threading.Lock()  # Pillow reads a file at first use, in one thread only
-TAKEN = "paths, bytes, open files, PIL images and uint8 arrays "
-TAKEN += "[H, W], [H, W, 3] and [H, W, 4]"
 NO_LABEL = -1
-LISTED = "folders, images, a .csv with a column filename, a .txt of paths"
-SOURCES = "a folder, paths of images, or data such as csv:FILE"
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -62,21 +55,29 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    alone = is_one(images)
-    images = [images] if alone else list(images)
+    images = [images] if is_one(images) else list(images)
     if not images:
-        raise InputError("images", None, "one or more images", problem="is empty")
-    pixels = []
-    for number, image in enumerate(images):
-        place = "" if alone else f"image {number}"
-        with inside(place=name_of(image) or place):
-            pixels.append(preprocessing(rgb(image)))
-    return np.stack(pixels)
+        raise InputError("images is empty")
+    return np.stack([cropped(image, preprocessing) for image in images])
+
+
+def cropped(image, preprocessing) -> np.ndarray:
+    """The pixels of an image as `rgb` takes it, cropped. -> [h, w, 3] uint8.
+
+    Raises InputError, which names a file, for an image that cannot be read.
+    """
+    pixels = rgb(image)
+    try:
+        return preprocessing(pixels)
+    except InputError as error:
+        if name_of(image):
+            raise InputError(f"{name_of(image)}: {error}") from error
+        raise
 
 
 def of_folder(images):
     """The files of a folder (`find_images`); anything else as it is."""
-    if not isinstance(images, str | os.PathLike):
+    if not isinstance(images, PATH):
         return images
     path = os.path.expanduser(images)
     return find_images([path]) if os.path.isdir(path) else images
@@ -84,14 +85,12 @@ def of_folder(images):
 
 def name_of(image) -> str:
     """The path of an image that is a file; "" for any other."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+    return os.fspath(image) if isinstance(image, PATH) else ""
 
 
 def is_one(images) -> bool:
     """Whether this is one image, or none at all, rather than several."""
-    if isinstance(images, FILES | bytearray | memoryview):
-        return True
-    if hasattr(images, "convert") or hasattr(images, "read"):  # PIL's, an open file
+    if isinstance(images, PATH | bytes) or hasattr(images, "convert"):  # PIL's
         return True
     if getattr(images, "ndim", None) in (0, 2, 3):
         return True
@@ -106,72 +105,43 @@ def check_batch(images):
     if not is_array(images) or images.dtype.kind in "OSU":
         return
     shape = images.shape
-    is_batch = images.ndim == 4 and shape[3] in (3, 4) and 0 not in shape[1:]
+    is_batch = images.ndim == 4 and shape[3] == 3 and 0 not in shape[1:]
     if not is_batch or images.dtype != np.uint8:
-        kind = f"{images.dtype} {list(shape)}"
-        allowed = "pixels, uint8 [B, H, W, 3] and [B, H, W, 4]"
-        raise NoImage("images", kind, allowed, problem=f"is {kind}")
+        raise NoImage(
+            f"images is {images.dtype} {list(shape)}; it must be pixels, uint8 "
+            "[B, H, W, 3]"
+        )
 
 
 def rgb(image) -> np.ndarray:
-    """Pixels of one image: a file, a PIL image (both upright) or an array.
+    """Pixels of one image: a file or a PIL image (both upright), or an array.
 
-    image: a path, bytes, an open binary file, a PIL image, or an array uint8: gray
-        [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored
+    image: a path, a PIL image, or an array uint8 [H, W, 3]
     Returns [H, W, 3] uint8.
     Raises InputError for an image that cannot be read, NoImage for what is none.
     """
-    if hasattr(image, "read"):
-        image = _content(image)
-    if isinstance(image, bytearray | memoryview):
-        image = bytes(image)
-    if isinstance(image, str | os.PathLike):
-        image = os.path.expanduser(image)
-    if isinstance(image, str) and "*" in image and not os.path.exists(image):
-        raise NoImage.at(image, "is a pattern", "paths of files")
-    if isinstance(image, str) and os.path.isdir(image):
-        raise InputError.at(
-            image, "is a folder", "a file, or a list of the folder's files"
-        )
-    if isinstance(image, bytes):
-        return decode.decode(io.BytesIO(image), "the image", upright=True)
-    if isinstance(image, FILES):
-        return decode.decode(image, str(image) or "the path ''", upright=True)
+    if isinstance(image, PATH):
+        path = os.path.expanduser(image)
+        return decode.decode(path, str(path), upright=True)
     if hasattr(image, "convert"):
-        if 0 in image.size:
-            problem = f"is an empty PIL image, of size {image.size}"
-            raise InputError("images", image.size, problem=problem)
         try:
+            if 0 in image.size:
+                raise ValueError("it is empty")
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
-            raise InputError(
-                "images", problem=f"is a PIL image that cannot be read: {error}"
-            ) from error
+            raise InputError(f"a PIL image cannot be read ({error})") from error
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
-    is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
-    if not is_image or 0 in shape or dtype != np.uint8:
-        kind = f"{dtype} {list(shape)}"
-        if dtype is None:
-            kind = type(image).__name__
-        raise NoImage("images", kind, TAKEN, problem=f"is {kind}")
-    return decode.rgb(Image.fromarray(np.asarray(image)))
-
-
-def _content(file):
-    """The rest of an open file, as bytes."""
-    try:
-        content = file.read()
-    except Exception as error:  # a closed file, a broken connection
-        raise InputError(
-            "images", problem=f"is an open file that cannot be read: {error}"
-        ) from error
-    if not isinstance(content, bytes | bytearray | memoryview):
-        kind = type(content).__name__
-        allowed = 'binary files, open(path, "rb")'
-        raise NoImage("images", kind, allowed, problem=f"is an open file of {kind}")
-    return content
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+        kind = type(image).__name__
+        if dtype is not None:
+            kind = f"{dtype} {list(shape)}"
+        raise NoImage(
+            f"images is {kind}; an image is a path, a PIL image or an array uint8 "
+            "[H, W, 3]"
+        )
+    return np.array(image)  # a copy, as its owner may change it later
 
 
 class ArraySource(Source):
@@ -235,19 +205,18 @@ def as_source(images: Any) -> Source:
     if not alone:
         check_batch(images)
     images = [images] if alone else list(images)
-    if all(isinstance(image, str | os.PathLike) for image in images):
+    if all(isinstance(image, PATH) for image in images):
         return _photographs(images)
     pixels = []
     for number, image in enumerate(images):
         try:
             pixels.append(rgb(image))
+        except NoImage:
+            raise
         except InputError as error:
-            named = error
-            if not alone:
-                named = error.inside(place=f"image {number}")
-            if alone or isinstance(error, NoImage):
-                raise named from error
-            log.warning("%s: it is left out", named)
+            if alone:
+                raise
+            log.warning("image %s: %s: it is left out", number, error)
     return ArraySource(pixels)
 
 
@@ -256,13 +225,7 @@ def _photographs(paths):
     paths = [os.path.expanduser(path) for path in paths]
     for path in paths:
         if not os.path.exists(path):
-            raise InputError(
-                "images", path, SOURCES, problem=f"is {path}, which does not exist"
-            )
-        if path.endswith(".csv"):
-            problem = f"is {path}, which is no image"
-            hint = f"did you mean csv:{path}?"
-            raise InputError("images", path, SOURCES, problem=problem, hint=hint)
+            raise InputError(f"images: {path} does not exist")
     return Photographs(find_images(paths, "train"))
 
 
@@ -275,10 +238,7 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
     if not words or "" in words:  # which as a path is the folder where one is
-        problem = "no images are named"
-        if words:
-            problem = "the path of an image is empty"
-        raise InputError(problem=problem, hint="name image files or folders")
+        raise InputError("images is empty, or has an empty path")
     files = []
     for path in map(pathlib.Path, words):
         if path.is_dir():
@@ -325,9 +285,7 @@ def check_there(names: Iterable[str]):
     """Raise InputError for the first of the `names` of `listed` that is not there."""
     for name in names:
         if not os.path.exists(_path_of(name)):
-            raise InputError(
-                "images", name, LISTED, problem=f"is {name}, which does not exist"
-            )
+            raise InputError(f"images: {name} does not exist")
 
 
 def _path_of(name):
@@ -345,8 +303,7 @@ def _of_table(path):
         columns = [name.strip() for name in table.fieldnames or ()]
         table.fieldnames = columns
         if "filename" not in columns:
-            found = ", ".join(columns) or "none"
-            raise InputError.at(path, f"has no column 'filename' (found: {found})")
+            raise InputError(f"{path} has no column 'filename'")
         folder = os.path.dirname(path)
         for row in table:
             yield os.path.join(folder, row["filename"])
@@ -361,10 +318,9 @@ def _of_list(path):
 
 
 def _opened(path, newline=""):
-    """A file of text, names that are not UTF-8 among it. Raises InputError."""
+    """A file of text, names that are not UTF-8 among it."""
     text = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
-    with reading(path):
-        return open(path, newline=newline, **text)
+    return open(path, newline=newline, **text)
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
@@ -386,18 +342,14 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
     images = []
     names = []
     for file in counted(files, "reading images"):
-        if not file.is_file():
-            print(f"{file} is left out: no such file", file=sys.stderr)
-            continue
         try:
-            image = decode.decode(file, str(file), upright=True)
+            images.append(cropped(file, transform))
         except decode.UnreadableImage as error:
-            print(f"{error.place} is left out: {error.value}", file=sys.stderr)
+            print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
-        with inside(place=file):
-            images.append(transform(image))
         names.append(file.name)
     if not images:
-        problem = f"none of {len(files)} files can be read, the first is {files[0]}"
-        raise InputError(allowed="images", problem=problem)
+        raise InputError(
+            f"none of {len(files)} files can be read, the first is {files[0]}"
+        )
     return np.stack(images), names

@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    choice,
-    number,
-    optional,
-)
-from imagepiece_jax.common.image_size import image_size_field, sides, size_text
-from imagepiece_jax.errors import InputError, renamed
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.image_size import checked_size, sides, size_text
+from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # the crop of models that state none
 MAX_UNCROPPED = 32  # pixels a side up to which models that state no crop have none
@@ -40,37 +35,34 @@ IN_CONFIG = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing(CheckedFields):
+class Preprocessing:
     """Evaluation's resize and center crop: a function uint8 [H, W, 3] -> [h, w, 3]."""
 
     # size of the result: pixels a side, or (height, width)
-    image_size: int | tuple[int, int] = image_size_field()
+    image_size: int | tuple[int, int]
     # sides of the crop / sides of the resized image. The short side of the image is
     # resized to int(image_size / crop), which is 256 for 224 and DeiT's 0.875. None:
     # DeiT's crop; no crop for models of up to 32 pixels
-    crop: float | None = optional(number(above=0, most=1))
+    crop: float | None = None
     # "center" keeps the aspect of the image; "squash" resizes both sides alike
-    crop_mode: str = choice("center", CROP_MODES)
+    crop_mode: str = "center"  # one of CROP_MODES
     # Pillow's, antialiased, with which published accuracies were measured
-    interpolation: str = choice("bicubic", INTERPOLATIONS)
+    interpolation: str = "bicubic"  # one of INTERPOLATIONS
     # whose rule decides about details. timm resizes by one call of Pillow, and rounds
     # the start of the crop to even pixels, as torchvision does. transformers resizes
     # columns after rows, which Pillow 13 does not always do, and rounds down
-    rule: str = choice("timm", RULES)
+    rule: str = "timm"  # one of RULES
     # "none": images have image_size already
-    resize: str = choice("deit", RESIZES)
+    resize: str = "deit"  # one of RESIZES
 
-    @classmethod
-    def from_fields(cls, image_size, fields) -> "Preprocessing":
-        """The Preprocessing for a size, with a dict of the other fields.
-
-        Raises InputError for anything else.
-        """
-        if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
-            raise InputError(
-                "preprocessing", fields, f"a dict of {', '.join(IN_CONFIG)}"
-            )
-        return cls(image_size, **fields)
+    def __post_init__(self):
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
+        if self.crop is not None:
+            check_range("crop", self.crop, above=0, most=1)
+        check_choice("crop_mode", self.crop_mode, CROP_MODES)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("rule", self.rule, RULES)
+        check_choice("resize", self.resize, RESIZES)
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Preprocessing":
@@ -186,12 +178,10 @@ def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 def fields_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Preprocessing, but its size, in the config of a run.
 
-    Raises InputError for a field that is not allowed, by its path in the config.
+    Raises InputError for a field that is not allowed.
     """
     fields = read_fields(config.get("data", {}))
-    paths = {field: f"data.{name}" for field, name in IN_CONFIG.items()}
-    with renamed(paths):
-        Preprocessing.from_fields(config["image_size"], fields)
+    Preprocessing(config["image_size"], **fields)
     return fields
 
 
@@ -269,7 +259,8 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
         if small:
             limit = size_text(MAX_UNCROPPED)
             why = f", because evaluation at up to {limit} resizes no image"
-        problem = f"has {size_text(actual)} pixels and is not resized{why}"
-        hint = f"scale it to the model's image_size first, {size_text(size)}"
-        raise InputError("the image", actual, problem=problem, hint=hint)
+        raise InputError(
+            f"the image has {size_text(actual)} pixels and is not resized{why}; scale "
+            f"it to the model's image_size, {size_text(size)}"
+        )
     return image

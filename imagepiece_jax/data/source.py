@@ -47,9 +47,7 @@ class Source(abc.ABC):
 
     def encoded(self, index: int) -> bytes:
         """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        raise InputError(
-            problem="is not a file, but pixels in memory", place=self.name(index)
-        )
+        raise InputError(f"{self.name(index)} is not a file, but pixels in memory")
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
@@ -108,7 +106,7 @@ class Source(abc.ABC):
             try:
                 transform(image, **options)
             except InputError as error:
-                raise error.inside(place=self.name(index)) from error
+                raise InputError(f"{self.name(index)}: {error}") from error
             return
 
     def spread(self, count: int | None) -> "Source":
@@ -234,5 +232,6 @@ class FileSource(Source):
 def check_num_classes(num_classes, classes, data):
     """Raise InputError where num_classes is not what `data` has."""
     if num_classes not in (None, classes):
-        problem = f"is {num_classes}, but {data} has {classes} classes"
-        raise InputError("num_classes", num_classes, f"{classes}", problem=problem)
+        raise InputError(
+            f"num_classes is {num_classes}, but {data} has {classes} classes"
+        )

@@ -33,8 +33,7 @@ def split_files(root: str, files: Sequence[str], split: str, place: str) -> list
     """
     different = [*dict.fromkeys(files)]
     if len(different) < 2:
-        problem = f"has {len(different)} image and no test images"
-        raise InputError.at(place, problem, "at least two images")
+        raise InputError(f"{place} has {len(different)} image, and no test images")
     total = len(different)
     count = max(1, min(MAX_TEST_IMAGES, total // ONE_IN))
     tests = [different[index] for index in evenly_spaced(total, count)]

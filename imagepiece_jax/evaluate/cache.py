@@ -198,7 +198,7 @@ class MeasuredWeights:
         "right" has a bit for each image: whether it is classified right.
         """
         setting = self.setting("accuracy", reduction)
-        name = self.name or reduction.words
+        name = self.name or str(reduction)
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
@@ -210,13 +210,13 @@ class MeasuredWeights:
         setting = {
             "kind": "speed",
             "model": as_json(self.vit.model_with(reduction)),
-            "reduction": self._fields(reduction),
+            "reduction": self._text(reduction),
             **self.clock.setting(self.vit),
         }
         return self.cache.result(
             setting,
             lambda: self.clock(self.vit, reduction),
-            f"the speed of {reduction.words}",
+            f"the speed of {reduction}",
         )
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
@@ -224,17 +224,17 @@ class MeasuredWeights:
         return {
             "kind": kind,
             **record_of(self.vit, self.vit.model_with(reduction)),
-            "reduction": self._fields(reduction),
+            "reduction": self._text(reduction),
             "use": self.vit.use(reduction),
-            "trained_as": self.vit.reduction.all_fields,
+            "trained_as": str(self.vit.reduction),
             "seed": self.vit.source.seed,
             **self.images.setting,
         }
 
-    def _fields(self, reduction):
-        """All fields of a reduction; attention is that of the model with it."""
+    def _text(self, reduction):
+        """A reduction's text; attention is that of the model with it."""
         prop_attn = self.vit.model_with(reduction).prop_attn
-        return reduction.all_fields | {"prop_attn": prop_attn}
+        return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
     def _evaluate(self, reduction):
         """The result of these weights with a reduction, as JSON values."""

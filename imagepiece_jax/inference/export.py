@@ -11,21 +11,19 @@ import pathlib
 import jax.numpy as jnp
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import check_is_path, check_writable, write_json
+from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
-from imagepiece_jax.errors import InputError, short_traceback
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_model, program_facts
 from imagepiece_jax.inference.onnx_graph import stored_dtype
 from imagepiece_jax.inference.optimize import CompileOptions, check_gelu
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.weights.file_names import ENDINGS
 
 ENDING = ".onnx"
 
 
-@short_traceback
 def export(
     vit: Pretrained,
     out: str | os.PathLike,
@@ -51,8 +49,6 @@ def export(
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
-    if isinstance(out, Pretrained):  # the order that `save` has
-        vit, out = out, vit
     check_pretrained(vit)
     out = checked_file(out)
     typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
@@ -85,21 +81,14 @@ def checked_file(out: str | os.PathLike) -> pathlib.Path:
 
     Raises InputError where the file cannot be written, or does not end in .onnx.
     """
-    check_is_path("out", out)
     out = pathlib.Path(os.path.expanduser(out))
-    ending = out.suffix.lower()
-    if ending != ENDING:
-        hint = ""
-        if ending in ENDINGS:
-            hint = "save writes weights, in a folder"
-        problem = f"{out} does not end in {ENDING}"
-        raise InputError("out", str(out), problem=problem, hint=hint)
+    if out.suffix.lower() != ENDING:
+        raise InputError(f"out {out} does not end in {ENDING}")
     is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
     for file in (out, program_facts.facts_file(out)):
         check_writable("out", str(file), None)
         if file.exists() and not is_export:
-            problem = f"{file} already exists, and export did not write it"
-            raise InputError("out", str(file), problem=problem, hint="choose another")
+            raise InputError(f"{file} already exists, and export did not write it")
     extras.check("an ONNX file", "onnx")
     return out
 

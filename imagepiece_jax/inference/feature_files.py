@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
+from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.pictures import Photographs
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.feature_folder import Arrays, FeatureFolder
 from imagepiece_jax.inference.features import feature_map, none_readable
@@ -80,9 +82,9 @@ def write_features(
     Raises InputError for a folder that was started by other arguments, or is in use;
         RunError where it cannot be written.
     """
-    one_of("storage", storage, STORAGES)
+    check_choice("storage", storage, STORAGES)
     if logits and not vit.model.num_classes:
-        raise InputError("logits", True, problem="is for weights with a head")
+        raise InputError("logits is for weights with a head")
     model = vit.model
     xla_options.check_dtype(model.dtype.name)
     wanted = {"logits": logits, "patches": patches}
@@ -90,7 +92,7 @@ def write_features(
     photographs = Photographs([*images])  # its mistakes, before a folder is made
     count = len(photographs)
     if not count:
-        raise InputError("images", None, "photographs", problem="is empty")
+        raise InputError("images is empty")
     run = Extractor(vit, model, names)
     made_by = record_of(vit, run.model, storage=storage, arrays=run.shapes)
     with FeatureFolder(folder) as files:
@@ -151,9 +153,10 @@ class Reading(NamedTuple):
         try:
             pixels, _ = self.photographs.read(row)
             target[:] = self.preprocessing(pixels)
+        except UnreadableImage as error:
+            return row, error.name, f"cannot be read ({error.reason})"
         except InputError as error:
-            path = self.photographs.name(row)
-            return row, path, str(error.with_facts(place=""))
+            return row, self.photographs.name(row), f"does not fit: {error}"
         return None
 
 

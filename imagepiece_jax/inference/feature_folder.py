@@ -92,32 +92,30 @@ class FeatureFolder:
     def _check_record(self, made_by):
         theirs = self.info.get("made_by")
         if theirs is None:
-            problem = f"{self.path} was started by another version of this package"
-            hint = "give another folder"
-            raise InputError("folder", str(self.path), problem=problem, hint=hint)
+            raise InputError(f"{self.path} was started by another version")
         for name, kind in (("made_by", dict), ("images", dict), ("rows", int)):
             if not isinstance(self.info.get(name), kind):
-                raise _changed(self.path / INFO, "the file as it was written")
+                raise _changed(self.path / INFO)
         if found := differences(made_by, theirs):
-            name, value, _ = found[0]
             problem = sentence(found, f"{self.path} was started with")
-            raise InputError(name, value, problem=problem, hint="give another folder")
+            raise InputError(f"{found[0][0]} {problem}; give another folder")
 
     def _check_images(self, found, paths):
         started = self.info["images"]
         if started == found:
             if not 0 <= self.info["rows"] <= found["count"]:
-                raise _changed(self.path / INFO, f"up to {found['count']} rows")
+                raise _changed(self.path / INFO)
             return
         table = self.path / PATHS
-        problem = f"has {found['count']} photographs, others than the "
-        problem += f"{started.get('count')} that {self.path} was started with"
-        hint = f"{table} names those"
         if table.exists() and table.read_bytes() == paths:
-            problem = "has photographs of which some have changed since "
-            problem += f"{self.path} was started"
-            hint = "give another folder"
-        raise InputError("images", found["count"], problem=problem, hint=hint)
+            raise InputError(
+                f"some of images have changed since {self.path} was started"
+            )
+        raise InputError(
+            f"images has {found['count']} photographs, others than the "
+            f"{started.get('count')} that {self.path} was started with; {table} names "
+            "those"
+        )
 
 
 def check_folder(path: pathlib.Path):
@@ -138,9 +136,9 @@ def check_folder(path: pathlib.Path):
     files.check_own("folder", path, "features", ours)
 
 
-def _changed(file, allowed, hint="give another folder"):
+def _changed(file):
     """The InputError for a file that is not as it was written."""
-    return InputError.at(file, "is damaged, or was changed", allowed, hint)
+    return InputError(f"{file} is damaged, or was changed")
 
 
 def _lines(photographs):
@@ -150,8 +148,7 @@ def _lines(photographs):
         path = photographs.name(index)
         # Whoever reads lines may split at more than "\n": Python at U+2028, too.
         if path.splitlines() != [path]:
-            hint = "rename it"
-            raise InputError.at(repr(path), "has a line break in its name", hint=hint)
+            raise InputError(f"{path!r} has a line break in its name")
         lines.append(os.fsencode(path) + b"\n")
     return b"".join(lines)
 
@@ -196,14 +193,12 @@ class Arrays:
         file = self._file(name)
         found = None
         # "r+" would fill a file that is cut off with zeros; "r" raises ValueError.
-        with files.reading(file), contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):
             found = np.lib.format.open_memmap(file, "r")
         if found is not None and (found.shape, found.dtype) == (shape, self.dtype):
             if file.stat().st_size == found.offset + found.nbytes:
                 return np.lib.format.open_memmap(file, "r+")
-        sides = " x ".join(map(str, shape))
-        hint = "remove it, and run the same command again, which writes it anew"
-        raise _changed(file, f"a whole array of {sides} {self.dtype}", hint)
+        raise _changed(file)
 
     def _read_damaged(self):
         table = self._folder.path / DAMAGED
@@ -214,7 +209,7 @@ class Arrays:
                 _, *rows = csv.reader(file)
             return [(int(row), path, reason) for row, path, reason in rows]
         except ValueError as error:
-            raise _changed(table, f"rows of {', '.join(COLUMNS)}") from error
+            raise _changed(table) from error
 
     def append(
         self, arrays: Mapping[str, np.ndarray], damaged: Iterable[tuple[int, str, str]]

@@ -18,20 +18,14 @@ import numpy as np
 from flax import errors
 
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.fields import is_integer, plain
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
-from imagepiece_jax.errors import (
-    InputError,
-    check_truth,
-    inside,
-    one_of,
-    short_traceback,
-)
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
@@ -62,7 +56,6 @@ class Features(NamedTuple):
     layers: tuple[Layer, ...]  # the requested blocks, in the order of the request
 
 
-@short_traceback
 def features(
     vit: Pretrained,
     images: Any,
@@ -102,13 +95,11 @@ def features(
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
     check_norm(norm, blocks)
-    check_truth("reshape", reshape)
     check_fill(fill, model.arch.class_token)
     xla_options.check_dtype(model.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
     check_images(images, size, pixels=True)
-    # At the line that calls `features`, behind short_traceback.
-    warn_of_range(images, model.mean, model.std, stacklevel=3)
+    warn_of_range(images, model.mean, model.std, stacklevel=2)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
@@ -148,9 +139,9 @@ def none_readable(count, path, reason):
     count: number of photographs
     path, reason: the first one, and why it cannot be read, as a predicate
     """
-    problem = f"has none that can be read among {count} photographs, of which the "
-    problem += f"first, {path}, {reason}"
-    return InputError("images", str(path), problem=problem)
+    return InputError(
+        f"images has none that can be read among {count}; the first, {path}, {reason}"
+    )
 
 
 def _of_folder(vit, files, options):
@@ -165,8 +156,7 @@ def _of_folder(vit, files, options):
         pixels = np.zeros((len(files), *vit.preprocessing.shape, 3), np.uint8)
         for target, file in zip(pixels, files, strict=True):
             try:
-                with inside(place=file):
-                    target[:] = vit.preprocessing(pictures.rgb(file))
+                target[:] = pictures.cropped(file, vit.preprocessing)
             except UnreadableImage as error:
                 damaged[file] = error
         return pixels
@@ -179,7 +169,8 @@ def _of_folder(vit, files, options):
         return found
     if len(damaged) == len(files):
         file, error = next(iter(damaged.items()))
-        raise none_readable(len(files), file, error.problem)
+        reason = f"cannot be read ({error.reason})"
+        raise none_readable(len(files), file, reason)
     for error in damaged.values():
         warn(f"{error}; its features are NaN")
     rows = [files.index(file) for file in damaged]
@@ -314,15 +305,14 @@ def check_outputs(outputs, grid):
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
-        problem = "are those of masked training, where no token is gone"
-        allowed = "those of a model made without masked=True"
-        raise InputError("outputs", None, allowed, problem=problem)
+        raise InputError("outputs are those of masked training, where no token is gone")
     patches = state.x.shape[1] - state.num_prefix
     if outputs.taps:  # of the first step, which saw all patches
         patches = outputs.taps[0].x.shape[1]
     if grid[0] * grid[1] != patches:
-        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
-        raise InputError("grid", grid, f"grids of {patches}", problem=problem)
+        raise InputError(
+            f"grid is {grid[0]}x{grid[1]}, but the model had {patches} patches"
+        )
 
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
@@ -330,30 +320,22 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
     Raises InputError for blocks that the model does not have.
     """
-    blocks = plain(layers)
-    if is_integer(blocks) and 0 <= blocks <= depth:
-        blocks = range(depth - blocks, depth)
-    listed = isinstance(blocks, Sequence)
-    if not listed or not all(is_integer(b) and 0 <= b < depth for b in blocks):
-        numbers = f"a number of last blocks from 0 to {depth}"
-        raise InputError(
-            "layers", layers, f"{numbers}, or blocks from 0 to {depth - 1}"
-        )
-    return tuple(blocks)
+    if not np.iterable(layers):
+        check_range("layers", layers, 0, depth, whole=True)
+        return tuple(range(depth - layers, depth))
+    for block in layers:
+        check_range("a block of layers", block, 0, depth - 1, whole=True)
+    return tuple(map(int, layers))
 
 
 def check_norm(norm: bool, blocks: Sequence[int]) -> None:
-    """Raise InputError for no truth value, and for False without blocks."""
-    check_truth("norm", norm)
+    """Raise InputError for False without blocks."""
     if not norm and not blocks:
-        problem = "is False, but is for features of layers, of which none are asked for"
-        raise InputError("norm", norm, "True", problem=problem)
+        raise InputError("norm is for features of layers, and layers is empty")
 
 
 def check_fill(fill: str, class_token: bool) -> None:
     """Raise InputError for an unknown fill, and for "class" without a class token."""
     if fill == "class" and not class_token:
-        problem = "is 'class', but this model has no class token"
-        allowed = ", ".join(name for name in FILLS if name != fill)
-        raise InputError("fill", fill, allowed, problem=problem)
-    one_of("fill", fill, FILLS)
+        raise InputError("fill is 'class', but this model has no class token")
+    check_choice("fill", fill, FILLS)

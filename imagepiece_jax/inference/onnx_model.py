@@ -35,8 +35,9 @@ def check_has_graph(vit: Pretrained, model: ViT):
     """Raise InputError for a model of `vit` that draws random numbers."""
     for layer in model.plan:
         if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
-            problem = f"is {vit.label}, which draws random numbers: it has no graph"
-            raise InputError("reduction", vit.label, "other methods", problem=problem)
+            raise InputError(
+                f"reduction is {vit.label}, which draws random numbers: it has no graph"
+            )
 
 
 def onnx_model(

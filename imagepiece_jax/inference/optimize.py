@@ -22,7 +22,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,13 +32,12 @@ from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
-from imagepiece_jax.common import fields, xla_options
-from imagepiece_jax.common.fields import CheckedFields
-from imagepiece_jax.common.files import make_folder
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
-from imagepiece_jax.errors import InputError, check_names, short_traceback
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
@@ -86,7 +85,6 @@ class Program:
         """XLA's memory analysis, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
-    @short_traceback
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Logits of images.
 
@@ -120,10 +118,12 @@ class Program:
         check_images(images, self.images.shape[1:3], floats, pixels=True)
         count = images.shape[0]
         if count > self.batch_size:
-            allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
-            raise InputError("images", count, allowed, problem=f"has {count} images")
-        # At the line that calls the program, behind __call__ and short_traceback.
-        warn_of_range(images, self.model.mean, self.model.std, stacklevel=4)
+            raise InputError(
+                f"images has {count} images, more than the program's batch_size, "
+                f"{self.batch_size}"
+            )
+        # At the line that calls the program, behind __call__.
+        warn_of_range(images, self.model.mean, self.model.std, stacklevel=3)
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"
@@ -171,86 +171,65 @@ def _device(value):
     devices = *jax.local_devices(), *jax.devices("cpu")
     here = sorted({device.platform for device in devices})
     raise InputError(
-        "", value, f"a jax.Device, or a platform of this process: {', '.join(here)}"
+        f"device is {value!r}; it must be a jax.Device, or a platform of this process: "
+        f"{', '.join(here)}"
     )
 
 
-def _of_type(kind):
-    """A check for a field whose values are of one type."""
-
-    def convert(value):
-        if not isinstance(value, kind):
-            raise ValueError(value)
-        return value
-
-    return convert
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompileOptions(CheckedFields):
+class CompileOptions:
     """How a model is compiled: the options of `optimize`.
 
     Raises InputError for a field that is not allowed.
     """
 
-    batch_size: int = fields.count(least=1)  # number of images in a call
+    batch_size: int  # number of images in a call
     # type of weights and layers; norms, scores, softmax and logits stay float32; None:
     # bfloat16, but float32 on CPUs, where bfloat16 is slow
-    dtype: str | None = fields.optional(xla_options.layer_dtype())
+    dtype: str | None = None
     # form of GELU: "exact" or "tanh" for models that have one of these, "quick" for
     # those that have it; None: the model's, but "tanh" for "exact" in types of two
     # bytes on GPUs, which compute it in the kernel of a product. It changes a model
     # less than bfloat16 does (docs/tables/forms/README.md)
-    gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
-    attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
+    gelu: str | None = None
+    attention: str = "auto"  # as config.model.attention
     # how proportional attention adds log(size) to logits: by a "bias", which is exact,
     # or in a "direction" of the keys (`size_direction`), for which cuDNN's attention
     # needs no bias matrix; None: a direction where that attention runs and the model
     # can have it
-    sizes: str | None = fields.optional(fields.choice(allowed=SIZES))
+    sizes: str | None = None
     # photographs, as `Predictor` takes them, that find the directions; None: eight that
     # come with this package
     size_images: Any = None
     # how reductions compute: "exact", as the model does, or "fast", where layers are of
     # two bytes: in fewer and cheaper kernels of a GPU (`ops.fast`), which decide alike
     # but for near ties (docs/tables/forms/README.md); None: "fast" on GPUs
-    reductions: str | None = fields.optional(fields.choice(allowed=REDUCTIONS))
+    reductions: str | None = None
     # whether the program takes uint8 images and normalizes them, so that only a quarter
     # of the bytes is copied to the device
-    pixels: bool = fields.switch(False)
+    pixels: bool = False
     # a device in jax.devices(), or a platform such as "cpu" or "cuda" for its first
     # device, or "cuda:1" for its second; None: the first of all devices
-    device: jax.Device | str | None = fields.optional(
-        fields.checked(None, _device, "devices")
-    )
+    device: jax.Device | str | None = None
     # options of XLA, which override those of common.xla_options
-    compiler_options: Mapping[str, Any] | None = fields.optional(
-        fields.checked(None, _of_type(Mapping), "dicts of options of XLA")
-    )
+    compiler_options: Mapping[str, Any] | None = None
     # folder that keeps the compiled program for later processes: JAX's persistent cache
     # for this program; JAX_COMPILATION_CACHE_DIR sets one for all programs
-    cache_dir: str | os.PathLike | None = fields.optional(
-        fields.checked(None, _of_type(str | os.PathLike), "paths of a folder")
-    )
+    cache_dir: str | os.PathLike | None = None
 
-    @classmethod
-    def from_options(
-        cls, options: Mapping[str, Any], others: Sequence[str] = (), **given: Any
-    ) -> "CompileOptions":
-        """The CompileOptions of a caller's keyword arguments.
-
-        options: the arguments that the caller got from its own caller
-        others: names of the caller's other arguments, for suggestions
-        given: options that the caller sets itself
-        Raises InputError for an unknown option.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        names = [name for name in names if name not in given]
-        check_names(options, [*others, *names])
-        return cls(**options, **given)
+    def __post_init__(self):
+        check_range("batch_size", self.batch_size, 1, whole=True)
+        if self.dtype is not None:
+            name = xla_options.checked_dtype(self.dtype)
+            object.__setattr__(self, "dtype", name)
+        check_choice("gelu", self.gelu, (None, *GELUS))
+        check_choice("attention", self.attention, BACKENDS)
+        check_choice("sizes", self.sizes, (None, *SIZES))
+        check_choice("reductions", self.reductions, (None, *REDUCTIONS))
+        if self.device is not None:
+            object.__setattr__(self, "device", _device(self.device))
 
 
-@short_traceback
 def optimize(
     vit: Pretrained,
     batch_size: int | None = None,
@@ -265,9 +244,7 @@ def optimize(
     Raises InputError for anything that does not fit.
     """
     check_pretrained(vit)
-    options = CompileOptions.from_options(
-        options, ["batch_size"], batch_size=batch_size
-    )
+    options = CompileOptions(batch_size=batch_size, **options)
     return compiler(vit, options)(options.batch_size)
 
 
@@ -289,14 +266,12 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     xla_options.check_dtype(dtype, device.platform)
     wide = jnp.dtype(dtype).itemsize > 2
     if wide and requested.reductions == "fast":
-        problem = f"is 'fast', but layers are {dtype}"
-        requested.refuse("reductions", "'exact', or a dtype of two bytes", problem)
+        raise InputError(f"reductions is 'fast', but layers are {dtype}")
     check_gelu(model, requested.gelu)
     given = requested.compiler_options or {}
     options = {**xla_options.options(device.platform), **given}
-    _check_options(options, device)
     if requested.cache_dir is not None:
-        make_folder("cache_dir", requested.cache_dir)
+        os.makedirs(requested.cache_dir, exist_ok=True)
     model = model.clone(dtype=jnp.dtype(dtype))
     model = for_device(model, device, requested.attention)
     if takes_direction(model, requested):
@@ -367,7 +342,7 @@ def takes_direction(model, requested):
         return False
     reason = size_direction.reason_against(model)
     if sizes == "direction" and reason:
-        requested.refuse("sizes", "'bias'", f"is 'direction', but the model {reason}")
+        raise InputError(f"sizes is 'direction', but the model {reason}")
     if sizes is None and model.backend != "cudnn":
         return False
     return not reason
@@ -380,9 +355,7 @@ def check_gelu(model, gelu):
     """
     own = model.arch.gelu
     if gelu not in (None, own) and QUICK in (gelu, own):
-        allowed = "none but its own" if own == QUICK else "'exact' and 'tanh'"
-        problem = f"is {gelu!r}, but the model's GELU is {own!r}"
-        raise InputError("gelu", gelu, allowed, problem=problem)
+        raise InputError(f"gelu is {gelu!r}, but the model's GELU is {own!r}")
 
 
 def in_two_bytes_on_gpu(model, device):
@@ -465,19 +438,6 @@ def forward(model, reductions="exact"):
             return model.apply(variables, images).logits
 
     return logits
-
-
-def _check_options(options, device):
-    """Raise InputError for an option that XLA does not know, by an empty program."""
-    try:
-        with jax.default_device(device):
-            jax.jit(lambda: 0).lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        if "compile option" not in str(error):
-            raise
-        field = "compiler_options"
-        problem = f"is {options}: {str(error).partition(': ')[2]}"
-        raise InputError(field, options, "options of XLA", problem=problem) from error
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data import class_names, pictures
-from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, short_traceback
+from imagepiece_jax.data.preprocessing import RESIZES, Preprocessing
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
@@ -46,7 +46,6 @@ class Predictor:
     Raises InputError for an argument that does not fit.
     """
 
-    @short_traceback
     def __init__(
         self,
         vit: Pretrained,
@@ -60,20 +59,15 @@ class Predictor:
     ):
         check_pretrained(vit)
         classes = vit.model.num_classes
-        for field, value in (("labels", labels), ("top", top)):
-            if not classes and value is not None:
-                problem = f"is {value!r}, but the model has no classes, and gives "
-                problem += "features"
-                hint = "leave it out, or take weights with a head"
-                raise InputError(field, value, problem=problem, hint=hint)
+        if not classes and (labels is not None or top is not None):
+            raise InputError("labels and top are for a model with classes")
         self._labels = vit.class_names
         if labels is not None:
             self._labels = _names(labels, classes)
         self._top = top
         if top is None:
             self._top = min(5, classes)
-        if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
-            raise InputError("top", top, f"1 to {classes}")
+        check_range("top", self._top, min(1, classes), classes, whole=True)
         biased = classes and np.any(vit.variables["params"]["head"]["bias"])
         if classes and self._labels is None and not biased:
             warn(
@@ -86,17 +80,14 @@ class Predictor:
             vit.probabilities(np.zeros(classes))  # raises InputError for a regression
         if threads is None:
             threads = min(16, os.cpu_count() or 1)
-        if not is_integer(threads) or threads < 1:
-            raise InputError("threads", threads, "1, 2, 3, ..")
-        others = ["labels", "top", "batch_size", "resize", "threads"]
-        given = {"batch_size": batch_size, "pixels": True}
-        options = CompileOptions.from_options(options, others, **given)
+        options = CompileOptions(batch_size=batch_size, pixels=True, **options)
         batch_size = options.batch_size
         smaller = [size for size in (1, 8) if size < batch_size]
         self.sizes = (*smaller, batch_size)
         self._answer = self._most_probable if classes else np.array
         self._preprocessing = vit.preprocessing
         if resize is not None:
+            check_choice("resize", resize, RESIZES)
             self._preprocessing = Preprocessing(
                 vit.preprocessing.image_size, resize=resize
             )
@@ -119,15 +110,13 @@ class Predictor:
             program = self._program(size)
             jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
 
-    @short_traceback
     def __call__(self, images) -> list:
         """The most probable classes of one image, or of each of several.
 
-        images: one image: the path of a file, its bytes, a file in binary mode, a PIL
-            image (all rotated by their EXIF orientation), or an array uint8: gray
-            [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored. Or
-            several: an iterable of these, an array [B, H, W, 3 or 4], or a folder,
-            which stands for all images in it and its sub-folders, in order of names
+        images: one image: the path of a file, a PIL image (both rotated by their EXIF
+            orientation), or an array uint8 [H, W, 3]. Or several: an iterable of these,
+            an array [B, H, W, 3], or a folder, which stands for all images in it and
+            its sub-folders, in order of names
         Returns the `top` Predictions of an image; of a model without classes the pooled
             vector, [D] float32. For several images it returns a list of these.
         Raises InputError for what can be no image by its type or shape, which is the
@@ -151,7 +140,7 @@ class Predictor:
         """
         images = pictures.of_folder(images)
         if pictures.is_one(images):
-            named = iter([(pictures.name_of(images), images)])
+            named = iter([("", images)])
         else:
             pictures.check_batch(images)
             named = _named(images)
@@ -211,32 +200,33 @@ class Predictor:
             return failed
         is_array = pictures.is_array(image)
         try:
-            if not isinstance(image, pictures.FILES):
+            if not isinstance(image, pictures.PATH):
                 # Read it now: its owner may change or close it later.
                 image = pictures.rgb(image)
         except pictures.NoImage as error:
-            failed.set_exception(error.inside(place=name))
+            failed.set_exception(_called(name, error))
             return failed
         except InputError as error:
-            failed.set_result(error.inside(place=name))
+            failed.set_result(_called(name, error))
             return failed
         return self._threads.submit(self._pixels, name, image, is_array)
 
     def _pixels(self, name, image, is_array):
         """The cropped image [H, W, 3] uint8, or its InputError, which may be raised.
 
-        image: a file, its bytes, or a result of `pictures.rgb`
+        image: a file, or a result of `pictures.rgb`
         is_array: whether the caller gave an array
         """
         try:
-            if isinstance(image, pictures.FILES):
-                image = pictures.rgb(image)
+            if isinstance(image, pictures.PATH):
+                return pictures.cropped(image, self._preprocessing)
             return self._preprocessing(image)
         except InputError as error:
-            named = error.inside(place=name)
-            if is_array or isinstance(error, pictures.NoImage):
-                raise named from error
-            return named
+            if is_array:
+                raise _called(name, error) from error
+            if isinstance(image, pictures.PATH):  # which the error names
+                return error
+            return _called(name, error)
 
     def _most_probable(self, logits):
         """The `top` Predictions of an image with these logits [classes]."""
@@ -254,9 +244,14 @@ class Predictor:
 
 
 def _named(images):
-    """Yield each of several images with what errors call it: its path, or its place."""
+    """Yield each of several images with what errors call it."""
     for number, image in enumerate(images):
-        yield pictures.name_of(image) or f"image {number}", image
+        yield f"image {number}", image
+
+
+def _called(name, error):
+    """The InputError of an image among several, with its name."""
+    return InputError(f"{name}: {error}") if name else error
 
 
 def _names(labels, classes):
@@ -264,9 +259,7 @@ def _names(labels, classes):
     if isinstance(labels, str) and labels.lower() == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        raise InputError("labels", labels, "'imagenet', or a list of names")
+        raise InputError(f"labels is {labels!r}; it must be 'imagenet' or a list")
     if len(labels) != classes:
-        allowed = f"{classes}, one per class"
-        problem = f"has {len(labels)} names"
-        raise InputError("labels", len(labels), allowed, problem=problem)
+        raise InputError(f"labels has {len(labels)} names for {classes} classes")
     return labels

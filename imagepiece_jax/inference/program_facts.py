@@ -30,7 +30,7 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
     """The facts about the program in file `out`; {} where they cannot be read."""
     try:
         return read_json(facts_file(out))
-    except InputError:
+    except (InputError, OSError):
         return {}
 
 
@@ -89,7 +89,7 @@ def program_facts(
     if vit.spec is not None:
         fields = vit.spec.as_dict
     if vit.reduction is not None:
-        method = vit.reduction.fields
+        method = str(vit.reduction)
     return {
         "input": entry(IMAGES, images),
         "normalization": normalization,

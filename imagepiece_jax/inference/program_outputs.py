@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from imagepiece_jax.errors import one_of
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
@@ -20,7 +20,7 @@ class ProgramOutputs:
     """
 
     def __init__(self, vit: Pretrained, output: str = "logits"):
-        one_of("output", output, OUTPUTS)
+        check_choice("output", output, OUTPUTS)
         self.model = vit.model
         self.has_features = output != "logits"
         self.names = ["logits" if self.model.num_classes else "pooled"]

@@ -39,7 +39,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, RunError, renamed
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
@@ -110,8 +110,9 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
     for index, (of_queries, of_keys) in enumerate(moments):
         if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
             field = "variables" if images is None else "size_images"
-            problem = f"give queries or keys of block {index} that are no numbers"
-            raise InputError(field, problem=problem)
+            raise InputError(
+                f"{field}: queries or keys of block {index} are no numbers"
+            )
         found.append(least_used(of_queries, of_keys))
     found = np.asarray(found, np.float32)
     if kept is not None:
@@ -128,11 +129,13 @@ def _pixels(vit, images):
     if images is None:
         images = sorted(PHOTOGRAPHS.glob("*.jpg"))
         prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
-    with renamed({"images": "size_images"}):
+    try:
         pixels = pictures.as_batch(pictures.of_folder(images), prepared)
         check_images(pixels, vit.image_size, pixels=True)
-    # At the line that calls `optimize`, behind `compiler` and short_traceback.
-    warn_of_range(pixels, vit.model.mean, vit.model.std, stacklevel=6)
+    except InputError as error:
+        raise InputError(f"size_images: {error}") from error
+    # At the line that calls `optimize`, behind `compiler`.
+    warn_of_range(pixels, vit.model.mean, vit.model.std, stacklevel=5)
     return np.asarray(pixels)
 
 

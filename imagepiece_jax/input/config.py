@@ -59,7 +59,7 @@ class DataConfig(CheckedFields):
     def preprocessing(self, image_size: int) -> Preprocessing:
         """Evaluation's resize and crop."""
         fields = preprocessing.read_fields(vars(self))
-        return Preprocessing.from_fields(image_size, fields)
+        return Preprocessing(image_size, **fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    checked,
-    choice,
-    count,
-    from_dict,
-    number,
-    optional,
-    switch,
-)
-from imagepiece_jax.errors import check_names
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
@@ -23,45 +14,58 @@ POOLS = ("token", "mean", "map", "none")
 MLPS = ("gelu", "swiglu")
 
 
-def _rotary(value):
-    return None if value is False else from_dict(Rotary, value)
-
-
 @dataclasses.dataclass(frozen=True)
-class Architecture(CheckedFields):
+class Architecture:
     """The parts of a vision transformer; the defaults are DeiT's."""
 
-    class_token: bool = switch(True)  # in front of the patches, as the next two
-    dist_token: bool = switch(False)  # DeiT's, with a head (Touvron et al. 2021)
-    registers: int = count(0)  # tokens without a meaning (Darcet et al. 2024)
-    positions: bool = switch(True)  # an embedding is added to the patches
-    prefix_positions: bool = switch(True)  # and to the tokens in front of them
-    # how queries and keys turn with coordinates; None, or False: they do not
-    rotary: Rotary | None = optional(
-        checked(None, _rotary, "False, and fields of a Rotary")
-    )
-    patch_bias: bool = switch(True)  # the projection of patches has a bias
-    qkv_bias: bool = switch(True)  # so have those to queries, keys and values
-    key_bias: bool = switch(True)  # False: only those to queries and values
-    pre_norm: bool = switch(False)  # a norm before the first block (CLIP)
+    class_token: bool = True  # in front of the patches, as the next two
+    dist_token: bool = False  # DeiT's, with a head (Touvron et al. 2021)
+    registers: int = 0  # tokens without a meaning (Darcet et al. 2024)
+    positions: bool = True  # an embedding is added to the patches
+    prefix_positions: bool = True  # and to the tokens in front of them
+    # how queries and keys turn with coordinates, also as its fields; None, or False:
+    # they do not
+    rotary: Rotary | None = None
+    patch_bias: bool = True  # the projection of patches has a bias
+    qkv_bias: bool = True  # so have those to queries, keys and values
+    key_bias: bool = True  # False: only those to queries and values
+    pre_norm: bool = False  # a norm before the first block (CLIP)
     # norms of what attention and MLP give, not of what they get (Swin v2)
-    post_norm: bool = switch(False)
-    attn_norm: bool = switch(False)  # a norm of the heads' output (EVA-02's sub-LN)
-    mlp_norm: bool = switch(False)  # a norm of the hidden layer (likewise)
-    norm_eps: float = number(1e-6, above=0, below=1)  # added to variances in norms
-    layer_scale: bool = switch(False)  # a factor a channel for each branch (CaiT)
+    post_norm: bool = False
+    attn_norm: bool = False  # a norm of the heads' output (EVA-02's sub-LN)
+    mlp_norm: bool = False  # a norm of the hidden layer (likewise)
+    norm_eps: float = 1e-6  # added to variances in norms
+    layer_scale: bool = False  # a factor a channel for each branch (CaiT)
     # "tanh" is the usual approximation, "quick" x sigmoid(1.702 x)
-    gelu: str = choice("exact", GELUS)
-    mlp: str = choice("gelu", MLPS)  # "swiglu": Shazeer 2020
+    gelu: str = "exact"
+    mlp: str = "gelu"  # "swiglu": Shazeer 2020
     # the head's input: the class "token", the "mean" of the patches, each token by its
     # size, "map", attention from a learned probe (SigLIP), or "none": there is no head,
     # and all tokens are the output
-    pool: str = choice("token", POOLS)
-    pool_include_prefix: bool = switch(False)  # a mean or a map reads the prefix, too
-    pool_heads: int = count(0)  # heads of a map; 0: as many as a block has
-    final_norm: bool = switch(True)  # a norm of all tokens before the pool
-    fc_norm: bool = switch(False)  # a norm of the pool's result
-    resize: str = choice("antialias", RESIZES)  # by `resize_positions.resize`
+    pool: str = "token"
+    pool_include_prefix: bool = False  # a mean or a map reads the prefix, too
+    pool_heads: int = 0  # heads of a map; 0: as many as a block has
+    final_norm: bool = True  # a norm of all tokens before the pool
+    fc_norm: bool = False  # a norm of the pool's result
+    resize: str = "antialias"  # by `resize_positions.resize`
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool):
+                check_choice(field.name, getattr(self, field.name), (True, False))
+        check_range("registers", self.registers, 0, whole=True)
+        check_range("pool_heads", self.pool_heads, 0, whole=True)
+        check_range("norm_eps", self.norm_eps, above=0, below=1)
+        check_choice("gelu", self.gelu, GELUS)
+        check_choice("mlp", self.mlp, MLPS)
+        check_choice("pool", self.pool, POOLS)
+        check_choice("resize", self.resize, RESIZES)
+        rotary = self.rotary or None
+        if isinstance(rotary, Mapping):  # as files have it
+            rotary = Rotary(**rotary)
+        if not isinstance(rotary, Rotary | None):
+            raise InputError(f"rotary is {rotary!r}; it must be a Rotary or its fields")
+        object.__setattr__(self, "rotary", rotary)
 
     @property
     def prefix(self) -> int:
@@ -82,8 +86,7 @@ class Architecture(CheckedFields):
 
     @classmethod
     def some(cls, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Some parts, checked. Raises InputError for an unknown or a wrong one."""
-        check_names(parts, PARTS)
+        """Some parts, checked. Raises InputError for a wrong one."""
         checked_parts = cls(**parts)
         return {name: getattr(checked_parts, name) for name in parts}
 
@@ -105,12 +108,14 @@ class Architecture(CheckedFields):
         return {name: part for name, part in parts.items() if part != others[name]}
 
     def check_parts(self) -> None:
-        """Raise InputError for parts that do not go together."""
+        """Check that the parts go together."""
         if self.pool == "token" and not self.class_token:
-            self.refuse("pool", "'mean', 'map'", "is 'token' without a class token")
+            raise InputError("pool is 'token', but the model has no class token")
         if self.dist_token and self.pool != "token":
-            problem = f"is {self.pool!r} with a distillation token, whose head reads it"
-            self.refuse("pool", "'token'", problem)
+            raise InputError(
+                f"pool is {self.pool!r}; with a distillation token, whose head reads "
+                "it, it must be 'token'"
+            )
 
 
 PARTS = tuple(field.name for field in dataclasses.fields(Architecture))

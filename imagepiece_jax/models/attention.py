@@ -40,8 +40,7 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     device = device or jax.local_devices()[0]
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
-        problem = f"is 'cudnn', which needs {reason}"
-        raise InputError("attention", requested, "'xla' and 'auto'", problem=problem)
+        raise InputError(f"attention is 'cudnn', which needs {reason}")
     return "xla" if reason else "cudnn"
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, weighted_sum
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
@@ -39,11 +39,13 @@ class BlockReduction:
         """
         counts = self.layer.counts
         taps = self._taps(state, scores, train)
-        with inside(place=contract.place_of(self.reducer, self.block)):
-            result = self.reducer(taps, counts, train)
+        result = self.reducer(taps, counts, train)
+        try:
             contract.check_form(result, counts)
-            state = moves.apply(state, result)
-        return state, (result, taps)
+        except InputError as error:
+            reducer = type(self.reducer).__name__
+            raise InputError(f"block {self.block}, {reducer}: {error}") from error
+        return moves.apply(state, result), (result, taps)
 
     def _taps(self, state, scores, train):
         """The Taps of a state: all that the reducer can read."""

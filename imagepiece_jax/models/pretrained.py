@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import device_copies, parallel
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, one_of, short_traceback
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
     registry,
@@ -144,14 +144,15 @@ class Pretrained:
         variables = self.variables
         params = isinstance(variables, Mapping) and "params" in variables
         if not isinstance(model, ViT) or not params:
-            types = type(model).__name__, type(variables).__name__
-            allowed = 'a ViT, as create_model makes it, and a dict with "params"'
-            problem = f"are of types {types[0]} and {types[1]}"
-            raise InputError("model and variables", types, allowed, problem=problem)
+            raise InputError(
+                f"model is a {type(model).__name__} and variables a "
+                f"{type(variables).__name__}; they must be a ViT, as create_model "
+                'makes it, and a dict with "params"'
+            )
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
-        one_of("problem_type", self.problem_type, PROBLEMS)
+        check_choice("problem_type", self.problem_type, PROBLEMS)
         images = self.preprocessing
         if images is None:
             crop = registry.published_crop(self.name)
@@ -162,9 +163,6 @@ class Pretrained:
                     "is taken, as in timm; a name with a tag, or preprocessing=.., "
                     "says which"
                 )
-        elif not isinstance(images, Preprocessing):
-            allowed = "a Preprocessing, such as Preprocessing(224, crop=0.9)"
-            raise InputError("preprocessing", images, allowed)
         # Here, since whatever changes the model or its images makes a Pretrained.
         params = variables["params"]
         if self.recovery and not self.recovery.describes(params):
@@ -249,8 +247,7 @@ class Pretrained:
         """The reduction in a few words."""
         if self.reduction is None:
             return "a reduction without a name"
-        prop_attn = self.model.prop_attn
-        label = dataclasses.replace(self.reduction, prop_attn=prop_attn).words
+        label = str(self.reduction)
         if kinds := " and ".join(self.untrained_kinds):
             label += f" (untrained {kinds})"
         return f"{label} (recovered)" if self.recovered else label
@@ -348,7 +345,6 @@ class Pretrained:
         if self.untrained:
             warn(f"{self!r}: what is untrained was drawn from a seed; train it first")
 
-    @short_traceback
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
 
@@ -356,41 +352,41 @@ class Pretrained:
         Raises InputError for a head of numbers (problem_type "regression"), and for
             logits of other classes.
         """
-        shape = getattr(logits, "shape", ())
-        if shape[-1:] != (self.model.num_classes,):
-            found = f"of shape {shape}" if shape else type(logits).__name__
-            allowed = f"arrays [.., {self.model.num_classes}], a number per class"
-            raise InputError("logits", shape, allowed, problem=f"is {found}")
+        if logits.shape[-1:] != (self.model.num_classes,):
+            raise InputError(
+                f"logits has shape {logits.shape}; it must be [.., "
+                f"{self.model.num_classes}], a number per class"
+            )
         return probabilities(logits, self.problem_type)
 
-    @short_traceback
     def with_reduction(
         self, reduction: ReductionLike, seed: int | None = None
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        reduction: a share of the MACs such as 0.5, which the recommended method gets, a
-            method's name, or a dict such as {"name": "tome", "r": 8}, also as a text,
-            "tome:r=8"; None, as "none": the dense model, though `load` takes None for
-            "as trained"
+        reduction: a share of the MACs such as 0.5, which the recommended method gets,
+            or a text, "tome" or "tome:r=8"; None, as "none": the dense model, though
+            `load` takes None for "as trained"
         seed: of selectors that the method learns and the weights lack
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        typed = isinstance(reduction, str)
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
-        reduction_plan.print_reduction(reduction, model, self._grid, typed)
+        reduction_plan.print_reduction(reduction, model, self._grid)
         return self._with_model(model, self.variables["params"], seed)
 
-    @short_traceback
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
         """The same weights for images of another size, to which positions are resized.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
         Raises InputError for other sizes, and where the reduction does not fit them.
         """
-        self._check_reduction("image_size", image_size)
+        if self.reduction is None:
+            raise InputError(
+                "the model has no record of its reduction, which the size may change; "
+                "create_model(name, reduction) makes one that has"
+            )
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
         # The present size may end in a part of a patch, others not.
         same_size = images.shape == sides(self.image_size)
@@ -471,31 +467,19 @@ class Pretrained:
         if source.reduction is not None and not self.recovery:
             before = self.model_with(source.reduction).reduction
             if before != self.reduction:
-                ours = self.reduction.words
-                lines.append(f"reduction {ours} (trained with {before.words})")
+                lines.append(f"reduction {self.reduction} (trained with {before})")
         trained_size = source.spec.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
             lines.append(f"size {ours} (trained with {size_text(trained_size)})")
         return lines
 
-    def _check_reduction(self, field, value):
-        """InputError, about `field`, where nobody knows the reduction."""
-        if self.reduction is None:
-            problem = f"is {value!r}, but the model has no record of its reduction"
-            hint = "make it by create_model(name, reduction)"
-            raise InputError(field, value, problem=problem, hint=hint)
-
     def _planned_again(self, model, grid, remedy):
         """`model` with the plan of our reduction; a `remedy` where it has none."""
-        reduction = self.reduction
-        if grid != self._grid:
-            # Its counts are of another cost there than the one that was asked for.
-            reduction = dataclasses.replace(reduction, label="")
         try:
-            return reduction_plan.with_plan(model, reduction, grid, self.name)
+            return reduction_plan.with_plan(model, self.reduction, grid, self.name)
         except InputError as error:
-            raise error.with_facts(hint=remedy) from error
+            raise InputError(f"{error}; {remedy}") from error
 
     @property
     def _learned(self):
@@ -514,7 +498,7 @@ class Pretrained:
 
         model: a ViT with as many positions and blocks as `params`
         params: parameters, of which selectors are ignored
-        seed: of selectors that were never learned; None: InputError for these
+        seed: of selectors that were never learned; None: they are refused
         changes: further fields of the Pretrained
         """
         images = changes.get("preprocessing", self.preprocessing)
@@ -556,23 +540,20 @@ def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str
 
 
 def check_pretrained(vit: Any):
-    """Raise InputError for anything but a Pretrained."""
+    """Check that it is a Pretrained."""
     if not isinstance(vit, Pretrained):
-        hint = ""
-        if isinstance(vit, str | os.PathLike):
-            hint = f"did you mean load({os.fspath(vit)!r})?"
-        allowed = "what load() returns, and Pretrained(model, variables)"
-        problem = f"is of type {type(vit).__name__}"
-        raise InputError("vit", vit, allowed, problem=problem, hint=hint)
+        kind = type(vit).__name__
+        raise InputError(f"vit is of type {kind}; it must be what load() returns")
 
 
 def _square(model):
-    """Pixels a side of a model's square images; InputError for others."""
+    """Pixels a side of a model's square images; others are refused."""
     counts = (layer.counts.n_in for layer in model.plan if layer.counts)
     patches = next(counts, model.image_tokens)
     side = math.isqrt(patches)
     if side * side != patches:
-        allowed = "Preprocessing((height, width))"
-        problem = f"is missing, and the model's {patches} patches are no square"
-        raise InputError("preprocessing", allowed=allowed, problem=problem)
+        raise InputError(
+            f"preprocessing is missing, and the model's {patches} patches are no "
+            "square; Preprocessing((height, width)) says the size"
+        )
     return side * model.patch_size

@@ -32,24 +32,22 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     if kind == "sigmoid":
         return 0.5 * (1 + np.tanh(logits / 2))
     if kind is None:
-        allowed = f"{SINGLE_LABEL}, {MULTI_LABEL}"
-        problem = f"is {problem_type!r}, whose outputs are not probabilities"
-        hint = "vit.model.apply(vit.variables, images).logits has its numbers"
         raise InputError(
-            "problem_type", problem_type, allowed, problem=problem, hint=hint
+            f"problem_type is {problem_type!r}, whose outputs are not probabilities; "
+            "vit.model.apply(vit.variables, images).logits has its numbers"
         )
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def check_single_label(problem_type: str, place: str, reader: str) -> None:
-    """Raise InputError for weights whose images have several labels, or numbers.
+    """Refuse weights whose images have several labels, or numbers.
 
     place: the weights, in words
     reader: what needs one label per image, such as "accuracy"
     """
     if problem_type != SINGLE_LABEL:
-        problem = f"is {problem_type!r}, but {reader} needs one label per image"
         raise InputError(
-            "problem_type", problem_type, SINGLE_LABEL, problem=problem, place=place
+            f"{place}: problem_type is {problem_type!r}, but {reader} needs one label "
+            "per image"
         )

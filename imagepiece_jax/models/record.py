@@ -31,9 +31,8 @@ def record_of(
     others: what else decides the results, as values that `as_json` takes
     """
     model = model or vit.model
-    reduction = dataclasses.replace(model.reduction or DENSE, label="")
     return {
-        "reduction": reduction.text,
+        "reduction": str(model.reduction or DENSE),
         "weights": vit.digest,
         "preprocessing": vit.preprocessing.as_json,
         **as_json(others),

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
@@ -66,14 +66,14 @@ class RecoveredCost:
     @property
     def record(self) -> dict[str, Any]:
         """The fields as JSON has them, without numbers."""
-        fields = {**vars(self), "reduction": self.reduction.fields}
+        fields = {**vars(self), "reduction": str(self.reduction)}
         del fields["numbers"]
         return fields
 
     @property
     def form(self) -> str:
-        """The form that it was learned for: "tome r=8, 12 blocks, .. pixels"."""
-        words = [self.reduction.words]
+        """The form that it was learned for: "tome:r=8, 12 blocks, .. pixels"."""
+        words = [str(self.reduction)]
         if self.depth:
             words.append(f"{self.depth} blocks")
         if self.image_size:

@@ -7,12 +7,15 @@ import math
 import sys
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.registry import fields_of
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import contract, methods
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction import contract
+from imagepiece_jax.reduction.layer_plan import Unreachable
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.recommended import recommended
+from imagepiece_jax.reduction.reduction import Reduction
 
 TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -25,26 +28,32 @@ def with_plan(
     name: str | None = None,
     masked: bool = False,
 ) -> ViT:
-    """A ViT with the plan of a reduction, which its field `reduction` notes.
+    """A ViT with the plan of a reduction.
+
+    Its field `reduction` is that of `at_cost`, with prop_attn where it differs from the
+    default of method and model.
 
     model: a ViT of the same sizes, with any plan
     grid: (height, width) of the images, in patches
     name, masked: fields of a ModelSpec
     Raises InputError for a reduction that does not fit the model.
     """
-    settled, method = _settled(reduction, model, grid, name)
-    with inside("reduction"):
+    found = at_cost(reduction, model, grid, name)
+    try:
+        method = found.method.for_model(model.facts_for_methods(grid, name))
         patches = math.prod(grid)
         plan = method.plan(model.depth, patches, model.arch.prefix, masked)
         contract.check_plan(plan, model.arch, grid)
+    except InputError as error:
+        raise InputError(f"reduction {reduction}: {error}") from error
     # Some public weights (MAE's) are used without proportional attention.
     default = fields_of(name).get("prop_attn", method.default_prop_attn)
-    prop_attn = settled.prop_attn
+    prop_attn = found.prop_attn
     if prop_attn is None:
         prop_attn = default
     if prop_attn == default:
-        settled = dataclasses.replace(settled, prop_attn=None)
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=settled)
+        found = dataclasses.replace(found, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=found)
 
 
 def at_cost(
@@ -56,8 +65,8 @@ def at_cost(
 ) -> Reduction:
     """A reduction with counts of tokens, or fields, in place of its cost `macs`.
 
-    In place of "auto" it has the recommended method. What asked for it is noted. One
-    without a cost is returned as it is.
+    A share of the MACs gets the recommended method. One without a cost is returned as
+    it is.
 
     model: a ViT of the model's sizes, with any plan
     grid: (height, width) of the images, in patches
@@ -65,51 +74,35 @@ def at_cost(
     tolerance: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
-    if reduction.method.macs is None:
-        return reduction
-    settled, _ = _settled(reduction, model, grid, name, tolerance)
-    return settled
-
-
-def _settled(reduction: Reduction, model: ViT, grid, name, tolerance=TOLERANCE):
-    """(what `at_cost` makes of a reduction, its Method with what the model decides)."""
-    facts = model.facts_for_methods(grid, name)
-    recommended = reduction.with_recommended(facts)
-    with inside("reduction"):
-        method = recommended.method.for_model(facts)
+    method = reduction.method
     if method.macs is None:
-        return reduction, method
+        return reduction
+    facts = model.facts_for_methods(grid, name)
+    if type(method) is Method:
+        method = recommended(method, facts)
     try:
-        strength = _strength(method, model.clone(parent=None), grid, tolerance)
+        fitted = method.for_model(facts)
+        strength = _strength(fitted, model.clone(parent=None), grid, tolerance)
     except InputError as error:
-        error = error.inside("reduction")
-        if reduction.is_open:  # its cost is all that was asked for
-            error = error.renamed({"reduction.macs": "reduction"})
-        raise error from error
-    method = method.at_strength(strength, model.depth, math.prod(grid))
-    found = method
-    if hasattr(method, "score"):  # it stays "auto", which fits other models, too
-        found = dataclasses.replace(method, score=recommended.method.score)
-    words = Reduction(recommended.method).words
-    return Reduction(found, reduction.prop_attn, words.replace(", ", ",")), method
+        raise InputError(f"reduction {reduction}: {error}") from error
+    found = fitted.at_strength(strength, model.depth, math.prod(grid))
+    if hasattr(found, "score"):  # it stays "auto", which fits other models, too
+        found = dataclasses.replace(found, score=method.score)
+    return dataclasses.replace(reduction, method=found)
 
 
-def print_reduction(
-    reduction: Reduction, model: ViT, grid: tuple[int, int], typed: bool = False
-) -> None:
+def print_reduction(reduction: Reduction, model: ViT, grid: tuple[int, int]) -> None:
     """Print "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
 
-    Nothing is printed of the dense model, nor of a reduction that says itself what it
-    is: one that is not `typed`, as a text, and does not leave the method open.
+    Nothing is printed of a reduction without a cost, which says itself what it is.
 
     reduction: as it was asked for
     model: a ViT with its plan
     grid: (height, width) of the images, in patches
     """
-    method = model.reduction.name
-    is_short = typed or reduction.is_open
-    if not is_short or method == DENSE.name or not parallel.is_main():
+    if reduction.method.macs is None or not parallel.is_main():
         return
+    method = model.reduction.name
     left = {}
     for block, layer in enumerate(model.plan):
         if layer.counts:
@@ -146,7 +139,7 @@ def _strength(method, model, grid, tolerance):
 
     try_strength(0.0)
     # The error to raise is that of the weakest strength that fails, not that of 1.
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(Unreachable):
         try_strength(1.0)
     _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
     miss, macs, strength = min(tried, key=lambda trial: trial[0])
@@ -154,20 +147,17 @@ def _strength(method, model, grid, tolerance):
         return strength
     if error:
         raise error
-    name = methods.name_of(method)
-    problem = f"is {method.macs:g}, but the nearest cost of {name!r} is {macs:.3f}"
-    limit = f"costs within {tolerance:g} of one that it reaches"
-    if macs == min(share for _, share, _ in tried):
-        limit = f"{macs:.3f}, the lowest, to 1"
-    method.refuse("macs", limit, problem)
+    raise InputError(
+        f"macs is {method.macs:g}, but the nearest cost of the method is {macs:.3f}"
+    )
 
 
 def _weakest_strength(is_enough):
     """The weakest strength of a schedule that is enough, by bisection.
 
-    is_enough: from a strength to a bool; where it raises InputError, because the
+    is_enough: from a strength to a bool; where it raises Unreachable, because the
         schedule cannot go so far, the strength counts as enough
-    Returns (strength, the InputError that this strength raised, or None).
+    Returns (strength, the Unreachable that this strength raised, or None).
     """
     low = 0.0
     high = 1.0
@@ -180,7 +170,7 @@ def _weakest_strength(is_enough):
                 continue
             high = middle
             error_at_high = None
-        except InputError as error:
+        except Unreachable as error:
             high = middle
             error_at_high = error
     return high, error_at_high

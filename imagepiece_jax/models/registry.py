@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -58,7 +58,7 @@ def fields_of(name):
     if isinstance(name, str):
         fields = MODELS.get(name) or public_fields(name)
     if fields is None:
-        raise InputError("name", name, hint=NAMES)
+        raise InputError(f"name is {name!r}; {NAMES}")
     return fields
 
 

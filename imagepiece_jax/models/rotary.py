@@ -13,33 +13,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    choice,
-    number,
-    optional,
-    several,
-)
+from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
+from imagepiece_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotary(CheckedFields):
+class Rotary:
     """How patches get coordinates, and how these rotate the channels of a head."""
 
     # "corner": rows and columns count from `start`, scaled from the image's grid to the
     # grid `reference`; "center": an image of any size reaches from -1 to 1, a patch is
     # at its center, and 1 is a full rotation of the first plane
-    origin: str = choice("corner", ("corner", "center"))
+    origin: str = "corner"
     # frequency of the first plane / frequency that one after the last would have
-    temperature: float = number(10000.0, above=0)
+    temperature: float = 10000.0
     # grid (height, width) that the model was trained with
-    reference: tuple[float, float] | None = optional(
-        several(None, number(), "None and two numbers of patches", length=2)
-    )
-    start: float = number(0.0)  # number of the first row and of the first column
-    axes: str = choice("yx", ("yx", "xy"))  # the first rotates the first half of planes
-    # the two channels of a plane are neighbors, or at one place in each half of a head
-    planes: str = choice("neighbors", ("neighbors", "halves"))
+    reference: tuple[float, float] | None = None
+    start: float = 0.0  # number of the first row and of the first column
+    axes: str = "yx"  # or "xy"; the first rotates the first half of planes
+    # the two channels of a plane are "neighbors", or at one place in each of the
+    # "halves" of a head
+    planes: str = "neighbors"
+
+    def __post_init__(self):
+        check_choice("origin", self.origin, ("corner", "center"))
+        check_range("temperature", self.temperature, above=0)
+        check_range("start", self.start)
+        check_choice("axes", self.axes, ("yx", "xy"))
+        check_choice("planes", self.planes, ("neighbors", "halves"))
+        reference = as_tuple(self.reference)
+        object.__setattr__(self, "reference", reference)
+        if reference is None:
+            return
+        if not isinstance(reference, tuple) or len(reference) != 2:
+            raise InputError(f"reference is {reference}; it must be (height, width)")
+        for side in reference:
+            check_range("reference", side)
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
         """(y, x) of each patch of a grid (height, width), [n, 2] float32."""

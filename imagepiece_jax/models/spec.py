@@ -7,22 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    as_tuple,
-    checked,
-    choice,
-    count,
-    number,
-    optional,
-    rate,
-    switch,
-    text,
-)
-from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
-from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError, check_names, inside, short_traceback
+from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
+from imagepiece_jax.common.image_size import checked_size, patch_grid, sides
+from imagepiece_jax.common.xla_options import checked_dtype
+from imagepiece_jax.data.normalize import Normalization
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -36,81 +25,92 @@ from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
 
-def _known(name):
-    """A model's name. Raises InputError for one of no model."""
-    try:
-        fields_of(name)
-    except InputError as error:
-        raise error.with_facts(field="") from error
-    return name
-
-
-def _parts(value):
-    if isinstance(value, Architecture):
-        return dict(vars(value))
-    if not isinstance(value, Mapping):
-        raise ValueError(value)
-    return Architecture.some(value)
-
-
-def _open(check, default=None, decided=False):
-    """A field that may be None: then the model's name decides it.
-
-    check: a field that checks values other than None
-    default: the value where the name does not decide it either
-    decided: whether trained weights decide it, so that no other value fits them
-    """
-    field = optional(check)
-    metadata = {**field.metadata, "default": default, "decided": decided}
-    return dataclasses.field(default=None, metadata=metadata)
+# Of fields that neither the caller nor the name decides.
+DEFAULTS = {
+    "image_size": 224,
+    "mlp_ratio": 4.0,
+    "stem": "patch",
+    "num_classes": 1000,
+    "dtype": "float32",
+    "attention": "auto",
+    "drop_path_rate": 0.0,
+    "masked": False,
+}
+# Fields that trained weights decide, so that no other value fits them.
+DECIDED = (*SIZE_FIELDS, "stem", "num_classes", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSpec(CheckedFields):
+class ModelSpec:
     """What makes a model, but for its reduction and weights: `create` makes the ViT.
 
-    A field that is None is decided by the name, else by `default` of `_open`, or by
-    nothing yet.
+    A field that is None is decided by the name, else by DEFAULTS, or by nothing yet.
     """
 
     # in registry.MODELS, or timm's of a public model with or without its tag, such as
     # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
-    name: str | None = checked(None, _known, "names of models")
-    # pixels a side, or (height, width)
-    image_size: int | tuple[int, int] | None = _open(image_size_field(), 224)
-    embed_dim: int | None = _open(count(least=1), decided=True)
-    depth: int | None = _open(count(least=1), decided=True)
-    patch_size: int | None = _open(count(least=1), decided=True)
-    num_heads: int | None = _open(count(least=1), decided=True)
-    mlp_ratio: float | None = _open(number(above=0), 4.0, decided=True)
-    stem: str | None = _open(choice(allowed=tuple(STEMS)), "patch", decided=True)
-    num_classes: int | None = _open(count(), 1000, decided=True)  # 0: no head
+    name: str | None = None
+    image_size: int | tuple[int, int] | None = None  # pixels a side, or (height, width)
+    embed_dim: int | None = None
+    depth: int | None = None
+    patch_size: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float | None = None
+    stem: str | None = None
+    num_classes: int | None = None  # 0: no head
     # parts by name that differ from those of the name, or without a name from DeiT's
-    arch: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict,
-        metadata={"convert": _parts, "allowed": "fields of an Architecture"},
-    )
-    # of the images' pixels in [0, 1]
-    mean: tuple[float, float, float] | None = _open(channels(rate()), decided=True)
-    std: tuple[float, float, float] | None = _open(
-        channels(number(above=0, most=1)), decided=True
-    )
-    dtype: str | None = _open(xla_options.layer_dtype(), "float32")
-    attention: str | None = _open(choice(allowed=BACKENDS), "auto")
-    drop_path_rate: float | None = _open(number(least=0, below=1), 0.0)
+    arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mean: tuple[float, float, float] | None = None  # of the images' pixels in [0, 1]
+    std: tuple[float, float, float] | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    drop_path_rate: float | None = None
     # None: the reduction's default, such as True for ToMe; False for MAE's weights
-    prop_attn: bool | None = _open(switch())
+    prop_attn: bool | None = None
     # for training: methods that train with a mask keep all tokens there
-    masked: bool | None = _open(switch(), False)
-    axis_name: str | None = _open(text())  # as in ViT
+    masked: bool | None = None
+    axis_name: str | None = None  # as in ViT
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = as_tuple(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        fields_of(self.name)  # raises for an unknown one
+        changes = {}
+        for name in ("embed_dim", "depth", "patch_size", "num_heads"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1, whole=True)
+        if self.image_size is not None:
+            changes["image_size"] = checked_size(self.image_size)
+        if self.mlp_ratio is not None:
+            check_range("mlp_ratio", self.mlp_ratio, above=0)
+        if self.num_classes is not None:
+            check_range("num_classes", self.num_classes, 0, whole=True)
+        if self.mean is not None:
+            changes["mean"] = Normalization(self.mean, STD).mean
+        if self.std is not None:
+            changes["std"] = Normalization(MEAN, self.std).std
+        if self.dtype is not None:
+            changes["dtype"] = checked_dtype(self.dtype)
+        if self.drop_path_rate is not None:
+            check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
+        check_choice("stem", self.stem, (None, *STEMS))
+        check_choice("attention", self.attention, (None, *BACKENDS))
+        check_choice("prop_attn", self.prop_attn, (None, True, False))
+        check_choice("masked", self.masked, (None, True, False))
+        if isinstance(self.arch, Architecture):
+            changes["arch"] = dict(vars(self.arch))
+        else:
+            changes["arch"] = Architecture.some(self.arch)
+        for name, value in changes.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "ModelSpec":
         """The config with these fields; parts of `arch` may stand beside it.
 
-        Raises InputError for an unknown field, and for a value that is not allowed.
+        Raises InputError for a value that is not allowed.
         """
-        check_names(fields, cls.names())
         arguments = {name: value for name, value in fields.items() if name not in PARTS}
         parts = {}
         for name, value in fields.items():
@@ -125,11 +125,9 @@ class ModelSpec(CheckedFields):
     def of_run(cls, config: Mapping[str, Any]) -> "ModelSpec":
         """The model in the config of a run.
 
-        Raises InputError for a field that is not allowed, by its path in the config.
+        Raises InputError for a field that is not allowed.
         """
-        fields = {k: as_tuple(v) for k, v in config["model"].items()}
-        with inside("model"):
-            spec = cls.from_fields(fields)
+        spec = cls.from_fields({k: as_tuple(v) for k, v in config["model"].items()})
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         return dataclasses.replace(spec, **sizes)
 
@@ -146,9 +144,8 @@ class ModelSpec(CheckedFields):
     @property
     def _all_fields(self):
         """`fields`, else those of the name, else the defaults."""
-        every = dataclasses.fields(self)
-        defaults = {field.name: field.metadata.get("default") for field in every}
-        return defaults | fields_of(self.name) | self.fields
+        names = [field.name for field in dataclasses.fields(self)]
+        return dict.fromkeys(names) | DEFAULTS | fields_of(self.name) | self.fields
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -197,7 +194,7 @@ class ModelSpec(CheckedFields):
         wanted_arch = wanted_arch.with_parts(requested.arch)
 
         def compare(field, value, trained, of_name):
-            """InputError unless `value` is `trained`.
+            """Check that `value` is `trained`.
 
             of_name: whether `value` is that of the requested name
             """
@@ -208,13 +205,14 @@ class ModelSpec(CheckedFields):
             whose = ""
             if requested.name and of_name:
                 whose = f"of {requested.name!r} "
-            problem = f"{whose}is {value!r}, but {source} has {trained!r}"
-            raise InputError(field, value, repr(trained), problem=problem)
+            raise InputError(
+                f"{field} {whose}is {value!r}, but {source} has {trained!r}"
+            )
 
         for field in dataclasses.fields(self):
             value = getattr(compared, field.name)
             trained = getattr(self, field.name)
-            if field.metadata.get("decided") and None not in (value, trained):
+            if field.name in DECIDED and None not in (value, trained):
                 of_name = value == getattr(named, field.name)
                 compare(field.name, value, trained, of_name)
         # GELU may be another, and so may the pool of a model that has none.
@@ -238,17 +236,13 @@ class ModelSpec(CheckedFields):
 
         Raises InputError for fields that do not fit.
         """
-        dense = self.dense()
-        reduction = Reduction.read(reduction, self.prop_attn)
-        masked = bool(self.masked)
-        return reduction_plan.with_plan(dense, reduction, self.grid, self.name, masked)
+        return self._with_plan(Reduction.read(reduction, self.prop_attn))
 
     def create_at_cost(self, value: ReductionLike) -> ViT:
-        """`create`, and a line on stderr says what a number or a text stands for."""
+        """`create`, and a line on stderr says what a cost stands for."""
         reduction = Reduction.read(value, self.prop_attn)
         model = self._with_plan(reduction)
-        typed = isinstance(value, str)
-        reduction_plan.print_reduction(reduction, model, self.grid, typed)
+        reduction_plan.print_reduction(reduction, model, self.grid)
         return model
 
     def _with_plan(self, reduction):
@@ -268,15 +262,17 @@ class ModelSpec(CheckedFields):
         named = fields_of(self.name)
         arch = self.architecture
         fields = self._all_fields
-        with inside("arch"):
-            arch.check_parts()
-            if arch.pool == "none" and fields["num_classes"]:
-                problem = f"is 'none' for {fields['num_classes']} classes"
-                hint = "num_classes=0 leaves a head out"
-                arch.refuse("pool", "'token', 'mean', 'map'", problem, hint)
+        arch.check_parts()
+        if arch.pool == "none" and fields["num_classes"]:
+            raise InputError(
+                f"pool is 'none' for {fields['num_classes']} classes; num_classes=0 "
+                "leaves a head out"
+            )
         if lacking := [field for field in SIZE_FIELDS if fields[field] is None]:
-            allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
-            self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")
+            raise InputError(
+                f"name is {self.name!r} and {lacking[0]} is empty; a model needs a "
+                f"name, or all of arch, {', '.join(SIZE_FIELDS)}"
+            )
         mean = self.mean
         std = self.std
         if mean is None and std is None:
@@ -316,8 +312,7 @@ class ModelSpec(CheckedFields):
     ) -> Reduction:
         """A reduction for this model, with counts of tokens in place of its cost.
 
-        In place of "auto", which a number such as 0.5 stands for, it has the
-        recommended method (`reduction_plan.at_cost`).
+        A share of the MACs gets the recommended method (`reduction_plan.at_cost`).
         """
         dense = self.dense()
         reduction = Reduction.read(reduction)
@@ -330,7 +325,6 @@ class ModelSpec(CheckedFields):
         return patch_grid(fields["image_size"], fields["patch_size"], cut=True)
 
 
-@short_traceback
 def create_model(
     name: str | None, reduction: ReductionLike = None, **changes: Any
 ) -> ViT:
@@ -339,14 +333,12 @@ def create_model(
     name: "deit_ti", "deit_s", "deit_b", or timm's name of a public model with or
         without its tag, such as "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch`
         and the size are enough
-    reduction: a share of the MACs such as 0.5, a method's name, or a dict such as
-        {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`, or as a text,
-        "evit:keep_rate=0.7"; None: the dense model
+    reduction: a share of the MACs such as 0.5, or a text, "evit" or
+        "evit:keep_rate=0.7", also with `prop_attn`; None: the dense model
     changes: fields of a ModelSpec, and parts of an Architecture, that differ from the
         name's, such as image_size=(224, 280), dtype="bfloat16" or gelu="tanh"
     Raises InputError for anything that does not fit.
     """
-    check_names(changes, ["reduction", *ModelSpec.names()])
     config = ModelSpec.from_fields({"name": name, **changes})
     return config.create_at_cost(reduction)
 
@@ -374,28 +366,29 @@ def normalization(mean, std):
     if mean is None and std is None:
         return MEAN, STD
     if mean is None or std is None:
-        present = "mean" if std is None else "std"
-        lacking = "std" if std is None else "mean"
-        problem = f"is given, {lacking} is not"
-        raise InputError(present, allowed="both or neither", problem=problem)
+        raise InputError(f"mean is {mean} and std is {std}: both or neither")
     return mean, std
 
 
 def _check_size(size, stem, arch):
-    """InputError for sizes and parts that do not go together."""
+    """Check that sizes and parts go together."""
     width = size["embed_dim"]
     heads = size["num_heads"]
     if width % heads:
-        raise InputError("num_heads", heads, f"divisors of embed_dim, which is {width}")
+        raise InputError(f"num_heads is {heads}; it must divide embed_dim, {width}")
     if width * size["mlp_ratio"] < 1:
-        allowed = f"at least 1 / {width}, for an MLP of a width of 1 or more"
-        raise InputError("mlp_ratio", size["mlp_ratio"], allowed)
+        raise InputError(
+            f"mlp_ratio is {size['mlp_ratio']}; it must be at least 1 / {width}, for "
+            "an MLP of a width of 1 or more"
+        )
     if stem == "conv":
         conv_stem_widths(width, size["patch_size"])
     if stem == "conv" and not arch.patch_bias:
-        problem = "is 'conv', whose projection has a bias, but arch.patch_bias is False"
-        raise InputError("stem", stem, "'patch'", problem=problem)
+        raise InputError(
+            "stem is 'conv', whose projection has a bias, but patch_bias is False"
+        )
     if arch.rotary is not None and width // heads % 4:
-        allowed = "with rotary positions a width of multiples of 4"
-        problem = f"is {heads}, which makes heads of a width of {width // heads}"
-        raise InputError("num_heads", heads, allowed, problem=problem)
+        raise InputError(
+            f"num_heads is {heads}, which makes heads of a width of {width // heads}; "
+            "rotary positions need a multiple of 4"
+        )

@@ -36,12 +36,10 @@ def conv_stem_widths(embed_dim, patch_size):
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
-        allowed = (
-            "a patch size that is a power of two (2 or more) and an embed_dim "
-            "divisible by half of it"
+        raise InputError(
+            f"stem is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}; "
+            "patch_size must be a power of two, and half of it must divide embed_dim"
         )
-        problem = f"is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}"
-        raise InputError("stem", "conv", allowed, problem=problem)
     return tuple(embed_dim // 2**i for i in reversed(range(steps)))
 
 

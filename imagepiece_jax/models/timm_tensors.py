@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 
@@ -37,12 +36,16 @@ _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 class Misfit(InputError):
     """Tensors that do not fit a model.
 
+    tensor: name of the first that does not; None: depth or width are another's
     fresh: names of parts that have to be drawn anew so that all others fit; () where
         others would not fit either
     """
 
-    def __init__(self, problem: str, fresh: tuple[str, ...] = (), **facts: str):
-        super().__init__(problem=problem, **facts)
+    def __init__(
+        self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
+    ):
+        super().__init__(sentence)
+        self.tensor = tensor
         self.fresh = fresh
 
 
@@ -92,14 +95,19 @@ def model_variables(
     if not exact:
         not_fresh = [name for name in lacking if not matches(name, fresh)]
         if not_fresh:
-            allowed = "reductions that learn none, or weights trained with this one"
-            problem = f"has no {not_fresh[0]}, a selector that this reduction learns"
-            raise Misfit(problem, ("reducer",), place=source, allowed=allowed)
+            selector = not_fresh[0]
+            raise Misfit(
+                f"{source} has no {selector}, a selector that this reduction learns",
+                selector,
+                ("reducer",),
+            )
         tensors = _without_other_selectors(tensors, shapes)
     # `from_timm` leaves fresh parts as they are here: shapes, or given variables.
     like = {name: {**parts, **given.get(name, {})} for name, parts in shapes.items()}
-    with inside(place=source):
+    try:
         variables = from_timm(tensors, like, fresh)
+    except Misfit as error:
+        raise Misfit(f"{source}: {error}", error.tensor, error.fresh) from error
     # What is neither in tensors nor given is still a shape.
     present = {}
     missing = set()
@@ -111,8 +119,6 @@ def model_variables(
     missing = sorted(missing)
     if not missing:
         return variables, []
-    if not is_integer(seed):
-        raise InputError("seed", seed, "whole numbers")
     drawn = fresh_variables(model, image_size, seed, missing)
     drawn = traverse_util.flatten_dict(drawn)
     return traverse_util.unflatten_dict(drawn | present), missing
@@ -141,7 +147,7 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Raise InputError for the first name of a `field` that no variable has.
+    """Check that the model has a variable for each name of a `field`.
 
     names, like: as `fresh` and `like` of `from_timm`
     """
@@ -150,8 +156,8 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
     for name in names:
         if not any(matches(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            allowed = ", ".join(sorted(parts))
-            raise InputError(field, name, allowed, problem=f"names {name!r}")
+            listed = ", ".join(sorted(parts))
+            raise InputError(f"{field} names {name!r}; the model has {listed}")
 
 
 def selectors_of(variables):
@@ -192,7 +198,7 @@ def check_fit(state_dict, like, fresh=()):
     needed = {k: p for k, p in entries.items() if not matches(p.path, fresh)}
     problem = _size_difference(state_dict, needed.values())
     if problem:
-        raise Misfit(problem, allowed="weights of this model's size")
+        raise Misfit(problem)
     _check_tensors(state_dict, entries.values(), needed.values(), fresh)
     return needed
 
@@ -294,8 +300,10 @@ def _take(state_dict, entry, dtype):
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        problem = f"holds a value that is not finite in {array.dtype}"
-        raise Misfit(problem, field=f"tensor {entry.name}", allowed="finite weights")
+        raise Misfit(
+            f"tensor {entry.name} has a value that is not finite in {array.dtype}",
+            entry.name,
+        )
     return array
 
 
@@ -332,7 +340,7 @@ def _check_tensors(state_dict, entries, needed, fresh):
     if problems:
         _, name, problem = problems[0]
         remedy = _remedy([path for path, *_ in problems], entries, fresh)
-        raise Misfit(problem, remedy, field=f"tensor {name}")
+        raise Misfit(f"tensor {name} {problem}", name, remedy)
 
 
 def _size_difference(state_dict, needed):
@@ -348,8 +356,8 @@ def _size_difference(state_dict, needed):
     if found == wanted or len(found) != len(wanted) or not found[0]:
         return None
     return (
-        f"holds a model of depth {found[0]} and width {found[-1]}, but this model has "
-        f"depth {wanted[0]} and width {wanted[-1]}"
+        f"a model of depth {found[0]} and width {found[-1]}, but this model has depth "
+        f"{wanted[0]} and width {wanted[-1]}"
     )
 
 

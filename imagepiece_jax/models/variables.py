@@ -90,16 +90,14 @@ def fresh_variables(model, image_size, seed, parts=None):
 
 
 def check_variables(model, variables, image_size):
-    """Raise InputError for the first variable that does not fit a model."""
+    """Check that variables fit a model."""
     present = _by_name(variables)
     needed = _by_name(variable_shapes(model, image_size))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
         expected = needed.get(name, "no such variable")
         if got != expected:
-            allowed = "variables of this model"
-            problem = f"is {got}, in the model it is {expected}"
-            raise InputError(name, got, allowed, problem=problem, place="variables")
+            raise InputError(f"variables: {name} is {got}; it must be {expected}")
 
 
 def digest(tree):

@@ -346,7 +346,7 @@ class ViT(nn.Module):
         return PatchStem(*sizes, use_bias=self.arch.patch_bias, name=name)
 
     def _check_positions(self, height, width, size):
-        """InputError for images of another size than the parameters are for."""
+        """Check that images have the size that the parameters are for."""
         arch = self.arch
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
@@ -355,12 +355,11 @@ class ViT(nn.Module):
         if arch.prefix_positions:
             count -= arch.prefix
         if count != height * width:
-            problem = (
-                f"is of {size_text(size)} pixels, {height * width} patches, but "
-                f"the model has positions for {count}"
+            raise InputError(
+                f"images are of {size_text(size)} pixels, {height * width} patches, "
+                f"but the model has positions for {count}; load(.., image_size=..) "
+                "resizes them"
             )
-            hint = "load(.., image_size=..) resizes them"
-            raise InputError("images", size, problem=problem, hint=hint)
 
     def _with_positions(self, x):
         if not self.arch.positions:

@@ -1,53 +1,18 @@
 """The contract of methods and reducers, checked: every token has a place.
 
 A reduction that breaks it raises nothing by itself: it merges other tokens than it
-reports. Steps (`check_steps`), what they ask for (`check_plan`) and return
-(`check_form`) is checked wherever a model is made or traced; values (`check`) only
-where a program has run.
+reports. What steps ask for (`check_plan`) and return (`check_form`) is checked wherever
+a model is made or traced; values (`check`) only where a program has run.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError, inside
-from imagepiece_jax.reduction.layer_plan import SITES, Step
-from imagepiece_jax.reduction.reducers import METRICS, SCORES
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing, Taps
-
-# Taps that are there where a reducer's `needs` names them.
-ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rng")
-COMPARED = (*METRICS, "input")  # what the tap "metric" may be
-
-
-def check_steps(steps, method):
-    """Check what a method's `steps` returned, and return it.
-
-    Raises InputError, which names the method and the step, for anything but such steps.
-    """
-    place = f"{type(method).__name__}.steps"
-    if not isinstance(steps, list | tuple):
-        allowed = "a list of Steps"
-        problem = f"returns a {type(steps).__name__}"
-        raise InputError(allowed=allowed, problem=problem, place=place)
-    for number, step in enumerate(steps):
-        with inside(place=f"{place}, step {number},"):
-            _check_step(step)
-    return steps
-
-
-def _check_step(step):
-    """InputError for anything but a Step of a known site."""
-    if not isinstance(step, Step):
-        problem = f"is a {type(step).__name__}"
-        raise InputError(allowed="Step(block, reducer, rule)", problem=problem)
-    if step.site not in SITES:
-        allowed = ", ".join(map(repr, SITES))
-        raise InputError(allowed=allowed, problem=f"has the site {step.site!r}")
 
 
 def check_plan(plan, arch, grid):
@@ -62,37 +27,20 @@ def check_plan(plan, arch, grid):
         if layer.step is None:
             continue
         reducer = layer.step.reducer
-        site = layer.step.site
-        place = place_of(reducer, block)
-        unknown = sorted(reducer.needs - {*ON_REQUEST})
-        if unknown:
-            allowed = ", ".join(ON_REQUEST)
-            raise InputError(
-                allowed=allowed, problem=f"needs {unknown[0]!r}", place=place
-            )
-        metric = reducer.metric
-        if "metric" in reducer.needs and metric not in COMPARED:
-            allowed = ", ".join(map(repr, COMPARED))
-            problem = f"compares {metric!r}"
-            raise InputError(allowed=allowed, problem=problem, place=place)
-        for score in lacking:
+        for score, part in lacking.items():
             if SCORES[score] in reducer.needs:
-                _refuse_score(score, reducer, block, lacking)
-        if site == "pre" and reducer.reads:
-            problem = f"reads at block {block} the attention of the block before it"
-            if block == 0:
-                raise InputError(value=block, allowed="blocks from 1", problem=problem)
-            before = plan[block - 1]
-            if before.counts and before.step.site != "pre":
-                problem = f"{problem}, in which tokens change"
-                raise InputError(allowed="other blocks", problem=problem)
-        if site == "attention" and "value" in reducer.reads:
-            allowed = "'key', 'query', 'token'"
-            problem = f"compares values at block {block} before attention has them"
-            raise InputError(allowed=allowed, problem=problem)
-        if site == "attention" and "shift" in reducer.reads:
-            problem = f"reads at block {block} how far attention will move tokens"
-            raise InputError(allowed="other taps", problem=problem)
+                raise InputError(
+                    f"{type(reducer).__name__} ranks tokens by the score {score!r} at "
+                    f"block {block}, but the model has no {part}"
+                )
+        if layer.step.site == "pre" and reducer.reads:
+            before = plan[block - 1] if block else None
+            if before is None or (before.counts and before.step.site != "pre"):
+                raise InputError(
+                    f"{type(reducer).__name__} at block {block} reads the attention of "
+                    "the block before it; there must be one, and tokens must not "
+                    "change in it"
+                )
         if layer.counts:
             reducer.check_fits(grid, layer.counts)
             grid = None
@@ -108,18 +56,6 @@ def lacking_scores(arch):
     return lacking
 
 
-def _refuse_score(score, reducer, block, lacking):
-    """InputError for a score of which the model lacks a part."""
-    part = lacking[score]
-    field = ""
-    allowed = f"a model that has a {part}"
-    if hasattr(reducer, "score"):
-        field = "score"
-        allowed = ", ".join(name for name in SCORES if name not in lacking)
-    problem = f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
-    raise InputError(field, score, allowed, problem=problem)
-
-
 def check_form(result, counts):
     """Check shapes and types of a reducer's result, which may be traced arrays.
 
@@ -129,12 +65,11 @@ def check_form(result, counts):
     n_in = counts.n_in
     n_out = counts.n_out
     if isinstance(result, Assignment):
-        if result.n_out != n_out:
-            raise InputError("n_out", result.n_out, str(n_out))
-        if n_out > n_in:
-            allowed = "as many at most, or a Masking that appends one"
-            problem = f"makes {n_out} tokens of {n_in}"
-            raise InputError(allowed=allowed, problem=problem)
+        if result.n_out != n_out or n_out > n_in:
+            raise InputError(
+                f"an Assignment of {n_in} tokens has n_out {result.n_out}; it must be "
+                f"that of the counts, {n_out}, and at most {n_in}"
+            )
         _check_integers("dest", result.dest)
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)
@@ -148,11 +83,12 @@ def check_form(result, counts):
         _check_shape("keep", result.keep, n_in)
         tokens = n_in if result.append is None else n_in + 1
         if tokens != n_out:
-            allowed = str(n_out)
-            raise InputError("keep", tokens, allowed, problem=f"leaves {tokens} tokens")
+            raise InputError(f"keep leaves {tokens} tokens; it must leave {n_out}")
     else:
-        problem = f"returns {type(result).__name__}"
-        raise InputError(allowed="Assignment, Mixing, Masking", problem=problem)
+        raise InputError(
+            f"a reducer returned a {type(result).__name__}; it must be an Assignment, "
+            "a Mixing or a Masking"
+        )
 
 
 def _check_index_form(index, n_out):
@@ -173,9 +109,9 @@ def _check_index_form(index, n_out):
 
 
 def _check_integers(name, array):
-    """InputError unless an array has whole numbers."""
+    """Check that an array has whole numbers."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise InputError(name, array.dtype, "integers", problem=f"is {array.dtype}")
+        raise InputError(f"{name} is {array.dtype}; it must be integers")
 
 
 def check(result, counts):
@@ -199,11 +135,11 @@ def check(result, counts):
 
 
 def _check_finite(name, values):
-    """InputError for the first number that is NaN or infinite."""
+    """Check that all numbers are finite."""
     finite = np.isfinite(values.astype(np.float32))
     for image, *index in _first(~finite):
         value = values[image, *index]
-        _refuse(image, f"{name}{index}", f"is {value}", "finite numbers")
+        raise InputError(f"image {image}: {name}{index} is {value}")
 
 
 def check_results(plan, results):
@@ -214,38 +150,11 @@ def check_results(plan, results):
     """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
-        with inside(place=place_of(layer.step.reducer, block)):
+        try:
             check(result, layer.counts)
-
-
-def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
-    """Check the first step of each kind of reducer on random tokens, without a model.
-
-    A kind takes about a second. `check_results` checks all steps, in the outputs of a
-    model.
-
-    grid: (height, width) of the patches
-    Raises InputError, which names the step, for one that breaks the contract.
-    """
-    first = {}
-    for block, layer in enumerate(plan):
-        if layer.counts:
-            first.setdefault(type(layer.step.reducer), (block, layer))
-    for block, layer in first.values():
-        reducer = layer.step.reducer
-        counts = layer.counts
-        taps = random_taps(reducer, counts.n_in, embed_dim, num_heads)
-        taps = taps.replace(num_prefix=num_prefix)
-        if counts.n_in == grid[0] * grid[1]:  # no token has left yet
-            taps = taps.replace(grid=grid)
-        with inside(place=place_of(reducer, block)):
-            result = _run(reducer, taps, counts)
-            check(result, counts)
-
-
-def place_of(reducer, block):
-    """The step at a block, for errors."""
-    return f"reduction at block {block}, {type(reducer).__name__}"
+        except InputError as error:
+            reducer = type(layer.step.reducer).__name__
+            raise InputError(f"block {block}, {reducer}: {error}") from error
 
 
 def random_taps(reducer, n, embed_dim, num_heads):
@@ -271,25 +180,11 @@ def random_taps(reducer, n, embed_dim, num_heads):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _run(reducer, taps, counts):
-    """Result of a reducer; one that learns has fresh parameters."""
-    if isinstance(reducer, nn.Module):
-        return reducer.init_with_output(root_key(0), taps, counts)[0]
-    return reducer(taps, counts)
-
-
 def _check_shape(name, array, *sizes):
-    """InputError unless an array is [B, *sizes], or None."""
+    """Check that an array is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
-        allowed = f"[B, {listed}]"
-        raise InputError(name, array.shape, allowed, problem=f"has shape {array.shape}")
-
-
-def _refuse(image, which, problem, allowed=""):
-    """Raise InputError about a token, a slot or an entry of an image."""
-    raise InputError(f"image {image}, {which}", allowed=allowed, problem=problem)
+        raise InputError(f"{name} has shape {array.shape}; it must be [B, {listed}]")
 
 
 def _first(wrong):
@@ -298,19 +193,21 @@ def _first(wrong):
 
 
 def _check_slots(dest, n_out):
-    """InputError for a slot that is out of range, or empty."""
+    """Check that no slot is out of range, or empty."""
     outside = (dest < 0) | (dest >= n_out)
     for image, token in _first(outside & (dest != DROPPED)):
-        allowed = f"0 to {n_out - 1}, and {DROPPED} for dropped tokens"
-        _refuse(image, f"token {token}", f"goes to slot {dest[image, token]}", allowed)
+        raise InputError(
+            f"image {image}: token {token} goes to slot {dest[image, token]}; it must "
+            f"be 0 to {n_out - 1}, or {DROPPED} for a dropped token"
+        )
     slots = np.arange(n_out)[None, :, None]
     filled = (dest[:, None, :] == slots).any(axis=-1)
     for image, slot in _first(~filled):
-        _refuse(image, f"slot {slot} of {n_out}", "gets no token", "one or more")
+        raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
 
 
 def _check_index(dest, index):
-    """InputError unless `index` is the map of `dest`, and partners stay themselves."""
+    """Check that `index` is the map of `dest`, and that partners stay themselves."""
     for image, slots in enumerate(dest):
         of_image = jax.tree.map(lambda field, image=image: field[image], index)
         _check_tokens(image, slots, of_image)
@@ -318,7 +215,7 @@ def _check_index(dest, index):
 
 
 def _check_tokens(image, slots, index):
-    """InputError unless the SlotIndex of an image has each token where `slots` has it.
+    """Check that the SlotIndex of an image has each token where `slots` has it.
 
     slots: [n], the slot of each token, or DROPPED
     """
@@ -332,16 +229,20 @@ def _check_tokens(image, slots, index):
         if 0 <= token < n:
             there = f"slot {slots[token]}"
         if there != f"slot {slot}":
-            problem = f"is in slot {slot} of index and in {there} of dest"
-            _refuse(image, f"token {token}", problem)
+            raise InputError(
+                f"image {image}: token {token} is in slot {slot} of index and in "
+                f"{there} of dest"
+            )
     times = np.bincount(tokens, minlength=n)
     for (token,) in _first(times != (slots != DROPPED)):
-        subject = f"token {token} of slot {slots[token]}"
-        _refuse(image, subject, f"is {times[token]} times in index", "once")
+        raise InputError(
+            f"image {image}: token {token} of slot {slots[token]} is {times[token]} "
+            "times in index"
+        )
 
 
 def _check_groups(image, index):
-    """InputError unless `groups` has every slot that absorbs, and its kept tokens."""
+    """Check that `groups` has every slot that absorbs, and its kept tokens."""
     keep = index.keep
     groups = index.groups
     n_out = len(keep)
@@ -349,11 +250,15 @@ def _check_groups(image, index):
     absorbed = index.absorbed[real]
     target = index.target[real]
     for (number,) in _first(~np.isin(target, groups)):
-        problem = f"absorbs token {absorbed[number]} and is not in index.groups"
-        _refuse(image, f"slot {target[number]}", problem)
+        raise InputError(
+            f"image {image}: slot {target[number]} absorbs token {absorbed[number]} "
+            "and is not in index.groups"
+        )
     for (number,) in _first((groups < 0) | (groups >= n_out)):
-        subject = f"index.groups[{number}]"
-        _refuse(image, subject, f"is slot {groups[number]}", f"0 to {n_out - 1}")
+        raise InputError(
+            f"image {image}: index.groups[{number}] is slot {groups[number]}; it must "
+            f"be 0 to {n_out - 1}"
+        )
     for (number,) in _first(keep[groups] != index.group_keep):
         slot = groups[number]
         partner = index.group_keep[number]
@@ -362,7 +267,11 @@ def _check_groups(image, index):
             token = absorbed[target == slot][0]
             if len(index.target) == len(groups) and index.target[number] == slot:
                 token = index.absorbed[number]
-            problem = f"is merged into token {partner}, which leaves, at slot {slot}"
-            _refuse(image, f"token {token}", problem)
-        allowed = f"token {partner}, as index.group_keep has it"
-        _refuse(image, f"slot {slot}", f"keeps token {keep[slot]}", allowed)
+            raise InputError(
+                f"image {image}: token {token} is merged into token {partner}, which "
+                f"leaves, at slot {slot}"
+            )
+        raise InputError(
+            f"image {image}: slot {slot} keeps token {keep[slot]}, but "
+            f"index.group_keep has {partner}"
+        )

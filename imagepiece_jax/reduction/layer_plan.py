@@ -4,16 +4,24 @@ A method has `Step`s, from which `build` makes a `LayerPlan` for each block.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.token_counts import Rule
 
 # "pre": before the block; "attention": in it, after the weights of all tokens and
 # before these are applied to values; "mid": between attention and MLP
 SITES = ("pre", "attention", "mid")
+
+
+class Unreachable(InputError):
+    """Numbers of tokens that the steps of a method cannot leave.
+
+    A search for a cost ends there.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,9 @@ class Step:
     # number of tokens that masked training adds here; None: it removes tokens, too
     when_masked: int | None = None
     tokens: int | None = None  # number of image tokens that stay; None: the rule's
+
+    def __post_init__(self):
+        check_choice("site", self.site, SITES)
 
     @property
     def attention_block(self) -> int:
@@ -70,7 +81,7 @@ def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None
     """The Counts of a step; None where all tokens stay.
 
     n, n0, stage: as `Rule.n_out` takes them
-    Raises InputError for a rule whose result is neither None nor a whole number from
+    Raises Unreachable for a rule whose result is neither None nor a whole number from
         1 to `n`.
     """
     if step.tokens is None:
@@ -79,12 +90,11 @@ def counts_of_step(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None
         n_out = step.tokens if step.tokens < n else None
     if n_out is None:
         return None
-    if not is_integer(n_out) or not 1 <= n_out <= n:
-        problem = (
-            f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} of {n} "
-            f"image tokens at block {step.block}"
+    if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
+        raise Unreachable(
+            f"the rule {type(step.rule).__name__} leaves {n_out!r} image tokens at "
+            f"block {step.block}; it must leave 1 to {n}, or None"
         )
-        raise InputError(allowed=f"1 to {n}, or None", problem=problem)
     return Counts(n, n_out, step.rule.candidates(n), stage)
 
 
@@ -112,14 +122,16 @@ def build(
     """
     by_block = {}
     for step in steps:
-        if not is_integer(step.block) or not 0 <= step.block < depth:
-            allowed = f"blocks 0 to {depth - 1} of the model"
-            problem = f"has a step at block {step.block!r}"
-            raise InputError(value=step.block, allowed=allowed, problem=problem)
+        if step.block not in range(depth):
+            raise InputError(
+                f"a step is at block {step.block!r}; the model has blocks 0 to "
+                f"{depth - 1}"
+            )
         if step.block in by_block:
-            allowed = "one step per block (its reducer may both drop and merge)"
-            problem = f"has two steps at block {step.block}"
-            raise InputError(value=step.block, allowed=allowed, problem=problem)
+            raise InputError(
+                f"two steps are at block {step.block}; a block must have one, whose "
+                "reducer may both drop and merge"
+            )
         by_block[step.block] = step
     plan = []
     reads = [frozenset()] * depth

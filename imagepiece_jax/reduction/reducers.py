@@ -35,7 +35,8 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # The fields of Taps that the reducer reads, of those in `contract.ON_REQUEST`.
+    # The fields of Taps that the reducer reads: metric, key, cls_attn, attn_columns,
+    # shift, probe and rng are there only where it names them.
     needs: ClassVar[frozenset[str]] = frozenset()
     # The feature to compare, one of METRICS; None: the reducer compares none.
     metric = None
@@ -57,7 +58,7 @@ class Reducer:
         return "rng" in self.needs
 
     def check_fits(self, grid: tuple[int, int] | None, counts: Counts):
-        """Raise InputError where the reducer cannot reduce these tokens.
+        """Check that the reducer can reduce these tokens.
 
         grid: (height, width); None where an earlier reduction left no grid
         counts: the numbers of the step

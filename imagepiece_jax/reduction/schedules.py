@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
 # Image tokens after each block of a model of 12 blocks and PATCHES patches.
@@ -97,34 +97,29 @@ POWERED = "late"  # the schedule whose number is a power; those of others are bl
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
     "stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of whole "
-    "numbers, one for each block"
+    "numbers, one for each block, that do not rise"
 )
 
 
 def split_text(text: str) -> tuple[str, tuple[float, ...]]:
     """(name of the shape, its numbers) from text such as "stages-3-6-9".
 
-    Raises ValueError for a text that names no schedule.
+    Raises InputError for a text that names no schedule.
     """
     name, *texts = text.split("-")
-    if name not in SHAPES:
-        raise ValueError(text)
     form = "[0-9]+"
     kind = int
     if name == POWERED:
         form = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
         kind = float
-    if not all(re.fullmatch(form, each) for each in texts):
-        raise ValueError(text)
-    numbers = tuple(map(kind, texts))
+    fits = name in SHAPES and all(re.fullmatch(form, each) for each in texts)
+    numbers = tuple(map(kind, texts)) if fits else ()
     if name == "stages":
-        fits = [*numbers] == sorted({*numbers})
+        fits = fits and [*numbers] == sorted({*numbers})
     else:
-        fits = len(numbers) <= MAX_NUMBERS.get(name, 0)
-    if name == POWERED and 0 in numbers:
-        fits = False
-    if not fits:
-        raise ValueError(text)
+        fits = fits and len(numbers) <= MAX_NUMBERS.get(name, 0)
+    if not fits or (name == POWERED and 0 in numbers):
+        raise InputError(f"counts is {text!r}; it must be one of {ALLOWED}")
     return name, numbers
 
 
@@ -140,8 +135,9 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     name, numbers = split_text(text)
     for block in numbers:
         if block >= depth and name != POWERED:
-            allowed = f"blocks 0 to {depth - 1} of the model"
-            raise InputError("counts", block, allowed, problem=f"names block {block}")
+            raise InputError(
+                f"counts is {text!r}; the model has blocks 0 to {depth - 1}"
+            )
     shares = SHAPES[name](depth, strength, *numbers)
     return tuple(max(1, rounded(share * patches)) for share in shares)
 
@@ -151,24 +147,20 @@ def rounded(number: float) -> int:
     return math.floor(number + 0.5 + 1e-9)
 
 
-def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
-    """A value of the field `counts`: a schedule's text, or a count for each block.
+def check_counts(value: str | tuple[int, ...]) -> None:
+    """Check that it is a schedule's text, or counts that do not rise.
 
-    Raises ValueError for anything else, and InputError for counts that rise or are 0.
+    value: of the field `counts`
     """
     if isinstance(value, str):
         split_text(value)
-        return value
-    listed = isinstance(value, tuple | list) and value
-    if not listed or not all(map(is_integer, value)):
-        raise ValueError(value)
-    counts = tuple(map(int, value))
-    if min(counts) < 1:
-        problem = f"has {min(counts)} tokens after block {counts.index(min(counts))}"
-        raise InputError(value=counts, allowed="1 or more", problem=problem)
-    for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
+        return
+    if not isinstance(value, tuple) or not value:
+        raise InputError(f"counts is {value!r}; it must be one of {ALLOWED}")
+    for count in value:
+        check_range("an entry of counts", count, least=1, whole=True)
+    for block, (before, after) in enumerate(itertools.pairwise(value), start=1):
         if after > before:
-            allowed = "counts that do not rise"
-            problem = f"rises at block {block}, from {before} to {after} tokens"
-            raise InputError(value=counts, allowed=allowed, problem=problem)
-    return counts
+            raise InputError(
+                f"counts is {value}; it must not rise, as it does at block {block}"
+            )

@@ -21,13 +21,13 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import signals
-from imagepiece_jax.common.fields import is_number
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import Progress, in_words
 from imagepiece_jax.data.near_duplicates import readable_originals
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.train_crop import TrainTransform
-from imagepiece_jax.errors import InputError, short_traceback
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.recovery_record import (
@@ -63,7 +63,6 @@ NOTHING_BETTER = "nothing was better than the start yet"
 log = logging.getLogger("imagepiece_jax.training")
 
 
-@short_traceback
 def recover(
     vit: Pretrained,
     images: Any,
@@ -105,11 +104,10 @@ def recover(
     """
     check_pretrained(vit)
     check_recoverable(vit)
-    if minutes is not None and not (is_number(minutes) and 0 < minutes < math.inf):
-        raise InputError("minutes", minutes, "numbers above 0")
-    if steps is not None and minutes is not None:
-        problem = "is given together with the number of steps"
-        raise InputError("minutes", allowed="one of the two", problem=problem)
+    if minutes is not None:
+        check_range("minutes", minutes, above=0)
+        if steps is not None:
+            raise InputError("steps and minutes are given; one of them says how long")
     recipe = Recipe(
         parameters=parameters,
         steps=STEPS if steps is None else steps,
@@ -126,15 +124,11 @@ def check_recoverable(vit: Pretrained):
     of another model.
     """
     if vit.model.has_selectors:
-        allowed = "reductions without; the command train trains the others"
-        problem = "has selectors that must be learned"
-        raise InputError(vit.label, allowed=allowed, problem=problem)
+        raise InputError(f"{vit.label} has selectors, which training must learn")
     reduction = vit.reduction
     # Dense attention may be said to be proportional, which changes nothing.
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
-        allowed = "reductions that remove tokens; with none, .6, .5 and .4 are learned"
-        problem = f"is {reduction.words}, which leaves all tokens: nothing to recover"
-        raise InputError("reduction", reduction.words, allowed, problem=problem)
+        raise InputError(f"reduction {reduction} leaves all tokens: nothing to recover")
     check_variables(vit.model, vit.variables, vit.image_size)
 
 

@@ -39,9 +39,8 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     total = len(source)
     needed = MIN_HELD_OUT + batch_size
     if total < needed:
-        allowed = f"{needed} or more: {MIN_HELD_OUT} held out, a batch of {batch_size}"
-        problem = f"has {total} image" if total == 1 else f"has {total} images"
-        raise InputError("images", total, allowed, problem=problem)
+        needs = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
+        raise InputError(f"{total} images are too few; it takes {needs}")
     held = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total // HELD_OUT))
     held_out = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), held_out)
@@ -124,8 +123,7 @@ class HeldOut(EvalBatches):
         chunk = super().read(number, allocate)
         for sample in chunk.samples:
             for error in sample.errors:
-                hint = "it could be read before, and is held out; start again"
-                raise error.inside(hint=hint)
+                raise InputError(f"{error}; it is held out: start again")
         return chunk
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import CheckedFields, choice, count
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
@@ -26,13 +26,19 @@ STEPS = 250  # number of steps, where neither steps nor minutes are given
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(CheckedFields):
+class Recipe:
     """How a model is recovered."""
 
-    parameters: str = choice("biases", TRAINED)  # which parameters are trained
-    steps: int = count(STEPS, least=1)
-    batch_size: int = count(32, least=1)
-    seed: int = count(0, most=2**32 - 1)
+    parameters: str = "biases"  # which parameters are trained, one of TRAINED
+    steps: int = STEPS
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choice("parameters", self.parameters, TRAINED)
+        check_range("steps", self.steps, least=1, whole=True)
+        check_range("batch_size", self.batch_size, least=1, whole=True)
+        check_range("seed", self.seed, least=0, whole=True)
 
 
 class State(NamedTuple):

@@ -88,7 +88,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     check_single_label(problem_type, named, "distillation")
     trained = initial.teacher.source.reduction or DENSE
     if trained.name != DENSE.name:
-        say(f"note: {named} was trained with {trained.words}, and teaches without it")
+        say(f"note: {named} was trained with {trained}, and teaches without it")
     if run.reduction.method.needs_teacher:
         model = dense.clone(drop_path_rate=0.0)
         size = run.image_size
@@ -106,7 +106,7 @@ def _check_wanted(run, needed):
     teacher = run.teacher
     kind = run.distill.path("kind")
     if needed and not teacher.weights:
-        learner = f"config.reduction.name {run.reduction.name!r}"
+        learner = f"config.reduction {str(run.reduction)!r}"
         if run.distill.active:
             learner = f"{kind} {run.distill.kind!r}"
         teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")

@@ -120,8 +120,10 @@ def loss_of(student, teacher, targets, run, model, step):
         of_method = method_loss(outputs, taught, plan=model.plan)
         for name in of_method:
             if name in terms:  # of which one would not count
-                problem = f"has a loss term {name!r}, as distillation has"
-                raise InputError(f"reduction {run.reduction.name}", problem=problem)
+                raise InputError(
+                    f"reduction {run.reduction} has a loss term {name!r}, as "
+                    "distillation has"
+                )
         terms |= of_method
     return sum(terms.values(), loss), terms
 

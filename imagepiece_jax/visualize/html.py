@@ -87,20 +87,20 @@ def write_folder(
     figures = pathlib.Path(out) / "figures"
     methods = []
     traces = []
-    files.make_folder("out", out)
+    os.makedirs(out, exist_ok=True)
     files.check_folder("out", figures)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
         trace = tracing.trace(vit.model, vit.on_device(), images, vit.problem_type)
         traces.append(trace)
-        setting = vit.reduction.fields
+        setting = str(vit.reduction)
         method = {"label": vit.label, "setting": setting, "gmacs": vit.gmacs}
         methods.append(method)
         stages = trace.stages
         if blocks:
             stages = tuple(stage for stage in stages if stage.block in blocks)
         drawn = dataclasses.replace(trace, stages=stages)
-        files.make_folder("out", figures)  # where there is something to put in it
+        os.makedirs(figures, exist_ok=True)  # where there is something to put in it
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)

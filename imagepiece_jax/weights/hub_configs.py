@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -35,7 +35,7 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.location import Location
 
-FORMAT = 1  # of `OURS`: another one is not read
+FORMAT = 2  # of `OURS`: another one is not read
 
 
 def read(found: Location) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     loads the dense part. Else it is OURS.
     """
     model = vit.model
+    reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
     optional = {}
     if vit.untrained:
         optional["untrained"] = vit.untrained_parts
@@ -117,7 +118,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
             "std": model.std,
         },
         "preprocessing": vit.preprocessing.options,
-        "reduction": {**vit.reduction.fields, "prop_attn": model.prop_attn},
+        "reduction": str(reduction),
         "dtype": model.dtype.name,
         **optional,
     }
@@ -140,7 +141,7 @@ def _parse_ours(config):
             spec = ModelSpec.from_fields(ours["model"])
         spec = dataclasses.replace(spec, dtype=ours["dtype"])
         with inside("preprocessing"):
-            Preprocessing.from_fields(spec.image_size, ours["preprocessing"])
+            Preprocessing(spec.image_size, **ours["preprocessing"])
         reduction = Reduction.read(ours["reduction"])
     _check_same(spec, config)
     class_names = timm_config.labels(config, classes)

@@ -223,8 +223,6 @@ def _create(source, spec, reduction, prop_attn):
     same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
-        if not same_size:  # where its counts are of another cost
-            reduction = dataclasses.replace(reduction, label="")
         if prop_attn is not None:
             reduction = dataclasses.replace(reduction, prop_attn=prop_attn)
     try:
@@ -261,8 +259,8 @@ def _config_named(source):
     try:
         yield
     except timm_tensors.Misfit as error:
-        of_positions = error.field == "tensor pos_embed"
-        of_sizes = not (error.field or error.fresh)  # depth and width
+        of_positions = error.tensor == "pos_embed"
+        of_sizes = error.tensor is None  # depth and width
         if source.run is None or not (of_positions or of_sizes):
             raise
         spec = source.spec

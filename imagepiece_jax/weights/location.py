@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.files import check_is_path, read_json
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError, inside
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
@@ -68,7 +68,6 @@ def find(path: str | os.PathLike) -> Location:
         malformed id, and for a folder that says nothing of its weights.
     """
     field = "path"
-    check_is_path(field, path)
     text = os.fspath(path)
     if not text:
         raise InputError(field, None, "files and folders", problem="is empty")

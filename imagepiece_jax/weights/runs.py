@@ -24,7 +24,7 @@ from imagepiece_jax.weights.location import ALLOWED, Location
 
 KINDS = ("latest", "best")  # of checkpoints
 # Fields that the config of a run has, and their types.
-TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": dict}
+TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": str}
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run

@@ -19,7 +19,6 @@ from flax import traverse_util
 
 from imagepiece_jax.common.files import (
     LOCK,
-    check_is_path,
     read_json,
     replacing_folder,
 )
@@ -113,7 +112,6 @@ def _write(file, tensors):
 
 def checked_folder(folder):
     """The folder's path; InputError where another file would be overwritten."""
-    check_is_path("folder", folder)
     if hub.is_id(folder):
         allowed = "folders of this machine, which hf upload takes from here"
         raise InputError.at(folder, "is an id of the hub", allowed)

@@ -59,7 +59,7 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     facts = program_facts.program_facts(vit, images)
     assert facts["problem_type"] == problem_type
     assert facts["activation"] == activation
-    assert Preprocessing.from_fields(20, crop_of(facts["preprocessing"])) == prepared
+    assert Preprocessing(20, **crop_of(facts["preprocessing"])) == prepared
     assert facts["preprocessing"]["resized"] == [22, 22]
 
 
@@ -131,7 +131,7 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder that `save` wrote, of a model whose second block prunes."""
-    vit = tiny.pretrained({"name": "evit", "keep_rate": 0.6, "blocks": (1,)}, depth=2)
+    vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
     return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
 
 

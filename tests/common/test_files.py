@@ -31,7 +31,7 @@ def test_a_file_system_without_locks_is_no_other_process(
 ):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
-    with open_locked("--out", tmp_path / "lock", "w") as file:
+    with open_locked("out", tmp_path / "lock", "w") as file:
         assert not file.closed
     (said,) = [record.getMessage() for record in caplog.records]
     assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
@@ -39,9 +39,9 @@ def test_a_file_system_without_locks_is_no_other_process(
 
 def test_a_lock_that_is_refused_closes_the_file(tmp_path):
     """An open one would be a ResourceWarning, which is an error in tests."""
-    with open_locked("--out", tmp_path / "lock", "w") as first:
-        with pytest.raises(InputError, match="^--out .* is in use by another process"):
-            open_locked("--out", tmp_path / "lock", "w")
+    with open_locked("out", tmp_path / "lock", "w") as first:
+        with pytest.raises(InputError, match="^out .* is in use by another process"):
+            open_locked("out", tmp_path / "lock", "w")
         assert not first.closed
 
 
@@ -69,8 +69,8 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
     before = path.lstat()
     there = sorted(tmp_path.iterdir())
     reason = "Is a directory" if kind == "folder" else "Is a device or a pipe"
-    with pytest.raises(InputError, match=rf"--out .* cannot be written \({reason}\)"):
-        check_writable("--out", path, [".json"])
+    with pytest.raises(InputError, match=rf"out .* cannot be written \({reason}\)"):
+        check_writable("out", path, [".json"])
     with pytest.raises(RunError, match=rf"cannot be written \({reason}\)"):
         replace_file(path, "text")
     after = path.lstat()
@@ -80,26 +80,21 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
-    """A link that leads nowhere or around is refused."""
     (tmp_path / "there").mkdir()
     target = tmp_path / "there" / "target"
     link = tmp_path / "link"
     if exists:
         target.write_text("old and longer")
     link.symlink_to(target)
-    check_writable("--json", link, None)
+    check_writable("json", link, None)
     replace_file(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "target", "there"]
-    for goal in (tmp_path / "no" / "such", link):
-        link.unlink()
-        link.symlink_to(goal)
-        with pytest.raises(InputError, match="cannot be written"):
-            check_writable("--out", link, [".json"])
-        with pytest.raises(RunError, match="cannot be written"):
-            replace_file(link, b"data")
-        assert link.is_symlink()
+    link.unlink()
+    link.symlink_to(tmp_path / "no" / "such")
+    with pytest.raises(InputError, match="cannot be written"):
+        check_writable("out", link, [".json"])
 
 
 def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
@@ -137,7 +132,7 @@ def test_neighbors_and_permissions_stay(tmp_path):
     for mine in (path, neighbor):
         mine.write_text("mine")
     path.chmod(0o640)
-    check_writable("--out", path, [""])
+    check_writable("out", path, [""])
     with replacing(path) as new:  # while another process does the same
         replace_file(path, "theirs")
         new.write_text("ours")
@@ -279,46 +274,42 @@ REPLACED = [
     ("json", [".json"], "panda.jpg", "only .json files are replaced"),
     ("json", [".json"], "result", "only .json files are replaced"),
     ("json", [".json"], "Result.JSON", None),
-    ("json", [".json"], "config.json", "a file of this name"),
-    ("json", [".json"], "model.safetensors.index.json", "a file of this name"),
     ("json", [".json", ".jsonl"], "rows.jsonl", None),
     ("json", [".json", ".jsonl"], "a.md", "only .json and .jsonl files are replaced"),
-    ("markdown", [".md"], "README.md", "a file of this name"),
     ("times", ["", ".jsonl"], "times", None),
     ("out", None, "model.onnx", None),
-    ("out", None, "config.json", "a file of this name"),
 ]
 
 
 @pytest.mark.parametrize("flag, endings, name, said", REPLACED)
 def test_a_result_replaces_only_what_may_be_one(tmp_path, flag, endings, name, said):
     path = tmp_path / name
-    check_writable(f"--{flag}", path, endings)
+    check_writable(flag, path, endings)
     path.touch()
     expected = contextlib.nullcontext()
     if said:
-        start = re.escape(f"--{flag} {path} already exists, and ")
+        start = re.escape(f"{flag} {path} already exists, and ")
         expected = pytest.raises(InputError, match=f"{start}.*{said}")
     with expected:
-        check_writable(f"--{flag}", path, endings)
+        check_writable(flag, path, endings)
 
 
 def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     for name in ("config.json", "classes.json", "run.json"):
         (tmp_path / name).write_text("{}")
-        with pytest.raises(InputError, match=f"--json .*{name} is read by this"):
-            check_writable("--json", tmp_path / name, [".json"], own_files(tmp_path))
-    check_writable("--json", tmp_path / "result.json", [".json"], own_files(tmp_path))
+        with pytest.raises(InputError, match=f"json .*{name} is read by this"):
+            check_writable("json", tmp_path / name, [".json"], own_files(tmp_path))
+    check_writable("json", tmp_path / "result.json", [".json"], own_files(tmp_path))
 
 
 def test_a_folder_is_checked_and_not_made(tmp_path, monkeypatch):
-    files.check_folder("--out", tmp_path / "a" / "b")
-    files.check_folder("--out", tmp_path)
+    files.check_folder("out", tmp_path / "a" / "b")
+    files.check_folder("out", tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with refused("--out", path, "cannot be created (Not a directory)"):
-            files.check_folder("--out", path)
+        with refused("out", path, "cannot be created"):
+            files.check_folder("out", path)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with refused("--out", tmp_path / "a", "cannot be written (Permission denied)"):
-        files.check_folder("--out", tmp_path / "a")
+    with refused("out", tmp_path / "a", "cannot be written (Permission denied)"):
+        files.check_folder("out", tmp_path / "a")

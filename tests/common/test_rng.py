@@ -176,7 +176,7 @@ def test_no_setting_changes_fresh_variables():
     """Nor flax's, by which the keys of parameters differ; with a convolutional stem."""
 
     def found():
-        learned = {"name": "token_learner"} | tiny.SMALL["token_learner"]
+        learned = tiny.small("token_learner")
         model = tiny.model(learned, stem="conv", depth=2)
         return digest(fresh_variables(model, tiny.SIDE, seed=2**32 - 1))
 

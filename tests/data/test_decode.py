@@ -258,8 +258,8 @@ def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reas
     file = str(tmp_path / "gone.jpg") if data is None else io.BytesIO(data)
     with pytest.raises(UnreadableImage) as caught:
         decode(file, "cat.jpg")
-    assert caught.value.place == "cat.jpg"
-    assert reason in caught.value.value
+    assert caught.value.name == "cat.jpg"
+    assert reason in caught.value.reason
 
 
 def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
@@ -273,4 +273,5 @@ def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
 
 def test_unreadable_image_survives_pickling():
     error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "torn")))
-    assert (error.place, error.value) == ("a.jpg", "torn")
+    assert (error.name, error.reason) == ("a.jpg", "torn")
+    assert str(error) == "a.jpg cannot be read (torn)"

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagepiece_jax.data.normalize import normalize, warn_of_range
 from imagepiece_jax.errors import InputError
@@ -30,9 +29,9 @@ def test_it_takes_out_the_mean_and_the_deviation():
 
 def test_means_of_pixels_are_refused():
     image = np.zeros((1, 1, 3), np.uint8)
-    with pytest.raises(InputError, match=r"mean is \(123, 117, 104\); allowed: .* 1"):
+    with pytest.raises(InputError, match=r"mean is 123.0; it must be"):
         normalize(image, (123, 117, 104), (58, 57, 57))
-    with pytest.raises(InputError, match=r"std is \(58, 57, 57\); allowed: three"):
+    with pytest.raises(InputError, match="std is 58.0; it must"):
         normalize(image, IMAGENET[0], (58, 57, 57))
 
 
@@ -42,8 +41,6 @@ TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # o
 @pytest.mark.parametrize(
     "images, value",
     [
-        ("cat.jpg", "str"),
-        (Image.new("RGB", (2, 2)), "Image"),
         (TENSOR, "SimpleNamespace"),
         (np.zeros((2, 2, 3)), (2, 2, 3)),
         (np.zeros((2, 2, 4), np.uint8), (2, 2, 4)),

@@ -151,6 +151,5 @@ def test_evaluation_leaves_small_images_alone():
     ],
 )
 def test_images_of_another_size_are_refused_where_nothing_resizes(call):
-    with pytest.raises(InputError, match="the model's image_size") as caught:
+    with pytest.raises(InputError, match="the image has 47x48 pixels"):
         call(ramp(47, 48))
-    assert caught.value.value == (47, 48)

@@ -144,7 +144,7 @@ def test_test_images_may_be_folders_of_classes_alone(folder):
         assert names == [within.name(index) for index in range(len(within))]
         assert labels_of(alone) == labels_of(within) == [0, 1]
         assert alone.class_names == within.class_names == ("ant", "zebra")
-    with refused(f"folder {folder}/val/train", None, "cannot be read"):
+    with pytest.raises(FileNotFoundError, match=f"{folder}/val/train"):
         open_source(f"{folder}/val", "train")
 
 
@@ -250,7 +250,7 @@ def test_unlabeled_images_are_there_and_never_tested_on(folder):
         unlabeled(folder)
     shutil.rmtree(folder / "train")
     (folder / "train").mkdir()
-    with pytest.raises(InputError, match="train holds no images; allowed: .* .jpg"):
+    with pytest.raises(InputError, match="train holds no images, .* .jpg"):
         unlabeled(folder)
 
 
@@ -375,7 +375,7 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
             image, label = source.read(index)
             seen[source.name(index)] = (image.shape, int(image[0, 0, 0]), label)
         except UnreadableImage as error:
-            seen[error.place] = None
+            seen[error.name] = None
     expected = {f"n{i}.JPEG": ((20 + i, 24, 3), 10 * i, 100 * i) for i in range(5)}
     assert seen == expected | {"n5.JPEG": None}
     val = open_source("imagenet2012", "val", num_classes=1000, data_dir=imagenet)
@@ -527,5 +527,5 @@ def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
     twice = [*many[:9], *many[:3]]
     assert split_files("nowhere", twice, "val", "x") == ["0"]
     assert split_files("nowhere", twice, "train", "x") == [*many[1:9], "1", "2"]
-    with pytest.raises(InputError, match="x has 1 image and no test images; allow"):
+    with pytest.raises(InputError, match="x has 1 image, and no test images"):
         split_files("nowhere", ["a", "a"], "val", "x")

@@ -8,7 +8,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluate.cache import FILE, ResultCache
 from tests.training.test_full_disk import full_disk
 
-SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}
+SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
 
 
 class Count:
@@ -40,7 +40,7 @@ def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
     assert calls == 0
     assert again == first[:1]
     assert not capsys.readouterr().err
-    other = SETTING | {"reduction": {"name": "evit", "keep_rate": 0.6}}
+    other = SETTING | {"reduction": "evit:keep_rate=0.6"}
     assert measured(tmp_path, SETTING, other)[1] == 1
 
 

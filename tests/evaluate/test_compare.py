@@ -113,7 +113,7 @@ def test_settings_have_the_cost_that_their_share_asks_for(context, report):
     """Within 2 % of the dense model; all other fields are the defaults."""
     for line in report["settings"]:
         asked = {"name": line["method"], **line["setting"]}
-        assert line["setting"] == {"macs": line["share"]}
+        assert line["setting"] == line["share"]
         assert line["reached"] == line["gmacs"] / context.dense
         assert abs(line["reached"] - line["share"]) <= 0.02
         plan = context.vit.model_with(asked).plan
@@ -271,7 +271,7 @@ def matched(checkpoint, method, shares):
 
 def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
-    own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
+    own = "dynamicvit:keep_rate=0.7:blocks=(1,2)"
     model = create_model(**tiny_paper.FIELDS, reduction=own)
     variables = tiny.fill(variable_shapes(model, 16))
     made = Guessing()
@@ -358,7 +358,7 @@ def measured(points, **more):
     lines = []
     changes = []
     for method, share, value, half in points:
-        setting = {"macs": share}
+        setting = share
         if method == compare.SMALLER:
             setting = {"image_size": 192}
         name = method.split()[0]
@@ -395,7 +395,7 @@ def test_the_last_line_says_what_to_take(points, taken):
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     """The one that it was made from; rows say which forms were recovered."""
     public = tiny_paper.pretrained(tmp_path, depth=2)
-    reduction = {"name": "tome", "r": 16}
+    reduction = "tome:r=16"
     made = on_digits(recoveries.recovered(public, costs=(reduction,)))
     reductions = [Reduction.read(reduction), Reduction.read("tome:r=1")]
     report = compare.sweep(made, reductions)

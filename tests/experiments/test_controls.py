@@ -134,7 +134,7 @@ def test_controls_are_methods_while_they_are_registered():
     """By name in a model, whose outputs are finite."""
     with controls.registered(), controls.registered():
         for name, kind in controls.CONTROLS.items():
-            vit = tiny.pretrained(tiny.IMAGEPIECE | {"name": name})
+            vit = tiny.pretrained(tiny.IMAGEPIECE.replace("imagepiece", name))
             assert type(vit.reduction.method) is kind
             run = tiny.compiled(vit.model.apply)
             assert np.isfinite(run(vit.variables, tiny.images()).logits).all()

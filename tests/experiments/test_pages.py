@@ -91,7 +91,7 @@ def test_table1_has_both_counts_of_spvit(study):
 
 
 def test_a_row_without_retraining_is_of_the_model_as_trained():
-    runs = [{"name": "imagepiece"}, {"name": "imagepiece", "keep_rate": 0.6}]
+    runs = ["imagepiece", "imagepiece:keep_rate=0.6"]
 
     class Runs:
         def find(self, reduction, stem, by_stem):

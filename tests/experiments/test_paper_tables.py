@@ -21,7 +21,7 @@ from tests.experiments import tiny_paper
 from tests.models import tiny
 from tests.oracles import log_softmax
 
-TOME = {"name": "tome", "r": 4}
+TOME = "tome:r=4"
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,12 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     *_, found = read_lines(study.out / FILE)
     setting = found["setting"]
     assert setting["kind"] == "accuracy"
-    assert setting["reduction"]["name"] == "tome"
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
     assert setting["model"]["embed_dim"] == 8
     assert setting["images"] == 24
-    assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
+    assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
     assert setting["weights"] == pretrained.digest
     assert setting["seed"] == 0
     assert setting["digest"] == study.images.source.digest
@@ -90,7 +89,7 @@ def slow_ratio(outputs, place, after, count):
 @pytest.fixture(scope="module")
 def observed(study, pretrained):
     """ImagePiece's model and its outputs for all images."""
-    reduction = {"name": "imagepiece"}
+    reduction = "imagepiece"
     model = merges.observed(pretrained.model_with(reduction))
     variables = pretrained.variables
     batches = [batch["image"] for batch in study.images.batches()]
@@ -101,7 +100,7 @@ def observed(study, pretrained):
 @pytest.mark.slow
 def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, observed):
     model, outputs = observed
-    found = analysis.attentive_ratios(study, pretrained, {"name": "imagepiece"})
+    found = analysis.attentive_ratios(study, pretrained, "imagepiece")
     assert list(found) == ["1", "2"]
     sites = {site.block: site for site in merges.sites(model)}
     for block, rule in ((1, "(a)"), (2, "(b)")):
@@ -120,7 +119,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
 @pytest.mark.slow
 def test_observing_changes_no_decision(study, pretrained, observed):
     _, outputs = observed
-    model = pretrained.model_with({"name": "imagepiece"})
+    model = pretrained.model_with("imagepiece")
     variables = pretrained.variables
     pixels = normalize(study.images.batches()[0]["image"][0], MEAN, STD)
     direct = jax.jit(model.apply)(variables, pixels)
@@ -136,14 +135,14 @@ def test_overlap_of_a_model(study, pretrained):
     values = [tome[f"src {k}"][0] for k in (15, 20, 30, 70)]
     assert values == sorted(values)
     assert 0 < values[-1] <= 100
-    ours = analysis.attended_shares(study, pretrained, {"name": "imagepiece"})
+    ours = analysis.attended_shares(study, pretrained, "imagepiece")
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
 
 
 ROWS = (
     DENSE,
     TableRow("ToMe", TOME),
-    TableRow("ImagePiece", {"name": "imagepiece"}, "conv"),
+    TableRow("ImagePiece", "imagepiece", "conv"),
 )
 
 
@@ -158,7 +157,7 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert imagepiece.count("not measured") == 6
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    fitted = dataclasses.replace(found["ToMe"], reduction=TOME | {"r": 5})
+    fitted = dataclasses.replace(found["ToMe"], reduction="tome:r=5")
     assert "| ToMe (r=5) | 79.36" in paper_tables.table(
         ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}, ""
     )

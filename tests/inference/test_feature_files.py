@@ -270,7 +270,7 @@ def test_a_file_that_is_no_whole_array_is_named(
     else:
         file.write_bytes(b"")
     before = content(folder)
-    with refused(file, None, "is damaged, or was changed", "float16", "remove it"):
+    with refused(file, None, "is damaged, or was changed"):
         write_features(vit, photographs, folder, **OPTIONS)
     assert content(folder) == before
     file.unlink()
@@ -365,7 +365,7 @@ def test_listed_names(tmp_path, monkeypatch):
     with refused("images", "no.csv", "does not exist"):
         pictures.check_there(["photos", "no.csv"])
     (tmp_path / "set.csv").write_text("file,label\nb.jpg,1\n")
-    with refused("set.csv", None, "no column 'filename' (found: file, label)"):
+    with refused("set.csv", None, "no column 'filename'"):
         [*pictures.listed(["set.csv"])]
 
 

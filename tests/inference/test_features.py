@@ -181,7 +181,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
     pixels = np.stack([vit.preprocessing(turned), vit.preprocessing(noise[1])])
     wanted = features.features(vit, pixels).patches
     path = tmp_path / "turned.png"
-    for several in ([path, photographs[1]], iter([path.read_bytes(), noise[1]])):
+    for several in ([path, photographs[1]], iter([path, noise[1]])):
         found = features.features(vit, several).patches
         np.testing.assert_array_equal(found, wanted)
     for one in (photographs[1], noise[1], jnp.asarray(noise[1])):
@@ -194,7 +194,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     """Two at a time, of which the last has one image of the five twice."""
-    vit = tiny.pretrained({"name": "tome", "r": 4}, depth=1)
+    vit = tiny.pretrained("tome:r=4", depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -223,7 +223,7 @@ def test_a_damaged_file_of_a_folder_is_named_and_its_features_are_nan(
 ):
     """As the command `features` has it: the other rows are those without it."""
     monkeypatch.setattr(features, "BATCH", batch)
-    vit = tiny.pretrained({"name": "tome", "r": 4}, depth=1)
+    vit = tiny.pretrained("tome:r=4", depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
     for number, image in zip((0, 2, 3), pixels, strict=True):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -241,11 +241,11 @@ def test_a_damaged_file_of_a_folder_is_named_and_its_features_are_nan(
     "images, subject, value, said",
     [
         ([pathlib.Path("a.png")], "a.png", "no known image format", ""),
-        (["."], ".", None, "is a folder"),
-        (".", "images", "a.png", "has none that can be read among 1 photographs"),
+        (["."], ".", None, "cannot be read (Is a directory)"),
+        (".", "images", "a.png", "has none that can be read among 1"),
         ([], "images", None, "is empty"),
         (7, "images", "int", "is int"),
-        (TENSOR, "images", "torch.float32 [3, 20, 20, 3]", "uint8 arrays"),
+        (TENSOR, "images", "torch.float32 [3, 20, 20, 3]", "array uint8"),
         (np.zeros((20, 20, 3), np.float32), "images", (20, 20, 3), ""),  # no batch
     ],
 )

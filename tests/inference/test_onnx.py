@@ -28,7 +28,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
 from tests.models.test_families import DIFFERENT, FAMILIES
 from tests.refused import refused
@@ -52,8 +51,8 @@ SHORT = {
     "prune_blocks": (0,),  # after its attention: in the last block logits would be
     "merge_blocks": (1,),  # the same without
 }
-IMAGEPIECE = tiny.IMAGEPIECE | {"prune_blocks": (0,), "merge_blocks": (1,)}
-EVIT = tiny.EVIT | {"blocks": (0,)}
+IMAGEPIECE = tiny.changed(tiny.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,))
+EVIT = tiny.changed(tiny.EVIT, blocks=(0,))
 
 
 def session_of(graph):
@@ -111,23 +110,23 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_the_logits_of_jax(name):
-    fields = tiny.small(name)
+    reduction = tiny.small(name)
     depth = 3
     if name not in ("mctf", "token_pooling"):  # which begin at the second block
-        for field in fields.keys() & SHORT.keys():
-            fields[field] = SHORT[field]
+        typed = [field for field in SHORT if f":{field}=" in reduction]
+        reduction = tiny.changed(reduction, **{field: SHORT[field] for field in typed})
         depth = 2
-    check(tiny.model(fields, depth=depth))
+    check(tiny.model(reduction, depth=depth))
 
 
 # In the first two blocks it prunes and does not merge.
-PRUNING = {"name": "diffrate", "prune": (24, 20, 15), "merge": (24, 17, 15)}
+PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
 
 
 @pytest.mark.parametrize(
     "reduction, options, batch_size",
     [
-        (EVIT | {"score": "shift"}, {}, None),
+        (tiny.changed(EVIT, score="shift"), {}, None),
         (EVIT, {"image_size": (12, 28)}, None),
         (PRUNING, {"depth": 3}, None),
         (PRUNING, {"depth": 3}, 2),
@@ -141,7 +140,7 @@ def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
 @pytest.mark.parametrize("family", DIFFERENT)
 def test_every_prefix_and_pooling_has_the_logits_of_jax(family):
     """Reduced by scores; test_pairs_of_fields has merges."""
-    reduction = {"name": "evit", "blocks": (0,)}
+    reduction = "evit:blocks=(0,)"
     check(tiny.model(reduction, arch=FAMILIES[family], depth=2))
 
 
@@ -188,7 +187,7 @@ def small(name, reduction=None, depth=2):
 @pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
 def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     """A first block that attends to all tokens, a second one to merged tokens."""
-    check(small(name, {"name": "tome", "r_list": (4,)}), runtimes=[run])
+    check(small(name, "tome:r_list=(4,)"), runtimes=[run])
 
 
 @pytest.mark.parametrize("name", sorted(ROTARY.values()))
@@ -197,8 +196,8 @@ def test_rotary_positions_travel_with_tokens(name):
     check(small(name, IMAGEPIECE))
 
 
-MERGED = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
-MEANS = {"name": "token_learner", "num_tokens": 8, "block": 0}
+MERGED = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+MEANS = "token_learner:num_tokens=8:block=0"
 
 
 @pytest.mark.parametrize(
@@ -259,12 +258,12 @@ def test_pixels_are_normalized_inside():
 @pytest.mark.parametrize(
     "reduction, options",
     [
-        ({"name": "none"}, {"batch_size": 2}),
-        (EVIT | {"blocks": (0, 1)}, {}),
+        ("none", {"batch_size": 2}),
+        (tiny.changed(EVIT, blocks=(0, 1)), {}),
         (IMAGEPIECE, {}),
-        ({"name": "tome", "r": 4}, {"output": "patches"}),
-        ({"name": "tome", "r": 4}, {"arch": FAMILIES["siglip"]}),  # no prefix
-        ({"name": "token_learner", "num_tokens": 5, "block": 0}, {}),
+        ("tome:r=4", {"output": "patches"}),
+        ("tome:r=4", {"arch": FAMILIES["siglip"]}),  # no prefix
+        ("token_learner:num_tokens=5:block=0", {}),
     ],
 )
 def test_features_are_those_of_jax(reduction, options):
@@ -359,7 +358,7 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
 
 def test_equally_good_tokens_are_taken_in_the_order_of_jax():
     """All patches are alike: every score and every similarity is a tie."""
-    for reduction in (EVIT, IMAGEPIECE, {"name": "tome", "r": 4}):
+    for reduction in (EVIT, IMAGEPIECE, "tome:r=4"):
         vit = tiny.pretrained(reduction, depth=2)
         vit.variables["params"]["pos_embed"][:] = 0
         images = np.ones((2, tiny.SIDE, tiny.SIDE, 3), np.float32)
@@ -370,9 +369,9 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_what_draws_has_no_graph(batch_size):
-    reduction = {"name": "random", "blocks": (1,)}
+    reduction = "random:blocks=(1,)"
     vit = tiny.pretrained(reduction)
-    with refused("reduction", Reduction.read(reduction).words, "it has no graph"):
+    with refused("reduction", reduction, "it has no graph"):
         onnx_model(vit, batch_size=batch_size)
 
 

@@ -19,7 +19,7 @@ from tests.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
 TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
-EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
+EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
 
 
 def optimized(model, variables, **options):
@@ -68,7 +68,7 @@ def test_folded_norms_change_nothing(program, logits):
 
 
 def test_fast_reductions_are_of_programs_in_two_bytes():
-    reduction = {"name": "attended", "blocks": (1,), "macs": 0.7}
+    reduction = "attended:blocks=(1,):macs=0.7"
     for dtype, differs in (("bfloat16", True), ("float32", False)):
         model = tiny.model(reduction, dtype=dtype)
         arguments = tiny.shapes(model), tiny.images(2)
@@ -177,7 +177,7 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
 
 def test_only_what_layers_cast_is_cast():
     """Shapes can be prepared without weights."""
-    model = tiny.model({"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1,)})
+    model = tiny.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
     variables = tiny.variables(model)
     shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
     _, variables = optimize.prepare(model, variables)
@@ -209,7 +209,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
     vit = Pretrained(*trained)
     program = optimize.optimize(vit, 2, device="CPU", compiler_options=QUICK)
     assert program.batch_size == 2
-    with refused("batch_size", None, "whole numbers of at least 1"):
+    with refused("batch_size", None, "must be a whole number"):
         optimize.optimize(vit)
 
 
@@ -222,13 +222,8 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
         ("gelu", "quick", "quick", "but the model's GELU is 'exact'"),
         ("attention", "flash", "flash", ""),
         ("reductions", "quick", "quick", "'exact', 'fast'"),
-        ("reductions", "fast", "fast", "float32; allowed: 'exact', or a dtype of two"),
-        ("pixels", "no", "no", ""),
-        *(("compiler_options", given, given, "") for given in (3, {"xla_no": 1})),
+        ("reductions", "fast", "fast", "but layers are float32"),
         *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
-        *(("cache_dir", folder, folder, "") for folder in (3, "/dev/null/x")),
-        ("batchsize", 8, "batchsize", "did you mean batch_size?"),
-        ("image_size", 16, "image_size", "allowed: batch_size, "),
     ],
 )
 def test_impossible_options(trained, option, value, found, said):
@@ -267,7 +262,7 @@ def test_pixels_are_normalized(trained, program, for_pixels):
         program(np.float32(pixels))
     assert warned[0].filename == __file__
     for images, value in ((tiny.images(), np.dtype("float32")), ([1], "list")):
-        with refused("images", value, "allowed: uint8, "):
+        with refused("images", value, "it must be "):
             for_pixels[2](images)
 
 

@@ -6,7 +6,6 @@ import io
 import itertools
 import subprocess
 import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,14 +55,10 @@ def test_predictions_of_arrays_pictures_and_files(
     assert predictor([]) == []
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_arrays_are_taken_as_pictures_of_their_pixels(predictor, mode):
-    shape = (3, 20, 20, len(mode))[: 3 + (len(mode) > 1)]
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+def test_arrays_are_taken_as_pictures_of_their_pixels(predictor):
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
     images = images[:, ::-1]  # of another order in memory
-    pictures = [Image.fromarray(image) for image in images]
-    assert {picture.mode for picture in pictures} == {mode}
-    wanted = predictor(pictures)
+    wanted = predictor([Image.fromarray(image) for image in images])
     assert all(map(close, predictor([*images]), wanted))
     assert close(predictor(images[0]), wanted[0])
     assert close(predictor(jnp.asarray(images[0])), wanted[0])
@@ -76,18 +71,8 @@ def close(found, wanted):
     return same and all(np.isclose(a.probability, b.probability) for a, b in pairs)
 
 
-def test_bytes_generators_and_arrays_of_several(predictor, pictures, tmp_path):
-    file = io.BytesIO()
-    Image.fromarray(pictures[0]).save(file, "png")
+def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
     want = predictor(pictures)
-    assert close(predictor(file.getvalue()), want[0])
-    file.seek(0)
-    assert close(predictor(file), want[0])
-    file.seek(0)
-    assert close(predictor([file, pictures[1]])[0], want[0])
-    for kind in (bytearray, memoryview):
-        opened = types.SimpleNamespace(read=lambda k=kind: k(file.getvalue()))
-        assert close(predictor(opened), want[0])
     assert all(map(close, predictor(image for image in pictures), want))
     endless = itertools.cycle(pictures)
     taken = list(itertools.islice(predictor.stream(endless), 7))
@@ -155,17 +140,14 @@ def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
 
 def test_a_bad_image_loses_no_other(predictor, pictures, trained, tmp_path):
     want = predictor(pictures)
-    shut = io.BytesIO()
-    shut.close()
-    bad = ["no.png", b"no image", Image.new("RGB", (0, 4)), shut]
-    found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2], *bad[2:]])
-    assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0, 1, 1]
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    bad = ["no.png", tmp_path / "torn.png", Image.new("RGB", (0, 4))]
+    found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2], bad[2]])
+    assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0, 1]
     assert all(map(close, found[:5:2], want))
     assert str(found[1]).startswith("no.png cannot be read (")
-    assert str(found[3]) == "the image cannot be read (no known image format)"
-    assert str(found[5]).startswith("image 5: images is an empty PIL image")
-    for one in (found[3], found[6]):  # as a printed list of answers shows them
-        assert repr(one) == f"{type(one).__name__}({str(one)!r})"
+    assert str(found[3]).endswith("torn.png cannot be read (no known image format)")
+    assert str(found[5]).startswith("image 5: a PIL image cannot be read")
     predict = imagepiece_jax.Predictor(trained, resize="none", dtype="float32")
     file = tmp_path / "small.png"
     Image.new("RGB", (7, 5)).save(file)
@@ -211,13 +193,13 @@ def test_what_can_be_no_image_is_raised(name, predictor, pictures):
 
 def test_recover_leaves_out_what_cannot_be_read(pictures, caplog):
     """As a Predictor answers it in its place; alone it is raised."""
-    bad = [b"no image", Image.new("RGB", (0, 4))]
+    bad = ["no.png", Image.new("RGB", (0, 4))]
     source = as_source([pictures[0], *bad, pictures[1]])
     for place in range(2):
         np.testing.assert_array_equal(source.read(place)[0], pictures[place])
     assert len(source) == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    with refused("the image", "no known image format"):
+    with refused("images", None, "no.png does not exist"):
         as_source(bad[0])
 
 
@@ -309,7 +291,6 @@ def test_models_of_few_classes_and_of_none(pictures, predictor):
     "image, subject, value",
     [
         ("no.png", "no.png", "No such file or directory"),
-        ("", "the path ''", "No such file or directory"),
         ("configs", "folder configs", None),
         (3, "images", "int"),
         (np.zeros((20, 20, 3)), "images", "float64 [20, 20, 3]"),
@@ -332,10 +313,7 @@ def test_what_is_no_image(predictor, image, subject, value):
         ("top", 8, 8),
         ("top", True, True),
         ("resize", "big", "big"),
-        ("threads", 0, 0),
         ("batch_size", -1, -1),
-        ("batchsize", 8, "batchsize"),
-        ("name", "deit_tiny_patch16_224", "name"),
     ],
 )
 def test_impossible_predictors(trained, option, given, value):

@@ -6,7 +6,7 @@ from flax import traverse_util
 from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
 from tests.models import tiny
 
-TOME = {"name": "tome", "r": 3}
+TOME = "tome:r=3"
 FIGURES = {
     "parameters": "biases",
     "images": 32,

@@ -15,9 +15,10 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, model_macs
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
+from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.token_counts import Keep
 from tests.runs import ROOT
 
@@ -30,11 +31,9 @@ MODELS = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}
     "entry", VECTORS, ids=lambda entry: f"{entry['name']} {entry['model']}"
 )
 def test_published_trace_and_macs(entry):
-    fields = dict(entry["reduction"])
-    if fields.pop("schedule", "B") == "A":  # which only a study has
-        fields["name"] = "imagepiece_later"
-    with controls.registered():
-        plan = build(12, 196, methods.create(**fields).steps(12))
+    with controls.registered():  # imagepiece_later is one of a study
+        method = Reduction.read(entry["reduction"]).method
+        plan = build(12, 196, method.steps(12))
     trace = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
@@ -51,7 +50,7 @@ def test_published_trace_and_macs(entry):
 )
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
-    evit = methods.create("evit", keep_rate=rate, fuse_token=True)
+    evit = EViT(keep_rate=rate, fuse_token=True)
     model = ViT(build(12, 196, evit.steps(12)), 384, 6)
     assert round(model_macs(model, 224) / 1e9, 1) == gmacs
 

@@ -14,9 +14,9 @@ from tests.models import tiny
 from tests.refused import refused
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
-TOME = {"name": "tome", "r": 4}  # 25 image tokens, 21, 17, 13
+TOME = "tome:r=4"  # 25 image tokens, 21, 17, 13
 # Drops 5 tokens of 25 at block 1; merges some at block 0.
-PIECE = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
+PIECE = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 
 
 def close(got, want):

@@ -26,9 +26,9 @@ from tests.runs import ROOT
 
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
-FUSED = tiny.FUSED | {"blocks": (0, 1)}
-TOME = {"name": "tome", "r_list": (0, 4)}
-MCTF = {"name": "mctf", "r": 7, "blocks": (1,)}
+FUSED = tiny.changed(tiny.FUSED, blocks=(0, 1))
+TOME = "tome:r_list=(0,4)"
+MCTF = "mctf:r=7:blocks=(1,)"
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),
     "dropped behind": (FUSED, {}),
@@ -96,7 +96,7 @@ def test_heads_that_read_patches_read_all(arch):
 
 
 def test_steps_that_nothing_reads_have_parameters():
-    model = tiny.model({"name": "dtem", "r_list": (2, 2)}, depth=2)
+    model = tiny.model("dtem:r_list=(2,2)", depth=2)
     inputs = jax.random.key(0), tiny.images(1)
     made = jax.eval_shape(model.clone(head_only=True).init, *inputs)
     chex.assert_trees_all_equal(made, jax.eval_shape(model.init, *inputs))
@@ -157,11 +157,12 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     config.model.depth = 2
     config.grad_accum_steps = 1
     config.batch_size = 6
-    config.reduction = {"name": method}
+    del config.reduction
+    config.reduction = method
     if method == "none":
         config.distill.kind = "soft"
     else:
-        config.reduction.blocks = (1,)
+        config.reduction = "dynamicvit:blocks=(1,)"
     step, first_state, model, teacher = workloads.training_step(config)
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     batch = batch_shapes(RunConfig.from_config(config), (1, 6))

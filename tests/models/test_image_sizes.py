@@ -29,7 +29,7 @@ QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
 def test_cells_of_a_grid_are_rows_and_columns_of_patches():
     """3 x 5 patches in 2 x 2 cells: rows 0 1 | 2, columns 0 1 2 | 3 4."""
-    pooling = {"name": "grid_pooling", "grid_size": 2, "block": 0}
+    pooling = "grid_pooling:grid_size=2:block=0"
     vit = tiny.pretrained(pooling, image_size=WIDE, depth=1)
     found = features(vit, tiny.images(2, side=WIDE))
     patches = np.asarray(found.patches)[0, :, :, 0]
@@ -44,7 +44,7 @@ def test_cells_of_a_grid_are_rows_and_columns_of_patches():
 
 def test_parts_of_a_model_are_counted():
     """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
-    model = tiny.model({"name": "tome", "r": 4}, image_size=WIDE, depth=1)
+    model = tiny.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
     assert model_macs(model, WIDE) == 15 * 48 * 30 + block + 30 * 7
     assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2

@@ -149,7 +149,7 @@ def test_a_training_starts_from_a_folder(tmp_path, model, tensors):
 @pytest.mark.parametrize(
     "changes, field, value, ours",
     [
-        ({"num_attention_heads": 4}, "num_heads", 4, "divisors of"),
+        ({"num_attention_heads": 4}, "num_heads", 4, "divide"),
         ({"hidden_size": 32}, "embed_dim", 32, "30"),
         ({"num_hidden_layers": 2}, "depth", 2, "1"),
         ({"image_size": 40}, "image_size", 40, "20"),

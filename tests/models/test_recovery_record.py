@@ -20,7 +20,7 @@ from tests.models.recoveries import TOME
 
 FIELDS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 LARGER = 2 * tiny.SIDE
-MORE = {"name": "tome", "r": 6}
+MORE = "tome:r=6"
 COSTS = (TOME, MORE)
 
 
@@ -81,7 +81,7 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
     }
     for name, each in dense.items():
         chex.assert_trees_all_equal(each.variables, public.variables)
-        assert each.label == "dense", name
+        assert each.label == "none", name
     tensors = safetensors.numpy.load_file(original / "model.safetensors")
     ours = safetensors.numpy.load_file(folder / "model.safetensors")
     chex.assert_trees_all_equal(ours, tensors)
@@ -94,7 +94,7 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
     forms.append(vit.with_reduction([MORE, TOME][place]).with_reduction(reduction))
     for form in forms:
         assert has_numbers(form, expected)
-        assert form.label == f"tome r={reduction['r']} (recovered)"
+        assert form.label == f"{reduction} (recovered)"
         others = leaves_of(form).keys() - expected.keys()
         assert all(leaves_of(form)[path] is leaves_of(form)[path] for path in others)
     assert not capsys.readouterr().err
@@ -102,13 +102,13 @@ def test_a_form_has_the_numbers_of_its_cost(vit, folder, capsys, place, reductio
 
 def test_another_form_has_the_numbers_of_the_dense_model(public, vit, folder, capsys):
     """It is said in a line. The dense model, and a form that learned, say nothing."""
-    said = "tome r=5: not recovered, so it has the dense model's numbers"
-    five = {"name": "tome", "r": 5}
+    said = "tome:r=5: not recovered, so it has the dense model's numbers"
+    five = "tome:r=5"
     for make in (vit.with_reduction, lambda five: load(folder, reduction=five)):
         form = make(five)
         assert capsys.readouterr().err.splitlines() == [said]
         chex.assert_trees_all_equal(form.variables, public.variables)
-        assert form.label == "tome r=5"
+        assert form.label == "tome:r=5"
     for reduction in (None, TOME, MORE):
         vit.with_reduction(reduction)
     load(folder)
@@ -182,7 +182,7 @@ def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
     again = load(imagepiece_jax.save(tmp_path / "m", vit))
     assert again.recovery.costs == vit.recovery.costs
     form = again.with_reduction(TOME)
-    assert form.label == "tome r=3"
+    assert form.label == "tome:r=3"
     chex.assert_trees_all_equal(form.variables, public.variables)
     assert not (tmp_path / "m" / "recovered.safetensors").exists()
 

@@ -13,22 +13,22 @@ from imagepiece_jax.models.spec import (
     size_of,
 )
 from imagepiece_jax.reduction import schedules
-from imagepiece_jax.reduction.methods import METHODS, create
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
-from tests.refused import refused
 
 SCHEDULES = [*schedules.SHAPES, "proportional-1"]
 NAMES = sorted(set(METHODS) - {"none"})
-MERGES = "or other merge_blocks and prune_blocks"
+MERGES = "but merge_blocks and prune_blocks are"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0
 # the attention of the block before it.
 REASONS = {
     **dict.fromkeys(("imagepiece", "imagepiece_dynamicvit", "imagepiece_tome"), MERGES),
-    "token_pooling": "reads at block 0 the attention of the block before it",
-    "grid_pooling": "allowed: squares, such as",
+    "token_pooling": "at block 0 reads the attention of the block before it",
+    "grid_pooling": "it must be a square such as",
 }
 
 
@@ -50,7 +50,7 @@ def at_cost(reduction, model=None, grid=(14, 14)):
 @pytest.mark.parametrize("counts", SCHEDULES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
-    reduction = {"name": name, "macs": 0.6, "counts": counts}
+    reduction = f"{name}:macs=0.6:counts={counts}"
     takes_any = name not in REASONS or name == "token_pooling"  # from block 1 on
     try:
         found, share, left = at_cost(reduction)
@@ -71,36 +71,34 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
 
 
 @pytest.mark.parametrize(
-    "fields, field, text",
+    "fields, said",
     [
-        ({"macs": 1.5}, "macs", ""),
-        ({"macs": -0.1}, "macs", ""),
-        ({"macs": 0}, "macs", ""),
-        ({"macs": 0.01}, "macs", "the nearest cost of 'tome' is 0."),
-        ({"macs": 0.5, "counts": "linear"}, "counts", "allowed: const"),
-        ({"counts": "constant"}, "counts", "which needs macs"),
-        ({"macs": 0.5, "counts": (9,) * 12}, "counts", "which says what it costs"),
-        ({"counts": (9, 8)}, "counts", "has 2 entries; allowed: 12"),
-        ({"counts": (9, 8, 10)}, "counts", "rises at block 2, from 8 to 10"),
-        ({"counts": (9, 8, 0)}, "counts", "has 0 tokens after block 2"),
-        ({"counts": (200,) * 12}, "counts", "starts with 200 tokens; allowed: at mo"),
-        ({"counts": (90,) * 12}, "counts", "block 0 of 196 before it; allowed: 98"),
-        (
-            {"macs": 0.5, "r": 9},
-            "r",
-            "but macs says how many tokens stay; allowed: one",
-        ),
-        (
-            {"counts": (90,) * 12, "r": 9},
-            "r",
-            "but counts says how many",
-        ),
+        ("macs=1.5", "macs is 1.5"),
+        ("macs=-0.1", "macs is -0.1"),
+        ("macs=0", "macs is 0"),
+        ("macs=0.01", "the nearest cost of the method is 0."),
+        ("macs=0.5:counts=linear", "counts is 'linear'; it must be one of const"),
+        ("counts=(9,8)", "must have 12 entries"),
+        ("counts=(9,8,10)", "must not rise, as it does at block 2"),
+        ("counts=(9,8,0)", "an entry of counts is 0"),
+        (f"counts={(200,) * 12}", "of at most 196 tokens"),
+        (f"counts={(90,) * 12}", "block 0; of 196 before it at least 98 must stay"),
+        ("macs=0.5:counts=stages-3-99", "the model has blocks 0 to 11"),
     ],
-    ids=lambda value: str(value)[:40],
 )
-def test_mistakes(fields, field, text):
-    with refused(f"reduction.{field}", fields[field], text):
-        dense(reduction={"name": "tome", **fields})
+def test_mistakes(fields, said):
+    with pytest.raises(InputError) as error:
+        dense(reduction=f"tome:{fields}")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("schedule", ["", ":counts=stages", ":counts=constant"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cost_that_is_out_of_reach_is_refused(name, schedule):
+    """Whatever check of the method ends the search."""
+    reduction = f"{name}:macs=1e-4{schedule}"
+    with pytest.raises(InputError, match=f"^reduction {name}:macs=0.0001"):
+        at_cost(reduction)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,33 +118,27 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
     for field in {*kind.amounts} - {"prune", "merge"}:
         changed = {field: other[field]}
         is_same = scaled(**changed) == scaled()
-        assert is_same == (field in kind.found_for_macs), field
+        assert is_same == (field == kind.strength_field), field
         typed = {"macs": 0.5, **changed}
-        if field not in kind.found_for_macs:
-            assert create(name, **typed).macs == 0.5
+        if field != kind.strength_field:
+            assert kind(**typed).macs == 0.5
             continue
-        with refused(field, other[field], "but macs says how many tokens stay"):
-            create(name, **typed)
-
-
-def test_a_schedule_that_names_no_block_of_the_model():
-    reduction = {"name": "tome", "macs": 0.5, "counts": "stages-3-99"}
-    with refused("reduction.counts", 99):
-        dense(reduction=reduction)
+        with pytest.raises(InputError, match="but macs says how many tokens stay"):
+            kind(**typed)
 
 
 def test_unusual_models():
     """All of the dense model's, one block, another grid, and lists as JSON has them."""
-    _, share, left = at_cost({"name": "tome", "macs": 1.0})
+    _, share, left = at_cost("tome:macs=1.0")
     assert share == 1
     assert left == [196] * 12
-    _, share, _ = at_cost({"name": "tome", "macs": 0.8}, dense(depth=1))
+    _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
     assert abs(share - 0.8) <= TOLERANCE
-    learned = {"name": "mctf", "macs": 0.5, "counts": "diffrate"}
+    learned = "mctf:macs=0.5:counts=diffrate"
     _, share, _ = at_cost(learned, dense(image_size=(128, 320)), (8, 20))
     assert abs(share - 0.5) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
-    found, _, left = at_cost({"name": "tome", "counts": listed})
+    found, _, left = at_cost(ToMe(counts=listed))
     assert left == listed
     assert found.method.counts == (*listed,)
 
@@ -165,7 +157,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     model = ModelSpec(name=model, **sized)
     model = model.completed_by(size_of(model.name, ("image_size",)))
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
-    found = model.reduction_at_cost({"name": name, "macs": cost})
+    found = model.reduction_at_cost(f"{name}:macs={cost}")
     share = model.gmacs(found) / model.gmacs()
     assert abs(share - cost) <= TOLERANCE
     assert found.method.macs is None
@@ -180,7 +172,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
-    plan = with_plan(model, Reduction.read("diffrate=0.5"), (37, 37)).plan
+    plan = with_plan(model, Reduction.read("diffrate:macs=0.5"), (37, 37)).plan
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left == sorted(left, reverse=True)
     assert left[-1] < 1369 / 20
@@ -189,21 +181,16 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     assert (short.prune, short.merge) == (prune[1::2], merge[1::2])
 
 
-@pytest.mark.parametrize("fields", [{"macs": 0.5}, {"counts": (25, 24, 24)}])
-def test_a_cost_without_a_method_names_what_is_missing(fields):
-    """Counts that leave every token are the dense model."""
-    ((field, value),) = fields.items()
-    with refused(f"reduction.{field}", value, "no method is named"):
-        tiny.model({"name": "none", **fields})
-    full = tiny.model({"name": "none", "counts": (25, 25, 25)})
-    assert full.plan == tiny.model({"name": "none", "macs": 1.0}).plan
+def test_counts_that_leave_every_token_are_the_dense_model():
+    full = tiny.model("none:counts=(25,25,25)")
+    assert full.plan == tiny.model("none:macs=1.0").plan
 
 
-def test_a_label_of_a_cost_is_none_of_other_images():
-    """Whose counts cost another share; a label changes no key."""
-    vit = tiny.pretrained({"name": "evit", "macs": 0.7, "blocks": (1, 2)})
-    assert {*vit.label.split()} == {"evit", "blocks=(1,2)", "macs=0.7"}
-    assert "macs" not in vit.at_size(28).label
+def test_a_model_says_its_counts_and_not_its_cost():
+    """Whose counts cost another share at another size."""
+    vit = tiny.pretrained("evit:macs=0.7:blocks=(1,2)")
+    assert "macs" not in vit.label
+    assert vit.label == str(vit.reduction)
     switched = not vit.model.prop_attn
-    weighted = vit.with_reduction(vit.reduction.fields | {"prop_attn": switched})
-    assert weighted.label == f"{vit.label} prop_attn={switched}"
+    weighted = vit.with_reduction(f"{vit.reduction}:prop_attn={switched}")
+    assert weighted.label == f"{vit.label}:prop_attn={switched}"

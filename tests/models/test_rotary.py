@@ -184,16 +184,15 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
 )
 def test_every_token_has_coordinates(name, masked):
     """Every method runs, and a block after a step, which turns what it has left."""
-    depth, fields, _ = few(name)
-    fields = {"name": name} | fields
-    made = model("dinov3", fields, masked=masked, depth=max(depth, 2))
+    depth, reduction, _ = few(name)
+    made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
-TOME = {"name": "tome", "r_list": (3, 2, 2)}
-LEARNED = {"name": "token_learner", "num_tokens": 8, "block": 1}
+TOME = "tome:r_list=(3,2,2)"
+LEARNED = "token_learner:num_tokens=8:block=1"
 REDUCED = [("dinov3", TOME), ("dinov3", LEARNED)]
 REDUCED += [("eva02", tiny.IMAGEPIECE), ("eva02", tiny.FUSED)]
 
@@ -282,7 +281,7 @@ def after(result, taps, groups, places, grid):
 
 def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
     """No sine is computed; then those of each image's tokens, in every block."""
-    made = model("dinov3", tiny.EVIT | {"blocks": (1,)})
+    made = model("dinov3", tiny.changed(tiny.EVIT, blocks=(1,)))
     traced = program(made, train=False, backward=False)
     sines = [each for each in equations(traced) if each.primitive.name == "sin"]
     assert [sine.outvars[0].aval.shape for sine in sines] == [(2, 18, 1, 4)]

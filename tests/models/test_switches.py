@@ -19,11 +19,11 @@ from tests.models.traced_programs import REDUCED, found_in_64_bits
 
 
 def small(name):
-    """(fields, blocks) of a method, or of `REDUCED`: as few as it has its steps in."""
+    """(reduction, blocks) of a method, or of `REDUCED`: as few as have its steps."""
     if name in REDUCED:
         return REDUCED[name], tiny.DEPTH
-    depth, fields, _ = few(name)
-    return {"name": name} | fields, depth
+    depth, reduction, _ = few(name)
+    return reduction, depth
 
 
 PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
@@ -79,7 +79,7 @@ def test_every_method_is_traced_with_the_same_types(name):
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_model_is_traced_with_the_same_types(part):
     options = {"depth": 2, "dtype": "bfloat16"} | PARTS[part]
-    model = tiny.model({"name": "tome", "r": 4}, **options)
+    model = tiny.model("tome:r=4", **options)
     assert found_in_64_bits(gradient(model)) == []
 
 
@@ -100,9 +100,9 @@ def test_programs_and_features_are_traced_with_the_same_types(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].loss])
 def test_losses_of_methods_are_traced_with_the_same_types(name):
-    depth, fields, _ = few(name)
-    method = METHODS[name](**fields)
-    model = tiny.model({"name": name} | fields, depth=depth, masked=True)
+    depth, reduction, _ = few(name)
+    model = tiny.model(reduction, depth=depth, masked=True)
+    method = model.reduction.method
     teacher = tiny.model(depth=depth)
     images = tiny.images(2)
     keys = masked.keys(2)

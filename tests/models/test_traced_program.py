@@ -34,8 +34,8 @@ def without_core(monkeypatch):
 
 
 DINOV3, EVA02 = ({"arch": arch, "embed_dim": 24} for arch in ARCHS.values())
-ALL_KEPT = {"name": "evit", "keep_rate": 1.0, "blocks": (0,)}
-IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
+ALL_KEPT = "evit:keep_rate=1.0:blocks=(0,)"
+IDENTITY = tiny.changed(tiny.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
         (IDENTITY, EVA02),
         (ALL_KEPT, DINOV3 | {"depth": 1}),
         *((ALL_KEPT, {"arch": arch, "depth": 1}) for arch in FAMILIES.values()),
-        (tiny.FUSED | {"keep_rate": 1.0}, {}),
-        (SMALL["random"] | {"keep_rate": 1.0}, {}),
-        ({"name": "tome", "r": 0}, {}),
-        ({"name": "tome", "r": 0}, DINOV3),
-        ({"name": "tome", "r": 0}, {"class_token": False}),
+        (tiny.changed(tiny.FUSED, keep_rate=1.0), {}),
+        (tiny.changed(SMALL["random"], keep_rate=1.0), {}),
+        ("tome:r=0", {}),
+        ("tome:r=0", DINOV3),
+        ("tome:r=0", {"class_token": False}),
     ],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, options):
@@ -123,7 +123,7 @@ def test_training_with_masks_builds_them(without_core, name):
 
 
 def test_columns_of_the_weights_need_them(without_core):
-    columns = SMALL["token_pooling"] | {"score": "received"}
+    columns = tiny.changed(SMALL["token_pooling"], score="received")
     assert attention_weights(tiny.model(columns), train=False) != []
 
 
@@ -156,10 +156,14 @@ def test_the_search_finds_what_there_must_not_be(without_core, monkeypatch):
 # differ a little. Lower both where a step has become smaller.
 LAST = tiny.DEPTH - 1  # after it no block is another for having fewer tokens
 ALLOWED = {
-    "prune": ({"name": "evit", "blocks": (LAST,)}, 10, 128),
-    "fuse": ({"name": "evit", "blocks": (LAST,), "fuse_token": True}, 32, 363),
-    "merge": (tiny.IMAGEPIECE | {"merge_blocks": (LAST,), "prune_blocks": ()}, 31, 364),
-    "tome": ({"name": "tome", "r_list": (0,) * LAST + (4,)}, 27, 319),
+    "prune": (f"evit:blocks={(LAST,)}", 10, 128),
+    "fuse": (f"evit:blocks={(LAST,)}:fuse_token=True", 32, 363),
+    "merge": (
+        tiny.changed(tiny.IMAGEPIECE, merge_blocks=(LAST,), prune_blocks=()),
+        31,
+        364,
+    ),
+    "tome": (f"tome:r_list={(0,) * LAST + (4,)}", 27, 319),
 }
 PASS = re.compile(
     "reduce|arg|gather|dot|conv_|concatenate|stack|pad|sort|top_k|scatter|cum|while|scan"

@@ -17,7 +17,7 @@ from tests.refused import refused
 from tests.rounding import assert_close
 
 # Merging in one block alone, for models of depth 1: they compile fast.
-FIRST_BLOCK = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
+FIRST_BLOCK = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=())
 
 
 def forward(model):
@@ -50,9 +50,9 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
 @pytest.mark.parametrize(
     "reduction, prop_attn",
     [
-        ({"name": "none"}, False),
+        ("none", False),
         (tiny.IMAGEPIECE, True),
-        (tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False}, False),
+        (tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False), False),
         (tiny.FUSED, True),
     ],
     ids=["dense", "key", "token", "fused"],
@@ -94,7 +94,7 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
 def test_what_is_compared_decides_who_merges():
     """Two metrics that always agreed would be one metric under two names."""
     metrics = ("key", "query", "value", "token")
-    models = {m: tiny.model(FIRST_BLOCK | {"metric": m}, depth=1) for m in metrics}
+    models = {m: tiny.model(f"{FIRST_BLOCK}:metric={m}", depth=1) for m in metrics}
 
     @tiny.compiled
     def decide(variables, images):
@@ -106,7 +106,7 @@ def test_what_is_compared_decides_who_merges():
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
-    fused = tiny.FUSED | {"blocks": (0,)}
+    fused = tiny.changed(tiny.FUSED, blocks=(0,))
     options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
     model = tiny.model(fused, **options)
     variables = tiny.variables(model)
@@ -292,7 +292,7 @@ def test_each_branch_has_a_layer_scale_of_its_own():
     close(x - before, np.broadcast_to(added, x.shape))
 
 
-@pytest.mark.parametrize("reduction", [None, tiny.EVIT | {"blocks": (0,)}])
+@pytest.mark.parametrize("reduction", [None, tiny.changed(tiny.EVIT, blocks=(0,))])
 def test_norms_behind_the_branches(reduction):
     """With a factor of 0 they give their biases, which are added, whatever they get."""
     model = tiny.model(reduction, arch={"post_norm": True}, depth=1)
@@ -324,8 +324,8 @@ def kept():
 
     The images are two different ones and the same two again.
     """
-    fields = {"name": "random", "keep_rate": 0.6}
-    models = [tiny.model(fields | {"blocks": (b,)}, depth=2) for b in (0, 1)]
+    fields = "random:keep_rate=0.6"
+    models = [tiny.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
     variables = tiny.variables(models[0])
     images = tiny.images(2)
 

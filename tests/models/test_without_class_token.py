@@ -13,10 +13,10 @@ from tests.models import tiny
 
 REDUCTIONS = {
     "dense": None,
-    "tome": {"name": "tome", "r": 4},  # 25 image tokens, 21, 17, 13
-    "random": {"name": "random", "keep_rate": 0.6, "blocks": (1,)},  # 25, 15
+    "tome": "tome:r=4",  # 25 image tokens, 21, 17, 13
+    "random": "random:keep_rate=0.6:blocks=(1,)",  # 25, 15
     # 25, 4: unequal cells
-    "grid": {"name": "grid_pooling", "grid_size": 2, "block": 1},
+    "grid": "grid_pooling:grid_size=2:block=1",
 }
 
 

@@ -1,5 +1,6 @@
 """A vision transformer that compiles in a second, with weights that leave no tie."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -18,6 +19,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
+from imagepiece_jax.reduction.reduction import Reduction
 
 # No two of these, and no token count below, are the same number.
 SIDE = 20
@@ -28,25 +30,25 @@ DEPTH = 3
 HEADS = 3
 CLASSES = 7
 
-EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
-FUSED = EVIT | {"fuse_token": True}  # 25, 16, 11
+EVIT = "evit:keep_rate=0.6:blocks=(1,2)"  # 25, 15, 9
+FUSED = f"{EVIT}:fuse_token=True"  # 25, 16, 11
 # Fields of a method with which it has steps in this model; of others `small`.
 SMALL = {
-    "imagepiece": {"merge_ratio": 0.06, "merge_blocks": (0, 1), "prune_blocks": (2,)},
-    "imagepiece_dynamicvit": {"merge_ratio": 0.06, "keep_rate": 0.7}
-    | {"merge_blocks": (0,), "prune_blocks": (1,)},
-    "spvit": {"blocks": (1, 2), "keep_rates": (0.7, 0.4)},
-    "tome": {"r_list": (2, 2, 4)},
-    "token_learner": {"num_tokens": 8, "block": 1},
-    "diffrate": {"prune": (26, 22, 17), "merge": (26, 19, 14)},
-    "pitome": {"keep_rate": 0.95},
-    "tofu": {"keep_rate": 0.92},
-    "mctf": {"r": 7},
-    "dtem": {"r_list": (3, 4)},
-    "grid_pooling": {"grid_size": 4, "block": 1},
+    "imagepiece": "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,)",
+    "imagepiece_dynamicvit": "merge_ratio=0.06:keep_rate=0.7:merge_blocks=(0,)"
+    ":prune_blocks=(1,)",
+    "spvit": "blocks=(1,2):keep_rates=(0.7,0.4)",
+    "tome": "r_list=(2,2,4)",
+    "token_learner": "num_tokens=8:block=1",
+    "diffrate": "prune=(26,22,17):merge=(26,19,14)",
+    "pitome": "keep_rate=0.95",
+    "tofu": "keep_rate=0.92",
+    "mctf": "r=7",
+    "dtem": "r_list=(3,4)",
+    "grid_pooling": "grid_size=4:block=1",
 }
 SMALL["imagepiece_tome"] = SMALL["imagepiece"]
-IMAGEPIECE = {"name": "imagepiece"} | SMALL["imagepiece"]  # 25 image tokens, 23, 21, 17
+IMAGEPIECE = f"imagepiece:{SMALL['imagepiece']}"  # 25 image tokens, 23, 21, 17
 
 # Compiling takes most of a test's time, running next to none.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -99,8 +101,17 @@ def slots(outputs, patches=None):
 
 def small(name):
     """A reduction by a method's name that has steps in a model of three blocks."""
-    usual = {"blocks": (1, 2)} if hasattr(METHODS[name], "blocks") else {}
-    return {"name": name} | SMALL.get(name, usual)
+    if name in SMALL:
+        return f"{name}:{SMALL[name]}"
+    return f"{name}:blocks=(1,2)" if hasattr(METHODS[name], "blocks") else name
+
+
+def changed(reduction, **fields):
+    """A reduction's text with other fields."""
+    reduction = Reduction.read(reduction)
+    prop_attn = fields.pop("prop_attn", reduction.prop_attn)
+    method = dataclasses.replace(reduction.method, **fields)
+    return str(Reduction(method, prop_attn))
 
 
 def model(reduction=None, **options):

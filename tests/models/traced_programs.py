@@ -15,16 +15,18 @@ BATCH = 2
 REDUCED = {
     "imagepiece": tiny.IMAGEPIECE,
     "fused": tiny.FUSED,
-    "token": tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False},
-    "tome": {"name": "tome", "r_list": (2, 2, 4)},
-    "random": {"name": "random", "keep_rate": 0.7, "blocks": (1, 2)},
-    "kmeans": tiny.small("token_pooling") | {"algorithm": "kmeans", "score": "class"},
+    "token": tiny.changed(tiny.IMAGEPIECE, metric="token", size_weighting=False),
+    "tome": "tome:r_list=(2,2,4)",
+    "random": "random:keep_rate=0.7:blocks=(1,2)",
+    "kmeans": tiny.changed(
+        tiny.small("token_pooling"), algorithm="kmeans", score="class"
+    ),
 }
 
 # Every method with the fields for a model of three blocks.
 SMALL = {name: tiny.small(name) for name in METHODS} | REDUCED
 # Of an option whose score needs no map of the attention, where there is one.
-SMALL["token_pooling"] |= {"score": "class"}
+SMALL["token_pooling"] = tiny.changed(SMALL["token_pooling"], score="class")
 
 
 def program(model, train=True, backward=True):

@@ -244,7 +244,7 @@ def test_random_files_give_transformers_pixels_or_are_refused():
         std = found["spec"].std
         if found["crop"] == {"resize": "none"}:
             side = image.shape[:2]
-        ours = Preprocessing.from_fields(side, found["crop"])(image)
+        ours = Preprocessing(side, **found["crop"])(image)
         theirs = 255 * (made.transpose(1, 2, 0) * np.array(std) + np.array(mean))
         np.testing.assert_allclose(
             ours, theirs, atol=ROUNDING + 1e-3, rtol=0, err_msg=f"{number}: {file}"

@@ -37,7 +37,7 @@ def agrees(folder, vit):
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {max(vit.model.arch.norm_eps, 1e-6)}
-    dense = tiny.pair(imagepiece_jax.load(folder, reduction={"name": "none"}))
+    dense = tiny.pair(imagepiece_jax.load(folder, reduction="none"))
     assert apart(computed(*dense, images).logits, wanted) < 1e-5
     return theirs
 
@@ -50,8 +50,8 @@ def test_timm_computes_the_same(tmp_path, name):
 def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
     """To the bit, whatever form was saved."""
     public = made(**MODELS[IN_TIMM[0]]).with_reduction(None)
-    vit = recoveries.recovered(public, costs=({"name": "tome", "r": 3},))
-    forms = {"dense": vit, "reduced": vit.with_reduction({"name": "tome", "r": 3})}
+    vit = recoveries.recovered(public, costs=("tome:r=3",))
+    forms = {"dense": vit, "reduced": vit.with_reduction("tome:r=3")}
     read = {}
     for name, form in {"public": public, **forms}.items():
         folder = imagepiece_jax.save(tmp_path / name, form)

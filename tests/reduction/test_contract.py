@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from imagepiece_jax.commands import describe
-from imagepiece_jax.common.fields import blocks, choice
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, Step
@@ -28,8 +26,6 @@ from imagepiece_jax.reduction.reducers import (
 )
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, slot_index
 from imagepiece_jax.reduction.token_counts import Fixed, Keep, Rule
-from tests.benchmark.small import TINY
-from tests.command import call, sentence
 from tests.models import tiny
 
 COUNTS = Counts(n_in=6, n_out=4)
@@ -72,33 +68,24 @@ def ones(*shape):
 @pytest.mark.parametrize(
     "result, said",
     [
-        (assignment(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1, token 3 goes to slot 4; "),
-        (assignment([0, 1, 2, 3, -2, 0]), "token 4 goes to slot -2; allowed: 0 to"),
-        (assignment(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1, slot 2 of 4 gets no token"),
-        (merged([1, 3], [3, 5]), "image 0, token 1 is merged into token 3, which le"),
+        (assignment(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
+        (assignment([0, 1, 2, 3, -2, 0]), "token 4 goes to slot -2"),
+        (assignment(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
+        (merged([1, 3], [3, 5]), "image 0: token 1 is merged into token 3, which le"),
         (joined([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
         (joined([0, 1, 2, 2], [4, 5], [0, 1]), "slot 2 of 4 gets no token"),
         (indexed(keep=tokens([0, 1, 3, 2])), "token 3 is in slot 2 of index and in"),
         (indexed(keep=tokens([0, 1, 2, 9])), "token 9 is in slot 3 of index and in n"),
         (indexed(target=tokens([4, 4])), "token 4 of slot 0 is 0 times in index"),
         (indexed(groups=tokens([1, 1])), "slot 0 absorbs token 4 and is not in"),
-        (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0; allowed: token 2"),
-        (indexed(groups=tokens([0, 4])), r"image 0, index.groups\[1\] is slot 4; allo"),
-        (
-            indexed(groups=tokens([-1, 0])),
-            r"index.groups\[0\] is slot -1; allowed: 0 t",
-        ),
-        (indexed(groups=ones(1, 2)), "index.groups is float32; allowed: integers"),
-        (
-            indexed(target=tokens([0])),
-            r"index.target has shape \(1, 1\); allowed: \[B, 2",
-        ),
-        (
-            indexed(group_keep=tokens([0])),
-            r"index.group_keep has shape \(1, 1\); allowe",
-        ),
+        (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0, but index.* 2"),
+        (indexed(groups=tokens([0, 4])), r"image 0: index.groups\[1\] is slot 4"),
+        (indexed(groups=tokens([-1, 0])), r"index.groups\[0\] is slot -1"),
+        (indexed(groups=ones(1, 2)), "index.groups is float32"),
+        (indexed(target=tokens([0])), r"index.target has shape \(1, 1\)"),
+        (indexed(group_keep=tokens([0])), r"index.group_keep has shape \(1, 1\)"),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
-        (ones(1, 6), "returns ndarray; allowed: Assignment, Mixing, M"),
+        (ones(1, 6), "returned a ndarray; it must be an Assignment"),
     ],
 )
 def test_what_breaks_the_contract_is_named(result, said):
@@ -113,11 +100,11 @@ class TracedTest(chex.TestCase):
 
     @chex.all_variants
     @parameterized.named_parameters(
-        ("n_out", assignment(RIGHT, n_out=3), "n_out is 3; allowed: 4"),
-        ("dest", assignment(RIGHT[:5]), r"dest has shape \(1, 5\); allowed: \[B, 6"),
-        ("dtype", assignment(RIGHT, dest=ones(1, 6)), "dest is float32; allowed: i"),
+        ("n_out", assignment(RIGHT, n_out=3), "n_out 3; .*, 4"),
+        ("dest", assignment(RIGHT[:5]), r"dest has shape \(1, 5\); .* \[B, 6"),
+        ("dtype", assignment(RIGHT, dest=ones(1, 6)), "dest is float32"),
         ("matrix", Mixing(ones(1, 6, 4)), r"has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
-        ("mask", Masking(ones(1, 6)), "keep leaves 6 tokens; allowed: 4"),
+        ("mask", Masking(ones(1, 6)), "keep leaves 6 tokens"),
     )
     def test_shapes_and_types(self, result, message):
         run = self.variant(functools.partial(contract.check_form, counts=COUNTS))
@@ -126,7 +113,7 @@ class TracedTest(chex.TestCase):
 
 
 def test_more_slots_than_tokens_are_named_without_values():
-    with pytest.raises(InputError, match="makes 7 tokens of 6; allowed: as many at m"):
+    with pytest.raises(InputError, match="of 6 tokens has n_out 7"):
         contract.check_form(assignment(RIGHT, n_out=7), Counts(n_in=6, n_out=7))
 
 
@@ -149,8 +136,8 @@ class Wrong(Reducer):
 class WrongMethod(Method):
     """Steps of `Wrong`."""
 
-    how: str = choice("slot", ("few", "slot"))
-    blocks: tuple[int, ...] = blocks(1)
+    how: str = "slot"
+    blocks: tuple[int, ...] = (1,)
 
     def steps(self, depth):
         return [Step(block, Wrong(self.how), Keep(0.6)) for block in self.blocks]
@@ -187,65 +174,46 @@ HALF = Keep(0.5)
 @pytest.mark.parametrize(
     "kind, said",
     [
-        (
-            made([Step(1, TopK(), HALF), (2, TopK(), HALF)]),
-            "Mine.steps, step 1, is a tu",
-        ),
-        (
-            made([Step(1, TopK(), HALF, "per")]),
-            "has the site 'per'; allowed: 'pre', 'a",
-        ),
         *(
             (
                 made([Step(1, TopK(), Leaving(count))]),
-                f"reduction has the rule Leaving, which leaves {count!r} of 25 image",
+                f"the rule Leaving leaves {count!r} image tokens at block 1",
             )
-            for count in (0, -3, 1.5, "3", True)
+            for count in (0, -3, 1.5, "3")
         ),
         (
             made([Step(1, TopK(), Fixed(26))]),
-            "reduction has the rule Fixed, which leaves 26 of 25 image tokens at bl",
+            "the rule Fixed leaves 26 image tokens at block 1; it must leave 1 to 25",
         ),
-        (made(None), "Mine.steps returns a NoneType; allowed: a list of Steps"),
     ],
 )
-@pytest.mark.parametrize("schedule", [{}, {"macs": 0.8}])
+@pytest.mark.parametrize("schedule", ["", ":macs=0.8"])
 def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
     monkeypatch, kind, said, schedule
 ):
     monkeypatch.setitem(METHODS, "wrong", kind)
     with pytest.raises(InputError) as error:
-        tiny.model({"name": "wrong"} | schedule)
+        tiny.model(f"wrong{schedule}")
     assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
     "rule, said",
     [
-        (HALF, "whose rule names no candidates; allowed: a rule with candidates, such"),
-        (Leaving(19, among=10), "which merges 6 of 10 candidates; allowed: 0 to 5, ha"),
-        (Fixed(20), "whose rule names no candidates"),
+        (HALF, "needs a rule with candidates"),
+        (Leaving(19, among=10), "merges 6 of 10 candidates"),
+        (Fixed(20), "needs a rule with candidates"),
     ],
 )
 def test_candidates_that_do_not_suffice_are_named_by_the_plan(monkeypatch, rule, said):
     monkeypatch.setitem(METHODS, "wrong", made([Step(1, Retokenize(), rule)]))
     with pytest.raises(InputError) as error:
-        tiny.model({"name": "wrong"})
-    assert f"reduction has the reducer Retokenize, {said}" in str(error.value)
-
-
-WHERE = "reduction at block 1, Wrong"
+        tiny.model("wrong")
+    assert f"reduction wrong: Retokenize {said}" in str(error.value)
 
 
 def test_every_model_checks_what_needs_no_values():
-    model = tiny.model({"name": "wrong", "how": "few"})
+    model = tiny.model("wrong:how=few")
     assert name_of(WrongMethod()) == "wrong"  # a class that was entered in METHODS
-    with pytest.raises(InputError, match=f"^{WHERE}: n_out is 14; allowed: 15"):
+    with pytest.raises(InputError, match="^block 1, Wrong: .* n_out 14; .* 15"):
         jax.eval_shape(model.apply, tiny.shapes(model), ones(1, 20, 20, 3))
-
-
-def test_describe_tries_each_kind_of_reducer():
-    words = (*TINY[:2], "--config.reduction.name=wrong")
-    ended = call(describe.main, *words, "--config.reduction.how=slot")
-    said = ": image 0, slot 32 of 39 gets no token; allowed: one or more"
-    assert sentence(ended) == WHERE + said

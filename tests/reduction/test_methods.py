@@ -16,21 +16,20 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import literal
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.reduction import split_text
+from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import DROPPED, Taps, start
 from imagepiece_jax.reduction.token_counts import Merge
 from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import reducers, shortest
 
-SETTINGS = [  # as --sweep takes them
+SETTINGS = [
     "imagepiece:merge_blocks=(0,2):prune_blocks=(1,):parity=1:size_weighting=False",
     "imagepiece:prune_blocks=():merge_ratio=0.15",
     "imagepiece:keep_rate=0.0:merge_ratio=1.0:candidate_ratio=1.0",
@@ -66,7 +65,7 @@ SETTINGS = [  # as --sweep takes them
     "imagepiece_dynamicvit:keep_rate=0.0:merge_blocks=(1,2):prune_blocks=(3,)",
 ]
 # What has to be smaller than the default for the few tokens here.
-SMALLER = {"grid_pooling": {"grid_size": 2}, "tofu": {"keep_rate": 0.7}} | {
+SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"} | {
     name: tiny.SMALL[name] for name in ("diffrate", "dtem", "mctf")
 }
 # Where patches are decides with these, not only what they are.
@@ -77,15 +76,15 @@ SOFT = {"token_learner"}
 
 
 def cases(names):
-    """(name of the case, method, fields), as `named_parameters` takes them."""
+    """(name of the case, name of a method, Method), for `named_parameters`."""
     found = []
     for text in (*METHODS, *SETTINGS):
-        typed = split_text(text)
-        name = typed.pop("name")
-        fields = {field: literal(value) for field, value in typed.items()}
         label = re.sub(r"\W+", "_", text).strip("_")
+        name = text.partition(":")[0]
+        if text in SMALLER:
+            text = f"{text}:{SMALLER[text]}"
         if name in names:
-            found.append((label, name, SMALLER.get(name, {}) | fields))
+            found.append((label, name, Reduction.read(text).method))
     return found
 
 
@@ -103,10 +102,10 @@ FEW = dict.fromkeys(("tome", "diffrate", "pitome", "tofu", "mctf", "dtem"), 3)
 FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 
 
-def plan_of(name, fields, n0=N0):
+def plan_of(name, method, n0=N0):
     """Of steps that are all of one kind the first two: a third meets nothing new."""
     depth = FEW.get(name, 10)
-    plan = build(depth, n0, METHODS[name](**fields).planned_steps(depth, n0))
+    plan = build(depth, n0, method.planned_steps(depth, n0))
     alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # of three amounts
     return shortest(plan) if alike else plan
 
@@ -203,10 +202,10 @@ def random_tokens(dtype="float32", seed=0):
 
 
 @functools.cache
-def program(name, *items):
+def program(name, method):
     """`walk` of a case, and `filled` of PAINTED, which takes as long; traced once."""
-    plan = plan_of(name, dict(items))
-    fill = any(case[1:] == (name, dict(items)) for case in PAINTED)
+    plan = plan_of(name, method)
+    fill = any(case[1:] == (name, method) for case in PAINTED)
 
     def run(x, keys):
         states, results = walk(plan, x, keys=keys)
@@ -240,15 +239,15 @@ def permuted(x):
     return np.concatenate([x[:, :1], x[:, 1:][:, ORDER]], axis=1)
 
 
-def first_step(name, fields):
+def first_step(name, method):
     """(function of taps, taps, result) of the first step of a case."""
-    steps = enumerate(plan_of(name, fields))
+    steps = enumerate(plan_of(name, method))
     block, layer = next((block, layer) for block, layer in steps if layer.counts)
     x = jnp.asarray(random_tokens())
     keys = image_keys(3)
     taps = taps_of(layer, start(x), keys_of(keys, block), GRID)
     run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
-    _, (result, *_), _ = jax.jit(program(name, *fields.items()))(x, keys)
+    _, (result, *_), _ = jax.jit(program(name, method))(x, keys)
     return run, taps, jax.tree.map(np.asarray, result)
 
 
@@ -260,20 +259,20 @@ def stacked(tree, stack):
 class MethodsTest(chex.TestCase):
     """What holds for every method, whatever is in the images and however it is run."""
 
-    def walk(self, name, fields, x=None, images=slice(None)):
+    def walk(self, name, method, x=None, images=slice(None)):
         """Of a case, as `program` gives them; images: in this order."""
-        run = self.variant(program(name, *fields.items()))
+        run = self.variant(program(name, method))
         x = random_tokens() if x is None else x
         both = run(jnp.asarray(x[images]), image_keys(3)[images])
         return jax.tree.map(np.asarray, both)
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
-    def test_promises_hold_after_every_step(self, name, fields):
+    def test_promises_hold_after_every_step(self, name, method):
         """Plan and state agree, no slot is empty, sizes count, the prefix rests."""
-        plan = plan_of(name, fields)
+        plan = plan_of(name, method)
         x = random_tokens()
-        states, results, _ = self.walk(name, fields)
+        states, results, _ = self.walk(name, method)
         contract.check_results(plan, results)
         counts = [layer.counts for layer in plan if layer.counts]
         assert bool(counts) == (name != "none")
@@ -296,9 +295,9 @@ class MethodsTest(chex.TestCase):
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*ANYWHERE)
-    def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, fields):
-        (*_, plain), results, _ = self.walk(name, fields)
-        (*_, moved), others, _ = self.walk(name, fields, permuted(random_tokens()))
+    def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, method):
+        (*_, plain), results, _ = self.walk(name, method)
+        (*_, moved), others, _ = self.walk(name, method, permuted(random_tokens()))
         first = slots_of(results)[-1]
         second = slots_of(others)[-1]
         for image in range(3):
@@ -312,31 +311,33 @@ class MethodsTest(chex.TestCase):
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*ORDERED)
-    def test_where_position_counts_a_permutation_changes_the_groups(self, name, fields):
+    def test_where_position_counts_a_permutation_changes_the_groups(self, name, method):
         """Otherwise the name stands in `BY_POSITION` for nothing."""
         # In the first step that is not ImagePiece's own.
-        rules = [layer.step.rule for layer in plan_of(name, fields) if layer.counts]
+        rules = [layer.step.rule for layer in plan_of(name, method) if layer.counts]
         first = 1
         while isinstance(rules[first - 1], Merge):
             first += 1
-        a = slots_of(self.walk(name, fields)[1])[first][:, ORDER]
-        b = slots_of(self.walk(name, fields, permuted(random_tokens()))[1])[first]
+        a = slots_of(self.walk(name, method)[1])[first][:, ORDER]
+        b = slots_of(self.walk(name, method, permuted(random_tokens()))[1])[first]
         assert ((a[:, :, None] == a[:, None]) != (b[:, :, None] == b[:, None])).any()
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*cases(sorted(SOFT)))
-    def test_mixtures_are_the_same_for_a_permutation_of_patches(self, name, fields):
+    def test_mixtures_are_the_same_for_a_permutation_of_patches(self, name, method):
         """But for version 1.0 of TokenLearner, which reads neighbors."""
-        (*_, plain), _, _ = self.walk(name, fields)
-        (*_, moved), _, _ = self.walk(name, fields, permuted(random_tokens()))
+        (*_, plain), _, _ = self.walk(name, method)
+        (*_, moved), _, _ = self.walk(name, method, permuted(random_tokens()))
         apart = np.abs(plain.x - moved.x).max()
-        assert apart > 0.01 if fields.get("version") == "v1.0" else apart < 1e-5
+        assert (
+            apart > 0.01 if getattr(method, "version", None) == "v1.0" else apart < 1e-5
+        )
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*PAINTED)
-    def test_a_patch_can_be_given_a_value(self, name, fields):
+    def test_a_patch_can_be_given_a_value(self, name, method):
         """That of its token when it was last there, or of the nearest kept token."""
-        states, results, got = self.walk(name, fields)
+        states, results, got = self.walk(name, method)
         for image in range(3):
             *arriving, last = (state.x[image, 1:] for state in states)
             slots = [result.dest[image] for result in results]
@@ -347,28 +348,28 @@ class MethodsTest(chex.TestCase):
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*DEFAULTS)
-    def test_large_tokens_stay_finite(self, name, fields):
+    def test_large_tokens_stay_finite(self, name, method):
         """Though their squares overflow, as those of an image times 1e30 do."""
         x = random_tokens()
-        states, _, _ = self.walk(name, fields, x=x * np.float32(1e30))
+        states, _, _ = self.walk(name, method, x=x * np.float32(1e30))
         limit = 2.1 * 1e30 * np.linalg.norm(x, axis=-1).max()
         assert all(np.abs(state.x).max() < limit for state in states)
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
-    def test_images_do_not_know_of_each_other(self, name, fields):
+    def test_images_do_not_know_of_each_other(self, name, method):
         """Nor does their order matter; other values are served by the same trace."""
         order = np.array([1, 2, 0])  # turned around, a mirror would not show
-        want = jax.tree.map(lambda a: a[order], self.walk(name, fields))
-        got = self.walk(name, fields, images=order)
+        want = jax.tree.map(lambda a: a[order], self.walk(name, method))
+        got = self.walk(name, method, images=order)
         # Tokens are up to 5, and a processor may add up each row of a batch in another
         # order, which costs some ten roundings of 6e-7; another image differs by 1.
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*DEFAULTS)
-    def test_stacked_batches_are_decided_as_each_of_them(self, name, fields):
-        run, taps, want = first_step(name, fields)
+    def test_stacked_batches_are_decided_as_each_of_them(self, name, method):
+        run, taps, want = first_step(name, method)
         got = self.variant(jax.vmap(run), **tiny.ON_DEVICES)(stacked(taps, jnp.stack))
         want = stacked(want, np.stack)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
@@ -376,18 +377,18 @@ class MethodsTest(chex.TestCase):
     @chex.variants(without_jit=True, with_device=True)
     @parameterized.named_parameters(*ONE_OF_EACH_KIND)
     @pytest.mark.slow
-    def test_a_step_decides_the_same_without_jit(self, name, fields):
+    def test_a_step_decides_the_same_without_jit(self, name, method):
         """Every operation costs 15 ms for each shape."""
-        run, taps, want = first_step(name, fields)
+        run, taps, want = first_step(name, method)
         got = self.variant(run)(taps)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*with_new_reducers())
     @pytest.mark.slow
-    def test_gradients_in_bfloat16_are_finite(self, name, fields):
+    def test_gradients_in_bfloat16_are_finite(self, name, method):
         """They reach the patches of every image; the class token gets its own alone."""
-        plan = shortest(plan_of(name, fields))
+        plan = shortest(plan_of(name, method))
         x = random_tokens(jnp.bfloat16)
         probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
         slope = jax.grad(lambda x: jnp.sum(walk(plan, x)[0][-1].x * probe))
@@ -404,32 +405,33 @@ def test_two_devices_are_there():
 
 
 @pytest.mark.parametrize(
-    "name, fields",
+    "text",
     [
-        ("none", {}),
-        ("imagepiece", {"keep_rate": 1.0, "merge_ratio": 0.0}),
-        ("imagepiece", {"keep_rate": 1.0, "candidate_ratio": 0.0}),
-        ("evit", {"keep_rate": 1.0}),
-        ("evit", {"keep_rate": 1.0, "fuse_token": True}),
-        ("tome", {"r": 0}),
-        ("tome", {"r_list": ()}),
-        ("random", {"keep_rate": 1.0}),
-        ("token_pooling", {"keep_rate": 1.0}),
-        ("imagepiece_tome", {"keep_rate": 1.0, "merge_ratio": 0.0}),
-        ("diffrate", {"prune": (197,) * 3, "merge": (197,) * 3}),
-        ("pitome", {"keep_rate": 1.0}),
-        ("tofu", {"keep_rate": 1.0}),
-        ("mctf", {"r": 0.0}),
-        ("dtem", {"r": 0}),
-        ("dpc_knn", {"keep_rate": 1.0}),
-        ("atc", {"keep_rate": 1.0}),
-        ("dynamicvit", {"keep_rate": 1.0}),
-        ("spvit", {"keep_rates": (1.0, 1.0, 1.0)}),
-        ("imagepiece_dynamicvit", {"keep_rate": 1.0, "merge_ratio": 0.0}),
+        "none",
+        "imagepiece:keep_rate=1.0:merge_ratio=0.0",
+        "imagepiece:keep_rate=1.0:candidate_ratio=0.0",
+        "evit:keep_rate=1.0",
+        "evit:keep_rate=1.0:fuse_token=True",
+        "tome:r=0",
+        "tome:r_list=()",
+        "random:keep_rate=1.0",
+        "token_pooling:keep_rate=1.0",
+        "imagepiece_tome:keep_rate=1.0:merge_ratio=0.0",
+        "diffrate:prune=(197,197,197):merge=(197,197,197)",
+        "pitome:keep_rate=1.0",
+        "tofu:keep_rate=1.0",
+        "mctf:r=0.0",
+        "dtem:r=0",
+        "dpc_knn:keep_rate=1.0",
+        "atc:keep_rate=1.0",
+        "dynamicvit:keep_rate=1.0",
+        "spvit:keep_rates=(1.0,1.0,1.0)",
+        "imagepiece_dynamicvit:keep_rate=1.0:merge_ratio=0.0",
     ],
 )
-def test_a_method_that_reduces_nothing_is_the_dense_plan(name, fields):
-    plan = plan_of(name, fields, n0=196)
+def test_a_method_that_reduces_nothing_is_the_dense_plan(text):
+    reduction = Reduction.read(text)
+    plan = plan_of(reduction.name, reduction.method, n0=196)
     dense = build(len(plan), 196, ())
     assert [layer.counts for layer in plan] == [None] * len(plan)
     costs = [cost.model_macs(ViT(each, 384, 6), 224) for each in (plan, dense)]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.state import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import tiny
-from tests.refused import refused
 
 
 def numbers(*shape, seed=0):
@@ -231,6 +231,6 @@ def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes):
     student = outputs(numbers(2, 5, 3), numbers(2, 5))
     teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
     found = f"{tokens - 1} patches, width {width} and {classes} classes"
-    with refused("teacher", found) as error:
+    said = f"{found}; it must be of 4 patches, width 3 and 5 classes"
+    with pytest.raises(InputError, match=said):
         token_selector.check_teacher(student, teacher)
-    assert error.value.allowed == "4 patches, width 3 and 5 classes"

@@ -53,7 +53,7 @@ def test_smaller_images_have_their_size_and_a_stem_its_forms(tmp_path):
     out = call(gpu_speed.main, *words).ok().out
     rows = rows_of(file)
     assert [row["image_size"] for row in rows] == [96, 160, 96, 96]
-    assert [row["reduction"] for row in rows] == 4 * [{"name": "none"}]
+    assert [row["reduction"] for row in rows] == 4 * ["none"]
     stems = [("patch", 1), ("patch", 1), ("conv", 1), ("conv", 4)]
     assert [(row["stem"], row["joined"]) for row in rows] == stems
     assert "| dense with conv stem, 4 pixels joined |" in out

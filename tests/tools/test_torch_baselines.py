@@ -48,7 +48,7 @@ def ours(vit, **options):
 
 @pytest.mark.parametrize("r", [0, 13])
 def test_tome_has_the_logits_of_ours(vit, r):
-    reduction = {"name": "tome", "r": r}
+    reduction = f"tome:r={r}"
     images = np.random.default_rng(1).normal(size=(3, 224, 224, 3)).astype("f")
     expected = ours(vit, reduction=reduction)(jnp.asarray(images))
     with torch.inference_mode():

@@ -276,7 +276,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
 
 
 SOFT = {"distill.kind": "soft"}
-LEARNED = {"name": "dynamicvit", "blocks": (0,)}
+LEARNED = "dynamicvit:blocks=(0,)"
 
 
 def test_one_teacher_for_the_method_and_for_distillation(tmp_path):

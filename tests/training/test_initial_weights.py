@@ -81,7 +81,7 @@ def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
         read(**{"model.embed_dim": 16})
 
 
-TOME = {"name": "tome", "r": 2}
+TOME = "tome:r=2"
 FOLDER = {"model.depth": 2}  # what the recovered weights have
 
 
@@ -143,7 +143,7 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     path = tmp_path / "w.npz"
     config = configured(**{"model.depth": 2})
     with config.unlocked():
-        config.reduction = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.5}
+        config.reduction = "dynamicvit:blocks=(1,):keep_rate=0.5"
     variables = drawn(config, seed=1)
     tiny.write(path, variables)
     config = configured(**{"model.depth": 2, "init.weights": str(path)})

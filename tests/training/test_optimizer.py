@@ -88,7 +88,7 @@ def test_steps_of_the_warm_up_are_those_below_its_end():
 def test_decay_mask():
     """Kernels of a model decay; no 2-D bias does, and no parameter of one number."""
     arch = {"dist_token": True, "registers": 4, "layer_scale": True}
-    reduction = {"name": "spvit", "blocks": (1,), "keep_rates": (0.6,)}
+    reduction = "spvit:blocks=(1,):keep_rates=(0.6,)"
     model = tiny.model(reduction, stem="conv", arch=arch, depth=2)
     params = tiny.shapes(model)["params"]
     params |= {"attn": {"bias": np.zeros((2, 2))}, "temperature": np.zeros(())}

@@ -24,8 +24,8 @@ from tests import forked, programs, runs
 from tests.models import tiny
 from tests.refused import refused
 
-DROPPING = {"name": "evit", "keep_rate": 0.3, "blocks": (0,), "fuse_token": False}
-MERGING = {"name": "tome", "r": 5}
+DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
+MERGING = "tome:r=5"
 SIDE = tiny.SIDE
 
 pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
@@ -527,7 +527,7 @@ def test_a_saved_model_has_what_was_recovered_and_the_dense_model(
 
 def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     """By the true dense model, and from it; what was learned before stays."""
-    merging = {"name": "tome", "r": 10}
+    merging = "tome:r=10"
     other = recovered(better.with_reduction(merging), steps=24)
     alone = recovered(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(other.variables, alone.variables)
@@ -585,7 +585,7 @@ def public():
 
 def test_a_dense_model_learns_three_costs(public):
     of_dense = recovered(public)
-    assert of_dense.label == "dense"
+    assert of_dense.label == "none"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
     costs = of_dense.recovery.costs
     assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
@@ -712,7 +712,7 @@ def test_mistakes_are_refused(vit, monkeypatch, given, subject, value):
 
 
 def test_learned_selectors_are_refused():
-    learned = tiny.pretrained({"name": "dynamicvit", "keep_rate": 0.5, "blocks": (1,)})
+    learned = tiny.pretrained("dynamicvit:keep_rate=0.5:blocks=(1,)")
     with refused(learned.label):
         recovered(learned)
 
@@ -720,12 +720,12 @@ def test_learned_selectors_are_refused():
 @pytest.mark.parametrize("reduction", [1, "tome:r=0"])
 def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
     vit = tiny.pretrained(reduction)
-    with refused("reduction", vit.reduction.words, "nothing to recover"):
+    with refused("reduction", str(vit.reduction), "nothing to recover"):
         recovered(vit)
 
 
 def test_a_dense_model_may_say_that_its_attention_is_proportional():
-    recover.check_recoverable(tiny.pretrained({"name": "none", "prop_attn": True}))
+    recover.check_recoverable(tiny.pretrained("none:prop_attn=True"))
 
 
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
@@ -814,7 +814,7 @@ def divided(monkeypatch, vit, images):
 
     def divided_only(*args):
         parts.extend(divide(*args))
-        raise InputError(problem="nothing is trained")
+        raise InputError("nothing is trained")
 
     monkeypatch.setattr(recover, "divided", divided_only)
     with pytest.raises(InputError, match="nothing is trained"):

@@ -120,7 +120,7 @@ def test_the_last_batch_of_an_evaluation_is_padded():
 @pytest.mark.parametrize("count", [30, 300])  # of the second it is less than 1 %
 def test_a_held_out_image_that_was_lost_is_one_sentence(caplog, count):
     source = Noise(count, {7}, size=6)
-    with refused("7.jpg", "torn", "7.jpg cannot be read (", "held out; start again"):
+    with refused("7.jpg", "torn", "7.jpg cannot be read (", "held out: start again"):
         evaluation_batches(source, Preprocessing(6), batch_size=8)
     assert not caplog.text
 

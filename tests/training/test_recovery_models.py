@@ -15,8 +15,8 @@ from tests.models import tiny
 from tests.models.test_families import FAMILIES
 from tests.models.test_rotary import ARCHS
 
-DROPPING = {"name": "evit", "keep_rate": 0.5, "blocks": (0,), "fuse_token": False}
-MERGING = {"name": "tome", "r": 5}
+DROPPING = "evit:keep_rate=0.5:blocks=(0,):fuse_token=False"
+MERGING = "tome:r=5"
 # width of a token, and heads, that planes of rotary positions divide
 EVEN = {"embed_dim": 24, "num_heads": 3}
 BARE = {"num_classes": 0}  # no head

@@ -17,7 +17,7 @@ from tests.refused import refused
 CONFIG = {
     "lr": 1e-3,
     "epochs": 300,
-    "reduction": {"name": "imagepiece", "blocks": (0, 1), "keep_rate": 0.7},
+    "reduction": "imagepiece:blocks=(0,1):keep_rate=0.7",
     "data": {"workers": 4, "name": "digits"},
     "empty": {},
 }

@@ -198,7 +198,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     fields = {"checkpoint_every_steps": 1000, "eval_every_epochs": 6}
     fields["model.patch_size"] = 2  # 64 patches, of which five rates keep five counts
     config = configured(PLAIN, **fields, epochs=6)
-    config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (0,)}
+    config.reduction = "evit:keep_rate=0.7:blocks=(0,)"
     config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
     counts = []
     on_disk = []

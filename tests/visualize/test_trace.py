@@ -13,8 +13,8 @@ from tests.oracles import softmax
 from tests.visualize import traces
 
 # 25 image tokens, 23, 19
-SHORT = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
-LEARNER = {"name": "token_learner", "num_tokens": 4, "block": 1}
+SHORT = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+LEARNER = "token_learner:num_tokens=4:block=1"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_trace_ends_at_learned_tokens(images):
 
 
 def test_without_a_class_token_all_tokens_are_traced(images):
-    model = tiny.model({"name": "tome", "r": 3}, class_token=False, depth=1)
+    model = tiny.model("tome:r=3", class_token=False, depth=1)
     traced = trace(model, tiny.variables(model), images[:1])
     assert traced.tokens == traced.stages[0].tokens == 22
 

@@ -53,7 +53,7 @@ def methods():
         {"label": "learner (untrained selectors)", "gmacs": 0.4},
         {"label": "dense", "gmacs": 1.0},
     ]
-    settings = [{"name": "imagepiece"}, {"name": "token_learner"}, {"name": "none"}]
+    settings = ["imagepiece", "token_learner", "none"]
     facts = [a | {"setting": b} for a, b in zip(facts, settings, strict=True)]
     return facts, [hard(), soft(), dense()]
 

@@ -287,7 +287,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     """Its best checkpoint alone is there."""
     fields = {"seed": 7, "model.stem": "conv", "model.mean": MEAN, "model.std": STD}
     config = runs.configured(runs.DENSE, fields)
-    learned = {"name": "token_learner", "num_tokens": 8, "block": 1}
+    learned = "token_learner:num_tokens=8:block=1"
     config.reduction = ConfigDict(learned)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     model = RunConfig.from_config(config).create_model()

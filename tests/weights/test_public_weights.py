@@ -110,7 +110,7 @@ def evit(assets, variables, images):
     """(the authors' arrays by name, our plan, our Outputs) for two images."""
     with np.load(assets / "fixtures/deit_tiny_reduced.npz") as file:
         named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
-    reduction = {"name": "evit", "keep_rate": 0.7, "fuse_token": True}
+    reduction = "evit:keep_rate=0.7:fuse_token=True"
     model = create_model("deit_ti", reduction=reduction, attention="xla")
     outputs = tiny.compiled(model.apply)(variables, images[:2])
     return types.SimpleNamespace(**named), model.plan, outputs

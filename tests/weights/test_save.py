@@ -18,6 +18,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
@@ -25,7 +26,7 @@ from tests.refused import refused, untrained
 from tests.training.test_full_disk import full_disk
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
+DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"
 CLIP = {"patch_bias": False, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
 SIGLIP = {"class_token": False, "pool": "map", "gelu": "tanh"}
 GIANT = {"layer_scale": True, "mlp": "swiglu", "resize": "offset"}
@@ -51,14 +52,14 @@ MODELS = {
     "large eps": {"arch": {"norm_eps": 1e-3}},
     "4 x 9 patches": {"image_size": (16, 36)},  # a square number of them
     "numbers of NumPy": {"num_classes": np.int64(7), "mean": np.full(3, 0.5)}
-    | {"std": np.full(3, 0.5), "reduction": {"name": "tome", "r": np.int64(3)}},
+    | {"std": np.full(3, 0.5), "reduction": ToMe(r=np.int64(3))},
     "conv stem": {"stem": "conv"},
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
-    "tome": {"reduction": {"name": "tome", "r": 3}},
-    "evit": {"reduction": {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}},
+    "tome": {"reduction": "tome:r=3"},
+    "evit": {"reduction": "evit:keep_rate=0.5:blocks=(1,)"},
     "selectors": {"reduction": DYNAMICVIT},
-    "prop_attn": {"reduction": {"name": "evit", "blocks": (1,)}, "prop_attn": True},
+    "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
     "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
     "post_norm": {"arch": Architecture(post_norm=True)},
     "pool_heads": {"arch": Architecture(pool="map", pool_heads=1)},
@@ -142,16 +143,14 @@ def test_what_a_folder_holds(tmp_path):
     assert found.problem_type == PROBLEMS[1]
 
 
-@pytest.mark.parametrize("counts", [None, "proportional"])
+@pytest.mark.parametrize("counts", ["", ":counts=proportional"])
 def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
     """No later count of MACs, and no later schedule, changes a saved network."""
-    reduction = {"name": "tome", "macs": 0.7} | ({"counts": counts} if counts else {})
-    vit = made().with_reduction(reduction)
+    vit = made().with_reduction(f"tome:macs=0.7{counts}")
     path = imagepiece_jax.save(tmp_path / "m", vit)
     config = json.loads((path / "config.json").read_text())
     stored = config["imagepiece_jax"]["reduction"]
-    assert isinstance(stored["counts"], list)
-    assert "macs" not in stored
+    assert stored.startswith("tome:counts=(")
     loaded = imagepiece_jax.load(path)
     assert loaded.model.plan == vit.model.plan
     assert loaded.label == vit.label
@@ -195,19 +194,19 @@ def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(reduction=DYNAMICVIT))
-    tome = {"name": "tome", "r": 3}
+    tome = "tome:r=3"
     found = imagepiece_jax.load(path, reduction=tome)
     assert found.model.prop_attn
     assert "reducer_1" not in found.variables["params"]
     imagepiece_jax.save(tmp_path / "tome", found)
-    dense = imagepiece_jax.load(tmp_path / "tome", reduction={"name": "none"}).model
+    dense = imagepiece_jax.load(tmp_path / "tome", reduction="none").model
     assert not dense.prop_attn
     with untrained():
         fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.num_classes == 3
     assert "reducer_1" in values["params"]
     # A reduction that is given has its own.
-    tome = {"name": "tome", "r": 3}
+    tome = "tome:r=3"
     imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
     for fields, own in (({}, False), ({"reduction": tome}, True)):
         assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
@@ -226,26 +225,26 @@ THREE = (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize(
-    "changed, value, field, problem",
+    "changed, value, said",
     [
-        ("imagepiece_jax", None, "imagepiece_jax", ""),
-        ("imagepiece_jax.format", None, "", ""),
-        ("imagepiece_jax.format", 2, "", ""),
-        ("imagepiece_jax.model.foo", 3, "imagepiece_jax.model.foo", "is unknown"),
-        ("imagepiece_jax.model.mean", THREE, "", "is (0.1, 0.2, 0.3), but timm's part"),
-        ("pretrained_cfg.std", THREE, "imagepiece_jax.model.std", "is (0.5, 0.5, 0"),
-        ("imagepiece_jax.model.num_heads", 6, "", "is 6, but timm's part of the file"),
-        ("imagepiece_jax.model.image_size", 32, "", "is 32, but timm's part"),
-        ("imagepiece_jax.model.arch.gelu", "tanh", "", "is 'tanh', but timm's part"),
-        ("imagepiece_jax.dtype", "f8", "", ""),
-        ("imagepiece_jax.preprocessing.crop", 0, "", ""),
-        ("imagepiece_jax.reduction.keep_rate", 2, "", ""),
-        ("label_names", ("a",), "label_names", "has length 1"),
+        ("imagepiece_jax", None, "imagepiece_jax"),
+        ("imagepiece_jax.format", None, "format"),
+        ("imagepiece_jax.format", 1, "format"),
+        ("imagepiece_jax.model.foo", 3, "foo"),
+        ("imagepiece_jax.model.mean", THREE, "is (0.1, 0.2, 0.3), but timm's part"),
+        ("pretrained_cfg.std", THREE, "is (0.5, 0.5, 0.5), but timm's part"),
+        ("imagepiece_jax.model.num_heads", 6, "is 6, but timm's part of the file"),
+        ("imagepiece_jax.model.image_size", 32, "is 32, but timm's part"),
+        ("imagepiece_jax.model.arch.gelu", "tanh", "is 'tanh', but timm's part"),
+        ("imagepiece_jax.dtype", "f8", "dtype"),
+        ("imagepiece_jax.preprocessing.crop", 0, "crop"),
+        ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
+        ("label_names", ("a",), "1"),
     ],
 )
-def test_a_config_that_somebody_changed_is_refused(changed, value, field, problem):
+def test_a_config_that_somebody_changed_is_refused(changed, value, said):
     """Where it contradicts itself, too, on what no tensor shows."""
-    reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
+    reduction = "evit:keep_rate=0.5:blocks=(1,)"
     model = create_model("vit_tiny_patch16_224", reduction, num_classes=7)
     config = hub_configs.describe(Pretrained(model, {"params": {}}))
     *groups, last = changed.split(".")
@@ -255,9 +254,8 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, field, proble
     part[last] = value
     with pytest.raises(InputError) as error:
         hub_configs.parse(config, {})
-    assert error.value.field == (field or changed)
-    assert error.value.problem.startswith(problem)
-    assert error.value.place == "config.json"
+    assert said in str(error.value)
+    assert "config.json" in str(error.value)
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
@@ -347,7 +345,7 @@ def test_the_license_of_timms_config_stays(tmp_path):
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     model, variables = tiny.pair(made())
-    evit = made(reduction={"name": "evit", "blocks": (1,)}).model
+    evit = made(reduction="evit:blocks=(1,)").model
     without = {"params": {**variables["params"], "norm": {}}}
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
@@ -376,7 +374,7 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     assert not dense.untrained
     with pytest.raises(InputError, match="has no reducer_1, a selector that this red"):
         dense.with_reduction(DYNAMICVIT)
-    assert not imagepiece_jax.load(tmp_path / "m", reduction={"name": "none"}).untrained
+    assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained
 
 
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
@@ -390,8 +388,8 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     assert vit.untrained is True
     assert vit.untrained_parts == ("head",)
     assert "(untrained head), images of" in repr(vit)
-    other = vit.with_reduction({"name": "tome", "r": 3})
-    assert other.untrained and other.label == "tome r=3 (untrained head)"
+    other = vit.with_reduction("tome:r=3")
+    assert other.untrained and other.label == "tome:r=3 (untrained head)"
     with untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
     with untrained() as said:
@@ -418,11 +416,11 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     model = create_model(name, **small)
     variables = tiny.fill(variable_shapes(model, 32))
     imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
-    tome = {"name": "tome", "r": 1}
+    tome = "tome:r=1"
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
     assert found.reduction.name == "tome"
     assert not found.model.prop_attn
-    assert not found.with_reduction({"name": "tome", "r": 2}).model.prop_attn
+    assert not found.with_reduction("tome:r=2").model.prop_attn
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True).model
     assert found.prop_attn
 

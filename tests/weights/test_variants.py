@@ -11,7 +11,7 @@ from tests.models import tiny
 from tests.weights.test_load import run_folder
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
-DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,)}
+DYNAMICVIT = "dynamicvit:blocks=(1,)"
 PROPORTIONAL = {"model.prop_attn": True}
 
 
@@ -42,7 +42,7 @@ def test_a_file_is_read_once(file, monkeypatch):
 
     monkeypatch.setattr(layouts, "read_state_dict", counted)
     weights = load(file).analyzed()
-    for reduction in (DENSE, {"name": "tome", "r": 2}):
+    for reduction in (DENSE, "tome:r=2"):
         weights.with_reduction(reduction)
     assert weights.digest and reads == [file]
 
@@ -52,7 +52,7 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     tiny.write(tmp_path / "vit_mini.npz", learned)
     path = tmp_path / "vit_mini.npz"
-    spvit = {"name": "spvit", "blocks": (1,)}
+    spvit = "spvit:blocks=(1,)"
     spvit["keep_rates"] = (0.5,)
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
         found = load_as(SavedWeights(path), reduction=reduction, seed=0)

@@ -289,7 +289,7 @@ def _write_file(work, name, entries, short_side):
         try:
             image = encode(data, entry.name, short_side)
         except UnreadableImage as error:
-            damaged[position] = (error.place, error.value)
+            damaged[position] = (error.name, error.reason)
             continue
         reencoded += image is not data
         stored[position] = tfrecords.serialize_example(image, entry.label, entry.name)

@@ -8,8 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import choice, switch
-from imagepiece_jax.reduction.methods.method import InStages, metric
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment, slot_index
@@ -103,9 +103,14 @@ class ATC(InStages):
 
     model_fields = {"prop_attn": True}
 
-    linkage: str = choice("complete", tuple(LINKAGES))  # distance of two clusters
-    metric: str = metric()
-    size_weighting: bool = switch(True)  # whether means are over patches, not tokens
+    linkage: str = "complete"  # distance of two clusters, one of LINKAGES
+    metric: str = "key"
+    size_weighting: bool = True  # whether means are over patches, not tokens
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("linkage", self.linkage, tuple(LINKAGES))
+        check_choice("size_weighting", self.size_weighting, (True, False))
 
     def steps(self, depth):
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)

@@ -6,7 +6,7 @@ DiffRate's selector without its pruning and its searched list: Chen et al., ICCV
 import dataclasses
 
 from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
-from imagepiece_jax.reduction.methods.method import InStages, score
+from imagepiece_jax.reduction.methods.method import InStages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Attended(InStages):
 
     model_fields = {"prop_attn": True}
 
-    score: str = score()
+    score: str = "auto"
 
     def steps(self, depth):
         return self.stages(PruneAndMerge(ALL, score=self.score))

@@ -9,9 +9,10 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import counts, optional, weight
+from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, score
+from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import cosine_between, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners
 from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
@@ -114,24 +115,28 @@ class DiffRate(Method):
     amounts = ("target", "prune", "merge")
 
     # GMACs of a published schedule for the model's size; None: those of `DEFAULT`
-    target: float | None = optional(weight())
+    target: float | None = None
     # instead of a published schedule: tokens after pruning, and after merging, in each
     # block, class token included
-    prune: tuple[int, ...] | None = optional(counts(least=2))
-    merge: tuple[int, ...] | None = optional(counts(least=2))
-    score: str = score()
+    prune: tuple[int, ...] | None = None
+    merge: tuple[int, ...] | None = None
+    score: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()
+        if self.target is not None:
+            check_range("target", self.target, 0)
         if (self.prune is None) != (self.merge is None):
-            problem = f"is {self.prune} and merge is {self.merge}"
-            self.refuse("prune", "both or neither", problem)
+            raise InputError(
+                f"prune is {self.prune} and merge is {self.merge}: both or neither"
+            )
         if self.prune is None:
             return
+        check_each("prune", self.prune, least=2)
+        check_each("merge", self.merge, least=2)
         for pruned, merged in zip(self.prune, self.merge, strict=False):
             if merged > pruned:
-                problem = f"has {merged} where prune has {pruned}"
-                self.refuse("merge", "as many tokens or fewer", problem)
+                raise InputError(f"merge has {merged} tokens where prune has {pruned}")
 
     def for_model(self, model):
         """The method with the published lists of the model's size.
@@ -140,11 +145,7 @@ class DiffRate(Method):
         width. Raises InputError for such a model without `macs`.
         """
         method = super().for_model(model)
-        if self.counts is not None:
-            return method
-        if self.prune is not None:
-            allowed = f"2 to {model.patches + 1}, one more than the image tokens"
-            self.check_most("prune", model.patches + 1, allowed)
+        if self.counts is not None or self.prune is not None:
             return method
         width = min(BY_WIDTH, key=lambda width: abs(width - model.embed_dim))
         name = BY_WIDTH[width]
@@ -154,18 +155,16 @@ class DiffRate(Method):
         sizes = model.embed_dim, model.depth, model.patches
         has_list = sizes == (width, 12, 196)
         if not has_list and self.macs is None:
-            self.refuse(
-                "target",
-                "DeiT-Ti, S, B and MAE-B with 196 patches, prune and merge, or macs, "
-                "such as macs=0.5",
-                f"has no schedule for {model.depth} blocks of width {model.embed_dim} "
-                f"and {model.patches} patches",
+            raise InputError(
+                f"diffrate has no schedule for {model.depth} blocks of width "
+                f"{model.embed_dim} and {model.patches} patches, but for DeiT-Ti, S, B "
+                "and MAE-B with 196 patches; prune and merge, or macs, must say one"
             )
         target = DEFAULT[name] if self.target is None else self.target
         lists = published(name)
         if target not in lists:
             listed = ", ".join(map(str, lists))
-            self.refuse("target", listed, f"is {target} for {name}")
+            raise InputError(f"target is {target}; {name} has {listed}")
         prune, merge = lists[target]
         if not has_list:  # only their shape counts, as `macs` scales them
             prune = _fitted(prune, model)
@@ -188,13 +187,11 @@ class DiffRate(Method):
         return Step(block, PruneAndMerge(ALL, score=self.score), AtMost(0))
 
     def steps(self, depth):
-        if self.prune is None:
-            self.refuse("prune", "lists, which a model's size decides")
-        for name in ("prune", "merge"):
-            entries = len(getattr(self, name))
-            if entries != depth:
-                allowed = f"{depth}, one for each block"
-                self.refuse(name, allowed, f"has {entries} entries")
+        if not len(self.prune) == len(self.merge) == depth:
+            raise InputError(
+                f"prune and merge have {len(self.prune)} and {len(self.merge)} "
+                f"entries; the model has {depth} blocks"
+            )
         lists = zip(self.prune, self.merge, strict=True)
         steps = []
         for block, (after_pruning, after_merging) in enumerate(lists):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import count, switch
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer
@@ -79,8 +79,13 @@ class WeighedPeaks(nn.Module, Reducer):
 class DpcKnn(InStages):
     """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
 
-    neighbors: int = count(5, least=1)  # tokens in a density, the token itself included
-    learned_weights: bool = switch(False)  # whether means have learned weights
+    neighbors: int = 5  # tokens in a density, the token itself included
+    learned_weights: bool = False  # whether means have learned weights
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("neighbors", self.neighbors, 1, whole=True)
+        check_choice("learned_weights", self.learned_weights, (True, False))
 
     def steps(self, depth):
         reducer = DensityPeaks(self.neighbors)

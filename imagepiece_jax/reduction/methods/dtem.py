@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import count, counts, optional
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
@@ -143,8 +143,12 @@ class DTEM(Removal):
 
     amounts = ("r", "r_list")
 
-    r: int = count(16)  # number of tokens that a block merges away
-    r_list: tuple[int, ...] | None = optional(counts())  # for each block; overrides r
+    r: int = 16  # number of tokens that a block merges away
+    r_list: tuple[int, ...] | None = None  # for each block; overrides r
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("r", self.r, 0, whole=True)
 
     def steps(self, depth):
         steps = []

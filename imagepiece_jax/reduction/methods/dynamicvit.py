@@ -9,9 +9,14 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import rate, weight
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.methods.method import InStages, Method, ParamGroup
+from imagepiece_jax.reduction.methods.method import (
+    InStages,
+    Method,
+    ParamGroup,
+    of_training,
+)
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
 from imagepiece_jax.reduction.state import Masking
 from imagepiece_jax.reduction.token_selector import logit_loss, ratio_loss, token_loss
@@ -43,15 +48,21 @@ class LearnedSelection(Method):
 
     # Weights of loss terms, where cross entropy has the weight 1:
     # shares of live tokens compared with their targets
-    ratio_weight: float = weight(2.0, training=True)
+    ratio_weight: float = of_training(2.0)
     # logits compared with the teacher's
-    kl_weight: float = weight(0.5, training=True)
+    kl_weight: float = of_training(0.5)
     # live tokens after the final norm compared with the teacher's
-    token_weight: float = weight(0.5, training=True)
+    token_weight: float = of_training(0.5)
     # learning rate of the backbone / that of the selectors
-    backbone_lr: float = rate(0.01, training=True)
+    backbone_lr: float = of_training(0.01)
     # number of first epochs in which only the selectors learn
-    frozen_epochs: float = weight(5.0, training=True)
+    frozen_epochs: float = of_training(5.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("ratio_weight", "kl_weight", "token_weight", "frozen_epochs"):
+            check_range(name, getattr(self, name), 0)
+        check_range("backbone_lr", self.backbone_lr, 0, 1)
 
     def loss(self, outputs, teacher_outputs, plan):
         """{name: loss term}, as means over the images of this device.

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 
-from imagepiece_jax.common.fields import switch, weight
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import InStages, score
+from imagepiece_jax.reduction.methods.method import InStages, of_training
 from imagepiece_jax.reduction.reducers import TopK
 from imagepiece_jax.reduction.token_counts import Keep
 
@@ -15,17 +16,22 @@ class EViT(InStages):
     """At each of `blocks`, the ceil(keep_rate * n) most attended image tokens stay."""
 
     # whether one more token is the sum of the others, weighted by their scores
-    fuse_token: bool = switch(False)
-    score: str = score()
+    fuse_token: bool = False
+    score: str = "auto"
     # number of first epochs that keep all tokens, and of those until keep_rate
-    rate_warmup_start: float = weight(0.0, training=True)
-    rate_warmup_epochs: float = weight(0.0, training=True)
+    rate_warmup_start: float = of_training(0.0)
+    rate_warmup_epochs: float = of_training(0.0)
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("fuse_token", self.fuse_token, (True, False))
+        check_range("rate_warmup_start", self.rate_warmup_start, 0)
+        check_range("rate_warmup_epochs", self.rate_warmup_epochs, 0)
         if self.counts is not None and self.rate_warmup_epochs:
-            problem = f"is {self.rate_warmup_epochs:g}, but counts has no rate"
-            self.refuse("rate_warmup_epochs", "0", problem)
+            raise InputError(
+                f"rate_warmup_epochs is {self.rate_warmup_epochs:g}, but counts have "
+                "no rate that could rise"
+            )
 
     def steps(self, depth):
         reducer = TopK(self.fuse_token, score=self.score)

@@ -5,9 +5,9 @@ import math
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import count
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.layer_plan import Step, Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import rounded
@@ -25,15 +25,15 @@ class Cells(Reducer):
     size: int
 
     def check_fits(self, grid, counts):
-        """Raise InputError without a grid (height, width), or for a smaller one."""
+        """Check that there is a grid (height, width), and that it is large enough."""
         if grid is None:
-            allowed = "pooling before any other step"
-            problem = "needs the grid of patches, but the tokens are reduced before"
-            raise InputError("grid_size", self.size, allowed, problem=problem)
+            raise InputError(
+                "grid pooling needs the grid of patches, but tokens are reduced before"
+            )
         if self.size > min(grid):
-            allowed = f"whole numbers from 1 to {min(grid)}"
-            problem = f"is {self.size}, but there are {grid[0]} x {grid[1]} patches"
-            raise InputError("grid_size", self.size, allowed, problem=problem)
+            raise InputError(
+                f"grid_size is {self.size}; there are {grid[0]} x {grid[1]} patches"
+            )
 
     def __call__(self, taps, counts, train=False):
         self.check_fits(taps.grid, counts)
@@ -55,17 +55,15 @@ class GridPooling(Method):
     """
 
     amounts = ("grid_size", "block")
-    found_for_macs = ("block",)
+    strength_field = "block"
 
-    grid_size: int = count(7, least=1)  # cells a side, at most as many as patches
-    block: int = count(6)  # the first block that sees the cells
+    grid_size: int = 7  # cells a side, at most as many as patches
+    block: int = 6  # the first block that sees the cells
 
-    def for_model(self, model):
-        if self.counts is None:
-            side = math.isqrt(model.patches)  # `Cells` knows the grid itself
-            allowed = f"whole numbers from 1 to {side}, for {model.patches} patches"
-            self._check_most("grid_size", side, allowed)
-        return super().for_model(model)
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("grid_size", self.grid_size, 1, whole=True)
+        check_range("block", self.block, 0, whole=True)
 
     def scaled(self, strength, depth, patches):
         """The method with the same cells at an earlier block."""
@@ -75,8 +73,10 @@ class GridPooling(Method):
     def step_at(self, block, depth, tokens):
         side = math.isqrt(tokens)
         if side**2 != tokens:
-            allowed = f"squares, such as {side**2} and {(side + 1) ** 2}"
-            self.refuse("counts", allowed, f"has {tokens} tokens after block {block}")
+            raise Unreachable(
+                f"counts has {tokens} tokens after block {block}; it must be a square "
+                f"such as {side**2}"
+            )
         return Step(block, Cells(side), Fixed(tokens), site="pre")
 
     def steps(self, depth):

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, metric, score
+from imagepiece_jax.reduction.layer_plan import Step, Unreachable
+from imagepiece_jax.reduction.methods.method import Method, check_each
 from imagepiece_jax.reduction.ops import cosine_within, gather_rows, invert, pick, rank
 from imagepiece_jax.reduction.reducers import (
     Ranking,
@@ -34,18 +34,16 @@ class Retokenize(Ranking):
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def check_fits(self, grid, counts):
-        """Raise InputError unless at most half of the candidates merge."""
+        """Check that at most half of the candidates merge."""
         candidates = counts.candidates
         if candidates is None:
-            allowed = "a rule with candidates, such as Merge"
-            problem = "has the reducer Retokenize, whose rule names no candidates"
-            raise InputError(allowed=allowed, problem=problem)
+            raise InputError("Retokenize needs a rule with candidates, such as Merge")
         merges = counts.n_in - counts.n_out
         if not 0 <= merges <= candidates // 2:
-            allowed = f"0 to {candidates // 2}, half of them"
-            problem = f"merges {merges} of {candidates} candidates"
-            problem = f"has the reducer Retokenize, which {problem}"
-            raise InputError(allowed=allowed, problem=problem)
+            raise InputError(
+                f"Retokenize merges {merges} of {candidates} candidates; it can merge "
+                "half of them"
+            )
 
     def __call__(self, taps, counts, train=False):
         score = jax.lax.stop_gradient(self.scores(taps, counts))
@@ -80,15 +78,25 @@ class ImagePiece(Method):
 
     amounts = ("keep_rate", "merge_ratio")
 
-    keep_rate: float = rate(0.8)  # share of image tokens that a prune step keeps
-    merge_ratio: float = rate(0.08)  # share of tokens that a merge step merges away
-    candidate_ratio: float = rate(0.3)  # share of tokens, the least attended, to merge
-    merge_blocks: tuple[int, ...] | None = optional(blocks())  # None: 0 1 3 4 6 7 of 12
-    prune_blocks: tuple[int, ...] | None = optional(blocks())  # None: 2 5 8 of 12
-    parity: int = choice(0, (0, 1))  # which of the first two candidates may leave
-    metric: str = metric()
-    size_weighting: bool = switch(True)  # merged tokens are means over patches
-    score: str = score()
+    keep_rate: float = 0.8  # share of image tokens that a prune step keeps
+    merge_ratio: float = 0.08  # share of tokens that a merge step merges away
+    candidate_ratio: float = 0.3  # share of tokens, the least attended, to merge
+    merge_blocks: tuple[int, ...] | None = None  # None: 0 1 3 4 6 7 of 12
+    prune_blocks: tuple[int, ...] | None = None  # None: 2 5 8 of 12
+    parity: int = 0  # which of the first two candidates may leave, 0 or 1
+    metric: str = "key"
+    size_weighting: bool = True  # merged tokens are means over patches
+    score: str = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("keep_rate", "merge_ratio", "candidate_ratio"):
+            check_range(name, getattr(self, name), 0, 1)
+        for name in ("merge_blocks", "prune_blocks"):
+            if getattr(self, name) is not None:
+                check_each(name, getattr(self, name))
+        check_choice("parity", self.parity, (0, 1))
+        check_choice("size_weighting", self.size_weighting, (True, False))
 
     def scaled(self, strength, depth, patches):
         """The method with both rates scaled in proportion; without pruning only one.
@@ -108,9 +116,10 @@ class ImagePiece(Method):
         steps = self.steps(depth)
         by_block = {step.block: step for step in steps}
         if block not in by_block:
-            listed = ", ".join(map(str, by_block))
-            allowed = f"changes at {listed}, or other merge_blocks and prune_blocks"
-            self.refuse("counts", allowed, f"changes at block {block}")
+            raise Unreachable(
+                f"counts change at block {block}, but merge_blocks and prune_blocks "
+                f"are {', '.join(map(str, by_block))}"
+            )
         return by_block[block]
 
     def steps(self, depth):
@@ -142,9 +151,9 @@ class ImagePiece(Method):
         """
         cycles = depth // 4
         if cycles == 0:
-            field = "merge_blocks" if self.merge_blocks is None else "prune_blocks"
-            allowed = "blocks, or a depth of 4 or more"
-            self.refuse(field, allowed, f"is None with a depth of {depth}")
+            raise InputError(
+                f"merge_blocks and prune_blocks must be given for a depth of {depth}"
+            )
         merge = []
         prune = []
         for cycle in range(cycles):

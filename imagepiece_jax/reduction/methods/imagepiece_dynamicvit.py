@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import choice
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
@@ -48,9 +48,14 @@ class NoisyTopK(KeepPredictor):
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     """ImagePiece's steps, of which those that prune rank by a learned score."""
 
-    mode: str = choice("mask", ("mask", "topk"))  # whether training masks or removes
-    # where the score reads tokens: before the MLP, or before the block
-    predictor_pos: str = choice("mid", ("mid", "pre"))
+    mode: str = "mask"  # whether training masks or removes ("topk")
+    # where the score reads tokens: before the MLP, or before the block ("pre")
+    predictor_pos: str = "mid"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("mode", self.mode, ("mask", "topk"))
+        check_choice("predictor_pos", self.predictor_pos, ("mid", "pre"))
 
     def prune_step(self, block):
         """A Step that prunes by a learned score, or in the mode "mask" only masks."""

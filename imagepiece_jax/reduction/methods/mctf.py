@@ -9,29 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.fields import (
-    blocks,
-    checked,
-    is_integer,
-    is_number,
-    optional,
-    positive,
-)
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Removal, score
+from imagepiece_jax.reduction.methods.method import Removal, check_each
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 from imagepiece_jax.reduction.token_counts import AtMostHalf, floor
 
 FEWEST = 10  # so many tokens always stay, class token included
-
-
-def _number_or_share(value):
-    if is_number(value) and 0 <= value < 1:
-        return float(value)
-    if is_integer(value) and value >= 1:
-        return int(value)
-    raise ValueError(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +126,20 @@ class MCTF(Removal):
     amounts = ("r", "blocks")
 
     # number of tokens that a block loses, or below 1 their share
-    r: float = checked(
-        16, _number_or_share, "integers, and shares of at least 0 and below 1"
-    )
-    blocks: tuple[int, ...] | None = optional(blocks())  # None: all but the first
-    similarity: float = positive(1.0)  # temperature: similar tokens fuse
-    attention: float = positive(20.0)  # temperature: little attended tokens fuse
-    sizes: float = positive(40.0)  # temperature: small tokens fuse
-    score: str = score("received")
+    r: float = 16
+    blocks: tuple[int, ...] | None = None  # None: all but the first
+    similarity: float = 1.0  # temperature: similar tokens fuse
+    attention: float = 20.0  # temperature: little attended tokens fuse
+    sizes: float = 40.0  # temperature: small tokens fuse
+    score: str = "received"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("r", self.r, 0)
+        if self.r >= 1:
+            check_range("r", self.r, whole=True)
+        for name in ("similarity", "attention", "sizes"):
+            check_range(name, getattr(self, name), above=0)
 
     def scaled(self, strength, depth, patches):
         if 0 < self.r < 1:
@@ -160,8 +151,11 @@ class MCTF(Removal):
         return [int(block in chosen) for block in range(depth)]
 
     def chosen_blocks(self, depth):
-        """The blocks that fuse tokens."""
-        return range(1, depth) if self.blocks is None else self.blocks
+        """The blocks that fuse tokens. Raises InputError for one beyond the model."""
+        if self.blocks is None:
+            return range(1, depth)
+        check_each("blocks", self.blocks, least=0, most=depth - 1)
+        return self.blocks
 
     def steps(self, depth):
         reducer = Fusion(

@@ -6,26 +6,35 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from imagepiece_jax.common import fields
+from imagepiece_jax.common.checks import (
+    as_tuple,
+    check_choice,
+    check_range,
+    check_share,
+)
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import contract, schedules
-from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
+from imagepiece_jax.reduction import schedules
+from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, Unreachable, build
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.token_counts import KeepInitial
 
 
-def score(default: str = "auto"):
-    """A field for the score by which tokens are ranked.
+def of_training(default: float) -> Any:
+    """A field that only training reads: methods that differ in it are equal."""
+    return dataclasses.field(default=default, compare=False)
 
-    Its values are those of `reducers.SCORES`, which docs/tables/scores.md compares, and
-    "auto": "class" in models with a class token, "received" in others.
+
+def check_each(name: str, values: Any, **bounds: Any) -> None:
+    """Check that a value is a tuple of whole numbers within bounds.
+
+    name: what the sentence calls the value
+    bounds: as `check_range` takes them
+    Raises InputError otherwise.
     """
-    return fields.choice(default, tuple(SCORES))
-
-
-def metric():
-    """A field for the feature by which tokens are compared."""
-    return fields.choice("key", METRICS)
+    if not isinstance(values, tuple):
+        raise InputError(f"{name} is {values!r}; it must be a tuple such as (3, 6, 9)")
+    for value in values:
+        check_range(f"an entry of {name}", value, whole=True, **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +60,20 @@ class ModelFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(fields.CheckedFields):
-    """A method of token reduction; its fields are those of `config.reduction`.
+class Method:
+    """A method of token reduction; its fields are those of a reduction's text.
 
-    Each field has a default and a check (`common.fields`). A method with a training of
+    Each field has a default. Fields that only training reads have compare=False. The
+    field `score` is one of `reducers.SCORES`, which docs/tables/scores.md compares, and
+    `metric`, by which tokens are compared, one of METRICS. A method with a training of
     its own overrides some of the class attributes by a value or a function. A plain
-    Method is "auto": it has a cost, and stands for the one recommended for a model.
+    Method has a cost, and stands for the method that is recommended for a model.
     """
 
     # names of the fields that say how many tokens stay, and at which blocks
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
-    # those of them that have no effect beside `macs`, because they are found for it
-    found_for_macs: ClassVar[tuple[str, ...]] = ()
+    amounts: ClassVar[tuple[str, ...]] = ()
+    # the one of them that is found for a cost, and has no effect beside `macs`
+    strength_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
     # defaults for fields of the model's config
     model_fields: ClassVar[Mapping[str, Any]] = {}
@@ -76,43 +87,42 @@ class Method(fields.CheckedFields):
     _: dataclasses.KW_ONLY
     # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the
     # strength of the schedule, in `counts` or the method's own, whose cost is nearest.
-    macs: float | None = fields.optional(fields.share())
+    macs: float | None = None
     # Number of image tokens after each block, or a schedule, which needs `macs`.
-    counts: str | tuple[int, ...] | None = fields.optional(
-        fields.checked(None, schedules.parse, schedules.ALLOWED)
-    )
+    counts: str | tuple[int, ...] | None = None
 
     def __post_init__(self):
-        super().__post_init__()
-        if type(self) is Method and self.macs is None:
-            problem = f"is 'auto', which needs macs: {fields.SHARES}"
-            raise InputError("name", "auto", problem=problem)
-        if self.macs is not None:
-            self._check_free(self.found_for_macs, "macs")
+        for field in dataclasses.fields(self):
+            # Lists have no hash, and NumPy's numbers another text.
+            value = as_tuple(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if hasattr(self, "score"):
+            check_choice("score", self.score, tuple(SCORES))
+        if hasattr(self, "metric"):
+            check_choice("metric", self.metric, METRICS)
+        if self.macs is not None or type(self) is Method:
+            check_share("macs", self.macs)
+        if self.macs is not None and self.strength_field is not None:
+            self._check_default(self.strength_field, "macs")
         if self.counts is None:
             return
-        self._check_free(self.amounts, "counts")
-        is_schedule = isinstance(self.counts, str)
-        allowed = "a schedule with macs, such as macs=0.5, and a list without"
-        if is_schedule and self.macs is None:
-            problem = f"is {self.counts!r}, which needs macs"
-            self.refuse("counts", allowed, problem)
-        if not is_schedule and self.macs is not None:
-            problem = f"is {self.counts!r}, which says what it costs"
-            self.refuse("counts", allowed, problem)
+        schedules.check_counts(self.counts)
+        for name in self.amounts:
+            self._check_default(name, "counts")
+        if isinstance(self.counts, str) != (self.macs is not None):
+            raise InputError(
+                f"counts is {self.counts!r}; a schedule must have macs beside it, and "
+                "a list of counts must not"
+            )
 
-    def _check_free(self, names, other):
-        """Raise InputError for a field of these where `other` says how many stay."""
-        for name, default in self._defaults(names).items():
-            value = getattr(self, name)
-            if value != default:
-                problem = f"is {value!r}, but {other} says how many tokens stay"
-                self.refuse(name, "one of them", problem)
-
-    def _defaults(self, names):
-        """{name: default} of the fields that the method has."""
-        kind = type(self)
-        return {name: getattr(kind, name) for name in names if hasattr(kind, name)}
+    def _check_default(self, name, other):
+        """Check that a field is not given beside `other`, which says the same."""
+        value = getattr(self, name)
+        if value != getattr(type(self), name):
+            raise InputError(
+                f"{name} is {value!r}, but {other} says how many tokens stay: one of "
+                "the two"
+            )
 
     @property
     def default_prop_attn(self) -> bool:
@@ -129,7 +139,7 @@ class Method(fields.CheckedFields):
         It is the method's own at that block. Only subclasses whose reducers are made
         for one number of tokens, such as TokenLearner, read `tokens`.
 
-        Raises InputError for a block at which the method removes no tokens.
+        Raises Unreachable for a block at which the method removes no tokens.
         """
         own = {"counts": None, "macs": None}
         if hasattr(self, "blocks"):
@@ -137,12 +147,13 @@ class Method(fields.CheckedFields):
         key = depth, own.get("blocks")
         if key not in self._steps_at:
             method = dataclasses.replace(self, **own)
-            self._steps_at[key] = contract.check_steps(method.steps(depth), method)
+            self._steps_at[key] = method.steps(depth)
         for step in self._steps_at[key]:
             if step.block == block:
                 return step
-        problem = f"changes at block {block}, at which this method does nothing"
-        self.refuse("counts", "counts that change elsewhere", problem)
+        raise Unreachable(
+            f"counts change at block {block}, at which this method does nothing"
+        )
 
     @functools.cached_property
     def _steps_at(self):
@@ -200,19 +211,16 @@ class Method(fields.CheckedFields):
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
         """The Steps of a `plan`."""
         if self.counts is None:
-            steps = self.steps(depth)
-        else:
-            steps = self._counted(depth, patches)
-        return contract.check_steps(steps, self)
+            return self.steps(depth)
+        return self._counted(depth, patches)
 
     def _counted(self, depth, patches):
         """The Steps that leave as many tokens as `counts` lists."""
-        if len(self.counts) != depth:
-            allowed = f"{depth}, one for each block"
-            self.refuse("counts", allowed, f"has {len(self.counts)} entries")
-        if self.counts[0] > patches:
-            allowed = f"at most {patches}, the patches of an image"
-            self.refuse("counts", allowed, f"starts with {self.counts[0]} tokens")
+        if len(self.counts) != depth or self.counts[0] > patches:
+            raise InputError(
+                f"counts is {self.counts}; it must have {depth} entries, one for each "
+                f"block, of at most {patches} tokens, the patches of an image"
+            )
         steps = []
         n = patches
         stage = 0
@@ -223,8 +231,10 @@ class Method(fields.CheckedFields):
             step = self.step_at(block, depth, tokens)
             fewest = step.rule.fewest(n, stage)
             if tokens < fewest:
-                problem = f"has {tokens} tokens after block {block} of {n} before it"
-                self.refuse("counts", f"{fewest} or more", problem)
+                raise Unreachable(
+                    f"counts has {tokens} tokens after block {block}; of {n} before it "
+                    f"at least {fewest} must stay"
+                )
             steps.append(dataclasses.replace(step, tokens=tokens))
             n = tokens
         return steps
@@ -242,7 +252,7 @@ class Method(fields.CheckedFields):
                 stage += 1
                 n = tokens
             reached.append(n)
-        defaults = self._defaults(self.amounts)
+        defaults = {name: getattr(type(self), name) for name in self.amounts}
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
 
     def for_model(self, model: ModelFacts) -> "Method":
@@ -250,8 +260,6 @@ class Method(fields.CheckedFields):
 
         The score "auto" becomes "class" or "received". With `macs`, default blocks,
         which are for a depth of 12, move to the same shares of a smaller depth.
-
-        Raises InputError for blocks or tokens that the model does not have.
         """
         changes = {}
         if getattr(self, "score", None) == "auto":
@@ -260,16 +268,7 @@ class Method(fields.CheckedFields):
             blocks = self._blocks_for(model.depth)
             if blocks:
                 changes["blocks"] = blocks
-        fitted = dataclasses.replace(self, **changes)
-        if self.counts is not None:  # beside which blocks have no effect
-            return fitted
-        last = model.depth - 1
-        for field in ("block", "blocks"):
-            if self.macs is not None and field in self.found_for_macs:
-                continue
-            if getattr(fitted, field, None) is not None:
-                fitted._check_most(field, last, f"0 to {last}, the blocks of the model")
-        return fitted
+        return dataclasses.replace(self, **changes)
 
     def _blocks_for(self, depth):
         """The default blocks at the same shares of a smaller depth; None: no change.
@@ -285,58 +284,21 @@ class Method(fields.CheckedFields):
             return None
         return blocks
 
-    def check_most(self, field: str, most: int, allowed: str):
-        """Raise InputError where a field has a number above `most`.
-
-        Beside `counts` the field has no effect, and beside `macs` only its proportions
-        have: then nothing is checked.
-
-        field: name of a field with a number or a tuple of numbers
-        allowed: the numbers up to `most`, in words
-        """
-        if self.counts is None and self.macs is None:
-            self._check_most(field, most, allowed)
-
-    def _check_most(self, field, most, allowed):
-        """As `check_most`, but whatever `counts` and `macs` are."""
-        value = getattr(self, field)
-        if isinstance(value, tuple):
-            highest = max(value, default=0)
-            problem = f"has {highest}"
-        else:
-            highest = value
-            problem = f"is {value}"
-        if highest > most:
-            self.refuse(field, allowed, problem)
-
-    def named_fields(self, training: bool = True) -> dict[str, Any]:
-        """{name: value} of the fields.
-
-        training: whether fields that only training reads are among them
-        """
-        # Fields that all methods have are left out where they have their default.
-        silent = {"macs": None, "counts": None}
-        if self.macs is not None:  # beside which they decide nothing
-            silent |= self._defaults(self.found_for_macs)
-        found = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in silent and value == silent[field.name]:
-                continue
-            if training or not field.metadata.get("training"):
-                found[field.name] = value
-        return found
-
 
 @dataclasses.dataclass(frozen=True)
 class InStages(Method):
     """Base of methods that keep a share of the tokens at each of some blocks."""
 
     amounts = ("keep_rate", "blocks")
-    found_for_macs = ("keep_rate",)
+    strength_field = "keep_rate"
 
-    keep_rate: float = fields.rate(0.7)
-    blocks: tuple[int, ...] = fields.blocks(3, 6, 9)
+    keep_rate: float = 0.7
+    blocks: tuple[int, ...] = (3, 6, 9)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("keep_rate", self.keep_rate, 0, 1)
+        check_each("blocks", self.blocks)
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
         """Steps that leave the share keep_rate**s of the tokens at the s-th block.
@@ -354,27 +316,18 @@ class Removal(Method):
     """Base of methods whose blocks lose `r` tokens each, or those of `r_list`."""
 
     model_fields = {"prop_attn": True}
-    found_for_macs = ("r",)
+    strength_field = "r"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if getattr(self, "r_list", None) is not None:
+            check_each("r_list", self.r_list, least=0)
 
     def removed(self, depth: int) -> Sequence[int]:
         """Number of tokens that each block should lose."""
         if self.r_list is None:
             return (self.r,) * depth
         return self.r_list
-
-    def for_model(self, model):
-        """The method with fields that fit a model.
-
-        Raises InputError where a block should lose more than half of all tokens. A
-        later block has fewer tokens, and then loses at most half of those.
-        """
-        field = "r"
-        if getattr(self, "r_list", None) is not None:
-            field = "r_list"
-        half = model.patches // 2
-        allowed = f"0 to {half}, half of the first block's {model.patches} image tokens"
-        self.check_most(field, half, allowed)
-        return super().for_model(model)
 
     def scaled(self, strength, depth, patches):
         """The method with another strength, and the same proportions between blocks.

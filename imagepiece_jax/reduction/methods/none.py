@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.layer_plan import Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 
 
@@ -9,12 +11,10 @@ from imagepiece_jax.reduction.methods.method import Method
 class NoReduction(Method):
     """No steps: the dense model."""
 
-    amounts = ()
-
     def __post_init__(self):
         super().__post_init__()
         if self.macs not in (None, 1.0):
-            self._refuse("macs")
+            raise InputError(f"macs is {self.macs}, but none removes no tokens")
 
     def within_reach(self, counts, depth, patches):
         return self  # all tokens are the fewest that it can leave
@@ -24,8 +24,4 @@ class NoReduction(Method):
 
     def step_at(self, block, depth, tokens):
         """Refused, as `counts` then says that fewer tokens stay."""
-        self._refuse("counts")
-
-    def _refuse(self, field):
-        problem = f"is {getattr(self, field)!r}, but no method is named"
-        self.refuse(field, problem=problem, hint="name one, such as tome")
+        raise Unreachable("counts fall, but none removes no tokens")

@@ -6,9 +6,9 @@ import math
 import jax
 import numpy as np
 
-from imagepiece_jax.common.fields import rate, switch
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, metric
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
 from imagepiece_jax.reduction.token_counts import MergeTo
@@ -54,11 +54,17 @@ class PiToMe(Method):
     tokens of high energy, which protects the others.
     """
 
-    found_for_macs = ("keep_rate",)
+    amounts = ("keep_rate",)
+    strength_field = "keep_rate"
 
-    keep_rate: float = rate(0.9125)  # of the image tokens, in every block
-    late_first: bool = switch(False)  # whether the halves are swapped, as for MAE
-    metric: str = metric()  # compares tokens; energies are always of keys
+    keep_rate: float = 0.9125  # of the image tokens, in every block
+    late_first: bool = False  # whether the halves are swapped, as for MAE
+    metric: str = "key"  # compares tokens; energies are always of keys
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("keep_rate", self.keep_rate, 0, 1)
+        check_choice("late_first", self.late_first, (True, False))
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

@@ -1,7 +1,4 @@
-"""The method that is recommended for a model, where only a share of MACs is given.
-
-`reduction=0.5` is {"name": "auto", "macs": 0.5}.
-"""
+"""The method that is recommended for a model, where only a share of MACs is given."""
 
 from typing import NamedTuple
 

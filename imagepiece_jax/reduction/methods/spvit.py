@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import blocks, choice, rate, several, switch
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
+from imagepiece_jax.reduction.methods.method import check_each
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.state import Masking
@@ -111,24 +113,32 @@ class SPViT(LearnedSelection):
     amounts = ("keep_rates", "blocks")
 
     # Shares of the initial tokens that stay, one for each of `blocks`.
-    keep_rates: tuple[float, ...] = several(
-        (0.617, 0.369, 0.137), rate(), "numbers from 0 to 1, one for each of blocks"
-    )
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
-    package_norm: str = choice("score", ("none", "score", "count"))  # `package_weights`
-    share_heads: bool = switch(True)  # whether one network scores all heads
+    keep_rates: tuple[float, ...] = (0.617, 0.369, 0.137)
+    blocks: tuple[int, ...] = (3, 6, 9)
+    package_norm: str = "score"  # "none", "score" or "count": `package_weights`
+    share_heads: bool = True  # whether one network scores all heads
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("package_norm", self.package_norm, ("none", "score", "count"))
+        check_choice("share_heads", self.share_heads, (True, False))
         rates = self.keep_rates
         blocks = self.blocks
-        if len(rates) != len(blocks):
-            self.refuse("keep_rates", f"one for each of blocks, {len(blocks)}")
+        check_each("blocks", blocks)
+        if not isinstance(rates, tuple) or len(rates) != len(blocks):
+            raise InputError(
+                f"keep_rates is {rates}; it must have an entry for each of blocks, "
+                f"{blocks}"
+            )
+        for rate in rates:
+            check_range("an entry of keep_rates", rate, 0, 1)
         blocks_rise = [*blocks] == sorted(blocks)
         rates_fall = [*rates] == sorted(rates, reverse=True)
         if not (blocks_rise and rates_fall):
-            allowed = "blocks that rise, and shares of the initial tokens that do not"
-            self.refuse("keep_rates", allowed, f"is {rates} at blocks {blocks}")
+            raise InputError(
+                f"keep_rates is {rates} at blocks {blocks}; blocks must rise, and "
+                "shares of the initial tokens must not"
+            )
 
     def scaled(self, strength, depth, patches):
         """The method with all shares multiplied by one factor, and at most 1."""

@@ -8,9 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import choice, rate
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, metric
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import lengths
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import DROPPED, Assignment, SlotIndex
@@ -100,11 +100,17 @@ class ToFu(Method):
     Blocks up to the middle of the model drop tokens, later ones fuse them.
     """
 
-    found_for_macs = ("keep_rate",)
+    amounts = ("keep_rate",)
+    strength_field = "keep_rate"
 
-    keep_rate: float = rate(0.925)  # of all tokens, in every block
-    rescale: str = choice("destination", ("destination", "mean"))  # see `Fuse`
-    metric: str = metric()
+    keep_rate: float = 0.925  # of all tokens, in every block
+    rescale: str = "destination"  # or "mean"; see `Fuse`
+    metric: str = "key"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("keep_rate", self.keep_rate, 0, 1)
+        check_choice("rescale", self.rescale, ("destination", "mean"))
 
     def steps(self, depth):
         discard = Discard(self.metric)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import choice, count
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
@@ -71,10 +71,11 @@ class ConvLearner(nn.Module, Reducer):
     pooling: str = "sum"  # "mean" divides the sum by the number of tokens
 
     def check_fits(self, grid, counts):
-        """InputError unless `grid` (height, width) of tokens is there."""
+        """Check that `grid` (height, width) of tokens is there."""
         if grid is None:
-            problem = "is 'v1.0', which needs a grid, but tokens are reduced before"
-            raise InputError("version", "v1.0", "'v1.1'", problem=problem)
+            raise InputError(
+                "version is 'v1.0', which needs a grid, but tokens are reduced before"
+            )
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -103,19 +104,21 @@ class TokenLearner(Method):
     """Before `block`, `num_tokens` learned tokens replace all image tokens."""
 
     amounts = ("num_tokens", "block")
-    found_for_macs = ("block",)
+    strength_field = "block"
 
-    num_tokens: int = count(16, least=1)
-    block: int = count(7)  # the first block that sees the new tokens
-    version: str = choice("v1.1", ("v1.1", "v1.0"))  # "v1.0": convolutions and sigmoids
-    bottleneck_dim: int = count(64, least=1)  # width of the scoring MLP of v1.1
-    pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
+    num_tokens: int = 16
+    block: int = 7  # the first block that sees the new tokens
+    version: str = "v1.1"  # or "v1.0": convolutions and sigmoids
+    bottleneck_dim: int = 64  # width of the scoring MLP of v1.1
+    pooling: str = "sum"  # of v1.0, or "mean"
 
-    def for_model(self, model):
-        if self.counts is None:
-            allowed = f"1 to {model.patches}, the first block's image tokens"
-            self._check_most("num_tokens", model.patches, allowed)
-        return super().for_model(model)
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("num_tokens", self.num_tokens, 1, whole=True)
+        check_range("block", self.block, 0, whole=True)
+        check_choice("version", self.version, ("v1.1", "v1.0"))
+        check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
+        check_choice("pooling", self.pooling, ("sum", "mean"))
 
     def scaled(self, strength, depth, patches):
         """The method at an earlier block.

@@ -8,8 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import choice, count
-from imagepiece_jax.reduction.methods.method import InStages, score
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
 from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.state import DROPPED, Assignment, slot_index
@@ -108,9 +108,14 @@ ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
 class TokenPooling(InStages):
     """Before the s-th of `blocks`, n0 tokens become n0 * keep_rate**s clusters."""
 
-    algorithm: str = choice("kmedoids", tuple(ALGORITHMS))
-    score: str = score("received")  # the significance of tokens
-    iterations: int = count(3, least=1)  # iterations of the algorithm
+    algorithm: str = "kmedoids"  # or "kmeans"
+    score: str = "received"  # the significance of tokens
+    iterations: int = 3  # iterations of the algorithm
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("algorithm", self.algorithm, tuple(ALGORITHMS))
+        check_range("iterations", self.iterations, 1, whole=True)
 
     def steps(self, depth):
         reducer = ALGORITHMS[self.algorithm](self.iterations, score=self.score)

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from imagepiece_jax.common.fields import count, counts, number, optional
+from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Removal, metric
+from imagepiece_jax.reduction.methods.method import Removal
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
 
@@ -18,13 +19,18 @@ class ToMe(Removal):
 
     amounts = ("r", "inflection", "r_list")
 
-    r: int = count(13)  # number of tokens that a block merges away, on average
+    r: int = 13  # number of tokens that a block merges away, on average
     # slope over the blocks: with -1 from 2 r in the first to 0 in the last, with 1 from
     # 0 to 2 r
-    inflection: float = number(0.0, least=-1, most=1)
+    inflection: float = 0.0
     # number for each block, which overrides both
-    r_list: tuple[int, ...] | None = optional(counts())
-    metric: str = metric()
+    r_list: tuple[int, ...] | None = None
+    metric: str = "key"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("r", self.r, 0, whole=True)
+        check_range("inflection", self.inflection, -1, 1)
 
     def removed(self, depth):
         """Number of tokens that each block should merge away, a tuple.
@@ -33,8 +39,9 @@ class ToMe(Removal):
         """
         if self.r_list is not None:
             if len(self.r_list) > depth:
-                allowed = f"at most {depth}, one for each block"
-                self.refuse("r_list", allowed, f"has {len(self.r_list)} entries")
+                raise InputError(
+                    f"r_list is {self.r_list}; the model has {depth} blocks"
+                )
             return self.r_list + (0,) * (depth - len(self.r_list))
         first = int(self.r * (1 - self.inflection))
         last = 2 * self.r - first

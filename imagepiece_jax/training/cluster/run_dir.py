@@ -122,7 +122,7 @@ def record_start(workdir, config: dict):
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
     )
-    files.make_folder("workdir", workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RUN, {"starts": starts})
     files.write_json(workdir / CONFIG, config)
 
@@ -232,7 +232,6 @@ def flat_fields(config):
 def _flat(config):
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     fields = flat_fields(config)
-    fields.pop("reduction.label", None)  # how the reduction was asked for
     return {name: json.dumps(value) for name, value in fields.items()}
 
 

@@ -21,7 +21,7 @@ MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
 )
 def test_the_schedule_of_mae(name, arch, target):
     """By name, and where the head reads the mean over patches."""
-    reduction = {"name": "diffrate", "target": target}
+    reduction = f"diffrate:target={target}"
     model = create_model(name, arch=arch, num_classes=1000, reduction=reduction)
     _, merge = published("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge

@@ -73,7 +73,7 @@ def test_a_training_step_is_its_authors(assets, block):
         labels = file["labels"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = imagepiece_jax.load(file).variables
-    reduction = {"name": "dtem", "r_list": (0,) * block + (16,)}
+    reduction = f"dtem:r_list={(0,) * block + (16,)}"
     model = create_model("deit_ti", reduction=reduction, attention="xla", masked=True)
 
     @tiny.compiled
@@ -95,7 +95,7 @@ def test_a_training_step_is_its_authors(assets, block):
 
 
 def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
-    plan = create_model("deit_ti", reduction={"name": "dtem"}, masked=True).plan
+    plan = create_model("deit_ti", reduction="dtem", masked=True).plan
     assert {layer.mlp_tokens for layer in plan} == {197}
     live = [layer.counts.evaluation for layer in plan]
     assert [(c.n_in, c.n_out) for c in live[:2]] == [(196, 180), (180, 164)]

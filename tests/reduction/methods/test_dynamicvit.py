@@ -14,12 +14,12 @@ from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from tests import oracles_learned
 from tests.models import masked, tiny
 
-FIELDS = {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
+FIELDS = "dynamicvit:keep_rate=0.6:blocks=(1,2)"  # 25, 15, 9
 
 
 def student(blocks=(1, 2), **options):
     """(training model, variables) of the tiny DynamicViT."""
-    model = tiny.model(FIELDS | {"blocks": blocks}, masked=True, **options)
+    model = tiny.model(tiny.changed(FIELDS, blocks=blocks), masked=True, **options)
     return model, tiny.variables(model)
 
 
@@ -30,7 +30,7 @@ def training():
 
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
-    model = tiny.model(FIELDS | {"keep_rate": 1.0}, masked=is_masked)
+    model = tiny.model(tiny.changed(FIELDS, keep_rate=1.0), masked=is_masked)
     variables = tiny.variables(model)
     images = tiny.images()
     assert {"reducer_1", "reducer_2"} <= set(variables["params"])

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.state import Taps, start
 from tests import oracles
 from tests.models import tiny
-from tests.refused import refused
 
 
 def taps_of(grid, batch=2):
@@ -76,12 +76,11 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
 
 
 @pytest.mark.parametrize(
-    "size, grid, allowed",
-    [(4, (9, 3), "whole numbers from 1 to 3"), (2, None, "pooling before any other")],
+    "size, grid, said",
+    [(4, (9, 3), "there are 9 x 3 patches"), (2, None, "tokens are reduced before")],
 )
-def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, allowed):
+def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
     """By the reducer, for images of other sizes."""
     taps = taps_of((9, 3)).replace(grid=grid)
-    with refused("grid_size", size) as error:
+    with pytest.raises(InputError, match=said):
         Cells(size)(taps, Counts(n_in=27, n_out=size * size))
-    assert allowed in error.value.allowed

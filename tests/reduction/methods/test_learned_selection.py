@@ -12,7 +12,7 @@ from imagepiece_jax.reduction.methods.spvit import SPViT
 from tests import oracles, oracles_learned
 from tests.models import tiny
 
-SPVIT = {"name": "spvit", "keep_rates": (0.6, 0.3)}
+SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 
 
 # SPViT: LN 2 d, then d^2 + d, d^2 / 2 + d / 2, d^2 / 8 + d / 4, d / 2 + 2 at d = 64:
@@ -20,14 +20,13 @@ SPVIT = {"name": "spvit", "keep_rates": (0.6, 0.3)}
 @pytest.mark.parametrize(
     "name, reduction, each",
     [
-        ("deit_s", {"name": "dynamicvit"}, 241_250),
-        ("deit_ti", {"name": "dynamicvit"}, 60_722),
+        ("deit_s", "dynamicvit:blocks=(0,1)", 241_250),
+        ("deit_ti", "dynamicvit:blocks=(0,1)", 60_722),
         ("deit_s", SPVIT, 6_930 + 45),
-        ("deit_s", SPVIT | {"share_heads": False}, 6 * 6_930 + 45),
+        ("deit_s", tiny.changed(SPVIT, share_heads=False), 6 * 6_930 + 45),
     ],
 )
 def test_parameters_of_a_selector(name, reduction, each):
-    reduction = reduction | {"blocks": (0, 1)}
     for is_masked in (False, True):
         model = create_model(name, reduction=reduction, masked=is_masked, depth=2)
         params = tiny.shapes(model, 224)["params"]
@@ -60,16 +59,16 @@ def test_groups_of_parameters(method, rates, half):
     other = method(backbone_lr=0.5, frozen_epochs=0).param_groups("norm/scale")
     assert float(other.lr(2e-4, 1e-3)) == pytest.approx(half)
     assert other.frozen_epochs == 0 and method.needs_teacher
-    inference = method().named_fields(training=False)
-    assert not {"ratio_weight", "backbone_lr"} & set(inference)
+    assert method() == method(ratio_weight=9.0, backbone_lr=0.5)
 
 
 @pytest.mark.parametrize(
     "reduction",
     [
-        {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)},  # 25, 15, 9
-        {"name": "imagepiece_dynamicvit", "merge_ratio": 0.06, "keep_rate": 0.6}
-        | {"merge_blocks": (0, 2), "prune_blocks": (1,)},  # 25, 23, 14, 13
+        "dynamicvit:keep_rate=0.6:blocks=(1,2)",  # 25, 15, 9
+        # 25, 23, 14, 13
+        "imagepiece_dynamicvit:merge_ratio=0.06:keep_rate=0.6:merge_blocks=(0,2)"
+        ":prune_blocks=(1,)",
     ],
 )
 def test_evaluation_keeps_the_best_scores_of_what_is_left(reduction):

@@ -58,7 +58,7 @@ def test_another_score_takes_the_place_of_attention(score, field):
 
 def test_values_and_residual_are_those_of_the_fused_tokens():
     """One block, against its own parts: attention's map, values, projection and MLP."""
-    model = tiny.model({"name": "mctf", "r": 7, "blocks": (0,)}, depth=1)
+    model = tiny.model("mctf:r=7:blocks=(0,)", depth=1)
     variables = tiny.variables(model)
     run = functools.partial(
         model.apply, capture_intermediates=True, mutable="intermediates"
@@ -94,5 +94,5 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     pooling = TokenPooling(blocks=(2,), score="class")
     plan = build(4, 196, (*MCTF(blocks=(1,)).steps(4), *pooling.steps(4)))
-    with pytest.raises(InputError, match="block 2 .* in which tokens change"):
+    with pytest.raises(InputError, match="at block 2 reads .* must not change"):
         contract.check_plan(plan, Architecture(), (14, 14))

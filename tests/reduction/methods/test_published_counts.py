@@ -5,7 +5,7 @@ import pytest
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.layer_plan import build
-from imagepiece_jax.reduction.sweep_text import parse_sweep
+from imagepiece_jax.reduction.reduction import Reduction
 
 
 def near(macs, rel=1e-3):
@@ -91,7 +91,7 @@ def numbers(text):
 
 
 def published_costs():
-    """(model, text of --sweep, tokens, MACs) of every cost that authors print."""
+    """(model, text of a reduction, tokens, MACs) of every cost that authors print."""
     rows = []
     for (name, field), values in COSTS.items():
         rows += [(name, field + value, *found) for value, found in values.items()]
@@ -100,7 +100,7 @@ def published_costs():
 
 @pytest.mark.parametrize("name, text, tokens, macs", published_costs())
 def test_counts_and_costs_are_their_authors(name, text, tokens, macs):
-    model = create_model(name, reduction=parse_sweep(text)[0])
+    model = create_model(name, reduction=text)
     assert model_macs(model, 224) == macs
     if tokens:
         assert [layer.mlp_tokens for layer in model.plan] == numbers(tokens)
@@ -125,7 +125,7 @@ def test_counts_and_costs_are_their_authors(name, text, tokens, macs):
 )
 def test_tokens_by_hand(text, site, tokens):
     """A step before a block changes what its attention reads, another what its MLP."""
-    plan = build(12, 196, parse_sweep(text)[0].method.steps(12))
+    plan = build(12, 196, Reduction.read(text).method.steps(12))
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     arriving = [197, *numbers(tokens)[:-1]]
     wanted = numbers(tokens) if site == "pre" else arriving
@@ -140,10 +140,10 @@ def test_tokens_by_hand(text, site, tokens):
         ("spvit", "3*197 3*198 3*199 3*200"),  # a package each step
         # Masks keep all but what evaluation merges.
         ("imagepiece_dynamicvit", "181 2*166 155 2*145 137 5*130"),
-        ("imagepiece_dynamicvit:mode='topk'", "181 166 133 122 112 90 82 75 4*61"),
+        ("imagepiece_dynamicvit:mode=topk", "181 166 133 122 112 90 82 75 4*61"),
     ],
 )
 def test_tokens_in_masked_training(text, tokens):
-    plan = build(12, 196, parse_sweep(text)[0].method.steps(12), masked=True)
+    plan = build(12, 196, Reduction.read(text).method.steps(12), masked=True)
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     assert any(layer.counts for layer in plan)

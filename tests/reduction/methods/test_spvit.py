@@ -14,7 +14,7 @@ from tests.models import masked, tiny
 from tests.reduction.steps import apply_learned, random_variables
 from tests.reduction.test_token_selector import numbers, outputs
 
-FIELDS = {"name": "spvit", "keep_rates": (0.6, 0.3), "blocks": (1, 2)}  # 25, 16, 9
+FIELDS = "spvit:keep_rates=(0.6,0.3):blocks=(1,2)"  # 25, 16, 9
 BATCH = 3
 HEADS = 3
 D = 12

@@ -229,8 +229,8 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean(reducer, want, rtol):
     ],
 )
 def test_a_model_clusters_by_what_the_block_before_attends_to(algorithm, score, tap):
-    reduction = {"name": "token_pooling", "blocks": (1, 2), "keep_rate": 0.6}
-    model = tiny.model(reduction | {"algorithm": algorithm, "score": score})
+    reduction = "token_pooling:blocks=(1,2):keep_rate=0.6"
+    model = tiny.model(tiny.changed(reduction, algorithm=algorithm, score=score))
     out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images())
     assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
     slow = slow_kmedoids if algorithm == "kmedoids" else slow_kmeans
