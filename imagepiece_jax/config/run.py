@@ -117,11 +117,11 @@ def _as_dict(value):
     return dict(value)
 
 
-def _object():
+def _object(*kinds):
     """A field for an object, which `_read_model` makes where it is a dict of fields."""
 
     def convert(value):
-        if dataclasses.is_dataclass(value) or isinstance(value, str):
+        if dataclasses.is_dataclass(value) or isinstance(value, kinds):
             return value
         return _as_dict(value)
 
@@ -162,7 +162,7 @@ class RunConfig(CheckedFields):
     mixup_switch_prob: float = rate()
     ema_decay: float = rate()
     model: "ModelSpec" = _object()
-    reduction: "Reduction" = _object()
+    reduction: "Reduction" = _object(str)
     data: DataConfig
     augment: AugmentConfig
     optim: OptimConfig
