@@ -333,7 +333,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     ):
         with refused(*facts) as error:
             imagepiece_jax.save(tmp_path / "m", other)
-    assert "tensor cls_token holds a value that is not finite" in str(error.value)
+    assert "tensor cls_token has a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
 
