@@ -1,18 +1,14 @@
 """The one entry point: what it lists, starts and refuses."""
 
 import json
-import subprocess
-import sys
-import tomllib
 
 import pytest
 
 from imagepiece_jax import __main__ as entry
 from tests.command import sentence, start
-from tests.runs import ROOT
 
 COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
-COMMANDS += ["features", "predict", "recover", "train", "visualize"]
+COMMANDS += ["features", "predict", "recover", "visualize"]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -59,7 +55,6 @@ def test_help_imports_its_own_command_alone(command):
     assert others == []  # its own is __main__
     text = entry.commands()[command].read_text("utf-8")
     assert lines[1 if not lines[0] else 0].strip() in text
-    assert ("--coordinator" in "".join(lines)) == (command == "train")
 
 
 INTERRUPTED = """
@@ -80,16 +75,3 @@ main()
 def test_a_signal_while_a_command_is_imported(module, signum, said):
     ended = start("-c", INTERRUPTED, "describe", "--help", signum, module)
     assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{said}\n")
-
-
-def test_train_py_and_the_console_script_are_the_same_commands():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}
-    script = "import sys; from imagepiece_jax.__main__ import main; sys.exit(main())"
-    texts = [
-        subprocess.check_output([sys.executable, *words, "--help"], cwd=ROOT)
-        for words in (["train.py"], ["-c", script, "train"])
-    ]
-    assert texts[0] == texts[1]
-    assert b"--workdir: folder of the run" in texts[0]
-    assert b"repeat" not in texts[0]  # by what absl says of --config

@@ -127,7 +127,10 @@ class ModelSpec:
 
         Raises InputError for a field that is not allowed.
         """
-        spec = cls.from_fields({k: as_tuple(v) for k, v in config["model"].items()})
+        fields = {k: as_tuple(v) for k, v in config["model"].items()}
+        parts = fields.get("arch", {}).items()
+        fields["arch"] = {part: value for part, value in parts if value is not None}
+        spec = cls.from_fields(fields)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         return dataclasses.replace(spec, **sizes)
 
@@ -194,7 +197,7 @@ class ModelSpec:
         wanted_arch = wanted_arch.with_parts(requested.arch)
 
         def compare(field, value, trained, of_name):
-            """InputError unless `value` is `trained`.
+            """Check that `value` is `trained`.
 
             of_name: whether `value` is that of the requested name
             """
@@ -371,7 +374,7 @@ def normalization(mean, std):
 
 
 def _check_size(size, stem, arch):
-    """InputError for sizes and parts that do not go together."""
+    """Check that sizes and parts go together."""
     width = size["embed_dim"]
     heads = size["num_heads"]
     if width % heads:

@@ -19,5 +19,6 @@ SELECTORS = "selectors.safetensors"  # that a reduction learned
 RECOVERED = "recovered.safetensors"  # for reduced forms of the model
 BESIDE = (SELECTORS, RECOVERED)
 # In the folder of a run.
+RUN_FORMAT = 1  # of its config.json: a run of another one is not read
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 CLASSES = "classes.json"

@@ -20,7 +20,7 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
+from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG, RUN_FORMAT
 from imagepiece_jax.weights.location import Location
 
 KINDS = ("latest", "best")  # of checkpoints
@@ -39,6 +39,7 @@ def read(found: Location) -> dict[str, Any]:
             f"{found.config_file} is neither that of a run nor of published weights"
         )
     try:
+        check_format(run)
         model = ModelSpec.of_run(run)
         spec = model.completed_by(size_of(model.name))
         reduction = Reduction.of_run(run)
@@ -56,6 +57,15 @@ def read(found: Location) -> dict[str, Any]:
         "run": run,
         "seed": run.get("seed", 0),
     }
+
+
+def check_format(config: Mapping[str, Any]) -> None:
+    """Raise InputError for the config of a run of another version."""
+    if config.get("format") != RUN_FORMAT:
+        raise InputError(
+            f"a run of format {config.get('format')} is not read; this version reads "
+            f"format {RUN_FORMAT}"
+        )
 
 
 def read_checkpoint(

@@ -11,7 +11,7 @@ from tests.runs import ROOT
 
 # Of a few parameters, for images of 16x16; TINY has them as fields of a config.
 FIELDS = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
-FIELDS |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
+FIELDS |= {"reduction": "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"}
 TINY = ["--config", f"{ROOT}/configs/quickstart.py"]
 TINY += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 # The same for its weights.

@@ -77,10 +77,10 @@ def test_the_optimized_model_is_timed():
 
 @pytest.mark.slow  # compiles a step of training
 def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
-    config = tiny_config().unlock()
+    config = tiny_config()
     config.model.update(depth=1, stem="patch")
-    config.reduction.update(merge_blocks=(), prune_blocks=(0,))
-    case = workloads.Case(config.lock(), "train", 4, "float32")
+    config.reduction = "imagepiece:merge_blocks=():prune_blocks=(0,)"
+    case = workloads.Case(config, "train", 4, "float32")
     work = case.workload()
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)

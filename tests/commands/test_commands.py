@@ -257,9 +257,9 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     """40x40 pixels: as DeiT does for the 48-pixel model, refused as they are."""
     grays = np.uint8([0, 60, 120, 180])[:, None, None, None]
     write_csv(tmp_path, np.broadcast_to(grays, (4, 40, 60, 3)), range(4))
-    size = {"image_size": 48, "model.depth": 1, "reduction.prune_blocks": ()}
-    size |= {"model.stem": "patch"}
+    size = {"image_size": 48, "model.depth": 1}
     reduction = "imagepiece:merge_blocks=(0,):prune_blocks=()"
+    size |= {"model.stem": "patch", "reduction": reduction}
     model = RunConfig.from_config(configured(FIELDS, size)).create_model()
     tiny.write(tmp_path / "w.npz", tiny.fill(tiny.shapes(model, 48)))
     words = [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]

@@ -22,8 +22,8 @@ from tests.refused import refused
 from tests.runs import configured
 
 MODEL = {"model.embed_dim": 8, "model.depth": 2, "model.num_heads": 2}
-MODEL |= {"model.dtype": "float32", "reduction.merge_blocks": (0,)}
-MODEL |= {"reduction.prune_blocks": (1,)}
+MODEL |= {"model.dtype": "float32"}
+MODEL |= {"reduction": "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"}
 WORDS = ["--name=vit_mini", "--model=num_heads=2", "--dtype=float32"]
 WORDS += ["--reduction=imagepiece:merge_blocks=(0,):prune_blocks=(1,)"]
 

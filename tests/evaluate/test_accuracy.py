@@ -230,7 +230,7 @@ def test_several_sets_of_variables_share_one_pass():
 
 def test_a_dtype_that_cpus_cannot_compute_in_is_refused():
     model = tiny.model(dtype="float16")
-    with pytest.raises(InputError, match="dtype is 'float16', in which CPUs compute"):
+    with pytest.raises(InputError, match="float16.*in which CPUs"):
         accuracy.model_step(model)
 
 

@@ -134,7 +134,7 @@ def test_fields_that_no_model_here_has(tmp_path, vision, field):
     content = json.loads(path.read_text())
     content["model_cfg"]["vision_cfg"] |= vision
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=f"open_clip_config.json: {field} is"):
+    with pytest.raises(InputError, match=f"open_clip_config.json.*{field}"):
         imagepiece_jax.load(tmp_path / "clip")
 
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from ml_collections import ConfigDict
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe
@@ -20,6 +19,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import load
+from imagepiece_jax.weights.file_names import RUN_FORMAT
 from imagepiece_jax.weights.load import SavedWeights, load_as
 from tests import runs
 from tests.command import call
@@ -52,7 +52,8 @@ def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
     config = runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
-    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    fields = {"format": RUN_FORMAT, **config.to_dict()}
+    (path / "config.json").write_text(json.dumps(fields))
     return path
 
 
@@ -146,7 +147,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     [
         ("model.mean", (0.5, 0.5, 2.0)),
         ("model.num_heads", 0),
-        ("reduction.keep_rate", 2.0),
+        ("reduction", "imagepiece:keep_rate=2.0"),
         ("data.eval_crop", 3.0),
         ("num_classes", -1),
         ("image_size", -8),
@@ -253,10 +254,10 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     """Its best checkpoint alone is there."""
     fields = {"seed": 7, "model.stem": "conv", "model.mean": MEAN, "model.std": STD}
     config = runs.configured(runs.DENSE, fields)
-    learned = "token_learner:num_tokens=8:block=1"
-    config.reduction = ConfigDict(learned)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    model = RunConfig.from_config(config).create_model()
+    config.reduction = "token_learner:num_tokens=8:block=1"
+    run = RunConfig.from_config(config)
+    (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
+    model = run.create_model()
     variables = tiny.fill(variable_shapes(model, 16))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
