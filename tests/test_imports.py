@@ -44,7 +44,6 @@ REDUCTION = (
     {"contract"},
     {"methods"},
     {"reduction"},
-    {"sweep_text"},
 )
 PLAIN_PYTHON = REDUCTION[0]
 # Inside the training room: what keeps a run alive knows nothing of what is trained.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from imagepiece_jax.common.checks import check_range
+
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.config.labeled import LabeledImages
     from imagepiece_jax.models.pretrained import Pretrained
@@ -114,6 +116,8 @@ class Data:
         """The images that a model is tested on."""
         from imagepiece_jax.config.labeled import labeled_images
 
+        if self.limit is not None:
+            check_range("limit", self.limit, 1)
         return labeled_images(
             vit,
             self.data,

@@ -108,7 +108,7 @@ class Architecture:
         return {name: part for name, part in parts.items() if part != others[name]}
 
     def check_parts(self) -> None:
-        """Raise InputError for parts that do not go together."""
+        """Check that the parts go together."""
         if self.pool == "token" and not self.class_token:
             raise InputError("pool is 'token', but the model has no class token")
         if self.dist_token and self.pool != "token":

@@ -498,7 +498,7 @@ class Pretrained:
 
         model: a ViT with as many positions and blocks as `params`
         params: parameters, of which selectors are ignored
-        seed: of selectors that were never learned; None: InputError for these
+        seed: of selectors that were never learned; None: they are refused
         changes: further fields of the Pretrained
         """
         images = changes.get("preprocessing", self.preprocessing)
@@ -540,14 +540,14 @@ def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str
 
 
 def check_pretrained(vit: Any):
-    """Raise InputError for anything but a Pretrained."""
+    """Check that it is a Pretrained."""
     if not isinstance(vit, Pretrained):
         kind = type(vit).__name__
         raise InputError(f"vit is of type {kind}; it must be what load() returns")
 
 
 def _square(model):
-    """Pixels a side of a model's square images; InputError for others."""
+    """Pixels a side of a model's square images; others are refused."""
     counts = (layer.counts.n_in for layer in model.plan if layer.counts)
     patches = next(counts, model.image_tokens)
     side = math.isqrt(patches)

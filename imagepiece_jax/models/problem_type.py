@@ -41,7 +41,7 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
 
 
 def check_single_label(problem_type: str, place: str, reader: str) -> None:
-    """Raise InputError for weights whose images have several labels, or numbers.
+    """Refuse weights whose images have several labels, or numbers.
 
     place: the weights, in words
     reader: what needs one label per image, such as "accuracy"

@@ -197,7 +197,7 @@ class ModelSpec:
         wanted_arch = wanted_arch.with_parts(requested.arch)
 
         def compare(field, value, trained, of_name):
-            """InputError unless `value` is `trained`.
+            """Check that `value` is `trained`.
 
             of_name: whether `value` is that of the requested name
             """
@@ -374,7 +374,7 @@ def normalization(mean, std):
 
 
 def _check_size(size, stem, arch):
-    """InputError for sizes and parts that do not go together."""
+    """Check that sizes and parts go together."""
     width = size["embed_dim"]
     heads = size["num_heads"]
     if width % heads:

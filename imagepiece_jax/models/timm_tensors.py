@@ -147,7 +147,7 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Raise InputError for the first name of a `field` that no variable has.
+    """Check that the model has a variable for each name of a `field`.
 
     names, like: as `fresh` and `like` of `from_timm`
     """

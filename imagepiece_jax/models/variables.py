@@ -90,7 +90,7 @@ def fresh_variables(model, image_size, seed, parts=None):
 
 
 def check_variables(model, variables, image_size):
-    """Raise InputError for the first variable that does not fit a model."""
+    """Check that variables fit a model."""
     present = _by_name(variables)
     needed = _by_name(variable_shapes(model, image_size))
     for name in sorted(present.keys() | needed.keys()):

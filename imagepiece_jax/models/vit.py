@@ -346,7 +346,7 @@ class ViT(nn.Module):
         return PatchStem(*sizes, use_bias=self.arch.patch_bias, name=name)
 
     def _check_positions(self, height, width, size):
-        """InputError for images of another size than the parameters are for."""
+        """Check that images have the size that the parameters are for."""
         arch = self.arch
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:

@@ -109,7 +109,7 @@ def _check_index_form(index, n_out):
 
 
 def _check_integers(name, array):
-    """InputError unless an array has whole numbers."""
+    """Check that an array has whole numbers."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise InputError(f"{name} is {array.dtype}; it must be integers")
 
@@ -135,7 +135,7 @@ def check(result, counts):
 
 
 def _check_finite(name, values):
-    """InputError for the first number that is NaN or infinite."""
+    """Check that all numbers are finite."""
     finite = np.isfinite(values.astype(np.float32))
     for image, *index in _first(~finite):
         value = values[image, *index]
@@ -181,7 +181,7 @@ def random_taps(reducer, n, embed_dim, num_heads):
 
 
 def _check_shape(name, array, *sizes):
-    """InputError unless an array is [B, *sizes], or None."""
+    """Check that an array is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
         raise InputError(f"{name} has shape {array.shape}; it must be [B, {listed}]")
@@ -193,7 +193,7 @@ def _first(wrong):
 
 
 def _check_slots(dest, n_out):
-    """InputError for a slot that is out of range, or empty."""
+    """Check that no slot is out of range, or empty."""
     outside = (dest < 0) | (dest >= n_out)
     for image, token in _first(outside & (dest != DROPPED)):
         raise InputError(
@@ -207,7 +207,7 @@ def _check_slots(dest, n_out):
 
 
 def _check_index(dest, index):
-    """InputError unless `index` is the map of `dest`, and partners stay themselves."""
+    """Check that `index` is the map of `dest`, and that partners stay themselves."""
     for image, slots in enumerate(dest):
         of_image = jax.tree.map(lambda field, image=image: field[image], index)
         _check_tokens(image, slots, of_image)
@@ -215,7 +215,7 @@ def _check_index(dest, index):
 
 
 def _check_tokens(image, slots, index):
-    """InputError unless the SlotIndex of an image has each token where `slots` has it.
+    """Check that the SlotIndex of an image has each token where `slots` has it.
 
     slots: [n], the slot of each token, or DROPPED
     """
@@ -242,7 +242,7 @@ def _check_tokens(image, slots, index):
 
 
 def _check_groups(image, index):
-    """InputError unless `groups` has every slot that absorbs, and its kept tokens."""
+    """Check that `groups` has every slot that absorbs, and its kept tokens."""
     keep = index.keep
     groups = index.groups
     n_out = len(keep)

@@ -58,7 +58,7 @@ class Reducer:
         return "rng" in self.needs
 
     def check_fits(self, grid: tuple[int, int] | None, counts: Counts):
-        """Raise InputError where the reducer cannot reduce these tokens.
+        """Check that the reducer can reduce these tokens.
 
         grid: (height, width); None where an earlier reduction left no grid
         counts: the numbers of the step

@@ -148,7 +148,7 @@ def rounded(number: float) -> int:
 
 
 def check_counts(value: str | tuple[int, ...]) -> None:
-    """Raise InputError for anything but a schedule's text or counts that do not rise.
+    """Check that it is a schedule's text, or counts that do not rise.
 
     value: of the field `counts`
     """

@@ -137,7 +137,7 @@ def token_loss(outputs, teacher_outputs):
 
 
 def check_teacher(outputs, teacher_outputs):
-    """Raise InputError for a teacher with other patches, width or classes."""
+    """Check that a teacher has the same patches, width and classes."""
     student = _sizes_in_words(outputs)
     teacher = _sizes_in_words(teacher_outputs)
     if teacher != student:

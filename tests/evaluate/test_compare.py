@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from imagepiece_jax.benchmark.workloads import Clock
-from imagepiece_jax.common.fields import as_tuple
+from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError

@@ -59,18 +59,19 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
         maker.find(reduction, "patch", False)
     maker.find(EVIT, "conv", True)
     names = [name for name in trained if not name.startswith("start")]
-    labels = ["dense_patch", "imagepiece_patch", f"{label(EVIT)}_conv"]
+    labels = ["none_patch", "imagepiece_patch", f"{label(EVIT)}_conv"]
     both = ([f"{name}_seed0", f"{name}_seed1"] for name in labels)
     assert names == [*itertools.chain(*both)]
     assert maker.find(EVIT, "conv", False) == []
     maker.find(EVIT, "patch", False)
-    fitted = {**trained[list(trained)[-1]].reduction}
-    assert fitted != EVIT
-    assert fitted["blocks"] == (1,)
+    fitted = Reduction.read(trained[list(trained)[-1]].reduction).method
+    assert fitted.keep_rate != Reduction.read(EVIT).method.keep_rate
+    assert fitted.blocks == (1,)
     matched = maker.match(Reduction.read(EVIT))
-    assert fitted["keep_rate"] == matched.method.keep_rate
+    assert fitted.keep_rate == matched.method.keep_rate
     cost = maker.pretrained.gmacs_with
-    step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
+    more = dataclasses.replace(fitted, keep_rate=fitted.keep_rate + 0.05)
+    step = abs(cost(more) - cost(fitted))
     assert abs(cost(fitted) - cost(models.REFERENCE)) <= step
 
 
@@ -94,7 +95,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     maker.seeds = [0]
     maker.find("tome:r=4:prop_attn=False", "conv", True)
     start, learned, conv_start, tome = trained.values()
-    assert start.reduction.name == "none"
+    assert start.reduction == "none"
     assert start.init.fresh == ()
     assert start.init.weights == str(maker.pretrained.source.path)
     assert start.seed == 1
@@ -104,10 +105,11 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
         == str(tmp_path / "small" / "start_patch_seed1")
     )
     assert learned.init.fresh == ("reducer",)
-    assert learned.reduction.backbone_lr == 1.0
-    assert learned.reduction.frozen_epochs == 0.0
+    method = Reduction.read(learned.reduction).method
+    assert method.backbone_lr == 1.0
+    assert method.frozen_epochs == 0.0
     assert conv_start.init.fresh == ("patch_embed",)
-    assert tome.reduction.prop_attn is False
+    assert tome.reduction == "tome:r=4:prop_attn=False"
     assert tome.init.fresh == ()
     assert tome.teacher.weights == ""
     assert tome.eval_every_epochs == tome.epochs
@@ -126,7 +128,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     maker.find(None, "patch", True)
     assert trained["start_patch_seed0"].init.fresh == fresh
     start = maker.folder / "start_patch_seed0"
-    assert trained["dense_patch_seed0"].init.weights == str(start)
+    assert trained["none_patch_seed0"].init.weights == str(start)
 
 
 @pytest.mark.slow

@@ -33,35 +33,34 @@ FAMILIES = {
     "gap": Architecture(class_token=False, registers=2, pool="mean", layer_scale=True),
 }
 PREFIX = dict(zip(FAMILIES, (1, 2, 1, 5, 1, 0, 1, 2), strict=True))
-# Fields with which a method has its steps in so few blocks: 25 image tokens come, and
-# these are left. A method that is not here runs in three, with the fields that it
-# declares for tests.
-PIECE = {"merge_blocks": (0,), "prune_blocks": (1,), "merge_ratio": 0.06}
+# Reductions with which a method has its steps in so few blocks: 25 image tokens come,
+# and these are left. A method that is not here runs in three, as `tiny.small` has it.
+PIECE = "merge_blocks=(0,):prune_blocks=(1,):merge_ratio=0.06"
 FEW = {
-    "none": (1, {}, 25),
-    "imagepiece": (2, PIECE, 19),
-    "evit": (1, {"blocks": (0,), "fuse_token": True}, 19),
-    "dynamicvit": (1, {"blocks": (0,)}, 17),
-    "spvit": (1, {"blocks": (0,), "keep_rates": (0.6,)}, 16),
-    "tome": (1, {"r": 4}, 21),
-    "token_learner": (1, {"num_tokens": 8, "block": 0}, 8),
-    "token_pooling": (2, {"blocks": (1,)}, 17),
-    "random": (1, {"blocks": (0,)}, 18),
-    "grid_pooling": (1, {"grid_size": 2, "block": 0}, 4),
-    "imagepiece_tome": (2, PIECE, 19),
-    "imagepiece_dynamicvit": (2, PIECE, 19),
-    "diffrate": (2, {"prune": (24, 20), "merge": (22, 15)}, 14),
-    "pitome": (2, {"keep_rate": 0.9}, 21),
-    "tofu": (2, {"keep_rate": 0.9}, 21),
-    "mctf": (2, {"r": 6}, 19),
-    "dtem": (2, {"r_list": (3, 4)}, 18),
-    "dpc_knn": (2, {"blocks": (1,)}, 17),
-    "atc": (2, {"blocks": (1,)}, 17),
+    "none": (1, "none", 25),
+    "imagepiece": (2, f"imagepiece:{PIECE}", 19),
+    "evit": (1, "evit:blocks=(0,):fuse_token=True", 19),
+    "dynamicvit": (1, "dynamicvit:blocks=(0,)", 17),
+    "spvit": (1, "spvit:blocks=(0,):keep_rates=(0.6,)", 16),
+    "tome": (1, "tome:r=4", 21),
+    "token_learner": (1, "token_learner:num_tokens=8:block=0", 8),
+    "token_pooling": (2, "token_pooling:blocks=(1,)", 17),
+    "random": (1, "random:blocks=(0,)", 18),
+    "grid_pooling": (1, "grid_pooling:grid_size=2:block=0", 4),
+    "imagepiece_tome": (2, f"imagepiece_tome:{PIECE}", 19),
+    "imagepiece_dynamicvit": (2, f"imagepiece_dynamicvit:{PIECE}", 19),
+    "diffrate": (2, "diffrate:prune=(24,20):merge=(22,15)", 14),
+    "pitome": (2, "pitome:keep_rate=0.9", 21),
+    "tofu": (2, "tofu:keep_rate=0.9", 21),
+    "mctf": (2, "mctf:r=6", 19),
+    "dtem": (2, "dtem:r_list=(3,4)", 18),
+    "dpc_knn": (2, "dpc_knn:blocks=(1,)", 17),
+    "atc": (2, "atc:blocks=(1,)", 17),
 }
 
 
 def few(name):
-    """(blocks, fields, tokens left or None) of a method."""
+    """(blocks, reduction, tokens left or None) of a method."""
     return FEW.get(name, (3, tiny.small(name), None))
 
 
@@ -72,8 +71,8 @@ RUN = list(zip(METHODS, itertools.cycle(DIFFERENT), strict=False))
 
 
 def model_of(name, family, changes=None, depth=None, **options):
-    own, fields, _ = few(name)
-    reduction = {"name": name} | fields | (changes or {})
+    own, reduction, _ = few(name)
+    reduction = tiny.changed(reduction, **(changes or {}))
     return tiny.model(reduction, arch=FAMILIES[family], depth=depth or own, **options)
 
 

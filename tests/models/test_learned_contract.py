@@ -27,8 +27,8 @@ MORE = {
 def model_of(name, **options):
     """A method, or one of MORE, in as few blocks as teach all of it."""
     method = name.partition(" ")[0]
-    depth, fields, _ = few(method)
-    reduction = {"name": method} | fields | MORE.get(name, {})
+    depth, reduction, _ = few(method)
+    reduction = tiny.changed(reduction, **MORE.get(name, {}))
     if method in ("dtem", "imagepiece_dynamicvit"):
         depth += 1  # only the next block reads what the last step has decided
     return tiny.model(reduction, depth=depth, **options)

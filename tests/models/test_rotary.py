@@ -184,9 +184,8 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
 )
 def test_every_token_has_coordinates(name, masked):
     """Every method runs, and a block after a step, which turns what it has left."""
-    depth, fields, _ = few(name)
-    fields = {"name": name} | fields
-    made = model("dinov3", fields, masked=masked, depth=max(depth, 2))
+    depth, reduction, _ = few(name)
+    made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
     assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models

@@ -113,7 +113,7 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
     """Merged tokens count by size where the head counts them so."""
     fields = {"registers": registers, "pool_include_prefix": include}
     arch = dataclasses.replace(SIGLIP, **fields)
-    _, variables, out = run(arch, SHORT | {"score": "probe"}, prop_attn=prop_attn)
+    _, variables, out = run(arch, f"{SHORT}:score=probe", prop_attn=prop_attn)
     assert [taps.x.shape[1] for taps in out.taps] == [25, 23]
     if include:  # what registers take of the attention is not seen here
         assert (out.taps[0].probe.sum(axis=1) < 0.999).all()
@@ -144,7 +144,7 @@ def slow_stem(params, images, prefix):
 )
 def test_the_shift_is_how_far_attention_moves_a_token(arch):
     """From what the stem or the block before leaves; some are merged at the second."""
-    model, variables, out = run(arch, SHORT | {"score": "shift"})
+    model, variables, out = run(arch, f"{SHORT}:score=shift")
     first, second = out.taps
     images = tiny.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
@@ -165,8 +165,8 @@ def test_the_shift_is_how_far_attention_moves_a_token(arch):
 def test_before_a_block_the_shift_is_that_of_the_block_before():
     pooling = "token_pooling:blocks=(1,):keep_rate=0.6"
     early = "evit:blocks=(0,):keep_rate=0.6"
-    one = run(None, pooling | {"score": "shift"})[-1]
-    other = run(None, early | {"score": "shift"})[-1]
+    one = run(None, f"{pooling}:score=shift")[-1]
+    other = run(None, f"{early}:score=shift")[-1]
     np.testing.assert_allclose(one.taps[0].shift, other.taps[0].shift, rtol=1e-6)
 
 

@@ -19,11 +19,11 @@ from tests.models.traced_programs import REDUCED, found_in_64_bits
 
 
 def small(name):
-    """(fields, blocks) of a method, or of `REDUCED`: as few as it has its steps in."""
+    """(reduction, blocks) of a method, or of `REDUCED`: as few as have its steps."""
     if name in REDUCED:
         return REDUCED[name], tiny.DEPTH
-    depth, fields, _ = few(name)
-    return {"name": name} | fields, depth
+    depth, reduction, _ = few(name)
+    return reduction, depth
 
 
 PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
@@ -100,9 +100,9 @@ def test_programs_and_features_are_traced_with_the_same_types(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].loss])
 def test_losses_of_methods_are_traced_with_the_same_types(name):
-    depth, fields, _ = few(name)
-    method = METHODS[name](**fields)
-    model = tiny.model({"name": name} | fields, depth=depth, masked=True)
+    depth, reduction, _ = few(name)
+    model = tiny.model(reduction, depth=depth, masked=True)
+    method = model.reduction.method
     teacher = tiny.model(depth=depth)
     images = tiny.images(2)
     keys = masked.keys(2)

@@ -46,8 +46,8 @@ IDENTITY = tiny.changed(tiny.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
         (IDENTITY, EVA02),
         (ALL_KEPT, DINOV3 | {"depth": 1}),
         *((ALL_KEPT, {"arch": arch, "depth": 1}) for arch in FAMILIES.values()),
-        (tiny.FUSED | {"keep_rate": 1.0}, {}),
-        (SMALL["random"] | {"keep_rate": 1.0}, {}),
+        (tiny.changed(tiny.FUSED, keep_rate=1.0), {}),
+        (tiny.changed(SMALL["random"], keep_rate=1.0), {}),
         ("tome:r=0", {}),
         ("tome:r=0", DINOV3),
         ("tome:r=0", {"class_token": False}),
@@ -123,7 +123,7 @@ def test_training_with_masks_builds_them(without_core, name):
 
 
 def test_columns_of_the_weights_need_them(without_core):
-    columns = SMALL["token_pooling"] | {"score": "received"}
+    columns = tiny.changed(SMALL["token_pooling"], score="received")
     assert attention_weights(tiny.model(columns), train=False) != []
 
 

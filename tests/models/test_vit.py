@@ -94,7 +94,7 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
 def test_what_is_compared_decides_who_merges():
     """Two metrics that always agreed would be one metric under two names."""
     metrics = ("key", "query", "value", "token")
-    models = {m: tiny.model(FIRST_BLOCK | {"metric": m}, depth=1) for m in metrics}
+    models = {m: tiny.model(f"{FIRST_BLOCK}:metric={m}", depth=1) for m in metrics}
 
     @tiny.compiled
     def decide(variables, images):
@@ -106,7 +106,7 @@ def test_what_is_compared_decides_who_merges():
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
-    fused = tiny.FUSED | {"blocks": (0,)}
+    fused = tiny.changed(tiny.FUSED, blocks=(0,))
     options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
     model = tiny.model(fused, **options)
     variables = tiny.variables(model)
@@ -325,7 +325,7 @@ def kept():
     The images are two different ones and the same two again.
     """
     fields = "random:keep_rate=0.6"
-    models = [tiny.model(fields | {"blocks": (b,)}, depth=2) for b in (0, 1)]
+    models = [tiny.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
     variables = tiny.variables(models[0])
     images = tiny.images(2)
 

@@ -143,16 +143,14 @@ def test_what_a_folder_holds(tmp_path):
     assert found.problem_type == PROBLEMS[1]
 
 
-@pytest.mark.parametrize("counts", [None, "proportional"])
+@pytest.mark.parametrize("counts", ["", ":counts=proportional"])
 def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
     """No later count of MACs, and no later schedule, changes a saved network."""
-    reduction = "tome:macs=0.7" | ({"counts": counts} if counts else {})
-    vit = made().with_reduction(reduction)
+    vit = made().with_reduction(f"tome:macs=0.7{counts}")
     path = imagepiece_jax.save(tmp_path / "m", vit)
     config = json.loads((path / "config.json").read_text())
     stored = config["imagepiece_jax"]["reduction"]
-    assert isinstance(stored["counts"], list)
-    assert "macs" not in stored
+    assert stored.startswith("tome:counts=(")
     loaded = imagepiece_jax.load(path)
     assert loaded.model.plan == vit.model.plan
     assert loaded.label == vit.label
@@ -227,24 +225,24 @@ THREE = (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize(
-    "changed, value, field, problem",
+    "changed, value, said",
     [
-        ("imagepiece_jax", None, "imagepiece_jax", ""),
-        ("imagepiece_jax.format", None, "", ""),
-        ("imagepiece_jax.format", 2, "", ""),
-        ("imagepiece_jax.model.foo", 3, "imagepiece_jax.model.foo", "is unknown"),
-        ("imagepiece_jax.model.mean", THREE, "", "is (0.1, 0.2, 0.3), but timm's part"),
-        ("pretrained_cfg.std", THREE, "imagepiece_jax.model.std", "is (0.5, 0.5, 0"),
-        ("imagepiece_jax.model.num_heads", 6, "", "is 6, but timm's part of the file"),
-        ("imagepiece_jax.model.image_size", 32, "", "is 32, but timm's part"),
-        ("imagepiece_jax.model.arch.gelu", "tanh", "", "is 'tanh', but timm's part"),
-        ("imagepiece_jax.dtype", "f8", "", ""),
-        ("imagepiece_jax.preprocessing.crop", 0, "", ""),
-        ("imagepiece_jax.reduction.keep_rate", 2, "", ""),
-        ("label_names", ("a",), "label_names", "has length 1"),
+        ("imagepiece_jax", None, "imagepiece_jax"),
+        ("imagepiece_jax.format", None, "format"),
+        ("imagepiece_jax.format", 1, "format"),
+        ("imagepiece_jax.model.foo", 3, "foo"),
+        ("imagepiece_jax.model.mean", THREE, "is (0.1, 0.2, 0.3), but timm's part"),
+        ("pretrained_cfg.std", THREE, "is (0.5, 0.5, 0.5), but timm's part"),
+        ("imagepiece_jax.model.num_heads", 6, "is 6, but timm's part of the file"),
+        ("imagepiece_jax.model.image_size", 32, "is 32, but timm's part"),
+        ("imagepiece_jax.model.arch.gelu", "tanh", "is 'tanh', but timm's part"),
+        ("imagepiece_jax.dtype", "f8", "dtype"),
+        ("imagepiece_jax.preprocessing.crop", 0, "crop"),
+        ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
+        ("label_names", ("a",), "1"),
     ],
 )
-def test_a_config_that_somebody_changed_is_refused(changed, value, field, problem):
+def test_a_config_that_somebody_changed_is_refused(changed, value, said):
     """Where it contradicts itself, too, on what no tensor shows."""
     reduction = "evit:keep_rate=0.5:blocks=(1,)"
     model = create_model("vit_tiny_patch16_224", reduction, num_classes=7)
@@ -256,9 +254,8 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, field, proble
     part[last] = value
     with pytest.raises(InputError) as error:
         hub_configs.parse(config, {})
-    assert error.value.field == (field or changed)
-    assert error.value.problem.startswith(problem)
-    assert error.value.place == "config.json"
+    assert said in str(error.value)
+    assert "config.json" in str(error.value)
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
@@ -278,10 +275,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
     "folder, said",
     [
-        (".", "^. holds {file}; allowed: a new"),
-        ("{file}", "is not a folder .Not a directory.; allowed"),
-        ("hf://me/m", "is an id of the hub; allowed: folders of"),
-        ("a\0b", "allowed: a string or a pathlib.Path, without a NUL byte"),
+        (".", "^folder . holds {file}; it must be new"),
     ],
 )
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
@@ -290,40 +284,18 @@ def test_what_is_no_folder_to_save_in(tmp_path, monkeypatch, file, folder, said)
     (tmp_path / file).write_text("{}")
     with pytest.raises(InputError, match=said.format(file=file)):
         imagepiece_jax.save(folder.format(file=file), made())
-    with pytest.raises(InputError, match="folder is 7, of type int; .* pathlib.Path"):
-        imagepiece_jax.save(7, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
-
-
-@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".npz", ".H5", ".onnx"])
-def test_a_name_of_a_file_makes_no_folder(tmp_path, ending):
-    """A folder that is there already may have any name, and versions are no endings."""
-    vit = made()
-    folder = tmp_path / f"m{ending}"
-    with refused(folder, ending.lower(), f"such as {tmp_path / 'm'}") as caught:
-        imagepiece_jax.save(folder, vit)
-    assert ("export(" in str(caught.value)) == (ending == ".onnx")
-    assert not [*tmp_path.iterdir()]
-    folder.mkdir()
-    assert imagepiece_jax.save(folder, vit) == folder
-    assert imagepiece_jax.save(tmp_path / "m.v2", vit) == tmp_path / "m.v2"
-
-
-def test_folder_and_model_come_in_any_order(tmp_path):
-    vit = made()
-    assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
-    assert imagepiece_jax.load(tmp_path / "m").label == vit.label
 
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
     monkeypatch.chdir(tmp_path)
     for folder in (".", tmp_path):
-        with pytest.raises(InputError, match="is the working directory, which would"):
+        with pytest.raises(InputError, match="is the working directory"):
             imagepiece_jax.save(folder, made())
     imagepiece_jax.save("m", made())
     monkeypatch.chdir("m")
-    with pytest.raises(InputError, match="is the working directory, which would"):
+    with pytest.raises(InputError, match="is the working directory"):
         imagepiece_jax.save(".", made())
 
 
@@ -361,7 +333,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     ):
         with refused(*facts) as error:
             imagepiece_jax.save(tmp_path / "m", other)
-    assert "tensor cls_token holds a value that is not finite" in str(error.value)
+    assert "tensor cls_token has a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
 

@@ -25,7 +25,7 @@ class Cells(Reducer):
     size: int
 
     def check_fits(self, grid, counts):
-        """Raise InputError without a grid (height, width), or for a smaller one."""
+        """Check that there is a grid (height, width), and that it is large enough."""
         if grid is None:
             raise InputError(
                 "grid pooling needs the grid of patches, but tokens are reduced before"

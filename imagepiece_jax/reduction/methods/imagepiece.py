@@ -34,7 +34,7 @@ class Retokenize(Ranking):
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def check_fits(self, grid, counts):
-        """Raise InputError unless at most half of the candidates merge."""
+        """Check that at most half of the candidates merge."""
         candidates = counts.candidates
         if candidates is None:
             raise InputError("Retokenize needs a rule with candidates, such as Merge")

@@ -116,7 +116,7 @@ class Method:
             )
 
     def _check_default(self, name, other):
-        """Raise InputError for a field where `other` says how many tokens stay."""
+        """Check that a field is not given beside `other`, which says the same."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
             raise InputError(

@@ -71,7 +71,7 @@ class ConvLearner(nn.Module, Reducer):
     pooling: str = "sum"  # "mean" divides the sum by the number of tokens
 
     def check_fits(self, grid, counts):
-        """InputError unless `grid` (height, width) of tokens is there."""
+        """Check that `grid` (height, width) of tokens is there."""
         if grid is None:
             raise InputError(
                 "version is 'v1.0', which needs a grid, but tokens are reduced before"

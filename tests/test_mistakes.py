@@ -1,0 +1,235 @@
+"""Mistakes of commands and calls: a status, a sentence with the word, nothing written.
+
+In a command a mistake is one line, or a box of tyro's; in Python an error of the kind
+that says it.
+"""
+
+import importlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.common import timer
+from imagepiece_jax.errors import InputError
+from tests.command import call
+from tests.models import tiny
+from tests.pictures import write_csv
+
+TYRO = "For full helptext"  # in each of its boxes
+MISTAKES = [
+    # tyro's
+    ("predict", 2, "WEIGHTS"),
+    ("predict weights a.png --topp 3", 2, "--top"),
+    ("predict weights a.png --img-size 16", 2, "--img-size"),
+    ("predict --weights weights", 2, "WEIGHTS"),
+    ("predict weights a.png --top three", 2, "three"),
+    ("predict weights a.png --dtype int8", 2, "int8"),
+    ("predict weights --image-size 16 a.png", 2, "--image-size"),
+    ("predict weights a.png --mean .5", 2, "--mean"),
+    ("predict weights a.png --json", 2, "--json"),
+    ("evaluate weights a.png b.png", 2, "b.png"),
+    ("evaluate weights digits --limit 1.5", 2, "1.5"),
+    ("evaluate weights digits --optimized maybe", 2, "maybe"),
+    ("evaluate weights digits --resize none", 2, "--resize"),
+    ("evaluate weights digits --macs .5", 2, "--macs"),
+    ("features weights a.png", 2, "--out"),
+    ("features weights a.png --out x --storage int8", 2, "int8"),
+    ("recover weights digits", 2, "--out"),
+    ("recover weights digits --out x --parameters heads", 2, "heads"),
+    ("export weights", 2, "OUT"),
+    ("visualize weights a.png", 2, "--out"),
+    ("visualize weights a.png --out x --blocks first", 2, "first"),
+    ("benchmark", 2, "MODEL"),
+    ("benchmark weights --mode copy", 2, "copy"),
+    ("benchmark weights --config configs/deit_s.py", 2, "--config"),
+    ("compare weights digits --image-sizes small", 2, "small"),
+    ("doctor now", 2, "now"),
+    # weights
+    ("predict no.pth a.png", 2, "no.pth"),
+    ("predict a.png a.png", 2, "a.png"),
+    ("predict photos a.png", 2, "photos"),
+    ("predict bare.npz a.png", 2, "bare.npz"),
+    ("describe deit_xs", 2, "deit_xs"),
+    ("predict weights a.png --reduction tomee", 2, "tomee"),
+    ("predict weights a.png --reduction tome:q=8", 2, "q"),
+    ("predict weights a.png --reduction 1.5", 2, "1.5"),
+    ("predict weights a.png --reduction .01", 2, "0.01"),
+    ("predict weights a.png --reduction evit", 2, "blocks"),
+    ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "dynamicvit"),
+    ("predict weights a.png --image-size 15", 2, "15"),
+    ("predict weights a.png --checkpoint best", 2, "checkpoint"),
+    ("predict weights a.png --name deit_ti", 2, "deit_ti"),
+    ("predict weights a.png --mean .5 .5 .5", 2, "mean"),
+    ("describe weights --crop 2", 2, "crop"),
+    # images
+    ("predict weights", 2, "images"),
+    ("predict weights no.png", 1, "no.png"),
+    ("predict weights damaged.png", 1, "damaged.png"),
+    ("predict weights empty", 2, "empty"),
+    ("features weights no.png --out x", 2, "no.png"),
+    ("recover weights no --out x", 2, "no"),
+    ("recover weights a.png --out x", 2, "images"),
+    ("visualize weights damaged.png --out x", 2, "damaged.png"),
+    ("evaluate weights", 2, "data"),
+    ("evaluate weights a.png", 2, "a.png"),
+    ("evaluate weights no", 2, "no"),
+    ("evaluate weights empty", 2, "empty"),
+    ("evaluate weights csv:none.csv", 2, "none.csv"),
+    ("evaluate weights csv:other.csv", 2, "12"),
+    ("evaluate weights imagenet2012", 2, "1000"),
+    ("evaluate encoder digits", 2, "classes"),
+    # values
+    ("predict weights a.png --top 20", 2, "top"),
+    ("predict weights a.png --labels imagenet", 2, "labels"),
+    ("evaluate weights digits --gelu tanh", 2, "optimized"),
+    ("evaluate weights digits --limit 0", 2, "limit"),
+    ("compare weights digits --reductions .6 .6", 2, "twice"),
+    ("compare weights digits --reduction .6", 2, "reductions"),
+    ("compare weights digits --reductions random", 2, "blocks"),
+    ("compare weights digits --image-sizes 16", 2, "16"),
+    ("visualize weights a.png --out x --blocks 9", 2, "9"),
+    ("recover weights digits --out x --minutes 0", 2, "minutes"),
+    ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),
+    ("recover weights digits --out x --reduction evit:blocks=()", 2, "tokens"),
+    ("benchmark weights --batch-size 0", 2, "batch_size"),
+    ("benchmark weights --batch-size 1000000000", 2, "batch_size"),
+    # files
+    ("predict weights a.png --json a.txt", 2, "a.txt"),
+    ("predict weights a.png --json no/a.json", 2, "no/a.json"),
+    ("predict weights a.png --json weights/config.json", 2, "config.json"),
+    ("evaluate weights csv:set.csv --json set.csv", 2, "set.csv"),
+    ("features weights a.png --out photos", 2, "photos"),
+    ("recover weights digits --out photos", 2, "photos"),
+    ("export weights m.pth", 2, "m.pth"),
+    ("export weights no/m.onnx", 2, "no"),
+    ("visualize weights a.png --out photos", 2, "photos"),
+    ("compare weights digits --out photos", 2, "photos"),
+    ("compare weights digits --out a.png/below", 2, "a.png"),
+    ("benchmark weights --plot a.txt", 2, "a.txt"),
+    ("benchmark weights --json b.json --plot b.json", 2, "b.json"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights of ten classes and of none, and images of their size."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    vit = tiny.pretrained(num_classes=10, image_size=16)
+    imagepiece_jax.save(folder / "weights", vit)
+    encoder = tiny.pretrained(num_classes=0, image_size=16)
+    imagepiece_jax.save(folder / "encoder", encoder)
+    tiny.write(folder / "bare.npz", vit.variables)
+    (folder / "empty").mkdir()
+    (folder / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    for name in ("a.png", "photos/b.png"):
+        Image.fromarray(pixels[0]).save(folder / name)
+    (folder / "damaged.png").write_bytes(b"no image")
+    (folder / "a.txt").write_text("mine")
+    write_csv(folder, pixels, [0, 12])
+    (folder / "set.csv").rename(folder / "other.csv")
+    write_csv(folder, pixels, [0, 1])
+    return folder
+
+
+def contents(folder):
+    """{file: its bytes}, and folders."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        found[path] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+@pytest.mark.parametrize("line, status, word", MISTAKES, ids=lambda each: str(each))
+def test_a_mistake_in_a_command(folder, monkeypatch, line, status, word):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(timer, "measure", lambda *_: pytest.fail("measured"))
+    before = contents(folder)
+    name, *words = line.split()
+    main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
+    ended = call(main, *words)
+    assert ended.status == status, ended
+    assert word in ended.err, ended
+    if TYRO not in ended.err:
+        errors = [each for each in ended.err.splitlines() if each.startswith("error: ")]
+        assert len(errors) == 1 and ended.err.endswith(f"{errors[0]}\n"), ended
+    assert contents(folder) == before
+
+
+@pytest.fixture(scope="module")
+def vit(folder):
+    return imagepiece_jax.load(folder / "weights")
+
+
+CALLS = {
+    "an unknown argument": (
+        lambda vit: imagepiece_jax.load("w.npz", path="w.npz", redaction=0.5),
+        (TypeError, InputError),
+        "redaction|path",
+    ),
+    "an argument of recover": (
+        lambda vit: imagepiece_jax.recover(vit, "photos", step=100),
+        (TypeError, InputError),
+        "step",
+    ),
+    "no such file": (
+        lambda vit: imagepiece_jax.load("no.npz"),
+        (OSError, InputError),
+        "no.npz",
+    ),
+    "a dict": (
+        lambda vit: vit.with_reduction({"name": "tome", "r": -1}),
+        (TypeError, InputError),
+        "r",
+    ),
+    "a negative r": (lambda vit: vit.with_reduction("tome:r=-1"), InputError, "r"),
+    "a share": (lambda vit: vit.with_reduction(50), InputError, "50"),
+    "a size": (lambda vit: vit.at_size(15), InputError, "15"),
+    "a batch size": (
+        lambda vit: imagepiece_jax.optimize(vit, batch_size=0),
+        InputError,
+        "batch_size",
+    ),
+    "the shape of images": (
+        lambda vit: imagepiece_jax.features(vit, np.zeros((1, 3))),
+        InputError,
+        "images",
+    ),
+    "a path for a model": (
+        lambda vit: imagepiece_jax.Predictor("w.npz"),
+        (InputError, AttributeError),
+        "str",
+    ),
+    "too many classes": (
+        lambda vit: imagepiece_jax.Predictor(vit, top=11),
+        InputError,
+        "top",
+    ),
+    "a name": (
+        lambda vit: imagepiece_jax.create_model("deit_xs"),
+        InputError,
+        "deit_xs",
+    ),
+    "a file's ending": (
+        lambda vit: imagepiece_jax.export(vit, "m.pth"),
+        InputError,
+        "m.pth",
+    ),
+    "no images": (
+        lambda vit: imagepiece_jax.recover(vit, []),
+        InputError,
+        "images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_mistake_in_a_call(folder, vit, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    before = contents(folder)
+    mistaken, kinds, said = CALLS[name]
+    with pytest.raises(kinds, match=said):
+        mistaken(vit)
+    assert contents(folder) == before
