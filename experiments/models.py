@@ -106,7 +106,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrai
     if not configs:
         problem = f"{folder} has no run"
         allowed = "a folder of runs"
-        raise InputError("--runs", folder, allowed, problem=problem)
+        raise InputError(f"--runs {problem}; allowed: {allowed}")
     return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
 

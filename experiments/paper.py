@@ -252,7 +252,7 @@ class Study:
         """The one checkpoint of a table that needs one. Raises InputError without."""
         if not isinstance(self.models, OffTheShelf):
             allowed = "a weights file or a run's folder"
-            raise InputError("--weights", allowed=allowed, problem="is missing")
+            raise InputError(f"--weights is missing; allowed: {allowed}")
         return self.models.pretrained
 
     def weights(self, vit: Pretrained, images: Split | None = None) -> MeasuredWeights:

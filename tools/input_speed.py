@@ -215,9 +215,7 @@ def save(source, count, folder):
     chosen = [i * len(source) // count for i in range(count)]
     stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
-        raise InputError(
-            "--data", count, problem=f"has {count} images, none of which can be read"
-        )
+        raise InputError(f"--data has {count} images, none of which can be read")
     return _write(folder, stored)
 
 

@@ -31,7 +31,7 @@ def test_the_setting_of_a_part_has_the_content_of_its_images(tmp_path, monkeypat
 
     def stop(checkpoint, *_):
         seen.append(checkpoint.images.setting)
-        raise InputError(problem="stopped")
+        raise InputError("stopped")
 
     monkeypatch.setattr(comparing, "compare", stop)
     path = tiny_paper.pretrained(tmp_path).source.path
