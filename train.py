@@ -1,7 +1,142 @@
-"""Train a model: python train.py --config configs/deit_s_imagepiece.py"""
+"""Train a model: python train.py --config configs/deit_s_imagepiece.py
 
-from imagepiece_jax import old_cli
-from imagepiece_jax.commands import _train as train
+Any field of the config can be changed: --config.batch_size=256. The same command
+resumes a run that was stopped.
+"""
+
+import difflib
+import pathlib
+import re
+import sys
+from logging import Formatter
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from configs import base
+from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "a config file, such as configs/quickstart.py; --config.FIELD=VALUE changes a "
+    "field, and one of configs/deit_s.py:ARGUMENT is what get_config takes",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "compile the training step, print plan, cost and memory, and stop: minutes on CPUs",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "number of hosts; 1: only this one"
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
+
+
+def parse(argv):
+    """Parse the flags; the words without them.
+
+    A mistake ends the process with one sentence and the status 2.
+    """
+    try:
+        check_fields(argv)
+        words = flags.FLAGS(argv)
+        if words[1:]:
+            raise InputError(f"{words[1]!r} belongs to no flag")
+        if CONFIG.value is None:
+            raise InputError("--config is missing; it is a file of configs")
+        CONFIG.value.lock()  # an OSError where the file could not be read
+        return words
+    except SystemExit:  # absl ends --help with 1
+        sys.exit(0)
+    except OSError as error:  # config_flags says in its last line what the system said
+        mistake = str(error).splitlines()[-1].strip()
+    except InputError as error:
+        mistake = error
+    except (flags.Error, AttributeError) as error:
+        mistake = cause(error)
+    print(f"error: {mistake}", file=sys.stderr)
+    sys.exit(InputError.status)
+
+
+def check_fields(argv):
+    """Raise InputError for a --config.FIELD that no config has."""
+    kinds = dict(field_kinds(base.get_config()))
+    for word in argv:
+        typed = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if typed is None or typed[1] in kinds:
+            continue
+        leaves = {name.rpartition(".")[2]: name for name in kinds}
+        similar = difflib.get_close_matches(typed[1], kinds, 1, cutoff=0.8)
+        for leaf in difflib.get_close_matches(typed[1].rpartition(".")[2], leaves, 1):
+            similar.append(leaves[leaf])
+        hint = f"; did you mean config.{similar[0]}?" if similar else ""
+        raise InputError(f"config.{typed[1]} is not a field{hint}")
+
+
+def field_kinds(config, prefix=""):
+    """Yield (path, type) of every field of a config, "model.name" of a group's."""
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from field_kinds(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name, config.get_type(name)
+
+
+def cause(error):
+    """What config_flags or absl found, in a sentence; of a config file, what it raised.
+
+    The first of a chain of exceptions has the words, without the others' tracebacks.
+    """
+    wrong = re.match(r"flag --(config\.([^=]*))=(.*?): ", str(error), re.DOTALL)
+    if wrong:
+        kind = dict(field_kinds(base.get_config()))[wrong[2]].__name__
+        return f"{wrong[1]} is {wrong[3]!r}; it must be of type {kind}"
+    if isinstance(error, flags.Error) and "parsing config file" not in str(error):
+        return error
+    while error.__context__ is not None:
+        error = error.__context__
+    reason = str(error.args[0]).partition(". Other fields present")[0]
+    return f"the config file: {reason}"
+
+
+def run_name(path):
+    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    file, _, argument = path.partition(":")
+    stem = pathlib.Path(file).stem
+    if not argument:
+        return stem
+    name, changed = re.subn("^deit_[a-z]+", argument, stem)
+    if not changed:
+        return f"{stem}_{argument}"
+    return name
+
+
+def train():
+    """Train as the flags say."""
+    # They import JAX, which --help and a mistyped flag need not wait for.
+    from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.training import trainer
+    from imagepiece_jax.training.cluster.job import find_job, joined
+
+    name = run_name(flags.FLAGS["config"].config_filename)
+    workdir = WORKDIR.value or pathlib.Path("runs") / name
+    config = RunConfig.from_config(CONFIG.value)
+    job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    with joined(job):
+        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
+
 
 if __name__ == "__main__":
-    old_cli.run(train.main)
+    logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
+    logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
+    app.run(lambda words: cli.finish(train), flags_parser=parse)

@@ -1,7 +1,8 @@
 """Every field with its default: DeiT's recipe on ImageNet-1k (Touvron et al., 2021).
 
 Any field can be changed on the command line: --config.batch_size=256. The other files
-of this folder start from this one and state only what differs.
+of this folder start from this one and state only what differs. A placeholder is empty
+until somebody sets it.
 """
 
 from ml_collections.config_dict import ConfigDict, FieldReference, placeholder
@@ -18,16 +19,12 @@ def get_config():
     config.model.name = FieldReference("deit_s")  # or deit_ti, deit_b, vit_mini, timm's
     #                     name of a public model; empty: `arch` and the size say it all
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
-    # Parts that differ from the name's, or without a name from DeiT's, such as gelu
-    # ("tanh" is faster on GPUs) or class_token: models/architecture.py.
-    config.model.arch = ConfigDict()
+    config.model.arch = architecture()
     # Images in [0, 1], by channel; empty: as the weights say that a run starts from,
     # else the name, else as ImageNet's: (.485, .456, .406) and (.229, .224, .225).
     config.model.mean = placeholder(tuple)
     config.model.std = placeholder(tuple)
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
-    config.model.prop_attn = placeholder(bool)  # proportional attention: + log(size) on
-    #                     the logits; empty: the method's own
     config.model.dtype = "bfloat16"  # of layers; or "float32", or for use "float16";
     #                     parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
@@ -38,10 +35,9 @@ def get_config():
     config.model.num_heads = placeholder(int)  # of attention
     config.model.mlp_ratio = placeholder(float)  # MLP's width / token's
 
-    # A method of imagepiece_jax.reduction.methods, and those of its fields that differ
-    # from the defaults of its class.
-    config.reduction = ConfigDict()
-    config.reduction.name = "none"  # no reduction: the dense model
+    # A method of imagepiece_jax.reduction.methods and fields of it, such as
+    # "evit:keep_rate=0.5:blocks=(3,6,9)", or a share of the dense model's MACs, "0.5".
+    config.reduction = "none"  # no reduction: the dense model
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # or folder:PATH, csv:FILE, digits
@@ -115,6 +111,36 @@ def get_config():
     config.progress = True  # a progress bar, in a terminal; else lines
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
     config.lock()
-    config.reduction.unlock()  # each method has fields of its own
-    config.model.arch.unlock()
     return config
+
+
+def architecture():
+    """Parts that differ from the name's, or without a name from DeiT's.
+
+    models/architecture.py says more of each.
+    """
+    arch = ConfigDict()
+    arch.class_token = placeholder(bool)  # in front of the patches, as the next two
+    arch.dist_token = placeholder(bool)  # DeiT's, with a head
+    arch.registers = placeholder(int)  # tokens without a meaning
+    arch.positions = placeholder(bool)  # an embedding is added to the patches
+    arch.prefix_positions = placeholder(bool)  # and to the tokens in front of them
+    arch.rotary = placeholder(dict)  # the fields of a Rotary; only in a config file
+    arch.patch_bias = placeholder(bool)  # the projection of patches has a bias
+    arch.qkv_bias = placeholder(bool)  # so have those to queries, keys and values
+    arch.key_bias = placeholder(bool)  # False: only those to queries and values
+    arch.pre_norm = placeholder(bool)  # a norm before the first block
+    arch.post_norm = placeholder(bool)  # norms of what attention and MLP give
+    arch.attn_norm = placeholder(bool)  # a norm of the heads' output
+    arch.mlp_norm = placeholder(bool)  # a norm of the hidden layer
+    arch.norm_eps = placeholder(float)  # added to variances in norms
+    arch.layer_scale = placeholder(bool)  # a factor a channel for each branch
+    arch.gelu = placeholder(str)  # "exact", "tanh" (faster on GPUs), "quick"
+    arch.mlp = placeholder(str)  # "gelu", "swiglu"
+    arch.pool = placeholder(str)  # the head's input: "token", "mean", "map", "none"
+    arch.pool_include_prefix = placeholder(bool)  # a mean or a map reads it, too
+    arch.pool_heads = placeholder(int)  # of a map; 0: as many as a block has
+    arch.final_norm = placeholder(bool)  # a norm of all tokens before the pool
+    arch.fc_norm = placeholder(bool)  # a norm of the pool's result
+    arch.resize = placeholder(str)  # of positions: "antialias", "bicubic", ..
+    return arch

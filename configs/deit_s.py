@@ -21,17 +21,18 @@ python train.py --config configs/deit_s.py --config.model.stem=conv
 """
 
 from configs import base
-from imagepiece_jax.errors import one_of
+from imagepiece_jax.common.checks import check_choice
 
 SHORT = "vit_s16_i1k"  # DeiT-S with another training
 SIZES = ("deit_ti", "deit_s", "deit_b", "vit_mini", SHORT)
 
 
 def get_config(size="deit_s", reduction="none"):
-    """The dense model, or one with a reduction by its defaults."""
+    """The dense model, or one with a reduction."""
+    check_choice("size", size, SIZES)
     config = base.get_config()
-    config.reduction.name = reduction
-    if one_of("size", size, SIZES) == SHORT:
+    config.reduction = reduction
+    if size == SHORT:
         short_training(config)
     else:
         config.model.name = size

@@ -29,4 +29,4 @@ def fine_tuning(config, size):
     config.data.repeats = 1  # no repeated augmentation
     config.init.fresh = ("reducer",)  # the predictors; the rest is given
     if size == "deit_b":
-        config.reduction.ratio_weight = 5.0
+        config.reduction += ":ratio_weight=5.0"

@@ -2,7 +2,8 @@
 
 python train.py --config configs/deit_s_evit.py
     3.00 GMACs, 69 final tokens, 7.62 EFLOP, published acc1 79.4
-python train.py --config configs/deit_s_evit.py --config.reduction.fuse_token=True
+python train.py --config configs/deit_s_evit.py \\
+    --config.reduction=evit:fuse_token=True:rate_warmup_start=10:rate_warmup_epochs=100
     3.03 GMACs, 72 final tokens, 7.69 EFLOP, published acc1 79.5
 python train.py --config configs/deit_s_evit.py:deit_ti
     0.81 GMACs, 69 final tokens, 2.07 EFLOP, published acc1 71.70
@@ -13,7 +14,5 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """ImagePiece's baseline: the unattended tokens are dropped, not fused."""
-    config = deit_s.get_config(size, "evit")
-    config.reduction.rate_warmup_start = 10  # epochs that keep everything
-    config.reduction.rate_warmup_epochs = 100  # then so many to get to keep_rate
-    return config
+    # 10 epochs keep everything, then 100 get to the keep rate.
+    return deit_s.get_config(size, "evit:rate_warmup_start=10:rate_warmup_epochs=100")

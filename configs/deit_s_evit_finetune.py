@@ -9,8 +9,7 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """The short variant of EViT's authors: small rates, all tokens gone at once."""
-    config = deit_s.get_config(size, "evit")
-    config.reduction.fuse_token = True
+    config = deit_s.get_config(size, "evit:fuse_token=True")
     config.epochs = 30
     config.lr = 2e-5
     config.min_lr = 2e-6

@@ -15,7 +15,6 @@ from configs import deit_s_dynamicvit, deit_s_imagepiece
 
 def get_config(size="deit_s"):
     """ImagePiece's schedule, DynamicViT's predictors and training."""
-    config = deit_s_imagepiece.get_config(size)
-    config.reduction.name = "imagepiece_dynamicvit"
+    config = deit_s_imagepiece.get_config(size, "imagepiece_dynamicvit")
     deit_s_dynamicvit.fine_tuning(config, size)
     return config

@@ -11,6 +11,4 @@ from configs import deit_s_imagepiece
 
 def get_config(size="deit_s"):
     """ImagePiece's schedule without losing a patch."""
-    config = deit_s_imagepiece.get_config(size)
-    config.reduction.name = "imagepiece_tome"
-    return config
+    return deit_s_imagepiece.get_config(size, "imagepiece_tome")

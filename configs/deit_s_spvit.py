@@ -12,7 +12,7 @@ as DeiT's, where other methods' are .88 to .98. These would fit it (.94); which 
 paper's model has is not known:
 
 python train.py --config configs/deit_s_spvit.py \\
-        "--config.reduction.keep_rates=(0.7, 0.49, 0.343)" \\
+        "--config.reduction=spvit:keep_rates=(0.7,0.49,0.343)" \\
         --config.init.weights=DEIT_S --config.teacher.weights=DEIT_S
     2.93 GMACs, 71 final tokens, 1.43 EFLOP, published acc1 79.34
 

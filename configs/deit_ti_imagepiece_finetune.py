@@ -14,5 +14,5 @@ from configs import deit_ti_finetune
 def get_config(size="deit_ti"):
     """Teach the weights to do without what is merged and pruned."""
     config = deit_ti_finetune.get_config(size)
-    config.reduction.name = "imagepiece"
+    config.reduction = "imagepiece"
     return config

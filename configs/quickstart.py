@@ -15,9 +15,7 @@ def get_config():
     config.model.stem = "conv"
     config.model.drop_path_rate = 0.0
     config.model.dtype = "float32"
-    config.reduction.name = "imagepiece"
-    config.reduction.merge_blocks = (0, 1, 3, 4)
-    config.reduction.prune_blocks = (2, 5)
+    config.reduction = "imagepiece:merge_blocks=(0,1,3,4):prune_blocks=(2,5)"
     config.data.name = "digits"
     config.data.crop = "shift"
     config.data.shift = 1

@@ -47,7 +47,7 @@ def observed(model):
     if not model.arch.class_token:
         problem = "has no class token, whose attention this experiment reads"
         allowed = "weights of a model with one"
-        raise InputError("the model", allowed=allowed, problem=problem)
+        raise InputError(f"the model {problem}; allowed: {allowed}")
     prefix = model.arch.prefix
     patches = model.plan[0].attn_tokens - prefix
     for layer in model.plan:

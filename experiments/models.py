@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
@@ -107,13 +106,8 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrai
     if not configs:
         problem = f"{folder} has no run"
         allowed = "a folder of runs"
-        raise InputError("--runs", folder, allowed, problem=problem)
+        raise InputError(f"--runs {problem}; allowed: {allowed}")
     return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
-
-
-def package_config(name: str) -> ConfigDict:
-    """One of the package's configs, by its file name."""
-    return config_files.load_config(f"{config_files.CONFIGS}/{name}")
 
 
 # Fine-tuning
@@ -226,9 +220,7 @@ class Finetuner(Models):
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
         config = self.config.copy_and_resolve_references()
-        with config.unlocked():
-            del config.reduction
-            config.reduction = str(trained_reduction(reduction, LEARNING))
+        config.reduction = str(trained_reduction(reduction, LEARNING))
         config.seed = seed
         config.num_classes = self.num_classes
         config.model.stem = stem
@@ -246,9 +238,9 @@ class Finetuner(Models):
 def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
     """A reduction with those fields of `learning` that its method has."""
     method = reduction.method
-    fields = {k: value for k, value in learning.items() if hasattr(method, k)}
-    method = dataclasses.replace(method, **fields)
-    return dataclasses.replace(reduction, method=method)
+    names = {field.name for field in dataclasses.fields(method)}
+    fields = {name: value for name, value in learning.items() if name in names}
+    return dataclasses.replace(reduction, method=dataclasses.replace(method, **fields))
 
 
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
@@ -258,27 +250,16 @@ def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 
 
-def take_from_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
-    """Set the fields of a Finetuner's config that the weights decide.
-
-    typed: whether it is the user's; then InputError where its stem, class token or
-    normalization are not those of the weights.
-    """
+def take_from_weights(config: ConfigDict, pretrained: Pretrained):
+    """Set the fields of a Finetuner's config that the weights decide."""
     trained = pretrained.model
-    for name, ours in (
-        ("stem", trained.stem),
-        ("class_token", trained.arch.class_token),
-        ("mean", trained.mean),
-        ("std", trained.std),
-    ):
-        value = config.model[name]
-        if not typed or value is None:
-            config.model[name] = value if ours is None else ours
-        elif ours not in (None, value):
-            allowed = f"{ours!r}, as the weights have it"
-            raise InputError(f"config.model.{name}", value, allowed)
+    config.model.stem = trained.stem
+    config.model.arch.class_token = trained.arch.class_token
+    config.model.mean = trained.mean
+    config.model.std = trained.std
 
 
 def label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
-    return str(Reduction.read(reduction)).translate(str.maketrans(":", "_", "()"))
+    text = str(Reduction.read(reduction))
+    return text.translate(str.maketrans(":", "_", "()"))

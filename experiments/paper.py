@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
+from configs import deit_ti_finetune_small
 from experiments import (
     analysis,
     controls,
@@ -38,7 +39,6 @@ from experiments.models import (
     Models,
     OffTheShelf,
     TrainedRuns,
-    package_config,
     runs_in,
     take_from_weights,
 )
@@ -78,7 +78,6 @@ TABLES = {
 }
 ALL = "all"
 WITHOUT_TRAINING = ("table3",)  # which have no form with --small
-FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 MOST_KEPT = 2**30  # bytes of pixels: smaller sets are read once and kept
 LEGEND = (
     "Brackets are 95 % intervals. Published figures are of trained models on "
@@ -253,7 +252,7 @@ class Study:
         """The one checkpoint of a table that needs one. Raises InputError without."""
         if not isinstance(self.models, OffTheShelf):
             allowed = "a weights file or a run's folder"
-            raise InputError("--weights", allowed=allowed, problem="is missing")
+            raise InputError(f"--weights is missing; allowed: {allowed}")
         return self.models.pretrained
 
     def weights(self, vit: Pretrained, images: Split | None = None) -> MeasuredWeights:
@@ -363,11 +362,11 @@ def opened_models(options: Options) -> Models:
     vit = load(options.weights, checkpoint=checkpoint, **fields).analyzed(dtype)
     if not options.small:
         return OffTheShelf(vit)
-    recipe = package_config(FINETUNING)
+    recipe = deit_ti_finetune_small.get_config()
     recipe.model.dtype = dtype
     recipe.data.workers = options.readers
     recipe.data.threads = 2 if options.readers else 0
-    take_from_weights(recipe, vit, typed=False)
+    take_from_weights(recipe, vit)
     seeds = tuple(dict.fromkeys(options.seeds))
     return Finetuner(recipe, vit, options.data, options.out / "small", seeds)
 

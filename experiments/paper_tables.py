@@ -143,7 +143,7 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
         names = ", ".join(paths)
         problem = f"has no model but {names or 'none'}"
         allowed = "--weights of a row, --runs with trained ones, or --small"
-        raise InputError("this table", names, allowed, problem=problem)
+        raise InputError(f"this table {problem}; allowed: {allowed}")
     results = {}
     for row, found in models.items():
         results[row.name] = None

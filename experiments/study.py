@@ -137,7 +137,7 @@ def run(
             elif not identity.items() <= found[cell.name].items():
                 problem = "is of other weights or images"
                 hint = "give another --out"
-                raise InputError(cell.name, problem=problem, place=folder, hint=hint)
+                raise InputError(f"{folder}: {cell.name} {problem}; {hint}")
         for number, cell in enumerate(waiting, start=1):
             print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
             began = time.monotonic()
@@ -155,9 +155,7 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     for entry in read_lines(path, "name"):
         name = entry["name"]
         if name in found:
-            raise InputError(
-                name, problem="has two lines", place=path, hint="remove one"
-            )
+            raise InputError(f"{path}: {name} has two lines; remove one")
         found[name] = entry
     return found
 
@@ -216,10 +214,8 @@ def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
         return decode_bits(found["right"], found["images"])
     except ValueError as error:
         raise InputError(
-            "right",
-            problem=f"has {error}, but {found['images']} images",
-            place="a result",
-            hint="remove its line, and it is measured again",
+            f"a result: right has {error}, but {found['images']} images"
+            "; remove its line, and it is measured again"
         ) from error
 
 

@@ -21,9 +21,6 @@ def refused(subject, value=None, *texts):
     """
     with pytest.raises(InputError) as caught:
         yield caught
-    error = caught.value
-    if error.is_sentence:
-        assert str(subject).rpartition(".")[2].lstrip("-") in str(error), str(error)
-    else:
-        assert (error.field or error.place, error.value) == (str(subject), value)
-    assert all(text in str(error) for text in texts), str(error)
+    sentence = str(caught.value)
+    assert str(subject).rpartition(".")[2].lstrip("-") in sentence, sentence
+    assert all(text in sentence for text in texts), sentence

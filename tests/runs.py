@@ -28,8 +28,7 @@ SMALL = {
     "model.depth": 2,
     "model.embed_dim": 16,
     "model.num_heads": 2,
-    "reduction.merge_blocks": (0,),
-    "reduction.prune_blocks": (1,),
+    "reduction": "imagepiece:merge_blocks=(0,):prune_blocks=(1,)",
     "warmup_epochs": 1.0,
     "batch_size": 32,
     "eval_batch_size": 120,
@@ -39,8 +38,7 @@ SMALL = {
 # Without reduction a quarter of the patches will do.
 DENSE = SMALL | {
     "model.patch_size": 4,
-    "reduction.merge_blocks": (),
-    "reduction.prune_blocks": (),
+    "reduction": "imagepiece:merge_blocks=():prune_blocks=()",
 }
 
 

@@ -69,7 +69,7 @@ def shallow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def unreachable(text):
-        raise InputError(problem=f"{text}: the hub cannot be reached")
+        raise InputError(f"{text}: the hub cannot be reached")
 
     monkeypatch.setattr(hub, "repository_files", unreachable)
     return tmp_path

@@ -137,8 +137,7 @@ def test_the_wheel_is_whole(wheel):
         (metadata,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
     files = [f for f in (ROOT / "imagepiece_jax").rglob("*") if f.suffix in SOURCES]
-    configs = {f"imagepiece_jax/configs/{f.name}" for f in ROOT.glob("configs/*.py")}
-    assert inside == {str(file.relative_to(ROOT)) for file in files} | configs
+    assert inside == {str(file.relative_to(ROOT)) for file in files}
     assert f"Version: {imagepiece_jax.__version__}" in lines
     needed = [name_of(x[15:]) for x in lines if x.startswith("Requires-Dist: ")]
     assert {name_of(line) for line in requirements("requirements.txt")} <= set(needed)
@@ -146,7 +145,6 @@ def test_the_wheel_is_whole(wheel):
 
 @pytest.mark.slow
 def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
-    """Commands that read configs find the wheel's copy."""
     site = tmp_path / "site"
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -158,11 +156,6 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     )
     tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16), 0))
 
-    config = ["--config=configs/quickstart.py", "--config.model.depth=6"]
-    described = start(
-        *("-m", "imagepiece_jax", "describe", *config), cwd=folder, PYTHONPATH=str(site)
-    )
-    assert "GMACs an image" in described.ok().out
     words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--limit=16"]
     ended = start(
         *("-m", "imagepiece_jax", "evaluate", *words),

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import importlib
 import json
 import pathlib
 import re
@@ -19,7 +20,6 @@ import imagepiece_jax
 from experiments import paper
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
-from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
@@ -125,7 +125,8 @@ def test_every_command_and_file_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
     for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
         if name != "configs/deit_s_NAME.py":
-            config = config_files.load_config(f"{ROOT / name}{size}")
+            module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
+            config = module.get_config(*filter(None, [size.removeprefix(":")]))
             RunConfig.from_config(config).create_model()
     # What is gone is named with the revision that has it.
     text = re.sub(r"`[^`]+`(?: and `[^`]+`)*\s+of\s+revision\s+[0-9a-f]{8}", "", text)

@@ -226,9 +226,7 @@ def device():
         else:
             problem = "needs JAX's CUDA wheels, which are not installed"
             hint = f"{extras.command('gpu')} (no GPU and no driver needed)"
-        raise InputError(problem=f"compiling for an H200 {problem}", hint=hint) from (
-            error
-        )
+        raise InputError(f"compiling for an H200 {problem}; {hint}") from (error)
     return described.devices[0]
 
 

@@ -24,11 +24,11 @@ from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import train_crop
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
-from imagepiece_jax.input.config import DataConfig
 from tools.imagenet import writer
 
 SHORT_SIDE = 256
@@ -130,7 +130,7 @@ def pipelines(size, copies):
 
 def _crop(size):
     """The training transform of configs/base.py."""
-    return DataConfig.from_config(base.get_config()).train_transform(size)
+    return RunConfig.from_config(base.get_config()).data.train_transform(size)
 
 
 def _open_image(path):
@@ -215,9 +215,7 @@ def save(source, count, folder):
     chosen = [i * len(source) // count for i in range(count)]
     stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
-        raise InputError(
-            "--data", count, problem=f"has {count} images, none of which can be read"
-        )
+        raise InputError(f"--data has {count} images, none of which can be read")
     return _write(folder, stored)
 
 

@@ -33,12 +33,11 @@ def use(name: str):
         here = platform()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        problem = f"is {name}, but JAX finds none ({reason})"
-        raise InputError("device", name, problem=problem) from error
+        raise InputError(f"device is {name}, but JAX finds none ({reason})") from error
     if name not in ("default", here):
-        allowed = ", ".join(dict.fromkeys(("default", "cpu", here)))
-        problem = f"is {name}, which JAX does not find here, or lacks the plugin of"
-        raise InputError("device", name, allowed, problem=problem)
+        raise InputError(
+            f"device is {name}, which JAX does not find here, or lacks the plugin of"
+        )
 
 
 def platform() -> str:

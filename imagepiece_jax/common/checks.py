@@ -44,7 +44,7 @@ def check_range(
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
-    """Check that a value is one of those allowed. Raises InputError otherwise.
+    """Check that a value is one of those allowed.
 
     name: what the sentence calls the value
     """
@@ -59,7 +59,6 @@ def check_share(name: str, value: Any) -> None:
     """Check that a value is a share, a number above 0 and up to 1.
 
     name: what the sentence calls the value
-    Raises InputError otherwise.
     """
     check_range(name, value, above=0, most=1)
 

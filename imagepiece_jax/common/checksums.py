@@ -41,7 +41,6 @@ def read_newest(folder, choose, among=None, reader=None):
     choose: as for `read`
     among: numbers of the steps to try, oldest first; None: all
     reader: a function called in place of `read`
-    Raises InputError where there is no step, or no intact one.
     """
     folder = pathlib.Path(folder)
     reader = reader or read
@@ -86,7 +85,7 @@ def read_content(folder) -> str:
 def read(folder, choose):
     """Arrays by name, and the content, of a step.
 
-    choose: called with (folder, table), names the arrays to read; may raise InputError
+    choose: called with (folder, table), names the arrays to read
     Raises DamagedError if any of it is not intact.
     """
     from imagepiece_jax.common import orbax_files  # as in `read_content`

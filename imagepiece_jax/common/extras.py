@@ -58,8 +58,10 @@ def check(what: str, *modules: str):
 def missing(what: str, module: str) -> InputError:
     """The InputError for a module that is not installed, with the extra that has it."""
     extra = extra_of(module)
-    problem = f"needs {EXTRAS[extra][module]}, which is not installed"
-    return InputError(what, problem=problem, hint=f"install it: {command(extra)}")
+    library = EXTRAS[extra][module]
+    return InputError(
+        f"{what} needs {library}, which is not installed; install it: {command(extra)}"
+    )
 
 
 def extra_of(module: str) -> str | None:

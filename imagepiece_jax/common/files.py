@@ -29,7 +29,6 @@ def open_locked(name, path, mode, **options):
     none.
 
     name: of the folder, in sentences, such as "out"
-    Raises InputError where another process has locked it.
     """
     folder = str(pathlib.Path(path).parent)
     os.makedirs(folder, exist_ok=True)
@@ -56,8 +55,6 @@ def lock_folder(name, folder):
     The folder is made. It holds no file for the lock, which a killed
     process would leave. Where only files are locked (NFS) the file `LOCK` stands for
     it, whose descriptor is returned.
-
-    Raises InputError where it cannot be written, or another process has locked it.
     """
     check_folder(name, folder)
     os.makedirs(folder, exist_ok=True)
@@ -128,7 +125,7 @@ class FolderLock(contextlib.AbstractContextManager):
 
 
 def _in_use(name, folder):
-    """The InputError for a folder that another process has locked."""
+    """The error for a folder that another process has locked."""
     return InputError(f"{name} {folder} is in use by another process")
 
 
@@ -142,7 +139,7 @@ def _lock(file):
 
 
 def read_json(path):
-    """The object in a JSON file, a dict. Raises InputError for anything else."""
+    """The object in a JSON file, a dict."""
     text = pathlib.Path(path).read_bytes()
     try:
         content = json.loads(text.decode())
@@ -162,7 +159,6 @@ def check_folder(name, path):
     """Check that the folder `path` can be made and written, and make nothing.
 
     name: of the folder, in sentences, such as "out"
-    Raises InputError where it cannot.
     """
     nearest = pathlib.Path(path).absolute()
     while not os.path.lexists(nearest):
@@ -174,7 +170,7 @@ def check_folder(name, path):
 
 
 def check_own(name, path, of, ours):
-    """Raise InputError for a folder that holds anything but files of one kind.
+    """Check that a folder holds files of one kind alone.
 
     name: of the folder, in sentences, such as "out"
     path: nothing may be there yet
@@ -194,7 +190,7 @@ def check_own(name, path, of, ours):
 
 
 def check_room(name, path, size: int):
-    """Raise InputError where the disk of `path` has less than `size` free bytes.
+    """Check that the disk of `path` has `size` free bytes.
 
     name: of the folder, in sentences, such as "out"
     """
@@ -214,7 +210,6 @@ def check_writable(name, path, endings, read=()):
     endings: of names of earlier results, which may be replaced; "" is none; None: the
         caller has checked what is there
     read: files that the command reads, which would be lost
-    Raises InputError where it cannot be written, or must not be replaced.
     """
     for source in read:
         both_exist = os.path.exists(path) and os.path.exists(source)

@@ -12,7 +12,7 @@ MAX_PIXELS = 178_956_970
 
 
 def checked_size(image_size: Any) -> int | tuple[int, int]:
-    """An image size in plain Python. Raises InputError for anything else."""
+    """An image size in plain Python."""
     both = sides(image_size)
     for side in both:
         check_range("image_size", side, 1, whole=True)
@@ -53,7 +53,6 @@ def patch_grid(image_size, patch_size, cut=False):
 
     cut: cut off the rest at the sides, for a model that was published at such a
         size; else the size must be a multiple of the patch size
-    Raises InputError where it is not.
     """
     height, width = sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0

@@ -42,10 +42,7 @@ def gather(text):
 
 
 def exchange(value):
-    """The JSON `value` of every process, in their order; tuples come back as lists.
-
-    Raises InputError if one of them reports an error.
-    """
+    """The JSON `value` of every process, in their order; tuples come back as lists."""
     texts = gather(json.dumps({"value": value}))
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
@@ -83,7 +80,7 @@ def shared_errors():
 
 
 def check_same(values: dict):
-    """Raise InputError for the first value in which processes differ.
+    """Check that values are the same in all processes.
 
     values: {what it is, in words: JSON value}
     """
@@ -275,10 +272,7 @@ def unreplicate(tree):
 
 
 def shard(tree):
-    """Split this process's samples: [n, ...] -> [devices, n / local devices, ...].
-
-    Raises InputError where n is no multiple of the local devices.
-    """
+    """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
     count = len(local_devices())
 
     def put(x):

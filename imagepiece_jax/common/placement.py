@@ -40,10 +40,7 @@ class Placement:
         return -(-samples // devices) * devices
 
     def positions(self, batch_size: int) -> np.ndarray:
-        """Positions in the global batch, int64 [local_devices, accumulation, m].
-
-        Raises InputError where the batch cannot be split evenly.
-        """
+        """Positions in the global batch, int64 [local_devices, accumulation, m]."""
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             raise InputError(

@@ -31,17 +31,14 @@ def fast_dtype(device: jax.Device | None = None) -> str:
 
 
 def checked_dtype(dtype: Any) -> str:
-    """The name of a dtype of layers, such as that of jnp.bfloat16.
-
-    Raises InputError for one that is none of DTYPES.
-    """
+    """The name of a dtype of layers, such as that of jnp.bfloat16."""
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     check_choice("dtype", name, DTYPES)
     return name
 
 
 def check_dtype(dtype: str, platform: str | None = None):
-    """Raise InputError for a dtype of layers that a platform cannot compute in.
+    """Check that a platform can compute in a dtype of layers.
 
     platform: None is that of the first device
     """

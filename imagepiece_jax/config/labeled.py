@@ -109,9 +109,9 @@ def labeled_images(
     """
     path = str(vit.source.path)
     if not vit.model.num_classes:
-        allowed = "weights with a head, which training from these gives"
-        hint = "or take their vectors by `features`"
-        raise InputError.at(path, "has no classes", allowed, hint)
+        raise InputError(
+            f"{path} has no classes; train a head, or take vectors by `features`"
+        )
     check_single_label(vit.problem_type, path, "accuracy")
     run = vit.source.run or {}
     of_run = run.get("data", {})
@@ -120,7 +120,7 @@ def labeled_images(
         own_reading["batch"] = run["eval_batch_size"]
     name = registry.full_name(data or of_run.get("name", ""))
     if not name:
-        raise InputError("data", problem="is missing")
+        raise InputError("data is missing; only a run has data of its own")
     num_classes = vit.model.num_classes
     every = registry.open_source(
         name,

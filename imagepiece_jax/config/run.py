@@ -1,31 +1,19 @@
 """The config of a run: its fields, their checks, and the models made of them.
 
-Commands find mistakes before they import JAX, which only the fields of the model and of
-the reduction need. Defaults and comments stand in configs/base.py.
+Defaults and comments stand in configs/base.py.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from imagepiece_jax.common.fields import (
-    REQUIRED,
-    CheckedFields,
-    checked,
-    choice,
-    count,
-    number,
-    rate,
-    several,
-    switch,
-    text,
-    weight,
-)
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, inside, renamed
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
+from imagepiece_jax.weights.file_names import RUN_FORMAT
 
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.spec import ModelSpec
@@ -36,24 +24,33 @@ REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many i
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(CheckedFields):
+class OptimConfig:
     """The fields of AdamW and its schedule; `optimizer.create` takes them."""
 
-    group: ClassVar[str] = ""
+    epochs: int
+    batch_size: int
+    lr: float
+    min_lr: float
+    warmup_lr: float
+    warmup_epochs: float
+    lr_offset: int
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    clip_grad_norm: float
 
-    epochs: int = count(least=1)
-    batch_size: int = count(least=1)
-    lr: float = weight()
-    min_lr: float = weight()
-    warmup_lr: float = weight()
-    warmup_epochs: float = weight()
-    lr_offset: int = choice(allowed=(0, 1))
-    weight_decay: float = weight()
-    betas: tuple[float, float] = several(
-        REQUIRED, number(least=0, below=1), "two numbers of at least 0 and below 1", 2
-    )
-    eps: float = weight()
-    clip_grad_norm: float = weight()
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            check_range(f"config.{name}", getattr(self, name), 1, whole=True)
+        for name in ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay"):
+            check_range(f"config.{name}", getattr(self, name), 0)
+        check_choice("config.lr_offset", self.lr_offset, (0, 1))
+        if len(self.betas) != 2:
+            raise InputError(f"config.betas is {self.betas}; it must be two numbers")
+        for beta in self.betas:
+            check_range("config.betas", beta, 0, below=1)
+        check_range("config.eps", self.eps, 0)
+        check_range("config.clip_grad_norm", self.clip_grad_norm, 0)
 
     @property
     def peak_lr(self) -> float:
@@ -62,14 +59,17 @@ class OptimConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillConfig(CheckedFields):
+class DistillConfig:
     """The part of a teacher's answers in the loss: `losses.distillation`."""
 
-    group: ClassVar[str] = "distill"
+    kind: str
+    temperature: float
+    weight: float
 
-    kind: str = choice(allowed=("none", "soft", "hard"))
-    temperature: float = number(least=0.01)
-    weight: float = rate()
+    def __post_init__(self):
+        check_choice("config.distill.kind", self.kind, ("none", "soft", "hard"))
+        check_range("config.distill.temperature", self.temperature, 0.01)
+        check_range("config.distill.weight", self.weight, 0, 1)
 
     @property
     def active(self) -> bool:
@@ -78,91 +78,50 @@ class DistillConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InitConfig(CheckedFields):
+class InitConfig:
     """The weights that a run starts from; those named in `fresh` are drawn anew."""
 
-    group: ClassVar[str] = "init"
-
-    weights: str = text()
-    fresh: tuple[str, ...] = several(REQUIRED, text(), "names of parts, such as head")
+    weights: str
+    fresh: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig(CheckedFields):
+class TeacherConfig:
     """The frozen model that a run learns from."""
 
-    group: ClassVar[str] = "teacher"
-
-    weights: str = text()
-
-
-def _as_text(reduction):
-    """A reduction as a config has it, as the text of its name and fields."""
-    if not isinstance(reduction, Mapping):
-        return reduction
-    fields = {name: value for name, value in reduction.items() if value is not None}
-    share = fields.pop("macs") if fields.get("name") == "auto" else None
-    words = [str(fields.pop("name") if share is None else share)]
-    fields.pop("name", None)
-    words += [f"{name}={value}" for name, value in fields.items()]
-    return ":".join(words)
-
-
-def _as_dict(value):
-    """A group of a config as a dict; ValueError for anything else."""
-    if not hasattr(value, "keys"):
-        raise ValueError(value)
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    return dict(value)
-
-
-def _object():
-    """A field for an object, which `_read_model` makes where it is a dict of fields."""
-
-    def convert(value):
-        if dataclasses.is_dataclass(value) or isinstance(value, str):
-            return value
-        return _as_dict(value)
-
-    return checked(REQUIRED, convert, "the fields of configs/base.py")
+    weights: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(CheckedFields):
+class RunConfig:
     """All fields of a run, checked, in objects by their subject.
 
     Some are not where the config has them. config.lr, and the other fields of AdamW and
     its schedule, are fields of `optim`. `model` has config.image_size and
-    config.num_classes, too; `reduction` has its prop_attn.
-
-    model, reduction: or dicts of their fields, of which objects are made once all other
-        fields are found to be right: that imports JAX
+    config.num_classes, too.
     """
 
-    group: ClassVar[str] = ""
-
-    seed: int = count(most=2**32 - 1)  # a JAX key cuts more bits off
-    image_size: int = count(least=1)
-    num_classes: int = count()
-    eval_batch_size: int = count(least=1)
-    grad_accum_steps: int = count(least=1)
-    eval_every_epochs: int = count(least=1)
-    checkpoint_every_steps: int = count(least=1)
-    keep_every_steps: int = count()
-    log_every_steps: int = count(least=1)
-    progress: bool = switch()
-    profile: bool = switch()
-    max_skipped_steps: int = count()
-    remat: bool = switch()
-    label_smoothing: float = rate()
-    mixup: float = weight()
-    cutmix: float = weight()
-    mixup_prob: float = rate()
-    mixup_switch_prob: float = rate()
-    ema_decay: float = rate()
-    model: "ModelSpec" = _object()
-    reduction: "Reduction" = _object()
+    seed: int
+    image_size: int
+    num_classes: int
+    eval_batch_size: int
+    grad_accum_steps: int
+    eval_every_epochs: int
+    checkpoint_every_steps: int
+    keep_every_steps: int
+    log_every_steps: int
+    progress: bool
+    profile: bool
+    max_skipped_steps: int
+    remat: bool
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    mixup_prob: float
+    mixup_switch_prob: float
+    ema_decay: float
+    model: "ModelSpec"
+    reduction: "Reduction"
     data: DataConfig
     augment: AugmentConfig
     optim: OptimConfig
@@ -172,31 +131,60 @@ class RunConfig(CheckedFields):
     # the config that these were read from
     written: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
 
+    def __post_init__(self):
+        # A JAX key cuts more bits off.
+        check_range("config.seed", self.seed, 0, 2**32 - 1, whole=True)
+        for name in (
+            "image_size",
+            "eval_batch_size",
+            "grad_accum_steps",
+            "eval_every_epochs",
+            "checkpoint_every_steps",
+            "log_every_steps",
+        ):
+            check_range(f"config.{name}", getattr(self, name), 1, whole=True)
+        for name in ("num_classes", "keep_every_steps", "max_skipped_steps"):
+            check_range(f"config.{name}", getattr(self, name), 0, whole=True)
+        for name in ("mixup", "cutmix"):
+            check_range(f"config.{name}", getattr(self, name), 0)
+        for name in (
+            "label_smoothing",
+            "mixup_prob",
+            "mixup_switch_prob",
+            "ema_decay",
+        ):
+            check_range(f"config.{name}", getattr(self, name), 0, 1)
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The RunConfig of a config, which is a ConfigDict or dicts.
 
-        Raises InputError for the first that is missing or not allowed.
+        Raises InputError for the first value that is not allowed.
         """
-        return super().from_config({**config, "written": _as_dict(config)})
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._read_model()
-
-    def _read_model(self):
-        """Make a ModelSpec and a Reduction of dicts."""
         from imagepiece_jax.models.spec import ModelSpec
         from imagepiece_jax.reduction.reduction import Reduction
 
-        sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
-        model = self.model
+        if hasattr(config, "to_dict"):
+            config = config.to_dict()
+        fields = {name: value for name, value in config.items() if name != "format"}
+        optim = {}
+        for field in dataclasses.fields(OptimConfig):
+            optim[field.name] = fields.pop(field.name)
         with _in_config():
-            if isinstance(model, dict):
-                model = ModelSpec.of_run({"model": model, **sizes})
-            reduction = Reduction.read(_as_text(self.reduction), model.prop_attn)
-        object.__setattr__(self, "model", model)
-        object.__setattr__(self, "reduction", reduction)
+            fields["model"] = ModelSpec.of_run(config)
+            fields["reduction"] = Reduction.read(
+                fields["reduction"], fields["model"].prop_attn
+            )
+        fields["optim"] = OptimConfig(**optim)
+        for name, kind in (
+            ("data", DataConfig),
+            ("augment", AugmentConfig),
+            ("teacher", TeacherConfig),
+            ("distill", DistillConfig),
+            ("init", InitConfig),
+        ):
+            fields[name] = kind(**fields[name])
+        return cls(**fields, written=config)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
         """The model as it is evaluated, with the plan of the reduction.
@@ -233,7 +221,7 @@ class RunConfig(CheckedFields):
             return self
         dense = self.create_dense()
         grid = patch_grid(self.image_size, dense.patch_size, cut=True)
-        with inside("config"), renamed({"reduction": "reduction.macs"}):
+        with _in_config():
             name = self.model.name
             reduction = reduction_plan.at_cost(self.reduction, dense, grid, name)
         found = dataclasses.replace(self, reduction=reduction)
@@ -243,11 +231,16 @@ class RunConfig(CheckedFields):
     def to_dict(self) -> dict[str, Any]:
         """The config for the run's folder: as written, and complete where it matters.
 
-        mean and std are in it, even where they were empty.
+        mean, std and the counts of tokens are in it, even where they were empty.
         """
-        images = {"mean": self.model.mean, "std": self.model.std}
-        model = self.written["model"] | images
-        return {**self.written, "model": model, "reduction": str(self.reduction)}
+        model = self.written["model"] | {"mean": self.model.mean, "std": self.model.std}
+        reduction = str(self.reduction)
+        return {
+            "format": RUN_FORMAT,
+            **self.written,
+            "model": model,
+            "reduction": reduction,
+        }
 
     def _model(self, reduction, **changes):
         with _in_config():
@@ -267,29 +260,8 @@ class RunConfig(CheckedFields):
 
 @contextlib.contextmanager
 def _in_config():
-    """A block whose InputErrors name a model's field by its path in a config."""
-    from imagepiece_jax.models.spec import ModelSpec  # imports JAX
-
+    """A block whose InputErrors are about a config's model or reduction."""
     try:
         yield
     except InputError as error:
-        first, _, _ = error.field.partition(".")
-        path = error.field
-        if first in (*ModelSpec.names(), "model", "reduction"):
-            path = config_path(error.field)
-        raise error.renamed({error.field: path}) from error
-
-
-def config_path(field: str) -> str:
-    """The path of a ModelSpec's field, or of a reduction's, in a run's config.
-
-    "reduction.r" is "config.reduction.r", "num_heads" is "config.model.num_heads".
-    """
-    from imagepiece_jax.models.architecture import PARTS  # imports JAX
-
-    first, _, _ = field.partition(".")
-    if first in ("image_size", "num_classes", "model", "reduction"):
-        return f"config.{field}"
-    if first in PARTS:
-        return f"config.model.arch.{field}"
-    return f"config.model.{field}"
+        raise InputError(f"config: {error}") from error

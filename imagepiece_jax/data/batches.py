@@ -150,8 +150,6 @@ class BatchSequence(abc.ABC):
         """Iterator over the batches, which threads read ahead; its close() ends them.
 
         threads: 0: the calling thread reads on demand
-        Raises InputError for images that do not fit the transform or too many that
-        cannot be read.
         """
         pool = Threads(self.read, threads)
         joined = Prefetch(pool, self.join, groups=self.steps, size=self.chunks)
@@ -169,7 +167,6 @@ class EvalBatches(BatchSequence):
     indices lie beyond the source.
 
     transform: function (image)
-    Raises InputError for a batch that cannot be split.
     """
 
     fields = ("label", "mask", "index")
@@ -257,10 +254,7 @@ class Reader:
         return batch
 
     def _record_errors(self, sample):
-        """Record the files that could not be read for a sample.
-
-        Raises InputError where they are too many.
-        """
+        """Record the files that could not be read for a sample."""
         if sample.errors:
             self._errors_in_a_row += sample.errors
             source = self._sequence.source

@@ -160,7 +160,6 @@ def mapped_classes(
 
     names: of the classes of the data, by label
     model_names: of the model's
-    Raises InputError where the order of the folders would make a class another one.
     """
     if names is None or not data.startswith("folder:"):
         return None
@@ -276,16 +275,13 @@ def _agree(name, other):
 
 
 def checked_names(names, classes):
-    """Names by label as a tuple. Raises InputError unless there are `classes` of them.
+    """Names by label as a tuple, of which there must be `classes`.
 
     names: a sequence of strings, and of None for classes without a name
     """
     names = tuple(names)
     if len(names) != classes:
         raise InputError(f"class_names has {len(names)} names for {classes} classes")
-    for label, name in enumerate(names):
-        if not isinstance(name, str | None):
-            raise InputError(f"class_names has {name!r} for class {label}")
     return names
 
 
@@ -297,7 +293,6 @@ def check_classes(
     weights, names: of both by label; None where there are none
     place, data: what both are: a path, or a flag or field and its value
     Returns the line on what cannot be compared, None where both have names.
-    Raises InputError where a class is another.
     """
     if other := other_class(weights, names):
         label, name, ours = other

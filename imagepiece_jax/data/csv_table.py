@@ -41,9 +41,6 @@ def open_csv(
     labeled: whether training images have labels. If not, their labels are -1, test
         images may have none, too, and without test images a part of the training images
         are test images (`split_files`)
-    Raises InputError, with the line, for an unreadable table, a label outside the
-    classes, a label with two class names, an image in both splits or twice in the test,
-    and a training split that lacks a class.
     """
     root = os.path.dirname(path)
     rows = _read_rows(path, split, num_classes, labeled)
@@ -108,7 +105,7 @@ def _row(table, fields, split, num_classes, labeled):
 
 
 def _check_repeated(rows, path):
-    """InputError for an image that is named before, but for training with its label."""
+    """Refuse an image that is named before, but for training with its label."""
     root = os.path.dirname(path)
     real = functools.cache(os.path.realpath)  # links are looked up once per folder
     first_rows = {}  # of each file
@@ -131,7 +128,7 @@ def _check_repeated(rows, path):
 
 
 def _check_labels_of_tests(rows, path):
-    """InputError for test images of which only some have labels."""
+    """Refuse test images of which only some have labels."""
     lines = {}  # {whether it has a label: the last line of a test image}
     for row in rows:
         if row.split == "val":
@@ -144,7 +141,7 @@ def _check_labels_of_tests(rows, path):
 
 
 def _class_names(rows, path):
-    """{label: class name}; {} for a table without names. InputError for two of one."""
+    """{label: class name}; {} for a table without names."""
     named = {}
     for row in rows:
         name = normalized((row.class_name or "").strip())
@@ -157,7 +154,7 @@ def _class_names(rows, path):
 
 
 def _label(text, num_classes):
-    """The label in a row. InputError for one that is none of the classes."""
+    """The label in a row, one of the classes."""
     label = -1
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or ""):
@@ -169,10 +166,7 @@ def _label(text, num_classes):
 
 
 def _stored_file(row, path):
-    """The name of a row's file as it is stored: é may be one character there, or two.
-
-    InputError for none.
-    """
+    """The name of a row's file as it is stored: é may be one character, or two."""
     root = os.path.dirname(path)
     name = row.image
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):

@@ -48,7 +48,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def no_image(folder) -> InputError:
-    """The InputError for a folder without images."""
+    """The error for a folder without images."""
     return InputError(
         f"folder {folder} holds no images, files with endings such as {SOME_EXTENSIONS}"
     )
@@ -243,7 +243,6 @@ def record_unreadable(damaged, in_a_row, total, consequence):
     in_a_row: errors with no readable image between them
     total: length of the source
     consequence: for the log, what happens instead
-    Raises InputError for 20 in a row and for more than 1 % of `total`.
     """
     for error in in_a_row:
         if error.name not in damaged:

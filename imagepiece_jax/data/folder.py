@@ -237,7 +237,7 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
 
 
 def _distinct(place, numbers, names):
-    """The numbers of classes as labels; InputError where two are one."""
+    """The numbers of classes as labels, each of which must be another."""
     first = {}
     for number, name in zip(numbers, names, strict=True):
         if number in first:
@@ -275,7 +275,7 @@ def _class_folders(root, inside):
 
 
 def _owners(root, splits):
-    """{real path: folder of a class} of all classes; InputError where two are one.
+    """{real path: folder of a class} of all classes, each of which must be another.
 
     splits: {name of a split's folder: {class: name of its folder}}
     """
@@ -291,7 +291,7 @@ def _owners(root, splits):
 
 
 def _check_links(root, folders, owners):
-    """InputError where a link leads from a class to images of another.
+    """Refuse a link that leads from a class to images of another.
 
     folders: {real path: folder} of the class, its own first, and of all folders in it
     owners: {real path: folder of a class}, to which those of this class are added
@@ -305,7 +305,7 @@ def _check_links(root, folders, owners):
 
 
 def _same_folder(root, folder, first):
-    """The InputError for a class's folder that is another class's, too."""
+    """The error for a class's folder that is another class's, too."""
     return InputError(
         f"folder {os.path.join(root, folder)} is the same as "
         f"{os.path.join(root, first)}, or in it, by a link"
@@ -331,8 +331,6 @@ def _unlabeled_files(root, split, inside):
     Without root/val, test images are a part of those in root/train.
 
     inside: of `_folders_of_splits`
-    InputError where there are none, and where a folder of root/train is root/val or in
-    it, by a link.
     """
     train = inside["train"]
     tested = os.path.join(root, inside["val"])

@@ -47,7 +47,6 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
     images: an array [B, H, W, 3]; or one image as `rgb` takes it, or several
     preprocessing: crops images of any size to that of the model
     Returns `images`, or [B, H, W, 3] uint8.
-    Raises InputError for an image that cannot be read.
     """
     if isinstance(images, jax.core.Tracer):
         return images
@@ -55,17 +54,12 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    images = [images] if is_one(images) else list(images)
-    if not images:
-        raise InputError("images is empty")
+    images = [images] if is_one(images) else images
     return np.stack([cropped(image, preprocessing) for image in images])
 
 
 def cropped(image, preprocessing) -> np.ndarray:
-    """The pixels of an image as `rgb` takes it, cropped. -> [h, w, 3] uint8.
-
-    Raises InputError, which names a file, for an image that cannot be read.
-    """
+    """The pixels of an image as `rgb` takes it, cropped. -> [h, w, 3] uint8."""
     pixels = rgb(image)
     try:
         return preprocessing(pixels)
@@ -185,7 +179,6 @@ def as_source(images: Any) -> Source:
         them, csv:FILE or folder:PATH, whose training images are taken, as they are of a
         folder that holds train and val; a Source stays what it is
     An image of several that cannot be read is left out, with a warning.
-    Raises InputError for anything else.
     """
     if isinstance(images, Source):
         return images
@@ -221,7 +214,7 @@ def as_source(images: Any) -> Source:
 
 
 def _photographs(paths):
-    """The Photographs of paths of images and folders. Raises InputError."""
+    """The Photographs of paths of images and folders."""
     paths = [os.path.expanduser(path) for path in paths]
     for path in paths:
         if not os.path.exists(path):
@@ -233,7 +226,6 @@ def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path
     """The files that `words` name; a folder stands for its images, by `list_images`.
 
     Prints which files of a folder are left out, and which of its splits is taken.
-    Raises InputError where there is none.
 
     split: which images of a folder with splits are taken, as `split_folder` takes it
     """
@@ -267,7 +259,6 @@ def listed(names: Iterable[str]) -> Iterator[str]:
     names: folders, also as folder:PATH, which stand for their images, by `list_images`;
         tables (.csv, csv:FILE), for their column filename, relative to the table; lists
         (.txt), for their lines; other paths stand for themselves
-    Raises InputError for a path that is not there, and for a table without the column.
     """
     for name in names:
         path = _path_of(name)
@@ -282,7 +273,7 @@ def listed(names: Iterable[str]) -> Iterator[str]:
 
 
 def check_there(names: Iterable[str]):
-    """Raise InputError for the first of the `names` of `listed` that is not there."""
+    """Check that all `names` of `listed` are there."""
     for name in names:
         if not os.path.exists(_path_of(name)):
             raise InputError(f"images: {name} does not exist")
@@ -337,7 +328,6 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
     """The readable images among `files`; why others are left out is printed.
 
     Returns (uint8 [B, H, W, 3], their names).
-    Raises InputError if no image is left, and for one that does not fit `transform`.
     """
     images = []
     names = []

@@ -176,10 +176,7 @@ def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Preprocessing, but its size, in the config of a run.
-
-    Raises InputError for a field that is not allowed.
-    """
+    """The fields of a Preprocessing, but its size, in the config of a run."""
     fields = read_fields(config.get("data", {}))
     Preprocessing(config["image_size"], **fields)
     return fields
@@ -249,7 +246,7 @@ def _middle(image):
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
-    """The image itself, if it has this size already; else InputError is raised.
+    """The image itself, which must have this size already.
 
     small: whether the model is so small that evaluation resizes nothing
     """

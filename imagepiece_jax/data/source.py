@@ -46,8 +46,8 @@ class Source(abc.ABC):
         """Name of image `index` in a log: its file name where it has one."""
 
     def encoded(self, index: int) -> bytes:
-        """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        raise InputError(f"{self.name(index)} is not a file, but pixels in memory")
+        """Bytes of image `index` as stored; none where it is in memory."""
+        raise NotImplementedError
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
@@ -97,7 +97,7 @@ class Source(abc.ABC):
         return self.read(index)[0].tobytes()
 
     def try_first(self, transform, **options):
-        """Raise InputError where the first readable image does not fit `transform`."""
+        """Check that the first readable image fits `transform`."""
         for index in range(min(len(self), decode.MAX_IN_A_ROW)):
             try:
                 image, _ = self.read(index)
@@ -230,7 +230,7 @@ class FileSource(Source):
 
 
 def check_num_classes(num_classes, classes, data):
-    """Raise InputError where num_classes is not what `data` has."""
+    """Check that num_classes is what `data` has."""
     if num_classes not in (None, classes):
         raise InputError(
             f"num_classes is {num_classes}, but {data} has {classes} classes"

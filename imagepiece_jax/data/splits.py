@@ -29,7 +29,6 @@ def split_files(root: str, files: Sequence[str], split: str, place: str) -> list
     files: paths of all images of the set
     split: "train" or "val"
     place: the set, in words, for messages
-    Raises InputError for fewer than two files.
     """
     different = [*dict.fromkeys(files)]
     if len(different) < 2:

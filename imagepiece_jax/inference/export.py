@@ -77,10 +77,7 @@ def export(
 
 
 def checked_file(out: str | os.PathLike) -> pathlib.Path:
-    """The path of a file to export to.
-
-    Raises InputError where the file cannot be written, or does not end in .onnx.
-    """
+    """The path of a file to export to."""
     out = pathlib.Path(os.path.expanduser(out))
     if out.suffix.lower() != ENDING:
         raise InputError(f"out {out} does not end in {ENDING}")

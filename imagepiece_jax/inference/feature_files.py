@@ -268,7 +268,7 @@ def _begun(run, reading, start, progress):
 
 
 def _check_some(batches):
-    """Raise InputError where no photograph of these batches can be read."""
+    """Check that some photograph of these batches can be read."""
     damaged = []
     for batch in batches:
         damaged += batch.damaged

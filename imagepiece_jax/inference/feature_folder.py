@@ -44,7 +44,6 @@ class FeatureFolder:
     """The files of a folder, which no other process writes until it is closed.
 
     info: the content of info.json; of a new folder only KEY
-    Raises InputError for a folder that holds anything else, and for one in use.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -75,8 +74,6 @@ class FeatureFolder:
 
         made_by: the record of what decides a row (`models.record`)
         facts: further facts for info.json, which decide nothing
-        Raises InputError for what a started folder contradicts, and for a name of a
-            photograph that no line can hold.
         """
         found = {"count": len(photographs), "digest": photographs.digest}
         paths = _lines(photographs)
@@ -90,13 +87,10 @@ class FeatureFolder:
             self.write_info(**facts, made_by=made_by, images=found, rows=0)
 
     def _check_record(self, made_by):
-        theirs = self.info.get("made_by")
-        if theirs is None:
-            raise InputError(f"{self.path} was started by another version")
         for name, kind in (("made_by", dict), ("images", dict), ("rows", int)):
             if not isinstance(self.info.get(name), kind):
                 raise _changed(self.path / INFO)
-        if found := differences(made_by, theirs):
+        if found := differences(made_by, self.info["made_by"]):
             problem = sentence(found, f"{self.path} was started with")
             raise InputError(f"{found[0][0]} {problem}; give another folder")
 
@@ -119,7 +113,7 @@ class FeatureFolder:
 
 
 def check_folder(path: pathlib.Path):
-    """Raise InputError for a folder that holds anything but features, or nothing.
+    """Check that a folder holds features, or nothing.
 
     Without info.json its files are not of features, whatever their names are.
     """
@@ -137,12 +131,12 @@ def check_folder(path: pathlib.Path):
 
 
 def _changed(file):
-    """The InputError for a file that is not as it was written."""
+    """The error for a file that is not as it was written."""
     return InputError(f"{file} is damaged, or was changed")
 
 
 def _lines(photographs):
-    """The content of paths.txt. Raises InputError for a name that no line can hold."""
+    """The content of paths.txt."""
     lines = []
     for index in range(len(photographs)):
         path = photographs.name(index)
@@ -159,8 +153,7 @@ class Arrays:
     shapes: of the arrays, by name
     rows: the number of first rows that are there, by info.json
     damaged: COLUMNS of those among them that are damaged
-    Raises InputError for a file that is no such array, and RunError where there is no
-    room for one.
+    Raises RunError where there is no room for one.
     """
 
     def __init__(

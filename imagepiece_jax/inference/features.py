@@ -134,7 +134,7 @@ def _in_batches(vit, files, options, read=list):
 
 
 def none_readable(count, path, reason):
-    """The InputError for photographs of which none can be read.
+    """The error for photographs of which none can be read.
 
     count: number of photographs
     path, reason: the first one, and why it cannot be read, as a predicate
@@ -148,7 +148,6 @@ def _of_folder(vit, files, options):
     """Features of a folder's files. Those of files that cannot be read are NaN.
 
     options: arguments of `features`
-    Raises InputError where none can be read.
     """
     damaged = {}
 
@@ -300,7 +299,7 @@ def _spread(learned, matrix):
 
 
 def check_outputs(outputs, grid):
-    """InputError for another grid, and for outputs of masked training."""
+    """Refuse another grid, and outputs of masked training."""
     state = outputs.state
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]
@@ -316,10 +315,7 @@ def check_outputs(outputs, grid):
 
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Indices of the blocks that the argument `layers` of `features` names.
-
-    Raises InputError for blocks that the model does not have.
-    """
+    """Indices of the blocks that the argument `layers` of `features` names."""
     if not np.iterable(layers):
         check_range("layers", layers, 0, depth, whole=True)
         return tuple(range(depth - layers, depth))
@@ -329,13 +325,13 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def check_norm(norm: bool, blocks: Sequence[int]) -> None:
-    """Raise InputError for False without blocks."""
+    """Refuse False without blocks."""
     if not norm and not blocks:
         raise InputError("norm is for features of layers, and layers is empty")
 
 
 def check_fill(fill: str, class_token: bool) -> None:
-    """Raise InputError for an unknown fill, and for "class" without a class token."""
+    """Refuse an unknown fill, and "class" without a class token."""
     if fill == "class" and not class_token:
         raise InputError("fill is 'class', but this model has no class token")
     check_choice("fill", fill, FILLS)

@@ -434,7 +434,7 @@ def _needed(jaxpr):
 
 
 def no_operator(name):
-    """The InputError for a computation that has no ONNX operator."""
+    """The error for a computation that has no ONNX operator."""
     return InputError(f"the model computes {name}, which has no ONNX operator here")
 
 

@@ -32,7 +32,7 @@ DIGITS = 16  # digits of the digest in a file's name
 
 
 def check_has_graph(vit: Pretrained, model: ViT):
-    """Raise InputError for a model of `vit` that draws random numbers."""
+    """Refuse a model of `vit` that draws random numbers."""
     for layer in model.plan:
         if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
             raise InputError(
@@ -55,7 +55,6 @@ def onnx_model(
     batch_size: number of images in a call; None: any
     pixels: whether images are uint8, which the program normalizes; else float32
     output: as `ProgramOutputs` takes it; integers of outputs are int64
-    Raises InputError for a model whose reduction has no graph, or draws.
     """
     wanted = ProgramOutputs(vit, output)
     check_has_graph(vit, wanted.model)

@@ -162,7 +162,7 @@ class Program:
 
 
 def _device(value):
-    """The jax.Device that a value names. Raises InputError where there is none."""
+    """The jax.Device that a value names."""
     if isinstance(value, jax.Device):
         return value
     platform, _, number = str(value).lower().partition(":")
@@ -254,7 +254,6 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     All its Programs share the weights, which are copied to the device once.
 
     requested: options; `batch_size` is not read
-    Raises InputError for options that do not fit the model or the device.
     """
     size = sides(vit.image_size)
     model = vit.model
@@ -335,7 +334,6 @@ def takes_direction(model, requested):
 
     model: for a device (`for_device`)
     requested: the CompileOptions
-    Raises InputError where a direction is requested for a model that cannot have it.
     """
     sizes = requested.sizes
     if sizes == "bias" or not size_direction.has_sizes(model):
@@ -349,7 +347,7 @@ def takes_direction(model, requested):
 
 
 def check_gelu(model, gelu):
-    """Raise InputError for a form of GELU that is too far from the model's own.
+    """Refuse a form of GELU that is too far from the model's own.
 
     gelu: as `CompileOptions` has it
     """

@@ -59,8 +59,6 @@ class Predictor:
     ):
         check_pretrained(vit)
         classes = vit.model.num_classes
-        if not classes and (labels is not None or top is not None):
-            raise InputError("labels and top are for a model with classes")
         self._labels = vit.class_names
         if labels is not None:
             self._labels = _names(labels, classes)
@@ -77,7 +75,7 @@ class Predictor:
                 "vit.model.apply(vit.variables, images).logits",
             )
         if classes:
-            vit.probabilities(np.zeros(classes))  # raises InputError for a regression
+            vit.probabilities(np.zeros(classes))  # refuses a regression
         if threads is None:
             threads = min(16, os.cpu_count() or 1)
         options = CompileOptions(batch_size=batch_size, pixels=True, **options)
@@ -121,7 +119,7 @@ class Predictor:
             vector, [D] float32. For several images it returns a list of these.
         Raises InputError for what can be no image by its type or shape, which is the
             caller's mistake, and for one image that cannot be read; among several the
-            InputError of an image that cannot be read is in its place in the list.
+            error of an image that cannot be read is in its place in the list.
         """
         images = pictures.of_folder(images)
         if not pictures.is_one(images):
@@ -136,7 +134,7 @@ class Predictor:
 
         Images are computed in batches, and at most two batches are read ahead, so that
         `images` may be endless. An error that `images` raises is raised here after the
-        results of the images before it, and so is the InputError for what can be none.
+        results of the images before it, and so is the error of what can be none.
         """
         images = pictures.of_folder(images)
         if pictures.is_one(images):
@@ -187,7 +185,7 @@ class Predictor:
     def _submitted(self, named):
         """The Future of the next image's pixels; None at the end of `named`.
 
-        It raises an error of `named` itself, and the InputError of what can be no
+        It raises an error of `named` itself, and the error of what can be no
         image; it returns that of an image that cannot be read.
         """
         failed = concurrent.futures.Future()
@@ -212,7 +210,7 @@ class Predictor:
         return self._threads.submit(self._pixels, name, image, is_array)
 
     def _pixels(self, name, image, is_array):
-        """The cropped image [H, W, 3] uint8, or its InputError, which may be raised.
+        """The cropped image [H, W, 3] uint8, or its error, which may be raised.
 
         image: a file, or a result of `pictures.rgb`
         is_array: whether the caller gave an array
@@ -250,7 +248,7 @@ def _named(images):
 
 
 def _called(name, error):
-    """The InputError of an image among several, with its name."""
+    """The error of an image among several, with its name."""
     return InputError(f"{name}: {error}") if name else error
 
 
@@ -258,8 +256,6 @@ def _names(labels, classes):
     """The name of each class, as the argument `labels` requests."""
     if isinstance(labels, str) and labels.lower() == "imagenet":
         labels = class_names.imagenet_names()
-    if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        raise InputError(f"labels is {labels!r}; it must be 'imagenet' or a list")
     if len(labels) != classes:
         raise InputError(f"labels has {len(labels)} names for {classes} classes")
     return labels

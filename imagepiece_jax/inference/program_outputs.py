@@ -16,7 +16,6 @@ class ProgramOutputs:
     output: "logits" (pooled vectors for a model without classes), "features" (the
         pooled vector, patches, prefix tokens, and which patches were dropped) or
         "patches" (only a feature for every patch)
-    Raises InputError for arguments that do not fit the model.
     """
 
     def __init__(self, vit: Pretrained, output: str = "logits"):

@@ -88,8 +88,6 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
 
     images: photographs as `features` takes them; None: eight of this package
     Returns unit vectors, [depth, H, d] float32.
-    Raises InputError for images that do not fit, and where queries or keys are no
-        numbers.
     """
     exact = {"backend": "xla", "dtype": jnp.dtype("float32")}
     dense = vit.model_with(None).clone(**exact)

@@ -4,46 +4,57 @@ Defaults and comments stand in configs/base.py.
 """
 
 import dataclasses
-from typing import ClassVar
 
-from imagepiece_jax.common import fields
-from imagepiece_jax.common.fields import CheckedFields
+from imagepiece_jax.common.checks import check_choice, check_range, check_share
 from imagepiece_jax.data import preprocessing, train_crop
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import registry
 
 MAX_MAGNITUDE = 10.0
-AREA = "two shares of the image above 0 and up to 1, the smaller one first"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(CheckedFields):
+class DataConfig:
     """Which images there are, and what the host does to each of them."""
 
-    group: ClassVar[str] = "data"
-
-    name: str = fields.text()
-    dir: str = fields.text()
-    crop: str = fields.choice(allowed=train_crop.CROPS)
-    area: tuple[float, float] = fields.several(
-        fields.REQUIRED, fields.number(above=0, most=1), AREA, length=2
-    )
-    shift: int = fields.count()
-    flip: bool = fields.switch()
-    resize: str = fields.choice(allowed=preprocessing.RESIZES)
-    eval_crop: float | None = fields.optional(fields.number(above=0, most=1))
-    eval_crop_mode: str = fields.choice(allowed=preprocessing.CROP_MODES)
-    eval_interpolation: str = fields.choice(allowed=preprocessing.INTERPOLATIONS)
-    eval_rule: str = fields.choice(allowed=preprocessing.RULES)
-    repeats: int = fields.count(least=1)
-    workers: int = fields.count()
-    threads: int = fields.count()
+    name: str
+    dir: str
+    crop: str
+    area: tuple[float, float]
+    shift: int
+    flip: bool
+    resize: str
+    eval_crop: float | None
+    eval_crop_mode: str
+    eval_interpolation: str
+    eval_rule: str
+    repeats: int
+    workers: int
+    threads: int
 
     def __post_init__(self):
-        super().__post_init__()
         object.__setattr__(self, "name", registry.full_name(self.name))
-        if self.area[0] > self.area[1]:
-            self.refuse("area", AREA)
+        for name, allowed in (
+            ("crop", train_crop.CROPS),
+            ("resize", preprocessing.RESIZES),
+            ("eval_crop_mode", preprocessing.CROP_MODES),
+            ("eval_interpolation", preprocessing.INTERPOLATIONS),
+            ("eval_rule", preprocessing.RULES),
+        ):
+            check_choice(f"config.data.{name}", getattr(self, name), allowed)
+        for share in self.area:
+            check_share("config.data.area", share)
+        if len(self.area) != 2 or self.area[0] > self.area[1]:
+            raise InputError(
+                f"config.data.area is {self.area}; it must be two shares, the smaller "
+                "one first"
+            )
+        if self.eval_crop is not None:
+            check_share("config.data.eval_crop", self.eval_crop)
+        for name in ("shift", "workers", "threads"):
+            check_range(f"config.data.{name}", getattr(self, name), 0, whole=True)
+        check_range("config.data.repeats", self.repeats, 1, whole=True)
 
     def source(self, split: str, **options) -> registry.Source:
         """The images of `split`, "train" or "val"; options: of `open_source`."""
@@ -63,7 +74,7 @@ class DataConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig(CheckedFields):
+class AugmentConfig:
     """The device's random augmentation of each training image.
 
     RandAugment draws `layers` operations, with replacement, for each image. Each is
@@ -71,10 +82,15 @@ class AugmentConfig(CheckedFields):
     around `magnitude` with deviation `magnitude_std`.
     """
 
-    group: ClassVar[str] = "augment"
+    layers: int
+    prob: float
+    magnitude: float
+    magnitude_std: float
+    erase_prob: float
 
-    layers: int = fields.count()
-    prob: float = fields.rate()
-    magnitude: float = fields.number(least=0, most=int(MAX_MAGNITUDE))
-    magnitude_std: float = fields.weight()
-    erase_prob: float = fields.rate()
+    def __post_init__(self):
+        check_range("config.augment.layers", self.layers, 0, whole=True)
+        check_range("config.augment.prob", self.prob, 0, 1)
+        check_range("config.augment.magnitude", self.magnitude, 0, MAX_MAGNITUDE)
+        check_range("config.augment.magnitude_std", self.magnitude_std, 0)
+        check_range("config.augment.erase_prob", self.erase_prob, 0, 1)

@@ -19,8 +19,10 @@ log = logging.getLogger("imagepiece_jax.data")
 def open_imagenet(split, num_classes, data_dir):
     """The images of a split of ImageNet, with arguments and errors of `open_source`."""
     if sys.platform == "win32":
-        problem = "is 'imagenet2012', which Windows cannot read: it has no array_record"
-        raise InputError("name", problem=problem, hint="take folder:PATH there")
+        raise InputError(
+            f"{NAME} cannot be read on Windows, which has no array_record; take "
+            "folder:PATH there"
+        )
     extras.check(NAME, "tensorflow_datasets", "array_record")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
@@ -31,9 +33,10 @@ def open_imagenet(split, num_classes, data_dir):
             "imagenet2012", data_dir=data_dir, file_format="array_record"
         )
         if builder.info.splits and tfds_split not in builder.info.splits:
-            problem = f"has no split {tfds_split}"
-            hint = "prepare both into a new folder"
-            raise InputError(problem=problem, place=builder.data_path, hint=hint)
+            raise InputError(
+                f"{builder.data_path} has no split {tfds_split}; prepare both into a "
+                "new folder"
+            )
         files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
         names = builder.info.features["label"].names  # WordNet IDs
@@ -43,15 +46,11 @@ def open_imagenet(split, num_classes, data_dir):
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
-        value = "imagenet2012"
-        problem = (
-            f"is {value!r}, but data_dir={where} has no complete array_record files"
-        )
-        hint = (
-            "`python -m tools.prepare_imagenet`, in a clone of the repository, makes "
-            "them from ImageNet's tar or parquet files; 'digits' needs no files"
-        )
-        raise InputError("name", value, problem=problem, hint=hint) from error
+        raise InputError(
+            f"{where} has no complete array_record files of imagenet2012; `python -m "
+            "tools.prepare_imagenet`, in a clone of the repository, makes them from "
+            "ImageNet's tar or parquet files"
+        ) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])

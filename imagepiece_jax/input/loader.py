@@ -27,8 +27,10 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     Raises InputError where images do not fill a batch.
     """
     if length < batch_size:
-        problem = f"is {batch_size}, but the training data has only {length} images"
-        raise InputError("batch_size", batch_size, f"1 to {length}", problem=problem)
+        raise InputError(
+            f"batch_size is {batch_size}, but the training data has only {length} "
+            "images"
+        )
     return length // batch_size
 
 
@@ -60,7 +62,7 @@ class TrainBatches(BatchSequence):
     repeats: how often each image comes in a row, each time with other random crops; an
         epoch has as many steps as without. A step has the images that DeiT's sampler
         gives to all devices together, if batches split evenly
-    Raises InputError for a batch that cannot be split or filled, and for another seed.
+    Raises InputError for a batch that cannot be split or filled.
     Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
 
@@ -72,8 +74,6 @@ class TrainBatches(BatchSequence):
     consequence = "the next readable image of the epoch takes its place"
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**64:
-            raise InputError("seed", self.seed, "0 to 2**64 - 1")
         self.by_device = self.placement.positions(self.batch_size)
         self.steps = max(0, self.stop_step - self.start_step)
         self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)

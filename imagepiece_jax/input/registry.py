@@ -4,10 +4,11 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.source import SPLITS, Source
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.digits import Digits
 from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
@@ -52,7 +53,7 @@ def open_source(
     labels that do not fit `num_classes`, and for folders whose order by numbers is
     another than as text where a model's classes have to agree with it.
     """
-    one_of("split", split, SPLITS)
+    check_choice("split", split, SPLITS)
     name = full_name(name)
     kind, _, path = name.partition(":")
     path = os.path.expanduser(path)
@@ -64,15 +65,10 @@ def open_source(
         return open_folder(path, split, num_classes, labeled, labels_by_name)
     if kind == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
-    path = os.path.expanduser(name)
-    problem = ""
-    hint = ""
-    if os.path.isfile(path):
-        hint = "name images in a table, or in a folder for each class"
-    elif not os.path.exists(path):
-        problem = f"is {name!r}, which does not exist"
-    allowed = ", ".join(NAMES)
-    raise InputError("name", name, allowed, problem=problem, hint=hint)
+    raise InputError(
+        f"name is {name!r}; it must be {', '.join(NAMES)}, or an existing folder or "
+        ".csv file"
+    )
 
 
 def full_name(name: str) -> str:

@@ -209,10 +209,11 @@ def check_space(size: int):
         return
     free = shutil.disk_usage(SHARED).free
     if free < size:
-        allowed = "more room (a container's shm-size) or workers=0, which are threads"
-        needed = f"reading in processes needs {size / 1e6:,.0f} MB"
-        problem = f"has {free / 1e6:,.0f} MB free, but {needed}"
-        raise InputError(value=free, allowed=allowed, problem=problem, place=SHARED)
+        raise InputError(
+            f"{SHARED} has {free / 1e6:,.0f} MB free, but reading in processes needs "
+            f"{size / 1e6:,.0f} MB; give it more room (a container's shm-size), or "
+            "workers=0, which are threads"
+        )
 
 
 def _serve(memory, results, payload, max_bytes, threads):

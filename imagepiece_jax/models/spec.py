@@ -127,7 +127,10 @@ class ModelSpec:
 
         Raises InputError for a field that is not allowed.
         """
-        spec = cls.from_fields({k: as_tuple(v) for k, v in config["model"].items()})
+        fields = {k: as_tuple(v) for k, v in config["model"].items()}
+        parts = fields.get("arch", {}).items()
+        fields["arch"] = {part: value for part, value in parts if value is not None}
+        spec = cls.from_fields(fields)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         return dataclasses.replace(spec, **sizes)
 

@@ -8,19 +8,12 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.config.run import RunConfig, config_path
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.errors import InputError, inside, renamed
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import loader, worker_pool
-
-# Arguments of `open_source` by the fields of a config that have them.
-FIELDS = {
-    "data_dir": "config.data.dir",
-    "name": "config.data.name",
-    "num_classes": "config.num_classes",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +39,7 @@ def length(run: RunConfig, images: int) -> Length:
 
     Raises InputError where they fill no batch.
     """
-    with inside("config"):
-        steps = loader.steps_per_epoch(images, run.optim.batch_size)
+    steps = loader.steps_per_epoch(images, run.optim.batch_size)
     return Length(steps, run.optim.epochs, run.eval_every_epochs)
 
 
@@ -58,18 +50,20 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     batches that cannot be split over devices and micro-batches.
     """
     if not run.num_classes:
-        run.refuse("num_classes", "1 or more in training")
+        raise InputError("config.num_classes is 0; it must be 1 or more in training")
     if run.model.dtype == "float16":
-        allowed = "float32, bfloat16"
-        problem = "is 'float16', in which small gradients vanish in training"
-        raise InputError(config_path("dtype"), "float16", allowed, problem=problem)
-    with inside("config"):
-        placement.positions(run.optim.batch_size)
+        raise InputError(
+            "config.model.dtype is 'float16', in which small gradients vanish in "
+            "training; it must be 'float32' or 'bfloat16'"
+        )
+    placement.positions(run.optim.batch_size)
     micro = run.optim.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     if mixes and micro % 2:
-        allowed = f"even micro-batches, not {micro}: mixup and cutmix pair images"
-        run.optim.refuse("batch_size", allowed)
+        raise InputError(
+            f"config.batch_size is {run.optim.batch_size}, which makes micro-batches "
+            f"of {micro}; they must be even, as mixup and cutmix pair images"
+        )
 
 
 def open_images(
@@ -80,12 +74,14 @@ def open_images(
     labels_by_name: labels of the run's classes, as `open_source` takes them
     Raises InputError where they cannot be opened or do not fit the config.
     """
-    with renamed(FIELDS):
+    try:
         return run.data.source(
             split,
             num_classes=run.num_classes,
             labels_by_name=labels_by_name,
         )
+    except InputError as error:
+        raise InputError(f"config.data: {error}") from error
 
 
 class Data:
@@ -94,7 +90,6 @@ class Data:
     labels_by_name: as `open_images` takes them
     train: the Source of training images
     test: the Source of test images
-    names: (field, its value, "training" or "test") of both
     length: Length of the run
     training: function (start_step, stop_step) -> batches of these steps
     evaluation: batches of one pass over the test images
@@ -119,8 +114,6 @@ class Data:
         self.test = open_images(run, "val", labels_by_name)
         data = run.data.name
         class_names.check_classes(names, data, self.test.class_names, data)
-        field = run.data.path("name")
-        self.names = [(field, data, "training"), (field, data, "test")]
         batch_size = placement.whole(min(run.eval_batch_size, len(self.test)))
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.config.run import RunConfig, TeacherConfig, config_path
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.data.preprocessing import config_fields, left_open
-from imagepiece_jax.errors import InputError, inside, renamed
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
+from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -49,12 +50,14 @@ class NamedWeights(SavedWeights):
         return load_as(self, reduction=DENSE, **options)
 
 
-def _named(fields):
-    """The weights that a group of a config names; None without any."""
-    if not fields.weights:
+def _named(path, field):
+    """The weights at a path, which a field of a config names; None without any."""
+    if not path:
         return None
-    with renamed({"path": fields.path("weights")}):
-        return NamedWeights(fields.weights)
+    try:
+        return NamedWeights(path)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
 
 
 class InitialWeights:
@@ -69,12 +72,12 @@ class InitialWeights:
     @functools.cached_property
     def start(self) -> NamedWeights | None:
         """The weights at `config.init.weights`; None where it is empty."""
-        return _named(self._run.init)
+        return _named(self._run.init.weights, "config.init.weights")
 
     @functools.cached_property
     def teacher(self) -> NamedWeights | None:
         """The weights at `config.teacher.weights`; None where it is empty."""
-        return _named(self._run.teacher)
+        return _named(self._run.teacher.weights, "config.teacher.weights")
 
     def forget(self):
         """Free the tensors; who needs them again reads the files again."""
@@ -177,7 +180,7 @@ class InitialWeights:
         taken = left_open(vars(run.data), config_fields(source.crop))
         data = dataclasses.replace(run.data, **taken)
         images = data.preprocessing(run.image_size)
-        note = crop_note(source, images, run.data.path("eval_crop"))
+        note = crop_note(source, images, "config.data.eval_crop")
         if note and run.data.eval_crop is None:
             say(f"note: {note}")
         return taken
@@ -193,21 +196,26 @@ class InitialWeights:
         Raises InputError where a class is another, by name.
         """
         run = self._run
-        data = f"{run.data.path('name')} {run.data.name!r}"
+        data = f"config.data.name {run.data.name!r}"
         if earlier := self._earlier(workdir):
             before = earlier.source.names_of_data
-            with inside(hint=f"{run_dir.OTHER}, or the data of its training"):
+            try:
                 check_classes(before, str(workdir), names, data)
+            except InputError as error:
+                raise InputError(f"{error}; {run_dir.OTHER}") from error
         if run.teacher.weights and location.exists(run.teacher.weights):
-            source = f"{run.teacher.path('weights')} {run.teacher.weights}"
+            source = f"config.teacher.weights {run.teacher.weights}"
             taught = self.teacher.source.names_of_data
             check_classes(taught, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         before = self.start.source
-        source = f"{run.init.path('weights')} {run.init.weights}"
-        with inside(hint=f"or a new head by {run.init.path('fresh')}=('head',)"):
+        source = f"config.init.weights {run.init.weights}"
+        try:
             note = check_classes(before.names_of_data, source, names, data)
+        except InputError as error:
+            new_head = "or draw a new head by config.init.fresh=('head',)"
+            raise InputError(f"{error}; {new_head}") from error
         if note and before.run is not None:
             say(f"note: {note}")
 
@@ -222,15 +230,14 @@ class InitialWeights:
         init = run.init
         fresh = init.fresh
         if fresh and not init.weights:
-            weights = init.path("weights")
-            problem = f"is {fresh}, but {weights}, for all other parts, is empty"
-            hint = "name a weights file or the folder of a run there, or set "
-            hint += f"{init.path('fresh')}=() to train all of it from scratch"
-            init.refuse("fresh", problem=problem, hint=hint)
+            raise InputError(
+                f"config.init.fresh is {fresh}, but config.init.weights, for all other "
+                "parts, is empty; config.init.fresh=() trains all of it from scratch"
+            )
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
         shapes = variable_shapes(model, run.image_size)
-        timm_tensors.check_parts(fresh, shapes, init.path("fresh"))
+        timm_tensors.check_parts(fresh, shapes, "config.init.fresh")
         return self._started(model, fresh)
 
     def teacher_variables(self, model):
@@ -238,11 +245,10 @@ class InitialWeights:
 
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
-        teacher = self.teacher
         try:
-            return self._fitted(teacher, model)
+            return self._fitted(self.teacher, model)
         except InputError as error:
-            raise of_teacher(error) from error
+            raise InputError(f"config.teacher.weights: {error}") from error
 
     def _started(self, model, fresh=()):
         """`_fitted` of `start`; the InputError says what to type for new parts."""
@@ -253,7 +259,7 @@ class InitialWeights:
                 raise
             parts = tuple(dict.fromkeys((*self._run.init.fresh, *error.fresh)))
             flags = f'"--config.init.fresh={parts}"'
-            raise error.with_facts(hint=f"to train it anew: {flags}") from error
+            raise InputError(f"{error}; to train it anew: {flags}") from error
 
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
@@ -283,10 +289,11 @@ class InitialWeights:
             del ours["gelu"]
         for field, value in ours.items():
             if not _equal(theirs[field], value):
-                path = config_path(field)
-                allowed = repr(theirs[field])
-                problem = f"is {value!r}, but {vit.place} was trained with another"
-                raise InputError(path, value, allowed, problem=problem)
+                group = "model.arch" if field in PARTS else "model"
+                raise InputError(
+                    f"config.{group}.{field} is {value!r}, but {vit.place} was trained "
+                    f"with {theirs[field]!r}"
+                )
         return variables
 
 
@@ -297,14 +304,6 @@ def _hidden(model):
         fields["rotary"] = False
     fields |= {"num_heads": model.num_heads, "mean": model.mean, "std": model.std}
     return fields
-
-
-def of_teacher(error):
-    """The same mistake as one of the weights at config.teacher.weights."""
-    place = TeacherConfig.path("weights")
-    if error.place:
-        place += f": {error.place}"
-    return error.with_facts(place=place)
 
 
 def _equal(one, other):

@@ -143,9 +143,10 @@ def read_metrics(workdir):
         if valid:
             lines.append(line)
         elif number < len(texts):
-            start = text[:40]
-            allowed = "JSON objects with a whole step; fix or remove the line"
-            raise InputError(f"line {number}", start, allowed, place=path)
+            raise InputError(
+                f"{path}: line {number} is {text[:40]!r}; it must be a JSON object "
+                "with a step"
+            )
     return lines
 
 

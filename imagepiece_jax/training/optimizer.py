@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from imagepiece_jax.config.run import OptimConfig
+from imagepiece_jax.errors import InputError
 
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
@@ -25,8 +26,10 @@ def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
     Raises InputError for a warm-up longer than the run.
     """
     if optim.warmup_epochs > optim.epochs:
-        most = f"{optim.path('epochs')}, which is {optim.epochs}"
-        optim.refuse("warmup_epochs", f"0 to {most}")
+        raise InputError(
+            f"config.warmup_epochs is {optim.warmup_epochs}; it must be at most "
+            f"config.epochs, {optim.epochs}"
+        )
     rate = functools.partial(
         learning_rate, optim=optim, steps_per_epoch=steps_per_epoch
     )

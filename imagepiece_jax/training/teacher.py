@@ -20,10 +20,9 @@ from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE
-from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
+from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import say
 from imagepiece_jax.weights.load import unknown_normalization
-from imagepiece_jax.weights.location import ALLOWED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     _check_wanted(run, needed)
     if not needed:
         return None, None
-    named = f"{teacher.path('weights')} {teacher.weights}"
+    named = f"config.teacher.weights {teacher.weights}"
     problem_type = initial.teacher.source.problem_type
     check_single_label(problem_type, named, "distillation")
     trained = initial.teacher.source.reduction or DENSE
@@ -103,17 +102,18 @@ def _check_wanted(run, needed):
 
     needed: whether anything learns from a teacher
     """
-    teacher = run.teacher
-    kind = run.distill.path("kind")
-    if needed and not teacher.weights:
-        learner = f"config.reduction {str(run.reduction)!r}"
+    if needed and not run.teacher.weights:
+        learner = f"config.reduction={run.reduction.name}"
         if run.distill.active:
-            learner = f"{kind} {run.distill.kind!r}"
-        teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
-    if teacher.weights and not needed:
-        problem = f"is {teacher.weights!r}, but nothing learns from a teacher"
-        hint = f"leave it empty, or set {kind} to soft or hard"
-        teacher.refuse("weights", problem=problem, hint=hint)
+            learner = f"config.distill.kind={run.distill.kind}"
+        raise InputError(
+            f"config.teacher.weights is empty, but {learner} needs a teacher"
+        )
+    if run.teacher.weights and not needed:
+        raise InputError(
+            f"config.teacher.weights is {run.teacher.weights!r}, but nothing learns "
+            "from a teacher; leave it empty, or set config.distill.kind to soft or hard"
+        )
 
 
 def _teacher_of_distillation(run, initial):
@@ -122,12 +122,13 @@ def _teacher_of_distillation(run, initial):
     try:
         vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
     except InputError as error:
-        raise of_teacher(error.inside("config.teacher")) from error
+        raise InputError(f"config.teacher.weights: {error}") from error
     model = vit.model.clone(head_only=True)
     if model.num_classes != run.num_classes:
-        count = model.num_classes
-        allowed = f"the {run.num_classes} of the student"
-        run.teacher.refuse("weights", allowed, f"has {count} classes")
+        raise InputError(
+            f"config.teacher.weights: the teacher has {model.num_classes} classes; it "
+            f"must have the {run.num_classes} of the student"
+        )
     if not vit.source.normalized:
         note = unknown_normalization(vit.source.path)
         say(f"note: {note}")

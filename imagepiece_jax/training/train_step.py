@@ -339,9 +339,9 @@ def _check_terms(terms):
     """Raise InputError for a term of the loss that another figure would hide."""
     for name in terms:
         if name in FIGURES:
-            allowed = f"names other than {', '.join(FIGURES)}"
-            problem = f"returns a term {name!r}, which is another figure of a step"
-            raise InputError("loss", name, allowed, problem=problem)
+            raise InputError(
+                f"loss returns a term {name!r}, which is another figure of a step"
+            )
 
 
 def _sums(loss, logits, targets):

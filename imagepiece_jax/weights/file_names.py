@@ -6,7 +6,6 @@ OURS = "imagepiece_jax"  # the part of it that is this package's own
 OPEN_CLIP = "open_clip_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
-ADAPTER = "adapter_config.json"  # of the peft library
 # A folder's file of weights, the preferred names first; those of OpenCLIP are last.
 INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
@@ -20,5 +19,6 @@ SELECTORS = "selectors.safetensors"  # that a reduction learned
 RECOVERED = "recovered.safetensors"  # for reduced forms of the model
 BESIDE = (SELECTORS, RECOVERED)
 # In the folder of a run.
+RUN_FORMAT = 1  # of its config.json: a run of another one is not read
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 CLASSES = "classes.json"

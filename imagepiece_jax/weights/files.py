@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import zipfile
 from collections.abc import Callable, Collection
 
@@ -19,8 +18,7 @@ import safetensors
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
-from imagepiece_jax.errors import InputError, inside
-from imagepiece_jax.weights.file_names import CONFIG
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.state_dicts import (
     Unread,
     named_tensors,
@@ -52,17 +50,11 @@ def read_state_dict(
     choose: the names to read, from all names; other tensors may be many GB
     checkpoint: a key of the file, or a start of names, such as "teacher", of the model
         that is meant, where a file has several
-    Raises InputError where the file or a part is missing, of an unknown kind, damaged,
-        truncated, or anything but named tensors, and where there are no averages, or no
-        such checkpoint.
     """
     path = pathlib.Path(path)
 
     def select(content):
-        """The tensors that `choose` names, not yet read.
-
-        Raises InputError where they are larger than the memory.
-        """
+        """The tensors that `choose` names, not yet read."""
         unread = tensors_of_one(path, content, averaged, checkpoint)
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
@@ -74,7 +66,7 @@ def read_state_dict(
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
             error = unreadable(f"tensor {name}", value.dtype)
-            raise error.inside(place=f"weights file {path}")
+            raise InputError(f"weights file {path}: {error}")
     return tensors
 
 
@@ -82,65 +74,52 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     """{"mean": .., "std": ..} of the images that a weights file is for; {}: unknown.
 
     A .npz file has them as arrays, a .safetensors file as JSON lists in its metadata.
-    Raises InputError as `read_state_dict` does, and for one without the other.
     """
     path = pathlib.Path(path)
     readers = dict.fromkeys(_READERS, lambda _: {})
     readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
-    values = _guarded(path, readers)
-    if len(values) == 1:
-        problem = f"has only {next(iter(values))}"
-        raise InputError.at(f"weights file {path}", problem, "mean and std, or neither")
-    return values
+    return _guarded(path, readers)
 
 
 def _guarded(path, readers, *options):
-    """The result of the reader for a file's ending, whose failures are InputErrors."""
-    with inside(place=f"weights file {path}"):
-        reader = readers.get(path.suffix.lower() or path.name)
-        if reader is None:
-            allowed = ", ".join(readers)
-            problem = f"ends in {path.suffix!r}"
-            raise InputError(value=path.suffix, allowed=allowed, problem=problem)
-        if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
-            raise InputError(problem=problem)
-        try:
-            _look_into(path)
-            return reader(path, *options)
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(problem=f"cannot be read: {error}") from error
-        except Exception as error:  # a damaged pickle or header can raise anything
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            kind = path.suffix or path.name
-            raise InputError(
-                problem=f"is damaged, truncated or not a {kind} file: {reason}"
-            ) from error
+    """The result of the reader for a file's ending, whose failures name the file."""
+    file = f"weights file {path}"
+    reader = readers.get(path.suffix.lower() or path.name)
+    if reader is None:
+        raise InputError(f"{file} ends in none of {', '.join(readers)}")
+    try:
+        _look_into(path)
+        return reader(path, *options)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle or header can raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{file} is damaged or of another kind: {reason}") from error
 
 
 def _look_into(path):
-    """Raise InputError for a pointer of Git LFS, and for an archive that is a bomb."""
+    """Refuse a pointer of Git LFS, and an archive that is a bomb."""
     with open(path, "rb") as file:
         if file.read(len(_LFS)) == _LFS:
-            hint = "fetch it by git lfs pull"
-            raise InputError(problem="is a pointer of Git LFS, not the file", hint=hint)
+            raise InputError("it is a pointer of Git LFS; git lfs pull fetches it")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             _limit_size(path, sum(part.file_size for part in archive.infolist()))
 
 
 def _limit_size(path, unpacked, memory=math.inf):
-    """Raise InputError for more bytes than the memory or an archive's weights have."""
+    """Refuse more bytes than the memory or an archive's weights have."""
     limits = {f"this machine's memory, {memory / 1e6:.1f} MB": memory}
     if zipfile.is_zipfile(path):
         size = path.stat().st_size
         limits[f"a hundred times its own {size / 1e6:.3f} MB"] = UNPACKED * size
     limit = min(limits, key=limits.get)
     if unpacked > limits[limit]:
-        problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
-        raise InputError(value=unpacked, problem=problem)
+        raise InputError(
+            f"it has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
+        )
 
 
 def _read_npz(path, select):
@@ -154,11 +133,7 @@ def _read_npz(path, select):
             return select(archive)
         sizes = {}
         for part in archive.zip.infolist():
-            name = part.filename.removesuffix(".npy")
-            if name in sizes:
-                problem = f"has two members named {name!r}, with or without .npy"
-                raise InputError(value=name, allowed="one", problem=problem)
-            sizes[name] = part.file_size
+            sizes[part.filename.removesuffix(".npy")] = part.file_size
         chosen = select({name: Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
     for name, array in arrays.items():
@@ -166,20 +141,6 @@ def _read_npz(path, select):
         if array.dtype == "V2":
             arrays[name] = array.view(jnp.bfloat16)
     return arrays
-
-
-def _whole(read):
-    """A reader for whole files, of one for parts. It raises InputError for a part."""
-
-    @functools.wraps(read)
-    def reader(path, select):
-        part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
-        if part and int(part[2]) > 1:
-            allowed = f"the index of all, {part[1]}{path.suffix}.index.json"
-            raise InputError(allowed=allowed, problem=f"is one of {int(part[2])} parts")
-        return read(path, select)
-
-    return reader
 
 
 def _read_safetensors(path, select):
@@ -195,17 +156,8 @@ def _read_safetensors(path, select):
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
-    """{tensor: the file with it} of the index of .safetensors or .bin in parts.
-
-    Raises InputError for another form, and for a part in another folder.
-    """
-    places = read_json(path).get("weight_map")
-    place = f"weights file {path}"
-    if not isinstance(places, dict) or not places:
-        is_config = path.name == CONFIG
-        hint = f"did you mean its folder, {path.parent}?" if is_config else ""
-        allowed = "an index of .safetensors or .bin in parts"
-        raise InputError.at(place, "has no weight_map", allowed, hint)
+    """{tensor: the file with it} of the index of .safetensors or .bin in parts."""
+    places = read_json(path)["weight_map"]
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
     endings = [*_PARTS]
     if ending in _PARTS:
@@ -213,8 +165,10 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix not in endings:
-            allowed = f"names of {' or '.join(endings)} files beside it"
-            raise InputError.at(place, f"names the part {part!r}", allowed, value=part)
+            raise InputError(
+                f"{path} names the part {part!r}; a part is a file of "
+                f"{' or '.join(endings)} beside it"
+            )
     return places
 
 
@@ -229,13 +183,7 @@ def _read_parts(path, select):
     tensors = {}
     for part, names in sorted(names_by_part.items()):
         file = path.parent / part
-        if not file.is_file():
-            raise InputError(value=part, problem=f"lacks its part {part} beside it")
         tensors |= _guarded(file, _PARTS, functools.partial(_only, names))
-    for name in chosen:
-        if name not in tensors:
-            part = f"its part {part_of[name]}"
-            raise InputError(part, name, problem=f"lacks tensor {name}")
     return tensors
 
 
@@ -266,12 +214,12 @@ def _safetensors_normalization(path):
 
 _READERS = {
     ".npz": _read_npz,
-    ".safetensors": _whole(_read_safetensors),
-    ".pth": _whole(read_torch),
-    ".pt": _whole(read_torch),
-    ".tar": _whole(read_torch),  # .pth.tar, timm's
-    ".bin": _whole(read_torch),
-    ".ckpt": _whole(read_torch),  # Lightning's
+    ".safetensors": _read_safetensors,
+    ".pth": read_torch,
+    ".pt": read_torch,
+    ".tar": read_torch,  # .pth.tar, timm's
+    ".bin": read_torch,
+    ".ckpt": read_torch,  # Lightning's
     ".json": _read_parts,
 }
 _PARTS = {".safetensors": _read_safetensors, ".bin": read_torch}  # of several files

@@ -13,11 +13,9 @@ import re
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
 from imagepiece_jax.weights import files
 from imagepiece_jax.weights.file_names import (
     CONFIG,
-    ENDINGS,
     INDEX,
     OPEN_CLIP,
     OURS,
@@ -47,34 +45,6 @@ def repository_at(folder: pathlib.Path) -> str | None:
     return None
 
 
-def hint_for(path: str | os.PathLike) -> dict[str, str]:
-    """The hint, or the allowed values, for a missing path that looks like an id."""
-    text = os.fspath(path)
-    if text.startswith("hf:/"):  # an id that was made a Path
-        meant = f"{SCHEME}{text[4:]}"
-        if not isinstance(path, str):
-            meant += ", a string, as a Path drops a slash"
-        return {"hint": f"did you mean {meant}?"}
-    if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
-        return {"hint": f"did you mean {SCHEME}{address[1]}?"}
-    if re.match(r"\w+:/", text):
-        return {"allowed": f"paths on this machine, and {SCHEME}OWNER/NAME"}
-    owner, _, name = text.rpartition("/")
-    if owner in ("", "timm") and registry.public_fields(name):
-        base, _, tag = name.partition(".")
-        tags = [tag]
-        if not tag:
-            tags = registry.public_models()[base]["weights"]
-        ids = [f"{SCHEME}timm/{base}.{tag}" for tag in tags if tag]
-        if not ids:
-            return {}
-        return {"hint": f"did you mean {' or '.join(ids[:SHOWN_IDS])}?"}
-    is_file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
-    if is_file or not _ID.fullmatch(text):
-        return {}
-    return {"hint": f"did you mean {SCHEME}{text}?"}
-
-
 def fetched(text):
     """The folder of a hub id.
 
@@ -91,8 +61,10 @@ def repository_files(text):
     """The files of a hub id, config.json first."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
-        allowed = f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION"
-        raise InputError.at(text, "is no id of the hub", allowed)
+        raise InputError(
+            f"{text} is no id of the hub, {SCHEME}OWNER/NAME or "
+            f"{SCHEME}OWNER/NAME@REVISION"
+        )
     extras.check(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
@@ -132,28 +104,24 @@ class _Repository:
         self._unreachable = False
         self.files = []
 
-    def _error(self, problem, **facts):
-        """The InputError for this repository, or for a hub that cannot be reached."""
+    def _error(self, problem):
+        """The error for this repository, or for a hub that cannot be reached."""
         if self._unreachable:
-            facts["field"] = "the hub"
-        return InputError(problem=problem, place=self._text, **facts)
+            return InputError(f"{self._text}: the hub {problem}")
+        return InputError(f"{self._text} {problem}")
 
     def needed(self, *names):
-        """The path of the first of these files that there is; InputError for none."""
+        """The path of the first of these files that there is."""
         for name in names:
             if file := self._get(name):
                 return file
         problem = f"has none of {', '.join(names)}"
-        if len(names) == 1:
-            problem = f"has no {names[0]}"
-        allowed = f"repositories with {CONFIG} and weights"
         if self._unreachable:
             problem = f"{UNREACHABLE} {problem}"
-            allowed = "ids that were loaded here before, or a network"
-        raise self._error(problem, allowed=allowed)
+        raise self._error(problem)
 
     def optional(self, name):
-        """Fetch a file where the repository has it; InputError if nobody knows."""
+        """Fetch a file where the repository has it."""
         if self._get(name) or not self._unreachable:
             return
         import huggingface_hub
@@ -162,13 +130,11 @@ class _Repository:
             self._name, name, revision=self._revision
         )
         if cached is None:  # another value says that the repository has no such file
-            problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
-            given = ""
-            if name == PREPROCESSOR:
-                given = ", with mean=.., std=.."
-            allowed = f"a network, or instead of the id its folder, {folder}{given}"
-            raise self._error(problem, allowed=allowed)
+            raise self._error(
+                f"{UNREACHABLE} does not say whether there is a {name}; without a "
+                f"network load its folder, {folder}"
+            )
 
     def _get(self, name):
         """The path of a file; None where there is none, or none in reach.
@@ -190,21 +156,6 @@ class _Repository:
             return None
         except errors.EntryNotFoundError:
             return None
-        except errors.RevisionNotFoundError as error:
-            problem = "is no revision of the repository"
-            allowed = "its branches, tags and commits"
-            raise self._error(problem, allowed=allowed) from error
-        except errors.GatedRepoError as error:
-            hint = "accept them on its page, and log in by: hf auth login"
-            problem = "is for those who accepted its terms"
-            raise self._error(problem, hint=hint) from error
-        except errors.RepositoryNotFoundError as error:
-            hint = "for a private one log in by: hf auth login"
-            raise self._error("is no repository of the hub", hint=hint) from error
-        except Exception as error:  # of its HTTP client, of the disk
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            problem = f"has a {name} that cannot be fetched ({reason})"
-            raise self._error(problem, hint="try again") from error
         path = pathlib.Path(file)
         self.files.append(path)
         self._revision = path.parent.name  # the commit, in the layout of the cache

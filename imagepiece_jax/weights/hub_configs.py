@@ -8,11 +8,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, inside, one_of, renamed
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import (
@@ -39,10 +39,7 @@ FORMAT = 2  # of `OURS`: another one is not read
 
 
 def read(found: Location) -> dict[str, Any]:
-    """Fields of a WeightsSource by a folder's config file and its processor's.
-
-    Raises InputError, which names the file that cannot be read or understood.
-    """
+    """Fields of a WeightsSource by a folder's config file and its processor's."""
     if found.config_file.name == OPEN_CLIP:
         parse_config = open_clip_config.parse_open_clip
         return _guarded(found.config_file, parse_config, found.config)
@@ -75,21 +72,20 @@ def parse(
 
 def _guarded(file, call, *content):
     """The result of `call`, whose errors name the file with this content."""
-    allowed = "the file as timm, transformers or save wrote it"
-    value = None
     try:
-        with inside(place=file):
-            return call(*content)
-    except InputError:  # which is a ValueError, too
-        raise
+        return call(*content)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     except KeyError as error:
-        value = error.args[0]
-        problem = f"has no {value}"
-    except ArithmeticError as error:  # by 0, or beyond all floats
-        problem = f"has a number that no model has: {error}"
-    except (TypeError, AttributeError, ValueError, IndexError) as error:
-        problem = f"has a field of another type: {error}"
-    raise InputError.at(file, problem, allowed, value=value)
+        raise InputError(f"{file} has no {error.args[0]}") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(f"{file} has a field that no model has: {error}") from error
 
 
 def describe(vit: Pretrained) -> dict[str, Any]:
@@ -129,31 +125,25 @@ def _parse_ours(config):
     """Our own part of a file that `describe` wrote."""
     ours = as_tuple(config[OURS])
     classes = config["num_classes"]
-    if not isinstance(ours, Mapping):
-        raise InputError(OURS, ours, "the part that save wrote")
     if ours.get("format") != FORMAT:
-        hint = "make the folder again, from the weights it was made from"
-        raise InputError(f"{OURS}.format", ours.get("format"), f"{FORMAT}", hint=hint)
-    if not isinstance(ours["model"]["arch"], Mapping):
-        raise TypeError(f"arch is {ours['model']['arch']!r}")
-    with inside(OURS):
-        with inside("model"):
-            spec = ModelSpec.from_fields(ours["model"])
-        spec = dataclasses.replace(spec, dtype=ours["dtype"])
-        with inside("preprocessing"):
-            Preprocessing(spec.image_size, **ours["preprocessing"])
-        reduction = Reduction.read(ours["reduction"])
+        raise InputError(
+            f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}"
+        )
+    spec = ModelSpec.from_fields(ours["model"])
+    spec = dataclasses.replace(spec, dtype=ours["dtype"])
+    Preprocessing(spec.image_size, **ours["preprocessing"])
+    reduction = Reduction.read(ours["reduction"])
     _check_same(spec, config)
     class_names = timm_config.labels(config, classes)
     if class_names is not None:
-        with renamed({"class_names": "label_names"}):
-            class_names = checked_names(class_names, classes)
+        class_names = checked_names(class_names, classes)
     recovery = None
     if "recovery" in ours:
         record = ours["recovery"]
         costs = [RecoveredCost(**cost) for cost in record["costs"]]
         recovery = Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
     problem_type = ours.get("problem_type", SINGLE_LABEL)
+    check_choice("problem_type", problem_type, PROBLEMS)
     return {
         "spec": spec,
         "sizes": {"num_classes": classes},
@@ -161,7 +151,7 @@ def _parse_ours(config):
         "reduction": reduction,
         "class_names": class_names,
         "license": config["pretrained_cfg"].get("license"),
-        "problem_type": one_of("problem_type", problem_type, PROBLEMS),
+        "problem_type": problem_type,
         "saved": True,
         "untrained": tuple(ours.get("untrained", ())),
         "recovery": recovery,
@@ -169,7 +159,7 @@ def _parse_ours(config):
 
 
 def _check_same(spec, config):
-    """Raise InputError where our own part contradicts timm's on what no tensor shows.
+    """Compare our own part with timm's on what no tensor shows.
 
     Both are of one model, so somebody changed one of them.
     """
@@ -184,6 +174,7 @@ def _check_same(spec, config):
         value = own.get(field)
         other = of_timm.get(field)
         if None not in (value, other) and value != other:
-            problem = f"is {value!r}, but timm's part of the file says {other!r}"
-            path = f"{OURS}.model.{field}"
-            raise InputError(path, value, "one of them", problem=problem)
+            raise InputError(
+                f"{OURS}.model.{field} is {value!r}, but timm's part of the file says "
+                f"{other!r}"
+            )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.pretrained import WeightsSource
@@ -60,7 +60,14 @@ ORDER = {
 
 
 class Unnamed(InputError):
-    """Weights of an unknown model, which a config file next to them would name."""
+    """Weights of an unknown model, which a config file beside them would name.
+
+    lacking: names of the fields that nothing says
+    """
+
+    def __init__(self, sentence, lacking):
+        super().__init__(sentence)
+        self.lacking = lacking
 
 
 def completed(
@@ -77,14 +84,14 @@ def completed(
     contents: of the path; None for a run, whose config says all
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
-    Raises InputError where no source says which model this is, where a config.json
-        contradicts the tensors, and where `requested` contradicts either.
     """
     if source.run is not None:
         return source
     place = source.place
-    with inside(place=place):
+    try:
         spec = _trained_spec(source, contents, requested, otherwise)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     names = source.class_names
     normalized = True
     if source.is_folder:
@@ -99,9 +106,9 @@ def completed(
     for field, value in source.sizes.items():
         theirs = getattr(spec, field)
         if value != theirs:
-            problem = f"is {value!r}, but its tensors have {theirs!r}"
-            error = InputError(field, value, "files of one model", problem=problem)
-            raise error.inside(place=place)
+            raise InputError(
+                f"{place}: {field} is {value!r}, but its tensors have {theirs!r}"
+            )
     return dataclasses.replace(
         with_crop(source, requested),
         spec=dataclasses.replace(spec, dtype=source.spec.dtype),
@@ -161,12 +168,13 @@ def _trained_spec(source, contents, requested, otherwise):
     try:
         spec = infer(tensors, given, common_parts, otherwise)
     except Unnamed as error:
-        raise error.with_facts(hint=f"{way_out}, or {error.hint}") from error
+        raise InputError(f"{error}, or {way_out}") from error
     shown_heads = contents.spec.num_heads  # by shapes of some layouts
     if shown_heads not in (None, spec.num_heads):
         heads = spec.num_heads
-        problem = f"is {heads!r}, but its tensors are those of {shown_heads} heads"
-        raise InputError("num_heads", heads, f"{shown_heads}", problem=problem)
+        raise InputError(
+            f"num_heads is {heads!r}, but its tensors are those of {shown_heads} heads"
+        )
     return spec
 
 
@@ -314,8 +322,6 @@ def infer(
     common_parts: fields of an Architecture that all models of the tensors' layout have
     otherwise: fields that hold where nothing else says them
     Returns name, all sizes, the full Architecture, mean and std.
-    Raises InputError where the tensors are of no vision transformer that exists here,
-        where they contradict `partial`, and where it lacks a field that they lack too.
     """
     normalization(partial.mean, partial.std)  # refuses one without the other
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -422,10 +428,10 @@ def _image_size(rows, grids, patch_size, partial):
                 return size
         if _is_square(count):
             return math.isqrt(count) * patch_size
-    hint = "give the size of other images, image_size=(height, width)"
-    allowed = "a square number, and one for each token before the patches or none"
-    problem = f"has {rows} rows"
-    raise InputError("tensor pos_embed", rows, allowed, problem=problem, hint=hint)
+    raise InputError(
+        f"tensor pos_embed has {rows} rows, which are no square; give "
+        "image_size=(height, width)"
+    )
 
 
 def _is_square(count):
@@ -488,15 +494,14 @@ def _prefix(shapes):
 
 
 def _shape(shapes, name, rank):
-    """The shape of a tensor. InputError where it is missing or of another rank."""
+    """The shape of a tensor, which must be there and of this rank."""
     shape = shapes.get(name)
     if shape is not None and len(shape) == rank:
         return shape
-    problem = "is missing"
-    if shape is not None:
-        problem = f"is of {shape}"
-    allowed = f"plain vision transformers, in which its rank is {rank}"
-    raise InputError(f"tensor {name}", shape, allowed, problem=problem)
+    found = "is missing" if shape is None else f"is of {shape}"
+    raise InputError(
+        f"tensor {name} {found}; in a plain vision transformer its rank is {rank}"
+    )
 
 
 def _stem(shapes):
@@ -519,7 +524,7 @@ def _visible(arch):
 
 
 def _check_parts(partial, arch, parts, shapes):
-    """InputError where tensors contradict an Architecture."""
+    """Refuse tensors that contradict an Architecture."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
     wanted = vars(_visible(arch))
@@ -530,11 +535,9 @@ def _check_parts(partial, arch, parts, shapes):
             whose = "as given"
             if partial.name and field not in partial.arch:
                 whose = f"in {partial.name!r}"
-            problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
-            hint = f"name a model whose {field} is {theirs!r}"
-            if theirs == "swiglu":
-                hint += f", or give {field}={theirs!r} if its first half is a SiLU's"
-            raise InputError(field, ours, problem=problem, hint=hint)
+            raise InputError(
+                f"{field} is {ours!r} {whose}, but {theirs!r} in these tensors"
+            )
 
 
 def _invisible(parts, known):
@@ -587,7 +590,7 @@ def _has_two_grids(shapes, sizes, partial):
 
 
 def _unknown(lacking, partial, sizes, parts):
-    """The InputError for lacking fields, with ways to say them."""
+    """The error for lacking fields, with ways to say them."""
     name = partial.name
     width = sizes["embed_dim"]
     first, *rest = lacking
@@ -601,23 +604,21 @@ def _unknown(lacking, partial, sizes, parts):
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.fields_of(name).get("embed_dim", width)
     if named_width != width:
-        problem = f"is {name!r}, whose width is {named_width}, but these tensors have "
-        problem += f"width {width}"
-        hint = f"name a model of width {width}{candidates}, or {give}"
-        return InputError("name", name, problem=problem, hint=hint)
+        return InputError(
+            f"name is {name!r}, whose width is {named_width}, but these tensors have "
+            f"width {width}{candidates}"
+        )
     problem = "cannot be read from the tensors"
     if rest:
         problem += f" (nor can {', '.join(rest)})"
-    hint = give
     if name:
         tags = [tag for tag in _names_with_normalization(name) if tag != name]
         if tags:
-            hint = f"name it with its tag ({', '.join(tags)}), or {give}"
-        problem += f", and {name!r} does not set it"
-        return InputError(first, lacking, problem=problem, hint=hint)
+            give = f"name it with its tag ({', '.join(tags)}), or {give}"
+        return InputError(f"{first} {problem}, and {name!r} does not set it; {give}")
     if candidates:
-        hint = f"say which model it is, name=..{candidates}, or {give}"
-    return Unnamed(first, lacking, problem=problem, hint=hint)
+        give = f"say which model it is, name=..{candidates}, or {give}"
+    return Unnamed(f"{first} {problem}; {give}", lacking)
 
 
 def _candidates(sizes, parts, normalized):

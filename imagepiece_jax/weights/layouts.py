@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import location
@@ -108,10 +108,7 @@ def _google_fields(tensors):
     # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
     # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
     if "pos_embed" not in tensors:
-        raise InputError(
-            allowed="files with learned positions",
-            problem="has no pos_embedding: its positions are computed (sincos2d)",
-        )
+        raise InputError("it has no pos_embedding: its positions are computed")
     fields = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
     fields |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
@@ -347,16 +344,6 @@ LAYOUTS = (
 # Names of ours and of timm's in files without a patch embedding of one convolution.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
 # Other files that people try, most special first.
-FOREIGN = (
-    (r"(.*\.)?layer[1-4]\.0\.conv1\.", "a ResNet"),
-    (
-        r"(.*\.)?(token_embedding|text_model|word_embeddings|embed_tokens|wte|llm)\.",
-        "a text model",
-    ),
-    (r".*\.lora_[AB]\.", "an adapter of peft"),
-)
-
-
 SHOWN_NAMES = 3  # names in a sentence
 # Parts of names that are of no model: of parallel training, of torch.compile and of
 # checkpointed activations; and those of training scripts in front of all names.
@@ -373,9 +360,8 @@ SCAN = "Transformer.encoderblock."
 
 
 def misshapen(name, shape, allowed):
-    """The InputError for a tensor of another shape."""
-    field = f"tensor {name}"
-    return InputError(field, shape, allowed, problem=f"is of {shape}")
+    """The error for a tensor of another shape."""
+    return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
 
 
 class Contents(NamedTuple):
@@ -398,7 +384,6 @@ def read_weights(
     """A weights file by timm's names; only tensors that `to_timm` uses are read.
 
     averaged, checkpoint: as `files.read_state_dict` takes them
-    Raises InputError, which names the file.
     """
     path = pathlib.Path(path)
     names = []
@@ -407,10 +392,13 @@ def read_weights(
         names.extend(all_names)
         return _placed_names(names)
 
-    with inside(place=f"weights file {path}"):
-        state_dict = read_state_dict(path, averaged, choose, checkpoint)
-        in_file = ModelSpec(**read_normalization(path))
+    state_dict = read_state_dict(path, averaged, choose, checkpoint)
+    normalization = read_normalization(path)
+    try:
+        in_file = ModelSpec(**normalization)
         return to_timm(state_dict, names)._replace(images=in_file)
+    except InputError as error:
+        raise InputError(f"weights file {path}: {error}") from error
 
 
 def read_folder(
@@ -441,7 +429,6 @@ def to_timm(
     `timm_tensors.from_timm` does.
 
     names: of all tensors in the file; None: `state_dict` has all
-    Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
     if names is None:
         names = [*state_dict]
@@ -467,34 +454,27 @@ def to_timm(
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        problem = f"has tensors of other shapes than {layout.title}: {error}"
-        raise InputError(problem=problem) from error
+        raise InputError(
+            f"it has tensors of other shapes than {layout.title}: {error}"
+        ) from error
 
 
 def _without_place(name, layout, prefix):
-    """The InputError for a tensor that no part of a model in this layout has."""
-    problem = f"has no place in {layout.title}"
-    hint = ""
+    """The error for a tensor that no part of a model in this layout has."""
+    of_tower = ""
     if prefix:
-        problem += f" outside the tower {prefix[:-1]}"
-        hint = choice_of([prefix[:-1]])
-    if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
-        hint = "it is a layer with tanh before the head, which no model here "
-        hint += "has: files of fine-tuned models, and AugReg's, have none"
-    allowed = "the tensors of a vision transformer"
-    return InputError(f"tensor {name}", None, allowed, problem=problem, hint=hint)
+        of_tower = f" outside the tower {prefix[:-1]}{choice_of([prefix[:-1]])}"
+    return InputError(f"tensor {name} has no place in {layout.title}{of_tower}")
 
 
 def _note_name(origin, part, name):
-    """Note that a tensor is a part. InputError where another one is the same part.
+    """Note that a tensor is a part, which no other may be.
 
     origin: {part: the tensor's name}, to which it is added
     """
     first = origin.setdefault(part, name)
     if first != name:
-        field = f"tensors {first} and {name}"
-        problem = f"are the same part, {part}"
-        raise InputError(field, None, "one of them", problem=problem)
+        raise InputError(f"tensors {first} and {name} are the same part, {part}")
 
 
 def as_timm(
@@ -540,10 +520,7 @@ def _placed_names(names: Collection[str]) -> list[str]:
 
 
 def _dotted_names(names):
-    """{name: the same with dots, without what wrappers of a model added}.
-
-    InputError where two names are the same without that.
-    """
+    """{name: the same with dots, without what wrappers of a model added}."""
     dotted = {}
     for name in names:
         parts = name.replace("/", ".").split(".")
@@ -568,7 +545,6 @@ def _wrapper_prefix(names):
 
 def _layout(tensors):
     """(layout, prefix of the vision tower) of a checkpoint."""
-    layouts = ", ".join([layout.title for layout in LAYOUTS])
     for layout in LAYOUTS:
         prefixes = []
         for name in tensors:
@@ -577,21 +553,16 @@ def _layout(tensors):
         if len(prefixes) > 1:
             prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
-            problem = f"holds {len(prefixes)} vision towers, {', '.join(towers)}"
-            hint = choice_of(_different_starts(prefixes))
-            raise InputError(value=prefixes, allowed="one", problem=problem, hint=hint)
+            choice = choice_of(_different_starts(prefixes))
+            raise InputError(
+                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}{choice}"
+            )
         if prefixes:
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
     found = ", ".join([*tensors][:SHOWN_NAMES])
-    problem = f"has tensors, such as {found}, in no layout of a vision transformer here"
-    for pattern, kind in reversed(FOREIGN):
-        for name in filter(re.compile(pattern).match, tensors):
-            found = name
-            problem = f"holds {kind}, as tensor {name} shows, and no vision transformer"
-            break
-    raise InputError(value=found, allowed=layouts, problem=problem)
+    raise InputError(f"it has tensors, such as {found}, of no vision transformer here")
 
 
 def _different_starts(prefixes):
@@ -692,16 +663,7 @@ def _stack(tensors):
             tensors[f"{module}.q_bias"] = tensors.pop(parts["q"])
             tensors[f"{module}.v_bias"] = tensors.pop(parts["v"])
             continue
-        if lacking:
-            missing = parts[lacking[0]]
-            problem = f"has tensor {name}, but not {missing}"
-            raise InputError(value=missing, problem=problem)
         stack = [tensors.pop(part) for part in parts.values()]
-        shapes = [tensor.shape for tensor in stack]
-        if len(set(shapes)) > 1:
-            problem = f"are of {', '.join(map(str, shapes))}"
-            field = f"tensors {', '.join(parts.values())}"
-            raise InputError(field, shapes, "one shape", problem=problem)
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
 
@@ -795,9 +757,10 @@ def _name_head(tensors):
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
-            problem = "has a classifier that reads the mean of the patches before the "
-            problem += "last norm (CLIPForImageClassification), as no model here does"
-            raise InputError(allowed="CLIP's projection or no head", problem=problem)
+            raise InputError(
+                "its classifier reads the mean of the patches before the last norm "
+                "(CLIPForImageClassification), as no model here does"
+            )
         # SiglipForImageClassification does not use its pool.
         of_pool = [name for name in tensors if name.startswith("attn_pool.")]
         for name in of_pool:
@@ -808,18 +771,17 @@ def _name_head(tensors):
     norm = tensors.get("norm.weight")
     one_head = head is not None and "head_dist.weight" not in tensors
     if one_head and "dist_token" in tensors:
-        problem = "has a distillation token and only a head of the class token, as "
-        problem += "transformers' DeiTForImageClassification and no model here"
-        allowed = "two heads (DeiTForImageClassificationWithTeacher), or none"
-        raise InputError(allowed=allowed, problem=problem)
+        raise InputError(
+            "it has a distillation token and only a head of the class token, as "
+            "transformers' DeiTForImageClassification and no model here"
+        )
     if head is None or norm is None or head.ndim != 2:
         return
     # A block's norm has the width, as the last norm may be of another shape.
     width = len(tensors.get("blocks.0.norm1.weight", norm))
     if width == head.shape[1]:
         return
-    read = head.shape[1]
-    problem = f"reads {read} numbers an image, the tokens have {width}"
-    problem += " (DINOv2's classifiers read the mean of the patches too)"
-    allowed = "heads that read one vector of that width, or none"
-    raise InputError("tensor head.weight", read, allowed, problem=problem)
+    raise InputError(
+        f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "
+        f"{width} (DINOv2's classifiers read the mean of the patches too)"
+    )

@@ -5,7 +5,6 @@ complete that WeightsSource (`infer.completed`), and where several say a field,
 `infer.ORDER` decides. A model is created by it, and filled.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -15,14 +14,11 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import (
-    InputError,
-    inside,
-    one_of,
-)
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
@@ -220,7 +216,6 @@ def _create(source, spec, reduction, prop_attn):
     """
     trained = source.reduction or DENSE
     trained_size = source.spec.image_size
-    same_size = sides(spec.image_size) == sides(trained_size)
     if reduction is None:
         reduction = trained
         if prop_attn is not None:
@@ -230,15 +225,14 @@ def _create(source, spec, reduction, prop_attn):
     except InputError as error:
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
-        hint = ""
-        if not same_size:
-            size = size_text(trained_size)
-            hint = f"the reduction is one for {size} pixels; give another"
-        raise error.inside(place=source.place, hint=hint) from error
+        size = size_text(trained_size)
+        raise InputError(
+            f"{source.place}: {error} (its reduction is one for {size} pixels)"
+        ) from error
 
 
 def _check_config_of_run(source):
-    """Raise InputError where a run's checkpoint is of another model than its config.
+    """Check that a run's checkpoint is of the model of its config.
 
     No array is read; a run without a checkpoint passes.
     """
@@ -249,27 +243,10 @@ def _check_config_of_run(source):
     runs.check_normalization(source.path, source.spec.fields, facts)
     model = _create(source, source.spec, None, None)
     like = variable_shapes(model, source.spec.image_size)
-    with _config_named(source), inside(place=source.place):
-        timm_tensors.check_fit(tensors, like)
-
-
-@contextlib.contextmanager
-def _config_named(source):
-    """A block whose Misfits, of a run's sizes, name the field of its config."""
     try:
-        yield
-    except timm_tensors.Misfit as error:
-        of_positions = error.tensor == "pos_embed"
-        of_sizes = error.tensor is None  # depth and width
-        if source.run is None or not (of_positions or of_sizes):
-            raise
-        spec = source.spec
-        says = f"model.name {spec.name!r}, depth {spec.depth}"
-        says += f" and embed_dim {spec.embed_dim}"
-        if of_positions:
-            says = f"image_size {spec.image_size}"
-        hint = f"{source.config_file} says {says}: put back what it was trained with"
-        raise error.inside(hint=hint) from error
+        timm_tensors.check_fit(tensors, like)
+    except InputError as error:
+        raise InputError(f"{source.config_file}: {error}") from error
 
 
 def _fill(vit, contents, fresh, seed, exact):
@@ -295,16 +272,15 @@ def _fill(vit, contents, fresh, seed, exact):
     if resized is not tensors:
         values = np.asarray(tensors["pos_embed"], np.float32)
         trained_positions = resize_positions.Trained(values, trained_size)
-    with _config_named(source):
-        variables, drawn = timm_tensors.model_variables(
-            vit.model,
-            size,
-            resized,
-            source.place,
-            fresh=fresh,
-            seed=seed or 0,
-            exact=exact,
-        )
+    variables, drawn = timm_tensors.model_variables(
+        vit.model,
+        size,
+        resized,
+        source.place,
+        fresh=fresh,
+        seed=seed or 0,
+        exact=exact,
+    )
     for part in variables["params"]:
         if part not in drawn and timm_tensors.matches(part, source.untrained):
             drawn.append(part)
@@ -330,9 +306,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         return recovery
     file = f"weights file {vit.source.path / RECOVERED}"
     if recovery.saved_beside not in (None, digest(contents.tensors)):
-        problem = "was learned for other weights than those that are beside it"
-        hint = "put them back, or recover these anew without it"
-        raise InputError(problem=problem, place=file, hint=hint)
+        raise InputError(f"{file} was learned for other weights than those beside it")
     costs = []
     dense = {}
     leaves = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -342,10 +316,12 @@ def _filled_recovery(vit, contents, variables, drawn):
         for name, tensor in contents.recovered.items():
             if name.startswith(start):
                 tensors[name.removeprefix(start)] = tensor
-        with inside(place=file):
+        if not tensors and cost.changed:
+            raise InputError(f"{file} has no numbers for {cost.form}")
+        try:
             numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
-            if not tensors and cost.changed:
-                raise InputError(problem=f"has no numbers for {cost.form}")
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         dense |= {path: leaves[path] for path in numbers}
         costs.append(dataclasses.replace(cost, numbers=numbers))
     return Recovery(tuple(costs), dense)
@@ -361,13 +337,11 @@ def read_source(
     A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
     the caller names another.
     checkpoint, averaged: as `load` takes them
-    Raises InputError where there are no weights, and for a run's checkpoint of no run.
     """
     found = location.find(path)
     place = found.place
     if checkpoint in runs.KINDS and found.kind != location.RUN:
-        problem = f"is {checkpoint!r}, but {place} is no run"
-        raise InputError("checkpoint", checkpoint, problem=problem, hint="leave it out")
+        raise InputError(f"checkpoint is {checkpoint!r}, but {place} is no run")
     if found.kind == location.FILE:
         spec = ModelSpec(name=registry.name_of_file(found.path))
         fields = {"spec": spec}
@@ -376,7 +350,7 @@ def read_source(
     else:
         if checkpoint is None:
             checkpoint = "best"
-        one_of("checkpoint", checkpoint, runs.KINDS)
+        check_choice("checkpoint", checkpoint, runs.KINDS)
         fields = runs.read(found)
     return WeightsSource(
         path=found.path,

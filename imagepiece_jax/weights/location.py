@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.errors import InputError, inside
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
-    ADAPTER,
     BESIDE,
-    CHECKPOINTS,
     CONFIG,
     ENDINGS,
     OPEN_CLIP,
@@ -29,10 +27,6 @@ FOLDER = "folder"  # in the form of the Hugging Face hub
 RUN = "run"
 # Keys of a config.json that only published weights have: timm's, transformers', ours.
 PUBLISHED = ("architecture", "architectures", "model_type", OURS)
-ALLOWED = (
-    f"a weights file, a folder with {CONFIG} and weights as timm, transformers "
-    f"or save writes them, the folder of a run, or {hub.SCHEME}OWNER/NAME"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +58,16 @@ def find(path: str | os.PathLike) -> Location:
 
     A folder's config file is read, and no other. Files of the hub that are in its cache
     are not fetched again.
-    Raises InputError where there is nothing, where files cannot be fetched, for a
-        malformed id, and for a folder that says nothing of its weights.
     """
-    field = "path"
     text = os.fspath(path)
-    if not text:
-        raise InputError(field, None, "files and folders", problem="is empty")
     if hub.is_id(text):
         return _in_folder(hub.fetched(text))
-    given = path
-    path = os.path.expanduser(given)
-    if not exists(path):
-        problem = f"is {path}: no such file or folder"
-        raise InputError(field, path, problem=problem, **hub.hint_for(given))
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
+    if not text or not path.exists():
+        raise InputError(
+            f"weights is {text!r}: no such file or folder; a model of the Hugging Face "
+            f"hub is {hub.SCHEME}OWNER/NAME"
+        )
     if path.is_dir():
         return _in_folder(path)
     return Location(path, FILE)
@@ -90,10 +79,7 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether there is the folder of a run at `path`.
-
-    Raises InputError as `find` does, but where there is nothing.
-    """
+    """Whether there is the folder of a run at `path`."""
     folder = pathlib.Path(os.path.expanduser(path))
     if not os.path.isfile(folder / CONFIG):  # nor for a name that is too long
         return False
@@ -109,41 +95,15 @@ def last_checkpoint(path: str | os.PathLike) -> str | None:
 
 
 def _in_folder(folder):
-    """The Location of a folder. Raises InputError where nothing says what it holds."""
+    """The Location of a folder."""
     file = config_file(folder)
-    config = None
-    if file.exists():
-        config = read_json(file)
-        names_model = any(key in config for key in PUBLISHED)
-        if names_model or (folder / OPEN_CLIP).is_file():
-            return Location(folder, FOLDER, file, config)
-    with inside(place=f"folder {folder}"):
-        _check_run(folder, config)
+    if not file.exists():
+        raise InputError(f"folder {folder} has no {CONFIG}")
+    config = read_json(file)
+    names_model = any(key in config for key in PUBLISHED)
+    if names_model or (folder / OPEN_CLIP).is_file():
+        return Location(folder, FOLDER, file, config)
     return Location(folder, RUN, file, config)
-
-
-def _check_run(folder, config):
-    """Raise InputError for a folder that is known to be something else than a run.
-
-    config: the content of its config.json; None: it has none
-    """
-    if (folder / ADAPTER).exists() or "peft_type" in (config or ()):
-        problem = "holds a peft adapter, which has only the changes to a model"
-        allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
-        raise InputError(allowed=allowed, problem=problem)
-    if config is not None:
-        return
-    for run in folder.parents:
-        within = folder.relative_to(run).parts[0] == CHECKPOINTS
-        if within and (run / CONFIG).is_file():
-            allowed = f"{run} itself, and best or latest for the checkpoint"
-            raise InputError(allowed=allowed, problem=f"is in the run {run}")
-    if files := weights_files(folder):
-        names = ", ".join(file.name for file in files)
-        problem = f"has weights ({names}), but no {CONFIG}"
-        hint = f"name the file that you mean, such as {files[0]}"
-        raise InputError(problem=problem, hint=hint)
-    raise InputError(allowed=ALLOWED, problem=f"has no {CONFIG}")
 
 
 def config_file(folder: pathlib.Path) -> pathlib.Path:
@@ -176,14 +136,12 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder. Raises InputError for none, and for several."""
+    """The file of weights in a folder."""
     candidates = weights_files(folder)
     if len(candidates) == 1:
         return candidates[0]
     names = [file.name for file in candidates]
-    problem = "has no weights file"
-    if names:
-        problem = f"has {len(names)} weights files, {', '.join(names)}"
-    raise InputError.at(
-        f"folder {folder}", problem, f"one, such as {WEIGHTS[0]}", value=names
+    raise InputError(
+        f"folder {folder} has {len(names)} weights files ({', '.join(names)}); it must "
+        f"have one, such as {WEIGHTS[0]}"
     )

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.spec import ModelSpec
@@ -42,9 +43,9 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
     for field, value in vision.items():
         path = f"vision_cfg.{field}"
         if field in ABSENT:
-            one_of(path, value, ABSENT[field])
+            check_choice(path, value, ABSENT[field])
         elif field not in (*DEFAULTS, *IDLE):
-            raise InputError(path, problem=f"is {value!r}, which no model has")
+            raise InputError(f"{path} is {value!r}, which no model here has")
     vision = DEFAULTS | vision
     if vision["timm_model_name"]:
         spec, sizes = _of_timm(vision, model)
@@ -55,13 +56,10 @@ def parse_open_clip(config: Fields) -> dict[str, Any]:
         normalization[field] = tuple(images.get(field) or default)
     mode = images.get("resize_mode", "shortest")
     interpolation = images.get("interpolation", "bicubic")
-    crop = {
-        "crop": 1.0,
-        "crop_mode": one_of("preprocess_cfg.resize_mode", mode, RESIZE_MODES),
-        "interpolation": one_of(
-            "preprocess_cfg.interpolation", interpolation, INTERPOLATIONS
-        ),
-    }
+    check_choice("preprocess_cfg.resize_mode", mode, RESIZE_MODES)
+    check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATIONS)
+    crop = {"crop": 1.0, "crop_mode": RESIZE_MODES[mode]}
+    crop["interpolation"] = interpolation
     spec = dataclasses.replace(spec, **normalization)
     return {"spec": spec, "sizes": sizes, "crop": crop}
 
@@ -73,7 +71,8 @@ def _of_tower(vision, model):
     norm = vision["norm_kwargs"] or {}
     act = vision["act_kwargs"] or {}
     _check_only("vision_cfg.norm_kwargs", norm, "eps")
-    pool = one_of("vision_cfg.pool_type", vision["pool_type"], POOLS)
+    check_choice("vision_cfg.pool_type", vision["pool_type"], POOLS)
+    pool = POOLS[vision["pool_type"]]
     size = vision["image_size"]
     if not isinstance(size, int):
         size = tuple(size)
@@ -94,20 +93,17 @@ def _of_tower(vision, model):
     )
     depth = vision["layers"]
     if not isinstance(depth, int):
-        raise InputError(
-            "vision_cfg.layers", depth, problem="is a list, which is a ResNet's"
-        )
+        raise InputError(f"vision_cfg.layers is {depth}, as a ResNet's")
     sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
     sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
     return spec, sizes | {"num_classes": model["embed_dim"]}
 
 
 def _check_only(path, options, known):
-    """Raise InputError for an option, of those at a path, other than the known one."""
+    """Refuse an option, of those at a path, other than the known one."""
     for name, value in options.items():
         if name != known:
-            problem = f"has {name}={value!r}, which no model has"
-            raise InputError(path, options, known, problem=problem)
+            raise InputError(f"{path} has {name}={value!r}, which no model here has")
 
 
 def _gelu(act, quick):
@@ -117,7 +113,8 @@ def _gelu(act, quick):
     if quick:
         forms = {"none": "quick"}
     _check_only("vision_cfg.act_kwargs", act, "approximate")
-    return one_of("vision_cfg.act_kwargs.approximate", approximate, forms)
+    check_choice("vision_cfg.act_kwargs.approximate", approximate, forms)
+    return forms[approximate]
 
 
 def _of_timm(vision, model):
@@ -128,14 +125,18 @@ def _of_timm(vision, model):
     name, _, _ = vision["timm_model_name"].partition(".")
     row = registry.public_models().get(name)
     if row is None:
-        raise InputError("vision_cfg.timm_model_name", name, hint=registry.NAMES)
-    proj = one_of("vision_cfg.timm_proj", vision["timm_proj"], ["linear", "none", ""])
+        raise InputError(
+            f"vision_cfg.timm_model_name is {name!r}, which is no model here"
+        )
+    proj = vision["timm_proj"]
+    check_choice("vision_cfg.timm_proj", proj, ["linear", "none", ""])
     pool = vision["timm_pool"]
     arch = Architecture(**row["arch"])
     if proj != "linear":  # timm makes the pool, and places the last norm for it
         arch = timm_config.changed_architecture(arch, {"global_pool": pool})
     elif pool:  # else the pool is that of the model
-        pool = one_of("vision_cfg.timm_pool", pool, timm_config.POOLS)
+        check_choice("vision_cfg.timm_pool", pool, timm_config.POOLS)
+        pool = timm_config.POOLS[pool]
         includes_prefix = arch.pool_include_prefix and pool == "map"
         parts = {"pool": pool, "pool_include_prefix": includes_prefix}
         arch = dataclasses.replace(arch, **parts)

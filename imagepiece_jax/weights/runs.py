@@ -12,19 +12,19 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import fields_of_run
-from imagepiece_jax.errors import InputError, inside, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
-from imagepiece_jax.weights.location import ALLOWED, Location
+from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG, RUN_FORMAT
+from imagepiece_jax.weights.location import Location
 
 KINDS = ("latest", "best")  # of checkpoints
-# Fields that the config of a run has, and their types.
-TYPES = {"image_size": int, "num_classes": int, "model": dict, "reduction": str}
+FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
@@ -32,17 +32,20 @@ IMAGENET = {"mean": MEAN, "std": STD}
 
 
 def read(found: Location) -> dict[str, Any]:
-    """Fields of a WeightsSource by the files of a run.
-
-    Raises InputError for a config.json that is not that of a run.
-    """
+    """Fields of a WeightsSource by the files of a run."""
     run = found.config
-    with inside(place=found.config_file):
-        _check_config(run)
+    if not FIELDS <= {*run}:
+        raise InputError(
+            f"{found.config_file} is neither that of a run nor of published weights"
+        )
+    try:
+        check_format(run)
         model = ModelSpec.of_run(run)
         spec = model.completed_by(size_of(model.name))
         reduction = Reduction.of_run(run)
         crop = fields_of_run(run)
+    except InputError as error:
+        raise InputError(f"{found.config_file}: {error}") from error
     class_names = read_class_names(found.path, run["num_classes"])
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
@@ -56,29 +59,13 @@ def read(found: Location) -> dict[str, Any]:
     }
 
 
-def _check_config(config):
-    """Raise InputError for a config that is not that of a run."""
-    if not config:
-        raise InputError(allowed=ALLOWED, problem="is empty")
-    if fault := _fault(config):
-        problem = f"is neither that of a run ({fault}) nor of published weights"
-        raise InputError(allowed=ALLOWED, problem=problem)
-
-
-def _fault(config):
-    """Why a config is not that of a run, in words; None where it is."""
-    for field, kind in TYPES.items():
-        if field not in config:
-            return f"it has no {field}"
-        if not isinstance(config[field], kind):
-            return f"its {field} is {config[field]!r}"
-    name = config["model"].get("name")
-    if not isinstance(name, str | None):
-        return f"its model.name is {name!r}"
-    data = config.get("data", {})
-    if not isinstance(data, dict):
-        return f"its data is {data!r}"
-    return None
+def check_format(config: Mapping[str, Any]) -> None:
+    """Raise InputError for the config of a run of another version."""
+    if config.get("format") != RUN_FORMAT:
+        raise InputError(
+            f"a run of format {config.get('format')} is not read; this version reads "
+            f"format {RUN_FORMAT}"
+        )
 
 
 def read_checkpoint(
@@ -88,9 +75,8 @@ def read_checkpoint(
 
     averaged: the averages of its weights (config.ema_decay), not the weights
     Returns it and the checkpoint's other facts, the fields of a Progress.
-    Raises InputError where it has none, and for another `checkpoint`.
     """
-    one_of("checkpoint", checkpoint, KINDS)
+    check_choice("checkpoint", checkpoint, KINDS)
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" if averaged else ""
 
@@ -99,18 +85,15 @@ def read_checkpoint(
         wanted = [name for name in table if name.startswith(names)]
         if wanted or not averaged:
             return wanted
-        raise InputError.at(
-            f"run {folder}",
-            "has no averaged weights, as its ema_decay was 0",
-            "runs with averages, or its weights as they are",
+        raise InputError(
+            f"run {folder} has no averaged weights, as its ema_decay was 0"
         )
 
     written = _written(folder)
     if written and checkpoint not in written:
-        hint = "its first evaluation saves the best" if checkpoint == "best" else ""
-        problem = f"has no {checkpoint!r} checkpoint yet"
-        allowed = f"{written[0]!r}"
-        raise InputError.at(f"run {folder}", problem, allowed, hint, checkpoint)
+        raise InputError(
+            f"run {folder} has no {checkpoint!r} checkpoint yet, but {written[0]!r}"
+        )
     arrays, facts, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     tensors = timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
@@ -155,7 +138,7 @@ def _written(folder):
 def check_normalization(
     folder: str | os.PathLike, values: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Raise InputError where a run's config says another mean or std than its training.
+    """Refuse a run whose config says another mean or std than its training.
 
     values: "mean" and "std" by the config; one that lacks them has ImageNet's
     facts: in a checkpoint, beside its arrays; {}: unknown
@@ -163,11 +146,10 @@ def check_normalization(
     for field, trained in (facts.get("normalization") or {}).items():
         now = [*values.get(field, IMAGENET[field])]
         if now != trained:
-            problem = f"is {now}, but the run was trained with another"
-            place = pathlib.Path(folder) / CONFIG
-            allowed = str(trained)
-            field = f"model.{field}"
-            raise InputError(field, now, allowed, problem=problem, place=place)
+            raise InputError(
+                f"{pathlib.Path(folder) / CONFIG}: model.{field} is {now}, but the run "
+                f"was trained with {trained}"
+            )
 
 
 def own_files(path):
@@ -181,14 +163,11 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     """Read the class names of the run in `folder`, by label; None: it has none.
 
     classes: how many names there are to be
-    Raises InputError for a file that is no list of so many names.
     """
     path = folder / CLASSES
     if not path.exists():
         return None
-    with inside(place=path):
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(problem=f"cannot be read ({error})") from error
-        return checked_names(names, classes)
+    try:
+        return checked_names(json.loads(path.read_text("utf-8")), classes)
+    except ValueError as error:  # InputError, too
+        raise InputError(f"{path}: {error}") from error

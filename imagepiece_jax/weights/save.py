@@ -22,7 +22,7 @@ from imagepiece_jax.common.files import (
     read_json,
     replacing_folder,
 )
-from imagepiece_jax.errors import InputError, inside, short_traceback
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import (
@@ -30,11 +30,10 @@ from imagepiece_jax.models.variables import (
     digest,
     variable_shapes,
 )
-from imagepiece_jax.weights import hub, hub_configs, layouts
+from imagepiece_jax.weights import hub_configs, layouts
 from imagepiece_jax.weights.file_names import (
     BESIDE,
     CONFIG,
-    ENDINGS,
     OURS,
     RECOVERED,
     SELECTORS,
@@ -44,12 +43,8 @@ from imagepiece_jax.weights.infer import infer
 
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
-# Endings of files that somebody may expect in place of the folder.
-OF_PROGRAMS = ".onnx"
-OF_FILES = (*ENDINGS, OF_PROGRAMS, ".h5", ".pkl", ".msgpack", ".npy", ".keras")
 
 
-@short_traceback
 def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     """Write a trained model to a folder, completely or not at all.
 
@@ -57,14 +52,11 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     learned selectors, class names and preprocessing included. timm loads the dense part
     by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
 
-    folder: new, or one of a saved model, which is replaced; a symbolic link stays. It
-        may also come behind the model
+    folder: new, or one of a saved model, which is replaced; a symbolic link stays
     Returns the folder, which can be uploaded as it is.
     Raises InputError for a folder that holds anything else, and for variables that are
         not the model's.
     """
-    if isinstance(folder, Pretrained):  # the order that `export` has
-        folder, vit = vit, folder
     folder = checked_folder(folder)
     check_pretrained(vit)
     _check(vit)
@@ -111,35 +103,19 @@ def _write(file, tensors):
 
 
 def checked_folder(folder):
-    """The folder's path; InputError where another file would be overwritten."""
-    if hub.is_id(folder):
-        allowed = "folders of this machine, which hf upload takes from here"
-        raise InputError.at(folder, "is an id of the hub", allowed)
+    """The folder's path, where no other file would be overwritten."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    ending = folder.suffix.lower()
-    if ending in OF_FILES and not folder.exists():
-        hint = ""
-        if ending == OF_PROGRAMS:
-            hint = f"imagepiece_jax.export(vit, {str(folder)!r}) writes such a file"
-        problem = f"ends in {ending}, as files do, but save writes a folder"
-        allowed = f"names of folders, such as {folder.with_suffix('')}"
-        raise InputError.at(folder, problem, allowed, hint, ending)
-    allowed = "a new or empty folder, or one that save wrote"
     names = []
-    try:
-        if folder.exists():
-            names = sorted({file.name for file in folder.iterdir()} - {LOCK})
-    except OSError as error:
-        raise InputError.at(
-            folder, f"is not a folder ({error.strerror})", allowed
-        ) from error
+    if folder.exists():
+        names = sorted({file.name for file in folder.iterdir()} - {LOCK})
     others = [name for name in names if name not in FILES]
     if names and (others or not _is_saved(folder)):
-        found = (others or names)[0]
-        raise InputError.at(folder, f"holds {found}", allowed, value=found)
+        raise InputError(
+            f"folder {folder} holds {(others or names)[0]}; it must be new, empty or "
+            "one that save wrote"
+        )
     if folder.exists() and folder.samefile(os.curdir):
-        problem = "is the working directory, which would be replaced"
-        raise InputError.at(folder, problem, "folders elsewhere or in it")
+        raise InputError(f"folder {folder} is the working directory")
     return folder
 
 
@@ -147,33 +123,30 @@ def _is_saved(folder):
     """Whether the config.json in a folder is one that `save` wrote."""
     try:
         return OURS in read_json(folder / CONFIG)
-    except InputError:  # there is none, or another program's
+    except (InputError, OSError):  # there is none, or another program's
         return False
 
 
 def _check(vit):
-    """InputError for a model that `load` could not make again."""
+    """Refuse a model that `load` could not make again."""
     if vit.reduction is None:
-        problem = "is unknown: someone made the model's plan by hand"
-        raise InputError("reduction", None, "models of create_model", problem=problem)
+        raise InputError("reduction is unknown: the model's plan was made by hand")
     if vit.model.folded:
-        allowed = "the model that it was made from"
-        raise InputError("model", None, allowed, problem="is in the form of optimize")
+        raise InputError("the model is in the form of optimize")
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
 def _check_round_trip(model, tensors, config):
-    """InputError where `load` would refuse these files, or make another model."""
-    with inside(hint="so the model cannot be loaded again"):
-        parsed = hub_configs.parse(config, {})
-        read = layouts.to_timm(tensors).tensors
-        saved = infer(read, parsed["spec"])
-        again = saved.create(parsed["reduction"])
-        timm_tensors.from_timm(read, variable_shapes(again, saved.image_size))
+    """Check that `load` makes the same model of these files."""
+    parsed = hub_configs.parse(config, {})
+    read = layouts.to_timm(tensors).tensors
+    saved = infer(read, parsed["spec"])
+    again = saved.create(parsed["reduction"])
+    timm_tensors.from_timm(read, variable_shapes(again, saved.image_size))
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         value = getattr(model, field)
         loaded = getattr(again, field)
         if loaded != value:
-            problem = f"is {value!r}, and would be loaded as {loaded!r}"
-            allowed = "models of create_model"
-            raise InputError(f"model.{field}", value, allowed, problem=problem)
+            raise InputError(
+                f"model.{field} is {value!r}, and would be loaded as {loaded!r}"
+            )

@@ -40,9 +40,8 @@ class Unread(NamedTuple):
 
 
 def unreadable(tensor, dtype):
-    """The InputError for a tensor of a type that is not read."""
-    error = InputError(tensor, str(dtype), _READABLE, problem=f"is of type {dtype}")
-    return error.inside(hint="convert it first")
+    """The error for a tensor of a type that is not read."""
+    return InputError(f"{tensor} is of type {dtype}; convert it to {_READABLE}")
 
 
 def tensors_of_one(path, content, averaged, checkpoint):
@@ -68,9 +67,9 @@ def tensors_of_one(path, content, averaged, checkpoint):
         named = _under(start, tensors)
         if not named:
             models = _models_by_names(tensors) or [*_models(content)]
-            hint = "" if models else "leave it out"
-            allowed = " or ".join(map(repr, models))
-            raise InputError("checkpoint", start, allowed, hint=hint)
+            raise InputError(
+                f"checkpoint is {start!r}; the file has {', '.join(models) or 'none'}"
+            )
         tensors = named
     elif not averaged and checkpoint is None:
         _warn_of_others(path, content, key)
@@ -84,7 +83,6 @@ def _averaged_or_not(path, tensors, averaged, start):
         out, and where they are all there is, they are kept
     start: the caller's `checkpoint`, which all names begin with or contain, and which
         is no mark of averages itself
-    Raises InputError where averages are wanted of a file that has none, or several.
     """
     by_start = _averages(tensors, start)
     if averaged and len(by_start) == 1:
@@ -92,12 +90,10 @@ def _averaged_or_not(path, tensors, averaged, start):
         return averages
     if averaged:
         if by_start:
-            problem = "has averages of several models"
-            raise InputError(problem=problem, hint=choice_of(by_start))
-        problem = "has no averaged weights"
-        allowed = f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}"
-        hint = choice_of(_models_by_names(tensors))
-        raise InputError(allowed=allowed, problem=problem, hint=hint)
+            raise InputError(f"it has averages of several models{choice_of(by_start)}")
+        raise InputError(
+            f"it has no averaged weights{choice_of(_models_by_names(tensors))}"
+        )
     averages = set().union(*by_start.values())
     others = {name: tensors[name] for name in tensors if name not in averages}
     largest = max(map(len, by_start.values()), default=0)
@@ -125,13 +121,13 @@ def _warn_of_others(path, content, averages):
         if others:
             warn(
                 f"{path} has other weights, too ({', '.join(others)}), which are left "
-                f"out: {choice_of(others)}"
+                f"out{choice_of(others)}"
             )
         content = content[key]
 
 
 def choice_of(models: Collection[str]) -> str:
-    """How a caller names one of these models in a file, as a clause; "": there is none.
+    """A clause on how a caller names one of these models; "": there is none.
 
     models: keys, or starts of the names of tensors
     """
@@ -139,7 +135,7 @@ def choice_of(models: Collection[str]) -> str:
         return ""
     ways = [f"checkpoint={model!r}" for model in models]
     verb = "reads it" if len(ways) == 1 else "reads one of them"
-    return f"{' or '.join(ways)} {verb}"
+    return f"; {' or '.join(ways)} {verb}"
 
 
 def _averages(tensors, behind):
@@ -212,31 +208,23 @@ def _name_of_averages(content):
 
 
 def named_tensors(content):
-    """The state dict in `content`. Raises InputError where there is anything else."""
+    """The state dict in `content`."""
     content = _unwrapped(content)
     models = _models(content)
     if len(models) == 1:  # among a script's other things
         [content] = models.values()
     elif models:
-        problem = f"holds {len(models)} models, {', '.join(models)}"
         raise InputError(
-            value=[*models], allowed="one", problem=problem, hint=choice_of(models)
+            f"it holds {len(models)} models, {', '.join(models)}{choice_of(models)}"
         )
-    problem = "is not a state dict"
-    allowed = "named tensors"
     if not isinstance(content, dict) or not content:
-        found = "none" if isinstance(content, dict) else type(content).__name__
-        raise InputError(
-            value=found, allowed=allowed, problem=f"{problem}: it has {found}"
-        )
+        raise InputError("it holds no named tensors")
     for name, value in content.items():
-        if isinstance(name, str) and isinstance(value, Unread):
-            continue
-        if any(isinstance(part, dict) for part in content.values()):
-            allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
-        kind = np.ndarray if isinstance(value, Unread) else type(value)
-        problem = f"{problem}: {name!r} is of type {kind.__name__}"
-        raise InputError(value=name, allowed=allowed, problem=problem)
+        if not isinstance(name, str) or not isinstance(value, Unread):
+            raise InputError(
+                f"it holds other things than named tensors: {name!r} is of type "
+                f"{type(value).__name__}"
+            )
     is_count = re.compile(rf"(.*\.)?{_COUNT}").fullmatch
     return {name: tensor for name, tensor in content.items() if not is_count(name)}
 

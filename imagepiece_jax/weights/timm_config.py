@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.pretrained import Pretrained
@@ -71,7 +72,7 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
     if not registry.is_known(name):
-        raise InputError("architecture", name, hint=registry.NAMES)
+        raise InputError(f"architecture is {name!r}, which is no model here")
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     height, width = sides(arguments.get("img_size") or (height, width))
@@ -94,8 +95,9 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
         sizes = sizes | {"image_size": size}
     if images.get("label_offset"):
         offset = images["label_offset"]
-        problem = f"is {offset}, so the head has outputs that are no classes"
-        raise InputError("label_offset", offset, "0", problem=problem)
+        raise InputError(
+            f"label_offset is {offset}, so the head has outputs that are no classes"
+        )
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
     crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
     for field, key in keys.items():
@@ -154,13 +156,15 @@ def _arguments(arguments, name):
             acts = TIMM_GELUS | {None: "exact"}
             if arch.mlp == "swiglu":
                 acts = SILUS
-            changes["gelu"] = one_of(path, value, acts)
+            check_choice(path, value, acts)
+            changes["gelu"] = acts[value]
         elif field == "norm_layer":
-            changes["norm_eps"] = one_of(path, value, NORMS)
+            check_choice(path, value, NORMS)
+            changes["norm_eps"] = NORMS[value]
         elif field in ABSENT:
-            one_of(path, value, ABSENT[field])
+            check_choice(path, value, ABSENT[field])
         elif field not in (*PARTS, *SIZES, *IDLE):
-            raise InputError(path, value, problem=f"is {value!r}, which no model has")
+            raise InputError(f"{path} is {value!r}, which no model here has")
     sizes = size_of(name).fields
     heads = sizes.pop("num_heads")
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
@@ -194,9 +198,9 @@ def changed_architecture(arch: Architecture, arguments) -> Architecture:
     same = {field: getattr(arch, field) for field in heads}
     others = dataclasses.replace(changed, **same) != arch
     if others or "pool_include_prefix" in arguments:
-        problem = f"has {', '.join(arguments)} for a model with rotary positions"
-        allowed = "its own parts, and another global_pool"
-        raise InputError("model_args", arguments, allowed, problem=problem)
+        raise InputError(
+            f"model_args has {', '.join(arguments)} for a model with rotary positions"
+        )
     return changed
 
 
@@ -228,7 +232,8 @@ def _head(arch, arguments):
     """
     pool = arch.pool
     if "global_pool" in arguments:
-        pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
+        check_choice("model_args.global_pool", arguments["global_pool"], POOLS)
+        pool = POOLS[arguments["global_pool"]]
     fc_norm = arguments.get("fc_norm")
     differs = arch.fc_norm != (arch.pool == "mean")
     if "fc_norm" not in arguments and differs:
@@ -236,8 +241,9 @@ def _head(arch, arguments):
     if fc_norm is None:
         fc_norm = pool == "mean"
     if arch.dist_token and fc_norm:  # timm makes this norm, and none that it computes
-        problem = "is True for a model with a distillation token"
-        raise InputError("model_args.fc_norm", True, "False", problem=problem)
+        raise InputError(
+            "model_args.fc_norm is True for a model with a distillation token"
+        )
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
         "pool": pool,

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.state_dicts import DEEPEST, Unread, unreadable
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
@@ -58,11 +59,11 @@ def read_torch(path, select):
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise InputError(problem="is a zip archive without a data.pkl")
+            raise InputError("it is a zip archive without a data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names:
             order = archive.read(f"{folder}byteorder").decode()
-            one_of("byte order", order, ["little"])
+            check_choice("the byte order", order, ["little"])
         storages = _ZipStorages(archive, folder)
         content = _StateDictUnpickler(archive.read(pickles[0]), storages).load()
         return _read_all(select(content))
@@ -79,7 +80,7 @@ def _read_old_torch(file, select):
     _unpickled(file, storages)  # the version of the format
     system = _unpickled(file, storages)
     if isinstance(system, dict) and system.get("little_endian") is False:
-        one_of("byte order", "big", ["little"])
+        raise InputError("its byte order is big")
     content = _unpickled(file, storages)
     storages.find(_unpickled(file, storages))
     return _read_all(select(content))
@@ -269,9 +270,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         if module.startswith("torch") and re.match(other, name):
             raise unreadable("a tensor", "float8, complex64 or another such type")
         raise InputError(
-            allowed="tensors",
-            problem=f"asks for {module}.{name}",
-            hint="save model.state_dict() alone",
+            f"it asks for {module}.{name}, not tensors; save model.state_dict() alone"
         )
 
     def persistent_load(self, pid):

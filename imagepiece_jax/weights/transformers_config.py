@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagepiece_jax.common.fields import is_integer, is_number
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
@@ -84,7 +84,7 @@ def _registers(fields):
 def _dinov3(fields):
     biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed = [(True, True, True), (True, False, True), (False, False, False)]
-    one_of("query_bias, key_bias, value_bias", biases, allowed)
+    check_choice("(query_bias, key_bias, value_bias)", biases, allowed)
     return Architecture(
         registers=fields["num_register_tokens"],
         positions=False,
@@ -162,10 +162,8 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
     _check_fixed(model.fixed, fields)
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
     for field in {*fields} & COUNTS:
-        value = fields[field]
-        if not is_integer(value) or value < 1:
-            raise InputError(field, value, "1, 2, 3, ..")
-    one_of("num_channels", fields["num_channels"], [3])
+        check_range(field, fields[field], 1, whole=True)
+    check_choice("num_channels", fields["num_channels"], [3])
     size = _square(fields["image_size"])
     patch = _square(fields["patch_size"])
     architectures = config.get("architectures") or ()
@@ -188,9 +186,10 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
         arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _of_tower(config))
+    check_choice("hidden_act", fields["hidden_act"], acts)
     arch = dataclasses.replace(
         arch,
-        gelu=one_of("hidden_act", fields["hidden_act"], acts),
+        gelu=acts[fields["hidden_act"]],
         norm_eps=float(fields["layer_norm_eps"]),
         resize=model.resize,
     )
@@ -220,9 +219,9 @@ def _of_tower(config):
 
 
 def _check_fixed(fixed, fields):
-    """InputError for fields of which models here have one value."""
+    """Check fields of which models here have one value."""
     for field, value in fixed.items():
-        one_of(field, fields.get(field, value), [value])
+        check_choice(field, fields.get(field, value), [value])
 
 
 def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]]:
@@ -231,7 +230,6 @@ def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]
     Both are empty without the file. What it leaves out is as in its image processor.
 
     images, config: contents of it and of config.json
-    Raises InputError for pixels or a crop that no model here has.
     """
     if not images:
         return ModelSpec(), {}
@@ -241,12 +239,13 @@ def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]
     fields = PROCESSORS[name]
     fields = fields | {k: v for k, v in images.items() if k in fields}
     for field in _ON | _OFF:
-        fields[field] = one_of(field, fields[field], SWITCHES)
-    one_of("do_rescale", fields["do_rescale"], [True])
-    one_of("do_pad", fields["do_pad"], [False])
+        check_choice(field, fields[field], SWITCHES)
+        fields[field] = SWITCHES[fields[field]]
+    check_choice("do_rescale", fields["do_rescale"], [True])
+    check_choice("do_pad", fields["do_pad"], [False])
     factor = fields["rescale_factor"]
     if abs(factor - RESCALE) > 1e-6:
-        raise InputError("rescale_factor", factor, "1/255")
+        raise InputError(f"rescale_factor is {factor}; it must be 1/255")
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])
@@ -265,8 +264,7 @@ def _processor_name(images, config):
     names = {f"{name}ImageProcessor": name for name in PROCESSORS}
     usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
     name = re.sub("(Fast|Pil)$", "", usual)
-    if name not in names:
-        raise InputError(field, named, ", ".join(names))
+    check_choice(field, name, names)
     return names[name]
 
 
@@ -276,16 +274,18 @@ def _crop(fields, name):
     cropped = fields["do_center_crop"]
     if not fields["do_resize"]:
         if cropped:
-            problem = "is False with do_center_crop, so the crop is of other pixels"
-            allowed = "True, or no do_center_crop"
-            raise InputError("do_resize", False, allowed, problem=problem)
+            raise InputError(
+                "do_resize is False with do_center_crop, so the crop is of other pixels"
+            )
         return {"resize": "none"}
     resample = fields["resample"]
-    interpolation = one_of("resample", resample, RESAMPLE)
+    check_choice("resample", resample, RESAMPLE)
+    interpolation = RESAMPLE[resample]
     if name == "DINOv3ViT" and interpolation == "bicubic":
-        problem = f"is {resample}, bicubic, by which DINOv3's image processor makes "
-        problem += "pixels below 0 and above 1"
-        raise InputError("resample", resample, "2", problem=problem)
+        raise InputError(
+            f"resample is {resample}, bicubic, by which DINOv3's image processor makes "
+            "pixels below 0 and above 1"
+        )
     side, squash = _resized(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
     same_size = squash  # whether all images come out in one size
@@ -295,11 +295,10 @@ def _crop(fields, name):
     if cropped and same_size:
         share = _share(_square(crop_size), side)
     if not same_size or share > 1 or not side:
-        problem = f"is {size!r} and crop_size {crop_size!r}"
-        if not cropped:
-            problem = f"is {size!r} without do_center_crop"
-        allowed = "a height and a width, or with do_center_crop a crop_size of at most "
-        raise InputError("size", size, f"{allowed}size", problem=problem)
+        raise InputError(
+            f"size is {size!r}, do_center_crop {cropped} and crop_size {crop_size!r}; "
+            "size must be a height and a width, or crop_size at most size"
+        )
     return {
         "crop": share,
         "crop_mode": "squash" if squash else "center",
@@ -312,7 +311,8 @@ def _problem_type(config, labels):
     """What a head's logits mean, as transformers' pipeline takes them."""
     problem_type = config.get("problem_type")
     if problem_type is not None:
-        return one_of("problem_type", problem_type, PROBLEMS)
+        check_choice("problem_type", problem_type, PROBLEMS)
+        return problem_type
     if labels and len(labels) == 1:
         return MULTI_LABEL
     return SINGLE_LABEL
@@ -321,12 +321,12 @@ def _problem_type(config, labels):
 def _kind(config):
     """The model type, one of MODEL_TYPES; of two towers that of the vision tower."""
     name = config["model_type"]
-    one_of("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
+    check_choice("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
     if name not in OF_TWO_TOWERS:
         return name
     kind = OF_TWO_TOWERS[name]
     named = _of_tower(config).get("model_type", kind)
-    one_of("vision_config.model_type", named, [kind, name])
+    check_choice("vision_config.model_type", named, [kind, name])
     return kind
 
 
@@ -353,20 +353,20 @@ def _share(crop, side):
 def _resized(size, default_to_square):
     """(pixels a side, whether both sides get them) of a processor's size."""
     if not isinstance(size, Mapping):
-        return _square(size), default_to_square or not is_integer(size)
+        return _square(size), default_to_square or not isinstance(size, int)
     given = {name: value for name, value in size.items() if value is not None}
     if {*given} == {"shortest_edge"}:
         return _square(given["shortest_edge"]), False
     if {*given} != {"height", "width"}:
         raise InputError(
-            "size", dict(size), "a shortest_edge alone, or a height and a width"
+            f"size is {size}; it must be a shortest_edge alone, or a height and a width"
         )
     return _square(given), True
 
 
 def _channels(values):
     """Mean or std as three numbers; one number stands for all channels."""
-    if is_number(values):
+    if isinstance(values, int | float):
         return (values,) * 3
     return values
 
@@ -375,9 +375,9 @@ def _square(size):
     """Pixels a side of a square, from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
-    if is_integer(size):
+    if isinstance(size, int):
         return size
     height, width = size
-    if height != width or not is_integer(height):
-        raise InputError("a size", tuple(size), "squares")
+    if height != width or not isinstance(height, int):
+        raise InputError(f"a size is {tuple(size)}; it must be a square")
     return height

@@ -4,21 +4,10 @@ import dataclasses
 
 import jax
 
-from configs import quickstart
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common.image_size import sides
 
-# Of a few parameters, for images of 16x16.
-FIELDS = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
-FIELDS |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
 SMALL = ["--warmup=2", "--repeats=2", "--seconds=0.001", "--batch-size=4"]
-
-
-def tiny_config():
-    """The config of the quickstart with FIELDS."""
-    config = quickstart.get_config()
-    config.update_from_flattened_dict(FIELDS)
-    return config.lock()
 
 
 class Mean:

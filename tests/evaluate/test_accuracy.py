@@ -230,9 +230,8 @@ def test_several_sets_of_variables_share_one_pass():
 
 def test_a_dtype_that_cpus_cannot_compute_in_is_refused():
     model = tiny.model(dtype="float16")
-    with pytest.raises(InputError, match="in which CPUs compute") as error:
+    with pytest.raises(InputError, match="float16.*in which CPUs"):
         accuracy.model_step(model)
-    assert (error.value.field, error.value.value) == ("dtype", "float16")
 
 
 def test_the_difference_is_the_program_less_the_reference(monkeypatch):

@@ -243,7 +243,6 @@ def test_a_damaged_file_of_a_folder_is_named_and_its_features_are_nan(
         ([pathlib.Path("a.png")], "a.png", "no known image format", ""),
         (["."], ".", None, "cannot be read (Is a directory)"),
         (".", "images", "a.png", "has none that can be read among 1"),
-        ([], "images", None, "is empty"),
         (7, "images", "int", "is int"),
         (TENSOR, "images", "torch.float32 [3, 20, 20, 3]", "array uint8"),
         (np.zeros((20, 20, 3), np.float32), "images", (20, 20, 3), ""),  # no batch

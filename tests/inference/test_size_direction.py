@@ -262,7 +262,6 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
     [
         (np.zeros((2, 24, 20, 3), np.uint8), "of 20x20"),
         (np.zeros((2, 20, 20, 4), np.uint8), "of 20x20"),
-        ([], "is empty"),
         ([3], "size_images: images is int"),
         (np.full((2, 20, 20, 3), np.nan, np.float32), "no numbers"),
     ],

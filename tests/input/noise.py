@@ -5,15 +5,17 @@ import dataclasses
 import numpy as np
 
 from configs import base
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.input import loader
-from imagepiece_jax.input.config import DataConfig
 
 
 def train_transform(image_size, **changes):
     """The training transform of configs/base.py, with `changes` of its fields."""
-    transform = DataConfig.from_config(base.get_config()).train_transform(image_size)
+    transform = RunConfig.from_config(base.get_config()).data.train_transform(
+        image_size
+    )
     return dataclasses.replace(transform, **changes)
 
 

@@ -9,8 +9,8 @@ import json
 
 import pytest
 
+from configs import quickstart
 from experiments import controls
-from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, model_macs
@@ -76,11 +76,11 @@ def test_steps_cost_and_are_listed_where_they_change_something():
 
 def test_cost_table_of_a_model_counted_by_hand():
     """Two blocks of width 4 on 2x2 patches of 2x2 pixels, three classes."""
-    made = config_files.load_config(ROOT / "configs" / "quickstart.py")
+    made = quickstart.get_config()
     made.image_size = 4
     made.num_classes = 3
     made.model.update(stem="patch", depth=2, embed_dim=4, num_heads=1)
-    made.reduction.update(merge_blocks=(), prune_blocks=(0,), keep_rate=0.5)
+    made.reduction = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5"
     run = RunConfig.from_config(made)
     model = run.create_model()
     dense = run.create_dense()

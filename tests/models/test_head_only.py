@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config import files as config_files
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import optimize
@@ -22,7 +22,6 @@ from imagepiece_jax.reduction import moves, state
 from imagepiece_jax.training.train_step import batch_shapes
 from tests.models import tiny
 from tests.models.traced_programs import equations
-from tests.runs import ROOT
 
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
@@ -150,19 +149,18 @@ def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
         assert mlp_rows(step, shapes, batch, axis_env=[(parallel.AXIS, 1)]) == rows
 
 
-@pytest.mark.parametrize("method, left_out", [("none", True), ("dynamicvit", False)])
+@pytest.mark.parametrize(
+    "method, left_out", [("none", True), ("dynamicvit:blocks=(1,)", False)]
+)
 def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     """Of the student and of its teacher, forward and backward."""
-    config = config_files.load_config(ROOT / "configs" / "quickstart.py")
+    config = quickstart.get_config()
     config.model.depth = 2
     config.grad_accum_steps = 1
     config.batch_size = 6
-    del config.reduction
     config.reduction = method
     if method == "none":
         config.distill.kind = "soft"
-    else:
-        config.reduction = "dynamicvit:blocks=(1,)"
     step, first_state, model, teacher = workloads.training_step(config)
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     batch = batch_shapes(RunConfig.from_config(config), (1, 6))

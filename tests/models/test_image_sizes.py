@@ -72,7 +72,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     assert loaded.image_size == WIDE
     assert same(loaded.variables, variables)
     data = write_csv(tmp_path, np.zeros((7, 30, 50, 3), np.uint8), range(7))
-    found = call(evaluate.main, f"--weights={path}", f"--data={data}", "--workers=0")
+    found = call(evaluate.main, path, data)
     assert "crop 12x20" in found.ok().out
 
 

@@ -135,8 +135,8 @@ def test_a_folder_has_the_numbers_of_each_cost_by_its_place(vit, folder):
     again = load(folder)
     assert str(again.recovery) == str(vit.recovery)
     assert [cost.form for cost in again.recovery.costs] == [
-        "tome r=3, 3 blocks, 20x20 pixels",
-        "tome r=6, 3 blocks, 20x20 pixels",
+        "tome:r=3, 3 blocks, 20x20 pixels",
+        "tome:r=6, 3 blocks, 20x20 pixels",
     ]
     names = safetensors.numpy.load_file(folder / "recovered.safetensors")
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
@@ -197,21 +197,21 @@ def test_a_folder_without_its_numbers_is_refused(folder, tmp_path):
 
 
 def test_describe_lists_what_was_recovered(folder):
-    out = call(describe.main, f"--weights={folder}").ok().out
+    out = call(describe.main, folder).ok().out
     for r in (3, 6):
-        form = f"tome r={r}, 3 blocks, 20x20 pixels"
+        form = f"tome:r={r}, 3 blocks, 20x20 pixels"
         assert f"\nrecovered for {form}: KL 0.2500 -> 0.1250" in out
-        own = call(describe.main, f"--weights={folder}", f"--reduction=tome:r={r}")
+        own = call(describe.main, folder, f"--reduction=tome:r={r}")
         assert own.ok().out.endswith(f"\nits numbers are those of {form}\n")
     for reduction in ("mctf:r=6", "none"):
-        other = call(describe.main, f"--weights={folder}", f"--reduction={reduction}")
+        other = call(describe.main, folder, f"--reduction={reduction}")
         assert other.ok().out.endswith("\nits numbers are the dense model's\n")
 
 
 def test_describe_says_where_nothing_was_better(tmp_path):
     path = recoveries.saved(tmp_path / "m", changed=False)
-    out = call(describe.main, f"--weights={path}").ok().out
-    assert "\nno better for tome r=3, 3 blocks, 20x20 pixels: KL 0.2500 stays" in out
+    out = call(describe.main, path).ok().out
+    assert "\nno better for tome:r=3, 3 blocks, 20x20 pixels: KL 0.2500 stays" in out
     assert out.endswith("\nits numbers are those from before the recovery\n")
 
 

@@ -77,7 +77,7 @@ WRONG = [  # (fields, what the sentence has)
     ({"arch": {"rotary": {"origin": "centre"}}}, "origin is 'centre'"),
     ({"arch": {"rotary": {"reference": 5}}}, "reference is 5"),
     ({"reduction": UNWEIGHTED, "prop_attn": True}, "but the model has prop_attn=True"),
-    ({"name": None, "patch_size": 4}, "name is None and mlp_ratio is empty"),
+    ({"name": None, "patch_size": 4}, "name is None and embed_dim is empty"),
 ]
 
 

@@ -134,10 +134,8 @@ def test_fields_that_no_model_here_has(tmp_path, vision, field):
     content = json.loads(path.read_text())
     content["model_cfg"]["vision_cfg"] |= vision
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"open_clip_config.json.*{field}"):
         imagepiece_jax.load(tmp_path / "clip")
-    assert error.value.field == field
-    assert "open_clip_config.json" in error.value.place
 
 
 def test_every_field_of_a_tower_is_known():

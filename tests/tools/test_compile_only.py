@@ -28,10 +28,9 @@ COPY = "  %c = f32[1000,1000]{1,0} copy(%x)"
 
 
 def config(**model):
-    cfg = quickstart.get_config().unlock()
+    cfg = quickstart.get_config()
     cfg.model.update(dtype="bfloat16", embed_dim=32, num_heads=2, depth=4, **model)
-    cfg.reduction.merge_blocks = (0,)
-    cfg.reduction.prune_blocks = (2,)
+    cfg.reduction = "imagepiece:merge_blocks=(0,):prune_blocks=(2,)"
     return cfg
 
 

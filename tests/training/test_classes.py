@@ -9,7 +9,7 @@ from PIL import Image
 
 import imagepiece_jax
 from experiments import paper as experiments
-from imagepiece_jax.commands import evaluate, train
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
@@ -25,14 +25,13 @@ from imagepiece_jax.weights import load
 from imagepiece_jax.weights.file_names import CLASSES
 from imagepiece_jax.weights.runs import read_class_names
 from tests import runs
-from tests.command import call, sentence
+from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.refused import refused
 
 SIZE = {"depth": 1, "embed_dim": 8, "num_heads": 2}
-BLOCKS = {"merge_blocks": (), "prune_blocks": ()}
 SMALL = {f"model.{name}": value for name, value in SIZE.items()}
-SMALL |= {f"reduction.{name}": value for name, value in BLOCKS.items()}
+SMALL["reduction"] = "imagepiece:merge_blocks=():prune_blocks=()"
 WORDS = [f"--config={runs.ROOT}/configs/quickstart.py", "--config.num_classes=2"]
 WORDS += [f"--config.{name}={value}" for name, value in SMALL.items()]
 SAME = "allowed: the same classes in the same order"
@@ -60,7 +59,7 @@ def run(tmp_path_factory):
     """A run's folder as training leaves it, of the classes ant and bee."""
     workdir = tmp_path_factory.mktemp("runs") / "insects"
     config = configured()
-    run_dir.record_start(workdir, config.to_dict())
+    run_dir.record_start(workdir, RunConfig.from_config(config).to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
     model = RunConfig.from_config(config).create_model()
     variables = tiny.fill(variable_shapes(model, 16))
@@ -84,7 +83,8 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     assert read_class_names(tmp_path, 3) is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
-    run_dir.record_start(tmp_path, configured(num_classes=3).to_dict())
+    config = RunConfig.from_config(configured(num_classes=3))
+    run_dir.record_start(tmp_path, config.to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
     assert read_class_names(tmp_path, 3) == names
@@ -120,18 +120,21 @@ def saved(run, tmp_path_factory):
     return imagepiece_jax.save(path, imagepiece_jax.load(run))
 
 
-EVALUATE = evaluate.main, ["--data={data}", "--workers=0"]
+EVALUATE = functools.partial(call, evaluate.main), ["--data={data}", "--workers=0"]
 BATCHES = ["--config.batch_size=2", "--config.eval_batch_size=2"]
 RUN = ["--config.data.name={data}", "--workdir={out}", *BATCHES, *WORDS]
-TRAIN = train.main, RUN
-TABLE = experiments.main, ["table1", "--data={data}", "--nospeed", "--out={out}"]
+TRAIN = functools.partial(start, "train.py", imported=True), RUN
+TABLE = (
+    functools.partial(call, experiments.main),
+    ["table1", "--data={data}", "--nospeed", "--out={out}"],
+)
 DATA = "config.data.name '{data}'; " + SAME
-FRESH = DATA + "; or a new head by config.init.fresh=('head',)"
+FRESH = DATA + "; or draw a new head by config.init.fresh=('head',)"
 TEACHER = "config.teacher.weights {run}"
 
 
 @pytest.mark.parametrize(
-    "main, words, more, weights, data",
+    "command, words, more, weights, data",
     [
         (*EVALUATE, ["--weights={run}"], "{run}", "{data}; " + SAME),
         (*EVALUATE, ["--weights={saved}"], "{saved}", "{data}; " + SAME),
@@ -142,12 +145,12 @@ TEACHER = "config.teacher.weights {run}"
     ids=["evaluate", "saved", "table", "init", "teacher"],
 )
 def test_other_classes_are_refused(
-    run, saved, tmp_path, main, words, more, weights, data
+    run, saved, tmp_path, command, words, more, weights, data
 ):
     """The same number of classes, and so the same shapes."""
     images = f"folder:{folder(tmp_path / 'set', 'ant', 'wasp')}"
     places = {"run": run, "saved": saved, "data": images, "out": tmp_path / "out"}
-    ended = call(main, *(word.format(**places) for word in words + more))
+    ended = command(*(word.format(**places) for word in words + more))
     message = f"{weights}: class 1 is 'bee', but 'wasp' in {data}"
     assert sentence(ended).startswith(message.format(**places))
     assert not (tmp_path / "out").exists() and "GMACs" not in ended.out  # the table
@@ -362,7 +365,7 @@ def numbered(tmp_path_factory):
     data = folder(tmp_path_factory.mktemp("numbered"), *WHOLE)
     workdir = tmp_path_factory.mktemp("runs") / "old"
     config = configured(num_classes=12, **{"data.name": f"folder:{data}"})
-    run_dir.record_start(workdir, config.to_dict())
+    run_dir.record_start(workdir, RunConfig.from_config(config).to_dict())
     run_dir.record_classes(workdir, AS_TEXT)
     (workdir / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     return config, workdir

@@ -1,6 +1,7 @@
 """Initial weights: fresh, from a file, from a run, and partly fresh."""
 
 import functools
+import re
 
 import chex
 import numpy as np
@@ -19,7 +20,7 @@ from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import recoveries, tiny
 
-BLOCKS = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
+BLOCKS = {"reduction": "imagepiece:merge_blocks=():prune_blocks=()"}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 configured = functools.partial(runs.configured, {"model.stem": "patch"} | SIZE | BLOCKS)
 
@@ -87,10 +88,7 @@ FOLDER = {"model.depth": 2}  # what the recovered weights have
 
 def reducing(reduction, **fields):
     """A config with this reduction."""
-    config = configured(FOLDER, **fields)
-    with config.unlocked():
-        config.reduction = reduction
-    return config
+    return configured(FOLDER, reduction=reduction, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +140,7 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     """They are left out, as a model of `load` with another reduction leaves them."""
     path = tmp_path / "w.npz"
     config = configured(**{"model.depth": 2})
-    with config.unlocked():
-        config.reduction = "dynamicvit:blocks=(1,):keep_rate=0.5"
+    config.reduction = "dynamicvit:blocks=(1,):keep_rate=0.5"
     variables = drawn(config, seed=1)
     tiny.write(path, variables)
     config = configured(**{"model.depth": 2, "init.weights": str(path)})
@@ -189,14 +186,14 @@ def test_a_start_computes_what_its_weights_were_trained_for(
             return initial(config).teacher_variables(model)
         return initial(config).variables(model)
 
-    config = runs.configured().unlock()
+    config = runs.configured()
     config.update_from_flattened_dict(BLOCKS | fields | {start: str(path)})
     begin(config)
     config.update_from_flattened_dict({f"model.{field}": other})
-    with pytest.raises(InputError, match="w.npz was trained with another") as error:
+    said = f"config.model.{field} is {other!r}, but "
+    with pytest.raises(InputError, match=re.escape(said)) as error:
         begin(config)
-    assert error.value.field == f"config.model.{field}"
-    assert (error.value.value, error.value.allowed) == (other, repr(trained))
+    assert f"w.npz was trained with {trained!r}" in str(error.value)
 
 
 def test_numbers_are_compared_as_float32_has_them(tmp_path, google):

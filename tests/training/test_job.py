@@ -257,7 +257,7 @@ def test_a_loss_in_an_exchange_ends_with_the_sentence(monkeypatch):
     monkeypatch.setattr(job_module, "_end", said.append)
     job = Job("host:1", num_processes=2, process_id=1)
     with pytest.raises(InputError), joined(job):
-        raise InputError(problem="no connection")
+        raise InputError("no connection")
     assert said == []
     with pytest.raises(ValueError, match="Gloo"), joined(job):
         raise ValueError("UNKNOWN: Gloo AllGather failed")

@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from configs import base
-from imagepiece_jax.config.run import OptimConfig
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.training import report
 from imagepiece_jax.training.data import Length
 from imagepiece_jax.training.optimizer import (
@@ -26,7 +26,7 @@ from tests.models import tiny
 from tests.rounding import assert_close
 
 STEPS = 1251  # 1281167 images // 1024
-DEIT = OptimConfig.from_config(base.get_config())
+DEIT = RunConfig.from_config(base.get_config()).optim
 TABLE = [(0, 1e-6), (1, 2.008e-4), (4, 8.002e-4)]
 TABLE += [(5, 9.99322e-4), (150, 5.05e-4), (299, 1.00271e-5)]
 PRINTED = 6e-6  # half a unit of the last of six digits, 5e-6, and float32

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from configs import base, deit_s_evit
+from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, logging, report
@@ -111,8 +111,7 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
     assert report.training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)
     config = runs.configured(epochs=4)
-    config.reduction = deit_s_evit.get_config().reduction
-    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=2, blocks=(1, 2, 3))
+    config.reduction = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
     evit = RunConfig.from_config(config)
     macs = [model_macs(evit.create_train_model(epoch), 16) for epoch in range(4)]
     assert report.macs_by_epoch(evit) == macs == sorted(macs, reverse=True)

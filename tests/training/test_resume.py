@@ -21,8 +21,7 @@ SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 def short(**fields):
     config = runs.configured(SHORT, **fields)
-    config.reduction = "evit:keep_rate=0.5:blocks=(0,)"
-    config.reduction.update(rate_warmup_start=0, rate_warmup_epochs=1)
+    config.reduction = "evit:keep_rate=0.5:blocks=(0,):rate_warmup_epochs=1"
     return config
 
 

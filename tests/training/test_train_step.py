@@ -15,7 +15,7 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import OptimConfig, RunConfig
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.input.config import AugmentConfig
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import MEAN, STD
@@ -245,7 +245,9 @@ RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 def poisoned_run():
     """The step, and states and metrics after five of which three are not finite."""
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
-    optim = dataclasses.replace(OptimConfig.from_config(base.get_config()), **numbers)
+    optim = dataclasses.replace(
+        RunConfig.from_config(base.get_config()).optim, **numbers
+    )
     recipe = dataclasses.replace(PLAIN, ema_decay=0.5, log_every_steps=3)
     recipe = with_loss(recipe, poisoned)
     optimizer = adamw(optim, lambda step: RATES[step])
@@ -374,7 +376,7 @@ def test_64_bit_numbers_and_strict_types_of_jax_change_no_type():
     """Under these flags of users; what the optimizer computes is optax's."""
     recipe = dataclasses.replace(PLAIN, mixup=0.8, cutmix=1.0, **AUGMENT)
     step, state = make(recipe, depth=2, drop_path_rate=0.5)
-    schedule, _ = create(OptimConfig.from_config(base.get_config()), 10)
+    schedule, _ = create(RunConfig.from_config(base.get_config()).optim, 10)
     step.keywords.update(rate=schedule)
     state, one = jax.tree.map(lambda x: x[0], (state, batch(0)))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):

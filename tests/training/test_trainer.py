@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quickly_begun")
 
 # 1,438 digits of 16 patches, 256 a step: 5 steps an epoch.
 PLAIN = {"model.depth": 1, "model.stem": "patch"}  # compiles fast
-NO_REDUCTION = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
+NO_REDUCTION = {"reduction": "imagepiece:merge_blocks=():prune_blocks=()"}
 FIELDS = runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
 FIELDS |= {"epochs": 2, "warmup_epochs": 0.0, "model.patch_size": 4}
 
@@ -198,8 +198,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     fields = {"checkpoint_every_steps": 1000, "eval_every_epochs": 6}
     fields["model.patch_size"] = 2  # 64 patches, of which five rates keep five counts
     config = configured(PLAIN, **fields, epochs=6)
-    config.reduction = "evit:keep_rate=0.7:blocks=(0,)"
-    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
+    config.reduction = "evit:blocks=(0,):rate_warmup_start=1:rate_warmup_epochs=4"
     counts = []
     on_disk = []
     record = trainer.RunLog.record

@@ -182,6 +182,8 @@ def test_a_resumed_run_keeps_its_crop(tmp_path):
         config.init.weights = "gone.npz"
         folder = tmp_path / str(crop)
         (folder / "checkpoints" / "latest" / "1").mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        (folder / "config.json").write_text(
+            json.dumps(RunConfig.from_config(config).to_dict())
+        )
         resumed = in_training("gone.npz", folder)
         assert resumed == Preprocessing(SIDE, crop=crop)

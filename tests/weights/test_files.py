@@ -14,6 +14,7 @@ import safetensors.numpy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import files
 from imagepiece_jax.weights.files import read_state_dict
+from tests.refused import refused
 from tests.weights.pth import (
     NAMESPACE,
     ORDERED,
@@ -65,13 +66,6 @@ FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999), dtype=WIDTH) + b"b
 UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
 
 
-def npz_of_two_names(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, value in (("x", 1), ("x.npy", 2)):
-            with archive.open(name, "w") as file:
-                np.lib.format.write_array(file, np.full(3, value))
-
-
 def npz_of_a_huge_array(path):
     header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
     with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as file:
@@ -111,7 +105,7 @@ def test_damaged_files(tmp_path, name):
     damaged = [good[:length] for length in (0, 5, 100, len(good) // 2, len(good) - 10)]
     for content in (*damaged, b"these are no weights" * 100):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"{name} is damaged, truncated or not a"):
+        with pytest.raises(InputError, match=f"{name} is damaged or"):
             read_state_dict(path)
     if name != "a.safetensors":
         flip_bit(path, good)
@@ -163,16 +157,11 @@ def test_parts_are_read_together(tmp_path):
 def test_parts_that_lack_something(tmp_path):
     path = in_parts(tmp_path)
     part = tmp_path / PARTS[1]
-    with pytest.raises(InputError, match="00002-of-00002.* is one of 2 parts; allowed"):
-        read_state_dict(part)
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged, truncated or not a"):
+    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged or"):
         read_state_dict(path)
     part.unlink()
-    with pytest.raises(InputError, match=f"index.json lacks its part {PARTS[1]} besid"):
-        read_state_dict(path)
-    safetensors.numpy.save_file({"b.0": np.ones(2)}, part)
-    with pytest.raises(InputError, match=f"its part {PARTS[1]} lacks tensor b.1"):
+    with pytest.raises(FileNotFoundError, match=PARTS[1]):
         read_state_dict(path)
 
 
@@ -186,10 +175,8 @@ def test_indexes_without_a_map(tmp_path, content):
 
 @pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"], "x.bin"])
 def test_indexes_of_something_else(tmp_path, part):
-    with pytest.raises(InputError) as error:
+    with refused("the part", part, ".safetensors"):
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
-    assert error.value.value == part
-    assert "names of .safet" in error.value.allowed
 
 
 def test_parts_of_pytorch_are_read_together(tmp_path):
@@ -205,10 +192,6 @@ def test_parts_of_pytorch_are_read_together(tmp_path):
     path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     wanted = {"a": stored, "b": stored, "c": stored * 2}
     check_same(read_state_dict(path), wanted)
-    with pytest.raises(
-        InputError, match="is one of 2 parts; .*pytorch_model.bin.index"
-    ):
-        read_state_dict(tmp_path / part)
 
 
 OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
@@ -311,46 +294,43 @@ IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with th
     ),
     (ONE + mapping(size=integer(0), read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
-REFUSED = [  # name, writer, part of the sentence, value
+REFUSED = [  # name, writer, part of the sentence
     *(
-        ("a.pth", pth(mapping(a=tensor)), f"is damaged.*({problem})", None)
+        ("a.pth", pth(mapping(a=tensor)), f"is damaged.*({problem})")
         for tensor, problem in IMPOSSIBLE
     ),
-    *(("a.pth", claiming(claim), "is damaged", None) for claim in (8, 80, 800)),
-    ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system; allowed: te", None),
-    ("a.pth", pth(b"}r\xff\xff\xff\x7f"), "is damaged", None),  # a memo of 34 GB
-    ("a.pth", pth(b"})" + b"\x85" * 300 + b"Ns"), "is damaged", None),  # nested tuples
-    ("a.pth", pth(ORDERED + ITEMS + b"b"), "is not a state dict: it has none", "none"),
-    ("a.pth", pth(integer(3)), "is not a state dict: it has int", "int"),
-    ("a.pth", pth(mapping(a=integer(3))), "is not a st.*: 'a' is of type int", "a"),
-    ("a.pth", pth(mapping(a=mapping(b=ONE))), "is not a st.*: 'a' is of type d", "a"),
-    ("a.pth", pth(mapping(a=UNTYPED)), "is of type", FLOAT8),
-    ("a.pth", holding(OLD_TORCH), "is damaged", None),
-    ("a.pth", pth(b"}", byteorder="big"), "", "big"),
-    ("a.pth", zip_of_another_kind, "is a zip archive without a data.pkl", None),
-    ("a.npz", npz_of_two_names, "has two members named 'x'", "x"),
-    ("a.npz", npz_of_a_huge_array, "is damaged, truncated or not a .npz", None),
-    ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty", "<U1"),
-    ("a.safetensors", safetensors_of_float8, "is of type", "F8_E4M3"),
-    ("a.safetensors", holding(LFS), "is a pointer", None),
-    ("a.npz", lambda path: None, "does not exist", None),
-    ("a.h5", lambda path: None, "ends in '.h5'", ".h5"),
-    ("a.pt", lambda path: path.mkdir(), "is a folder", None),
+    *(("a.pth", claiming(claim), "is damaged") for claim in (8, 80, 800)),
+    ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
+    ("a.pth", pth(b"}r\xff\xff\xff\x7f"), "is damaged"),  # a memo of 34 GB
+    ("a.pth", pth(b"})" + b"\x85" * 300 + b"Ns"), "is damaged"),  # nested tuples
+    ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
+    ("a.pth", pth(integer(3)), "no named tensors"),
+    ("a.pth", pth(mapping(a=integer(3))), "'a' is of type int"),
+    ("a.pth", pth(mapping(a=mapping(b=ONE))), "'a' is of type d"),
+    ("a.pth", pth(mapping(a=UNTYPED)), "is of type"),
+    ("a.pth", holding(OLD_TORCH), "is damaged"),
+    ("a.pth", pth(b"}", byteorder="big"), ""),
+    ("a.pth", zip_of_another_kind, "a zip archive without a data.pkl"),
+    ("a.npz", npz_of_a_huge_array, "is damaged"),
+    ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
+    ("a.safetensors", safetensors_of_float8, "is of type"),
+    ("a.safetensors", holding(LFS), "is a pointer"),
+    ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
-    ("a.pth", holding(old_torch(OLD)[:-3]), "", None),
-    ("a.pth", holding(old_torch(OLD, counts=(3,))), "", None),
-    ("a.pth", holding(old_torch(OLD, keys=("1",))), "", None),
-    ("a.pth", holding(old_torch(OLD, keys=("0", "0"), counts=(4, 4))), "", None),
-    ("a.pth", holding(old_torch(OLD, little=b"\x89")), "byte order", "big"),
-    ("a.pth", holding(old_torch(OLD_VIEW)), "", None),
-    ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), "", None),
-    ("a.pth", holding(old_torch(mapping(a=RUNS))), "", None),
-    ("a.pth", pth_of_one_storage_for_many, "hundred times its", 8_000_000),
+    ("a.pth", holding(old_torch(OLD)[:-3]), ""),
+    ("a.pth", holding(old_torch(OLD, counts=(3,))), ""),
+    ("a.pth", holding(old_torch(OLD, keys=("1",))), ""),
+    ("a.pth", holding(old_torch(OLD, keys=("0", "0"), counts=(4, 4))), ""),
+    ("a.pth", holding(old_torch(OLD, little=b"\x89")), "byte order"),
+    ("a.pth", holding(old_torch(OLD_VIEW)), ""),
+    ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), ""),
+    ("a.pth", holding(old_torch(mapping(a=RUNS))), ""),
+    ("a.pth", pth_of_one_storage_for_many, "hundred times its"),
 ]
 
 
-@pytest.mark.parametrize("name, write, said, value", REFUSED)
-def test_what_is_refused(tmp_path, monkeypatch, name, write, said, value):
+@pytest.mark.parametrize("name, write, said", REFUSED)
+def test_what_is_refused(tmp_path, monkeypatch, name, write, said):
     """Nothing of it is run: a marker would be left."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
@@ -358,7 +338,7 @@ def test_what_is_refused(tmp_path, monkeypatch, name, write, said, value):
     place = f"weights file {path}"
     with pytest.raises(InputError) as caught:
         read_state_dict(path)
-    assert (caught.value.place, caught.value.value) == (place, value)
+    assert place in str(caught.value)
     assert re.search(said, str(caught.value))
     assert {*tmp_path.iterdir()} <= {path}
 

@@ -139,10 +139,9 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(
     snapshot = lay_out(cache, files)
     with pytest.raises(InputError) as error:
         hub.fetched("hf://org/name")
-    besides = ", with mean=.., std=.." if given else ""
     lacking = f"its cache does not say whether there is a {file}"
-    assert lacking in error.value.problem
-    assert error.value.allowed.endswith(f"its folder, {snapshot}{besides}")
+    assert lacking in str(error.value)
+    assert str(error.value).endswith(f"its folder, {snapshot}")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
     mark.touch()
@@ -158,8 +157,7 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
-    assert error.value.problem == "needs huggingface_hub, which is not installed"
-    assert 'pip install "imagepiece_jax[hub]"' in error.value.hint
+    assert 'pip install "imagepiece_jax[hub]"' in str(error.value)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -274,7 +272,7 @@ def test_parts_of_a_sharded_file_are_fetched(online, cache):
     places = {part: f"model-0000{part}-of-00002.safetensors" for part in (1, 2)}
     index = json.dumps({"weight_map": places}).encode()
     online.files |= {INDEX: index, places[1]: b"1"}
-    with pytest.raises(InputError, match=f"has no {places[2]}; allowed:"):
+    with pytest.raises(InputError, match=f"has none of {places[2]}"):
         hub.fetched("hf://org/name")
     online.files[places[2]] = b"2"
     hub.fetched("hf://org/name")
@@ -284,8 +282,8 @@ def test_parts_of_a_sharded_file_are_fetched(online, cache):
 @pytest.mark.parametrize(
     "name, lacking, message",
     [
-        ("org/other", (), "is no repository of the hub; for a private one log in"),
-        ("org/name@v9", (), "is no revision of the repository; allowed: its branches"),
+        ("org/other", (), "is no repository of the hub"),
+        ("org/name@v9", (), "has no such revision"),
         ("org/name", ("config.json",), "has none of config.json, open_clip_config.j"),
         ("org/name", ("model.safetensors",), "has none of model.safetensors, model.s"),
     ],

@@ -418,7 +418,7 @@ REGISTER = {"reg_tokens": 1}
 DISTILLED = "deit_tiny_distilled_patch16_224"
 NORM = {"fc_norm": True}
 GELU = {"act_layer": "gelu"}
-OTHER_TYPE = "has a field of another type"
+OTHER_TYPE = "has a field that no model has"
 HUGE = 10**309  # beyond all floats
 
 
@@ -476,8 +476,7 @@ def test_what_no_model_here_has(config, processor, field, value):
     with refused(field, value) as error:
         hub_configs.parse(config, processor)
     file = "config.json" if not processor else "preprocessor_config.json"
-    assert error.value.place == file
-    assert error.value.allowed or error.value.hint or "which no model" in str(error)
+    assert str(error.value).startswith(f"{file}: ")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +485,7 @@ def test_what_no_model_here_has(config, processor, field, value):
         ({}, "has no model_type"),
         (timm(pretrained_cfg={}), "has no input_size"),
         (VIT | {"layer_norm_eps": [1]}, OTHER_TYPE),
-        (VIT | {"layer_norm_eps": HUGE}, "has a number that no model has: int too"),
+        (VIT | {"layer_norm_eps": HUGE}, f"{OTHER_TYPE}: int too"),
         (timm(pretrained_cfg={"input_size": ["3", "a"]}), OTHER_TYPE),
     ],
 )
@@ -498,8 +497,8 @@ def test_a_config_without_a_field_or_with_another_type(config, problem):
 @pytest.mark.parametrize(
     "vision, said",
     [
-        ({"act_kwargs": {"inplace": True}}, "act_kwargs has inplace=True, .*: approx"),
-        ({"norm_kwargs": {"bias": False}}, "norm_kwargs has bias=False, .*: eps"),
+        ({"act_kwargs": {"inplace": True}}, "act_kwargs has inplace=True"),
+        ({"norm_kwargs": {"bias": False}}, "norm_kwargs has bias=False"),
     ],
 )
 def test_options_of_open_clip_that_no_model_has(vision, said):
@@ -514,9 +513,8 @@ def test_a_file_is_named_and_an_unknown_name_of_timm(tmp_path):
     with pytest.raises(InputError) as error:
         hub_configs.read(location.find(tmp_path))
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: model_type is ")
-    with pytest.raises(InputError) as error:
+    with refused("architecture", "vit_smal_patch16_224"):
         hub_configs.parse(timm(architecture="vit_smal_patch16_224"), {})
-    assert "timm's plain ViTs" in error.value.hint
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():

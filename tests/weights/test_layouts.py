@@ -43,7 +43,7 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
     np.savez(tmp_path / "w.npz", **tensors)
     given = json.loads(str(about["given"]))
-    given["preprocessing"] = {"resize": "none"}  # the images are given
+    given["crop"] = 1.0  # the images are given
     model, variables = tiny.pair(imagepiece_jax.load(tmp_path / "w.npz", **given))
     with jax.default_matmul_precision("highest"):
         ours = apply(model, variables, about["images"].astype(np.float32))
@@ -152,8 +152,6 @@ def small(*names):
     return {name: np.zeros((4, 4), np.float32) for name in names}
 
 
-RESNET = "layer1.0.conv1.weight"
-TEXT = "text_model.embeddings.token_embedding.weight"
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
 DETECTION = "vit.embeddings.detection_tokens"
@@ -172,28 +170,27 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
     [
         (
             small("embedding/kernel", "Transformer/encoder_norm/scale"),
-            "has no pos_embedding: its positions are computed (sincos2d)",
+            "it has no pos_embedding: its positions are computed",
         ),
-        (small(RESNET, "fc.weight"), f"holds a ResNet, as tensor {RESNET} shows"),
-        (small(TEXT), f"holds a text model, as tensor {TEXT}"),
-        (small("a", "b.c", "d", "e"), "has tensors, such as a, b.c, d, in no layout"),
+        (
+            small("a", "b.c", "d", "e"),
+            "it has tensors, such as a, b.c, d, of",
+        ),
         (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
         (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
         (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models outside the "
-            "tower backbone; allowed: the tensors of a vision transformer; "
-            "checkpoint='backbone' reads it",
+            "tower backbone; checkpoint='backbone' reads it",
         ),
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
-            "holds 2 vision towers, a, b; allowed: one; checkpoint='a' or checkpoint=",
+            "it holds 2 vision towers, a, b; checkpoint='a' or checkpoint=",
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
-            "tensor pre_logits.kernel has no place in Google's Flax files; allowed: "
-            "the tensors of a vision transformer; it is a layer with tanh before",
+            "tensor pre_logits.kernel has no place in Google's Flax files",
         ),
         (
             small("embedding/kernel", *NORMS),
@@ -201,14 +198,14 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
         ),
         (
             small(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
-            "has tensor blocks.0.attn.k.weight, but not blocks.0.attn.v.weight",
+            "it has tensors of other shapes than",
         ),
-        (small(*OF_VISION), "has a classifier that reads the mean of the patches bef"),
+        (small(*OF_VISION), "its classifier reads the mean of the patches before"),
         (
             small(f"dinov2.{PATCHES}", "dinov2.layernorm.weight") | WIDE,
             "tensor head.weight reads 8 numbers an image, the tokens have 4",
         ),
-        (SCALAR, "has tensors of other shapes than timm's models"),
+        (SCALAR, "it has tensors of other shapes than timm's models"),
     ],
 )
 def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from ml_collections import ConfigDict
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe, evaluate
@@ -20,6 +19,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import load
+from imagepiece_jax.weights.file_names import RUN_FORMAT
 from imagepiece_jax.weights.load import SavedWeights, load_as
 from tests import runs
 from tests.command import call, sentence
@@ -52,7 +52,8 @@ def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
     config = runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
-    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    fields = {"format": RUN_FORMAT, **config.to_dict()}
+    (path / "config.json").write_text(json.dumps(fields))
     return path
 
 
@@ -81,9 +82,8 @@ def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization,
     path = written(tmp_path / name, tensors, normalization)
     with pytest.raises(InputError) as error:
         load.load(path)
-    assert (error.value.field, error.value.place) == (field, f"weights file {path}")
-    found = error.value.value if field else None
-    np.testing.assert_array_equal(found, normalization.get(field))
+    assert f"weights file {path}" in str(error.value)
+    assert field in str(error.value)
 
 
 def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
@@ -121,7 +121,7 @@ def test_what_a_dict_of_parts_does_not_say_is_as_in_deit(tmp_path, tensors, arch
         load.load(path, num_heads=1)
     given = {"norm_eps": 1e-6, "gelu": "exact", "resize": "antialias"}
     given |= {"rotary": False, "post_norm": False, "pool": "token"}
-    assert [*given] == error.value.value
+    assert all(f"{name}=.." in str(error.value) for name in given)
     assert load.load(path, num_heads=1, **given).model.arch == Architecture()
 
 
@@ -147,19 +147,16 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     [
         ("model.mean", (0.5, 0.5, 2.0)),
         ("model.num_heads", 0),
-        ("reduction.keep_rate", 2.0),
+        ("reduction", "imagepiece:keep_rate=2.0"),
         ("data.eval_crop", 3.0),
         ("num_classes", -1),
         ("image_size", -8),
     ],
 )
 def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
-    """In commands, too, where a flag may have the same name."""
     run = run_folder(tmp_path / "run", **{field: value})
-    said = f"{run / 'config.json'}: {field} is {value}; allowed"
-    with refused(field, value, said):
+    with refused(field.replace("eval_", ""), value, f"{run / 'config.json'}: "):
         imagepiece_jax.load(run)
-    assert sentence(call(describe.main, f"--weights={run}")).startswith(said)
 
 
 def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
@@ -179,20 +176,15 @@ def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "field, value, problem, says",
+    "field, value, problem",
     [
-        ("image_size", 32, "tensor pos_embed has shape", "image_size 32"),
-        ("model.depth", 7, "holds a model of depth 2", "depth 7"),
-        (
-            "model.embed_dim",
-            32,
-            "holds a model of depth 2 and width 16",
-            "embed_dim 32",
-        ),
-        ("model.mlp_ratio", 2.0, r"tensor blocks.0.mlp.fc1.\w+ has shape", ""),
+        ("image_size", 32, "tensor pos_embed has shape"),
+        ("model.depth", 7, "holds a model of depth 2"),
+        ("model.embed_dim", 32, "holds a model of depth 2 and width 16"),
+        ("model.mlp_ratio", 2.0, r"tensor blocks.0.mlp.fc1.\w+ has shape"),
     ],
 )
-def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem, says):
+def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
     """Which shapes show, where no values are read, too."""
     model = RunConfig.from_config(runs.configured(runs.DENSE)).create_model()
     variables = tiny.fill(variable_shapes(model, 16))
@@ -201,74 +193,55 @@ def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem,
     run_folder(tmp_path, **runs.DENSE)
     call(describe.main, f"--weights={tmp_path}").ok()
     run_folder(tmp_path, **runs.DENSE | {field: value})
-    said = f"^run {tmp_path}:? {problem}.*{says}"
-    if says:
-        said += ".* put back what it was trained with"
     for abstract in (True, False):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=f"{tmp_path}.* {problem}"):
             load_as(SavedWeights(tmp_path, "latest"), abstract=abstract)
 
 
-NEITHER = "is neither that of a run (it has no image_size) nor of published weights"
-ADAPTER = "holds a peft adapter, which has only the changes to a model"
+NEITHER = "config.json is neither that of a run nor of published weights"
 
 
 @pytest.mark.parametrize(
-    "file, content, place, problem",
+    "file, content, problem",
     [
-        ("config.json", b"{", "config.json", "is not JSON"),
-        ("config.json", b"\xff", "config.json", "is not JSON"),
-        ("config.json", b"[]", "config.json", "is a list"),
-        ("config.json", b'{"model": {}}', "config.json", NEITHER),
-        ("config.json", b'{"model": 3}', "config.json", NEITHER),
-        ("config.json", b"{}", "config.json", "is empty"),
-        ("config.json", b'{"peft_type": "LORA"}', "", ADAPTER),
-        ("adapter_config.json", b"{}", "", ADAPTER),
-        ("notes.txt", b"", "", "has no config.json"),
+        ("config.json", b"{", "config.json is not JSON"),
+        ("config.json", b"\xff", "config.json is not JSON"),
+        ("config.json", b"[]", "config.json holds a list"),
+        ("config.json", b'{"model": {}}', NEITHER),
+        ("config.json", b"{}", NEITHER),
+        ("config.json", b'{"peft_type": "LORA"}', NEITHER),
+        ("adapter_config.json", b"{}", " has no config.json"),
+        ("notes.txt", b"", " has no config.json"),
     ],
 )
-def test_a_folder_without_a_config(tmp_path, file, content, place, problem):
+def test_a_folder_without_a_config(tmp_path, file, content, problem):
     """Weights beside a broken config are no matter."""
     (tmp_path / file).write_bytes(content)
     if "config" in file:
         (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"{tmp_path}/?{problem}"):
         load.load(tmp_path)
-    assert error.value.problem.startswith(problem)
-    assert error.value.place.removeprefix("folder ") == str(tmp_path / place)
 
 
-def test_a_file_has_no_latest_checkpoint_and_is_no_adapter(tensors, tmp_path):
+def test_a_file_has_no_latest_checkpoint(tensors, tmp_path):
     np.savez(tmp_path / "w.npz", **tensors)
-    with pytest.raises(InputError, match="'latest', but .*w.npz is no run; leave it"):
+    with pytest.raises(InputError, match="'latest', but .*w.npz is no run"):
         imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
-    names = [f"base_model.model.encoder.layer.0.query.lora_{x}.weight" for x in "AB"]
-    np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones((2, 2))))
-    with pytest.raises(InputError, match="holds an adapter of peft, as tensor base_"):
-        imagepiece_jax.load(tmp_path / "a.npz")
 
 
 def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
     (tmp_path / "b.pth").touch()
-    with pytest.raises(InputError) as error:
-        load.load(tmp_path)
-    assert error.value.problem == "has weights (b.pth), but no config.json"
-    assert error.value.hint.endswith(f"such as {tmp_path}/b.pth")
-    run = run_folder(tmp_path / "run")
-    for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
-        (run / part).mkdir(parents=True)
-        message = f"{run / part} is in the run {run}; allowed: {run} itself, and"
-        with pytest.raises(InputError, match=message):
-            load.load(run / part)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "run" / "checkpoints"):
+        with pytest.raises(InputError, match=f"{folder} has no config.json"):
+            load.load(folder)
 
 
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("model.name", ["deit_ti"], "its model.name is ['deit_ti']"),
-        ("image_size", None, "its image_size is None"),
-        ("data", None, "its data is None"),
-        ("num_classes", "7", "its num_classes is '7'"),
+        ("image_size", None, "image_size is None"),
+        ("num_classes", "7", "num_classes is '7'"),
         ("model.mean", "abc", "mean"),
         ("model.drop_path_rate", "x", "drop_path_rate"),
     ],
@@ -287,10 +260,10 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     """Its best checkpoint alone is there."""
     fields = {"seed": 7, "model.stem": "conv", "model.mean": MEAN, "model.std": STD}
     config = runs.configured(runs.DENSE, fields)
-    learned = "token_learner:num_tokens=8:block=1"
-    config.reduction = ConfigDict(learned)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    model = RunConfig.from_config(config).create_model()
+    config.reduction = "token_learner:num_tokens=8:block=1"
+    run = RunConfig.from_config(config)
+    (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
+    model = run.create_model()
     variables = tiny.fill(variable_shapes(model, 16))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
@@ -308,7 +281,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
         assert model.plan != other.model.plan
         assert {*variables["params"]} - {*other.variables["params"]} == learned
     # An analysis takes the last checkpoint.
-    message = "run .* has no 'latest' checkpoint yet; allowed: 'best'"
+    message = "run .* has no 'latest' checkpoint yet, but 'best'"
     with pytest.raises(InputError, match=message):
         load.load(tmp_path, checkpoint="latest")
 

@@ -275,10 +275,7 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
     "folder, said",
     [
-        (".", "^. holds {file}; allowed: a new"),
-        ("{file}", "is not a folder .Not a directory.; allowed"),
-        ("hf://me/m", "is an id of the hub; allowed: folders of"),
-        ("a\0b", "allowed: a string or a pathlib.Path, without a NUL byte"),
+        (".", "^folder . holds {file}; it must be new"),
     ],
 )
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
@@ -287,40 +284,18 @@ def test_what_is_no_folder_to_save_in(tmp_path, monkeypatch, file, folder, said)
     (tmp_path / file).write_text("{}")
     with pytest.raises(InputError, match=said.format(file=file)):
         imagepiece_jax.save(folder.format(file=file), made())
-    with pytest.raises(InputError, match="folder is 7, of type int; .* pathlib.Path"):
-        imagepiece_jax.save(7, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
-
-
-@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".npz", ".H5", ".onnx"])
-def test_a_name_of_a_file_makes_no_folder(tmp_path, ending):
-    """A folder that is there already may have any name, and versions are no endings."""
-    vit = made()
-    folder = tmp_path / f"m{ending}"
-    with refused(folder, ending.lower(), f"such as {tmp_path / 'm'}") as caught:
-        imagepiece_jax.save(folder, vit)
-    assert ("export(" in str(caught.value)) == (ending == ".onnx")
-    assert not [*tmp_path.iterdir()]
-    folder.mkdir()
-    assert imagepiece_jax.save(folder, vit) == folder
-    assert imagepiece_jax.save(tmp_path / "m.v2", vit) == tmp_path / "m.v2"
-
-
-def test_folder_and_model_come_in_any_order(tmp_path):
-    vit = made()
-    assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
-    assert imagepiece_jax.load(tmp_path / "m").label == vit.label
 
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     """Who works there would see an empty folder, the one that was there before."""
     monkeypatch.chdir(tmp_path)
     for folder in (".", tmp_path):
-        with pytest.raises(InputError, match="is the working directory, which would"):
+        with pytest.raises(InputError, match="is the working directory"):
             imagepiece_jax.save(folder, made())
     imagepiece_jax.save("m", made())
     monkeypatch.chdir("m")
-    with pytest.raises(InputError, match="is the working directory, which would"):
+    with pytest.raises(InputError, match="is the working directory"):
         imagepiece_jax.save(".", made())
 
 
@@ -358,7 +333,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     ):
         with refused(*facts) as error:
             imagepiece_jax.save(tmp_path / "m", other)
-    assert "tensor cls_token holds a value that is not finite" in str(error.value)
+    assert "tensor cls_token has a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
 

@@ -84,8 +84,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     own = RunConfig.from_config(quickstart.get_config()).create_model()
     assert usual.model == own.clone(drop_path_rate=0.0)
     assert other.model.prop_attn is True
-    reduction = quickstart.get_config().reduction.to_dict()
-    given = {k: v for k, v in reduction.items() if v is not None}
+    given = quickstart.get_config().reduction
     assert usual.use(given) == "as trained"
-    assert usual.use(given | {"keep_rate": 0.5}) == "off-the-shelf"
+    assert usual.use(f"{given}:keep_rate=0.5") == "off-the-shelf"
     assert other.use(given) == usual.use(DENSE) == "off-the-shelf"

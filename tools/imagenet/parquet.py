@@ -23,9 +23,7 @@ def check_installed():
     """Raises InputError where pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
-            "--source",
-            problem="has parquet files, which need pyarrow",
-            hint="pip install pyarrow",
+            "--source has parquet files, which need pyarrow; pip install pyarrow"
         )
 
 
@@ -128,13 +126,11 @@ def _row(path, number, row):
         image = image["bytes"]
     if image is None:
         raise InputError(
-            f"image of row {number:,}",
-            problem="has no bytes",
-            place=path,
-            hint="images must be in the file, as push_to_hub of `datasets` puts them",
+            f"{path}: image of row {number:,} has no bytes"
+            "; images must be in the file, as push_to_hub of `datasets` puts them"
         )
     if label is None:
-        raise InputError(f"label of row {number:,}", problem="is empty", place=path)
+        raise InputError(f"{path}: label of row {number:,} is empty")
     return image, name, label
 
 
@@ -170,9 +166,7 @@ def _image_columns(path, file):
     if not binary or label is None or not pyarrow.types.is_integer(label):
         found = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise InputError(
-            allowed=f"{COLUMNS}, a whole number",
-            problem=f"has the columns {found}",
-            place=path,
+            f"{path} has the columns {found}; allowed: {COLUMNS}, a whole number"
         )
     return columns
 
@@ -180,7 +174,7 @@ def _image_columns(path, file):
 def _damaged(path, error, where=""):
     """The InputError for an error of pyarrow's, or of the system."""
     if isinstance(error, OSError) and error.errno:
-        return InputError(problem=f"cannot be read ({error.strerror})", place=path)
+        return InputError(f"{path} cannot be read ({error.strerror})")
     reason = " ".join(str(error).split())
     problem = f"is a damaged parquet file{where} ({reason})"
-    return InputError(problem=problem, place=path, hint=FETCH)
+    return InputError(f"{path} {problem}; {FETCH}")

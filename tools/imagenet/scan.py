@@ -170,9 +170,8 @@ def _check_absent(split, source, unknown, partial):
 
 def _refused(source, problem, allowed="", hint=""):
     """The InputError about --source."""
-    problem = f"{source} {problem}"
-    field = "--source"
-    return InputError(field, source, allowed, problem=problem, hint=hint)
+    clauses = [f"--source {source} {problem}", allowed, hint]
+    return InputError("; ".join(clause for clause in clauses if clause))
 
 
 def _accepted():
@@ -192,14 +191,10 @@ def _read(reader, path, advance):
             advance(1)
     except tarfile.TarError as error:
         raise InputError(
-            problem=f"is not a complete tar file ({error})",
-            place=path,
-            hint="fetch it again",
+            f"{path} is not a complete tar file ({error}); fetch it again"
         ) from error
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     return entries
 
 
@@ -265,10 +260,8 @@ def check_space(folder, needed):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            value=free,
-            allowed=f"{tqdm.format_sizeof(needed, 'B')} for the rest",
-            problem=f"has {tqdm.format_sizeof(free, 'B')} of free space",
-            place=folder,
+            f"{folder} has {tqdm.format_sizeof(free, 'B')} of free space"
+            f"; allowed: {tqdm.format_sizeof(needed, 'B')} for the rest"
         )
 
 
@@ -279,9 +272,7 @@ def _shard(path, split, target):
             return _parquet(path, split, target)
         return _webdataset(path, split)
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _webdataset(path, split):
@@ -315,20 +306,12 @@ def _check_class_names(path, names):
         return
     allowed = "ImageNet-1k's, in the order of their WordNet IDs"
     if len(names) != NUM_CLASSES:
-        raise InputError(
-            value=len(names),
-            allowed=allowed,
-            problem=f"has {len(names):,} classes",
-            place=path,
-        )
+        raise InputError(f"{path} has {len(names):,} classes; allowed: {allowed}")
     if other := other_class(imagenet_lemmas(), names):
         label, own, found = other
         raise InputError(
-            f"label {label}",
-            found,
-            allowed,
-            problem=f"is {found!r}, which is another class than {own!r}",
-            place=path,
+            f"{path}: label {label} is {found!r}, which is another class than {own!r}"
+            f"; allowed: {allowed}"
         )
 
 
@@ -344,11 +327,7 @@ def _checked_name(path, split, image, label, given, otherwise):
     classes = class_names()
     if not 0 <= label < len(classes):
         raise InputError(
-            image,
-            label,
-            f"0..{len(classes) - 1}",
-            problem=f"has label {label}",
-            place=path,
+            f"{path}: {image} has label {label}; allowed: 0..{len(classes) - 1}"
         )
     match = OFFICIAL.fullmatch(os.path.basename(given or ""))
     if not match:
@@ -358,9 +337,7 @@ def _checked_name(path, split, image, label, given, otherwise):
     number = match[3]
     name = f"{stem}.JPEG"
     if number and split == "train":
-        raise InputError(
-            image, name, "training images", problem=f"is {name}", place=path
-        )
+        raise InputError(f"{path}: {image} is {name}; allowed: training images")
     if number:
         true_label = _numbered(path)(name)
     elif wnid in classes:
@@ -369,11 +346,8 @@ def _checked_name(path, split, image, label, given, otherwise):
         raise _other(path, name, "classes of ImageNet-1k, such as n01440764")
     if true_label != label:
         raise InputError(
-            image,
-            label,
-            f"{true_label}, {classes[true_label]}",
-            problem=f"is {name} and has label {label}, {classes[label]}",
-            place=path,
+            f"{path}: {image} is {name} and has label {label}, {classes[label]}"
+            f"; allowed: {true_label}, {classes[true_label]}"
         )
     return name
 
@@ -392,40 +366,32 @@ def _tfrecord(path):
                 label = -1
             if not 0 <= label < NUM_CLASSES:
                 raise InputError(
-                    allowed=(
-                        f"{NAME} of TFDS: image, file_name and a label of "
-                        f"0..{NUM_CLASSES - 1}"
-                    ),
-                    problem=f"has a record of something else at byte {start:,}",
-                    place=path,
+                    f"{path} has a record of something else at byte {start:,}"
+                    f"; allowed: {NAME} of TFDS: image, file_name and a label of "
+                    f"0..{NUM_CLASSES - 1}"
                 )
             place = start + data.find(image)
             entries.append(Entry(name, label, path, place, len(image)))
     except OSError as error:
-        raise InputError(
-            problem=f"cannot be read ({error.strerror})", place=path
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     return entries
 
 
 def _check_complete(split, path, entries, partial):
     """Raise InputError where images or classes of a split are missing."""
     if not entries:
-        raise InputError(problem="has no image of ImageNet", place=path)
+        raise InputError(f"{path} has no image of ImageNet")
     complete = SPLITS[split][2]
     classes = len({entry.label for entry in entries})
     if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
         raise InputError(
-            allowed=f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial",
-            problem=f"has {len(entries):,} images of {classes:,} classes",
-            place=path,
+            f"{path} has {len(entries):,} images of {classes:,} classes"
+            f"; allowed: {complete:,} of {NUM_CLASSES:,}, or fewer with --partial"
         )
 
 
 def _other(place, name, allowed, hint=""):
-    return InputError(
-        value=name, allowed=allowed, problem=f"has {name!r}", place=place, hint=hint
-    )
+    return InputError(f"{place} has {name!r}; allowed: {allowed}; {hint}")
 
 
 def _train_tar(path):

@@ -65,19 +65,12 @@ def _matching(source, split, pattern):
     """The files of a split by their pattern. Raises InputError where there are none."""
     found = glob.glob(os.path.join(glob.escape(source), pattern), recursive=True)
     if not found:
-        raise InputError(
-            f"--{split}_files",
-            pattern,
-            problem=f"{pattern} matches no file in {source}",
-        )
+        raise InputError(f"--{split}_files {pattern} matches no file in {source}")
     for path in found:
         if not path.endswith(SUFFIXES):
             allowed = " or ".join(SUFFIXES)
             raise InputError(
-                f"--{split}_files",
-                pattern,
-                allowed,
-                problem=f"{pattern} matches {path}",
+                f"--{split}_files {pattern} matches {path}; allowed: {allowed}"
             )
     return sorted(found)
 
@@ -102,9 +95,8 @@ def _check_one_form(split, paths):
         if other != path or not path.endswith(os.path.splitext(first)[1]):
             other = first if other == path else other
             raise InputError(
-                problem=f"has {split} twice, in {other} and {path}",
-                place=os.path.dirname(first),
-                hint=f"choose by --{split}_files, a pattern of names",
+                f"{os.path.dirname(first)} has {split} twice, in {other} and {path}"
+                f"; choose by --{split}_files, a pattern of names"
             )
 
 
@@ -120,10 +112,7 @@ def _check_numbers(split, paths):
         if missing:
             place = os.path.dirname(paths[0])
             raise InputError(
-                allowed="all, or some with --partial",
-                problem=(
-                    f"has {len(numbers)} of the {count} files of {split}, but not "
-                    f"number {min(missing):05d}"
-                ),
-                place=place,
+                f"{place} has {len(numbers)} of the {count} files of {split}, but not "
+                f"number {min(missing):05d}"
+                "; allowed: all, or some with --partial"
             )

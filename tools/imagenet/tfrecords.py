@@ -48,16 +48,13 @@ def find_tfrecords(source, name):
         if split in splits:
             other = os.path.dirname(splits[split][0])
             raise InputError(
-                allowed="the folder of one",
-                problem=f"has {name} twice, in {other} and {parent}",
-                place=source,
+                f"{source} has {name} twice, in {other} and {parent}"
+                "; allowed: the folder of one"
             )
         missing = set(range(count)) - set(files)
         if missing:
             problem = f"has {len(files)} of the {count} TFRECORD files of {split}, but "
-            raise InputError(
-                problem=f"{problem}not number {min(missing):05d}", place=parent
-            )
+            raise InputError(f"{parent} {problem}not number {min(missing):05d}")
         splits[split] = [files[number] for number in range(count)]
     return splits
 
@@ -103,9 +100,8 @@ def _uint32(data):
 
 def _damaged(path, place, reason):
     return InputError(
-        problem=f"is damaged in the record at byte {place:,} ({reason})",
-        place=path,
-        hint="fetch or prepare this file again",
+        f"{path} is damaged in the record at byte {place:,} ({reason})"
+        "; fetch or prepare this file again"
     )
 
 

@@ -40,15 +40,14 @@ def read_samples(path):
             samples = _files_by_key(path, tar)
     except tarfile.TarError as error:
         raise InputError(
-            problem=f"is not a complete tar file ({error})",
-            place=path,
-            hint=f"{FETCH}, or unpack it where it is compressed",
+            f"{path} is not a complete tar file ({error})"
+            f"; {FETCH}, or unpack it where it is compressed"
         ) from error
     if not samples:
         raise InputError(
-            allowed=f"samples of an image ({EXTENSIONS}) and its label (.cls or .json)",
-            problem="has no sample",
-            place=path,
+            f"{path} has no sample"
+            f"; allowed: samples of an image ({EXTENSIONS}) and its label, a .cls or "
+            ".json"
         )
     return [_sample(path, key, files) for key, files in samples.items()]
 
@@ -132,4 +131,4 @@ def _facts(path, key, content):
 
 
 def _wrong(path, key, problem, allowed=""):
-    return InputError(f"sample {key}", allowed=allowed, problem=problem, place=path)
+    return InputError(f"{path}: sample {key} {problem}; allowed: {allowed}")

@@ -55,11 +55,7 @@ def existing(data_dir):
         return None
     if not target.info.splits:
         place = target.data_path
-        raise InputError(
-            problem="has no data set",
-            place=place,
-            hint="choose another --dir, or remove it",
-        )
+        raise InputError(f"{place} has no data set; choose another --dir, or remove it")
     splits = {
         name: (split.num_examples, split.num_shards, split.num_bytes)
         for name, split in target.info.splits.items()
@@ -109,9 +105,8 @@ def _builder(data_dir):
 
 def refused(data_dir, problem, allowed="", hint=""):
     """The InputError about --dir."""
-    value = str(data_dir)
-    problem = f"{data_dir} {problem}"
-    return InputError("--dir", value, allowed, problem=problem, hint=hint)
+    clauses = [f"--dir {data_dir} {problem}", allowed, hint]
+    return InputError("; ".join(clause for clause in clauses if clause))
 
 
 def _work(target):
@@ -191,9 +186,8 @@ def plan(split, entries, number=None):
     for first, second in itertools.pairwise(ordered):
         if first.name == second.name:
             raise InputError(
-                first.name,
-                allowed=f"an own name for each image of {split}",
-                problem=f"is in {first.file} and again in {second.file}",
+                f"{first.name} is in {first.file} and again in {second.file}"
+                f"; allowed: an own name for each image of {split}"
             )
     if number is None:
         size = sum(entry.size for entry in entries)
@@ -242,9 +236,8 @@ def _check_settings(work, short_side, fingerprint):
         replace_file(path, json.dumps(now))
         return
     raise InputError(
-        problem=f"has an unfinished set {kind}",
-        place=work,
-        hint="give the options it was begun with to resume, or remove the folder",
+        f"{work} has an unfinished set {kind}"
+        "; give the options it was begun with to resume, or remove the folder"
     )
 
 

@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.config.run import TeacherConfig
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.cluster.run_dir import RunLock, becomes_true
@@ -59,34 +58,32 @@ class Progress:
         last = {k: v for k, v in figures.items() if k not in MEASURED}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
-    def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
+    def resumed(self, saved: dict, data: str, workdir) -> "Progress":
         """The progress in a checkpoint, whose data and teacher must be of this run.
 
         saved: the fields in the checkpoint
-        names: `Data.names`
+        data: the name of the data
         Raises InputError where the run in `workdir` was begun with other data, another
             normalization of its images, or another teacher.
         """
         check_normalization(workdir, self.normalization, saved)
         before = Progress(**saved | {"normalization": self.normalization})
-        texts = {"images": "{value} {split} images", "digest": "{split} digest {value}"}
-        for fact, text in texts.items():
-            rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)
-            for (field, name, split), now, then in rows:
-                if now == then:
-                    continue
-                ours = text.format(value=now, split=split)
-                theirs = text.format(value=then, split=split)
-                allowed = "the same, or another workdir"
-                problem = f"{name} has {ours}, but the run began with {theirs}"
-                raise InputError(field, now, allowed, problem=problem, place=workdir)
+        for number, split in enumerate(("training", "test")):
+            for fact in ("images", "digest"):
+                now = getattr(self, fact)[number]
+                then = getattr(before, fact)[number]
+                if now != then:
+                    raise InputError(
+                        f"config.data.name is {data}, whose {fact} for {split} are "
+                        f"{now}, but the run in {workdir} began with {then}; choose "
+                        "another workdir"
+                    )
         if found := differences(self.teacher or {}, before.teacher or {}):
-            name, value, _ = found[0]
-            problem = "names another teacher than the run began with, whose "
-            problem += f"{name} {sentence(found, 'was')}"
-            hint = "put it back, or choose another workdir=.."
-            field = TeacherConfig.path("weights")
-            raise InputError(field, value, problem=problem, place=workdir, hint=hint)
+            raise InputError(
+                "config.teacher.weights is another teacher than the run in "
+                f"{workdir} began with, whose {found[0][0]} {sentence(found, 'was')}; "
+                "choose another workdir"
+            )
         return before
 
 
@@ -161,11 +158,11 @@ class Checkpoints:
         free = shutil.disk_usage(there).free
         present = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
         if free + present < count * size:
-            needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
-            needed += f" need {(count * size - present) / 1e9:.3f} GB"
-            allowed = "more room, another workdir, or a higher keep_every_steps"
-            problem = f"has {free / 1e9:.3f} GB of free disk, but {needed}"
-            raise InputError(allowed=allowed, problem=problem, place=self._root)
+            raise InputError(
+                f"{self._root} has {free / 1e9:.3f} GB of free disk, but {count} "
+                f"checkpoints of {size / 1e6:,.0f} MB need "
+                f"{(count * size - present) / 1e9:.3f} GB"
+            )
 
     def latest_step(self):
         """The newest complete step, even if it is damaged; None without any."""
@@ -309,8 +306,9 @@ def _checked_table(wanted, folder, table):
         if name in wanted:
             needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"
         if found != needed:
-            problem = f"is {found}, but {needed} in the model of this config"
-            raise InputError(name, found, problem=problem, place=folder)
+            raise InputError(
+                f"{folder}: {name} is {found}, but {needed} in the model of this config"
+            )
     return table
 
 

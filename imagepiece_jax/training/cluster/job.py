@@ -31,7 +31,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import zlib
 
@@ -40,7 +39,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.config.run import config_path
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.training.cluster.preemption import StopRequest
 from imagepiece_jax.training.cluster.run_dir import flat_fields
@@ -100,12 +98,15 @@ def find_job(
     numbers = {"num_processes": num_processes, "process_id": process_id}
     typed = [f"{name}={n}" for name, n in numbers.items() if n is not None]
     if typed and not named:
-        problem = f"is {coordinator or 'missing'}, but {' and '.join(typed)}"
-        raise InputError("coordinator", coordinator, ADDRESS, problem=problem)
-    host, _, port = (coordinator or "").rpartition(":")
-    if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
-        allowed = f"{ADDRESS}, and auto under SLURM and Open MPI"
-        raise InputError("coordinator", coordinator, allowed)
+        raise InputError(
+            f"coordinator is {coordinator}; with {' and '.join(typed)} it must be "
+            f"{ADDRESS}"
+        )
+    if named and not re.fullmatch(".+:[0-9]{1,5}", coordinator):
+        raise InputError(
+            f"coordinator is {coordinator!r}; it must be {ADDRESS}, or auto under "
+            "SLURM and Open MPI"
+        )
     if not typed:
         job = _open_mpi(environment) or _slurm(environment)
         if job is not None:
@@ -113,17 +114,17 @@ def find_job(
                 job = dataclasses.replace(job, coordinator=coordinator)
             return job if job.num_processes > 1 else None
     if coordinator == "auto":
-        allowed = f"{ADDRESS}, with num_processes=.. and process_id=.."
-        problem = "is auto, but neither SLURM nor Open MPI is found"
-        raise InputError("coordinator", "auto", allowed, problem=problem)
+        raise InputError(
+            "coordinator is auto, but neither SLURM nor Open MPI is found; it must be "
+            f"{ADDRESS}, with num_processes and process_id"
+        )
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
-        problem = "is missing" if process_id is None else f"is {process_id}"
-        if num_processes is not None:
-            problem += f" with num_processes={num_processes}"
-        allowed = f"0 to num_processes - 1, both with coordinator={coordinator}"
-        raise InputError("process_id", process_id, allowed, problem=problem)
+        raise InputError(
+            f"process_id is {process_id} and num_processes is {num_processes}; with a "
+            "coordinator both are needed, the first below the second"
+        )
     return Job(coordinator, num_processes, process_id)
 
 
@@ -205,7 +206,6 @@ def joined(job: Job | None):
     if job is None:
         yield
         return
-    _check_address(job)
     lost = (
         f"error: process {job.process_id} of {job.num_processes} stops: another one "
         f"has ended or cannot be reached at {job.address}; start all of them again "
@@ -256,30 +256,10 @@ def _initialize(job):
     except jax.errors.JaxRuntimeError:
         raise
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
-        allowed = f"{ADDRESS}, or num_processes=1 for a run of each process"
-        problem = f"is missing, process 0 of {job.num_processes} not found ({error})"
-        raise InputError("coordinator", allowed=allowed, problem=problem) from error
-
-
-def _check_address(job):
-    """Raise InputError for an unknown host, or a port that another program has opened.
-
-    JAX would wait for the host, and crash at the port (test_a_port_in_use_is_named).
-    """
-    host, _, port = (job.coordinator or f":{job.port}").rpartition(":")
-    try:
-        if host:
-            socket.getaddrinfo(host.strip("[]"), None)
-    except OSError as error:
-        problem = f"is {job.coordinator}, a host not found ({error.strerror})"
-        raise InputError("coordinator", host, ADDRESS, problem=problem) from error
-    try:
-        if job.process_id == 0:
-            socket.create_server(("", int(port))).close()
-    except OSError as error:
-        reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
-        problem = f"is {job.address}, {reason}"
-        raise InputError("coordinator", port, "another", problem=problem) from error
+        raise InputError(
+            f"process 0 of {job.num_processes} is not found ({error}); coordinator is "
+            f"{ADDRESS}, or num_processes=1 makes a run of each process"
+        ) from error
 
 
 def check_devices(devices):
@@ -287,9 +267,9 @@ def check_devices(devices):
     counts = collections.Counter(device.process_index for device in devices)
     for process, count in counts.items():
         if count != counts[0]:
-            allowed = "equally many"
-            problem = f"has {count} devices, but process 0 has {counts[0]}"
-            raise InputError(f"process {process}", count, allowed, problem=problem)
+            raise InputError(
+                f"process {process} has {count} devices, but process 0 has {counts[0]}"
+            )
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):
@@ -300,12 +280,11 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     """
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
-    attention = config_path("attention")
     parallel.check_same(
         {
             "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
-            f"{attention} as resolved for the devices": model.backend,
+            "config.model.attention as resolved for the devices": model.backend,
             "the count of training and test images": data.image_counts,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }

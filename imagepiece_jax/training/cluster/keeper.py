@@ -73,7 +73,8 @@ class Keeper:
         progress = Progress(counts, digest, normalization=values, teacher=teacher)
         if self.resumed:
             state, saved, self._first = self._checkpoints.restore(state)
-            progress = progress.resumed(saved, plan.data.names, plan.workdir)
+            data = plan.config.data.name
+            progress = progress.resumed(saved, data, plan.workdir)
         job.check_same_start(self._first, (state, frozen))
         return state, progress, self._first
 

@@ -20,9 +20,10 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import InputError, RunError, inside
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
+from imagepiece_jax.weights.runs import check_format
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
@@ -32,7 +33,7 @@ MAY_CHANGE = (
     *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
     *("progress", "profile"),
 )
-OTHER = "choose another workdir=.."
+OTHER = "choose another workdir"
 # What a shell or a scheduler writes into the folder before a run starts there.
 LOGS = (".err", ".log", ".out", ".txt")
 PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
@@ -63,9 +64,10 @@ def check_folder(workdir):
     others = [name for name in names if not name.startswith(".")]
     others = [name for name in others if not name.endswith(LOGS)]
     if others:
-        allowed = "a new or empty folder, or that of a run"
-        problem = f"{workdir} holds {others[0]}, and no run"
-        raise InputError("workdir", others[0], allowed, problem=problem)
+        raise InputError(
+            f"workdir is {workdir}, which holds {others[0]} and no run; it must be a "
+            "new or empty folder, or that of a run"
+        )
 
 
 def check_config(workdir, config: dict):
@@ -81,26 +83,26 @@ def check_config(workdir, config: dict):
     path = pathlib.Path(workdir) / CONFIG
     begun = took_steps(workdir)
     if path.exists() and not (path.with_name(RUN).exists() or begun):
-        raise InputError(problem="is not of a run", place=path, hint=OTHER)
+        raise InputError(f"{path} is not of a run; {OTHER}")
     if begun and not path.exists():
-        problem = f"holds a run without {CONFIG}"
-        hint = f"{OTHER}, or put it back"
-        raise InputError(problem=problem, place=workdir, hint=hint)
+        raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
     if not begun:
         return
-    old = _flat(_read(path))
+    saved = files.read_json(path)
+    try:
+        check_format(saved)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {OTHER}") from error
+    old = _flat(saved)
     new = _flat(json.loads(json.dumps(config)))
     for name in new | old:
         before = old.get(name, "not a field")
         now = new.get(name, "not a field")
         if before != now and name not in MAY_CHANGE:
-            problem = f"is {now}, but {before} in the run there"
-            hint = f"change it back, or {OTHER}"
-            if not name.startswith("init."):
-                start = f"--config.init.weights={workdir}"
-                hint += f", with {start} to start from its weights"
-            field = f"config.{name}"
-            raise InputError(field, now, problem=problem, place=workdir, hint=hint)
+            raise InputError(
+                f"config.{name} is {now}, but {before} in the run in {workdir}; change "
+                f"it back, or {OTHER}"
+            )
 
 
 def record_start(workdir, config: dict):
@@ -154,7 +156,7 @@ def _starts(workdir):
     path = pathlib.Path(workdir) / RUN
     if not path.exists():
         return []
-    return _read(path)["starts"]
+    return files.read_json(path)["starts"]
 
 
 def record_classes(workdir, names):
@@ -182,10 +184,10 @@ def check_workdir(workdir):
         path.unlink()
     for process, (visible, host) in enumerate(seen):
         if not visible:
-            there = f"the folder that process 0 ({seen[0][1]}) writes to"
-            allowed = "a folder on storage that all hosts share"
-            problem = f"{workdir} of process {process} ({host}) is not {there}"
-            raise InputError("workdir", allowed=allowed, problem=problem)
+            raise InputError(
+                f"workdir {workdir} of process {process} ({host}) is not the folder "
+                f"that process 0 ({seen[0][1]}) writes to; all hosts must share it"
+            )
 
 
 def becomes_true(condition):
@@ -231,10 +233,4 @@ def flat_fields(config):
 
 def _flat(config):
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
-    fields = flat_fields(config)
-    return {name: json.dumps(value) for name, value in fields.items()}
-
-
-def _read(path):
-    with inside(hint=f"fix it, or {OTHER}"):
-        return files.read_json(path)
+    return {name: json.dumps(value) for name, value in flat_fields(config).items()}

@@ -27,7 +27,7 @@ def test_rate_by_epoch(epoch, rate):
 def test_programs_of_a_warm_up(fuse_token, traces, programs):
     """Fused, a set of counts is both dense and a token dropped for the one added."""
     config = deit_s_evit.get_config()
-    config.reduction.fuse_token = fuse_token
+    config.reduction += f":fuse_token={fuse_token}"
     run = RunConfig.from_config(config)
     models = [run.create_train_model(epoch) for epoch in range(config.epochs)]
     tokens = {tuple(layer.mlp_tokens for layer in model.plan) for model in models}
