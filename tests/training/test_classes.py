@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from experiments import paper as experiments
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
@@ -119,14 +118,10 @@ def saved(run, tmp_path_factory):
     return imagepiece_jax.save(path, imagepiece_jax.load(run))
 
 
-EVALUATE = functools.partial(call, evaluate.main), ["--data={data}", "--workers=0"]
+EVALUATE = functools.partial(call, evaluate.main)
 BATCHES = ["--config.batch_size=2", "--config.eval_batch_size=2"]
 RUN = ["--config.data.name={data}", "--workdir={out}", *BATCHES, *WORDS]
 TRAIN = functools.partial(start, "train.py", imported=True), RUN
-TABLE = (
-    functools.partial(call, experiments.main),
-    ["table1", "--data={data}", "--nospeed", "--out={out}"],
-)
 DATA = "config.data.name '{data}'"
 FRESH = DATA + "; or draw a new head by config.init.fresh=('head',)"
 TEACHER = "config.teacher.weights {run}"
@@ -135,13 +130,12 @@ TEACHER = "config.teacher.weights {run}"
 @pytest.mark.parametrize(
     "command, words, more, weights, data",
     [
-        (*EVALUATE, ["--weights={run}"], "{run}", "{data}"),
-        (*EVALUATE, ["--weights={saved}"], "{saved}", "{data}"),
-        (*TABLE, ["--weights={run}"], "{run}", "--data {data}"),
+        (EVALUATE, ["{run}", "{data}"], ["--workers=0"], "{run}", "{data}"),
+        (EVALUATE, ["{saved}", "{data}"], ["--workers=0"], "{saved}", "{data}"),
         (*TRAIN, ["--config.init.weights={run}"], "config.init.weights {run}", FRESH),
         (*TRAIN, ["--config.teacher.weights={run}"], TEACHER, DATA),
     ],
-    ids=["evaluate", "saved", "table", "init", "teacher"],
+    ids=["evaluate", "saved", "init", "teacher"],
 )
 def test_other_classes_are_refused(
     run, saved, tmp_path, command, words, more, weights, data
