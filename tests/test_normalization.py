@@ -151,7 +151,7 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
 
 
 def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.onnx").quiet()
+    call(export.main, folder / "run", tmp_path / "m.onnx").quiet()
     facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
@@ -179,8 +179,8 @@ def test_fields_of_the_run_can_be_changed_deliberately(
 ):
     """Its reduction may be another: all tokens are kept here."""
     out = tmp_path / "result.json"
-    words = ["--reduction=none", "--resize=none", f"--json={out}"]
-    call(evaluate.main, f"--weights={folder}/run", *words).ok()
+    words = ["--reduction=none", f"--json={out}"]
+    call(evaluate.main, folder / "run", *words).ok()
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
     dense = RunConfig.from_config(config()).create_dense()
     logits = tiny.logits(dense)(variables, images)

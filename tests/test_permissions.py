@@ -30,7 +30,7 @@ def by_command(main, *words):
     def write(folder):
         imagepiece_jax.save(folder / "model", tiny.pretrained(depth=1))
         placed = [str(word).replace("HERE", str(folder)) for word in words]
-        call(main, f"--weights={folder / 'model'}", *placed).ok()
+        call(main, folder / "model", *placed).ok()
 
     return write
 

@@ -191,7 +191,7 @@ def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {})  # before the first best
     run_folder(tmp_path, **runs.DENSE)
-    call(describe.main, f"--weights={tmp_path}").ok()
+    call(describe.main, tmp_path).ok()
     run_folder(tmp_path, **runs.DENSE | {field: value})
     for abstract in (True, False):
         with pytest.raises(InputError, match=f"{tmp_path}.* {problem}"):
