@@ -4,7 +4,6 @@ The model classifies by color alone and its weights leave no tie, so that anothe
 mean or deviation changes what it says. What is expected is computed in NumPy.
 """
 
-import contextlib
 import json
 
 import jax
@@ -33,7 +32,6 @@ HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
 MISSING = "config.init.weights: "
 FLAGS = ["--mean=.5,.5,.5", "--std=.5,.5,.5"]
-MODEL_FLAGS = ["--model=mean=(.5,.5,.5)", "--model=std=.5,.5,.5"]
 NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
 # Some reduction, for runs.
 FIELDS = {
@@ -46,8 +44,7 @@ FIELDS = {
 }
 WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
 WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
-REDUCED = "--reduction=imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
-NAMED = ["--name=vit_mini", "--model=num_heads=1", REDUCED]
+NAMED = {"name": "vit_mini", "num_heads": 1, "reduction": FIELDS["reduction"]}
 
 
 def config(**fields):
@@ -71,6 +68,8 @@ def folder(variables, tmp_path_factory):
     tensors = timm_tensors.to_timm(variables)
     np.savez(folder / "w.npz", **tensors)
     np.savez(folder / "own.npz", **tensors, mean=HALF, std=HALF)
+    own = imagepiece_jax.load(folder / "own.npz", **NAMED)
+    imagepiece_jax.save(folder / "own", own)
     settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
     settled.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
@@ -105,25 +104,21 @@ def expected(model, variables, folder):
     return found
 
 
-@pytest.mark.parametrize(
-    "weights_of, words, which, noted",
-    [
-        ("w.npz", NAMED, "imagenet", True),
-        ("w.npz", [*NAMED, *FLAGS], "halves", False),
-        ("w.npz", [*NAMED, *MODEL_FLAGS], "halves", False),
-        ("own.npz", NAMED, "halves", False),
-        ("run", [], "halves", False),
-    ],
-)
-def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
+@pytest.mark.parametrize("name, which", [("own", "halves"), ("run", "halves")])
+def test_evaluate(tmp_path, folder, expected, name, which):
     out = tmp_path / "result.json"
-    words = [*words, f"--data=csv:{folder}/set.csv", "--resize=none"]
-    words += [f"--weights={folder / weights_of}", f"--json={out}"]
-    said = pytest.warns(UserWarning, match=NOTE) if noted else contextlib.nullcontext()
-    with said:
-        call(evaluate.main, *words).ok()
+    words = [folder / name, f"csv:{folder}/set.csv", f"--json={out}"]
+    call(evaluate.main, *words).ok()
     found = json.loads(out.read_text())
     assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
+
+
+def test_weights_that_do_not_say_it_are_warned_of(folder):
+    with pytest.warns(UserWarning, match=NOTE):
+        vit = imagepiece_jax.load(folder / "w.npz", **NAMED)
+    assert (vit.model.mean, vit.model.std) == (MEAN, STD)
+    vit = imagepiece_jax.load(folder / "w.npz", mean=HALF, std=HALF, **NAMED)
+    assert (vit.model.mean, vit.model.std) == (HALF, HALF)
 
 
 def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
@@ -161,12 +156,9 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
 
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     """The confidence that is drawn is that of the right normalization."""
-    for name, flags in (("own.npz", []), ("w.npz", FLAGS), ("run", [])):
+    for name in ("own", "run"):
         out = tmp_path / name
-        words = [f"--weights={folder / name}", f"--out={out}", *flags]
-        if name != "run":
-            words += NAMED
-        ended = call(visualize.main, folder / "0.png", *words)
+        ended = call(visualize.main, folder / name, folder / "0.png", f"--out={out}")
         assert ended.status == 0, ended
         _, (traced,) = read_traces(out)
         shares = softmax(expected["halves"][0][0])

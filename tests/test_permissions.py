@@ -54,7 +54,7 @@ def a_library_that_chooses(folder):
 WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
-    "onnx": by_command(export.main, "--out=HERE/m.onnx"),
+    "onnx": by_command(export.main, "HERE/m.onnx"),
     "checkpoints": checkpoints,
 }
 
