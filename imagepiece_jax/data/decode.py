@@ -63,9 +63,11 @@ class UnreadableImage(InputError):
 
     def __init__(self, name, reason):
         super().__init__(f"{name} cannot be read ({reason})")
-        self.args = name, reason  # which make it anew in another process
         self.name = name
         self.reason = reason
+
+    def __reduce__(self):  # of a process that decodes
+        return type(self), (self.name, self.reason)
 
 
 def decode(file, name: str, upright: bool = False) -> np.ndarray:
