@@ -89,15 +89,14 @@ def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
-    """With a line that is no result, used by another process, below a file."""
+    """With a line that is no result, or used by another process."""
     damaged = tmp_path / "damaged" / FILE
     damaged.parent.mkdir()
     damaged.write_text('{"setting": {}, "result": {}}\nnonsense\n')
     used = ResultCache(tmp_path / "used")
     for folder, problem in (
-        (damaged.parent, "points.jsonl line 2 is not a measured"),
+        (damaged.parent, "points.jsonl.* line 2 is not a measured"),
         (tmp_path / "used", "in use by another process"),
-        (damaged / "out", "folder .* cannot be created .Not a directory"),
     ):
         with pytest.raises(InputError, match=problem):
             ResultCache(folder)

@@ -120,7 +120,7 @@ def saved(run, tmp_path_factory):
 
 EVALUATE = functools.partial(call, evaluate.main)
 BATCHES = ["--config.batch_size=2", "--config.eval_batch_size=2"]
-RUN = ["--config.data.name={data}", "--workdir={out}", *BATCHES, *WORDS]
+RUN = [*WORDS, "--config.data.name={data}", "--workdir={out}", *BATCHES]
 TRAIN = functools.partial(start, "train.py", imported=True), RUN
 DATA = "config.data.name '{data}'"
 FRESH = DATA + "; or draw a new head by config.init.fresh=('head',)"
@@ -397,9 +397,9 @@ def test_an_old_run_keeps_the_order_of_its_classes(
 
 def test_evaluate_maps_folders_to_imagenets_classes(assets):
     """Ten classes of ImageNet's, as folders of WordNet IDs."""
-    words = [assets / "weights" / "deit_tiny_patch16_224.npz"]
-    words += [f"folder:{assets}/data/imagenette_mini", "--limit=20", "--workers=0"]
-    ended = call(evaluate.main, *words).ok()
+    words = [f"{assets}/weights/deit_tiny_patch16_224.npz", "--limit=20"]
+    words.insert(1, f"folder:{assets}/data/imagenette_mini")
+    ended = call(evaluate.main, *words, "--workers=0", "--dtype=float32").ok()
     assert "by name to the model's 1000 classes: n01440764 (tench) is 0\n" in ended.out
     assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 

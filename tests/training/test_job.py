@@ -234,7 +234,7 @@ def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost)
 
 def test_a_loss_in_an_exchange_ends_with_the_sentence(monkeypatch):
     """JAX raises a ValueError there, which an InputError is, too."""
-    for name in ("_check_address", "_initialize", "check_devices", "_connect_devices"):
+    for name in ("_initialize", "check_devices", "_connect_devices"):
         monkeypatch.setattr(job_module, name, lambda *_: None)
     for name in ("end_at_abort", "leave_quietly"):
         monkeypatch.setattr(job_module, name, lambda *_: None)

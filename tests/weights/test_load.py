@@ -108,7 +108,7 @@ def test_a_field_that_contradicts_the_weights_is_named(
     tmp_path, tensors, field, value, own
 ):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    said = f"^{field}.* is {value!r}, but weights file {path} has {own}; allowed: .+$"
+    said = f"^{field}.* is {value!r}, but weights file {path} has {own}$"
     with pytest.raises(InputError, match=said):
         load_as(SavedWeights(path), ModelSpec.from_fields(OF | {field: value}))
 
@@ -160,8 +160,9 @@ def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
 
 
 def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
-    """This run has no checkpoint."""
+    """This run has no checkpoint: its config is described, and a mistake is one."""
     run = run_folder(tmp_path / "run")
+    assert "GMACs an image" in call(describe.main, run).ok().out
     leaves = jax.tree.leaves(load_as(SavedWeights(run), abstract=True).variables)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     with pytest.raises(InputError, match="checkpoint"):
