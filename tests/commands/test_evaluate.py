@@ -47,7 +47,7 @@ def weights(vit, tmp_path_factory):
 
 def test_describe_of_a_name_and_of_weights(weights):
     ended = call(describe.main, "deit_s", "--reduction=imagepiece").quiet()
-    assert "dense 4.599 with a patch stem, 1.6" in ended.out
+    assert "dense 4.599 with a patch stem, 1.91 times" in ended.out
     ended = call(describe.main, weights).quiet()
     heading, *rows = ended.out.splitlines()
     assert (

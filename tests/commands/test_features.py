@@ -46,7 +46,7 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     again = call(features.main, *words, evit).ok()
     assert again.out == ended.out
     *_, said = call(features.main, *words, "--reduction=tome:r=2").err.splitlines()
-    assert said.startswith(f"error: --reduction is tome:r=2, but {out} was started")
+    assert said.startswith(f"error: reduction is tome:r=2, but {out} was started")
 
 
 def test_the_words_of_load(folder, tmp_path, monkeypatch):
