@@ -94,14 +94,13 @@ def test_a_reduction_is_between_two_sizes_of_its_cost(deit):
     assert around(0.001) == [32]
 
 
-def test_rows_without_a_name_are_two_costs_and_the_sizes_beside_them(deit):
-    rows = compare.rows_of(MeasuredWeights(deit, tiny_paper.images()))
+def test_rows_without_a_name_are_two_costs_and_the_sizes_beside_them():
+    vit = tiny.pretrained()
+    rows = compare.rows_of(MeasuredWeights(vit, tiny_paper.images()))
     names = [row.name for row in rows]
-    sizes = [f"image_size={size}" for size in (192, 176, 160)]
-    assert names == ["0.6", "0.5", *sizes]
+    assert names == ["0.6", "0.5", "image_size=16", "image_size=12"]
     for row, share in zip(rows, (0.6, 0.5), strict=False):
-        assert deit.gmacs_with(row.reduction) / deit.gmacs == pytest.approx(share, 0.02)
-        assert row.reduction == deit.with_reduction(share).reduction
+        assert row.reduction == vit.with_reduction(share).reduction
 
 
 LINE = '{"setting": {"kind": "speed"}, "result": {"ratio": 1.2}}\n'
