@@ -78,18 +78,20 @@ def allowed(module, name):
     """Whether `module` may import the dotted `name`, which is of this repository."""
     top, _, rest = name.partition(".")
     if module.startswith("configs"):
-        return top == "configs" or name.startswith(f"{PACKAGE}.errors.")
+        return top == "configs" or name.startswith(f"{PACKAGE}.common.checks.")
     if module.startswith("experiments"):  # it does what a user of the package can do
         private = any(part.startswith("_") for part in name.split(".")[1:])
-        return top in (PACKAGE, "experiments") and not private
+        return top in (PACKAGE, "experiments", "configs") and not private
+    if name == "configs.base":  # of a clone: benchmark trains by its recipe
+        return module in ("train", f"{PACKAGE}.benchmark.workloads")
     if top != PACKAGE:  # tests, tools, configs, experiments and train.py are nobody's
         return False
     if module == "train":
-        return room_of(name) == "entry"
+        return room_of(name) in ("flags", "errors", "config", "training")
     ours = room_of(module)
     theirs = room_of(name)
     if ours == "entry":  # it starts commands by their names
-        return theirs in ("errors", "common")
+        return theirs in ("errors", "common", "flags")
     if not rest:
         return False
     if theirs == "commands":  # no command imports a command, but what they share

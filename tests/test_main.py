@@ -1,11 +1,20 @@
-"""The one entry point: what it lists, starts and refuses."""
+"""The one entry point: what it lists, starts and refuses; each command's help."""
 
+import importlib
 import json
+import re
+import tomllib
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import imagepiece_jax
 from imagepiece_jax import __main__ as entry
-from tests.command import sentence, start
+from tests.benchmark.small import SMALL, simplify
+from tests.command import call, sentence, start
+from tests.models import tiny
+from tests.runs import ROOT
 
 COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
 COMMANDS += ["features", "predict", "recover", "visualize"]
@@ -19,15 +28,9 @@ def test_without_a_command_it_lists_them(words):
     assert all(len(line) <= 110 for line in lines)
 
 
-@pytest.mark.parametrize(
-    "word, said",
-    [
-        ("evalute", "'evalute' is not a command; did you mean evaluate?"),
-        ("--config", f"'--config' is not a command; allowed: {', '.join(COMMANDS)}"),
-    ],
-)
-def test_another_word_is_one_sentence(word, said):
-    ended = start("-m", "imagepiece_jax", word, "--zebra", imported=True)
+def test_another_word_is_one_sentence():
+    ended = start("-m", "imagepiece_jax", "evalute", "--zebra", imported=True)
+    said = f"'evalute' is not a command; they are {', '.join(COMMANDS)}"
     assert sentence(ended) == said
 
 
@@ -40,21 +43,45 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.parametrize("words", [("--help",), ("--zebra", "3")])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_imports_its_own_command_alone(command):
-    """And names no flag of another."""
-    ended = start("-c", LOADED, command, "--help").quiet()
-    *lines, modules = ended.out.splitlines()
+def test_help_and_a_mistyped_flag_import_no_jax(command, words):
+    ended = start("-c", LOADED, command, *words)
+    assert ended.status == 2 * (words != ("--help",))
+    *_, modules = ended.out.splitlines()
     modules = json.loads(modules)
-    assert not {"jax", "flax", "ml_collections"} & {*modules}
-    own = [module for module in modules if module.startswith("imagepiece_jax.")]
-    assert len(own) <= 25  # flags, and the files of configs, but no field of a run
-    assert "imagepiece_jax.config.run" not in own
+    assert not {"jax", "flax", "absl", "ml_collections"} & {*modules}
     others = [m for m in modules if m.startswith("imagepiece_jax.commands.")]
-    others = [m for m in others if ".commands._" not in m]  # which are no commands
-    assert others == []  # its own is __main__
-    text = entry.commands()[command].read_text("utf-8")
-    assert lines[1 if not lines[0] else 0].strip() in text
+    others = {m.rpartition(".")[2] for m in others} - {"_arguments"}
+    assert others == {command}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights, and photographs, of 16 pixels a side."""
+    folder = tmp_path_factory.mktemp("examples")
+    vit = tiny.pretrained(num_classes=10, image_size=16)
+    imagepiece_jax.save(folder / "weights", vit)
+    (folder / "photos").mkdir()
+    draw = np.random.default_rng(0)
+    for name in "abc":
+        pixels = draw.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{name}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_runs(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
+    example = rf"Example: python -m imagepiece_jax {name}(.*)"
+    (line,) = re.findall(example, main.__doc__)
+    words = line.split()
+    if name == "benchmark":
+        simplify(monkeypatch)
+        words += SMALL
+    call(main, *words).ok()
 
 
 INTERRUPTED = """
@@ -70,8 +97,14 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["runpy", "absl", "imagepiece_jax.config.files"])
+@pytest.mark.parametrize("module", ["imagepiece_jax.cli", "tyro"])
 @pytest.mark.parametrize("signum, said", [(2, "interrupted"), (15, "terminated")])
 def test_a_signal_while_a_command_is_imported(module, signum, said):
     ended = start("-c", INTERRUPTED, "describe", "--help", signum, module)
     assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{said}\n")
+
+
+def test_the_console_script_is_the_entry_point():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}
+    assert entry.commands().keys() == {*COMMANDS}

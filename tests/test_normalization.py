@@ -32,22 +32,22 @@ from tests.visualize.traces import read_traces
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
 MISSING = "config.init.weights: "
-FLAGS = ["--mean=.5,.5,.5", "--std=.5,.5,.5"]
-MODEL_FLAGS = ["--model=mean=(.5,.5,.5)", "--model=std=.5,.5,.5"]
+FLAGS = ["--mean", *HALF, "--std", *HALF]
+OF_CONFIG = ["--config.model.mean=.5,.5,.5", "--config.model.std=.5,.5,.5"]
 NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
 # Some reduction, for runs.
 FIELDS = {
     "model.stem": "patch",
     "model.patch_size": 8,
     "model.embed_dim": 64,
-    "model.num_heads": 1,
+    "model.num_heads": 4,
     "model.depth": 2,
     "reduction": "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5",
 }
 WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
 WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
-REDUCED = "--reduction=imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
-NAMED = ["--name=vit_mini", "--model=num_heads=1", REDUCED]
+REDUCED = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
+NAMED = ["--name", "vit_mini", "--reduction", REDUCED]
 
 
 def config(**fields):
@@ -110,15 +110,13 @@ def expected(model, variables, folder):
     [
         ("w.npz", NAMED, "imagenet", True),
         ("w.npz", [*NAMED, *FLAGS], "halves", False),
-        ("w.npz", [*NAMED, *MODEL_FLAGS], "halves", False),
         ("own.npz", NAMED, "halves", False),
         ("run", [], "halves", False),
     ],
 )
 def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
     out = tmp_path / "result.json"
-    words = [*words, f"--data=csv:{folder}/set.csv", "--resize=none"]
-    words += [f"--weights={folder / weights_of}", f"--json={out}"]
+    words = [folder / weights_of, f"csv:{folder}/set.csv", *words, "--json", out]
     said = pytest.warns(UserWarning, match=NOTE) if noted else contextlib.nullcontext()
     with said:
         call(evaluate.main, *words).ok()
@@ -145,28 +143,27 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()
     assert best[0].probability == pytest.approx(shares.max(), rel=1e-4)
-    with pytest.raises(InputError, match=r"images is uint8 \[0, 16, 3\]; allowed: "):
+    with pytest.raises(InputError, match=r"images is uint8 \[0, 16, 3\]; "):
         predictor(np.zeros((0, 16, 3), np.uint8))
     assert predictor([]) == []
 
 
 def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.onnx").quiet()
+    call(export.main, folder / "run", tmp_path / "m.onnx").quiet()
     facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
-    method = facts["method"]
-    assert (method["name"], method["prune_blocks"]) == ("imagepiece", [0])
+    assert "prune_blocks=(0,)" in facts["method"]
 
 
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     """The confidence that is drawn is that of the right normalization."""
     for name, flags in (("own.npz", []), ("w.npz", FLAGS), ("run", [])):
         out = tmp_path / name
-        words = [f"--weights={folder / name}", f"--out={out}", *flags]
+        words = [folder / name, folder / "0.png", "--out", out, *flags]
         if name != "run":
             words += NAMED
-        ended = call(visualize.main, folder / "0.png", *words)
+        ended = call(visualize.main, *words)
         assert ended.status == 0, ended
         _, (traced,) = read_traces(out)
         shares = softmax(expected["halves"][0][0])
@@ -179,8 +176,8 @@ def test_fields_of_the_run_can_be_changed_deliberately(
 ):
     """Its reduction may be another: all tokens are kept here."""
     out = tmp_path / "result.json"
-    words = ["--reduction=none", "--resize=none", f"--json={out}"]
-    call(evaluate.main, f"--weights={folder}/run", *words).ok()
+    words = [folder / "run", f"csv:{folder}/set.csv", "--reduction", "none"]
+    call(evaluate.main, *words, "--json", out).ok()
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
     dense = RunConfig.from_config(config()).create_dense()
     logits = tiny.logits(dense)(variables, images)
@@ -263,5 +260,5 @@ def test_a_run_keeps_its_normalization(tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     words = ["--config.init.weights=no.npz"]
     assert said_of(tmp_path, *words)[1].startswith(MISSING)
-    words += [f"--config.model.{word[2:]}" for word in FLAGS]
+    words += OF_CONFIG
     assert said_of(tmp_path, *words)[1].startswith("config.model.mean is ")

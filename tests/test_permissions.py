@@ -30,7 +30,7 @@ def by_command(main, *words):
     def write(folder):
         imagepiece_jax.save(folder / "model", tiny.pretrained(depth=1))
         placed = [str(word).replace("HERE", str(folder)) for word in words]
-        call(main, f"--weights={folder / 'model'}", *placed).ok()
+        call(main, folder / "model", *placed).ok()
 
     return write
 
@@ -54,7 +54,7 @@ def a_library_that_chooses(folder):
 WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
-    "onnx": by_command(export.main, "--out=HERE/m.onnx"),
+    "onnx": by_command(export.main, "HERE/m.onnx"),
     "checkpoints": checkpoints,
 }
 

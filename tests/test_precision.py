@@ -6,14 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+import imagepiece_jax
 from experiments import study
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.batches import EvalBatches
 from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.models.spec import create_model
-from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.visualize.trace import trace
 from imagepiece_jax.weights.load import load
 from tests import near_ties
@@ -36,9 +35,8 @@ def lowered(tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    model = create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
-    folder = tmp_path_factory.mktemp("weights")
-    return tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16)))
+    vit = tiny.pretrained(image_size=16, num_classes=10, **SIZE)
+    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "mini", vit)
 
 
 def precisions(programs):
@@ -68,9 +66,8 @@ def test_what_visualize_and_studies_show(weights, lowered):
 
 
 def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
-    words = ["--reduction=imagepiece:merge_blocks=(0,):prune_blocks=(1,)"]
-    words += [f"--weights={weights}", "--data=digits", "--dtype=float32"]
-    call(evaluate.main, *words, "--workers=0", "--optimized").ok()
+    words = [weights, "digits", f"--reduction={SETTING}", "--workers=0"]
+    call(evaluate.main, *words, "--optimized").ok()
     found = precisions(lowered())
     (program,) = (found.pop(name) for name in list(found) if "logits" in name)
     assert program > FULL  # of its products only those that decide

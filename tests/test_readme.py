@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import functools
 import importlib
-import json
 import pathlib
 import re
 from typing import ClassVar
@@ -30,7 +29,7 @@ from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
 from imagepiece_jax.weights import hub
-from tests.command import call, start
+from tests.command import call
 from tests.models import tiny
 from tests.shallow import deit_ti
 
@@ -147,38 +146,14 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-DEFINITIONS = """
-import importlib, json, sys
-from absl import flags
-
-before, defined = {}, {}
-for name in sys.argv[1:]:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name not in ("timm", "torch", "transformers"):
-            raise
-        continue  # a tool beside other people's packages, where they are not
-    now = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
-    for flag, definition in now.items():
-        if definition is not before.get(flag):
-            kind = definition.flag_type().removesuffix(" enum")
-            defined.setdefault(flag, []).append([name, kind, definition.default])
-    before = now
-print(json.dumps(defined))
-"""
-
-
 @pytest.fixture(scope="module")
 def flags_of():
-    """Names of the flags of every command."""
-    names = [name.replace("-", "_") for name in commands()]
-    modules = [f"imagepiece_jax.commands.{name}" for name in names]
-    ended = start("-c", DEFINITIONS, *modules)
-    found = {name: {"help", "config", "workdir"} for name in names}
-    for flag, definitions in json.loads(ended.out).items():
-        for module, *_ in definitions:
-            found[module.rpartition(".")[2]].add(flag)
+    """Names of the options of every command."""
+    found = {}
+    for name in commands():
+        main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
+        out = call(main, "--help").ok().out
+        found[name] = {*re.findall(r"--([\w-]+)", out), "help"}
     return found
 
 
@@ -191,9 +166,8 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
     typed = re.findall(rf"imagepiece_jax ({names})((?: [^\n`|]*)?)", text)
     typed += re.findall(rf"`({names}) (--[^`]*)`", text)
     for name, words in typed:
-        flags = re.findall(r"(?<![\w-])--(?:no)?(\w+)", words.replace("\n", " "))
-        unknown = {*flags} - flags_of[name.replace("-", "_")]
-        assert not {flag for flag in unknown if not flag.startswith("config")}, words
+        flags = re.findall(r"(?<![\w-])--([\w-]+)", words.replace("\n", " "))
+        assert not {*flags} - flags_of[name], words
 
 
 def anchors(page):
@@ -252,8 +226,7 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     weights = "deit_tiny_patch16_224.pth"
-    words = (f"--weights={weights}", "--out=model.onnx")
-    call(export.main, *words).ok()
+    call(export.main, weights, "model.onnx").ok()
     predict = imagepiece_jax.Predictor(imagepiece_jax.load(weights))
     photographs = sorted((assets / "data" / "imagenette_mini" / "val").rglob("*.*"))
     for turned, file in enumerate(photographs[::20]):

@@ -21,7 +21,7 @@
 # Parts 1 to 5, 7, 9 and 11 took as long on an H200 with 16 cores, of which eight programs
 # compile at a time: 2 to 15 s each. torch.compile takes all cores, in which time they
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
-# machine needs jax[cuda13], flax, torch and timm, no network, no configs and no data.
+# machine needs jax[cuda13], flax, tyro, torch and timm, no network, no configs and no data.
 # A part has a time limit of its own, and one that fails stops no other; what it measured
 # is kept. $OUT gets speeds.jsonl, train.json, log.txt and tables.md. PYTHON names the
 # interpreter. FLAGS are added to all calls of gpu_speed, such as FLAGS=--smoke to try

@@ -210,8 +210,7 @@ def torch_device():
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "--against needs PyTorch with CUDA here, but the installed one finds no GPU"
-            "; install it with CUDA, or choose --device cpu"
+            "against needs PyTorch with CUDA here, but the installed one finds no GPU"
         )
     return where
 

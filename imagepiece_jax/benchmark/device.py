@@ -13,31 +13,12 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.machine import cores, memory_bytes
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import InputError
 
 # What peak rates are measured with: sides of square matrices, of which the fastest
 # counts, and bytes of a copied array, which is larger than any cache.
 PEAK_SIZES = {"cpu": ((1024, 2048), 2**27)}
 PEAK_SIZES_ELSEWHERE = ((4096, 8192, 16384), 2**30)
 INPUTS = 4  # different inputs that calls take in turn
-
-
-def use(name: str):
-    """Select "cpu", "gpu" or JAX's "default" device, before anything is computed.
-
-    Raises InputError if it is missing.
-    """
-    if name == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        here = platform()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device is {name}, but JAX finds none ({reason})") from error
-    if name not in ("default", here):
-        raise InputError(
-            f"device is {name}, which JAX does not find here, or lacks the plugin of"
-        )
 
 
 def platform() -> str:

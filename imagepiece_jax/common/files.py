@@ -163,10 +163,8 @@ def check_folder(name, path):
     nearest = pathlib.Path(path).absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent
-    if not nearest.is_dir():
-        raise InputError(f"{name} {path} cannot be created: {nearest} is no folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{name} {path} cannot be written (Permission denied)")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{name} {path} cannot be written: nothing can in {nearest}")
 
 
 def check_own(name, path, of, ours):

@@ -276,13 +276,7 @@ def shard(tree):
     count = len(local_devices())
 
     def put(x):
-        size = len(x)
-        if size % count:
-            raise InputError(
-                f"batch_size is {size}; it must be a multiple of {count}, the number "
-                "of local devices"
-            )
-        return _global_array(x.reshape(count, size // count, *x.shape[1:]))
+        return _global_array(x.reshape(count, len(x) // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)
 

@@ -171,11 +171,9 @@ class RunConfig:
         for field in dataclasses.fields(OptimConfig):
             optim[field.name] = fields.pop(field.name)
         with _in_config():
-            fields["model"] = ModelSpec.of_run(config)
-            fields["reduction"] = Reduction.read(
-                fields["reduction"], fields["model"].prop_attn
-            )
-        fields["optim"] = OptimConfig(**optim)
+            model = ModelSpec.of_run(config)
+            fields["reduction"] = Reduction.read(config["reduction"], model.prop_attn)
+        fields |= {"model": model, "optim": OptimConfig(**optim), "written": config}
         for name, kind in (
             ("data", DataConfig),
             ("augment", AugmentConfig),
@@ -184,7 +182,7 @@ class RunConfig:
             ("init", InitConfig),
         ):
             fields[name] = kind(**fields[name])
-        return cls(**fields, written=config)
+        return cls(**fields)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
         """The model as it is evaluated, with the plan of the reduction.

@@ -249,7 +249,9 @@ def record_unreadable(damaged, in_a_row, total, consequence):
             damaged[error.name] = error.reason
             log.warning("%s: %s", error, consequence)
     if len(in_a_row) >= MAX_IN_A_ROW:
-        raise InputError(f"{in_a_row[0]}, as the first of {len(in_a_row)} in a row")
+        raise InputError(
+            f"{in_a_row[0]}, as the first of {len(in_a_row)} images in a row"
+        )
     count = len(damaged)
     if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))

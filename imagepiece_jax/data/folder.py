@@ -40,7 +40,6 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
     An image is a file that ends in one of `EXTENSIONS`. Files of a folder come
     in order of their names, and before those of its sub-folders. Hidden files and
     folders are passed over, and a folder that links lead to again is read once.
-
     """
     found = Listing([], [], {})
     _add(found, root, inside)

@@ -25,13 +25,14 @@ class Normalization:
 
     def __post_init__(self):
         for name in ("mean", "std"):
-            values = tuple(map(float, getattr(self, name)))
+            values = tuple(getattr(self, name))
             if len(values) != 3:
                 raise InputError(f"{name} is {values}; it must be three numbers")
-            object.__setattr__(self, name, values)
-        for mean, std in zip(self.mean, self.std, strict=True):
-            check_range("mean", mean, 0, 1)
-            check_range("std", std, above=0, most=1)
+            for value in values:
+                check_range(name, value, 0, 1)
+            object.__setattr__(self, name, tuple(map(float, values)))
+        for value in self.std:
+            check_range("std", value, above=0)
 
 
 def is_array(images) -> bool:

@@ -216,9 +216,7 @@ def as_source(images: Any) -> Source:
 def _photographs(paths):
     """The Photographs of paths of images and folders."""
     paths = [os.path.expanduser(path) for path in paths]
-    for path in paths:
-        if not os.path.exists(path):
-            raise InputError(f"images: {path} does not exist")
+    check_there(paths)
     return Photographs(find_images(paths, "train"))
 
 

@@ -205,7 +205,7 @@ def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
         last_norm = final_norm(model, variables)
         # For each block the number of steps up to it, which is the place of its path.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])
-        check_outputs(outputs, grid)
+        check_outputs(outputs)
         paths = follow(outputs.results, outputs.taps, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
@@ -245,10 +245,10 @@ def feature_map(
     norm: function of [.., D] that norms tokens (`final_norm`); None: features are the
         residual stream, which grows from block to block
     Returns [B, *grid, D].
-    Raises InputError for another fill or grid, and for outputs of masked training.
+    Raises InputError for another fill, and for outputs of masked training.
     """
     check_fill(fill, outputs.state.num_prefix)
-    check_outputs(outputs, grid)
+    check_outputs(outputs)
     path = follow(outputs.results, outputs.taps, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm)
     return values.reshape(values.shape[0], *grid, values.shape[2])
@@ -298,20 +298,13 @@ def _spread(learned, matrix):
     )
 
 
-def check_outputs(outputs, grid):
-    """Refuse another grid, and outputs of masked training."""
+def check_outputs(outputs):
+    """Refuse outputs of masked training, where no token is gone."""
     state = outputs.state
     results = outputs.results
     masks = [result for result in results if isinstance(result, Masking)]
     if state.mask is not None or masks:
-        raise InputError("outputs are those of masked training, where no token is gone")
-    patches = state.x.shape[1] - state.num_prefix
-    if outputs.taps:  # of the first step, which saw all patches
-        patches = outputs.taps[0].x.shape[1]
-    if grid[0] * grid[1] != patches:
-        raise InputError(
-            f"grid is {grid[0]}x{grid[1]}, but the model had {patches} patches"
-        )
+        raise InputError("outputs are those of masked training")
 
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:

@@ -83,18 +83,6 @@ def full_name(name: str) -> str:
     return name
 
 
-def check_found(name: str):
-    """Raise InputError, as `open_source`, where data are not there.
-
-    ImageNet's files are in a folder that the name does not say: they are not looked at.
-    """
-    kind, _, path = full_name(name).partition(":")
-    has_path = kind in ("folder", "csv") and path
-    there = has_path and os.path.exists(os.path.expanduser(path))
-    if not there and name not in SETS:
-        open_source(name, "val")
-
-
 def own_files(name: str) -> list[str]:
     """Files of the data `name`, apart from images, that must not be overwritten."""
     kind, _, path = full_name(name).partition(":")

@@ -22,7 +22,6 @@ from imagepiece_jax.training.logging import (
 from imagepiece_jax.training.train_step import count_programs
 
 UNIT = " (1e18 operations, two a MAC)"
-IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 LISTED_CLASSES = 5  # a dry run lists so many names of classes
 # (row, path in the run's folder) of the table of results, for what exists
 PLACES = (
@@ -68,25 +67,6 @@ def training_flop(
     steps = length(run, images)
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
     return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
-
-
-def estimate(run: RunConfig) -> str:
-    """The operations of a training, and the line on cost in the docstrings of configs.
-
-    They follow from shapes: no image is read and nothing is compiled.
-    """
-    model = run.create_model()
-    optim = run.optim
-    line = f"{model_macs(model, run.image_size) / 1e9:.2f} GMACs, "
-    line += f"{model.plan[-1].mlp_tokens} final tokens"
-    if run.data.name == "imagenet2012":
-        flop = _eflop(training_flop(run, IMAGENET_IMAGES))
-        training = f"{flop}{UNIT}"
-        line = f"{line}, {flop}, no published acc1"
-    else:
-        flop = 1000 * training_flop(run, optim.batch_size) / optim.batch_size
-        training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
-    return f"training: {training}\n{line}"
 
 
 def _eflop(operations):

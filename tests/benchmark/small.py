@@ -4,27 +4,10 @@ import dataclasses
 
 import jax
 
-from configs import quickstart
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common.image_size import sides
-from tests.runs import ROOT
 
-# Of a few parameters, for images of 16x16; TINY has them as fields of a config.
-FIELDS = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
-FIELDS |= {"reduction": "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"}
-TINY = ["--config", f"{ROOT}/configs/quickstart.py"]
-TINY += [f"--config.{name}={value}" for name, value in FIELDS.items()]
-# The same for its weights.
-REDUCED = "--reduction=imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
-OF_WEIGHTS = ["--name=vit_mini", "--model=num_heads=2", REDUCED]
-SMALL = ["--warmup=2", "--repeats=2", "--seconds=0.001", "--batch_size=4"]
-
-
-def tiny_config():
-    """The config of `TINY`."""
-    config = quickstart.get_config()
-    config.update_from_flattened_dict(FIELDS)
-    return config.lock()
+SMALL = ["--warmup=2", "--repeats=2", "--seconds=0.001", "--batch-size=4"]
 
 
 class Mean:
@@ -32,13 +15,13 @@ class Mean:
 
     compile_seconds = 1.0
 
-    def __init__(self, vit, *, batch_size, pixels, dtype, attention, gelu=None):
+    def __init__(self, vit, *, batch_size, dtype, attention, gelu=None):
         arch = vit.model.arch
         arch = dataclasses.replace(arch, gelu=gelu or arch.gelu)
         self.model = vit.model.clone(arch=arch)
         self.seen = []
         shape = (batch_size, *sides(vit.image_size), 3)
-        self.images = jax.ShapeDtypeStruct(shape, "uint8" if pixels else dtype)
+        self.images = jax.ShapeDtypeStruct(shape, dtype)
         mean = jax.jit(lambda images: images.astype("float32").mean(axis=(1, 2)))
         self.compiled = mean.lower(self.images).compile()
 

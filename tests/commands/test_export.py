@@ -4,43 +4,30 @@ import dataclasses
 import importlib.util
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import export
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import onnx_model, program_facts
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.refused import refused
-from tests.runs import configured
 
-MODEL = {"model.embed_dim": 8, "model.depth": 2, "model.num_heads": 2}
-MODEL |= {"model.dtype": "float32"}
-MODEL |= {"reduction": "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"}
-WORDS = ["--name=vit_mini", "--model=num_heads=2", "--dtype=float32"]
-WORDS += ["--reduction=imagepiece:merge_blocks=(0,):prune_blocks=(1,)"]
+REDUCTION = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
 
 
 @pytest.fixture(scope="module")
-def model():
-    return RunConfig.from_config(configured(MODEL)).create_model()
+def vit():
+    return tiny.pretrained(REDUCTION, depth=2, stem="conv")
 
 
 @pytest.fixture(scope="module")
-def variables(model):
-    return tiny.fill(tiny.shapes(model, 16))
-
-
-@pytest.fixture(scope="module")
-def weights_file(variables, tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", variables)
+def weights(vit, tmp_path_factory):
+    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "w", vit)
 
 
 @pytest.mark.parametrize(
@@ -82,48 +69,47 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_signal_leaves_both_files_or_none(weights_file, tmp_path):
+def test_a_signal_leaves_both_files_or_none(weights, tmp_path):
     out = tmp_path / "model.onnx"
-    words = ["export", *WORDS, f"--weights={weights_file}", f"--out={out}"]
-    ended = start("-c", SIGNALED, *words, imported=True)
+    ended = start("-c", SIGNALED, "export", weights, out, imported=True)
     assert (ended.status, ended.err.splitlines()[-1]) == (143, "terminated")
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
     assert facts["dtype"] == "float32"
     assert len([*tmp_path.iterdir()]) == 2
 
 
-def test_the_file_computes_the_logits_of_the_model(
-    model, variables, weights_file, tmp_path
-):
+def test_the_file_computes_the_logits_of_the_model(vit, weights, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
-    words = [*WORDS, f"--weights={weights_file}", f"--out={out}"]
-    ended = call(export.main, *words).ok()
+    ended = call(export.main, weights, out).ok()
     assert "float32" in ended.out
     assert "ONNX opset 20" in ended.out
-    noise = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
+    noise = np.asarray(tiny.images(3))
+    want = np.asarray(tiny.jit(vit.model.apply)(vit.variables, noise).logits)
     session = runtime.InferenceSession(out)
     for count in (3, 1):
         (found,) = session.run(None, {"images": noise[:count]})
         np.testing.assert_allclose(found, want[:count], atol=1e-5)
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    entry = {"name": "images", "shape": ["batch", 16, 16, 3], "dtype": "float32"}
+    entry = {
+        "name": "images",
+        "shape": ["batch", tiny.SIDE, tiny.SIDE, 3],
+        "dtype": "float32",
+    }
     assert facts["input"] == entry
-    assert facts["output"]["shape"] == ["batch", 10]
-    assert facts["classes"] == 10
+    assert facts["output"]["shape"] == ["batch", tiny.CLASSES]
+    assert facts["classes"] == tiny.CLASSES
     assert facts["normalization"]["pixels"].endswith("is (pixels - mean) / std")
     assert facts["normalization"]["mean"] == list(MEAN)
     assert facts["normalization"]["std"] == list(STD)
     assert facts["method"]["name"] == "imagepiece"
-    assert facts["gmacs"] == pytest.approx(model_macs(model, 16) / 1e9)
+    assert facts["gmacs"] == pytest.approx(vit.gmacs)
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
-    words = [*WORDS, f"--weights={weights_file}", f"--out={tmp_path / 'm.onnx'}"]
+def test_a_missing_package_is_named(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = sentence(call(export.main, *words))
+    said = sentence(call(export.main, weights, tmp_path / "m.onnx"))
     assert said.startswith("an ONNX file needs onnx, which is not ")
     assert not list(tmp_path.iterdir())
 
@@ -139,10 +125,10 @@ def test_features_are_exported_as_they_are_computed(saved, tmp_path):
     """The JSON names the arrays in their order."""
     runtime = pytest.importorskip("onnxruntime")
     images = np.asarray(tiny.images(2))
-    words = [f"--weights={saved}", "--dtype=float32", "--output=features"]
+    words = [saved, tmp_path / "model.onnx", "--output=features"]
     want = features(imagepiece_jax.load(saved), images)
     out = tmp_path / "model.onnx"
-    call(export.main, *words, f"--out={out}").ok()
+    call(export.main, *words).ok()
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
     found = runtime.InferenceSession(out).run(None, {"images": images})
     names = ["pooled", "patches", "prefix", "dropped"]
@@ -160,7 +146,7 @@ def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkey
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
     facts_file = tmp_path / "model.onnx.json"
-    words = [f"--weights={saved}", f"--out={out}"]
+    words = [saved, out]
 
     def exported(*more):
         ended = call(export.main, *words, *more).ok()
@@ -200,7 +186,7 @@ def test_only_an_earlier_export_is_replaced(saved, tmp_path, texts, name):
 
 def test_a_form_of_gelu_is_that_of_a_model_loaded_with_it(saved, tmp_path):
     own = tmp_path / "own.onnx"
-    words = [f"--weights={saved}", f"--out={own}", "--gelu=tanh", "--dtype=float32"]
+    words = [saved, own, "--gelu=tanh"]
     call(export.main, *words).ok()
     tanh = imagepiece_jax.load(saved, gelu="tanh")
     loaded = imagepiece_jax.export(str(tmp_path / "loaded.onnx"), tanh)

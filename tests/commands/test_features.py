@@ -26,8 +26,9 @@ def folder(tmp_path_factory):
 def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     out = tmp_path / "out"
-    words = ["--weights=weights", "--reduction=evit:keep_rate=.6:blocks=(1,2)"]
-    ended = call(features.main, *words, "--data=photos", f"--out={out}").ok()
+    words = ["weights", "photos", f"--out={out}"]
+    evit = "--reduction=evit:keep_rate=.6:blocks=(1,2)"
+    ended = call(features.main, *words, evit).ok()
     rows, damaged, compared = ended.out.splitlines()
     assert rows == f"{out}/pooled.npy: 3 x 30 float16"
     assert damaged == f"1 damaged, whose rows are NaN: {out}/damaged.csv"
@@ -42,10 +43,9 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     assert (out / "paths.txt").read_text().split() == [
         f"photos/{name}.png" for name in "abc"
     ]
-    again = call(features.main, *words, "--data=photos", f"--out={out}").ok()
+    again = call(features.main, *words, evit).ok()
     assert again.out == ended.out
-    other = ["--weights=weights", "--reduction=tome:r=2", "photos", f"--out={out}"]
-    *_, said = call(features.main, *other).err.splitlines()
+    *_, said = call(features.main, *words, "--reduction=tome:r=2").err.splitlines()
     assert said.startswith(f"error: --reduction is tome:r=2, but {out} was started")
 
 
@@ -53,15 +53,15 @@ def test_the_words_of_load(folder, tmp_path, monkeypatch):
     """Sizes, crop and type are those of the model; images may stand behind flags."""
     monkeypatch.chdir(folder)
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
-    words = ["--weights=weights", "--image_size=40", "--crop=0.5", "--dtype=bfloat16"]
-    words += ["--storage=float32", f"--out={tmp_path}/out", tmp_path / "a.png"]
+    words = ["weights", tmp_path / "a.png", "--image-size=40", "--crop=0.5"]
+    words += ["--dtype=bfloat16", "--storage=float32", f"--out={tmp_path}/out"]
     call(features.main, *words).ok()
     vit = imagepiece_jax.load("weights", image_size=40, crop=0.5, dtype="bfloat16")
     want = imagepiece_jax.features(vit, tmp_path / "a.png").pooled
     found = np.load(tmp_path / "out" / "pooled.npy")
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.float32(want), rtol=0.02, atol=0.02)
-    two = ["--weights=weights", f"--out={tmp_path}/two", "photos/a.png", "photos/c.png"]
+    two = ["weights", "photos/a.png", "photos/c.png", f"--out={tmp_path}/two"]
     call(features.main, *two).ok()
     assert len(np.load(tmp_path / "two" / "pooled.npy")) == 2
 
@@ -72,7 +72,7 @@ def test_the_lines_of_the_page_find_the_photograph_itself(
     """And a damaged one last."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(folder / "photos")
-    words = [f"--weights={folder}/weights", "--data=photos", "--out=vectors"]
+    words = [f"{folder}/weights", "photos", "--out=vectors"]
     call(features.main, *words).ok()
     page = (ROOT / "docs" / "search.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

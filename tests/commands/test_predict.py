@@ -17,15 +17,13 @@ from tests.command import call
 from tests.models import tiny
 from tests.pictures import write_damaged
 
-WORDS = ["--name=vit_mini", "--model=num_heads=3", "--dtype=float32"]
-
 
 def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"
     write_damaged(images, tiny.SIDE)
-    weights = tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model()))
-    words = [*WORDS, f"--weights={weights}", "--top=2", f"--json={out}", images]
+    weights = imagepiece_jax.save(tmp_path / "w", tiny.pretrained())
+    words = [weights, images, "--top=2", f"--json={out}"]
     ended = call(predict.main, *words)
     assert ended.status == 1
     bad = images / "b.png"
@@ -40,23 +38,6 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     assert first["probability"] > second["probability"] > 0
     assert f"{first['label']} {100 * first['probability']:.1f} %" in lines[0]
     assert "cannot be read" in found[str(images / "b.png")]["error"]
-
-
-RESIZES = ([], ["--resize=none"])
-
-
-def test_images_are_resized_unless_told_otherwise(tmp_path):
-    vit = tiny.pretrained(image_size=40)
-    tiny.write(tmp_path / "w.npz", vit.variables)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    words = [*WORDS, f"--weights={tmp_path}/w.npz", tmp_path / "a.png"]
-    with pytest.warns(UserWarning, match="does not say how its images are cropped"):
-        outs = [call(predict.main, *words, *more).out for more in RESIZES]
-    assert "each image read (1 of 1) has 40x40 pixels" in outs[0]
-    assert "40x40" not in outs[1]
-    (want,) = Predictor(vit, resize="none", top=1)(pixels)
-    assert f"a.png: {want.label} {100 * want.probability:.1f} %" in outs[1]
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +65,19 @@ def test_the_program_has_the_gelu_of_the_flag(panda, monkeypatch, words, gelu):
 
     monkeypatch.chdir(panda)
     monkeypatch.setattr(predictor, "Predictor", Noted)
-    assert call(predict.main, "--weights=test_vit.npz", *words, "a.png").status == 0
+    assert call(predict.main, "test_vit.npz", "a.png", *words).status == 0
     assert asked == [gelu]
 
 
 def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     """In predictions, on the page of tokens, in a saved folder and beside a program."""
     monkeypatch.chdir(panda)
-    words = ["--weights=test_vit.npz", "--dtype=float32"]
-    ended = call(predict.main, *words, f"--json={tmp_path}/p.json", "a.png")
+    words = ["test_vit.npz", "a.png"]
+    ended = call(predict.main, *words, f"--json={tmp_path}/p.json")
     assert "\na.png: giant panda 100.0 %; " in ended.out, ended
     first, *_ = json.loads((tmp_path / "p.json").read_text())["a.png"]
     assert (first["label"], first["index"]) == ("giant panda", 388)
-    words = ["--weights=test_vit.npz", f"--out={tmp_path}/page", "a.png"]
-    assert call(visualize.main, *words).status == 0
+    assert call(visualize.main, *words, f"--out={tmp_path}/page").status == 0
     assert "giant panda, 100 % sure" in (tmp_path / "page" / "index.html").read_text()
     vit = imagepiece_jax.load(panda / "test_vit.npz")
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 from imagepiece_jax.commands import visualize
 from imagepiece_jax.common import files
 from imagepiece_jax.data import pictures
@@ -23,9 +24,8 @@ from tests.visualize.traces import read_traces
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    model = tiny.model(embed_dim=64, num_heads=4, depth=1)
-    folder = tmp_path_factory.mktemp("weights")
-    return tiny.write(folder / "vit_mini.npz", tiny.variables(model))
+    vit = tiny.pretrained(embed_dim=64, num_heads=4, depth=1)
+    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "mini", vit)
 
 
 @pytest.fixture
@@ -41,29 +41,29 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     out = tmp_path / "out"
     ended = call(
         visualize.main,
-        *(folder, "--weights", weights, "--out", out),
-        *("--sweep", "tome:r=4", "--sweep", "token_learner:num_tokens=3:block=0"),
+        *(weights, folder, "--out", out),
+        *("--reductions", "tome:r=4", "evit:keep_rate=.5:blocks=(0,)"),
     )
     assert ended.status == 1, ended
     assert ended.err == f"{folder}/b.png is left out: no known image format\n"
-    label = "token_learner num_tokens=3 block=0 (untrained selectors)"
+    label = "evit:keep_rate=0.5:blocks=(0,)"
     assert ended.out.splitlines()[1:3] == [  # after a note on d.txt
-        "tome r=4: 25 patches, 21 tokens at the end",
-        f"{label}: 25 patches, 3 tokens at the end",
+        "tome:r=4: 25 patches, 21 tokens at the end",
+        f"{label}: 25 patches, 13 tokens at the end",
     ]
     names, (tome, learner) = read_traces(out)
     assert names == ["a.png", "c.png"]
-    assert [tome["label"], learner["label"]] == ["tome r=4", label]
-    assert learner["setting"]["name"] == "token_learner"
+    assert [tome["label"], learner["label"]] == ["tome:r=4", label]
+    assert learner["setting"] == label
     assert np.sum(tome["stages"][0]["sizes"]) == 2 * 25
     figures = {file.name for file in (out / "figures").iterdir()}
-    slugs = ("tome_r_4", "token_learner_num_tokens_3_block_0_untrained_selectors")
+    slugs = ("tome_r_4", "evit_keep_rate_0.5_blocks_0")
     stems = ("000_a", "001_c")
     assert figures == {
         f"{stem}_{slug}.png" for stem, slug in itertools.product(stems, slugs)
     }
     page = (out / "index.html").read_text()
-    assert page.startswith("<!doctype html>") and "vit_mini.npz" in page
+    assert page.startswith("<!doctype html>") and "mini" in page
     for file in figures:
         assert f'"figures/{file}"' in page
 
@@ -129,10 +129,10 @@ def test_images_are_read_as_for_evaluation(folder):
 
 def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):
     out = tmp_path / "new" / "out"
-    words = [folder / "a.png", "--weights", weights, "--sweep=tome:r=4", "--out", out]
-    with files.FolderLock("--out", out):
+    words = [weights, folder / "a.png", "--reductions=tome:r=4", "--out", out]
+    with files.FolderLock("out", out):
         said = sentence(call(visualize.main, *words))
-        assert said.startswith(f"--out {out} is in use by another process; ")
+        assert f"{out} is in use by another process" in said
         assert not [*out.iterdir()]
     assert not out.parent.exists()
     call(visualize.main, *words).ok()
@@ -164,7 +164,7 @@ def test_ctrl_c_leaves_what_was_there(tmp_path, weights, folder, place, there):
             file.write_text(f"<title>{html.TITLE}</title>")
         else:
             file.mkdir(parents=True)
-    words = [folder / "a.png", "--weights", weights, "--sweep=tome:r=4", "--out", out]
+    words = [weights, folder / "a.png", "--reductions=tome:r=4", "--out", out]
     ended = start("-c", SIGNALED, place, *words, imported=True)
     assert (ended.status, ended.lines[-1]) == (130, "interrupted"), ended
     if there:
@@ -183,8 +183,8 @@ def test_any_file_name(tmp_path, weights):
     for name in names:
         Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save(folder / name, "PNG")
     out = tmp_path / "out\udce9"
-    words = ("--weights", weights, "--sweep=tome:r=4", "--out", out)
-    ended = call(visualize.main, folder, *words)
+    words = ("--reductions=tome:r=4", "--out", out)
+    ended = call(visualize.main, weights, folder, *words)
     assert ended.status == 0
     assert ended.err == ""
     assert read_traces(out)[0] == names

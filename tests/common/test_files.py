@@ -240,7 +240,7 @@ def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
     assert [p.name for p in target.parent.iterdir()] == ["target"]
     link.unlink()
     link.symlink_to(link)
-    with pytest.raises(RunError, match="cannot be written .Too many levels"):
+    with pytest.raises(RunError, match="cannot be written"):
         put(link, "new")
 
 
@@ -308,8 +308,8 @@ def test_a_folder_is_checked_and_not_made(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with refused("out", path, "cannot be created"):
+        with refused("out", path, "cannot be written"):
             files.check_folder("out", path)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with refused("out", tmp_path / "a", "cannot be written (Permission denied)"):
+    with refused("out", tmp_path / "a", "cannot be written"):
         files.check_folder("out", tmp_path / "a")

@@ -25,9 +25,6 @@ FIELDS = {
     **SIZE,
 }
 
-# What commands are told of a file of its weights.
-NAMED = ["--name=vit_mini", "--model=num_heads=2"]
-
 PROGRAMS = {}  # of all studies, whose models are mostly the same
 
 

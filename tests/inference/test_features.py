@@ -150,7 +150,6 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     "options, state, steps, field, value",
     [
         ({"fill": "mean"}, {}, {}, "fill", "mean"),
-        ({"grid": (2, 2)}, {}, {}, "grid", (2, 2)),
         ({"fill": "class"}, {"num_prefix": 0}, {}, "fill", "class"),
         ({}, {"mask": jnp.ones((1, 6))}, {}, "outputs", None),
         ({}, {}, {"results": (Masking(np.ones((1, 6))),)}, "outputs", None),

@@ -231,7 +231,6 @@ UNEVEN = {"batch_size": 9, "placement": Placement(0, 2)}
     "call, field, value",
     [
         (lambda: train_batches(Noise(20), size=21), "batch_size", 21),
-        (lambda: train_batches(Noise(20), seed=-1), "seed", -1),
         (lambda: evaluate(Noise(20), **UNEVEN), "batch_size", 9),
     ],
 )

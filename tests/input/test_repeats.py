@@ -83,7 +83,7 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     sequence = EvalBatches(Noise(9, {4}), Preprocessing(48), batch_size=3)
     sequence.requests = lambda _: [Request([4, 5], {0: (), 1: (), 2: ()})]
     _, samples = sequence.read(0, functools.partial(np.empty, dtype=np.uint8))
-    names = [[error.place for error in sample.errors] for sample in samples]
+    names = [[error.name for error in sample.errors] for sample in samples]
     assert names == [["4.jpg"], [], []]
     assert [one.fields["index"] for one in samples] == [5] * 3
 

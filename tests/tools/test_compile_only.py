@@ -11,7 +11,6 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import RunError
-from tests.benchmark.small import TINY
 from tests.command import call, start
 from tools import compile_only, hlo
 
@@ -99,8 +98,8 @@ def test_the_command_reports_every_size_and_mode(monkeypatch):
         return f"table {len(calls)}"
 
     monkeypatch.setattr(compile_only, "report", report)
-    words = [*TINY, "--kernels", "--batch_size=8,256", "--mode=inference,train"]
-    words.append("--gelu=tanh")
+    words = ["--configs=quickstart", "--kernels", "--batch-size", 8, 256]
+    words += ["--mode", "inference", "train", "--gelu=tanh"]
     ended = call(compile_only.main, *words)
     assert (ended.status, ended.out.split("\n")[0]) == (0, "table 1")
     assert calls == [
@@ -127,6 +126,6 @@ def test_what_is_compiled_is_the_function(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not compile_only.has_wheels(), reason="needs the CUDA wheels")
 def test_a_program_compiled_for_the_gpu():
-    words = ["--config=configs/deit_s.py", "--kernels", "--batch_size=8"]
+    words = ["--configs=deit_s", "--kernels", "--batch-size=8"]
     out = start("-m", "tools.compile_only", *words).ok().out
     assert {"gemm", "attention", "fusion"} <= {*out.split()}

@@ -40,6 +40,6 @@ def onnx_shapes(monkeypatch):
 
 def test_pytorch_is_timed_on_images_of_its_models_size(tmp_path, onnx_shapes):
     """timm's model takes no others, and the last of ours takes smaller ones."""
-    words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch_sizes=2"]
+    words = [f"--times={tmp_path / 'times'}", "--size=deit_ti", "--batch-sizes=2"]
     call(onnx_speed.main, *words).ok()
     assert onnx_shapes == [(2, 224, 224, 3)]

@@ -7,7 +7,6 @@ import subprocess
 
 import pytest
 
-from imagepiece_jax.benchmark import device as benchmark_device
 from imagepiece_jax.benchmark import suite
 from tests.command import call
 from tests.runs import ROOT
@@ -45,9 +44,8 @@ def timed(monkeypatch):
         return []
 
     monkeypatch.setattr(gpu_speed, "measure", measure)
-    monkeypatch.setattr(benchmark_device, "use", lambda name: None)
     monkeypatch.setattr(torch_baselines, "prepare", lambda *_: None)
-    monkeypatch.setattr(suite, "groups", lambda *_: [None])
+    monkeypatch.setattr(suite, "groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "run_all", lambda *_: None)
     monkeypatch.chdir(ROOT)
     return found

@@ -10,7 +10,7 @@ from tests.runs import configured
 
 
 def test_mixing_needs_pairs():
-    message = "config.batch_size is 6; allowed: even micro-batches, not 3"
+    message = "config.batch_size is 6, which makes micro-batches of 3; they must be "
     placement = Placement(accumulation=2)
     for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
         config = configured(batch_size=6, grad_accum_steps=2, **on)

@@ -12,6 +12,7 @@ from imagepiece_jax.training import data, logging, report
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import MetricWriter
+from imagepiece_jax.weights.file_names import RUN_FORMAT
 from tests import runs
 from tests.training import test_logging
 
@@ -80,7 +81,7 @@ def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
     monkeypatch.setattr(run_dir, "time_now", now)
 
     def train(steps, compiling):
-        run_dir.record_start(tmp_path, {})
+        run_dir.record_start(tmp_path, {"format": RUN_FORMAT})
         log = test_logging.make(tmp_path, step=steps.start - 1)
         for step in log.timed(steps):
             clock[0] += 1 + compiling * (step == steps.start)
@@ -98,7 +99,7 @@ def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
     share = f"{10 / wall:.0%} of 27:02 from the first start to the end"
     assert rows(tmp_path)["productive"] == share
     clock[0] += 9999  # to print the table again is no training
-    run_dir.record_start(tmp_path, {})
+    run_dir.record_start(tmp_path, {"format": RUN_FORMAT})
     assert rows(tmp_path)["productive"] == share
 
 

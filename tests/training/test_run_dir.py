@@ -6,7 +6,9 @@ import re
 import jax
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
@@ -14,6 +16,7 @@ from imagepiece_jax.training.cluster.run_dir import (
     record_start,
 )
 from imagepiece_jax.weights.file_names import RUN_FORMAT
+from tests import runs
 from tests.refused import refused
 
 CONFIG = {
@@ -125,6 +128,13 @@ def test_a_run_of_another_version_is_refused(tmp_path, changes):
         said = f"a run of format {changes['format']} is not read; this version reads"
     with pytest.raises(InputError, match=said):
         check_config(tmp_path, CONFIG)
+
+
+def test_weights_of_a_run_of_another_version_are_refused(tmp_path):
+    config = RunConfig.from_config(runs.configured()).to_dict()
+    started(tmp_path, config | {"format": 0})
+    with pytest.raises(InputError, match="format 0 is not read; this version reads"):
+        imagepiece_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{}", "{"])

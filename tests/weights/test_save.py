@@ -18,6 +18,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights import hub_configs
 from tests.models import tiny
@@ -227,7 +228,6 @@ THREE = (0.1, 0.2, 0.3)
 @pytest.mark.parametrize(
     "changed, value, said",
     [
-        ("imagepiece_jax", None, "imagepiece_jax"),
         ("imagepiece_jax.format", None, "format"),
         ("imagepiece_jax.format", 1, "format"),
         ("imagepiece_jax.model.foo", 3, "foo"),
@@ -356,6 +356,7 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     """Said by load, optimize and save, in repr, and by the folder."""
     file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
     fields = {"name": "vit_mini", "num_heads": tiny.HEADS}
+    fields |= {"mean": MEAN, "std": STD}
     with untrained() as said:
         vit = imagepiece_jax.load(file, num_classes=4, reduction=tiny.EVIT, **fields)
     assert len(said) == 1

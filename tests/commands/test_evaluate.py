@@ -11,17 +11,14 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe, doctor, evaluate
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.training import report
-from tests.benchmark.small import FIELDS, OF_WEIGHTS, TINY
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.pictures import write_csv
-from tests.runs import ROOT, configured
 
+REDUCTION = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
 FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
 FACTS |= {"trained", "averaged", "reduction", "num_classes"}
@@ -37,76 +34,33 @@ def _one_program():
         yield
 
 
-def described(name, *words):
-    """(table, cost, what is not computed), without the memory of a training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "estimate", lambda run: "trained")  # traces a step
-        words = ["--config", f"{ROOT}/configs/{name}", *words]
-        ended = call(describe.main, *words).quiet()
-    *table, cost, dead, trained = ended.out.rstrip("\n").split("\n")
-    assert trained == "trained"
-    return table, cost, dead
-
-
-def test_describe_prints_operations_and_the_line_of_a_docstring():
-    path = ROOT / "configs" / "deit_s.py"
-    out = call(describe.main, "--config", path).out
-    cost, _, training, line = out.splitlines()[-4:]
-    assert cost == "4.599 GMACs an image"
-    assert training == "training: 10.6 EFLOP (1e18 operations, two a MAC)"
-    assert line == "4.60 GMACs, 197 final tokens, 10.6 EFLOP, no published acc1"
-    assert f"    {line.removesuffix('no published acc1')}pub" in path.read_text()
-
-
-def test_describe_imagepiece_against_both_dense_models():
-    table, cost, dead = described("deit_s_imagepiece.py")
-    assert cost == (
-        "2.783 GMACs an image; dense 4.976 with a conv stem, 1.79 times as many; "
-        "dense 4.599 with a patch stem, 1.65 times as many"
-    )
-    # 60 tokens: 10 products of width 384 a token, and two with 61 others.
-    assert 60 * (10 * 384**2 + 2 * 61 * 384) == 91_284_480
-    assert dead == "0.09128 GMACs of the last block are not computed for logits"
-    heading, stem, *blocks, head, total = [line.split() for line in table]
-    assert heading == "attention MLP MMACs dense parameters image tokens".split()
-    for block, row in (
-        (0, "block 0 197 181 359.5 378.4 1,774,464 Retokenize: 196 - 16"),
-        (2, "block 2 166 133 276.0 378.4 1,774,464 TopK: 165 - 33"),
-        (11, "block 11 61 61 110.8 378.4 1,774,464"),
-    ):
-        assert blocks[block] == row.split()
-    assert stem == "stem 435.3 435.3 1,097,520".split()
-    # 384 * 1000 weights, 1000 biases and the norm's 2 * 384
-    assert head == "head 0.4 0.4 385,768".split()
-    assert total == "total 2783.2 4976.4 22,776,856".split()
-
-
 @pytest.fixture(scope="module")
-def model_and_variables():
+def vit():
     """The tiny model with weights that tell classes apart by chance alone."""
-    model = RunConfig.from_config(configured(FIELDS)).create_model()
-    # Larger than what training starts from, so that logits differ clearly.
-    return model, tiny.fill(tiny.shapes(model, 16), seed=3)
+    return tiny.pretrained(REDUCTION, num_classes=10, image_size=16, depth=2)
 
 
 @pytest.fixture(scope="module")
-def weights_file(model_and_variables, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    return tiny.write(folder / "tiny.npz", model_and_variables[1])
+def weights(vit, tmp_path_factory):
+    return imagepiece_jax.save(tmp_path_factory.mktemp("weights") / "tiny", vit)
 
 
-def test_describe_of_weights(weights_file, assets):
-    want = call(describe.main, *TINY)
-    ended = call(describe.main, *OF_WEIGHTS, "--weights", weights_file)
-    assert want.status == ended.status == 0
-    # What a training costs is the config's own matter.
-    assert want.out.startswith(ended.out + "training: ")
-    assert " EFLOP (1e18 operations, two a MAC) for every 1,000 training" in want.out
-    file = assets / "weights" / "deit_tiny_patch16_224.npz"
-    words = ["--name=deit_ti", "--reduction=evit"]
-    ended = call(describe.main, "--weights", file, *words)
-    # As in tests/models/cost_vectors.json.
-    assert "0.8121 GMACs an image; dense 1.254" in ended.out, ended
+def test_describe_of_a_name_and_of_weights(weights):
+    ended = call(describe.main, "deit_s", "--reduction=imagepiece").quiet()
+    assert "dense 4.599 with a patch stem, 1.6" in ended.out
+    ended = call(describe.main, weights).quiet()
+    heading, *rows = ended.out.splitlines()
+    assert (
+        heading.split() == "attention MLP MMACs dense parameters image tokens".split()
+    )
+    assert [row.split()[0] for row in rows[:5]] == [
+        "stem",
+        *2 * ["block"],
+        "head",
+        "total",
+    ]
+    own = json.loads((weights / "config.json").read_text())
+    assert own["imagepiece_jax"]["reduction"] == REDUCTION
 
 
 @pytest.fixture(scope="module")
@@ -121,24 +75,25 @@ def image_set(tmp_path_factory):
 
 
 @pytest.fixture
-def words(weights_file, image_set):
+def words(weights, image_set):
     """To evaluate them on those images, in batches of 64."""
-    data = f"--data=csv:{image_set[0]}/set.csv"
-    return [f"--weights={weights_file}", data, "--batch=64", "--workers=0"]
+    data = f"csv:{image_set[0]}/set.csv"
+    return [weights, data, "--batch-size=64", "--workers=0"]
 
 
-def evaluated(tmp_path, *words, of_weights=OF_WEIGHTS):
+def evaluated(tmp_path, *words):
     """(what was printed, what the JSON file holds)."""
     out = tmp_path / "result.json"
-    ended = call(evaluate.main, *of_weights, "--json", out, *words).ok()
+    ended = call(evaluate.main, *words, "--json", out).ok()
     assert sorted(tmp_path.glob("result*")) == [out]  # written whole, nothing beside it
     return ended, json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
-def logits(model_and_variables, image_set):
+def logits(vit, image_set):
     """The model's, float64 [150, 10], one image at a time."""
-    model, variables = model_and_variables
+    model = vit.model
+    variables = vit.variables
     forward = tiny.compiled(lambda image: model.apply(variables, image).logits)
     images = np.asarray(normalize(image_set[1], model.mean, model.std))
     return np.concatenate([forward(image[None]) for image in images], dtype=float)
@@ -160,16 +115,14 @@ def assert_by_hand(result, logits, labels):
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_evaluate_counts_every_image_once(
-    tmp_path, logits, weights_file, words, image_set
-):
+def test_evaluate_counts_every_image_once(tmp_path, logits, weights, words, image_set):
     """150 is no multiple of 64: the padding of the last batch counts nothing."""
     ended, result = evaluated(tmp_path, *words)
     assert_by_hand(result, logits, image_set[2])
     assert set(result) == KEYS
     assert result["throughput"] > 0
     assert result["unreadable"] == 0
-    shown = ended.out.replace(str(weights_file.parent), "")  # may have a number
+    shown = ended.out.replace(str(weights.parent), "")  # may have a number
     printed = dict(re.findall(r"(\w+) ([\d.]+)", shown))
     assert result["num_classes"] == 10
     assert set(printed) == KEYS - {"unreadable"} - FACTS
@@ -194,7 +147,7 @@ def test_evaluate_notes_images_of_few_classes(tmp_path, words, image_set):
     some = np.flatnonzero(np.isin(labels, (1, 2, 5, 8)))
     lines = ["filename,label", *(f"{i}.png,{labels[i]}" for i in some)]
     (folder / "some.csv").write_text("\n".join(lines))
-    words[1] = f"--data=csv:{folder}/some.csv"
+    words[1] = f"csv:{folder}/some.csv"
     ended, _ = evaluated(tmp_path, *words)
     assert (
         "note: 4 classes have images, and the model chooses among all 10" in ended.out
@@ -235,7 +188,7 @@ def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_
     assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
 
 
-def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
+def test_evaluate_digits_and_folder_agree(tmp_path, weights):
     """The same 359 digits, from the package and from PNG files."""
     source = open_source("digits", "val")
     for index in range(len(source)):
@@ -244,44 +197,13 @@ def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
             folder = tmp_path / "set" / split / str(label)
             folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
-    words = [f"--weights={weights_file}", "--resize=none", "--workers=0", "--batch=64"]
-    _, digits = evaluated(tmp_path, *words, "--data=digits")
-    _, folder = evaluated(tmp_path, *words, f"--data=folder:{tmp_path}/set")
+    words = ["--workers=0", "--batch-size=64"]
+    _, digits = evaluated(tmp_path, weights, "digits", *words)
+    _, folder = evaluated(tmp_path, weights, f"folder:{tmp_path}/set", *words)
     assert digits["images"] == folder["images"] == 359
     assert digits["acc1"] == folder["acc1"]
     assert digits["acc5"] == folder["acc5"]
     assert digits["loss"] == pytest.approx(folder["loss"], rel=1e-5)
-
-
-def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
-    """40x40 pixels: as DeiT does for the 48-pixel model, refused as they are."""
-    grays = np.uint8([0, 60, 120, 180])[:, None, None, None]
-    write_csv(tmp_path, np.broadcast_to(grays, (4, 40, 60, 3)), range(4))
-    size = {"image_size": 48, "model.depth": 1}
-    reduction = "imagepiece:merge_blocks=(0,):prune_blocks=()"
-    size |= {"model.stem": "patch", "reduction": reduction}
-    model = RunConfig.from_config(configured(FIELDS, size)).create_model()
-    tiny.write(tmp_path / "w.npz", tiny.fill(tiny.shapes(model, 48)))
-    words = [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
-    words += ["--batch=4", "--workers=0", "--crop=0.875"]
-    given = {"of_weights": [*OF_WEIGHTS[:2], f"--reduction={reduction}"]}
-    ended, result = evaluated(tmp_path, *words, "--resize=deit", **given)
-    assert result["images"] == 4
-    assert "  resize 54 bicubic, crop 48  " in ended.out
-    assert "pixels" not in ended.out
-    expected = {"image_size": [48, 48], "resize": "deit", "crop": 0.875}
-    expected |= {"crop_mode": "center", "interpolation": "bicubic", "rule": "timm"}
-    assert result["preprocessing"] == expected
-    for i in range(4):
-        Image.new("RGB", (48, 48)).save(tmp_path / f"{i}.png")
-    ended, _ = evaluated(tmp_path, *words, "--resize=deit", **given)
-    assert "note: each image read (4 of 4) has 48x48 pixels" in ended.out
-    ended, result = evaluated(tmp_path, *words, "--resize=none", "--limit=3", **given)
-    assert "  images as they are, 48x48  " in ended.out
-    assert "pixels" not in ended.out
-    assert result["preprocessing"] == {"image_size": [48, 48], "resize": "none"}
-    assert (result["data"], result["limit"]) == (f"csv:{tmp_path}/set.csv", 3)
-    assert (result["weights"], result["checkpoint"]) == (f"{tmp_path}/w.npz", None)
 
 
 def test_doctor_says_each_thing_in_one_line(monkeypatch):
@@ -297,5 +219,5 @@ def test_doctor_says_each_thing_in_one_line(monkeypatch):
 
 def test_doctor_of_a_device_that_is_not_there_says_the_rest():
     ended = start("-m", "imagepiece_jax", "doctor", JAX_PLATFORMS="nowhere")
-    assert sentence(ended).startswith("JAX_PLATFORMS is 'nowhere'; allowed: ")
+    assert sentence(ended).startswith("JAX_PLATFORMS is 'nowhere'")
     assert f"jax {jax.__version__}\n" in ended.out
