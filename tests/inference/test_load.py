@@ -24,7 +24,7 @@ def test_the_package_imports_nothing_until_it_is_used():
         "import sys, imagepiece_jax as i; assert 'jax' not in sys.modules; "
         "assert set(i.__all__) <= set(dir(i)); i.create_model; print('jax' in "
         "sys.modules, 'orbax' in sys.modules, 'ml_collections' in sys.modules); "
-        "i.create_model('deit_ti', reduction={'name': 'tome'}); of = i.__name__ + "
+        "i.create_model('deit_ti', reduction='tome'); of = i.__name__ + "
         "'.reduction.methods.'; print(of + 'tome' in sys.modules, of + 'atc' in "
         "sys.modules)"
     )

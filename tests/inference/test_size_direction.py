@@ -201,7 +201,7 @@ def test_a_direction_is_taken_where_attention_is_fused(
 
 def test_what_turns_directions_keeps_the_bias():
     rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
-    queries = tiny.pretrained({**TOME, "metric": "query"})
+    queries = tiny.pretrained(f"{TOME}:metric=query")
     for vit in (rotary, queries):
         fused = vit.model.clone(backend="cudnn")
         assert not takes_direction(fused, CompileOptions(batch_size=2))

@@ -97,7 +97,7 @@ def test_timms_folder_is_the_model_that_its_config_says(
     prepared = found.preprocessing
     assert (prepared.image_size, prepared.crop) == (tiny.SIDE, 0.9)
     assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
-    reduced = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
+    reduced = imagepiece_jax.load(path, reduction=tiny.changed(tiny.EVIT, blocks=(0,)))
     assert reduced.model.plan != model.plan
     assert reduced.reduction.name == "evit"
     larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24, gelu="tanh"))

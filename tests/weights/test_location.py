@@ -12,7 +12,7 @@ from imagepiece_jax.weights import location
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
 
 TIMM = {"architecture": "vit_tiny_patch16_224"}
-OF_RUN = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": {}}
+OF_RUN = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}
 
 
 def write(folder, name, content):
