@@ -207,7 +207,7 @@ def read_lines() -> dict[str, dict]:
 
 
 def table(lines: dict[str, dict]) -> str:
-    """The table of docs/recovery.md."""
+    """The table of docs/recovery.md, and which cells have no line."""
     head = ["cell", "held out", "95 % of the change", *JUDGED, "minutes"]
     rows = []
     for name, line in lines.items():
@@ -217,7 +217,8 @@ def table(lines: dict[str, dict]) -> str:
         for images in JUDGED:
             row.append(pairs_text(**line["elsewhere"][images]))
         rows.append([*row, f"{line['minutes']:.0f}"])
-    return markdown_table(head, rows)
+    missing = ", ".join(name for name in CELLS if name not in lines)
+    return f"{markdown_table(head, rows).strip()}\n\nNot measured: {missing}."
 
 
 def pairs_text(before: dict[str, float], after: dict[str, float]) -> str:

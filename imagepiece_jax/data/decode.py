@@ -66,8 +66,8 @@ class UnreadableImage(InputError):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self):  # of a process that decodes
-        return type(self), (self.name, self.reason)
+    def __reduce__(self):  # how another process gets it
+        return UnreadableImage, (self.name, self.reason)
 
 
 def decode(file, name: str, upright: bool = False) -> np.ndarray:

@@ -112,32 +112,18 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class HeldOut(EvalBatches):
-    """The batches of an evaluation without images that cannot be read.
-
-    All could be read before (`readable_originals`). One that is lost since ends it.
-    """
-
-    def read(self, number, allocate):
-        chunk = super().read(number, allocate)
-        for sample in chunk.samples:
-            for error in sample.errors:
-                raise InputError(f"{error}; it is held out: start again")
-        return chunk
-
-
 def evaluation_batches(
     source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> list[dict[str, Any]]:
     """All images in batches of "image", uint8 [devices, m, H, W, 3], and two arrays.
 
-    "mask", [devices, m], is false for the padding of the last batch; "index",
-    [devices, m], is the place of an image in the source.
-    Raises InputError for an image that cannot be read or does not fit.
+    "mask", [devices, m], is false for the padding of the last batch, and for an image
+    that cannot be read any more; "index", [devices, m], is the place of an image in the
+    source.
+    Raises InputError for an image that does not fit.
     """
     placement = parallel.placement()
-    sequence = HeldOut(
+    sequence = EvalBatches(
         source, preprocessing, batch_size=batch_size, placement=placement
     )
     batches = []

@@ -155,7 +155,6 @@ def load_as(
     num_classes: int | None = None,
     crop: float | None = None,
     seed: int | None = None,
-    abstract: bool = False,
 ) -> Pretrained:
     """The model of weights, with the arguments that `load` has, too.
 
@@ -164,8 +163,6 @@ def load_as(
 
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
-    abstract: variables are shapes and types; no values of a run are read, but its
-        config is compared with the shapes in its checkpoint, if it has one
     """
     contents = None
     if weights.source.run is None:  # tensors show the sizes that a run's config says
@@ -199,11 +196,8 @@ def load_as(
         source=source,
     )
     vit = dataclasses.replace(vit, recovery=source.recovery)
-    if abstract and source.run is not None:
-        _check_config_of_run(source)
-    if not abstract:
-        exact = reduction is None and seed is None
-        vit = _fill(vit, weights.contents, fresh, seed, exact)
+    exact = reduction is None and seed is None
+    vit = _fill(vit, weights.contents, fresh, seed, exact)
     vit.say_dense_numbers()
     return vit
 
@@ -229,24 +223,6 @@ def _create(source, spec, reduction, prop_attn):
         raise InputError(
             f"{source.place}: {error} (its reduction is one for {size} pixels)"
         ) from error
-
-
-def _check_config_of_run(source):
-    """Check that a run's checkpoint is of the model of its config.
-
-    No array is read; a run without a checkpoint passes.
-    """
-    found = runs.read_shapes(source.path, source.checkpoint)
-    if found is None:
-        return
-    tensors, facts = found
-    runs.check_normalization(source.path, source.spec.fields, facts)
-    model = _create(source, source.spec, None, None)
-    like = variable_shapes(model, source.spec.image_size)
-    try:
-        timm_tensors.check_fit(tensors, like)
-    except InputError as error:
-        raise InputError(f"{source.config_file}: {error}") from error
 
 
 def _fill(vit, contents, fresh, seed, exact):

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -97,36 +96,6 @@ def read_checkpoint(
     arrays, facts, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     tensors = timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
-    return tensors, facts
-
-
-def read_shapes(
-    folder: pathlib.Path, checkpoint: str
-) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Any]] | None:
-    """What `read_checkpoint` returns, with shapes in place of arrays.
-
-    No array is read. A run that has the other kind of checkpoint alone has the same
-    shapes there; None: it has neither.
-    """
-    folder = folder.resolve()
-    written = _written(folder)
-    if not written:
-        return None
-    kind = checkpoint if checkpoint in written else written[0]
-    shapes = {}
-
-    def note(_, table):
-        shapes.clear()  # of a damaged step
-        for name, (dtype, shape, _) in table.items():
-            if name.partition("/")[0] in COLLECTIONS:
-                shapes[name] = jax.ShapeDtypeStruct(shape, dtype)
-        return []
-
-    _, facts, _ = checksums.read_newest(folder / CHECKPOINTS / kind, note)
-    variables = traverse_util.unflatten_dict(shapes, sep="/")
-    tensors = {}
-    for name, shape in timm_tensors.timm_shapes(variables).items():
-        tensors[name] = jax.ShapeDtypeStruct(shape, np.float32)
     return tensors, facts
 
 

@@ -71,8 +71,6 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     images = config.get("pretrained_cfg", config)
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
-    if not registry.is_known(name):
-        raise InputError(f"architecture is {name!r}, which is no model here")
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     height, width = sides(arguments.get("img_size") or (height, width))

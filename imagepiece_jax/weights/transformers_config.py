@@ -29,6 +29,7 @@ COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
 COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
+RESCALES = (RESCALE - 1e-6, RESCALE + 1e-6)  # as files round it
 # Of tensors that are no numbers by themselves.
 QUANTIZED = {"quantization_config": None}
 
@@ -243,9 +244,7 @@ def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]
         fields[field] = SWITCHES[fields[field]]
     check_choice("do_rescale", fields["do_rescale"], [True])
     check_choice("do_pad", fields["do_pad"], [False])
-    factor = fields["rescale_factor"]
-    if abs(factor - RESCALE) > 1e-6:
-        raise InputError(f"rescale_factor is {factor}; it must be 1/255")
+    check_range("rescale_factor", fields["rescale_factor"], *RESCALES)
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])

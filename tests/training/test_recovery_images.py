@@ -12,7 +12,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import recovery_images
 from imagepiece_jax.training.recovery_images import Crops, evaluation_batches
 from tests.input.noise import Noise
-from tests.refused import refused
 
 
 class Numbered(Source):
@@ -115,14 +114,6 @@ def test_the_last_batch_of_an_evaluation_is_padded():
         own = batch["mask"]
         named = pixels[batch["index"][own]]
         np.testing.assert_array_equal(batch["image"][own], named)
-
-
-@pytest.mark.parametrize("count", [30, 300])  # of the second it is less than 1 %
-def test_a_held_out_image_that_was_lost_is_one_sentence(caplog, count):
-    source = Noise(count, {7}, size=6)
-    with refused("7.jpg", "torn", "7.jpg cannot be read (", "held out: start again"):
-        evaluation_batches(source, Preprocessing(6), batch_size=8)
-    assert not caplog.text
 
 
 def test_an_image_that_does_not_fit_is_named():

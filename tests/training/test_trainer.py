@@ -21,7 +21,6 @@ from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
-from imagepiece_jax.weights.load import SavedWeights, load_as
 from imagepiece_jax.weights.runs import check_normalization
 from tests import runs, tars
 from tests.input.test_worker_pool import shared_memory, workers
@@ -103,7 +102,6 @@ def test_a_run_whose_config_has_another_normalization_is_refused(
     for use in (
         lambda: runs.train(configured(profile=True), workdir),
         lambda: imagepiece_jax.load(workdir),
-        lambda: load_as(SavedWeights(workdir), abstract=True),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             use()

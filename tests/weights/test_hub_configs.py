@@ -461,7 +461,7 @@ def with_arguments(**arguments):
         ({"model_type": "clip"}, {"use_square_size": True}, "use_square_size", True),
         (DINOV3, {"size": 224, "resample": 3}, "resample", 3),
         (with_arguments(img_size="a"), {}, "image_size", "a"),
-        (timm(architecture="resnet50"), {}, "architecture", "resnet50"),
+        (timm(architecture="resnet50"), {}, "resnet50", "resnet50"),
         (with_arguments(qk_norm=True), {}, "model_args.qk_norm", True),
         (with_arguments(act_layer="relu"), {}, "model_args.act_layer", "relu"),
         (with_arguments(in_chans=1), {}, "model_args.in_chans", 1),
@@ -513,7 +513,7 @@ def test_a_file_is_named_and_an_unknown_name_of_timm(tmp_path):
     with pytest.raises(InputError) as error:
         hub_configs.read(location.find(tmp_path))
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: model_type is ")
-    with refused("architecture", "vit_smal_patch16_224"):
+    with refused("vit_smal_patch16_224"):
         hub_configs.parse(timm(architecture="vit_smal_patch16_224"), {})
 
 

@@ -181,7 +181,7 @@ def zeros(*shape):
 
 
 QKV = "blocks.1.attn.qkv.bias"
-TENSORS = "tensors " + ", ".join(f"blocks.1.attn.{part}.weight" for part in "qkv")
+SHAPES = "tensors of other shapes"
 QUERY, KEY = (f"layer.1.attention.{part}_proj.weight" for part in "qk")
 VALUE = "blocks.1.attn.v_proj.weight"
 ROUTER = "layer.1.mlp.router.weight"
@@ -200,9 +200,9 @@ FULL = (24, 24)
             "",
             "blocks.1.attn.q.bias",
         ),
-        ("transformers", {QUERY: zeros(24, 23)}, TENSORS, [(24, 23), FULL, FULL]),
+        ("transformers", {QUERY: zeros(24, 23)}, SHAPES, None),
         ("transformers", {ROUTER: zeros(*FULL)}, f"tensor {ROUTER}", None),
-        ("timm's EVA-02", {VALUE: zeros()}, TENSORS, [FULL, FULL, ()]),
+        ("timm's EVA-02", {VALUE: zeros()}, SHAPES, None),
     ],
 )
 def test_a_tensor_that_is_wrong_is_named(fixture, file, change, field, value):

@@ -1,10 +1,14 @@
 """One checkpoint under several reductions: models, variables, labels, costs."""
 
+import json
+
 import pytest
 
 from configs import quickstart
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import layouts
 from imagepiece_jax.weights.load import SavedWeights, load, load_as
 from tests.models import tiny
@@ -12,7 +16,7 @@ from tests.weights.test_load import run_folder
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
 DYNAMICVIT = "dynamicvit:blocks=(1,)"
-PROPORTIONAL = {"model.prop_attn": True}
+PROPORTIONAL = {"reduction": "imagepiece:prop_attn=True"}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +56,7 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     tiny.write(tmp_path / "vit_mini.npz", learned)
     path = tmp_path / "vit_mini.npz"
-    spvit = "spvit:blocks=(1,)"
-    spvit["keep_rates"] = (0.5,)
+    spvit = "spvit:blocks=(1,):keep_rates=(0.5,)"
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
         found = load_as(SavedWeights(path), reduction=reduction, seed=0)
         assert found.untrained == lacking
@@ -75,8 +78,13 @@ def test_other_weights_have_another_digest(tmp_path, weights):
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
 
     def described(name, **changes):
-        weights = SavedWeights(run_folder(tmp_path / name, **changes))
-        return load_as(weights, abstract=True).analyzed()
+        run = run_folder(tmp_path / name, **changes)
+        config = json.loads((run / "config.json").read_text())
+        model = RunConfig.from_config(config).create_model()
+        with Checkpoints(run) as checkpoints:
+            variables = tiny.fill(variable_shapes(model, config["image_size"]))
+            checkpoints.save(1, variables, {}, "best")
+        return load(run).analyzed()
 
     usual = described("usual", **{"seed": 7})
     other = described("other", **PROPORTIONAL)
