@@ -29,15 +29,25 @@ README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
 # What the small set's own packages import.
 IMPORTED_BY_OTHERS = ("absl", "google")
+SEEN_BY_TYRO = ("ml_collections", "torch")  # which it imports if sys.modules has them
+
+
+class Hidden:
+    """A finder that finds none of `SEEN_BY_TYRO`."""
+
+    def find_spec(name, path, target=None):
+        if name in SEEN_BY_TYRO:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def hide():
     """Make all that a plain installation lacks unimportable."""
     for modules in extras.EXTRAS.values():
         for name in modules:
-            if name not in IMPORTED_BY_OTHERS:
+            if name not in IMPORTED_BY_OTHERS + SEEN_BY_TYRO:
                 assert name not in sys.modules
                 sys.modules[name] = None
+    sys.meta_path.insert(0, Hidden)
 
 
 def main():

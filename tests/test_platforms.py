@@ -6,11 +6,11 @@ import types
 import jax
 import pytest
 
-from configs import quickstart
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
+from imagepiece_jax.models.spec import ModelSpec
 from tests.models import tiny
 from tools import torch_baselines
 
@@ -53,7 +53,7 @@ def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert torch_baselines.torch_device() == "cpu"
     monkeypatch.setattr(device, "platform", lambda: "gpu")
-    with pytest.raises(InputError, match="--against needs PyTorch with CUDA here"):
+    with pytest.raises(InputError, match="against needs PyTorch with CUDA here"):
         torch_baselines.torch_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert torch_baselines.torch_device() == "cuda"
@@ -61,13 +61,13 @@ def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    train = workloads.Case(quickstart.get_config(), "train", 64, "float32")
-    inference = workloads.Case(quickstart.get_config(), "inference", 64, "float32")
-    train.check()
+    spec = ModelSpec(name="deit_ti", image_size=32, depth=1)
+    vit = workloads.named_model(spec)
+    workloads.Case.of(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
-    inference.check()
-    with pytest.raises(InputError, match="mode is train on 8 devices; allowed: one"):
-        train.check()
+    workloads.Case.of(vit, "inference", 64, "float32")
+    with pytest.raises(InputError, match="mode is train on 8 devices"):
+        workloads.Case.of(vit, "train", 64, "float32")
 
 
 def test_threads_read_where_processes_inherit_no_files(monkeypatch):
