@@ -47,7 +47,7 @@ TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # o
     ],
 )
 def test_what_is_no_array_of_pixels_is_refused(images, value):
-    with refused("images", value, "uint8 [..., 3]"):
+    with refused("images", "uint8 [..., 3]"):
         normalize(images, *IMAGENET)
 
 

@@ -100,7 +100,7 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
     ],
 )
 def test_a_crop_that_there_is_not(field, value):
-    with refused(field, value):
+    with refused(field):
         Preprocessing(30, **{field: value})
 
 

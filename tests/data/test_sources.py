@@ -323,7 +323,7 @@ NAMES = ("mnist", "folder:", "csv", "digits:x", "")
     ],
 )
 def test_what_there_is_not(name, split, num_classes, field, value):
-    with refused(field, value):
+    with refused(field):
         open_source(name, split, num_classes=num_classes)
 
 

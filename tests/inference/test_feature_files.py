@@ -200,7 +200,7 @@ def test_a_file_that_was_cut_off_is_not_filled(
     unfinished(written[0], tmp_path / "f", rows)
     part = tmp_path / "f" / "pooled.npy.unfinished"
     os.truncate(part, part.stat().st_size - 1)
-    with refused(part, None, "is damaged, or was changed"):
+    with refused(part, "is damaged, or was changed"):
         write_features(vit, photographs, tmp_path / "f", **OPTIONS)
 
 
@@ -235,7 +235,7 @@ def test_facts_that_are_not_as_written_are_named(
     shutil.copytree(written[0], folder)
     info = json.loads((folder / "info.json").read_text())
     write_json(folder / "info.json", info | facts)
-    with refused(folder / "info.json", None, "is damaged, or was changed"):
+    with refused(folder / "info.json", "is damaged, or was changed"):
         write_features(vit, photographs, folder, **OPTIONS)
 
 
@@ -270,7 +270,7 @@ def test_a_file_that_is_no_whole_array_is_named(
     else:
         file.write_bytes(b"")
     before = content(folder)
-    with refused(file, None, "is damaged, or was changed"):
+    with refused(file, "is damaged, or was changed"):
         write_features(vit, photographs, folder, **OPTIONS)
     assert content(folder) == before
     file.unlink()
@@ -310,26 +310,26 @@ def test_two_devices_write_the_same(vit, photographs, written, tmp_path, monkeyp
 
 
 def test_folders_that_are_not_its_own(vit, photographs, tmp_path):
-    def check(field, value, *texts, images=photographs):
-        with refused(field, value, *texts):
+    def check(*texts, images=photographs):
+        with refused(*texts):
             write_features(vit, images, tmp_path)
 
     (tmp_path / "notes.txt").touch()
-    check("folder", "notes.txt", f"{tmp_path} holds notes.txt")
+    check("folder", f"{tmp_path} holds notes.txt")
     (tmp_path / "notes.txt").unlink()
     (tmp_path / "info.json").write_text("{}")
-    check("folder", "info.json", f"{tmp_path} holds info.json")
+    check("folder", f"{tmp_path} holds info.json")
     (tmp_path / "info.json").unlink()
     for name in ("paths.txt", "pooled.npy", "pooled.npy.unfinished", "damaged.csv"):
         (tmp_path / name).write_text("mine")
-        check("folder", name, f"{tmp_path} holds {name}")
+        check("folder", f"{tmp_path} holds {name}")
         (tmp_path / name).unlink()
     with feature_folder.FeatureFolder(tmp_path):
-        check("folder", str(tmp_path), "in use by another process")
+        check("folder", tmp_path, "in use by another process")
     for character in "\n\r\f\x85\u2028":  # what str.splitlines splits at
         name = f"a{character}b.png"
-        check(repr(name), None, "a line break", images=[name])
-    check("images", None, "is empty", images=[])
+        check(repr(name), "a line break", images=[name])
+    check("images", "is empty", images=[])
     damaged = [photographs[row] for row in DAMAGED]
     check("images", damaged[0], "none that can be read among 3", images=damaged)
 
@@ -362,10 +362,10 @@ def test_listed_names(tmp_path, monkeypatch):
     assert [*pictures.listed(["csv:photos/set.csv"])] == of_table
     found = [*pictures.listed(["list.txt", "x.jpg"])]
     assert found == ["photos/a.png", "\udcff.jpg", "a\rb", "x.jpg"]
-    with refused("images", "no.csv", "does not exist"):
+    with refused("images", "does not exist"):
         pictures.check_there(["photos", "no.csv"])
     (tmp_path / "set.csv").write_text("file,label\nb.jpg,1\n")
-    with refused("set.csv", None, "no column 'filename'"):
+    with refused("set.csv", "no column 'filename'"):
         [*pictures.listed(["set.csv"])]
 
 

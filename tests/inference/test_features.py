@@ -163,7 +163,7 @@ def test_impossible_maps_are_refused(options, state, steps, field, value):
         outputs = outputs.replace(taps=(taps,), **steps)
     outputs = outputs.replace(state=outputs.state.replace(**state))
     text = "outputs are those of masked training" if steps else ""
-    with refused(field, value, text):
+    with refused(field, text):
         features.feature_map(outputs, **{"grid": GRID} | options)
 
 
@@ -252,7 +252,7 @@ def test_what_is_no_photograph_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("a.png").write_bytes(b"no image")
-    with refused(subject, value, said):
+    with refused(subject, said):
         features.features(tiny.pretrained(depth=1), images)
 
 

@@ -68,7 +68,7 @@ def test_weights_of_other_models(
     if found is None:
         del tensors[tensor]
     np.savez(path, **tensors)
-    with refused(field, value, f"weights file {path}: "):
+    with refused(field, f"weights file {path}: "):
         imagepiece_jax.load(path, **options)
 
 
@@ -91,5 +91,5 @@ def test_weights_of_other_models(
     ],
 )
 def test_fields_that_load_refuses(weights_file, options, field, value):
-    with refused(field, value):
+    with refused(field):
         imagepiece_jax.load(weights_file, **(GIVEN | options))

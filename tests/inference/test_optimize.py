@@ -209,7 +209,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
     vit = Pretrained(*trained)
     program = optimize.optimize(vit, 2, device="CPU", compiler_options=QUICK)
     assert program.batch_size == 2
-    with refused("batch_size", None, "must be a whole number"):
+    with refused("batch_size", "must be a whole number"):
         optimize.optimize(vit)
 
 
@@ -227,7 +227,7 @@ def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
     ],
 )
 def test_impossible_options(trained, option, value, found, said):
-    with refused(option, found, said) as caught:
+    with refused(option, said) as caught:
         optimized(*trained, **{option: value})
     assert "\n" not in str(caught.value)
 
@@ -247,7 +247,7 @@ LARGER = {"stem": "conv", "image_size": 24}
 )
 def test_variables_of_another_model(trained, fields, kinds, name, value, said):
     variables = {"params": {}} | {kind: trained[1][kind] for kind in kinds}
-    with refused(name, value, said):
+    with refused(name, said):
         optimized(tiny.model(EVIT, depth=1, **fields), variables)
 
 
@@ -261,9 +261,8 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     with pytest.warns(UserWarning, match=far) as warned:
         program(np.float32(pixels))
     assert warned[0].filename == __file__
-    for images, value in ((tiny.images(), np.dtype("float32")),):
-        with refused("images", value, "it must be "):
-            for_pixels[2](images)
+    with refused("images", "it must be "):
+        for_pixels[2](tiny.images())
 
 
 @pytest.mark.parametrize(
@@ -274,5 +273,5 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     ],
 )
 def test_images_that_do_not_fit(program, images, value):
-    with refused("images", value):
+    with refused("images"):
         program(images)

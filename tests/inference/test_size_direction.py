@@ -205,7 +205,7 @@ def test_what_turns_directions_keeps_the_bias():
     for vit in (rotary, queries):
         fused = vit.model.clone(backend="cudnn")
         assert not takes_direction(fused, CompileOptions(batch_size=2))
-        with refused("sizes", "direction"):
+        with refused("sizes"):
             optimize(vit, 2, sizes="direction")
 
 

@@ -235,5 +235,5 @@ UNEVEN = {"batch_size": 9, "placement": Placement(0, 2)}
     ],
 )
 def test_bad_arguments_are_refused_before_the_first_batch(call, field, value):
-    with refused(field, value):
+    with refused(field):
         call()

@@ -289,7 +289,7 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lac
     if not lacking:
         assert resolve_backend("cudnn", dtype, head_dim) == "cudnn"
         return
-    with refused("attention", "cudnn", lacking):
+    with refused("attention", lacking):
         resolve_backend("cudnn", dtype, head_dim)
 
 

@@ -101,7 +101,7 @@ def test_so400m_at_384_pixels_has_27_by_27_positions():
     assert model.plan[0].attn_tokens == 27 * 27
     assert patch_grid(384, model.patch_size, cut=True) == (27, 27)
     for size in (386, (384, 392)):
-        with refused("image_size", size):
+        with refused("image_size"):
             create_model(name, image_size=size, depth=1)
 
 
@@ -139,9 +139,9 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     assert loaded.image_size == size
     assert same(loaded.variables, variables)
     if size == (12, 28):
-        with refused("tensor pos_embed", 22, "image_size=(height, width)"):
+        with refused("tensor pos_embed", "image_size=(height, width)"):
             imagepiece_jax.load(tmp_path / "w.npz", **given)
-        with refused("tensor pos_embed", 22):
+        with refused("tensor pos_embed"):
             imagepiece_jax.load(tmp_path / "w.npz", image_size=(16, 20), **given)
 
 

@@ -26,7 +26,7 @@ def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.label == str(dense.reduction) == "none"
     assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
     for size in (0, (20, -4), (20, 20, 3), 20.0):
-        with refused("image_size", size):
+        with refused("image_size"):
             Preprocessing(size)
     assert (dense.class_names, dense.name, dense.source) == (None, None, None)
     early = tiny.pretrained("token_learner:block=0")
@@ -71,25 +71,24 @@ def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
     made = tiny.model()
     own = Pretrained(made, tiny.variables(made), preprocessing=Preprocessing(22))
     assert own.at_size(22).model == made
-    with refused("image_size", 26):
+    with refused("image_size"):
         own.at_size(26)
 
 
 # The last has more pixels than an image may have.
 @pytest.mark.parametrize("size", [30, "28", 13_392])
 def test_sizes_that_no_weights_have(dense, size):
-    with refused("image_size", size):
+    with refused("image_size"):
         dense.at_size(size)
 
 
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
     """The sentence says how: nobody typed the counts that macs=0.5 has found."""
     own = dense.with_reduction("tome:macs=0.5")
-    counts = own.reduction.method.counts
-    with refused("reduction.counts", counts, "with_reduction(None).at_size(..)"):
+    with refused("counts", "with_reduction(None).at_size(..)"):
         own.at_size(8 * tiny.SIDE)
     imagepiece_jax.save(tmp_path / "saved", own)
-    with refused("reduction.counts", counts, f"one for {tiny.SIDE}x{tiny.SIDE} pixels"):
+    with refused("counts", f"one for {tiny.SIDE}x{tiny.SIDE} pixels"):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny.SIDE)
 
 
@@ -111,7 +110,7 @@ PLAIN = tiny.model()
     ],
 )
 def test_what_is_no_trained_model(model, rest, field, value):
-    with refused(field, value):
+    with refused(field):
         Pretrained(model, **{"variables": {"params": {}}} | rest)
 
 
@@ -130,13 +129,13 @@ def test_the_same_weights_with_another_reduction(dense):
     assert again.model == plain.model
     assert again.reduction == plain.reduction
     assert tome.with_reduction(None).model == dense.model
-    with refused("block 5", (5,)):
+    with refused("block 5"):
         dense.with_reduction("evit:blocks=(5,)")
 
 
 def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     """Fresh ones are asked for by a seed, and said to be untrained."""
-    with refused("the model", None, "has no reducer_1, a selector that"):
+    with refused("the model", "has no reducer_1, a selector that"):
         dense.with_reduction(DYNAMICVIT)
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
     assert fresh.untrained and fresh.label.endswith("(untrained selectors)")
@@ -157,7 +156,7 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
 def test_selectors_are_those_of_the_variables(tmp_path, dense):
     """Drawn ones stay untrained; ones trained after loading replace the file's."""
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
-    with refused("the model", None, "has no reducer_1, a selector that"):
+    with refused("the model", "has no reducer_1, a selector that"):
         fresh.with_reduction(tiny.changed(DYNAMICVIT, keep_rate=0.8))
     tiny.write(tmp_path / "w.npz", tiny.pretrained(DYNAMICVIT).variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
@@ -171,7 +170,7 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
 
 
 def test_a_model_without_its_weights_is_refused(dense):
-    with refused("vit", dense.model, "is of type ViT; it must be what load"):
+    with refused("vit", "is of type ViT; it must be what load"):
         imagepiece_jax.features(dense.model, tiny.images())
 
 

@@ -49,7 +49,7 @@ def test_large_logits_do_not_overflow(answers, problem_type):
 
 
 def test_numbers_are_no_probabilities(answers):
-    with refused("problem_type", REGRESSION):
+    with refused("problem_type"):
         answers(REGRESSION)(LOGITS)
     assert activation(REGRESSION, 3) is None
     assert activation(PROBLEMS[0], 0) is None
@@ -59,5 +59,5 @@ def test_numbers_are_no_probabilities(answers):
     "logits, value", [(LOGITS[:2], (2,)), (LOGITS[:, None], (3, 1))]
 )
 def test_logits_of_other_classes(answers, logits, value):
-    with refused("logits", value):
+    with refused("logits"):
         answers(PROBLEMS[0])(logits)

@@ -26,7 +26,7 @@ def test_parameters_are_as_many_as_published(name, stem, parameters):
 
 def test_an_unknown_model_is_answered_with_the_list():
     said = "the models are deit_ti, deit_s, deit_b, vit_mini and timm's plain ViTs"
-    with refused("name", "resnet50", said):
+    with refused("name", said):
         create_model("resnet50")
 
 

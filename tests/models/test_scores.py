@@ -224,7 +224,7 @@ def test_every_score_decides_for_itself():
     ],
 )
 def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
-    with refused("score", score, text):
+    with refused("score", text):
         tiny.model(tiny.changed(tiny.EVIT, score=score), arch=arch)
 
 

@@ -201,5 +201,5 @@ def test_two_devices_normalize_by_the_whole_batch():
 
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
 def test_conv_stem_that_cannot_be_built_is_named(patch_size, embed_dim):
-    with refused("stem", "conv", f"patch_size {patch_size} and embed_dim {embed_dim}"):
+    with refused("stem", f"patch_size {patch_size} and embed_dim {embed_dim}"):
         conv_stem_widths(embed_dim, patch_size)

@@ -205,5 +205,5 @@ def test_a_reduction_has_one_prop_attn():
     reduction = Reduction.read("tome:prop_attn=False")
     assert Reduction.read(reduction, False) == reduction
     assert Reduction.read("tome", False) == reduction
-    with refused("prop_attn", True, "reduction is tome:prop_attn=False"):
+    with refused("prop_attn", "reduction is tome:prop_attn=False"):
         Reduction.read(reduction, True)

@@ -88,10 +88,10 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     assert read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
-    with refused("class_names", 2, "classes.json", "3 classes"):
+    with refused("class_names", "classes.json", "3 classes"):
         read_class_names(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
-    with refused("class_names", {"0": "ant"}, "classes.json"):
+    with refused("class_names", "classes.json"):
         read_class_names(tmp_path, 3)
 
 
@@ -240,7 +240,7 @@ def test_the_order_of_folders_makes_no_class_another():
     """As many folders as classes, none of which has the model's name."""
     folders = ("giant_panda", "great_white_shark")
     names = ("panda", "shark")
-    with refused("folder:x", None, "class 'giant_panda'", "be class 0, 'panda'"):
+    with refused("folder:x", "class 'giant_panda'", "be class 0, 'panda'"):
         class_names.mapped_classes(folders, "folder:x", names)
     line = class_names.mapped_classes(folders, "folder:x", None)
     assert line.endswith(

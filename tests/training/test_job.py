@@ -144,7 +144,7 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
     ],
 )
 def test_arguments_that_do_not_fit_together_are_named(arguments, name, value):
-    with refused(name, value):
+    with refused(name):
         find_job(*arguments, environment={})
 
 

@@ -136,7 +136,7 @@ def test_a_term_with_the_name_of_another_figure_is_refused(name):
 
     step, state = make()
     step.keywords.update(loss=own_terms)
-    with refused("loss", name, f"a term '{name}'"):
+    with refused("loss", f"a term '{name}'"):
         parallel.pmap(step)(state, batch(0))
 
 

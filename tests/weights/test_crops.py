@@ -99,7 +99,7 @@ def test_our_short_name_leaves_the_images_to_the_name_of_the_file(tmp_path):
     vit = imagepiece_jax.load(written(tmp_path, AUGREG, AUGREG), name="deit_ti")
     assert (vit.model.mean, vit.model.std) == (HALF, HALF)
     assert vit.source.normalized
-    with refused("mean", None, "std is None"):
+    with refused("mean", "std is None"):
         imagepiece_jax.load(tmp_path / f"{AUGREG}.npz", mean=HALF)
     with pytest.warns(UserWarning, match="how its images were normalized"):
         unknown = imagepiece_jax.load(written(tmp_path, "w"), name="deit_ti")

@@ -473,7 +473,7 @@ def with_arguments(**arguments):
     ],
 )
 def test_what_no_model_here_has(config, processor, field, value):
-    with refused(field, value) as error:
+    with refused(field) as error:
         hub_configs.parse(config, processor)
     file = "config.json" if not processor else "preprocessor_config.json"
     assert str(error.value).startswith(f"{file}: ")

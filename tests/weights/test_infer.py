@@ -72,7 +72,7 @@ def test_nothing_is_guessed(name, meant):
 )
 def test_what_neither_tensors_nor_name_say(given, field, value, ours):
     model = create_model("deit_s", image_size=32, **SMALL)
-    with refused(field, value, ours):
+    with refused(field, ours):
         infer(named_shapes(model, 32), ModelSpec.from_fields(given))
 
 

@@ -325,11 +325,11 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
     for other, *facts in (
-        (Pretrained(evit.clone(reduction=None), variables), "reduction", None),
-        (Pretrained(*prepare(model, variables)), "model", None, "form of optimize"),
+        (Pretrained(evit.clone(reduction=None), variables), "reduction"),
+        (Pretrained(*prepare(model, variables)), "model", "form of optimize"),
         (Pretrained(model, without), "params/norm/bias", "missing"),
-        (Pretrained(made(num_classes=3).model, variables), "params/head/bias", (7,)),
-        (Pretrained(model, spoilt), "tensor cls_token", None),
+        (Pretrained(made(num_classes=3).model, variables), "params/head/bias", "(7,)"),
+        (Pretrained(model, spoilt), "tensor cls_token"),
     ):
         with refused(*facts) as error:
             imagepiece_jax.save(tmp_path / "m", other)

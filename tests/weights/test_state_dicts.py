@@ -142,7 +142,7 @@ def test_a_model_is_chosen_by_the_start_of_its_names(tmp_path, inside):
     assert values(tmp_path / "a.npz") == {1, 2}  # which is no one's model
     assert values(tmp_path / "a.npz", checkpoint="student") == {1}
     assert values(tmp_path / "a.npz", checkpoint="teacher") == {2}
-    with refused("checkpoint", "teach", "the file has student, teacher"):
+    with refused("checkpoint", "the file has student, teacher"):
         read_state_dict(tmp_path / "a.npz", checkpoint="teach")
     with pytest.raises(InputError, match="no averaged .*checkpoint='student' or chec"):
         read_state_dict(tmp_path / "a.npz", averaged=True)
@@ -150,7 +150,7 @@ def test_a_model_is_chosen_by_the_start_of_its_names(tmp_path, inside):
 
 def test_a_checkpoint_of_a_file_with_one_model_is_left_out(tmp_path):
     np.savez(tmp_path / "a.npz", **models(blocks=1))
-    with refused("checkpoint", "teacher", "the file has none"):
+    with refused("checkpoint", "the file has none"):
         read_state_dict(tmp_path / "a.npz", checkpoint="teacher")
 
 
@@ -176,7 +176,7 @@ def test_a_model_is_chosen_by_its_key(tmp_path):
         assert values(path) == {2}
     assert values(path, checkpoint="student") == {1}
     assert values(path, checkpoint="teacher") == {2}
-    with refused("checkpoint", "x", "the file has student, teacher"):
+    with refused("checkpoint", "the file has student, teacher"):
         read_state_dict(path, checkpoint="x")
     several, storages_of_three = under_keys(student=1, teacher=2, ema=3)
     three = write_pth(tmp_path / "three.pth", mapping(**several), storages_of_three)
