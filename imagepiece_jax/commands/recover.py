@@ -24,9 +24,9 @@ DATA = cli.text("data", None, SOURCES)  # other commands take no folder without 
 DATA_DIR = cli.data_dir()
 LIMIT = cli.limit()
 OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")
-STEPS = cli.integer("steps", None, "of training, for each cost; default: 250", 1)
+STEPS = cli.integer("steps", None, "of training, for each cost; default: 500", 1)
 MINUTES = cli.real("minutes", None, "all of the time, instead of --steps", above=0)
-BATCH = cli.integer("batch", None, "images a step; default: 32", 1)
+BATCH = cli.integer("batch", None, "images a step; default: 8", 1)
 SEED = cli.integer("seed", 0, "of crops and order", 0)
 PARAMETERS = cli.choice(
     "parameters", "biases", ["norms", "biases", "all"], "which of them are trained"
@@ -67,7 +67,7 @@ def main():
                 source,
                 steps=STEPS.value,
                 minutes=MINUTES.value,
-                batch_size=BATCH.value or 32,
+                batch_size=BATCH.value or 8,
                 seed=SEED.value,
                 parameters=PARAMETERS.value,
             )
