@@ -25,7 +25,7 @@ def main(
     out: str,
     steps: int | None = None,
     minutes: float | None = None,
-    batch_size: int = 32,
+    batch_size: int = 8,
     seed: int = 0,
     parameters: Literal["norms", "biases", "all"] = "biases",
 ):
@@ -38,7 +38,7 @@ def main(
 
     Args:
         out: The folder to write; one of a saved model is replaced.
-        steps: Of training, for each cost: 250.
+        steps: Of training, for each cost: 500.
         minutes: All of the time, instead of steps.
         batch_size: Images a step.
         seed: Of crops and order.

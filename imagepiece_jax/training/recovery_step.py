@@ -22,7 +22,7 @@ from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.training.recovery_loss import Comparison, answers
 
 SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
-STEPS = 250  # number of steps, where neither steps nor minutes are given
+STEPS = 500  # number of steps, where neither steps nor minutes are given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Recipe:
 
     parameters: str = "biases"  # which parameters are trained, one of TRAINED
     steps: int = STEPS
-    batch_size: int = 32
+    batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self):
