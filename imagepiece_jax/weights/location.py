@@ -97,6 +97,10 @@ def last_checkpoint(path: str | os.PathLike) -> str | None:
 def _in_folder(folder):
     """The Location of a folder."""
     file = config_file(folder)
+    if not file.is_file():
+        raise InputError(
+            f"folder {folder} has no {CONFIG}, so nothing says which model it holds"
+        )
     config = read_json(file)
     names_model = any(key in config for key in PUBLISHED)
     if names_model or (folder / OPEN_CLIP).is_file():
