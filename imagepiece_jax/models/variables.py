@@ -95,9 +95,9 @@ def check_variables(model, variables, image_size):
     needed = _by_name(variable_shapes(model, image_size))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
-        expected = needed.get(name, "no such variable")
+        expected = needed.get(name, "missing")
         if got != expected:
-            raise InputError(f"variables: {name} is {got}; it must be {expected}")
+            raise InputError(f"variables: {name} is {got}, and in the model {expected}")
 
 
 def digest(tree):

@@ -86,14 +86,6 @@ def is_run(path: str | os.PathLike) -> bool:
     return _in_folder(folder).kind == RUN
 
 
-def last_checkpoint(path: str | os.PathLike) -> str | None:
-    """The checkpoint for figures: "latest" of a run, None of other weights.
-
-    A run's best was chosen on the images of the figures.
-    """
-    return "latest" if is_run(path) else None
-
-
 def _in_folder(folder):
     """The Location of a folder."""
     file = config_file(folder)

@@ -18,7 +18,6 @@ from tests.refused import refused
 from tests.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
-TENSOR = types.SimpleNamespace(shape=(3, 20, 20, 3), dtype="torch.float32")  # of torch
 EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
 
 
@@ -240,9 +239,15 @@ LARGER = {"stem": "conv", "image_size": 24}
 @pytest.mark.parametrize(
     "fields, kinds, name, value, said",
     [
-        ({}, ("params", "batch_stats"), STEM, (15,), "in the model it is no such var"),
+        ({}, ("params", "batch_stats"), STEM, (15,), "in the model missing"),
         ({"stem": "conv"}, (), STEM, "missing", ""),
-        (LARGER, ("params", "batch_stats"), POSITIONS, (1, 26, 30), "is (1, 37, 30)"),
+        (
+            LARGER,
+            ("params", "batch_stats"),
+            POSITIONS,
+            (1, 26, 30),
+            "model (1, 37, 30)",
+        ),
     ],
 )
 def test_variables_of_another_model(trained, fields, kinds, name, value, said):
@@ -265,13 +270,6 @@ def test_pixels_are_normalized(trained, program, for_pixels):
         for_pixels[2](tiny.images())
 
 
-@pytest.mark.parametrize(
-    "images, value",
-    [
-        (TENSOR, "SimpleNamespace"),
-        (np.zeros((4, 20, 20, 3)), 4),
-    ],
-)
-def test_images_that_do_not_fit(program, images, value):
+def test_images_that_do_not_fit(program):
     with refused("images"):
-        program(images)
+        program(np.zeros((4, 20, 20, 3)))

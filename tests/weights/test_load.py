@@ -210,7 +210,7 @@ def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
     (tmp_path / "b.pth").touch()
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "run" / "checkpoints"):
-        with pytest.raises(FileNotFoundError, match=f"{folder}/config.json"):
+        with pytest.raises(InputError, match=f"{folder} has no config.json"):
             load.load(folder)
 
 

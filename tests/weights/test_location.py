@@ -36,8 +36,6 @@ def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
     assert found == Location(folder, kind, folder / "config.json", config)
     assert (found.name, found.place) == ("a", f"{kind} {folder}")
     assert location.is_run(folder) == (kind == RUN)
-    checkpoint = "latest" if kind == RUN else None
-    assert location.last_checkpoint(folder) == checkpoint
 
 
 def test_open_clip_counts_where_no_other_weights_are(tmp_path):
@@ -61,7 +59,6 @@ def test_nothing_is_no_run(tmp_path):
     assert not location.is_run(tmp_path)
     assert not location.is_run(tmp_path / "x")
     assert not location.is_run("x" * 5000)  # longer than names may be
-    assert location.last_checkpoint("hf://org/name") is None
     assert location.exists("hf://org/name")
     assert not location.exists(tmp_path / "x")
 
@@ -69,7 +66,7 @@ def test_nothing_is_no_run(tmp_path):
 def test_home_is_where_a_run_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a", "config.json", OF_RUN)
-    assert location.last_checkpoint("~/a") == "latest"
+    assert location.is_run("~/a")
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path):

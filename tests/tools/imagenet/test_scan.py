@@ -74,35 +74,34 @@ def refused(source, partial=True):
     with pytest.raises(InputError) as error:
         scan.find(source, partial)
     assert "\n" not in str(error.value)
-    return error.value
+    return str(error.value)
 
 
 def test_a_complete_set_is_one_of_the_known_size(tmp_path, monkeypatch):
     train, val = tars.images(val=3)
     source = tars.write_tars(tmp_path, train, val)
     error = refused(source, partial=False)
-    assert error.place == str(source / tars.TRAIN)
-    assert "9 images of 3" in str(error)
+    assert f"{source / tars.TRAIN} has 9 images of 3" in error
     small = {"train": (tars.TRAIN, "train", 9), "validation": (tars.VAL, "val", 3)}
     monkeypatch.setattr(scan, "SPLITS", small)
     monkeypatch.setattr(scan, "NUM_CLASSES", 3)
     counts = {split: len(found) for split, found in scan.find(source).items()}
     assert counts == {"train": 9, "validation": 3}
     tars.write_tars(tmp_path, train, tars.images(val=2)[1])
-    assert refused(source, partial=False).place == str(source / tars.VAL)
+    assert str(source / tars.VAL) in refused(source, partial=False)
 
 
 def test_partial_sets_must_be_asked_for(tmp_path):
     source = tars.write_tars(tmp_path, *tars.images())
     (tmp_path / tars.TRAIN).unlink()
-    assert tars.TRAIN in refused(source, partial=False).problem
+    assert tars.TRAIN in refused(source, partial=False)
     assert list(scan.find(source, partial=True)) == ["validation"]
     (tmp_path / tars.VAL).unlink()
     for folder in (source, tmp_path / "gone"):
         error = refused(folder)
-        assert (error.field, error.value) == ("--source", str(folder))
-        assert tars.TRAIN in error.allowed
-        assert tars.VAL in error.allowed
+        assert error.startswith(f"--source {folder} ")
+        assert tars.TRAIN in error
+        assert tars.VAL in error
 
 
 def outer(name, inside):
@@ -141,9 +140,9 @@ def test_other_content_is_refused(tmp_path, name, content, value, hint):
     else:
         path.write_bytes(content)
     error = refused(tmp_path)
-    assert error.value == value
-    assert name.partition("/")[0] in str(error.place)
-    assert hint in str(error)
+    assert value is None or f"has {value!r}" in error
+    assert name.partition("/")[0] in error
+    assert hint in error
 
 
 @pytest.mark.parametrize("name", [tars.TRAIN, tars.VAL])
@@ -153,5 +152,5 @@ def test_truncated_tars(tmp_path, name, share):
     data = (source / name).read_bytes().rstrip(b"\0")
     (source / name).write_bytes(data[: int(share * len(data))])
     error = refused(source)
-    assert error.place == str(source / name)
-    assert "complete tar file" in error.problem
+    assert str(source / name) in error
+    assert "complete tar file" in error
