@@ -60,7 +60,7 @@ class Architecture:
         check_choice("mlp", self.mlp, MLPS)
         check_choice("pool", self.pool, POOLS)
         check_choice("resize", self.resize, RESIZES)
-        rotary = self.rotary or None
+        rotary = None if self.rotary is False else self.rotary
         if isinstance(rotary, Mapping):  # as files have it
             rotary = Rotary(**rotary)
         if not isinstance(rotary, Rotary | None):
