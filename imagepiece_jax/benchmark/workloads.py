@@ -32,7 +32,6 @@ from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
-MODES = ("inference", "train")
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 

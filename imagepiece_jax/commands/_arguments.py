@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.config.labeled import LabeledImages
@@ -75,13 +76,17 @@ class Model(Weights):
     def spec(self) -> "ModelSpec | None":
         """What a name stands for; None of weights, which are a file or a folder.
 
-        Raises InputError for another name.
+        Raises InputError for another name, and for arguments that only weights have.
         """
         from imagepiece_jax.models.spec import ModelSpec
 
         path = os.path.expanduser(self.weights)
         if os.path.exists(path) or path.startswith("hf://"):
             return None
+        for name in ("name", "checkpoint", "averaged", "crop"):
+            if value := getattr(self, name):
+                text = f"{name} is {value}, but {self.weights} is no file or folder"
+                raise InputError(text)
         fields = {"name": self.weights}
         for name in ("image_size", "dtype", "attention", "mean", "std"):
             if getattr(self, name) is not None:
@@ -116,8 +121,10 @@ class Data:
         """The images that a model is tested on."""
         from imagepiece_jax.config.labeled import labeled_images
 
-        if self.limit is not None:
-            check_range("limit", self.limit, 1)
+        least = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+        for name, bound in least.items():
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), bound)
         return labeled_images(
             vit,
             self.data,

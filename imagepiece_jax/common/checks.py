@@ -28,7 +28,8 @@ def check_range(
     """
     kind = numbers.Integral if whole else numbers.Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    fits = fits and math.isfinite(value)
+    # A huge int is no float.
+    fits = fits and (isinstance(value, numbers.Integral) or math.isfinite(value))
     fits = fits and (least is None or value >= least)
     fits = fits and (most is None or value <= most)
     fits = fits and (above is None or value > above)
@@ -64,7 +65,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list (JSON's form of a tuple) or an array as a tuple, also inside of dicts.
+    """A list (JSON's form of a tuple) or an array as a tuple, also inside of others.
 
     Scalars of NumPy become numbers of Python.
     """
@@ -72,4 +73,4 @@ def as_tuple(value: Any) -> Any:
         return {name: as_tuple(each) for name, each in value.items()}
     if hasattr(value, "tolist") and not isinstance(value, type):  # np.float32
         value = value.tolist()
-    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

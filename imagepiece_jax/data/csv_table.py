@@ -14,6 +14,7 @@ from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError
 
 NEEDED = ("filename", "label")
+OPTIONAL = ("split", "class")
 
 
 class _Row(NamedTuple):
@@ -43,7 +44,7 @@ def open_csv(
         are test images (`split_files`)
     """
     root = os.path.dirname(path)
-    rows = _read_rows(path, split, num_classes, labeled)
+    rows = _read_rows(path, num_classes, labeled)
     _check_repeated(rows, path)
     _check_labels_of_tests(rows, path)
     names = _class_names(rows, path)
@@ -70,7 +71,7 @@ def open_csv(
     return FileSource(root, files, labels, num_classes, class_names)
 
 
-def _read_rows(path, split, num_classes, labeled):
+def _read_rows(path, num_classes, labeled):
     """The rows of both splits, each checked alone."""
     rows = []
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -78,6 +79,9 @@ def _read_rows(path, split, num_classes, labeled):
         try:
             # Blanks around the names of columns are removed.
             table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+            for name in (*NEEDED, *OPTIONAL):
+                if table.fieldnames.count(name) > 1:
+                    raise InputError(f"there is more than one column {name!r}")
             if missing := {*NEEDED} - {*table.fieldnames}:
                 raise InputError(f"there is no column {min(missing)!r}")
             has_split = "split" in table.fieldnames
@@ -91,6 +95,9 @@ def _read_rows(path, split, num_classes, labeled):
 
 def _row(table, fields, split, num_classes, labeled):
     """The _Row of a table's fields {column: text}."""
+    if any(fields.get(None, ())):  # a comma at the end is harmless
+        columns = len(table.fieldnames)
+        raise InputError(f"it has more than {columns} fields; quote text with a comma")
     split = (split or "").strip()
     check_choice("split", split, SPLITS)
     has_label = labeled

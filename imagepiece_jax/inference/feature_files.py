@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import parallel, xla_options
-from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
 from imagepiece_jax.data.decode import UnreadableImage
@@ -83,6 +83,9 @@ def write_features(
         RunError where it cannot be written.
     """
     check_choice("storage", storage, STORAGES)
+    check_range("batch_size", batch_size, 1, whole=True)
+    if threads is not None:
+        check_range("threads", threads, 1, whole=True)
     if logits and not vit.model.num_classes:
         raise InputError("logits is for weights with a head")
     model = vit.model

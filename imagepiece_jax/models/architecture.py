@@ -61,6 +61,8 @@ class Architecture:
         check_choice("pool", self.pool, POOLS)
         check_choice("resize", self.resize, RESIZES)
         rotary = self.rotary
+        if rotary is False:  # which a caller gives for a name that has one
+            rotary = None
         if isinstance(rotary, Mapping):  # as files have it
             rotary = Rotary(**rotary)
         if not isinstance(rotary, Rotary | None):

@@ -121,6 +121,8 @@ def test_rows_that_do_not_go_together(images, split, rows, message):
     [
         (b"file,label\nimages/a.png,0\n", "there is no column 'filename'"),
         (b"", "there is no column 'filename'"),
+        (b"filename,label,label \nimages/a.png,0,1\n", "more than one column 'label'"),
+        (b"filename,label\nimages/a.png,0,1\n", "line 2: it has more than 2 fields"),
         (b"filename,label\n", "has no row with split 'val'"),
         (b"\xff\xfe\x00\x00\x81", "codec can't decode"),
     ],

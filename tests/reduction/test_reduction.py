@@ -142,6 +142,8 @@ def test_the_text_of_a_share_is_read_as_the_same(share):
     proportional = Reduction.read(reduction, True)
     assert Reduction.read(str(proportional)) == proportional
     assert Reduction.read(np.float32(0.5)) == Reduction.read("0.5")
+    blocks = (np.int64(3), np.int32(6))
+    assert str(Reduction(METHODS["evit"](blocks=blocks))) == "evit:blocks=(3,6)"
 
 
 def test_equal_reductions_compute_the_same():

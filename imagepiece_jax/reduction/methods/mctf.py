@@ -135,6 +135,8 @@ class MCTF(Removal):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.blocks is not None:
+            check_each("blocks", self.blocks, least=0)
         check_range("r", self.r, 0)
         if self.r >= 1:
             check_range("r", self.r, whole=True)
