@@ -8,6 +8,7 @@ import difflib
 import pathlib
 import re
 import sys
+import traceback
 from logging import Formatter
 
 from absl import app, flags, logging
@@ -64,6 +65,9 @@ def parse(argv):
         mistake = error
     except (flags.Error, AttributeError) as error:
         mistake = cause(error)
+    except Exception as error:  # of a config file, which is Python
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        mistake = f"{place.filename}, line {place.lineno}: {error!r}"
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
 

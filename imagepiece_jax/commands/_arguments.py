@@ -13,11 +13,22 @@ from tyro.conf import Positional, arg
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.config.labeled import LabeledImages
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.models.spec import ModelSpec
+
+
+def several(name: str, values: tuple | None) -> tuple:
+    """The values of an option that takes several; () where it is not typed.
+
+    Raises InputError for the option without a value.
+    """
+    if values == ():
+        raise InputError(f"{name} has no value; it must have one or more")
+    return values or ()
 
 
 @dataclasses.dataclass(frozen=True)

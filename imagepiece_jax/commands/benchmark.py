@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from imagepiece_jax.commands._arguments import Model
+from imagepiece_jax.commands._arguments import Model, several
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.timing_rules import Rules
 
@@ -10,7 +10,7 @@ from imagepiece_jax.common.timing_rules import Rules
 def main(
     model: Model,
     *,
-    reductions: tuple[str, ...] = (),
+    reductions: tuple[str, ...] | None = None,
     batch_size: tuple[int, ...] = (256,),
     mode: Literal["inference", "train"] = "inference",
     gelu: Literal["exact", "tanh"] | None = None,
@@ -43,6 +43,7 @@ def main(
     from imagepiece_jax.benchmark import report, suite, workloads
     from imagepiece_jax.common import xla_options
 
+    sizes = several("batch_size", batch_size)
     rules = Rules(warmup, repeats, seconds)
     for name, least in vars(Rules()).items():
         used = getattr(rules, name)
@@ -52,13 +53,14 @@ def main(
         extras.check("plot", "matplotlib")
     files = report.Files(json, markdown, plot)
     spec = model.spec()
+    texts = several("reductions", reductions)
     own = model.reduction or "as it is"
     if spec is None:
         vit = model.load(seed=0)
     else:
         vit = workloads.named_model(spec)
-        reductions = [*filter(None, [model.reduction]), *reductions]
-    forms = suite.forms(vit, reductions, own)
+        texts = [*filter(None, [model.reduction]), *texts]
+    forms = suite.forms(vit, texts, own)
     dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(forms, batch_size, dtype, mode, gelu)
+    groups = suite.groups(forms, sizes, dtype, mode, gelu)
     suite.run_all(groups, rules, files)

@@ -1,6 +1,6 @@
 """Accuracy of reductions and smaller images beside the dense model, image by image."""
 
-from imagepiece_jax.commands._arguments import Data, Weights
+from imagepiece_jax.commands._arguments import Data, Weights, several
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
@@ -10,8 +10,8 @@ def main(
     weights: Weights,
     data: Data,
     *,
-    reductions: tuple[str, ...] = (),
-    image_sizes: tuple[int, ...] = (),
+    reductions: tuple[str, ...] | None = None,
+    image_sizes: tuple[int, ...] | None = None,
     out: str = "runs/compare",
 ):
     """Compare reductions with the dense model on the same images, and smaller images.
@@ -33,6 +33,8 @@ def main(
     if weights.reduction is not None:
         text = f"reduction is {weights.reduction}; what is compared is in reductions"
         raise InputError(text)
+    texts = several("reductions", reductions)
+    sizes = several("image_sizes", image_sizes)
     check_folder("out", out)
     compare.check_folder(out)
     extras.check("the plot of a comparison", "matplotlib")
@@ -40,7 +42,7 @@ def main(
     vit = weights.load().analyzed(weights.dtype)
     images = data.open(vit)
     measured = MeasuredWeights(vit, Split(images.setting, images.batches))
-    rows = compare.rows_of(measured, reductions, image_sizes)  # before files are made
+    rows = compare.rows_of(measured, texts, sizes)  # before files are made
     with ResultCache(out, versions=device.versions()) as cache:
         report = compare.compare(measured, rows, cache)
         print(compare.write(out, report), end="", flush=True)

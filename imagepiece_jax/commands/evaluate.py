@@ -34,11 +34,11 @@ def main(
 
     if gelu and not optimized:
         raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
-    if json:
+    if json is not None:
         check_writable("json", json, [".json"], runs.own_files(weights.weights))
     vit = weights.load()
     images = data.open(vit)
-    if json:
+    if json is not None:
         check_writable("json", json, [".json"], registry.own_files(images.name))
     how = images.in_words(vit)
     if optimized:
@@ -51,7 +51,7 @@ def main(
         print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
     if unreadable := len(images.source.unreadable):
         print(f"unreadable images left out: {unreadable}")
-    if json:
+    if json is not None:
         facts = {"weights": weights.weights} | images.facts(vit)
         write_json(json, figures | facts)
 

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 
-from imagepiece_jax.commands._arguments import Images, Weights
+from imagepiece_jax.commands._arguments import Images, Weights, several
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import FolderLock, check_folder
@@ -14,8 +14,8 @@ def main(
     images: Images,
     *,
     out: str,
-    reductions: tuple[str, ...] = (),
-    blocks: tuple[int, ...] = (),
+    reductions: tuple[str, ...] | None = None,
+    blocks: tuple[int, ...] | None = None,
 ) -> int:
     """Draw the tokens of images after each block that reduces them, and a page of all.
 
@@ -32,6 +32,8 @@ def main(
     from imagepiece_jax.data import pictures
     from imagepiece_jax.visualize import html
 
+    texts = several("reductions", reductions)
+    drawn = several("blocks", blocks)
     extras.check("a figure", "matplotlib")
     files = pictures.find_images(images.images)
     folder = pathlib.Path(out)
@@ -39,8 +41,8 @@ def main(
     html.check_folder(folder)
     with FolderLock("out", folder):
         vit = weights.load().analyzed()
-        models = [vit.with_reduction(reduction) for reduction in reductions] or [vit]
-        for block in blocks:
+        models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
+        for block in drawn:
             last = len(vit.model.plan) - 1
             check_range("blocks", block, 0, last)
         pixels, names = pictures.read_images(files, vit.preprocessing)
@@ -51,7 +53,7 @@ def main(
                 if not (folder / name).exists():
                     stack.enter_context(signals.unfinished(folder / name))
             lines = html.write_folder(
-                folder, models, pixels, names, vit.source.name, blocks
+                folder, models, pixels, names, vit.source.name, drawn
             )
             for line in lines:
                 print(line, flush=True)

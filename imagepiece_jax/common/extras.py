@@ -74,4 +74,4 @@ def extra_of(module: str) -> str | None:
 
 def command(extra: str) -> str:
     """The command that installs an extra beside the package."""
-    return f'pip install "imagepiece_jax[{extra}]"'
+    return f'pip install ".[{extra}]" in the clone'

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from imagepiece_jax.common.checks import check_range
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -10,3 +12,8 @@ class Rules:
     warmup: int = 20  # calls of every program before any is timed
     repeats: int = 5  # turns of every program
     seconds: float = 1.0  # least time of a turn
+
+    def __post_init__(self):
+        check_range("warmup", self.warmup, 2, whole=True)
+        check_range("repeats", self.repeats, 1, whole=True)
+        check_range("seconds", self.seconds, 0)

@@ -161,11 +161,20 @@ class RunConfig:
 
         Raises InputError for the first value that is not allowed.
         """
+        if hasattr(config, "to_dict"):
+            config = config.to_dict()
+        try:
+            return cls._from_dict(config)
+        except KeyError as error:
+            raise InputError(f"config has no {error.args[0]}") from error
+        except TypeError as error:  # of a field that is missing, or that nobody knows
+            raise InputError(f"config: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, config):
         from imagepiece_jax.models.spec import ModelSpec
         from imagepiece_jax.reduction.reduction import Reduction
 
-        if hasattr(config, "to_dict"):
-            config = config.to_dict()
         fields = {name: value for name, value in config.items() if name != "format"}
         optim = {}
         for field in dataclasses.fields(OptimConfig):

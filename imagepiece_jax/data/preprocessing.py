@@ -64,13 +64,6 @@ class Preprocessing:
         check_choice("rule", self.rule, RULES)
         check_choice("resize", self.resize, RESIZES)
 
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> "Preprocessing":
-        """The Preprocessing whose `as_json` is among the facts of a measurement."""
-        fields = {name: facts[name] for name in IN_CONFIG if name in facts}
-        height, width = sides(facts["image_size"])
-        return cls(height if height == width else (height, width), **fields)
-
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the output."""
@@ -139,7 +132,7 @@ class Preprocessing:
         return (
             f"each image read ({len(sizes)} of {total}) has {size_text(self.shape)} "
             "pixels, the model's size, and is enlarged and cropped nevertheless "
-            f"({self.text}): resize none takes it as it is"
+            f"({self.text}): crop=1 takes it as it is"
         )
 
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:

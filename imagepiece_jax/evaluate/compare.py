@@ -88,10 +88,12 @@ def rows_of(
     for size in sizes:
         resized = on_smaller_images(measured, size)
         rows.append(Row(f"image_size={size}", resized, DENSE, is_smaller=True))
-    names = [row.name for row in rows]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{name} is there twice; each row must have its own name")
+    seen = {}
+    for row in rows:
+        what = row.weights.vit.image_size, row.reduction
+        if what in seen:
+            raise InputError(f"{row.name} is {seen[what]} again; a row is there once")
+        seen[what] = row.name
     return rows
 
 

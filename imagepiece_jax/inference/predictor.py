@@ -256,6 +256,8 @@ def _names(labels, classes):
     """The name of each class, as the argument `labels` requests."""
     if isinstance(labels, str) and labels.lower() == "imagenet":
         labels = class_names.imagenet_names()
+    if isinstance(labels, str):  # which has letters in place of names
+        raise InputError(f"labels is {labels!r}; it must be names, or 'imagenet'")
     if len(labels) != classes:
         raise InputError(f"labels has {len(labels)} names for {classes} classes")
     return labels

@@ -42,7 +42,7 @@ def read(found: Location) -> dict[str, Any]:
     """Fields of a WeightsSource by a folder's config file and its processor's."""
     if found.config_file.name == OPEN_CLIP:
         parse_config = open_clip_config.parse_open_clip
-        return _guarded(found.config_file, parse_config, found.config)
+        return guarded(found.config_file, parse_config, found.config)
     folder = found.path
     images = {}
     if (folder / PROCESSOR).is_file():
@@ -60,17 +60,17 @@ def parse(
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file = folder / CONFIG
     if OURS in config:
-        return _guarded(file, _parse_ours, config)
+        return guarded(file, _parse_ours, config)
     if "architecture" in config:
-        return _guarded(file, timm_config.parse_timm, config)
-    parsed = _guarded(file, transformers_config.parse_transformers, config)
+        return guarded(file, timm_config.parse_timm, config)
+    parsed = guarded(file, transformers_config.parse_transformers, config)
     processor = transformers_config.processor
-    normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
+    normalization, crop = guarded(folder / PREPROCESSOR, processor, images, config)
     merged = parsed["spec"].completed_by(normalization)
     return parsed | {"spec": merged, "crop": crop}
 
 
-def _guarded(file, call, *content):
+def guarded(file, call, *content):
     """The result of `call`, whose errors name the file with this content."""
     try:
         return call(*content)

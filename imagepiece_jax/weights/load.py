@@ -219,10 +219,10 @@ def _create(source, spec, reduction, prop_attn):
     except InputError as error:
         if reduction != trained:  # it is the caller's mistake, not one of the file
             raise
-        size = size_text(trained_size)
-        raise InputError(
-            f"{source.place}: {error} (its reduction is one for {size} pixels)"
-        ) from error
+        where = source.place
+        if sides(spec.image_size) != sides(trained_size):
+            where += f", whose reduction is one for {size_text(trained_size)} pixels"
+        raise InputError(f"{where}: {error}") from error
 
 
 def _fill(vit, contents, fresh, seed, exact):

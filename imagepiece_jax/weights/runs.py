@@ -20,6 +20,7 @@ from imagepiece_jax.models.spec import ModelSpec, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG, RUN_FORMAT
+from imagepiece_jax.weights.hub_configs import guarded
 from imagepiece_jax.weights.location import Location
 
 KINDS = ("latest", "best")  # of checkpoints
@@ -37,14 +38,8 @@ def read(found: Location) -> dict[str, Any]:
         raise InputError(
             f"{found.config_file} is neither that of a run nor of published weights"
         )
-    try:
-        check_format(run)
-        model = ModelSpec.of_run(run)
-        spec = model.completed_by(size_of(model.name))
-        reduction = Reduction.of_run(run)
-        crop = fields_of_run(run)
-    except InputError as error:
-        raise InputError(f"{found.config_file}: {error}") from error
+    model, reduction, crop = guarded(found.config_file, _parts, run)
+    spec = model.completed_by(size_of(model.name))
     class_names = read_class_names(found.path, run["num_classes"])
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
@@ -56,6 +51,12 @@ def read(found: Location) -> dict[str, Any]:
         "run": run,
         "seed": run.get("seed", 0),
     }
+
+
+def _parts(run):
+    """ModelSpec, Reduction and crop that the config of a run has."""
+    check_format(run)
+    return ModelSpec.of_run(run), Reduction.of_run(run), fields_of_run(run)
 
 
 def check_format(config: Mapping[str, Any]) -> None:

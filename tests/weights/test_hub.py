@@ -157,7 +157,7 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
-    assert 'pip install "imagepiece_jax[hub]"' in str(error.value)
+    assert 'pip install ".[hub]"' in str(error.value)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

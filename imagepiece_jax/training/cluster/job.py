@@ -48,6 +48,7 @@ FIRST_PORT = 61440
 PORTS = 4096
 # Seconds without a heartbeat until a process counts as dead, and that a process which
 # ends waits for the others to end too: all have stopped within a minute.
+MAX_PORT = 2**16 - 1
 HEARTBEAT = 30
 SHUTDOWN = 15
 LOST = 1  # exit status of a process that cannot continue without another
@@ -102,7 +103,9 @@ def find_job(
             f"coordinator is {coordinator}; with {' and '.join(typed)} it must be "
             f"{ADDRESS}"
         )
-    if named and not re.fullmatch(".+:[0-9]{1,5}", coordinator):
+    # JAX would wait for a port that there is not.
+    port = re.fullmatch(".+:([0-9]+)", coordinator) if named else None
+    if named and (port is None or int(port[1]) > MAX_PORT):
         raise InputError(
             f"coordinator is {coordinator!r}; it must be {ADDRESS}, or auto under "
             "SLURM and Open MPI"
