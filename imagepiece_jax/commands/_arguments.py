@@ -13,7 +13,6 @@ from tyro.conf import Positional, arg
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.config.labeled import LabeledImages
