@@ -61,7 +61,7 @@ from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.location import last_checkpoint
+from imagepiece_jax.weights.location import is_run
 
 TABLES = {
     "table1": paper_tables.table1,
@@ -358,7 +358,8 @@ def opened_models(options: Options) -> Models:
     for name in ("name", "image_size", "mean", "std"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
-    checkpoint = last_checkpoint(options.weights)
+    # A run's best was chosen on the images of the figures.
+    checkpoint = "latest" if is_run(options.weights) else None
     vit = load(options.weights, checkpoint=checkpoint, **fields).analyzed(dtype)
     if not options.small:
         return OffTheShelf(vit)

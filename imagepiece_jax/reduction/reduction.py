@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, Self
 
-from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.checks import check_choice, check_share
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
@@ -57,6 +57,7 @@ class Reduction:
         elif isinstance(value, str):
             found = cls._of_text(value)
         elif isinstance(value, numbers.Real):
+            check_share("reduction", value)
             found = cls(Method(macs=value))
         else:
             raise InputError(

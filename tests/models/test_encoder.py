@@ -117,9 +117,7 @@ def test_pixels_are_normalized():
     [
         *(("layers", layers, layers) for layers in (4, -1, [0, 3], True)),
         *(("fill", fill, fill) for fill in ("mean", ["x"])),
-        ("norm", "x", "x"),
         ("norm", False, False),  # without layers
-        ("reshape", 1, 1),
         ("images", None, "NoneType"),
         ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
         ("images", np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),
