@@ -85,7 +85,7 @@ MISTAKES = [
     ("predict weights a.png --labels imagenet", 2, "labels"),
     ("evaluate weights digits --gelu tanh", 2, "optimized"),
     ("evaluate weights digits --limit 0", 2, "limit"),
-    ("compare weights digits --reductions .6 .6", 2, "twice"),
+    ("compare weights digits --reductions .6 .60", 2, "again"),
     ("compare weights digits --reduction .6", 2, "reductions"),
     ("compare weights digits --reductions random", 2, "blocks"),
     ("compare weights digits --image-sizes 16", 2, "16"),
