@@ -11,7 +11,7 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import markdown_table, text_table
 from imagepiece_jax.errors import InputError
 
-# Endings of the files of each flag.
+# Endings of the files of each option.
 ENDINGS = {"json": (".json", ".jsonl"), "markdown": (".md",), "plot": (".png",)}
 # (title of a column, function from a row to its cell)
 COLUMNS = (

@@ -1,4 +1,4 @@
-"""How long programs are timed; without JAX, as commands read it for their flags."""
+"""How long programs are timed; without JAX, as commands read it for their options."""
 
 import dataclasses
 

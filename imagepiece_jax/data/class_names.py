@@ -296,7 +296,7 @@ def check_classes(
     """Compare the classes of weights with those of data, by name.
 
     weights, names: of both by label; None where there are none
-    place, data: what both are: a path, or a flag or field and its value
+    place, data: what both are: a path, or a field and its value
     Returns the line on what cannot be compared, None where both have names.
     """
     if other := other_class(weights, names):
