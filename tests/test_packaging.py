@@ -157,7 +157,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     )
     tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16), 0))
 
-    words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--limit=16"]
+    words = ["vit_mini.npz", "digits", "--crop=1", "--limit=16"]
     ended = start(
         *("-m", "imagepiece_jax", "evaluate", *words),
         cwd=folder,

@@ -128,7 +128,7 @@ def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeyp
     monkeypatch.setattr(recovery_step.Fit, "__init__", None)
     (tmp_path / "file").touch()
     said = sentence(call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}"))
-    assert "cannot be created" in said
+    assert "cannot be written" in said
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 5, 5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     said = sentence(call(recover.main, *words))

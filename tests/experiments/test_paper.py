@@ -77,4 +77,4 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
 
 def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
     ended = call(paper.main, "combos", *words, "--out", tmp_path)
-    assert "allowed: 0 to 3, the blocks of the model" in sentence(ended)
+    assert "the model has blocks 0 to 3" in sentence(ended)

@@ -161,9 +161,10 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     config.reduction = method
     if method == "none":
         config.distill.kind = "soft"
-    step, first_state, model, teacher = workloads.training_step(config)
+    run = RunConfig.from_config(config)
+    step, first_state, model, teacher = workloads.training_step(run)
     state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
-    batch = batch_shapes(RunConfig.from_config(config), (1, 6))
+    batch = batch_shapes(run, (1, 6))
     taught = variable_shapes(teacher, config.image_size)
     options = {"hidden": 4 * model.embed_dim, "axis_env": [(parallel.AXIS, 1)]}
     rows = mlp_rows(step, state, batch, taught, **options)

@@ -153,7 +153,7 @@ def test_what_cannot_answer_ends_at_once(where, signals, status, said):
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(
-        InputError, match=r"created \(Not a directory\); choose another"
+        InputError, match=r"workdir .*file cannot be written: nothing can"
     ):
         RunLock(tmp_path / "file").__enter__()
     monkeypatch.setattr(os, "access", lambda *_: False)

@@ -65,7 +65,7 @@ def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["model"]["mean"] == list(MEAN)
     assert saved["batch_size"] == 256
-    assert saved["reduction"]["name"] == "imagepiece"
+    assert saved["reduction"].startswith("imagepiece")
     start = json.loads((workdir / "run.json").read_text())["starts"][0]
     assert {"git", "python", "libraries", "devices", "end"} <= set(start)
     assert Checkpoints(workdir).latest_step() == 10
@@ -82,7 +82,7 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     names[4] = "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
-    with pytest.raises(InputError, match=message + ".*; choose another workdir"):
+    with pytest.raises(InputError, match=message + "choose another workdir"):
         runs.train(configured(profile=True), workdir)
 
 
@@ -116,7 +116,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    longer = "config.epochs is 99, but 2 in .*, with --config.init.weights=.* to start"
+    longer = "config.epochs is 99, but 2 in the run in .*; change it back, or choose"
     with pytest.raises(InputError, match=longer):
         runs.train(configured(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
@@ -246,7 +246,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
     runs.train(config, workdir)
     val = tmp_path / "set" / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
-    message = r"folder:.*set has test digest \w{16}, but the run began with test digest"
+    message = r"folder:.*set, whose digest for test are \w{16}, but the run in"
     with pytest.raises(InputError, match=message):
         runs.train(config, workdir)
 
@@ -265,7 +265,7 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     fields |= {"data.workers": 2, "data.threads": 2}
     config = configured(PLAIN, NO_REDUCTION, **fields)
     with pytest.raises(
-        InputError, match="^5 of 400 images cannot be read; the first is"
+        InputError, match="^5 of 400 images cannot be read, more than 1%; the"
     ):
         runs.train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before

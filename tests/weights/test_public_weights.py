@@ -150,9 +150,9 @@ def evaluated(assets, out, *words):
     ended = forked.run(
         [
             *(sys.executable, "-m", "imagepiece_jax", "evaluate"),
-            *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
-            *("--resize", "none", "--json", out, "--dtype=float32"),
-            *("--batch=40", "--workers=0", "--limit=200"),
+            *(assets / f"{WEIGHTS}.npz", f"csv:{data}"),
+            *("--crop=1", "--json", out, "--dtype=float32"),
+            *("--batch-size=40", "--workers=0", "--limit=200"),
             *words,
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
@@ -174,7 +174,7 @@ def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
 def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
     """159 of 200 at .6 of the MACs, as by code of its own: 77.8 % of all 1,000."""
     counts = "(180,165,149,137,125,113,103,94,85,85,85,85)"  # ImagePiece's
-    reduction = f"--reduction=evit:fuse_token=false:counts={counts}"
+    reduction = f"--reduction=evit:fuse_token=False:counts={counts}"
     result = evaluated(assets, tmp_path / "out.json", reduction)
     assert (result["images"], result["acc1"]) == (200, pytest.approx(100 * 159 / 200))
     assert round(result["gmacs"], 3) == 0.754

@@ -76,7 +76,7 @@ def test_a_complete_set_is_left_alone(source, prepared):
     assert (ended.status, ended.out) == (0, first.out)
     ended = call(prepare.main, *flags(source, folder, "--short_side", 256))
     assert sentence(ended) == (
-        f"--dir {folder} has a complete set with --short_side 0; allowed: another "
+        f"--dir {folder} has a complete set with --short_side 0; another "
         "folder for --short_side 256"
     )
 
