@@ -246,7 +246,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
     runs.train(config, workdir)
     val = tmp_path / "set" / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
-    message = r"folder:.*set, whose digest for test are \w{16}, but the run in"
+    message = r"folder:.*set, whose test set has digest \w{16}, but the run in"
     with pytest.raises(InputError, match=message):
         runs.train(config, workdir)
 

@@ -74,7 +74,7 @@ class Progress:
                 then = getattr(before, fact)[number]
                 if now != then:
                     raise InputError(
-                        f"config.data.name is {data}, whose {fact} for {split} are "
+                        f"config.data.name is {data}, whose {split} set has {fact} "
                         f"{now}, but the run in {workdir} began with {then}; choose "
                         "another workdir"
                     )
