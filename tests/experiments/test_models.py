@@ -142,7 +142,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
         found = measure(study, rows, by_stem=True)
     assert len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
-    expected = ["dense", label(evit), "start"]
+    expected = ["none", label(evit), "start"]
     assert names == sorted(f"{name}_patch_seed1" for name in expected)
     assert found["EViT"].facts["tokens"] == 33
     assert found["EViT"].pretrained.source.seed == 1
