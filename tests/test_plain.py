@@ -18,7 +18,6 @@ from tests.runs import ROOT
 from tests.test_packaging import INSTALLED_AS, PROJECT, imported_by, name_of
 
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
-INSTALL = 'install it: pip install ".[train]" in the clone'
 
 
 def test_the_small_set_is_what_the_public_functions_import():

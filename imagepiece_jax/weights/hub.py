@@ -27,8 +27,6 @@ from imagepiece_jax.weights.file_names import (
 
 SCHEME = "hf://"
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
-SHOWN_IDS = 3  # ids in a sentence
 UNREACHABLE = "cannot be reached, and its cache"
 
 

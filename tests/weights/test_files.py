@@ -30,7 +30,6 @@ from tests.weights.pth import (
 )
 
 ITEMS = mapping(items=b"cargparse\nNamespace\n")
-FLOAT8 = "float8, complex64 or another such type"
 
 
 def test_real_files_agree_bit_for_bit(assets):
