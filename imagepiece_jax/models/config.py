@@ -1,0 +1,157 @@
+"""What a vision transformer is, in one complete record, and how it is executed."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
+from imagepiece_jax.common.image_size import checked_size, patch_grid
+from imagepiece_jax.data.normalize import Normalization
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.stems import STEMS, conv_stem_widths
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """A vision transformer: its sizes, its parts, and the images that it is for.
+
+    `registry.config` has the public models, `weights.configs.read_config` reads files,
+    and dataclasses.replace changes one. Nothing in it is left to somebody else.
+
+    Raises InputError for fields that do not go together.
+    """
+
+    embed_dim: int  # width of a token
+    depth: int  # blocks
+    num_heads: int  # of attention
+    patch_size: int  # pixels a side
+    mlp_ratio: float = 4.0  # width of an MLP's hidden layer / embed_dim
+    stem: str = "patch"  # or "conv" (`models.stems`)
+    arch: Architecture = DEIT  # the parts in which ViTs differ
+    num_classes: int = 1000  # 0: no head
+    problem_type: str = SINGLE_LABEL  # what the logits mean, by transformers' names
+    # of the images: pixels a side, or (height, width)
+    image_size: int | tuple[int, int]
+    mean: tuple[float, float, float]  # of their pixels in [0, 1]
+    std: tuple[float, float, float]  # likewise
+    # how they are resized and cropped, by the fields of a Preprocessing
+    crop: float | None = None
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    rule: str = "timm"
+    resize: str = "deit"
+    # whether reductions make attention proportional; None: as their method does. The
+    # weights of MAE are used without (Bolya et al. 2023)
+    prop_attn: bool | None = None
+    name: str | None = None  # of a public model; DiffRate's schedules depend on it
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = as_tuple(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        for name in ("embed_dim", "depth", "num_heads", "patch_size"):
+            check_range(name, getattr(self, name), 1, whole=True)
+        check_range("mlp_ratio", self.mlp_ratio, above=0)
+        check_range("num_classes", self.num_classes, 0, whole=True)
+        check_choice("stem", self.stem, STEMS)
+        check_choice("problem_type", self.problem_type, PROBLEMS)
+        check_choice("prop_attn", self.prop_attn, (None, True, False))
+        images = Normalization(self.mean, self.std)
+        object.__setattr__(self, "mean", images.mean)
+        object.__setattr__(self, "std", images.std)
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
+        self.preprocessing  # raises for wrong fields
+        self._check_parts()
+
+    def _check_parts(self):
+        """Check that sizes and parts go together."""
+        arch = self.arch
+        arch.check_parts()
+        if arch.pool == "none" and self.num_classes:
+            raise InputError(
+                f"pool is 'none' for {self.num_classes} classes; num_classes=0 leaves "
+                "a head out"
+            )
+        if self.embed_dim % self.num_heads:
+            raise InputError(
+                f"num_heads is {self.num_heads}; it must divide embed_dim, "
+                f"{self.embed_dim}"
+            )
+        if self.embed_dim * self.mlp_ratio < 1:
+            raise InputError(
+                f"mlp_ratio is {self.mlp_ratio}; it must be at least 1 / "
+                f"{self.embed_dim}, for an MLP of a width of 1 or more"
+            )
+        if self.stem == "conv":
+            conv_stem_widths(self.embed_dim, self.patch_size)
+        if self.stem == "conv" and not arch.patch_bias:
+            raise InputError(
+                "stem is 'conv', whose projection has a bias, but patch_bias is False"
+            )
+        if arch.rotary is not None and self.head_width % 4:
+            raise InputError(
+                f"num_heads is {self.num_heads}, which makes heads of a width of "
+                f"{self.head_width}; rotary positions need a multiple of 4"
+            )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its images are resized and cropped."""
+        return Preprocessing(
+            self.image_size,
+            crop=self.crop,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            rule=self.rule,
+            resize=self.resize,
+        )
+
+    @property
+    def head_width(self) -> int:
+        """The width of a head of attention."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of its images, in whole patches."""
+        return patch_grid(self.image_size, self.patch_size, cut=True)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of an image in the first block."""
+        return self.arch.prefix + math.prod(self.grid)
+
+    def with_arch(self, **parts: Any) -> "ViTConfig":
+        """The same with other parts of its Architecture."""
+        return dataclasses.replace(self, arch=dataclasses.replace(self.arch, **parts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a ViT computes, which does not change what the model is."""
+
+    dtype: jnp.dtype = jnp.dtype("float32")  # in which layers compute
+    backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
+    # how log(size) is added to the attention logits, one of `attention.SIZES`
+    sizes: str = "bias"
+    drop_path_rate: float = 0.0  # probability that training drops the last branches
+    axis_name: str | None = None  # device axis over which batch norm is synchronized
+    remat: bool = False  # whether the backward pass computes activations again
+    # 0: the stem is as it was trained; else it has the variables of `stems.fold` for so
+    # many pixels
+    folded: int = 0
+    # whether the last block computes only the tokens that the head reads, where these
+    # are in the prefix; enough for logits and pooled vectors
+    head_only: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
