@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
-from imagepiece_jax.common.image_size import checked_size, patch_grid
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -67,8 +67,7 @@ class ViTConfig:
         images = Normalization(self.mean, self.std)
         object.__setattr__(self, "mean", images.mean)
         object.__setattr__(self, "std", images.std)
-        object.__setattr__(self, "image_size", checked_size(self.image_size))
-        self.preprocessing  # raises for wrong fields
+        object.__setattr__(self, "image_size", self.preprocessing.image_size)
         self._check_parts()
 
     def _check_parts(self):
