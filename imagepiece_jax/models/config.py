@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
-from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -127,6 +127,15 @@ class ViTConfig:
     def tokens(self) -> int:
         """Number of tokens of an image in the first block."""
         return self.arch.prefix + math.prod(self.grid)
+
+    def at_size(self, image_size: int | tuple[int, int]) -> "ViTConfig":
+        """The same for images of another size, in whole patches.
+
+        Its own size, for which it was published, may end in a part of a patch.
+        """
+        if sides(image_size) != sides(self.image_size):
+            patch_grid(image_size, self.patch_size)
+        return dataclasses.replace(self, image_size=image_size)
 
     def with_arch(self, **parts: Any) -> "ViTConfig":
         """The same with other parts of its Architecture."""

@@ -51,7 +51,7 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     """
     if not run.num_classes:
         raise InputError("config.num_classes is 0; it must be 1 or more in training")
-    if run.model.dtype == "float16":
+    if run.dtype == "float16":
         raise InputError(
             "config.model.dtype is 'float16', in which small gradients vanish in "
             "training; it must be 'float32' or 'bfloat16'"

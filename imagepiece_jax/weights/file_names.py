@@ -18,7 +18,3 @@ ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 SELECTORS = "selectors.safetensors"  # that a reduction learned
 RECOVERED = "recovered.safetensors"  # for reduced forms of the model
 BESIDE = (SELECTORS, RECOVERED)
-# In the folder of a run.
-RUN_FORMAT = 1  # of its config.json: a run of another one is not read
-CHECKPOINTS = "checkpoints"  # the folder with its weights
-CLASSES = "classes.json"

@@ -1,31 +1,24 @@
 """The config file of a folder: timm's, transformers', OpenCLIP's or one of `save`.
 
-`describe` writes timm's form, with a part of our own that has all of a model's fields.
+`describe` writes the last: a part of our own that is complete, and beside it timm's
+where timm has the model.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from imagepiece_jax.common.checks import as_tuple, check_choice
+from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.data.class_names import checked_names
-from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
-from imagepiece_jax.models.recovery_record import (
-    RecoveredCost,
-    Recovery,
-)
-from imagepiece_jax.models.spec import ModelSpec, size_of
-from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights import (
-    open_clip_config,
-    timm_config,
-    transformers_config,
-)
+from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
 from imagepiece_jax.weights.file_names import (
     CONFIG,
     OPEN_CLIP,
@@ -35,15 +28,28 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.location import Location
 
-FORMAT = 2  # of `OURS`: another one is not read
+FORMAT = 3  # of `OURS`: another one is not read
 
 
-def read(found: Location) -> dict[str, Any]:
-    """Fields of a WeightsSource by a folder's config file and its processor's."""
-    if found.config_file.name == OPEN_CLIP:
-        parse_config = open_clip_config.parse_open_clip
-        return guarded(found.config_file, parse_config, found.config)
+class Described(NamedTuple):
+    """What files beside weights say of them: all but the tensors."""
+
+    config: ViTConfig
+    class_names: tuple[str | None, ...] | None = None
+    license: str | None = None  # by timm's config.json
+    reduction: Reduction = DENSE  # that the weights were trained with
+    dtype: str = "float32"
+    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
+    # what `recover` learned for reduced forms, without numbers, which files have
+    recovery: Recovery | None = None
+
+
+def read(found: Location) -> Described:
+    """What a folder's config file says, and that of its image processor."""
     folder = found.path
+    if found.config_file.name == OPEN_CLIP:
+        parse_open_clip = open_clip_config.parse_open_clip
+        return Described(guarded(found.config_file, parse_open_clip, found.config))
     images = {}
     if (folder / PROCESSOR).is_file():
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
@@ -56,18 +62,22 @@ def parse(
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     folder: pathlib.Path = pathlib.Path(),
-) -> dict[str, Any]:
+) -> Described:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file = folder / CONFIG
     if OURS in config:
         return guarded(file, _parse_ours, config)
     if "architecture" in config:
-        return guarded(file, timm_config.parse_timm, config)
-    parsed = guarded(file, transformers_config.parse_transformers, config)
-    processor = transformers_config.processor
-    normalization, crop = guarded(folder / PREPROCESSOR, processor, images, config)
-    merged = parsed["spec"].completed_by(normalization)
-    return parsed | {"spec": merged, "crop": crop}
+        found, names = guarded(file, timm_config.parse_timm, config)
+        license = config.get("pretrained_cfg", config).get("license")
+        return Described(found, names, license)
+    if not images:
+        raise InputError(
+            f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
+            "normalized; place it beside the weights, or give config="
+        )
+    parse_transformers = transformers_config.parse_transformers
+    return Described(*guarded(file, parse_transformers, config, images))
 
 
 def guarded(file, call, *content):
@@ -95,86 +105,74 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     loads the dense part. Else it is OURS.
     """
     model = vit.model
+    images = vit.preprocessing
+    config = dataclasses.replace(
+        model.config,
+        image_size=images.image_size,
+        crop=images.crop,
+        crop_mode=images.crop_mode,
+        interpolation=images.interpolation,
+        rule=images.rule,
+        resize=images.resize,
+    )
     reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
     optional = {}
-    if vit.untrained:
+    if vit.untrained_parts:
         optional["untrained"] = vit.untrained_parts
-    if vit.problem_type != SINGLE_LABEL:
-        optional["problem_type"] = vit.problem_type
     if vit.recovery:
         optional["recovery"] = {"costs": [cost.record for cost in vit.recovery.costs]}
+    if vit.class_names:
+        optional["class_names"] = vit.class_names
+    if vit.source.license:
+        optional["license"] = vit.source.license
     ours = {
         "format": FORMAT,
-        "model": {
-            "name": vit.name,
-            "arch": dataclasses.asdict(model.arch),
-            "num_heads": model.num_heads,
-            "image_size": vit.preprocessing.image_size,
-            "mean": model.mean,
-            "std": model.std,
-        },
-        "preprocessing": vit.preprocessing.options,
+        "config": dataclasses.asdict(config),
         "reduction": str(reduction),
-        "dtype": model.dtype.name,
+        "dtype": model.execution.dtype.name,
         **optional,
     }
     return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: ours}
 
 
-def _parse_ours(config):
+def _parse_ours(file):
     """Our own part of a file that `describe` wrote."""
-    ours = as_tuple(config[OURS])
-    classes = config["num_classes"]
+    ours = as_tuple(file[OURS])
     if ours.get("format") != FORMAT:
         raise InputError(
             f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}"
         )
-    spec = ModelSpec.from_fields(ours["model"])
-    spec = dataclasses.replace(spec, dtype=ours["dtype"])
-    Preprocessing(spec.image_size, **ours["preprocessing"])
-    reduction = Reduction.read(ours["reduction"])
-    _check_same(spec, config)
-    class_names = timm_config.labels(config, classes)
-    if class_names is not None:
-        class_names = checked_names(class_names, classes)
+    fields = ours["config"]
+    arch = Architecture(**fields["arch"])
+    config = ViTConfig(**fields | {"arch": arch})
+    _check_same(config, file)
     recovery = None
     if "recovery" in ours:
         record = ours["recovery"]
         costs = [RecoveredCost(**cost) for cost in record["costs"]]
         recovery = Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
-    problem_type = ours.get("problem_type", SINGLE_LABEL)
-    check_choice("problem_type", problem_type, PROBLEMS)
-    return {
-        "spec": spec,
-        "sizes": {"num_classes": classes},
-        "crop": ours["preprocessing"],
-        "reduction": reduction,
-        "class_names": class_names,
-        "license": config["pretrained_cfg"].get("license"),
-        "problem_type": problem_type,
-        "saved": True,
-        "untrained": tuple(ours.get("untrained", ())),
-        "recovery": recovery,
-    }
+    return Described(
+        config,
+        class_names=ours.get("class_names"),
+        license=ours.get("license"),
+        reduction=Reduction.read(ours["reduction"]),
+        dtype=ours["dtype"],
+        untrained=ours.get("untrained", ()),
+        recovery=recovery,
+    )
 
 
-def _check_same(spec, config):
-    """Compare our own part with timm's on what no tensor shows.
+def _check_same(config, file):
+    """Raise InputError where timm's part of a file says other images than our own.
 
     Both are of one model, so somebody changed one of them.
     """
-    images = as_tuple(config["pretrained_cfg"])
-    of_timm = {"mean": images["mean"], "std": images["std"]}
-    if config["architecture"] != OURS:
-        named = timm_config.parse_timm(config)["spec"]
-        of_timm |= named.completed_by(size_of(named.name)).fields
-        of_timm["arch.gelu"] = named.architecture.gelu
-    own = spec.fields | {"arch.gelu": spec.architecture.gelu}
-    for field in ("image_size", "num_heads", "arch.gelu", "mean", "std"):
-        value = own.get(field)
-        other = of_timm.get(field)
-        if None not in (value, other) and value != other:
+    images = as_tuple(file.get("pretrained_cfg", {}))
+    own = {"mean": config.mean, "std": config.std}
+    own["input_size"] = (3, *sides(config.image_size))
+    for field, value in own.items():
+        if images.get(field, value) != value:
             raise InputError(
-                f"{OURS}.model.{field} is {value!r}, but timm's part of the file says "
-                f"{other!r}"
+                f"pretrained_cfg.{field} is {images[field]}, but {OURS}.config says "
+                f"{value}"
             )

@@ -11,25 +11,18 @@ import os
 import pathlib
 import re
 import types
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.file_names import RECOVERED, SELECTORS
-from imagepiece_jax.weights.files import read_normalization, read_state_dict
+from imagepiece_jax.weights.files import read_state_dict
 from imagepiece_jax.weights.state_dicts import choice_of
 from imagepiece_jax.weights.timm_config import is_eva
-
-# Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
-CLIP_IMAGES = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +39,8 @@ class Layout:
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
     strict: bool = True  # a name in no table is an error, or else timm's name
-    # function from the tensors, by the layout's names, to fields of a ModelSpec that
-    # they show
-    config_fields: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
-    # function from the tensors' names, of the layout and of timm, to fields of an
-    # Architecture that no tensor shows, and that all models with such names have
-    common_parts: Callable[[Collection[str], Collection[str]], Mapping[str, Any]] = (
-        lambda *_: types.MappingProxyType({})
-    )
+    # whether its last norm may be of the pooled vector, which its names do not say
+    norms_pooled: bool = False
 
     def timm_name(self, name: str, prefix: str) -> str | None:
         """timm's name of a tensor, "" for one left out, None where it has none.
@@ -104,87 +91,6 @@ IGNORED = (
 )
 
 
-def _google_fields(tensors):
-    # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
-    # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
-    if "pos_embed" not in tensors:
-        raise InputError("it has no pos_embedding: its positions are computed")
-    fields = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
-    fields |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
-    if kernel is not None and kernel.ndim == 3:
-        fields["num_heads"] = kernel.shape[1]
-    return fields
-
-
-def _openai_fields(tensors):
-    # Only OpenAI's own files have this; OpenCLIP has the same names with either GELU.
-    if "input_resolution" not in tensors:
-        return {}
-    width = tensors["cls_token"].shape[-1]
-    fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": width // 64}
-    return fixed | CLIP_IMAGES
-
-
-# Fields that no tensor shows, of models whose norms are in front of attention and MLP,
-# whose positions are not rotary, and whose attention pool has as many heads as a block.
-# A field that is not here may differ between models of one layout.
-PLAIN = {"rotary": None, "post_norm": False, "pool_heads": 0, "fc_norm": False}
-PLAIN |= {"pool_include_prefix": False}
-
-
-def _google_parts(_, tensors):
-    # Files have a class token only where the head reads it (classifier, pool_type).
-    if "cls_token" in tensors:
-        return PLAIN | {"pool": "token"}
-    return PLAIN
-
-
-def transformers_parts(_, tensors):
-    """Fields of an Architecture that all models of transformers have but DINOv3."""
-    # Gated MLPs are DINOv2's.
-    parts = PLAIN | {"prefix_positions": "reg_token" not in tensors}
-    if "blocks.0.mlp.fc1_g.weight" in tensors:
-        parts["mlp"] = "swiglu"
-    if "cls_token" in tensors:
-        parts["pool"] = "token"
-    return parts
-
-
-def _siglip_parts(names, tensors):
-    parts = transformers_parts(names, tensors)
-    if "classifier.weight" in names:  # this head reads the mean
-        parts["pool"] = "mean"
-    return parts
-
-
-def _openai_parts(names, _):
-    if "input_resolution" in names:  # only OpenAI's own files have it
-        return PLAIN | {"prefix_positions": True, "pool": "token"}
-    # Models of OpenCLIP may pool by mean, and then norm tokens or the pooled vector
-    # (final_ln_after_pool).
-    plain = {k: v for k, v in PLAIN.items() if k != "fc_norm"}
-    return plain | {"prefix_positions": True}
-
-
-def _dinov3_parts(names, _):
-    parts = {"pool": "token", "post_norm": False, "fc_norm": False}
-    if any(name.endswith(".mlp.w1.weight") for name in names):
-        parts["mlp"] = "swiglu"
-    return parts
-
-
-def _timm_parts(names, tensors):
-    # timm's class Eva, which has rotary positions, and norms behind the branches, calls
-    # its LayerScale gamma_1. EVA-02 and DINOv2 have SwiGLU as w1 and w12.
-    parts = {"fc_norm": "fc_norm.weight" in tensors}
-    if any(name.endswith(".ls1.gamma") for name in names):
-        parts |= {"rotary": None, "post_norm": False, "pool_heads": 0}
-    if any(name.endswith((".mlp.w1.weight", ".mlp.w12.weight")) for name in names):
-        parts["mlp"] = "swiglu"
-    return parts
-
-
 QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
 VIT = Layout(
@@ -213,7 +119,6 @@ VIT = Layout(
     },
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
     left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
-    common_parts=transformers_parts,
 )
 TIMM = Layout(
     # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
@@ -238,7 +143,6 @@ TIMM = Layout(
     left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
     r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.",
     strict=False,
-    common_parts=_timm_parts,
 )
 LAYOUTS = (
     Layout(
@@ -268,8 +172,6 @@ LAYOUTS = (
             "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
             "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
-        config_fields=_google_fields,
-        common_parts=_google_parts,
     ),
     VIT,
     dataclasses.replace(
@@ -277,7 +179,6 @@ LAYOUTS = (
         title="transformers' DINOv3",
         mark="embeddings.patch_embeddings.weight",
         outside={},
-        common_parts=_dinov3_parts,
     ),
     Layout(
         title="transformers' CLIP and SigLIP",
@@ -303,7 +204,6 @@ LAYOUTS = (
         },
         outside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
-        common_parts=_siglip_parts,
     ),
     Layout(
         title="OpenAI's CLIP and OpenCLIP",
@@ -324,8 +224,7 @@ LAYOUTS = (
             "ln_post": "norm",
             "proj": "projection.kernel",  # [in, out], as Flax has it
         },
-        config_fields=_openai_fields,
-        common_parts=_openai_parts,
+        norms_pooled=True,
     ),
     dataclasses.replace(
         TIMM,
@@ -335,7 +234,6 @@ LAYOUTS = (
         outer={"storage_tokens": "reg_token"},
         outside={},
         left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # elsewhere unread: an error
-        common_parts=_dinov3_parts,
     ),
     TIMM,
 )
@@ -365,15 +263,13 @@ def misshapen(name, shape, allowed):
 
 
 class Contents(NamedTuple):
-    """The tensors of a checkpoint by timm's names, and what its layout says of them."""
+    """The tensors of a checkpoint by timm's names, and what their own names say."""
 
     tensors: dict[str, np.ndarray]
-    spec: ModelSpec  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
-    images: ModelSpec = ModelSpec()  # mean and std, where the file itself has them
+    norms_pooled: bool = False  # as in Layout
+    num_heads: int | None = None  # by an axis of heads in kernels; None: they have none
     # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
-    # fields of an Architecture that all models of its layout have
-    common_parts: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def read_weights(
@@ -386,17 +282,9 @@ def read_weights(
     averaged, checkpoint: as `files.read_state_dict` takes them
     """
     path = pathlib.Path(path)
-    names = []
-
-    def choose(all_names):
-        names.extend(all_names)
-        return _placed_names(names)
-
-    state_dict = read_state_dict(path, averaged, choose, checkpoint)
-    normalization = read_normalization(path)
+    state_dict = read_state_dict(path, averaged, _placed_names, checkpoint)
     try:
-        in_file = ModelSpec(**normalization)
-        return to_timm(state_dict, names)._replace(images=in_file)
+        return to_timm(state_dict)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
 
@@ -418,21 +306,14 @@ def read_folder(
     return contents
 
 
-def to_timm(
-    state_dict: Mapping[str, np.ndarray],
-    names: Collection[str] | None = None,
-) -> Contents:
+def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
     """A checkpoint of any layout by timm's names.
 
     Text towers, decoders, mask tokens, poolers and the heads of
     self-distillation are left out. Tensors of timm's layout are not checked:
     `timm_tensors.from_timm` does.
-
-    names: of all tensors in the file; None: `state_dict` has all
     """
-    if names is None:
-        names = [*state_dict]
-    dotted = _dotted_names(names)
+    dotted = _dotted_names(state_dict)
     tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
     layout, prefix = _layout([*dotted.values()])
     renamed = {}
@@ -444,13 +325,12 @@ def to_timm(
         if timm_name:
             _note_name(origin, timm_name, name)
             renamed[timm_name] = tensor
+    heads = None
+    query = renamed.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
+    if np.ndim(query) == 3:
+        heads = query.shape[1]
     try:
-        # By both names; None for tensors that were not read.
-        present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
-        spec = ModelSpec.from_fields(layout.config_fields(present))
-        tensors = _canonical(renamed)
-        common_parts = layout.common_parts([*dotted.values()], tensors)
-        return Contents(tensors, spec, common_parts=common_parts)
+        return Contents(_canonical(renamed), layout.norms_pooled, heads)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:

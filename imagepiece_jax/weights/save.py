@@ -5,8 +5,8 @@ It has the form of the Hugging Face hub:
 model.safetensors       the dense part, by timm's names
 selectors.safetensors   learned by a reduction
 recovered.safetensors   what reduced forms recovered; 0.NAME is of the first cost
-config.json             timm's architecture, with arguments where the model differs, and
-                        all that this package needs to make the same model again
+config.json             all that makes the same model again, and timm's architecture
+                        where timm has it
 """
 
 import json
@@ -24,6 +24,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import (
     check_variables,
@@ -39,7 +40,6 @@ from imagepiece_jax.weights.file_names import (
     SELECTORS,
     WEIGHTS,
 )
-from imagepiece_jax.weights.infer import infer
 
 DENSE_PART = WEIGHTS[0]
 FILES = (DENSE_PART, *BESIDE, CONFIG)  # of a saved model
@@ -63,7 +63,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     tensors = timm_tensors.to_timm(vit.dense_variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
-    dense = layouts.as_timm(dense, vit.model.arch)
+    dense = layouts.as_timm(dense, vit.config.arch)
     described = hub_configs.describe(vit)
     if vit.recovery:
         read = layouts.to_timm(dense).tensors | learned
@@ -131,19 +131,18 @@ def _check(vit):
     """Refuse a model that `load` could not make again."""
     if vit.reduction is None:
         raise InputError("reduction is unknown: the model's plan was made by hand")
-    if vit.model.folded:
+    if vit.model.execution.folded:
         raise InputError("the model is in the form of optimize")
-    check_variables(vit.model, vit.variables, vit.image_size)
+    check_variables(vit.model, vit.variables)
 
 
 def _check_round_trip(model, tensors, config):
     """Check that `load` makes the same model of these files."""
-    parsed = hub_configs.parse(config, {})
+    described = hub_configs.parse(config, {})
+    again = create(described.config, described.reduction)
     read = layouts.to_timm(tensors).tensors
-    saved = infer(read, parsed["spec"])
-    again = saved.create(parsed["reduction"])
-    timm_tensors.from_timm(read, variable_shapes(again, saved.image_size))
-    for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
+    timm_tensors.from_timm(read, variable_shapes(again))
+    for field in ("plan", "prop_attn"):
         value = getattr(model, field)
         loaded = getattr(again, field)
         if loaded != value:

@@ -1,20 +1,18 @@
-"""timm's config.json: read as fields of a Source, and written for timm."""
+"""timm's config.json: read as a ViTConfig, and written for timm."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.preprocessing import DEIT_CROP
+from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import SIZE_FIELDS, ModelSpec, size_of
-from imagepiece_jax.models.vit import ViT
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
@@ -27,7 +25,6 @@ FIELD_OF_ARGUMENT = {
     "pool_include_prefix": "pool_include_prefix",
     "reg_tokens": "registers",
 }
-EPS = 1e-6  # of norms, the smallest that timm's architectures have
 # Parts that only timm's class Eva has.
 EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
 
@@ -50,7 +47,8 @@ PARTS = (
     "final_norm",
     "fc_norm",
 )
-SIZES = ("patch_size", "embed_dim", "depth")
+NULLABLE = ("init_values", "fc_norm")
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
@@ -66,51 +64,55 @@ SWIGLU = ("virchow_v1", "virchow_v2")
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
-def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a Source; files from before timm 0.9 are flat."""
-    images = config.get("pretrained_cfg", config)
-    name = config["architecture"]
-    classes = config.get("num_classes", images.get("num_classes"))
-    arguments = config.get("model_args") or {}
-    _, height, width = images["input_size"]
-    height, width = sides(arguments.get("img_size") or (height, width))
-    size = (height, width)
-    if height == width:
-        size = height
-    normalization = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    stated = normalization | {"num_classes": classes, "image_size": size}
-    full_name = _full_name(name, images.get("tag"), stated, arguments)
-    fields, sizes = _arguments(arguments, full_name)
-    if full_name == name and (row := registry.public_models().get(name)):
-        # Not the published model: it was trained by timm's code of the architecture.
-        arch = Architecture(**row["arch"])
-        fields = {"gelu": arch.gelu, "resize": arch.resize} | fields
-    if images.get("tag") in SWIGLU:
-        fields = fields | {"mlp": "swiglu"}
-    if classes is not None:
-        sizes = {"num_classes": classes} | sizes
-    if images.get("fixed_input_size", True):
-        sizes = sizes | {"image_size": size}
+def parse_timm(file: Mapping[str, Any]) -> tuple[ViTConfig, tuple | None]:
+    """(the config, class names or None); files from before timm 0.9 are flat."""
+    images = file.get("pretrained_cfg", file)
+    name = file["architecture"]
+    classes = file.get("num_classes", images.get("num_classes"))
+    arguments = file.get("model_args") or {}
     if images.get("label_offset"):
         offset = images["label_offset"]
         raise InputError(
             f"label_offset is {offset}, so the head has outputs that are no classes"
         )
-    keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
+    _, height, width = images["input_size"]
+    height, width = sides(arguments.get("img_size") or (height, width))
+    stated = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    stated["image_size"] = height if height == width else (height, width)
+    if classes is not None:
+        stated["num_classes"] = classes
+    base = _published(f"{name}.{images.get('tag')}", stated, arguments)
+    if base is None:
+        base = of_architecture(name, stated)
+    if images.get("tag") in SWIGLU:
+        base = base.with_arch(mlp="swiglu")
+    config = _with_model_args(base, arguments)
     crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too
-    for field, key in keys.items():
-        if images.get(key):
-            crop[field] = images[key]
-    names = class_names.shortened(labels(images | config, classes))
-    if not names and "." in full_name:  # else it may have learned other classes
-        names = registry.published_class_names(full_name, classes)
-    model = ModelSpec.from_fields(normalization | {"image_size": size} | fields)
-    found = {"spec": model, "sizes": sizes, "crop": crop, "class_names": names}
-    return found | {"license": images.get("license")}
+    for field in ("crop_mode", "interpolation"):
+        crop[field] = images.get(field) or getattr(Preprocessing, field)
+    if images.get("crop_pct"):
+        crop["crop"] = images["crop_pct"]
+    names = class_names.shortened(labels(images | file, classes))
+    if not names and "." in base.name:  # else it may have learned other classes
+        names = registry.published_class_names(base.name, classes)
+    return dataclasses.replace(config, **stated, **crop), names
 
 
-def _full_name(name, tag, stated, arguments):
-    """The name with its tag, or without where the model is not the published one.
+def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
+    """The config of a model that timm's code of an architecture made.
+
+    images: the fields of a ViTConfig that say what it was trained on
+    Raises InputError for an architecture that is not here.
+    """
+    row = registry.public_models().get(name)
+    if row is None:
+        raise InputError(f"architecture is {name!r}; {registry.NAMES}")
+    sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
+    return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **images)
+
+
+def _published(name, stated, arguments):
+    """The config of a public model, where the file is that of its weights; else None.
 
     A fine-tuned model has the tag of the weights it started from. With other classes,
     images or arguments it was trained with the functions of timm's architecture, such
@@ -118,17 +120,16 @@ def _full_name(name, tag, stated, arguments):
 
     stated: fields of the file, in which it has to agree with the published model
     """
-    full_name = f"{name}.{tag}"
-    if not tag or not registry.is_known(full_name) or not {*arguments} <= {*WRITTEN}:
-        return name
-    published = registry.fields_of(full_name)
-    pool = published["arch"].pool
+    if not registry.is_known(name) or not {*arguments} <= {*WRITTEN}:
+        return None
+    published = registry.config(name)
+    pool = published.arch.pool
     if POOLS.get(arguments.get("global_pool"), pool) != pool:
-        return name
+        return None
     for field, value in stated.items():
-        if published.get(field) != value:
-            return name
-    return full_name
+        if getattr(published, field) != value:
+            return None
+    return published
 
 
 def labels(config: Mapping[str, Any], classes: int | None):
@@ -142,47 +143,44 @@ def labels(config: Mapping[str, Any], classes: int | None):
     return tuple(described.get(name, name) for name in names)
 
 
-def _arguments(arguments, name):
-    """(fields that no tensor shows, sizes) by the name and model_args."""
-    arch = ModelSpec(name=name).architecture
+def _with_model_args(base, arguments):
+    """A config changed by the arguments of timm's class."""
     changes = {}
+    parts = {}  # of timm's class
+    ours = {}  # of an Architecture
     for field, value in arguments.items():
         path = f"model_args.{field}"
-        if field == "num_heads":
-            changes[field] = value
-        elif field == "act_layer" and not is_eva(arch):
+        if field == "act_layer" and not is_eva(base.arch):
             acts = TIMM_GELUS | {None: "exact"}
-            if arch.mlp == "swiglu":
+            if base.arch.mlp == "swiglu":
                 acts = SILUS
             check_choice(path, value, acts)
-            changes["gelu"] = acts[value]
+            ours["gelu"] = acts[value]
         elif field == "norm_layer":
             check_choice(path, value, NORMS)
-            changes["norm_eps"] = NORMS[value]
+            ours["norm_eps"] = NORMS[value]
         elif field in ABSENT:
             check_choice(path, value, ABSENT[field])
         elif field not in (*PARTS, *SIZES, *IDLE):
             raise InputError(f"{path} is {value!r}, which no model here has")
-    sizes = size_of(name).fields
-    heads = sizes.pop("num_heads")
-    if {"mlp_ratio", "embed_dim"} & {*arguments}:
-        # timm's counts packed layers twice, and is rounded down to widths: see tensors.
-        del sizes["mlp_ratio"]
-    other_sizes = {}
-    parts = {}
-    for field, value in arguments.items():
         # None is as a missing argument, but for two.
-        if value is None and field not in ("init_values", "fc_norm"):
-            continue
-        if field in SIZES:
-            other_sizes[field] = value
-        elif field in PARTS:
+        elif field in PARTS and (value is not None or field in NULLABLE):
             parts[field] = value
-    sizes |= other_sizes
-    if not parts and not other_sizes and "mlp_ratio" not in arguments:
-        return {"name": name} | changes, sizes
-    arch = changed_architecture(arch, parts)
-    return {"name": name, "arch": arch, "num_heads": heads} | changes, sizes
+        elif field in SIZES and value is not None:
+            changes[field] = value
+    arch = base.arch
+    if parts:
+        arch = changed_architecture(arch, parts)
+    changes["arch"] = dataclasses.replace(arch, **ours)
+    width = changes.get("embed_dim", base.embed_dim)
+    hidden = int(width * base.mlp_ratio)
+    if ratio := arguments.get("mlp_ratio"):
+        hidden = int(width * ratio)
+        if arch.mlp == "swiglu" and not is_eva(arch):  # two layers in one
+            hidden //= 2
+    if "embed_dim" in changes or ratio:
+        changes["mlp_ratio"] = hidden / width
+    return dataclasses.replace(base, **changes)
 
 
 def changed_architecture(arch: Architecture, arguments) -> Architecture:
@@ -251,53 +249,44 @@ def _head(arch, arguments):
 
 
 # Writing.
-# {(mlp, norm_eps, dist_token), which no argument sets: the architecture that has them}
-BASES = {
-    ("gelu", EPS, False): "vit_base_patch16_224",
-    ("gelu", 1e-5, False): "vit_base_patch16_clip_224",
-    ("swiglu", EPS, False): "vit_giant_patch14_dinov2",
-    ("gelu", EPS, True): "deit_base_distilled_patch16_224",
-}
-
-
 def describe_timm(vit: Pretrained) -> dict[str, Any]:
     """The content of a config.json by which timm makes the dense part of a Pretrained.
 
-    Without "architecture" where timm has no such models.
+    {} where timm has no such model.
     """
-    model = vit.model
+    config = vit.model.config
     images = vit.preprocessing
-    size = images.image_size
-    crop = {}
-    names = vit.class_names
+    architecture = _architecture(config)
+    if not architecture:
+        return {}
+    optional = {}
     if images.resizes:
         way = images.as_json
-        crop = {"crop_pct": way["crop"], "crop_mode": way["crop_mode"]}
-        crop["interpolation"] = way["interpolation"]
+        optional = {"crop_pct": way["crop"], "crop_mode": way["crop_mode"]}
+        optional["interpolation"] = way["interpolation"]
+    if vit.source.license:
+        optional["license"] = vit.source.license
     heads = "head"
-    if model.arch.dist_token:
+    if config.arch.dist_token:
         heads = ["head", "head_dist"]
-    if names and None in names:  # then by number
-        names = {str(i): name for i, name in enumerate(names) if name is not None}
     named = {}
-    if names:
-        named["label_names"] = names
-    terms = {}
-    if vit.source is not None and vit.source.license:
-        terms["license"] = vit.source.license
+    if vit.class_names and None in vit.class_names:  # then by number
+        names = enumerate(vit.class_names)
+        named["label_names"] = {str(i): name for i, name in names if name is not None}
+    elif vit.class_names:
+        named["label_names"] = vit.class_names
     return {
-        **_architecture(model, size),
-        "num_classes": model.num_classes,
-        "num_features": model.embed_dim,
+        **architecture,
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
         **named,
         "pretrained_cfg": {
-            "input_size": [3, *sides(size)],
+            "input_size": [3, *sides(config.image_size)],
             "fixed_input_size": True,
-            "mean": model.mean,
-            "std": model.std,
-            "num_classes": model.num_classes,
-            **crop,
-            **terms,
+            "mean": config.mean,
+            "std": config.std,
+            "num_classes": config.num_classes,
+            **optional,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": heads,
@@ -305,80 +294,36 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     }
 
 
-def _architecture(model: ViT, image_size) -> dict[str, Any]:
-    """The fields "architecture" and "model_args"; {} where timm cannot make the model.
+def _architecture(config: ViTConfig) -> dict[str, Any]:
+    """The fields "architecture" and "model_args"; {} where timm has no such model.
 
     The architecture is a public model of the same parts and sizes, if possible for
-    images of the same size, else one of BASES with arguments for all parts.
+    images of the same size.
     """
-    arch = model.arch
-    size = _size(model)
-    eva = is_eva(arch)
+    eva = is_eva(config.arch)
     # Not compared: how positions are resized, which is over, and a GELU that
     # "act_layer" sets.
     ignored = {"resize": DEIT.resize}
     if not eva:
         ignored["gelu"] = DEIT.gelu
-    parts = dataclasses.replace(arch, **ignored)
+    ours = _sizes_and_parts(config, ignored)
     same = []
-    for name in registry.public_models():
-        theirs = dataclasses.replace(registry.fields_of(name)["arch"], **ignored)
-        if theirs == parts and size_of(name).fields == size:
-            same.append(name)
-    same.sort(key=lambda name: registry.fields_of(name).get("image_size") != image_size)
-    arguments = {"img_size": image_size}
-    if arch.mlp != "swiglu" and not eva:
-        gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
-        arguments["act_layer"] = gelus[arch.gelu]
-    if same and model.stem == "patch":
-        return {"architecture": same[0], "model_args": arguments}
-    # A smaller epsilon than any of timm's becomes its smallest, which hardly changes
-    # outputs.
-    norm_eps = max(arch.norm_eps, EPS)
-    base = BASES.get((arch.mlp, norm_eps, arch.dist_token))
-    if base is None or not _is_vision_transformer(model):
+    for name, row in registry.public_models().items():
+        for tag, images in row["weights"].items():
+            known = registry.config(f"{name}.{tag}")
+            if config.stem == "patch" and _sizes_and_parts(known, ignored) == ours:
+                same.append((images["image_size"] != config.image_size, name))
+    if not same:
         return {}
-    return {"architecture": base, "model_args": arguments | _all_arguments(model)}
+    arguments = {"img_size": config.image_size}
+    if config.arch.mlp != "swiglu" and not eva:
+        gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
+        arguments["act_layer"] = gelus[config.arch.gelu]
+    _, name = min(same, key=lambda each: each[0])
+    return {"architecture": name, "model_args": arguments}
 
 
-def _is_vision_transformer(model: ViT) -> bool:
-    """Whether arguments of timm's VisionTransformer can make the model."""
-    arch = model.arch
-    if model.stem != "patch" or is_eva(arch) or arch.post_norm or arch.pool_heads:
-        return False
-    # timm's class with that token adds positions to all tokens in front.
-    plain = arch.prefix_positions and not (arch.registers or arch.fc_norm)
-    if arch.dist_token and not plain:
-        return False
-    if arch.mlp == "swiglu" and not arch.layer_scale:  # its base has it
-        return False
-    return arch.patch_bias != arch.pre_norm and not (arch.final_norm and arch.fc_norm)
-
-
-def _all_arguments(model: ViT) -> dict[str, Any]:
-    """All arguments of timm's VisionTransformer that make the parts of a model."""
-    arch = model.arch
-    hidden = round(model.embed_dim * model.mlp_ratio)
-    if arch.mlp == "swiglu":  # two layers in one
-        hidden *= 2
-    ratio = hidden / model.embed_dim
-    if int(model.embed_dim * ratio) < hidden:  # which is what timm takes
-        ratio = math.nextafter(ratio, math.inf)
-    pools = {ours: theirs for theirs, ours in POOLS.items()}
-    init_values = None
-    if arch.layer_scale:
-        init_values = 1e-5
-    return {
-        **_size(model),
-        **{name: getattr(arch, field) for name, field in FIELD_OF_ARGUMENT.items()},
-        "mlp_ratio": ratio,
-        "init_values": init_values,
-        "no_embed_class": not arch.prefix_positions,
-        "global_pool": pools[arch.pool],
-        "final_norm": arch.final_norm or arch.fc_norm,
-        "fc_norm": arch.fc_norm,
-    }
-
-
-def _size(model: ViT) -> dict[str, Any]:
-    return {field: getattr(model, field) for field in SIZE_FIELDS}
+def _sizes_and_parts(config, ignored):
+    """What makes two models the same to timm."""
+    sizes = [getattr(config, field) for field in (*SIZES, "mlp_ratio")]
+    return sizes, dataclasses.replace(config.arch, **ignored)

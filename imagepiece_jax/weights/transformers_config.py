@@ -1,4 +1,4 @@
-"""transformers' config.json and preprocessor_config.json, read as fields of a Source.
+"""transformers' config.json and preprocessor_config.json, read as a ViTConfig.
 
 A file lacks the fields that have the default of their model type, so these defaults
 stand here (transformers' configuration classes and image processors, version 5.24).
@@ -14,10 +14,9 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.models.spec import ModelSpec
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.weights.timm_config import SILUS
 
 Fields = Mapping[str, Any]  # of a JSON file
@@ -155,8 +154,13 @@ PROCESSORS = {
 }
 
 
-def parse_transformers(config: Fields) -> dict[str, Any]:
-    """Fields of a Source by a config.json, without those of its image processor."""
+def parse_transformers(
+    config: Fields, images: Fields
+) -> tuple[ViTConfig, tuple | None]:
+    """(the config, class names or None) of a model.
+
+    config, images: contents of config.json and of preprocessor_config.json
+    """
     model = MODEL_TYPES[_kind(config)]
     fields = _of_tower(config)
     _check_fixed(QUANTIZED, config)
@@ -165,47 +169,40 @@ def parse_transformers(config: Fields) -> dict[str, Any]:
     for field in {*fields} & COUNTS:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
-    size = _square(fields["image_size"])
-    patch = _square(fields["patch_size"])
     architectures = config.get("architectures") or ()
     classify = any("ImageClass" in name for name in architectures)
-    labels = None
+    labels = {}
     if classify:
-        labels = config.get("id2label")
-    width = fields["hidden_size"]
-    sizes = {"embed_dim": width, "depth": fields["num_hidden_layers"]}
-    sizes |= {"patch_size": patch, "mlp_ratio": _hidden(fields) / width}
-    if labels:
-        sizes["num_classes"] = len(labels)
+        labels = config.get("id2label") or {}
     acts = GELUS
     if fields.get("use_gated_mlp"):
         acts = SILUS
+    check_choice("hidden_act", fields["hidden_act"], acts)
     arch = model.arch(fields)
-    if arch.positions:
-        sizes["image_size"] = size
     if arch.pool == "map" and classify:  # the head of classes reads the mean
         arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _of_tower(config))
-    check_choice("hidden_act", fields["hidden_act"], acts)
     arch = dataclasses.replace(
         arch,
         gelu=acts[fields["hidden_act"]],
         norm_eps=float(fields["layer_norm_eps"]),
         resize=model.resize,
     )
-    heads = fields["num_attention_heads"]
-    spec = ModelSpec(num_heads=heads, image_size=size, arch=arch)
-    names = class_names.shortened(_names(labels))
-    task = SINGLE_LABEL
-    if classify:
-        task = _problem_type(config, labels)
-    return {
-        "spec": spec,
-        "sizes": sizes,
-        "class_names": names,
-        "problem_type": task,
-    }
+    width = fields["hidden_size"]
+    found = ViTConfig(
+        embed_dim=width,
+        depth=fields["num_hidden_layers"],
+        num_heads=fields["num_attention_heads"],
+        patch_size=_square(fields["patch_size"]),
+        mlp_ratio=_hidden(fields) / width,
+        arch=arch,
+        num_classes=len(labels),
+        problem_type=_problem_type(config, labels) if classify else SINGLE_LABEL,
+        image_size=_square(fields["image_size"]),
+        **_images(images, config),
+    )
+    return found, class_names.shortened(_names(labels))
 
 
 def _of_tower(config):
@@ -225,15 +222,13 @@ def _check_fixed(fixed, fields):
         check_choice(field, fields.get(field, value), [value])
 
 
-def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]]:
-    """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
+def _images(images, config):
+    """Normalization and crop by a preprocessor_config.json, as fields of a ViTConfig.
 
-    Both are empty without the file. What it leaves out is as in its image processor.
+    What it leaves out is as in its image processor.
 
     images, config: contents of it and of config.json
     """
-    if not images:
-        return ModelSpec(), {}
     name = _processor_name(images, config)
     if name == "CLIP":  # its processor would take another size by this field
         _check_fixed({"use_square_size": False}, images)
@@ -249,7 +244,7 @@ def processor(images: Fields, config: Fields) -> tuple[ModelSpec, dict[str, Any]
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])
     std = _channels(fields["image_std"])
-    return ModelSpec(mean=mean, std=std), _crop(fields, name)
+    return {"mean": mean, "std": std, **_crop(fields, name)}
 
 
 def _processor_name(images, config):

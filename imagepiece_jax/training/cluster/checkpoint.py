@@ -22,12 +22,11 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
+from imagepiece_jax.config.run_files import CHECKPOINTS, KINDS, check_normalization
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.cluster.run_dir import RunLock, becomes_true
 from imagepiece_jax.training.logging import MEASURED
-from imagepiece_jax.weights.file_names import CHECKPOINTS
-from imagepiece_jax.weights.runs import KINDS, check_normalization
 
 KEEP = 2  # steps of each kind that stay: the second serves if the newest is damaged
 

@@ -14,16 +14,23 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.config.run_files import (
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    check_format,
+    read_class_names,
+)
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.logging import read_metrics
-from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
-from imagepiece_jax.weights.runs import check_format
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
@@ -48,6 +55,24 @@ def took_steps(workdir):
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
     return any(line["step"] > 0 for line in read_metrics(workdir))
+
+
+class Earlier(NamedTuple):
+    """What the folder of a run says of its earlier steps."""
+
+    config: Mapping[str, Any]
+    class_names: tuple[str | None, ...] | None
+
+
+def read_earlier(workdir) -> Earlier | None:
+    """The Earlier of the run in `workdir`; None where no step was taken there."""
+    config = pathlib.Path(workdir) / CONFIG
+    if not (took_steps(workdir) and config.is_file()):
+        return None
+    read = files.read_json(config)
+    check_format(read)
+    folder = pathlib.Path(workdir)
+    return Earlier(read, read_class_names(folder, read["num_classes"]))
 
 
 def check_folder(workdir):
