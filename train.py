@@ -131,13 +131,14 @@ def train():
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.training import trainer
     from imagepiece_jax.training.cluster.job import find_job, joined
+    from imagepiece_jax.weights.load import loaders
 
     name = run_name(flags.FLAGS["config"].config_filename)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     config = RunConfig.from_config(CONFIG.value)
     job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     with joined(job):
-        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
+        trainer.train_and_evaluate(config, workdir, DRY_RUN.value, *loaders(config))
 
 
 if __name__ == "__main__":

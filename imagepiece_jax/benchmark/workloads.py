@@ -20,13 +20,12 @@ from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
@@ -84,7 +83,8 @@ class Case:
     @property
     def path(self) -> str | None:
         """The path of the weights; None for random ones."""
-        return self.vit.source and str(self.vit.source.path)
+        path = self.vit.source.path
+        return path and str(path)
 
     def workload(self) -> Workload:
         """The compiled program."""
@@ -96,7 +96,7 @@ class Case:
             batch_size=self.batch_size,
             dtype=self.dtype,
             gelu=self.gelu,
-            attention=self.vit.attention,
+            attention=self.vit.model.execution.attention,
         )
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(model, self.vit.image_size)
@@ -138,39 +138,30 @@ class Case:
 def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
     """DeiT's recipe (configs/base.py) for a model, with its reduction.
 
-    Raises InputError where the repository's configs are not there, and for a model of
-    which nothing says how it is made.
+    Raises InputError where the repository's configs are not there.
     """
     try:
         from configs import base
     except ModuleNotFoundError as error:
         text = "mode is train, which reads configs/base.py: run it in a clone"
         raise InputError(text) from error
-    if vit.spec is None:
-        raise InputError("mode is train, which takes a model of `load` or of a name")
     recipe = RunConfig.from_config(base.get_config())
     return dataclasses.replace(
         recipe,
         image_size=vit.image_size,
-        num_classes=vit.model.num_classes,
-        model=dataclasses.replace(vit.spec, dtype=dtype, drop_path_rate=0.1),
+        num_classes=vit.config.num_classes,
+        model=vit.config,
+        dtype=dtype,
+        attention=vit.model.execution.attention,
+        drop_path_rate=0.1,
         reduction=vit.reduction,
         optim=dataclasses.replace(recipe.optim, batch_size=batch_size),
     )
 
 
-def named_model(spec: ModelSpec) -> Pretrained:
-    """The dense model of a name with random weights, which do not change its speed."""
-    model = spec.create()
-    height, width = [side * model.patch_size for side in spec.grid]
-    size = height if height == width else (height, width)
-    return Pretrained(
-        model,
-        random_variables(model, size),
-        Preprocessing(size),
-        name=spec.name,  # DiffRate's schedules depend on it
-        spec=spec,
-    )
+def with_random_weights(model: ViT) -> Pretrained:
+    """A model with random weights, which do not change its speed."""
+    return Pretrained(model, random_variables(model))
 
 
 def on_noise(program):
@@ -244,7 +235,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     teacher = None
     adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
-        teacher = run.create_dense(drop_path_rate=0.0)
+        teacher = run.create_dense().with_execution(drop_path_rate=0.0)
         teacher = teacher.clone(head_only=not method.needs_teacher)
         adapted_teacher = adapt(teacher)
     step = functools.partial(

@@ -66,7 +66,7 @@ def compared(vit, images, gelu):
         batch_size=min(images.batch, len(images.source)),
         dtype=vit.model.dtype.name,
         gelu=gelu,
-        attention=vit.attention,
+        attention=vit.model.execution.attention,
         pixels=True,
     )
     figures, change = accuracy.evaluate_program(

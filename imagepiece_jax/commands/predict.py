@@ -45,7 +45,7 @@ def main(
         labels=labels,
         top=top,
         dtype=weights.dtype,
-        attention=vit.attention,
+        attention=vit.model.execution.attention,
         gelu=gelu,
     )
     answers = {}

@@ -66,11 +66,11 @@ class LabeledImages:
             "data": self.name,
             "limit": self.limit,
             **self.source.part,
-            "num_classes": vit.model.num_classes,
-            "dtype": vit.model.dtype.name,
+            "num_classes": vit.config.num_classes,
+            "dtype": vit.model.execution.dtype.name,
             "trained": {
                 "reduction": source.reduction and str(source.reduction),
-                "image_size": source.spec.image_size,
+                "image_size": source.image_size or vit.image_size,
             },
             "recovered": vit.recovered and vit.recovered.form,
             "reduction": str(vit.reduction),
@@ -108,11 +108,11 @@ def labeled_images(
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = str(vit.source.path)
-    if not vit.model.num_classes:
+    if not vit.config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
-    check_single_label(vit.problem_type, path, "accuracy")
+    check_single_label(vit.config.problem_type, path, "accuracy")
     run = vit.source.run or {}
     of_run = run.get("data", {})
     own_reading = {k: of_run[k] for k in ("workers", "threads") if k in of_run}
@@ -121,7 +121,7 @@ def labeled_images(
     name = registry.full_name(data or of_run.get("name", ""))
     if not name:
         raise InputError("data is missing; only a run has data of its own")
-    num_classes = vit.model.num_classes
+    num_classes = vit.config.num_classes
     every = registry.open_source(
         name,
         "val",
@@ -150,7 +150,7 @@ def _notes(vit, name, every, source):
     """
     path = str(vit.source.path)
     of_data = source.class_names
-    unnamed = class_names.check_classes(vit.names_of_data, path, of_data, name)
+    unnamed = class_names.check_classes(vit.class_names, path, of_data, name)
     notes = []
     if name.startswith("folder:"):
         folder = os.path.expanduser(name.removeprefix("folder:"))

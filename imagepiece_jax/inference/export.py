@@ -8,8 +8,6 @@ import dataclasses
 import os
 import pathlib
 
-import jax.numpy as jnp
-
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.common.progress import working
@@ -19,6 +17,7 @@ from imagepiece_jax.inference import onnx_model, program_facts
 from imagepiece_jax.inference.onnx_graph import stored_dtype
 from imagepiece_jax.inference.optimize import CompileOptions, check_gelu
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
+from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
 ENDING = ".onnx"
@@ -92,10 +91,7 @@ def checked_file(out: str | os.PathLike) -> pathlib.Path:
 
 def _portable(vit, gelu):
     """The model in float32, with attention that has a graph, and this form of GELU."""
-    spec = vit.spec
-    if spec is not None:
-        arch = {**spec.arch, "gelu": gelu}
-        spec = dataclasses.replace(spec, attention="xla", dtype="float32", arch=arch)
-    arch = dataclasses.replace(vit.model.arch, gelu=gelu)
-    model = vit.model.clone(backend="xla", dtype=jnp.dtype("float32"), arch=arch)
-    return dataclasses.replace(vit, model=model, spec=spec)
+    config = vit.config.with_arch(gelu=gelu)
+    execution = execution_of(config, "float32", "xla")
+    model = vit.model.clone(config=config, execution=execution)
+    return dataclasses.replace(vit, model=model)

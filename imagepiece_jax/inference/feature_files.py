@@ -99,7 +99,7 @@ def write_features(
     run = Extractor(vit, model, names)
     made_by = record_of(vit, run.model, storage=storage, arrays=run.shapes)
     with FeatureFolder(folder) as files:
-        files.begin(made_by, photographs, name=vit.source and vit.source.name)
+        files.begin(made_by, photographs, name=vit.source.name)
         shapes = {name: [count, *shape] for name, shape in run.shapes.items()}
         arrays = Arrays(files, shapes, storage)
         if arrays.rows < count:
@@ -181,7 +181,7 @@ class Extractor:
 
     def __init__(self, vit: Pretrained, model: ViT, names: Sequence[str]):
         device = parallel.local_devices()[0]
-        model = optimize.for_device(model, device, vit.attention)
+        model = optimize.for_device(model, device, model.execution.attention)
         pixels = optimize.joined_pixels(model, device)
         model, weights = optimize.prepare(
             model, vit.variables, dtype=model.dtype.name, pixels=pixels

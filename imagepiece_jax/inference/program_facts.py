@@ -16,6 +16,7 @@ from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import activation
+from imagepiece_jax.models.record import as_json
 
 IMAGES = "images"  # the name of a program's input
 FACTS = {"input", "output", "preprocessing"}  # among those of each program
@@ -63,6 +64,7 @@ def program_facts(
     """
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model
+    config = model.config
     arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
 
     def entry(name, array):
@@ -77,31 +79,28 @@ def program_facts(
     else:
         normalization = {
             "pixels": "0 to 1, of which the input is (pixels - mean) / std",
-            "mean": model.mean,
-            "std": model.std,
+            "mean": config.mean,
+            "std": config.std,
         }
     prepared = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         prepared["resized"] = list(vit.preprocessing.resized)
-    classes_out = model.num_classes if "logits" in outputs.names else 0
-    fields = None  # of a model that someone made by hand
-    method = None
-    if vit.spec is not None:
-        fields = vit.spec.as_dict
+    classes_out = config.num_classes if "logits" in outputs.names else 0
+    method = None  # of a plan that someone made by hand
     if vit.reduction is not None:
         method = str(vit.reduction)
     return {
         "input": entry(IMAGES, images),
         "normalization": normalization,
         "output": output,
-        "classes": model.num_classes,
+        "classes": config.num_classes,
         "class_names": vit.class_names,
-        "problem_type": vit.problem_type if model.num_classes else None,
-        "activation": activation(vit.problem_type, classes_out),
+        "problem_type": config.problem_type if config.num_classes else None,
+        "activation": activation(config.problem_type, classes_out),
         "preprocessing": prepared,
-        "model": fields,
+        "model": as_json(config),
         "method": method,
         "recovered": vit.recovered and vit.recovered.form,
-        "dtype": model.dtype.name,
-        "gmacs": model_macs(model, vit.image_size) / 1e9,
+        "dtype": model.execution.dtype.name,
+        "gmacs": model_macs(model) / 1e9,
     }

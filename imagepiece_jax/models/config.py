@@ -148,6 +148,8 @@ class Execution:
 
     dtype: jnp.dtype = jnp.dtype("float32")  # in which layers compute
     backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
+    # what was asked for, which may be "auto"; `backend` is what it is on this device
+    attention: str = dataclasses.field(default="auto", compare=False)
     # how log(size) is added to the attention logits, one of `attention.SIZES`
     sizes: str = "bias"
     drop_path_rate: float = 0.0  # probability that training drops the last branches

@@ -57,7 +57,7 @@ def execution_of(
     """The Execution of a model in a dtype, with the attention of this device."""
     dtype = checked_dtype(dtype)
     backend = resolve_backend(attention, dtype, config.head_width)
-    return Execution(dtype=dtype, backend=backend)
+    return Execution(dtype=dtype, backend=backend, attention=attention)
 
 
 def create(

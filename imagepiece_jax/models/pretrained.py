@@ -44,8 +44,14 @@ class Source:
     reduction: Reduction | None = None
     checkpoint: str | None = None  # of a run, "best" or "latest"; of a file, a key
     averaged: bool = False  # whether the weights are averages over steps
+    run: Mapping[str, Any] | None = None  # the config of a run
     # digests of the parts that were drawn, not learned, when they were drawn
     untrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The seed of a run; 0 of other weights."""
+        return self.run["seed"] if self.run else 0
 
     @property
     def place(self) -> str:
@@ -336,7 +342,8 @@ class Pretrained:
 
         dtype: of the layers; None: the model's
         """
-        execution = execution_of(self.config, dtype or self.model.execution.dtype.name)
+        own = self.model.execution
+        execution = execution_of(self.config, dtype or own.dtype.name, own.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def model_with(self, reduction: ReductionLike) -> ViT:

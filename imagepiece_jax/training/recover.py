@@ -241,7 +241,7 @@ def learned_cost(run: "RecoveryRun", dense: Pretrained, images: int) -> Recovere
         changed=run.trained is not None,
         image_size=form.image_size,
         depth=form.model.depth,
-        weights=None if dense.source is None else dense.source.name,
+        weights=dense.source.name or None,
         share=form.gmacs / dense.gmacs,
         numbers=numbers,
     )

@@ -6,15 +6,17 @@ does, say the number of classes and the size of the images, and fill the model.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
@@ -36,6 +38,7 @@ from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.layouts import Contents
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
 
+Loader = Callable[[], Pretrained]
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
 
@@ -127,6 +130,7 @@ def load(
             reduction=None if found.kind == FILE else described.reduction,
             checkpoint=checkpoint,
             averaged=averaged,
+            run=found.config if found.kind == RUN else None,
             untrained=dict.fromkeys(described.untrained, ""),
         ),
     )
@@ -147,6 +151,28 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     if registry.is_known(config):
         return registry.config(config)
     return describe(location.find(config)).config
+
+
+def loaders(run: RunConfig) -> tuple[Loader | None, Loader | None]:
+    """Functions that load the dense models which a run starts and learns from.
+
+    They are called when the weights are needed, as a resumed run needs none; None
+    stands for an empty field.
+    """
+    found = []
+    for group in ("init", "teacher"):
+        path = getattr(run, group).weights
+        field = f"config.{group}.weights"
+        found.append(functools.partial(_load_of_run, field, path) if path else None)
+    return tuple(found)
+
+
+def _load_of_run(field, path):
+    """The dense model at a path, which a field of a run's config has."""
+    try:
+        return load(path, "none")
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
 
 
 def describe(found: Location, config=None) -> Described:
