@@ -99,7 +99,7 @@ class Case:
             attention=self.vit.model.execution.attention,
         )
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
-        macs = self.batch_size * model_macs(model, self.vit.image_size)
+        macs = self.batch_size * model_macs(model)
         skipped = self.batch_size * dead_macs(model)
         job = timer.TimedCall(on_noise(fast))
         return Workload(job, self.batch_size, macs, facts, skipped)
@@ -109,8 +109,8 @@ class Case:
         run = self.run
         step, first_state, model, teacher = training_step(run)
         if teacher is not None:
-            teacher = random_variables(teacher, run.image_size)
-        state = first_state(random_variables(model, run.image_size))
+            teacher = random_variables(teacher)
+        state = first_state(random_variables(model))
         state = parallel.replicate(state)
         teacher = parallel.replicate(teacher)
         batches = []
@@ -127,7 +127,7 @@ class Case:
             return metrics
 
         images = self.batch_size
-        macs = images * TRAINING_MACS * model_macs(model, run.image_size)
+        macs = images * TRAINING_MACS * model_macs(model)
         skipped = 0.0
         if run.reduction.method.loss is None:  # one of a method reads all tokens
             skipped = images * TRAINING_MACS * dead_macs(model)
@@ -199,7 +199,7 @@ class Clock:
         setting |= dataclasses.asdict(self.rules)
         here = jax.local_devices()[0]
         gelu = optimize.default_gelu(vit.model, here)
-        if gelu != vit.model.arch.gelu:
+        if gelu != vit.model.config.arch.gelu:
             setting["gelu"] = gelu
         if optimize.for_device(vit.model, here).backend == "cudnn":
             setting["sizes"] = "direction"
@@ -213,7 +213,7 @@ class Clock:
             fast = optimize.optimize(
                 variant,
                 batch_size=self.batch_size,
-                dtype=vit.model.dtype.name,
+                dtype=vit.model.execution.dtype.name,
             )
             jobs[name] = timer.TimedCall(on_noise(fast))
         times = timer.measure(jobs, self.rules)
@@ -236,7 +236,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
         teacher = run.create_dense().with_execution(drop_path_rate=0.0)
-        teacher = teacher.clone(head_only=not method.needs_teacher)
+        teacher = teacher.with_execution(head_only=not method.needs_teacher)
         adapted_teacher = adapt(teacher)
     step = functools.partial(
         train_step,
@@ -254,7 +254,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     return step, first_state, model, teacher
 
 
-def random_variables(model, image_size):
+def random_variables(model):
     """Random variables of `model`; scales and variances are near 1.
 
     A million numbers are drawn, and taken again from another place for each array: to
@@ -269,7 +269,7 @@ def random_variables(model, image_size):
         drawn = np.resize(np.roll(numbers, first), leaf.shape)
         return (around + drawn).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, image_size))
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def _facts(model, seconds, compiled):
@@ -282,10 +282,10 @@ def _facts(model, seconds, compiled):
     return {
         "compile_s": seconds,
         "peak_memory": device.program_bytes(compiled),
-        "attention": model.backend,
-        "gelu": model.arch.gelu,
-        "sizes": model.sizes,
-        "stem": model.stem,
+        "attention": model.execution.backend,
+        "gelu": model.config.arch.gelu,
+        "sizes": model.execution.sizes,
+        "stem": model.config.stem,
     }
 
 

@@ -249,7 +249,7 @@ class MeasuredWeights:
             "loss": result.loss,
             "images": result.images,
             "untrained_selectors": "selectors" in vit.untrained_kinds,
-            **plan_facts(model, vit.image_size),
+            **plan_facts(model),
             "right": encode_bits(result.each["right"]),
         }
 
@@ -270,10 +270,10 @@ class MeasuredWeights:
         return self.programs[key]
 
 
-def plan_facts(model, image_size) -> dict[str, Any]:
+def plan_facts(model) -> dict[str, Any]:
     """Cost of a model: GMACs, tokens into and out of each block, tokens at the end."""
     return {
-        "gmacs": model_macs(model, image_size) / 1e9,
+        "gmacs": model_macs(model) / 1e9,
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
         "tokens": model.plan[-1].mlp_tokens,
     }

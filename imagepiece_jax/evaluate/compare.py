@@ -15,7 +15,7 @@ import jax
 
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import LOCK, check_own, replace_file
-from imagepiece_jax.common.image_size import patch_grid, sides, size_text
+from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
@@ -28,7 +28,6 @@ from imagepiece_jax.evaluate.cache import (
 )
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.reduction_plan import with_plan
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
@@ -152,7 +151,7 @@ def sizes_around(vit: Pretrained, costs: Iterable[float]) -> list[int]:
     costs: in GMACs
     """
     height, width = sides(vit.image_size)
-    patch = vit.model.patch_size
+    patch = vit.model.config.patch_size
     if height != width:
         return []
     sizes = list(range(height - patch, patch, -patch))
@@ -166,8 +165,7 @@ def sizes_around(vit: Pretrained, costs: Iterable[float]) -> list[int]:
 
 def dense_gmacs(vit: Pretrained, size: int) -> float:
     """GMACs of the dense model for an image of another size."""
-    grid = patch_grid((size, size), vit.model.patch_size)
-    return model_macs(with_plan(vit.model, DENSE, grid, vit.name), size) / 1e9
+    return model_macs(create(vit.config.at_size(size))) / 1e9
 
 
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:

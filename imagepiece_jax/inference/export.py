@@ -57,7 +57,7 @@ def export(
     if batch_size is not None:
         batch_size = checked.batch_size
     check_gelu(vit.model, gelu)
-    vit = _portable(vit, gelu or vit.model.arch.gelu)
+    vit = _portable(vit, gelu or vit.model.config.arch.gelu)
     outputs = ProgramOutputs(vit, output)
     images = program_facts.exported_images(vit, batch_size, pixels)
     options = {"output": output, "batch_size": batch_size, "pixels": pixels}

@@ -86,10 +86,10 @@ def write_features(
     check_range("batch_size", batch_size, 1, whole=True)
     if threads is not None:
         check_range("threads", threads, 1, whole=True)
-    if logits and not vit.model.num_classes:
+    if logits and not vit.model.config.num_classes:
         raise InputError("logits is for weights with a head")
     model = vit.model
-    xla_options.check_dtype(model.dtype.name)
+    xla_options.check_dtype(model.execution.dtype.name)
     wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
     photographs = Photographs([*images])  # its mistakes, before a folder is made
@@ -184,7 +184,7 @@ class Extractor:
         model = optimize.for_device(model, device, model.execution.attention)
         pixels = optimize.joined_pixels(model, device)
         model, weights = optimize.prepare(
-            model, vit.variables, dtype=model.dtype.name, pixels=pixels
+            model, vit.variables, dtype=model.execution.dtype.name, pixels=pixels
         )
         run = functools.partial(_arrays, model, tuple(names))
         one = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
@@ -200,11 +200,13 @@ class Extractor:
 
 def _arrays(model, names, variables, images):
     """The arrays of uint8 images, by name."""
-    model = model.clone(head_only="patches" not in names)
-    outputs = model.apply(variables, as_normalized(images, model.mean, model.std))
+    model = model.with_execution(head_only="patches" not in names)
+    outputs = model.apply(
+        variables, as_normalized(images, model.config.mean, model.config.std)
+    )
     found = {"pooled": outputs.pooled, "logits": outputs.logits}
     if "patches" in names:
-        grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
         norm = final_norm(model, variables)
         found["patches"] = feature_map(outputs, grid, norm=norm)
     return {name: found[name] for name in names}

@@ -95,11 +95,11 @@ def features(
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
     check_norm(norm, blocks)
-    check_fill(fill, model.arch.class_token)
-    xla_options.check_dtype(model.dtype.name)
+    check_fill(fill, model.config.arch.class_token)
+    xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
     check_images(images, size, pixels=True)
-    warn_of_range(images, model.mean, model.std, stacklevel=2)
+    warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
@@ -108,7 +108,7 @@ def features(
         with working("compiling the features"):  # later calls only start the program
             return _extract(variables, images, model, blocks, norm, reshape, fill)
     except errors.FlaxError:
-        check_variables(model, vit.variables, size)
+        check_variables(model, vit.variables)
         raise
 
 
@@ -199,9 +199,9 @@ def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
     """
 
     def extract(variables, images):
-        images = as_normalized(images, model.mean, model.std)
+        images = as_normalized(images, model.config.mean, model.config.std)
         outputs, states = with_states(model, variables, images)
-        grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
         last_norm = final_norm(model, variables)
         # For each block the number of steps up to it, which is the place of its path.
         steps = np.cumsum([bool(layer.counts) for layer in model.plan])

@@ -104,7 +104,7 @@ class Program:
             images = pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         images = jax.device_put(images, self.device)
         if self.images.dtype != jnp.uint8 and images.dtype == jnp.uint8:
-            images = _normalized(images, self.model.mean, self.model.std)
+            images = _normalized(images, self.model.config.mean, self.model.config.std)
         if images.dtype != self.images.dtype:
             images = images.astype(self.images.dtype)
         results = self.compiled(self.variables, images)
@@ -123,7 +123,9 @@ class Program:
                 f"{self.batch_size}"
             )
         # At the line that calls the program, behind __call__.
-        warn_of_range(images, self.model.mean, self.model.std, stacklevel=3)
+        warn_of_range(
+            images, self.model.config.mean, self.model.config.std, stacklevel=3
+        )
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"
@@ -134,15 +136,15 @@ class Program:
         kind = self.images.dtype
         model = self.model
         if kind == jnp.uint8:
-            kind = f"{kind} (less {model.mean}, over {model.std})"
-        gelu = f"{model.arch.gelu} GELU"
-        if not model.arch.has_gelu:
+            kind = f"{kind} (less {model.config.mean}, over {model.config.std})"
+        gelu = f"{model.config.arch.gelu} GELU"
+        if not model.config.arch.has_gelu:
             gelu = "no GELU"
-        elif model.arch.gelu != self.own_gelu:
+        elif model.config.arch.gelu != self.own_gelu:
             gelu = f"{gelu} in place of {self.own_gelu}"
         sizes = ""
         if size_direction.has_sizes(model):
-            sizes = f", sizes by a {model.sizes}"
+            sizes = f", sizes by a {model.execution.sizes}"
         inputs = self.memory.argument_size_in_bytes / 1e6
         working_space = self.memory.temp_size_in_bytes / 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
@@ -152,8 +154,9 @@ class Program:
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
-            f"{model.dtype.name}, {gelu}, {model.backend} attention, "
-            f"{model.stem} stem, folded{sizes}\n"
+            f"{model.execution.dtype.name}, {gelu}, "
+            f"{model.execution.backend} attention, {model.config.stem} stem, "
+            f"folded{sizes}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{inputs:.0f} MB of weights and images, "
             f"{working_space:.0f} MB to work in\n"
@@ -258,7 +261,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     size = sides(vit.image_size)
     model = vit.model
     variables = vit.variables
-    check_variables(model, variables, size)
+    check_variables(model, variables)
     vit.warn_of_untrained()
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
@@ -271,7 +274,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
     options = {**xla_options.options(device.platform), **given}
     if requested.cache_dir is not None:
         os.makedirs(requested.cache_dir, exist_ok=True)
-    model = model.clone(dtype=jnp.dtype(dtype))
+    model = model.with_execution(dtype=jnp.dtype(dtype))
     model = for_device(model, device, requested.attention)
     if takes_direction(model, requested):
         found = size_direction.directions(vit, requested.size_images)
@@ -283,7 +286,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
             model, variables, dtype=dtype, gelu=gelu, pixels=pixels
         )
     weights = jax.device_put(weights, device)
-    gmacs = model_macs(model, size) / 1e9
+    gmacs = model_macs(model) / 1e9
     dead_gmacs = dead_macs(model) / 1e9
     reductions = requested.reductions or default_reductions(model, device)
     input_dtype = "uint8" if requested.pixels else dtype
@@ -313,7 +316,7 @@ def compiler(vit: Pretrained, requested: CompileOptions) -> Callable[[int], Prog
             gmacs=gmacs,
             dead_gmacs=dead_gmacs,
             compile_seconds=time.perf_counter() - began,
-            own_gelu=vit.model.arch.gelu,
+            own_gelu=vit.model.config.arch.gelu,
         )
 
     return compiled
@@ -324,9 +327,9 @@ def for_device(model, device, attention="auto"):
 
     attention: as `CompileOptions` has it
     """
-    head_dim = model.embed_dim // model.num_heads
-    backend = resolve_backend(attention, model.dtype, head_dim, device)
-    return model.clone(backend=backend)
+    width = model.config.head_width
+    backend = resolve_backend(attention, model.execution.dtype, width, device)
+    return model.with_execution(backend=backend)
 
 
 def takes_direction(model, requested):
@@ -341,7 +344,7 @@ def takes_direction(model, requested):
     reason = size_direction.reason_against(model)
     if sizes == "direction" and reason:
         raise InputError(f"sizes is 'direction', but the model {reason}")
-    if sizes is None and model.backend != "cudnn":
+    if sizes is None and model.execution.backend != "cudnn":
         return False
     return not reason
 
@@ -351,14 +354,14 @@ def check_gelu(model, gelu):
 
     gelu: as `CompileOptions` has it
     """
-    own = model.arch.gelu
+    own = model.config.arch.gelu
     if gelu not in (None, own) and QUICK in (gelu, own):
         raise InputError(f"gelu is {gelu!r}, but the model's GELU is {own!r}")
 
 
 def in_two_bytes_on_gpu(model, device):
     """Whether layers are of two bytes on a GPU, where programs take faster forms."""
-    return device.platform == "gpu" and model.dtype.itemsize == 2
+    return device.platform == "gpu" and model.execution.dtype.itemsize == 2
 
 
 def default_gelu(model, device):
@@ -368,8 +371,12 @@ def default_gelu(model, device):
     its own, a fifth of a dense model's time. They get "tanh" where layers have two
     bytes: it changes less than bfloat16 does. float32 stays exact.
     """
-    form = model.arch.gelu
-    if form == "exact" and model.arch.has_gelu and in_two_bytes_on_gpu(model, device):
+    form = model.config.arch.gelu
+    if (
+        form == "exact"
+        and model.config.arch.has_gelu
+        and in_two_bytes_on_gpu(model, device)
+    ):
         return "tanh"
     return form
 
@@ -390,8 +397,8 @@ def joined_pixels(model, device):
 
     In two bytes on GPUs it is as many as a patch is wide, up to JOINED.
     """
-    if model.stem == "conv" and in_two_bytes_on_gpu(model, device):
-        return min(JOINED, model.patch_size)
+    if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
+        return min(JOINED, model.config.patch_size)
     return 1
 
 
@@ -403,12 +410,12 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
     `jax.eval_shape` gives the shapes.
     """
     params = dict(variables["params"])
-    if not model.folded:
+    if not model.execution.folded:
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = stems.fold(
-            model.stem, params["patch_embed"], stats, pixels
+            model.config.stem, params["patch_embed"], stats, pixels
         )
-        model = model.clone(folded=pixels)
+        model = model.with_execution(folded=pixels)
 
     def cast(path, value):
         stays = any(key.key.startswith(STAYS_FLOAT32) for key in path)
@@ -416,8 +423,8 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
         return jnp.asarray(jax.device_put(value), own_dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    arch = dataclasses.replace(model.arch, gelu=gelu or model.arch.gelu)
-    fast = model.clone(arch=arch, dtype=jnp.dtype(dtype))
+    config = model.config.with_arch(gelu=gelu or model.config.arch.gelu)
+    fast = model.clone(config=config).with_execution(dtype=dtype)
     return fast, {"params": params}
 
 
@@ -428,10 +435,10 @@ def forward(model, reductions="exact"):
 
     reductions: as `CompileOptions` has it
     """
-    model = model.clone(head_only=True)
+    model = model.with_execution(head_only=True)
 
     def logits(variables, images):
-        images = as_normalized(images, model.mean, model.std)
+        images = as_normalized(images, model.config.mean, model.config.std)
         with ops.fast(reductions == "fast"):
             return model.apply(variables, images).logits
 

@@ -58,7 +58,7 @@ class Predictor:
         **options: Any,
     ):
         check_pretrained(vit)
-        classes = vit.model.num_classes
+        classes = vit.model.config.num_classes
         self._labels = vit.class_names
         if labels is not None:
             self._labels = _names(labels, classes)

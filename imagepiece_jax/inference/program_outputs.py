@@ -22,10 +22,10 @@ class ProgramOutputs:
         check_choice("output", output, OUTPUTS)
         self.model = vit.model
         self.has_features = output != "logits"
-        self.names = ["logits" if self.model.num_classes else "pooled"]
+        self.names = ["logits" if self.model.config.num_classes else "pooled"]
         if output == "features":
             self.names = ["pooled", "patches", "prefix", "dropped"]
-            if not self.model.arch.prefix:  # an array without elements
+            if not self.model.config.arch.prefix:  # an array without elements
                 self.names.remove("prefix")
         elif output == "patches":
             self.names = ["patches"]

@@ -73,7 +73,7 @@ def has_sizes(model: ViT) -> bool:
 
 def reason_against(model: ViT) -> str | None:
     """Why a model cannot have its sizes in a direction, in words; None: it can."""
-    if model.arch.rotary is not None:
+    if model.config.arch.rotary is not None:
         return "has rotary positions, which turn every direction"
     if any("query" in layer.reads for layer in model.plan):
         return "has a reducer that compares queries, which would change"
@@ -89,14 +89,13 @@ def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
     images: photographs as `features` takes them; None: eight of this package
     Returns unit vectors, [depth, H, d] float32.
     """
-    exact = {"backend": "xla", "dtype": jnp.dtype("float32")}
-    dense = vit.model_with(None).clone(**exact)
+    dense = vit.model_with(None).with_execution(backend="xla", dtype="float32")
     pixels = _pixels(vit, images)
     kept = None
     with contextlib.suppress(OSError):  # there may be no home folder
         name = f"{vit.digest}-{_digest(dense, pixels)}.npy"
         kept = cache_dirs.folder("size_directions") / name
-    shape = (dense.depth, dense.num_heads, dense.embed_dim // dense.num_heads)
+    shape = (dense.depth, dense.config.num_heads, dense.config.head_width)
     found = _read(kept, shape)
     if found is not None:
         return found
@@ -133,7 +132,7 @@ def _pixels(vit, images):
     except InputError as error:
         raise InputError(f"size_images: {error}") from error
     # At the line that calls `optimize`, behind `compiler`.
-    warn_of_range(pixels, vit.model.mean, vit.model.std, stacklevel=5)
+    warn_of_range(pixels, vit.model.config.mean, vit.model.config.std, stacklevel=5)
     return np.asarray(pixels)
 
 
@@ -169,11 +168,11 @@ def _moments(model):
             result = call(*args, **kwargs)
             is_attention = isinstance(context.module, Attention)
             if is_attention and context.method_name == "project":
-                prefix = int(model.arch.class_token)
+                prefix = int(model.config.arch.class_token)
                 found.append(second_moments(result.query, result.key, prefix))
             return result
 
-        images = as_normalized(images, model.mean, model.std)
+        images = as_normalized(images, model.config.mean, model.config.std)
         with nn.intercept_methods(noting), jax.default_matmul_precision("highest"):
             model.apply(variables, images)
         return found
@@ -275,7 +274,7 @@ def folded(
             u = np.zeros_like(u)
         name = f"blocks_{index}"
         params[name] = {**params[name], "attn": _without(params[name]["attn"], u)}
-    return model.clone(sizes="direction"), {**variables, "params": params}
+    return model.with_execution(sizes="direction"), {**variables, "params": params}
 
 
 def _without(attention, u):

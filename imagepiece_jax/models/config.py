@@ -165,3 +165,6 @@ class Execution:
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
+
+
+FLOAT32 = Execution()

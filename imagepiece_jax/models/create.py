@@ -11,12 +11,11 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.config import MEAN, STD, Execution, ViTConfig
+from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.layer_plan import dense_plan
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
-FLOAT32 = Execution()
 # Sizes that a run's config may have in place of its name's.
 SIZES = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
 

@@ -61,7 +61,6 @@ class _Entry(NamedTuple):
 
 def model_variables(
     model: ViT,
-    image_size: int | tuple[int, int],
     tensors: Mapping[str, np.ndarray],
     source: str,
     *,
@@ -72,7 +71,6 @@ def model_variables(
 ) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model: from tensors, given, or drawn from a seed.
 
-    image_size: pixels a side, or (height, width), of the model's images
     tensors: {timm's name: array}
     source: where the tensors are, in words, such as "run runs/a"
     fresh: parts to draw even if tensors have them, as `from_timm` names them; None: the
@@ -86,7 +84,7 @@ def model_variables(
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
-    shapes = variable_shapes(model, image_size)
+    shapes = variable_shapes(model)
     given = given or {}
     lacking = lacking_selectors(tensors, shapes)
     if fresh is None:
@@ -119,7 +117,7 @@ def model_variables(
     missing = sorted(missing)
     if not missing:
         return variables, []
-    drawn = fresh_variables(model, image_size, seed, missing)
+    drawn = fresh_variables(model, seed, missing)
     drawn = traverse_util.flatten_dict(drawn)
     return traverse_util.unflatten_dict(drawn | present), missing
 

@@ -17,14 +17,15 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 
 
-def variable_shapes(model, image_size):
+def variable_shapes(model):
     """Variables of `model` as shapes and types, without computing anything.
 
     All blocks have the same ones: one block is traced for all plans and methods of a
     model, and each reducer that learns by itself.
     """
-    one_block = model.clone(axis_name=None, plan=(LayerPlan(0, 0),), prop_attn=False)
-    of_one_block = _shapes(one_block, image_size)
+    one_block = model.with_execution(axis_name=None)
+    one_block = one_block.clone(plan=(LayerPlan(0, 0),), prop_attn=False)
+    of_one_block = _shapes(one_block)
     shapes = {}
     for collection, values in of_one_block.items():
         shapes[collection] = {}
@@ -54,12 +55,12 @@ def _copied(tree):
 def _reducer_shapes(model, layer):
     """Variables of the reducer of a LayerPlan, as shapes and types."""
     reducer = layer.step.reducer
-    patches = layer.mlp_tokens - model.arch.prefix
+    patches = layer.mlp_tokens - model.config.arch.prefix
     counts = layer.counts or Counts(patches, patches)
 
     def init(key):
         taps = contract.random_taps(
-            reducer, counts.n_in, model.embed_dim, model.num_heads
+            reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
         # Some read where tokens are; of any grid the variables are the same.
         return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
@@ -67,15 +68,17 @@ def _reducer_shapes(model, layer):
     return jax.eval_shape(init, _key())
 
 
-def fresh_variables(model, image_size, seed, parts=None):
+def fresh_variables(model, seed, parts=None):
     """Random variables of `model`, drawn from `seed`.
 
     parts: names of the parts to draw; None: all
     """
-    images = jax.device_put(np.zeros((1, *sides(image_size), 3), np.float32))
+    images = jax.device_put(
+        np.zeros((1, *sides(model.config.image_size), 3), np.float32)
+    )
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a step, and statistics do not depend on it.
-    init = _init(model.clone(axis_name=None))
+    init = _init(model.with_execution(axis_name=None))
     if parts is None:
         return init(key, images)
 
@@ -89,10 +92,10 @@ def fresh_variables(model, image_size, seed, parts=None):
     return draw(key, images)
 
 
-def check_variables(model, variables, image_size):
+def check_variables(model, variables):
     """Check that variables fit a model."""
     present = _by_name(variables)
-    needed = _by_name(variable_shapes(model, image_size))
+    needed = _by_name(variable_shapes(model))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
@@ -115,8 +118,9 @@ def _key():
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(model, image_size):
-    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
+def _shapes(model):
+    size = sides(model.config.image_size)
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return _init(model).eval_shape(_key(), images)
 
 

@@ -129,7 +129,7 @@ def check_recoverable(vit: Pretrained):
     # Dense attention may be said to be proportional, which changes nothing.
     if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
         raise InputError(f"reduction {reduction} leaves all tokens: nothing to recover")
-    check_variables(vit.model, vit.variables, vit.image_size)
+    check_variables(vit.model, vit.variables)
 
 
 def recovered(

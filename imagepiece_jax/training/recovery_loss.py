@@ -1,6 +1,5 @@
 """The loss of a recovery, and its measure: how student and teacher are compared."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,16 +30,16 @@ def answers(model: ViT, variables, images, read: tuple[str, ...]):
 
     read: names of the outputs to return besides "logits"
     """
-    if model.arch.pool == "none":
-        pool = "token" if model.arch.class_token else "mean"
-        model = model.clone(arch=dataclasses.replace(model.arch, pool=pool))
-    model = model.clone(head_only="patches" not in read)
+    if model.config.arch.pool == "none":
+        pool = "token" if model.config.arch.class_token else "mean"
+        model = model.clone(config=model.config.with_arch(pool=pool))
+    model = model.with_execution(head_only="patches" not in read)
     outputs, states = with_states(model, variables, images)
     found = {"logits": outputs.logits}
     if "class_tokens" in read:
         found["class_tokens"] = class_tokens(states)
     if "patches" in read:
-        tokens = outputs.tokens[:, model.arch.prefix :]
+        tokens = outputs.tokens[:, model.config.arch.prefix :]
         slot = follow(outputs.results)[-1].slot
         found["patches"] = rows_of(tokens, slot)
         gone = jnp.zeros(found["patches"].shape[:2], bool)
@@ -91,14 +90,14 @@ def outputs_of(vit: Pretrained) -> str:
     A head without a bias counts as a projection of features, such as CLIP's, unless its
     classes have names, or its problem is one of several labels.
     """
-    if not vit.model.num_classes:
+    if not vit.model.config.num_classes:
         return "features"
-    if vit.problem_type == REGRESSION:
+    if vit.config.problem_type == REGRESSION:
         return "numbers"
     bias = vit.variables["params"].get("head", {}).get("bias", 0)
-    named = vit.class_names is not None or vit.problem_type == MULTI_LABEL
+    named = vit.class_names is not None or vit.config.problem_type == MULTI_LABEL
     if named or np.any(bias):
-        return activation(vit.problem_type, vit.model.num_classes)
+        return activation(vit.config.problem_type, vit.model.config.num_classes)
     return "features"
 
 
@@ -109,11 +108,11 @@ class Comparison:
         self.outputs = outputs_of(vit)
         self.name, self.distance = KINDS[self.outputs]
         self.weights = {}  # of the loss's terms besides that of logits, which has 1
-        if vit.model.arch.class_token:
+        if vit.model.config.arch.class_token:
             self.weights["class_tokens"] = 0.5
         if self.outputs == "features":
             self.weights["patches"] = 1.0
-        elif not vit.model.arch.class_token:
+        elif not vit.model.config.arch.class_token:
             self.weights["patches"] = 0.5
         self.read = tuple(self.weights)
 

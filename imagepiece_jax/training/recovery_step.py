@@ -81,7 +81,7 @@ class Teacher:
 
     def normalized(self, pixels):
         """uint8 pixels as both models take them."""
-        return normalize(pixels, self.model.mean, self.model.std)
+        return normalize(pixels, self.model.config.mean, self.model.config.std)
 
     def _answers_to_pixels(self, variables, pixels):
         return self.answers_to(variables, self.normalized(pixels))

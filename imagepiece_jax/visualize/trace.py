@@ -59,7 +59,7 @@ def trace(
     slots, logits = _in_batches(model, variables, images)
     top = None
     confidence = None
-    if activation(problem_type, model.num_classes) is not None:
+    if activation(problem_type, model.config.num_classes) is not None:
         top = logits.argmax(axis=-1).astype(np.int32)
         confidence = probabilities(logits, problem_type).max(axis=-1)
     stages = []
@@ -76,7 +76,7 @@ def trace(
         sizes = belongs.sum(axis=1, dtype=np.int32)
         stages.append(Stage(block, layer.step.site, count, source, sizes))
     return Trace(
-        grid=patch_grid(images.shape[1:3], model.patch_size, cut=True),
+        grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
         tokens=model.image_tokens,
         top=top,
@@ -100,11 +100,13 @@ def _in_batches(model, variables, images):
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
     """(slots after each step before the first soft one, logits)."""
-    images = normalize(images, model.mean, model.std)
+    images = normalize(images, model.config.mean, model.config.std)
     # Full float32: GPUs would round the factors of products, and near ties differ.
     with jax.default_matmul_precision("highest"):
         outputs = model.apply(variables, images)
-    patches = math.prod(patch_grid(images.shape[1:3], model.patch_size, cut=True))
+    patches = math.prod(
+        patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+    )
     _, *slots = patch_slots(outputs.results, len(images), patches)
     return [each for each in slots if each is not None], outputs.logits
 

@@ -287,7 +287,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
         {
             "dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
-            "config.model.attention as resolved for the devices": model.backend,
+            "config.model.attention as resolved here": model.execution.backend,
             "the count of training and test images": data.image_counts,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }

@@ -68,7 +68,7 @@ class Keeper:
                 run_dir.record_classes(plan.workdir, class_names)
             run_dir.check_workdir(plan.workdir)
         digest = parallel.from_main(plan.data.digest)
-        values = {"mean": [*plan.model.mean], "std": [*plan.model.std]}
+        values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
         progress = Progress(counts, digest, normalization=values, teacher=teacher)
         if self.resumed:
