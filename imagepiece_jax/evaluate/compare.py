@@ -27,6 +27,7 @@ from imagepiece_jax.evaluate.cache import (
     decode_bits,
 )
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
