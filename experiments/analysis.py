@@ -60,7 +60,7 @@ def reassess(paper):
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
     text = markdown_table(head, lines)
-    facts = paper.facts({"stem": vit.model.stem})
+    facts = paper.facts({"stem": vit.model.config.stem})
     paper.write_page("reassess", "merged tokens judged again", text, facts)
 
 

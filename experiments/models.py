@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from imagepiece_jax.models.spec import ModelSpec
 from ml_collections import ConfigDict
 
 from imagepiece_jax.config.run import RunConfig
@@ -23,7 +24,6 @@ from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fie
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
@@ -50,7 +50,7 @@ class Models:
 
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
-        return {(vit.model.num_classes, vit.image_size) for vit in self.weights}
+        return {(vit.model.config.num_classes, vit.image_size) for vit in self.weights}
 
     @property
     def crop(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class OffTheShelf(Models):
         return (self.pretrained,)
 
     def find(self, reduction, stem, by_stem):
-        same = self.pretrained.model.stem == stem
+        same = self.pretrained.model.config.stem == stem
         return [(self.pretrained, reduction)] if same else []
 
 
@@ -138,7 +138,7 @@ class Finetuner(Models):
         self.seeds = seeds
         source = open_source(data, "train")
         classes = source.num_classes
-        if classes == pretrained.model.num_classes:  # its head may stay
+        if classes == pretrained.model.config.num_classes:  # its head may stay
             known = labels_by_name(pretrained.class_names, classes)
             given = {"num_classes": classes, "labels_by_name": known}
             source = open_source(data, "train", **given)
@@ -197,7 +197,7 @@ class Finetuner(Models):
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
         model = RunConfig.from_config(config).create_model()
-        names = variable_shapes(model, config.image_size)["params"]
+        names = variable_shapes(model)["params"]
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)
@@ -209,8 +209,8 @@ class Finetuner(Models):
         """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(DENSE, stem, seed)
         pretrained = self.pretrained
-        fresh = () if stem == pretrained.model.stem else ("patch_embed",)
-        others = self.num_classes != pretrained.model.num_classes
+        fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
+        others = self.num_classes != pretrained.model.config.num_classes
         if others or other_class(pretrained.names_of_data, self.class_names):
             fresh += ("head",)
         config.init.weights = str(pretrained.source.path)

@@ -18,9 +18,9 @@ from experiments.models import Model
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.reduction import Reduction
 
 BLANK = "not measured"

@@ -154,7 +154,7 @@ def unreachable(model, variables, images, targets):
 
     targets: the dense model's `answers`
     """
-    outputs, _ = with_states(model.clone(head_only=True), variables, images)
+    outputs, _ = with_states(model.with_execution(head_only=True), variables, images)
     slot = follow(outputs.results)[-1].slot
     patches = targets["patches"]
     share = 1 / jnp.sum(patches**2, axis=-1, keepdims=True)

@@ -18,8 +18,8 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.models.spec import create_model
     from imagepiece_jax.training.recover import recover
     from imagepiece_jax.weights.load import load
     from imagepiece_jax.weights.save import save
@@ -34,7 +34,7 @@ _HOMES = {
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
     "RunError": "errors",
-    "create_model": "models.spec",
+    "create_model": "models.create",
     "export": "inference.export",
     "features": "inference.features",
     "load": "weights.load",

@@ -76,7 +76,7 @@ def stored(workdir, kind):
 def untrained(model, image_size, seed):
     """Variables as `fresh_variables` draws them, but by NumPy: nothing is compiled."""
     rng = np.random.default_rng(seed)
-    leaves = traverse_util.flatten_dict(variable_shapes(model, image_size))
+    leaves = traverse_util.flatten_dict(variable_shapes(model))
     for path, leaf in sorted(leaves.items()):
         spread = 0.0 if path[-1] in ZEROS + ONES else 0.02
         value = rng.normal(float(path[-1] in ONES), spread, leaf.shape)

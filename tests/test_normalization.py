@@ -61,7 +61,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return tiny.fill(variable_shapes(model, 16))
+    return tiny.fill(variable_shapes(model))
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,11 @@ def said_of(tmp_path, *words):
 
 def test_a_run_keeps_its_normalization(tmp_path):
     """It is compared, and ends only at weights that are not there."""
-    fields = {"init.weights": "no.npz", "model.mean": MEAN, "model.std": STD}
+    fields = {
+        "init.weights": "no.npz",
+        "model.mean": MEAN,
+        "model.std": STD,
+    }
     made = config(**fields)
     begun = RunConfig.from_config(made).to_dict()
     (tmp_path / "run").mkdir()

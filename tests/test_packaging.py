@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests import compiling
 from tests.command import start
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.runs import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -155,7 +155,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     model = create_model(
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
-    tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16), 0))
+    tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model), 0))
 
     words = ["vit_mini.npz", "digits", "--crop=1", "--limit=16"]
     ended = start(

@@ -5,12 +5,12 @@ import types
 
 import jax
 import pytest
+from imagepiece_jax.models.spec import ModelSpec
 
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
-from imagepiece_jax.models.spec import ModelSpec
 from tests.models import tiny
 from tools import torch_baselines
 

@@ -43,7 +43,7 @@ def of_arch(**parts):
     """A change of parts of the Architecture."""
 
     def changed(vit):
-        arch = dataclasses.replace(vit.model.arch, **parts)
+        arch = dataclasses.replace(vit.model.config.arch, **parts)
         return dataclasses.replace(vit, model=vit.model.clone(arch=arch))
 
     return changed
@@ -251,7 +251,9 @@ def test_a_folder_of_programs(vit, tmp_path, name):
     options = {"pixels": True, "cache_dir": tmp_path}
     imagepiece_jax.optimize(vit, 2, **options)(pixels)
     other = MODELS[name](vit)
-    normalized = imagepiece_jax.normalize(pixels, other.model.mean, other.model.std)
+    normalized = imagepiece_jax.normalize(
+        pixels, other.model.config.mean, other.model.config.std
+    )
     wanted = tiny.logits(other.model)(other.variables, normalized)
     found = imagepiece_jax.optimize(other, 2, **options)(pixels)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
@@ -262,8 +264,8 @@ def test_directions_of_sizes(vit, tmp_path, monkeypatch):
 
     def moments(model):
         made.append(model)
-        width = model.embed_dim // model.num_heads
-        one = np.broadcast_to(np.eye(width), (model.num_heads, width, width))
+        width = model.config.embed_dim // model.config.num_heads
+        one = np.broadcast_to(np.eye(width), (model.config.num_heads, width, width))
         return lambda *given: [(one, one)] * model.depth
 
     monkeypatch.setattr(size_direction, "_moments", moments)
@@ -325,7 +327,7 @@ def student(tmp_path_factory):
     run = RunConfig.from_config(config)
     model = run.create_dense()
     teacher = imagepiece_jax.Pretrained(
-        model, tiny.fill(tiny.shapes(model, run.image_size)), run.preprocessing()
+        model, tiny.fill(tiny.shapes(model)), run.preprocessing()
     )
     imagepiece_jax.save(folder / "teacher", teacher)
     runs.train(config, folder / "run")

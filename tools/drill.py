@@ -235,7 +235,7 @@ def write_inputs(folder):
         return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
     model = imagepiece_jax.create_model("vit_mini", **SIZE)
-    shapes = variable_shapes(model, SIZE["image_size"])
+    shapes = variable_shapes(model)
     variables = jax.tree_util.tree_map_with_path(drawn, shapes)
     imagepiece_jax.save(folder / "weights", imagepiece_jax.Pretrained(model, variables))
     (folder / "photographs").mkdir()

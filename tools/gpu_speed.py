@@ -39,8 +39,8 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize, size_direction
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from tools import onnx_speed, torch_baselines
 from tools.onnx_speed import SIDE, STAGES
 
@@ -340,12 +340,20 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     model = program.model
     sizes = None
     if size_direction.has_sizes(model):
-        sizes = model.sizes
+        sizes = model.execution.sizes
     facts = {"model": way.setting, "library": OURS, "reduction": MODELS[way.setting]}
-    facts |= {"image_size": case.side_of(way.setting), "stem": model.stem}
-    facts |= {"gelu": model.arch.gelu, "sizes": sizes, "precision": way.precision}
+    facts |= {"image_size": case.side_of(way.setting), "stem": model.config.stem}
+    facts |= {
+        "gelu": model.config.arch.gelu,
+        "sizes": sizes,
+        "precision": way.precision,
+    }
     facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
-    facts |= {"xla": way.xla, "joined": model.folded, "reductions": program.reductions}
+    facts |= {
+        "xla": way.xla,
+        "joined": model.execution.folded,
+        "reductions": program.reductions,
+    }
     return Timed(on_noise(program), jax.block_until_ready, facts)
 
 
@@ -367,7 +375,11 @@ def compiler_of(case: Case, dtype: str, way: Way):
 def random_directions(vit, images=None) -> np.ndarray:
     """In place of `size_direction.directions`: for a clock any will do."""
     model = vit.model
-    shape = (model.depth, model.num_heads, model.embed_dim // model.num_heads)
+    shape = (
+        model.depth,
+        model.config.num_heads,
+        model.config.embed_dim // model.config.num_heads,
+    )
     found = np.random.default_rng(0).normal(size=shape)
     return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
 

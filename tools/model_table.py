@@ -13,8 +13,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models.spec import ModelSpec
+
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.reduction import contract, reducers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

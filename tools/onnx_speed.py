@@ -25,8 +25,8 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables
 
 DENSE = "none"
@@ -104,8 +104,8 @@ def measure(size, batch, models=()):
         model = create_model(
             size, dtype="float32", reduction=reduction, stem=stem, image_size=side
         )
-        variables = fresh_variables(model, side, 0)
-        macs[name] = model_macs(model, side)
+        variables = fresh_variables(model, 0)
+        macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
         graph = onnx_model(vit, batch_size=batch).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")

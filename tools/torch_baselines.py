@@ -184,7 +184,9 @@ def _train(size, case, variant):
     run = torch.compile(vit) if variant == "torch.compile" else vit
     shape = _images_shape(case)
     images = [torch.randn(shape, device=where) for _ in range(INPUTS)]
-    targets = torch.randn(case.batch_size, case.vit.model.num_classes, device=where)
+    targets = torch.randn(
+        case.batch_size, case.vit.model.config.num_classes, device=where
+    )
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
 
     def call(number):

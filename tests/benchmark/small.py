@@ -16,7 +16,7 @@ class Mean:
     compile_seconds = 1.0
 
     def __init__(self, vit, *, batch_size, dtype, attention, gelu=None):
-        arch = vit.model.arch
+        arch = vit.model.config.arch
         arch = dataclasses.replace(arch, gelu=gelu or arch.gelu)
         self.model = vit.model.clone(arch=arch)
         self.seen = []

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from imagepiece_jax.models.spec import ModelSpec
 
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.models.cost import dead_macs, model_macs
-from imagepiece_jax.models.spec import ModelSpec
 from tests import programs
 from tests.benchmark.small import Mean
 from tests.models import tiny
@@ -52,7 +52,7 @@ def test_the_optimized_model_is_timed(vit):
     assert np.isfinite(logits).all()
     assert work.facts["compile_s"] > 0
     assert work.facts["peak_memory"] > 4 * tiny.SIDE**2 * 3
-    assert (work.images, work.macs) == (4, 4 * model_macs(vit.model, tiny.SIDE))
+    assert (work.images, work.macs) == (4, 4 * model_macs(vit.model))
     assert work.skipped == 4 * dead_macs(vit.model) > 0
 
 
@@ -66,7 +66,7 @@ def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)
     assert first["loss"] != second["loss"]
-    forward = model_macs(vit.model, 16)
+    forward = model_macs(vit.model)
     assert (work.images, work.macs) == (4, 3 * 4 * forward)
     assert work.skipped == 3 * 4 * dead_macs(vit.model) > 0
     assert work.facts["compile_s"] > 0

@@ -63,10 +63,17 @@ def test_models_of_a_config():
     config = configured(**{"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"})
     model = RunConfig.from_config(config).create_model(axis_name="devices")
     assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
-    assert (model.stem, model.num_classes, model.embed_dim) == ("conv", 10, 64)
-    assert (model.drop_path_rate, model.dtype) == (0.2, np.dtype("bfloat16"))
-    assert model.axis_name == "devices"
+    assert (model.config.stem, model.config.num_classes, model.config.embed_dim) == (
+        "conv",
+        10,
+        64,
+    )
+    assert (model.execution.drop_path_rate, model.execution.dtype) == (
+        0.2,
+        np.dtype("bfloat16"),
+    )
+    assert model.execution.axis_name == "devices"
     dense = RunConfig.from_config(config).create_dense()
     assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
     patch = RunConfig.from_config(config).create_dense(stem="patch")
-    assert (dense.stem, patch.stem) == ("conv", "patch")
+    assert (dense.config.stem, patch.stem) == ("conv", "patch")

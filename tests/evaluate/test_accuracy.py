@@ -170,7 +170,9 @@ def test_a_step_may_alter_images_and_measure_more():
     """Every image is made to show row 1; the measure sees outputs and batch."""
 
     def alter(images, batch, model):
-        return images.at[:, 0, 0, 0].set((1 / 255 - model.mean[0]) / model.std[0])
+        return images.at[:, 0, 0, 0].set(
+            (1 / 255 - model.config.mean[0]) / model.config.std[0]
+        )
 
     def measure(outputs, batch):
         return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
@@ -245,7 +247,7 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
         )
 
     model = tiny.model()
-    arch = dataclasses.replace(model.arch, gelu="tanh")
+    arch = dataclasses.replace(model.config.arch, gelu="tanh")
     tanh = model.clone(arch=arch, sizes="direction")
     program = types.SimpleNamespace(model=tanh, batch_size=2, reductions="fast")
     monkeypatch.setattr(accuracy, "evaluate", evaluate)

@@ -17,12 +17,12 @@ from imagepiece_jax.evaluate.cache import (
     encode_bits,
 )
 from imagepiece_jax.models import resize_positions, timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import DENSE
 from tests.experiments import tiny_paper
 from tests.models import recoveries, tiny
+from tests.models.make import create_model
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
@@ -159,7 +159,7 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
 def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     weights = tiny_paper.pretrained(tmp_path, depth=2)
     measured = on_digits(weights)
-    size = 16 - weights.model.patch_size
+    size = 16 - weights.model.config.patch_size
     batches = list(measured.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
@@ -173,7 +173,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     model = create_model(**tiny_paper.FIELDS | {"image_size": both, "depth": 2})
     tensors = timm_tensors.to_timm(weights.variables)
     params = timm_tensors.from_timm(
-        resize_positions.fit(tensors, model, both), variable_shapes(model, both)
+        resize_positions.fit(tensors, model, both), variable_shapes(model)
     )["params"]
     logits = tiny.logits(model)({"params": params}, made)
     right = logits.argmax(axis=1) == labels

@@ -1,9 +1,9 @@
 """The pages have what docs/tables/results.json says, and its rows what is right."""
 
 import pytest
+from imagepiece_jax.models.spec import ModelSpec
 
 from experiments import results
-from imagepiece_jax.models.spec import ModelSpec
 from tests import markdown
 
 

@@ -8,9 +8,9 @@ from experiments.paper import Images, Study
 from experiments.study import versions
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
+from tests.models.make import create_model
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
 FIELDS = {
@@ -32,7 +32,7 @@ def pretrained(folder, seed=0, **fields):
     """Random weights, as a file that a dense model fits."""
     fields = FIELDS | fields
     model = create_model(**fields)
-    variables = tiny.fill(variable_shapes(model, 16), seed)
+    variables = tiny.fill(variable_shapes(model), seed)
     path = folder / f"tiny{seed}.npz"
     tiny.write(path, variables)
     return tiny.loaded(path, variables=variables, seed=seed, **fields)

@@ -63,7 +63,9 @@ def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
     images = [photographs[row] for row in readable]
     want = imagepiece_jax.features(vit, images)._asdict()
     pixels = np.stack([vit.preprocessing(np.array(Image.open(i))) for i in images])
-    normalized = imagepiece_jax.normalize(pixels, vit.model.mean, vit.model.std)
+    normalized = imagepiece_jax.normalize(
+        pixels, vit.model.config.mean, vit.model.config.std
+    )
     model = vit.model
     want["logits"] = tiny.logits(model)(vit.variables, normalized)
     assert [*result.shapes] == [*ARRAYS]
@@ -83,7 +85,7 @@ def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch, dtype, most):
         0, 256, (4, *[tiny.SIDE] * 2, 3), np.uint8
     )
     found = []
-    for joined in (1, vit.model.patch_size):
+    for joined in (1, vit.model.config.patch_size):
         monkeypatch.setattr(optimize, "joined_pixels", lambda *_, n=joined: n)
         run = feature_files.Extractor(vit, vit.model, ["pooled"])
         kernel = run._weights["params"]["patch_embed"]["conv_0"]["kernel"]

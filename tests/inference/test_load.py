@@ -42,10 +42,10 @@ def test_load_infers_the_model_from_its_tensors(trained, weights_file):
     changes = {"image_size": 32, "gelu": "tanh", "dtype": jnp.bfloat16}
     vit = imagepiece_jax.load(weights_file, "tome:r=4", **changes, **GIVEN)
     model, variables = tiny.pair(vit)
-    assert model.dtype == jnp.bfloat16
+    assert model.execution.dtype == jnp.bfloat16
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
     assert variables["params"]["pos_embed"].shape == (1, 65, tiny.WIDTH)
-    assert model.arch.gelu == "tanh"
+    assert model.config.arch.gelu == "tanh"
 
 
 @pytest.mark.parametrize(

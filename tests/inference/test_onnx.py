@@ -249,7 +249,7 @@ def test_an_open_batch_and_weights_are_named():
 def test_pixels_are_normalized_inside():
     vit = tiny.pretrained(EVIT, depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    images = normalize(jnp.asarray(pixels), vit.model.mean, vit.model.std)
+    images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
     want = logits_of(vit.model, vit.variables, images)
     (logits,) = run(onnx_model(vit, pixels=True), pixels)
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)

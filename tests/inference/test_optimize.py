@@ -90,7 +90,9 @@ def test_a_device_by_its_platform_and_its_fast_dtype(trained, program, cache):
     for name in ("cpu", "cpu:0"):
         fast = optimized(*trained, device=name, cache_dir=cache)
         assert fast.device == jax.devices("cpu")[0]
-        assert fast.model.dtype == program.model.dtype == jnp.float32
+        assert (
+            fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
+        )
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
@@ -98,11 +100,11 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     model, variables, fast = for_pixels
     pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
     normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
-    tanh = model.clone(arch=dataclasses.replace(model.arch, gelu="tanh"))
+    tanh = model.clone(arch=dataclasses.replace(model.config.arch, gelu="tanh"))
     images = jnp.asarray(normalized, jnp.float32)
     want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
-    assert (fast.model.arch.gelu, model.arch.gelu) == ("tanh", "exact")
+    assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
     assert fast.images.dtype == "uint8"
     assert "tanh GELU in place of exact" in fast.describe()
 
@@ -165,12 +167,12 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
     monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
     variables = tiny.variables(model)
     program = optimized(model, variables, dtype="bfloat16")
-    assert (program.model.arch.gelu, program.reductions) == ("tanh", "fast")
-    assert program.model.folded == 2
+    assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
+    assert program.model.execution.folded == 2
     kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
-    assert kernel.shape[-1] == 3 * program.model.folded
+    assert kernel.shape[-1] == 3 * program.model.execution.folded
     exact = optimized(model, variables, gelu="exact")
-    assert exact.model.arch.gelu == "exact"
+    assert exact.model.config.arch.gelu == "exact"
     assert "float32, exact GELU, xla" in exact.describe()
 
 

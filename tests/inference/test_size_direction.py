@@ -83,7 +83,7 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
     images = photographs(vit)
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
-    images = normalize(images, vit.model.mean, vit.model.std)
+    images = normalize(images, vit.model.config.mean, vit.model.config.std)
     plain = heads_of(vit.model, vit.variables, images)
     folded = heads_of(model, variables, images)
     first = size_direction.sized_blocks(vit.model)[0]
@@ -110,7 +110,7 @@ def test_reducers_compare_keys_as_they_were(vit):
     images = photographs(vit)
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
-    images = normalize(images, vit.model.mean, vit.model.std)
+    images = normalize(images, vit.model.config.mean, vit.model.config.std)
     reads = vit.model.plan[0].reads
     assert reads == {"key"}
     plain = scores_of(vit.model, vit.variables, images)
@@ -122,7 +122,7 @@ def test_reducers_compare_keys_as_they_were(vit):
     attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
     x = np.asarray(given.unrotated["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
-    key = key.reshape(*x.shape[:2], vit.model.num_heads, -1)
+    key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
     wanted = key.mean(axis=2)[:, 1:]
     np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
 
@@ -176,7 +176,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
     assert "sizes by a direction" in program.describe()
     u = size_direction.directions(vit, images)
     model, variables = size_direction.folded(vit.model, vit.variables, u)
-    pixels = normalize(images, vit.model.mean, vit.model.std)
+    pixels = normalize(images, vit.model.config.mean, vit.model.config.std)
     wanted = tiny.logits(model)(variables, pixels)
     np.testing.assert_allclose(program(images), wanted, atol=2e-5)
 
@@ -194,7 +194,7 @@ def test_a_program_says_how_it_takes_sizes(vit):
 def test_a_direction_is_taken_where_attention_is_fused(
     reduction, asked, backend, taken
 ):
-    model = tiny.model(reduction).clone(backend=backend)
+    model = tiny.model(reduction).with_execution(backend=backend)
     options = CompileOptions(batch_size=2, sizes=asked)
     assert takes_direction(model, options) is taken
 
@@ -203,7 +203,7 @@ def test_what_turns_directions_keeps_the_bias():
     rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
     queries = tiny.pretrained(f"{TOME}:metric=query")
     for vit in (rotary, queries):
-        fused = vit.model.clone(backend="cudnn")
+        fused = vit.model.with_execution(backend="cudnn")
         assert not takes_direction(fused, CompileOptions(batch_size=2))
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")
@@ -236,12 +236,12 @@ def test_kept_directions_are_those_of_the_same_model(vit):
     images = photographs(vit)
     first = size_direction.directions(vit, images)
     heads = vit.model.clone(num_heads=6)
-    quick = dataclasses.replace(vit.model.arch, gelu="quick")
+    quick = dataclasses.replace(vit.model.config.arch, gelu="quick")
     for model in (heads, vit.model.clone(arch=quick), vit.model.clone(std=(1, 1, 1))):
         other = dataclasses.replace(vit, model=model)
         found = size_direction.directions(other, images)
         np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-        assert found.shape[1] == model.num_heads
+        assert found.shape[1] == model.config.num_heads
         assert not np.array_equal(found.ravel(), first.ravel())
 
 
@@ -304,7 +304,7 @@ def test_deit_hardly_notices(assets):
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
     pixels = odd_photographs(assets, 4)
-    images = normalize(pixels, vit.model.mean, vit.model.std)
+    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
     every = range(vit.model.depth)
     u = size_direction.directions(vit)
     model, variables = size_direction.folded(vit.model, vit.variables, u, every)
@@ -322,7 +322,7 @@ def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth", reduction=0.5)
     pixels = odd_photographs(assets, 2)
-    images = normalize(pixels, vit.model.mean, vit.model.std)
+    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
     u = size_direction.directions(vit)
     _, variables = size_direction.folded(vit.model, vit.variables, u)
 
@@ -336,7 +336,7 @@ def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
                 # The folded one, which has no path, is not compared with itself.
                 if module.path and "cls_attn" in result[1]:
                     params = folded["params"][module.path[0]]["attn"]
-                    other = module.clone(sizes="direction", parent=None)
+                    other = module.with_execution(sizes="direction", parent=None)
                     _, scores = other.apply({"params": params}, *args, **kwargs)
                     compared.append((result[1]["cls_attn"], scores["cls_attn"]))
             return result

@@ -181,7 +181,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
         return tiny.compiled(slope)(variables, x)
 
     got = gradients(layer, train)
-    want = gradients(layer.clone(backend="xla"), False)
+    want = gradients(layer.with_execution(backend="xla"), False)
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
     called, _, _, masked = cudnn_calls[-1]
     assert called == length + length % 2

@@ -14,11 +14,11 @@ from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import cost, resize_positions, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.test_published import HALF, STD, TIMM, folder, same
 from tests.pictures import write_csv
 from tests.refused import refused
@@ -46,14 +46,14 @@ def test_parts_of_a_model_are_counted():
     """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
     model = tiny.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
-    assert model_macs(model, WIDE) == 15 * 48 * 30 + block + 30 * 7
+    assert model_macs(model) == 15 * 48 * 30 + block + 30 * 7
     assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2
     arch = Architecture(class_token=False, pool="map", mlp="swiglu")
     model = tiny.model(arch=arch, image_size=WIDE, depth=1)
     block = 4 * 15 * 30**2 + 2 * 15**2 * 30 + 3 * 15 * 30 * 120
     pool = 2 * 15 * 30**2 + 2 * 15 * 30 + 30**2 + 2 * 30 * 120
-    assert model_macs(model, WIDE) == 15 * 48 * 30 + block + pool + 30 * 7
-    leaves = jax.tree.leaves(variable_shapes(model, WIDE)["params"])
+    assert model_macs(model) == 15 * 48 * 30 + block + pool + 30 * 7
+    leaves = jax.tree.leaves(variable_shapes(model)["params"])
     table = cost.cost_table(model, model, WIDE).splitlines()
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
@@ -96,10 +96,10 @@ def test_so400m_at_384_pixels_has_27_by_27_positions():
     """As published: 384 = 27 * 14 + 6."""
     name = "vit_so400m_patch14_siglip_384.webli"
     model = create_model(name, depth=1)
-    shapes = variable_shapes(model, 384)
+    shapes = variable_shapes(model)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
-    assert patch_grid(384, model.patch_size, cut=True) == (27, 27)
+    assert patch_grid(384, model.config.patch_size, cut=True) == (27, 27)
     for size in (386, (384, 392)):
         with refused("image_size"):
             create_model(name, image_size=size, depth=1)
@@ -113,7 +113,7 @@ def test_what_fills_no_patch_is_not_read(folded):
     cut = create_model(None, image_size=23, **size)
     whole = create_model(None, image_size=20, **size)
     variables = tiny.fill(tiny.shapes(whole))
-    params = variable_shapes(cut, 23)["params"]
+    params = variable_shapes(cut)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(params, variables["params"])
     images = tiny.images(2, side=23)
     models = (cut, whole)

@@ -5,11 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from imagepiece_jax.models.spec import ModelSpec, create_model
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import TOLERANCE
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
@@ -23,7 +23,7 @@ def deit(**fields):
 
 
 def image_tokens(model):
-    return [layer.mlp_tokens - model.arch.prefix for layer in model.plan]
+    return [layer.mlp_tokens - model.config.arch.prefix for layer in model.plan]
 
 
 def test_half_of_deit_by_hand(capsys):

@@ -14,12 +14,12 @@ from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry, timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.refused import refused, untrained
 from tests.weights.pth import mapping, tensor, write_pth
 
@@ -108,7 +108,7 @@ def test_timms_folder_is_the_model_that_its_config_says(
 def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     vit = imagepiece_jax.load(path)
-    arch = vit.model.arch
+    arch = vit.model.config.arch
     found = vit.model
     assert (arch.norm_eps, arch.resize, arch.gelu) == (1e-12, "bicubic", "exact")
     assert (found.num_heads, found.mean, found.std) == (3, HALF, STD)
@@ -126,7 +126,7 @@ def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
     with refused("mean", f"folder {path}: mean cannot be read "):
         imagepiece_jax.load(path)
-    assert imagepiece_jax.load(path, mean=HALF, std=STD).model.std == STD
+    assert imagepiece_jax.load(path, mean=HALF, std=STD).model.config.std == STD
 
 
 def test_a_training_starts_from_a_folder(tmp_path, model, tensors):
@@ -141,7 +141,7 @@ def test_a_training_starts_from_a_folder(tmp_path, model, tensors):
         config.model.update({"name": None, **fields})
     config.init.weights = str(path)
     run = RunConfig.from_config(config)
-    assert run.create_model().clone(drop_path_rate=0.0) == loaded
+    assert run.create_model().with_execution(drop_path_rate=0.0) == loaded
     assert InitialWeights(run).normalization(tmp_path / "no") == {}
     assert same(InitialWeights(run).variables(run.create_model()), variables)
 
@@ -193,7 +193,7 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     "file, fields", [("test_vit", {}), ("w", {"name": "test_vit.r160_in1k"})]
 )
 def test_a_name_knows_imagenets_classes(tmp_path, file, fields):
-    values = tiny.fill(variable_shapes(create_model("test_vit"), 160))
+    values = tiny.fill(variable_shapes(create_model("test_vit")))
     path = tmp_path / f"{file}.npz"
     tiny.write(path, values)
     found = imagepiece_jax.load(path, **fields)
@@ -235,8 +235,8 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
     with untrained():
         fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
     values = fresh.variables
-    assert (fresh.model.num_classes, fresh.class_names) == (3, None)
-    drawn = fresh_variables(fresh.model, tiny.SIDE, 5)["params"]
+    assert (fresh.model.config.num_classes, fresh.class_names) == (3, None)
+    drawn = fresh_variables(fresh.model, 5)["params"]
     assert same(values["params"]["head"], drawn["head"])
     assert drawn["head"]["kernel"].std() > 0.01
     rest = {k: v for k, v in values["params"].items() if k != "head"}
@@ -257,7 +257,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
 def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     arch = {"dist_token": True}
     distilled = create_model(None, arch=arch, image_size=8, num_classes=7, **SIZE)
-    tiny.write(tmp_path / "w.npz", tiny.fill(variable_shapes(distilled, 8)))
+    tiny.write(tmp_path / "w.npz", tiny.fill(variable_shapes(distilled)))
     fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
     with untrained():
         found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields)
@@ -279,7 +279,7 @@ NAMED |= {"pretrained_cfg": IMAGES}
 def vit():
     """(model, variables) of VIT for small images."""
     model = create_model(VIT, image_size=32, num_classes=3)
-    return model, tiny.fill(variable_shapes(model, 32))
+    return model, tiny.fill(variable_shapes(model))
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_what_contradicts_a_name(places, vit, place):
         with refused(field, f"{places[place]} has"):
             load_it(**{field: value})
     assert load_it(num_heads=3).model == vit[0]
-    assert load_it(gelu="tanh").model.arch.gelu == "tanh"
+    assert load_it(gelu="tanh").model.config.arch.gelu == "tanh"
 
 
 @pytest.mark.parametrize(
@@ -323,6 +323,6 @@ def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path, vit):
     images = IMAGES | {"tag": None}
     config = {"model_args": {"act_layer": "gelu_tanh"}, "pretrained_cfg": images}
     path = folder(tmp_path, NAMED | config, timm_tensors.to_timm(vit[1]))
-    assert imagepiece_jax.load(path).model.arch.gelu == "tanh"
+    assert imagepiece_jax.load(path).model.config.arch.gelu == "tanh"
     with refused("gelu", f"but folder {path} has"):
         imagepiece_jax.load(path, name=VIT)

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import reduction_plan as plans
-from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.models.spec import (
     ModelSpec,
     create_model,
     size_of,
 )
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import reduction_plan as plans
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
@@ -41,9 +41,9 @@ def at_cost(reduction, model=None, grid=(14, 14)):
     """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
     found = plans.at_cost(Reduction.read(reduction), model, grid)
-    size = tuple(side * model.patch_size for side in grid)
+    size = tuple(side * model.config.patch_size for side in grid)
     reduced = dense(depth=model.depth, image_size=size, reduction=found)
-    share = model_macs(reduced, size) / model_macs(model, size)
+    share = model_macs(reduced) / model_macs(model)
     return found, share, [layer.mlp_tokens - 1 for layer in reduced.plan]
 
 

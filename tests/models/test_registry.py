@@ -3,8 +3,8 @@
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import create_model
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.refused import refused
 
 
@@ -20,7 +20,7 @@ from tests.refused import refused
     ],
 )
 def test_parameters_are_as_many_as_published(name, stem, parameters):
-    shapes = tiny.shapes(create_model(name, stem=stem), 224)
+    shapes = tiny.shapes(create_model(name, stem=stem))
     assert tiny.count(shapes["params"]) == parameters
 
 

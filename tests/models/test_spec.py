@@ -6,12 +6,12 @@ import pickle
 
 import jax
 import pytest
+from imagepiece_jax.models.spec import ModelSpec, create_model
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from tests.models import tiny
 
 
@@ -27,7 +27,7 @@ def test_fields_override_what_the_name_stands_for():
     model = create_model("deit_s", image_size=64, num_classes=5, **size)
     found = {name: getattr(model, name) for name in size if name != "depth"}
     assert found | {"depth": len(model.plan)} == size
-    params = tiny.shapes(model, 64)["params"]
+    params = tiny.shapes(model)["params"]
     assert params["blocks_2"]["mlp"]["fc1"]["kernel"].shape == (96, 192)
     assert params["pos_embed"].shape == (1, 1 + 64, 96)
     assert params["head"]["kernel"].shape == (96, 5)
@@ -105,9 +105,9 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
     model = create_model(None, image_size=18, arch=arch, **size)
-    assert model.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
-    assert model.arch.difference(DEIT) == arch
-    assert model.mlp_ratio == 4
+    assert model.config.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
+    assert model.config.arch.difference(DEIT) == arch
+    assert model.config.mlp_ratio == 4
     assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
     turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
     plain = json.loads(json.dumps(turned.difference(DEIT)))

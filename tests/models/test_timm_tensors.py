@@ -21,7 +21,7 @@ def variables(width=6, tokens=9, classes=5, stem="patch", seed=0):
     size = {"embed_dim": width, "num_heads": 1, "depth": 2, "num_classes": classes}
     side = 4 * math.isqrt(tokens)
     model = tiny.model(image_size=side, stem=stem, **size)
-    return tiny.fill(tiny.shapes(model, side), seed)
+    return tiny.fill(tiny.shapes(model), seed)
 
 
 def with_reducers(tree):

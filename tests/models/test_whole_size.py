@@ -11,12 +11,12 @@ import re
 import jax
 import numpy as np
 import pytest
+from imagepiece_jax.models.spec import ModelSpec, create_model
+from imagepiece_jax.weights.infer import infer
 
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import layouts
-from imagepiece_jax.weights.infer import infer
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
@@ -46,7 +46,7 @@ def test_the_whole_model_has_timms_tensors(name):
     row = MODELS[name]
     size = registry.fields_of(name)["image_size"]
     model = create_model(name)
-    ours = variable_shapes(model, size)
+    ours = variable_shapes(model)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
     found = layouts.to_timm(tensors(row)).tensors
     timm_tensors.check_fit(resize_positions.fit(found, model, size), ours)

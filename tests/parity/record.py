@@ -37,7 +37,7 @@ def outputs(model, tensors, images):
     """Outputs of a model with tensors by timm's names."""
     size = images.shape[1:3]
     tensors = resize_positions.fit(tensors, model, size)
-    variables = timm_tensors.from_timm(tensors, variable_shapes(model, size))
+    variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return computed(model, variables, images)
 
 

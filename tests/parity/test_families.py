@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.weights import layouts
+from tests.models.make import create_model
 from tests.parity.record import apart, noise, outputs, record
 
 torch = pytest.importorskip("torch")
@@ -109,7 +109,7 @@ def test_logits_and_tokens_are_timms(pair):
 def test_a_fault_in_what_no_tensor_tells_shows(pair):
     """Another GELU, epsilon, interpolation; no LayerScale; prefix tokens exchanged."""
     _, model, tensors, images, (logits, _) = pair
-    arch = model.arch
+    arch = model.config.arch
     faults = {}
 
     def of(changed=tensors, images=images, **changes):
@@ -134,8 +134,8 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
             swapped["pos_embed"][:, :2] = tensors["pos_embed"][:, 1::-1]
         faults["prefix tokens exchanged"] = of({**tensors, **swapped})
     found = {fault: apart(ours, logits) for fault, ours in faults.items()}
-    rows = model.patch_size * 9
-    columns = model.patch_size * 11
+    rows = model.config.patch_size * 9
+    columns = model.config.patch_size * 11
     other_size = noise(1, rows, columns, 3, seed=1)
     right = of(images=other_size)
     for how in {"antialias", "bicubic", "offset"} - {arch.resize}:

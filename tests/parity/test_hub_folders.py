@@ -173,7 +173,7 @@ def saved_by_timm(path, name, **arguments):
     images = noise(2, *model.patch_embed.img_size, 3)
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    labels = [f"class {i}" for i in range(model.num_classes)]
+    labels = [f"class {i}" for i in range(model.config.num_classes)]
     _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
     return model, images, theirs
 
@@ -227,7 +227,7 @@ def test_timms_folder(tmp_path, name):
     model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
     found = agrees(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
-    assert (found.model.mean, found.model.std) == (
+    assert (found.model.config.mean, found.model.config.std) == (
         tuple(cfg["mean"]),
         tuple(cfg["std"]),
     )

@@ -6,8 +6,8 @@ import pytest
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from tests.models.make import create_model
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -43,7 +43,7 @@ def test_layers_are_those_of_timm(name):
     originals.randomize(theirs)
     ours = create_model(name, image_size=size, num_classes=5, **SMALL)
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    variables = timm_tensors.from_timm(tensors, variable_shapes(ours, size))
+    variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)
     turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
     for norm in (True, False):

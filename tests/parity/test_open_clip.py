@@ -88,8 +88,8 @@ def test_a_folder_of_open_clip(tmp_path, case):
     config, model = made(*CASES[case])
     images, theirs = saved(tmp_path / "clip", config, model)
     vit = imagepiece_jax.load(tmp_path / "clip")
-    assert vit.model.mean == (0.4, 0.5, 0.6)
-    assert vit.model.std == (0.2, 0.25, 0.3)
+    assert vit.model.config.mean == (0.4, 0.5, 0.6)
+    assert vit.model.config.std == (0.2, 0.25, 0.3)
     assert vit.preprocessing.crop_mode == "squash"
     assert_agrees(vit, images, theirs)
 

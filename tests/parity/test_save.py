@@ -9,9 +9,9 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import recoveries, tiny
+from tests.models.make import create_model
 from tests.parity.record import apart, computed, noise
 from tests.weights.test_save import MODELS, made
 
@@ -36,7 +36,7 @@ def agrees(folder, vit):
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert {norm.eps for norm in norms} == {max(vit.model.arch.norm_eps, 1e-6)}
+    assert {norm.eps for norm in norms} == {max(vit.model.config.arch.norm_eps, 1e-6)}
     dense = tiny.pair(imagepiece_jax.load(folder, reduction="none"))
     assert apart(computed(*dense, images).logits, wanted) < 1e-5
     return theirs
@@ -68,7 +68,7 @@ def test_public_architectures(tmp_path, name):
     arch = create_model(name).arch
     model = create_model(name, num_classes=3, image_size=64, gelu="quick")
     assert arch.gelu == "exact"
-    variables = tiny.fill(variable_shapes(model, 64))
+    variables = tiny.fill(variable_shapes(model))
     crop = registry.published_crop(name)
     vit = Pretrained(model, variables, Preprocessing(64, **crop), name=name)
     theirs = agrees(tmp_path / "m", vit)
@@ -84,7 +84,7 @@ def test_public_architectures(tmp_path, name):
 def test_models_with_rotary_positions(tmp_path, name):
     """By the names of timm's class Eva."""
     model = create_model(name, num_classes=3, image_size=112)
-    variables = tiny.fill(variable_shapes(model, 112))
+    variables = tiny.fill(variable_shapes(model))
 
     def scaled(leaf):  # as trained: products of attention are no maxima
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf

@@ -81,7 +81,7 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     def backend(dtype="bfloat16", **model):
         cfg = config(**model)
-        cfg.model.dtype = dtype
+        cfg.model.execution.dtype = dtype
         unplaced = RunConfig.from_config(compile_only.unplaced(cfg)).create_model()
         return compile_only.placed(unplaced, cfg).backend
 

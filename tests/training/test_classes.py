@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     run_dir.record_start(workdir, RunConfig.from_config(config).to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
     model = RunConfig.from_config(config).create_model()
-    variables = tiny.fill(variable_shapes(model, 16))
+    variables = tiny.fill(variable_shapes(model))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(1, variables, {}, "best")
     checkpoints.save(1, variables, {})

@@ -15,7 +15,6 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.training import teacher
@@ -26,6 +25,7 @@ from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.tiny import fill
 from tests.oracles import log_softmax
 from tests.training.test_train_step import (
@@ -128,7 +128,7 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 def other_teacher():
     """A larger model of other images, and its variables."""
     model = create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
-    variables = fill(variable_shapes(model, 12), seed=3)
+    variables = fill(variable_shapes(model), seed=3)
     return teacher.Teacher(model, 12, MEAN, STD), variables
 
 
@@ -228,7 +228,12 @@ def test_each_head_of_a_distilled_model_learns_its_own():
 
 
 TINY = runs.DENSE | {"model.depth": 1, "model.stem": "patch", "batch_size": 256}
-TINY |= {"epochs": 2, "warmup_epochs": 0.0, "model.mean": MEAN, "model.std": STD}
+TINY |= {
+    "epochs": 2,
+    "warmup_epochs": 0.0,
+    "model.mean": MEAN,
+    "model.std": STD,
+}
 
 
 configured = functools.partial(runs.configured, TINY)
@@ -241,7 +246,7 @@ def weights(tmp_path_factory):
     for name, classes in (("ten", 10), ("nine", 9)):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
         model = create_model("vit_mini", **fields)
-        tensors = timm_tensors.to_timm(fill(variable_shapes(model, 16), seed=1))
+        tensors = timm_tensors.to_timm(fill(variable_shapes(model), seed=1))
         means = {"mean": np.float32(HALF), "std": np.float32(HALF)}
         np.savez(folder / f"{name}.npz", **tensors, **means)
         vit = load(folder / f"{name}.npz", name="vit_mini", num_heads=2)
@@ -261,9 +266,9 @@ def test_any_teacher_brings_its_size_and_images(weights):
     assert not RunConfig.from_config(plain).distill.active
     config = configured(**{"distill.kind": "soft", "teacher.weights": path})
     found, variables = teacher_of(config)
-    assert found.model.embed_dim == 12
+    assert found.model.config.embed_dim == 12
     assert len(found.model.plan) == 2
-    assert found.model.mean == HALF
+    assert found.model.config.mean == HALF
     assert found.mean == MEAN
     assert found.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
@@ -284,7 +289,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     config = configured(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
     config.reduction = f"{LEARNED}:keep_rate=0.5"
     dense = RunConfig.from_config(config).create_dense()
-    tensors = timm_tensors.to_timm(fill(variable_shapes(dense, 16), seed=1))
+    tensors = timm_tensors.to_timm(fill(variable_shapes(dense), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
     config.init.weights = config.teacher.weights = str(tmp_path / "dense.npz")
     runs.train(config, tmp_path / "run")

@@ -26,7 +26,7 @@ configured = functools.partial(runs.configured, {"model.stem": "patch"} | SIZE |
 
 
 def drawn(config, seed=0):
-    return fresh_variables(model_of(config), config.image_size, seed)
+    return fresh_variables(model_of(config), seed)
 
 
 def model_of(config):
@@ -59,7 +59,7 @@ def test_fresh_is_a_function_of_the_seed():
     chex.assert_trees_all_equal(first, again)
     kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
     assert not np.array_equal(*kernels)
-    shapes = variable_shapes(model_of(config), config.image_size)
+    shapes = variable_shapes(model_of(config))
     chex.assert_trees_all_equal_shapes_and_dtypes(first, shapes)
 
 

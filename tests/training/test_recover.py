@@ -219,7 +219,9 @@ def test_a_step_needs_no_gradient_of_what_stays():
 
     images = tiny.images(8, side=48)
     forward = {
-        name: flops(each.model.clone(head_only=True).apply, vit.variables, images)
+        name: flops(
+            each.model.with_execution(head_only=True).apply, vit.variables, images
+        )
         for name, each in (("student", vit), ("dense", vit.with_reduction(None)))
     }
     forwards = {}
@@ -274,7 +276,9 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     images = noise()
     places = np.linspace(0, 47, 16).round().astype(int)
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
-    held = imagepiece_jax.normalize(images[places], vit.model.mean, vit.model.std)
+    held = imagepiece_jax.normalize(
+        images[places], vit.model.config.mean, vit.model.config.std
+    )
     dense = vit.with_reduction(None)
     logits = {}
     for name, each in (("dense", dense), ("before", vit), ("after", better)):
@@ -591,7 +595,9 @@ def test_a_dense_model_learns_three_costs(public):
     assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
     places = np.linspace(0, 47, 16).round().astype(int)
     images = noise()[places]
-    held = imagepiece_jax.normalize(images, public.model.mean, public.model.std)
+    held = imagepiece_jax.normalize(
+        images, public.model.config.mean, public.model.config.std
+    )
     teacher = tiny.logits(public.model)(public.variables, held).astype(float)
     for cost in costs:
         assert cost.steps == 8

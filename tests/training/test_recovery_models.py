@@ -58,8 +58,8 @@ def pretrained(name):
 @functools.cache
 def stream_of(model):
     """Function (variables, images) -> (logits, tokens, tokens by block, slots)."""
-    if model.arch.pool == "none":
-        model = model.clone(arch=dataclasses.replace(model.arch, pool="token"))
+    if model.config.arch.pool == "none":
+        model = model.clone(arch=dataclasses.replace(model.config.arch, pool="token"))
 
     @tiny.compiled
     def run(variables, images):
@@ -73,7 +73,7 @@ def stream_of(model):
 def seen(vit, images):
     """What a model says of images: by its own apply and intermediates, in float64."""
     model = vit.model
-    arch = model.arch
+    arch = model.config.arch
     logits, tokens, blocks, dests = stream_of(model)(vit.variables, images)
     places = []
     for row in range(len(images)):
@@ -117,7 +117,7 @@ def slow_terms(vit, outputs, student, teacher, image):
         outputs, student["logits"][image], teacher["logits"][image]
     )
     tokens = None
-    if vit.model.arch.class_token:
+    if vit.model.config.arch.class_token:
         pairs = zip(student["blocks"], teacher["blocks"], strict=True)
         shares = [slow_change(a[image][0], b[image][0]) for a, b in pairs]
         tokens = np.mean(shares)
@@ -155,7 +155,7 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     dense = vit.with_reduction(None)
     student = seen(vit, images)
     teacher = seen(dense, images)
-    by_patches = outputs == "features" or not vit.model.arch.class_token
+    by_patches = outputs == "features" or not vit.model.config.arch.class_token
     share = {True: 1.0, False: 0.5}[outputs == "features"]
     losses = []
     measures = []

@@ -17,7 +17,6 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.input.config import AugmentConfig
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw, create
@@ -28,6 +27,7 @@ from imagepiece_jax.training.train_step import (
 )
 from tests import runs
 from tests.models import traced_programs
+from tests.models.make import create_model
 from tests.refused import refused
 
 SIZE = 8

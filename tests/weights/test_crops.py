@@ -14,10 +14,10 @@ from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.refused import refused
 
 SIDE = 48
@@ -46,7 +46,7 @@ FACTS |= {"pool": "token"}
 def written(folder, stem, name=TINY):
     """A weights file of a model of one block."""
     model = create_model(name, depth=1, image_size=SIDE, num_classes=5)
-    return tiny.write(folder / f"{stem}.npz", tiny.fill(tiny.shapes(model, SIDE)))
+    return tiny.write(folder / f"{stem}.npz", tiny.fill(tiny.shapes(model)))
 
 
 def full_config(**data):
@@ -81,7 +81,7 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem, name):
 
 def test_a_model_of_ones_own_is_cropped_as_its_name_says():
     model = create_model(TINY, depth=1, image_size=SIDE, num_classes=5)
-    variables = tiny.fill(tiny.shapes(model, SIDE))
+    variables = tiny.fill(tiny.shapes(model))
     for name, crop in ((TINY, 0.9), (f"{TINY}.fb_in1k", 0.9), (None, None)):
         vit = Pretrained(model, variables, name=name)
         assert vit.preprocessing == Preprocessing(SIDE, crop=crop)
@@ -97,13 +97,13 @@ def test_an_ending_of_two_parts_hides_no_name():
 def test_our_short_name_leaves_the_images_to_the_name_of_the_file(tmp_path):
     """All of them: mean and std, too."""
     vit = imagepiece_jax.load(written(tmp_path, AUGREG, AUGREG), name="deit_ti")
-    assert (vit.model.mean, vit.model.std) == (HALF, HALF)
+    assert (vit.model.config.mean, vit.model.config.std) == (HALF, HALF)
     assert vit.source.normalized
     with refused("mean", "std is None"):
         imagepiece_jax.load(tmp_path / f"{AUGREG}.npz", mean=HALF)
     with pytest.warns(UserWarning, match="how its images were normalized"):
         unknown = imagepiece_jax.load(written(tmp_path, "w"), name="deit_ti")
-    assert unknown.model.mean == MEAN
+    assert unknown.model.config.mean == MEAN
     assert not unknown.source.normalized
 
 

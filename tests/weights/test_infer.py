@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from imagepiece_jax.models.spec import ModelSpec, create_model
+from imagepiece_jax.weights.infer import Unnamed, infer
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights.infer import Unnamed, infer
 from tests.refused import refused
 
 # What no tensor of DeiT shows.
@@ -18,7 +18,7 @@ SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
 def named_shapes(model, image_size):
     """The state dict as names and shapes: nothing is allocated."""
-    found = timm_tensors.timm_shapes(variable_shapes(model, image_size))
+    found = timm_tensors.timm_shapes(variable_shapes(model))
     return {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in found.items()}
 
 
@@ -153,17 +153,21 @@ MEAN = {"pool": "mean", "class_token": False}
 )
 def test_what_no_tensor_shows_is_asked_for(arch, fields):
     model = create_model("deit_s", image_size=64, arch=arch, num_classes=0, **SMALL)
-    known = ONE_BY_ONE | HALVES | {"pool": model.arch.pool}
+    known = ONE_BY_ONE | HALVES | {"pool": model.config.arch.pool}
     known = {k: v for k, v in known.items() if k not in fields}
-    if model.arch.pool == "map":
+    if model.config.arch.pool == "map":
         del known["pool"]
     shapes = named_shapes(model, 64)
     with pytest.raises(Unnamed) as error:
-        infer(shapes, ModelSpec.from_fields(known), {"fc_norm": model.arch.fc_norm})
+        infer(
+            shapes, ModelSpec.from_fields(known), {"fc_norm": model.config.arch.fc_norm}
+        )
     assert {*error.value.lacking} == {*fields}
     known |= fields
-    found = infer(shapes, ModelSpec.from_fields(known), {"fc_norm": model.arch.fc_norm})
-    assert found.create().arch == model.arch
+    found = infer(
+        shapes, ModelSpec.from_fields(known), {"fc_norm": model.config.arch.fc_norm}
+    )
+    assert found.create().arch == model.config.arch
     assert found.image_size == 64
 
 
@@ -199,4 +203,4 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled(pool):
     reads = {"pool": pool, "pool_include_prefix": False}
     given = ModelSpec.from_fields(ONE_BY_ONE | HALVES | reads | {"arch": arch})
     found = infer(named_shapes(model, 32), given)
-    assert found.create().arch == model.arch
+    assert found.create().arch == model.config.arch

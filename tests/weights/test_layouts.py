@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
+from imagepiece_jax.models.spec import ModelSpec
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.resize_positions import resize
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import layouts, load
 from tests.models import tiny
 from tests.rounding import assert_close

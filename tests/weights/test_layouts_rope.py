@@ -9,12 +9,12 @@ import re
 
 import numpy as np
 import pytest
+from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.weights.infer import infer
 
 import imagepiece_jax
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import layouts
-from imagepiece_jax.weights.infer import infer
 from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, tensors_of
 from tests.refused import refused
 from tests.weights.pth import check_same
@@ -155,7 +155,7 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
     given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
     model = infer(found, ModelSpec.from_fields(given)).create()
-    assert model.arch == dataclasses.replace(arch, key_bias=True)
+    assert model.config.arch == dataclasses.replace(arch, key_bias=True)
 
 
 @pytest.mark.parametrize(

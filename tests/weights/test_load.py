@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
+from imagepiece_jax.models.spec import ModelSpec, create_model
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
@@ -61,7 +61,7 @@ def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name
     unknown = load.load(written(tmp_path / f"un{name}", tensors, {}), **OF)
     assert found.source.normalized
     assert not unknown.source.normalized
-    assert (unknown.model.mean, unknown.model.std) == (MEAN, STD)
+    assert (unknown.model.config.mean, unknown.model.config.std) == (MEAN, STD)
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
@@ -113,13 +113,13 @@ def test_a_field_that_contradicts_the_weights_is_named(
 @pytest.mark.parametrize("arch", [{}, {"pool": "token"}])
 def test_what_a_dict_of_parts_does_not_say_is_as_in_deit(tmp_path, tensors, arch):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    assert load.load(path, num_heads=1, arch=arch).model.arch == Architecture()
+    assert load.load(path, num_heads=1, arch=arch).model.config.arch == Architecture()
     with pytest.raises(InputError, match=r" rotary=\.\. \(False: none\) ") as error:
         load.load(path, num_heads=1)
     given = {"norm_eps": 1e-6, "gelu": "exact", "resize": "antialias"}
     given |= {"rotary": False, "post_norm": False, "pool": "token"}
     assert all(f"{name}=.." in str(error.value) for name in given)
-    assert load.load(path, num_heads=1, **given).model.arch == Architecture()
+    assert load.load(path, num_heads=1, **given).model.config.arch == Architecture()
 
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
@@ -127,9 +127,9 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
     vit = load.load(path, **OF | changes)
     assert (vit.image_size, vit.source.spec.image_size) == (32, tiny.SIDE)
-    assert vit.model.arch.gelu == "tanh"
+    assert vit.model.config.arch.gelu == "tanh"
     assert vit.spec.name == "vit_mini"
-    assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
+    assert (vit.model.config.mean, vit.model.config.std) == ((0.0, 0.0, 0.0), HALF)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_run_without_a_checkpoint(tmp_path):
 )
 def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
     model = RunConfig.from_config(runs.configured(runs.DENSE)).create_model()
-    variables = tiny.fill(variable_shapes(model, 16))
+    variables = tiny.fill(variable_shapes(model))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {})  # before the first best
     run_folder(tmp_path, **runs.DENSE)
@@ -235,13 +235,18 @@ def test_a_run_whose_config_was_damaged(tmp_path, field, value, message):
 
 def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     """Its best checkpoint alone is there."""
-    fields = {"seed": 7, "model.stem": "conv", "model.mean": MEAN, "model.std": STD}
+    fields = {
+        "seed": 7,
+        "model.stem": "conv",
+        "model.mean": MEAN,
+        "model.std": STD,
+    }
     config = runs.configured(runs.DENSE, fields)
     config.reduction = "token_learner:num_tokens=8:block=1"
     run = RunConfig.from_config(config)
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
     model = run.create_model()
-    variables = tiny.fill(variable_shapes(model, 16))
+    variables = tiny.fill(variable_shapes(model))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
     vit = load.load(tmp_path)
@@ -284,7 +289,7 @@ def test_the_authors_names_of_files(file, name):
 
 def test_a_file_by_its_authors_name_loads(tmp_path):
     model = create_model("vit_small_patch16_224.dino")
-    shapes = timm_tensors.timm_shapes(tiny.shapes(model, 224))
+    shapes = timm_tensors.timm_shapes(tiny.shapes(model))
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **{k: np.zeros(shape, np.float32) for k, shape in shapes.items()})
     assert imagepiece_jax.load(path).model == model

@@ -1,8 +1,8 @@
 """The order of sources; models made by it are in test_layouts and test_load."""
 
 import pytest
-
 from imagepiece_jax.models.spec import ModelSpec
+
 from imagepiece_jax.weights import infer
 from tests.runs import ROOT
 

@@ -16,12 +16,12 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights import hub_configs
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.test_published import same
 from tests.refused import refused, untrained
 from tests.training.test_full_disk import full_disk
@@ -73,7 +73,7 @@ def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **field
     fields = {**usual, **fields}
     model = create_model(None, **fields)
     size = fields["image_size"]
-    variables = tiny.fill(variable_shapes(model, size))
+    variables = tiny.fill(variable_shapes(model))
     prepared = Preprocessing(size, **(preprocessing or {}))
     return Pretrained(
         model,
@@ -138,7 +138,10 @@ def test_what_a_folder_holds(tmp_path):
     assert config["label_names"]["2"] == "c"
     assert "1" not in config["label_names"]
     found = imagepiece_jax.load(tmp_path / "m")
-    assert (found.class_names, found.model.dtype) == (names, vit.model.dtype)
+    assert (found.class_names, found.model.execution.dtype) == (
+        names,
+        vit.model.execution.dtype,
+    )
     assert found.preprocessing == vit.preprocessing
     assert found.reduction == vit.reduction
     assert found.problem_type == PROBLEMS[1]
@@ -171,7 +174,7 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
     size = registry.fields_of(name)["image_size"]
     found = hub_configs.describe(Pretrained(model, {"params": {}}, name=name))
     assert found["architecture"] == wanted
-    gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.arch.gelu]
+    gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.config.arch.gelu]
     assert found["model_args"] == {"act_layer": gelu, "img_size": size}
 
 
@@ -231,9 +234,17 @@ THREE = (0.1, 0.2, 0.3)
         ("imagepiece_jax.format", None, "format"),
         ("imagepiece_jax.format", 1, "format"),
         ("imagepiece_jax.model.foo", 3, "foo"),
-        ("imagepiece_jax.model.mean", THREE, "is (0.1, 0.2, 0.3), but timm's part"),
+        (
+            "imagepiece_jax.model.mean",
+            THREE,
+            "is (0.1, 0.2, 0.3), but timm's part",
+        ),
         ("pretrained_cfg.std", THREE, "is (0.5, 0.5, 0.5), but timm's part"),
-        ("imagepiece_jax.model.num_heads", 6, "is 6, but timm's part of the file"),
+        (
+            "imagepiece_jax.model.num_heads",
+            6,
+            "is 6, but timm's part of the file",
+        ),
         ("imagepiece_jax.model.image_size", 32, "is 32, but timm's part"),
         ("imagepiece_jax.model.arch.gelu", "tanh", "is 'tanh', but timm's part"),
         ("imagepiece_jax.dtype", "f8", "dtype"),
@@ -390,7 +401,7 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
     name = "vit_base_patch16_224.mae"
     model = create_model(name, **small)
-    variables = tiny.fill(variable_shapes(model, 32))
+    variables = tiny.fill(variable_shapes(model))
     imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
     tome = "tome:r=1"
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome)

@@ -82,7 +82,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         config = json.loads((run / "config.json").read_text())
         model = RunConfig.from_config(config).create_model()
         with Checkpoints(run) as checkpoints:
-            variables = tiny.fill(variable_shapes(model, config["image_size"]))
+            variables = tiny.fill(variable_shapes(model))
             checkpoints.save(1, variables, {}, "best")
         return load(run).analyzed()
 
@@ -90,7 +90,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     other = described("other", **PROPORTIONAL)
     assert usual.source.seed == 7
     own = RunConfig.from_config(quickstart.get_config()).create_model()
-    assert usual.model == own.clone(drop_path_rate=0.0)
+    assert usual.model == own.with_execution(drop_path_rate=0.0)
     assert other.model.prop_attn is True
     given = quickstart.get_config().reduction
     assert usual.use(given) == "as trained"
