@@ -15,20 +15,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from imagepiece_jax.models.spec import ModelSpec
 from ml_collections import ConfigDict
 
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import CONFIG
 from imagepiece_jax.data.class_names import labels_by_name, other_class
-from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.reduction_plan import at_cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
-from imagepiece_jax.weights.file_names import CONFIG
-from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.load import load, loaders
 
 # A model, and the reduction that it is measured with
 Model = tuple[Pretrained, Mapping]
@@ -170,27 +171,29 @@ class Finetuner(Models):
     @property
     def crop(self):
         """That of the weights, but for what the config says."""
-        data = self.config.data.to_dict()
-        images = config_fields(self.pretrained.preprocessing.options)
-        return read_fields(data | left_open(data, images))
+        run = RunConfig.from_config(self.config)
+        vit = self.pretrained
+        images = run.with_images_of(vit.config, vit.preprocessing).preprocessing()
+        return {**vars(images)}
 
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}
 
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
-        share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
+        reference = create(self._dense.config, REFERENCE)
+        share = model_macs(reference) / model_macs(self._dense)
         requested = reduction.with_cost(share)
-        return self._dense.reduction_at_cost(requested, tolerance=0.1)
+        return at_cost(requested, self._dense, tolerance=0.1)
 
     @functools.cached_property
     def _dense(self):
-        """The config of the dense model that is trained, with the stem of --weights."""
-        fields = self.pretrained.spec.as_dict | {
+        """The dense model that is trained, with the stem of --weights."""
+        sizes = {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return ModelSpec.from_fields(fields)
+        return create(dataclasses.replace(self.pretrained.config, **sizes))
 
     def _trained(self, reduction, stem, seed):
         """The run of a reduction, which starts from the dense run of its seed."""
@@ -211,7 +214,7 @@ class Finetuner(Models):
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
         others = self.num_classes != pretrained.model.config.num_classes
-        if others or other_class(pretrained.names_of_data, self.class_names):
+        if others or other_class(pretrained.class_names, self.class_names):
             fresh += ("head",)
         config.init.weights = str(pretrained.source.path)
         config.init.fresh = fresh
@@ -245,14 +248,16 @@ def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
 
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     """Train a run to its end, or resume it: its last weights."""
-    train_and_evaluate(RunConfig.from_config(config), workdir)
+    run = RunConfig.from_config(config)
+    start, teacher = loaders(run)
+    train_and_evaluate(run, workdir, start=start, teacher=teacher)
     jax.clear_caches()  # its programs would stay, and no other run uses them
     return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 
 
 def take_from_weights(config: ConfigDict, pretrained: Pretrained):
     """Set the fields of a Finetuner's config that the weights decide."""
-    trained = pretrained.model
+    trained = pretrained.config
     config.model.stem = trained.stem
     config.model.arch.class_token = trained.arch.class_token
     config.model.mean = trained.mean

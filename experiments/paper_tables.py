@@ -308,7 +308,7 @@ def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]
 def size_of(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(each for each in results.values() if each is not None)
-    fields = first.pretrained.spec.as_dict
+    fields = vars(first.pretrained.config)
     name = fields["name"]
     for field, value in MODELS.get(name, {}).items():
         if fields.get(field) not in (None, value):

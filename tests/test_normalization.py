@@ -17,8 +17,8 @@ from imagepiece_jax.commands import evaluate, export, visualize
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs

@@ -58,10 +58,10 @@ def main(
         json: A file of one line per figure.
     """
     prepare(against)
-    spec = model.spec()
-    if spec is None:
+    named = model.named()
+    if named is None:
         raise InputError(f"{model.weights} are weights; give the name of a model")
-    forms = suite.forms(ours.named_model(spec), reductions)
+    forms = suite.forms(ours.with_random_weights(named), reductions)
     dtype = model.dtype or xla_options.fast_dtype()
     groups = suite.groups(forms, batch_size, dtype, mode)
     if plain:

@@ -12,7 +12,7 @@ from imagepiece_jax.commands import export
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import onnx_model, program_facts
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.refused import refused

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.file_names import RUN_FORMAT
 from tests.runs import configured
 
 COUNTS = """num_classes keep_every_steps data.workers data.threads

@@ -17,8 +17,8 @@ from imagepiece_jax.evaluate.cache import (
     encode_bits,
 )
 from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.reduction import DENSE
 from tests.experiments import tiny_paper
 from tests.models import recoveries, tiny

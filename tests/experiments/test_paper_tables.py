@@ -16,7 +16,7 @@ from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import FILE, read_lines
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from tests.experiments import tiny_paper
 from tests.models import tiny
 from tests.oracles import log_softmax

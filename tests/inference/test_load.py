@@ -7,7 +7,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.inference import predictor as api
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from tests.command import start
 from tests.models import tiny
 from tests.refused import refused

@@ -11,8 +11,8 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close

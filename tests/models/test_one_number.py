@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from imagepiece_jax.models.spec import ModelSpec, create_model
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
@@ -16,6 +15,7 @@ from imagepiece_jax.reduction.methods.recommended import recommendation, recomme
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.models import tiny
+from tests.models.make import create_model
 
 
 def deit(**fields):

@@ -14,8 +14,8 @@ from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry, timm_tensors
+from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
 from tests.models import tiny

@@ -6,13 +6,13 @@ import pickle
 
 import jax
 import pytest
-from imagepiece_jax.models.spec import ModelSpec, create_model
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.rotary import Rotary
 from tests.models import tiny
+from tests.models.make import create_model
 
 
 def test_a_reduction_adds_no_parameters():

@@ -11,12 +11,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.weights.infer import infer
 
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import layouts
+from tests.models.make import create_model
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"

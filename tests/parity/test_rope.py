@@ -5,11 +5,11 @@ Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
 
 import numpy as np
 import pytest
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.weights.infer import infer
 
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import layouts, transformers_config
+from tests.models.make import create_model
 from tests.parity.record import apart, noise, outputs, record
 from tests.weights.test_layouts_rope import eva, own
 

@@ -11,6 +11,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import CLASSES
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
@@ -21,7 +22,6 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
-from imagepiece_jax.weights.file_names import CLASSES
 from imagepiece_jax.weights.runs import read_class_names
 from tests import runs
 from tests.command import call, sentence, start

@@ -15,8 +15,9 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD, Outputs
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics

@@ -7,12 +7,12 @@ import pytest
 
 from configs import base
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, logging, report
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import MetricWriter
-from imagepiece_jax.weights.file_names import RUN_FORMAT
 from tests import runs
 from tests.training import test_logging
 

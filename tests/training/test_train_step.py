@@ -17,7 +17,7 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.input.config import AugmentConfig
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw, create
 from imagepiece_jax.training.train_step import (

@@ -16,7 +16,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.vit import MEAN
+from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics

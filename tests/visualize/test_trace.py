@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.visualize import trace as trace_module
 from imagepiece_jax.visualize.trace import Stage, trace, write_traces
 from tests.models import tiny

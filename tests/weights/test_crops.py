@@ -14,7 +14,7 @@ from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
 from tests.models.make import create_model

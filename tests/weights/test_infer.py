@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.weights.infer import Unnamed, infer
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
+from tests.models.make import create_model
 from tests.refused import refused
 
 # What no tensor of DeiT shows.

@@ -6,21 +6,21 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
-from imagepiece_jax.models.spec import ModelSpec, create_model
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import load
-from imagepiece_jax.weights.file_names import RUN_FORMAT
 from imagepiece_jax.weights.load import SavedWeights, load_as
 from tests import runs
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.test_published import same
 from tests.refused import refused
 

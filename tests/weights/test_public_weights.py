@@ -16,7 +16,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.state import DROPPED
 from tests import forked

@@ -14,10 +14,10 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights import hub_configs
 from tests.models import tiny

@@ -10,7 +10,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.methods import dtem
 from imagepiece_jax.reduction.ops import cosine
 from tests.models import tiny
