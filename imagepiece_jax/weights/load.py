@@ -164,13 +164,12 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     config: a public name, "deit_tiny_patch16_224.fb_in1k"; a folder with a config.json
         of timm, transformers or `save`, or an open_clip_config.json; or a run's folder
     """
-    if registry.is_known(config):
-        return registry.config(config)
-    if not location.exists(config):
-        raise InputError(
-            f"config is {config!r}, no name and no folder; {registry.NAMES}"
-        )
-    return describe(location.find(config)).config
+    name = os.fspath(config)
+    if registry.is_known(name):
+        return registry.config(name)
+    if not location.exists(name):
+        raise InputError(f"config is {name!r}, no name and no folder; {registry.NAMES}")
+    return describe(location.find(name)).config
 
 
 def loaders(run: RunConfig) -> tuple[Loader | None, Loader | None]:
