@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.class_names import labels_by_name, other_class
+from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
@@ -137,11 +137,6 @@ class Finetuner(Models):
         self.folder = folder
         self.seeds = seeds
         source = open_source(data, "train")
-        classes = source.num_classes
-        if classes == pretrained.model.num_classes:  # its head may stay
-            known = labels_by_name(pretrained.class_names, classes)
-            given = {"num_classes": classes, "labels_by_name": known}
-            source = open_source(data, "train", **given)
         self.num_classes = source.num_classes
         self.class_names = source.class_names
 
@@ -211,7 +206,7 @@ class Finetuner(Models):
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.stem else ("patch_embed",)
         others = self.num_classes != pretrained.model.num_classes
-        if others or other_class(pretrained.names_of_data, self.class_names):
+        if others or other_class(pretrained.class_names, self.class_names):
             fresh += ("head",)
         config.init.weights = str(pretrained.source.path)
         config.init.fresh = fresh

@@ -91,19 +91,6 @@ class WeightsSource:
         """Whether files, or the name by `infer.with_crop`, say how to crop images."""
         return bool(self.crop) or self.saved or self.run is not None
 
-    @property
-    def has_names_of_data(self) -> bool:
-        """Whether class names are those of data that a run, or a saved model, learned.
-
-        Names of other published models are words of another kind.
-        """
-        return self.saved or self.run is not None
-
-    @property
-    def names_of_data(self) -> Sequence[str | None] | None:
-        """`class_names` where they are those of data."""
-        return self.class_names if self.has_names_of_data else None
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
@@ -208,12 +195,6 @@ class Pretrained:
     def place(self) -> str:
         """The weights, as sentences call them."""
         return "the model" if self.source is None else self.source.place
-
-    @property
-    def names_of_data(self) -> tuple[str | None, ...] | None:
-        """`class_names` where its source has those of data."""
-        known = self.source is not None and self.source.has_names_of_data
-        return self.class_names if known else None
 
     @functools.cached_property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.class_names import check_classes, labels_by_name
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import config_fields, left_open
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, resize_positions, timm_tensors
@@ -89,26 +89,6 @@ class InitialWeights:
         if run_dir.took_steps(workdir) and location.is_run(workdir):
             return NamedWeights(workdir)
         return None
-
-    def labels_by_name(self, workdir) -> dict[str, int] | None:
-        """Labels of the run's classes by names; None where its data numbers them.
-
-        A run in `workdir` has its own. The classes of a new one are those of the head
-        that it starts with, else those of its teacher.
-        """
-        run = self._run
-        weights = self._earlier(workdir)
-        if weights is None and run.init.weights and "head" not in run.init.fresh:
-            weights = self.start
-        taught = run.teacher.weights and location.exists(run.teacher.weights)
-        if weights is None and taught:
-            weights = self.teacher
-        if weights is None:
-            return None
-        names = weights.source.class_names
-        if names is not None and len(names) != run.num_classes:
-            return None  # such weights are refused where they are read
-        return labels_by_name(names, run.num_classes)
 
     def normalization(self, workdir) -> dict[str, Any]:
         """{"mean", "std"} of a run's images; {} where its config says them.
@@ -198,21 +178,21 @@ class InitialWeights:
         run = self._run
         data = f"config.data.name {run.data.name!r}"
         if earlier := self._earlier(workdir):
-            before = earlier.source.names_of_data
+            before = earlier.source.class_names
             try:
                 check_classes(before, str(workdir), names, data)
             except InputError as error:
                 raise InputError(f"{error}; {run_dir.OTHER}") from error
         if run.teacher.weights and location.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
-            taught = self.teacher.source.names_of_data
+            taught = self.teacher.source.class_names
             check_classes(taught, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         before = self.start.source
         source = f"config.init.weights {run.init.weights}"
         try:
-            note = check_classes(before.names_of_data, source, names, data)
+            note = check_classes(before.class_names, source, names, data)
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
