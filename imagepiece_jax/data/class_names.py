@@ -55,11 +55,12 @@ def shortened(names: Names | None) -> Names | None:
     """
     if names is None or len(names) != len(imagenet_names()):
         return names
-    for label, (synset, words) in enumerate(imagenet_rows()):
-        known = {synset, imagenet_names()[label], *words.split(", ")}
-        if known.isdisjoint((names[label], *str(names[label]).split(", "))):
+    short = imagenet_names()
+    for name, known, (synset, words) in zip(names, short, imagenet_rows(), strict=True):
+        same = {synset, known, *words.split(", ")}
+        if same.isdisjoint([name, *str(name).split(", ")]):
             return names
-    return imagenet_names()
+    return short
 
 
 def normalized(name: str) -> str:

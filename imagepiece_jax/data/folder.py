@@ -192,9 +192,8 @@ def _labels(place, names, num_classes, names_of_model):
         check_num_classes(num_classes, len(names), place)
         if two := class_names.two_orders(names):
             raise InputError(
-                f"{place} has class {two[0]!r} before {two[1]!r}, as text sorts them; "
-                "rename such folders with zeros before the numbers, or say the "
-                "classes of the weights by class_names= of load"
+                f"{place} has class {two[0]!r} before {two[1]!r} as text; write the "
+                "numbers with zeros in front, or load the model with class_names="
             )
         return dict(enumerate(names))
     known = class_names.labels_by_name(names_of_model)
@@ -203,9 +202,9 @@ def _labels(place, names, num_classes, names_of_model):
         label = known.get(class_names.canonical(name))
         if label is None:
             raise InputError(
-                f"{place} has class {name!r}, which is no name of one of the model's "
-                f"{num_classes} classes; rename the folders, or say the classes of "
-                "the weights by class_names= of load"
+                f"{place} has class {name!r}, which is not the name of one of the "
+                f"model's {num_classes} classes; rename the folder, or load the model "
+                "with class_names="
             )
         if label in found:
             raise InputError(

@@ -122,7 +122,9 @@ def test_other_classes_are_not_evaluated(run, saved, tmp_path, weights):
     images = folder(tmp_path / "set", "ant", "wasp")
     path = {"run": run, "saved": saved}[weights]
     said = sentence(call(evaluate.main, str(path), str(images), "--workers=0"))
-    assert said.startswith(f"folder {images} has class 'wasp', which is no name of")
+    assert said.startswith(
+        f"folder {images} has class 'wasp', which is not the name of"
+    )
     words = "filename,label,class\nset/val/ant/0.png,0,ant\nset/val/wasp/0.png,1,wasp\n"
     (tmp_path / "set.csv").write_text(words)
     data = f"csv:{tmp_path}/set.csv"
@@ -201,7 +203,7 @@ def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
     "folders, model, message",
     [
         (("ant", "bee"), ("bee", "cat"), "class 'ant', .*model's 2 .*class_names="),
-        (("ant",), ("ant", "ant"), "class 'ant', .*one of the model's 2"),
+        (("ant",), ("ant", "ant"), "class 'ant', .*one of the model's 2 "),
         (("n01440764", "tench"), ("ant", "tench"), "class 1 twice, as 'n01.*'tench'"),
         (("0", "1"), ("ant", "bee"), "class '0', .*class_names="),
         (("giant_panda",), ("giant panda",), "class 'giant_panda', .*class_names="),
