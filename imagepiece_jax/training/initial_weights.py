@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.class_names import check_classes, labels_by_name
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.architecture import PARTS
@@ -86,25 +86,6 @@ class InitialWeights:
             return run
         images = self.start.preprocessing
         return run.with_images_of(self.start.config, images)
-
-    def labels_by_name(self) -> dict[str, int] | None:
-        """Labels of the run's classes by names; None where its data numbers them.
-
-        A resumed run has its own. The classes of a new one are those of the head that
-        it starts with, else those of its teacher.
-        """
-        run = self._run
-        if self._earlier is not None:
-            names = self._earlier.class_names
-        elif self.start is not None and "head" not in run.init.fresh:
-            names = self.start.class_names
-        elif self.teacher is not None:
-            names = self.teacher.class_names
-        else:
-            return None
-        if names is not None and len(names) != run.num_classes:
-            return None  # such weights are refused where they are read
-        return labels_by_name(names, run.num_classes)
 
     def check_classes(self, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
