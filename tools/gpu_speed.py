@@ -39,6 +39,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize, size_direction
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from tools import onnx_speed, torch_baselines
@@ -50,18 +51,19 @@ class Case:
     """A model that is timed, with reductions."""
 
     title: str
-    name: str  # for `create_model`
+    name: str  # of its config
     side: int = SIDE  # of images, in pixels
     timm: str | None = None  # timm's name; None: the same
 
     def create(self, setting: str):
         """The ViT in one of MODELS."""
-        fields = {"image_size": self.side_of(setting), "stem": "patch"}
+        config = registry.config(self.name)
         if setting.endswith(CONV):
-            fields["stem"] = "conv"
+            config = dataclasses.replace(config, stem="conv")
         if OPTIONS.smoke:
-            fields |= SMOKE
-        return create_model(self.name, reduction=MODELS[setting], **fields)
+            config = dataclasses.replace(config, **SMOKE)
+        size = self.side_of(setting)
+        return create_model(config, MODELS[setting], image_size=size)
 
     def side_of(self, setting: str) -> int:
         """Pixels a side of the images in one of MODELS."""
@@ -71,12 +73,12 @@ class Case:
 CASES = {
     "deit_ti": Case("DeiT-Ti", "deit_ti", timm=onnx_speed.TIMM["deit_ti"]),
     "deit_s": Case("DeiT-S", "deit_s", timm=onnx_speed.TIMM["deit_s"]),
-    "vit_b": Case("ViT-B/16", "vit_base_patch16_224"),
-    "vit_l": Case("ViT-L/16", "vit_large_patch16_224"),
+    "vit_b": Case("ViT-B/16", "vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    "vit_l": Case("ViT-L/16", "vit_large_patch16_224.augreg_in21k_ft_in1k"),
     "so400m": Case("So400m/14", "vit_so400m_patch14_siglip_224"),
     "so400m_384": Case("So400m/14, 384", "vit_so400m_patch14_siglip_384", 384),
     "clip_l": Case("CLIP-L/14, 336", "vit_large_patch14_clip_quickgelu_336", 336),
-    "dinov3_l": Case("DINOv3-L/16, 512", "vit_large_patch16_dinov3", 512),
+    "dinov3_l": Case("DINOv3-L/16, 512", "vit_large_patch16_dinov3.lvd1689m", 512),
 }
 DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
@@ -375,11 +377,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
 def random_directions(vit, images=None) -> np.ndarray:
     """In place of `size_direction.directions`: for a clock any will do."""
     model = vit.model
-    shape = (
-        model.depth,
-        model.config.num_heads,
-        model.config.embed_dim // model.config.num_heads,
-    )
+    shape = (model.depth, model.config.num_heads, model.config.head_width)
     found = np.random.default_rng(0).normal(size=shape)
     return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
 
