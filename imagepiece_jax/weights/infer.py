@@ -38,7 +38,6 @@ SHOWN_NAMES = 5  # in a sentence
 RUN = "the run's config"
 CONFIG_FILES = "its config files"
 CALLER = "your arguments"
-IN_FILE = "mean and std in the file"
 PUBLIC_NAME = "that name"
 LAYOUT = "the layout"
 FILE_NAME = "the file's name"
@@ -48,10 +47,9 @@ TRAINING = "in training, its config"
 ORDER = {
     "a run": (RUN,),
     "a folder": (CONFIG_FILES, CALLER, LAYOUT, TRAINING),
-    "a file": (CALLER, IN_FILE, LAYOUT, FILE_NAME, TRAINING),
+    "a file": (CALLER, LAYOUT, FILE_NAME, TRAINING),
     "a file, and `name=..` of a public model": (
         CALLER,
-        IN_FILE,
         PUBLIC_NAME,
         LAYOUT,
         TRAINING,
@@ -209,7 +207,6 @@ def partial_spec(source: WeightsSource, contents: Contents) -> ModelSpec:
 def _specs_of_file(source, contents):
     """{source: the fields that it says}, for the sources of a file but the caller."""
     return {
-        IN_FILE: contents.images,
         LAYOUT: contents.spec,
         FILE_NAME: source.spec,
     }

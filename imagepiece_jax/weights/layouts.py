@@ -21,8 +21,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.file_names import RECOVERED, SELECTORS
-from imagepiece_jax.weights.files import read_normalization, read_state_dict
-from imagepiece_jax.weights.state_dicts import choice_of
+from imagepiece_jax.weights.files import read_state_dict
 from imagepiece_jax.weights.timm_config import is_eva
 
 # Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
@@ -369,7 +368,6 @@ class Contents(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     spec: ModelSpec  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
-    images: ModelSpec = ModelSpec()  # mean and std, where the file itself has them
     # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
     recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
     # fields of an Architecture that all models of its layout have
@@ -393,10 +391,8 @@ def read_weights(
         return _placed_names(names)
 
     state_dict = read_state_dict(path, averaged, choose, checkpoint)
-    normalization = read_normalization(path)
     try:
-        in_file = ModelSpec(**normalization)
-        return to_timm(state_dict, names)._replace(images=in_file)
+        return to_timm(state_dict, names)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
 
@@ -463,7 +459,7 @@ def _without_place(name, layout, prefix):
     """The error for a tensor that no part of a model in this layout has."""
     of_tower = ""
     if prefix:
-        of_tower = f" outside the tower {prefix[:-1]}{choice_of([prefix[:-1]])}"
+        of_tower = f" outside the tower {prefix[:-1]}"
     return InputError(f"tensor {name} has no place in {layout.title}{of_tower}")
 
 
@@ -553,9 +549,9 @@ def _layout(tensors):
         if len(prefixes) > 1:
             prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
-            choice = choice_of(_different_starts(prefixes))
             raise InputError(
-                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}{choice}"
+                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}; it must "
+                "hold one"
             )
         if prefixes:
             return layout, prefixes[0]
@@ -563,16 +559,6 @@ def _layout(tensors):
         return TIMM, ""
     found = ", ".join([*tensors][:SHOWN_NAMES])
     raise InputError(f"it has tensors, such as {found}, of no vision transformer here")
-
-
-def _different_starts(prefixes):
-    """The shortest starts, of whole words, that tell prefixes apart."""
-    words = [prefix.split(".")[:-1] for prefix in prefixes]
-    for length in range(1, max(map(len, words)) + 1):
-        starts = [".".join(each[:length]) for each in words]
-        if len({*starts}) == len(starts):
-            break
-    return [start for start in starts if start]
 
 
 def _unscanned(tensors):

@@ -68,10 +68,9 @@ def load(
     dtype: of layers; None: that of a run, else "float32"
     attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
-        several models, a key or a start of names, such as "teacher" or "encoder_q"
+        several models, the key of one, such as "teacher"
     averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a file that timm's, DeiT's or Lightning's code saved in
-        training
+        (config.ema_decay), and a file that timm's or DeiT's code saved in training
     mean, std: of the images' pixels in [0, 1], where the weights do not say them
     crop: share of an image's sides that evaluation keeps; None: the weights' own
     num_classes: another number than the weights' gives a new head, which is drawn; 0
@@ -322,6 +321,10 @@ def read_source(
         spec = ModelSpec(name=registry.name_of_file(found.path))
         fields = {"spec": spec}
     elif found.kind == location.FOLDER:
+        if found.config_file is None:
+            raise InputError(
+                f"{place} has no config.json; config= must say which model it holds"
+            )
         fields = {"reduction": DENSE, **hub_configs.read(found)}
     else:
         if checkpoint is None:

@@ -12,7 +12,6 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import files
 from imagepiece_jax.weights.files import read_state_dict
 from tests.refused import refused
 from tests.weights.pth import (
@@ -172,9 +171,9 @@ def test_indexes_without_a_map(tmp_path, content):
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"], "x.bin"])
+@pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"]])
 def test_indexes_of_something_else(tmp_path, part):
-    with refused("the part", ".safetensors"):
+    with refused("model.safetensors.index.json"):
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
 
 
@@ -245,33 +244,16 @@ def claiming(claim):
     return write
 
 
-def npz_of_zeros(path):
-    np.savez_compressed(path, a=ZEROS)
-
-
-def pth_of_zeros(path):
-    content = mapping(a=tensor("0", ZEROS.size, ZEROS.shape, (1,)))
-    write_pth(path, content, {"0": ZEROS}, compression=zipfile.ZIP_DEFLATED)
-
-
-def pth_of_one_storage_for_many(path):
-    """Each of the tensors is an array of its own."""
-    shared = tensor("0", 10_000, (10_000,), (1,))
-    many = {f"t{n}": shared for n in range(200)}
-    write_pth(path, mapping(**many), {"0": ZEROS[:10_000]})
-
-
-ZEROS = np.zeros(5_000_000, np.float32)  # 20 MB
 TOUCH = b"cos\nsystem\n(" + text("touch marker") + b"tR"
 RUNS = b"cos\nsystem\n" + text("true") + b"\x85R"
 NO_TENSOR = "without storage, shape or strides"
 
 IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with them
-    (tensor("0", 4, (5,), (1,)), "impossible shape"),
+    (tensor("0", 4, (5,), (1,)), "leaves its storage"),
     (tensor("0", 4, (2,), (4,)), "leaves its storage"),
     (tensor("0", 4, (2,), (1,), offset=3), "leaves its storage"),
-    (tensor("0", 4, (2,), (-1,), offset=3), "impossible shape"),
-    (tensor("0", 4, (2**20, 2**20), (0, 0)), "impossible shape"),
+    (tensor("0", 4, (2,), (-1,), offset=3), "leaves its storage"),
+    (tensor("0", 4, (2**20, 2**20), (0, 0)), "leaves its storage"),
     (tensor("0", 5, (2,), (1,)), "storage 0 has 16 bytes, needed 20"),
     (tensor("1", 4, (2,), (1,)), "archive/data/1"),
     (b"}" + text("x") + b"Q", "not enough values|too many values"),
@@ -282,14 +264,10 @@ IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with th
         called(STORED, b"G" + bytes(8), ints([4]), ints([1])),
         "offsets that are no integers",
     ),
-    # A shape beyond any memory, a length that is a float, what is read in another way.
+    # No strides, and what is read in another way.
     (
         called(STORED, START, b"(\x8a\x09" + b"\xff" * 8 + b"\0t"),
         "missing 1 required",
-    ),
-    (
-        ONE.replace(integer(4) + b"tQ", b"G@\x10" + bytes(6) + b"tQ"),
-        "no whole storage.*length 4.0",
     ),
     (ONE + mapping(size=integer(0), read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
@@ -300,31 +278,27 @@ REFUSED = [  # name, writer, part of the sentence
     ),
     *(("a.pth", claiming(claim), "is damaged") for claim in (8, 80, 800)),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
-    ("a.pth", pth(b"}r\xff\xff\xff\x7f"), "is damaged"),  # a memo of 34 GB
-    ("a.pth", pth(b"})" + b"\x85" * 300 + b"Ns"), "is damaged"),  # nested tuples
     ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
     ("a.pth", pth(integer(3)), "no named tensors"),
     ("a.pth", pth(mapping(a=integer(3))), "'a' is of type int"),
     ("a.pth", pth(mapping(a=mapping(b=ONE))), "'a' is of type d"),
-    ("a.pth", pth(mapping(a=UNTYPED)), "is of type"),
+    ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
     ("a.pth", holding(OLD_TORCH), "is damaged"),
     ("a.pth", pth(b"}", byteorder="big"), ""),
-    ("a.pth", zip_of_another_kind, "a zip archive without a data.pkl"),
+    ("a.pth", zip_of_another_kind, "no item named 'a.npy/data.pkl"),
     ("a.npz", npz_of_a_huge_array, "is damaged"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
-    ("a.safetensors", safetensors_of_float8, "is of type"),
+    ("a.safetensors", safetensors_of_float8, "float8"),
     ("a.safetensors", holding(LFS), "is a pointer"),
     ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
     ("a.pth", holding(old_torch(OLD)[:-3]), ""),
     ("a.pth", holding(old_torch(OLD, counts=(3,))), ""),
     ("a.pth", holding(old_torch(OLD, keys=("1",))), ""),
-    ("a.pth", holding(old_torch(OLD, keys=("0", "0"), counts=(4, 4))), ""),
     ("a.pth", holding(old_torch(OLD, little=b"\x89")), "byte order"),
     ("a.pth", holding(old_torch(OLD_VIEW)), ""),
     ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), ""),
     ("a.pth", holding(old_torch(mapping(a=RUNS))), ""),
-    ("a.pth", pth_of_one_storage_for_many, "hundred times its"),
 ]
 
 
@@ -340,22 +314,3 @@ def test_what_is_refused(tmp_path, monkeypatch, name, write, said):
     assert place in str(caught.value)
     assert re.search(said, str(caught.value))
     assert {*tmp_path.iterdir()} <= {path}
-
-
-@pytest.mark.parametrize(
-    "name, write", [("a.npz", npz_of_zeros), ("a.pth", pth_of_zeros)]
-)
-def test_a_hundred_times_the_size_is_not_unpacked(tmp_path, monkeypatch, name, write):
-    path = tmp_path / name
-    write(path)
-    monkeypatch.setattr(zipfile.ZipFile, "open", None)
-    with pytest.raises(InputError, match="20.0 MB unpacked, .* hundred times its"):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize("name", ["a.npz", "a.pth"])
-def test_what_is_larger_than_memory_is_not_unpacked(tmp_path, name, monkeypatch):
-    path = good_files(tmp_path) / name
-    monkeypatch.setattr(files, "memory_bytes", lambda: 11_000)
-    with pytest.raises(InputError, match="more than this machine's memory"):
-        read_state_dict(path)
