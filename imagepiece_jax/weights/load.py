@@ -72,10 +72,9 @@ def load(
     dtype: of layers; None: that of a run or a saved model, else "float32"
     attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
-        several models, the key of one
+        several models, the key of one, such as "teacher"
     averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a file that timm's, DeiT's or Lightning's code saved in
-        training
+        (config.ema_decay), and a file that timm's or DeiT's code saved in training
     crop: share of an image's sides that evaluation keeps; None: the config's
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
@@ -215,13 +214,16 @@ def describe(found: Location, config=None) -> Described:
 
 def _config_of_file(found):
     """The config by a file's own name, where that is the name of a public model."""
-    name = registry.name_of_file(found.path)
-    if name is not None:
-        return registry.config(name)
-    remedy = "config=NAME says which model it is"
+    if found.kind == FILE:
+        name = registry.name_of_file(found.path)
+        if name is not None:
+            return registry.config(name)
+    remedy = "config= says which model it is"
     if (found.path.parent / CONFIG).is_file():
         remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
-    raise InputError(f"{found.place} has no name of a public model; {remedy}")
+    raise InputError(
+        f"{found.place} has no {CONFIG}, nor the name of a public model; {remedy}"
+    )
 
 
 def read_contents(found, config, checkpoint, averaged) -> Contents:
