@@ -11,11 +11,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
@@ -36,6 +36,9 @@ from imagepiece_jax.weights.file_names import CONFIG, RECOVERED
 from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.layouts import Contents
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
+
+if TYPE_CHECKING:
+    from imagepiece_jax.config.run import RunConfig
 
 Loader = Callable[[], Pretrained]
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
@@ -171,7 +174,7 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     return describe(location.find(name)).config
 
 
-def loaders(run: RunConfig) -> tuple[Loader | None, Loader | None]:
+def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
     """Functions that load the dense models which a run starts and learns from.
 
     They are called when the weights are needed, as a resumed run needs none; None
