@@ -29,7 +29,7 @@ from imagepiece_jax.models.create import create, execution_of
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import digest, matches, variable_shapes
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import CONFIG, RECOVERED
@@ -303,7 +303,7 @@ def _fill(vit, contents, described, fresh, seed, exact):
         exact=exact,
     )
     for part in variables["params"]:
-        if part not in drawn and timm_tensors.matches(part, described.untrained):
+        if part not in drawn and matches(part, described.untrained):
             drawn.append(part)
     recovery = None
     if described.recovery is not None:
