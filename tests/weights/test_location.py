@@ -69,18 +69,15 @@ def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
     assert (found.name, found.place) == ("org/name", "folder hf://org/name")
 
 
-def test_nothing_is_no_run(tmp_path):
+def test_nothing_is_no_run(tmp_path, monkeypatch):
+    write(tmp_path / "a", "config.json", OF_RUN)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert location.is_run("~/a")
     assert not location.is_run(tmp_path)
     assert not location.is_run(tmp_path / "x")
     assert not location.is_run("x" * 5000)  # longer than names may be
     assert location.exists("hf://org/name")
     assert not location.exists(tmp_path / "x")
-
-
-def test_home_is_where_a_run_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write(tmp_path / "a", "config.json", OF_RUN)
-    assert location.is_run("~/a")
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path):
