@@ -11,11 +11,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
@@ -29,13 +29,16 @@ from imagepiece_jax.models.create import create, execution_of
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import digest, matches, variable_shapes
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import CONFIG, RECOVERED
 from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.layouts import Contents
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
+
+if TYPE_CHECKING:
+    from imagepiece_jax.config.run import RunConfig
 
 Loader = Callable[[], Pretrained]
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
@@ -72,10 +75,9 @@ def load(
     dtype: of layers; None: that of a run or a saved model, else "float32"
     attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
-        several models, the key of one
+        several models, the key of one, such as "teacher"
     averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a file that timm's, DeiT's or Lightning's code saved in
-        training
+        (config.ema_decay), and a file that timm's or DeiT's code saved in training
     crop: share of an image's sides that evaluation keeps; None: the config's
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
@@ -172,7 +174,7 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     return describe(location.find(name)).config
 
 
-def loaders(run: RunConfig) -> tuple[Loader | None, Loader | None]:
+def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
     """Functions that load the dense models which a run starts and learns from.
 
     They are called when the weights are needed, as a resumed run needs none; None
@@ -215,13 +217,16 @@ def describe(found: Location, config=None) -> Described:
 
 def _config_of_file(found):
     """The config by a file's own name, where that is the name of a public model."""
-    name = registry.name_of_file(found.path)
-    if name is not None:
-        return registry.config(name)
-    remedy = "config=NAME says which model it is"
+    if found.kind == FILE:
+        name = registry.name_of_file(found.path)
+        if name is not None:
+            return registry.config(name)
+    remedy = "config= says which model it is"
     if (found.path.parent / CONFIG).is_file():
         remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
-    raise InputError(f"{found.place} has no name of a public model; {remedy}")
+    raise InputError(
+        f"{found.place} has no {CONFIG}, nor the name of a public model; {remedy}"
+    )
 
 
 def read_contents(found, config, checkpoint, averaged) -> Contents:
@@ -298,7 +303,7 @@ def _fill(vit, contents, described, fresh, seed, exact):
         exact=exact,
     )
     for part in variables["params"]:
-        if part not in drawn and timm_tensors.matches(part, described.untrained):
+        if part not in drawn and matches(part, described.untrained):
             drawn.append(part)
     recovery = None
     if described.recovery is not None:
