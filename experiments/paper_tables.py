@@ -18,10 +18,9 @@ from experiments.models import Model
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.create import SIZES, create_model
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction
 
 BLANK = "not measured"
@@ -309,12 +308,12 @@ def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]
 def size_of(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(each for each in results.values() if each is not None)
-    config = first.pretrained.config
-    named = MODELS.get(config.name)
-    for field in SIZES:
-        if named and getattr(config, field) != getattr(named, field):
+    fields = vars(first.pretrained.config)
+    name = fields["name"]
+    for field, value in MODELS.get(name, {}).items():
+        if fields.get(field) not in (None, value):
             return None
-    return config.name
+    return name
 
 
 # The tables
@@ -349,13 +348,8 @@ def printed_tokens(_) -> str:
 
 def plan_tokens(row: TableRow) -> int:
     """Tokens of DeiT-S after the last block, class token included."""
-    return deit_s(row).plan[-1].mlp_tokens
-
-
-def deit_s(row: TableRow) -> ViT:
-    """DeiT-S with the stem and the reduction of a row."""
-    config = dataclasses.replace(MODELS["deit_s"], stem=row.stem)
-    return create_model(config, row.reduction)
+    model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
+    return model.plan[-1].mlp_tokens
 
 
 # Table 9: the paper's combinations have the convolutional stem and what they are

@@ -158,8 +158,9 @@ def inference_text(config, gelu=None):
     reductions = optimize.default_reductions(on_gpu, device())
     pixels = optimize.joined_pixels(on_gpu, device())
     if optimize.takes_direction(on_gpu, options):
-        # It has the shapes of a folded one.
-        model = model.with_execution(sizes="direction")
+        model = model.with_execution(
+            sizes="direction"
+        )  # which has the shapes of a folded one
     prepared = []
 
     def prepare(variables):

@@ -39,7 +39,6 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize, size_direction
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
-from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from tools import onnx_speed, torch_baselines
@@ -51,19 +50,18 @@ class Case:
     """A model that is timed, with reductions."""
 
     title: str
-    name: str  # of its config
+    name: str  # for `create_model`
     side: int = SIDE  # of images, in pixels
     timm: str | None = None  # timm's name; None: the same
 
     def create(self, setting: str):
         """The ViT in one of MODELS."""
-        config = registry.config(self.name)
+        fields = {"image_size": self.side_of(setting), "stem": "patch"}
         if setting.endswith(CONV):
-            config = dataclasses.replace(config, stem="conv")
+            fields["stem"] = "conv"
         if OPTIONS.smoke:
-            config = dataclasses.replace(config, **SMOKE)
-        size = self.side_of(setting)
-        return create_model(config, MODELS[setting], image_size=size)
+            fields |= SMOKE
+        return create_model(self.name, reduction=MODELS[setting], **fields)
 
     def side_of(self, setting: str) -> int:
         """Pixels a side of the images in one of MODELS."""
@@ -377,7 +375,11 @@ def compiler_of(case: Case, dtype: str, way: Way):
 def random_directions(vit, images=None) -> np.ndarray:
     """In place of `size_direction.directions`: for a clock any will do."""
     model = vit.model
-    shape = (model.depth, model.config.num_heads, model.config.head_width)
+    shape = (
+        model.depth,
+        model.config.num_heads,
+        model.config.embed_dim // model.config.num_heads,
+    )
     found = np.random.default_rng(0).normal(size=shape)
     return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
 

@@ -105,7 +105,7 @@ def workloads(names, cases):
     found = {}
     mode = cases[0].mode
     for size, case in first_of_size.items():
-        model = case.vit.config.name
+        model = case.vit.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
                 found[f"timm {model}, {variant}"] = _infer(size, case, variant)
@@ -119,10 +119,10 @@ def workloads(names, cases):
 
 def _size(case):
     """The arguments of timm's constructor, which identify a model's size."""
-    config = case.vit.config
+    model = case.vit.model
     fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
-    size = {field: getattr(config, field) for field in fields}
-    return *size.items(), ("img_size", config.image_size), ("depth", config.depth)
+    size = {field: getattr(model, field) for field in fields}
+    return *size.items(), ("img_size", case.vit.image_size), ("depth", len(model.plan))
 
 
 def _images_shape(case):
