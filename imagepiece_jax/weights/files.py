@@ -1,11 +1,9 @@
 """Weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
-Of a file's tensors those that are chosen are read. An .npz and a .safetensors file may
-say for which images they are, too.
+Of a file's tensors those that are chosen are read.
 """
 
 import functools
-import json
 import math
 import os
 import pathlib
@@ -30,8 +28,6 @@ from imagepiece_jax.weights.torch_files import read_torch
 _SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
 _LFS = b"version https://git-lfs"
-# Three numbers each, which a file may have for its images.
-_NORMALIZATION = ("mean", "std")
 
 
 def read_state_dict(
@@ -56,7 +52,7 @@ def read_state_dict(
     def select(content):
         """The tensors that `choose` names, not yet read."""
         unread = tensors_of_one(path, content, averaged, checkpoint)
-        names = choose([name for name in unread if name not in _NORMALIZATION])
+        names = choose([*unread])
         unread = {name: unread[name] for name in names}
         size = sum(tensor.size for tensor in unread.values())
         _limit_size(path, size, memory_bytes())
@@ -68,17 +64,6 @@ def read_state_dict(
             error = unreadable(f"tensor {name}", value.dtype)
             raise InputError(f"weights file {path}: {error}")
     return tensors
-
-
-def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
-    """{"mean": .., "std": ..} of the images that a weights file is for; {}: unknown.
-
-    A .npz file has them as arrays, a .safetensors file as JSON lists in its metadata.
-    """
-    path = pathlib.Path(path)
-    readers = dict.fromkeys(_READERS, lambda _: {})
-    readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
-    return _guarded(path, readers)
 
 
 def _guarded(path, readers, *options):
@@ -191,25 +176,6 @@ def _only(names, content):
     """The tensors in `content`, not yet read, that have one of the names."""
     unread = named_tensors(content)
     return {name: unread[name] for name in names if name in unread}
-
-
-def _npz_normalization(path):
-    """The mean and std that an .npz file may have, {name: numbers}."""
-    # Opened here: NumPy leaves its own file open where the archive is damaged.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        arrays = {k: archive[k] for k in _NORMALIZATION if k in archive}
-    written = {}
-    for name, values in arrays.items():
-        written[name] = values.tolist()
-        if values.dtype == np.float32:  # whose 0.485 is another number in float64
-            written[name] = [float(str(value)) for value in values.ravel()]
-    return written
-
-
-def _safetensors_normalization(path):
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
 
 
 _READERS = {

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
@@ -33,7 +34,7 @@ from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import hub_configs, layouts, location, runs
-from imagepiece_jax.weights.file_names import CONFIG, RECOVERED
+from imagepiece_jax.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
 from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.layouts import Contents
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
@@ -92,12 +93,16 @@ def load(
     if found.kind == RUN:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, KINDS)
+    if config is not None and not isinstance(config, ViTConfig):
+        config = read_config(config)
     described = describe(found, config)
     contents = read_contents(found, described.config, checkpoint, averaged)
     trained = of_tensors(described.config, contents, found)
     ours = trained
     fresh = ()
     names = described.class_names
+    if found.kind == FILE:
+        names = registry.published_class_names(trained.name, trained.num_classes)
     if image_size is not None:
         ours = ours.at_size(image_size)
     if crop is not None:
@@ -145,11 +150,19 @@ def load(
 def read_config(config: str | os.PathLike) -> ViTConfig:
     """The config of a model by name, or of the files beside its weights.
 
-    config: a public name, "deit_tiny_patch16_224.fb_in1k"; a folder with a config.json
-        of timm, transformers or `save`, or an open_clip_config.json; or a run's folder
+    config: a public name, "deit_tiny_patch16_224.fb_in1k"; a config.json of timm,
+        transformers, `save` or a run, an open_clip_config.json, or the folder of one
     """
+    config = os.fspath(config)
     if registry.is_known(config):
         return registry.config(config)
+    if not location.exists(os.path.expanduser(config)):
+        raise InputError(
+            f"config is {config!r}, which is neither a name nor a file or folder; "
+            f"{registry.NAMES}"
+        )
+    if os.path.basename(config) in (CONFIG, OPEN_CLIP):
+        config = os.path.dirname(config) or os.curdir
     return describe(location.find(config)).config
 
 
@@ -175,22 +188,17 @@ def _load_of_run(field, path):
         raise InputError(f"{field}: {error}") from error
 
 
-def describe(found: Location, config=None) -> Described:
-    """What files and the caller say of weights.
+def describe(found: Location, config: ViTConfig | None = None) -> Described:
+    """What files say of weights, and the caller by a config in place of theirs.
 
-    config: as `load` takes it
     Raises InputError where nothing says which model they are.
     """
-    if config is not None and not isinstance(config, ViTConfig):
-        config = read_config(config)
+    if found.kind == FILE:
+        return Described(config or _config_of_file(found))
     if found.kind == RUN:
         described = runs.read(found)
-    elif found.config_file is not None:
-        described = hub_configs.read(found)
     else:
-        config = config or _config_of_file(found)
-        names = registry.published_class_names(config.name, config.num_classes)
-        return Described(config, names)
+        described = hub_configs.read(found, config is not None)
     if config is not None:
         described = described._replace(config=config)
     return described
@@ -237,17 +245,20 @@ def read_contents(found, config, checkpoint, averaged) -> Contents:
 def of_tensors(config: ViTConfig, contents: Contents, found: Location) -> ViTConfig:
     """A config with the number of classes and the image size of its tensors.
 
-    Positions are those of the config's images, or else of square ones.
+    Those of a folder or a run have to be the config's. Positions of a file are those of
+    the config's images, or else of square ones.
     """
     tensors = contents.tensors
-    classes = 0
-    if "head.weight" in tensors:
-        classes = len(tensors["head.weight"])
+    head = tensors.get("head.weight")
+    classes = len(head) if np.ndim(head) else 0
     stated = config.num_classes
-    if found.kind != FILE and stated and stated != classes:
-        raise InputError(
-            f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
-        )
+    if found.kind != FILE:
+        if stated and stated != classes:
+            raise InputError(
+                f"{found.place}: num_classes is {stated}, but its tensors have "
+                f"{classes}"
+            )
+        return dataclasses.replace(config, num_classes=classes)
     size = config.image_size
     positions = tensors.get("pos_embed")
     if positions is not None and positions.ndim == 3:
