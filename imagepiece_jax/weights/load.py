@@ -98,6 +98,8 @@ def load(
     ours = trained
     fresh = ()
     names = described.class_names
+    if found.kind == FILE:
+        names = registry.published_class_names(trained.name, trained.num_classes)
     if image_size is not None:
         ours = ours.at_size(image_size)
     if crop is not None:
@@ -146,11 +148,19 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     """The config of a model by name, or of the files beside its weights.
 
     config: a public name, "deit_tiny_patch16_224.fb_in1k"; a folder with a config.json
-        of timm, transformers or `save`, or an open_clip_config.json; or a run's folder
+        of timm, transformers or `save`, or an open_clip_config.json; a run's folder; or
+        such a config.json itself
     """
-    if registry.is_known(config):
-        return registry.config(config)
-    return describe(location.find(config)).config
+    path = os.path.expanduser(config)
+    if registry.is_known(path):
+        return registry.config(path)
+    if not location.exists(path):
+        raise InputError(
+            f"config is {path!r}, which is no file or folder; {registry.NAMES}"
+        )
+    if os.path.basename(path) == CONFIG:
+        path = os.path.dirname(path) or os.curdir
+    return describe(location.find(path)).config
 
 
 def loaders(run: RunConfig) -> tuple[Loader | None, Loader | None]:
@@ -188,9 +198,7 @@ def describe(found: Location, config=None) -> Described:
     elif found.config_file is not None:
         described = hub_configs.read(found)
     else:
-        config = config or _config_of_file(found)
-        names = registry.published_class_names(config.name, config.num_classes)
-        return Described(config, names)
+        return Described(config or _config_of_file(found))
     if config is not None:
         described = described._replace(config=config)
     return described
