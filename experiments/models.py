@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import CONFIG
-from imagepiece_jax.data.class_names import labels_by_name, other_class
+from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.cost import model_macs
@@ -138,11 +138,6 @@ class Finetuner(Models):
         self.folder = folder
         self.seeds = seeds
         source = open_source(data, "train")
-        classes = source.num_classes
-        if classes == pretrained.model.config.num_classes:  # its head may stay
-            known = labels_by_name(pretrained.class_names, classes)
-            given = {"num_classes": classes, "labels_by_name": known}
-            source = open_source(data, "train", **given)
         self.num_classes = source.num_classes
         self.class_names = source.class_names
 

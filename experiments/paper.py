@@ -51,8 +51,8 @@ from imagepiece_jax.common.files import check_folder, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
@@ -373,15 +373,14 @@ def opened_models(options: Options) -> Models:
 
 
 def opened_images(models: Models, options: Options) -> Images:
-    """The images that all models are compared on. Prints a note on their classes.
+    """The images that all models are compared on. Prints notes on their classes.
 
     Raises InputError where models or images have other classes than the first.
     """
     classes, side = one_size(models)
     name = options.data
-    names_of_models = models.class_names
-    known = class_names.labels_by_name(names_of_models, classes)
-    every = open_source(name, "val", num_classes=classes, labels_by_name=known)
+    known = models.class_names
+    every = open_source(name, "val", num_classes=classes, class_names=known)
     images = Images(
         source=every.spread(options.limit),
         name=name,
@@ -393,9 +392,8 @@ def opened_images(models: Models, options: Options) -> Images:
     names = images.source.class_names
     for vit in models.weights:
         path = str(vit.source.path)
-        class_names.check_classes(vit.names_of_data, path, names, name)
-    if line := class_names.mapped_classes(names, name, names_of_models):
-        print(f"note: {line}", flush=True)
+        if line := check_classes(vit.class_names, path, names, name):
+            print(f"note: {line}", flush=True)
     return images
 
 

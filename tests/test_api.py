@@ -39,7 +39,9 @@ def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):
     folder = imagepiece_jax.save(tmp_path / "saved", vit)
     for path in (folder, str(folder), folder / "config.json"):
         assert imagepiece_jax.read_config(path) == vit.config
-    with pytest.raises(imagepiece_jax.InputError, match="config is 'resnet50', which"):
+    with pytest.raises(
+        imagepiece_jax.InputError, match="config is 'resnet50', no name"
+    ):
         imagepiece_jax.read_config("resnet50")
 
 

@@ -66,11 +66,12 @@ def variables(model):
 
 @pytest.fixture(scope="module")
 def folder(variables, tmp_path_factory):
-    """w.npz, own.npz and run/ with halves/, 40 images in set.csv."""
+    """w.npz, own/ and run/ with halves, 40 images in set.csv."""
     folder = tmp_path_factory.mktemp("normalization")
     tensors = timm_tensors.to_timm(variables)
     np.savez(folder / "w.npz", **tensors)
-    np.savez(folder / "own.npz", **tensors, mean=HALF, std=HALF)
+    own = imagepiece_jax.load(folder / "w.npz", name="vit_mini", **HALVES)
+    imagepiece_jax.save(folder / "own", own)
     settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
     settled.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
@@ -110,7 +111,7 @@ def expected(model, variables, folder):
     [
         ("w.npz", NAMED, "imagenet", True),
         ("w.npz", [*NAMED, *FLAGS], "halves", False),
-        ("own.npz", NAMED, "halves", False),
+        ("own", NAMED[2:], "halves", False),
         ("run", [], "halves", False),
     ],
 )
@@ -158,11 +159,10 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
 
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     """The confidence that is drawn is that of the right normalization."""
-    for name, flags in (("own.npz", []), ("w.npz", FLAGS), ("run", [])):
+    of_own = NAMED[2:]
+    for name, flags in (("own", of_own), ("w.npz", [*NAMED, *FLAGS]), ("run", [])):
         out = tmp_path / name
         words = [folder / name, folder / "0.png", "--out", out, *flags]
-        if name != "run":
-            words += NAMED
         ended = call(visualize.main, *words)
         assert ended.status == 0, ended
         _, (traced,) = read_traces(out)
@@ -201,11 +201,11 @@ def initial(made):
     [
         ({}, MEAN, None),
         ({"init.weights": "w.npz"}, MEAN, "ImageNet's"),
-        ({"init.weights": "own.npz"}, HALF, None),
+        ({"init.weights": "own"}, HALF, None),
         ({"init.weights": "run"}, HALF, None),
         ({"teacher.weights": "run"}, HALF, None),
-        ({"init.weights": "own.npz", "teacher.weights": "w.npz"}, HALF, "own.npz's"),
-        ({"init.weights": "w.npz", "teacher.weights": "own.npz"}, HALF, "own.npz's"),
+        ({"init.weights": "own", "teacher.weights": "w.npz"}, HALF, "own's"),
+        ({"init.weights": "w.npz", "teacher.weights": "own"}, HALF, "own's"),
     ],
 )
 def test_a_new_run_settles_on_what_it_starts_from(
@@ -236,8 +236,8 @@ def test_a_new_run_settles_on_what_it_starts_from(
 
 def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
     """Only a start from nothing takes the images of a model that it distils."""
-    fields = {"init.weights": "w.npz", "teacher.weights": "own.npz"}
-    for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own.npz"}, HALF)):
+    fields = {"init.weights": "w.npz", "teacher.weights": "own"}
+    for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own"}, HALF)):
         made = run_config(folder, **chosen)
         made.distill.kind = "hard"
         assert initial(made).normalization(tmp_path)["mean"] == mean

@@ -9,8 +9,8 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
@@ -127,7 +127,7 @@ def labeled_images(
         "val",
         num_classes=num_classes,
         data_dir=data_dir or of_run.get("dir") or None,
-        labels_by_name=class_names.labels_by_name(vit.class_names, num_classes),
+        class_names=vit.class_names,
     )
     source = every.spread(limit)
     for note in _notes(vit, name, every, source):
@@ -149,16 +149,11 @@ def _notes(vit, name, every, source):
     source: those that are taken
     """
     path = str(vit.source.path)
-    of_data = source.class_names
-    unnamed = class_names.check_classes(vit.class_names, path, of_data, name)
-    notes = []
+    notes = [check_classes(vit.class_names, path, source.class_names, name)]
     if name.startswith("folder:"):
         folder = os.path.expanduser(name.removeprefix("folder:"))
         _, note = split_folder(folder, "val")
         notes.append(note)
-    if vit.source.run:
-        notes.append(unnamed)
-    notes.append(class_names.mapped_classes(of_data, name, vit.class_names))
     if source.part:
         notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
     present = len(source.present_labels)

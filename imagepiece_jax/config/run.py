@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.config import run_files
-from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
 
@@ -184,9 +184,6 @@ class RunConfig:
             optim[field.name] = fields.pop(field.name)
         for name in ("dtype", "attention", "drop_path_rate"):
             fields[name] = config["model"][name]
-        with _in_config():
-            fields["model"] = config_of_run(config)
-            fields["reduction"] = Reduction.read(config["reduction"])
         fields |= {"optim": OptimConfig(**optim), "written": config}
         for name, kind in (
             ("data", DataConfig),
@@ -196,6 +193,9 @@ class RunConfig:
             ("init", InitConfig),
         ):
             fields[name] = kind(**fields[name])
+        with _in_config():
+            fields["model"] = config_of_run(config)
+            fields["reduction"] = Reduction.read(config["reduction"])
         return cls(**fields)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
@@ -237,28 +237,25 @@ class RunConfig:
         reduction_plan.print_reduction(self.reduction, found.create_model())
         return found
 
-    def with_images_of(
-        self, config: "ViTConfig", images: Preprocessing | None = None
-    ) -> "RunConfig":
-        """The same with a model's normalization and crop where they are left empty.
-
-        config: the model
-        images: how its images are cropped; None: by its config
-        """
-        images = images or config.preprocessing
+    def with_images_of(self, config: "ViTConfig") -> "RunConfig":
+        """The same with a model's normalization and crop where they are left empty."""
         model = self.model
         data = self.data
         if self.written["model"]["mean"] is None:
             mean_and_std = {"mean": config.mean, "std": config.std}
             model = dataclasses.replace(model, **mean_and_std)
         if data.eval_crop is None and data.resize != "none":
+            crop = config.crop
+            if crop is None and self.preprocessing().resizes:
+                crop = DEIT_CROP
             data = dataclasses.replace(
                 data,
-                eval_crop=images.crop,
-                eval_crop_mode=images.crop_mode,
-                eval_interpolation=images.interpolation,
-                eval_rule=images.rule,
+                eval_crop=crop,
+                eval_crop_mode=config.crop_mode,
+                eval_interpolation=config.interpolation,
+                eval_rule=config.rule,
             )
+            model = dataclasses.replace(model, **read_fields(vars(data)))
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:

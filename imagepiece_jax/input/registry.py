@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.csv_table import open_csv
@@ -23,7 +23,7 @@ def open_source(
     num_classes: int | None = None,
     data_dir: str | os.PathLike | None = None,
     labeled: bool = True,
-    labels_by_name: Mapping[str, int] | None = None,
+    class_names: Sequence[str | None] | None = None,
 ) -> Source:
     """The `Source` of a split of the data of a name.
 
@@ -31,7 +31,7 @@ def open_source(
                     `python -m tools.prepare_imagenet` writes
     digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
-                    alone; see `labels_by_name`
+                    alone; see `class_names`
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
@@ -43,15 +43,12 @@ def open_source(
         have none, too: images of PATH/val without folders of classes, rows of a table
         without labels, or a tenth of the training images where nothing says which are
         tested on
-    labels_by_name: labels of a model of `num_classes`, by names that the folders of its
-        classes may have; {} for a model whose classes have no names, None for no model.
-        Where all folders have such a name, it is the label. Where all are named by
-        whole numbers below `num_classes`, and no class of the model is, the number is
-        the label. In both cases test images of some classes are enough. Other folders
-        are sorted as text
+    class_names: of a model of `num_classes`, by label. Each folder has one of them for
+        its name, or the WordNet ID of a class of ImageNet; those of some classes are
+        enough for a test. None: labels are the order of all folders, sorted as text
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
-    labels that do not fit `num_classes`, and for folders whose order by numbers is
-    another than as text where a model's classes have to agree with it.
+    labels that do not fit `num_classes`, and for folders without `class_names` that
+    numbers in their names sort in another order than text does.
     """
     check_choice("split", split, SPLITS)
     name = full_name(name)
@@ -62,7 +59,7 @@ def open_source(
     if name == "digits":
         return Digits(split, num_classes)
     if kind == "folder" and path:
-        return open_folder(path, split, num_classes, labeled, labels_by_name)
+        return open_folder(path, split, num_classes, labeled, class_names)
     if kind == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     raise InputError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError
@@ -99,11 +100,17 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
     fields |= read_fields(run["data"])  # not those of the name: other weights have them
     if model["name"]:
         base = registry.config(model["name"])
-        return dataclasses.replace(base, arch=base.arch.with_parts(parts), **fields)
+        config = dataclasses.replace(base, arch=base.arch.with_parts(parts), **fields)
+        published = base.image_size, base.patch_size
+        if (config.image_size, config.patch_size) != published:
+            patch_grid(config.image_size, config.patch_size)
+        return config
     if lacking := [field for field in SIZES[:-1] if field not in fields]:
         raise InputError(
             f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
             f"or {', '.join(SIZES[:-1])}"
         )
     images = {"mean": MEAN, "std": STD}
-    return ViTConfig(**images | fields, arch=DEIT.with_parts(parts))
+    config = ViTConfig(**images | fields, arch=DEIT.with_parts(parts))
+    patch_grid(config.image_size, config.patch_size)
+    return config

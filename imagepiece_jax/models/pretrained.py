@@ -227,6 +227,26 @@ class Pretrained:
             params = resize_positions.fit(params, model.config, learned_size)
         return params
 
+    def variables_for(
+        self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
+    ) -> Mapping[str, Any]:
+        """Variables of another model with the values that these weights have.
+
+        model: a ViT of the same sizes, with any reduction, of any images
+        fresh: names of parts that are drawn, as "head" or "reducer"
+        Raises Misfit where the weights do not fit.
+        """
+        params = self.fitted(self.variables["params"], model)
+        tensors = timm_tensors.to_timm({**self.variables, "params": params})
+        tensors |= self.selectors
+        if "pos_embed" not in fresh:  # by the code that the positions were trained for
+            config = model.config.with_arch(resize=self.config.arch.resize)
+            tensors = resize_positions.fit(tensors, config, self.image_size)
+        variables, _ = timm_tensors.model_variables(
+            model, tensors, self.source.place, fresh=fresh, seed=seed
+        )
+        return variables
+
     def with_recovery(self, recovery: Recovery) -> "Pretrained":
         """The same model with another record of recoveries, and its numbers."""
         dense = self.dense_variables

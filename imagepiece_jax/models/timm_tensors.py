@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.variables import fresh_variables, variable_shapes
+from imagepiece_jax.models.variables import (
+    Misfit,
+    fresh_variables,
+    matches,
+    variable_shapes,
+)
 from imagepiece_jax.models.vit import ViT
 
 _LEAVES = {
@@ -31,22 +35,6 @@ _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 SELECTOR = "reducer"  # beginning of the name of a learned reducer's parameters
 # Parts that another task, stem or method replaces while the rest still fits.
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
-
-
-class Misfit(InputError):
-    """Tensors that do not fit a model.
-
-    tensor: name of the first that does not; None: depth or width are another's
-    fresh: names of parts that have to be drawn anew so that all others fit; () where
-        others would not fit either
-    """
-
-    def __init__(
-        self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
-    ):
-        super().__init__(sentence)
-        self.tensor = tensor
-        self.fresh = fresh
 
 
 class _Entry(NamedTuple):
@@ -142,20 +130,6 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
         if present != timm_shapes({"params": {selector: values}}):
             lacking.append(selector)
     return lacking
-
-
-def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Check that the model has a variable for each name of a `field`.
-
-    names, like: as `fresh` and `like` of `from_timm`
-    """
-    leaves = traverse_util.flatten_dict(like, sep="/")
-    paths = [key.partition("/")[2] for key in leaves]
-    for name in names:
-        if not any(matches(path, [name]) for path in paths):
-            parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            listed = ", ".join(sorted(parts))
-            raise InputError(f"{field} names {name!r}; the model has {listed}")
 
 
 def selectors_of(variables):
@@ -303,11 +277,6 @@ def _take(state_dict, entry, dtype):
             entry.name,
         )
     return array
-
-
-def matches(path: str, names: Iterable[str]) -> bool:
-    """Whether a path is in one of the parts `names`, with or without block number."""
-    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
 def _check_tensors(state_dict, entries, needed, fresh):

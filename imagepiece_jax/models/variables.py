@@ -2,6 +2,9 @@
 
 import functools
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax
 import jax
@@ -15,6 +18,22 @@ from imagepiece_jax.common.rng import Purpose, batch_key, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+
+
+class Misfit(InputError):
+    """Tensors that do not fit a model.
+
+    tensor: name of the first that does not; None: depth or width are another's
+    fresh: names of parts that have to be drawn anew so that all others fit; () where
+        others would not fit either
+    """
+
+    def __init__(
+        self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
+    ):
+        super().__init__(sentence)
+        self.tensor = tensor
+        self.fresh = fresh
 
 
 def variable_shapes(model):
@@ -101,6 +120,26 @@ def check_variables(model, variables):
         expected = needed.get(name, "missing")
         if got != expected:
             raise InputError(f"variables: {name} is {got}, and in the model {expected}")
+
+
+def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
+    """Check that the model has a variable for each name of a `field`.
+
+    names: of parts, as `matches` takes them
+    like: the model's variables, or their shapes
+    """
+    leaves = traverse_util.flatten_dict(like, sep="/")
+    paths = [key.partition("/")[2] for key in leaves]
+    for name in names:
+        if not any(matches(path, [name]) for path in paths):
+            parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
+            listed = ", ".join(sorted(parts))
+            raise InputError(f"{field} names {name!r}; the model has {listed}")
+
+
+def matches(path: str, names: Iterable[str]) -> bool:
+    """Whether a path is in one of the parts `names`, with or without block number."""
+    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
 def digest(tree):

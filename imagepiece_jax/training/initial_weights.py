@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.class_names import check_classes, labels_by_name
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import config_of_run
-from imagepiece_jax.models.variables import fresh_variables, variable_shapes
+from imagepiece_jax.models.variables import (
+    Misfit,
+    check_parts,
+    fresh_variables,
+    variable_shapes,
+)
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.logging import say
 
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 # that were trained with other values compute something else with these.
 UNSTORED = ("num_heads", "mean", "std", "norm_eps", "gelu", "rotary", "post_norm")
 UNSTORED += ("pool", "pool_include_prefix", "pool_heads")
-OF_HEAD = ("pool", "pool_include_prefix", "pool_heads")  # a new head's own matter
+OF_HEAD = ("pool", "pool_include_prefix")  # a new head's own matter
 
 Loader = Callable[[], "Pretrained"]
 
@@ -45,12 +49,15 @@ class InitialWeights:
         start: Loader | None = None,
         teacher: Loader | None = None,
     ):
-        if bool(run.init.weights) != bool(start):
-            raise InputError(
-                f"config.init.weights is {run.init.weights!r}, but start is {start}"
-            )
         self._run = run
         self._loaders = {"start": start, "teacher": teacher}
+        for group, load in (("init", start), ("teacher", teacher)):
+            path = getattr(run, group).weights
+            if bool(path) != bool(load):
+                raise InputError(
+                    f"config.{group}.weights is {path!r}, but the function that loads "
+                    f"them is {load}"
+                )
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, names of classes
 
@@ -83,28 +90,8 @@ class InitialWeights:
         if self._earlier is not None:
             return run.with_images_of(config_of_run(self._earlier.config))
         if self.start is None:
-            return run
-        images = self.start.preprocessing
-        return run.with_images_of(self.start.config, images)
-
-    def labels_by_name(self) -> dict[str, int] | None:
-        """Labels of the run's classes by names; None where its data numbers them.
-
-        A resumed run has its own. The classes of a new one are those of the head that
-        it starts with, else those of its teacher.
-        """
-        run = self._run
-        if self._earlier is not None:
-            names = self._earlier.class_names
-        elif self.start is not None and "head" not in run.init.fresh:
-            names = self.start.class_names
-        elif self.teacher is not None:
-            names = self.teacher.class_names
-        else:
-            return None
-        if names is not None and len(names) != run.num_classes:
-            return None  # such weights are refused where they are read
-        return labels_by_name(names, run.num_classes)
+            return run.with_images_of(run.model)
+        return run.with_images_of(self.start.config)
 
     def check_classes(self, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
@@ -135,7 +122,7 @@ class InitialWeights:
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
-        if note:
+        if note and self.start.source.run is not None:
             say(f"note: {note}")
 
     def variables(self, model) -> Mapping[str, Any]:
@@ -153,10 +140,10 @@ class InitialWeights:
                     "scratch"
                 )
             return fresh_variables(model, run.seed)
-        timm_tensors.check_parts(fresh, variable_shapes(model), "config.init.fresh")
+        check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:
             return fitted(self.start, model, fresh, run.seed)
-        except timm_tensors.Misfit as error:
+        except Misfit as error:
             if not error.fresh:
                 raise
             parts = tuple(dict.fromkeys((*fresh, *error.fresh)))
@@ -170,15 +157,7 @@ def fitted(vit: "Pretrained", model, fresh=(), seed: int = 0) -> Mapping[str, An
     fresh: parts that are drawn
     Raises InputError where the weights do not fit, also in what no tensor shows.
     """
-    if "pos_embed" not in fresh and vit.config.grid != model.config.grid:
-        vit = vit.at_size(model.config.image_size)
-    params = vit.variables["params"]
-    if "pos_embed" not in fresh:  # what was recovered for this form
-        params = vit.fitted(params, model)
-    tensors = timm_tensors.to_timm({**vit.variables, "params": params}) | vit.selectors
-    variables, _ = timm_tensors.model_variables(
-        model, tensors, vit.source.place, fresh=fresh, seed=seed
-    )
+    variables = vit.variables_for(model, fresh, seed)
     check_same(model.config, vit.config, vit.source.place, "head" in fresh)
     return variables
 

@@ -22,7 +22,6 @@ import optax
 
 from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
@@ -134,9 +133,7 @@ def plan_run(
         placement = parallel.placement(config.grad_accum_steps)
         model = config.create_model(parallel.AXIS)
         dense = config.create_dense()
-        data = Data(config, placement, initial.labels_by_name())
-        if line := class_names.kept_order(data.train.class_names, config.data.name):
-            say(f"note: {line}")
+        data = Data(config, placement)
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
         rate, transformation = optimizer.create(config.optim, steps_per_epoch, groups)

@@ -1,15 +1,11 @@
 """Weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
-Of a file's tensors those that are chosen are read. An .npz and a .safetensors file may
-say for which images they are, too.
+Of a file's tensors those that are chosen are read.
 """
 
 import functools
-import json
-import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Collection
 
 import jax.numpy as jnp
@@ -17,21 +13,16 @@ import numpy as np
 import safetensors
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.state_dicts import (
     Unread,
     named_tensors,
+    read_all,
     tensors_of_one,
-    unreadable,
 )
 from imagepiece_jax.weights.torch_files import read_torch
 
-_SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
-UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
 _LFS = b"version https://git-lfs"
-# Three numbers each, which a file may have for its images.
-_NORMALIZATION = ("mean", "std")
 
 
 def read_state_dict(
@@ -45,51 +36,42 @@ def read_state_dict(
     The ending chooses the reader, by _READERS; `state_dicts.tensors_of_one` finds the
     state dict in what it reads.
 
-    averaged: read averages, under a key of their own or with a word such as "ema" in
-        front of their names; False warns of any, and leaves them out
+    averaged: read averages, under a key of their own; False warns of any, and leaves
+        them out
     choose: the names to read, from all names; other tensors may be many GB
-    checkpoint: a key of the file, or a start of names, such as "teacher", of the model
-        that is meant, where a file has several
+    checkpoint: the key of the model that is meant, where a file has several
     """
     path = pathlib.Path(path)
 
     def select(content):
         """The tensors that `choose` names, not yet read."""
         unread = tensors_of_one(path, content, averaged, checkpoint)
-        names = choose([name for name in unread if name not in _NORMALIZATION])
-        unread = {name: unread[name] for name in names}
-        size = sum(tensor.size for tensor in unread.values())
-        _limit_size(path, size, memory_bytes())
-        return unread
+        return {name: unread[name] for name in choose([*unread])}
 
-    tensors = _guarded(path, _READERS, select)
+    tensors = _read(path, _READERS, select)
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
-            error = unreadable(f"tensor {name}", value.dtype)
-            raise InputError(f"weights file {path}: {error}")
+            raise InputError(
+                f"weights file {path}: tensor {name} is of type {value.dtype}; it must "
+                "be of floats, integers or booleans"
+            )
     return tensors
 
 
-def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
-    """{"mean": .., "std": ..} of the images that a weights file is for; {}: unknown.
+def _read(path, readers, select):
+    """{name: array} by the reader for a file's ending, whose failures name the file.
 
-    A .npz file has them as arrays, a .safetensors file as JSON lists in its metadata.
+    select: function from the file's content to {name: Unread}
     """
-    path = pathlib.Path(path)
-    readers = dict.fromkeys(_READERS, lambda _: {})
-    readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
-    return _guarded(path, readers)
-
-
-def _guarded(path, readers, *options):
-    """The result of the reader for a file's ending, whose failures name the file."""
     file = f"weights file {path}"
     reader = readers.get(path.suffix.lower() or path.name)
     if reader is None:
         raise InputError(f"{file} ends in none of {', '.join(readers)}")
     try:
-        _look_into(path)
-        return reader(path, *options)
+        with open(path, "rb") as start:
+            if start.read(len(_LFS)) == _LFS:
+                raise InputError("it is a pointer of Git LFS; git lfs pull fetches it")
+        return reader(path, select)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except OSError:
@@ -99,91 +81,50 @@ def _guarded(path, readers, *options):
         raise InputError(f"{file} is damaged or of another kind: {reason}") from error
 
 
-def _look_into(path):
-    """Refuse a pointer of Git LFS, and an archive that is a bomb."""
-    with open(path, "rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise InputError("it is a pointer of Git LFS; git lfs pull fetches it")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            _limit_size(path, sum(part.file_size for part in archive.infolist()))
-
-
-def _limit_size(path, unpacked, memory=math.inf):
-    """Refuse more bytes than the memory or an archive's weights have."""
-    limits = {f"this machine's memory, {memory / 1e6:.1f} MB": memory}
-    if zipfile.is_zipfile(path):
-        size = path.stat().st_size
-        limits[f"a hundred times its own {size / 1e6:.3f} MB"] = UNPACKED * size
-    limit = min(limits, key=limits.get)
-    if unpacked > limits[limit]:
-        raise InputError(
-            f"it has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
-        )
-
-
 def _read_npz(path, select):
-    """The arrays of an .npz file that `select` chooses, {name: array}."""
-    with open(path, "rb") as file:
-        try:
-            archive = np.load(file, allow_pickle=False)
-        except ValueError as error:  # its text advises to run code of the file
-            raise ValueError("it holds no arrays of NumPy's") from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            return select(archive)
-        sizes = {}
-        for part in archive.zip.infolist():
-            sizes[part.filename.removesuffix(".npy")] = part.file_size
-        chosen = select({name: Unread(sizes[name]) for name in archive.files})
-        arrays = {name: archive[name] for name in chosen}
-    for name, array in arrays.items():
-        # NumPy has no bfloat16, and reads such numbers as two raw bytes, V2.
-        if array.dtype == "V2":
-            arrays[name] = array.view(jnp.bfloat16)
-    return arrays
+    # Not numpy.load, which takes another file for a pickle, and says so.
+    with np.lib.npyio.NpzFile(path) as archive:
+        content = {}
+        for name in archive.files:
+            content[name] = Unread(functools.partial(_array, archive, name))
+        return read_all(select(content))
+
+
+def _array(archive, name):
+    """An array of an .npz file."""
+    array = archive[name]
+    if array.dtype == "V2":  # bfloat16, which NumPy does not have, as two raw bytes
+        return array.view(jnp.bfloat16)
+    return array
 
 
 def _read_safetensors(path, select):
-    """The tensors of a .safetensors file that `select` chooses, {name: array}."""
     with safetensors.safe_open(path, framework="numpy") as file:
-        # Sizes of 0, as tensors of such a file cannot unpack to more than its own size.
-        chosen = select(dict.fromkeys(file.keys(), Unread(0)))
-        for name in chosen:
-            dtype = file.get_slice(name).get_dtype()
-            if dtype not in _SAFETENSORS_DTYPES:
-                raise unreadable(f"tensor {name}", dtype)
-        return {name: file.get_tensor(name) for name in chosen}
+        content = {}
+        for name in file.keys():
+            content[name] = Unread(functools.partial(file.get_tensor, name))
+        return read_all(select(content))
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
     """{tensor: the file with it} of the index of .safetensors or .bin in parts."""
     places = read_json(path)["weight_map"]
-    ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
-    endings = [*_PARTS]
-    if ending in _PARTS:
-        endings = [ending]
     for part in places.values():
-        file = pathlib.PurePath(str(part))
-        if file.name != part or file.suffix not in endings:
-            raise InputError(
-                f"{path} names the part {part!r}; a part is a file of "
-                f"{' or '.join(endings)} beside it"
-            )
+        if pathlib.PurePath(str(part)).name != part:
+            raise InputError(f"{path} names the part {part!r}, which is not beside it")
     return places
 
 
 def _read_parts(path, select):
     """The selected tensors of an index, each from the part that has it."""
     part_of = parts(path)
-    # Of size 0, as an index has no sizes.
-    chosen = select(dict.fromkeys(part_of, Unread(0)))
     names_by_part = {}
-    for name in chosen:
+    for name in select(dict.fromkeys(part_of, Unread())):
         names_by_part.setdefault(part_of[name], []).append(name)
     tensors = {}
     for part, names in sorted(names_by_part.items()):
         file = path.parent / part
-        tensors |= _guarded(file, _PARTS, functools.partial(_only, names))
+        tensors |= _read(file, _PARTS, functools.partial(_only, names))
     return tensors
 
 
@@ -191,25 +132,6 @@ def _only(names, content):
     """The tensors in `content`, not yet read, that have one of the names."""
     unread = named_tensors(content)
     return {name: unread[name] for name in names if name in unread}
-
-
-def _npz_normalization(path):
-    """The mean and std that an .npz file may have, {name: numbers}."""
-    # Opened here: NumPy leaves its own file open where the archive is damaged.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        arrays = {k: archive[k] for k in _NORMALIZATION if k in archive}
-    written = {}
-    for name, values in arrays.items():
-        written[name] = values.tolist()
-        if values.dtype == np.float32:  # whose 0.485 is another number in float64
-            written[name] = [float(str(value)) for value in values.ravel()]
-    return written
-
-
-def _safetensors_normalization(path):
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
 
 
 _READERS = {

@@ -27,7 +27,6 @@ from imagepiece_jax.weights.file_names import (
 
 SCHEME = "hf://"
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-UNREACHABLE = "cannot be reached, and its cache"
 
 
 def is_id(path: str | os.PathLike) -> bool:
@@ -80,7 +79,7 @@ def repository_files(text):
         repository.optional(PREPROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)
-        if "recovery" in [*config[OURS]]:
+        if "recovery" in config[OURS]:
             repository.optional(RECOVERED)
     return repository.files
 
@@ -102,21 +101,15 @@ class _Repository:
         self._unreachable = False
         self.files = []
 
-    def _error(self, problem):
-        """The error for this repository, or for a hub that cannot be reached."""
-        if self._unreachable:
-            return InputError(f"{self._text}: the hub {problem}")
-        return InputError(f"{self._text} {problem}")
-
     def needed(self, *names):
         """The path of the first of these files that there is."""
         for name in names:
             if file := self._get(name):
                 return file
-        problem = f"has none of {', '.join(names)}"
+        place = self._text
         if self._unreachable:
-            problem = f"{UNREACHABLE} {problem}"
-        raise self._error(problem)
+            place += ": the hub cannot be reached, and its cache"
+        raise InputError(f"{place} has none of {', '.join(names)}")
 
     def optional(self, name):
         """Fetch a file where the repository has it."""
@@ -128,10 +121,10 @@ class _Repository:
             self._name, name, revision=self._revision
         )
         if cached is None:  # another value says that the repository has no such file
-            folder = self.files[0].parent
-            raise self._error(
-                f"{UNREACHABLE} does not say whether there is a {name}; without a "
-                f"network load its folder, {folder}"
+            raise InputError(
+                f"{self._text}: the hub cannot be reached, and its cache does not say "
+                f"whether there is a {name}; without a network load its folder, "
+                f"{self.files[0].parent}"
             )
 
     def _get(self, name):

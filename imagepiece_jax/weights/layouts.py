@@ -21,7 +21,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.file_names import RECOVERED, SELECTORS
 from imagepiece_jax.weights.files import read_state_dict
-from imagepiece_jax.weights.state_dicts import choice_of
 from imagepiece_jax.weights.timm_config import is_eva
 
 
@@ -343,7 +342,7 @@ def _without_place(name, layout, prefix):
     """The error for a tensor that no part of a model in this layout has."""
     of_tower = ""
     if prefix:
-        of_tower = f" outside the tower {prefix[:-1]}{choice_of([prefix[:-1]])}"
+        of_tower = f" outside the tower {prefix[:-1]}"
     return InputError(f"tensor {name} has no place in {layout.title}{of_tower}")
 
 
@@ -433,9 +432,9 @@ def _layout(tensors):
         if len(prefixes) > 1:
             prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
-            choice = choice_of(_different_starts(prefixes))
             raise InputError(
-                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}{choice}"
+                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}; it must "
+                "hold one"
             )
         if prefixes:
             return layout, prefixes[0]
@@ -443,16 +442,6 @@ def _layout(tensors):
         return TIMM, ""
     found = ", ".join([*tensors][:SHOWN_NAMES])
     raise InputError(f"it has tensors, such as {found}, of no vision transformer here")
-
-
-def _different_starts(prefixes):
-    """The shortest starts, of whole words, that tell prefixes apart."""
-    words = [prefix.split(".")[:-1] for prefix in prefixes]
-    for length in range(1, max(map(len, words)) + 1):
-        starts = [".".join(each[:length]) for each in words]
-        if len({*starts}) == len(starts):
-            break
-    return [start for start in starts if start]
 
 
 def _unscanned(tensors):

@@ -11,12 +11,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
@@ -30,13 +29,16 @@ from imagepiece_jax.models.create import create, execution_of
 from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import digest, variable_shapes
+from imagepiece_jax.models.variables import digest, matches, variable_shapes
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import hub_configs, layouts, location, runs
 from imagepiece_jax.weights.file_names import CONFIG, RECOVERED
 from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.layouts import Contents
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
+
+if TYPE_CHECKING:
+    from imagepiece_jax.config.run import RunConfig
 
 Loader = Callable[[], Pretrained]
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
@@ -73,10 +75,9 @@ def load(
     dtype: of layers; None: that of a run or a saved model, else "float32"
     attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
-        several models, the key of one
+        several models, the key of one, such as "teacher"
     averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a file that timm's, DeiT's or Lightning's code saved in
-        training
+        (config.ema_decay), and a file that timm's or DeiT's code saved in training
     crop: share of an image's sides that evaluation keeps; None: the config's
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
@@ -87,42 +88,22 @@ def load(
         that are not the config's.
     """
     found = location.find(weights)
-    if checkpoint in KINDS and found.kind != RUN:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
-    if found.kind == RUN:
-        checkpoint = checkpoint or "best"
-        check_choice("checkpoint", checkpoint, KINDS)
+    checkpoint = _checkpoint(found, checkpoint)
     described = describe(found, config)
     contents = read_contents(found, described.config, checkpoint, averaged)
     trained = of_tensors(described.config, contents, found)
-    ours = trained
-    fresh = ()
-    names = described.class_names
-    if found.kind == FILE:
-        names = registry.published_class_names(trained.name, trained.num_classes)
-    if image_size is not None:
-        ours = ours.at_size(image_size)
-    if crop is not None:
-        ours = dataclasses.replace(ours, crop=crop)
-    if num_classes not in (None, trained.num_classes):
-        fresh = HEADS
-        changed = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
-        ours = dataclasses.replace(ours, **changed)
-        names = None
-    execution = execution_of(ours, dtype or described.dtype, attention)
-    asked = described.reduction if reduction is None else Reduction.read(reduction)
-    try:
-        model = create(ours, asked, execution)
-    except InputError as error:
-        if reduction is not None:  # it is the caller's mistake, not one of the file
-            raise
-        raise InputError(f"{found.place}: {error}") from error
-    reduction_plan.print_reduction(asked, model)
+    wanted = _changed(trained, image_size, crop, num_classes)
+    new_head = wanted.num_classes != trained.num_classes
+    if class_names is None and not new_head:
+        class_names = described.class_names
+        if found.config_file is None:  # then only a name can say them
+            classes = trained.num_classes
+            class_names = registry.published_class_names(trained.name, classes)
+    execution = execution_of(wanted, dtype or described.dtype, attention)
     vit = Pretrained(
-        model,
-        variable_shapes(model),
-        class_names=names if class_names is None else class_names,
-        recovery=described.recovery,
+        _model(wanted, reduction, described.reduction, execution, found),
+        {"params": {}},
+        class_names=class_names,
         source=Source(
             path=found.path,
             kind=found.kind,
@@ -133,15 +114,50 @@ def load(
             checkpoint=checkpoint,
             averaged=averaged,
             run=found.config if found.kind == RUN else None,
-            untrained=dict.fromkeys(described.untrained, ""),
         ),
     )
     exact = reduction is None and seed is None
-    vit = _fill(vit, contents, fresh, seed, exact)
+    fresh = HEADS if new_head else ()
+    vit = _fill(vit, contents, described, fresh, seed, exact)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
     vit.say_dense_numbers()
     return vit
+
+
+def _checkpoint(found, checkpoint):
+    """Which of several models at a Location is read; of a run the best one."""
+    if found.kind == RUN:
+        checkpoint = checkpoint or "best"
+        check_choice("checkpoint", checkpoint, KINDS)
+    elif checkpoint in KINDS:
+        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
+    return checkpoint
+
+
+def _changed(config, image_size, crop, num_classes):
+    """A config of weights with what the caller of `load` changes."""
+    if image_size is not None:
+        config = config.at_size(image_size)
+    if crop is not None:
+        config = dataclasses.replace(config, crop=crop)
+    if num_classes not in (None, config.num_classes):
+        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
+        config = dataclasses.replace(config, **head)
+    return config
+
+
+def _model(config, reduction, trained, execution, found):
+    """The ViT with a reduction; None: the one that the weights were trained with."""
+    asked = trained if reduction is None else Reduction.read(reduction)
+    try:
+        model = create(config, asked, execution)
+    except InputError as error:
+        if reduction is not None:  # it is the caller's mistake, not one of the file
+            raise
+        raise InputError(f"{found.place}: {error}") from error
+    reduction_plan.print_reduction(asked, model)
+    return model
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
@@ -155,15 +171,13 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     if registry.is_known(path):
         return registry.config(path)
     if not location.exists(path):
-        raise InputError(
-            f"config is {path!r}, which is no file or folder; {registry.NAMES}"
-        )
+        raise InputError(f"config is {path!r}, no name and no folder; {registry.NAMES}")
     if os.path.basename(path) == CONFIG:
         path = os.path.dirname(path) or os.curdir
     return describe(location.find(path)).config
 
 
-def loaders(run: RunConfig) -> tuple[Loader | None, Loader | None]:
+def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
     """Functions that load the dense models which a run starts and learns from.
 
     They are called when the weights are needed, as a resumed run needs none; None
@@ -206,13 +220,16 @@ def describe(found: Location, config=None) -> Described:
 
 def _config_of_file(found):
     """The config by a file's own name, where that is the name of a public model."""
-    name = registry.name_of_file(found.path)
-    if name is not None:
-        return registry.config(name)
-    remedy = "config=NAME says which model it is"
+    if found.kind == FILE:
+        name = registry.name_of_file(found.path)
+        if name is not None:
+            return registry.config(name)
+    remedy = "config= says which model it is"
     if (found.path.parent / CONFIG).is_file():
         remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
-    raise InputError(f"{found.place} has no name of a public model; {remedy}")
+    raise InputError(
+        f"{found.place} has no {CONFIG}, nor the name of a public model; {remedy}"
+    )
 
 
 def read_contents(found, config, checkpoint, averaged) -> Contents:
@@ -268,33 +285,33 @@ def of_tensors(config: ViTConfig, contents: Contents, found: Location) -> ViTCon
     return dataclasses.replace(config, num_classes=classes, image_size=size)
 
 
-def _fill(vit, contents, fresh, seed, exact):
-    """A Pretrained with values in place of the shapes of its variables.
+def _fill(vit, contents, described, fresh, seed, exact):
+    """A Pretrained with its variables, and with what `recover` learned.
 
     fresh: names of parts that are drawn
     seed: of these, and of selectors that the weights lack; None: they must have them
     exact: whether tensors of other selectors than the model's are an error
     """
     source = vit.source
-    tensors = contents.tensors
-    learned = _learned(tensors, source.untrained)
+    learned = _learned(contents.tensors, described.untrained)
     if seed is not None:
-        fresh = (*fresh, *timm_tensors.lacking_selectors(learned, vit.variables))
-    resized = tensors
-    if sides(vit.image_size) != sides(source.image_size):
-        resized = resize_positions.fit(tensors, vit.config, source.image_size)
+        shapes = variable_shapes(vit.model)
+        fresh = (*fresh, *timm_tensors.lacking_selectors(learned, shapes))
     variables, drawn = timm_tensors.model_variables(
         vit.model,
-        resized,
+        resize_positions.fit(contents.tensors, vit.config, source.image_size),
         source.place,
         fresh=fresh,
         seed=seed or 0,
         exact=exact,
     )
     for part in variables["params"]:
-        if part not in drawn and timm_tensors.matches(part, source.untrained):
+        if part not in drawn and matches(part, described.untrained):
             drawn.append(part)
-    recovery = _filled_recovery(vit, contents, variables, (*fresh, *drawn))
+    recovery = None
+    if described.recovery is not None:
+        left_out = (*fresh, *drawn)
+        recovery = _filled_recovery(vit, contents, described, variables, left_out)
     untrained = digests(variables, drawn)
     return dataclasses.replace(
         vit,
@@ -305,15 +322,13 @@ def _fill(vit, contents, fresh, seed, exact):
     )
 
 
-def _filled_recovery(vit, contents, variables, drawn):
-    """The Recovery of a Pretrained, with its numbers.
+def _filled_recovery(vit, contents, described, variables, drawn):
+    """The Recovery that files describe, with its numbers.
 
     variables: of the dense model
     drawn: parts that were not learned, nor recovered, or are left out
     """
-    recovery = vit.recovery
-    if recovery is None:
-        return recovery
+    recovery = described.recovery
     file = f"weights file {vit.source.path / RECOVERED}"
     if recovery.saved_beside not in (None, digest(contents.tensors)):
         raise InputError(f"{file} was learned for other weights than those beside it")
@@ -329,7 +344,7 @@ def _filled_recovery(vit, contents, variables, drawn):
         if not tensors and cost.changed:
             raise InputError(f"{file} has no numbers for {cost.form}")
         try:
-            numbers = timm_tensors.numbers_from_timm(tensors, vit.variables, drawn)
+            numbers = timm_tensors.numbers_from_timm(tensors, variables, drawn)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
         dense |= {path: leaves[path] for path in numbers}

@@ -35,7 +35,7 @@ class Location:
 
     path: pathlib.Path
     kind: str  # FILE, FOLDER or RUN
-    # what says which model a folder's weights are, and its content; None: of a file
+    # what says which model a folder's weights are, and its content; None: nothing does
     config_file: pathlib.Path | None = None
     config: Mapping[str, Any] | None = None
 
@@ -56,16 +56,15 @@ class Location:
 def find(path: str | os.PathLike) -> Location:
     """The weights at a path, or of a hub id, whose files are fetched for that.
 
-    A folder's config file is read, and no other. Files of the hub that are in its cache
-    are not fetched again.
+    A folder's config file is read, and no other; a folder of one weights file may lack
+    it. Files of the hub that are in its cache are not fetched again.
     """
-    text = os.fspath(path)
-    if hub.is_id(text):
-        return _in_folder(hub.fetched(text))
+    if hub.is_id(path):
+        return _in_folder(hub.fetched(str(path)))
     path = pathlib.Path(path).expanduser()
-    if not text or not path.exists():
+    if not path.exists():
         raise InputError(
-            f"weights is {text!r}: no such file or folder; a model of the Hugging Face "
+            f"weights is '{path}': no such file or folder; a model of the Hugging Face "
             f"hub is {hub.SCHEME}OWNER/NAME"
         )
     if path.is_dir():
@@ -88,11 +87,10 @@ def is_run(path: str | os.PathLike) -> bool:
 
 def _in_folder(folder):
     """The Location of a folder."""
-    file = config_file(folder)
+    file = _config_file(folder)
     if not file.is_file():
-        raise InputError(
-            f"folder {folder} has no {CONFIG}, so nothing says which model it holds"
-        )
+        weights_file(folder)
+        return Location(folder, FOLDER)
     config = read_json(file)
     names_model = any(key in config for key in PUBLISHED)
     if names_model or (folder / OPEN_CLIP).is_file():
@@ -100,7 +98,7 @@ def _in_folder(folder):
     return Location(folder, RUN, file, config)
 
 
-def config_file(folder: pathlib.Path) -> pathlib.Path:
+def _config_file(folder):
     """The file of a folder that says which model its weights are, there or not.
 
     Repositories of OpenCLIP often hold transformers' weights and config.json, too,
@@ -110,14 +108,14 @@ def config_file(folder: pathlib.Path) -> pathlib.Path:
     config = folder / CONFIG
     if not of_open_clip.is_file():
         return config
-    names = [file.name for file in weights_files(folder)]
+    names = [file.name for file in _weights_files(folder)]
     only_open_clip = all(name.startswith("open_clip") for name in names)
     if only_open_clip or not config.is_file():
         return of_open_clip
     return config
 
 
-def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _weights_files(folder):
     """The files of weights in a folder: one of a usual name, or else all."""
     for name in WEIGHTS:
         if (folder / name).exists():
@@ -131,11 +129,11 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
     """The file of weights in a folder."""
-    candidates = weights_files(folder)
+    candidates = _weights_files(folder)
     if len(candidates) == 1:
         return candidates[0]
     names = [file.name for file in candidates]
     raise InputError(
-        f"folder {folder} has {len(names)} weights files ({', '.join(names)}); it must "
-        f"have one, such as {WEIGHTS[0]}"
+        f"folder {folder} must have one weights file, such as {WEIGHTS[0]}; it has "
+        f"{', '.join(names) or 'none'}"
     )

@@ -15,8 +15,7 @@ VIT = types.SimpleNamespace(
     preprocessing=Preprocessing(16),
     source=types.SimpleNamespace(path="w.npz", run=None),
     problem_type="single_label_classification",
-    class_names=None,
-    names_of_data=None,
+    class_names=tuple("0123456789"),
 )
 
 

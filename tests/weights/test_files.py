@@ -1,6 +1,5 @@
 """Weights files: exactly the tensors that they hold, or a sentence on what is wrong."""
 
-import itertools
 import json
 import re
 import struct
@@ -12,10 +11,10 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import files
 from imagepiece_jax.weights.files import read_state_dict
 from tests.refused import refused
 from tests.weights.pth import (
+    MAGIC,
     NAMESPACE,
     ORDERED,
     check_same,
@@ -28,8 +27,6 @@ from tests.weights.pth import (
     text,
     write_pth,
 )
-
-ITEMS = mapping(items=b"cargparse\nNamespace\n")
 
 
 def test_real_files_agree_bit_for_bit(assets):
@@ -52,53 +49,15 @@ def test_npz_and_safetensors(tmp_path):
         check_same(read_state_dict(tmp_path / name), tensors)
 
 
-def called(*arguments):
-    """Opcodes of a tensor that is built of these."""
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + b"tR"
-
-
-ONE = tensor("0", 4, (4,), (1,))
-STORED = ONE.split(b"(", 1)[1].split(integer(0))[0]
-START = integer(0)
-WIDTH = NAMESPACE + mapping(itemsize=integer(4)) + b"b"
-FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999), dtype=WIDTH) + b"b"
-UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
-
-
-def npz_of_a_huge_array(path):
-    header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
-    with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-
-
-def safetensors_of_float8(path):
-    entry = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
-    header = json.dumps({"a": entry}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-
-
-def zip_of_another_kind(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.npy", b"")
-
-
-OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + bytes(100)
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-
-
-def good_files(folder):
-    tensors = {"a": np.arange(3000, dtype=np.float32)}
-    np.savez(folder / "a.npz", **tensors)
-    safetensors.numpy.save_file(tensors, folder / "a.safetensors")
-    content = mapping(a=tensor("0", 3000, (3000,), (1,)))
-    write_pth(folder / "a.pth", content, {"0": tensors["a"]})
-    return folder
-
-
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth"])
 def test_damaged_files(tmp_path, name):
     """Zip archives carry checksums; .safetensors does not notice a flipped bit."""
-    path = good_files(tmp_path) / name
+    values = np.arange(3000, dtype=np.float32)
+    np.savez(tmp_path / "a.npz", a=values)
+    safetensors.numpy.save_file({"a": values}, tmp_path / "a.safetensors")
+    content = mapping(a=tensor("0", 3000, (3000,), (1,)))
+    write_pth(tmp_path / "a.pth", content, {"0": values})
+    path = tmp_path / name
     good = path.read_bytes()
     assert read_state_dict(path)["a"][2999] == 2999
     damaged = [good[:length] for length in (0, 5, 100, len(good) // 2, len(good) - 10)]
@@ -107,96 +66,11 @@ def test_damaged_files(tmp_path, name):
         with pytest.raises(InputError, match=f"{name} is damaged or"):
             read_state_dict(path)
     if name != "a.safetensors":
-        flip_bit(path, good)
+        flipped = bytearray(good)
+        flipped[len(good) // 2] ^= 1
+        path.write_bytes(flipped)
         with pytest.raises(InputError, match="(?i)damaged.*crc"):
             read_state_dict(path)
-
-
-def flip_bit(path, content):
-    """Write the content with another bit in the middle."""
-    raw = bytearray(content)
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-
-
-PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-def in_parts(folder, **index):
-    """A model in two parts, with its index, as transformers writes it."""
-    for name, part in zip("ab", PARTS, strict=True):
-        tensors = {f"{name}.{i}": np.full(500, i, np.float32) for i in range(2)}
-        safetensors.numpy.save_file(tensors, folder / part)
-    places = {
-        f"{name}.{i}": PARTS[name == "b"]
-        for name, i in itertools.product("ab", range(2))
-    }
-    index = {"metadata": {"total_size": 8000}, "weight_map": places} | index
-    path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps(index))
-    return path
-
-
-def test_parts_are_read_together(tmp_path):
-    read = read_state_dict(in_parts(tmp_path))
-    assert sorted(read) == ["a.0", "a.1", "b.0", "b.1"]
-    assert (read["b.1"] == 1).all()
-    assert read["b.1"].dtype == np.float32
-    only = (tmp_path / PARTS[1]).rename(tmp_path / "model-00001-of-00001.safetensors")
-    assert sorted(read_state_dict(only)) == ["b.0", "b.1"]
-    # Parts of another saving can hold the same names, and names of their own.
-    path = in_parts(tmp_path)
-    values = {"b.0": 7, "b.1": 8, "a.0": 9, "c": 1}
-    other = {name: np.full(500, i, np.float32) for name, i in values.items()}
-    safetensors.numpy.save_file(other, tmp_path / PARTS[1])
-    read = {name: value[0] for name, value in read_state_dict(path).items()}
-    assert read == {"a.0": 0, "a.1": 1, "b.0": 7, "b.1": 8}
-
-
-def test_parts_that_lack_something(tmp_path):
-    path = in_parts(tmp_path)
-    part = tmp_path / PARTS[1]
-    part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged or"):
-        read_state_dict(path)
-    part.unlink()
-    with pytest.raises(FileNotFoundError, match=PARTS[1]):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_indexes_without_a_map(tmp_path, content):
-    path = in_parts(tmp_path)
-    path.write_text(content)
-    with pytest.raises(InputError, match="model.safetensors.index.json"):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"], "x.bin"])
-def test_indexes_of_something_else(tmp_path, part):
-    with refused("the part", ".safetensors"):
-        read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
-
-
-def test_parts_of_pytorch_are_read_together(tmp_path):
-    """As transformers' save_pretrained(.., safe_serialization=False) wrote them."""
-    places = {}
-    stored = np.arange(4, dtype="<f4")
-    for number, names in ((1, "ab"), (2, "c")):
-        part = f"pytorch_model-0000{number}-of-00002.bin"
-        content = mapping(**{name: tensor("0", 4, (4,), (1,)) for name in names})
-        write_pth(tmp_path / part, content, {"0": stored * number})
-        places |= dict.fromkeys(names, part)
-    path = tmp_path / "pytorch_model.bin.index.json"
-    path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    wanted = {"a": stored, "b": stored, "c": stored * 2}
-    check_same(read_state_dict(path), wanted)
-
-
-OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
-AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
-OLD_VIEW = mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))
-OLD_NEGATIVE = mapping(a=old_tensor("0", -4, (0,), (1,)))
 
 
 def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
@@ -215,7 +89,73 @@ def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
     assert read["small"].tolist() == [3, 4]
 
 
+# Files in parts
+
+PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def in_parts(folder, places=None):
+    """A model in two parts, with its index, as transformers writes it."""
+    first = {"a": np.full(500, 1, "<f4"), "b": np.full(500, 2, "<f4")}
+    # Parts of another saving can hold the same names, and names of their own.
+    second = {"a": np.full(500, 9, "<f4"), "c": np.full(500, 3, "<f4")}
+    for name, tensors in zip(PARTS, (first, second), strict=True):
+        safetensors.numpy.save_file(tensors, folder / name)
+    if places is None:
+        places = {"a": PARTS[0], "b": PARTS[0], "c": PARTS[1]}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+def test_parts_are_read_together(tmp_path):
+    read = read_state_dict(in_parts(tmp_path))
+    assert {name: value[0] for name, value in read.items()} == {"a": 1, "b": 2, "c": 3}
+    assert {*read_state_dict(tmp_path / PARTS[1])} == {"a", "c"}
+
+
+def test_parts_that_lack_something(tmp_path):
+    path = in_parts(tmp_path)
+    part = tmp_path / PARTS[1]
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged or"):
+        read_state_dict(path)
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=PARTS[1]):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"]])
+def test_indexes_of_something_else(tmp_path, part):
+    path = in_parts(tmp_path, {"a": part})
+    with refused(path):
+        read_state_dict(path)
+    path.write_text("{}")
+    with refused(path, "weight_map"):
+        read_state_dict(path)
+
+
+def test_parts_of_pytorch_are_read_together(tmp_path):
+    """As transformers' save_pretrained(.., safe_serialization=False) wrote them."""
+    places = {}
+    stored = np.arange(4, dtype="<f4")
+    for number, names in ((1, "ab"), (2, "c")):
+        part = f"pytorch_model-0000{number}-of-00002.bin"
+        content = mapping(**{name: tensor("0", 4, (4,), (1,)) for name in names})
+        write_pth(tmp_path / part, content, {"0": stored * number})
+        places |= dict.fromkeys(names, part)
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    wanted = {"a": stored, "b": stored, "c": stored * 2}
+    check_same(read_state_dict(path), wanted)
+
+
 # What is refused
+
+
+def called(*arguments):
+    """Opcodes of a tensor that is built of these."""
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + b"tR"
 
 
 def pth(content, **options):
@@ -245,53 +185,39 @@ def claiming(claim):
     return write
 
 
-def npz_of_zeros(path):
-    np.savez_compressed(path, a=ZEROS)
+def safetensors_of_float8(path):
+    entry = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
 
 
-def pth_of_zeros(path):
-    content = mapping(a=tensor("0", ZEROS.size, ZEROS.shape, (1,)))
-    write_pth(path, content, {"0": ZEROS}, compression=zipfile.ZIP_DEFLATED)
-
-
-def pth_of_one_storage_for_many(path):
-    """Each of the tensors is an array of its own."""
-    shared = tensor("0", 10_000, (10_000,), (1,))
-    many = {f"t{n}": shared for n in range(200)}
-    write_pth(path, mapping(**many), {"0": ZEROS[:10_000]})
-
-
-ZEROS = np.zeros(5_000_000, np.float32)  # 20 MB
+ONE = tensor("0", 4, (4,), (1,))
+STORED = ONE.split(b"(", 1)[1].split(integer(0))[0]
+START = integer(0)
+FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999)) + b"b"
+UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
+ITEMS = mapping(items=b"cargparse\nNamespace\n")
 TOUCH = b"cos\nsystem\n(" + text("touch marker") + b"tR"
-RUNS = b"cos\nsystem\n" + text("true") + b"\x85R"
-NO_TENSOR = "without storage, shape or strides"
+OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
+AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
+OLD_VIEW = mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))
+OLD_NEGATIVE = mapping(a=old_tensor("0", -4, (0,), (1,)))
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 
 IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with them
-    (tensor("0", 4, (5,), (1,)), "impossible shape"),
+    (tensor("0", 4, (5,), (1,)), "leaves its storage"),
     (tensor("0", 4, (2,), (4,)), "leaves its storage"),
     (tensor("0", 4, (2,), (1,), offset=3), "leaves its storage"),
-    (tensor("0", 4, (2,), (-1,), offset=3), "impossible shape"),
-    (tensor("0", 4, (2**20, 2**20), (0, 0)), "impossible shape"),
+    (tensor("0", 4, (2,), (-1,), offset=3), "leaves its storage"),
+    (tensor("0", 4, (2**20, 2**20), (0, 0)), "leaves its storage"),
     (tensor("0", 5, (2,), (1,)), "storage 0 has 16 bytes, needed 20"),
     (tensor("1", 4, (2,), (1,)), "archive/data/1"),
-    (b"}" + text("x") + b"Q", "not enough values|too many values"),
-    # A storage of the file's own making, a shape that is a list, a float as offset.
-    (called(FAKE, START, ints([9999]), ints([1])), NO_TENSOR),
-    (called(STORED, START, b"](" + integer(4) + b"e", ints([1])), NO_TENSOR),
-    (
-        called(STORED, b"G" + bytes(8), ints([4]), ints([1])),
-        "offsets that are no integers",
-    ),
-    # A shape beyond any memory, a length that is a float, what is read in another way.
-    (
-        called(STORED, START, b"(\x8a\x09" + b"\xff" * 8 + b"\0t"),
-        "missing 1 required",
-    ),
-    (
-        ONE.replace(integer(4) + b"tQ", b"G@\x10" + bytes(6) + b"tQ"),
-        "no whole storage.*length 4.0",
-    ),
-    (ONE + mapping(size=integer(0), read=b"ccollections\nOrderedDict\n") + b"b", ""),
+    # A storage of the file's own making, a shape that is a list, a float as offset, and
+    # what is read in another way.
+    (called(FAKE, START, ints([9999]), ints([1])), "without storage"),
+    (called(STORED, START, b"](" + integer(4) + b"e", ints([1])), "without storage"),
+    (called(STORED, b"G" + bytes(8), ints([4]), ints([1])), "no integers"),
+    (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
 REFUSED = [  # name, writer, part of the sentence
     *(
@@ -300,31 +226,25 @@ REFUSED = [  # name, writer, part of the sentence
     ),
     *(("a.pth", claiming(claim), "is damaged") for claim in (8, 80, 800)),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
-    ("a.pth", pth(b"}r\xff\xff\xff\x7f"), "is damaged"),  # a memo of 34 GB
-    ("a.pth", pth(b"})" + b"\x85" * 300 + b"Ns"), "is damaged"),  # nested tuples
+    ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
     ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
     ("a.pth", pth(integer(3)), "no named tensors"),
     ("a.pth", pth(mapping(a=integer(3))), "'a' is of type int"),
     ("a.pth", pth(mapping(a=mapping(b=ONE))), "'a' is of type d"),
-    ("a.pth", pth(mapping(a=UNTYPED)), "is of type"),
-    ("a.pth", holding(OLD_TORCH), "is damaged"),
-    ("a.pth", pth(b"}", byteorder="big"), ""),
-    ("a.pth", zip_of_another_kind, "a zip archive without a data.pkl"),
-    ("a.npz", npz_of_a_huge_array, "is damaged"),
+    ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
-    ("a.safetensors", safetensors_of_float8, "is of type"),
+    ("a.safetensors", safetensors_of_float8, "float8"),
     ("a.safetensors", holding(LFS), "is a pointer"),
     ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
-    ("a.pth", holding(old_torch(OLD)[:-3]), ""),
-    ("a.pth", holding(old_torch(OLD, counts=(3,))), ""),
-    ("a.pth", holding(old_torch(OLD, keys=("1",))), ""),
-    ("a.pth", holding(old_torch(OLD, keys=("0", "0"), counts=(4, 4))), ""),
+    ("a.pth", holding(MAGIC + bytes(100)), "is damaged"),
+    ("a.pth", holding(old_torch(OLD)[:-3]), "needed 16"),
+    ("a.pth", holding(old_torch(OLD, counts=(3,))), "needed 4"),
+    ("a.pth", holding(old_torch(OLD, keys=("1",))), "is damaged"),
     ("a.pth", holding(old_torch(OLD, little=b"\x89")), "byte order"),
-    ("a.pth", holding(old_torch(OLD_VIEW)), ""),
-    ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), ""),
-    ("a.pth", holding(old_torch(mapping(a=RUNS))), ""),
-    ("a.pth", pth_of_one_storage_for_many, "hundred times its"),
+    ("a.pth", holding(old_torch(OLD_VIEW)), "is a view"),
+    ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), "is damaged"),
+    ("a.pth", holding(old_torch(mapping(a=TOUCH))), r"asks for os\.system"),
 ]
 
 
@@ -334,28 +254,7 @@ def test_what_is_refused(tmp_path, monkeypatch, name, write, said):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     write(path)
-    place = f"weights file {path}"
-    with pytest.raises(InputError) as caught:
+    with refused(f"weights file {path}") as caught:
         read_state_dict(path)
-    assert place in str(caught.value)
     assert re.search(said, str(caught.value))
     assert {*tmp_path.iterdir()} <= {path}
-
-
-@pytest.mark.parametrize(
-    "name, write", [("a.npz", npz_of_zeros), ("a.pth", pth_of_zeros)]
-)
-def test_a_hundred_times_the_size_is_not_unpacked(tmp_path, monkeypatch, name, write):
-    path = tmp_path / name
-    write(path)
-    monkeypatch.setattr(zipfile.ZipFile, "open", None)
-    with pytest.raises(InputError, match="20.0 MB unpacked, .* hundred times its"):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize("name", ["a.npz", "a.pth"])
-def test_what_is_larger_than_memory_is_not_unpacked(tmp_path, name, monkeypatch):
-    path = good_files(tmp_path) / name
-    monkeypatch.setattr(files, "memory_bytes", lambda: 11_000)
-    with pytest.raises(InputError, match="more than this machine's memory"):
-        read_state_dict(path)

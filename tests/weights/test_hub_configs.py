@@ -101,10 +101,10 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     found = hub_configs.parse(config, {})
     assert found["spec"].name.partition(".")[2] == (tag if named else "")
     assert found["class_names"] == (class_names.imagenet_names() if named else None)
-    names = class_names.imagenet_lemmas()
+    synsets, names = zip(*class_names.imagenet_rows(), strict=True)
     assert len(names) == 1000
     assert all(names)
-    assert (names[0], names[207]) == ("tench, Tinca tinca", "golden retriever")
+    assert (synsets[0], names[0]) == ("n01440764", "tench, Tinca tinca")
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
 
 
@@ -112,9 +112,13 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
 @pytest.mark.parametrize("same", [True, False])
 def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     """timm's and transformers'; with one other class it is that of other weights."""
-    names = [synset for synset, _ in class_names.imagenet_rows()]
-    if form != "synsets":
-        names = [*getattr(class_names, f"imagenet_{form}")()]
+    synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
+    forms = {
+        "synsets": synsets,
+        "lemmas": lemmas,
+        "names": class_names.imagenet_names(),
+    }
+    names = [*forms[form]]
     if not same:
         names[388] = "my cat"
     described = {name: name for name in names}

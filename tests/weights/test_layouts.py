@@ -182,11 +182,11 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models outside the "
-            "tower backbone; checkpoint='backbone' reads it",
+            "tower backbone",
         ),
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
-            "it holds 2 vision towers, a, b; checkpoint='a' or checkpoint=",
+            "it holds 2 vision towers, a, b; it must hold one",
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),

@@ -5,22 +5,21 @@ import re
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import load
+from imagepiece_jax.weights.file_names import RUN_FORMAT
 from imagepiece_jax.weights.load import SavedWeights, load_as
 from tests import runs
 from tests.models import tiny
-from tests.models.make import create_model
 from tests.models.test_published import same
 from tests.refused import refused
 
@@ -35,13 +34,11 @@ def tensors():
     return timm_tensors.to_timm(tiny.variables(tiny.model(**SIZE)))
 
 
-def written(path, tensors, normalization):
-    """A weights file with this mean and std of its images."""
-    if path.suffix == ".npz":
-        np.savez(path, **tensors, **{k: np.array(v) for k, v in normalization.items()})
-    else:
-        header = {k: json.dumps(v) for k, v in normalization.items()}
-        safetensors.numpy.save_file(tensors, path, header)
+@pytest.fixture
+def file(tmp_path, tensors):
+    """A weights file of no model's name."""
+    path = tmp_path / "w.npz"
+    np.savez(path, **tensors)
     return path
 
 
@@ -52,35 +49,6 @@ def run_folder(path, **fields):
     fields = {"format": RUN_FORMAT, **config.to_dict()}
     (path / "config.json").write_text(json.dumps(fields))
     return path
-
-
-@pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
-def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name):
-    found = load.load(written(tmp_path / name, tensors, NORMALIZATION), **OF)
-    assert found.model == tiny.model(**SIZE, **NORMALIZATION)
-    unknown = load.load(written(tmp_path / f"un{name}", tensors, {}), **OF)
-    assert found.source.normalized
-    assert not unknown.source.normalized
-    assert (unknown.model.config.mean, unknown.model.config.std) == (MEAN, STD)
-
-
-@pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
-@pytest.mark.parametrize(
-    "normalization, field",
-    [
-        ({"mean": HALF}, ""),
-        ({"mean": HALF, "std": [1, 1]}, "std"),
-        ({"mean": HALF, "std": [1, 1, 0]}, "std"),
-        ({"mean": HALF, "std": [58, 57, 57]}, "std"),
-        ({"mean": [np.nan] * 3, "std": HALF}, "mean"),
-    ],
-)
-def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization, field):
-    path = written(tmp_path / name, tensors, normalization)
-    with pytest.raises(InputError) as error:
-        load.load(path)
-    assert f"weights file {path}" in str(error.value)
-    assert field in str(error.value)
 
 
 def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
@@ -101,35 +69,31 @@ def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
         ("mlp_ratio", 3.0, "4.0"),
     ],
 )
-def test_a_field_that_contradicts_the_weights_is_named(
-    tmp_path, tensors, field, value, own
-):
-    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    said = f"^{field}.* is {value!r}, but weights file {path} has {own}$"
+def test_a_field_that_contradicts_the_weights_is_named(file, field, value, own):
+    said = f"^{field}.* is {value!r}, but weights file {file} has {own}$"
     with pytest.raises(InputError, match=said):
-        load_as(SavedWeights(path), ModelSpec.from_fields(OF | {field: value}))
+        load_as(SavedWeights(file), ModelSpec.from_fields(OF | {field: value}))
 
 
 @pytest.mark.parametrize("arch", [{}, {"pool": "token"}])
-def test_what_a_dict_of_parts_does_not_say_is_as_in_deit(tmp_path, tensors, arch):
-    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    assert load.load(path, num_heads=1, arch=arch).model.config.arch == Architecture()
+def test_what_a_dict_of_parts_does_not_say_is_as_in_deit(file, arch):
+    fields = {"num_heads": 1, **NORMALIZATION}
+    assert load.load(file, **fields, arch=arch).model.arch == Architecture()
     with pytest.raises(InputError, match=r" rotary=\.\. \(False: none\) ") as error:
-        load.load(path, num_heads=1)
+        load.load(file, **fields)
     given = {"norm_eps": 1e-6, "gelu": "exact", "resize": "antialias"}
     given |= {"rotary": False, "post_norm": False, "pool": "token"}
     assert all(f"{name}=.." in str(error.value) for name in given)
-    assert load.load(path, num_heads=1, **given).model.config.arch == Architecture()
+    assert load.load(file, **fields, **given).model.arch == Architecture()
 
 
-def test_fields_that_may_differ_do(tmp_path, tensors):
-    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
+def test_fields_that_may_differ_do(file):
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
-    vit = load.load(path, **OF | changes)
+    vit = load.load(file, **OF | changes)
     assert (vit.image_size, vit.source.spec.image_size) == (32, tiny.SIDE)
-    assert vit.model.config.arch.gelu == "tanh"
+    assert vit.model.arch.gelu == "tanh"
     assert vit.spec.name == "vit_mini"
-    assert (vit.model.config.mean, vit.model.config.std) == ((0.0, 0.0, 0.0), HALF)
+    assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +131,7 @@ def test_a_run_without_a_checkpoint(tmp_path):
 )
 def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
     model = RunConfig.from_config(runs.configured(runs.DENSE)).create_model()
-    variables = tiny.fill(variable_shapes(model))
+    variables = tiny.fill(variable_shapes(model, 16))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {})  # before the first best
     run_folder(tmp_path, **runs.DENSE)
@@ -200,18 +164,14 @@ def test_a_folder_without_a_config(tmp_path, file, content, problem):
         load.load(tmp_path)
 
 
-def test_a_file_has_no_latest_checkpoint(tensors, tmp_path):
-    np.savez(tmp_path / "w.npz", **tensors)
+def test_a_file_has_no_latest_checkpoint(file):
     with pytest.raises(InputError, match="'latest', but .*w.npz is no run"):
-        imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
+        imagepiece_jax.load(file, **OF, checkpoint="latest")
 
 
-def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
-    (tmp_path / "b.pth").touch()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    for folder in (tmp_path, tmp_path / "run" / "checkpoints"):
-        with pytest.raises(InputError, match=f"{folder} has no config.json"):
-            load.load(folder)
+def test_a_folder_without_a_config_is_refused(file):
+    with refused(f"folder {file.parent} has no config.json; config= must say"):
+        imagepiece_jax.load(file.parent)
 
 
 @pytest.mark.parametrize(
@@ -235,18 +195,13 @@ def test_a_run_whose_config_was_damaged(tmp_path, field, value, message):
 
 def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     """Its best checkpoint alone is there."""
-    fields = {
-        "seed": 7,
-        "model.stem": "conv",
-        "model.mean": MEAN,
-        "model.std": STD,
-    }
+    fields = {"seed": 7, "model.stem": "conv", "model.mean": MEAN, "model.std": STD}
     config = runs.configured(runs.DENSE, fields)
     config.reduction = "token_learner:num_tokens=8:block=1"
     run = RunConfig.from_config(config)
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
     model = run.create_model()
-    variables = tiny.fill(variable_shapes(model))
+    variables = tiny.fill(variable_shapes(model, 16))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
     vit = load.load(tmp_path)
@@ -289,7 +244,7 @@ def test_the_authors_names_of_files(file, name):
 
 def test_a_file_by_its_authors_name_loads(tmp_path):
     model = create_model("vit_small_patch16_224.dino")
-    shapes = timm_tensors.timm_shapes(tiny.shapes(model))
+    shapes = timm_tensors.timm_shapes(tiny.shapes(model, 224))
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **{k: np.zeros(shape, np.float32) for k, shape in shapes.items()})
     assert imagepiece_jax.load(path).model == model

@@ -10,6 +10,7 @@ import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import location
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
+from tests.refused import refused
 
 TIMM = {"architecture": "vit_tiny_patch16_224"}
 OF_RUN = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}
@@ -38,6 +39,19 @@ def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
     assert location.is_run(folder) == (kind == RUN)
 
 
+def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recovered.safetensors").touch()
+    must = f"folder {tmp_path} must have one weights file, such as model.safetensors"
+    with refused(f"{must}; it has none"):
+        location.find(tmp_path)
+    (tmp_path / "b.pth").touch()
+    assert location.find(tmp_path) == Location(tmp_path, FOLDER)
+    (tmp_path / "a.npz").touch()
+    with refused(f"{must}; it has a.npz, b.pth"):
+        location.find(tmp_path)
+
+
 def test_open_clip_counts_where_no_other_weights_are(tmp_path):
     folder = write(tmp_path, "open_clip_config.json", {"model_cfg": {}})
     (folder / "open_clip_model.safetensors").touch()
@@ -55,18 +69,15 @@ def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
     assert (found.name, found.place) == ("org/name", "folder hf://org/name")
 
 
-def test_nothing_is_no_run(tmp_path):
+def test_nothing_is_no_run(tmp_path, monkeypatch):
+    write(tmp_path / "a", "config.json", OF_RUN)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert location.is_run("~/a")
     assert not location.is_run(tmp_path)
     assert not location.is_run(tmp_path / "x")
     assert not location.is_run("x" * 5000)  # longer than names may be
     assert location.exists("hf://org/name")
     assert not location.exists(tmp_path / "x")
-
-
-def test_home_is_where_a_run_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write(tmp_path / "a", "config.json", OF_RUN)
-    assert location.is_run("~/a")
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path):
@@ -83,7 +94,7 @@ IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n
     "path, said",
     [
         *((path, f"{path} is no id of the hub, hf://OWN") for path in IDS),
-        ("", "weights is '': no such file or folder"),
+        ("w.pth", "weights is 'w.pth': no such file or folder"),
         (pathlib.Path("hf://o/n"), "the Hugging Face hub is hf://OWNER/NAME"),
     ],
 )

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from imagepiece_jax.common.files import open_locked
 from imagepiece_jax.common.signals import blocked
-from imagepiece_jax.data.class_names import imagenet_lemmas, other_class
+from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, RunError
 from tools.imagenet import parquet, shards, tfrecords, webdataset
@@ -307,12 +307,13 @@ def _check_class_names(path, names):
     allowed = "ImageNet-1k's, in the order of their WordNet IDs"
     if len(names) != NUM_CLASSES:
         raise InputError(f"{path} has {len(names):,} classes; allowed: {allowed}")
-    if other := other_class(imagenet_lemmas(), names):
-        label, own, found = other
-        raise InputError(
-            f"{path}: label {label} is {found!r}, which is another class than {own!r}"
-            f"; allowed: {allowed}"
-        )
+    lemmas = [words for _, words in imagenet_rows()]
+    for label, (own, found) in enumerate(zip(lemmas, names, strict=True)):
+        if found != own and found in lemmas:  # the hub has some other words
+            raise InputError(
+                f"{path}: label {label} is {found!r}, which is another class than "
+                f"{own!r}; allowed: {allowed}"
+            )
 
 
 def _checked_name(path, split, image, label, given, otherwise):

@@ -66,13 +66,21 @@ class Earlier(NamedTuple):
 
 def read_earlier(workdir) -> Earlier | None:
     """The Earlier of the run in `workdir`; None where no step was taken there."""
-    config = pathlib.Path(workdir) / CONFIG
-    if not (took_steps(workdir) and config.is_file()):
-        return None
-    read = files.read_json(config)
-    check_format(read)
     folder = pathlib.Path(workdir)
-    return Earlier(read, read_class_names(folder, read["num_classes"]))
+    if not (took_steps(folder) and (folder / CONFIG).is_file()):
+        return None
+    config = _read_config(folder / CONFIG)
+    return Earlier(config, read_class_names(folder, config["num_classes"]))
+
+
+def _read_config(path):
+    """The config of a run, at the path of its CONFIG."""
+    config = files.read_json(path)
+    try:
+        check_format(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {OTHER}") from error
+    return config
 
 
 def check_folder(workdir):
@@ -113,12 +121,7 @@ def check_config(workdir, config: dict):
         raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
     if not begun:
         return
-    saved = files.read_json(path)
-    try:
-        check_format(saved)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; {OTHER}") from error
-    old = _flat(saved)
+    old = _flat(_read_config(path))
     new = _flat(json.loads(json.dumps(config)))
     for name in new | old:
         before = old.get(name, "not a field")

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from imagepiece_jax.data.class_names import imagenet_lemmas
+from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.errors import InputError
 from tests import hub_shards, tars
 from tests.command import call, sentence, start
@@ -21,6 +21,7 @@ pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 SPLITS = hub_shards.rows()
+LEMMAS = [words for _, words in imagenet_rows()]
 
 
 def by_webdataset(folder, splits):
@@ -40,7 +41,7 @@ def by_datasets(folder, splits):
     """Parquet files as the package's push_to_hub writes them."""
     datasets = pytest.importorskip("datasets")
     (folder / "data").mkdir(parents=True)
-    names = list(imagenet_lemmas())
+    names = list(LEMMAS)
     names[517] = "crane2"  # 134 is the bird; names must differ, as on the hub
     kind = datasets.ClassLabel(names=names)
     columns = datasets.Features(image=datasets.Image(), label=kind)
@@ -334,7 +335,7 @@ IMAGE = {"bytes": b"x", "path": "a.jpg"}
             ["cat", "dog"],
             "has 2 classes; allowed: Im",
         ),
-        ([{"image": IMAGE, "label": 0}], [*imagenet_lemmas()][::-1], "label 0 is"),
+        ([{"image": IMAGE, "label": 0}], LEMMAS[::-1], "label 0 is"),
     ],
 )
 def test_wrong_rows_are_named(rows, names, message, tmp_path):
