@@ -19,7 +19,6 @@ from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.job import (
-    Job,
     check_same_settings,
     check_same_start,
     joined,
@@ -128,7 +127,7 @@ def check_eight():
 def check_process(process, port, folder):
     process = int(process)
     xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
-    with joined(Job(f"127.0.0.1:{port}", 2, process)):
+    with joined(f"127.0.0.1:{port}", 2, process):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
@@ -157,7 +156,8 @@ def check_agreement(process, folder):
     """What differs is refused in both; what may differ, and what is equal, is not."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     mine = [{"a": 5}, {}][process]
-    model = types.SimpleNamespace(backend="xla")
+    execution = types.SimpleNamespace(backend="xla")
+    model = types.SimpleNamespace(execution=execution)
 
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):
         train = types.SimpleNamespace(class_names=names)
@@ -173,7 +173,7 @@ def check_agreement(process, folder):
     refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)
     names = ("ant", f"bee{process}")
     refused("checksum of the names of the classes is", settings, names=names)
-    model.execution.backend = ("cudnn", "xla")[process]
+    execution.backend = ("cudnn", "xla")[process]
     refused("attention as .+ is xla on process 1, but cudnn", settings)
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 

@@ -268,9 +268,9 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
 
 def save_together(workdir, port, process):
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.training.cluster.job import Job, joined
+    from imagepiece_jax.training.cluster.job import joined
 
-    with joined(Job(f"127.0.0.1:{port}", 2, int(process))):
+    with joined(f"127.0.0.1:{port}", 2, int(process)):
         assert parallel.is_main() == (process == "0")
         if process == "1":  # its view of the folder is an old one
             checksums.steps = lambda folder: [1]
