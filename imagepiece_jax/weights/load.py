@@ -17,8 +17,8 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
