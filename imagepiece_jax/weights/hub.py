@@ -20,6 +20,7 @@ from imagepiece_jax.weights.file_names import (
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
+    PROCESSOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -76,6 +77,7 @@ def repository_files(text):
     if weights.name.startswith("open_clip"):
         repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
+        repository.optional(PROCESSOR)
         repository.optional(PREPROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)

@@ -159,7 +159,8 @@ def parse_transformers(
 ) -> tuple[ViTConfig, tuple | None]:
     """(the config, class names or None) of a model.
 
-    config, images: contents of config.json and of preprocessor_config.json
+    config: content of config.json
+    images: of `parse_images`
     """
     model = MODEL_TYPES[_kind(config)]
     fields = _of_tower(config)
@@ -200,7 +201,7 @@ def parse_transformers(
         num_classes=len(labels),
         problem_type=_problem_type(config, labels) if classify else SINGLE_LABEL,
         image_size=_square(fields["image_size"]),
-        **_images(images, config),
+        **images,
     )
     return found, class_names.shortened(_names(labels))
 
@@ -222,7 +223,7 @@ def _check_fixed(fixed, fields):
         check_choice(field, fields.get(field, value), [value])
 
 
-def _images(images, config):
+def parse_images(images: Fields, config: Fields) -> dict[str, Any]:
     """Normalization and crop by a preprocessor_config.json, as fields of a ViTConfig.
 
     What it leaves out is as in its image processor.
