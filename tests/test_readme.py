@@ -344,10 +344,7 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
     """The second block of README, on a small model that is the hub's else."""
     space = run(README, "import numpy as np\n", {"imagepiece_jax": imagepiece_jax})
-    assert (
-        space["vit"].model.config.arch
-        == registry.fields_of(space["dinov2"][10:])["arch"]
-    )
+    assert space["vit"].config.arch == registry.config(space["dinov2"][10:]).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
 
 
