@@ -5,6 +5,7 @@ on disk before the next measurement starts, so that a stopped command resumes th
 """
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, git_revision, open_locked
+from imagepiece_jax.common.files import FolderLock, append_line, git_revision
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
@@ -31,7 +32,7 @@ MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
 class Lines:
-    """JSON objects, a line each, in a file that is locked until `close` is called.
+    """JSON objects, a line each, in a file whose folder is locked until `close`.
 
     What was appended is on disk. The end of a line that a killed process tore is cut
     off.
@@ -43,20 +44,23 @@ class Lines:
     """
 
     def __init__(self, path: str | os.PathLike, *needed: str):
-        self._file = open_locked("folder", path, "ab+", buffering=0)
+        self._stack = contextlib.ExitStack()
+        folder = pathlib.Path(path).parent
+        self._stack.enter_context(FolderLock("folder", folder))
         try:
+            self._file = self._stack.enter_context(open(path, "ab", buffering=0))
             self.found = read_lines(path, *needed)
             data = pathlib.Path(path).read_bytes()
             if len(self.found) > data.count(b"\n"):  # whole, but for its end
                 append_line(self._file, "")
             else:
                 os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
-        except (InputError, RunError):
-            self._file.close()
+        except (InputError, RunError, OSError):
+            self.close()
             raise
 
     def close(self):
-        self._file.close()
+        self._stack.close()
 
     def append(self, value: Mapping[str, Any]):
         """Write an object as the last line. Raises RunError where it has no room."""

@@ -49,7 +49,8 @@ class FeatureFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         check_folder(self.path)
-        self._lock = files.lock_folder("folder", self.path)
+        self._lock = files.FolderLock("folder", self.path)
+        self._lock.__enter__()
         for left in self.path.glob(".*.tmp"):  # by a killed process
             left.unlink()
         self.info = {KEY: __version__}
@@ -61,8 +62,8 @@ class FeatureFolder:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        os.close(self._lock)
+    def __exit__(self, *error):
+        self._lock.__exit__(*error)
 
     def write_info(self, **facts: Any):
         """Add facts to info.json."""

@@ -26,7 +26,6 @@ from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer, report
-from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.cluster.keeper import Keeper, held
 from imagepiece_jax.training.data import Data
@@ -126,8 +125,6 @@ def plan_run(
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        if parallel.is_main():
-            run_dir.check_folder(workdir)
         initial = InitialWeights(config, workdir, start, teacher)
         config = initial.completed().with_counts()
         placement = parallel.placement(config.grad_accum_steps)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from imagepiece_jax.common.files import open_locked
+from imagepiece_jax.common.files import FolderLock
 from imagepiece_jax.common.signals import blocked
 from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.data.decode import EXTENSIONS
@@ -232,7 +232,7 @@ def _unpacking(files, room):
         yield
         return
     parquet.check_installed()
-    with open_locked("--dir", os.path.join(room.folder, ".lock"), "w"):
+    with FolderLock("--dir", room.folder):
         for name in os.listdir(room.folder):
             if name.endswith(".tmp"):  # of a run that was killed
                 os.remove(os.path.join(room.folder, name))

@@ -20,7 +20,7 @@ import tempfile
 from PIL import Image
 from tqdm import tqdm
 
-from imagepiece_jax.common.files import open_locked, replace_file
+from imagepiece_jax.common.files import FolderLock, replace_file
 from imagepiece_jax.data.decode import UnreadableImage, decode, record_unreadable
 from imagepiece_jax.errors import InputError, RunError
 from tools.imagenet import tfrecords
@@ -148,7 +148,7 @@ def write(
     for files in plans.values():
         contents |= files
     make_folder(work)
-    with open_locked("--dir", work.with_name(".lock"), "w", encoding="utf-8"):
+    with FolderLock("--dir", work.parent):
         _check_settings(work, short_side, _fingerprint(contents))
         reports = _finished(work, contents)
         missing = {name: contents[name] for name in contents if name not in reports}

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, its starts, its classes, and its lock.
+"""The folder of a run: its config, its starts and its classes.
 
 `config.json` is the full config. A folder belongs to one config; only some fields may
 change when a run is resumed. `run.json` has an entry for each start, and the time of
@@ -29,7 +29,7 @@ from imagepiece_jax.config.run_files import (
     check_format,
     read_class_names,
 )
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.logging import read_metrics
 
 RUN = "run.json"
@@ -41,8 +41,6 @@ MAY_CHANGE = (
     *("progress", "profile"),
 )
 OTHER = "choose another workdir"
-# What a shell or a scheduler writes into the folder before a run starts there.
-LOGS = (".err", ".log", ".out", ".txt")
 PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
 
 
@@ -81,26 +79,6 @@ def _read_config(path):
     except InputError as error:
         raise InputError(f"{path}: {error}; {OTHER}") from error
     return config
-
-
-def check_folder(workdir):
-    """Raise InputError for a folder of something else, such as photographs.
-
-    Logs and hidden files may be there before a run is.
-    """
-    folder = pathlib.Path(workdir)
-    if not folder.is_dir() or (folder / RUN).exists() or took_steps(folder):
-        return
-    names = sorted(file.name for file in folder.iterdir())
-    if CONFIG in names:
-        return  # `check_config` says what it is of
-    others = [name for name in names if not name.startswith(".")]
-    others = [name for name in others if not name.endswith(LOGS)]
-    if others:
-        raise InputError(
-            f"workdir is {workdir}, which holds {others[0]} and no run; it must be a "
-            "new or empty folder, or that of a run"
-        )
 
 
 def check_config(workdir, config: dict):
@@ -226,28 +204,6 @@ def becomes_true(condition):
             return False
         time.sleep(0.1)
     return True
-
-
-class RunLock(files.FolderLock):
-    """A context that keeps other processes from training in `workdir`.
-
-    It makes the folder. Folders that it made are removed at the end if they are empty.
-
-    Raises InputError, when entered, where another process is training there, or the
-    folder cannot be created or written.
-    """
-
-    def __init__(self, workdir):
-        super().__init__("workdir", workdir)
-
-    def check(self):
-        """Raise RunError if the locked folder was moved, removed or unmounted."""
-        if self._descriptor is not None and not self.is_there():
-            raise RunError(
-                f"{self._folder} has vanished, or is not the folder that this run "
-                "began in: nothing more can be saved; once it is back, the same "
-                "command resumes from its newest checkpoint"
-            )
 
 
 def flat_fields(config):
