@@ -217,10 +217,7 @@ def start_two(workdir, fields, cache, **of_the_second):
     """
     job = {
         "SLURM_JOB_ID": str(uuid.uuid4().int),  # chooses the port
-        "SLURM_STEP_ID": "0",
         "SLURM_STEP_NODELIST": "127.0.0.1",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS": "2",
     }
     return [

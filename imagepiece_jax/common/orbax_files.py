@@ -41,6 +41,8 @@ class StepWriter:
             multiprocessing_options=_alone(primary_host=jax.process_index()),
         )
         logging.get_absl_logger().addFilter(_not_raised_too)
+        self._loops = contextlib.ExitStack()
+        self._loops.enter_context(_patient_event_loops())
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def steps(self):
@@ -68,7 +70,8 @@ class StepWriter:
 
     def close(self):
         """Wait, then stop the threads that write."""
-        self._manager.close()
+        with self._loops:
+            self._manager.close()
 
 
 def read_arrays(folder, paths):
@@ -107,7 +110,7 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _patient_event_loops():
-    """Context in which event loops close only when their reads have ended.
+    """Context in which event loops close only when what they do has ended.
 
     Orbax gives up at the first array that fails; each of the others would print "Event
     loop is closed" and a traceback when it arrives, 13 of them for a file cut in half

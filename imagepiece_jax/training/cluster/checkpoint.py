@@ -15,13 +15,12 @@ import functools
 import os
 import pathlib
 import re
-import shutil
 
 import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.config.run_files import CHECKPOINTS, KINDS, check_normalization
+from imagepiece_jax.config.run_files import CHECKPOINTS, check_normalization
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.record import differences, sentence
 from imagepiece_jax.training.logging import MEASURED
@@ -133,29 +132,6 @@ class Checkpoints:
             for later in [s for s in writer.steps() if s >= step]:
                 writer.remove(later)
             writer.save(step, arrays, checksums.sealed(arrays, meta))
-
-    def check_room(self, state, steps):
-        """Raise InputError where the disk cannot hold a run's checkpoints.
-
-        These are KEEP steps of each kind and one that is being written, and the steps
-        that are never removed.
-
-        state: a tree with the shapes and dtypes of the state
-        steps: number of steps of the whole run
-        """
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-        count = len(KINDS) * (KEEP + 1)
-        if self._keep_every:
-            count += steps // self._keep_every
-        there = next(p for p in (self._root, *self._root.parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        present = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
-        if free + present < count * size:
-            raise InputError(
-                f"{self._root} has {free / 1e9:.3f} GB of free disk, but {count} "
-                f"checkpoints of {size / 1e6:,.0f} MB need "
-                f"{(count * size - present) / 1e9:.3f} GB"
-            )
 
     def latest_step(self):
         """The newest complete step, even if it is damaged; None without any."""

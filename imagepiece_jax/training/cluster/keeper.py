@@ -58,16 +58,14 @@ class Keeper:
         frozen: other arrays, in which processes must not differ either
         class_names: of the model; None: those that the folder has stay
         teacher: its record; None: there is none
-        Raises InputError for too little room, and for a checkpoint of another run.
+        Raises InputError for a checkpoint of another run.
         """
         plan = self._plan
         if not self._dry_run:  # nothing has been written so far
             plan.data.check_space()
             if parallel.is_main():
-                self._checkpoints.check_room(state, plan.data.length.steps)
                 run_dir.record_start(plan.workdir, self._fields)
                 run_dir.record_classes(plan.workdir, class_names)
-            run_dir.check_workdir(plan.workdir)
         digest = parallel.from_main(plan.data.digest)
         values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts

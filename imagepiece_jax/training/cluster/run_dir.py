@@ -10,14 +10,11 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import secrets
-import socket
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
@@ -41,7 +38,6 @@ MAY_CHANGE = (
     *("progress", "profile"),
 )
 OTHER = "choose another workdir"
-PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
 
 
 def took_steps(workdir):
@@ -123,7 +119,7 @@ def record_start(workdir, config: dict):
     starts.append(
         {
             "git": files.git_revision(),
-            "time": time_now(),
+            "time": time.strftime(CLOCK),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -138,7 +134,7 @@ def record_start(workdir, config: dict):
 def record_end(workdir):
     """Add to the newest start in `run.json` that it took the run's last step."""
     starts = _starts(workdir)
-    starts[-1]["end"] = time_now()
+    starts[-1]["end"] = time.strftime(CLOCK)
     files.write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
 
 
@@ -151,10 +147,6 @@ def wall_seconds(workdir) -> float | None:
     times = starts[0]["time"], ends[0]
     first, end = (datetime.datetime.strptime(text, CLOCK) for text in times)
     return (end - first).total_seconds()
-
-
-def time_now():
-    return time.strftime(CLOCK)
 
 
 def _starts(workdir):
@@ -170,40 +162,6 @@ def record_classes(workdir, names):
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
-
-
-def check_workdir(workdir):
-    """Raise InputError where a process does not see the folder that process 0 writes.
-
-    The folder exists on process 0's host. A shared file system may take a while to show
-    it to the others.
-    """
-    if jax.process_count() == 1:
-        return
-    token = parallel.exchange(secrets.token_hex(8))[0]
-    path = pathlib.Path(workdir) / f".seen-{token}"
-    if parallel.is_main():
-        path.touch()
-    parallel.exchange("written")
-    seen = parallel.exchange([becomes_true(path.exists), socket.gethostname()])
-    if parallel.is_main():
-        path.unlink()
-    for process, (visible, host) in enumerate(seen):
-        if not visible:
-            raise InputError(
-                f"workdir {workdir} of process {process} ({host}) is not the folder "
-                f"that process 0 ({seen[0][1]}) writes to; all hosts must share it"
-            )
-
-
-def becomes_true(condition):
-    """Wait until `condition()` holds; False where that takes longer than PATIENCE."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def flat_fields(config):
