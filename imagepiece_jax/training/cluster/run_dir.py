@@ -119,7 +119,7 @@ def record_start(workdir, config: dict):
     starts.append(
         {
             "git": files.git_revision(),
-            "time": time.strftime(CLOCK),
+            "time": time_now(),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -134,7 +134,7 @@ def record_start(workdir, config: dict):
 def record_end(workdir):
     """Add to the newest start in `run.json` that it took the run's last step."""
     starts = _starts(workdir)
-    starts[-1]["end"] = time.strftime(CLOCK)
+    starts[-1]["end"] = time_now()
     files.write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
 
 
@@ -147,6 +147,10 @@ def wall_seconds(workdir) -> float | None:
     times = starts[0]["time"], ends[0]
     first, end = (datetime.datetime.strptime(text, CLOCK) for text in times)
     return (end - first).total_seconds()
+
+
+def time_now():
+    return time.strftime(CLOCK)
 
 
 def _starts(workdir):
