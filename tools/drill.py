@@ -30,10 +30,10 @@ import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common import checksums, signals
 from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.config.run_files import KINDS
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.cluster.checkpoint import KINDS
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -145,7 +145,7 @@ def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypat
         assert f"{out} is in use by another process" in said
     assert not out.exists()
     out.mkdir()
-    (out / LOCK).touch()  # by a killed process, where no folder can be locked
+    (out / LOCK).touch()  # by a killed process
     call(recover.main, *words).ok()
     assert not (out / LOCK).exists()
     imagepiece_jax.load(out)
