@@ -47,7 +47,7 @@ def joined(
 
     Enter it before anything else uses JAX. Without arguments JAX finds the others under
     SLURM and Open MPI, and gives each process one GPU. With all three a process has all
-    GPUs that it sees. num_processes=1 joins nothing, not under a scheduler either.
+    GPUs that it sees. num_processes=1 is a run of this process alone, anywhere.
 
     coordinator: "host:port" of process 0
     Raises InputError where the processes cannot meet, or leave GPUs unused.
