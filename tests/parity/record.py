@@ -36,7 +36,7 @@ def computed(model, variables, images):
 def outputs(model, tensors, images):
     """Outputs of a model with tensors by timm's names."""
     size = images.shape[1:3]
-    tensors = resize_positions.fit(tensors, model, size)
+    tensors = resize_positions.fit(tensors, model.config, size)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return computed(model, variables, images)
 
