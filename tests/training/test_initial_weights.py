@@ -153,7 +153,7 @@ def google(tmp_path_factory):
     """A file of Google's, and the fields of a config with its model."""
     path = tmp_path_factory.mktemp("google") / "w.npz"
     with np.load(runs.ROOT / "tests/fixtures/layouts/vit_jax.npz") as file:
-        beside = ("images", "outputs", "given")
+        beside = ("images", "outputs", "config")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
     given = {"name": "deit_s", "stem": "patch"}
     fields = load.load(path, **given).spec.as_dict

@@ -219,7 +219,7 @@ def test_what_load_refuses_of_a_saved_folder(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
     with pytest.raises(InputError, match="has no reducer_"):
         imagepiece_jax.load(path, reduction=DYNAMICVIT)
-    said = f"folder, {path}, which has a config.json"
+    said = f"its folder, {path}, has a config.json"
     with pytest.raises(InputError, match=said):
         imagepiece_jax.load(path / "model.safetensors")
 
@@ -251,7 +251,7 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
     for group in groups:
         part = part[group]
     part[last] = value
-    with refused("config.json: ", said):
+    with refused("config.json", said):
         hub_configs.parse(config, {})
 
 
