@@ -23,7 +23,7 @@ STD = (0.229, 0.224, 0.225)
 class ViTConfig:
     """A vision transformer: its sizes, its parts, and the images that it is for.
 
-    `registry.config` has the public models, `weights.load.read_config` reads files,
+    `imagepiece_jax.read_config` returns that of a public name, or reads it from files,
     and dataclasses.replace changes one. Nothing in it is left to somebody else.
 
     Raises InputError for fields that do not go together.

@@ -125,6 +125,7 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(
     assert str(error.value).endswith(f"its folder, {snapshot}")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
+    (mark.parent / "processor_config.json").touch()
     mark.touch()
     assert hub.fetched("hf://org/name") == snapshot
     if config is HF:  # and nothing but the caller says how images are normalized
