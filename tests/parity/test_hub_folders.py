@@ -173,7 +173,7 @@ def saved_by_timm(path, name, **arguments):
     images = noise(2, *model.patch_embed.img_size, 3)
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    labels = [f"class {i}" for i in range(model.config.num_classes)]
+    labels = [f"class {i}" for i in range(model.num_classes)]
     _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
     return model, images, theirs
 

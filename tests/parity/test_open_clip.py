@@ -110,7 +110,7 @@ def test_a_file_is_loaded_with_the_config_of_its_folder(tmp_path, case):
         ({"attentional_pool": True}, "vision_cfg.attentional_pool"),
         ({"layers": [1, 2, 1, 1]}, "vision_cfg.layers"),
         ({"scale_fc": True}, "vision_cfg.scale_fc"),
-        ({"timm_model_name": "convnext_base"}, "vision_cfg.timm_model_name"),
+        ({"timm_model_name": "convnext_base"}, "architecture is 'convnext_base'"),
         ({"a_new_field": 3}, "vision_cfg.a_new_field"),
         ({"pool_type": "max"}, "vision_cfg.pool_type"),
         ({"act_kwargs": {"approximate": "sin"}}, "vision_cfg.act_kwargs.approximate"),

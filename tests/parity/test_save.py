@@ -38,9 +38,14 @@ def agrees(folder, vit):
 
 
 def made(name, **fields):
-    """A public model with random variables."""
+    """A public model with random variables, as trained: attention is no maximum."""
     model = create_model(name, **fields)
-    return Pretrained(model, tiny.fill(variable_shapes(model)))
+
+    def scaled(leaf):
+        return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
+
+    variables = jax.tree.map(scaled, tiny.fill(variable_shapes(model)))
+    return Pretrained(model, variables)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +93,4 @@ def test_public_architectures(tmp_path, name):
 )
 def test_models_with_rotary_positions(tmp_path, name):
     """By the names of timm's class Eva."""
-    model, variables = tiny.pair(made(name, num_classes=3, image_size=112))
-
-    def scaled(leaf):  # as trained: products of attention are no maxima
-        return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
-
-    variables = jax.tree.map(scaled, variables)
-    agrees(tmp_path / "m", Pretrained(model, variables))
+    agrees(tmp_path / "m", made(name, num_classes=3, image_size=112))
