@@ -18,8 +18,8 @@ ROOMS = (
     "data",
     "input",
     "models",
-    "weights",
     "config",
+    "weights",
     "evaluate",
     "training",
     "inference",
@@ -87,7 +87,7 @@ def allowed(module, name):
     if top != PACKAGE:  # tests, tools, configs, experiments and train.py are nobody's
         return False
     if module == "train":
-        return room_of(name) in ("flags", "errors", "config", "training")
+        return room_of(name) in ("flags", "errors", "config", "training", "weights")
     ours = room_of(module)
     theirs = room_of(name)
     if ours == "entry":  # it starts commands by their names

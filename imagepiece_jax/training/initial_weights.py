@@ -1,5 +1,6 @@
 """The weights that a run starts and learns from, compared with its config."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes
+from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
@@ -88,10 +90,16 @@ class InitialWeights:
         """
         run = self._run
         if self._earlier is not None:
-            return run.with_images_of(config_of_run(self._earlier.config))
-        if self.start is None:
-            return run.with_images_of(run.model)
-        return run.with_images_of(self.start.config)
+            config = config_of_run(self._earlier.config)
+            return run.with_images_of(config, config.preprocessing)
+        config = run.model
+        images = config.preprocessing
+        if self.start is not None:
+            config = self.start.config
+            images = self.start.preprocessing
+        if images.crop is None and run.preprocessing().resizes:
+            images = dataclasses.replace(images, crop=DEIT_CROP)
+        return run.with_images_of(config, images)
 
     def check_classes(self, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
