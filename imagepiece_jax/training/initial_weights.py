@@ -53,13 +53,10 @@ class InitialWeights:
     ):
         self._run = run
         self._loaders = {"start": start, "teacher": teacher}
-        for group, load in (("init", start), ("teacher", teacher)):
-            path = getattr(run, group).weights
-            if bool(path) != bool(load):
-                raise InputError(
-                    f"config.{group}.weights is {path!r}, but the function that loads "
-                    f"them is {load}"
-                )
+        wanted = {"start": run.init.weights, "teacher": run.teacher.weights}
+        for name, load in self._loaders.items():
+            if bool(load) != bool(wanted[name]):
+                raise InputError(f"{name} is {load} for the weights {wanted[name]!r}")
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, names of classes
 

@@ -97,10 +97,10 @@ def test_a_teacher_has_its_weights_which_must_fit(saved):
 
 def test_weights_and_what_loads_them_go_together(saved):
     run = RunConfig.from_config(configured(**{"teacher.weights": str(saved[0])}))
-    with pytest.raises(InputError, match="config.teacher.weights is .* None"):
+    with pytest.raises(InputError, match="teacher is None for the weights"):
         InitialWeights(run, "no_such_run")
     run = RunConfig.from_config(configured())
-    with pytest.raises(InputError, match="config.init.weights is ''"):
+    with pytest.raises(InputError, match="start is .* for the weights ''"):
         InitialWeights(run, "no_such_run", start=lambda: None)
 
 
