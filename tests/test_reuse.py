@@ -23,6 +23,7 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.feature_files import write_features
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json, record_of
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.training.cluster.checkpoint import Progress
@@ -129,6 +130,8 @@ def vit():
     "whole",
     [
         tiny.model(tiny.EVIT),
+        tiny.model(tiny.EVIT).config,
+        Execution(),
         tiny.model(tiny.EVIT).plan[1],
         tiny.model(tiny.EVIT).plan[1].step,
         tiny.model(tiny.EVIT).plan[1].step.reducer,

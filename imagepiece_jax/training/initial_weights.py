@@ -178,16 +178,19 @@ def check_same(ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = 
             continue
         if field == "gelu" and not ours.arch.has_gelu:
             continue
-        path = f"config.model.{field}"
-        value = getattr(ours, field, None)
-        trained = getattr(theirs, field, None)
+        group = "config.model"
+        one = ours
+        other = theirs
         if field in PARTS:
-            path = f"config.model.arch.{field}"
-            value = getattr(ours.arch, field)
-            trained = getattr(theirs.arch, field)
+            group = "config.model.arch"
+            one = ours.arch
+            other = theirs.arch
+        value = getattr(one, field)
+        trained = getattr(other, field)
         if not _equal(value, trained):
             raise InputError(
-                f"{path} is {value!r}, but {place} was trained with {trained!r}"
+                f"{group}.{field} is {value!r}, but {place} was trained with "
+                f"{trained!r}"
             )
 
 
