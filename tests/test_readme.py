@@ -8,6 +8,7 @@ import pathlib
 import re
 from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
@@ -344,8 +346,25 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
     """The second block of README, on a small model that is the hub's else."""
     space = run(README, "import numpy as np\n", {"imagepiece_jax": imagepiece_jax})
-    assert space["vit"].config.arch == registry.config(space["dinov2"][10:]).arch
+    name = space["dinov2"].removeprefix("hf://timm/")
+    assert space["vit"].config.arch == registry.config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
+
+
+def test_the_examples_of_configs_run(tmp_path, monkeypatch):
+    """On a model of one block in place of the public one."""
+    name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
+    monkeypatch.setattr(registry, "config", registry.config.__wrapped__)
+    monkeypatch.chdir(tmp_path)
+    variables = tiny.variables(create_model(name))
+    tiny.write("my.npz", variables)
+    start = "import dataclasses\n\nvit = "
+    space = run(DOCS / "models.md", start, {"imagepiece_jax": imagepiece_jax})
+    assert space["vit"].config.name == name
+    assert space["vit"].config.arch.gelu == "tanh"
+    assert space["vit"].config.mean == MEAN
+    chex.assert_trees_all_equal(space["vit"].variables, variables)
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):

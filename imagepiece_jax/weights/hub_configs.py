@@ -80,8 +80,9 @@ def parse(
             f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
             "normalized; place it beside the weights, or give config="
         )
+    kind = guarded(file, transformers_config.kind_of, config)
     parse_images = transformers_config.parse_images
-    images = guarded(folder / PREPROCESSOR, parse_images, images, config)
+    images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
     parse_transformers = transformers_config.parse_transformers
     return Described(*guarded(file, parse_transformers, config, images))
 
