@@ -32,6 +32,7 @@ APART = {
     *(("input", "reduction"), ("models", "input"), ("evaluate", "input")),
     *(("evaluate", "config"), ("inference", "input"), ("visualize", "input")),
     ("weights", "input"),
+    *(("training", "weights"), ("evaluate", "weights")),
 }
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
@@ -173,6 +174,7 @@ BAD = """
 ~.data.batches | from ~.reduction import moves
 ~.evaluate.accuracy | import ~.training.trainer
 ~.training.trainer | from configs import base
+~.training.trainer | from ~.weights.load import load
 ~.training.cluster.keeper | from ~.training import trainer
 experiments.tables | from ~.evaluate.accuracy import _sums
 ~.commands.describe | from ~.commands import doctor
