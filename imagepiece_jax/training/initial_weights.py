@@ -38,7 +38,7 @@ Loader = Callable[[], "Pretrained"]
 class InitialWeights:
     """What a run starts from: its own earlier steps, other weights, or nothing.
 
-    Weights are loaded when they are first needed: a resumed run needs none.
+    Weights are loaded when they are first needed: a resumed run needs no start.
 
     start, teacher: functions that load the dense models of config.init.weights and
         config.teacher.weights; None: the config has none
