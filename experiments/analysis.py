@@ -265,7 +265,7 @@ def lcb_similarity(paper):
 def first_merge(paper, vit, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site, *_ = merging_sites(vit, reduction)
-    patch = vit.model_with(reduction).patch_size
+    patch = vit.config.patch_size
     _, side = sides(vit.image_size)
     width = side // patch
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import CONFIG
 from imagepiece_jax.data.class_names import other_class
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.cost import model_macs
@@ -55,8 +56,8 @@ class Models:
 
     @property
     def crop(self) -> dict[str, Any]:
-        """How all of them see images: fields of a Preprocessing that are not DeiT's."""
-        return self.weights[0].preprocessing.options if self.weights else {}
+        """How all of them see images: fields of a Preprocessing, but the size."""
+        return crop_of(self.weights[0].preprocessing) if self.weights else {}
 
     @property
     def class_names(self):
@@ -96,7 +97,7 @@ class TrainedRuns(Models):
         wanted = Reduction.read(reduction)
         found = []
         for run in self.weights:
-            if run.reduction == wanted and run.model.stem == stem:
+            if run.reduction == wanted and run.model.config.stem == stem:
                 found.append((run, run.reduction))
         return found
 
@@ -167,9 +168,7 @@ class Finetuner(Models):
     def crop(self):
         """That of the weights, but for what the config says."""
         run = RunConfig.from_config(self.config)
-        vit = self.pretrained
-        images = run.with_images_of(vit.config, vit.preprocessing).preprocessing()
-        return {**vars(images)}
+        return crop_of(run.with_images_of(self.pretrained.config).preprocessing())
 
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}
@@ -231,6 +230,11 @@ class Finetuner(Models):
     def _run(self, config, name):
         print(f"training {name}", flush=True)
         return train_run(config, self.folder / name)
+
+
+def crop_of(images: Preprocessing) -> dict[str, Any]:
+    """The fields of a Preprocessing, but its size."""
+    return {name: value for name, value in vars(images).items() if name != "image_size"}
 
 
 def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:

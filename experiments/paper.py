@@ -98,20 +98,15 @@ class Options:
     weights: str | None = None
     """One checkpoint off the shelf, or what small runs start from."""
 
-    name: str | None = None
-    """timm's name of the model, where the weights do not say it."""
+    config: str | None = None
+    """What the model is, where the weights do not say it: timm's name of a public one,
+    or a folder with its config.json."""
 
     image_size: int | None = None
     """Pixels a side."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the layers: bfloat16, and float32 on CPUs."""
-
-    mean: tuple[float, float, float] | None = None
-    """Of the images in [0, 1], where the weights do not say it."""
-
-    std: tuple[float, float, float] | None = None
-    """Likewise."""
 
     runs: str | None = None
     """A folder of trained runs, one a model."""
@@ -162,7 +157,7 @@ class Images:
     image_size: int | tuple[int, int]
     most: int  # images at once
     workers: int = 0
-    crop: Mapping[str, Any]  # fields of a Preprocessing that are not DeiT's
+    crop: Mapping[str, Any]  # fields of a Preprocessing, but its size
     alter = None
     valid = None
 
@@ -354,13 +349,15 @@ def opened_models(options: Options) -> Models:
     dtype = options.dtype or xla_options.fast_dtype()
     if options.runs:
         return TrainedRuns(tuple(runs_in(options.runs, dtype)))
-    fields = {}
-    for name in ("name", "image_size", "mean", "std"):
-        if getattr(options, name) is not None:
-            fields[name] = getattr(options, name)
     # A run's best was chosen on the images of the figures.
     checkpoint = "latest" if is_run(options.weights) else None
-    vit = load(options.weights, checkpoint=checkpoint, **fields).analyzed(dtype)
+    vit = load(
+        options.weights,
+        config=options.config,
+        image_size=options.image_size,
+        dtype=dtype,
+        checkpoint=checkpoint,
+    )
     if not options.small:
         return OffTheShelf(vit)
     recipe = deit_ti_finetune_small.get_config()

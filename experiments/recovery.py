@@ -104,9 +104,10 @@ def of_two_classes(vit):
         sides = value[..., :398].mean(-1), value[..., 398:].mean(-1)
         parts[name] = np.stack(sides, -1)
     params = {**vit.variables["params"], "head": parts}
+    config = dataclasses.replace(vit.config, num_classes=2)
     return dataclasses.replace(
         vit,
-        model=vit.model.clone(num_classes=2),
+        model=vit.model.clone(config=config),
         variables={**vit.variables, "params": params},
         class_names=None,
     )

@@ -17,6 +17,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.weights.load import loaders
 from tests import compiling, forked
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,7 +53,10 @@ def configured(*groups, **fields):
 
 def train(config, workdir, **options):
     """Train as a ConfigDict says; options: of `trainer.train_and_evaluate`."""
-    return trainer.train_and_evaluate(RunConfig.from_config(config), workdir, **options)
+    run = RunConfig.from_config(config)
+    start, teacher = loaders(run)
+    given = {"start": start, "teacher": teacher, **options}
+    return trainer.train_and_evaluate(run, workdir, **given)
 
 
 def lines(workdir, kind):
@@ -73,7 +77,7 @@ def stored(workdir, kind):
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def untrained(model, image_size, seed):
+def untrained(model, seed):
     """Variables as `fresh_variables` draws them, but by NumPy: nothing is compiled."""
     rng = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(variable_shapes(model))

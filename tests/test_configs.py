@@ -292,7 +292,7 @@ def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
 
 
 def test_parts_of_a_model_are_placeholders_of_its_architecture():
-    assert {*base.get_config().model.config.arch} == {*PARTS}
+    assert {*base.get_config().model.arch} == {*PARTS}
     line = "--config configs/quickstart.py --config.model.arch.gelu=tanh"
     config = configured(f"{line} --config.reduction=tome:r=8:prop_attn=False")
     assert config.model.arch.gelu == "tanh"

@@ -155,9 +155,10 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     model = create_model(
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
-    tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model), 0))
+    vit = imagepiece_jax.Pretrained(model, tiny.fill(variable_shapes(model), 0))
+    imagepiece_jax.save(folder / "weights", vit)
 
-    words = ["vit_mini.npz", "digits", "--crop=1", "--limit=16"]
+    words = ["weights", "digits", "--crop=1", "--limit=16"]
     ended = start(
         *("-m", "imagepiece_jax", "evaluate", *words),
         cwd=folder,

@@ -34,17 +34,31 @@ HALF = (0.5, 0.5, 0.5)
 TOME = "tome:r=2"
 
 
-def of_model(**fields):
-    """A change of fields of the ViT."""
-    return lambda vit: dataclasses.replace(vit, model=vit.model.clone(**fields))
+def of_config(**fields):
+    """A change of fields of the ViTConfig."""
+
+    def changed(vit):
+        config = dataclasses.replace(vit.config, **fields)
+        return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+    return changed
 
 
 def of_arch(**parts):
     """A change of parts of the Architecture."""
 
     def changed(vit):
-        arch = dataclasses.replace(vit.model.config.arch, **parts)
-        return dataclasses.replace(vit, model=vit.model.clone(arch=arch))
+        config = vit.config.with_arch(**parts)
+        return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+    return changed
+
+
+def of_execution(**fields):
+    """A change of fields of the Execution."""
+
+    def changed(vit):
+        return dataclasses.replace(vit, model=vit.model.with_execution(**fields))
 
     return changed
 
@@ -73,9 +87,9 @@ def other_weights(vit):
 
 MODELS = {
     "weights": other_weights,
-    "mean": of_model(mean=HALF),
-    "std": of_model(std=HALF),
-    "num_heads": of_model(num_heads=2),
+    "mean": of_config(mean=HALF),
+    "std": of_config(std=HALF),
+    "num_heads": of_config(num_heads=2),
     "dtype": lambda vit: vit.analyzed("bfloat16"),
     "prop_attn": lambda vit: vit.with_reduction(
         tiny.changed(tiny.EVIT, prop_attn=True)
@@ -89,8 +103,8 @@ MODELS = {
     "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
 }
 OF_DEVICE = {
-    "sizes": of_model(sizes="direction"),
-    "backend": of_model(backend="cudnn"),
+    "sizes": of_execution(sizes="direction"),
+    "backend": of_execution(backend="cudnn"),
 }
 IMAGES = {
     "crop": of_images(crop=0.8),
@@ -226,7 +240,7 @@ def test_a_line_of_compare(vit, measured, name):
     elif name in OF_IMAGES:
         changes["images"] = Split(SETTING | {name: OF_IMAGES[name]}, list)
     else:
-        source = dataclasses.replace(vit.source, seed=1)
+        source = dataclasses.replace(vit.source, run={"seed": 1})
         changes["vit"] = dataclasses.replace(vit, source=source)
     other = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
@@ -264,7 +278,7 @@ def test_directions_of_sizes(vit, tmp_path, monkeypatch):
 
     def moments(model):
         made.append(model)
-        width = model.config.embed_dim // model.config.num_heads
+        width = model.config.head_width
         one = np.broadcast_to(np.eye(width), (model.config.num_heads, width, width))
         return lambda *given: [(one, one)] * model.depth
 
@@ -326,9 +340,7 @@ def student(tmp_path_factory):
     config = runs.configured(runs.DENSE | {"model.stem": "patch"}, fields)
     run = RunConfig.from_config(config)
     model = run.create_dense()
-    teacher = imagepiece_jax.Pretrained(
-        model, tiny.fill(tiny.shapes(model)), run.preprocessing()
-    )
+    teacher = imagepiece_jax.Pretrained(model, tiny.fill(tiny.shapes(model)))
     imagepiece_jax.save(folder / "teacher", teacher)
     runs.train(config, folder / "run")
     return config, folder / "run", teacher

@@ -18,7 +18,6 @@ import os
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
@@ -153,14 +152,13 @@ def inference_text(config, gelu=None):
     model = RunConfig.from_config(unplaced(config)).create_model()
     dtype = config.model.dtype
     options = optimize.CompileOptions(batch_size=config.batch_size, gelu=gelu)
-    on_gpu = placed(model.with_execution(dtype=jnp.dtype(dtype)), config)
+    on_gpu = placed(model.with_execution(dtype=dtype), config)
     gelu = gelu or optimize.default_gelu(on_gpu, device())
     reductions = optimize.default_reductions(on_gpu, device())
     pixels = optimize.joined_pixels(on_gpu, device())
     if optimize.takes_direction(on_gpu, options):
-        model = model.with_execution(
-            sizes="direction"
-        )  # which has the shapes of a folded one
+        # It has the shapes of a folded one.
+        model = model.with_execution(sizes="direction")
     prepared = []
 
     def prepare(variables):

@@ -10,6 +10,7 @@ tiny model, a process each, with a printed row; status 1 if one is not as it sho
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -30,6 +31,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import checksums, signals
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import KINDS
 from imagepiece_jax.training.logging import MEASURED, read_metrics
@@ -234,7 +236,8 @@ def write_inputs(folder):
         mean = float(path[-1].key == "scale")
         return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
-    model = imagepiece_jax.create_model("vit_mini", **SIZE)
+    config = dataclasses.replace(registry.config("vit_mini"), **SIZE)
+    model = imagepiece_jax.create_model(config)
     shapes = variable_shapes(model)
     variables = jax.tree_util.tree_map_with_path(drawn, shapes)
     imagepiece_jax.save(folder / "weights", imagepiece_jax.Pretrained(model, variables))

@@ -22,7 +22,9 @@ def main(model: Model):
     # Compared with the dense model of the same stem, which shows what the reduction
     # saves, and with that of the patch stem, as in papers.
     patch_stem = dataclasses.replace(vit.config, stem="patch")
-    print(cost.describe(vit, [create(vit.config), create(patch_stem)]))
+    configs = (vit.config, patch_stem)
+    others = [create(config, execution=vit.execution) for config in configs]
+    print(cost.describe(vit, others))
     if recovery:
         print_recovery(recovery, recovery.of(vit))
 

@@ -130,7 +130,8 @@ def block_macs(model, layer, queries=None):
     layer: the block's LayerPlan
     queries: number of tokens that attend, and that the block returns; None: all
     """
-    width = model.config.embed_dim
+    config = model.config
+    width = config.embed_dim
     keys = layer.attn_tokens
     values = layer.attn_tokens
     scoring = queries or keys
@@ -143,10 +144,8 @@ def block_macs(model, layer, queries=None):
     # Queries, keys and their products; then values, their products, and proj.
     attention = (scoring + keys + values + reading) * width**2
     attention += (scoring * keys + reading * values) * width
-    layers = (
-        3 if model.config.arch.mlp == "swiglu" else 2
-    )  # of the MLP; SwiGLU has a gate
-    hidden = round(model.config.mlp_ratio * width)
+    layers = 3 if config.arch.mlp == "swiglu" else 2  # of the MLP; SwiGLU has a gate
+    hidden = round(config.mlp_ratio * width)
     return attention + returned * layers * width * hidden
 
 

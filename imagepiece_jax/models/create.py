@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
-from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.layer_plan import dense_plan
@@ -56,6 +56,7 @@ def execution_of(
 ) -> Execution:
     """The Execution of a model in a dtype, with the attention of this device."""
     dtype = checked_dtype(dtype)
+    check_choice("attention", attention, BACKENDS)
     backend = resolve_backend(attention, dtype, config.head_width)
     return Execution(dtype=dtype, backend=backend, attention=attention)
 

@@ -122,7 +122,7 @@ class InitialWeights:
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
-        if note and self.start.source.run is not None:
+        if note:
             say(f"note: {note}")
 
     def variables(self, model) -> Mapping[str, Any]:

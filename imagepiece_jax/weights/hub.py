@@ -20,6 +20,7 @@ from imagepiece_jax.weights.file_names import (
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
+    PROCESSOR,
     RECOVERED,
     SELECTORS,
     WEIGHTS,
@@ -76,7 +77,9 @@ def repository_files(text):
     if weights.name.startswith("open_clip"):
         repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
-        repository.optional(PREPROCESSOR)
+        # transformers 5 writes the other file alone for models of images and texts.
+        if not repository.optional(PREPROCESSOR):
+            repository.optional(PROCESSOR)
     if OURS in config:
         repository.optional(SELECTORS)
         if "recovery" in config[OURS]:
@@ -112,9 +115,10 @@ class _Repository:
         raise InputError(f"{place} has none of {', '.join(names)}")
 
     def optional(self, name):
-        """Fetch a file where the repository has it."""
-        if self._get(name) or not self._unreachable:
-            return
+        """Fetch a file where the repository has it; return its path, or None."""
+        file = self._get(name)
+        if file or not self._unreachable:
+            return file
         import huggingface_hub
 
         cached = huggingface_hub.try_to_load_from_cache(
@@ -126,6 +130,7 @@ class _Repository:
                 f"whether there is a {name}; without a network load its folder, "
                 f"{self.files[0].parent}"
             )
+        return None
 
     def _get(self, name):
         """The path of a file; None where there is none, or none in reach.

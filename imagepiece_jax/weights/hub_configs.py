@@ -44,8 +44,11 @@ class Described(NamedTuple):
     recovery: Recovery | None = None
 
 
-def read(found: Location) -> Described:
-    """What a folder's config file says, and that of its image processor."""
+def read(found: Location, images_known: bool = False) -> Described:
+    """What a folder's config file says, and that of its image processor.
+
+    images_known: whether the latter may lack
+    """
     folder = found.path
     if found.config_file.name == OPEN_CLIP:
         parse_open_clip = open_clip_config.parse_open_clip
@@ -55,13 +58,14 @@ def read(found: Location) -> Described:
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
     if not images and (folder / PREPROCESSOR).is_file():
         images = read_json(folder / PREPROCESSOR)
-    return parse(found.config, images, folder)
+    return parse(found.config, images, folder, images_known)
 
 
 def parse(
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     folder: pathlib.Path = pathlib.Path(),
+    images_known: bool = False,
 ) -> Described:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file = folder / CONFIG
@@ -71,11 +75,14 @@ def parse(
         found, names = guarded(file, timm_config.parse_timm, config)
         license = config.get("pretrained_cfg", config).get("license")
         return Described(found, names, license)
-    if not images:
+    if not images and not images_known:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
             "normalized; place it beside the weights, or give config="
         )
+    kind = guarded(file, transformers_config.kind_of, config)
+    parse_images = transformers_config.parse_images
+    images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
     parse_transformers = transformers_config.parse_transformers
     return Described(*guarded(file, parse_transformers, config, images))
 

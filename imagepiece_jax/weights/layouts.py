@@ -479,7 +479,7 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name == "pos_embed" and tensor.ndim == 1:  # a mistake that `infer` reports
+        elif name == "pos_embed" and tensor.ndim == 1:  # a mistake, which a model tells
             out[name] = tensor
         elif name in _ROWS and tensor.ndim != 3:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])

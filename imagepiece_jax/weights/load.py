@@ -13,9 +13,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run_files import KINDS, check_normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
@@ -32,7 +34,7 @@ from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, matches, variable_shapes
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import hub_configs, layouts, location, runs
-from imagepiece_jax.weights.file_names import CONFIG, RECOVERED
+from imagepiece_jax.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
 from imagepiece_jax.weights.hub_configs import Described
 from imagepiece_jax.weights.layouts import Contents
 from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
@@ -163,18 +165,17 @@ def _model(config, reduction, trained, execution, found):
 def read_config(config: str | os.PathLike) -> ViTConfig:
     """The config of a model by name, or of the files beside its weights.
 
-    config: a public name, "deit_tiny_patch16_224.fb_in1k"; a folder with a config.json
-        of timm, transformers or `save`, or an open_clip_config.json; a run's folder; or
-        such a config.json itself
+    config: a public name, "deit_tiny_patch16_224.fb_in1k"; a config.json of timm,
+        transformers, `save` or a run, an open_clip_config.json, or the folder of one
     """
-    path = os.path.expanduser(config)
-    if registry.is_known(path):
-        return registry.config(path)
-    if not location.exists(path):
-        raise InputError(f"config is {path!r}, no name and no folder; {registry.NAMES}")
-    if os.path.basename(path) == CONFIG:
-        path = os.path.dirname(path) or os.curdir
-    return describe(location.find(path)).config
+    name = os.fspath(config)
+    if registry.is_known(name):
+        return registry.config(name)
+    if not location.exists(os.path.expanduser(name)):
+        raise InputError(f"config is {name!r}, no name and no file; {registry.NAMES}")
+    if os.path.basename(name) in (CONFIG, OPEN_CLIP):
+        name = os.path.dirname(name) or os.curdir
+    return describe(location.find(name)).config
 
 
 def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
@@ -210,7 +211,7 @@ def describe(found: Location, config=None) -> Described:
     if found.kind == RUN:
         described = runs.read(found)
     elif found.config_file is not None:
-        described = hub_configs.read(found)
+        described = hub_configs.read(found, config is not None)
     else:
         return Described(config or _config_of_file(found))
     if config is not None:
@@ -262,17 +263,20 @@ def read_contents(found, config, checkpoint, averaged) -> Contents:
 def of_tensors(config: ViTConfig, contents: Contents, found: Location) -> ViTConfig:
     """A config with the number of classes and the image size of its tensors.
 
-    Positions are those of the config's images, or else of square ones.
+    Those beside a config file have to be the config's. Positions of others are those of
+    the config's images, or else of square ones.
     """
     tensors = contents.tensors
-    classes = 0
-    if "head.weight" in tensors:
-        classes = len(tensors["head.weight"])
+    head = tensors.get("head.weight")
+    classes = len(head) if np.ndim(head) else 0
     stated = config.num_classes
-    if found.kind != FILE and stated and stated != classes:
-        raise InputError(
-            f"{found.place}: num_classes is {stated}, but its tensors have {classes}"
-        )
+    if found.config_file is not None:
+        if stated and stated != classes:
+            raise InputError(
+                f"{found.place}: num_classes is {stated}, but its tensors have "
+                f"{classes}"
+            )
+        return dataclasses.replace(config, num_classes=classes)
     size = config.image_size
     positions = tensors.get("pos_embed")
     if positions is not None and positions.ndim == 3:
@@ -297,9 +301,12 @@ def _fill(vit, contents, described, fresh, seed, exact):
     if seed is not None:
         shapes = variable_shapes(vit.model)
         fresh = (*fresh, *timm_tensors.lacking_selectors(learned, shapes))
+    tensors = contents.tensors
+    if sides(vit.image_size) != sides(source.image_size):
+        tensors = resize_positions.fit(tensors, vit.config, source.image_size)
     variables, drawn = timm_tensors.model_variables(
         vit.model,
-        resize_positions.fit(contents.tensors, vit.config, source.image_size),
+        tensors,
         source.place,
         fresh=fresh,
         seed=seed or 0,

@@ -37,16 +37,15 @@ def read(found: Location) -> Described:
         raise InputError(
             f"{found.config_file} is neither that of a run nor of published weights"
         )
-    config, reduction = guarded(found.config_file, _parts, run)
+    config, reduction, dtype = guarded(found.config_file, _parts, run)
     names = read_class_names(found.path, run["num_classes"])
-    dtype = run["model"]["dtype"]
     return Described(config, names, reduction=reduction, dtype=dtype)
 
 
 def _parts(run):
-    """The ViTConfig and the Reduction that the config of a run has."""
+    """The ViTConfig, the Reduction and the dtype that the config of a run has."""
     check_format(run)
-    return config_of_run(run), Reduction.read(run["reduction"])
+    return config_of_run(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
 
 
 def read_checkpoint(

@@ -77,13 +77,14 @@ def parse_timm(file: Mapping[str, Any]) -> tuple[ViTConfig, tuple | None]:
         )
     _, height, width = images["input_size"]
     height, width = sides(arguments.get("img_size") or (height, width))
-    stated = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    stated["image_size"] = height if height == width else (height, width)
+    trained = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    trained["image_size"] = height if height == width else (height, width)
+    stated = dict(trained)
     if classes is not None:
         stated["num_classes"] = classes
     base = _published(f"{name}.{images.get('tag')}", stated, arguments)
     if base is None:
-        base = of_architecture(name, stated)
+        base = of_architecture(name, trained)
     if images.get("tag") in SWIGLU:
         base = base.with_arch(mlp="swiglu")
     config = _with_model_args(base, arguments)
@@ -99,7 +100,7 @@ def parse_timm(file: Mapping[str, Any]) -> tuple[ViTConfig, tuple | None]:
 
 
 def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
-    """The config of a model that timm's code of an architecture made.
+    """The config of a model that timm's code of an architecture made, without a head.
 
     images: the fields of a ViTConfig that say what it was trained on
     Raises InputError for an architecture that is not here.
@@ -108,7 +109,8 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
     if row is None:
         raise InputError(f"architecture is {name!r}; {registry.NAMES}")
     sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
-    return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **images)
+    arch = Architecture(**row["arch"])
+    return ViTConfig(name=name, arch=arch, num_classes=0, **sizes, **images)
 
 
 def _published(name, stated, arguments):

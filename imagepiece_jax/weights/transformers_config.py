@@ -159,9 +159,10 @@ def parse_transformers(
 ) -> tuple[ViTConfig, tuple | None]:
     """(the config, class names or None) of a model.
 
-    config, images: contents of config.json and of preprocessor_config.json
+    config: content of config.json
+    images: of `parse_images`
     """
-    model = MODEL_TYPES[_kind(config)]
+    model = MODEL_TYPES[kind_of(config)]
     fields = _of_tower(config)
     _check_fixed(QUANTIZED, config)
     _check_fixed(model.fixed, fields)
@@ -200,7 +201,7 @@ def parse_transformers(
         num_classes=len(labels),
         problem_type=_problem_type(config, labels) if classify else SINGLE_LABEL,
         image_size=_square(fields["image_size"]),
-        **_images(images, config),
+        **images,
     )
     return found, class_names.shortened(_names(labels))
 
@@ -222,14 +223,15 @@ def _check_fixed(fixed, fields):
         check_choice(field, fields.get(field, value), [value])
 
 
-def _images(images, config):
+def parse_images(images: Fields, kind: str) -> dict[str, Any]:
     """Normalization and crop by a preprocessor_config.json, as fields of a ViTConfig.
 
     What it leaves out is as in its image processor.
 
-    images, config: contents of it and of config.json
+    images: its content
+    kind: the model type
     """
-    name = _processor_name(images, config)
+    name = _processor_name(images, kind)
     if name == "CLIP":  # its processor would take another size by this field
         _check_fixed({"use_square_size": False}, images)
     fields = PROCESSORS[name]
@@ -247,14 +249,14 @@ def _images(images, config):
     return {"mean": mean, "std": std, **_crop(fields, name)}
 
 
-def _processor_name(images, config):
+def _processor_name(images, kind):
     """The start of the name of the image processor that wrote a file."""
     field = "image_processor_type"
     if images.get(field) is None:
         field = "feature_extractor_type"  # up to version 4.26
     named = images.get(field)
     if named is None:
-        return MODEL_TYPES[_kind(config)].processor
+        return MODEL_TYPES[kind].processor
     names = {f"{name}ImageProcessor": name for name in PROCESSORS}
     usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
     name = re.sub("(Fast|Pil)$", "", usual)
@@ -312,7 +314,7 @@ def _problem_type(config, labels):
     return SINGLE_LABEL
 
 
-def _kind(config):
+def kind_of(config: Fields) -> str:
     """The model type, one of MODEL_TYPES; of two towers that of the vision tower."""
     name = config["model_type"]
     check_choice("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])

@@ -31,7 +31,7 @@ class Monotone(Study):
 
     def evaluate(self, vit, reduction, images=None):
         model = vit.model_with(reduction)
-        figures = plan_facts(model, 224) | {"untrained_selectors": False}
+        figures = plan_facts(model) | {"untrained_selectors": False}
         share = (figures["gmacs"] / 1.3) ** 0.25
         return Answers(figures, np.arange(IMAGES) < round(IMAGES * share))
 

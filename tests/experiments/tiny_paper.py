@@ -8,7 +8,9 @@ from experiments.paper import Images, Study
 from experiments.study import versions
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.input.registry import open_source
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.weights.save import save
 from tests.models import tiny
 from tests.models.make import create_model
 
@@ -29,12 +31,11 @@ PROGRAMS = {}  # of all studies, whose models are mostly the same
 
 
 def pretrained(folder, seed=0, **fields):
-    """Random weights, as a file that a dense model fits."""
+    """Random weights of a dense model, which are saved in a folder."""
     fields = FIELDS | fields
     model = create_model(**fields)
     variables = tiny.fill(variable_shapes(model), seed)
-    path = folder / f"tiny{seed}.npz"
-    tiny.write(path, variables)
+    path = save(folder / f"tiny{seed}", Pretrained(model, variables))
     return tiny.loaded(path, variables=variables, seed=seed, **fields)
 
 

@@ -1,6 +1,5 @@
 """The fast program: what it computes, and sentences for what it does not take."""
 
-import dataclasses
 import types
 
 import chex
@@ -100,7 +99,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     model, variables, fast = for_pixels
     pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
     normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
-    tanh = model.clone(arch=dataclasses.replace(model.config.arch, gelu="tanh"))
+    tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
     images = jnp.asarray(normalized, jnp.float32)
     want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)

@@ -235,9 +235,10 @@ def test_kept_directions_are_those_of_the_same_model(vit):
     """The same weights have other directions with other heads."""
     images = photographs(vit)
     first = size_direction.directions(vit, images)
-    heads = vit.model.clone(num_heads=6)
-    quick = dataclasses.replace(vit.model.config.arch, gelu="quick")
-    for model in (heads, vit.model.clone(arch=quick), vit.model.clone(std=(1, 1, 1))):
+    heads = dataclasses.replace(vit.config, num_heads=6)
+    deviation = dataclasses.replace(vit.config, std=(1, 1, 1))
+    for config in (heads, vit.config.with_arch(gelu="quick"), deviation):
+        model = vit.model.clone(config=config)
         other = dataclasses.replace(vit, model=model)
         found = size_direction.directions(other, images)
         np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from imagepiece_jax.models import create, registry
+from imagepiece_jax.models import create, reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-
-EXECUTION = ("dtype", "attention")
+from imagepiece_jax.reduction.reduction import Reduction
 
 
 def config(name, *, arch=None, **changes):
@@ -29,7 +28,20 @@ def config(name, *, arch=None, **changes):
     return ViTConfig(arch=own, **images | changes)
 
 
-def create_model(name, reduction=None, **changes):
-    """The model of `config`; changes may have dtype and attention, too."""
-    execution = {k: changes.pop(k) for k in EXECUTION if k in changes}
-    return create.create_model(config(name, **changes), reduction, **execution)
+def create_model(
+    name,
+    reduction=None,
+    *,
+    dtype="float32",
+    attention="auto",
+    drop_path_rate=0.0,
+    masked=False,
+    **changes,
+):
+    """The model of `config`, as `create.create_model` makes and tells it."""
+    made = config(name, **changes)
+    execution = create.execution_of(made, dtype, attention)
+    execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
+    model = create.create(made, reduction, execution, masked)
+    reduction_plan.print_reduction(Reduction.read(reduction), model)
+    return model

@@ -54,7 +54,7 @@ def test_parts_of_a_model_are_counted():
     pool = 2 * 15 * 30**2 + 2 * 15 * 30 + 30**2 + 2 * 30 * 120
     assert model_macs(model) == 15 * 48 * 30 + block + pool + 30 * 7
     leaves = jax.tree.leaves(variable_shapes(model)["params"])
-    table = cost.cost_table(model, model, WIDE).splitlines()
+    table = cost.cost_table(model, model).splitlines()
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
@@ -151,10 +151,10 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     variables = tiny.variables(create_model(name, depth=1, num_classes=3))
     tiny.write(tmp_path / "w.npz", variables)
     size = (112, 448)
-    vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=name, image_size=size)
     old = variables["params"]["pos_embed"]
     tensors = {"pos_embed": old}
-    want = resize_positions.fit(tensors, vit.model, size, (224, 224))["pos_embed"]
+    want = resize_positions.fit(tensors, vit.config, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape

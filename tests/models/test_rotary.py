@@ -218,7 +218,7 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     variables = tiny.variables(made)
     out, seen = captured(made, variables, images)
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
-    prefix = made.arch.prefix
+    prefix = made.config.arch.prefix
     decided = list(zip(out.results, out.taps, strict=True))
     groups = [[p] for p in range(GRID**2)]
     places = grid

@@ -126,10 +126,10 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     like = jax.eval_shape(lambda: variables(width=6, tokens=new * new))
     pos_embed = source["params"]["pos_embed"]
     with caplog.at_level("INFO", logger="imagepiece_jax.models"):
-        model = tiny.model(embed_dim=6, num_heads=1)
-        tensors = resize_positions.fit(
-            timm_tensors.to_timm(source), model, new * tiny.PATCH
-        )
+        size = new * tiny.PATCH
+        config = tiny.model(embed_dim=6, num_heads=1, image_size=size).config
+        tensors = timm_tensors.to_timm(source)
+        tensors = resize_positions.fit(tensors, config, old * tiny.PATCH)
         found = timm_tensors.from_timm(tensors, like)
     found = found["params"]["pos_embed"]
     assert f"resized to {new}x{new}" in caplog.text

@@ -11,6 +11,8 @@ from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.attention import Attention
+from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.pretrained import Pretrained, Source
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
@@ -117,6 +119,12 @@ def vit(plan, embed_dim, num_heads, **fields):
     depth = max(1, len(plan))
     sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "depth": depth}
     return ViT(config(None, **{"patch_size": 16} | sizes | fields), plan)
+
+
+def attention(width, heads, prop_attn=False, **execution):
+    """An Attention; `execution` has fields of an Execution."""
+    sizes = {"embed_dim": width, "num_heads": heads, "depth": 1, "patch_size": 16}
+    return Attention(config(None, **sizes), Execution(**execution), prop_attn)
 
 
 def model(reduction=None, **options):

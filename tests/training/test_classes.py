@@ -3,24 +3,21 @@
 import functools
 import re
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import CLASSES
+from imagepiece_jax.config.run_files import CLASSES, read_class_names
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.weights import load
-from imagepiece_jax.weights.runs import read_class_names
 from tests import runs
 from tests.command import call, sentence, start
 from tests.models import tiny
@@ -36,8 +33,9 @@ WORDS += [f"--config.{name}={value}" for name, value in SMALL.items()]
 configured = functools.partial(runs.configured, SMALL, {"num_classes": 2})
 
 
-def initial(config):
-    return InitialWeights(RunConfig.from_config(config))
+def initial(config, workdir):
+    run = RunConfig.from_config(config)
+    return InitialWeights(run, workdir, *load.loaders(run))
 
 
 def folder(root, *names):
@@ -105,7 +103,7 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    weights = load.read_source(run).class_names
+    weights = load.load(run).class_names
     assert class_names.other_class(weights, names) == other
 
 
@@ -310,17 +308,15 @@ def test_evaluate_finds_imagenets_classes_by_wordnet_ids(assets):
         ("run", (), None, True, None),
         ("run", (), None, False, None),
         ("old", (), ("ant", "bee"), False, "config.init.weights {old}"),
-        ("file", (), None, False, None),
     ],
 )
 def test_a_start_says_where_names_cannot_be_compared(
     run, tmp_path, capsys, weights, fresh, names, resumed, nameless
 ):
-    places = {"run": run, "old": tmp_path / "old", "file": tmp_path / "w.npz"}
+    places = {"run": run, "old": tmp_path / "old"}
     unnamed(run, places["old"])
-    np.savez(places["file"], **timm_tensors.to_timm(load.load(run).variables))
     config = configured(**{"init.weights": str(places[weights]), "init.fresh": fresh})
-    initial(config).check_classes(tmp_path, names, resumed=resumed)
+    initial(config, tmp_path).check_classes(names, resumed=resumed)
     data = "config.data.name 'digits'"
     said = f"note: {nameless} names no classes; class 0 of {data} is 'ant'\n"
     noted = said.format(**places) if nameless else ""

@@ -51,7 +51,8 @@ def pretrained(name):
     if problem == "projection":
         vit.variables["params"]["head"]["bias"][:] = 0
     elif problem:
-        vit = dataclasses.replace(vit, problem_type=problem)
+        config = dataclasses.replace(vit.config, problem_type=problem)
+        vit = dataclasses.replace(vit, model=vit.model.clone(config=config))
     return vit
 
 
@@ -59,7 +60,7 @@ def pretrained(name):
 def stream_of(model):
     """Function (variables, images) -> (logits, tokens, tokens by block, slots)."""
     if model.config.arch.pool == "none":
-        model = model.clone(arch=dataclasses.replace(model.config.arch, pool="token"))
+        model = model.clone(config=model.config.with_arch(pool="token"))
 
     @tiny.compiled
     def run(variables, images):

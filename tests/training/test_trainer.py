@@ -15,13 +15,13 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import check_normalization
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
-from imagepiece_jax.weights.runs import check_normalization
 from tests import runs, tars
 from tests.input.test_worker_pool import shared_memory, workers
 
@@ -147,8 +147,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
 def stopped(finished, tmp_path_factory):
     """A run from the finished one's weights, whose first step throws them far off."""
     workdir = tmp_path_factory.mktemp("stopped")
+    start = shutil.copytree(finished[0], tmp_path_factory.mktemp("start") / "run")
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
-    fields |= {"init.weights": str(finished[0])}
+    fields |= {"init.weights": str(start)}
     errors = []
     lines = []
     with pytest.MonkeyPatch.context() as patch:
@@ -158,6 +159,7 @@ def stopped(finished, tmp_path_factory):
                 runs.train(configured(**fields), workdir)
             errors.append(str(error.value))
             lines.append(read_metrics(workdir))
+            shutil.rmtree(start, ignore_errors=True)  # a resumed run needs it no more
     return workdir, errors, lines
 
 

@@ -5,15 +5,16 @@ import json
 import pathlib
 
 import pytest
-from imagepiece_jax.models.spec import ModelSpec, size_of
 
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.weights import hub_configs, location
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
+from tests.models import make
 from tests.refused import refused
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -51,14 +52,12 @@ def timm(**fields):
 def test_timms_form():
     """And as it was before its fields were grouped."""
     found = hub_configs.parse(timm(), {})
-    name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert found["spec"].fields == IMAGENET | {"name": name, "image_size": 518}
-    sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
-    assert found["sizes"] == sizes | {"num_classes": 0, "image_size": 518}
-    crop = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
-    assert found["crop"] == crop
-    assert found["class_names"] is None
-    assert "saved" not in found
+    config = found.config
+    assert config == registry.config("vit_small_patch14_reg4_dinov2.lvd142m")
+    assert (config.image_size, config.num_classes) == (518, 0)
+    assert {"mean": config.mean, "std": config.std} == IMAGENET
+    assert config.preprocessing == Preprocessing(518, crop=1.0)
+    assert found.class_names is None
     config = timm()
     flat = config.pop("pretrained_cfg") | config
     assert hub_configs.parse(flat, {}) == found
@@ -87,11 +86,11 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     config = timm(architecture=name, model_args=arguments)
     del config["num_classes"]
     config["pretrained_cfg"] |= TUNED | changes
-    said = hub_configs.parse(config, {})["spec"]
+    said = hub_configs.parse(config, {}).config
     assert said.name == name + tag
-    assert said.architecture.gelu == ("quick" if tag else "exact")
+    assert said.arch.gelu == ("quick" if tag else "exact")
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
-    assert hub_configs.parse(config, {})["spec"].architecture.gelu == "tanh"
+    assert hub_configs.parse(config, {}).config.arch.gelu == "tanh"
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
@@ -99,8 +98,8 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
     found = hub_configs.parse(config, {})
-    assert found["spec"].name.partition(".")[2] == (tag if named else "")
-    assert found["class_names"] == (class_names.imagenet_names() if named else None)
+    assert found.config.name.partition(".")[2] == (tag if named else "")
+    assert found.class_names == (class_names.imagenet_names() if named else None)
     synsets, names = zip(*class_names.imagenet_rows(), strict=True)
     assert len(names) == 1000
     assert all(names)
@@ -126,10 +125,10 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     labels = {str(i): name for i, name in enumerate(names)}
     wanted = class_names.imagenet_names() if same else tuple(names)
     found = hub_configs.parse(config | {"id2label": labels}, processor)
-    assert found["class_names"] == wanted
+    assert found.class_names == wanted
     for more in ({}, {"label_descriptions": described}):
         config = timm(num_classes=1000, label_names=names, **more)
-        assert hub_configs.parse(config, {})["class_names"] == wanted
+        assert hub_configs.parse(config, {}).class_names == wanted
 
 
 @pytest.mark.parametrize(
@@ -144,25 +143,28 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     ],
 )
 def test_labels_of_timms_form(fields, names):
-    assert hub_configs.parse(timm(num_classes=3, **fields), {})["class_names"] == names
+    assert hub_configs.parse(timm(num_classes=3, **fields), {}).class_names == names
 
 
 @pytest.mark.parametrize(
     "arguments, wanted",
     [
         ({"img_size": 224}, {"image_size": 224}),
-        (
-            {"norm_layer": "layernorm", "num_heads": 3},
-            {"norm_eps": 1e-6, "num_heads": 3},
-        ),
+        ({"norm_layer": "layernorm", "num_heads": 3}, {"num_heads": 3}),
         ({"act_layer": "gelu_tanh", "drop_path_rate": 0.1}, {"gelu": "tanh"}),
+        ({"mlp_ratio": 2.0, "embed_dim": 36}, {"mlp_ratio": 2.0, "embed_dim": 36}),
+        ({"mlp_ratio": 0.3}, {"mlp_ratio": 115 / 384}),  # timm cuts to whole numbers
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = hub_configs.parse(timm(model_args=arguments), {})["spec"]
-    name = "vit_small_patch14_reg4_dinov2"
-    usual = {"name": name, "image_size": 518, "gelu": "exact", "resize": "antialias"}
-    assert found == ModelSpec.from_fields(IMAGENET | usual | wanted)
+    found = hub_configs.parse(timm(model_args=arguments), {}).config
+    usual = {"num_classes": 0, "image_size": 518, "crop": 1.0, "resize": "antialias"}
+    # Not the resizing of the weights, which timm's code has not.
+    arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
+    fields = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
+    del usual["resize"]
+    fields |= {"arch": arch, "name": REG4} | IMAGENET | usual
+    assert found == make.config(None, **fields | wanted)
 
 
 DEIT = "deit_tiny_patch16_224"
@@ -201,17 +203,12 @@ REG4 = "vit_small_patch14_reg4_dinov2"
     ],
 )
 def test_arguments_that_change_the_parts(name, arguments, wanted):
-    """All parts are given then; the name says what else is of these weights."""
     config = timm(architecture=name, model_args=arguments, num_classes=0)
-    found = hub_configs.parse(config, {})
-    facts = registry.fields_of(name)
-    assert found["spec"].name == name
-    assert found["spec"].num_heads == facts["num_heads"]
-    assert found["spec"].architecture == dataclasses.replace(facts["arch"], **wanted)
-    sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
-    own = size_of(name).fields | sizes
-    for field in ("patch_size", "embed_dim", "depth"):
-        assert found["sizes"][field] == own[field]
+    found = hub_configs.parse(config, {}).config
+    known = registry.config(name)
+    assert found.arch == dataclasses.replace(known.arch, **wanted)
+    for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
+        assert getattr(found, field) == arguments.get(field, getattr(known, field))
 
 
 def test_arguments_that_timm_takes_and_does_not_compute_with():
@@ -222,18 +219,26 @@ def test_arguments_that_timm_takes_and_does_not_compute_with():
         ("deit_tiny_distilled_patch16_224", {"fc_norm": False}),
     ):
         config = timm(architecture=name, model_args=changed)
-        arch = hub_configs.parse(config, {})["spec"].architecture
+        arch = hub_configs.parse(config, {}).config.arch
         assert arch.gelu == "exact" and arch.final_norm
 
 
-def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
-    """timm cuts width * ratio to a whole number, and 4304 / 1152 is no round one."""
-    name = "vit_so400m_patch14_siglip_224"
-    found = hub_configs.parse(timm(architecture=name, model_args={"depth": 2}), {})
-    assert found["sizes"]["mlp_ratio"] == 4304 / 1152
-    found = hub_configs.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
-    assert "mlp_ratio" not in found["sizes"]
-    assert found["sizes"]["embed_dim"] == 64
+@pytest.mark.parametrize(
+    "name, arguments, hidden",
+    [
+        ("vit_so400m_patch14_siglip_224", {"depth": 2}, 4304),
+        ("vit_so400m_patch14_siglip_224", {"embed_dim": 64}, 239),  # 3.7362 * 64
+        ("vit_giant_patch14_dinov2", {}, 4096),
+        ("vit_giant_patch14_dinov2", {"embed_dim": 48}, 128),
+        ("vit_giant_patch14_dinov2", {"mlp_ratio": 4.0}, 3072),  # of a gate, too
+        ("eva02_tiny_patch14_224", {"mlp_ratio": 3.0}, 576),
+    ],
+)
+def test_timm_cuts_the_width_of_a_hidden_layer_to_a_whole_number(
+    name, arguments, hidden
+):
+    found = hub_configs.parse(timm(architecture=name, model_args=arguments), {}).config
+    assert found.mlp_ratio == hidden / found.embed_dim
 
 
 RULE = {"rule": "transformers"}
@@ -274,17 +279,31 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
-    assert found["spec"] == ModelSpec.from_fields(wanted)
-    assert found["crop"] == prepared | RULE
     own = config.get("vision_config", config)
-    assert found["sizes"]["embed_dim"] == own["hidden_size"]
-    assert found["sizes"]["depth"] == own["num_hidden_layers"]
-    hidden = own.get("intermediate_size", 4 * own["hidden_size"])
-    assert found["sizes"]["mlp_ratio"] == hidden / own["hidden_size"]
+    width = own["hidden_size"]
+    hidden = own.get("intermediate_size", 4 * width)
+    wanted |= {"embed_dim": width, "mlp_ratio": hidden / width}
+    wanted |= {"depth": own["num_hidden_layers"], "patch_size": own["patch_size"]}
     named = name == "google/vit-base-patch16-224"
+    wanted |= {"num_classes": 2 if named else 0} | prepared | RULE
+    assert found.config == make.config(None, **wanted)
     names = ("tench, Tinca tinca", "goldfish") if named else None
-    assert found["class_names"] == names
-    assert found["sizes"].get("num_classes") == (2 if named else None)
+    assert found.class_names == names
+
+
+SQUARE = {"size": 224}  # a preprocessor_config.json that leaves out all else
+
+
+def transformers(config, images=SQUARE):
+    """The ViTConfig of a config.json and a preprocessor_config.json."""
+    return hub_configs.parse(config, images).config
+
+
+def prepared(found):
+    """The fields of its Preprocessing but the size."""
+    fields = dataclasses.asdict(found.preprocessing)
+    del fields["image_size"]
+    return fields
 
 
 @pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
@@ -299,13 +318,12 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
         "rope_theta": 100.0,
         "use_gated_mlp": gated,
     }
-    found = hub_configs.parse(config, {})
-    public = registry.fields_of(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
-    assert found["spec"].architecture == dataclasses.replace(public, pool="token")
-    assert found["spec"].image_size == 224
-    assert "image_size" not in found["sizes"]
+    found = transformers(config)
+    public = registry.config(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m").arch
+    assert found.arch == dataclasses.replace(public, pool="token")
+    assert found.image_size == 224
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
-    arch = hub_configs.parse(config | other, {})["spec"].architecture
+    arch = transformers(config | other).arch
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
@@ -313,21 +331,19 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
 def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
     processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
-    found = hub_configs.parse({"model_type": "deit"}, processor)["crop"]
-    assert int(224 / found["crop"]) == size
-    crop = pytest.approx(224 / size)
-    wanted = {"crop": crop, "crop_mode": "squash", "interpolation": "bicubic"}
-    assert found == wanted | RULE
+    found = transformers({"model_type": "deit"}, processor)
+    assert int(224 / found.crop) == size
+    assert prepared(found) == SQUASHED | {"crop": pytest.approx(224 / size)}
 
 
-def test_nothing_is_known_without_a_processor():
-    found = hub_configs.parse({"model_type": "vit"}, {})
-    assert found["spec"].mean is found["spec"].std is None
-    assert found["crop"] == {}
+def test_without_a_processor_nothing_says_how_images_are_normalized():
+    with refused("has no preprocessor_config.json", "or give config="):
+        hub_configs.parse({"model_type": "vit"}, {})
 
 
 # (file, mean and std, fields of a Preprocessing), by transformers' classes
 SQUASHED = RULE | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+SQUASHED |= {"resize": "deit"}
 
 
 @pytest.mark.parametrize(
@@ -351,19 +367,19 @@ SQUASHED = RULE | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic
     ],
 )
 def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
-    found = hub_configs.parse({"model_type": "vit"}, file)
-    assert found["spec"].fields.items() >= images.items()
+    found = transformers({"model_type": "vit"}, file)
+    assert {"mean": found.mean, "std": found.std} == images
     bilinear = {*file}.isdisjoint({"resample", *TYPES})
     usual = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
-    assert found["crop"] == usual | crop
+    assert prepared(found) == usual | crop
 
 
 TYPES = ("image_processor_type", "feature_extractor_type")
 
 
 def test_images_that_a_processor_does_not_resize_are_taken_as_they_are():
-    found = hub_configs.parse({"model_type": "vit"}, {"do_resize": False})
-    assert found["crop"] == {"resize": "none"}
+    found = transformers({"model_type": "vit"}, {"do_resize": False})
+    assert not found.preprocessing.resizes
 
 
 VIT = {"model_type": "vit"}
@@ -387,25 +403,25 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
     ],
 )
 def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
-    assert hub_configs.parse(CLASSIFIER | fields, {})["problem_type"] == task
+    assert transformers(CLASSIFIER | fields).problem_type == task
 
 
 def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
     """As in CLIPConfig: what it leaves out is the default, not as in vision_config."""
     later = {"hidden_size": 96, "num_hidden_layers": 3}
     config = {"model_type": "clip", "vision_config": later}
-    assert hub_configs.parse(config, {})["sizes"]["embed_dim"] == 96
+    assert transformers(config).embed_dim == 96
     config["vision_config_dict"] = {"num_hidden_layers": 5}
-    found = hub_configs.parse(config, {})["sizes"]
-    assert (found["embed_dim"], found["depth"]) == (768, 5)
+    found = transformers(config)
+    assert (found.embed_dim, found.depth) == (768, 5)
 
 
 def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
-    found = hub_configs.parse(config | labels, {})
-    assert found["class_names"] is None
-    assert found["sizes"]["num_classes"] == 2
+    found = hub_configs.parse(config | labels, SQUARE)
+    assert found.class_names is None
+    assert found.config.num_classes == 2
 
 
 CENTER = {"size": {"shortest_edge": 256}}
@@ -478,7 +494,7 @@ def with_arguments(**arguments):
 )
 def test_what_no_model_here_has(config, processor, field, value):
     with refused(field) as error:
-        hub_configs.parse(config, processor)
+        hub_configs.parse(config, processor or SQUARE)
     file = "config.json" if not processor else "preprocessor_config.json"
     assert str(error.value).startswith(f"{file}: ")
 
@@ -494,8 +510,8 @@ def test_what_no_model_here_has(config, processor, field, value):
     ],
 )
 def test_a_config_without_a_field_or_with_another_type(config, problem):
-    with pytest.raises(InputError, match=f"^config.json {problem}"):
-        hub_configs.parse(config, {})
+    with pytest.raises(InputError, match=f"config.json {problem}"):
+        hub_configs.parse(config, SQUARE)
 
 
 @pytest.mark.parametrize(
@@ -514,6 +530,7 @@ def test_options_of_open_clip_that_no_model_has(vision, said):
 def test_a_file_is_named_and_an_unknown_name_of_timm(tmp_path):
     """test_load has files that are no JSON."""
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with pytest.raises(InputError) as error:
         hub_configs.read(location.find(tmp_path))
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: model_type is ")
@@ -524,9 +541,9 @@ def test_a_file_is_named_and_an_unknown_name_of_timm(tmp_path):
 def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
-    own = registry.fields_of(EVA)["arch"]
-    assert hub_configs.parse(config, {})["spec"].architecture == own
+    own = registry.config(EVA).arch
+    assert hub_configs.parse(config, {}).config.arch == own
     config["model_args"] = {"global_pool": "token"}
-    found = hub_configs.parse(config, {})["spec"].architecture
+    found = hub_configs.parse(config, {}).config.arch
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary

@@ -14,7 +14,6 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.variables import variable_shapes
@@ -36,7 +35,7 @@ DINOV3 |= {"key_bias": False, "layer_scale": True, "mlp": "swiglu", "norm_eps": 
 EVA02 = {"rotary": {"reference": (4, 4)}, "key_bias": False, "mlp": "swiglu"}
 EVA02 |= {"attn_norm": True, "mlp_norm": True, "pool": "mean", "fc_norm": True}
 EVA02 |= {"final_norm": False}
-# Fields of create_model, by what they are to show.
+# Fields of a ViTConfig, and a reduction, by what they are to show.
 MODELS = {
     "dense": {},
     "registers": {"arch": {"registers": 2, "prefix_positions": False}},
@@ -67,7 +66,7 @@ MODELS = {
 }
 
 
-def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **fields):
+def made(class_names=None, preprocessing=None, **fields):
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     fields = {**usual, **fields}
@@ -75,13 +74,7 @@ def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **field
     size = fields["image_size"]
     variables = tiny.fill(variable_shapes(model))
     prepared = Preprocessing(size, **(preprocessing or {}))
-    return Pretrained(
-        model,
-        variables,
-        prepared,
-        class_names,
-        problem_type=problem_type,
-    )
+    return Pretrained(model, variables, prepared, class_names)
 
 
 def logits(vit):
@@ -127,16 +120,11 @@ def test_what_a_folder_holds(tmp_path):
     assert learned
     assert {**dense, **learned}.keys() == timm_tensors.to_timm(vit.variables).keys()
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert config["architecture"] == "vit_base_patch16_224"
-    assert config["model_args"]["embed_dim"] == 32
-    assert config["num_classes"] == 7
-    images = config["pretrained_cfg"]
-    assert images["input_size"] == [3, 16, 16]
-    assert images["crop_pct"] == 0.9
-    assert images["crop_mode"] == "squash"
-    assert images["interpolation"] == "bilinear"
-    assert config["label_names"]["2"] == "c"
-    assert "1" not in config["label_names"]
+    assert config["architecture"] == "imagepiece_jax"  # timm has none of this width
+    stored = config["imagepiece_jax"]["config"]
+    assert stored["embed_dim"] == 32
+    assert stored["num_classes"] == 7
+    assert stored["rule"] == "transformers"
     found = imagepiece_jax.load(tmp_path / "m")
     assert (found.class_names, found.model.execution.dtype) == (
         names,
@@ -144,7 +132,7 @@ def test_what_a_folder_holds(tmp_path):
     )
     assert found.preprocessing == vit.preprocessing
     assert found.reduction == vit.reduction
-    assert found.problem_type == PROBLEMS[1]
+    assert found.config.problem_type == PROBLEMS[1]
 
 
 @pytest.mark.parametrize("counts", ["", ":counts=proportional"])
@@ -160,6 +148,13 @@ def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
     assert loaded.label == vit.label
 
 
+def described(name, class_names=None, **fields):
+    """The config.json of a public model, without its weights."""
+    model = create_model(name, **fields)
+    images = model.config.preprocessing
+    return hub_configs.describe(Pretrained(model, {"params": {}}, images, class_names))
+
+
 @pytest.mark.parametrize(
     "name, wanted",
     [
@@ -170,30 +165,35 @@ def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
 )
 def test_a_public_model_keeps_its_architecture(name, wanted):
     """And the kind of GELU, which timm's architecture of that name may not have."""
-    model = create_model(name)
-    size = registry.fields_of(name)["image_size"]
-    found = hub_configs.describe(Pretrained(model, {"params": {}}, name=name))
+    config = registry.config(name)
+    found = described(name)
     assert found["architecture"] == wanted
-    gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.config.arch.gelu]
-    assert found["model_args"] == {"act_layer": gelu, "img_size": size}
+    gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
+    size = {"img_size": config.image_size}
+    assert found["model_args"] == {"act_layer": gelu} | size
 
 
-@pytest.mark.parametrize(
-    "name, wanted",
-    [
-        ("clip", "vit_base_patch16_clip_224"),
-        ("giant", "vit_giant_patch14_dinov2"),
-        ("distilled", "deit_base_distilled_patch16_224"),
-        ("distilled, positions of patches", "imagepiece_jax"),
-        ("conv stem", "imagepiece_jax"),
-        ("eva02", "imagepiece_jax"),
-        ("fc_norm", "vit_base_patch16_224"),
-        ("eps", "vit_base_patch16_224"),
-        ("large eps", "imagepiece_jax"),
-    ],
-)
-def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
-    assert hub_configs.describe(made(**MODELS[name]))["architecture"] == wanted
+def test_what_timm_reads_of_a_public_model():
+    names = ("a", None, "c")
+    ways = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
+    found = described("test_vit", names, image_size=64, num_classes=3, **ways)
+    assert found["architecture"] == "test_vit"
+    assert found["num_classes"] == 3
+    assert found["label_names"] == {"0": "a", "2": "c"}
+    images = found["pretrained_cfg"]
+    assert images["input_size"] == [3, 64, 64]
+    assert images["mean"] == (0.5,) * 3
+    assert (images["crop_pct"], images["crop_mode"]) == (0.9, "squash")
+    assert images["interpolation"] == "bilinear"
+    usual = described("test_vit", crop=None)["pretrained_cfg"]
+    assert (usual["crop_pct"], usual["crop_mode"]) == (0.875, "center")
+
+
+@pytest.mark.parametrize("name", ["dense", "conv stem", "eva02", "large eps"])
+def test_another_model_is_none_of_timms(name):
+    found = hub_configs.describe(made(**MODELS[name]))
+    assert found["architecture"] == "imagepiece_jax"
+    assert found.keys() == {"architecture", "imagepiece_jax"}
 
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):
@@ -207,11 +207,10 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     assert not dense.prop_attn
     with untrained():
         fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
-    assert fresh.num_classes == 3
+    assert fresh.config.num_classes == 3
     assert "reducer_1" in values["params"]
     # A reduction that is given has its own.
-    tome = "tome:r=3"
-    imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
+    imagepiece_jax.save(tmp_path / "m", made(reduction=f"{tome}:prop_attn=False"))
     for fields, own in (({}, False), ({"reduction": tome}, True)):
         assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
 
@@ -232,41 +231,28 @@ THREE = (0.1, 0.2, 0.3)
     "changed, value, said",
     [
         ("imagepiece_jax.format", None, "format"),
-        ("imagepiece_jax.format", 1, "format"),
-        ("imagepiece_jax.model.foo", 3, "foo"),
-        (
-            "imagepiece_jax.model.mean",
-            THREE,
-            "is (0.1, 0.2, 0.3), but timm's part",
-        ),
-        ("pretrained_cfg.std", THREE, "is (0.5, 0.5, 0.5), but timm's part"),
-        (
-            "imagepiece_jax.model.num_heads",
-            6,
-            "is 6, but timm's part of the file",
-        ),
-        ("imagepiece_jax.model.image_size", 32, "is 32, but timm's part"),
-        ("imagepiece_jax.model.arch.gelu", "tanh", "is 'tanh', but timm's part"),
-        ("imagepiece_jax.dtype", "f8", "dtype"),
-        ("imagepiece_jax.preprocessing.crop", 0, "crop"),
+        ("imagepiece_jax.format", 2, "format is 2; this version reads 3"),
+        ("imagepiece_jax.config.foo", 3, "foo"),
+        ("imagepiece_jax.config.mean", THREE, "config says (0.1, 0.2, 0.3)"),
+        ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
+        ("imagepiece_jax.config.num_heads", 5, "num_heads is 5; it must divide"),
+        ("imagepiece_jax.config.image_size", 32, "config says (3, 32, 32)"),
+        ("imagepiece_jax.config.arch.gelu", "relu", "gelu is 'relu'"),
+        ("imagepiece_jax.config.crop", 0, "crop"),
         ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
-        ("label_names", ("a",), "1"),
     ],
 )
 def test_a_config_that_somebody_changed_is_refused(changed, value, said):
-    """Where it contradicts itself, too, on what no tensor shows."""
+    """Where it contradicts itself, too, on the images."""
     reduction = "evit:keep_rate=0.5:blocks=(1,)"
-    model = create_model("vit_tiny_patch16_224", reduction, num_classes=7)
-    config = hub_configs.describe(Pretrained(model, {"params": {}}))
+    config = described("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
     *groups, last = changed.split(".")
     part = config
     for group in groups:
         part = part[group]
     part[last] = value
-    with pytest.raises(InputError) as error:
+    with refused("config.json: ", said):
         hub_configs.parse(config, {})
-    assert said in str(error.value)
-    assert "config.json" in str(error.value)
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
@@ -318,15 +304,16 @@ def test_a_home_is_meant_as_a_shell_means_it(tmp_path, monkeypatch):
 
 
 def test_the_license_of_timms_config_stays(tmp_path):
-    folder = imagepiece_jax.save(tmp_path / "public", made())
-    config = json.loads((folder / "config.json").read_text())
+    """timm reads it of a public model, and `load` of any other."""
+    vit = made()
+    config = described("test_vit")
+    del config["imagepiece_jax"]
     config["pretrained_cfg"]["license"] = "dinov3-license"
-    for form in ("ours", "timm"):
-        (folder / "config.json").write_text(json.dumps(config))
-        again = imagepiece_jax.save(tmp_path / form, imagepiece_jax.load(folder))
-        found = json.loads((again / "config.json").read_text())
-        assert found["pretrained_cfg"]["license"] == "dinov3-license"
-        config.pop("imagepiece_jax", None)
+    license = hub_configs.parse(config, {}).license
+    source = dataclasses.replace(vit.source, license=license)
+    folder = tmp_path / "m"
+    imagepiece_jax.save(folder, dataclasses.replace(vit, source=source))
+    assert imagepiece_jax.load(folder).source.license == "dinov3-license"
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
@@ -366,10 +353,9 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
     """Said by load, optimize and save, in repr, and by the folder."""
     file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
-    fields = {"name": "vit_mini", "num_heads": tiny.HEADS}
-    fields |= {"mean": MEAN, "std": STD}
+    fields = {"config": tiny.model().config, "num_classes": 4}
     with untrained() as said:
-        vit = imagepiece_jax.load(file, num_classes=4, reduction=tiny.EVIT, **fields)
+        vit = imagepiece_jax.load(file, reduction=tiny.EVIT, **fields)
     assert len(said) == 1
     assert said[0].filename == __file__
     assert vit.untrained is True
@@ -402,13 +388,14 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     name = "vit_base_patch16_224.mae"
     model = create_model(name, **small)
     variables = tiny.fill(variable_shapes(model))
-    imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
+    imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables))
     tome = "tome:r=1"
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
     assert found.reduction.name == "tome"
     assert not found.model.prop_attn
     assert not found.with_reduction("tome:r=2").model.prop_attn
-    found = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True).model
+    config = dataclasses.replace(model.config, prop_attn=True)
+    found = imagepiece_jax.load(tmp_path / "m", reduction=tome, config=config).model
     assert found.prop_attn
 
 

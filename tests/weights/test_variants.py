@@ -10,11 +10,12 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.weights import layouts
-from imagepiece_jax.weights.load import SavedWeights, load, load_as
+from imagepiece_jax.weights.load import load
 from tests.models import tiny
 from tests.weights.test_load import run_folder
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
+CONFIG = tiny.model(**SIZE).config
 DYNAMICVIT = "dynamicvit:blocks=(1,)"
 PROPORTIONAL = {"reduction": "imagepiece:prop_attn=True"}
 
@@ -33,7 +34,7 @@ def file(tmp_path_factory, variables):
 
 @pytest.fixture(scope="module")
 def weights(file):
-    return load(file).analyzed()
+    return load(file, config=CONFIG).analyzed()
 
 
 def test_a_file_is_read_once(file, monkeypatch):
@@ -45,7 +46,7 @@ def test_a_file_is_read_once(file, monkeypatch):
         return read_file(path, *rest)
 
     monkeypatch.setattr(layouts, "read_state_dict", counted)
-    weights = load(file).analyzed()
+    weights = load(file, config=CONFIG).analyzed()
     for reduction in (DENSE, "tome:r=2"):
         weights.with_reduction(reduction)
     assert weights.digest and reads == [file]
@@ -58,7 +59,7 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     path = tmp_path / "vit_mini.npz"
     spvit = "spvit:blocks=(1,):keep_rates=(0.5,)"
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
-        found = load_as(SavedWeights(path), reduction=reduction, seed=0)
+        found = load(path, reduction, config=CONFIG, seed=0)
         assert found.untrained == lacking
         assert found.lacks_selectors(spvit)
         assert not found.lacks_selectors(DYNAMICVIT)
@@ -68,11 +69,11 @@ def test_other_weights_have_another_digest(tmp_path, weights):
     other = tiny.variables(tiny.model(**SIZE), seed=1)
     path = tmp_path / "vit_mini.npz"
     tiny.write(path, other)
-    digest = load(path).digest
+    digest = load(path, config=CONFIG).digest
     assert digest != weights.digest
     assert len(digest) == 16
     tiny.write(path, weights.variables)
-    assert load(path).digest == weights.digest
+    assert load(path, config=CONFIG).digest == weights.digest
 
 
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
