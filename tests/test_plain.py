@@ -87,6 +87,9 @@ def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp
         InputError, match="imagenet2012 needs tensorflow-datasets, which"
     ):
         registry.open_source("imagenet2012", "val", data_dir=tmp_path)
+    without("datasets")
+    with pytest.raises(InputError, match="hf:a/b needs datasets, .*hub-data"):
+        registry.open_source("hf:a/b", "val")
     without("orbax")
     name = "imagepiece_jax.common.orbax_files"
     monkeypatch.delitem(sys.modules, name, raising=False)

@@ -308,7 +308,7 @@ def test_links_that_lead_nowhere_are_left_out(folder, caplog, target):
     assert record.getMessage().startswith(said)
 
 
-NAMES = ("mnist", "folder:", "csv", "digits:x", "")
+NAMES = ("mnist", "folder:", "hf:", "csv", "digits:x", "")
 
 
 @pytest.mark.parametrize(
