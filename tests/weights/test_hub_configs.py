@@ -107,7 +107,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
 
 
-@pytest.mark.parametrize("form", ["names", "lemmas", "synsets"])
+@pytest.mark.parametrize("form", ["names", "lemmas", "hub", "synsets"])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     """timm's and transformers'; with one other class it is that of other weights."""
@@ -115,6 +115,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     forms = {
         "synsets": synsets,
         "lemmas": lemmas,
+        "hub": [*lemmas[:517], "crane2", *lemmas[518:]],
         "names": class_names.imagenet_names(),
     }
     names = [*forms[form]]
