@@ -38,7 +38,7 @@ def main(
 
     Args:
         out: The folder to write; one of a saved model is replaced.
-        steps: Of training, for each cost: 500.
+        steps: Of training, for each cost: 750.
         minutes: All of the time, instead of steps.
         batch_size: Images a step.
         seed: Of crops and order.
