@@ -1,6 +1,5 @@
 """Accuracy over a whole split, from a model whose logits are known."""
 
-import dataclasses
 import functools
 import time
 import types
@@ -247,8 +246,8 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
         )
 
     model = tiny.model()
-    arch = dataclasses.replace(model.config.arch, gelu="tanh")
-    tanh = model.clone(arch=arch, sizes="direction")
+    tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
+    tanh = tanh.with_execution(sizes="direction")
     program = types.SimpleNamespace(model=tanh, batch_size=2, reductions="fast")
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
     result, change = accuracy.evaluate_program(model, {}, program, lambda **options: [])
