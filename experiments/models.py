@@ -168,7 +168,10 @@ class Finetuner(Models):
     def crop(self):
         """That of the weights, but for what the config says."""
         run = RunConfig.from_config(self.config)
-        return crop_of(run.with_images_of(self.pretrained.config).preprocessing())
+        vit = self.pretrained
+        return crop_of(
+            run.with_images_of(vit.config, vit.preprocessing).preprocessing()
+        )
 
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}

@@ -93,7 +93,8 @@ class Options:
     """The table or figure, or all."""
 
     data: str
-    """A folder of images for each class, csv:FILE, imagenet2012 or digits."""
+    """A folder of images for each class, csv:FILE, hf:OWNER/NAME, imagenet2012 or
+    digits."""
 
     weights: str | None = None
     """One checkpoint off the shelf, or what small runs start from."""

@@ -16,8 +16,9 @@ again. --weights names models that are not public: "ten", DeiT-Ti fine-tuned to
 imagenette's ten classes by configs/deit_ti_finetune_small.py.
 
 Lines whose names end in "-batch32" are of batches of 32 and 250 steps, the defaults
-until those were measured. 8 and 500 took their place after a look at DeiT-Ti at 160
-pixels and DINOv2-S, both at .5, on photographs that judge them here, too.
+until those were measured, and "-500steps" of batches of 8. 8, and then 750 steps, took
+their place after a look at DeiT-Ti and DINOv2-S, both at .5, on photographs that judge
+them here, too.
 
 Patches that share a token at the end have one vector in common, where the dense model
 has one for each: `unreachable` is the change of the maps that no numbers give back.

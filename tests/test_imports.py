@@ -18,8 +18,8 @@ ROOMS = (
     "data",
     "input",
     "models",
-    "weights",
     "config",
+    "weights",
     "evaluate",
     "training",
     "inference",
@@ -32,6 +32,7 @@ APART = {
     *(("input", "reduction"), ("models", "input"), ("evaluate", "input")),
     *(("evaluate", "config"), ("inference", "input"), ("visualize", "input")),
     ("weights", "input"),
+    *(("training", "weights"), ("evaluate", "weights")),
 }
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
@@ -87,7 +88,7 @@ def allowed(module, name):
     if top != PACKAGE:  # tests, tools, configs, experiments and train.py are nobody's
         return False
     if module == "train":
-        return room_of(name) in ("flags", "errors", "config", "training")
+        return room_of(name) in ("flags", "errors", "config", "training", "weights")
     ours = room_of(module)
     theirs = room_of(name)
     if ours == "entry":  # it starts commands by their names
@@ -173,6 +174,7 @@ BAD = """
 ~.data.batches | from ~.reduction import moves
 ~.evaluate.accuracy | import ~.training.trainer
 ~.training.trainer | from configs import base
+~.training.trainer | from ~.weights.load import load
 ~.training.cluster.keeper | from ~.training import trainer
 experiments.tables | from ~.evaluate.accuracy import _sums
 ~.commands.describe | from ~.commands import doctor

@@ -43,7 +43,7 @@ MISTAKES = [
     ("visualize weights a.png --out x --blocks first", 2, "first"),
     ("benchmark", 2, "MODEL"),
     ("benchmark weights --mode copy", 2, "copy"),
-    ("benchmark weights --config configs/deit_s.py", 2, "--config"),
+    ("benchmark weights --config configs/deit_s.py", 2, "configs/deit_s.py"),
     ("compare weights digits --image-sizes small", 2, "small"),
     ("doctor now", 2, "now"),
     # weights
@@ -60,7 +60,7 @@ MISTAKES = [
     ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "selector"),
     ("predict weights a.png --image-size 15", 2, "15"),
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
-    ("predict weights a.png --config deit_ti", 2, "width"),
+    ("predict weights a.png --config deit_ti", 2, "num_classes"),
     ("predict weights a.png --config nowhere", 2, "nowhere"),
     ("describe weights --crop 2", 2, "crop"),
     # images

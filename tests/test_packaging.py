@@ -27,8 +27,6 @@ INSTALLED_AS = {
     "PIL": "pillow",
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
-    "google": "protobuf",
-    "google_crc32c": "google-crc32c",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
@@ -38,7 +36,7 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
+OPTIONAL = {"datasets", "huggingface_hub", "onnx", "pyarrow", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables stand beside what reads them.
 SOURCES = (".py", ".json", ".txt", ".gz")

@@ -104,8 +104,8 @@ class Data:
     """Images with labels, and how they are read."""
 
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
-    """A folder with a folder of images for each class, csv:FILE, imagenet2012 or
-    digits; without it, what a run was tested on."""
+    """A folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
+    imagenet2012 or digits; without it, what a run was tested on."""
 
     data_dir: str | None = None
     """Of imagenet2012's files."""

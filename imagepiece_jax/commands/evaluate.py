@@ -64,7 +64,7 @@ def compared(vit, images, gelu):
     program = optimize.optimize(
         vit,
         batch_size=min(images.batch, len(images.source)),
-        dtype=vit.model.dtype.name,
+        dtype=vit.model.execution.dtype.name,
         gelu=gelu,
         attention=vit.model.execution.attention,
         pixels=True,

@@ -15,7 +15,7 @@ class Images:
     """Images, whose labels are not read."""
 
     images: Annotated[str, Positional, arg(metavar="IMAGES")]
-    """A folder of images, csv:FILE, imagenet2012 or digits."""
+    """A folder of images, csv:FILE, hf:OWNER/NAME, imagenet2012 or digits."""
 
 
 def main(
@@ -38,7 +38,7 @@ def main(
 
     Args:
         out: The folder to write; one of a saved model is replaced.
-        steps: Of training, for each cost: 500.
+        steps: Of training, for each cost: 750.
         minutes: All of the time, instead of steps.
         batch_size: Images a step.
         seed: Of crops and order.
@@ -73,11 +73,12 @@ def main(
 
 
 def opened(images):
-    """The images of a data set of `registry.SETS`, else as `recover` takes them."""
+    """The images of a data set that has a name, else as `recover` takes them."""
     from imagepiece_jax.data import pictures
     from imagepiece_jax.input import registry
 
-    if images in registry.SETS and not pathlib.Path(images).exists():
+    named = images in registry.SETS or images.startswith("hf:")
+    if named and not pathlib.Path(images).exists():
         return registry.open_source(images, "train", labeled=False)
     return pictures.as_source(images)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.config import run_files
-from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing, read_fields
+from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
 
@@ -237,23 +237,24 @@ class RunConfig:
         reduction_plan.print_reduction(self.reduction, found.create_model())
         return found
 
-    def with_images_of(self, config: "ViTConfig") -> "RunConfig":
-        """The same with a model's normalization and crop where they are left empty."""
+    def with_images_of(self, config: "ViTConfig", images: Preprocessing) -> "RunConfig":
+        """The same with a model's normalization and crop where they are left empty.
+
+        config: the model
+        images: how its images are cropped
+        """
         model = self.model
         data = self.data
         if self.written["model"]["mean"] is None:
             mean_and_std = {"mean": config.mean, "std": config.std}
             model = dataclasses.replace(model, **mean_and_std)
         if data.eval_crop is None and data.resize != "none":
-            crop = config.crop
-            if crop is None and self.preprocessing().resizes:
-                crop = DEIT_CROP
             data = dataclasses.replace(
                 data,
-                eval_crop=crop,
-                eval_crop_mode=config.crop_mode,
-                eval_interpolation=config.interpolation,
-                eval_rule=config.rule,
+                eval_crop=images.crop,
+                eval_crop_mode=images.crop_mode,
+                eval_interpolation=images.interpolation,
+                eval_rule=images.rule,
             )
             model = dataclasses.replace(model, **read_fields(vars(data)))
         return dataclasses.replace(self, model=model, data=data)

@@ -17,6 +17,8 @@ DISTINCT = {
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
     "n03710721": "tank suit",  # 638 is "maillot"
 }
+# Names of the data set on the Hugging Face hub, no two of which may be the same.
+HUB_NAMES = {"crane2": "crane"}
 Names = Sequence[str | None]
 DIGITS = re.compile("[0-9]+")  # not those of other scripts, which are letters here
 
@@ -58,6 +60,7 @@ def shortened(names: Names | None) -> Names | None:
     short = imagenet_names()
     for name, known, (synset, words) in zip(names, short, imagenet_rows(), strict=True):
         same = {synset, known, *words.split(", ")}
+        name = HUB_NAMES.get(name, name)
         if same.isdisjoint([name, *str(name).split(", ")]):
             return names
     return short

@@ -10,10 +10,11 @@ from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.source import SPLITS, Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.digits import Digits
+from imagepiece_jax.input.hub_data import open_hub_data
 from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
 SETS = ("imagenet2012", "digits")
-NAMES = (*SETS, "folder:PATH", "csv:FILE")
+NAMES = (*SETS, "hf:OWNER/NAME", "folder:PATH", "csv:FILE")
 
 
 def open_source(
@@ -27,8 +28,9 @@ def open_source(
 ) -> Source:
     """The `Source` of a split of the data of a name.
 
-    imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
-                    `python -m tools.prepare_imagenet` writes
+    imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`
+    hf:OWNER/NAME   columns image and label of a data set of the Hugging Face hub, or
+                    hf:FOLDER of its parquet files
     digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
                     alone; see `class_names`
@@ -58,6 +60,8 @@ def open_source(
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
         return Digits(split, num_classes)
+    if kind == "hf" and path:
+        return open_hub_data(path, split, num_classes, labeled)
     if kind == "folder" and path:
         return open_folder(path, split, num_classes, labeled, class_names)
     if kind == "csv" and path:

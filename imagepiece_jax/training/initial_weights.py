@@ -1,5 +1,6 @@
 """The weights that a run starts and learns from, compared with its config."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes
+from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import PARTS
 from imagepiece_jax.models.config import ViTConfig
@@ -36,7 +38,7 @@ Loader = Callable[[], "Pretrained"]
 class InitialWeights:
     """What a run starts from: its own earlier steps, other weights, or nothing.
 
-    Weights are loaded when they are first needed: a resumed run needs none.
+    Weights are loaded when they are first needed: a resumed run needs no start.
 
     start, teacher: functions that load the dense models of config.init.weights and
         config.teacher.weights; None: the config has none
@@ -51,13 +53,10 @@ class InitialWeights:
     ):
         self._run = run
         self._loaders = {"start": start, "teacher": teacher}
-        for group, load in (("init", start), ("teacher", teacher)):
-            path = getattr(run, group).weights
-            if bool(path) != bool(load):
-                raise InputError(
-                    f"config.{group}.weights is {path!r}, but the function that loads "
-                    f"them is {load}"
-                )
+        wanted = {"start": run.init.weights, "teacher": run.teacher.weights}
+        for name, load in self._loaders.items():
+            if bool(load) != bool(wanted[name]):
+                raise InputError(f"{name} is {load} for the weights {wanted[name]!r}")
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, names of classes
 
@@ -88,10 +87,16 @@ class InitialWeights:
         """
         run = self._run
         if self._earlier is not None:
-            return run.with_images_of(config_of_run(self._earlier.config))
-        if self.start is None:
-            return run.with_images_of(run.model)
-        return run.with_images_of(self.start.config)
+            config = config_of_run(self._earlier.config)
+            return run.with_images_of(config, config.preprocessing)
+        config = run.model
+        images = config.preprocessing
+        if self.start is not None:
+            config = self.start.config
+            images = self.start.preprocessing
+        if images.crop is None and run.preprocessing().resizes:
+            images = dataclasses.replace(images, crop=DEIT_CROP)
+        return run.with_images_of(config, images)
 
     def check_classes(self, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
@@ -173,16 +178,19 @@ def check_same(ours: ViTConfig, theirs: ViTConfig, place: str, new_head: bool = 
             continue
         if field == "gelu" and not ours.arch.has_gelu:
             continue
-        path = f"config.model.{field}"
-        value = getattr(ours, field, None)
-        trained = getattr(theirs, field, None)
+        group = "config.model"
+        one = ours
+        other = theirs
         if field in PARTS:
-            path = f"config.model.arch.{field}"
-            value = getattr(ours.arch, field)
-            trained = getattr(theirs.arch, field)
+            group = "config.model.arch"
+            one = ours.arch
+            other = theirs.arch
+        value = getattr(one, field)
+        trained = getattr(other, field)
         if not _equal(value, trained):
             raise InputError(
-                f"{path} is {value!r}, but {place} was trained with {trained!r}"
+                f"{group}.{field} is {value!r}, but {place} was trained with "
+                f"{trained!r}"
             )
 
 

@@ -91,7 +91,7 @@ def recover(
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
         [H, W, 3], or csv:FILE or folder:PATH, of which train is taken, as it is of a
         folder that holds train and val; labels are not read
-    steps: number of training steps for a cost; None: 500, or as many as fit in
+    steps: number of training steps for a cost; None: 750, or as many as fit in
         `minutes`
     minutes: time limit for all of it; None: no limit
     batch_size: images in a step, over all devices of this machine

@@ -22,7 +22,7 @@ from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.training.recovery_loss import Comparison, answers
 
 SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
-STEPS = 500  # number of steps, where neither steps nor minutes are given
+STEPS = 750  # number of steps, where neither steps nor minutes are given
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,7 +225,7 @@ def _config_of_file(found):
         name = registry.name_of_file(found.path)
         if name is not None:
             return registry.config(name)
-    remedy = "config= says which model it is"
+    remedy = "config= says which model it is, and save keeps it beside the weights"
     if (found.path.parent / CONFIG).is_file():
         remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
     raise InputError(

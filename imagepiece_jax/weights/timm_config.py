@@ -82,10 +82,12 @@ def parse_timm(file: Mapping[str, Any]) -> tuple[ViTConfig, tuple | None]:
     stated = dict(trained)
     if classes is not None:
         stated["num_classes"] = classes
-    base = _published(f"{name}.{images.get('tag')}", stated, arguments)
+    base = None
+    if tag := images.get("tag"):
+        base = _published(f"{name}.{tag}", stated, arguments)
     if base is None:
         base = of_architecture(name, trained)
-    if images.get("tag") in SWIGLU:
+    if tag in SWIGLU:
         base = base.with_arch(mlp="swiglu")
     config = _with_model_args(base, arguments)
     crop = {"crop": DEIT_CROP}  # timm's for a file without, of small images, too

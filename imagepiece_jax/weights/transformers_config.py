@@ -12,6 +12,7 @@ from typing import Any
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
@@ -246,7 +247,7 @@ def parse_images(images: Fields, kind: str) -> dict[str, Any]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channels(fields["image_mean"])
     std = _channels(fields["image_std"])
-    return {"mean": mean, "std": std, **_crop(fields, name)}
+    return vars(Normalization(mean, std)) | _crop(fields, name)
 
 
 def _processor_name(images, kind):

@@ -41,7 +41,8 @@ def weights(vit, tmp_path_factory):
 def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = tiny.pretrained(depth=1)
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
-    vit = dataclasses.replace(vit, preprocessing=prepared, problem_type=problem_type)
+    vit = tiny.of_problem(vit, problem_type)
+    vit = dataclasses.replace(vit, preprocessing=prepared)
     images = program_facts.exported_images(vit)
     facts = program_facts.program_facts(vit, images)
     assert facts["problem_type"] == problem_type

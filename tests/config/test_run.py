@@ -93,38 +93,23 @@ def images_of(run):
 def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
     theirs = config(None, **TINY, **OWN, **SHOWN)
     fields = {"image_size": 48, "data.resize": "deit"}
-    run = RunConfig.from_config(configured(fields)).with_images_of(theirs)
+    given = theirs, theirs.preprocessing
+    run = RunConfig.from_config(configured(fields)).with_images_of(*given)
     assert images_of(run) == OWN | SHOWN
     assert images_of(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
     stated = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
-    run = RunConfig.from_config(configured(fields | stated)).with_images_of(theirs)
+    run = RunConfig.from_config(configured(fields | stated)).with_images_of(*given)
     found = images_of(run)
     assert (found["mean"], found["std"]) == ((0.1,) * 3, (0.3,) * 3)
     assert (found["crop"], found["crop_mode"]) == (0.8, "center")
 
 
-@pytest.mark.parametrize("size, crop", [(48, 0.875), (32, None)])
-def test_a_model_that_states_no_crop_has_that_of_deit(size, crop):
-    """It is in config.json; up to 32 pixels nothing is cropped."""
-    fields = {"image_size": size, "data.resize": "deit"}
-    run = RunConfig.from_config(configured(fields))
-    run = run.with_images_of(run.model)
-    assert run.to_dict()["data"]["eval_crop"] == crop
-    assert run.preprocessing().as_json == Preprocessing(size).as_json
-
-
-def test_a_name_says_normalization_and_a_run_its_crop():
+def test_a_name_says_normalization_but_no_crop():
     fields = {"model.name": "vit_base_patch16_224.augreg_in1k", "image_size": 224}
     fields |= {"model.patch_size": 16, "data.resize": "deit"}
-    run = RunConfig.from_config(configured(fields))
-    run = run.with_images_of(run.model)
-    assert images_of(run) == {
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "crop": 0.875,
-        "crop_mode": "center",
-        "interpolation": "bicubic",
-    }
+    model = RunConfig.from_config(configured(fields)).model
+    assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert model.preprocessing == Preprocessing(224)
 
 
 def test_a_size_is_in_whole_patches():

@@ -172,9 +172,8 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
     model = create_model(**tiny_paper.FIELDS | {"image_size": both, "depth": 2})
     tensors = timm_tensors.to_timm(weights.variables)
-    params = timm_tensors.from_timm(
-        resize_positions.fit(tensors, model, both), variable_shapes(model)
-    )["params"]
+    tensors = resize_positions.fit(tensors, model.config, weights.image_size)
+    params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny.logits(model)({"params": params}, made)
     right = logits.argmax(axis=1) == labels
     resized = compare.on_smaller_images(measured, size)

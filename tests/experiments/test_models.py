@@ -79,11 +79,10 @@ def test_runs_are_compared_on_images_in_their_own_crop(tmp_path, config):
     """That of the weights that they start from, unless the config has one."""
     config.data.resize = "deit"
     maker = finetuner(tmp_path, config)
-    vit = maker.pretrained
-    cropped = vit.model.clone(config=dataclasses.replace(vit.config, crop=0.9))
-    maker.pretrained = dataclasses.replace(vit, model=cropped, preprocessing=None)
+    known = dataclasses.replace(maker.pretrained.preprocessing, crop=0.9)
+    maker.pretrained = dataclasses.replace(maker.pretrained, preprocessing=known)
     assert maker.crop["crop"] == 0.9
-    run = types.SimpleNamespace(preprocessing=maker.pretrained.preprocessing)
+    run = types.SimpleNamespace(preprocessing=known)
     assert models.TrainedRuns((run,)).crop["crop"] == 0.9
     config.data.eval_crop = 0.8
     assert maker.crop["crop"] == 0.8

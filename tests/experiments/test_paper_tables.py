@@ -62,7 +62,7 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
-    assert setting["model"]["embed_dim"] == 8
+    assert setting["model"]["config"]["embed_dim"] == 8
     assert setting["images"] == 24
     assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
     assert setting["weights"] == pretrained.digest

@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD, Execution
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.models import tiny
 from tests.refused import refused
@@ -153,8 +153,8 @@ def test_gpus_join_the_pixels_of_a_patch_in_two_bytes(
     platform, dtype, stem, patch_size, pixels
 ):
     device = types.SimpleNamespace(platform=platform)
-    fields = {"dtype": jnp.dtype(dtype), "stem": stem, "patch_size": patch_size}
-    model = types.SimpleNamespace(**fields)
+    config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
+    model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))
     assert optimize.joined_pixels(model, device) == pixels
 
 

@@ -260,7 +260,7 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
 def test_several_labels_have_a_probability_each(trained, predictor, pictures):
     """The sigmoid of each logit, in the order of a softmax."""
     kind = "multi_label_classification"
-    vit = dataclasses.replace(trained, problem_type=kind)
+    vit = tiny.of_problem(trained, kind)
     several = imagepiece_jax.Predictor(vit, top=tiny.CLASSES, batch_size=1, **QUICK)
     normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
     run = tiny.compiled(trained.model.apply)
@@ -270,7 +270,7 @@ def test_several_labels_have_a_probability_each(trained, predictor, pictures):
     for one in found:
         wanted = 1 / (1 + np.exp(-logits[one.index]))
         assert one.probability == pytest.approx(wanted, rel=1e-4)
-    vit = dataclasses.replace(trained, problem_type="regression")
+    vit = tiny.of_problem(trained, "regression")
     with refused("problem_type"):
         imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
 

@@ -337,7 +337,9 @@ def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
                 # The folded one, which has no path, is not compared with itself.
                 if module.path and "cls_attn" in result[1]:
                     params = folded["params"][module.path[0]]["attn"]
-                    other = module.with_execution(sizes="direction", parent=None)
+                    turned = {"sizes": "direction"}
+                    execution = dataclasses.replace(module.execution, **turned)
+                    other = module.clone(execution=execution, parent=None)
                     _, scores = other.apply({"params": params}, *args, **kwargs)
                     compared.append((result[1]["cls_attn"], scores["cls_attn"]))
             return result

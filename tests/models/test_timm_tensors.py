@@ -11,6 +11,7 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.variables import check_parts
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -220,4 +221,4 @@ def test_models_of_other_sizes_and_parts_are_named(tensors, like, subject, value
 def test_a_part_that_no_model_has_is_named():
     names = ("head", "blocks_0/mlp", "reducer", "heads")
     with refused("fresh"):
-        timm_tensors.check_parts(names, with_reducers(variables()), "config.init.fresh")
+        check_parts(names, with_reducers(variables()), "config.init.fresh")

@@ -189,6 +189,12 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     return Pretrained(made, variables, source=source)
 
 
+def of_problem(vit, problem_type):
+    """A Pretrained whose logits mean something else."""
+    config = dataclasses.replace(vit.config, problem_type=problem_type)
+    return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+
 def write(path, variables):
     """The path of a file that is written, .npz of timm's names."""
     np.savez(path, **timm_tensors.to_timm(variables))

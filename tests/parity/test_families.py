@@ -5,12 +5,9 @@ MLPs that work where the kinds of GELU differ, LayerScale and positions of train
 magnitude. Float32, with products of the highest precision.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
 from imagepiece_jax.weights import layouts
 from tests.models.make import create_model
 from tests.parity.record import apart, noise, outputs, record
@@ -74,9 +71,9 @@ def pair(request):
     """(family, our model, tensors, images, what timm computes of them)."""
     name, fields = FAMILIES[request.param]
     ours = create_model(name, num_classes=7, **fields)
-    side = registry.fields_of(name)["image_size"]
-    options = {"act_layer": ACTIVATIONS[ours.arch.gelu]}
-    if ours.arch.mlp == "swiglu":
+    side = ours.config.image_size
+    options = {"act_layer": ACTIVATIONS[ours.config.arch.gelu]}
+    if ours.config.arch.mlp == "swiglu":
         options = {}
     theirs = randomized(
         timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
@@ -113,7 +110,7 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
     faults = {}
 
     def of(changed=tensors, images=images, **changes):
-        made = model.clone(arch=dataclasses.replace(arch, **changes))
+        made = model.clone(config=model.config.with_arch(**changes))
         return outputs(made, changed, images).logits
 
     if arch.mlp == "gelu":

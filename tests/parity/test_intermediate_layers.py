@@ -33,8 +33,8 @@ LAYERS = [0, 2]
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_those_of_timm(name):
     """Normed or not, patches and prefix apart, on images twice as wide as high."""
-    arch = registry.fields_of(name)["arch"]
-    patch = registry.fields_of(name)["patch_size"]
+    arch = registry.config(name).arch
+    patch = registry.config(name).patch_size
     size = (3 * patch, 6 * patch)
     act = {"quick": "quick_gelu", "tanh": "gelu_tanh", "exact": "gelu"}[arch.gelu]
     theirs = timm.create_model(

@@ -9,6 +9,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
@@ -96,10 +97,10 @@ def test_a_teacher_has_its_weights_which_must_fit(saved):
 
 def test_weights_and_what_loads_them_go_together(saved):
     run = RunConfig.from_config(configured(**{"teacher.weights": str(saved[0])}))
-    with pytest.raises(InputError, match="config.teacher.weights is .* None"):
+    with pytest.raises(InputError, match="teacher is None for the weights"):
         InitialWeights(run, "no_such_run")
     run = RunConfig.from_config(configured())
-    with pytest.raises(InputError, match="config.init.weights is ''"):
+    with pytest.raises(InputError, match="start is .* for the weights ''"):
         InitialWeights(run, "no_such_run", start=lambda: None)
 
 
@@ -240,6 +241,14 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # which is cropped
+
+
+@pytest.mark.parametrize("size, crop", [(48, 0.875), (32, None)])
+def test_without_weights_the_crop_is_that_of_deit(size, crop):
+    """It is in config.json; up to 32 pixels nothing is cropped."""
+    run = initial(configured(LARGER, image_size=size)).completed()
+    assert run.to_dict()["data"]["eval_crop"] == run.model.crop == crop
+    assert run.preprocessing().as_json == Preprocessing(size).as_json
 
 
 def test_a_run_has_the_images_of_its_weights(tmp_path):

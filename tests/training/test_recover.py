@@ -114,7 +114,7 @@ def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     found = recovery_loss.binary_kl_divergence(student, teacher)
     np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
-    vit = dataclasses.replace(reduced(), problem_type="multi_label_classification")
+    vit = reduced(problem_type="multi_label_classification")
     assert fit_of(vit).comparison.name == "KL"
 
 

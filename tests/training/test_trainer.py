@@ -22,7 +22,7 @@ from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
-from tests import runs, tars
+from tests import runs
 from tests.input.test_worker_pool import shared_memory, workers
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
@@ -256,7 +256,8 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     """Every tenth image is torn; processes read ahead while steps run and end."""
-    full = tars.encoded(tars.photo(0, 16, 16))
+    Image.new("RGB", (16, 16)).save(tmp_path / "whole.jpg")
+    full = (tmp_path / "whole.jpg").read_bytes()
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
             path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"

@@ -1,7 +1,5 @@
 """The page shows all figures, and says in words what stands on them."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -34,7 +32,7 @@ def test_the_page_names_figures_and_likeliest_classes():
 )
 def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, options):
     vit = tiny.pretrained(depth=1, **options)
-    vit = dataclasses.replace(vit, problem_type=problem_type)
+    vit = tiny.of_problem(vit, problem_type)
     images = np.zeros((1, 20, 20, 3), np.uint8)
     list(html.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
     assert "% sure" not in (tmp_path / "index.html").read_text()

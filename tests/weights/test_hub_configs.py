@@ -107,7 +107,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
 
 
-@pytest.mark.parametrize("form", ["names", "lemmas", "synsets"])
+@pytest.mark.parametrize("form", ["names", "lemmas", "hub", "synsets"])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     """timm's and transformers'; with one other class it is that of other weights."""
@@ -115,6 +115,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     forms = {
         "synsets": synsets,
         "lemmas": lemmas,
+        "hub": [*lemmas[:517], "crane2", *lemmas[518:]],
         "names": class_names.imagenet_names(),
     }
     names = [*forms[form]]
@@ -158,13 +159,13 @@ def test_labels_of_timms_form(fields, names):
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_configs.parse(timm(model_args=arguments), {}).config
-    usual = {"num_classes": 0, "image_size": 518, "crop": 1.0, "resize": "antialias"}
-    # Not the resizing of the weights, which timm's code has not.
+    usual = {"num_classes": 0, "image_size": 518, "crop": 1.0}
+    # Positions are resized as in timm's code, not as those of the published weights.
     arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
     fields = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
-    del usual["resize"]
-    fields |= {"arch": arch, "name": REG4} | IMAGENET | usual
-    assert found == make.config(None, **fields | wanted)
+    fields |= {"arch": arch} | IMAGENET | usual
+    expected = make.config(None, **fields | wanted)
+    assert found == dataclasses.replace(expected, name=REG4)
 
 
 DEIT = "deit_tiny_patch16_224"
@@ -291,7 +292,8 @@ def test_transformers_form(name):
     assert found.class_names == names
 
 
-SQUARE = {"size": 224}  # a preprocessor_config.json that leaves out all else
+# A preprocessor_config.json that leaves out all else.
+SQUARE = {"size": {"height": 224, "width": 224}}
 
 
 def transformers(config, images=SQUARE):

@@ -4,6 +4,7 @@ The files in tests/fixtures/layouts are of small random models of transformers a
 of CLIP's tower in torch and of Google's in Flax, with what these compute.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -12,26 +13,30 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
-from imagepiece_jax.models.spec import ModelSpec
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.resize_positions import resize
-from imagepiece_jax.weights import layouts, load
+from imagepiece_jax.weights import layouts
 from tests.models import tiny
+from tests.refused import refused
 from tests.rounding import assert_close
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
-BESIDE = ("images", "outputs", "given")
+BESIDE = ("images", "outputs")
 apply = jax.jit(lambda model, *inputs: model.apply(*inputs).logits, static_argnums=0)
 
 
 def stored(name):
-    """(tensors, the rest) of a fixture."""
+    """(tensors, the rest) of a fixture, a ViTConfig among it."""
     with np.load(FOLDER / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
-    return arrays, {key: arrays.pop(key) for key in BESIDE}
+    fields = json.loads(str(arrays.pop("config")))
+    config = ViTConfig(**fields | {"arch": Architecture(**fields["arch"])})
+    return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
 
 
 def test_all_fixtures_are_there():
@@ -42,9 +47,8 @@ def test_all_fixtures_are_there():
 def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
     np.savez(tmp_path / "w.npz", **tensors)
-    given = json.loads(str(about["given"]))
-    given["crop"] = 1.0  # the images are given
-    model, variables = tiny.pair(imagepiece_jax.load(tmp_path / "w.npz", **given))
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+    model, variables = tiny.pair(vit)
     with jax.default_matmul_precision("highest"):
         ours = apply(model, variables, about["images"].astype(np.float32))
     theirs = about["outputs"]
@@ -92,44 +96,24 @@ def test_two_names_that_are_one_without_wrappers():
         layouts.to_timm(dict.fromkeys(names, np.ones(3)))
 
 
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073)}
-CLIP |= {"std": (0.26862954, 0.26130258, 0.27577711)}
-GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear", "num_heads": 3}
-GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-
-
-@pytest.mark.parametrize(
-    "name, says", [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})]
-)
-def test_what_a_layout_says_of_the_model(name, says):
-    assert layouts.to_timm(stored(name)[0]).spec == ModelSpec.from_fields(says)
-
-
-def test_openai_says_that_a_file_is_its_own():
-    width = {"visual.class_embedding": np.zeros(768), "visual.proj": np.ones((768, 9))}
-    found = layouts.to_timm(width | {"input_resolution": np.array(224)})
-    fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": 12}
-    assert found.spec == ModelSpec.from_fields(fixed | CLIP)
-    assert found.tensors["head.weight"].shape == (9, 768)
-
-
-def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
-    tensors, _ = stored("vit_jax")
+def test_heads_that_kernels_show_are_compared(tmp_path):
+    tensors, about = stored("vit_jax")
     np.savez(tmp_path / "w.npz", **tensors)
-    for given, gelu, mean in (
-        ({"name": "deit_s"}, "tanh", (0.5,) * 3),
-        ({"name": "deit_s", "gelu": "exact"} | CLIP, "exact", CLIP["mean"]),
-        # A name whose function is timm's.
-        ({"name": "vit_base_patch16_224.augreg_in21k"}, "exact", (0.5,) * 3),
-    ):
-        config = load.load(tmp_path / "w.npz", **given).spec
-        assert (config.architecture.gelu, config.num_heads) == (gelu, 3)
-        assert config.mean == mean
-    # A layout says more than the name of its file.
-    name = "vit_base_patch16_224.augreg_in21k"
-    (tmp_path / "w.npz").rename(tmp_path / f"{name}.npz")
-    arch = load.load(tmp_path / f"{name}.npz").spec.architecture
-    assert (arch.gelu, arch.resize) == ("tanh", "linear")
+    config = dataclasses.replace(about["config"], num_heads=2)
+    with refused("num_heads is 2, but its tensors are of 3 heads"):
+        imagepiece_jax.load(tmp_path / "w.npz", config=config)
+
+
+def test_a_norm_of_the_pooled_vector_is_where_the_config_has_it(tmp_path):
+    """OpenCLIP's final_ln_after_pool has the same tensors."""
+    tensors, about = stored("openclip")
+    np.savez(tmp_path / "w.npz", **tensors)
+    for fc_norm, name in ((False, "norm"), (True, "fc_norm")):
+        parts = {"pool": "mean", "final_norm": not fc_norm, "fc_norm": fc_norm}
+        config = about["config"].with_arch(**parts)
+        vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
+        scale = vit.variables["params"][name]["scale"]
+        np.testing.assert_array_equal(scale, tensors["visual.ln_post.weight"])
 
 
 @pytest.mark.parametrize(
@@ -142,9 +126,9 @@ def test_a_value_that_is_not_finite_is_an_error_at_load(tmp_path, part, image_si
     spoilt = tensors[part].astype(np.float32)
     spoilt.reshape(-1)[-1] = np.nan
     np.savez(tmp_path / "w.npz", **tensors | {part: spoilt})
-    given = json.loads(str(about["given"]))
+    given = {"config": about["config"], "image_size": image_size}
     with pytest.raises(InputError, match=r"tensor \S+ has a value that is not finite"):
-        imagepiece_jax.load(tmp_path / "w.npz", image_size=image_size, **given)
+        imagepiece_jax.load(tmp_path / "w.npz", **given)
 
 
 def small(*names):
@@ -168,10 +152,6 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
 @pytest.mark.parametrize(
     "tensors, problem",
     [
-        (
-            small("embedding/kernel", "Transformer/encoder_norm/scale"),
-            "it has no pos_embedding: its positions are computed",
-        ),
         (
             small("a", "b.c", "d", "e"),
             "it has tensors, such as a, b.c, d, of",
@@ -222,7 +202,7 @@ def test_a_distilled_model_has_two_heads(tmp_path):
         del tensors[f"distillation_classifier.{leaf}"]
     np.savez(tmp_path / "w.npz", **tensors)
     with pytest.raises(InputError, match="a distillation token and only a head of the"):
-        imagepiece_jax.load(tmp_path / "w.npz", **json.loads(str(about["given"])))
+        imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
 
 
 @pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])

@@ -59,7 +59,7 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     path = tmp_path / "vit_mini.npz"
     spvit = "spvit:blocks=(1,):keep_rates=(0.5,)"
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
-        found = load(path, reduction, config=CONFIG, seed=0)
+        found = load(path, "none", config=CONFIG).with_reduction(reduction, seed=0)
         assert found.untrained == lacking
         assert found.lacks_selectors(spvit)
         assert not found.lacks_selectors(DYNAMICVIT)
