@@ -17,7 +17,6 @@ import pytest
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.config import Execution
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.job import (
     Job,
@@ -158,7 +157,8 @@ def check_agreement(process, folder):
     """What differs is refused in both; what may differ, and what is equal, is not."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     mine = [{"a": 5}, {}][process]
-    model = types.SimpleNamespace(execution=Execution())
+    execution = types.SimpleNamespace(backend="xla")
+    model = types.SimpleNamespace(execution=execution)
 
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):
         train = types.SimpleNamespace(class_names=names)
