@@ -173,7 +173,7 @@ def test_two_devices_normalize_by_the_whole_batch():
     images = random_images(2 * SLOT, 8)
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
     whole = ConvStem(embed_dim=12, patch_size=4)
-    shared = whole.with_execution(axis_name="devices")
+    shared = whole.clone(axis_name="devices")
     variables = tiny.fill(tiny.shapes(whole, 8))
 
     def step(stem, images, probe):

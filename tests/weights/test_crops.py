@@ -117,4 +117,4 @@ def test_a_resumed_run_keeps_its_crop(tmp_path, crop):
     (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
     written = RunConfig.from_config(config).to_dict()
     (tmp_path / "config.json").write_text(json.dumps(written))
-    assert in_training(None, tmp_path) == Preprocessing(SIDE, crop=crop or 0.875)
+    assert in_training(None, tmp_path) == Preprocessing(SIDE, crop=crop)
