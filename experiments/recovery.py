@@ -39,14 +39,14 @@ import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.deploy.recover import recovery_loss
+from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
+from imagepiece_jax.deploy.recover.recovery_step import Teacher
 from imagepiece_jax.models.vit import with_states
 from imagepiece_jax.reduction.provenance import follow
-from imagepiece_jax.training import recovery_loss
 from imagepiece_jax.training.losses import relative_change
-from imagepiece_jax.training.recovery_images import evaluation_batches
-from imagepiece_jax.training.recovery_step import Teacher
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINES = ROOT / "docs/tables/recovery.jsonl"

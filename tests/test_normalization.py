@@ -14,21 +14,21 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate, export, visualize
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.weights.load import loaders
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights.load import loaders
-from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.command import call, sentence, start
+from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
 from tests.runs import ROOT
-from tests.visualize.traces import read_traces
 
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}

@@ -22,13 +22,13 @@ from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.deploy.inference.onnx_model import onnx_model
+from imagepiece_jax.deploy.weights import hub
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
-from imagepiece_jax.weights import hub
 from tests.command import call
 from tests.models import tiny
 from tests.models.make import create_model

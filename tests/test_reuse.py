@@ -18,11 +18,11 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.deploy.inference import size_direction
+from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
-from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.feature_files import write_features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json, record_of

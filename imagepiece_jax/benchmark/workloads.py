@@ -20,8 +20,8 @@ from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes

@@ -48,8 +48,8 @@ def main(
 
     from imagepiece_jax.common.files import FolderLock, check_folder, check_room
     from imagepiece_jax.common.signals import finishing
-    from imagepiece_jax.training.recover import recover
-    from imagepiece_jax.weights.save import checked_folder
+    from imagepiece_jax.deploy.recover.recover import recover
+    from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
     check_folder("out", folder)
@@ -74,7 +74,7 @@ def main(
 
 def opened(images):
     """The images of a data set that has a name, else as `recover` takes them."""
-    from imagepiece_jax.data import pictures
+    from imagepiece_jax.deploy import pictures
     from imagepiece_jax.input import registry
 
     named = images in registry.SETS or images.startswith("hf:")
@@ -85,7 +85,7 @@ def opened(images):
 
 def written(out, recovered):
     """Print what was recovered, and save it where anything changed."""
-    from imagepiece_jax.weights.save import save
+    from imagepiece_jax.deploy.weights.save import save
 
     recovery = recovered.recovery
     print(recovery, flush=True)

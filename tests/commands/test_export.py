@@ -10,8 +10,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference import onnx_model, program_facts
-from imagepiece_jax.inference.features import features
+from imagepiece_jax.deploy.inference import onnx_model, program_facts
+from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models.config import MEAN, STD
 from tests.command import call, sentence, start
 from tests.models import tiny

@@ -8,8 +8,8 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
-from imagepiece_jax.inference import predictor, program_facts
-from imagepiece_jax.inference.predictor import Predictor
+from imagepiece_jax.deploy.inference import predictor, program_facts
+from imagepiece_jax.deploy.inference.predictor import Predictor
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call

@@ -11,15 +11,15 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import visualize
 from imagepiece_jax.common import files
-from imagepiece_jax.data import pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.deploy.visualize import html
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.visualize import html
 from tests.command import call, sentence, start
+from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.pictures import write_damaged
-from tests.visualize.traces import read_traces
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):
 # A process of the command that sends itself Ctrl-C at the page, and where it traces.
 SIGNALED = """
 import os, runpy, sys
-from imagepiece_jax.visualize import html, trace
+from imagepiece_jax.deploy.visualize import html, trace
 
 _, place, *words = sys.argv
 owner, name = {"trace": (trace, "trace"), "page": (html, "page")}[place]

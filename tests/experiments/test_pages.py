@@ -9,7 +9,7 @@ from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from experiments.paper_tables import find
-from imagepiece_jax.evaluate.cache import plan_facts
+from imagepiece_jax.deploy.compare.cache import plan_facts
 from tests import markdown
 from tests.models import tiny
 

@@ -14,8 +14,8 @@ from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.compare.cache import FILE, read_lines
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.cache import FILE, read_lines
 from imagepiece_jax.models.config import MEAN, STD
 from tests.experiments import tiny_paper
 from tests.models import tiny

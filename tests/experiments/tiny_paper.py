@@ -6,11 +6,11 @@ import pathlib
 from experiments.models import OffTheShelf
 from experiments.paper import Images, Study
 from experiments.study import versions
-from imagepiece_jax.evaluate.cache import ResultCache
+from imagepiece_jax.deploy.compare.cache import ResultCache
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights.save import save
 from tests.models import tiny
 from tests.models.make import create_model
 

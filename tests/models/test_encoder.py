@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.inference.features import FILLS, features
+from imagepiece_jax.deploy.inference.features import FILLS, features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from tests import oracles

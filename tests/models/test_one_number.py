@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from imagepiece_jax.deploy.weights.load import load
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan
 from imagepiece_jax.models.cost import share_of_dense
@@ -15,8 +17,6 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.save import save
 from tests.models import tiny
 from tests.models.make import create_model
 

@@ -13,15 +13,15 @@ import imagepiece_jax
 from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
+from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights import load
+from tests.deploy.weights.pth import mapping, tensor, write_pth
 from tests.models import tiny
 from tests.models.make import create_model
 from tests.refused import refused, untrained
-from tests.weights.pth import mapping, tensor, write_pth
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights import layouts
 from tests.models import tiny
 from tests.models.make import create_model
 

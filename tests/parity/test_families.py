@@ -8,7 +8,7 @@ magnitude. Float32, with products of the highest precision.
 import numpy as np
 import pytest
 
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.deploy.weights import layouts
 from tests.models.make import create_model
 from tests.parity.record import apart, noise, outputs, record
 

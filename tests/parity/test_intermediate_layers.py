@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference.features import features
+from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models.make import create_model

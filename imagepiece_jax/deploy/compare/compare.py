@@ -18,14 +18,15 @@ from imagepiece_jax.common.files import LOCK, check_own, replace_file
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.signals import finishing
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import cache, statistics
-from imagepiece_jax.evaluate.cache import (
+from imagepiece_jax.deploy.compare import cache
+from imagepiece_jax.deploy.compare.cache import (
     MeasuredWeights,
     ResultCache,
     Split,
     decode_bits,
 )
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained

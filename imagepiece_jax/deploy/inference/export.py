@@ -12,11 +12,11 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.deploy.inference import onnx_model, program_facts
+from imagepiece_jax.deploy.inference.onnx_graph import stored_dtype
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
+from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_model, program_facts
-from imagepiece_jax.inference.onnx_graph import stored_dtype
-from imagepiece_jax.inference.optimize import CompileOptions, check_gelu
-from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 

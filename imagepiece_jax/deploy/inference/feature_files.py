@@ -19,12 +19,12 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized
-from imagepiece_jax.data.pictures import Photographs
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.deploy.inference.feature_folder import Arrays, FeatureFolder
+from imagepiece_jax.deploy.inference.features import feature_map, none_readable
+from imagepiece_jax.deploy.pictures import Photographs
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.feature_folder import Arrays, FeatureFolder
-from imagepiece_jax.inference.features import feature_map, none_readable
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
 from imagepiece_jax.models.vit import ViT, final_norm

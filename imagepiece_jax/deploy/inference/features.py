@@ -22,9 +22,9 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.common.warning import warn
-from imagepiece_jax.data import pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables

@@ -12,11 +12,11 @@ import numpy as np
 
 from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacing
+from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.deploy.inference.onnx_graph import Graph, Value
+from imagepiece_jax.deploy.inference.program_facts import IMAGES, exported_images
+from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.onnx_graph import Graph, Value
-from imagepiece_jax.inference.program_facts import IMAGES, exported_images
-from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 

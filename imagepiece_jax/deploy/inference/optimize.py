@@ -37,8 +37,8 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.deploy.inference import size_direction
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import size_direction
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, SIZES, resolve_backend

@@ -13,10 +13,11 @@ import numpy as np
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.warning import warn
-from imagepiece_jax.data import class_names, pictures
+from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import RESIZES, Preprocessing
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
 

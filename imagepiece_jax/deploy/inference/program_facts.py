@@ -11,8 +11,8 @@ import numpy as np
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import activation

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.inference import features, optimize
+from imagepiece_jax.deploy.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 

@@ -36,9 +36,9 @@ from flax import linen as nn
 from imagepiece_jax.common import cache_dirs
 from imagepiece_jax.common.files import replacing
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.attention import QUERY_SCALE, Attention
 from imagepiece_jax.models.pretrained import Pretrained

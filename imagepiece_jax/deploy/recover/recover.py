@@ -24,9 +24,15 @@ from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import Progress, in_words
 from imagepiece_jax.data.near_duplicates import readable_originals
-from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.train_crop import TrainTransform
+from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.deploy.recover.recovery_images import (
+    Crops,
+    divided,
+    evaluation_batches,
+)
+from imagepiece_jax.deploy.recover.recovery_step import STEPS, Fit, Recipe, Teacher
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
@@ -36,12 +42,6 @@ from imagepiece_jax.models.recovery_record import (
 )
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction.reduction import DENSE
-from imagepiece_jax.training.recovery_images import (
-    Crops,
-    divided,
-    evaluation_batches,
-)
-from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe, Teacher
 
 # That a dense model learns, as shares of its MACs. One set of numbers for the three is
 # 1.1 to 1.3 times as far from the dense model (docs/tables/recover_sharp).

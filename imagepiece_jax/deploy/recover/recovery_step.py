@@ -17,9 +17,9 @@ import optax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.recover.recovery_loss import Comparison, answers
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
-from imagepiece_jax.training.recovery_loss import Comparison, answers
 
 SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
 STEPS = 750  # number of steps, where neither steps nor minutes are given

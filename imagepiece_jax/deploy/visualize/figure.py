@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.visualize import token_pictures
-from imagepiece_jax.visualize.trace import Trace
+from imagepiece_jax.deploy.visualize import token_pictures
+from imagepiece_jax.deploy.visualize.trace import Trace
 
 CAPTIONS = {
     "tokens": token_pictures.CAPTION,

@@ -14,9 +14,9 @@ from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.class_names import described
+from imagepiece_jax.deploy.visualize import figure
+from imagepiece_jax.deploy.visualize import trace as tracing
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.visualize import figure
-from imagepiece_jax.visualize import trace as tracing
 
 FILES = ("figures", "index.html", tracing.JSON)  # of a folder
 TITLE = "What the tokens became"

@@ -12,21 +12,25 @@ from typing import Any, NamedTuple
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
-from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
-from imagepiece_jax.weights.file_names import (
+from imagepiece_jax.deploy.weights import (
+    open_clip_config,
+    timm_config,
+    transformers_config,
+)
+from imagepiece_jax.deploy.weights.file_names import (
     CONFIG,
     OPEN_CLIP,
     OURS,
     PREPROCESSOR,
     PROCESSOR,
 )
-from imagepiece_jax.weights.location import Location
+from imagepiece_jax.deploy.weights.location import Location
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 FORMAT = 3  # of `OURS`: another one is not read
 

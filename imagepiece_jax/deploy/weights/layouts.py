@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.deploy.weights import location
+from imagepiece_jax.deploy.weights.file_names import RECOVERED, SELECTORS
+from imagepiece_jax.deploy.weights.files import read_state_dict
+from imagepiece_jax.deploy.weights.timm_config import is_eva
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.weights import location
-from imagepiece_jax.weights.file_names import RECOVERED, SELECTORS
-from imagepiece_jax.weights.files import read_state_dict
-from imagepiece_jax.weights.timm_config import is_eva
 
 
 @dataclasses.dataclass(frozen=True)

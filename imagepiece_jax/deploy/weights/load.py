@@ -19,6 +19,11 @@ from flax import traverse_util
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run_files import KINDS, check_normalization
+from imagepiece_jax.deploy.weights import hub_configs, layouts, location, runs
+from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
+from imagepiece_jax.deploy.weights.hub_configs import Described
+from imagepiece_jax.deploy.weights.layouts import Contents
+from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     reduction_plan,
@@ -33,11 +38,6 @@ from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import digest, matches, variable_shapes
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights import hub_configs, layouts, location, runs
-from imagepiece_jax.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
-from imagepiece_jax.weights.hub_configs import Described
-from imagepiece_jax.weights.layouts import Contents
-from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
 
 if TYPE_CHECKING:
     from imagepiece_jax.config.run import RunConfig

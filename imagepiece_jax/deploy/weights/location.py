@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import hub
-from imagepiece_jax.weights.file_names import (
+from imagepiece_jax.deploy.weights import hub
+from imagepiece_jax.deploy.weights.file_names import (
     BESIDE,
     CONFIG,
     ENDINGS,
@@ -20,6 +19,7 @@ from imagepiece_jax.weights.file_names import (
     OURS,
     WEIGHTS,
 )
+from imagepiece_jax.errors import InputError
 
 # Kinds of a Location, in words.
 FILE = "weights file"

@@ -17,12 +17,12 @@ from imagepiece_jax.config.run_files import (
     check_format,
     read_class_names,
 )
+from imagepiece_jax.deploy.weights.hub_configs import Described, guarded
+from imagepiece_jax.deploy.weights.location import Location
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import config_of_run
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.hub_configs import Described, guarded
-from imagepiece_jax.weights.location import Location
 
 FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes

@@ -22,6 +22,15 @@ from imagepiece_jax.common.files import (
     read_json,
     replacing_folder,
 )
+from imagepiece_jax.deploy.weights import hub_configs, layouts
+from imagepiece_jax.deploy.weights.file_names import (
+    BESIDE,
+    CONFIG,
+    OURS,
+    RECOVERED,
+    SELECTORS,
+    WEIGHTS,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create
@@ -30,15 +39,6 @@ from imagepiece_jax.models.variables import (
     check_variables,
     digest,
     variable_shapes,
-)
-from imagepiece_jax.weights import hub_configs, layouts
-from imagepiece_jax.weights.file_names import (
-    BESIDE,
-    CONFIG,
-    OURS,
-    RECOVERED,
-    SELECTORS,
-    WEIGHTS,
 )
 
 DENSE_PART = WEIGHTS[0]

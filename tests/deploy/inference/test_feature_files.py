@@ -12,10 +12,10 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import write_json
-from imagepiece_jax.data import pictures
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.deploy.inference import feature_files, feature_folder, optimize
+from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.inference import feature_files, feature_folder, optimize
-from imagepiece_jax.inference.feature_files import write_features
 from tests.models import tiny
 from tests.refused import refused
 from tests.training.test_full_disk import full_disk

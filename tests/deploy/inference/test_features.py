@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference import features
+from imagepiece_jax.deploy.inference import features
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, Taps, start

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.inference import predictor as api
+from imagepiece_jax.deploy.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
 from tests.command import start
 from tests.models import tiny

@@ -14,10 +14,10 @@ import pytest
 from imagepiece_jax.common import nodes
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference import onnx_graph
-from imagepiece_jax.inference import onnx_model as onnx_model_file
-from imagepiece_jax.inference.features import features
-from imagepiece_jax.inference.onnx_model import (
+from imagepiece_jax.deploy.inference import onnx_graph
+from imagepiece_jax.deploy.inference import onnx_model as onnx_model_file
+from imagepiece_jax.deploy.inference.features import features
+from imagepiece_jax.deploy.inference.onnx_model import (
     in_model,
     onnx_model,
     remove_weights,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.inference import optimize
+from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.models.config import MEAN, STD, Execution
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.models import tiny

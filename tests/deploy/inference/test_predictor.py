@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.deploy.inference import predictor as api
+from imagepiece_jax.deploy.pictures import as_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import MEAN, STD
 from tests.models import tiny
 from tests.oracles import softmax

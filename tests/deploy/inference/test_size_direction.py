@@ -11,9 +11,9 @@ from flax import linen as nn
 from PIL import Image
 
 from imagepiece_jax import load, normalize, optimize
+from imagepiece_jax.deploy.inference import size_direction
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, takes_direction
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.optimize import CompileOptions, takes_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny

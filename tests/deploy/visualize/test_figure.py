@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.visualize import figure
-from tests.visualize import traces
+from imagepiece_jax.deploy.visualize import figure
+from tests.deploy.visualize import traces
 
 
 def test_views_show_the_numbers_of_the_trace():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.visualize import html
+from imagepiece_jax.deploy.visualize import html
+from tests.deploy.visualize import traces
 from tests.models import tiny
-from tests.visualize import traces
 
 NAMES = ["one.jpg", '<b>"two".jpg']
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from imagepiece_jax.visualize import token_pictures
-from imagepiece_jax.visualize.token_pictures import draw_groups
+from imagepiece_jax.deploy.visualize import token_pictures
+from imagepiece_jax.deploy.visualize.token_pictures import draw_groups
 
 DROPPED = -1
 

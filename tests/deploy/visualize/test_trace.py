@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.visualize import trace as trace_module
+from imagepiece_jax.deploy.visualize.trace import Stage, trace, write_traces
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.config import MEAN, STD
-from imagepiece_jax.visualize import trace as trace_module
-from imagepiece_jax.visualize.trace import Stage, trace, write_traces
+from tests.deploy.visualize import traces
 from tests.models import tiny
 from tests.oracles import softmax
-from tests.visualize import traces
 
 # 25 image tokens, 23, 19
 SHORT = tiny.changed(tiny.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from imagepiece_jax.visualize.trace import Stage, Trace
+from imagepiece_jax.deploy.visualize.trace import Stage, Trace
 
 GRID = (2, 3)
 # Patches 0 and 1 merge; then patch 5 is dropped.

@@ -12,9 +12,9 @@ import imagepiece_jax
 from configs import deit_s
 from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.models import registry
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights import load
 from tests.models import make, tiny
 from tests.models.make import create_model
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from imagepiece_jax.deploy.weights.files import read_state_dict
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.files import read_state_dict
-from tests.refused import refused
-from tests.weights.pth import (
+from tests.deploy.weights.pth import (
     MAGIC,
     NAMESPACE,
     ORDERED,
@@ -27,6 +26,7 @@ from tests.weights.pth import (
     text,
     write_pth,
 )
+from tests.refused import refused
 
 
 def test_real_files_agree_bit_for_bit(assets):

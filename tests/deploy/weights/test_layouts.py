@@ -15,16 +15,16 @@ import pytest
 import scipy.ndimage
 
 import imagepiece_jax
+from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.resize_positions import resize
-from imagepiece_jax.weights import layouts
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
 
-FOLDER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "layouts"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
 BESIDE = ("images", "outputs")
 apply = jax.jit(lambda model, *inputs: model.apply(*inputs).logits, static_argnums=0)

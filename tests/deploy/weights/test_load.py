@@ -11,12 +11,12 @@ import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.data import class_names
+from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from imagepiece_jax.weights import load
 from tests import runs
 from tests.models import make, tiny
 from tests.models.make import create_model

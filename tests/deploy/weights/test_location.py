@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.deploy.weights import location
+from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import location
-from imagepiece_jax.weights.location import FILE, FOLDER, RUN, Location
 from tests.refused import refused
 
 TIMM = {"architecture": "vit_tiny_patch16_224"}

@@ -10,15 +10,15 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference.optimize import prepare
+from imagepiece_jax.deploy.weights import hub_configs
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import PROBLEMS
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
-from imagepiece_jax.weights import hub_configs
 from tests.models import tiny
 from tests.models.make import create_model
 from tests.models.test_published import same

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagepiece_jax.weights.files import read_state_dict
-from imagepiece_jax.weights.state_dicts import SMALLEST
-from tests.refused import refused
-from tests.weights.pth import (
+from imagepiece_jax.deploy.weights.files import read_state_dict
+from imagepiece_jax.deploy.weights.state_dicts import SMALLEST
+from tests.deploy.weights.pth import (
     NAMESPACE,
     ORDERED,
     check_same,
@@ -17,6 +16,7 @@ from tests.weights.pth import (
     text,
     write_pth,
 )
+from tests.refused import refused
 
 
 @pytest.mark.parametrize(

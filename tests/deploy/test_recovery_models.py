@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.deploy.recover import recovery_loss, recovery_step
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
-from imagepiece_jax.training import recovery_loss, recovery_step
 from tests import oracles
 from tests.models import tiny
 from tests.models.test_families import FAMILIES

@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 
-from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
+from imagepiece_jax.deploy.pictures import ArraySource
+from imagepiece_jax.deploy.recover import recovery_images
+from imagepiece_jax.deploy.recover.recovery_images import Crops, evaluation_batches
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import recovery_images
-from imagepiece_jax.training.recovery_images import Crops, evaluation_batches
 from tests.input.noise import Noise
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.data import pictures
 from imagepiece_jax.data.folder import split_folder
-from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.deploy.recover import recover, recovery_loss, recovery_step
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
-from imagepiece_jax.training import losses, recover, recovery_loss, recovery_step
+from imagepiece_jax.training import losses
 from tests import forked, programs, runs
 from tests.models import tiny
 from tests.refused import refused
@@ -322,7 +323,7 @@ ELSEWHERE = """
 import sys
 import jax
 import numpy as np
-from tests.training.test_recover import small_recovery
+from tests.deploy.test_recover import small_recovery
 better = small_recovery()
 leaves = map(np.asarray, jax.tree.leaves(better.variables))
 np.savez(sys.argv[1], *leaves, curve=better.recovery.costs[0].curve)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from imagepiece_jax.deploy.compare.cache import FILE, ResultCache
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.evaluate.cache import FILE, ResultCache
 from tests.training.test_full_disk import full_disk
 
 SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
