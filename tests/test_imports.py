@@ -175,7 +175,8 @@ BAD = """
 ~.data.batches | from ~.reduction import moves
 ~.evaluate.accuracy | import ~.training.trainer
 ~.training.trainer | from configs import base
-~.training.trainer | from ~.weights.load import load
+~.training.trainer | from ~.deploy.weights.load import load
+~.deploy.weights.load | from ~.deploy.inference.optimize import optimize
 ~.training.cluster.keeper | from ~.training import trainer
 experiments.tables | from ~.evaluate.accuracy import _sums
 ~.commands.describe | from ~.commands import doctor
