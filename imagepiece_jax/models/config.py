@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
-from imagepiece_jax.common.image_size import patch_grid, sides
+from imagepiece_jax.common.image_size import checked_size, patch_grid, sides
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -133,6 +133,7 @@ class ViTConfig:
 
         Its own size, for which it was published, may end in a part of a patch.
         """
+        image_size = checked_size(image_size)
         if sides(image_size) != sides(self.image_size):
             patch_grid(image_size, self.patch_size)
         return dataclasses.replace(self, image_size=image_size)

@@ -7,16 +7,12 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.deploy.inference import predictor as api
-from imagepiece_jax.models.config import MEAN, STD
 from tests.command import start
 from tests.models import tiny
 from tests.refused import refused
 from tests.runs import ROOT
 
-HEADS = {"name": "vit_mini", "num_heads": tiny.HEADS}
-GIVEN = HEADS | {"mean": MEAN, "std": STD}  # what tensors leave open
-LACKING = ["num_heads", "mean", "std", "norm_eps", "gelu", "resize"]
-LACKING += ["rotary", "post_norm", "pool"]
+GIVEN = {"config": tiny.model(depth=1).config}
 
 
 def test_the_package_imports_nothing_until_it_is_used():
@@ -35,12 +31,13 @@ def test_the_package_imports_nothing_until_it_is_used():
         _ = imagepiece_jax.lode
 
 
-def test_load_infers_the_model_from_its_tensors(trained, weights_file):
+def test_load_makes_the_model_of_a_config(trained, weights_file):
     model, variables = tiny.pair(imagepiece_jax.load(weights_file, **GIVEN))
     assert model == trained.model
     chex.assert_trees_all_equal(variables, trained.variables)
-    changes = {"image_size": 32, "gelu": "tanh", "dtype": jnp.bfloat16}
-    vit = imagepiece_jax.load(weights_file, "tome:r=4", **changes, **GIVEN)
+    changes = {"image_size": 32, "dtype": jnp.bfloat16}
+    config = tiny.model(depth=1, gelu="tanh").config
+    vit = imagepiece_jax.load(weights_file, "tome:r=4", config=config, **changes)
     model, variables = tiny.pair(vit)
     assert model.execution.dtype == jnp.bfloat16
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
@@ -49,27 +46,29 @@ def test_load_infers_the_model_from_its_tensors(trained, weights_file):
 
 
 @pytest.mark.parametrize(
-    "tensor, found, options, field, value",
+    "tensor, found",
     [
-        ("pos_embed", None, HEADS, "tensor pos_embed", None),
-        ("pos_embed", np.zeros(3), HEADS, "tensor pos_embed", (3,)),
-        ("pos_embed", np.zeros((1, 24, 30)), HEADS, "tensor pos_embed", 24),
-        ("extra", np.zeros(3), GIVEN, "tensor extra", None),
-        ("head.bias", np.zeros(7), {}, "num_heads", LACKING),
-        ("head.bias", np.zeros(7), {"name": "deit_s"}, "name", "deit_s"),
+        ("pos_embed", None),
+        ("pos_embed", np.zeros(3)),
+        ("pos_embed", np.zeros((1, 24, 30))),
+        ("extra", np.zeros(3)),
+        ("head.bias", np.zeros(6)),
     ],
 )
-def test_weights_of_other_models(
-    weights_file, tmp_path, tensor, found, options, field, value
-):
+def test_weights_of_other_models(weights_file, tmp_path, tensor, found):
     path = tmp_path / "w.npz"
     tensors = dict(np.load(weights_file))
     tensors[tensor] = found
     if found is None:
         del tensors[tensor]
     np.savez(path, **tensors)
-    with refused(field, f"weights file {path}: "):
-        imagepiece_jax.load(path, **options)
+    with refused(f"tensor {tensor}", f"weights file {path}: "):
+        imagepiece_jax.load(path, **GIVEN)
+
+
+def test_a_file_without_a_public_name_needs_a_config(weights_file):
+    with refused("config=", str(weights_file), "nor the name of a public model"):
+        imagepiece_jax.load(weights_file)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +79,7 @@ def test_weights_of_other_models(
         ({"class_names": ["a"]}, "class_names", 1),
         ({"num_classes": "x"}, "num_classes", "x"),
         ({"dtype": jnp.int32}, "dtype", jnp.int32),
-        ({"num_heads": 4}, "num_heads", 4),
-        ({"depth": 2}, "depth", 2),
-        ({"mean": (0.5, 0.5)}, "mean", (0.5, 0.5)),
-        ({"mean": (123.7,) * 3}, "mean", (123.7,) * 3),
-        ({"std": None}, "mean", None),
+        ({"config": "deit_s"}, "width", 384),
     ],
 )
 def test_fields_that_load_refuses(weights_file, options, field, value):
