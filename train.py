@@ -35,12 +35,12 @@ DRY_RUN = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
+    "several processes: HOST:PORT of the first; not needed under srun and mpirun",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "number of hosts; 1: only this one"
+    "num_processes", None, "number of processes; 1: only this one"
 )
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this one, from 0")
 
 
 def parse(argv):
@@ -129,15 +129,15 @@ def train():
     """Train as the flags say."""
     # They import JAX, which --help and a mistyped flag need not wait for.
     from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.deploy.weights.load import loaders
     from imagepiece_jax.training import trainer
-    from imagepiece_jax.training.cluster.job import find_job, joined
+    from imagepiece_jax.training.cluster.job import joined
 
     name = run_name(flags.FLAGS["config"].config_filename)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     config = RunConfig.from_config(CONFIG.value)
-    job = find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    with joined(job):
-        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
+    with joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
+        trainer.train_and_evaluate(config, workdir, DRY_RUN.value, *loaders(config))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def get_config():
     config.reduction = "none"  # no reduction: the dense model
 
     config.data = ConfigDict()
-    config.data.name = "imagenet2012"  # or folder:PATH, csv:FILE, digits
+    config.data.name = "imagenet2012"  # or hf:OWNER/NAME, folder:PATH, csv:FILE, digits
     config.data.dir = ""  # where TFDS keeps its data sets; empty: its own default
     config.data.crop = "random_resized"  # training: or "shift", "none"
     config.data.area = (0.08, 1.0)  # share of the image that a random crop covers

@@ -60,7 +60,7 @@ def reassess(paper):
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
     text = markdown_table(head, lines)
-    facts = paper.facts({"stem": vit.model.stem})
+    facts = paper.facts({"stem": vit.model.config.stem})
     paper.write_page("reassess", "merged tokens judged again", text, facts)
 
 
@@ -265,7 +265,7 @@ def lcb_similarity(paper):
 def first_merge(paper, vit, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site, *_ = merging_sites(vit, reduction)
-    patch = vit.model_with(reduction).patch_size
+    patch = vit.config.patch_size
     _, side = sides(vit.image_size)
     width = side // patch
 

@@ -44,11 +44,11 @@ def observed(model):
 
     Raises InputError for a model without class token.
     """
-    if not model.arch.class_token:
+    if not model.config.arch.class_token:
         problem = "has no class token, whose attention this experiment reads"
         allowed = "weights of a model with one"
         raise InputError(f"the model {problem}; allowed: {allowed}")
-    prefix = model.arch.prefix
+    prefix = model.config.arch.prefix
     patches = model.plan[0].attn_tokens - prefix
     for layer in model.plan:
         if layer.counts:

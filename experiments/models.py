@@ -18,17 +18,19 @@ import jax
 from ml_collections import ConfigDict
 
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.class_names import labels_by_name, other_class
-from imagepiece_jax.data.preprocessing import config_fields, left_open, read_fields
+from imagepiece_jax.config.run_files import CONFIG
+from imagepiece_jax.data.class_names import other_class
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.weights.load import load, loaders
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.models.reduction_plan import at_cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 from imagepiece_jax.training.trainer import train_and_evaluate
-from imagepiece_jax.weights.file_names import CONFIG
-from imagepiece_jax.weights.load import load
 
 # A model, and the reduction that it is measured with
 Model = tuple[Pretrained, Mapping]
@@ -50,12 +52,12 @@ class Models:
 
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
-        return {(vit.model.num_classes, vit.image_size) for vit in self.weights}
+        return {(vit.model.config.num_classes, vit.image_size) for vit in self.weights}
 
     @property
     def crop(self) -> dict[str, Any]:
-        """How all of them see images: fields of a Preprocessing that are not DeiT's."""
-        return self.weights[0].preprocessing.options if self.weights else {}
+        """How all of them see images: fields of a Preprocessing, but the size."""
+        return crop_of(self.weights[0].preprocessing) if self.weights else {}
 
     @property
     def class_names(self):
@@ -79,7 +81,7 @@ class OffTheShelf(Models):
         return (self.pretrained,)
 
     def find(self, reduction, stem, by_stem):
-        same = self.pretrained.model.stem == stem
+        same = self.pretrained.model.config.stem == stem
         return [(self.pretrained, reduction)] if same else []
 
 
@@ -95,7 +97,7 @@ class TrainedRuns(Models):
         wanted = Reduction.read(reduction)
         found = []
         for run in self.weights:
-            if run.reduction == wanted and run.model.stem == stem:
+            if run.reduction == wanted and run.model.config.stem == stem:
                 found.append((run, run.reduction))
         return found
 
@@ -137,11 +139,6 @@ class Finetuner(Models):
         self.folder = folder
         self.seeds = seeds
         source = open_source(data, "train")
-        classes = source.num_classes
-        if classes == pretrained.model.num_classes:  # its head may stay
-            known = labels_by_name(pretrained.class_names, classes)
-            given = {"num_classes": classes, "labels_by_name": known}
-            source = open_source(data, "train", **given)
         self.num_classes = source.num_classes
         self.class_names = source.class_names
 
@@ -170,34 +167,37 @@ class Finetuner(Models):
     @property
     def crop(self):
         """That of the weights, but for what the config says."""
-        data = self.config.data.to_dict()
-        images = config_fields(self.pretrained.preprocessing.options)
-        return read_fields(data | left_open(data, images))
+        run = RunConfig.from_config(self.config)
+        vit = self.pretrained
+        return crop_of(
+            run.with_images_of(vit.config, vit.preprocessing).preprocessing()
+        )
 
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}
 
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
-        share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
+        reference = create(self._dense.config, REFERENCE)
+        share = model_macs(reference) / model_macs(self._dense)
         requested = reduction.with_cost(share)
-        return self._dense.reduction_at_cost(requested, tolerance=0.1)
+        return at_cost(requested, self._dense, tolerance=0.1)
 
     @functools.cached_property
     def _dense(self):
-        """The config of the dense model that is trained, with the stem of --weights."""
-        fields = self.pretrained.spec.as_dict | {
+        """The dense model that is trained, with the stem of --weights."""
+        sizes = {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return ModelSpec.from_fields(fields)
+        return create(dataclasses.replace(self.pretrained.config, **sizes))
 
     def _trained(self, reduction, stem, seed):
         """The run of a reduction, which starts from the dense run of its seed."""
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
         model = RunConfig.from_config(config).create_model()
-        names = variable_shapes(model, config.image_size)["params"]
+        names = variable_shapes(model)["params"]
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)
@@ -209,9 +209,9 @@ class Finetuner(Models):
         """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(DENSE, stem, seed)
         pretrained = self.pretrained
-        fresh = () if stem == pretrained.model.stem else ("patch_embed",)
-        others = self.num_classes != pretrained.model.num_classes
-        if others or other_class(pretrained.names_of_data, self.class_names):
+        fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
+        others = self.num_classes != pretrained.model.config.num_classes
+        if others or other_class(pretrained.class_names, self.class_names):
             fresh += ("head",)
         config.init.weights = str(pretrained.source.path)
         config.init.fresh = fresh
@@ -235,6 +235,11 @@ class Finetuner(Models):
         return train_run(config, self.folder / name)
 
 
+def crop_of(images: Preprocessing) -> dict[str, Any]:
+    """The fields of a Preprocessing, but its size."""
+    return {name: value for name, value in vars(images).items() if name != "image_size"}
+
+
 def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
     """A reduction with those fields of `learning` that its method has."""
     method = reduction.method
@@ -245,14 +250,16 @@ def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
 
 def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     """Train a run to its end, or resume it: its last weights."""
-    train_and_evaluate(RunConfig.from_config(config), workdir)
+    run = RunConfig.from_config(config)
+    start, teacher = loaders(run)
+    train_and_evaluate(run, workdir, start=start, teacher=teacher)
     jax.clear_caches()  # its programs would stay, and no other run uses them
     return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 
 
 def take_from_weights(config: ConfigDict, pretrained: Pretrained):
     """Set the fields of a Finetuner's config that the weights decide."""
-    trained = pretrained.model
+    trained = pretrained.config
     config.model.stem = trained.stem
     config.model.arch.class_token = trained.arch.class_token
     config.model.mean = trained.mean

@@ -29,8 +29,9 @@ from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.data import decode, pictures
+from imagepiece_jax.data import decode
 from imagepiece_jax.data.source import evenly_spaced
+from imagepiece_jax.deploy import pictures
 from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 from imagepiece_jax.models.variables import digest
 

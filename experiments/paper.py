@@ -51,17 +51,17 @@ from imagepiece_jax.common.files import check_folder, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timing_rules import Rules
-from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.deploy.weights.load import load
+from imagepiece_jax.deploy.weights.location import is_run
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
 from imagepiece_jax.input import loader
 from imagepiece_jax.input.registry import open_source, short_name
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.location import is_run
 
 TABLES = {
     "table1": paper_tables.table1,
@@ -93,25 +93,21 @@ class Options:
     """The table or figure, or all."""
 
     data: str
-    """A folder of images for each class, csv:FILE, imagenet2012 or digits."""
+    """A folder of images for each class, csv:FILE, hf:OWNER/NAME, imagenet2012 or
+    digits."""
 
     weights: str | None = None
     """One checkpoint off the shelf, or what small runs start from."""
 
-    name: str | None = None
-    """timm's name of the model, where the weights do not say it."""
+    config: str | None = None
+    """What the model is, where the weights do not say it: timm's name of a public one,
+    or a folder with its config.json."""
 
     image_size: int | None = None
     """Pixels a side."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the layers: bfloat16, and float32 on CPUs."""
-
-    mean: tuple[float, float, float] | None = None
-    """Of the images in [0, 1], where the weights do not say it."""
-
-    std: tuple[float, float, float] | None = None
-    """Likewise."""
 
     runs: str | None = None
     """A folder of trained runs, one a model."""
@@ -162,7 +158,7 @@ class Images:
     image_size: int | tuple[int, int]
     most: int  # images at once
     workers: int = 0
-    crop: Mapping[str, Any]  # fields of a Preprocessing that are not DeiT's
+    crop: Mapping[str, Any]  # fields of a Preprocessing, but its size
     alter = None
     valid = None
 
@@ -354,13 +350,15 @@ def opened_models(options: Options) -> Models:
     dtype = options.dtype or xla_options.fast_dtype()
     if options.runs:
         return TrainedRuns(tuple(runs_in(options.runs, dtype)))
-    fields = {}
-    for name in ("name", "image_size", "mean", "std"):
-        if getattr(options, name) is not None:
-            fields[name] = getattr(options, name)
     # A run's best was chosen on the images of the figures.
     checkpoint = "latest" if is_run(options.weights) else None
-    vit = load(options.weights, checkpoint=checkpoint, **fields).analyzed(dtype)
+    vit = load(
+        options.weights,
+        config=options.config,
+        image_size=options.image_size,
+        dtype=dtype,
+        checkpoint=checkpoint,
+    )
     if not options.small:
         return OffTheShelf(vit)
     recipe = deit_ti_finetune_small.get_config()
@@ -373,15 +371,14 @@ def opened_models(options: Options) -> Models:
 
 
 def opened_images(models: Models, options: Options) -> Images:
-    """The images that all models are compared on. Prints a note on their classes.
+    """The images that all models are compared on. Prints notes on their classes.
 
     Raises InputError where models or images have other classes than the first.
     """
     classes, side = one_size(models)
     name = options.data
-    names_of_models = models.class_names
-    known = class_names.labels_by_name(names_of_models, classes)
-    every = open_source(name, "val", num_classes=classes, labels_by_name=known)
+    known = models.class_names
+    every = open_source(name, "val", num_classes=classes, class_names=known)
     images = Images(
         source=every.spread(options.limit),
         name=name,
@@ -393,9 +390,8 @@ def opened_images(models: Models, options: Options) -> Images:
     names = images.source.class_names
     for vit in models.weights:
         path = str(vit.source.path)
-        class_names.check_classes(vit.names_of_data, path, names, name)
-    if line := class_names.mapped_classes(names, name, names_of_models):
-        print(f"note: {line}", flush=True)
+        if line := check_classes(vit.class_names, path, names, name):
+            print(f"note: {line}", flush=True)
     return images
 
 

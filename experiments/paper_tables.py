@@ -18,9 +18,10 @@ from experiments.models import Model
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.models.spec import create_model
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction
 
 BLANK = "not measured"
@@ -308,12 +309,13 @@ def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]
 def size_of(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(each for each in results.values() if each is not None)
-    fields = first.pretrained.spec.as_dict
-    name = fields["name"]
-    for field, value in MODELS.get(name, {}).items():
-        if fields.get(field) not in (None, value):
-            return None
-    return name
+    config = first.pretrained.config
+    named = MODELS.get(config.name)
+    if named is not None:
+        for field in ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio"):
+            if getattr(config, field) != getattr(named, field):
+                return None
+    return config.name
 
 
 # The tables
@@ -348,8 +350,13 @@ def printed_tokens(_) -> str:
 
 def plan_tokens(row: TableRow) -> int:
     """Tokens of DeiT-S after the last block, class token included."""
-    model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
-    return model.plan[-1].mlp_tokens
+    return deit_s(row).plan[-1].mlp_tokens
+
+
+def deit_s(row: TableRow) -> ViT:
+    """DeiT-S with the stem and the reduction of a row."""
+    config = dataclasses.replace(MODELS["deit_s"], stem=row.stem)
+    return create_model(config, row.reduction)
 
 
 # Table 9: the paper's combinations have the convolutional stem and what they are

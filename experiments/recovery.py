@@ -39,14 +39,14 @@ import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.deploy.recover import recovery_loss
+from imagepiece_jax.deploy.recover.recovery_images import evaluation_batches
+from imagepiece_jax.deploy.recover.recovery_step import Teacher
 from imagepiece_jax.models.vit import with_states
 from imagepiece_jax.reduction.provenance import follow
-from imagepiece_jax.training import recovery_loss
 from imagepiece_jax.training.losses import relative_change
-from imagepiece_jax.training.recovery_images import evaluation_batches
-from imagepiece_jax.training.recovery_step import Teacher
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINES = ROOT / "docs/tables/recovery.jsonl"
@@ -105,9 +105,10 @@ def of_two_classes(vit):
         sides = value[..., :398].mean(-1), value[..., 398:].mean(-1)
         parts[name] = np.stack(sides, -1)
     params = {**vit.variables["params"], "head": parts}
+    config = dataclasses.replace(vit.config, num_classes=2)
     return dataclasses.replace(
         vit,
-        model=vit.model.clone(num_classes=2),
+        model=vit.model.clone(config=config),
         variables={**vit.variables, "params": params},
         class_names=None,
     )
@@ -155,7 +156,7 @@ def unreachable(model, variables, images, targets):
 
     targets: the dense model's `answers`
     """
-    outputs, _ = with_states(model.clone(head_only=True), variables, images)
+    outputs, _ = with_states(model.with_execution(head_only=True), variables, images)
     slot = follow(outputs.results)[-1].slot
     patches = targets["patches"]
     share = 1 / jnp.sum(patches**2, axis=-1, keepdims=True)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from experiments import controls, paper_tables, published
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.spec import create_model
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
 MERGES = 6  # of ImagePiece
@@ -55,8 +54,7 @@ def milliseconds(name: str) -> float:
 @controls.registered()
 def gmacs(row: paper_tables.TableRow) -> float:
     """GMACs of DeiT-S at 224 pixels."""
-    model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
-    return model_macs(model, 224) / 1e9
+    return model_macs(paper_tables.deit_s(row)) / 1e9
 
 
 @functools.cache

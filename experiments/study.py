@@ -22,13 +22,13 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.cache import (
+from imagepiece_jax.deploy.compare.cache import (
     Lines,
     decode_bits,
     read_lines,
 )
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import accuracy
 
 FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding

@@ -1,8 +1,9 @@
 """Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
 `load` returns a `Pretrained`, which `recover`, `optimize`, `Predictor`, `features`,
-`save` and `export` take; `create_model` makes a model without weights. Each name is
-imported on first access, so that `import imagepiece_jax` costs nothing.
+`save` and `export` take; `create_model` makes a model without weights. A `ViTConfig`
+says what a model is; `read_config` reads one. Each name is imported on first access, so
+that `import imagepiece_jax` costs nothing.
 """
 
 import importlib
@@ -13,35 +14,38 @@ from imagepiece_jax.common.version import __version__ as __version__
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
+    from imagepiece_jax.deploy.inference.export import export
+    from imagepiece_jax.deploy.inference.features import features
+    from imagepiece_jax.deploy.inference.optimize import optimize
+    from imagepiece_jax.deploy.inference.predictor import Predictor
+    from imagepiece_jax.deploy.recover.recover import recover
+    from imagepiece_jax.deploy.weights.load import load, read_config
+    from imagepiece_jax.deploy.weights.save import save
     from imagepiece_jax.errors import InputError, RunError
-    from imagepiece_jax.inference.export import export
-    from imagepiece_jax.inference.features import features
-    from imagepiece_jax.inference.optimize import optimize
-    from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.models.config import ViTConfig
+    from imagepiece_jax.models.create import create_model
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.models.spec import create_model
-    from imagepiece_jax.training.recover import recover
-    from imagepiece_jax.weights.load import load
-    from imagepiece_jax.weights.save import save
 
 __all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "RunError"]
-__all__ += ["create_model", "export", "features", "load", "normalize"]
-__all__ += ["optimize", "recover", "save"]
+__all__ += ["ViTConfig", "create_model", "export", "features", "load", "normalize"]
+__all__ += ["optimize", "read_config", "recover", "save"]
 
 _HOMES = {
     "InputError": "errors",
-    "Predictor": "inference.predictor",
+    "Predictor": "deploy.inference.predictor",
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
     "RunError": "errors",
-    "create_model": "models.spec",
-    "export": "inference.export",
-    "features": "inference.features",
-    "load": "weights.load",
+    "ViTConfig": "models.config",
+    "create_model": "models.create",
+    "export": "deploy.inference.export",
+    "features": "deploy.inference.features",
+    "load": "deploy.weights.load",
     "normalize": "data.normalize",
-    "optimize": "inference.optimize",
-    "recover": "training.recover",
-    "save": "weights.save",
+    "optimize": "deploy.inference.optimize",
+    "read_config": "deploy.weights.load",
+    "recover": "deploy.recover.recover",
+    "save": "deploy.weights.save",
 }
 
 

@@ -247,7 +247,7 @@ def model_inputs(model, variables, images):
             continue
         inside = captured["intermediates"][f"blocks_{block}"]
         (x, _), *_ = inside["attend"]
-        heads = (*x.shape[:2], model.num_heads, -1)
+        heads = (*x.shape[:2], model.config.num_heads, -1)
         query, key = (inside["attn"][name]["__call__"][0] for name in "qk")
         size = jnp.pad(taps.size, ((0, 0), (1, 0)), constant_values=1.0)
         inputs.append((query.reshape(heads), key.reshape(heads), x, size))

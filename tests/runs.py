@@ -14,6 +14,7 @@ from flax import traverse_util
 from configs import quickstart
 from imagepiece_jax.common import checksums
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import MEASURED, read_metrics
@@ -52,7 +53,10 @@ def configured(*groups, **fields):
 
 def train(config, workdir, **options):
     """Train as a ConfigDict says; options: of `trainer.train_and_evaluate`."""
-    return trainer.train_and_evaluate(RunConfig.from_config(config), workdir, **options)
+    run = RunConfig.from_config(config)
+    start, teacher = loaders(run)
+    given = {"start": start, "teacher": teacher, **options}
+    return trainer.train_and_evaluate(run, workdir, **given)
 
 
 def lines(workdir, kind):
@@ -73,10 +77,10 @@ def stored(workdir, kind):
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def untrained(model, image_size, seed):
+def untrained(model, seed):
     """Variables as `fresh_variables` draws them, but by NumPy: nothing is compiled."""
     rng = np.random.default_rng(seed)
-    leaves = traverse_util.flatten_dict(variable_shapes(model, image_size))
+    leaves = traverse_util.flatten_dict(variable_shapes(model))
     for path, leaf in sorted(leaves.items()):
         spread = 0.0 if path[-1] in ZEROS + ONES else 0.02
         value = rng.normal(float(path[-1] in ONES), spread, leaf.shape)
@@ -143,7 +147,7 @@ def compile_recoveries_once(patch):
     patch: as that of `compile_once`
     """
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.training import recovery_step
+    from imagepiece_jax.deploy.recover import recovery_step
 
     programs = {}
     pmap = parallel.pmap
@@ -213,10 +217,7 @@ def start_two(workdir, fields, cache, **of_the_second):
     """
     job = {
         "SLURM_JOB_ID": str(uuid.uuid4().int),  # chooses the port
-        "SLURM_STEP_ID": "0",
         "SLURM_STEP_NODELIST": "127.0.0.1",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS": "2",
     }
     return [

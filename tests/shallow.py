@@ -2,8 +2,8 @@
 
 import re
 
+from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import layouts
 
 
 def deit_ti(monkeypatch, depth):
@@ -19,5 +19,4 @@ def deit_ti(monkeypatch, depth):
         registry.public_models()["deit_tiny_patch16_224"], "depth", depth
     )
     # What was read of the table before, and what is read meanwhile, is forgotten.
-    read_fields = registry._public_fields.__wrapped__
-    monkeypatch.setattr(registry, "_public_fields", read_fields)
+    monkeypatch.setattr(registry, "config", registry.config.__wrapped__)

@@ -1,9 +1,14 @@
 """docs/api.md has every public name, and no argument that is none."""
 
+import dataclasses
 import inspect
+import pathlib
 import re
 
+import pytest
+
 import imagepiece_jax
+from tests.models import tiny
 from tests.runs import ROOT
 
 HEADS = re.findall(
@@ -22,3 +27,25 @@ def test_signatures_have_arguments_that_exist():
         parameters = inspect.signature(getattr(imagepiece_jax, name)).parameters
         named = re.findall(r"(\w+)(?:=[^,]*)?(?:, |$)", signature)
         assert set(named) <= {*parameters}, name
+
+
+def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):
+    config = imagepiece_jax.read_config("deit_ti")
+    assert isinstance(config, imagepiece_jax.ViTConfig)
+    narrow = dataclasses.replace(config, embed_dim=48)
+    assert imagepiece_jax.create_model(narrow).config == narrow
+    assert imagepiece_jax.create_model("deit_ti").config == config
+    vit = tiny.pretrained()
+    folder = imagepiece_jax.save(tmp_path / "saved", vit)
+    for path in (folder, str(folder), folder / "config.json"):
+        assert imagepiece_jax.read_config(path) == vit.config
+    with pytest.raises(
+        imagepiece_jax.InputError, match="config is 'resnet50', no name"
+    ):
+        imagepiece_jax.read_config("resnet50")
+
+
+def test_a_config_in_the_working_directory_is_read(tmp_path, monkeypatch):
+    vit = tiny.pretrained()
+    monkeypatch.chdir(imagepiece_jax.save(tmp_path / "saved", vit))
+    assert imagepiece_jax.read_config(pathlib.Path("config.json")) == vit.config

@@ -106,7 +106,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
         key = jax.random.key(0)
         outputs, _ = jax.eval_shape(model.init_with_output, key, images)
     else:  # in half of the time
-        outputs = jax.eval_shape(model.apply, variable_shapes(model, size), images)
+        outputs = jax.eval_shape(model.apply, variable_shapes(model), images)
     logits = outputs.logits
     assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
     assert str(run.reduction) == config.reduction  # nothing that is a default
@@ -118,7 +118,7 @@ def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     model = run.create_model()
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
-    gmacs = f"{model_macs(model, run.image_size) / 1e9:.2f}"
+    gmacs = f"{model_macs(model) / 1e9:.2f}"
     wanted = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
     if run.data.name == "imagenet2012":
         wanted += f", {training_flop(run, IMAGENET) / 1e18:#.3g} EFLOP"
@@ -221,8 +221,8 @@ def test_recipe_of_90_epochs(configs):
     # A value in [0, 255] becomes one in [-1, 1].
     assert changed["model.mean"] == changed["model.std"] == (0.5, 0.5, 0.5)
     model = RunConfig.from_config(config).create_model()
-    assert model.arch.pool == "mean"
-    assert not model.arch.class_token
+    assert model.config.arch.pool == "mean"
+    assert not model.config.arch.class_token
     base_fields = dict(fields(configs["base"]))
     same = {"batch_size", "lr", "betas", "eps", "data.flip", "data.resize"}
     assert all(changed[name] == base_fields[name] for name in same)
@@ -297,7 +297,7 @@ def test_parts_of_a_model_are_placeholders_of_its_architecture():
     config = configured(f"{line} --config.reduction=tome:r=8:prop_attn=False")
     assert config.model.arch.gelu == "tanh"
     model = RunConfig.from_config(config).create_model()
-    assert (model.arch.gelu, model.prop_attn) == ("tanh", False)
+    assert (model.config.arch.gelu, model.prop_attn) == ("tanh", False)
     assert [layer.mlp_tokens for layer in model.plan][:2] == [57, 49]
 
 

@@ -37,7 +37,7 @@ def picture_set(folder, inside="", count=4, side=tiny.SIDE):
 def pooled(saved, reduction=None):
     """Pooled vectors of the four images by the plain model, [4, D]."""
     vit = imagepiece_jax.load(saved / "weights", reduction=reduction)
-    images = normalize(pixels(saved), vit.model.mean, vit.model.std)
+    images = normalize(pixels(saved), vit.model.config.mean, vit.model.config.std)
     return np.asarray(jax.jit(vit.model.apply)(vit.variables, images).pooled)
 
 

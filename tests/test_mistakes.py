@@ -43,7 +43,7 @@ MISTAKES = [
     ("visualize weights a.png --out x --blocks first", 2, "first"),
     ("benchmark", 2, "MODEL"),
     ("benchmark weights --mode copy", 2, "copy"),
-    ("benchmark weights --config configs/deit_s.py", 2, "--config"),
+    ("benchmark weights --config configs/deit_s.py", 2, "configs/deit_s.py"),
     ("compare weights digits --image-sizes small", 2, "small"),
     ("doctor now", 2, "now"),
     # weights
@@ -60,8 +60,8 @@ MISTAKES = [
     ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "selector"),
     ("predict weights a.png --image-size 15", 2, "15"),
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
-    ("predict weights a.png --name deit_ti", 2, "deit_ti"),
-    ("predict weights a.png --mean .5 .5 .5", 2, "mean"),
+    ("predict weights a.png --config deit_ti", 2, "num_classes"),
+    ("predict weights a.png --config nowhere", 2, "nowhere"),
     ("describe weights --crop 2", 2, "crop"),
     # images
     ("predict weights", 2, "images"),
@@ -106,7 +106,7 @@ MISTAKES = [
     ("evaluate weights digits --workers -1", 2, "workers"),
     ("evaluate weights digits --threads -1", 2, "threads"),
     ("describe deit_ti --averaged", 2, "averaged"),
-    ("describe deit_ti --name deit_s", 2, "name"),
+    ("describe deit_ti --config deit_s", 2, "config"),
     ("describe deit_ti --reduction tome:r=-1" + "0" * 400, 2, "r"),
     ("recover weights digits --out photos", 2, "photos"),
     ("export weights m.pth", 2, "m.pth"),

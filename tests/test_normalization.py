@@ -4,7 +4,6 @@ The model classifies by color alone and its weights leave no tie, so that anothe
 mean or deviation changes what it says. What is expected is computed in NumPy.
 """
 
-import contextlib
 import json
 
 import jax
@@ -15,26 +14,26 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate, export, visualize
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.weights.load import loaders
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence, start
+from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
 from tests.runs import ROOT
-from tests.visualize.traces import read_traces
 
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
-MISSING = "config.init.weights: "
-FLAGS = ["--mean", *HALF, "--std", *HALF]
+MISSING = "config.teacher.weights: "
 OF_CONFIG = ["--config.model.mean=.5,.5,.5", "--config.model.std=.5,.5,.5"]
-NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
 # Some reduction, for runs.
 FIELDS = {
     "model.stem": "patch",
@@ -47,7 +46,7 @@ FIELDS = {
 WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
 WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 REDUCED = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
-NAMED = ["--name", "vit_mini", "--reduction", REDUCED]
+TYPED = ["--reduction", REDUCED]
 
 
 def config(**fields):
@@ -61,17 +60,21 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return tiny.fill(variable_shapes(model, 16))
+    return tiny.fill(variable_shapes(model))
 
 
 @pytest.fixture(scope="module")
-def folder(variables, tmp_path_factory):
-    """w.npz, own.npz and run/ with halves/, 40 images in set.csv."""
+def folder(model, variables, tmp_path_factory):
+    """w/, own/ and run/, of which the last two have halves; 40 images in set.csv.
+
+    w.npz has the tensors of both, and says nothing of its model.
+    """
     folder = tmp_path_factory.mktemp("normalization")
-    tensors = timm_tensors.to_timm(variables)
-    np.savez(folder / "w.npz", **tensors)
-    np.savez(folder / "own.npz", **tensors, mean=HALF, std=HALF)
+    tiny.write(folder / "w.npz", variables)
     settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
+    own = RunConfig.from_config(settled).create_dense()
+    save(folder / "w", Pretrained(model, variables))
+    save(folder / "own", Pretrained(own, variables))
     settled.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(
@@ -106,20 +109,19 @@ def expected(model, variables, folder):
 
 
 @pytest.mark.parametrize(
-    "weights_of, words, which, noted",
+    "weights, words, which",
     [
-        ("w.npz", NAMED, "imagenet", True),
-        ("w.npz", [*NAMED, *FLAGS], "halves", False),
-        ("own.npz", NAMED, "halves", False),
-        ("run", [], "halves", False),
+        ("w", TYPED, "imagenet"),
+        ("own", TYPED, "halves"),
+        ("w.npz", [*TYPED, "--config", "{}/own"], "halves"),
+        ("run", [], "halves"),
     ],
 )
-def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
+def test_evaluate(tmp_path, folder, expected, weights, words, which):
     out = tmp_path / "result.json"
-    words = [folder / weights_of, f"csv:{folder}/set.csv", *words, "--json", out]
-    said = pytest.warns(UserWarning, match=NOTE) if noted else contextlib.nullcontext()
-    with said:
-        call(evaluate.main, *words).ok()
+    words = [word.format(folder) for word in words]
+    words = [folder / weights, f"csv:{folder}/set.csv", *words, "--json", out]
+    call(evaluate.main, *words).ok()
     found = json.loads(out.read_text())
     assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
 
@@ -129,7 +131,7 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     quick = {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
     run = imagepiece_jax.load(folder / "run", reduction="none").model
-    assert (run.mean, run.std) == (HALF, HALF)
+    assert (run.config.mean, run.config.std) == (HALF, HALF)
     full = imagepiece_jax.load(folder / "run").model
     own = RunConfig.from_config(config()).create_model()
     assert full.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5
@@ -158,11 +160,9 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
 
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     """The confidence that is drawn is that of the right normalization."""
-    for name, flags in (("own.npz", []), ("w.npz", FLAGS), ("run", [])):
+    for name, flags in (("own", TYPED), ("run", [])):
         out = tmp_path / name
         words = [folder / name, folder / "0.png", "--out", out, *flags]
-        if name != "run":
-            words += NAMED
         ended = call(visualize.main, *words)
         assert ended.status == 0, ended
         _, (traced,) = read_traces(out)
@@ -187,60 +187,30 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     assert found != pytest.approx(expected["halves"][1], rel=1e-3)
 
 
-def run_config(folder, **fields):
-    more = {"init.weights": "", "teacher.weights": ""}
-    return config(**(more | {k: str(folder / v) for k, v in fields.items()}))
-
-
-def initial(made):
-    return InitialWeights(RunConfig.from_config(made))
-
-
 @pytest.mark.parametrize(
-    "fields, mean, taken",
+    "fields, mean",
     [
-        ({}, MEAN, None),
-        ({"init.weights": "w.npz"}, MEAN, "ImageNet's"),
-        ({"init.weights": "own.npz"}, HALF, None),
-        ({"init.weights": "run"}, HALF, None),
-        ({"teacher.weights": "run"}, HALF, None),
-        ({"init.weights": "own.npz", "teacher.weights": "w.npz"}, HALF, "own.npz's"),
-        ({"init.weights": "w.npz", "teacher.weights": "own.npz"}, HALF, "own.npz's"),
+        ({}, MEAN),
+        ({"init.weights": "w"}, MEAN),
+        ({"init.weights": "own"}, HALF),
+        ({"init.weights": "run"}, HALF),
+        ({"teacher.weights": "run"}, MEAN),
+        ({"init.weights": "own", "teacher.weights": "w"}, HALF),
+        ({"init.weights": "w", "teacher.weights": "own"}, MEAN),
     ],
 )
-def test_a_new_run_settles_on_what_it_starts_from(
-    tmp_path, folder, capsys, fields, mean, taken
-):
-    made = run_config(folder, **fields)
-    images = initial(made).normalization(tmp_path)
-    notes = capsys.readouterr().out.splitlines()
-    assert len(notes) == (taken is not None)
-    for line in notes:
-        assert line.startswith(
-            f"note: {folder / 'w.npz'} does not say how its images were"
-        )
-        assert f"{taken} mean and standard deviation are taken; mean and" in line
-    assert images["mean"] == mean
-    assert (images["std"] == HALF) == (mean == HALF)
-    made.model.update(images)
-    again = run_config(folder, **fields)
-    (tmp_path / "config.json").write_text(
-        json.dumps(RunConfig.from_config(made).to_dict())
-    )
+def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean):
+    """And a resumed one on its own, whose weights may be gone by then."""
+    fields = {name: str(folder / path) for name, path in fields.items()}
+    run = RunConfig.from_config(config(**fields))
+    settled = InitialWeights(run, tmp_path, *loaders(run)).completed()
+    assert settled.model.mean == mean
+    assert (settled.model.std == HALF) == (mean == HALF)
+    (tmp_path / "config.json").write_text(json.dumps(settled.to_dict()))
     (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
-    for path in ("init", "teacher"):  # gone by now
-        again[path].weights = "gone.npz"
-    assert initial(again).normalization(tmp_path) == images
-    assert capsys.readouterr().out == ""
-
-
-def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
-    """Only a start from nothing takes the images of a model that it distils."""
-    fields = {"init.weights": "w.npz", "teacher.weights": "own.npz"}
-    for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own.npz"}, HALF)):
-        made = run_config(folder, **chosen)
-        made.distill.kind = "hard"
-        assert initial(made).normalization(tmp_path)["mean"] == mean
+    run = RunConfig.from_config(config(**dict.fromkeys(fields, "gone")))
+    again = InitialWeights(run, tmp_path, *loaders(run)).completed()
+    assert again.model == settled.model
 
 
 def said_of(tmp_path, *words):
@@ -252,13 +222,12 @@ def said_of(tmp_path, *words):
 
 def test_a_run_keeps_its_normalization(tmp_path):
     """It is compared, and ends only at weights that are not there."""
-    fields = {"init.weights": "no.npz", "model.mean": MEAN, "model.std": STD}
-    made = config(**fields)
-    begun = RunConfig.from_config(made).to_dict()
+    fields = {"teacher.weights": "no", "distill.kind": "soft"}
+    begun = RunConfig.from_config(config(**fields)).to_dict()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(begun))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    words = ["--config.init.weights=no.npz"]
+    words = ["--config.teacher.weights=no", "--config.distill.kind=soft"]
     assert said_of(tmp_path, *words)[1].startswith(MISSING)
     words += OF_CONFIG
     assert said_of(tmp_path, *words)[1].startswith("config.model.mean is ")

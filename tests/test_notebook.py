@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.deploy.weights import hub
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import hub
 from tests.shallow import deit_ti
 
 plt = pytest.importorskip("matplotlib.pyplot")

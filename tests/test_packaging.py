@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests import compiling
 from tests.command import start
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.runs import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -27,8 +27,6 @@ INSTALLED_AS = {
     "PIL": "pillow",
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
-    "google": "protobuf",
-    "google_crc32c": "google-crc32c",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
@@ -38,7 +36,7 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
+OPTIONAL = {"datasets", "huggingface_hub", "onnx", "pyarrow", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables stand beside what reads them.
 SOURCES = (".py", ".json", ".txt", ".gz")
@@ -155,9 +153,10 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     model = create_model(
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
-    tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16), 0))
+    vit = imagepiece_jax.Pretrained(model, tiny.fill(variable_shapes(model), 0))
+    imagepiece_jax.save(folder / "weights", vit)
 
-    words = ["vit_mini.npz", "digits", "--crop=1", "--limit=16"]
+    words = ["weights", "digits", "--crop=1", "--limit=16"]
     ended = start(
         *("-m", "imagepiece_jax", "evaluate", *words),
         cwd=folder,

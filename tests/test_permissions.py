@@ -10,7 +10,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import export
 from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from imagepiece_jax.weights.save import FILES
+from imagepiece_jax.deploy.weights.save import FILES
 from tests.command import call
 from tests.models import recoveries, tiny
 

@@ -82,9 +82,14 @@ def test_training_names_what_is_missing_before_it_begins(without, tmp_path, modu
 
 
 def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp_path):
-    without("array_record")
-    with pytest.raises(InputError, match="imagenet2012 needs array_record, which"):
+    without("tensorflow_datasets")
+    with pytest.raises(
+        InputError, match="imagenet2012 needs tensorflow-datasets, which"
+    ):
         registry.open_source("imagenet2012", "val", data_dir=tmp_path)
+    without("datasets")
+    with pytest.raises(InputError, match="hf:a/b needs datasets, .*hub-data"):
+        registry.open_source("hf:a/b", "val")
     without("orbax")
     name = "imagepiece_jax.common.orbax_files"
     monkeypatch.delitem(sys.modules, name, raising=False)

@@ -10,8 +10,8 @@ from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
-from imagepiece_jax.models.spec import ModelSpec
 from tests.models import tiny
+from tests.models.make import create_model
 from tools import torch_baselines
 
 
@@ -61,8 +61,8 @@ def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    spec = ModelSpec(name="deit_ti", image_size=32, depth=1)
-    vit = workloads.named_model(spec)
+    model = create_model("deit_ti", image_size=32, depth=1)
+    vit = workloads.with_random_weights(model)
     workloads.Case.of(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
     workloads.Case.of(vit, "inference", 64, "float32")

@@ -11,10 +11,10 @@ from experiments import study
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.batches import EvalBatches
-from imagepiece_jax.data.pictures import ArraySource
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.visualize.trace import trace
-from imagepiece_jax.weights.load import load
+from imagepiece_jax.deploy.pictures import ArraySource
+from imagepiece_jax.deploy.visualize.trace import trace
+from imagepiece_jax.deploy.weights.load import load
 from tests import near_ties
 from tests.command import call
 from tests.models import tiny

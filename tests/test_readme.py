@@ -8,6 +8,7 @@ import pathlib
 import re
 from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +22,16 @@ from imagepiece_jax.__main__ import commands
 from imagepiece_jax.commands import export
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.deploy.inference.onnx_model import onnx_model
+from imagepiece_jax.deploy.weights import hub
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import create_model
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.reduction import layer_plan, ops
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import DROPPED, Assignment, Taps, slot_index
-from imagepiece_jax.weights import hub
 from tests.command import call
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -69,7 +70,7 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = layer_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
-    model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
+    model = tiny.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     variables = tiny.fill(jax.eval_shape(model.init, jax.random.key(1), images))
 
@@ -345,8 +346,25 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
 def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
     """The second block of README, on a small model that is the hub's else."""
     space = run(README, "import numpy as np\n", {"imagepiece_jax": imagepiece_jax})
-    assert space["vit"].model.arch == registry.fields_of(space["dinov2"][10:])["arch"]
+    name = space["dinov2"].removeprefix("hf://timm/")
+    assert space["vit"].config.arch == registry.config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
+
+
+def test_the_examples_of_configs_run(tmp_path, monkeypatch):
+    """On a model of one block in place of the public one."""
+    name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
+    monkeypatch.setattr(registry, "config", registry.config.__wrapped__)
+    monkeypatch.chdir(tmp_path)
+    variables = tiny.variables(create_model(name))
+    tiny.write("my.npz", variables)
+    start = "import dataclasses\n\nvit = "
+    space = run(DOCS / "models.md", start, {"imagepiece_jax": imagepiece_jax})
+    assert space["vit"].config.name == name
+    assert space["vit"].config.arch.gelu == "tanh"
+    assert space["vit"].config.mean == MEAN
+    chex.assert_trees_all_equal(space["vit"].variables, variables)
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):

@@ -12,17 +12,19 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.deploy.inference import size_direction
+from imagepiece_jax.deploy.inference.feature_files import write_features
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
-from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.feature_files import write_features
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json, record_of
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.training.cluster.checkpoint import Progress
@@ -34,17 +36,31 @@ HALF = (0.5, 0.5, 0.5)
 TOME = "tome:r=2"
 
 
-def of_model(**fields):
-    """A change of fields of the ViT."""
-    return lambda vit: dataclasses.replace(vit, model=vit.model.clone(**fields))
+def of_config(**fields):
+    """A change of fields of the ViTConfig."""
+
+    def changed(vit):
+        config = dataclasses.replace(vit.config, **fields)
+        return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+    return changed
 
 
 def of_arch(**parts):
     """A change of parts of the Architecture."""
 
     def changed(vit):
-        arch = dataclasses.replace(vit.model.arch, **parts)
-        return dataclasses.replace(vit, model=vit.model.clone(arch=arch))
+        config = vit.config.with_arch(**parts)
+        return dataclasses.replace(vit, model=vit.model.clone(config=config))
+
+    return changed
+
+
+def of_execution(**fields):
+    """A change of fields of the Execution."""
+
+    def changed(vit):
+        return dataclasses.replace(vit, model=vit.model.with_execution(**fields))
 
     return changed
 
@@ -73,9 +89,9 @@ def other_weights(vit):
 
 MODELS = {
     "weights": other_weights,
-    "mean": of_model(mean=HALF),
-    "std": of_model(std=HALF),
-    "num_heads": of_model(num_heads=2),
+    "mean": of_config(mean=HALF),
+    "std": of_config(std=HALF),
+    "num_heads": of_config(num_heads=2),
     "dtype": lambda vit: vit.analyzed("bfloat16"),
     "prop_attn": lambda vit: vit.with_reduction(
         tiny.changed(tiny.EVIT, prop_attn=True)
@@ -89,8 +105,8 @@ MODELS = {
     "counts": lambda vit: vit.with_reduction(tiny.changed(tiny.EVIT, keep_rate=0.61)),
 }
 OF_DEVICE = {
-    "sizes": of_model(sizes="direction"),
-    "backend": of_model(backend="cudnn"),
+    "sizes": of_execution(sizes="direction"),
+    "backend": of_execution(backend="cudnn"),
 }
 IMAGES = {
     "crop": of_images(crop=0.8),
@@ -115,6 +131,8 @@ def vit():
     "whole",
     [
         tiny.model(tiny.EVIT),
+        tiny.model(tiny.EVIT).config,
+        Execution(),
         tiny.model(tiny.EVIT).plan[1],
         tiny.model(tiny.EVIT).plan[1].step,
         tiny.model(tiny.EVIT).plan[1].step.reducer,
@@ -126,10 +144,11 @@ def vit():
 )
 def test_every_field_is_in_a_record(whole):
     found = as_json(whole)
+    of_flax = ("parent", "name") if isinstance(whole, nn.Module) else ()
     for field in dataclasses.fields(whole):
         other = copy.copy(whole)
         object.__setattr__(other, field.name, "another")
-        decides = field.compare and field.name not in ("parent", "name")
+        decides = field.compare and field.name not in of_flax
         assert (as_json(other) != found) == decides, field.name
 
 
@@ -226,7 +245,7 @@ def test_a_line_of_compare(vit, measured, name):
     elif name in OF_IMAGES:
         changes["images"] = Split(SETTING | {name: OF_IMAGES[name]}, list)
     else:
-        source = dataclasses.replace(vit.source, seed=1)
+        source = dataclasses.replace(vit.source, run={"seed": 1})
         changes["vit"] = dataclasses.replace(vit, source=source)
     other = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
@@ -251,7 +270,9 @@ def test_a_folder_of_programs(vit, tmp_path, name):
     options = {"pixels": True, "cache_dir": tmp_path}
     imagepiece_jax.optimize(vit, 2, **options)(pixels)
     other = MODELS[name](vit)
-    normalized = imagepiece_jax.normalize(pixels, other.model.mean, other.model.std)
+    normalized = imagepiece_jax.normalize(
+        pixels, other.model.config.mean, other.model.config.std
+    )
     wanted = tiny.logits(other.model)(other.variables, normalized)
     found = imagepiece_jax.optimize(other, 2, **options)(pixels)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
@@ -262,8 +283,8 @@ def test_directions_of_sizes(vit, tmp_path, monkeypatch):
 
     def moments(model):
         made.append(model)
-        width = model.embed_dim // model.num_heads
-        one = np.broadcast_to(np.eye(width), (model.num_heads, width, width))
+        width = model.config.head_width
+        one = np.broadcast_to(np.eye(width), (model.config.num_heads, width, width))
         return lambda *given: [(one, one)] * model.depth
 
     monkeypatch.setattr(size_direction, "_moments", moments)
@@ -324,9 +345,7 @@ def student(tmp_path_factory):
     config = runs.configured(runs.DENSE | {"model.stem": "patch"}, fields)
     run = RunConfig.from_config(config)
     model = run.create_dense()
-    teacher = imagepiece_jax.Pretrained(
-        model, tiny.fill(tiny.shapes(model, run.image_size)), run.preprocessing()
-    )
+    teacher = imagepiece_jax.Pretrained(model, tiny.fill(tiny.shapes(model)))
     imagepiece_jax.save(folder / "teacher", teacher)
     runs.train(config, folder / "run")
     return config, folder / "run", teacher

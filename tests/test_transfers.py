@@ -14,8 +14,8 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common import device_copies, parallel
+from imagepiece_jax.deploy.visualize.trace import trace
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 
 REDUCTION = "tome:r=3"

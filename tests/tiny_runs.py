@@ -10,7 +10,8 @@ import shutil
 import signal
 import time
 
-from imagepiece_jax.training.cluster.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.config.run_files import KINDS
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 from tools.drill import FIELDS, PATIENCE

@@ -18,7 +18,6 @@ import os
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
@@ -27,8 +26,8 @@ from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import extras, parallel, xla_options
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.train_step import batch_shapes
@@ -133,7 +132,7 @@ def _listed(found):
 def _gmacs(config):
     """GMACs of one image, forward."""
     model = RunConfig.from_config(unplaced(config)).create_model()
-    return model_macs(model, config.image_size) / 1e9
+    return model_macs(model) / 1e9
 
 
 def unplaced(config):
@@ -153,12 +152,13 @@ def inference_text(config, gelu=None):
     model = RunConfig.from_config(unplaced(config)).create_model()
     dtype = config.model.dtype
     options = optimize.CompileOptions(batch_size=config.batch_size, gelu=gelu)
-    on_gpu = placed(model.clone(dtype=jnp.dtype(dtype)), config)
+    on_gpu = placed(model.with_execution(dtype=dtype), config)
     gelu = gelu or optimize.default_gelu(on_gpu, device())
     reductions = optimize.default_reductions(on_gpu, device())
     pixels = optimize.joined_pixels(on_gpu, device())
     if optimize.takes_direction(on_gpu, options):
-        model = model.clone(sizes="direction")  # which has the shapes of a folded one
+        # It has the shapes of a folded one.
+        model = model.with_execution(sizes="direction")
     prepared = []
 
     def prepare(variables):
@@ -168,7 +168,7 @@ def inference_text(config, gelu=None):
         prepared.append(fast)
         return weights
 
-    weights = jax.eval_shape(prepare, variable_shapes(model, config.image_size))
+    weights = jax.eval_shape(prepare, variable_shapes(model))
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, dtype)
     fast = placed(prepared[0], config)
@@ -181,9 +181,9 @@ def train_text(config):
     step, first_state, model, teacher = workloads.training_step(
         RunConfig.from_config(unplaced(config)), lambda model: placed(model, config)
     )
-    state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
+    state = jax.eval_shape(first_state, variable_shapes(model))
     if teacher is not None:
-        teacher = variable_shapes(teacher, config.image_size)
+        teacher = variable_shapes(teacher)
     leading = (1, config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     batch = batch_shapes(RunConfig.from_config(config), leading)
     # The equivalent of `parallel.pmap` for a device that is only described.

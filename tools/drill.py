@@ -10,6 +10,7 @@ tiny model, a process each, with a printed row; status 1 if one is not as it sho
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -29,9 +30,10 @@ import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common import checksums, signals
 from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.config.run_files import KINDS
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.cluster.checkpoint import KINDS
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -234,8 +236,9 @@ def write_inputs(folder):
         mean = float(path[-1].key == "scale")
         return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
-    model = imagepiece_jax.create_model("vit_mini", **SIZE)
-    shapes = variable_shapes(model, SIZE["image_size"])
+    config = dataclasses.replace(registry.config("vit_mini"), **SIZE)
+    model = imagepiece_jax.create_model(config)
+    shapes = variable_shapes(model)
     variables = jax.tree_util.tree_map_with_path(drawn, shapes)
     imagepiece_jax.save(folder / "weights", imagepiece_jax.Pretrained(model, variables))
     (folder / "photographs").mkdir()

@@ -11,6 +11,7 @@ whole_models  whole_models.json: names and shapes of the largest public models, 
 Needs torch, timm and transformers.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -68,7 +69,7 @@ def write_layouts():
             path,
             images=originals.images().astype(np.float16),
             outputs=original.outputs,
-            given=json.dumps(original.fields),
+            config=json.dumps(dataclasses.asdict(original.config)),
             **tensors,
         )
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")

@@ -36,11 +36,12 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.deploy.inference import optimize, size_direction
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize, size_direction
-from imagepiece_jax.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from tools import onnx_speed, torch_baselines
 from tools.onnx_speed import SIDE, STAGES
 
@@ -50,18 +51,18 @@ class Case:
     """A model that is timed, with reductions."""
 
     title: str
-    name: str  # for `create_model`
+    name: str  # for `registry.config`
     side: int = SIDE  # of images, in pixels
     timm: str | None = None  # timm's name; None: the same
 
     def create(self, setting: str):
         """The ViT in one of MODELS."""
-        fields = {"image_size": self.side_of(setting), "stem": "patch"}
+        config = registry.config(self.name).at_size(self.side_of(setting))
         if setting.endswith(CONV):
-            fields["stem"] = "conv"
+            config = dataclasses.replace(config, stem="conv")
         if OPTIONS.smoke:
-            fields |= SMOKE
-        return create_model(self.name, reduction=MODELS[setting], **fields)
+            config = dataclasses.replace(config, **SMOKE)
+        return create_model(config, MODELS[setting])
 
     def side_of(self, setting: str) -> int:
         """Pixels a side of the images in one of MODELS."""
@@ -71,12 +72,12 @@ class Case:
 CASES = {
     "deit_ti": Case("DeiT-Ti", "deit_ti", timm=onnx_speed.TIMM["deit_ti"]),
     "deit_s": Case("DeiT-S", "deit_s", timm=onnx_speed.TIMM["deit_s"]),
-    "vit_b": Case("ViT-B/16", "vit_base_patch16_224"),
-    "vit_l": Case("ViT-L/16", "vit_large_patch16_224"),
+    "vit_b": Case("ViT-B/16", "vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    "vit_l": Case("ViT-L/16", "vit_large_patch16_224.augreg_in21k_ft_in1k"),
     "so400m": Case("So400m/14", "vit_so400m_patch14_siglip_224"),
     "so400m_384": Case("So400m/14, 384", "vit_so400m_patch14_siglip_384", 384),
     "clip_l": Case("CLIP-L/14, 336", "vit_large_patch14_clip_quickgelu_336", 336),
-    "dinov3_l": Case("DINOv3-L/16, 512", "vit_large_patch16_dinov3", 512),
+    "dinov3_l": Case("DINOv3-L/16, 512", "vit_large_patch16_dinov3.lvd1689m", 512),
 }
 DENSE = "dense"
 CONV = "conv stem"  # how names of settings end that have one
@@ -340,19 +341,21 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     model = program.model
     sizes = None
     if size_direction.has_sizes(model):
-        sizes = model.sizes
+        sizes = model.execution.sizes
     facts = {"model": way.setting, "library": OURS, "reduction": MODELS[way.setting]}
-    facts |= {"image_size": case.side_of(way.setting), "stem": model.stem}
-    facts |= {"gelu": model.arch.gelu, "sizes": sizes, "precision": way.precision}
+    facts |= {"image_size": case.side_of(way.setting), "stem": model.config.stem}
+    gelu = model.config.arch.gelu
+    facts |= {"gelu": gelu, "sizes": sizes, "precision": way.precision}
     facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
-    facts |= {"xla": way.xla, "joined": model.folded, "reductions": program.reductions}
+    joined = model.execution.folded
+    facts |= {"xla": way.xla, "joined": joined, "reductions": program.reductions}
     return Timed(on_noise(program), jax.block_until_ready, facts)
 
 
 def compiler_of(case: Case, dtype: str, way: Way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
-    variables = random_variables(model, case.side_of(way.setting))
+    variables = random_variables(model)
     options = {"batch_size": 1, "dtype": dtype, "gelu": way.gelu}
     if way.sizes is not None:
         options["sizes"] = way.sizes
@@ -367,7 +370,7 @@ def compiler_of(case: Case, dtype: str, way: Way):
 def random_directions(vit, images=None) -> np.ndarray:
     """In place of `size_direction.directions`: for a clock any will do."""
     model = vit.model
-    shape = (model.depth, model.num_heads, model.embed_dim // model.num_heads)
+    shape = (model.depth, model.config.num_heads, model.config.head_width)
     found = np.random.default_rng(0).normal(size=shape)
     return np.float32(found / np.linalg.norm(found, axis=-1, keepdims=True))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import contract, reducers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
-    lacking = contract.lacking_scores(ModelSpec(name=name).architecture)
+    lacking = contract.lacking_scores(registry.config(name).arch)
     named = [score for score in reducers.SCORES if score != "auto"]
     return ", ".join(score for score in named if score not in lacking)
 

@@ -9,6 +9,7 @@ same runtime's dense model with the patch stem, round by round, with the lowest 
 highest of the turns. Times that the file holds are not taken again.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -22,11 +23,12 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.inference.onnx_model import onnx_model
-from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.deploy.inference.onnx_model import onnx_model
+from imagepiece_jax.deploy.inference.optimize import optimize
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables
 
 DENSE = "none"
@@ -101,11 +103,10 @@ def measure(size, batch, models=()):
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
         images = random_images(batch, side)
-        model = create_model(
-            size, dtype="float32", reduction=reduction, stem=stem, image_size=side
-        )
-        variables = fresh_variables(model, side, 0)
-        macs[name] = model_macs(model, side)
+        config = dataclasses.replace(registry.config(size), stem=stem)
+        model = create_model(config, reduction, image_size=side)
+        variables = fresh_variables(model, 0)
+        macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
         graph = onnx_model(vit, batch_size=batch).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")

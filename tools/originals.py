@@ -12,7 +12,6 @@ import functools
 import pathlib
 import tempfile
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,9 @@ import transformers
 from flax import linen, traverse_util
 from torch import nn
 
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ViTConfig
+
 WIDTH = 24
 DEPTH = 2
 HEADS = 3
@@ -34,7 +36,6 @@ PATCH = 4
 SIDE = 16
 BATCH = 2
 GRID = (SIDE // PATCH) ** 2
-HALF = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +44,13 @@ class Original:
 
     tensors: by the project's names
     outputs: logits, or pooled features
-    fields: of the model, those that neither tensors nor layout tell
+    config: of the model
     also: the same checkpoint by other names
     """
 
     tensors: Mapping[str, np.ndarray]
     outputs: np.ndarray
-    fields: Mapping[str, Any]
+    config: ViTConfig
     also: tuple[Mapping[str, np.ndarray], ...] = ()
 
 
@@ -101,10 +102,11 @@ def noise(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float16)
 
 
-def fields_like(name, images=HALF, heads=HEADS):
-    """Fields of a model that is as `name` but for its size."""
-    fields = {"name": name, "num_heads": heads, "mean": images, "std": images}
-    return {k: v for k, v in fields.items() if v is not None}
+def config_like(name, **changes):
+    """The config of a small model whose parts are those of `name`."""
+    sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    sizes |= {"mlp_ratio": HIDDEN / WIDTH, "patch_size": PATCH, "image_size": SIDE}
+    return dataclasses.replace(registry.config(name), **sizes | changes)
 
 
 # transformers
@@ -120,10 +122,11 @@ def config(kind, **fields):
     return kind(**sizes | fields)
 
 
-def of_transformers(kind, config, name, pooled):
+def of_transformers(kind, config, name, pooled, **changes):
     model = randomize(kind(config))
     outputs = run(lambda x: pooled(model, x))
-    return Original(saved(model), outputs, fields_like(name), also=(memory(model),))
+    ours = config_like(name, **changes)
+    return Original(saved(model), outputs, ours, also=(memory(model),))
 
 
 def logits(model, x):
@@ -171,7 +174,11 @@ TRANSFORMERS = {
 def named_in_transformers(key):
     start, end, fields, name, pooled = TRANSFORMERS[key]
     sizes = config(getattr(transformers, f"{start}Config"), **fields)
-    return of_transformers(getattr(transformers, start + end), sizes, name, pooled)
+    kind = getattr(transformers, start + end)
+    changes = {}
+    if "use_swiglu_ffn" in fields:  # two thirds of HIDDEN, in eights
+        changes["mlp_ratio"] = 32 / WIDTH
+    return of_transformers(kind, sizes, name, pooled, **changes)
 
 
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -243,7 +250,8 @@ def timm_swiglu():
     """DINOv2's giant, whose layer has gate and value in one."""
     layers = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
     model = of_timm(init_values=1e-5, **layers)
-    return Original(memory(model), run(model), fields_like("vit_giant_patch14_dinov2"))
+    config = config_like("vit_giant_patch14_dinov2", mlp_ratio=HIDDEN / 2 / WIDTH)
+    return Original(memory(model), run(model), config)
 
 
 def deit3():
@@ -252,7 +260,7 @@ def deit3():
         name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): tensor
         for name, tensor in memory(model).items()
     }
-    return Original(tensors, run(model), fields_like("deit3_small_patch16_224"))
+    return Original(tensors, run(model), config_like("deit3_small_patch16_224.fb_in1k"))
 
 
 def mae():
@@ -267,14 +275,14 @@ def mae():
         "decoder_pred.bias": noise(48),
     }
     return Original(
-        memory(model) | more, run(model), fields_like("vit_base_patch16_224.mae")
+        memory(model) | more, run(model), config_like("vit_base_patch16_224.mae")
     )
 
 
 def mae_finetuned():
     """The head reads the mean of the patches through a norm of its own."""
     model = of_timm(global_pool="avg", num_classes=CLASSES)
-    return Original(memory(model), run(model), fields_like("eva_large_patch14_196"))
+    return Original(memory(model), run(model), config_like("eva_large_patch14_196"))
 
 
 def dino():
@@ -283,7 +291,7 @@ def dino():
     tensors = {f"module.backbone.{k}": v for k, v in memory(model).items()}
     tensors["module.head.mlp.0.weight"] = noise(8, WIDTH)
     tensors["module.head.last_layer.weight_g"] = noise(9, 1)
-    return Original(tensors, run(model), fields_like("vit_small_patch16_224.dino"))
+    return Original(tensors, run(model), config_like("vit_small_patch16_224.dino"))
 
 
 # DINOv2's names, beside those of transformers' models in memory.
@@ -407,16 +415,17 @@ def openai_clip():
     model = randomize(ClipTower(64, 1, QuickGELU()))
     numbers = ("input_resolution", "context_length", "vocab_size")
     tensors = visual(model) | CLIP_TEXT | dict.fromkeys(numbers, noise())
-    name = fields_like("vit_base_patch32_clip_224.openai", images=None, heads=None)
-    return Original(tensors, run(model), name)
+    sizes = {"embed_dim": 64, "num_heads": 1, "mlp_ratio": HIDDEN / 64}
+    config = config_like("vit_base_patch32_clip_224.openai", **sizes)
+    return Original(tensors, run(model), config)
 
 
 def openclip():
     """Both towers; also of parallel training."""
     model = randomize(ClipTower(WIDTH, HEADS, nn.GELU()))
-    name = fields_like("vit_base_patch32_clip_224.laion2b")
+    config = config_like("vit_base_patch32_clip_224.laion2b")
     parallel = {f"module.{k}": v for k, v in (visual(model) | CLIP_TEXT).items()}
-    return Original(visual(model) | CLIP_TEXT, run(model), name, also=(parallel,))
+    return Original(visual(model) | CLIP_TEXT, run(model), config, also=(parallel,))
 
 
 def openclip_trunk():
@@ -426,7 +435,7 @@ def openclip_trunk():
     text = {f"text.{name}": tensor for name, tensor in CLIP_TEXT.items()}
     tensors = visual(trunk, "visual.trunk.") | text | {"logit_scale": noise()}
     tensors["visual.head.proj.weight"] = memory(project)["weight"]
-    return Original(tensors, run(lambda x: project(trunk(x))), fields_like("deit_s"))
+    return Original(tensors, run(lambda x: project(trunk(x))), config_like("deit_s"))
 
 
 # Vision transformers in Flax, with the names of google-research/vision_transformer and
@@ -540,14 +549,14 @@ def of_google(model, name, start="", more=()):
     with jax.default_matmul_precision("highest"):
         outputs = np.asarray(model.apply({"params": params}, images()))
     tensors = {f"{start}{path}": value for path, value in tensors.items()}
-    # Heads, normalization, GELU, epsilon and resizing are the layout's to say.
-    fields = fields_like(name, images=None, heads=None)
-    return Original(tensors | dict(more), outputs, fields)
+    # Flax's nn.gelu is the approximation by tanh, which timm has not for all of them.
+    config = config_like(name).with_arch(gelu="tanh")
+    return Original(tensors | dict(more), outputs, config)
 
 
 def vit_jax():
     """As released, with the numbers of Flax before linen; also as fine-tuning saves."""
-    name = "deit_s"  # its parts; a name of timm's would mean timm's function
+    name = "deit_s"  # its parts
     original = of_google(GoogleViT("tok", BEFORE, positions=True), name)
     also = of_google(GoogleViT("tok", positions=True), name, "opt/target/")
     also.tensors["opt/state/step"] = noise()
@@ -589,7 +598,6 @@ def big_vision_mean():
 def big_vision_token():
     """Positions come before the class token; until 2022 they were the encoder's."""
     original = of_google(GoogleViT("tok"), "flexivit_base")
-    original.fields["gelu"] = "tanh"  # the name means timm's function, which has not
     old = dict(original.tensors)
     old["Transformer/pos_embedding"] = old.pop("pos_embedding")
     return dataclasses.replace(original, also=(old,))

@@ -58,10 +58,10 @@ def main(
         json: A file of one line per figure.
     """
     prepare(against)
-    spec = model.spec()
-    if spec is None:
+    named = model.named()
+    if named is None:
         raise InputError(f"{model.weights} are weights; give the name of a model")
-    forms = suite.forms(ours.named_model(spec), reductions)
+    forms = suite.forms(ours.with_random_weights(named), reductions)
     dtype = model.dtype or xla_options.fast_dtype()
     groups = suite.groups(forms, batch_size, dtype, mode)
     if plain:
@@ -105,7 +105,7 @@ def workloads(names, cases):
     found = {}
     mode = cases[0].mode
     for size, case in first_of_size.items():
-        model = case.vit.name
+        model = case.vit.config.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
                 found[f"timm {model}, {variant}"] = _infer(size, case, variant)
@@ -119,10 +119,10 @@ def workloads(names, cases):
 
 def _size(case):
     """The arguments of timm's constructor, which identify a model's size."""
-    model = case.vit.model
-    fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
-    size = {field: getattr(model, field) for field in fields}
-    return *size.items(), ("img_size", case.vit.image_size), ("depth", len(model.plan))
+    config = case.vit.config
+    fields = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    size = {field: getattr(config, field) for field in (*fields, "num_classes")}
+    return *size.items(), ("img_size", config.image_size)
 
 
 def _images_shape(case):
@@ -177,14 +177,15 @@ def _train(size, case, variant):
     import torch
 
     where = torch_device()
-    rate = case.run.model.drop_path_rate
+    rate = case.run.drop_path_rate
     vit = _model(size, drop_path_rate=rate).train().to(where)
     dtype = getattr(torch, case.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
     run = torch.compile(vit) if variant == "torch.compile" else vit
     shape = _images_shape(case)
     images = [torch.randn(shape, device=where) for _ in range(INPUTS)]
-    targets = torch.randn(case.batch_size, case.vit.model.num_classes, device=where)
+    classes = case.vit.config.num_classes
+    targets = torch.randn(case.batch_size, classes, device=where)
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
 
     def call(number):

@@ -20,13 +20,12 @@ from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.rng import normal, root_key
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, ReductionLike
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
@@ -84,7 +83,8 @@ class Case:
     @property
     def path(self) -> str | None:
         """The path of the weights; None for random ones."""
-        return self.vit.source and str(self.vit.source.path)
+        path = self.vit.source.path
+        return path and str(path)
 
     def workload(self) -> Workload:
         """The compiled program."""
@@ -96,10 +96,10 @@ class Case:
             batch_size=self.batch_size,
             dtype=self.dtype,
             gelu=self.gelu,
-            attention=self.vit.attention,
+            attention=self.vit.model.execution.attention,
         )
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
-        macs = self.batch_size * model_macs(model, self.vit.image_size)
+        macs = self.batch_size * model_macs(model)
         skipped = self.batch_size * dead_macs(model)
         job = timer.TimedCall(on_noise(fast))
         return Workload(job, self.batch_size, macs, facts, skipped)
@@ -109,8 +109,8 @@ class Case:
         run = self.run
         step, first_state, model, teacher = training_step(run)
         if teacher is not None:
-            teacher = random_variables(teacher, run.image_size)
-        state = first_state(random_variables(model, run.image_size))
+            teacher = random_variables(teacher)
+        state = first_state(random_variables(model))
         state = parallel.replicate(state)
         teacher = parallel.replicate(teacher)
         batches = []
@@ -127,7 +127,7 @@ class Case:
             return metrics
 
         images = self.batch_size
-        macs = images * TRAINING_MACS * model_macs(model, run.image_size)
+        macs = images * TRAINING_MACS * model_macs(model)
         skipped = 0.0
         if run.reduction.method.loss is None:  # one of a method reads all tokens
             skipped = images * TRAINING_MACS * dead_macs(model)
@@ -138,39 +138,30 @@ class Case:
 def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
     """DeiT's recipe (configs/base.py) for a model, with its reduction.
 
-    Raises InputError where the repository's configs are not there, and for a model of
-    which nothing says how it is made.
+    Raises InputError where the repository's configs are not there.
     """
     try:
         from configs import base
     except ModuleNotFoundError as error:
         text = "mode is train, which reads configs/base.py: run it in a clone"
         raise InputError(text) from error
-    if vit.spec is None:
-        raise InputError("mode is train, which takes a model of `load` or of a name")
     recipe = RunConfig.from_config(base.get_config())
     return dataclasses.replace(
         recipe,
         image_size=vit.image_size,
-        num_classes=vit.model.num_classes,
-        model=dataclasses.replace(vit.spec, dtype=dtype, drop_path_rate=0.1),
+        num_classes=vit.config.num_classes,
+        model=vit.config,
+        dtype=dtype,
+        attention=vit.model.execution.attention,
+        drop_path_rate=0.1,
         reduction=vit.reduction,
         optim=dataclasses.replace(recipe.optim, batch_size=batch_size),
     )
 
 
-def named_model(spec: ModelSpec) -> Pretrained:
-    """The dense model of a name with random weights, which do not change its speed."""
-    model = spec.create()
-    height, width = [side * model.patch_size for side in spec.grid]
-    size = height if height == width else (height, width)
-    return Pretrained(
-        model,
-        random_variables(model, size),
-        Preprocessing(size),
-        name=spec.name,  # DiffRate's schedules depend on it
-        spec=spec,
-    )
+def with_random_weights(model: ViT) -> Pretrained:
+    """A model with random weights, which do not change its speed."""
+    return Pretrained(model, random_variables(model))
 
 
 def on_noise(program):
@@ -208,9 +199,9 @@ class Clock:
         setting |= dataclasses.asdict(self.rules)
         here = jax.local_devices()[0]
         gelu = optimize.default_gelu(vit.model, here)
-        if gelu != vit.model.arch.gelu:
+        if gelu != vit.model.config.arch.gelu:
             setting["gelu"] = gelu
-        if optimize.for_device(vit.model, here).backend == "cudnn":
+        if optimize.for_device(vit.model, here).execution.backend == "cudnn":
             setting["sizes"] = "direction"
         return setting
 
@@ -222,7 +213,7 @@ class Clock:
             fast = optimize.optimize(
                 variant,
                 batch_size=self.batch_size,
-                dtype=vit.model.dtype.name,
+                dtype=vit.model.execution.dtype.name,
             )
             jobs[name] = timer.TimedCall(on_noise(fast))
         times = timer.measure(jobs, self.rules)
@@ -244,8 +235,8 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     teacher = None
     adapted_teacher = None
     if method.needs_teacher or run.distill.active:  # a teacher of the student's size
-        teacher = run.create_dense(drop_path_rate=0.0)
-        teacher = teacher.clone(head_only=not method.needs_teacher)
+        teacher = run.create_dense().with_execution(drop_path_rate=0.0)
+        teacher = teacher.with_execution(head_only=not method.needs_teacher)
         adapted_teacher = adapt(teacher)
     step = functools.partial(
         train_step,
@@ -263,7 +254,7 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     return step, first_state, model, teacher
 
 
-def random_variables(model, image_size):
+def random_variables(model):
     """Random variables of `model`; scales and variances are near 1.
 
     A million numbers are drawn, and taken again from another place for each array: to
@@ -278,7 +269,7 @@ def random_variables(model, image_size):
         drawn = np.resize(np.roll(numbers, first), leaf.shape)
         return (around + drawn).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, image_size))
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def _facts(model, seconds, compiled):
@@ -291,10 +282,10 @@ def _facts(model, seconds, compiled):
     return {
         "compile_s": seconds,
         "peak_memory": device.program_bytes(compiled),
-        "attention": model.backend,
-        "gelu": model.arch.gelu,
-        "sizes": model.sizes,
-        "stem": model.stem,
+        "attention": model.execution.backend,
+        "gelu": model.config.arch.gelu,
+        "sizes": model.execution.sizes,
+        "stem": model.config.stem,
     }
 
 

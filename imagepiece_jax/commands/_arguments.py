@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 if TYPE_CHECKING:  # they import JAX, which --help does not need
     from imagepiece_jax.config.labeled import LabeledImages
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.models.spec import ModelSpec
+    from imagepiece_jax.models.vit import ViT
 
 
 def several(name: str, values: tuple | None) -> tuple:
@@ -44,8 +44,9 @@ class Weights:
     image_size: int | tuple[int, int] | None = None
     """Pixels a side, or height and width."""
 
-    name: str | None = None
-    """timm's name of the model, where the weights do not say it."""
+    config: str | None = None
+    """What the model is, where the weights do not say it: timm's name of a public one,
+    or a folder with its config.json."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the layers."""
@@ -58,12 +59,6 @@ class Weights:
 
     averaged: bool = False
     """Take the averages of the weights over the steps of training."""
-
-    mean: tuple[float, float, float] | None = None
-    """Of the images in [0, 1], where the weights do not say it."""
-
-    std: tuple[float, float, float] | None = None
-    """Likewise."""
 
     crop: float | None = None
     """The crop's sides by those of the resized image."""
@@ -83,25 +78,25 @@ class Model(Weights):
     weights: Annotated[str, Positional, arg(metavar="MODEL")]
     """Weights as other commands take them, or timm's name of a public model."""
 
-    def spec(self) -> "ModelSpec | None":
-        """What a name stands for; None of weights, which are a file or a folder.
+    def named(self) -> "ViT | None":
+        """The model of a name; None of weights, which are a file or a folder.
 
         Raises InputError for another name, and for arguments that only weights have.
         """
-        from imagepiece_jax.models.spec import ModelSpec
+        from imagepiece_jax.models.create import create_model
 
         path = os.path.expanduser(self.weights)
         if os.path.exists(path) or path.startswith("hf://"):
             return None
-        for name in ("name", "checkpoint", "averaged", "crop"):
+        for name in ("config", "checkpoint", "averaged", "crop"):
             if value := getattr(self, name):
                 text = f"{name} is {value}, but {self.weights} is no file or folder"
                 raise InputError(text)
-        fields = {"name": self.weights}
-        for name in ("image_size", "dtype", "attention", "mean", "std"):
+        options = {}
+        for name in ("image_size", "dtype", "attention"):
             if getattr(self, name) is not None:
-                fields[name] = getattr(self, name)
-        return ModelSpec.from_fields(fields)
+                options[name] = getattr(self, name)
+        return create_model(self.weights, self.reduction, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +104,8 @@ class Data:
     """Images with labels, and how they are read."""
 
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
-    """A folder with a folder of images for each class, csv:FILE, imagenet2012 or
-    digits; without it, what a run was tested on."""
+    """A folder with a folder of images for each class, csv:FILE, hf:OWNER/NAME,
+    imagenet2012 or digits; without it, what a run was tested on."""
 
     data_dir: str | None = None
     """Of imagenet2012's files."""

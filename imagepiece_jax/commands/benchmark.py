@@ -52,14 +52,13 @@ def main(
     if plot:
         extras.check("plot", "matplotlib")
     files = report.Files(json, markdown, plot)
-    spec = model.spec()
+    named = model.named()
     texts = several("reductions", reductions)
     own = model.reduction or "as it is"
-    if spec is None:
+    if named is None:
         vit = model.load(seed=0)
     else:
-        vit = workloads.named_model(spec)
-        texts = [*filter(None, [model.reduction]), *texts]
+        vit = workloads.with_random_weights(named)
     forms = suite.forms(vit, texts, own)
     dtype = model.dtype or xla_options.fast_dtype()
     groups = suite.groups(forms, sizes, dtype, mode, gelu)

@@ -27,8 +27,8 @@ def main(
         out: The folder to write, or to complete.
     """
     from imagepiece_jax.benchmark import device
-    from imagepiece_jax.evaluate import compare
-    from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
+    from imagepiece_jax.deploy.compare import compare
+    from imagepiece_jax.deploy.compare.cache import MeasuredWeights, ResultCache, Split
 
     if weights.reduction is not None:
         text = f"reduction is {weights.reduction}; what is compared is in reductions"

@@ -11,24 +11,22 @@ def main(model: Model):
     Example: python -m imagepiece_jax describe deit_s --reduction tome:r=8
     """
     from imagepiece_jax.models import cost
+    from imagepiece_jax.models.create import create
 
     recovery = None
-    spec = model.spec()
-    if spec is None:
+    vit = model.named()
+    if vit is None:
         loaded = model.load(seed=0)  # of selectors, whose values do not matter
         recovery = loaded.recovery
-        spec = loaded.spec
         vit = loaded.model
-        size = loaded.image_size
-    else:
-        vit = spec.create_at_cost(model.reduction)
-        size = tuple(side * vit.patch_size for side in spec.grid)
     # Compared with the dense model of the same stem, which shows what the reduction
     # saves, and with that of the patch stem, as in papers.
-    patch_stem = dataclasses.replace(spec, stem="patch")
-    print(cost.describe(vit, [spec.create(), patch_stem.create()], size))
+    patch_stem = dataclasses.replace(vit.config, stem="patch")
+    configs = (vit.config, patch_stem)
+    others = [create(config, execution=vit.execution) for config in configs]
+    print(cost.describe(vit, others))
     if recovery:
-        print_recovery(recovery, recovery.of(vit, size))
+        print_recovery(recovery, recovery.of(vit))
 
 
 def print_recovery(recovery, own):

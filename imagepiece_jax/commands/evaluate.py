@@ -28,9 +28,9 @@ def main(
         json: A file to write the results to.
     """
     from imagepiece_jax.common import parallel
+    from imagepiece_jax.deploy.weights import runs
     from imagepiece_jax.evaluate import accuracy
     from imagepiece_jax.input import registry
-    from imagepiece_jax.weights import runs
 
     if gelu and not optimized:
         raise InputError(f"gelu is {gelu}, which is for the optimized program alone")
@@ -58,15 +58,15 @@ def main(
 
 def compared(vit, images, gelu):
     """Print and return the figures of the optimized program and of the model."""
+    from imagepiece_jax.deploy.inference import optimize
     from imagepiece_jax.evaluate import accuracy, statistics
-    from imagepiece_jax.inference import optimize
 
     program = optimize.optimize(
         vit,
         batch_size=min(images.batch, len(images.source)),
-        dtype=vit.model.dtype.name,
+        dtype=vit.model.execution.dtype.name,
         gelu=gelu,
-        attention=vit.attention,
+        attention=vit.model.execution.attention,
         pixels=True,
     )
     figures, change = accuracy.evaluate_program(

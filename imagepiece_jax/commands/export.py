@@ -38,8 +38,8 @@ def main(
         pixels: Take uint8 images, which are normalized inside.
         output: Of the program.
     """
-    from imagepiece_jax.inference.export import checked_file, export
-    from imagepiece_jax.inference.program_facts import read_facts
+    from imagepiece_jax.deploy.inference.export import checked_file, export
+    from imagepiece_jax.deploy.inference.program_facts import read_facts
 
     checked_file(out.out)
     vit = weights.load()

@@ -33,8 +33,8 @@ def main(
         threads: That decode: one a core, at most 16.
     """
     from imagepiece_jax.common.files import check_folder
-    from imagepiece_jax.data import pictures
-    from imagepiece_jax.inference import feature_files, feature_folder
+    from imagepiece_jax.deploy import pictures
+    from imagepiece_jax.deploy.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
     check_folder("out", folder)

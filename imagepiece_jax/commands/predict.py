@@ -29,9 +29,9 @@ def main(
         gelu: Of the optimized program.
         json: A file to write the predictions to.
     """
-    from imagepiece_jax.data import pictures
-    from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.weights.runs import own_files
+    from imagepiece_jax.deploy import pictures
+    from imagepiece_jax.deploy.inference.predictor import Predictor
+    from imagepiece_jax.deploy.weights.runs import own_files
 
     files = pictures.find_images(images.images)
     if json is not None:
@@ -45,7 +45,7 @@ def main(
         labels=labels,
         top=top,
         dtype=weights.dtype,
-        attention=vit.attention,
+        attention=vit.model.execution.attention,
         gelu=gelu,
     )
     answers = {}

@@ -15,7 +15,7 @@ class Images:
     """Images, whose labels are not read."""
 
     images: Annotated[str, Positional, arg(metavar="IMAGES")]
-    """A folder of images, csv:FILE, imagenet2012 or digits."""
+    """A folder of images, csv:FILE, hf:OWNER/NAME, imagenet2012 or digits."""
 
 
 def main(
@@ -48,8 +48,8 @@ def main(
 
     from imagepiece_jax.common.files import FolderLock, check_folder, check_room
     from imagepiece_jax.common.signals import finishing
-    from imagepiece_jax.training.recover import recover
-    from imagepiece_jax.weights.save import checked_folder
+    from imagepiece_jax.deploy.recover.recover import recover
+    from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
     check_folder("out", folder)
@@ -73,18 +73,19 @@ def main(
 
 
 def opened(images):
-    """The images of a data set of `registry.SETS`, else as `recover` takes them."""
-    from imagepiece_jax.data import pictures
+    """The images of a data set that has a name, else as `recover` takes them."""
+    from imagepiece_jax.deploy import pictures
     from imagepiece_jax.input import registry
 
-    if images in registry.SETS and not pathlib.Path(images).exists():
+    named = images in registry.SETS or images.startswith("hf:")
+    if named and not pathlib.Path(images).exists():
         return registry.open_source(images, "train", labeled=False)
     return pictures.as_source(images)
 
 
 def written(out, recovered):
     """Print what was recovered, and save it where anything changed."""
-    from imagepiece_jax.weights.save import save
+    from imagepiece_jax.deploy.weights.save import save
 
     recovery = recovered.recovery
     print(recovery, flush=True)

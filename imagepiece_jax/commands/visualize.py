@@ -29,8 +29,8 @@ def main(
         reductions: Several, instead of --reduction.
         blocks: Figures show only these blocks, from 0.
     """
-    from imagepiece_jax.data import pictures
-    from imagepiece_jax.visualize import html
+    from imagepiece_jax.deploy import pictures
+    from imagepiece_jax.deploy.visualize import html
 
     texts = several("reductions", reductions)
     drawn = several("blocks", blocks)

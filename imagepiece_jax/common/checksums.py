@@ -33,74 +33,56 @@ def steps(folder):
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_newest(folder, choose, among=None, reader=None):
+def read_newest(folder, choose, among=None):
     """Read the newest intact step in `folder`: (arrays by name, meta, step).
 
     A damaged step is skipped with a warning.
 
-    choose: as for `read`
+    choose: called with (folder, table), names the arrays to read
     among: numbers of the steps to try, oldest first; None: all
-    reader: a function called in place of `read`
     """
     folder = pathlib.Path(folder)
-    reader = reader or read
     among = steps(folder) if among is None else among
     if not among:
         raise InputError(f"{folder} holds no checkpoint")
     for step in reversed(among):
         try:
-            arrays, content = reader(folder / str(step), choose)
+            arrays, meta = _read(folder / str(step), choose)
         except DamagedError as error:
             text = "skipping the damaged checkpoint %s: %s; an earlier one is tried"
             log.warning(text, folder / str(step), error)
             continue
-        return arrays, json.loads(content)["meta"], step
+        return arrays, meta, step
     raise InputError(
         f"{folder} has only damaged checkpoints (steps {among} were tried)"
     )
 
 
-def content_of(arrays, meta):
-    """The JSON text that is stored with {name: array}: a table of them, and `meta`."""
+def sealed(arrays, meta):
+    """A step's JSON item: a table of the arrays, and `meta`, with a checksum."""
     table = {name: _entry(array) for name, array in arrays.items()}
-    return json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
-
-
-def sealed(content):
-    """A step's JSON item: the text of its content, and its checksum."""
+    content = json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
     return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
-def read_content(folder) -> str:
-    """The content of a step. Raises DamagedError if it is not intact."""
+def _read(folder, choose):
+    """(arrays by name, meta) of a step. Raises DamagedError if any is not intact."""
     from imagepiece_jax.common import orbax_files  # which not all installations have
 
     with _reported_as_damage("meta"):
-        meta = orbax_files.read_json(pathlib.Path(folder, "meta"))
-        if sealed(meta["content"]) != meta:
+        item = orbax_files.read_json(folder / "meta")
+        if zlib.crc32(item["content"].encode()) != item["crc32"]:
             raise DamagedError("its metadata is not what was written (checksum)")
-        return meta["content"]
-
-
-def read(folder, choose):
-    """Arrays by name, and the content, of a step.
-
-    choose: called with (folder, table), names the arrays to read
-    Raises DamagedError if any of it is not intact.
-    """
-    from imagepiece_jax.common import orbax_files  # as in `read_content`
-
-    content = read_content(folder)
-    with _reported_as_damage("meta"):
-        table = json.loads(content)["arrays"]
+        content = json.loads(item["content"])
+        table = content["arrays"]
     paths = [tuple(name.split("/")) for name in choose(folder, table)]
     with _reported_as_damage("state"):
-        arrays = orbax_files.read_arrays(pathlib.Path(folder, "state"), paths)
+        arrays = orbax_files.read_arrays(folder / "state", paths)
         arrays = {"/".join(path): array for path, array in arrays.items()}
         for name, array in arrays.items():
             if _entry(array) != table[name]:
                 raise DamagedError(f"{name} is not what was written (checksum)")
-    return arrays, content
+    return arrays, content["meta"]
 
 
 @contextlib.contextmanager

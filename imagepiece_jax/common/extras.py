@@ -13,9 +13,7 @@ from imagepiece_jax.errors import InputError
 EXTRAS = {
     "train": {
         "absl": "absl-py",
-        "array_record": "array_record",
         "cv2": "opencv-python-headless",
-        "google": "protobuf",
         "importlib_resources": "importlib_resources",
         "matplotlib": "matplotlib",
         "ml_collections": "ml-collections",
@@ -25,6 +23,7 @@ EXTRAS = {
         "tensorflow_datasets": "tensorflow-datasets",
     },
     "hub": {"huggingface_hub": "huggingface_hub"},
+    "hub-data": {"datasets": "datasets"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"},
     "torch": {"timm": "timm", "torch": "torch"},
 }

@@ -11,73 +11,25 @@ import stat
 import subprocess
 import uuid
 
+import filelock
+
 from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
-LOCK = ".lock"  # the file that stands for a folder that cannot be locked itself
+LOCK = ".lock"  # the file by which a folder is locked
 
 log = logging.getLogger("imagepiece_jax.files")
 
 
-def open_locked(name, path, mode, **options):
-    """Open a file that no other process can lock until it is closed.
-
-    Its folder is made. Windows and file systems without locks (some mounts
-    of Lustre and NFS) leave it unlocked, with a warning: a run there is better than
-    none.
-
-    name: of the folder, in sentences, such as "out"
-    """
-    folder = str(pathlib.Path(path).parent)
-    os.makedirs(folder, exist_ok=True)
-    file = open(path, mode, **options)
-    try:
-        _lock(file)
-    except BlockingIOError as error:
-        file.close()
-        raise _in_use(name, folder) from error
-    except OSError as error:
-        log.warning(
-            "%s cannot be locked (%s): two processes that write into %s would not "
-            "notice each other",
-            path,
-            error.strerror,
-            folder,
-        )
-    return file
-
-
-def lock_folder(name, folder):
-    """A descriptor of a folder that no other process can lock until it is closed.
-
-    The folder is made. It holds no file for the lock, which a killed
-    process would leave. Where only files are locked (NFS) the file `LOCK` stands for
-    it, whose descriptor is returned.
-    """
-    check_folder(name, folder)
-    os.makedirs(folder, exist_ok=True)
-    descriptor = None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)  # Windows opens no folder
-        _lock(descriptor)
-        return descriptor
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise _in_use(name, folder) from error
-    except OSError:
-        if descriptor is not None:
-            os.close(descriptor)
-    with open_locked(name, pathlib.Path(folder, LOCK), "w") as file:
-        return os.dup(file.fileno())
-
-
 class FolderLock(contextlib.AbstractContextManager):
-    """A context that keeps other processes from a folder, by `lock_folder`.
+    """A context that keeps other processes from a folder, by the file `LOCK` in it.
 
     It makes the folder. Folders that it made are removed at the end, and by a signal
-    that ends the process, if they are empty.
+    that ends the process, if they are empty. The system unlocks the file of a killed
+    process. A file system without locks (some mounts of Lustre and NFS) is a warning: a
+    run there is better than none.
 
     name: of the folder, in sentences, such as "out"
     Raises InputError, when entered, where another process has locked it, or it cannot
@@ -87,15 +39,33 @@ class FolderLock(contextlib.AbstractContextManager):
     def __init__(self, name, folder):
         self._name = name
         self._folder = pathlib.Path(folder)
-        self._descriptor = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
+        check_folder(self._name, self._folder)
         paths = (self._folder, *self._folder.parents)
-        self._made = [path for path in paths if not os.path.exists(path)]
-        self._descriptor = lock_folder(self._name, self._folder)
-        self._stack = contextlib.ExitStack()
-        self._stack.enter_context(signals.unfinished(self._folder / LOCK))
-        self._stack.enter_context(signals.new_folders(self._made))
+        made = [path for path in paths if not os.path.exists(path)]
+        os.makedirs(self._folder, exist_ok=True)
+        file = self._folder / LOCK
+        lock = filelock.FileLock(file, blocking=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise InputError(
+                f"{self._name} {self._folder} is in use by another process"
+            ) from error
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s): two processes that write into it would not "
+                "notice each other",
+                self._folder,
+                error.strerror,
+            )
+        self._place = self._folder.stat()
+        self._stack.callback(lock.release)
+        self._stack.callback(self._clear, made)
+        self._stack.enter_context(signals.unfinished(file))
+        self._stack.enter_context(signals.new_folders(made))
         return self
 
     def is_there(self) -> bool:
@@ -104,38 +74,20 @@ class FolderLock(contextlib.AbstractContextManager):
         New files would else be in another folder, or in the removed one.
         """
         try:
-            locked = os.fstat(self._descriptor)
-            path = self._folder
-            if not stat.S_ISDIR(locked.st_mode):
-                path = self._folder / LOCK
-            return os.path.samestat(locked, path.stat())
+            return os.path.samestat(self._place, self._folder.stat())
         except OSError:
             return False
 
     def __exit__(self, *error):
+        self._stack.close()
+
+    def _clear(self, made):
+        """Remove the file, while it is locked, and new folders without files."""
         with contextlib.suppress(OSError):
             if self.is_there():
-                # While it is locked: no other process can have it.
-                (self._folder / LOCK).unlink(missing_ok=True)
-                for path in self._made:
+                (self._folder / LOCK).unlink()
+                for path in made:
                     path.rmdir()  # fails, and ends the loop, where files are in it
-        self._stack.close()
-        os.close(self._descriptor)
-        self._descriptor = None
-
-
-def _in_use(name, folder):
-    """The error for a folder that another process has locked."""
-    return InputError(f"{name} {folder} is in use by another process")
-
-
-def _lock(file):
-    """Lock a file, or raise BlockingIOError; another OSError where nothing can."""
-    try:
-        import fcntl  # which Windows does not have
-    except ImportError as error:
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from error
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_json(path):

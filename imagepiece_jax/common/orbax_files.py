@@ -21,36 +21,33 @@ with extras.needed("a checkpoint"):
 
 
 class StepWriter:
-    """The steps in a folder, written in the background.
+    """The steps in a folder, written in the background by this process alone.
 
-    Making one makes the folder, and removes what killed runs left unfinished. All
-    processes make the same calls.
+    Making one makes the folder, and removes what killed runs left unfinished.
 
-    folder: by its name processes tell writers apart that save the same steps
     keep: so many of the newest steps are not removed
     keep_every: neither are multiples of so many steps; 0: none
     """
 
     def __init__(self, folder, keep, keep_every=0):
+        folder.mkdir(parents=True, exist_ok=True)
         preserved = [policies.LatestN(keep)]
         if keep_every:
             preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
+            create=False,
             preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                barrier_sync_key_prefix=folder.name
-            ),
+            multiprocessing_options=_alone(primary_host=jax.process_index()),
         )
+        logging.get_absl_logger().addFilter(_not_raised_too)
+        self._loops = contextlib.ExitStack()
+        self._loops.enter_context(_patient_event_loops())
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def steps(self):
-        """Numbers of the complete steps, in order, as last looked at."""
+        """Numbers of the complete steps, in order."""
         return sorted(self._manager.all_steps())
-
-    def look_again(self):
-        """Read from the folder which steps there are."""
-        self._manager.reload()
 
     def remove(self, step):
         """Remove a step."""
@@ -73,7 +70,8 @@ class StepWriter:
 
     def close(self):
         """Wait, then stop the threads that write."""
-        self._manager.close()
+        with self._loops:
+            self._manager.close()
 
 
 def read_arrays(folder, paths):
@@ -93,17 +91,10 @@ def read_json(folder):
 
 
 def _read(folder, handler, restore):
-    """One item, as Orbax returns it.
-
-    Each process reads by itself: whether it can may depend on its view of the folder,
-    and Orbax would wait for the others
-    (test_two_processes_save_together_and_one_reads).
-    """
-    single = ocp.options.MultiprocessingOptions(
-        primary_host=None, active_processes={jax.process_index()}
-    )
-    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=single)
-    with checkpointer, patient_event_loops():
+    """One item, as Orbax returns it."""
+    options = _alone(primary_host=None)
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
+    with checkpointer, _patient_event_loops():
         return checkpointer.restore(folder, restore)
 
 
@@ -118,8 +109,8 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 
 @contextlib.contextmanager
-def patient_event_loops():
-    """Context in which event loops close only when their reads have ended.
+def _patient_event_loops():
+    """Context in which event loops close only when what they do has ended.
 
     Orbax gives up at the first array that fails; each of the others would print "Event
     loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
@@ -133,13 +124,16 @@ def patient_event_loops():
         asyncio.new_event_loop = before
 
 
-def log_no_raised_errors():
-    """Keep Orbax from logging errors that it raises, too.
-
-    A full disk is one sentence (tests/training/test_full_disk.py).
-    """
-    logging.get_absl_logger().addFilter(_not_raised_too)
+def _alone(primary_host):
+    """Options with which a process waits for no other."""
+    return ocp.options.MultiprocessingOptions(
+        primary_host=primary_host, active_processes={jax.process_index()}
+    )
 
 
 def _not_raised_too(record):
+    """Whether a record is more than an error that Orbax raises, too.
+
+    A full disk is one sentence (tests/training/test_full_disk.py).
+    """
     return not (record.exc_info and "/orbax/" in record.pathname)

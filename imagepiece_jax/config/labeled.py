@@ -9,8 +9,8 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import EvalBatches
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.folder import split_folder
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
@@ -66,11 +66,11 @@ class LabeledImages:
             "data": self.name,
             "limit": self.limit,
             **self.source.part,
-            "num_classes": vit.model.num_classes,
-            "dtype": vit.model.dtype.name,
+            "num_classes": vit.config.num_classes,
+            "dtype": vit.model.execution.dtype.name,
             "trained": {
                 "reduction": source.reduction and str(source.reduction),
-                "image_size": source.spec.image_size,
+                "image_size": source.image_size or vit.image_size,
             },
             "recovered": vit.recovered and vit.recovered.form,
             "reduction": str(vit.reduction),
@@ -108,11 +108,11 @@ def labeled_images(
     Raises InputError for weights without classes, and for images of other classes.
     """
     path = str(vit.source.path)
-    if not vit.model.num_classes:
+    if not vit.config.num_classes:
         raise InputError(
             f"{path} has no classes; train a head, or take vectors by `features`"
         )
-    check_single_label(vit.problem_type, path, "accuracy")
+    check_single_label(vit.config.problem_type, path, "accuracy")
     run = vit.source.run or {}
     of_run = run.get("data", {})
     own_reading = {k: of_run[k] for k in ("workers", "threads") if k in of_run}
@@ -121,13 +121,13 @@ def labeled_images(
     name = registry.full_name(data or of_run.get("name", ""))
     if not name:
         raise InputError("data is missing; only a run has data of its own")
-    num_classes = vit.model.num_classes
+    num_classes = vit.config.num_classes
     every = registry.open_source(
         name,
         "val",
         num_classes=num_classes,
         data_dir=data_dir or of_run.get("dir") or None,
-        labels_by_name=class_names.labels_by_name(vit.class_names, num_classes),
+        class_names=vit.class_names,
     )
     source = every.spread(limit)
     for note in _notes(vit, name, every, source):
@@ -149,16 +149,11 @@ def _notes(vit, name, every, source):
     source: those that are taken
     """
     path = str(vit.source.path)
-    of_data = source.class_names
-    unnamed = class_names.check_classes(vit.names_of_data, path, of_data, name)
-    notes = []
+    notes = [check_classes(vit.class_names, path, source.class_names, name)]
     if name.startswith("folder:"):
         folder = os.path.expanduser(name.removeprefix("folder:"))
         _, note = split_folder(folder, "val")
         notes.append(note)
-    if vit.source.run:
-        notes.append(unnamed)
-    notes.append(class_names.mapped_classes(of_data, name, vit.class_names))
     if source.part:
         notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
     present = len(source.present_labels)

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.config import run_files
+from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.config import AugmentConfig, DataConfig
-from imagepiece_jax.weights.file_names import RUN_FORMAT
 
 if TYPE_CHECKING:  # they import JAX
-    from imagepiece_jax.models.spec import ModelSpec
+    from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.reduction.reduction import Reduction
 
@@ -97,8 +96,9 @@ class RunConfig:
     """All fields of a run, checked, in objects by their subject.
 
     Some are not where the config has them. config.lr, and the other fields of AdamW and
-    its schedule, are fields of `optim`. `model` has config.image_size and
-    config.num_classes, too.
+    its schedule, are fields of `optim`. `model` has config.image_size, num_classes and
+    how config.data crops images, too, but not config.model's dtype, attention and
+    drop_path_rate.
     """
 
     seed: int
@@ -120,7 +120,10 @@ class RunConfig:
     mixup_prob: float
     mixup_switch_prob: float
     ema_decay: float
-    model: "ModelSpec"
+    model: "ViTConfig"
+    dtype: str
+    attention: str
+    drop_path_rate: float
     reduction: "Reduction"
     data: DataConfig
     augment: AugmentConfig
@@ -172,17 +175,16 @@ class RunConfig:
 
     @classmethod
     def _from_dict(cls, config):
-        from imagepiece_jax.models.spec import ModelSpec
+        from imagepiece_jax.models.create import config_of_run
         from imagepiece_jax.reduction.reduction import Reduction
 
         fields = {name: value for name, value in config.items() if name != "format"}
         optim = {}
         for field in dataclasses.fields(OptimConfig):
             optim[field.name] = fields.pop(field.name)
-        with _in_config():
-            model = ModelSpec.of_run(config)
-            fields["reduction"] = Reduction.read(config["reduction"], model.prop_attn)
-        fields |= {"model": model, "optim": OptimConfig(**optim), "written": config}
+        for name in ("dtype", "attention", "drop_path_rate"):
+            fields[name] = config["model"][name]
+        fields |= {"optim": OptimConfig(**optim), "written": config}
         for name, kind in (
             ("data", DataConfig),
             ("augment", AugmentConfig),
@@ -191,6 +193,9 @@ class RunConfig:
             ("init", InitConfig),
         ):
             fields[name] = kind(**fields[name])
+        with _in_config():
+            fields["model"] = config_of_run(config)
+            fields["reduction"] = Reduction.read(config["reduction"])
         return cls(**fields)
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
@@ -198,11 +203,11 @@ class RunConfig:
 
         axis_name: device axis over which batch norm is synchronized
         """
-        return self._model(self.reduction, axis_name=axis_name)
+        return self._model(self.reduction, axis_name)
 
-    def create_dense(self, **changes: Any) -> "ViT":
-        """The model without reduction; changes: fields of its ModelSpec."""
-        return self._model(None, **changes)
+    def create_dense(self) -> "ViT":
+        """The model without reduction."""
+        return self._model(None)
 
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
         """The model as `epoch` trains it.
@@ -214,8 +219,8 @@ class RunConfig:
         if rate_at := reduction.method.rate_at:
             method = dataclasses.replace(reduction.method, keep_rate=rate_at(epoch))
             reduction = dataclasses.replace(reduction, method=method)
-        model = self._model(reduction, axis_name=axis_name, masked=True)
-        return model.clone(remat=self.remat)
+        model = self._model(reduction, axis_name, masked=True)
+        return model.with_execution(remat=self.remat)
 
     def with_counts(self) -> "RunConfig":
         """The RunConfig with the counts of tokens that its cost `macs` gives.
@@ -226,32 +231,61 @@ class RunConfig:
 
         if self.reduction.method.macs is None:
             return self
-        dense = self.create_dense()
-        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
         with _in_config():
-            name = self.model.name
-            reduction = reduction_plan.at_cost(self.reduction, dense, grid, name)
+            reduction = reduction_plan.at_cost(self.reduction, self.create_dense())
         found = dataclasses.replace(self, reduction=reduction)
-        reduction_plan.print_reduction(self.reduction, found.create_model(), grid)
+        reduction_plan.print_reduction(self.reduction, found.create_model())
         return found
+
+    def with_images_of(self, config: "ViTConfig", images: Preprocessing) -> "RunConfig":
+        """The same with a model's normalization and crop where they are left empty.
+
+        config: the model
+        images: how its images are cropped
+        """
+        model = self.model
+        data = self.data
+        if self.written["model"]["mean"] is None:
+            mean_and_std = {"mean": config.mean, "std": config.std}
+            model = dataclasses.replace(model, **mean_and_std)
+        if data.eval_crop is None and data.resize != "none":
+            data = dataclasses.replace(
+                data,
+                eval_crop=images.crop,
+                eval_crop_mode=images.crop_mode,
+                eval_interpolation=images.interpolation,
+                eval_rule=images.rule,
+            )
+            model = dataclasses.replace(model, **read_fields(vars(data)))
+        return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:
         """The config for the run's folder: as written, and complete where it matters.
 
-        mean, std and the counts of tokens are in it, even where they were empty.
+        mean, std, the crop and the counts of tokens are in it, even where they were
+        empty.
         """
         model = self.written["model"] | {"mean": self.model.mean, "std": self.model.std}
-        reduction = str(self.reduction)
+        data = {}
+        for name in self.written["data"]:
+            data[name] = getattr(self.data, name)
         return {
-            "format": RUN_FORMAT,
+            "format": run_files.FORMAT,
             **self.written,
             "model": model,
-            "reduction": reduction,
+            "data": data,
+            "reduction": str(self.reduction),
         }
 
-    def _model(self, reduction, **changes):
+    def _model(self, reduction, axis_name=None, masked=False):
+        from imagepiece_jax.models.create import create, execution_of  # import JAX
+
         with _in_config():
-            return dataclasses.replace(self.model, **changes).create(reduction)
+            execution = execution_of(self.model, self.dtype, self.attention)
+            execution = dataclasses.replace(
+                execution, axis_name=axis_name, drop_path_rate=self.drop_path_rate
+            )
+            return create(self.model, reduction, execution, masked)
 
     def preprocessing(self) -> Preprocessing:
         """Evaluation's resize and crop."""

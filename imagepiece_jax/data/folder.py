@@ -6,7 +6,6 @@ folder:PATH has images in PATH/train/CLASS and PATH/val/CLASS, or to test PATH/C
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from imagepiece_jax.data import class_names
@@ -129,15 +128,13 @@ def split_folder(
     return taken, f"{folder} holds {names}; {taken.name} is {PURPOSES[split]}"
 
 
-def open_folder(root, split, num_classes, labeled, labels_by_name):
+def open_folder(root, split, num_classes, labeled, names_of_model):
     """The images of a split of folder:ROOT, with arguments of `open_source`."""
     inside = _folders_of_splits(root)
-    if not labeled and not _has_labeled_tests(root, inside):
+    if not labeled and (split == "train" or not _has_labeled_tests(root, inside)):
         files = _unlabeled_files(root, split, inside)
         return FileSource(root, files, [-1] * len(files), num_classes)
-    # Training images without labels may be anywhere; then val has the classes.
-    split_with_classes = split if labeled else "val"
-    folders, loose = _class_folders(root, inside[split_with_classes])
+    folders, loose = _class_folders(root, inside[split])
     splits = {inside[split]: folders}
     other = inside[SPLITS[1 - SPLITS.index(split)]]
     if labeled and inside["val"] and os.path.isdir(os.path.join(root, other)):
@@ -151,20 +148,16 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
     place = f"folder {root}"
-    if split == "train" or labels_by_name is None:  # others may lack classes
+    if split == "train":  # a test may lack classes
         check_num_classes(num_classes, len(names), place)
     num_classes = num_classes or len(names)
-    class_labels = _labels(place, names, num_classes, labels_by_name)
-    by_label = dict(zip(class_labels, names, strict=True))
+    by_label = _labels(place, names, num_classes, names_of_model)
     names = tuple(map(by_label.get, range(num_classes)))
-    if split == "train" and not labeled:
-        files = _unlabeled_files(root, "train", inside)
-        return FileSource(root, files, [-1] * len(files), num_classes, names)
     owners = _owners(root, splits)
     files = []
     labels = []
     left_out = loose
-    for label, name in zip(class_labels, folders.values(), strict=True):
+    for label, name in zip(by_label, folders.values(), strict=True):
         found = list_images(root, os.path.join(inside[split], name))
         _check_links(root, found.folders, owners)
         if not found.images:
@@ -188,63 +181,37 @@ def _folders_of_splits(root):
     return {"train": "train", "val": val_name, **names}
 
 
-def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None):
-    """The label of each class: by its name, or its number, else by their order.
+def _labels(place, names, num_classes, names_of_model):
+    """{label: name} of folders of classes, in their order.
 
     place: the folder, for errors
-    labels_by_name: of a model's classes, {} where they have no names; None: there is no
-        model that the labels have to agree with
+    names: of the folders, sorted as text
+    names_of_model: that decide; None: the order of the folders does
     """
-    known = labels_by_name or {}
-    labels = [known.get(name) for name in names]
-    if None not in labels:
-        return _distinct(place, labels, names)
-    numbers = [class_names.number(name) for name in names]
-    are_numbers = all(n is not None and n < num_classes for n in numbers)
-    model_has_numbers = any(class_names.number(name) is not None for name in known)
-    if are_numbers and not model_has_numbers:
-        return _distinct(place, numbers, names)
-    unknown = [name for name in names if name not in known]
-    if num_classes != len(names) and 0 < len(unknown) < len(names):
-        raise InputError(
-            f"{place} has class {unknown[0]!r}, which is not one of the model's "
-            f"{num_classes}, as {len(names) - len(unknown)} others are"
-        )
-    if labels_by_name is not None and num_classes != len(names):
-        found = "1 class" if len(names) == 1 else f"{len(names)} classes"
-        raise InputError(
-            f"{place} has {found}, none named as the model's {num_classes}; folders "
-            "have names of its classes, or whole numbers as labels"
-        )
-    check_num_classes(num_classes, len(names), place)
-    for label, name in enumerate(names):
-        if known.get(name, label) != label:
+    if names_of_model is None:
+        check_num_classes(num_classes, len(names), place)
+        if two := class_names.two_orders(names):
             raise InputError(
-                f"{place} has class {name!r}, which is class {known[name]} of the "
-                f"model and {label} by the order of all, of which it lacks "
-                f"{unknown[0]!r}"
+                f"{place} has class {two[0]!r} before {two[1]!r} as text; write the "
+                "numbers with zeros in front, or load the model with class_names="
             )
-    two_orders = class_names.two_orders(names)
-    if labels_by_name is not None and two_orders:
-        label, text, number = two_orders
-        raise InputError(
-            f"{place} has classes that sort in one order as text and in another as "
-            "numbers, and the model's class names do not say whether class "
-            f"{label} is {text!r} or {number!r}"
-        )
-    return [*range(len(names))]
-
-
-def _distinct(place, numbers, names):
-    """The numbers of classes as labels, each of which must be another."""
-    first = {}
-    for number, name in zip(numbers, names, strict=True):
-        if number in first:
+        return dict(enumerate(names))
+    known = class_names.labels_by_name(names_of_model)
+    found = {}
+    for name in names:
+        label = known.get(class_names.canonical(name))
+        if label is None:
             raise InputError(
-                f"{place} has class {number} twice, as {first[number]!r} and {name!r}"
+                f"{place} has class {name!r}, which is not the name of one of the "
+                f"model's {num_classes} classes; rename the folder, or load the model "
+                "with class_names="
             )
-        first[number] = name
-    return numbers
+        if label in found:
+            raise InputError(
+                f"{place} has class {label} twice, as {found[label]!r} and {name!r}"
+            )
+        found[label] = name
+    return found
 
 
 def _class_folders(root, inside):

@@ -1,8 +1,7 @@
 """How images are resized and cropped for evaluation: the class `Preprocessing`.
 
-A run makes one from config.data, where `IN_CONFIG` has the names of its fields. `load`
-makes one from files of the weights, or from their public name (`weights.infer`). All
-that reads images for a trained model calls it.
+A run makes one from config.data, where `IN_CONFIG` has the names of its fields. Other
+weights have that of their ViTConfig. All that reads images for a model calls it.
 """
 
 import dataclasses
@@ -68,11 +67,6 @@ class Preprocessing:
     def shape(self) -> tuple[int, int]:
         """(height, width) of the output."""
         return sides(self.image_size)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields besides the size that differ from their defaults."""
-        return _not_default({name: getattr(self, name) for name in IN_CONFIG})
 
     @property
     def resizes(self) -> bool:
@@ -160,44 +154,8 @@ class Preprocessing:
 
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Preprocessing that config.data sets to other than defaults."""
-    fields = {}
-    for field, name_in_config in IN_CONFIG.items():
-        if name_in_config in data:
-            fields[field] = data[name_in_config]
-    return _not_default(fields)
-
-
-def fields_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Preprocessing, but its size, in the config of a run."""
-    fields = read_fields(config.get("data", {}))
-    Preprocessing(config["image_size"], **fields)
-    return fields
-
-
-def _not_default(fields):
-    """The fields that differ from their defaults."""
-    # The class has the defaults of its fields as attributes.
-    return {k: v for k, v in fields.items() if v != getattr(Preprocessing, k)}
-
-
-def left_open(data: Mapping[str, Any], crop: Mapping[str, Any]) -> dict[str, Any]:
-    """Those fields of a crop that a full config leaves to the weights.
-
-    Whether images are resized depends on the data, so the config decides that alone.
-
-    data: config.data; a crop of its own stands for all fields
-    crop: the weights', as `config_fields` names it
-    """
-    if data["eval_crop"] is not None:
-        return {}
-    own = {"resize", *config_fields(read_fields(data))}
-    return {field: value for field, value in crop.items() if field not in own}
-
-
-def config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a Preprocessing by their names in config.data."""
-    return {IN_CONFIG[own]: value for own, value in fields.items()}
+    """The fields of a Preprocessing, but its size, in the config.data of a run."""
+    return {field: data[in_config] for field, in_config in IN_CONFIG.items()}
 
 
 def resize_exactly(

@@ -1,6 +1,6 @@
 """The split of a set that has neither labels nor test images: one image in ten tests.
 
-`recover` holds out other images (`training.recover.divided`).
+`recover` holds out other images (`deploy.recover.recovery_images.divided`).
 """
 
 import logging

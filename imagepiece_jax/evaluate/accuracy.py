@@ -122,12 +122,12 @@ def model_step(
         ImageNet-R and imagenette do among those of the images; None: all
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
-    xla_options.check_dtype(model.dtype.name)
-    model = model.clone(head_only=measure is None)
+    xla_options.check_dtype(model.execution.dtype.name)
+    model = model.with_execution(head_only=measure is None)
 
     def step(variables, batch):
         keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
-        images = normalize(batch["image"], model.mean, model.std)
+        images = normalize(batch["image"], model.config.mean, model.config.std)
         if alter is not None:
             images = alter(images, batch, model)
         products = precision or jax.config.jax_default_matmul_precision
@@ -225,7 +225,7 @@ def evaluate_program(
     Returns ({"reference", "optimized"}: figures of both; the difference of acc1 in
         points with its interval, which the optimized figures have too).
     """
-    exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
+    exact = model.with_execution(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(variables), batches())
     parts = batches(batch_size=program.batch_size, placement=Placement())
@@ -234,16 +234,16 @@ def evaluate_program(
     reference = {
         **before.figures,
         "dtype": "float32",
-        "gelu": model.arch.gelu,
-        "sizes": model.sizes,
+        "gelu": model.config.arch.gelu,
+        "sizes": model.execution.sizes,
         "reductions": "exact",
     }
     fast = program.model
     optimized = {
         **after.figures,
-        "dtype": fast.dtype.name,
-        "gelu": fast.arch.gelu,
-        "sizes": fast.sizes,
+        "dtype": fast.execution.dtype.name,
+        "gelu": fast.config.arch.gelu,
+        "sizes": fast.execution.sizes,
         "reductions": program.reductions,
         "difference": change.value,
         "difference_low": change.low,

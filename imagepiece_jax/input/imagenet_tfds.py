@@ -1,111 +1,111 @@
-"""imagenet2012, ImageNet-1k as TFDS's array_record files."""
+"""imagenet2012, ImageNet-1k as TFDS prepares it, read without TensorFlow."""
 
-import functools
 import io
-import logging
-import sys
+import json
+import os
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.source import Source, check_num_classes
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.input import records
+from imagepiece_jax.errors import InputError, RunError
 
 NAME = "data set imagenet2012"
-
-log = logging.getLogger("imagepiece_jax.data")
+SPLITS = {"train": "train", "val": "validation"}
+OPEN_FILES = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
 def open_imagenet(split, num_classes, data_dir):
     """The images of a split of ImageNet, with arguments and errors of `open_source`."""
-    if sys.platform == "win32":
-        raise InputError(
-            f"{NAME} cannot be read on Windows, which has no array_record; take "
-            "folder:PATH there"
-        )
-    extras.check(NAME, "tensorflow_datasets", "array_record")
+    extras.check(NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     check_num_classes(num_classes, 1000, NAME)
-    tfds_split = {"train": "train", "val": "validation"}[split]
+    _allow_open_files()
     try:
-        builder = tfds.builder(
-            "imagenet2012", data_dir=data_dir, file_format="array_record"
+        examples = tfds.data_source(
+            "imagenet2012",
+            split=SPLITS[split],
+            data_dir=data_dir,
+            download=False,
+            decoders={"image": tfds.decode.SkipDecoding()},
         )
-        if builder.info.splits and tfds_split not in builder.info.splits:
-            raise InputError(
-                f"{builder.data_path} has no split {tfds_split}; prepare both into a "
-                "new folder"
-            )
-        files = builder.info.splits[tfds_split].file_instructions
-        stored = records.ArrayRecords([(file.filename, file.take) for file in files])
-        names = builder.info.features["label"].names  # WordNet IDs
-        source = RecordSource(stored, 1000, tuple(names))
-        source.encoded(0)  # a missing or torn file shows only when it is read
-    except InputError:
+        examples[0]  # a missing or torn file shows only when it is read
+    except ImportError:
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
-            f"{where} has no complete array_record files of imagenet2012; `python -m "
-            "tools.prepare_imagenet`, in a clone of the repository, makes them from "
-            "ImageNet's tar or parquet files"
+            f"{where} has no complete array_record files of imagenet2012; `tfds build "
+            "imagenet2012 --file_format=array_record` makes them from ImageNet's tars "
+            "(docs/training.md)"
         ) from error
-    note = dict(builder.info.metadata.items())
-    if note.get("short_side"):
-        _warn_shrunk(builder.data_path, note["short_side"])
-    return source
+    return TfdsSource(examples)
 
 
-class RecordSource(Source):
-    """Records of TFDS's imagenet2012: serialized examples with encoded images."""
+def _allow_open_files():
+    """Raise the soft limit of open files of this process and of those it starts."""
+    import resource  # only where such files are read, which is not on Windows
 
-    def __init__(self, serialized, num_classes, class_names=None):
-        super().__init__(num_classes, class_names)
-        self.serialized = serialized
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class TfdsSource(Source):
+    """Examples of a TFDS data source with the features image, label and file_name.
+
+    examples: of `tfds.data_source`, with images as their files have them
+    """
+
+    def __init__(self, examples):
+        names = examples.dataset_info.features["label"].names  # WordNet IDs
+        super().__init__(len(names), tuple(names))
+        self._examples = examples
+
+    def __setstate__(self, state):
+        """Read an image in a new process, before it has threads.
+
+        TFDS imports modules when they are needed, and two threads that do so wait for
+        each other.
+        """
+        vars(self).update(state)
+        self._example(0)
 
     def __len__(self):
-        return len(self.serialized)
+        return len(self._examples)
 
     def read(self, index):
-        features = self._features(index)
-        (label,) = features["label"].int64_list.value
-        file = io.BytesIO(_bytes(features, "image"))
-        pixels = decode.decode(file, _file_name(features))
-        return pixels, label
+        example = self._example(index)
+        name = example["file_name"].decode()
+        return decode.decode(io.BytesIO(example["image"]), name), int(example["label"])
 
     def name(self, index):
-        return _file_name(self._features(index))
+        return self._example(index)["file_name"].decode()
 
     def encoded(self, index):
-        return _bytes(self._features(index), "image")
+        return self._example(index)["image"]
 
     def inventory(self, indices):
-        yield self.serialized.inventory()
+        info = self._examples.dataset_info
+        rows = []
+        for file in info.splits[self._examples.split].file_instructions:
+            name = os.path.basename(file.filename)
+            rows.append([name, file.take, os.path.getsize(file.filename)])
+        yield json.dumps(rows).encode()
         if len(indices) < len(self):
             yield indices.tobytes()
 
     def content(self, index):
-        return self.serialized[index]
+        example = self._example(index)
+        label = str(example["label"]).encode()
+        return b"\0".join([example["file_name"], label, example["image"]])
 
-    def _features(self, index):
-        return records.parse_example(self.serialized[index])
-
-
-def _file_name(features):
-    return _bytes(features, "file_name").decode()
-
-
-def _bytes(features, name):
-    """The one value of a feature that holds bytes."""
-    (value,) = features[name].bytes_list.value
-    return value
-
-
-@functools.cache  # once, though a run opens two splits
-def _warn_shrunk(folder, short_side):
-    log.warning(
-        "%s: images are not ImageNet's files but shrunk to short side %d",
-        folder,
-        short_side,
-    )
+    def _example(self, index):
+        try:
+            return self._examples[index]
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{NAME} cannot be read at {index} ({reason})") from error

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.csv_table import open_csv
@@ -10,10 +10,11 @@ from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.source import SPLITS, Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.digits import Digits
+from imagepiece_jax.input.hub_data import open_hub_data
 from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
 SETS = ("imagenet2012", "digits")
-NAMES = (*SETS, "folder:PATH", "csv:FILE")
+NAMES = (*SETS, "hf:OWNER/NAME", "folder:PATH", "csv:FILE")
 
 
 def open_source(
@@ -23,15 +24,16 @@ def open_source(
     num_classes: int | None = None,
     data_dir: str | os.PathLike | None = None,
     labeled: bool = True,
-    labels_by_name: Mapping[str, int] | None = None,
+    class_names: Sequence[str | None] | None = None,
 ) -> Source:
     """The `Source` of a split of the data of a name.
 
-    imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
-                    `python -m tools.prepare_imagenet` writes
+    imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`
+    hf:OWNER/NAME   columns image and label of a data set of the Hugging Face hub, or
+                    hf:FOLDER of its parquet files
     digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/..., or to test PATH/CLASS/...
-                    alone; see `labels_by_name`
+                    alone; see `class_names`
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
@@ -43,15 +45,12 @@ def open_source(
         have none, too: images of PATH/val without folders of classes, rows of a table
         without labels, or a tenth of the training images where nothing says which are
         tested on
-    labels_by_name: labels of a model of `num_classes`, by names that the folders of its
-        classes may have; {} for a model whose classes have no names, None for no model.
-        Where all folders have such a name, it is the label. Where all are named by
-        whole numbers below `num_classes`, and no class of the model is, the number is
-        the label. In both cases test images of some classes are enough. Other folders
-        are sorted as text
+    class_names: of a model of `num_classes`, by label. Each folder has one of them for
+        its name, or the WordNet ID of a class of ImageNet; those of some classes are
+        enough for a test. None: labels are the order of all folders, sorted as text
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
-    labels that do not fit `num_classes`, and for folders whose order by numbers is
-    another than as text where a model's classes have to agree with it.
+    labels that do not fit `num_classes`, and for folders without `class_names` that
+    numbers in their names sort in another order than text does.
     """
     check_choice("split", split, SPLITS)
     name = full_name(name)
@@ -61,8 +60,10 @@ def open_source(
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
         return Digits(split, num_classes)
+    if kind == "hf" and path:
+        return open_hub_data(path, split, num_classes, labeled)
     if kind == "folder" and path:
-        return open_folder(path, split, num_classes, labeled, labels_by_name)
+        return open_folder(path, split, num_classes, labeled, class_names)
     if kind == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     raise InputError(

@@ -15,7 +15,7 @@ from flax.linen.initializers import zeros
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction.ops import class_attention
 
@@ -255,29 +255,28 @@ class Attention(nn.Module):
     A block that reduces tokens inside of its attention calls the methods one by one.
     """
 
-    dim: int  # width of the tokens
-    num_heads: int
-    arch: Architecture = Architecture()
+    config: ViTConfig
+    execution: Execution
     prop_attn: bool = False  # log(size) is added to the logits
-    backend: str = "xla"
-    dtype: jnp.dtype = jnp.float32
-    sizes: str = "bias"  # of SIZES
 
     def setup(self):
-        arch = self.arch
-        width = (self.dim, self.dtype)
-        in_keys = self.sizes == "direction"
+        config = self.config
+        arch = config.arch
+        dtype = self.execution.dtype
+        width = (config.embed_dim, dtype)
+        in_keys = self.execution.sizes == "direction"
         self.q = dense(*width, use_bias=arch.qkv_bias or in_keys)
         self.v = dense(*width, use_bias=arch.qkv_bias)
         self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
         self.proj = dense(*width)
         if arch.attn_norm:
-            self.norm = LayerNorm(self.dtype, arch.norm_eps)
+            self.norm = LayerNorm(dtype, arch.norm_eps)
         if in_keys:
-            head_dim = self.dim // self.num_heads
-            shape = (self.num_heads, head_dim)
+            head_dim = config.head_width
+            shape = (config.num_heads, head_dim)
             self.size_direction = self.param("size_direction", zeros, shape)
-            self.mean_key = self.param("mean_key", zeros, (self.dim, head_dim))
+            shape = (config.embed_dim, head_dim)
+            self.mean_key = self.param("mean_key", zeros, shape)
             self.mean_key_bias = self.param("mean_key_bias", zeros, (head_dim,))
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
@@ -291,7 +290,7 @@ class Attention(nn.Module):
         if train and state.mask is None and queries is None:
             # Padding x costs nothing, as it is written anyway. Padding query, key and
             # value would copy them.
-            x = _pad(x, padded_length(length, self.backend))
+            x = _pad(x, padded_length(length, self.execution.backend))
         heads = self.project(x, state, queries=queries)
         out = self.attend(heads, length)
         scores = self.scores(heads, reads, state)
@@ -305,12 +304,11 @@ class Attention(nn.Module):
         """
         # One matrix of tokens: for [B, N, D] XLA may choose layouts with the batch
         # innermost, and then transposes whole arrays in the backward pass.
-        rows = x.reshape(-1, self.dim)
-        heads = self.num_heads
-        shape = (x.shape[0], -1, heads, self.dim // heads)
+        rows = x.reshape(-1, self.config.embed_dim)
+        shape = (x.shape[0], -1, self.config.num_heads, self.config.head_width)
         first = rows
         if queries is not None:
-            first = x[:, :queries].reshape(-1, self.dim)
+            first = x[:, :queries].reshape(-1, self.config.embed_dim)
         query = self.q(first).reshape(shape)
         key = self.k(rows).reshape(shape)
         value = None
@@ -320,13 +318,13 @@ class Attention(nn.Module):
         rotations = self._rotations(state)
         if rotations is not None:
             rotations = tuple(_pad(a, x.shape[1]) for a in rotations)
-            key = self.arch.rotary.rotate(key, rotations)
+            key = self.config.arch.rotary.rotate(key, rotations)
             rotations = tuple(a[:, :queries] for a in rotations)
-            query = self.arch.rotary.rotate(query, rotations)
+            query = self.config.arch.rotary.rotate(query, rotations)
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
-        if key_bias is not None and self.sizes == "direction":
+        if key_bias is not None and self.execution.sizes == "direction":
             key = self._sized(key, key_bias)
             key_bias = None
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
@@ -347,8 +345,8 @@ class Attention(nn.Module):
 
     def value(self, x):
         """Values of the normed tokens x. [B, N, D] -> [B, N, H, d]."""
-        value = self.v(x.reshape(-1, self.dim))
-        return value.reshape(*x.shape[:2], self.num_heads, -1)
+        value = self.v(x.reshape(-1, self.config.embed_dim))
+        return value.reshape(*x.shape[:2], self.config.num_heads, -1)
 
     def scores(self, heads, reads, state):
         """Scores of the tokens of `state` for reducers, without padding.
@@ -379,7 +377,7 @@ class Attention(nn.Module):
         if "input" in reads:
             scores["input"] = unrotated["input"][:, state.num_prefix : length]
         for name in ("key", "query", "value"):
-            if name == "key" in reads and self.sizes == "direction":
+            if name == "key" in reads and self.execution.sizes == "direction":
                 # Of all tokens: a product without the prefix would copy its operand.
                 means = self._mean_key(unrotated["input"])
                 scores[name] = means[:, state.num_prefix : length]
@@ -394,8 +392,8 @@ class Attention(nn.Module):
         [B, n, D] -> [B, n, d] float32
         """
         product = jnp.dot(
-            x.reshape(-1, self.dim).astype(self.dtype),
-            self.mean_key.astype(self.dtype),
+            x.reshape(-1, self.config.embed_dim).astype(self.execution.dtype),
+            self.mean_key.astype(self.execution.dtype),
             preferred_element_type=jnp.float32,
         )
         key = product + self.mean_key_bias.astype(jnp.float32)[None]
@@ -412,20 +410,20 @@ class Attention(nn.Module):
             return weighted_sum(attention_map(query, key, bias, mask), value)
         bias = _pad(bias, key.shape[1])
         # cuDNN cannot be trained with one query.
-        backend = self.backend if query.shape == key.shape else "xla"
+        backend = self.execution.backend if query.shape == key.shape else "xla"
         return attend(query, key, value, bias, backend=backend, length=length)
 
     def output(self, out):
         """Results of the heads, projected. [B, N, H, d] -> [B, N, D]."""
-        rows = out.reshape(-1, self.dim)
-        if self.arch.attn_norm:
+        rows = out.reshape(-1, self.config.embed_dim)
+        if self.config.arch.attn_norm:
             rows = self.norm(rows)
-        return self.proj(rows).reshape(*out.shape[:2], self.dim)
+        return self.proj(rows).reshape(*out.shape[:2], self.config.embed_dim)
 
     def _rotations(self, state):
         """(cosines, sines) of each token's rotary position; None without rotary."""
-        rotary = self.arch.rotary
-        width = self.dim // self.num_heads
+        rotary = self.config.arch.rotary
+        width = self.config.head_width
         if rotary is None:
             return None
         if state.grid:  # nothing is reduced yet: all images have the same positions

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import attend, masked_read
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp, dense
 from imagepiece_jax.reduction.ops import attention_row
 
@@ -28,26 +28,24 @@ class AttentionPool(nn.Module):
     Source: Zhai et al. 2022, "Scaling vision transformers", section 3.4.
     """
 
-    dim: int
-    num_heads: int
-    mlp_ratio: float
-    arch: Architecture
-    prop_attn: bool = False
+    config: ViTConfig
     dtype: jnp.dtype = jnp.float32
+    prop_attn: bool = False
 
     def setup(self):
-        self.latent = self.param("latent", INIT, (1, 1, self.dim))
-        self.q = dense(self.dim, self.dtype)
-        self.k = dense(self.dim, self.dtype)
-        self.v = dense(self.dim, self.dtype)
-        self.proj = dense(self.dim, self.dtype)
-        self.norm = LayerNorm(self.dtype, self.arch.norm_eps)
-        hidden = round(self.dim * self.mlp_ratio)
-        self.mlp = Mlp(hidden, self.arch.gelu, self.dtype)
+        width = self.config.embed_dim
+        self.latent = self.param("latent", INIT, (1, 1, width))
+        self.q = dense(width, self.dtype)
+        self.k = dense(width, self.dtype)
+        self.v = dense(width, self.dtype)
+        self.proj = dense(width, self.dtype)
+        self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
+        hidden = round(width * self.config.mlp_ratio)
+        self.mlp = Mlp(hidden, self.config.arch.gelu, self.dtype)
 
     def __call__(self, x, state):
         """The pooled vector [B, D] of x [B, N, D], the normed tokens of `state`."""
-        x, size, mask = pooled_tokens(x, state, self.arch)
+        x, size, mask = pooled_tokens(x, state, self.config.arch)
         query = self._query()
         key = self._heads(self.k(x))
         value = self._heads(self.v(x))
@@ -59,7 +57,7 @@ class AttentionPool(nn.Module):
             read = attend(queries, key, value, bias)
         else:
             read = masked_read(query, key, value, mask, bias)
-        read = read.reshape(x.shape[0], self.dim).astype(self.dtype)
+        read = read.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
         read = self.proj(read)
         return read + self.mlp(self.norm(read))
 
@@ -73,12 +71,12 @@ class AttentionPool(nn.Module):
         x: [B, N, D], the normed tokens of `state`
         Returns [B, n] float32.
         """
-        x, size, mask = pooled_tokens(x, state, self.arch)
+        x, size, mask = pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
             self.k(x)
         query = self._query()[0, 0].astype(jnp.float32)
         kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
-        kernel = kernel.reshape(self.dim, *query.shape)
+        kernel = kernel.reshape(self.config.embed_dim, *query.shape)
         read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
         x = x.astype(jnp.float32)
         logits = jnp.einsum("bnx,xh->bnh", x, read, precision="highest")
@@ -89,7 +87,7 @@ class AttentionPool(nn.Module):
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        if self.arch.pool_include_prefix:
+        if self.config.arch.pool_include_prefix:
             row = state.image(row)
         return row
 
@@ -97,5 +95,5 @@ class AttentionPool(nn.Module):
         return self._heads(self.q(self.latent.astype(self.dtype)))
 
     def _heads(self, x):
-        heads = self.arch.pool_heads or self.num_heads
+        heads = self.config.arch.pool_heads or self.config.num_heads
         return x.reshape(*x.shape[:2], heads, -1)

@@ -10,8 +10,8 @@ from flax import linen as nn
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, weighted_sum
+from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -89,37 +89,24 @@ class Block(nn.Module):
     Fields without a comment are those of `vit.ViT`.
     """
 
+    config: ViTConfig
+    execution: Execution
     index: int  # place of the block, from 0
     layer: LayerPlan  # the block's plan
-    dim: int  # width of the tokens
-    num_heads: int
-    mlp_ratio: float
-    arch: Architecture = Architecture()
-    backend: str = "xla"
-    dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
-    sizes: str = "bias"
-    remat: bool = False
     # number of first tokens, all of the prefix, that alone attend and are returned;
     # None: all tokens
     queries: int | None = None
 
     def setup(self):
-        arch = self.arch
-        hidden = round(self.dim * self.mlp_ratio)
-        self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
-        self.attn = Attention(
-            self.dim,
-            self.num_heads,
-            arch,
-            self.prop_attn,
-            self.backend,
-            self.dtype,
-            self.sizes,
-        )
-        self.norm2 = LayerNorm(self.dtype, arch.norm_eps)
+        arch = self.config.arch
+        dtype = self.execution.dtype
+        hidden = round(self.config.embed_dim * self.config.mlp_ratio)
+        self.norm1 = LayerNorm(dtype, arch.norm_eps)
+        self.attn = Attention(self.config, self.execution, self.prop_attn)
+        self.norm2 = LayerNorm(dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None
-        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp, hidden_eps)
+        self.mlp = Mlp(hidden, arch.gelu, dtype, arch.mlp, hidden_eps)
         if arch.layer_scale:
             self.ls1 = LayerScale()
             self.ls2 = LayerScale()
@@ -143,7 +130,7 @@ class Block(nn.Module):
             reads = frozenset()
         attend = Block.attend
         feed_forward = Block.feed_forward
-        if self.remat and train:
+        if self.execution.remat and train:
             attend = nn.remat(attend, static_argnums=(3, 4))
             feed_forward = nn.remat(feed_forward)
         if site == "pre":
@@ -198,11 +185,11 @@ class Block(nn.Module):
 
     def feed_forward(self, x, factor=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
-        if self.arch.post_norm:
+        if self.config.arch.post_norm:
             out = self.norm2(self.mlp(_rows(x)))
         else:
             out = self.mlp(self.norm2(_rows(x)))
-        if self.arch.layer_scale:
+        if self.config.arch.layer_scale:
             out = self.ls2(out)
         return _add(x, out, factor)
 
@@ -216,15 +203,15 @@ class Block(nn.Module):
 
     def _normed(self, x):
         """The input of attention: norm(x), or x where the norm follows attention."""
-        if self.arch.post_norm:
+        if self.config.arch.post_norm:
             return x
         return self.norm1(_rows(x)).reshape(x.shape)
 
     def _scaled(self, out):
         """The output of attention, normed and scaled as the residual branch is."""
-        if self.arch.post_norm:
+        if self.config.arch.post_norm:
             out = self.norm1(_rows(out)).reshape(out.shape)
-        if self.arch.layer_scale:
+        if self.config.arch.layer_scale:
             out = self.ls1(out)
         return out
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
-from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.image_size import checked_size, patch_grid, sides
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -23,7 +23,7 @@ STD = (0.229, 0.224, 0.225)
 class ViTConfig:
     """A vision transformer: its sizes, its parts, and the images that it is for.
 
-    `registry.config` has the public models, `weights.configs.read_config` reads files,
+    `imagepiece_jax.read_config` returns that of a public name, or reads it from files,
     and dataclasses.replace changes one. Nothing in it is left to somebody else.
 
     Raises InputError for fields that do not go together.
@@ -128,6 +128,16 @@ class ViTConfig:
         """Number of tokens of an image in the first block."""
         return self.arch.prefix + math.prod(self.grid)
 
+    def at_size(self, image_size: int | tuple[int, int]) -> "ViTConfig":
+        """The same for images of another size, in whole patches.
+
+        Its own size, for which it was published, may end in a part of a patch.
+        """
+        image_size = checked_size(image_size)
+        if sides(image_size) != sides(self.image_size):
+            patch_grid(image_size, self.patch_size)
+        return dataclasses.replace(self, image_size=image_size)
+
     def with_arch(self, **parts: Any) -> "ViTConfig":
         """The same with other parts of its Architecture."""
         return dataclasses.replace(self, arch=dataclasses.replace(self.arch, **parts))
@@ -139,6 +149,8 @@ class Execution:
 
     dtype: jnp.dtype = jnp.dtype("float32")  # in which layers compute
     backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
+    # what was asked for, which may be "auto"; `backend` is what it is on this device
+    attention: str = dataclasses.field(default="auto", compare=False)
     # how log(size) is added to the attention logits, one of `attention.SIZES`
     sizes: str = "bias"
     drop_path_rate: float = 0.0  # probability that training drops the last branches
@@ -154,3 +166,6 @@ class Execution:
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
+
+
+FLOAT32 = Execution()

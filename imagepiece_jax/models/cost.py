@@ -16,18 +16,18 @@ from imagepiece_jax.reduction.layer_plan import dense_plan
 TRAINING_MACS = 3  # times those of inference: the backward pass costs twice as much
 
 
-def describe(model, others, image_size):
+def describe(model, others):
     """The cost table of a model, and a line that compares it with other models.
 
     others: dense models; the table has the first of them as its reference
     """
-    table = cost_table(model, others[0], image_size)
+    table = cost_table(model, others[0])
     others = [other for other in dict.fromkeys(others) if other != model]
-    ours = model_macs(model, image_size) / 1e9
+    ours = model_macs(model) / 1e9
     line = f"{ours:#.4g} GMACs an image"
     for other in others:
-        macs = model_macs(other, image_size) / 1e9
-        line += f"; dense {macs:#.4g} with a {other.stem} stem, "
+        macs = model_macs(other) / 1e9
+        line += f"; dense {macs:#.4g} with a {other.config.stem} stem, "
         line += f"{macs / ours:.2f} times as many"
     lines = [table, line]
     dead = dead_macs(model) / 1e9
@@ -36,7 +36,7 @@ def describe(model, others, image_size):
     return "\n".join(lines)
 
 
-def cost_table(model, dense, image_size):
+def cost_table(model, dense):
     """Tokens, MMACs next to those of `dense`, and parameters of every part, as text.
 
     Prefix and positions count to the stem, last norm and pooling to the head.
@@ -45,9 +45,9 @@ def cost_table(model, dense, image_size):
     names += [f"block {i}" for i in range(len(model.plan))]
     names += ["head", "total"]
     layers = [None, *model.plan, None, None]
-    macs = _part_macs(model, image_size)
-    dense_macs = _part_macs(dense, image_size)
-    parameters = _part_parameters(model, image_size)
+    macs = _part_macs(model)
+    dense_macs = _part_macs(dense)
+    parameters = _part_parameters(model)
     rows = [("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")]
     for name, layer, ours, theirs, count in zip(
         names,
@@ -78,19 +78,15 @@ def action(layer):
     return f"{name}: {n_in} - {leaving}{place}"
 
 
-def model_macs(model, image_size):
+def model_macs(model):
     """MACs of one image through `model`, counted from its plan: an int."""
-    return sum(_part_macs(model, image_size))
+    return sum(_part_macs(model))
 
 
-def share_of_dense(model, grid):
-    """The MACs of a model, as a share of those of the dense one.
-
-    grid: (height, width) of the images, in patches
-    """
-    size = tuple(side * model.patch_size for side in grid)
-    plan = dense_plan(model.depth, math.prod(grid) + model.arch.prefix)
-    return model_macs(model, size) / model_macs(model.clone(plan=plan), size)
+def share_of_dense(model):
+    """The MACs of a model, as a share of those of the dense one."""
+    plan = dense_plan(model.depth, model.config.tokens)
+    return model_macs(model) / model_macs(model.clone(plan=plan))
 
 
 def dead_macs(model):
@@ -99,7 +95,7 @@ def dead_macs(model):
     `ViT.head_only` saves them. `model_macs` counts them, as published figures do.
     """
     layer = model.plan[-1]
-    queries = model.arch.head_tokens
+    queries = model.config.arch.head_tokens
     if queries is None:
         return 0
     dead = block_macs(model, layer) - block_macs(model, layer, queries)
@@ -108,22 +104,23 @@ def dead_macs(model):
     return dead
 
 
-def _part_macs(model, image_size):
+def _part_macs(model):
     """MACs of the stem, of each block and of the head."""
-    width = model.embed_dim
-    arch = model.arch
-    stem = stem_macs(model.stem, width, image_size, model.patch_size)
+    config = model.config
+    width = config.embed_dim
+    arch = config.arch
+    stem = stem_macs(config.stem, width, config.image_size, config.patch_size)
     blocks = []
     for layer in model.plan:
         blocks.append(block_macs(model, layer) + reducer_macs(model, layer))
     heads = 2 if arch.dist_token else 1
-    head = heads * width * model.num_classes
+    head = heads * width * config.num_classes
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
         read = model.plan[-1].mlp_tokens
         if not arch.pool_include_prefix:
             read -= arch.prefix
         head += read * (2 * width**2 + 2 * width)
-        head += width**2 + 2 * width * round(width * model.mlp_ratio)
+        head += width**2 + 2 * width * round(width * config.mlp_ratio)
     return [stem, *blocks, head]
 
 
@@ -133,7 +130,8 @@ def block_macs(model, layer, queries=None):
     layer: the block's LayerPlan
     queries: number of tokens that attend, and that the block returns; None: all
     """
-    width = model.embed_dim
+    config = model.config
+    width = config.embed_dim
     keys = layer.attn_tokens
     values = layer.attn_tokens
     scoring = queries or keys
@@ -146,8 +144,8 @@ def block_macs(model, layer, queries=None):
     # Queries, keys and their products; then values, their products, and proj.
     attention = (scoring + keys + values + reading) * width**2
     attention += (scoring * keys + reading * values) * width
-    layers = 3 if model.arch.mlp == "swiglu" else 2  # of the MLP; SwiGLU has a gate
-    hidden = round(model.mlp_ratio * width)
+    layers = 3 if config.arch.mlp == "swiglu" else 2  # of the MLP; SwiGLU has a gate
+    hidden = round(config.mlp_ratio * width)
     return attention + returned * layers * width * hidden
 
 
@@ -156,12 +154,14 @@ def reducer_macs(model, layer):
     if layer.counts is None:
         return 0
     reducer = layer.step.reducer
-    return reducer.extra_macs(layer.counts.n_in, model.embed_dim, model.num_heads)
+    return reducer.extra_macs(
+        layer.counts.n_in, model.config.embed_dim, model.config.num_heads
+    )
 
 
-def _part_parameters(model, image_size):
+def _part_parameters(model):
     """Numbers of parameters of the stem, of each block and of the head."""
-    params = variable_shapes(model, image_size)["params"]
+    params = variable_shapes(model)["params"]
 
     def size(*names):
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])

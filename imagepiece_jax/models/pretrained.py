@@ -2,107 +2,66 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import device_copies, parallel
-from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.image_size import patch_grid, sides, size_text
+from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.common.warning import warn
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import (
-    reduction_plan,
-    registry,
-    resize_positions,
-    timm_tensors,
-)
-from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL, probabilities
+from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.problem_type import probabilities
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
     with_numbers,
 )
-from imagepiece_jax.models.spec import ModelSpec
-from imagepiece_jax.models.variables import (
-    digest,
-    variable_shapes,
-)
+from imagepiece_jax.models.variables import digest, variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class WeightsSource:
-    """Weights at a path: where they are, and how they were trained.
+class Source:
+    """Where weights are from; of a model of one's own it is empty."""
 
-    Names and config files say it before a tensor is read. Tensors complete `spec`, of
-    which a Pretrained has all fields.
-    """
-
-    path: pathlib.Path  # on this machine
-    place: str  # the path in sentences: "run runs/a"
-    name: str  # the path in short; of a hub's weights OWNER/NAME
-    # in a folder, what says which model its weights are; None: they are one file
-    config_file: pathlib.Path | None = None
-    # of a run, "best" or "latest"; else which of several models in a file
-    checkpoint: str | None = None
-    averaged: bool = False  # whether the weights are averages over steps
-    # of the model that was trained; positions are resized from its image_size
-    spec: ModelSpec
-    # sizes in a config.json, which tensors must have too
-    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # that they were trained with; None: a file does not say
+    path: pathlib.Path | None = None  # on this machine
+    kind: str = "model"  # "weights file", "folder" or "run"
+    name: str = ""  # the last part of the path; of the hub's weights OWNER/NAME
+    license: str | None = None
+    # of the images that the positions were trained for; None: the model's
+    image_size: int | tuple[int, int] | None = None
+    # that the weights were trained with; None: nothing says it
     reduction: Reduction | None = None
-    # fields of a Preprocessing but the size
-    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # timm's tag that has this crop, where the name stands for weights of several crops
-    chosen_tag: str | None = None
-    normalized: bool = True  # whether weights or caller say mean and std
-    class_names: Sequence[str | None] | None = None  # by label
-    license: str | None = None  # by timm's config.json, as others are not read
-    problem_type: str = SINGLE_LABEL  # what the logits mean
-    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
-    # what `recover` learned for reduced forms, without numbers, which files have
-    recovery: Recovery | None = None
-    saved: bool = False  # whether `save` of this package wrote the folder
-    run: Mapping[str, Any] | None = None  # a run's config
-    seed: int = 0  # of the training
-
-    def __str__(self):
-        return self.place
+    checkpoint: str | None = None  # of a run, "best" or "latest"; of a file, a key
+    averaged: bool = False  # whether the weights are averages over steps
+    run: Mapping[str, Any] | None = None  # the config of a run
+    # digests of the parts that were drawn, not learned, when they were drawn
+    untrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
-    def is_folder(self) -> bool:
-        """Whether the weights are in a published folder, or that of a run."""
-        return self.config_file is not None
+    def seed(self) -> int:
+        """The seed of a run; 0 of other weights."""
+        return self.run["seed"] if self.run else 0
 
     @property
-    def says_crop(self) -> bool:
-        """Whether files, or the name by `infer.with_crop`, say how to crop images."""
-        return bool(self.crop) or self.saved or self.run is not None
-
-    @property
-    def has_names_of_data(self) -> bool:
-        """Whether class names are those of data that a run, or a saved model, learned.
-
-        Names of other published models are words of another kind.
-        """
-        return self.saved or self.run is not None
-
-    @property
-    def names_of_data(self) -> Sequence[str | None] | None:
-        """`class_names` where they are those of data."""
-        return self.class_names if self.has_names_of_data else None
+    def place(self) -> str:
+        """The weights, as sentences call them: "run runs/a"."""
+        if self.path is None:
+            return "the model"
+        path = self.path
+        if "/" in self.name:
+            path = f"hf://{self.name}"
+        return f"{self.kind} {path}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -119,25 +78,15 @@ class Pretrained:
     # parameters and statistics, {"params": .., ..}. They are not to be changed: what
     # computes with them copies them to its device once, and makes NumPy's read-only
     variables: Mapping[str, Any]
-    # of its images; None: the square that has as many patches as the model, cropped as
-    # for weights of its name
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | None = None  # of its images; None: the config's
     # a name, or None, for each class; None: there are no names
     class_names: tuple[str | None, ...] | None = None
-    # what its logits mean, by transformers' names; runs train for a single label
-    problem_type: str = SINGLE_LABEL
-    name: str | None = None  # timm's, of a public model
-    spec: ModelSpec | None = None  # that made it; None: a model of one's own
-    source: WeightsSource | None = None  # of its weights; None: likewise
-    # digests of the parts that were drawn, not learned, when they were drawn
-    drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # learned selectors of other reductions than the present one, by timm's names
-    selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # position embeddings and their size before they were resized; None: they were not
-    trained_positions: resize_positions.Trained | None = None
     # what `recover` learned for reduced forms, which take its numbers in place of the
     # dense model's; None where nothing was, and where the variables have been replaced
     recovery: Recovery | None = None
+    source: Source = dataclasses.field(default_factory=Source)
+    # learned selectors of other reductions than the present one, by timm's names
+    selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         model = self.model
@@ -151,39 +100,35 @@ class Pretrained:
             )
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
-            put("class_names", checked_names(self.class_names, model.num_classes))
-        check_choice("problem_type", self.problem_type, PROBLEMS)
-        images = self.preprocessing
-        if images is None:
-            crop = registry.published_crop(self.name)
-            put("preprocessing", Preprocessing(_square(model), **crop))
-            if tag := registry.chosen_tag(self.name):
-                warn(
-                    f"{self.name!r} stands for weights of several crops: that of {tag} "
-                    "is taken, as in timm; a name with a tag, or preprocessing=.., "
-                    "says which"
-                )
+            names = checked_names(self.class_names, self.config.num_classes)
+            put("class_names", names)
+        if self.preprocessing is None:
+            put("preprocessing", self.config.preprocessing)
+        if self.preprocessing.shape != sides(self.image_size):
+            raise InputError(
+                f"preprocessing makes images of {size_text(self.preprocessing.shape)}, "
+                f"but the model is for {size_text(self.image_size)}"
+            )
         # Here, since whatever changes the model or its images makes a Pretrained.
         params = variables["params"]
         if self.recovery and not self.recovery.describes(params):
             put("recovery", None)
-        fitted = self.fitted(params, model, self.image_size)
+        fitted = self.fitted(params, model)
         if fitted is not params:
             put("variables", {**variables, "params": fitted})
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
         return (
-            f"<Pretrained {self.name or 'ViT'}: {self.label}, images of "
-            f"{size_text(self.image_size)}, {self.model.num_classes} classes, "
+            f"<Pretrained {self.config.name or 'ViT'}: {self.label}, images of "
+            f"{size_text(self.image_size)}, {self.config.num_classes} classes, "
             f"{self.gmacs:.3g} GMACs>"
         )
 
     @property
-    def attention(self) -> str:
-        """What is to compute attention, as `load` takes it; else "auto"."""
-        requested = self.spec.attention if self.spec else None
-        return requested or "auto"
+    def config(self) -> ViTConfig:
+        """What the model is."""
+        return self.model.config
 
     @property
     def reduction(self) -> Reduction | None:
@@ -196,24 +141,9 @@ class Pretrained:
         return None if has_steps and reduction == DENSE else reduction
 
     @property
-    def _grid(self):
-        return patch_grid(self.image_size, self.model.patch_size, cut=True)
-
-    @property
     def image_size(self) -> int | tuple[int, int]:
         """Pixels a side, or (height, width)."""
-        return self.preprocessing.image_size
-
-    @property
-    def place(self) -> str:
-        """The weights, as sentences call them."""
-        return "the model" if self.source is None else self.source.place
-
-    @property
-    def names_of_data(self) -> tuple[str | None, ...] | None:
-        """`class_names` where its source has those of data."""
-        known = self.source is not None and self.source.has_names_of_data
-        return self.class_names if known else None
+        return self.config.image_size
 
     @functools.cached_property
     def digest(self) -> str:
@@ -240,7 +170,7 @@ class Pretrained:
     @property
     def gmacs(self) -> float:
         """Multiplications and additions of one image, in 10^9 pairs."""
-        return model_macs(self.model, self.image_size) / 1e9
+        return model_macs(self.model) / 1e9
 
     @property
     def label(self) -> str:
@@ -267,7 +197,7 @@ class Pretrained:
     def _recovered(self, model):
         if self.recovery is None:
             return None
-        cost = self.recovery.of(model, self.image_size)
+        cost = self.recovery.of(model)
         return cost if cost and cost.numbers else None
 
     @property
@@ -278,26 +208,44 @@ class Pretrained:
         params = with_numbers(self.variables["params"], self.recovery.dense)
         return {**self.variables, "params": params}
 
-    def fitted(
-        self, params: Mapping[str, Any], model: ViT, image_size: int | tuple[int, int]
-    ) -> Mapping[str, Any]:
+    def fitted(self, params: Mapping[str, Any], model: ViT) -> Mapping[str, Any]:
         """Parameters with the numbers of `recovery` that a model takes.
 
-        params: those of this Pretrained, for images of `image_size`
+        params: those of this Pretrained, for images of the model's size
         model: a ViT that they fit, with any plan
         """
         recovery = self.recovery
         if recovery is None:
             return params
-        cost = recovery.of(model, image_size)
+        cost = recovery.of(model)
         numbers = dict(recovery.dense)
         if cost is not None:
             numbers |= cost.numbers
         params = with_numbers(params, numbers)
         if "pos_embed" in numbers:
             learned_size = recovery.costs[0].image_size
-            params = resize_positions.fit(params, model, image_size, learned_size)
+            params = resize_positions.fit(params, model.config, learned_size)
         return params
+
+    def variables_for(
+        self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
+    ) -> Mapping[str, Any]:
+        """Variables of another model with the values that these weights have.
+
+        model: a ViT of the same sizes, with any reduction, of any images
+        fresh: names of parts that are drawn, as "head" or "reducer"
+        Raises Misfit where the weights do not fit.
+        """
+        params = self.fitted(self.variables["params"], model)
+        tensors = timm_tensors.to_timm({**self.variables, "params": params})
+        tensors |= self.selectors
+        if "pos_embed" not in fresh:  # by the code that the positions were trained for
+            config = model.config.with_arch(resize=self.config.arch.resize)
+            tensors = resize_positions.fit(tensors, config, self.image_size)
+        variables, _ = timm_tensors.model_variables(
+            model, tensors, self.source.place, fresh=fresh, seed=seed
+        )
+        return variables
 
     def with_recovery(self, recovery: Recovery) -> "Pretrained":
         """The same model with another record of recoveries, and its numbers."""
@@ -312,7 +260,7 @@ class Pretrained:
         is_reduced = any(layer.counts for layer in self.model.plan)
         if self.recovery is None or not is_reduced or not parallel.is_main():
             return
-        if self.recovery.of(self.model, self.image_size) is None:
+        if self.recovery.of(self.model) is None:
             text = f"{self.label}: not recovered, so it has the dense model's numbers"
             print(text, file=sys.stderr, flush=True)
 
@@ -323,7 +271,7 @@ class Pretrained:
         Parts whose variables were replaced since then are trained.
         """
         params = self.variables["params"]
-        drawn = self.drawn.items()
+        drawn = self.source.untrained.items()
         return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
 
     @property
@@ -352,12 +300,13 @@ class Pretrained:
         Raises InputError for a head of numbers (problem_type "regression"), and for
             logits of other classes.
         """
-        if logits.shape[-1:] != (self.model.num_classes,):
+        classes = self.config.num_classes
+        if logits.shape[-1:] != (classes,):
             raise InputError(
-                f"logits has shape {logits.shape}; it must be [.., "
-                f"{self.model.num_classes}], a number per class"
+                f"logits has shape {logits.shape}; it must be [.., {classes}], one for "
+                "each class"
             )
-        return probabilities(logits, self.problem_type)
+        return probabilities(logits, self.config.problem_type)
 
     def with_reduction(
         self, reduction: ReductionLike, seed: int | None = None
@@ -373,80 +322,61 @@ class Pretrained:
         """
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
-        reduction_plan.print_reduction(reduction, model, self._grid)
+        reduction_plan.print_reduction(reduction, model)
         return self._with_model(model, self.variables["params"], seed)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
         """The same weights for images of another size, to which positions are resized.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
-        Raises InputError for other sizes, and where the reduction does not fit them.
+        Raises InputError for other sizes, where the reduction does not fit them, and
+            where positions are resized already.
         """
         if self.reduction is None:
             raise InputError(
                 "the model has no record of its reduction, which the size may change; "
                 "create_model(name, reduction) makes one that has"
             )
+        trained_size = self.source.image_size or self.image_size
+        resized = sides(trained_size) != sides(self.image_size)
+        if resized and self.config.arch.positions:
+            raise InputError(
+                f"positions are resized from {size_text(trained_size)} already; take "
+                "another size from the model as it was loaded"
+            )
+        config = self.config.at_size(image_size)
+        dense = self.model.clone(config=config)
+        try:
+            model = reduction_plan.with_plan(dense, self.reduction)
+        except InputError as error:
+            raise InputError(
+                f"{error}; take the size first: with_reduction(None).at_size(..)"
+            ) from error
+        params = resize_positions.fit(self.variables["params"], config, trained_size)
+        source = dataclasses.replace(self.source, image_size=trained_size)
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
-        # The present size may end in a part of a patch, others not.
-        same_size = images.shape == sides(self.image_size)
-        grid = patch_grid(images.image_size, self.model.patch_size, cut=same_size)
-        remedy = "take the size first: with_reduction(None).at_size(..)"
-        model = self._planned_again(self.model, grid, remedy)
-        params, trained_size = self._with_trained_positions()
-        resized = resize_positions.fit(params, model, images.image_size, trained_size)
-        changes = {"preprocessing": images}
-        if resized is not params:
-            trained = resize_positions.Trained(params["pos_embed"], trained_size)
-            changes["trained_positions"] = trained
-        return self._with_model(model, resized, **changes)
-
-    def _with_trained_positions(self):
-        """(parameters with positions as they were trained, the size of their images).
-
-        Positions that something has changed since they were resized stay.
-        """
-        params = self.variables["params"]
-        if self.trained_positions is None:
-            return params, self.image_size
-        values, size = self.trained_positions
-        trained = {**params, "pos_embed": values}
-        resized = resize_positions.fit(trained, self.model, self.image_size, size)
-        if np.array_equal(resized["pos_embed"], params["pos_embed"]):
-            return trained, size
-        return params, self.image_size
+        return self._with_model(model, params, source=source, preprocessing=images)
 
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model in `dtype`, without drop path.
 
         dtype: of the layers; None: the model's
         """
-        dtype = dtype or self.model.dtype.name
-        spec = self.spec
-        width = self.model.embed_dim // self.model.num_heads
-        model = self.model.clone(
-            dtype=jnp.dtype(dtype),
-            backend=resolve_backend(self.attention, dtype, width),
-            drop_path_rate=0.0,
-        )
-        if spec is not None:
-            fields = dict.fromkeys(("drop_path_rate", "prop_attn"))
-            spec = dataclasses.replace(spec, dtype=dtype, **fields)
-        return dataclasses.replace(self, model=model, spec=spec)
+        own = self.model.execution
+        execution = execution_of(self.config, dtype or own.dtype.name, own.attention)
+        return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def model_with(self, reduction: ReductionLike) -> ViT:
         """The model of `with_reduction`, without its variables."""
-        reduction = Reduction.read(reduction)
-        return reduction_plan.with_plan(self.model, reduction, self._grid, self.name)
+        return reduction_plan.with_plan(self.model, Reduction.read(reduction))
 
     def gmacs_with(self, reduction: ReductionLike) -> float:
         """`gmacs` of `with_reduction`."""
-        return model_macs(self.model_with(reduction), self.image_size) / 1e9
+        return model_macs(self.model_with(reduction)) / 1e9
 
     def reduction_at_cost(self, reduction: ReductionLike) -> Reduction:
         """A reduction with counts of tokens in place of its cost, `macs`."""
-        reduction = Reduction.read(reduction)
-        return reduction_plan.at_cost(reduction, self.model, self._grid, self.name)
+        return reduction_plan.at_cost(Reduction.read(reduction), self.model)
 
     def use(self, reduction: ReductionLike) -> str:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
@@ -455,31 +385,22 @@ class Pretrained:
 
     def lacks_selectors(self, reduction: ReductionLike) -> bool:
         """Whether `reduction` has selectors that the weights have not learned."""
-        like = variable_shapes(self.model_with(reduction), self.image_size)
+        like = variable_shapes(self.model_with(reduction))
         return bool(timm_tensors.lacking_selectors(self._learned, like))
 
     def differences_from_training(self) -> list[str]:
         """Reduction and image size, in words, where training had others."""
         source = self.source
-        if source is None:
-            return []
         lines = []
         if source.reduction is not None and not self.recovery:
             before = self.model_with(source.reduction).reduction
             if before != self.reduction:
                 lines.append(f"reduction {self.reduction} (trained with {before})")
-        trained_size = source.spec.image_size
+        trained_size = source.image_size or self.image_size
         if sides(self.image_size) != sides(trained_size):
             ours = size_text(self.image_size)
             lines.append(f"size {ours} (trained with {size_text(trained_size)})")
         return lines
-
-    def _planned_again(self, model, grid, remedy):
-        """`model` with the plan of our reduction; a `remedy` where it has none."""
-        try:
-            return reduction_plan.with_plan(model, self.reduction, grid, self.name)
-        except InputError as error:
-            raise InputError(f"{error}; {remedy}") from error
 
     @property
     def _learned(self):
@@ -501,7 +422,6 @@ class Pretrained:
         seed: of selectors that were never learned; None: they are refused
         changes: further fields of the Pretrained
         """
-        images = changes.get("preprocessing", self.preprocessing)
         dense = {
             k: v for k, v in params.items() if not k.startswith(timm_tensors.SELECTOR)
         }
@@ -511,23 +431,20 @@ class Pretrained:
             fresh = None  # those that `learned` lacks are
         variables, drawn = timm_tensors.model_variables(
             model,
-            images.image_size,
             learned,
-            self.place,
+            self.source.place,
             fresh=fresh,
             seed=seed or 0,
             given={**self.variables, "params": dense},
         )
-        spec = self.spec
-        if spec is not None:
-            spec = dataclasses.replace(spec, image_size=images.image_size)
+        source = changes.pop("source", self.source)
+        untrained = {**source.untrained, **digests(variables, drawn)}
         vit = dataclasses.replace(
             self,
             model=model,
             variables=variables,
-            spec=spec,
-            drawn={**self.drawn, **digests(variables, drawn)},
             selectors=learned,
+            source=dataclasses.replace(source, untrained=untrained),
             **changes,
         )
         vit.say_dense_numbers()
@@ -544,16 +461,3 @@ def check_pretrained(vit: Any):
     if not isinstance(vit, Pretrained):
         kind = type(vit).__name__
         raise InputError(f"vit is of type {kind}; it must be what load() returns")
-
-
-def _square(model):
-    """Pixels a side of a model's square images; others are refused."""
-    counts = (layer.counts.n_in for layer in model.plan if layer.counts)
-    patches = next(counts, model.image_tokens)
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise InputError(
-            f"preprocessing is missing, and the model's {patches} patches are no "
-            "square; Preprocessing((height, width)) says the size"
-        )
-    return side * model.patch_size

@@ -8,22 +8,24 @@ from whole objects, so that a new field of theirs is in it by itself.
 import dataclasses
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE
+
+if TYPE_CHECKING:
+    from imagepiece_jax.models.pretrained import Pretrained
 
 OF_FLAX = ("parent", "name")  # fields of every module, which decide nothing
 MAX_NAMED = 3  # differences that a sentence names
 
 
 def record_of(
-    vit: Pretrained, model: ViT | None = None, **others: Any
+    vit: "Pretrained", model: ViT | None = None, **others: Any
 ) -> dict[str, Any]:
     """The record of a model with its weights.
 

@@ -80,10 +80,11 @@ class RecoveredCost:
             words.append(f"{size_text(self.image_size)} pixels")
         return ", ".join(words)
 
-    def fits(self, model, image_size) -> bool:
+    def fits(self, model) -> bool:
         """Whether it was learned for a model of this reduction, size and depth."""
         if (model.reduction or DENSE) != self.reduction:
             return False
+        image_size = model.config.image_size
         size = self.image_size or image_size
         depth = self.depth or model.depth
         return (sides(size), depth) == (sides(image_size), model.depth)
@@ -118,10 +119,10 @@ class Recovery:
     def __str__(self):
         return "\n".join(map(str, self.costs))
 
-    def of(self, model, image_size) -> RecoveredCost | None:
+    def of(self, model) -> RecoveredCost | None:
         """The cost that was learned for a model of this reduction, size and depth."""
         for cost in self.costs:
-            if cost.fits(model, image_size):
+            if cost.fits(model):
                 return cost
         return None
 

@@ -9,7 +9,6 @@ import sys
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
-from imagepiece_jax.models.registry import fields_of
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Unreachable
@@ -21,33 +20,29 @@ TOLERANCE = 0.02  # the share of the dense model's MACs by which a cost may be o
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 
 
-def with_plan(
-    model: ViT,
-    reduction: Reduction,
-    grid: tuple[int, int],
-    name: str | None = None,
-    masked: bool = False,
-) -> ViT:
+def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     """A ViT with the plan of a reduction.
 
     Its field `reduction` is that of `at_cost`, with prop_attn where it differs from the
     default of method and model.
 
     model: a ViT of the same sizes, with any plan
-    grid: (height, width) of the images, in patches
-    name, masked: fields of a ModelSpec
+    masked: for training: methods that train with a mask keep all tokens there
     Raises InputError for a reduction that does not fit the model.
     """
-    found = at_cost(reduction, model, grid, name)
+    config = model.config
+    found = at_cost(reduction, model)
     try:
-        method = found.method.for_model(model.facts_for_methods(grid, name))
-        patches = math.prod(grid)
-        plan = method.plan(model.depth, patches, model.arch.prefix, masked)
-        contract.check_plan(plan, model.arch, grid)
+        method = found.method.for_model(model.facts_for_methods())
+        patches = math.prod(config.grid)
+        plan = method.plan(model.depth, patches, config.arch.prefix, masked)
+        contract.check_plan(plan, config.arch, config.grid)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     # Some public weights (MAE's) are used without proportional attention.
-    default = fields_of(name).get("prop_attn", method.default_prop_attn)
+    default = config.prop_attn
+    if default is None:
+        default = method.default_prop_attn
     prop_attn = found.prop_attn
     if prop_attn is None:
         prop_attn = default
@@ -57,11 +52,7 @@ def with_plan(
 
 
 def at_cost(
-    reduction: Reduction,
-    model: ViT,
-    grid: tuple[int, int],
-    name: str | None = None,
-    tolerance: float = TOLERANCE,
+    reduction: Reduction, model: ViT, tolerance: float = TOLERANCE
 ) -> Reduction:
     """A reduction with counts of tokens, or fields, in place of its cost `macs`.
 
@@ -69,36 +60,34 @@ def at_cost(
     it is.
 
     model: a ViT of the model's sizes, with any plan
-    grid: (height, width) of the images, in patches
-    name: of a public model, on which defaults depend
     tolerance: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
     method = reduction.method
     if method.macs is None:
         return reduction
-    facts = model.facts_for_methods(grid, name)
+    facts = model.facts_for_methods()
     if type(method) is Method:
         method = recommended(method, facts)
     try:
         fitted = method.for_model(facts)
-        strength = _strength(fitted, model.clone(parent=None), grid, tolerance)
+        strength = _strength(fitted, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    found = fitted.at_strength(strength, model.depth, math.prod(grid))
+    patches = math.prod(model.config.grid)
+    found = fitted.at_strength(strength, model.depth, patches)
     if hasattr(found, "score"):  # it stays "auto", which fits other models, too
         found = dataclasses.replace(found, score=method.score)
     return dataclasses.replace(reduction, method=found)
 
 
-def print_reduction(reduction: Reduction, model: ViT, grid: tuple[int, int]) -> None:
+def print_reduction(reduction: Reduction, model: ViT) -> None:
     """Print "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs".
 
     Nothing is printed of a reduction without a cost, which says itself what it is.
 
     reduction: as it was asked for
     model: a ViT with its plan
-    grid: (height, width) of the images, in patches
     """
     if reduction.method.macs is None or not parallel.is_main():
         return
@@ -114,13 +103,13 @@ def print_reduction(reduction: Reduction, model: ViT, grid: tuple[int, int]) -> 
         if len(left) == model.depth:
             where = "every block"
         counts = ", ".join(map(str, left.values()))
-        share = share_of_dense(model, grid)
+        share = share_of_dense(model)
         line = f"{method} in {where}; counts {counts}; {share:.2f} of the MACs"
     print(line, file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=256)
-def _strength(method, model, grid, tolerance):
+def _strength(method, model, tolerance):
     """The strength of `method` whose share of the dense MACs is nearest to its `macs`.
 
     tolerance: the largest difference between the two
@@ -128,12 +117,12 @@ def _strength(method, model, grid, tolerance):
     """
     tried = []
     depth = model.depth
-    patches = math.prod(grid)
+    patches = math.prod(model.config.grid)
 
     def try_strength(strength):
         found = method.at_strength(strength, depth, patches)
-        plan = found.plan(depth, patches, model.arch.prefix)
-        macs = share_of_dense(model.clone(plan=plan), grid)
+        plan = found.plan(depth, patches, model.config.arch.prefix)
+        macs = share_of_dense(model.clone(plan=plan))
         tried.append((abs(macs - method.macs), macs, strength))
         return macs
 

@@ -1,6 +1,6 @@
-"""Fields of models by name, of which `spec.create_model` builds them.
+"""The configs of models by name: our own, and timm's of public models.
 
-Our own are MODELS, and timm's are written by tools/public_models.py.
+Those of timm are written by tools/public_models.py.
 """
 
 import functools
@@ -14,17 +14,21 @@ from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 
-SIZE = dict(patch_size=16, depth=12, mlp_ratio=4.0, mean=MEAN, std=STD)
+SIZE = dict(patch_size=16, depth=12, image_size=224, mean=MEAN, std=STD)
+PUBLISHED = SIZE | dict(crop=0.9)  # by DeiT's authors
 MODELS = {
-    "deit_ti": SIZE | dict(embed_dim=192, num_heads=3),
-    "deit_s": SIZE | dict(embed_dim=384, num_heads=6),
-    "deit_b": SIZE | dict(embed_dim=768, num_heads=12),
-    "vit_mini": SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
+    "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **PUBLISHED),
+    "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **PUBLISHED),
+    "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **PUBLISHED),
+    "vit_mini": ViTConfig(
+        name="vit_mini",
+        **SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
+    ),
 }
 # {our name: timm's of the weights that DeiT's authors published for it}
-PUBLISHED = {
+TIMM = {
     "deit_ti": "deit_tiny_patch16_224",
     "deit_s": "deit_small_patch16_224",
     "deit_b": "deit_base_patch16_224",
@@ -50,64 +54,52 @@ ORIGINALS = {
 NAMES = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 
 
-def fields_of(name):
-    """Fields of a ModelSpec by name, {} for None; InputError for an unknown one."""
-    if name is None:
-        return {}
-    fields = None
-    if isinstance(name, str):
-        fields = MODELS.get(name) or public_fields(name)
-    if fields is None:
-        raise InputError(f"name is {name!r}; {NAMES}")
-    return fields
-
-
-def is_known(name) -> bool:
-    """Whether it is the name of a model."""
-    if not isinstance(name, str):
-        return False
-    return name in MODELS or public_fields(name) is not None
-
-
-def public_fields(name: str) -> dict[str, Any] | None:
-    """Fields of a ModelSpec by timm's `name`; None: it is unknown.
-
-    A name with a tag, "vit_small_patch16_224.dino", has all fields of its weights. One
-    without has only those of image_size, num_classes, mean and std on which all weights
-    of the architecture agree; gelu and resize are timm's defaults unless all agree.
-
-    Some weights state prop_attn for every method (MAE without fine-tuning, Bolya et al.
-    2023).
-    """
-    fields = _public_fields(name)
-    return None if fields is None else dict(fields)
+# Facts of published weights of which a name without a tag must say one value.
+AGREED = ("mean", "std", "crop", "crop_mode", "interpolation", "gelu", "resize")
 
 
 @functools.cache
-def _public_fields(name):
-    """`public_fields`, cached, of which callers get a copy."""
-    weights = [*_weights(name).values()]
+def config(name: str) -> ViTConfig:
+    """The config of a model by name.
+
+    name: one of MODELS; timm's of a public model with its tag, such as
+        "vit_small_patch16_224.dino"; or without one, where all of the architecture's
+        weights have one normalization, one crop and one GELU. Its number of classes is
+        then that of timm's own choice
+    Raises InputError for any other name.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    weights = _weights(name)
     if not weights:
-        return None
-    base, dot, _ = name.partition(".")
-    row = public_models()[base]
+        raise InputError(f"name is {name!r}; {NAMES}")
+    images = next(iter(weights.values()))
+    if any(_agreed(other) != _agreed(images) for other in weights.values()):
+        tags = ", ".join(f"{name}.{tag}" for tag in weights)
+        raise InputError(
+            f"name is {name!r}, whose weights differ in normalization, crop or GELU; a "
+            f"tag says which: {tags}"
+        )
+    row = public_models()[name.partition(".")[0]]
     sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
-    fields = {"mlp_ratio": 4.0} | sizes
+    arch = dict(row["arch"])
+    facts = dict(images)
+    for part in ("gelu", "resize"):
+        if part in facts:
+            arch[part] = facts.pop(part)
+    if "." not in name:
+        facts.pop("prop_attn", None)  # of some of the weights
+    return ViTConfig(name=name, arch=Architecture(**arch), **sizes, **facts)
 
-    def agreed(*names):
-        """The fields of these names that have one value in all weights."""
-        found = {}
-        for field in names:
-            values = {as_tuple(images.get(field)) for images in weights}
-            if len(values) == 1 and None not in values:
-                found[field] = values.pop()
-        return found
 
-    fields |= agreed("image_size", "num_classes", "mean", "std")
-    if dot and "prop_attn" in weights[0]:
-        fields["prop_attn"] = weights[0]["prop_attn"]
-    arch = row["arch"] | agreed("gelu", "resize")
-    return fields | {"arch": Architecture(**arch)}
+def _agreed(images):
+    """The facts of published weights that those of one name must share."""
+    return [as_tuple(images.get(field)) for field in AGREED]
+
+
+def is_known(name: str | None) -> bool:
+    """Whether it is the name of a model, with or without a tag."""
+    return name in MODELS or bool(_weights(name))
 
 
 def _weights(name):
@@ -131,42 +123,14 @@ def public_models() -> dict[str, dict[str, Any]]:
     return json.loads(TABLE.read_text("utf-8"))
 
 
-def published_crop(name: str | None) -> dict[str, Any]:
-    """crop, crop_mode and interpolation of weights by name; {} for other names.
-
-    An architecture has those of timm's own choice among its weights (`chosen_tag`), and
-    our names of DeiT's models have those of the weights that its authors published.
-    """
-    return next(iter(_crops(name).values()), {})
-
-
-def chosen_tag(name: str | None) -> str | None:
-    """The tag whose crop an architecture gets; None where all its weights have one."""
-    crops = _crops(name)
-    first = published_crop(name)
-    if all(crop == first for crop in crops.values()):
-        return None
-    return next(iter(crops))
-
-
-def _crops(name):
-    """{tag: fields of a Preprocessing} of the public weights that a name stands for."""
-    found = {}
-    for tag, images in _weights(PUBLISHED.get(name, name)).items():
-        found[tag] = {"crop_mode": "center"}
-        for field in ("crop", "crop_mode", "interpolation"):
-            if field in images:
-                found[tag][field] = images[field]
-    return found
-
-
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
     """ImageNet's class names for weights of this name with its 1,000 classes, or None.
 
     timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
     trained on ImageNet-1k last. An architecture stands for all of its weights.
     """
-    named = classes == 1000 and any(tag.endswith("in1k") for tag in _weights(name))
+    tags = _weights(TIMM.get(name, name))
+    named = classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if named else None
 
 

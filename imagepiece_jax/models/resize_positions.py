@@ -3,56 +3,47 @@
 import logging
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.models.config import ViTConfig
 
 log = logging.getLogger("imagepiece_jax.models")
 
 
-class Trained(NamedTuple):
-    """Positions as they were trained."""
-
-    values: np.ndarray  # [1, N, D] float32
-    image_size: int | tuple[int, int]  # of the images that they were trained for
-
-
 def fit(
-    tensors: Mapping[str, np.ndarray], model, image_size, old=None, how=None
+    tensors: Mapping[str, np.ndarray], config: ViTConfig, trained_size
 ) -> Mapping[str, np.ndarray]:
-    """Tensors with positions resized to the grid of a ViT, where they have a grid.
+    """Tensors with positions resized to a model's grid, where they have a grid.
 
     tensors: {timm's name: array}
-    image_size: pixels a side, or (height, width), of the model's images
-    old: image size that the positions were trained for; None: images were square
-    how: as for `resize`; None: the model's own way
+    trained_size: image size that the positions were trained for; where it has another
+        number of patches, images were square
     """
-    arch = model.arch
+    arch = config.arch
     embedding = tensors.get("pos_embed")
     if embedding is None or not arch.positions:
         return tensors
-    if embedding.ndim != 3 or embedding.shape[::2] != (1, model.embed_dim):
+    if embedding.ndim != 3 or embedding.shape[::2] != (1, config.embed_dim):
         return tensors
     prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
     patches = max(0, embedding.shape[1] - prefix)
-    grid = _grid(image_size, model.patch_size)
-    side = math.isqrt(patches)
-    old_grid = (side, side)
-    if old and math.prod(_grid(old, model.patch_size)) == patches:
-        old_grid = _grid(old, model.patch_size)
+    old_grid = _grid(trained_size, config.patch_size)
+    if math.prod(old_grid) != patches:
+        side = math.isqrt(patches)
+        old_grid = (side, side)
     is_grid = patches > 0 and math.prod(old_grid) == patches
-    if not is_grid or old_grid == grid:
+    if not is_grid or old_grid == config.grid:
         return tensors
     rows = np.asarray(embedding[0], np.float32)
     front, rest = np.split(rows, [prefix])
     rest = rest.reshape(*old_grid, -1)
-    resized = resize(rest, grid, how or arch.resize)
-    resized = resized.reshape(-1, model.embed_dim)
+    resized = resize(rest, config.grid, arch.resize)
+    resized = resized.reshape(-1, config.embed_dim)
     rows = np.concatenate([front, resized])
-    log.info("position embeddings resized to %dx%d", *grid)
+    log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
 
 

@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.variables import fresh_variables, variable_shapes
+from imagepiece_jax.models.variables import (
+    Misfit,
+    fresh_variables,
+    matches,
+    variable_shapes,
+)
 from imagepiece_jax.models.vit import ViT
 
 _LEAVES = {
@@ -33,22 +37,6 @@ SELECTOR = "reducer"  # beginning of the name of a learned reducer's parameters
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 
 
-class Misfit(InputError):
-    """Tensors that do not fit a model.
-
-    tensor: name of the first that does not; None: depth or width are another's
-    fresh: names of parts that have to be drawn anew so that all others fit; () where
-        others would not fit either
-    """
-
-    def __init__(
-        self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
-    ):
-        super().__init__(sentence)
-        self.tensor = tensor
-        self.fresh = fresh
-
-
 class _Entry(NamedTuple):
     """The entry of a timm state dict that has a parameter."""
 
@@ -61,7 +49,6 @@ class _Entry(NamedTuple):
 
 def model_variables(
     model: ViT,
-    image_size: int | tuple[int, int],
     tensors: Mapping[str, np.ndarray],
     source: str,
     *,
@@ -72,7 +59,6 @@ def model_variables(
 ) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model: from tensors, given, or drawn from a seed.
 
-    image_size: pixels a side, or (height, width), of the model's images
     tensors: {timm's name: array}
     source: where the tensors are, in words, such as "run runs/a"
     fresh: parts to draw even if tensors have them, as `from_timm` names them; None: the
@@ -86,7 +72,7 @@ def model_variables(
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
-    shapes = variable_shapes(model, image_size)
+    shapes = variable_shapes(model)
     given = given or {}
     lacking = lacking_selectors(tensors, shapes)
     if fresh is None:
@@ -119,7 +105,7 @@ def model_variables(
     missing = sorted(missing)
     if not missing:
         return variables, []
-    drawn = fresh_variables(model, image_size, seed, missing)
+    drawn = fresh_variables(model, seed, missing)
     drawn = traverse_util.flatten_dict(drawn)
     return traverse_util.unflatten_dict(drawn | present), missing
 
@@ -144,20 +130,6 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
         if present != timm_shapes({"params": {selector: values}}):
             lacking.append(selector)
     return lacking
-
-
-def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Check that the model has a variable for each name of a `field`.
-
-    names, like: as `fresh` and `like` of `from_timm`
-    """
-    leaves = traverse_util.flatten_dict(like, sep="/")
-    paths = [key.partition("/")[2] for key in leaves]
-    for name in names:
-        if not any(matches(path, [name]) for path in paths):
-            parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            listed = ", ".join(sorted(parts))
-            raise InputError(f"{field} names {name!r}; the model has {listed}")
 
 
 def selectors_of(variables):
@@ -305,11 +277,6 @@ def _take(state_dict, entry, dtype):
             entry.name,
         )
     return array
-
-
-def matches(path: str, names: Iterable[str]) -> bool:
-    """Whether a path is in one of the parts `names`, with or without block number."""
-    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
 def _check_tensors(state_dict, entries, needed, fresh):

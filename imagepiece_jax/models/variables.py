@@ -2,6 +2,9 @@
 
 import functools
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax
 import jax
@@ -17,14 +20,31 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 
 
-def variable_shapes(model, image_size):
+class Misfit(InputError):
+    """Tensors that do not fit a model.
+
+    tensor: name of the first that does not; None: depth or width are another's
+    fresh: names of parts that have to be drawn anew so that all others fit; () where
+        others would not fit either
+    """
+
+    def __init__(
+        self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
+    ):
+        super().__init__(sentence)
+        self.tensor = tensor
+        self.fresh = fresh
+
+
+def variable_shapes(model):
     """Variables of `model` as shapes and types, without computing anything.
 
     All blocks have the same ones: one block is traced for all plans and methods of a
     model, and each reducer that learns by itself.
     """
-    one_block = model.clone(axis_name=None, plan=(LayerPlan(0, 0),), prop_attn=False)
-    of_one_block = _shapes(one_block, image_size)
+    one_block = model.with_execution(axis_name=None)
+    one_block = one_block.clone(plan=(LayerPlan(0, 0),), prop_attn=False)
+    of_one_block = _shapes(one_block)
     shapes = {}
     for collection, values in of_one_block.items():
         shapes[collection] = {}
@@ -54,12 +74,12 @@ def _copied(tree):
 def _reducer_shapes(model, layer):
     """Variables of the reducer of a LayerPlan, as shapes and types."""
     reducer = layer.step.reducer
-    patches = layer.mlp_tokens - model.arch.prefix
+    patches = layer.mlp_tokens - model.config.arch.prefix
     counts = layer.counts or Counts(patches, patches)
 
     def init(key):
         taps = contract.random_taps(
-            reducer, counts.n_in, model.embed_dim, model.num_heads
+            reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
         # Some read where tokens are; of any grid the variables are the same.
         return reducer.init(key, taps.replace(grid=(1, counts.n_in)), counts)
@@ -67,15 +87,17 @@ def _reducer_shapes(model, layer):
     return jax.eval_shape(init, _key())
 
 
-def fresh_variables(model, image_size, seed, parts=None):
+def fresh_variables(model, seed, parts=None):
     """Random variables of `model`, drawn from `seed`.
 
     parts: names of the parts to draw; None: all
     """
-    images = jax.device_put(np.zeros((1, *sides(image_size), 3), np.float32))
+    images = jax.device_put(
+        np.zeros((1, *sides(model.config.image_size), 3), np.float32)
+    )
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a step, and statistics do not depend on it.
-    init = _init(model.clone(axis_name=None))
+    init = _init(model.with_execution(axis_name=None))
     if parts is None:
         return init(key, images)
 
@@ -89,15 +111,35 @@ def fresh_variables(model, image_size, seed, parts=None):
     return draw(key, images)
 
 
-def check_variables(model, variables, image_size):
+def check_variables(model, variables):
     """Check that variables fit a model."""
     present = _by_name(variables)
-    needed = _by_name(variable_shapes(model, image_size))
+    needed = _by_name(variable_shapes(model))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
         if got != expected:
             raise InputError(f"variables: {name} is {got}, and in the model {expected}")
+
+
+def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
+    """Check that the model has a variable for each name of a `field`.
+
+    names: of parts, as `matches` takes them
+    like: the model's variables, or their shapes
+    """
+    leaves = traverse_util.flatten_dict(like, sep="/")
+    paths = [key.partition("/")[2] for key in leaves]
+    for name in names:
+        if not any(matches(path, [name]) for path in paths):
+            parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
+            listed = ", ".join(sorted(parts))
+            raise InputError(f"{field} names {name!r}; the model has {listed}")
+
+
+def matches(path: str, names: Iterable[str]) -> bool:
+    """Whether a path is in one of the parts `names`, with or without block number."""
+    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
 def digest(tree):
@@ -115,8 +157,9 @@ def _key():
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(model, image_size):
-    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
+def _shapes(model):
+    size = sides(model.config.image_size)
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return _init(model).eval_shape(_key(), images)
 
 

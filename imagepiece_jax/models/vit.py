@@ -14,9 +14,9 @@ from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
+from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
 from imagepiece_jax.reduction import contract
@@ -24,9 +24,6 @@ from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import Taps, TokenState, start
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
-STD = (0.229, 0.224, 0.225)
 
 
 @struct.dataclass
@@ -74,31 +71,12 @@ class ViT(nn.Module):
     Parameters, scores, softmax and logits are float32.
     """
 
+    config: ViTConfig
     # for each block its numbers of tokens and the step that reduces them, from
     # `layer_plan.build`; images of other shapes with as many patches have the same plan
     plan: tuple[LayerPlan, ...]
-    embed_dim: int  # width of a token
-    num_heads: int  # heads of attention
-    patch_size: int = 16  # pixels a side
-    num_classes: int = 1000  # 0: no head
-    mlp_ratio: float = 4.0  # width of an MLP's hidden layer / embed_dim
-    stem: str = "patch"  # or "conv" (`models.stems`)
-    arch: Architecture = Architecture()  # the parts in which ViTs differ
-    mean: tuple[float, float, float] = MEAN  # that images are normalized by
-    std: tuple[float, float, float] = STD  # likewise
-    drop_path_rate: float = 0.0  # probability that training drops the last branches
+    execution: Execution = FLOAT32
     prop_attn: bool = False  # log(size) is added to the attention logits
-    sizes: str = "bias"  # how it is added, one of `attention.SIZES`
-    backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
-    dtype: jnp.dtype = jnp.float32  # in which layers compute
-    axis_name: str | None = None  # device axis over which batch norm is synchronized
-    remat: bool = False  # whether the backward pass computes activations again
-    # 0: the stem is as it was trained; else it has the variables of `stems.fold` for so
-    # many pixels
-    folded: int = 0
-    # whether the last block computes only the tokens that the head reads, where these
-    # are in the prefix; enough for logits and pooled vectors
-    head_only: bool = False
     # that made the plan, by `reduction_plan.with_plan`; models of one plan are equal
     reduction: Reduction | None = dataclasses.field(default=None, compare=False)
 
@@ -110,7 +88,7 @@ class ViT(nn.Module):
     @property
     def image_tokens(self) -> int:
         """Number of tokens of the image after the last block."""
-        return self.plan[-1].mlp_tokens - self.arch.prefix
+        return self.plan[-1].mlp_tokens - self.config.arch.prefix
 
     @property
     def has_selectors(self) -> bool:
@@ -121,16 +99,22 @@ class ViT(nn.Module):
         return False
 
     @nn.nowrap
-    def facts_for_methods(self, grid, name: str | None) -> ModelFacts:
-        """What a Method is told of this model, for images of a grid of patches."""
+    def with_execution(self, **changes: Any) -> "ViT":
+        """The same model with other fields of its Execution."""
+        return self.clone(execution=dataclasses.replace(self.execution, **changes))
+
+    @nn.nowrap
+    def facts_for_methods(self) -> ModelFacts:
+        """What a Method is told of this model."""
+        config = self.config
         return ModelFacts(
-            patches=math.prod(grid),
-            embed_dim=self.embed_dim,
-            class_token=self.arch.class_token,
-            pool=self.arch.pool,
-            classes=self.num_classes,
+            patches=math.prod(config.grid),
+            embed_dim=config.embed_dim,
+            class_token=config.arch.class_token,
+            pool=config.arch.pool,
+            classes=config.num_classes,
             depth=self.depth,
-            name=name,
+            name=config.name,
         )
 
     @nn.compact
@@ -145,7 +129,7 @@ class ViT(nn.Module):
         Raises InputError for images of another shape.
         """
         check_images(images)
-        warn_of_range(images, self.mean, self.std)
+        warn_of_range(images, self.config.mean, self.config.std)
         state = self._embed(images, train)
         scores = {}
         results = []
@@ -154,8 +138,13 @@ class ViT(nn.Module):
         norm = self._final_norm()
         pool = None
         probe = None
-        if self.arch.pool == "map":
-            pool = AttentionPool(name="attn_pool", **self._shared())
+        if self.config.arch.pool == "map":
+            pool = AttentionPool(
+                config=self.config,
+                dtype=self.execution.dtype,
+                prop_attn=self.prop_attn,
+                name="attn_pool",
+            )
 
             def probe(state):
                 return pool.scores(norm(state.x), state)
@@ -173,7 +162,7 @@ class ViT(nn.Module):
 
     def _final_norm(self):
         """The norm of all tokens behind the last block; some models have none."""
-        if self.arch.final_norm:
+        if self.config.arch.final_norm:
             return self._norm("norm")
         return lambda x: x
 
@@ -182,29 +171,17 @@ class ViT(nn.Module):
         queries = None
         is_last = index == self.depth - 1
         # Initialization runs all of a block, as its reducer may have parameters.
-        if is_last and self.head_only and not self.is_initializing():
-            queries = self.arch.head_tokens
+        if is_last and self.execution.head_only and not self.is_initializing():
+            queries = self.config.arch.head_tokens
         return Block(
+            config=self.config,
+            execution=self.execution,
             index=index,
             layer=self.plan[index],
-            backend=self.backend,
-            sizes=self.sizes,
-            remat=self.remat,
+            prop_attn=self.prop_attn,
             queries=queries,
             name=f"blocks_{index}",
-            **self._shared(),
         )
-
-    def _shared(self):
-        """The fields of this model that its blocks and attention pool have, too."""
-        return {
-            "dim": self.embed_dim,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "arch": self.arch,
-            "prop_attn": self.prop_attn,
-            "dtype": self.dtype,
-        }
 
     def _block_reduction(self, index, keys, probe):
         """What reduces the tokens of a block; None: it keeps all."""
@@ -216,21 +193,25 @@ class ViT(nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
             if layer.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters.
-                n = layer.mlp_tokens - self.arch.prefix
-                taps = contract.random_taps(reducer, n, self.embed_dim, self.num_heads)
+                n = layer.mlp_tokens - self.config.arch.prefix
+                taps = contract.random_taps(
+                    reducer, n, self.config.embed_dim, self.config.num_heads
+                )
                 reducer(taps, Counts(n, n))
         if layer.counts is None:
             return None
-        return BlockReduction(index, layer, reducer, self.num_heads, keys, probe)
+        return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)
 
     def _drop_path(self, keys, train):
         """For each block the factors of its two branches, each [B] or None."""
-        if not (train and self.drop_path_rate):
+        if not (train and self.execution.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
             needed = 'keys={"drop_path": [B] keys}'
             raise ValueError(f"train=True draws for drop path: {needed} is missing")
-        scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
+        scale = drop_path_scale(
+            keys["drop_path"], self.depth, self.execution.drop_path_rate
+        )
         factors = []
         for block in range(self.depth):
             factors.append((scale[:, block, 0], scale[:, block, 1]))
@@ -238,7 +219,7 @@ class ViT(nn.Module):
 
     def _classify(self, state, results, taps, norm, pool):
         """Final norm, pooling and head -> Outputs."""
-        arch = self.arch
+        arch = self.config.arch
         x = state.x
         if arch.pool == "token":
             # The head reads one or two tokens; jit leaves out the norm of the others.
@@ -254,15 +235,15 @@ class ViT(nn.Module):
             pooled = self._norm("fc_norm")(pooled)
         logits = None
         head_logits = ()
-        if self.num_classes:
-            logits = dense(self.num_classes, name="head")(pooled)
-        if arch.dist_token and self.num_classes:
-            head_dist = dense(self.num_classes, name="head_dist")
+        if self.config.num_classes:
+            logits = dense(self.config.num_classes, name="head")(pooled)
+        if arch.dist_token and self.config.num_classes:
+            head_dist = dense(self.config.num_classes, name="head_dist")
             head_logits = (logits, head_dist(read[:, 1]))
             logits = (head_logits[0] + head_logits[1]) / 2
         if arch.dist_token:
             pooled = jnp.mean(read, axis=1)
-        if not self.num_classes:
+        if not self.config.num_classes:
             logits = pooled.astype(jnp.float32)
         return Outputs(
             logits=logits,
@@ -275,11 +256,11 @@ class ViT(nn.Module):
         )
 
     def _norm(self, name):
-        return LayerNorm(self.dtype, self.arch.norm_eps, name=name)
+        return LayerNorm(self.execution.dtype, self.config.arch.norm_eps, name=name)
 
     def _mean(self, x, state):
         """Mean of tokens, weighted by their sizes. [B, N, D] -> [B, D] float32."""
-        x, size, mask = pooled_tokens(x, state, self.arch)
+        x, size, mask = pooled_tokens(x, state, self.config.arch)
         if mask is not None:
             size = size * mask
         total = jnp.sum(size, axis=1, keepdims=True)
@@ -290,14 +271,14 @@ class ViT(nn.Module):
 
     def _embed(self, images, train):
         """The TokenState of images [B, H, W, 3]: the prefix, then the patches."""
-        arch = self.arch
+        arch = self.config.arch
         stem = self._stem()
         # Pixels that do not fill a patch are cut, as by a convolution of this stride.
         height, width = images.shape[1:3]
-        height -= height % self.patch_size
-        width -= width % self.patch_size
+        height -= height % self.config.patch_size
+        width -= width % self.config.patch_size
         patches = images[:, :height, :width]
-        x = stem(patches.astype(self.dtype), train)
+        x = stem(patches.astype(self.execution.dtype), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
         self._check_positions(height, width, images.shape[1:3])
@@ -323,7 +304,7 @@ class ViT(nn.Module):
 
     def _prefix(self, batch, dim):
         """The learned tokens in front of the patches: arrays [batch, count, dim]."""
-        arch = self.arch
+        arch = self.config.arch
         counts = {
             "cls_token": int(arch.class_token),
             "dist_token": int(arch.dist_token),
@@ -333,21 +314,23 @@ class ViT(nn.Module):
         for name, count in counts.items():
             if count:
                 params.append(self.param(name, INIT, (1, count, dim)))
-        prefix = [param.astype(self.dtype) for param in params]
+        prefix = [param.astype(self.execution.dtype) for param in params]
         return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
 
     def _stem(self):
-        sizes = (self.embed_dim, self.patch_size, self.dtype)
+        sizes = (self.config.embed_dim, self.config.patch_size, self.execution.dtype)
         name = "patch_embed"
-        if self.folded:
-            return FoldedStem(self.stem, *sizes, pixels=self.folded, name=name)
-        if self.stem == "conv":
-            return ConvStem(*sizes, axis_name=self.axis_name, name=name)
-        return PatchStem(*sizes, use_bias=self.arch.patch_bias, name=name)
+        if self.execution.folded:
+            return FoldedStem(
+                self.config.stem, *sizes, pixels=self.execution.folded, name=name
+            )
+        if self.config.stem == "conv":
+            return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
+        return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
     def _check_positions(self, height, width, size):
         """Check that images have the size that the parameters are for."""
-        arch = self.arch
+        arch = self.config.arch
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
             return
@@ -362,10 +345,10 @@ class ViT(nn.Module):
             )
 
     def _with_positions(self, x):
-        if not self.arch.positions:
+        if not self.config.arch.positions:
             return x
         pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
-        return x + pos_embed.astype(self.dtype)
+        return x + pos_embed.astype(self.execution.dtype)
 
 
 def with_states(
@@ -396,7 +379,7 @@ def final_norm(
     It returns its argument for a model without that norm, such as one that norms the
     pooled vector instead.
     """
-    if not model.arch.final_norm:
+    if not model.config.arch.final_norm:
         return lambda x: x
-    norm = LayerNorm(jnp.float32, model.arch.norm_eps)
+    norm = LayerNorm(jnp.float32, model.config.arch.norm_eps)
     return lambda x: norm.apply({"params": variables["params"]["norm"]}, x)

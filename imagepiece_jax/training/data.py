@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names
 from imagepiece_jax.data.batches import BatchSequence, EvalBatches, Reader
+from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import loader, worker_pool
@@ -51,7 +50,7 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     """
     if not run.num_classes:
         raise InputError("config.num_classes is 0; it must be 1 or more in training")
-    if run.model.dtype == "float16":
+    if run.dtype == "float16":
         raise InputError(
             "config.model.dtype is 'float16', in which small gradients vanish in "
             "training; it must be 'float32' or 'bfloat16'"
@@ -66,20 +65,13 @@ def check_training(run: RunConfig, placement: Placement) -> None:
         )
 
 
-def open_images(
-    run: RunConfig, split: str, labels_by_name: Mapping[str, int] | None = None
-) -> Source:
+def open_images(run: RunConfig, split: str) -> Source:
     """The images of a split, "train" or "val".
 
-    labels_by_name: labels of the run's classes, as `open_source` takes them
     Raises InputError where they cannot be opened or do not fit the config.
     """
     try:
-        return run.data.source(
-            split,
-            num_classes=run.num_classes,
-            labels_by_name=labels_by_name,
-        )
+        return run.data.source(split, num_classes=run.num_classes)
     except InputError as error:
         raise InputError(f"config.data: {error}") from error
 
@@ -87,7 +79,6 @@ def open_images(
 class Data:
     """All images of a run, and this process's share of their batches.
 
-    labels_by_name: as `open_images` takes them
     train: the Source of training images
     test: the Source of test images
     length: Length of the run
@@ -99,21 +90,14 @@ class Data:
         on the devices of `placement`.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        placement: Placement,
-        labels_by_name: Mapping[str, int] | None = None,
-    ):
+    def __init__(self, run: RunConfig, placement: Placement):
         check_training(run, placement)
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.preprocessing()
-        self.train = open_images(run, "train", labels_by_name)
-        names = self.train.class_names
-        labels_by_name = class_names.labels_by_name(names, run.num_classes)
-        self.test = open_images(run, "val", labels_by_name)
+        self.train = open_images(run, "train")
+        self.test = open_images(run, "val")
         data = run.data.name
-        class_names.check_classes(names, data, self.test.class_names, data)
+        check_classes(self.train.class_names, data, self.test.class_names, data)
         batch_size = placement.whole(min(run.eval_batch_size, len(self.test)))
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))

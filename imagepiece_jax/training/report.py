@@ -43,7 +43,7 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
             rate = rate_at(epoch)
         if rate not in by_rate:
             model = run.create_train_model(epoch)
-            by_rate[rate] = model_macs(model, run.image_size)
+            by_rate[rate] = model_macs(model)
         macs.append(by_rate[rate])
     return macs
 
@@ -63,7 +63,7 @@ def training_flop(
     if teacher_macs is None:
         teacher_macs = 0
         if run.reduction.method.needs_teacher or run.distill.active:
-            teacher_macs = model_macs(run.create_dense(), run.image_size)
+            teacher_macs = model_macs(run.create_dense())
     steps = length(run, images)
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
     return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
@@ -95,7 +95,7 @@ def dry_run(run):
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
     teacher = run.teacher
-    teacher_macs = model_macs(teacher.model, teacher.image_size) if teacher else 0
+    teacher_macs = model_macs(teacher.model) if teacher else 0
     operations = training_flop(config, len(plan.data.train), teacher_macs)
     return (
         f"{_data_text(config, plan.data)}\n"
@@ -154,8 +154,8 @@ def final_table(workdir, config, model, progress):
     progress: the run's Progress
     """
     best = progress.best
-    macs = model_macs(model, config.image_size) / 1e9
-    dense = model_macs(config.create_dense(), config.image_size) / 1e9
+    macs = model_macs(model) / 1e9
+    dense = model_macs(config.create_dense()) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     rows = [
         ("accuracy", _accuracy(progress.last)),

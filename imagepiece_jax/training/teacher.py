@@ -14,15 +14,14 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.create import execution_of
 from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.spec import ModelSpec
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE
-from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.training.initial_weights import InitialWeights, fitted
 from imagepiece_jax.training.logging import say
-from imagepiece_jax.weights.load import unknown_normalization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Teacher:
     """A model that gets a student's images in its own size and normalization."""
 
     model: ViT
-    image_size: int | tuple[int, int]  # the model's
     mean: tuple[float, ...]  # the student's, with which the images are normalized
     std: tuple[float, ...]  # likewise
 
@@ -43,7 +41,9 @@ class Teacher:
 
         Not which kernel computes attention, which is a matter of the device.
         """
-        alike = dataclasses.replace(self, model=self.model.clone(backend="xla"))
+        alike = dataclasses.replace(
+            self, model=self.model.with_execution(backend="xla")
+        )
         return {"weights": digest(variables)[:16], **as_json(alike)}
 
     def prepared(self, images):
@@ -53,11 +53,11 @@ class Teacher:
         rounded. Nothing is computed if size and normalization are the student's.
         """
         batch, *size, channels = images.shape
-        wanted = sides(self.image_size)
+        wanted = sides(self.model.config.image_size)
         if tuple(size) != wanted:
             images = jax.image.resize(images, (batch, *wanted, channels), "cubic")
         ours = (self.mean, self.std)
-        theirs = (self.model.mean, self.model.std)
+        theirs = (self.model.config.mean, self.model.config.std)
         if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
             shape = (1, 1, 1, channels)
             values = (np.reshape(v, shape) for v in (*ours, *theirs))
@@ -72,29 +72,30 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     """(the Teacher, its variables); None twice where there is none.
 
     dense: the trained model without reduction
-    initial: its `teacher` is the weights that `run.teacher` names, read once
+    initial: its `teacher` has the weights
     Raises InputError where the config needs a teacher and has none, or has one and does
         not need it. So it does for a teacher of several labels an image, and for other
         classes than the student's.
     """
-    teacher = run.teacher
     needed = run.reduction.method.needs_teacher or run.distill.active
     _check_wanted(run, needed)
     if not needed:
         return None, None
-    named = f"config.teacher.weights {teacher.weights}"
-    problem_type = initial.teacher.source.problem_type
-    check_single_label(problem_type, named, "distillation")
-    trained = initial.teacher.source.reduction or DENSE
+    vit = initial.teacher
+    named = f"config.teacher.weights {run.teacher.weights}"
+    check_single_label(vit.config.problem_type, named, "distillation")
+    trained = vit.source.reduction or DENSE
     if trained.name != DENSE.name:
         say(f"note: {named} was trained with {trained}, and teaches without it")
-    if run.reduction.method.needs_teacher:
-        model = dense.clone(drop_path_rate=0.0)
-        size = run.image_size
-        variables = initial.teacher_variables(model)
-    else:
-        model, size, variables = _teacher_of_distillation(run, initial)
-    return Teacher(model, size, dense.mean, dense.std), variables
+    try:
+        if run.reduction.method.needs_teacher:
+            model = dense.with_execution(drop_path_rate=0.0)
+            variables = fitted(vit, model)
+        else:
+            model, variables = _teacher_of_distillation(run, vit)
+    except InputError as error:
+        raise InputError(f"config.teacher.weights: {error}") from error
+    return Teacher(model, dense.config.mean, dense.config.std), variables
 
 
 def _check_wanted(run, needed):
@@ -116,20 +117,14 @@ def _check_wanted(run, needed):
         )
 
 
-def _teacher_of_distillation(run, initial):
-    """(model, image size, variables) that config.teacher names."""
-    requested = ModelSpec(attention=run.model.attention)
-    try:
-        vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
-    except InputError as error:
-        raise InputError(f"config.teacher.weights: {error}") from error
-    model = vit.model.clone(head_only=True)
-    if model.num_classes != run.num_classes:
+def _teacher_of_distillation(run, vit):
+    """(model, variables) of any model of the student's classes."""
+    config = vit.config
+    if config.num_classes != run.num_classes:
         raise InputError(
-            f"config.teacher.weights: the teacher has {model.num_classes} classes; it "
-            f"must have the {run.num_classes} of the student"
+            f"the teacher has {config.num_classes} classes; it must have the "
+            f"{run.num_classes} of the student"
         )
-    if not vit.source.normalized:
-        note = unknown_normalization(vit.source.path)
-        say(f"note: {note}")
-    return model, vit.image_size, vit.variables
+    execution = execution_of(config, run.dtype, run.attention)
+    model = vit.model.clone(execution=execution)
+    return model.with_execution(head_only=True), vit.variables

@@ -167,7 +167,7 @@ def train_step(
         state=state,
         teacher=teacher,
         run=run,
-        model=model.clone(head_only=not reads_tokens),
+        model=model.with_execution(head_only=not reads_tokens),
         teacher_model=teacher_model,
         loss=loss,
     )
@@ -317,7 +317,7 @@ def prepare(part, positions, step, index, run, model):
     if run.augment.layers or run.augment.erase_prob:
         keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
     image = pipeline.augment_batch(
-        part["image"], run.augment, model.mean, model.std, keys
+        part["image"], run.augment, model.config.mean, model.config.std, keys
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)

@@ -22,17 +22,15 @@ import optax
 
 from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer, report
-from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.cluster.keeper import Keeper, held
 from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.evaluation import Evaluation
-from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.training.initial_weights import InitialWeights, Loader
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.teacher import Teacher, create_teacher
 from imagepiece_jax.training.train_step import (
@@ -46,7 +44,11 @@ from imagepiece_jax.training.train_step import (
 
 
 def train_and_evaluate(
-    config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
+    config: RunConfig,
+    workdir: str | os.PathLike,
+    dry_run: bool = False,
+    start: Loader | None = None,
+    teacher: Loader | None = None,
 ) -> dict | None:
     """Train as a config says in `workdir`.
 
@@ -54,12 +56,13 @@ def train_and_evaluate(
     reported.
 
     dry_run: print plan, cost and memory, and write nothing
+    start, teacher: as `plan_run` takes them
     Returns the figures of the last evaluation; None for a dry run.
     Raises InputError for a config or file that does not fit, RunError where training
         cannot continue, Stopped after a signal.
     """
     extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
-    plan = plan_run(config, workdir)
+    plan = plan_run(config, workdir, start, teacher)
     with open_run(plan, dry_run) as run:
         if dry_run:
             say(report.dry_run(run))
@@ -105,29 +108,29 @@ class RunPlan:
         return token_counts(before) != token_counts(now)
 
 
-def plan_run(config: RunConfig, workdir: str | os.PathLike) -> RunPlan:
+def plan_run(
+    config: RunConfig,
+    workdir: str | os.PathLike,
+    start: Loader | None = None,
+    teacher: Loader | None = None,
+) -> RunPlan:
     """The plan of a run in `workdir`, which is not written to.
 
     An error of one process is raised in all.
 
     config: as it is written
+    start, teacher: functions that load the dense models of config.init.weights and
+        config.teacher.weights, as Pretrained; None: the config has none
     Raises InputError for a config, a file or a workdir that does not fit.
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        if parallel.is_main():
-            run_dir.check_folder(workdir)
-        initial = InitialWeights(config)
-        mean_and_std = initial.normalization(workdir)  # {} where they are known
-        model = dataclasses.replace(config.model, **mean_and_std)
-        data = dataclasses.replace(config.data, **initial.crop(workdir))
-        config = dataclasses.replace(config, model=model, data=data).with_counts()
+        initial = InitialWeights(config, workdir, start, teacher)
+        config = initial.completed().with_counts()
         placement = parallel.placement(config.grad_accum_steps)
         model = config.create_model(parallel.AXIS)
         dense = config.create_dense()
-        data = Data(config, placement, initial.labels_by_name(workdir))
-        if line := class_names.kept_order(data.train.class_names, config.data.name):
-            say(f"note: {line}")
+        data = Data(config, placement)
         steps_per_epoch = data.length.steps_per_epoch
         groups = config.reduction.method.param_groups
         rate, transformation = optimizer.create(config.optim, steps_per_epoch, groups)
@@ -205,7 +208,7 @@ def _begun(plan, keeper):
     config = plan.config
     initial = plan.initial
     names = plan.data.train.class_names
-    initial.check_classes(plan.workdir, names, keeper.resumed)
+    initial.check_classes(names, keeper.resumed)
     teacher, frozen = create_teacher(config, plan.dense, initial)
     taught_by = teacher and teacher.record(frozen)
     new_state = functools.partial(
@@ -214,12 +217,12 @@ def _begun(plan, keeper):
         with_ema=config.ema_decay > 0,
     )
     if keeper.resumed:  # the checkpoint has the values: shapes are enough
-        shapes = variable_shapes(plan.model, config.image_size)
+        shapes = variable_shapes(plan.model)
         state = jax.eval_shape(new_state, shapes)
     else:
         state = jax.jit(new_state)(initial.variables(plan.model))
     initial.forget()
-    say(cost.describe(plan.model, [plan.dense], config.image_size))
+    say(cost.describe(plan.model, [plan.dense]))
     state, progress, step = keeper.begin(state, frozen, names, taught_by)
     if keeper.resumed and plan.loss is not loss_of:
         say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")

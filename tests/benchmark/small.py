@@ -1,7 +1,5 @@
 """A benchmark that takes milliseconds: a tiny model, few short turns, stand-ins."""
 
-import dataclasses
-
 import jax
 
 from imagepiece_jax.benchmark import device, workloads
@@ -16,9 +14,8 @@ class Mean:
     compile_seconds = 1.0
 
     def __init__(self, vit, *, batch_size, dtype, attention, gelu=None):
-        arch = vit.model.arch
-        arch = dataclasses.replace(arch, gelu=gelu or arch.gelu)
-        self.model = vit.model.clone(arch=arch)
+        config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
+        self.model = vit.model.clone(config=config)
         self.seen = []
         shape = (batch_size, *sides(vit.image_size), 3)
         self.images = jax.ShapeDtypeStruct(shape, dtype)

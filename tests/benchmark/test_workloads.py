@@ -1,16 +1,14 @@
 """What the programs of a benchmark compute, and the MACs that they count."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.models.cost import dead_macs, model_macs
-from imagepiece_jax.models.spec import ModelSpec
 from tests import programs
 from tests.benchmark.small import Mean
 from tests.models import tiny
+from tests.models.make import create_model
 
 
 @pytest.fixture(autouse=True)
@@ -52,21 +50,21 @@ def test_the_optimized_model_is_timed(vit):
     assert np.isfinite(logits).all()
     assert work.facts["compile_s"] > 0
     assert work.facts["peak_memory"] > 4 * tiny.SIDE**2 * 3
-    assert (work.images, work.macs) == (4, 4 * model_macs(vit.model, tiny.SIDE))
+    assert (work.images, work.macs) == (4, 4 * model_macs(vit.model))
     assert work.skipped == 4 * dead_macs(vit.model) > 0
 
 
 @pytest.mark.slow  # compiles a step of training
 def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
-    spec = ModelSpec(name="vit_mini", image_size=16, num_classes=10, depth=1)
-    spec = dataclasses.replace(spec, patch_size=4, embed_dim=8, num_heads=2)
-    vit = workloads.named_model(spec).with_reduction("tome:r=2")
+    sizes = {"depth": 1, "patch_size": 4, "embed_dim": 8, "num_heads": 2}
+    model = create_model("vit_mini", image_size=16, num_classes=10, **sizes)
+    vit = workloads.with_random_weights(model).with_reduction("tome:r=2")
     case = workloads.Case.of(vit, "train", 4, "float32")
     work = case.workload()
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)
     assert first["loss"] != second["loss"]
-    forward = model_macs(vit.model, 16)
+    forward = model_macs(vit.model)
     assert (work.images, work.macs) == (4, 3 * 4 * forward)
     assert work.skipped == 3 * 4 * dead_macs(vit.model) > 0
     assert work.facts["compile_s"] > 0

@@ -9,7 +9,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import benchmark
-from imagepiece_jax.inference import optimize
+from imagepiece_jax.deploy.inference import optimize
 from tests import programs
 from tests.benchmark.small import SMALL, simplify
 from tests.command import call

@@ -95,7 +95,7 @@ def logits(vit, image_set):
     model = vit.model
     variables = vit.variables
     forward = tiny.compiled(lambda image: model.apply(variables, image).logits)
-    images = np.asarray(normalize(image_set[1], model.mean, model.std))
+    images = np.asarray(normalize(image_set[1], model.config.mean, model.config.std))
     return np.concatenate([forward(image[None]) for image in images], dtype=float)
 
 

@@ -10,9 +10,9 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference import onnx_model, program_facts
-from imagepiece_jax.inference.features import features
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.deploy.inference import onnx_model, program_facts
+from imagepiece_jax.deploy.inference.features import features
+from imagepiece_jax.models.config import MEAN, STD
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.refused import refused
@@ -41,7 +41,8 @@ def weights(vit, tmp_path_factory):
 def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = tiny.pretrained(depth=1)
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
-    vit = dataclasses.replace(vit, preprocessing=prepared, problem_type=problem_type)
+    vit = tiny.of_problem(vit, problem_type)
+    vit = dataclasses.replace(vit, preprocessing=prepared)
     images = program_facts.exported_images(vit)
     facts = program_facts.program_facts(vit, images)
     assert facts["problem_type"] == problem_type
@@ -188,7 +189,8 @@ def test_a_form_of_gelu_is_that_of_a_model_loaded_with_it(saved, tmp_path):
     own = tmp_path / "own.onnx"
     words = [saved, own, "--gelu=tanh"]
     call(export.main, *words).ok()
-    tanh = imagepiece_jax.load(saved, gelu="tanh")
+    config = imagepiece_jax.read_config(saved).with_arch(gelu="tanh")
+    tanh = imagepiece_jax.load(saved, config=config)
     loaded = imagepiece_jax.export(tanh, str(tmp_path / "loaded.onnx"))
     assert own.read_bytes() == loaded.read_bytes()
     assert program_facts.read_facts(own)["model"]["arch"]["gelu"] == "tanh"

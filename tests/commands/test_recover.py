@@ -11,8 +11,8 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import recover
 from imagepiece_jax.common.files import LOCK, FolderLock
-from imagepiece_jax.training import recovery_step
-from imagepiece_jax.training.recover import NOTHING_BETTER
+from imagepiece_jax.deploy.recover import recovery_step
+from imagepiece_jax.deploy.recover.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.training.test_full_disk import full_disk
@@ -76,7 +76,7 @@ def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch)
 # save.
 SIGNALED = """
 import os, runpy, sys
-from imagepiece_jax.training.recovery_step import Fit
+from imagepiece_jax.deploy.recover.recovery_step import Fit
 
 _, signum, step, *words = sys.argv
 taken = []
@@ -145,7 +145,7 @@ def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypat
         assert f"{out} is in use by another process" in said
     assert not out.exists()
     out.mkdir()
-    (out / LOCK).touch()  # by a killed process, where no folder can be locked
+    (out / LOCK).touch()  # by a killed process
     call(recover.main, *words).ok()
     assert not (out / LOCK).exists()
     imagepiece_jax.load(out)

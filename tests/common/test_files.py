@@ -6,6 +6,7 @@ import fcntl
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 from unittest import mock
@@ -14,14 +15,15 @@ import pytest
 
 from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
+    FolderLock,
     check_writable,
-    open_locked,
     replace_file,
     replacing,
     replacing_folder,
 )
+from imagepiece_jax.deploy.weights.runs import own_files
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.weights.runs import own_files
+from tests.command import start
 from tests.refused import refused
 
 
@@ -31,18 +33,59 @@ def test_a_file_system_without_locks_is_no_other_process(
 ):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
-    with open_locked("out", tmp_path / "lock", "w") as file:
-        assert not file.closed
+    with FolderLock("out", tmp_path):
+        pass
     (said,) = [record.getMessage() for record in caplog.records]
     assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
 
 
-def test_a_lock_that_is_refused_closes_the_file(tmp_path):
-    """An open one would be a ResourceWarning, which is an error in tests."""
-    with open_locked("out", tmp_path / "lock", "w") as first:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with refused("out", "file cannot be written: nothing can"):
+        FolderLock("out", tmp_path / "file").__enter__()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with refused("out", "run cannot be written: nothing can"):
+        FolderLock("out", tmp_path / "run").__enter__()
+
+
+def test_a_folder_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with FolderLock("out", folder):
         with pytest.raises(InputError, match="^out .* is in use by another process"):
-            open_locked("out", tmp_path / "lock", "w")
-        assert not first.closed
+            FolderLock("out", folder).__enter__()
+    assert not [*tmp_path.iterdir()]
+    with FolderLock("out", folder):
+        (folder / "run.json").touch()
+    assert [*folder.iterdir()] == [folder / "run.json"]
+
+
+KILLED = """
+import os, signal, sys
+from imagepiece_jax.common.files import FolderLock
+with FolderLock("out", sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_keeps_nobody_out(tmp_path):
+    assert start("-c", KILLED, tmp_path, imported=True).status == -signal.SIGKILL
+    assert [*tmp_path.iterdir()] == [tmp_path / ".lock"]
+    with FolderLock("out", tmp_path):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_vanishes_or_is_replaced_is_noticed(tmp_path):
+    folder = tmp_path / "run"
+    with FolderLock("out", folder) as lock:
+        assert lock.is_there()
+        folder.rename(tmp_path / "away")
+        assert not lock.is_there()
+        folder.mkdir()
+        assert not lock.is_there()
+        folder.rmdir()
+        (tmp_path / "away").rename(folder)
+        assert lock.is_there()
 
 
 def special(tmp_path, kind):

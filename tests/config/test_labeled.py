@@ -8,15 +8,14 @@ from PIL import Image
 
 from imagepiece_jax.config.labeled import labeled_images
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from tests.pictures import write_csv
 
 VIT = types.SimpleNamespace(
-    model=types.SimpleNamespace(num_classes=10),
+    config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
     preprocessing=Preprocessing(16),
     source=types.SimpleNamespace(path="w.npz", run=None),
-    problem_type="single_label_classification",
-    class_names=None,
-    names_of_data=None,
+    class_names=tuple("0123456789"),
 )
 
 

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.file_names import RUN_FORMAT
+from tests.models.make import config
 from tests.runs import configured
+
+TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
 
 COUNTS = """num_classes keep_every_steps data.workers data.threads
     data.shift augment.layers max_skipped_steps seed"""
@@ -53,20 +58,60 @@ def test_a_config_of_a_run_has_its_format_counts_and_normalization():
     assert written["format"] == RUN_FORMAT
     assert "macs" not in written["reduction"]
     assert Reduction.read(written["reduction"]) == run.reduction
-    assert (written["model"]["mean"], written["model"]["std"]) == (None, None)
+    assert (written["model"]["mean"], written["model"]["std"]) == (MEAN, STD)
     again = RunConfig.from_config(written)
     assert again == run
     assert again.create_model() == run.create_model()
 
 
 def test_models_of_a_config():
-    config = configured(**{"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"})
-    model = RunConfig.from_config(config).create_model(axis_name="devices")
+    fields = {"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"}
+    run = RunConfig.from_config(configured(fields))
+    model = run.create_model(axis_name="devices")
     assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
-    assert (model.stem, model.num_classes, model.embed_dim) == ("conv", 10, 64)
-    assert (model.drop_path_rate, model.dtype) == (0.2, np.dtype("bfloat16"))
-    assert model.axis_name == "devices"
-    dense = RunConfig.from_config(config).create_dense()
+    config = model.config
+    assert (config.stem, config.num_classes, config.embed_dim) == ("conv", 10, 64)
+    execution = model.execution
+    assert (execution.drop_path_rate, execution.axis_name) == (0.2, "devices")
+    assert execution.dtype == np.dtype("bfloat16")
+    dense = run.create_dense()
     assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
-    patch = RunConfig.from_config(config).create_dense(stem="patch")
-    assert (dense.stem, patch.stem) == ("conv", "patch")
+
+
+OWN = {"mean": (0.4,) * 3, "std": (0.2,) * 3}  # of images, other than ImageNet's
+SHOWN = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
+
+
+def images_of(run):
+    """mean, std, and evaluation's crop of a run, as its model and its data have them"""
+    model = run.model
+    assert run.preprocessing() == model.preprocessing
+    crop = {name: getattr(model, name) for name in SHOWN}
+    return {"mean": model.mean, "std": model.std} | crop
+
+
+def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
+    theirs = config(None, **TINY, **OWN, **SHOWN)
+    fields = {"image_size": 48, "data.resize": "deit"}
+    given = theirs, theirs.preprocessing
+    run = RunConfig.from_config(configured(fields)).with_images_of(*given)
+    assert images_of(run) == OWN | SHOWN
+    assert images_of(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
+    stated = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
+    run = RunConfig.from_config(configured(fields | stated)).with_images_of(*given)
+    found = images_of(run)
+    assert (found["mean"], found["std"]) == ((0.1,) * 3, (0.3,) * 3)
+    assert (found["crop"], found["crop_mode"]) == (0.8, "center")
+
+
+def test_a_name_says_normalization_but_no_crop():
+    fields = {"model.name": "vit_base_patch16_224.augreg_in1k", "image_size": 224}
+    fields |= {"model.patch_size": 16, "data.resize": "deit"}
+    model = RunConfig.from_config(configured(fields)).model
+    assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert model.preprocessing == Preprocessing(224)
+
+
+def test_a_size_is_in_whole_patches():
+    with pytest.raises(InputError, match="image_size is 17; it must be a multiple"):
+        RunConfig.from_config(configured(image_size=17))

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from imagepiece_jax.data.decode import UnreadableImage, decode, rgb
-from tests import tars
 from tests.command import start
 
 
 def encoded(image, format, **options):
-    return io.BytesIO(tars.encoded(image, format, **options))
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return io.BytesIO(file.getvalue())
 
 
 def plain(mode, color):

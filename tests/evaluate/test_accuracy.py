@@ -1,6 +1,5 @@
 """Accuracy over a whole split, from a model whose logits are known."""
 
-import dataclasses
 import functools
 import time
 import types
@@ -13,6 +12,7 @@ import pytest
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.models.config import Execution
 from tests.models import tiny
 from tests.rounding import assert_close
 
@@ -39,18 +39,19 @@ def test_correct_at_agrees_with_sorting(k):
 class Lookup:
     """Logits by the red value of an image's first pixel: row r of `table`."""
 
-    mean = (0.5, 0.4, 0.3)
-    std = (0.2, 0.3, 0.4)
-    dtype = np.dtype("float32")
+    config = types.SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    execution = Execution()
 
     def __init__(self, table):
         self.table = jnp.asarray(table, jnp.float32)
 
-    def clone(self, **fields):
+    def with_execution(self, **fields):
         return self
 
     def apply(self, variables, images, keys):
-        red = images[:, 0, 0, 0] * self.std[0] + self.mean[0]  # what was normalized
+        red = (
+            images[:, 0, 0, 0] * self.config.std[0] + self.config.mean[0]
+        )  # what was normalized
         rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
         return types.SimpleNamespace(logits=rows * variables["scale"])
 
@@ -170,7 +171,9 @@ def test_a_step_may_alter_images_and_measure_more():
     """Every image is made to show row 1; the measure sees outputs and batch."""
 
     def alter(images, batch, model):
-        return images.at[:, 0, 0, 0].set((1 / 255 - model.mean[0]) / model.std[0])
+        return images.at[:, 0, 0, 0].set(
+            (1 / 255 - model.config.mean[0]) / model.config.std[0]
+        )
 
     def measure(outputs, batch):
         return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
@@ -245,8 +248,8 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
         )
 
     model = tiny.model()
-    arch = dataclasses.replace(model.arch, gelu="tanh")
-    tanh = model.clone(arch=arch, sizes="direction")
+    tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
+    tanh = tanh.with_execution(sizes="direction")
     program = types.SimpleNamespace(model=tanh, batch_size=2, reductions="fast")
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
     result, change = accuracy.evaluate_program(model, {}, program, lambda **options: [])

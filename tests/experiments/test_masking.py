@@ -85,7 +85,7 @@ class Fading(Study):
 
 def test_all_methods_get_the_same_masks(tmp_path):
     weights = types.SimpleNamespace(
-        model=types.SimpleNamespace(stem="patch"),
+        model=types.SimpleNamespace(config=types.SimpleNamespace(stem="patch")),
         lacks_selectors=lambda reduction: reduction.startswith("dynamicvit"),
     )
     models = OffTheShelf(weights)

@@ -77,6 +77,7 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
 
 def test_runs_are_compared_on_images_in_their_own_crop(tmp_path, config):
     """That of the weights that they start from, unless the config has one."""
+    config.data.resize = "deit"
     maker = finetuner(tmp_path, config)
     known = dataclasses.replace(maker.pretrained.preprocessing, crop=0.9)
     maker.pretrained = dataclasses.replace(maker.pretrained, preprocessing=known)
@@ -122,9 +123,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     maker = finetuner(tmp_path, config)
     names = [*"012345678", last]
     vit = maker.pretrained
-    source = dataclasses.replace(vit.source, path=tmp_path, saved=True)
-    known = {"source": source, "class_names": tuple(names)}
-    maker.pretrained = dataclasses.replace(vit, **known)
+    maker.pretrained = dataclasses.replace(vit, class_names=tuple(names))
     maker.find(None, "patch", True)
     assert trained["start_patch_seed0"].init.fresh == fresh
     start = maker.folder / "start_patch_seed0"

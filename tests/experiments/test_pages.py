@@ -9,7 +9,7 @@ from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from experiments.paper_tables import find
-from imagepiece_jax.evaluate.cache import plan_facts
+from imagepiece_jax.deploy.compare.cache import plan_facts
 from tests import markdown
 from tests.models import tiny
 
@@ -31,7 +31,7 @@ class Monotone(Study):
 
     def evaluate(self, vit, reduction, images=None):
         model = vit.model_with(reduction)
-        figures = plan_facts(model, 224) | {"untrained_selectors": False}
+        figures = plan_facts(model) | {"untrained_selectors": False}
         share = (figures["gmacs"] / 1.3) ** 0.25
         return Answers(figures, np.arange(IMAGES) < round(IMAGES * share))
 

@@ -14,9 +14,9 @@ from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.compare.cache import FILE, read_lines
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate.cache import FILE, read_lines
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from tests.experiments import tiny_paper
 from tests.models import tiny
 from tests.oracles import log_softmax
@@ -62,7 +62,7 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     result = found["result"]
     assert setting["use"] == "off-the-shelf"
     assert setting["data"] == "digits"
-    assert setting["model"]["embed_dim"] == 8
+    assert setting["model"]["config"]["embed_dim"] == 8
     assert setting["images"] == 24
     assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
     assert setting["weights"] == pretrained.digest

@@ -3,7 +3,9 @@
 import pytest
 
 from experiments import results
-from imagepiece_jax.models.spec import ModelSpec
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.reduction_plan import with_plan
+from imagepiece_jax.reduction.reduction import Reduction
 from tests import markdown
 
 
@@ -35,13 +37,14 @@ def test_readme_has_a_row_for_each_of_the_file(stored):
 
 def test_what_readme_types_is_what_was_measured(stored):
     """Each share makes the tokens and reducers whose figures stand in its row."""
-    config = ModelSpec(name="deit_tiny_patch16_224", image_size=224)
+    dense = create_model("deit_tiny_patch16_224.fb_in1k")
     for row in stored.readme:
         argument, _, value = row["typed"].partition("=")
         assert (argument == "reduction") == ("reduction" in row)
         if argument == "image_size":
             continue
-        made, shown = map(config.create_at_cost, (float(value), row["reduction"]))
+        made = with_plan(dense, Reduction.read(float(value)))
+        shown = with_plan(dense, Reduction.read(row["reduction"]))
         for ours, theirs in zip(made.plan, shown.plan, strict=True):
             assert ours.counts == theirs.counts
             reducers = [

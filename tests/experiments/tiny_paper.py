@@ -6,11 +6,13 @@ import pathlib
 from experiments.models import OffTheShelf
 from experiments.paper import Images, Study
 from experiments.study import versions
-from imagepiece_jax.evaluate.cache import ResultCache
+from imagepiece_jax.deploy.compare.cache import ResultCache
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.input.registry import open_source
-from imagepiece_jax.models.spec import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
+from tests.models.make import create_model
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
 FIELDS = {
@@ -29,12 +31,11 @@ PROGRAMS = {}  # of all studies, whose models are mostly the same
 
 
 def pretrained(folder, seed=0, **fields):
-    """Random weights, as a file that a dense model fits."""
+    """Random weights of a dense model, which are saved in a folder."""
     fields = FIELDS | fields
     model = create_model(**fields)
-    variables = tiny.fill(variable_shapes(model, 16), seed)
-    path = folder / f"tiny{seed}.npz"
-    tiny.write(path, variables)
+    variables = tiny.fill(variable_shapes(model), seed)
+    path = save(folder / f"tiny{seed}", Pretrained(model, variables))
     return tiny.loaded(path, variables=variables, seed=seed, **fields)
 
 

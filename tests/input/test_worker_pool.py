@@ -263,7 +263,7 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
 def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     """Before the first step; 6 MB for training, of three groups, and 3 MB beside it."""
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
-    config = configured({"data.workers": 1, "image_size": 100, "model.patch_size": 10})
+    config = configured({"data.workers": 1, "image_size": 100, "model.patch_size": 4})
     config.batch_size = 64
     config.eval_batch_size = 32
     config.data.resize = "deit"

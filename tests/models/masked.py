@@ -77,5 +77,5 @@ def without(model, masks):
         keep = Keep(tuple(held.index(token) for token in rest))
         steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
-    plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.arch.prefix)
+    plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.config.arch.prefix)
     return model.clone(plan=plan)

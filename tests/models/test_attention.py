@@ -11,7 +11,6 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from imagepiece_jax.models.attention import (
-    Attention,
     attend,
     attention_columns,
     attention_map,
@@ -164,7 +163,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
     cudnn_calls, length, biased, train
 ):
     """Output, taps and all gradients are those of XLA's attention, without padding."""
-    layer = Attention(15, num_heads=3, backend="cudnn", prop_attn=biased)
+    layer = tiny.attention(15, 3, biased, backend="cudnn")
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
     size = np.exp(random_bias(length)) if biased else np.ones((2, length), np.float32)
@@ -181,7 +180,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
         return tiny.compiled(slope)(variables, x)
 
     got = gradients(layer, train)
-    want = gradients(layer.clone(backend="xla"), False)
+    want = gradients(tiny.attention(15, 3, biased), False)
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
     called, _, _, masked = cudnn_calls[-1]
     assert called == length + length % 2
@@ -294,7 +293,7 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lac
 
 
 def test_only_what_is_needed_is_tapped():
-    module = Attention(12, num_heads=3)
+    module = tiny.attention(12, 3)
     x = np.zeros((2, 7, 12), np.float32)
     state = jax.eval_shape(start, x)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, state)
@@ -313,7 +312,7 @@ def test_only_what_is_needed_is_tapped():
 
 @pytest.mark.parametrize("metric", ["query", "key", "value"])
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
-    module = Attention(12, num_heads=3)
+    module = tiny.attention(12, 3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
     state = TokenState(x=x, size=np.ones((2, 7), np.float32))
     variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
@@ -329,7 +328,7 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     """The prefix reads as well; masked tokens neither read nor are read."""
-    module = Attention(12, num_heads=3)
+    module = tiny.attention(12, 3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
 

@@ -14,12 +14,12 @@ from experiments import controls
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, model_macs
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.token_counts import Keep
+from tests.models import tiny
 from tests.runs import ROOT
 
 VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"))
@@ -37,8 +37,8 @@ def test_published_trace_and_macs(entry):
     trace = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
-    model = ViT(plan, *MODELS[entry["model"]], stem=entry["stem"])
-    total = model_macs(model, 224)
+    model = tiny.vit(plan, *MODELS[entry["model"]], stem=entry["stem"])
+    total = model_macs(model)
     if "blocks only" in entry["name"]:
         total -= sum(cost.reducer_macs(model, layer) for layer in plan)
     assert total == entry["macs"]
@@ -51,15 +51,15 @@ def test_published_trace_and_macs(entry):
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
     evit = EViT(keep_rate=rate, fuse_token=True)
-    model = ViT(build(12, 196, evit.steps(12)), 384, 6)
-    assert round(model_macs(model, 224) / 1e9, 1) == gmacs
+    model = tiny.vit(build(12, 196, evit.steps(12)), 384, 6)
+    assert round(model_macs(model) / 1e9, 1) == gmacs
 
 
 def test_block_macs_by_hand():
     """D = 4: projections 4 * 3 * 16 + attention 2 * 9 * 4 + MLP 8 * 2 * 16."""
     layer = LayerPlan(attn_tokens=3, mlp_tokens=2)
-    assert block_macs(ViT((), 4, 1), layer) == 192 + 72 + 256
-    assert block_macs(ViT((), 4, 1, mlp_ratio=2.0), layer) == 192 + 72 + 128
+    assert block_macs(tiny.vit((), 4, 1), layer) == 192 + 72 + 256
+    assert block_macs(tiny.vit((), 4, 1, mlp_ratio=2.0), layer) == 192 + 72 + 128
 
 
 def test_steps_cost_and_are_listed_where_they_change_something():
@@ -69,7 +69,7 @@ def test_steps_cost_and_are_listed_where_they_change_something():
 
     rules = Keep(1.0), Keep(0.5)
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    model = ViT(plan, 8, 2)
+    model = tiny.vit(plan, 8, 2)
     assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
     assert [cost.action(layer) for layer in plan] == ["", "Costly: 16 - 8"]
 
@@ -84,7 +84,7 @@ def test_cost_table_of_a_model_counted_by_hand():
     run = RunConfig.from_config(made)
     model = run.create_model()
     dense = run.create_dense()
-    rows = [line.split() for line in cost.cost_table(model, dense, 4).split("\n")]
+    rows = [line.split() for line in cost.cost_table(model, dense).split("\n")]
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
     assert [row[-1] for row in (rows[1], rows[4], rows[5])] == ["76", "23", "587"]
@@ -101,6 +101,6 @@ def test_cost_table_of_a_model_counted_by_hand():
     line = "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as"
     # Of block 1, two of three tokens: queries and proj, both products, MLP.
     assert cost.dead_macs(model) == 2 * 2 * 16 + 2 * 2 * 3 * 4 + 2 * 8 * 16
-    *_, found, dead = cost.describe(model, [dense], 4).splitlines()
+    *_, found, dead = cost.describe(model, [dense]).splitlines()
     assert found == f"{line} many"
     assert dead.startswith("3.680e-07 GMACs of the last block are no")

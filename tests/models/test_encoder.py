@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.inference.features import FILLS, features
+from imagepiece_jax.deploy.inference.features import FILLS, features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from tests import oracles
@@ -106,7 +106,7 @@ def test_a_pooled_vector_is_what_the_head_reads():
 def test_pixels_are_normalized():
     vit = tiny.pretrained(depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
-    want = features(vit, normalize(pixels, vit.model.mean, vit.model.std))
+    want = features(vit, normalize(pixels, vit.model.config.mean, vit.model.config.std))
     chex.assert_trees_all_close(features(vit, pixels), want, rtol=1e-7, atol=1e-5)
     with pytest.warns(UserWarning, match="from 0 to 1, as pixels before normal"):
         features(vit, np.float32(pixels) / 255)

@@ -79,7 +79,7 @@ def model_of(name, family, changes=None, depth=None, **options):
 def facts(model, variables):
     """What the test reads of two images: with all Outputs it would compile for long."""
     states = []
-    prefix = model.arch.prefix
+    prefix = model.config.arch.prefix
     reduce = BlockReduction.__call__
 
     def note(reduction, state, *args):
@@ -106,7 +106,7 @@ def test_every_method_runs_on_every_family(name, family):
     out = jax.eval_shape(model.apply, tiny.shapes(model), images)
     left = few(name)[-1] or model.image_tokens
     left += PREFIX[family]
-    assert model.arch.prefix == PREFIX[family]
+    assert model.config.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny.CLASSES)
     assert out.pooled.shape == (2, tiny.WIDTH)
     assert out.tokens.shape == out.state.x.shape == (2, left, tiny.WIDTH)

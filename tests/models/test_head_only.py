@@ -14,8 +14,8 @@ from configs import quickstart
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves, state
@@ -65,7 +65,9 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
     with in_float64():
         results = []
         for head_only in (False, True):
-            model = full.clone(head_only=head_only, remat=head_only, dtype=jnp.float64)
+            model = full.with_execution(
+                head_only=head_only, remat=head_only, dtype=jnp.float64
+            )
 
             def loss(params, images, model=model):
                 out = model.apply({"params": params}, images, True, keys)
@@ -89,7 +91,7 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
 def test_heads_that_read_patches_read_all(arch):
     model = tiny.model(TOME, arch=arch, depth=2)
     inputs = tiny.shapes(model), tiny.images()
-    less = jax.make_jaxpr(model.clone(head_only=True).apply)(*inputs)
+    less = jax.make_jaxpr(model.with_execution(head_only=True).apply)(*inputs)
     assert str(less) == str(jax.make_jaxpr(model.apply)(*inputs))
     assert cost.dead_macs(model) == 0
 
@@ -97,7 +99,7 @@ def test_heads_that_read_patches_read_all(arch):
 def test_steps_that_nothing_reads_have_parameters():
     model = tiny.model("dtem:r_list=(2,2)", depth=2)
     inputs = jax.random.key(0), tiny.images(1)
-    made = jax.eval_shape(model.clone(head_only=True).init, *inputs)
+    made = jax.eval_shape(model.with_execution(head_only=True).init, *inputs)
     chex.assert_trees_all_equal(made, jax.eval_shape(model.init, *inputs))
     assert "reducer_1" in made["params"]
 
@@ -112,7 +114,7 @@ def test_the_compiled_program_has_fewer_operations(reduction):
         lowered = run.lower(tiny.shapes(model), tiny.images(1))
         return lowered.compile().cost_analysis()["flops"]
 
-    less = flops(model) - flops(model.clone(head_only=True))
+    less = flops(model) - flops(model.with_execution(head_only=True))
     assert 1 < less / (2 * cost.dead_macs(model)) < 1.1
 
 
@@ -163,9 +165,9 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
         config.distill.kind = "soft"
     run = RunConfig.from_config(config)
     step, first_state, model, teacher = workloads.training_step(run)
-    state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
+    state = jax.eval_shape(first_state, variable_shapes(model))
     batch = batch_shapes(run, (1, 6))
-    taught = variable_shapes(teacher, config.image_size)
-    options = {"hidden": 4 * model.embed_dim, "axis_env": [(parallel.AXIS, 1)]}
+    taught = variable_shapes(teacher)
+    options = {"hidden": 4 * model.config.embed_dim, "axis_env": [(parallel.AXIS, 1)]}
     rows = mlp_rows(step, state, batch, taught, **options)
     assert rows.count(6) == 3 * left_out, rows

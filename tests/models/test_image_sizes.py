@@ -1,5 +1,7 @@
 """Images that are no square, and images whose sides are no multiples of the patch."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -9,16 +11,16 @@ import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.features import features
+from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models import cost, resize_positions, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.test_published import HALF, STD, TIMM, folder, same
 from tests.pictures import write_csv
 from tests.refused import refused
@@ -46,15 +48,15 @@ def test_parts_of_a_model_are_counted():
     """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
     model = tiny.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
-    assert model_macs(model, WIDE) == 15 * 48 * 30 + block + 30 * 7
+    assert model_macs(model) == 15 * 48 * 30 + block + 30 * 7
     assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2
     arch = Architecture(class_token=False, pool="map", mlp="swiglu")
     model = tiny.model(arch=arch, image_size=WIDE, depth=1)
     block = 4 * 15 * 30**2 + 2 * 15**2 * 30 + 3 * 15 * 30 * 120
     pool = 2 * 15 * 30**2 + 2 * 15 * 30 + 30**2 + 2 * 30 * 120
-    assert model_macs(model, WIDE) == 15 * 48 * 30 + block + pool + 30 * 7
-    leaves = jax.tree.leaves(variable_shapes(model, WIDE)["params"])
-    table = cost.cost_table(model, model, WIDE).splitlines()
+    assert model_macs(model) == 15 * 48 * 30 + block + pool + 30 * 7
+    leaves = jax.tree.leaves(variable_shapes(model)["params"])
+    table = cost.cost_table(model, model).splitlines()
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
@@ -68,7 +70,8 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     tensors = timm_tensors.to_timm(variables)
     path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
     loaded = imagepiece_jax.load(path)
-    assert loaded.model == model
+    assert loaded.model.plan == model.plan
+    assert (loaded.config.mean, loaded.config.std) == (HALF, STD)
     assert loaded.image_size == WIDE
     assert same(loaded.variables, variables)
     data = write_csv(tmp_path, np.zeros((7, 30, 50, 3), np.uint8), range(7))
@@ -96,13 +99,13 @@ def test_so400m_at_384_pixels_has_27_by_27_positions():
     """As published: 384 = 27 * 14 + 6."""
     name = "vit_so400m_patch14_siglip_384.webli"
     model = create_model(name, depth=1)
-    shapes = variable_shapes(model, 384)
+    shapes = variable_shapes(model)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
-    assert patch_grid(384, model.patch_size, cut=True) == (27, 27)
+    assert patch_grid(384, model.config.patch_size, cut=True) == (27, 27)
     for size in (386, (384, 392)):
         with refused("image_size"):
-            create_model(name, image_size=size, depth=1)
+            model.config.at_size(size)
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -113,7 +116,7 @@ def test_what_fills_no_patch_is_not_read(folded):
     cut = create_model(None, image_size=23, **size)
     whole = create_model(None, image_size=20, **size)
     variables = tiny.fill(tiny.shapes(whole))
-    params = variable_shapes(cut, 23)["params"]
+    params = variable_shapes(cut)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(params, variables["params"])
     images = tiny.images(2, side=23)
     models = (cut, whole)
@@ -133,28 +136,28 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     model = tiny.model(image_size=size, depth=1, mean=HALF, std=STD)
     variables = tiny.variables(model)
     tiny.write(tmp_path / "w.npz", variables)
-    given = {"name": "vit_mini", "num_heads": tiny.HEADS, "mean": HALF, "std": STD}
-    loaded = imagepiece_jax.load(tmp_path / "w.npz", image_size=kind(size), **given)
+    config = dataclasses.replace(model.config, image_size=kind(size))
+    loaded = imagepiece_jax.load(tmp_path / "w.npz", config=config)
     assert loaded.model == model
     assert loaded.image_size == size
     assert same(loaded.variables, variables)
     if size == (12, 28):
-        with refused("tensor pos_embed", "image_size=(height, width)"):
-            imagepiece_jax.load(tmp_path / "w.npz", **given)
-        with refused("tensor pos_embed"):
-            imagepiece_jax.load(tmp_path / "w.npz", image_size=(16, 20), **given)
+        for other in (20, (16, 20)):
+            with refused("tensor pos_embed"):
+                imagepiece_jax.load(tmp_path / "w.npz", config=config.at_size(other))
 
 
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
     name = "vit_tiny_patch16_224.augreg_in21k"
-    variables = tiny.variables(create_model(name, depth=1, num_classes=3))
+    made = create_model(name, depth=1, num_classes=3)
+    variables = tiny.variables(made)
     tiny.write(tmp_path / "w.npz", variables)
     size = (112, 448)
-    vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=made.config, image_size=size)
     old = variables["params"]["pos_embed"]
     tensors = {"pos_embed": old}
-    want = resize_positions.fit(tensors, vit.model, size, (224, 224))["pos_embed"]
+    want = resize_positions.fit(tensors, vit.config, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape

@@ -6,24 +6,27 @@ import re
 import numpy as np
 import pytest
 
+from imagepiece_jax.deploy.weights.load import load
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import reduction_plan
+from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.reduction_plan import TOLERANCE
-from imagepiece_jax.models.spec import ModelSpec, create_model
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
-from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.save import save
+from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
+from tests.models.make import create_model
 
 
-def deit(**fields):
-    return ModelSpec(name="deit_ti", image_size=224, num_classes=1000, **fields)
+def at_cost(reduction):
+    return reduction_plan.at_cost(Reduction.read(reduction), create_model("deit_ti"))
 
 
 def image_tokens(model):
-    return [layer.mlp_tokens - model.arch.prefix for layer in model.plan]
+    return [layer.mlp_tokens - model.config.arch.prefix for layer in model.plan]
 
 
 def test_half_of_deit_by_hand(capsys):
@@ -50,7 +53,7 @@ def test_half_of_deit_by_hand(capsys):
     blocks = [block(*pair) for pair in zip(tokens, tokens[1:], strict=False)]
     ends = 196 * 768 * 192 + 192 * 1000  # stem and head
     share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
-    assert share == pytest.approx(deit().gmacs(0.5) / deit().gmacs(), abs=1e-3)
+    assert share == pytest.approx(share_of_dense(model), abs=1e-3)
     assert abs(share - 0.5) <= TOLERANCE
     said = capsys.readouterr().err.splitlines()[0]
     blocks = "attended in blocks 3, 6, 9"
@@ -95,28 +98,27 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share(capsys):
     assert max(kept) < 0.80
     assert capsys.readouterr().err.startswith("attended in blocks 1, 2, 3, 4,")
     asked = "0.4:counts=stages-3-6-9"
-    assert len({*deit().reduction_at_cost(asked).method.counts[3:6]}) == 1
+    assert len({*at_cost(asked).method.counts[3:6]}) == 1
 
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_few_macs_of_a_shallow_model_need_its_first_block(depth):
     """Where the first block keeps all tokens, it costs a half or a third by itself."""
-    config = deit(depth=depth)
-    assert image_tokens(config.create(0.3))[0] < 196
-    assert abs(config.gmacs(0.3) / config.gmacs() - 0.3) <= TOLERANCE
+    model = create_model("deit_ti", 0.3, depth=depth)
+    assert image_tokens(model)[0] < 196
+    assert abs(share_of_dense(model) - 0.3) <= TOLERANCE
 
 
-SIZES = ["deit_ti", "vit_large_patch16_224", "vit_small_patch14_dinov2.lvd142m"]
+SIZES = ["deit_ti", "vit_large_patch16_224.mae", "vit_small_patch14_dinov2.lvd142m"]
 SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("cost", [0.75, 0.6, 0.5, 0.4])
 def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
-    config = ModelSpec(name=name, image_size=16 if name == "vit_mini" else 224)
-    found = config.reduction_at_cost(cost)
-    assert found.method.macs is None
-    assert abs(config.gmacs(found) / config.gmacs() - cost) <= TOLERANCE
+    model = create_model(name, cost, image_size=16 if name == "vit_mini" else 224)
+    assert model.reduction.method.macs is None
+    assert abs(share_of_dense(model) - cost) <= TOLERANCE
 
 
 @pytest.mark.parametrize("classes", [tiny.CLASSES, 0])
@@ -156,8 +158,8 @@ NUMBERS += ["0.625", ".625"]
 
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 def test_a_share_may_be_numpys_or_a_text(value):
-    found = deit().reduction_at_cost(value)
-    assert found == deit().reduction_at_cost(0.625)
+    found = at_cost(value)
+    assert found == at_cost(0.625)
     assert type(found.method.keep_rate) is float
 
 

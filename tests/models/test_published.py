@@ -1,7 +1,6 @@
 """Models of folders in the hub's form: config.json and one file of weights."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -13,15 +12,14 @@ import imagepiece_jax
 from configs import base
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
+from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.models import registry, timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights import load
+from tests.deploy.weights.pth import mapping, tensor, write_pth
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.refused import refused, untrained
-from tests.weights.pth import mapping, tensor, write_pth
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
@@ -91,7 +89,8 @@ def test_timms_folder_is_the_model_that_its_config_says(
 ):
     path = folder(tmp_path / "a", TIMM, tensors)
     found = imagepiece_jax.load(path)
-    assert found.model == model
+    images = {"name": TIMM["architecture"], "crop": 0.9, "interpolation": "bilinear"}
+    assert found.config == dataclasses.replace(model.config, **images)
     assert same(found.variables, variables)
     assert found.class_names == tuple(NAMES)
     prepared = found.preprocessing
@@ -100,61 +99,65 @@ def test_timms_folder_is_the_model_that_its_config_says(
     reduced = imagepiece_jax.load(path, reduction=tiny.changed(tiny.EVIT, blocks=(0,)))
     assert reduced.model.plan != model.plan
     assert reduced.reduction.name == "evit"
-    larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24, gelu="tanh"))
-    assert larger.arch.gelu == "tanh"
+    larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24))
+    assert larger.config.image_size == 24
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)
 
 
 def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     vit = imagepiece_jax.load(path)
-    arch = vit.model.arch
-    found = vit.model
+    arch = vit.config.arch
     assert (arch.norm_eps, arch.resize, arch.gelu) == (1e-12, "bicubic", "exact")
-    assert (found.num_heads, found.mean, found.std) == (3, HALF, STD)
+    assert (vit.config.num_heads, vit.config.mean, vit.config.std) == (3, HALF, STD)
     assert vit.class_names == tuple(NAMES)
     prepared = vit.preprocessing
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
-    parts = {"norm_eps": 1e-6, "resize": "antialias"}
-    config = load.load(path).spec
-    assert config.name is None
-    assert dataclasses.replace(config, arch=config.arch | parts).create() == model
+    plain = vit.config.with_arch(norm_eps=1e-6, resize="antialias")
+    own = model.config
+    images = ("crop", "crop_mode", "interpolation", "rule", "name")
+    fields = {field: getattr(own, field) for field in images}
+    assert dataclasses.replace(plain, **fields) == own
 
 
-def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
+def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, model, tensors):
     path = folder(tmp_path, HF, tensors)
-    with refused("mean", f"folder {path}: mean cannot be read "):
+    with refused(f"folder {path}", "preprocessor_config.json"):
         imagepiece_jax.load(path)
-    assert imagepiece_jax.load(path, mean=HALF, std=STD).model.std == STD
+    assert imagepiece_jax.load(path, config=model.config).config.std == STD
 
 
 def test_a_training_starts_from_a_folder(tmp_path, model, tensors):
     """With the model, the images and the numbers that `load` finds there."""
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
-    loaded, variables = tiny.pair(imagepiece_jax.load(path))
-    fields = imagepiece_jax.load(path, dtype="float32").spec.as_dict
+    vit = imagepiece_jax.load(path)
     config = base.get_config()
-    config.image_size = fields.pop("image_size")
-    config.num_classes = fields.pop("num_classes")
-    with config.unlocked():
-        config.model.update({"name": None, **fields})
+    config.image_size = tiny.SIDE
+    config.num_classes = tiny.CLASSES
+    config.model.name = None
+    config.model.dtype = "float32"
+    config.model.update({k: SIZE[k] for k in SIZE}, mlp_ratio=4.0)
+    config.model.arch.update(norm_eps=1e-12, resize="bicubic")
     config.init.weights = str(path)
     run = RunConfig.from_config(config)
-    assert run.create_model().clone(drop_path_rate=0.0) == loaded
-    assert InitialWeights(run).normalization(tmp_path / "no") == {}
-    assert same(InitialWeights(run).variables(run.create_model()), variables)
+    initial = InitialWeights(run, tmp_path / "no", *load.loaders(run))
+    completed = initial.completed()
+    found = completed.create_model().with_execution(drop_path_rate=0.0)
+    assert found.config == vit.config
+    assert completed.preprocessing() == vit.preprocessing
+    assert same(initial.variables(found), vit.variables)
 
 
 @pytest.mark.parametrize(
     "changes, field, value, ours",
     [
         ({"num_attention_heads": 4}, "num_heads", 4, "divide"),
-        ({"hidden_size": 32}, "embed_dim", 32, "30"),
+        ({"hidden_size": 33}, "width", 33, "30"),
         ({"num_hidden_layers": 2}, "depth", 2, "1"),
-        ({"image_size": 40}, "image_size", 40, "20"),
-        ({"patch_size": 5}, "patch_size", 5, "4"),
-        ({"intermediate_size": 60}, "mlp_ratio", 2.0, "4.0"),
+        ({"image_size": 40}, "pos_embed", 40, "26"),
+        ({"patch_size": 5}, "patch_embed", 5, "4"),
+        ({"intermediate_size": 60}, "mlp", 60, "120"),
         ({"id2label": {"0": "x"}}, "num_classes", 1, "7"),
     ],
 )
@@ -170,7 +173,7 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)
     place = f"folder {tmp_path}"
-    with refused(place, "has 0 weights files"):
+    with refused(place, "must have one weights file"):
         imagepiece_jax.load(tmp_path)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
@@ -190,10 +193,10 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
 
 
 @pytest.mark.parametrize(
-    "file, fields", [("test_vit", {}), ("w", {"name": "test_vit.r160_in1k"})]
+    "file, fields", [("test_vit", {}), ("w", {"config": "test_vit.r160_in1k"})]
 )
 def test_a_name_knows_imagenets_classes(tmp_path, file, fields):
-    values = tiny.fill(variable_shapes(create_model("test_vit"), 160))
+    values = tiny.fill(variable_shapes(create_model("test_vit")))
     path = tmp_path / f"{file}.npz"
     tiny.write(path, values)
     found = imagepiece_jax.load(path, **fields)
@@ -206,10 +209,10 @@ def test_a_name_knows_imagenets_classes(tmp_path, file, fields):
 def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
     """As the configs of DeiT ask for it; a public name replaces that of the file."""
     path = assets / "weights" / "deit_tiny_patch16_224.npz"
-    found = load.load(path, name="deit_ti")
+    found = load.load(path, config="deit_ti")
     assert found.class_names == class_names.imagenet_names()
     other = "vit_tiny_patch16_224.augreg_in21k"
-    assert load.load(path, name=other).class_names is None
+    assert load.load(path, config=other).class_names is None
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
         ("vit_small_patch16_224.augreg_in21k", 1000, False),
         ("deit_tiny_patch16_224.fb_in1k", 10, False),
         ("vit_small_patch14_reg4_dinov2", 1000, False),  # which has no classes
-        ("deit_ti", 1000, False),  # a size
+        ("deit_ti", 1000, True),  # as its authors published it
         (None, 1000, False),
     ],
 )
@@ -235,8 +238,8 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
     with untrained():
         fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
     values = fresh.variables
-    assert (fresh.model.num_classes, fresh.class_names) == (3, None)
-    drawn = fresh_variables(fresh.model, tiny.SIDE, 5)["params"]
+    assert (fresh.model.config.num_classes, fresh.class_names) == (3, None)
+    drawn = fresh_variables(fresh.model, 5)["params"]
     assert same(values["params"]["head"], drawn["head"])
     assert drawn["head"]["kernel"].std() > 0.01
     rest = {k: v for k, v in values["params"].items() if k != "head"}
@@ -247,7 +250,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
     assert not same(other, values)
     assert named.class_names == ("a", "b", "c")
     bare, values = tiny.pair(imagepiece_jax.load(path, num_classes=0))
-    assert bare.num_classes == 0
+    assert bare.config.num_classes == 0
     assert "head" not in values["params"]
     own = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
     assert own.class_names == tuple(NAMES)
@@ -257,8 +260,8 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
 def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     arch = {"dist_token": True}
     distilled = create_model(None, arch=arch, image_size=8, num_classes=7, **SIZE)
-    tiny.write(tmp_path / "w.npz", tiny.fill(variable_shapes(distilled, 8)))
-    fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
+    tiny.write(tmp_path / "w.npz", tiny.fill(variable_shapes(distilled)))
+    fields = {"config": distilled.config}
     with untrained():
         found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields)
     found = found.variables
@@ -279,7 +282,7 @@ NAMED |= {"pretrained_cfg": IMAGES}
 def vit():
     """(model, variables) of VIT for small images."""
     model = create_model(VIT, image_size=32, num_classes=3)
-    return model, tiny.fill(variable_shapes(model, 32))
+    return model, tiny.fill(variable_shapes(model))
 
 
 @pytest.fixture(scope="module")
@@ -294,35 +297,31 @@ def places(vit, tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", ["folder", VIT, "mine"])
-def test_what_contradicts_a_name(places, vit, place):
+def test_a_public_model_is_what_its_name_says(places, vit, place):
     """In a config.json, of a file, or given."""
-    named = {"name": VIT} if place == "mine" else {}
-    load_it = functools.partial(imagepiece_jax.load, places[place], **named)
-    for field, value in (("num_heads", 6), ("norm_eps", 1e-3), ("resize", "offset")):
-        with refused(field, f"{places[place]} has"):
-            load_it(**{field: value})
-    assert load_it(num_heads=3).model == vit[0]
-    assert load_it(gelu="tanh").model.arch.gelu == "tanh"
+    named = {"config": VIT} if place == "mine" else {}
+    found = imagepiece_jax.load(places[place], **named)
+    assert found.config.arch == vit[0].config.arch
+    assert (found.config.num_classes, found.image_size) == (3, 32)
+    assert same(found.variables, vit[1])
 
 
 @pytest.mark.parametrize(
-    "name, field, value",
+    "name, text",
     [
-        ("deit_tiny_patch16_224.fb_in1k", "mean", MEAN),
-        ("vit_base_patch16_224.dino", "embed_dim", 768),
-        ("vit_tiny_r_s16_p8_224", "name", "vit_tiny_r_s16_p8_224"),
+        ("vit_base_patch16_224.dino", "width 768"),
+        ("vit_tiny_r_s16_p8_224", "no name and no file"),
     ],
 )
-def test_a_name_that_contradicts_that_of_a_folder(places, vit, name, field, value):
-    with refused(field):
-        imagepiece_jax.load(places["folder"], name=name)
-    assert imagepiece_jax.load(places["folder"], name=VIT).model == vit[0]
+def test_a_name_that_contradicts_a_folder(places, name, text):
+    with refused(text):
+        imagepiece_jax.load(places["folder"], config=name)
 
 
-def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path, vit):
+def test_another_gelu_of_a_config_is_that_of_the_model(tmp_path, vit):
     images = IMAGES | {"tag": None}
     config = {"model_args": {"act_layer": "gelu_tanh"}, "pretrained_cfg": images}
     path = folder(tmp_path, NAMED | config, timm_tensors.to_timm(vit[1]))
-    assert imagepiece_jax.load(path).model.arch.gelu == "tanh"
-    with refused("gelu", f"but folder {path} has"):
-        imagepiece_jax.load(path, name=VIT)
+    assert imagepiece_jax.load(path).config.arch.gelu == "tanh"
+    exact = imagepiece_jax.read_config(path).with_arch(gelu="exact")
+    assert imagepiece_jax.load(path, config=exact).config.arch.gelu == "exact"

@@ -13,10 +13,10 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.spec import create_model
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.state import DROPPED
 from tests.models import tiny
+from tests.models.make import create_model
 
 pytestmark = pytest.mark.slow
 

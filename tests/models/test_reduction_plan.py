@@ -5,13 +5,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan as plans
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
-from imagepiece_jax.models.spec import (
-    ModelSpec,
-    create_model,
-    size_of,
-)
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
@@ -19,6 +15,7 @@ from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.models import tiny
+from tests.models.make import create_model
 
 SCHEDULES = [*schedules.SHAPES, "proportional-1"]
 NAMES = sorted(set(METHODS) - {"none"})
@@ -33,18 +30,19 @@ REASONS = {
 
 
 def dense(**fields):
-    size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000, "stem": "patch"}
-    return create_model(**size | fields)
+    return create_model("deit_ti", **fields)
 
 
-def at_cost(reduction, model=None, grid=(14, 14)):
+def at_cost(reduction, model=None):
     """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
-    found = plans.at_cost(Reduction.read(reduction), model, grid)
-    size = tuple(side * model.patch_size for side in grid)
-    reduced = dense(depth=model.depth, image_size=size, reduction=found)
-    share = model_macs(reduced, size) / model_macs(model, size)
-    return found, share, [layer.mlp_tokens - 1 for layer in reduced.plan]
+    found = plans.at_cost(Reduction.read(reduction), model)
+    reduced = with_plan(model, found)
+    return (
+        found,
+        share_of_dense(reduced),
+        [layer.mlp_tokens - 1 for layer in reduced.plan],
+    )
 
 
 @pytest.mark.parametrize("counts", SCHEDULES)
@@ -135,7 +133,7 @@ def test_unusual_models():
     _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
     assert abs(share - 0.8) <= TOLERANCE
     learned = "mctf:macs=0.5:counts=diffrate"
-    _, share, _ = at_cost(learned, dense(image_size=(128, 320)), (8, 20))
+    _, share, _ = at_cost(learned, dense(image_size=(128, 320)))
     assert abs(share - 0.5) <= TOLERANCE
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost(ToMe(counts=listed))
@@ -143,22 +141,19 @@ def test_unusual_models():
     assert found.method.counts == (*listed,)
 
 
-PUBLIC = ("vit_small_patch14_dinov2.lvd142m", "vit_large_patch16_224")
+PUBLIC = ("vit_small_patch14_dinov2.lvd142m", "vit_large_patch16_224.mae")
 PUBLIC += ("vit_base_patch16_siglip_224", "vit_huge_patch14_224.mae")
 SIZES = [("deit_ti", 192), ("deit_ti", 384), ("vit_mini", 16)]
-SIZES += [(name, None) for name in PUBLIC]
+SIZES += [(name, registry.config(name).image_size) for name in PUBLIC]
 
 
 @pytest.mark.parametrize("model, size", SIZES)
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"grid_pooling"}))
 def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     """Without a published list of the model's size, and with fewer blocks than 12."""
-    sized = {} if size is None else {"image_size": size}
-    model = ModelSpec(name=model, **sized)
-    model = model.completed_by(size_of(model.name, ("image_size",)))
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
-    found = model.reduction_at_cost(f"{name}:macs={cost}")
-    share = model.gmacs(found) / model.gmacs()
+    model = create_model(model, image_size=size)
+    found, share, _ = at_cost(f"{name}:macs={cost}", model)
     assert abs(share - cost) <= TOLERANCE
     assert found.method.macs is None
 
@@ -172,7 +167,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
-    plan = with_plan(model, Reduction.read("diffrate:macs=0.5"), (37, 37)).plan
+    plan = with_plan(model, Reduction.read("diffrate:macs=0.5")).plan
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left == sorted(left, reverse=True)
     assert left[-1] < 1369 / 20

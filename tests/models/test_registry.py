@@ -3,8 +3,8 @@
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import create_model
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.refused import refused
 
 
@@ -20,7 +20,7 @@ from tests.refused import refused
     ],
 )
 def test_parameters_are_as_many_as_published(name, stem, parameters):
-    shapes = tiny.shapes(create_model(name, stem=stem), 224)
+    shapes = tiny.shapes(create_model(name, stem=stem))
     assert tiny.count(shapes["params"]) == parameters
 
 
@@ -34,12 +34,12 @@ def test_an_unknown_model_is_answered_with_the_list():
     "name, include", [("vit_so150m_patch16_reg4_map_256", False), ("test_vit3", True)]
 )
 def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
-    arch = registry.fields_of(name)["arch"]
+    arch = registry.config(name).arch
     assert (arch.pool, arch.pool_include_prefix) == ("map", include)
 
 
 def test_perception_encoders_pool_has_heads_of_its_own():
     for size, heads in (("tiny_patch16_384", 3), ("gigantic_patch14_448", 16)):
-        fields = registry.fields_of(f"vit_pe_core_{size}.fb")
-        assert fields["num_heads"] == heads
-        assert (fields["arch"].pool, fields["arch"].pool_heads) == ("map", 8)
+        found = registry.config(f"vit_pe_core_{size}.fb")
+        assert found.num_heads == heads
+        assert (found.arch.pool, found.arch.pool_heads) == ("map", 8)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.deploy.weights import layouts
 from imagepiece_jax.models import resize_positions, timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights import layouts
 from tests.models import tiny
+from tests.models.make import create_model
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_classes": 5}
@@ -36,8 +36,9 @@ def made(name, fixture):
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
-    tensors = resize_positions.fit(layouts.to_timm(tensors).tensors, model, IMAGE)
-    variables = timm_tensors.from_timm(tensors, variable_shapes(model, IMAGE))
+    tensors = layouts.to_timm(tensors).tensors
+    tensors = resize_positions.fit(tensors, model.config, IMAGE)
+    variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)
 
 
@@ -61,7 +62,7 @@ def test_names_go_back_to_timm(fixture):
     """Bit for bit, the projections apart and the norms in their places."""
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
-        back = layouts.as_timm(timm_tensors.to_timm(variables), model.arch)
+        back = layouts.as_timm(timm_tensors.to_timm(variables), model.config.arch)
         want = tensors_of(name, fixture)
         assert back.keys() == want.keys()
         for key, tensor in want.items():

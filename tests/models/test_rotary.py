@@ -12,12 +12,12 @@ import pytest
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
 from tests import oracles
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.test_families import few
 from tests.models.traced_programs import equations, program
 from tests.reduction.steps import apply
@@ -218,7 +218,7 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     variables = tiny.variables(made)
     out, seen = captured(made, variables, images)
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
-    prefix = made.arch.prefix
+    prefix = made.config.arch.prefix
     decided = list(zip(out.results, out.taps, strict=True))
     groups = [[p] for p in range(GRID**2)]
     places = grid
@@ -302,6 +302,6 @@ def test_heads_without_whole_planes_are_named():
 )
 def test_parameters_and_costs_are_the_published_ones(name, millions, gmacs):
     made = create_model(name)
-    assert round(tiny.count(variable_shapes(made, 256)) / 1e6, 1) == millions
+    assert round(tiny.count(variable_shapes(made)) / 1e6, 1) == millions
     # The cards count a little more than matrix products.
-    assert model_macs(made, 256) / 1e9 == pytest.approx(gmacs, abs=0.06)
+    assert model_macs(made) / 1e9 == pytest.approx(gmacs, abs=0.06)

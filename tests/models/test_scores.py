@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.inference.features import features
+from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.layer_plan import Counts
@@ -239,7 +238,7 @@ begin = tiny.compiled(lambda x: start(x, 2))
 @pytest.mark.parametrize("score", ["received", "energy"])
 def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     """They are as if they were not there; two of the five tokens are the prefix."""
-    module = Attention(12, num_heads=3)
+    module = tiny.attention(12, 3)
     reducer = Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
     variables = tiny.fill(jax.eval_shape(init_of(module), x))
@@ -261,8 +260,8 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
 
 def pooled(prop_attn=True, include=True):
     """AttentionPool of width 12, its variables, and seven tokens, two of a prefix."""
-    arch = Architecture(pool="map", pool_include_prefix=include)
-    pool = AttentionPool(12, 3, 2.0, arch, prop_attn)
+    vit = tiny.vit((), 12, 3, mlp_ratio=2.0, pool="map", pool_include_prefix=include)
+    pool = AttentionPool(vit.config, prop_attn=prop_attn)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
     return pool, tiny.fill(jax.eval_shape(init_of(pool), x)), x, begin(x)
 

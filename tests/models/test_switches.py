@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagepiece_jax.inference import features
-from imagepiece_jax.inference.optimize import forward
+from imagepiece_jax.deploy.inference import features
+from imagepiece_jax.deploy.inference.optimize import forward
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
 from tests.models.test_families import FAMILIES, few

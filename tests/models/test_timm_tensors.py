@@ -11,6 +11,7 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.variables import check_parts
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -21,7 +22,7 @@ def variables(width=6, tokens=9, classes=5, stem="patch", seed=0):
     size = {"embed_dim": width, "num_heads": 1, "depth": 2, "num_classes": classes}
     side = 4 * math.isqrt(tokens)
     model = tiny.model(image_size=side, stem=stem, **size)
-    return tiny.fill(tiny.shapes(model, side), seed)
+    return tiny.fill(tiny.shapes(model), seed)
 
 
 def with_reducers(tree):
@@ -126,10 +127,10 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     like = jax.eval_shape(lambda: variables(width=6, tokens=new * new))
     pos_embed = source["params"]["pos_embed"]
     with caplog.at_level("INFO", logger="imagepiece_jax.models"):
-        model = tiny.model(embed_dim=6, num_heads=1)
-        tensors = resize_positions.fit(
-            timm_tensors.to_timm(source), model, new * tiny.PATCH
-        )
+        size = new * tiny.PATCH
+        config = tiny.model(embed_dim=6, num_heads=1, image_size=size).config
+        tensors = timm_tensors.to_timm(source)
+        tensors = resize_positions.fit(tensors, config, old * tiny.PATCH)
         found = timm_tensors.from_timm(tensors, like)
     found = found["params"]["pos_embed"]
     assert f"resized to {new}x{new}" in caplog.text
@@ -220,4 +221,4 @@ def test_models_of_other_sizes_and_parts_are_named(tensors, like, subject, value
 def test_a_part_that_no_model_has_is_named():
     names = ("head", "blocks_0/mlp", "reducer", "heads")
     with refused("fresh"):
-        timm_tensors.check_parts(names, with_reducers(variables()), "config.init.fresh")
+        check_parts(names, with_reducers(variables()), "config.init.fresh")

@@ -362,7 +362,7 @@ def test_every_key_and_every_block_draws_its_own(kept):
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny.DEPTH), (False, 0)])
 def test_only_training_computes_twice(train, count):
     """Attention and MLP of each of the three blocks are marked, in training alone."""
-    model = tiny.model().clone(remat=True)
+    model = tiny.model().with_execution(remat=True)
 
     def loss(params):
         return jnp.sum(model.apply({"params": params}, tiny.images(), train).logits)

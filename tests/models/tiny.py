@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 
 import jax
@@ -11,15 +10,16 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
-from imagepiece_jax.models.spec import ModelSpec, create_model
+from imagepiece_jax.models.attention import Attention
+from imagepiece_jax.models.config import Execution
+from imagepiece_jax.models.pretrained import Pretrained, Source
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.reduction import Reduction
+from tests.models.make import config, create_model
 
 # No two of these, and no token count below, are the same number.
 SIDE = 20
@@ -114,22 +114,38 @@ def changed(reduction, **fields):
     return str(Reduction(method, prop_attn))
 
 
+def vit(plan, embed_dim, num_heads, **fields):
+    """A ViT with a plan, of images of ImageNet's size, mean and deviation."""
+    depth = max(1, len(plan))
+    sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "depth": depth}
+    return ViT(config(None, **{"patch_size": 16} | sizes | fields), plan)
+
+
+def attention(width, heads, prop_attn=False, **execution):
+    """An Attention; `execution` has fields of an Execution."""
+    sizes = {"embed_dim": width, "num_heads": heads, "depth": 1, "patch_size": 16}
+    return Attention(config(None, **sizes), Execution(**execution), prop_attn)
+
+
 def model(reduction=None, **options):
-    """The tiny ViT; `options` are create_model's."""
+    """The tiny ViT; `options` are those of `make.create_model`."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size |= {"image_size": SIDE, "num_classes": CLASSES}
     return create_model("vit_mini", reduction=reduction, **size | options)
 
 
 def shapes(module, side=SIDE):
-    """Variables of a model or stem as ShapeDtypeStructs; nothing is computed."""
+    """Variables of a model or stem as ShapeDtypeStructs; nothing is computed.
+
+    side: of the images of a stem
+    """
     return jax.tree.map(lambda leaf: leaf, _shapes(module, side))
 
 
 @functools.cache
 def _shapes(module, side):
     if isinstance(module, ViT):
-        return variable_shapes(module, side)  # test_variables compares what is drawn
+        return variable_shapes(module)  # test_variables compares what is drawn
     images = jax.ShapeDtypeStruct((1, *sides(side), 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
@@ -149,39 +165,34 @@ def fill(shapes, seed=0):
 
 def variables(vit, seed=0):
     """Random values for every variable of a model."""
-    first = vit.plan[0]
-    patches = first.attn_tokens - vit.arch.prefix
-    if first.counts and first.step.site == "pre":
-        patches = first.counts.n_in
-    side = math.isqrt(patches)
-    grid = (side, side) if side**2 == patches else (1, patches)
-    return fill(shapes(vit, tuple(vit.patch_size * n for n in grid)), seed)
+    return fill(shapes(vit), seed)
 
 
 def pretrained(reduction=None, **options):
-    """The tiny ViT and its variables as one object; `options` are create_model's."""
+    """The tiny ViT and its variables as one object; `options` are those of `model`."""
     made = model(reduction, **options)
-    prepared = Preprocessing(options.get("image_size", SIDE))
-    return Pretrained(made, variables(made), prepared)
+    return Pretrained(made, variables(made))
 
 
 def loaded(path, reduction=None, variables=None, seed=0, **fields):
     """A Pretrained as `load` makes it of a file at `path`, which need not be there.
 
     variables: None: shapes alone
-    fields: of its ModelSpec
+    fields: as `make.create_model` takes them
     """
     path = pathlib.Path(path)
-    config = ModelSpec.from_fields(fields)
-    made = config.create(reduction)
-    side = config.image_size
-    source = WeightsSource(
-        path=path, place=str(path), name=path.name, spec=config, seed=seed
-    )
+    made = create_model(fields.pop("name"), reduction, **fields)
+    size = made.config.image_size
+    source = Source(path=path, name=path.name, image_size=size, run={"seed": seed})
     if variables is None:
-        variables = shapes(made, side)
-    prepared = Preprocessing(side)
-    return Pretrained(made, variables, prepared, spec=config, source=source)
+        variables = shapes(made)
+    return Pretrained(made, variables, source=source)
+
+
+def of_problem(vit, problem_type):
+    """A Pretrained whose logits mean something else."""
+    config = dataclasses.replace(vit.config, problem_type=problem_type)
+    return dataclasses.replace(vit, model=vit.model.clone(config=config))
 
 
 def write(path, variables):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -34,10 +35,11 @@ def computed(model, variables, images):
 
 
 def outputs(model, tensors, images):
-    """Outputs of a model with tensors by timm's names."""
-    size = images.shape[1:3]
-    tensors = resize_positions.fit(tensors, model, size)
-    variables = timm_tensors.from_timm(tensors, variable_shapes(model, size))
+    """Outputs of a dense model, for the images' size, with tensors by timm's names."""
+    trained_size = model.config.image_size
+    model = create_model(model.config.at_size(images.shape[1:3]))
+    tensors = resize_positions.fit(tensors, model.config, trained_size)
+    variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return computed(model, variables, images)
 
 

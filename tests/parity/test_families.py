@@ -5,14 +5,11 @@ MLPs that work where the kinds of GELU differ, LayerScale and positions of train
 magnitude. Float32, with products of the highest precision.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import create_model
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.deploy.weights import layouts
+from tests.models.make import create_model
 from tests.parity.record import apart, noise, outputs, record
 
 torch = pytest.importorskip("torch")
@@ -74,9 +71,9 @@ def pair(request):
     """(family, our model, tensors, images, what timm computes of them)."""
     name, fields = FAMILIES[request.param]
     ours = create_model(name, num_classes=7, **fields)
-    side = registry.fields_of(name)["image_size"]
-    options = {"act_layer": ACTIVATIONS[ours.arch.gelu]}
-    if ours.arch.mlp == "swiglu":
+    side = ours.config.image_size
+    options = {"act_layer": ACTIVATIONS[ours.config.arch.gelu]}
+    if ours.config.arch.mlp == "swiglu":
         options = {}
     theirs = randomized(
         timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
@@ -109,11 +106,11 @@ def test_logits_and_tokens_are_timms(pair):
 def test_a_fault_in_what_no_tensor_tells_shows(pair):
     """Another GELU, epsilon, interpolation; no LayerScale; prefix tokens exchanged."""
     _, model, tensors, images, (logits, _) = pair
-    arch = model.arch
+    arch = model.config.arch
     faults = {}
 
     def of(changed=tensors, images=images, **changes):
-        made = model.clone(arch=dataclasses.replace(arch, **changes))
+        made = model.clone(config=model.config.with_arch(**changes))
         return outputs(made, changed, images).logits
 
     if arch.mlp == "gelu":
@@ -134,8 +131,8 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
             swapped["pos_embed"][:, :2] = tensors["pos_embed"][:, 1::-1]
         faults["prefix tokens exchanged"] = of({**tensors, **swapped})
     found = {fault: apart(ours, logits) for fault, ours in faults.items()}
-    rows = model.patch_size * 9
-    columns = model.patch_size * 11
+    rows = model.config.patch_size * 9
+    columns = model.config.patch_size * 11
     other_size = noise(1, rows, columns, 3, seed=1)
     right = of(images=other_size)
     for how in {"antialias", "bicubic", "offset"} - {arch.resize}:

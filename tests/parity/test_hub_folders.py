@@ -7,9 +7,10 @@ their own image processor; float32 with the highest precision of products.
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.weights import transformers_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem_type import PROBLEMS
-from imagepiece_jax.weights import hub_configs, location, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -18,7 +19,7 @@ import timm  # noqa: E402
 import transformers  # noqa: E402
 from timm.models import _hub  # noqa: E402
 
-from tests.models import tiny  # noqa: E402
+from tests.models import make, tiny  # noqa: E402
 from tests.parity.record import apart, computed, noise  # noqa: E402
 from tools import originals  # noqa: E402
 from tools.originals import CLASSES, config  # noqa: E402
@@ -135,15 +136,14 @@ def test_transformers_folder(tmp_path, name):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     vit = imagepiece_jax.load(tmp_path)
-    found, variables = tiny.pair(vit)
-    ours = computed(found, variables, originals.images()).logits
+    ours = computed(*tiny.pair(vit), originals.images()).logits
     assert apart(ours, theirs) < 1e-5
-    assert found.mean == pytest.approx(processor.image_mean)
-    assert found.std == pytest.approx(processor.image_std)
-    read = hub_configs.read(location.find(tmp_path))
-    assert read["crop"] == prepared | {"rule": "transformers"}
+    assert vit.config.mean == pytest.approx(processor.image_mean)
+    assert vit.config.std == pytest.approx(processor.image_std)
+    wanted = Preprocessing(originals.SIDE, rule="transformers", **prepared)
+    assert vit.preprocessing == wanted
     labels = name in ("vit", "deit", "siglip, classes")
-    assert vit.problem_type == (model.config.problem_type or PROBLEMS[0])
+    assert vit.config.problem_type == (model.config.problem_type or PROBLEMS[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
 
@@ -227,7 +227,7 @@ def test_timms_folder(tmp_path, name):
     model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
     found = agrees(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
-    assert (found.model.mean, found.model.std) == (
+    assert (found.model.config.mean, found.model.config.std) == (
         tuple(cfg["mean"]),
         tuple(cfg["std"]),
     )
@@ -238,10 +238,8 @@ def test_timms_folder(tmp_path, name):
     assert found.class_names == names
 
 
-# What no tensor of a file of timm tells.
-UNTOLD = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
-UNTOLD |= {"mean": originals.HALF, "std": originals.HALF}
-UNTOLD |= {"pool": "token", "rotary": False, "post_norm": False}
+# The model that these arguments make of vit_tiny_patch16_224.
+MADE = {"depth": 2, "embed_dim": 24, "num_heads": 3, "image_size": 32}
 
 
 def test_a_model_with_norms_behind_its_branches(tmp_path):
@@ -250,12 +248,10 @@ def test_a_model_with_norms_behind_its_branches(tmp_path):
     _, *expected = saved_by_timm(tmp_path, name, **TINY | {"img_size": 28})
     with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
         imagepiece_jax.load(tmp_path)
-    path = tmp_path / "model.safetensors"
-    with pytest.raises(
-        InputError, match="post_norm cannot be read from the tensors; .* post_norm=.."
-    ):
-        imagepiece_jax.load(path, **{k: UNTOLD[k] for k in {*UNTOLD} - {"post_norm"}})
-    agrees(path, *expected, **UNTOLD | {"post_norm": True})
+    fields = MADE | {"image_size": 28, "mlp_ratio": int(24 * 15360 / 1792) / 24}
+    parts = {"post_norm": True, "pool": "token", "final_norm": True, "fc_norm": False}
+    config = make.config("eva_giant_patch14_224", arch=parts, **fields)
+    agrees(tmp_path / "model.safetensors", *expected, config=config)
 
 
 POOLS = {
@@ -266,16 +262,13 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_the_pool_of_a_file_is_what_the_caller_says(tmp_path, pool):
+def test_the_pool_of_a_file_is_the_configs(tmp_path, pool):
     arguments = TINY | {"global_pool": pool, "fc_norm": False, "num_classes": 0}
-    arguments["img_size"] = 32
     _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
     agrees(tmp_path, *expected)
-    untold = {k: v for k, v in UNTOLD.items() if k != "pool"}
-    path = tmp_path / "model.safetensors"
-    with pytest.raises(InputError, match="pool cannot be read from the tensors"):
-        imagepiece_jax.load(path, **untold)
-    agrees(path, *expected, **untold | POOLS[pool])
+    fields = MADE | {"num_classes": 0} | POOLS[pool]
+    config = make.config("vit_tiny_patch16_224", **fields)
+    agrees(tmp_path / "model.safetensors", *expected, config=config)
 
 
 @pytest.mark.parametrize("grid", [(4, 16), (3, 5)])
@@ -284,5 +277,5 @@ def test_a_file_of_images_that_are_no_squares(tmp_path, grid):
     arguments = TINY | {"img_size": size}
     _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
     agrees(tmp_path, *expected)
-    fields = UNTOLD | {"image_size": size, "prefix_positions": True}
-    agrees(tmp_path / "model.safetensors", *expected, **fields)
+    config = make.config("vit_tiny_patch16_224", **MADE | {"image_size": size})
+    agrees(tmp_path / "model.safetensors", *expected, config=config)

@@ -4,10 +4,10 @@ import jax
 import pytest
 
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.inference.features import features
+from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models import registry, timm_tensors
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from tests.models.make import create_model
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -33,8 +33,8 @@ LAYERS = [0, 2]
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_those_of_timm(name):
     """Normed or not, patches and prefix apart, on images twice as wide as high."""
-    arch = registry.fields_of(name)["arch"]
-    patch = registry.fields_of(name)["patch_size"]
+    arch = registry.config(name).arch
+    patch = registry.config(name).patch_size
     size = (3 * patch, 6 * patch)
     act = {"quick": "quick_gelu", "tanh": "gelu_tanh", "exact": "gelu"}[arch.gelu]
     theirs = timm.create_model(
@@ -43,7 +43,7 @@ def test_layers_are_those_of_timm(name):
     originals.randomize(theirs)
     ours = create_model(name, image_size=size, num_classes=5, **SMALL)
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    variables = timm_tensors.from_timm(tensors, variable_shapes(ours, size))
+    variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)
     turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
     for norm in (True, False):

@@ -4,12 +4,15 @@ Float32 with the highest precision of products; models of tools/originals, reduc
 width and depth. Skipped where torch, timm or transformers are absent.
 """
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.deploy.weights import layouts
 from tests.parity.record import apart, computed, record
 
 for package in ("torch", "timm", "transformers"):
@@ -34,7 +37,8 @@ def test_the_same_numbers_come_out(original, tmp_path, request):
     path = tmp_path / "w.npz"
     images = originals.images()
     np.savez(path, **original.tensors)
-    model, variables = tiny.pair(imagepiece_jax.load(path, **original.fields))
+    vit = imagepiece_jax.load(path, config=original.config)
+    model, variables = tiny.pair(vit)
     distance = apart(computed(model, variables, images).logits, original.outputs)
     record(layout=request.node.callspec.params["original"], logits=distance)
     assert distance < 1e-4
@@ -77,6 +81,8 @@ def test_stored_fixtures_are_these_checkpoints():
     for name in fixtures.STORED:
         with np.load(fixtures.FIXTURES / "layouts" / f"{name}.npz") as stored:
             found = originals.ORIGINALS[name]()
+            config = json.dumps(dataclasses.asdict(found.config))
+            assert str(stored["config"]) == config
             np.testing.assert_allclose(stored["outputs"], found.outputs, atol=1e-5)
             for key, tensor in found.tensors.items():
                 np.testing.assert_array_equal(stored[key], tensor, err_msg=key)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.deploy.weights import open_clip_config as ours
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import open_clip_config as ours
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
@@ -88,31 +88,20 @@ def test_a_folder_of_open_clip(tmp_path, case):
     config, model = made(*CASES[case])
     images, theirs = saved(tmp_path / "clip", config, model)
     vit = imagepiece_jax.load(tmp_path / "clip")
-    assert vit.model.mean == (0.4, 0.5, 0.6)
-    assert vit.model.std == (0.2, 0.25, 0.3)
+    assert vit.model.config.mean == (0.4, 0.5, 0.6)
+    assert vit.model.config.std == (0.2, 0.25, 0.3)
     assert vit.preprocessing.crop_mode == "squash"
     assert_agrees(vit, images, theirs)
 
 
 @pytest.mark.parametrize("case", ["class", "mean", "mean behind"])
-def test_a_file_is_loaded_with_what_it_asks_for(tmp_path, case):
+def test_a_file_is_loaded_with_the_config_of_its_folder(tmp_path, case):
     """pool_type, final_ln_after_pool and quick_gelu are in no tensor."""
-    vision, fields = CASES[case]
-    config, model = made(vision, fields)
-    images, theirs = saved(tmp_path / "clip", config, model, "w.pt")
-    path = tmp_path / "clip" / "w.pt"
-    given = dict(num_heads=2, norm_eps=1e-5, resize="antialias", mean=(0.5,) * 3)
-    given |= dict(std=(0.5,) * 3, gelu="quick" if fields else "exact")
-    with pytest.raises(InputError) as error:
-        imagepiece_jax.load(path, **given)
-    assert error.value.value == ["pool"]
-    given["pool"] = "mean" if vision else "token"
-    if vision:
-        with pytest.raises(InputError) as error:
-            imagepiece_jax.load(path, **given)
-        assert error.value.value == ["fc_norm"]
-        given["fc_norm"] = "final_ln_after_pool" in vision
-    assert_agrees(imagepiece_jax.load(path, **given), images, theirs)
+    config, model = made(*CASES[case])
+    images, theirs = saved(tmp_path / "clip", config, model)
+    path = (tmp_path / "clip" / "open_clip_pytorch_model.bin").rename(tmp_path / "w.pt")
+    vit = imagepiece_jax.load(path, config=tmp_path / "clip" / "open_clip_config.json")
+    assert_agrees(vit, images, theirs)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +110,7 @@ def test_a_file_is_loaded_with_what_it_asks_for(tmp_path, case):
         ({"attentional_pool": True}, "vision_cfg.attentional_pool"),
         ({"layers": [1, 2, 1, 1]}, "vision_cfg.layers"),
         ({"scale_fc": True}, "vision_cfg.scale_fc"),
-        ({"timm_model_name": "convnext_base"}, "vision_cfg.timm_model_name"),
+        ({"timm_model_name": "convnext_base"}, "architecture is 'convnext_base'"),
         ({"a_new_field": 3}, "vision_cfg.a_new_field"),
         ({"pool_type": "max"}, "vision_cfg.pool_type"),
         ({"act_kwargs": {"approximate": "sin"}}, "vision_cfg.act_kwargs.approximate"),

@@ -1,5 +1,7 @@
 """Crops of evaluation, pixel by pixel, against timm's and transformers' own."""
 
+import contextlib
+import dataclasses
 import json
 import random
 
@@ -9,9 +11,9 @@ from PIL import Image
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.weights import hub_configs, transformers_config
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights import hub_configs, transformers_config
 from tests.parity.names import public_weights
 
 for package in ("torch", "timm", "transformers"):
@@ -64,14 +66,17 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
 
 
 def test_every_name_has_timms_crop():
-    """With a tag, and without one, where timm takes one of its own choice."""
-    names = [name.removesuffix(".") for name in public_weights()]
-    for name in (*registry.public_models(), *names):
-        theirs = timm.get_pretrained_cfg(name)
-        ways = theirs.crop_pct, theirs.crop_mode, theirs.interpolation
-        ours = registry.published_crop(name)
-        assert (ours["crop"], ours["crop_mode"], ours["interpolation"]) == ways
-        assert registry.chosen_tag(name) in (None, theirs.tag)
+    """Also without a tag, where all weights of the architecture have one."""
+    names = public_weights()
+    for name in registry.public_models():
+        with contextlib.suppress(InputError):
+            names.append(registry.config(name).name)
+    for name in names:
+        theirs = timm.get_pretrained_cfg(name.removesuffix("."))
+        ours = registry.config(name)
+        for field in ("crop_mode", "interpolation", "mean", "std"):
+            assert getattr(ours, field) == getattr(theirs, field)
+        assert ours.crop == theirs.crop_pct
 
 
 SIDE = 32
@@ -94,6 +99,11 @@ ODD += ((19, 240), (240, 19), (200, 201), (113, 64), (64, 115), (64, 117), (29, 
 ROUNDING = 2
 
 
+def of_size(config, size):
+    """The Preprocessing of a config, for images of another size."""
+    return dataclasses.replace(config.preprocessing, image_size=size)
+
+
 def noise(height, width):
     """An image in which one pixel to the side is another image."""
     rng = np.random.default_rng(height * width)
@@ -114,13 +124,12 @@ def test_transformers_processors(tmp_path, name):
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert processor.backend == "torchvision"
     file = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    found = hub_configs.parse({"model_type": "vit"}, file)
-    ours = Preprocessing(SIDE, **found["crop"])
+    config = hub_configs.parse({"model_type": "vit"}, file).config
+    ours = of_size(config, SIDE)
     for shape in ODD:
         image = noise(*shape)
         wanted = pixels(processor, image)
         np.testing.assert_allclose(ours(image), wanted, atol=ROUNDING, rtol=0)
-    config = found["spec"]
     assert config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
     assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
 
@@ -128,9 +137,10 @@ def test_transformers_processors(tmp_path, name):
 def test_transformers_processors_on_pillow():
     """Bit for bit where Pillow, too, resizes rows first, as all versions do here."""
     processor = transformers.CLIPImageProcessorPil(**PROCESSORS["CLIP"])
-    found = hub_configs.parse({"model_type": "clip"}, processor.to_dict())
+    file = json.loads(processor.to_json_string())
+    found = hub_configs.parse({"model_type": "clip"}, file)
     for shape in ((61, 99), (40, 47), (32, 35), (37, 37)):
-        ours = Preprocessing(SIDE, **found["crop"])(noise(*shape))
+        ours = of_size(found.config, SIDE)(noise(*shape))
         wanted = pixels(processor, noise(*shape))
         np.testing.assert_allclose(ours, wanted, atol=1e-3)
 
@@ -176,9 +186,9 @@ def test_a_file_that_names_no_processor_has_that_of_its_model():
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
         if not transformers_config.PROCESSORS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
-        found = hub_configs.parse({"model_type": kind}, plain)["spec"]
+        found = hub_configs.parse({"model_type": kind}, plain)
         theirs = getattr(transformers, f"{name}ImageProcessor")()
-        assert found.mean == pytest.approx(theirs.image_mean)
+        assert found.config.mean == pytest.approx(theirs.image_mean)
 
 
 @pytest.mark.parametrize("size", [20, [20, 20], {"shortest_edge": 20}])
@@ -193,9 +203,9 @@ def test_one_number_is_both_sides_or_the_shorter(name, square, size):
     theirs = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
     found = hub_configs.parse({"model_type": "clip"}, file)
     image = noise(31, 57)
-    ours = Preprocessing(16, **found["crop"])(image)
+    ours = of_size(found.config, 16)(image)
     np.testing.assert_allclose(ours, pixels(theirs, image), atol=ROUNDING, rtol=0)
-    assert found["spec"].mean == pytest.approx(theirs.image_mean)
+    assert found.config.mean == pytest.approx(theirs.image_mean)
 
 
 # Fields of random files; size is drawn with them.
@@ -240,11 +250,11 @@ def test_random_files_give_transformers_pixels_or_are_refused():
         processor = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
         made = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
         side = made.shape[1]
-        mean = found["spec"].mean
-        std = found["spec"].std
-        if found["crop"] == {"resize": "none"}:
+        mean = found.config.mean
+        std = found.config.std
+        if not found.config.preprocessing.resizes:
             side = image.shape[:2]
-        ours = Preprocessing(side, **found["crop"])(image)
+        ours = of_size(found.config, side)(image)
         theirs = 255 * (made.transpose(1, 2, 0) * np.array(std) + np.array(mean))
         np.testing.assert_allclose(
             ours, theirs, atol=ROUNDING + 1e-3, rtol=0, err_msg=f"{number}: {file}"

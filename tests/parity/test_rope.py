@@ -6,12 +6,12 @@ Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.spec import ModelSpec, create_model
-from imagepiece_jax.weights import layouts, transformers_config
-from imagepiece_jax.weights.infer import infer
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.deploy.weights import hub_configs, layouts
+from imagepiece_jax.models import create, registry
+from tests.deploy.weights.test_layouts_rope import eva, own
+from tests.models.make import create_model
 from tests.parity.record import apart, noise, outputs, record
-from tests.weights.test_layouts_rope import eva, own
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -55,17 +55,16 @@ def torched(pixels):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_features_are_timms(name):
-    """Their names go there and back, too, and tell the model."""
-    size = MODELS[name]
+    """Their names go there and back, too."""
+    size = MODELS[name] or registry.config(name).image_size
     theirs = timm.create_model(
-        name, pretrained=False, **{"img_size": size} if size else {}
+        name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
     )
     fixtures.randomize(theirs.eval())
     ours = create_model(name, image_size=size)
     raw = arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
-    size = size or (registry.fields_of(name)["image_size"],) * 2
-    pixels = noise(2, *size, 3)
+    pixels = noise(2, *sides(size), 3)
     with torch.no_grad():
         features = theirs.forward_features(torched(pixels))
         logits = theirs.forward_head(features)
@@ -81,13 +80,9 @@ def test_logits_and_features_are_timms(name):
         **distances,
     )
     assert max(distances.values()) < ALLOWED / 10
-    back = layouts.as_timm(tensors, ours.arch)
+    back = layouts.as_timm(tensors, ours.config.arch)
     assert back.keys() == raw.keys()
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
-    if size[0] == size[1]:
-        found = infer(tensors, ModelSpec(name=name)).create()
-        assert found.arch == ours.arch
-        assert found.num_heads == ours.num_heads
 
 
 @pytest.mark.parametrize("new", [(224, 224), (280, 168)])
@@ -156,10 +151,8 @@ def test_logits_and_features_are_those_of_transformers(fields):
     pixels = noise(2, 48, 64, 3)
     with torch.no_grad():
         want = theirs(torched(pixels))
-    read = transformers_config.parse_transformers(config.to_dict())
-    asked = ModelSpec(num_classes=0, image_size=(48, 64))
-    sizes = ModelSpec.from_fields(read["sizes"])
-    ours = asked.completed_by(read["spec"], sizes).create()
+    read = hub_configs.parse(config.to_dict(), {"do_rescale": True}).config
+    ours = create.create_model(read, image_size=(48, 64))
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
     assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert apart(out.pooled, want.pooler_output) < ALLOWED / 10

@@ -6,14 +6,12 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import recoveries, tiny
+from tests.models.make import create_model
 from tests.parity.record import apart, computed, noise
-from tests.weights.test_save import MODELS, made
 
 for package in ("torch", "timm"):
     pytest.importorskip(package)
@@ -22,9 +20,6 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from timm.data import resolve_model_data_config  # noqa: E402
 
-OTHERS = ("conv stem", "siglip", "dinov3", "eva02", "large eps", "post_norm")
-OTHERS += ("pool_heads", "distilled, positions of patches")
-IN_TIMM = [name for name in MODELS if name not in OTHERS]
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
 
@@ -36,20 +31,39 @@ def agrees(folder, vit):
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert {norm.eps for norm in norms} == {max(vit.model.arch.norm_eps, 1e-6)}
+    assert {norm.eps for norm in norms} == {max(vit.model.config.arch.norm_eps, 1e-6)}
     dense = tiny.pair(imagepiece_jax.load(folder, reduction="none"))
     assert apart(computed(*dense, images).logits, wanted) < 1e-5
     return theirs
 
 
-@pytest.mark.parametrize("name", IN_TIMM)
-def test_timm_computes_the_same(tmp_path, name):
-    agrees(tmp_path / "m", made(**MODELS[name]))
+def made(name, **fields):
+    """A public model with random variables, as trained: attention is no maximum."""
+    model = create_model(name, **fields)
+
+    def scaled(leaf):
+        return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
+
+    variables = jax.tree.map(scaled, tiny.fill(variable_shapes(model)))
+    return Pretrained(model, variables)
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("test_vit", {"image_size": (32, 48)}),
+        ("test_vit", {"reduction": "tome:r=3"}),
+        ("deit_tiny_distilled_patch16_224", {"image_size": 64}),
+        ("vit_tiny_patch16_224", {"num_classes": 0, "image_size": 64}),
+    ],
+)
+def test_timm_computes_the_same(tmp_path, name, fields):
+    agrees(tmp_path / "m", made(name, **fields))
 
 
 def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
     """To the bit, whatever form was saved."""
-    public = made(**MODELS[IN_TIMM[0]]).with_reduction(None)
+    public = made("test_vit").with_reduction(None)
     vit = recoveries.recovered(public, costs=("tome:r=3",))
     forms = {"dense": vit, "reduced": vit.with_reduction("tome:r=3")}
     read = {}
@@ -65,12 +79,8 @@ def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_public_architectures(tmp_path, name):
     """With their own images; another kind of GELU is an argument."""
-    arch = create_model(name).arch
-    model = create_model(name, num_classes=3, image_size=64, gelu="quick")
-    assert arch.gelu == "exact"
-    variables = tiny.fill(variable_shapes(model, 64))
-    crop = registry.published_crop(name)
-    vit = Pretrained(model, variables, Preprocessing(64, **crop), name=name)
+    assert registry.config(name).arch.gelu == "exact"
+    vit = made(name, num_classes=3, image_size=64, gelu="quick")
     theirs = agrees(tmp_path / "m", vit)
     cfg = resolve_model_data_config(theirs)
     assert cfg["input_size"] == (3, 64, 64)
@@ -83,16 +93,4 @@ def test_public_architectures(tmp_path, name):
 )
 def test_models_with_rotary_positions(tmp_path, name):
     """By the names of timm's class Eva."""
-    model = create_model(name, num_classes=3, image_size=112)
-    variables = tiny.fill(variable_shapes(model, 112))
-
-    def scaled(leaf):  # as trained: products of attention are no maxima
-        return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
-
-    variables = jax.tree.map(scaled, variables)
-    agrees(tmp_path / "m", Pretrained(model, variables))
-
-
-def test_a_grid_that_cuts_pixels(tmp_path):
-    """SigLIP So400m at 384 pixels has 27 patches of 14; timm cuts the rest, too."""
-    agrees(tmp_path / "m", made(**MODELS["siglip"]))
+    agrees(tmp_path / "m", made(name, num_classes=3, image_size=112))

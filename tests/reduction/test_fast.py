@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.pictures import as_batch
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.pictures import as_batch
+from imagepiece_jax.deploy.weights.load import load
 from imagepiece_jax.reduction import moves, ops
 from imagepiece_jax.reduction.methods import diffrate
 from imagepiece_jax.reduction.state import Assignment, SlotIndex, TokenState
-from imagepiece_jax.weights.load import load
 from tests.near_ties import (
     Comparison,
     Fast,
@@ -111,8 +111,8 @@ def test_photographs_are_decided_as_usual(assets, monkeypatch):
     vit = load(assets / "weights/deit_tiny_patch16_224.npz", 0.5)
     folder = assets / "data/nips2017_224_jpg/images"
     pixels = as_batch(sorted(folder.iterdir())[:12], Preprocessing(224, crop=1.0))
-    model = vit.model.clone(dtype=jnp.dtype("bfloat16"))
-    images = normalize(jnp.asarray(pixels), model.mean, model.std)
+    model = vit.model.with_execution(dtype=jnp.dtype("bfloat16"))
+    images = normalize(jnp.asarray(pixels), model.config.mean, model.config.std)
     found = jax.jit(lambda v, x: model_inputs(model, v, x))(vit.variables, images)
     comparison = Comparison()
     for arrays in found:

@@ -16,9 +16,9 @@ import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
-from imagepiece_jax.inference.features import feature_map
+from imagepiece_jax.deploy.inference.features import feature_map
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, moves, provenance
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
@@ -434,7 +434,7 @@ def test_a_method_that_reduces_nothing_is_the_dense_plan(text):
     plan = plan_of(reduction.name, reduction.method, n0=196)
     dense = build(len(plan), 196, ())
     assert [layer.counts for layer in plan] == [None] * len(plan)
-    costs = [cost.model_macs(ViT(each, 384, 6), 224) for each in (plan, dense)]
+    costs = [cost.model_macs(tiny.vit(each, 384, 6)) for each in (plan, dense)]
     assert costs[0] == costs[1]
     x = random_tokens()
     np.testing.assert_array_equal(walk(plan, x)[0][-1].x, x)

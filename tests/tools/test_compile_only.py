@@ -83,7 +83,7 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
         cfg = config(**model)
         cfg.model.dtype = dtype
         unplaced = RunConfig.from_config(compile_only.unplaced(cfg)).create_model()
-        return compile_only.placed(unplaced, cfg).backend
+        return compile_only.placed(unplaced, cfg).execution.backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == backend("float32") == "xla"

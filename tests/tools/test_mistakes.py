@@ -6,9 +6,6 @@ import pytest
 
 from tests.command import call
 
-PREPARE = "prepare_imagenet"
-FLAGS = "--source=y --partial --dir=x"
-
 
 @pytest.mark.parametrize(
     "tool, words, said",
@@ -17,11 +14,6 @@ FLAGS = "--source=y --partial --dir=x"
         ("compile_only", "", "--configs"),
         ("drill", "--only train predict", "predict"),
         ("gpu_speed", "", "times"),
-        ("input_speed", "", "--data"),
-        (PREPARE, "--dir=x", "--source"),
-        (PREPARE, "--source=x", "--dir"),
-        (PREPARE, "--source=. --dir=x", "has neither"),
-        (PREPARE, f"{FLAGS} --short-side=63", "63"),
         ("torch_baselines", "deit_s --against keras", "keras"),
     ],
 )

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.spec import create_model
 from tests.benchmark.small import SMALL
 from tests.command import call
 from tests.models import tiny
+from tests.models.make import create_model
 from tools import torch_baselines
 
 DEPTH = 4
@@ -42,7 +42,7 @@ def ours(vit, **options):
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
     model = create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
-    variables = timm_tensors.from_timm(state, tiny.shapes(model, side=224))
+    variables = timm_tensors.from_timm(state, tiny.shapes(model))
     return lambda images: tiny.jit(model.apply)(variables, images).logits
 
 

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.input import registry
+from imagepiece_jax.models.pretrained import Pretrained
 from tests import forked, programs, runs
-from tests.models import tiny
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
 FIELDS = runs.DENSE | {
@@ -46,9 +47,9 @@ def losses(workdir):
 def test_eight_devices_train_like_one(tmp_path, some_digits):
     """Dense, as rounding may flip near ties of a reduction."""
     config = runs.configured(FIELDS)
-    weights = tmp_path / "weights.npz"
+    weights = tmp_path / "weights"
     model = RunConfig.from_config(config).create_model()
-    tiny.write(weights, runs.untrained(model, config.image_size, 0))
+    save(weights, Pretrained(model, runs.untrained(model, 0)))
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
     cache = programs.of_processes(tmp_path / "cache")
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)

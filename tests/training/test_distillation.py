@@ -13,19 +13,20 @@ from PIL import Image
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import DistillConfig, RunConfig
+from imagepiece_jax.deploy.weights.load import loaders
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.spec import create_model
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import MEAN, STD, Outputs
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.losses import distillation, teacher_distance
-from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.save import save
 from tests import runs
 from tests.models import tiny
+from tests.models.make import create_model
 from tests.models.tiny import fill
 from tests.oracles import log_softmax
 from tests.training.test_train_step import (
@@ -128,8 +129,8 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 def other_teacher():
     """A larger model of other images, and its variables."""
     model = create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
-    variables = fill(variable_shapes(model, 12), seed=3)
-    return teacher.Teacher(model, 12, MEAN, STD), variables
+    variables = fill(variable_shapes(model), seed=3)
+    return teacher.Teacher(model, MEAN, STD), variables
 
 
 def distilling(distill, optimizer=None, **fields):
@@ -162,11 +163,13 @@ def test_the_teacher_sees_its_own_size_and_normalization():
     images = batch(0)["image"][0, 0]
     seen = frozen.prepared(ours(images))
     np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
-    smaller = teacher.Teacher(frozen.model, 4, MEAN, STD)  # antialiased
-    found = smaller.prepared(ours(images))
+    config = frozen.model.config
+    smaller = frozen.model.clone(config=config.at_size(4))  # antialiased
+    found = teacher.Teacher(smaller, MEAN, STD).prepared(ours(images))
     np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
-    same = teacher.Teacher(frozen.model.clone(mean=MEAN, std=STD), SIZE, MEAN, STD)
-    assert same.prepared(images) is images
+    same = dataclasses.replace(config.at_size(SIZE), mean=MEAN, std=STD)
+    same = frozen.model.clone(config=same)
+    assert teacher.Teacher(same, MEAN, STD).prepared(images) is images
 
 
 @pytest.mark.parametrize("kind", ORACLES)
@@ -228,7 +231,12 @@ def test_each_head_of_a_distilled_model_learns_its_own():
 
 
 TINY = runs.DENSE | {"model.depth": 1, "model.stem": "patch", "batch_size": 256}
-TINY |= {"epochs": 2, "warmup_epochs": 0.0, "model.mean": MEAN, "model.std": STD}
+TINY |= {
+    "epochs": 2,
+    "warmup_epochs": 0.0,
+    "model.mean": MEAN,
+    "model.std": STD,
+}
 
 
 configured = functools.partial(runs.configured, TINY)
@@ -240,18 +248,16 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for name, classes in (("ten", 10), ("nine", 9)):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
-        model = create_model("vit_mini", **fields)
-        tensors = timm_tensors.to_timm(fill(variable_shapes(model, 16), seed=1))
-        means = {"mean": np.float32(HALF), "std": np.float32(HALF)}
-        np.savez(folder / f"{name}.npz", **tensors, **means)
-        vit = load(folder / f"{name}.npz", name="vit_mini", num_heads=2)
-        save(folder / name, vit)
+        model = create_model("vit_mini", mean=HALF, std=HALF, **fields)
+        variables = fill(variable_shapes(model), seed=1)
+        save(folder / name, Pretrained(model, variables))
     return folder
 
 
 def teacher_of(config):
     run = RunConfig.from_config(config)
-    return teacher.create_teacher(run, run.create_dense(), InitialWeights(run))
+    weights = InitialWeights(run, "no_such_run", *loaders(run))
+    return teacher.create_teacher(run, run.create_dense(), weights)
 
 
 def test_any_teacher_brings_its_size_and_images(weights):
@@ -261,11 +267,11 @@ def test_any_teacher_brings_its_size_and_images(weights):
     assert not RunConfig.from_config(plain).distill.active
     config = configured(**{"distill.kind": "soft", "teacher.weights": path})
     found, variables = teacher_of(config)
-    assert found.model.embed_dim == 12
+    assert found.model.config.embed_dim == 12
     assert len(found.model.plan) == 2
-    assert found.model.mean == HALF
+    assert found.model.config.mean == HALF
     assert found.mean == MEAN
-    assert found.image_size == 16
+    assert found.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
     config = configured(
@@ -284,9 +290,9 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     config = configured(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
     config.reduction = f"{LEARNED}:keep_rate=0.5"
     dense = RunConfig.from_config(config).create_dense()
-    tensors = timm_tensors.to_timm(fill(variable_shapes(dense, 16), seed=1))
-    np.savez(tmp_path / "dense.npz", **tensors)
-    config.init.weights = config.teacher.weights = str(tmp_path / "dense.npz")
+    variables = fill(variable_shapes(dense), seed=1)
+    save(tmp_path / "dense", Pretrained(dense, variables))
+    config.init.weights = config.teacher.weights = str(tmp_path / "dense")
     runs.train(config, tmp_path / "run")
     first = read_metrics(tmp_path / "run")[0]
     assert {"ratio", "kl", "tokens", "distill"} <= set(first)

@@ -4,15 +4,12 @@ import contextlib
 import io
 import os
 import resource
-import shutil
 import time
 
-import jax
-import numpy as np
 import pytest
 
 from imagepiece_jax.common.files import append_line
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests.training.states import abstract, assert_same, folders, make_state, saved
@@ -67,31 +64,6 @@ def test_both_kinds_are_closed_although_one_fails(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(RunError, match=r"could not be written \(Not a directory\)"):
         Checkpoints(tmp_path).save(1, make_state(1), {})
-
-
-def test_room_for_all_checkpoints_is_asked_for_first(tmp_path, monkeypatch):
-    """8 MB a state: 2 kept and 1 written, of 2 kinds; 3 more for good."""
-    saved(tmp_path, [1])
-    used = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
-    state = {"params": {"a": jax.ShapeDtypeStruct((2_000_000,), np.float32)}}
-
-    def free(count):
-        usage = shutil._ntuple_diskusage(10**9, 0, count)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-
-    for options, room, message in (
-        ({}, 48_000_000, "0.048 GB of free disk, but 6 checkpoints of 8 MB need"),
-        ({"keep_every": 10}, 72_000_000, "0.072 GB of free disk, but 9 checkpoints"),
-    ):
-        checkpoints = Checkpoints(tmp_path, **options)
-        free(room - used)
-        checkpoints.check_room(state, steps=35)
-        free(room - used - 1)
-        with pytest.raises(InputError, match=message):
-            checkpoints.check_room(state, steps=35)
-    free(8_190)
-    with pytest.raises(InputError, match="has 0.000 GB of free disk"):
-        Checkpoints(tmp_path / "not" / "there").check_room(state, steps=1)
 
 
 def test_a_line_is_written_whole_or_not_at_all(tmp_path):

@@ -10,15 +10,17 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.weights.load import loaders
+from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
+from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights import load
-from imagepiece_jax.weights.save import save
+from imagepiece_jax.training.teacher import create_teacher
 from tests import runs
-from tests.models import recoveries, tiny
+from tests.models import recoveries
 
 BLOCKS = {"reduction": "imagepiece:merge_blocks=():prune_blocks=()"}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
@@ -26,15 +28,16 @@ configured = functools.partial(runs.configured, {"model.stem": "patch"} | SIZE |
 
 
 def drawn(config, seed=0):
-    return fresh_variables(model_of(config), config.image_size, seed)
+    return fresh_variables(model_of(config), seed)
 
 
 def model_of(config):
     return RunConfig.from_config(config).create_model()
 
 
-def initial(config):
-    return InitialWeights(RunConfig.from_config(config))
+def initial(config, workdir="no_such_run"):
+    run = RunConfig.from_config(config)
+    return InitialWeights(run, workdir, *loaders(run))
 
 
 def started(config):
@@ -42,13 +45,25 @@ def started(config):
     return initial(config).variables(model_of(config))
 
 
+def taught(config):
+    """The variables of the teacher of a run."""
+    run = RunConfig.from_config(config)
+    _, variables = create_teacher(run, run.create_dense(), initial(config))
+    return variables
+
+
+def write(path, config):
+    """The weights of seed 1 of a config's model, which are saved in a folder."""
+    variables = drawn(config, seed=1)
+    save(path, Pretrained(model_of(config), variables))
+    return variables
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Weights of seed 1 as a file, and they themselves."""
-    path = tmp_path_factory.mktemp("weights") / "one.npz"
-    variables = drawn(configured(), seed=1)
-    tiny.write(path, variables)
-    return path, variables
+    """A folder of weights of seed 1, and they themselves."""
+    path = tmp_path_factory.mktemp("weights") / "one"
+    return path, write(path, configured())
 
 
 def test_fresh_is_a_function_of_the_seed():
@@ -59,27 +74,34 @@ def test_fresh_is_a_function_of_the_seed():
     chex.assert_trees_all_equal(first, again)
     kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
     assert not np.array_equal(*kernels)
-    shapes = variable_shapes(model_of(config), config.image_size)
+    shapes = variable_shapes(model_of(config))
     chex.assert_trees_all_equal_shapes_and_dtypes(first, shapes)
 
 
-def test_a_run_starts_from_its_file(saved):
+def test_a_run_starts_from_its_weights(saved):
     path, variables = saved
     config = configured(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(started(config), variables)
 
 
-def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
+LEARNED = {"reduction": "dynamicvit:blocks=(0,):keep_rate=0.5"}
+
+
+def test_a_teacher_has_its_weights_which_must_fit(saved):
     path, variables = saved
-
-    def read(**fields):
-        config = configured({"teacher.weights": str(path)}, **fields)
-        dense = RunConfig.from_config(config).create_dense()
-        return initial(config).teacher_variables(dense)
-
-    chex.assert_trees_all_equal(read(), variables)
+    fields = LEARNED | {"teacher.weights": str(path)}
+    chex.assert_trees_all_equal(taught(configured(fields)), variables)
     with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
-        read(**{"model.embed_dim": 16})
+        taught(configured(fields, **{"model.embed_dim": 16}))
+
+
+def test_weights_and_what_loads_them_go_together(saved):
+    run = RunConfig.from_config(configured(**{"teacher.weights": str(saved[0])}))
+    with pytest.raises(InputError, match="teacher is None for the weights"):
+        InitialWeights(run, "no_such_run")
+    run = RunConfig.from_config(configured())
+    with pytest.raises(InputError, match="start is .* for the weights ''"):
+        InitialWeights(run, "no_such_run", start=lambda: None)
 
 
 TOME = "tome:r=2"
@@ -95,7 +117,7 @@ def reducing(reduction, **fields):
 def recovered(tmp_path_factory):
     """The folder of weights that were recovered for TOME."""
     config = reducing(TOME)
-    vit = Pretrained(model_of(config), drawn(config), Preprocessing(config.image_size))
+    vit = Pretrained(model_of(config), drawn(config))
     folder = tmp_path_factory.mktemp("recovered") / "m"
     return save(folder, recoveries.recovered(vit, costs=(TOME,)))
 
@@ -121,10 +143,8 @@ def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
 
 def test_a_recovered_folder_teaches_by_its_dense_model(recovered):
     fields = {"distill.kind": "soft", "teacher.weights": str(recovered)}
-    run = RunConfig.from_config(reducing(TOME, **fields))
     dense = imagepiece_jax.load(recovered, reduction="none")
-    found = InitialWeights(run).teacher_variables(run.create_dense())
-    chex.assert_trees_all_equal(found, dense.variables)
+    chex.assert_trees_all_equal(taught(reducing(TOME, **fields)), dense.variables)
 
 
 def test_only_the_named_parts_are_new(saved):
@@ -138,30 +158,26 @@ def test_only_the_named_parts_are_new(saved):
 
 def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     """They are left out, as a model of `load` with another reduction leaves them."""
-    path = tmp_path / "w.npz"
+    path = tmp_path / "w"
     config = configured(**{"model.depth": 2})
     config.reduction = "dynamicvit:blocks=(1,):keep_rate=0.5"
-    variables = drawn(config, seed=1)
-    tiny.write(path, variables)
+    variables = write(path, config)
     config = configured(**{"model.depth": 2, "init.weights": str(path)})
     del variables["params"]["reducer_1"]
     chex.assert_trees_all_equal(started(config), variables)
 
 
+HALF = (0.5, 0.5, 0.5)
+OWN = {"model.arch.gelu": "tanh", "model.arch.norm_eps": 1e-6}
+OWN |= {"model.mean": HALF, "model.std": HALF}
+
+
 @pytest.fixture(scope="module")
-def google(tmp_path_factory):
-    """A file of Google's, and the fields of a config with its model."""
-    path = tmp_path_factory.mktemp("google") / "w.npz"
-    with np.load(runs.ROOT / "tests/fixtures/layouts/vit_jax.npz") as file:
-        beside = ("images", "outputs", "given")
-        np.savez(path, **{k: file[k] for k in file.files if k not in beside})
-    given = {"name": "deit_s", "stem": "patch"}
-    fields = load.load(path, **given).spec.as_dict
-    top = {name: fields[name] for name in ("image_size", "num_classes")}
-    model = {k: v for k, v in fields.items() if k not in (*top, "arch")}
-    parts = {"gelu": "tanh", "norm_eps": 1e-6}
-    parts = {f"model.arch.{part}": value for part, value in parts.items()}
-    return path, top | {f"model.{k}": v for k, v in model.items()} | parts
+def own(tmp_path_factory):
+    """A folder of weights that say what no tensor shows: OWN."""
+    path = tmp_path_factory.mktemp("own") / "w"
+    write(path, configured(OWN))
+    return path
 
 
 @pytest.mark.parametrize("start", ["init.weights", "teacher.weights"])
@@ -170,45 +186,91 @@ def google(tmp_path_factory):
     [
         ("arch.gelu", "exact", "tanh"),
         ("arch.norm_eps", 1e-5, 1e-6),
-        ("num_heads", 4, 3),
-        ("mean", (0.4,) * 3, (0.5,) * 3),
+        ("num_heads", 4, 2),
+        ("mean", (0.4,) * 3, HALF),
     ],
 )
 def test_a_start_computes_what_its_weights_were_trained_for(
-    google, start, field, other, trained
+    own, start, field, other, trained
 ):
     """No tensor tells these: another value would only be seen in the accuracy."""
-    path, fields = google
-
-    def begin(config):
-        model = RunConfig.from_config(config).create_dense()
-        if start == "teacher.weights":
-            return initial(config).teacher_variables(model)
-        return initial(config).variables(model)
-
-    config = runs.configured()
-    config.update_from_flattened_dict(BLOCKS | fields | {start: str(path)})
+    begin = started
+    config = configured(OWN, **{start: str(own)})
+    if start == "teacher.weights":
+        begin = taught
+        config.update_from_flattened_dict(LEARNED)
     begin(config)
     config.update_from_flattened_dict({f"model.{field}": other})
     said = f"config.model.{field} is {other!r}, but "
     with pytest.raises(InputError, match=re.escape(said)) as error:
         begin(config)
-    assert f"w.npz was trained with {trained!r}" in str(error.value)
+    assert f"w was trained with {trained!r}" in str(error.value)
 
 
-def test_numbers_are_compared_as_float32_has_them(tmp_path, google):
+def test_a_teacher_of_distillation_may_be_of_other_images(own):
+    """It gets its own; the student keeps ImageNet's."""
+    config = configured(**{"distill.kind": "soft", "teacher.weights": str(own)})
+    weights = initial(config)
+    run = weights.completed()
+    assert (run.model.mean, run.model.std) == (MEAN, STD)
+    found, _ = create_teacher(run, run.create_dense(), weights)
+    assert (found.mean, found.model.config.mean) == (MEAN, HALF)
+
+
+def test_a_new_head_pools_as_it_likes(saved):
+    path, variables = saved
+    fields = {"init.weights": str(path), "init.fresh": ("head",)}
+    config = configured(fields, **{"model.arch.pool": "mean"})
+    found = started(config)["params"]
+    chex.assert_trees_all_equal(found["blocks_0"], variables["params"]["blocks_0"])
+    config.init.fresh = ()
+    with pytest.raises(InputError, match="config.model.arch.pool is 'mean'"):
+        started(config)
+
+
+def test_numbers_are_compared_as_float32_has_them(tmp_path):
     """NumPy's users write float32, whose .485 is not that of a config."""
-    variables = drawn(configured(), seed=1)
-    mean = np.float32([0.485, 0.456, 0.406])
-    std = np.float32([0.229, 0.224, 0.225])
-    path = tmp_path / "w.npz"
-    np.savez(path, **timm_tensors.to_timm(variables), mean=mean, std=std)
-    config = configured(**{"init.weights": str(path)})
+    rounded = {}
+    for name, values in (("mean", MEAN), ("std", STD)):
+        rounded[f"model.{name}"] = tuple(np.float32(values).tolist())
+    variables = write(tmp_path / "w", configured(rounded))
+    config = configured(**{"init.weights": str(tmp_path / "w")})
+    config.model.mean = MEAN
+    config.model.std = STD
     chex.assert_trees_all_equal(started(config), variables)
-    assert initial(config).start.normalization["mean"] == (0.485, 0.456, 0.406)
-    # A layout says them, too: a new run takes those.
-    config.init.weights = str(google[0])
-    with config.unlocked():
-        config.model.mean = config.model.std = None
-    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert initial(config).normalization("no_such_run") == half
+
+
+LARGER = {"image_size": 48, "data.resize": "deit"}  # which is cropped
+
+
+@pytest.mark.parametrize("size, crop", [(48, 0.875), (32, None)])
+def test_without_weights_the_crop_is_that_of_deit(size, crop):
+    """It is in config.json; up to 32 pixels nothing is cropped."""
+    run = initial(configured(LARGER, image_size=size)).completed()
+    assert run.to_dict()["data"]["eval_crop"] == run.model.crop == crop
+    assert run.preprocessing().as_json == Preprocessing(size).as_json
+
+
+def test_a_run_has_the_images_of_its_weights(tmp_path):
+    """A new one those of its start, and a resumed one its own, whatever they are now.
+
+    The start, which may be gone by then, is not asked for.
+    """
+    path = tmp_path / "w"
+    write(path, configured(OWN, LARGER, **{"data.eval_crop": 0.9}))
+    config = configured(LARGER, **{"init.weights": str(path)})
+    run = initial(config).completed()
+    assert (run.model.mean, run.model.std) == (HALF, HALF)
+    assert run.preprocessing().crop == run.model.crop == 0.9
+    workdir = tmp_path / "run"
+    record_start(workdir, run.to_dict())
+    record_classes(workdir, [*"0123456789"])
+    (workdir / "checkpoints" / "latest" / "1").mkdir(parents=True)
+    path.rename(tmp_path / "gone")
+    resumed = initial(config, workdir)
+    assert resumed.completed() == run
+    resumed.check_classes([*"0123456789"], resumed=True)
+    with pytest.raises(InputError, match="class 9 is '9', but 'ten'"):
+        resumed.check_classes([*"012345678", "ten"], resumed=True)
+    with pytest.raises(InputError, match="config.init.weights"):
+        initial(config).completed()

@@ -1,13 +1,9 @@
 """Graceful shutdown: a run saves first; one that cannot answer ends in time."""
 
 import concurrent.futures
-import errno
-import fcntl
 import os
-import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -15,9 +11,7 @@ import time
 import pytest
 
 from imagepiece_jax.common.signals import SIGNALS
-from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
-from imagepiece_jax.training.cluster.run_dir import RunLock
 from tests import tiny_runs
 from tests.runs import ROOT
 
@@ -148,82 +142,6 @@ def test_what_cannot_answer_ends_at_once(where, signals, status, said):
     assert found == status and seconds < 8
     assert err.startswith(said)
     assert err.count("\n") == 1
-
-
-def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(
-        InputError, match=r"workdir .*file cannot be written: nothing can"
-    ):
-        RunLock(tmp_path / "file").__enter__()
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(InputError, match="run cannot be written: nothing can"):
-        RunLock(tmp_path / "run").__enter__()
-
-
-def test_a_workdir_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
-    workdir = tmp_path / "new" / "run"
-    with RunLock(workdir), pytest.raises(InputError, match="run is in use by"):
-        RunLock(workdir).__enter__()
-    assert not [*tmp_path.iterdir()]
-    with RunLock(workdir):
-        (workdir / "run.json").touch()
-    assert [*workdir.iterdir()] == [workdir / "run.json"]
-
-
-@pytest.fixture(params=["folders", "files"])
-def locks(request, monkeypatch):
-    """Locks of this file system, and those of NFS, which locks no folder."""
-    real = fcntl.flock
-
-    def of_files(file, operation):
-        number = file if isinstance(file, int) else file.fileno()
-        if stat.S_ISDIR(os.fstat(number).st_mode):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return real(file, operation)
-
-    if request.param == "files":
-        monkeypatch.setattr(fcntl, "flock", of_files)
-    return request.param
-
-
-def close_as_a_killed_process(folder):
-    """Close what is open of a folder and its files."""
-    for number in os.listdir("/dev/fd"):
-        link = f"/dev/fd/{number}"
-        if os.path.lexists(link) and os.readlink(link).startswith(str(folder)):
-            os.close(int(number))
-
-
-def test_a_killed_run_leaves_no_file_of_its_lock(tmp_path, locks):
-    """But where a folder cannot be locked; the next run then removes it."""
-    workdir = tmp_path / "run"
-    lock = RunLock(workdir)
-    lock.__enter__()
-    with pytest.raises(InputError, match="run is in use by another process"):
-        RunLock(workdir).__enter__()
-    close_as_a_killed_process(workdir)
-    left = [workdir / ".lock"] if locks == "files" else []
-    assert [*workdir.iterdir()] == left
-    with RunLock(workdir) as lock:
-        lock.check()
-        (workdir / "run.json").touch()
-    assert [*workdir.iterdir()] == [workdir / "run.json"]
-
-
-def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
-    with RunLock(tmp_path / "run") as lock:
-        lock.check()
-        (tmp_path / "run").rename(tmp_path / "away")
-        with pytest.raises(RunError, match="run has vanished, or is not the folder"):
-            lock.check()
-        with RunLock(tmp_path / "run"):
-            (tmp_path / "run" / "run.json").touch()
-        with pytest.raises(RunError, match="run has vanished, or is not the folder"):
-            lock.check()
-        shutil.rmtree(tmp_path / "run")
-        (tmp_path / "away").rename(tmp_path / "run")
-        lock.check()
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ import pytest
 
 from configs import base
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, logging, report
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Progress
 from imagepiece_jax.training.logging import MetricWriter
-from imagepiece_jax.weights.file_names import RUN_FORMAT
 from tests import runs
 from tests.training import test_logging
 
@@ -114,10 +114,10 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     config = runs.configured(epochs=4)
     config.reduction = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
     evit = RunConfig.from_config(config)
-    macs = [model_macs(evit.create_train_model(epoch), 16) for epoch in range(4)]
+    macs = [model_macs(evit.create_train_model(epoch)) for epoch in range(4)]
     assert report.macs_by_epoch(evit) == macs == sorted(macs, reverse=True)
     assert len(set(macs)) == 3
-    assert macs[0] == model_macs(evit.create_dense(), 16)
+    assert macs[0] == model_macs(evit.create_dense())
     assert report.training_flop(evit, 640) == 2 * 10 * 64 * 3 * sum(macs)
     config.distill.kind = "soft"
     taught_run = RunConfig.from_config(config)

@@ -9,15 +9,13 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
-    check_folder,
     record_start,
 )
-from imagepiece_jax.weights.file_names import RUN_FORMAT
 from tests import runs
-from tests.refused import refused
 
 CONFIG = {
     "format": RUN_FORMAT,
@@ -147,17 +145,3 @@ def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
             check(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == model
     assert len([*tmp_path.iterdir()]) == 2
-
-
-def test_a_folder_of_something_else_is_not_taken(tmp_path):
-    """Logs may be there before a run is."""
-    for name in (".lock", "slurm-7.out", "train.log"):
-        (tmp_path / name).touch()
-    check_folder(tmp_path)
-    check_folder(tmp_path / "new")
-    (tmp_path / "cat.jpg").touch()
-    with refused("workdir", "that of a run"):
-        check_folder(tmp_path)
-    assert len([*tmp_path.iterdir()]) == 4
-    record_start(tmp_path, CONFIG)  # once a run is there, it may stay
-    check_folder(tmp_path)

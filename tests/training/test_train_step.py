@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import math
-import types
 
 import chex
 import jax
@@ -17,8 +16,7 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.input.config import AugmentConfig
-from imagepiece_jax.models.spec import create_model
-from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import adamw, create
 from imagepiece_jax.training.train_step import (
@@ -28,6 +26,7 @@ from imagepiece_jax.training.train_step import (
 )
 from tests import runs
 from tests.models import traced_programs
+from tests.models.make import create_model
 from tests.refused import refused
 
 SIZE = 8
@@ -65,11 +64,14 @@ def with_loss(recipe, loss):
 
 def make(recipe=None, optimizer=None, seed=0, **fields):
     """(one step on one device, its replicated first state) of a tiny model."""
-    fields = DENSE | {"axis_name": parallel.AXIS} | fields
-    model = create_model("vit_mini", **fields)
+    execution = {"axis_name": parallel.AXIS}
+    for name in ("axis_name", "drop_path_rate"):
+        if name in fields:
+            execution[name] = fields.pop(name)
+    model = create_model("vit_mini", **DENSE | fields).with_execution(**execution)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
-    variables = runs.untrained(model, SIZE, seed)
+    variables = runs.untrained(model, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
         train_step, model=model, optimizer=optimizer, rate=rate, run=recipe
@@ -343,7 +345,7 @@ AUGMENT = {
 
 def test_draws_belong_to_a_place_in_the_global_batch():
     """Whatever device, micro-batch or neighbor is there; another step, other draws."""
-    model = types.SimpleNamespace(mean=HALF, std=HALF)
+    model = create_model("vit_mini", mean=HALF, std=HALF, **DENSE)
     recipe = dataclasses.replace(PLAIN, seed=3, **AUGMENT)
     prepare_part = functools.partial(prepare, model=model, run=recipe)
     program = parallel.pmap(prepare_part)

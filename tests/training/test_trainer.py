@@ -15,14 +15,14 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import check_normalization
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.vit import MEAN
+from imagepiece_jax.models.config import MEAN
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
-from imagepiece_jax.weights.runs import check_normalization
-from tests import runs, tars
+from tests import runs
 from tests.input.test_worker_pool import shared_memory, workers
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
@@ -147,8 +147,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
 def stopped(finished, tmp_path_factory):
     """A run from the finished one's weights, whose first step throws them far off."""
     workdir = tmp_path_factory.mktemp("stopped")
+    start = shutil.copytree(finished[0], tmp_path_factory.mktemp("start") / "run")
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
-    fields |= {"init.weights": str(finished[0])}
+    fields |= {"init.weights": str(start)}
     errors = []
     lines = []
     with pytest.MonkeyPatch.context() as patch:
@@ -158,6 +159,7 @@ def stopped(finished, tmp_path_factory):
                 runs.train(configured(**fields), workdir)
             errors.append(str(error.value))
             lines.append(read_metrics(workdir))
+            shutil.rmtree(start, ignore_errors=True)  # a resumed run needs it no more
     return workdir, errors, lines
 
 
@@ -254,7 +256,8 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     """Every tenth image is torn; processes read ahead while steps run and end."""
-    full = tars.encoded(tars.photo(0, 16, 16))
+    Image.new("RGB", (16, 16)).save(tmp_path / "whole.jpg")
+    full = (tmp_path / "whole.jpg").read_bytes()
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
             path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"

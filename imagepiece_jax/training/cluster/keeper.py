@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.errors import Stopped
+from imagepiece_jax.common.files import FolderLock
+from imagepiece_jax.errors import RunError, Stopped
 from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.cluster.preemption import StopRequest
@@ -25,11 +26,11 @@ def held(plan, dry_run: bool = False):
     workdir = plan.workdir
     fields = plan.config.to_dict()
     job.check_same_settings(dry_run, fields, plan.model, plan.data)
-    lock = run_dir.RunLock(workdir)
     run_dir.check_config(workdir, fields)
     with contextlib.ExitStack() as stack:
+        lock = None
         if parallel.is_main() and not dry_run:
-            stack.enter_context(lock)
+            lock = stack.enter_context(FolderLock("workdir", workdir))
         yield Keeper(plan, fields, lock, dry_run)
 
 
@@ -43,10 +44,10 @@ class Keeper:
         self._plan = plan
         self._fields = fields
         self._dry_run = dry_run
-        every = plan.config.keep_every_steps
-        self._checkpoints = Checkpoints(plan.workdir, every, lock)
+        self._lock = lock  # a FolderLock; None: in another process, or not needed
+        self._checkpoints = Checkpoints(plan.workdir, plan.config.keep_every_steps)
         self._request = None  # a StopRequest, in `guarding`
-        self._first = 0  # the step that the run begins after
+        self._saved = 0  # the step that the run begins after, or that was saved last
         self.last_saved = self._checkpoints.latest_step
         self.resumed = parallel.from_main(self.last_saved) is not None
 
@@ -57,26 +58,24 @@ class Keeper:
         frozen: other arrays, in which processes must not differ either
         class_names: of the model; None: those that the folder has stay
         teacher: its record; None: there is none
-        Raises InputError for too little room, and for a checkpoint of another run.
+        Raises InputError for a checkpoint of another run.
         """
         plan = self._plan
         if not self._dry_run:  # nothing has been written so far
             plan.data.check_space()
             if parallel.is_main():
-                self._checkpoints.check_room(state, plan.data.length.steps)
                 run_dir.record_start(plan.workdir, self._fields)
                 run_dir.record_classes(plan.workdir, class_names)
-            run_dir.check_workdir(plan.workdir)
         digest = parallel.from_main(plan.data.digest)
-        values = {"mean": [*plan.model.mean], "std": [*plan.model.std]}
+        values = {"mean": [*plan.model.config.mean], "std": [*plan.model.config.std]}
         counts = plan.data.image_counts
         progress = Progress(counts, digest, normalization=values, teacher=teacher)
         if self.resumed:
-            state, saved, self._first = self._checkpoints.restore(state)
+            state, saved, self._saved = self._checkpoints.restore(state)
             data = plan.config.data.name
             progress = progress.resumed(saved, data, plan.workdir)
-        job.check_same_start(self._first, (state, frozen))
-        return state, progress, self._first
+        job.check_same_start(self._saved, (state, frozen))
+        return state, progress, self._saved
 
     @contextlib.contextmanager
     def guarding(self):
@@ -95,7 +94,7 @@ class Keeper:
     @contextlib.contextmanager
     def compiling(self, run, log):
         """While entered, a signal ends the process, whose state is saved before."""
-        if run.step > self._first:
+        if run.step > self._saved:
             self.save(run, log)
             self._checkpoints.wait()
         with self._request.ending_at_once():
@@ -122,10 +121,20 @@ class Keeper:
             raise Stopped(signum, run.step)
 
     def save(self, run, log):
-        """Save a Run after its step, as the best too where it is that."""
+        """Save a Run after its step, as the best too where it is that.
+
+        Raises RunError where its folder was moved, removed or unmounted.
+        """
         log.flush()  # lines first: a kill between the two loses nothing
+        if self._lock and not self._lock.is_there():
+            raise RunError(
+                f"{self._plan.workdir} has vanished, or is not the folder that this "
+                "run began in: nothing more can be saved; once it is back, the same "
+                "command resumes from its newest checkpoint"
+            )
         state = parallel.unreplicate(run.state)
         meta = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
             self._checkpoints.save(run.step, state, meta, "best")
         self._checkpoints.save(run.step, state, meta)
+        self._saved = run.step

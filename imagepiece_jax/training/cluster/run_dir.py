@@ -1,4 +1,4 @@
-"""The folder of a run: its config, its starts, its classes, and its lock.
+"""The folder of a run: its config, its starts and its classes.
 
 `config.json` is the full config. A folder belongs to one config; only some fields may
 change when a run is resumed. `run.json` has an entry for each start, and the time of
@@ -10,20 +10,24 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import secrets
-import socket
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import jax
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.config.run_files import (
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    check_format,
+    read_class_names,
+)
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.logging import read_metrics
-from imagepiece_jax.weights.file_names import CHECKPOINTS, CLASSES, CONFIG
-from imagepiece_jax.weights.runs import check_format
 
 RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # form of times in run.json
@@ -34,9 +38,6 @@ MAY_CHANGE = (
     *("progress", "profile"),
 )
 OTHER = "choose another workdir"
-# What a shell or a scheduler writes into the folder before a run starts there.
-LOGS = (".err", ".log", ".out", ".txt")
-PATIENCE = 30.0  # within so many seconds all hosts must see a new file (NFS caches)
 
 
 def took_steps(workdir):
@@ -50,24 +51,30 @@ def took_steps(workdir):
     return any(line["step"] > 0 for line in read_metrics(workdir))
 
 
-def check_folder(workdir):
-    """Raise InputError for a folder of something else, such as photographs.
+class Earlier(NamedTuple):
+    """What the folder of a run says of its earlier steps."""
 
-    Logs and hidden files may be there before a run is.
-    """
+    config: Mapping[str, Any]
+    class_names: tuple[str | None, ...] | None
+
+
+def read_earlier(workdir) -> Earlier | None:
+    """The Earlier of the run in `workdir`; None where no step was taken there."""
     folder = pathlib.Path(workdir)
-    if not folder.is_dir() or (folder / RUN).exists() or took_steps(folder):
-        return
-    names = sorted(file.name for file in folder.iterdir())
-    if CONFIG in names:
-        return  # `check_config` says what it is of
-    others = [name for name in names if not name.startswith(".")]
-    others = [name for name in others if not name.endswith(LOGS)]
-    if others:
-        raise InputError(
-            f"workdir is {workdir}, which holds {others[0]} and no run; it must be a "
-            "new or empty folder, or that of a run"
-        )
+    if not (took_steps(folder) and (folder / CONFIG).is_file()):
+        return None
+    config = _read_config(folder / CONFIG)
+    return Earlier(config, read_class_names(folder, config["num_classes"]))
+
+
+def _read_config(path):
+    """The config of a run, at the path of its CONFIG."""
+    config = files.read_json(path)
+    try:
+        check_format(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {OTHER}") from error
+    return config
 
 
 def check_config(workdir, config: dict):
@@ -88,12 +95,7 @@ def check_config(workdir, config: dict):
         raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
     if not begun:
         return
-    saved = files.read_json(path)
-    try:
-        check_format(saved)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; {OTHER}") from error
-    old = _flat(saved)
+    old = _flat(_read_config(path))
     new = _flat(json.loads(json.dumps(config)))
     for name in new | old:
         before = old.get(name, "not a field")
@@ -164,62 +166,6 @@ def record_classes(workdir, names):
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
-
-
-def check_workdir(workdir):
-    """Raise InputError where a process does not see the folder that process 0 writes.
-
-    The folder exists on process 0's host. A shared file system may take a while to show
-    it to the others.
-    """
-    if jax.process_count() == 1:
-        return
-    token = parallel.exchange(secrets.token_hex(8))[0]
-    path = pathlib.Path(workdir) / f".seen-{token}"
-    if parallel.is_main():
-        path.touch()
-    parallel.exchange("written")
-    seen = parallel.exchange([becomes_true(path.exists), socket.gethostname()])
-    if parallel.is_main():
-        path.unlink()
-    for process, (visible, host) in enumerate(seen):
-        if not visible:
-            raise InputError(
-                f"workdir {workdir} of process {process} ({host}) is not the folder "
-                f"that process 0 ({seen[0][1]}) writes to; all hosts must share it"
-            )
-
-
-def becomes_true(condition):
-    """Wait until `condition()` holds; False where that takes longer than PATIENCE."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-class RunLock(files.FolderLock):
-    """A context that keeps other processes from training in `workdir`.
-
-    It makes the folder. Folders that it made are removed at the end if they are empty.
-
-    Raises InputError, when entered, where another process is training there, or the
-    folder cannot be created or written.
-    """
-
-    def __init__(self, workdir):
-        super().__init__("workdir", workdir)
-
-    def check(self):
-        """Raise RunError if the locked folder was moved, removed or unmounted."""
-        if self._descriptor is not None and not self.is_there():
-            raise RunError(
-                f"{self._folder} has vanished, or is not the folder that this run "
-                "began in: nothing more can be saved; once it is back, the same "
-                "command resumes from its newest checkpoint"
-            )
 
 
 def flat_fields(config):

@@ -5,10 +5,10 @@ import pytest
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.spec import create_model
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
 from imagepiece_jax.reduction.state import DROPPED, Taps, TokenState
+from tests.models.make import create_model
 from tests.reduction.steps import apply, decide, vectors
 
 MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
@@ -26,7 +26,7 @@ def test_the_schedule_of_mae(name, arch, target):
     _, merge = published("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:
-        assert model_macs(model, 224) == MAE[target]
+        assert model_macs(model) == MAE[target]
 
 
 def test_pruned_merged_and_counted_by_hand():

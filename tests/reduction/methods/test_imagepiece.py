@@ -3,11 +3,11 @@
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.token_counts import Keep, Merge
+from tests.models import tiny
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
     trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, 12, 196)
     assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
     plans = [build(12, 196, method.steps(12)) for method in path]
-    costs = [model_macs(ViT(plan, 192, 3), 224) for plan in plans]
+    costs = [model_macs(tiny.vit(plan, 192, 3)) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
@@ -47,7 +46,7 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
     pre = build(12, 196, ImagePieceDynamicViT(predictor_pos="pre").steps(12))
     assert (mid[2].attn_tokens, mid[2].mlp_tokens) == (166, 133)
     assert (pre[2].attn_tokens, pre[2].mlp_tokens) == (133, 133)
-    costs = [model_macs(ViT(plan, 384, 6), 224) for plan in (pre, mid)]
+    costs = [model_macs(tiny.vit(plan, 384, 6)) for plan in (pre, mid)]
     assert costs[0] < costs[1]
 
 

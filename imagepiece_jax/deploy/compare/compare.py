@@ -1,0 +1,310 @@
+"""Reductions and smaller images of one checkpoint, compared on the same images.
+
+Differences are paired: all forms see the same images. Each is compared with the dense
+model, and a reduction with the smaller images, too. All comparisons are one family of
+exact McNemar tests, corrected by Holm's rule.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from imagepiece_jax.common import plotting
+from imagepiece_jax.common.files import LOCK, check_own, replace_file
+from imagepiece_jax.common.image_size import sides, size_text
+from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.deploy.compare import cache
+from imagepiece_jax.deploy.compare.cache import (
+    MeasuredWeights,
+    ResultCache,
+    Split,
+    decode_bits,
+)
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.create import create
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
+
+SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
+TABLE = "compare.md"
+PLOT = "compare.png"
+SIGNIFICANT = 0.05  # p below this is shown
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """A form of the weights, which is compared with the dense model."""
+
+    name: str
+    weights: MeasuredWeights
+    reduction: Reduction
+    is_smaller: bool = False  # whether it is the dense model on smaller images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What was measured, and the comparisons of its rows.
+
+    figures: of `MeasuredWeights.evaluate` by the name of the row, "dense" among them
+    comparisons: of `comparisons`, by the names of the two rows
+    """
+
+    weights: MeasuredWeights
+    rows: Sequence[Row]
+    figures: Mapping[str, Mapping[str, Any]]
+    comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def rows_of(
+    measured: MeasuredWeights,
+    reductions: Iterable[str] = (),
+    image_sizes: Iterable[int] = (),
+) -> list[Row]:
+    """The rows of a comparison: reductions, and the dense model on smaller images.
+
+    Without any they are SHARES and the smaller images whose cost is next to theirs.
+
+    measured: the weights and their images
+    reductions: as `Reduction.read` takes texts
+    image_sizes: pixels a side
+    Raises InputError for a row that does not fit, or which is there twice.
+    """
+    vit = measured.vit
+    texts = list(reductions)
+    sizes = list(image_sizes)
+    if not texts and not sizes:
+        texts = list(SHARES)
+        sizes = sizes_around(vit, [vit.gmacs_with(text) for text in texts])
+    rows = []
+    for text in texts:
+        reduction = vit.with_reduction(text).reduction
+        rows.append(Row(text, measured, reduction))
+    for size in sizes:
+        resized = on_smaller_images(measured, size)
+        rows.append(Row(f"image_size={size}", resized, DENSE, is_smaller=True))
+    seen = {}
+    for row in rows:
+        what = row.weights.vit.image_size, row.reduction
+        if what in seen:
+            raise InputError(f"{row.name} is {seen[what]} again; a row is there once")
+        seen[what] = row.name
+    return rows
+
+
+def compare(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
+    """Measure the dense model and the rows, each once, and compare them."""
+    figures = {"dense": dataclasses.replace(measured, cache=out).evaluate(DENSE)}
+    for row in rows:
+        weights = dataclasses.replace(row.weights, cache=out)
+        figures[row.name] = weights.evaluate(row.reduction)
+    smaller = [row.name for row in rows if row.is_smaller]
+    return Report(measured, rows, figures, comparisons(figures, smaller))
+
+
+def comparisons(
+    figures: Mapping[str, Mapping[str, Any]], smaller: Sequence[str] = ()
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Every comparison of two rows, with p before and after Holm's correction.
+
+    figures: by the name of the row, "dense" among them
+    smaller: the names among them that are smaller images
+    Returns {(row, the one that it is compared with): the comparison}.
+    """
+    rights = {name: _right(each) for name, each in figures.items()}
+    found = {}
+    for name, right in rights.items():
+        if name == "dense":
+            continue
+        others = ["dense"] if name in smaller else ["dense", *smaller]
+        for other in others:
+            gained, lost = statistics.discordant(right, rights[other])
+            found[name, other] = {
+                "points": statistics.paired_difference(right, rights[other]),
+                "gained": gained,
+                "lost": lost,
+                "p": statistics.mcnemar(right, rights[other]),
+            }
+    corrected = statistics.holm([each["p"] for each in found.values()])
+    for each, p in zip(found.values(), corrected, strict=True):
+        each["holm"] = p
+    return found
+
+
+def _right(figures):
+    """bool [images]: which images a row answers right."""
+    return decode_bits(figures["right"], figures["images"])
+
+
+# Smaller images
+
+
+def sizes_around(vit: Pretrained, costs: Iterable[float]) -> list[int]:
+    """Pixels a side of the smaller images next to each cost, at most and above it.
+
+    The largest is first; the dense model's own size is not among them.
+
+    costs: in GMACs
+    """
+    height, width = sides(vit.image_size)
+    patch = vit.model.config.patch_size
+    if height != width:
+        return []
+    sizes = list(range(height - patch, patch, -patch))
+    found = [dense_gmacs(vit, size) for size in sizes]
+    wanted = set()
+    for cost in costs:
+        above = sum(each > cost for each in found)
+        wanted |= {above - 1, above}
+    return [size for index, size in enumerate(sizes) if index in wanted]
+
+
+def dense_gmacs(vit: Pretrained, size: int) -> float:
+    """GMACs of the dense model for an image of another size."""
+    return model_macs(create(vit.config.at_size(size))) / 1e9
+
+
+def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
+    """The dense weights on smaller images, of `size` pixels a side.
+
+    Images are those of the dense model, made smaller after their normalization, by
+    antialiased bicubic weights.
+    """
+    if size >= min(sides(measured.vit.image_size)):
+        own = size_text(measured.vit.image_size)
+        raise InputError(f"image_sizes has {size}; the model's own images are {own}")
+    dense = measured.vit.with_reduction(None)  # whose counts fit any size
+    return dataclasses.replace(
+        measured,
+        vit=dense.at_size(size),
+        images=made_smaller(measured.images, (size, size)),
+        programs={},
+        name=f"images of {size} pixels a side",
+    )
+
+
+def made_smaller(images: Split, size: tuple[int, int]) -> Split:
+    """The same images, made smaller on the device."""
+
+    def alter(images, batch, model):
+        shape = (images.shape[0], *size, images.shape[3])
+        return jax.image.resize(images, shape, "cubic", antialias=True)
+
+    setting = images.setting | {"smaller": size}
+    return Split(setting, images.batches, alter)
+
+
+# Files
+
+
+def check_folder(folder: str | os.PathLike):
+    """Raise InputError for a folder that holds anything but comparisons, or nothing."""
+    measured = cache.read_results(folder)
+
+    def ours(file):
+        if file.name in (TABLE, PLOT):
+            return bool(measured)
+        return file.name in (cache.FILE, LOCK)
+
+    check_own("out", folder, "a comparison", ours)
+
+
+def write(folder: str | os.PathLike, report: Report) -> str:
+    """Write a report's table and plot into a folder; return the page."""
+    folder = pathlib.Path(folder)
+    text = page(report)
+    with finishing():  # the files belong together
+        replace_file(folder / TABLE, text)
+        draw_plot(folder / PLOT, report)
+    return text
+
+
+def page(report: Report) -> str:
+    """The page of a comparison: what was measured, and its rows."""
+    dense = report.figures["dense"]
+    vit = report.weights.vit
+    columns = {
+        "weights": f"`{vit.source.name}`",
+        "images": f"{dense['images']:,} of {report.weights.images.setting['data']}",
+        "crop": vit.preprocessing.text,
+    }
+    parts = [
+        "# Accuracy of reductions",
+        markdown_table([*columns], [[*columns.values()]]),
+        table(report),
+        f"![Accuracy by MACs]({PLOT})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(report: Report) -> str:
+    """A row for the dense model and each row of the report, in their order."""
+    smaller = [row.name for row in report.rows if row.is_smaller]
+    head = ["row", "acc1, %", "points to dense, p if < .05"]
+    head += [f"to `{name}`" for name in smaller]
+    head += ["acc5, %", "tokens, with class token", "GMACs", "share of the MACs"]
+    dense = report.figures["dense"]
+    vit = report.weights.vit
+    lines = []
+    for name, found in report.figures.items():
+        line = [
+            f"`{name}`",
+            statistics.format_estimate(statistics.accuracy(_right(found))),
+        ]
+        for other in ("dense", *smaller):
+            line.append(difference(report.comparisons.get((name, other))))
+        line += [f"{found['acc5']:.1f}", found["tokens"], f"{found['gmacs']:.3f}"]
+        line.append(f"{found['gmacs'] / dense['gmacs']:.2f}")
+        lines.append(line)
+    for row, line in zip(report.rows, lines[1:], strict=True):
+        if not row.is_smaller and vit.recovered_with(row.reduction):
+            line[0] += " (recovered)"
+    return markdown_table(head, lines)
+
+
+def difference(found: Mapping[str, Any] | None) -> str:
+    """A comparison as text, "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
+    if found is None:
+        return ""
+    text = statistics.format_estimate(found["points"], signs=True)
+    if found["holm"] < SIGNIFICANT:
+        text += f", {p_value(found['holm'])}"
+    return text
+
+
+def p_value(p: float) -> str:
+    """A p-value as text: "p = .023", "p < .001"."""
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
+
+
+def draw_plot(path: str | os.PathLike, report: Report):
+    """Write a PNG of accuracy by GMACs, with a curve for each method.
+
+    Bands are intervals of the paired difference to the dense model.
+    """
+    curves = {}
+    for row in report.rows:
+        name = "smaller images" if row.is_smaller else row.reduction.name
+        found = report.figures[row.name]
+        change = report.comparisons[row.name, "dense"]["points"]
+        acc1 = statistics.accuracy(_right(found)).value
+        band = [
+            acc1,
+            acc1 + change.low - change.value,
+            acc1 + change.high - change.value,
+        ]
+        curves.setdefault(name, []).append((found["gmacs"], band))
+    dense = statistics.accuracy(_right(report.figures["dense"])).value
+    plotting.draw_curves(
+        path,
+        "GMACs an image",
+        "acc1, % (95 %, paired difference to dense)",
+        curves,
+        level=("dense", dense),
+    )

@@ -1,0 +1,97 @@
+"""A trained model as one file: a graph for ONNX, and JSON that describes it.
+
+The file is not run: that graphs compute the model's logits is what tests/inference
+compares, in onnxruntime and OpenVINO.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from imagepiece_jax.common import extras
+from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.signals import finishing
+from imagepiece_jax.deploy.inference import onnx_model, program_facts
+from imagepiece_jax.deploy.inference.onnx_graph import stored_dtype
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
+from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+
+ENDING = ".onnx"
+
+
+def export(
+    vit: Pretrained,
+    out: str | os.PathLike,
+    *,
+    batch_size: int | None = None,
+    gelu: str | None = None,
+    pixels: bool = False,
+    output: str = "logits",
+) -> pathlib.Path:
+    """Write a model with its weights as an ONNX file, which runs without this package.
+
+    FILE.json beside it says how to prepare images, and what the outputs are. Weights
+    that are more than 2 GB are in a second file, which FILE.json names. Layers compute
+    in float32, whatever the model's dtype is.
+
+    out: the file, whose name ends in .onnx, new or of an earlier export, which is
+        replaced
+    batch_size: number of images in a call; None: any
+    gelu: form of GELU, as `optimize` takes it; None: the model's
+    pixels: whether images are uint8, which the program normalizes; else float32
+    output: "logits" (pooled vectors of a model without classes), "features" (what
+        `features` returns) or "patches" (only a feature for every patch)
+    Returns the path of the file.
+    Raises InputError for anything that does not fit, before anything is written.
+    """
+    check_pretrained(vit)
+    out = checked_file(out)
+    typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
+    if batch_size is None:  # the program takes any
+        typed["batch_size"] = 1
+    checked = CompileOptions(**typed)
+    if batch_size is not None:
+        batch_size = checked.batch_size
+    check_gelu(vit.model, gelu)
+    vit = _portable(vit, gelu or vit.model.config.arch.gelu)
+    outputs = ProgramOutputs(vit, output)
+    images = program_facts.exported_images(vit, batch_size, pixels)
+    options = {"output": output, "batch_size": batch_size, "pixels": pixels}
+    with working("exporting the model"):
+        program = onnx_model.onnx_model(vit, **options)
+        facts = program_facts.program_facts(vit, images, outputs, stored_dtype)
+        facts["opset"] = onnx_model.OPSET
+    earlier_weights = program_facts.read_facts(out).get("external_data")
+    with finishing():  # the files belong together
+        weights_file = onnx_model.write_onnx(out, program)
+        if weights_file is not None:
+            facts["external_data"] = weights_file.name
+        write_json(program_facts.facts_file(out), facts)
+        onnx_model.remove_weights(out, earlier_weights, weights_file)
+    return out
+
+
+def checked_file(out: str | os.PathLike) -> pathlib.Path:
+    """The path of a file to export to."""
+    out = pathlib.Path(os.path.expanduser(out))
+    if out.suffix.lower() != ENDING:
+        raise InputError(f"out {out} does not end in {ENDING}")
+    is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
+    for file in (out, program_facts.facts_file(out)):
+        check_writable("out", str(file), None)
+        if file.exists() and not is_export:
+            raise InputError(f"{file} already exists, and export did not write it")
+    extras.check("an ONNX file", "onnx")
+    return out
+
+
+def _portable(vit, gelu):
+    """The model in float32, with attention that has a graph, and this form of GELU."""
+    config = vit.config.with_arch(gelu=gelu)
+    execution = execution_of(config, "float32", "xla")
+    model = vit.model.clone(config=config, execution=execution)
+    return dataclasses.replace(vit, model=model)

@@ -1,0 +1,330 @@
+"""Features of images: pooled vectors, patch features, intermediate layers.
+
+    maps = features(vit, images, layers=4)
+    maps.pooled, maps.patches, maps.layers[0].patches
+
+Every patch has a feature, as patches are followed through the reductions of the forward
+pass. Patches in a merged token share its feature. A soft reduction (TokenLearner) gives
+patches a mean of its tokens. Dropped patches are filled as `fill` says.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import errors
+
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.progress import working
+from imagepiece_jax.common.warning import warn
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.models.vit import Outputs, final_norm, with_states
+from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.state import DROPPED, Masking
+
+# What a dropped patch gets: see `features`.
+FILLS = ("nearest", "last", "zero", "class")
+BATCH = 64  # files that are computed at a time
+
+
+class Layer(NamedTuple):
+    """A feature for every patch after one block."""
+
+    patches: jax.Array  # [B, h, w, D], or [B, h w, D] without `reshape`
+    prefix: jax.Array  # [B, P, D]: class, distillation and register tokens
+    dropped: jax.Array  # [B, h, w] bool: whether the patch was dropped so far
+
+
+class Features(NamedTuple):
+    """The result of `features`."""
+
+    pooled: jax.Array  # [B, D]: the input of the model's head
+    # patches, prefix and dropped are as in a Layer, after the final norm
+    patches: jax.Array
+    prefix: jax.Array
+    dropped: jax.Array
+    layers: tuple[Layer, ...]  # the requested blocks, in the order of the request
+
+
+def features(
+    vit: Pretrained,
+    images: Any,
+    *,
+    layers: int | Sequence[int] = (),
+    norm: bool = True,
+    reshape: bool = True,
+    fill: str = "nearest",
+) -> Features:
+    """Features of images from a model with any reduction or none.
+
+    The first call with a setting compiles a program, which later calls run.
+
+    images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
+        which is normalized here; or one image, several or a folder as `Predictor` takes
+        them (paths, PIL images, ..), which `vit.preprocessing` crops. More files than
+        64 are computed in batches, and their features are NumPy arrays. Features of a
+        file in a folder that cannot be read are NaN, and a warning names it
+    layers: number of last blocks, or indices of blocks from 0
+    norm: whether the final norm is applied to the features of `layers`
+    reshape: whether patches are returned as a grid, or else as a list
+    fill: the feature of a dropped patch: "nearest" (that of the most similar token that
+        was kept), "last" (its own one when it was dropped), "zero", or "class" (that of
+        the class token)
+    Raises InputError for arguments that do not fit.
+    Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
+    """
+    check_pretrained(vit)
+    options = {"layers": layers, "norm": norm, "reshape": reshape}
+    options["fill"] = fill
+    files = pictures.of_folder(images)
+    if files is not images:
+        return _of_folder(vit, files, options)
+    if _are_many_files(files):
+        return _in_batches(vit, files, options)
+    model = vit.model
+    size = vit.image_size
+    blocks = chosen_blocks(layers, model.depth)
+    check_norm(norm, blocks)
+    check_fill(fill, model.config.arch.class_token)
+    xla_options.check_dtype(model.execution.dtype.name)
+    images = pictures.as_batch(images, vit.preprocessing)
+    check_images(images, size, pixels=True)
+    warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
+    variables = vit.variables
+    if not isinstance(images, jax.core.Tracer):
+        images = jax.device_put(images)
+        variables = vit.on_device(beside=images)
+    try:
+        with working("compiling the features"):  # later calls only start the program
+            return _extract(variables, images, model, blocks, norm, reshape, fill)
+    except errors.FlaxError:
+        check_variables(model, vit.variables)
+        raise
+
+
+def _are_many_files(images):
+    """Whether images are a list of more files than a batch has."""
+    is_long = isinstance(images, list | tuple) and len(images) > BATCH
+    return is_long and all(map(pictures.name_of, images))
+
+
+def _in_batches(vit, files, options, read=list):
+    """Features of files, as NumPy arrays; the last batch is filled with its last file.
+
+    options: arguments of `features`
+    read: function from some of the files to images
+    """
+    count = len(files)
+    files = [*files, *files[-1:] * (-count % BATCH)]
+    found = []
+    for start in range(0, count, BATCH):
+        batch = features(vit, read(files[start : start + BATCH]), **options)
+        found.append(jax.device_get(batch))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+
+
+def none_readable(count, path, reason):
+    """The error for photographs of which none can be read.
+
+    count: number of photographs
+    path, reason: the first one, and why it cannot be read, as a predicate
+    """
+    return InputError(
+        f"images has none that can be read among {count}; the first, {path}, {reason}"
+    )
+
+
+def _of_folder(vit, files, options):
+    """Features of a folder's files. Those of files that cannot be read are NaN.
+
+    options: arguments of `features`
+    """
+    damaged = {}
+
+    def read(files):
+        pixels = np.zeros((len(files), *vit.preprocessing.shape, 3), np.uint8)
+        for target, file in zip(pixels, files, strict=True):
+            try:
+                target[:] = pictures.cropped(file, vit.preprocessing)
+            except UnreadableImage as error:
+                damaged[file] = error
+        return pixels
+
+    if len(files) > BATCH:
+        found = _in_batches(vit, files, options, read)
+    else:
+        found = features(vit, read(files), **options)
+    if not damaged:
+        return found
+    if len(damaged) == len(files):
+        file, error = next(iter(damaged.items()))
+        reason = f"cannot be read ({error.reason})"
+        raise none_readable(len(files), file, reason)
+    for error in damaged.values():
+        warn(f"{error}; its features are NaN")
+    rows = [files.index(file) for file in damaged]
+
+    def blanked(values):
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            values = np.array(values)
+            values[rows] = np.nan
+        return values
+
+    return jax.tree.map(blanked, found)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "blocks", "norm", "reshape", "fill"),
+)
+def _extract(variables, images, model, blocks, norm, reshape, fill):
+    run = forward(model, blocks, norm, reshape, fill)
+    return run(variables, images)
+
+
+def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
+    """A function (variables, images) -> Features; arguments are those of `features`.
+
+    blocks: indices of blocks from 0
+    """
+
+    def extract(variables, images):
+        images = as_normalized(images, model.config.mean, model.config.std)
+        outputs, states = with_states(model, variables, images)
+        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+        last_norm = final_norm(model, variables)
+        # For each block the number of steps up to it, which is the place of its path.
+        steps = np.cumsum([bool(layer.counts) for layer in model.plan])
+        check_outputs(outputs)
+        paths = follow(outputs.results, outputs.taps, fill)
+
+        @functools.cache  # the last block may be among `blocks`, too
+        def layer(block, norm):
+            path = paths[steps[block]]
+            prefix, patches, dropped = _mapped(states[block], path, fill, norm)
+            if reshape:
+                patches = patches.reshape(-1, *grid, *patches.shape[2:])
+                dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])
+            return Layer(patches, prefix, dropped)
+
+        final = layer(model.depth - 1, last_norm)
+        norm_of_layers = last_norm if norm else None
+        layers = tuple(layer(block, norm_of_layers) for block in blocks)
+        return Features(outputs.pooled, *final, layers)
+
+    return extract
+
+
+def feature_map(
+    outputs: Outputs,
+    grid: tuple[int, int],
+    fill: str = "nearest",
+    norm: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Features of all patches, as a grid.
+
+    After a soft reduction (TokenLearner) a patch is the mean of the learned tokens,
+    weighted by how much they took from it.
+
+    outputs: outputs of a model with any reduction or none
+    grid: (height, width) of its patches
+    fill: the feature of a dropped patch: "nearest" (that of the token that was most
+        similar to its token, by cosine, at the step that dropped it), "last" (that of
+        its token at that step), "zero", or "class" (that of the first prefix token,
+        which is the class token where there is one)
+    norm: function of [.., D] that norms tokens (`final_norm`); None: features are the
+        residual stream, which grows from block to block
+    Returns [B, *grid, D].
+    Raises InputError for another fill, and for outputs of masked training.
+    """
+    check_fill(fill, outputs.state.num_prefix)
+    check_outputs(outputs)
+    path = follow(outputs.results, outputs.taps, fill)[-1]
+    _, values, _ = _mapped(outputs.state, path, fill, norm)
+    return values.reshape(values.shape[0], *grid, values.shape[2])
+
+
+def _mapped(state, path, fill, norm):
+    """(prefix tokens [B, P, D], patches [B, h w, D], whether dropped [B, h w])."""
+    prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
+    # From the tokens back to the patches; each soft reduction on the way is one turn.
+    while True:
+        dropped = jnp.zeros(values.shape[:2], bool)
+        if path.slot is not None:
+            dropped = path.slot == DROPPED
+            values = rows_of(values, path.read)
+        if path.last is not None:
+            values = jnp.where(dropped[..., None], path.last, values)
+        if path.mixed is None:
+            break
+        path, mixing, x = path.mixed
+        values = _spread(values, mixing.matrix).astype(x.dtype)
+    if fill == "class":
+        values = jnp.where(dropped[..., None], prefix[:, :1], values)
+    if norm:  # applied once to both, which compiles faster
+        both = norm(jnp.concatenate([prefix, values], axis=1))
+        prefix, values = jnp.split(both, [state.num_prefix], axis=1)
+    if fill == "zero":
+        values = jnp.where(dropped[..., None], 0, values)
+    return prefix, values, dropped
+
+
+def _spread(learned, matrix):
+    """Means of learned tokens, weighted by how much they took from each token.
+
+    learned: [B, S, D]
+    matrix: [B, S, n], the weights that made the learned tokens
+    Returns [B, n, D].
+    """
+    total = jnp.sum(matrix, axis=1, keepdims=True)
+    # A token from which no learned token took anything gets 0, not 0 / 0.
+    total = jnp.where(total > 0, total, 1.0)
+    share = matrix / total
+    return jnp.einsum(
+        "bsn,bsd->bnd",
+        share,
+        learned.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def check_outputs(outputs):
+    """Refuse outputs of masked training, where no token is gone."""
+    state = outputs.state
+    results = outputs.results
+    masks = [result for result in results if isinstance(result, Masking)]
+    if state.mask is not None or masks:
+        raise InputError("outputs are those of masked training")
+
+
+def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Indices of the blocks that the argument `layers` of `features` names."""
+    if not np.iterable(layers):
+        check_range("layers", layers, 0, depth, whole=True)
+        return tuple(range(depth - layers, depth))
+    for block in layers:
+        check_range("a block of layers", block, 0, depth - 1, whole=True)
+    return tuple(map(int, layers))
+
+
+def check_norm(norm: bool, blocks: Sequence[int]) -> None:
+    """Refuse False without blocks."""
+    if not norm and not blocks:
+        raise InputError("norm is for features of layers, and layers is empty")
+
+
+def check_fill(fill: str, class_token: bool) -> None:
+    """Refuse an unknown fill, and "class" without a class token."""
+    if fill == "class" and not class_token:
+        raise InputError("fill is 'class', but this model has no class token")
+    check_choice("fill", fill, FILLS)

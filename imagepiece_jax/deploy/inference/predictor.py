@@ -1,0 +1,264 @@
+"""Predictions for images: the most probable classes of files, PIL images or arrays."""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.warning import warn
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data.preprocessing import RESIZES, Preprocessing
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+
+
+class Prediction(NamedTuple):
+    """A class that an image may show, and its probability."""
+
+    label: str | int  # name of the class, or its index where classes have no names
+    index: int  # index of the class in the model
+    probability: float  # from 0 to 1; those of a multi-label model do not add up to 1
+
+
+class Predictor:
+    """A compiled classifier: called with images, it returns the most probable classes.
+
+    Several threads may call it at once. It compiles a program for one image, for eight
+    images and for `batch_size` images, each when it is first needed, or in `warm_up`.
+    Fewer images are padded.
+
+    vit: a model of `load`
+    labels: a name for each class, or "imagenet" for ImageNet-1k's names; None: the
+        model's own names (`class_names`), or indices
+    top: number of classes to return; None: 5, or all if there are fewer
+    batch_size, options: as for `optimize`
+    resize: "deit" for DeiT's evaluation crop, "none" for images of the model's size;
+        None: the crop of the weights (`preprocessing`)
+    threads: number of threads that decode images; None: one per core, at most 16
+    Raises InputError for an argument that does not fit.
+    """
+
+    def __init__(
+        self,
+        vit: Pretrained,
+        *,
+        labels: Sequence[str] | str | None = None,
+        top: int | None = None,
+        batch_size: int = 32,
+        resize: str | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ):
+        check_pretrained(vit)
+        classes = vit.model.config.num_classes
+        self._labels = vit.class_names
+        if labels is not None:
+            self._labels = _names(labels, classes)
+        self._top = top
+        if top is None:
+            self._top = min(5, classes)
+        check_range("top", self._top, min(1, classes), classes, whole=True)
+        biased = classes and np.any(vit.variables["params"]["head"]["bias"])
+        if classes and self._labels is None and not biased:
+            warn(
+                "the head has no bias, like CLIP's projection or a head that was not "
+                "trained, so its outputs are no classes, and probabilities of them "
+                "mean nothing; an embedding is "
+                "vit.model.apply(vit.variables, images).logits",
+            )
+        if classes:
+            vit.probabilities(np.zeros(classes))  # refuses a regression
+        if threads is None:
+            threads = min(16, os.cpu_count() or 1)
+        options = CompileOptions(batch_size=batch_size, pixels=True, **options)
+        batch_size = options.batch_size
+        smaller = [size for size in (1, 8) if size < batch_size]
+        self.sizes = (*smaller, batch_size)
+        self._answer = self._most_probable if classes else np.array
+        self._preprocessing = vit.preprocessing
+        if resize is not None:
+            check_choice("resize", resize, RESIZES)
+            self._preprocessing = Preprocessing(
+                vit.preprocessing.image_size, resize=resize
+            )
+        self._probabilities = vit.probabilities
+        self._compile = compiler(vit, options)
+        self._programs = {}
+        self._lock = threading.Lock()
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            threads, thread_name_prefix="decode"
+        )
+
+    @property
+    def program(self):
+        """The Program of a full batch."""
+        return self._program(self.sizes[-1])
+
+    def warm_up(self):
+        """Compile the programs for all sizes now, and run each of them once."""
+        for size in self.sizes:
+            program = self._program(size)
+            jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
+
+    def __call__(self, images) -> list:
+        """The most probable classes of one image, or of each of several.
+
+        images: one image: the path of a file, a PIL image (both rotated by their EXIF
+            orientation), or an array uint8 [H, W, 3]. Or several: an iterable of these,
+            an array [B, H, W, 3], or a folder, which stands for all images in it and
+            its sub-folders, in order of names
+        Returns the `top` Predictions of an image; of a model without classes the pooled
+            vector, [D] float32. For several images it returns a list of these.
+        Raises InputError for what can be no image by its type or shape, which is the
+            caller's mistake, and for one image that cannot be read; among several the
+            error of an image that cannot be read is in its place in the list.
+        """
+        images = pictures.of_folder(images)
+        if not pictures.is_one(images):
+            return list(self.stream(images))
+        (answer,) = self.stream(images)
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
+
+    def stream(self, images: Iterable) -> Iterator:
+        """Yield the result of each image, in order.
+
+        Images are computed in batches, and at most two batches are read ahead, so that
+        `images` may be endless. An error that `images` raises is raised here after the
+        results of the images before it, and so is the error of what can be none.
+        """
+        images = pictures.of_folder(images)
+        if pictures.is_one(images):
+            named = iter([("", images)])
+        else:
+            pictures.check_batch(images)
+            named = _named(images)
+        decoded = self._decoded(named)
+        while part := list(itertools.islice(decoded, self.sizes[-1])):
+            results = [future.result() for future in part if not future.exception()]
+            pixels = [each for each in results if isinstance(each, np.ndarray)]
+            rows = iter(())
+            if pixels:
+                rows = iter(self._logits(pixels))
+            for future in part:
+                result = future.result()  # or an error of `images`
+                if isinstance(result, InputError):
+                    yield result
+                else:
+                    yield self._answer(next(rows))
+
+    def _program(self, size):
+        with self._lock:
+            if size not in self._programs:
+                self._programs[size] = self._compile(size)
+            return self._programs[size]
+
+    def _logits(self, pixels):
+        """Logits of at most a full batch of images. -> [b, classes]."""
+        size = next(size for size in self.sizes if size >= len(pixels))
+        program = self._program(size)
+        return jax.device_get(program(np.stack(pixels)))
+
+    def _decoded(self, named):
+        """Yield a Future of the pixels of each image; threads read ahead."""
+        waiting = collections.deque()
+        try:
+            while (future := self._submitted(named)) is not None:
+                waiting.append(future)
+                if len(waiting) > self.sizes[-1]:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _submitted(self, named):
+        """The Future of the next image's pixels; None at the end of `named`.
+
+        It raises an error of `named` itself, and the error of what can be no
+        image; it returns that of an image that cannot be read.
+        """
+        failed = concurrent.futures.Future()
+        try:
+            name, image = next(named)
+        except StopIteration:
+            return None
+        except Exception as error:
+            failed.set_exception(error)
+            return failed
+        is_array = pictures.is_array(image)
+        try:
+            if not isinstance(image, pictures.PATH):
+                # Read it now: its owner may change or close it later.
+                image = pictures.rgb(image)
+        except pictures.NoImage as error:
+            failed.set_exception(_called(name, error))
+            return failed
+        except InputError as error:
+            failed.set_result(_called(name, error))
+            return failed
+        return self._threads.submit(self._pixels, name, image, is_array)
+
+    def _pixels(self, name, image, is_array):
+        """The cropped image [H, W, 3] uint8, or its error, which may be raised.
+
+        image: a file, or a result of `pictures.rgb`
+        is_array: whether the caller gave an array
+        """
+        try:
+            if isinstance(image, pictures.PATH):
+                return pictures.cropped(image, self._preprocessing)
+            return self._preprocessing(image)
+        except InputError as error:
+            if is_array:
+                raise _called(name, error) from error
+            if isinstance(image, pictures.PATH):  # which the error names
+                return error
+            return _called(name, error)
+
+    def _most_probable(self, logits):
+        """The `top` Predictions of an image with these logits [classes]."""
+        probabilities = self._probabilities(logits)
+        order = np.argsort(-logits, kind="stable")[: self._top]
+        predictions = []
+        for index in order.tolist():
+            label = None
+            if self._labels is not None:
+                label = self._labels[index]
+            if label is None:
+                label = index
+            predictions.append(Prediction(label, index, float(probabilities[index])))
+        return predictions
+
+
+def _named(images):
+    """Yield each of several images with what errors call it."""
+    for number, image in enumerate(images):
+        yield f"image {number}", image
+
+
+def _called(name, error):
+    """The error of an image among several, with its name."""
+    return InputError(f"{name}: {error}") if name else error
+
+
+def _names(labels, classes):
+    """The name of each class, as the argument `labels` requests."""
+    if isinstance(labels, str) and labels.lower() == "imagenet":
+        labels = class_names.imagenet_names()
+    if isinstance(labels, str):  # which has letters in place of names
+        raise InputError(f"labels is {labels!r}; it must be names, or 'imagenet'")
+    if len(labels) != classes:
+        raise InputError(f"labels has {len(labels)} names for {classes} classes")
+    return labels

@@ -1,0 +1,303 @@
+"""Proportional attention without a bias matrix: sizes in a direction of the keys.
+
+Proportional attention adds log(size) of a key to the logits of all queries. A fused
+kernel takes that as a bias with a row for every query, which costs a GPU as much again
+as attention itself. But each head has a direction that its logits hardly use. Queries
+and keys give it up, and keys carry the sizes there, so that the width of a head, and
+the kernel, stay what they are.
+
+With u the unit vector of the direction and P = I - u u^T, the projections become
+W_q P, b_q P + a u and W_k P, b_k P, and k_j + sqrt(d) / a log(s_j) u is the key of a
+token of size s_j: q k_j / sqrt(d) has lost its part along u, and gained log(s_j). That
+is for inference: training would fill the direction again.
+
+Of the directions, u has the least (u^T C_q u) (u^T C_k u), the mean square of what the
+logits lose, where C_q is the mean of q q^T and C_k the covariance of the keys of an
+image, both over tokens of some images. What all keys of an image share moves the logits
+of a query alike, which the softmax does not notice. An oblique projection, with one
+vector for queries and another for keys, loses a quarter less of the logits' mean
+square, and does not come closer to the dense model.
+
+Reducers compare the mean over heads of keys as they were before. It is a product of its
+own, of the tokens with the mean of the heads' weights.
+"""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Container, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from imagepiece_jax.common import cache_dirs
+from imagepiece_jax.common.files import replacing
+from imagepiece_jax.common.progress import working
+from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.attention import QUERY_SCALE, Attention
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.record import as_json
+from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.vit import ViT
+
+PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
+CLASS_SHARE = 0.5  # of the class token in the mean of queries: its row decides
+STARTS = 3  # last eigenvectors of the sum from which the descent starts
+FIRST_TURNS = 20  # of all starts
+TURNS = 100  # the most turns of the best one
+STILL = 1e-12  # distance of the cosine from 1 at which a direction has settled
+NOTHING = 1e-9  # of all moments, below what float32 has summed up
+
+
+def sized_blocks(model: ViT) -> range:
+    """The blocks whose attention meets tokens of several patches."""
+    for index, layer in enumerate(model.plan):
+        if layer.counts is None:
+            continue
+        before_attention = layer.step.site == "pre"
+        first = index if before_attention else index + 1
+        return range(first, model.depth)
+    return range(0)
+
+
+def has_sizes(model: ViT) -> bool:
+    """Whether the attention of some block adds log(size) to logits."""
+    return model.prop_attn and bool(sized_blocks(model))
+
+
+def reason_against(model: ViT) -> str | None:
+    """Why a model cannot have its sizes in a direction, in words; None: it can."""
+    if model.config.arch.rotary is not None:
+        return "has rotary positions, which turn every direction"
+    if any("query" in layer.reads for layer in model.plan):
+        return "has a reducer that compares queries, which would change"
+    return None
+
+
+def directions(vit: Pretrained, images: Any = None) -> np.ndarray:
+    """The direction of every head that its logits use least.
+
+    They are found once for the same weights and images: the result is kept in the
+    cache folder of this package.
+
+    images: photographs as `features` takes them; None: eight of this package
+    Returns unit vectors, [depth, H, d] float32.
+    """
+    dense = vit.model_with(None).with_execution(backend="xla", dtype="float32")
+    pixels = _pixels(vit, images)
+    kept = None
+    with contextlib.suppress(OSError):  # there may be no home folder
+        name = f"{vit.digest}-{_digest(dense, pixels)}.npy"
+        kept = cache_dirs.folder("size_directions") / name
+    shape = (dense.depth, dense.config.num_heads, dense.config.head_width)
+    found = _read(kept, shape)
+    if found is not None:
+        return found
+    with working("finding the directions of sizes"):
+        # Copied by name, which a user's transfer guard allows.
+        moments = _moments(dense)(*jax.device_put((vit.variables, pixels)))
+        moments = jax.device_get(moments)
+    found = []
+    for index, (of_queries, of_keys) in enumerate(moments):
+        if not np.all(np.isfinite(of_queries)) or not np.all(np.isfinite(of_keys)):
+            field = "variables" if images is None else "size_images"
+            raise InputError(
+                f"{field}: queries or keys of block {index} are no numbers"
+            )
+        found.append(least_used(of_queries, of_keys))
+    found = np.asarray(found, np.float32)
+    if kept is not None:
+        with contextlib.suppress(OSError, RunError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as new, open(new, "wb") as file:
+                np.save(file, found)
+    return found
+
+
+def _pixels(vit, images):
+    """The array of the photographs, [B, H, W, 3]."""
+    prepared = vit.preprocessing
+    if images is None:
+        images = sorted(PHOTOGRAPHS.glob("*.jpg"))
+        prepared = Preprocessing(vit.image_size, crop=1.0)  # whatever images it expects
+    try:
+        pixels = pictures.as_batch(pictures.of_folder(images), prepared)
+        check_images(pixels, vit.image_size, pixels=True)
+    except InputError as error:
+        raise InputError(f"size_images: {error}") from error
+    # At the line that calls `optimize`, behind `compiler`.
+    warn_of_range(pixels, vit.model.config.mean, vit.model.config.std, stacklevel=5)
+    return np.asarray(pixels)
+
+
+def _digest(dense, pixels):
+    """16 letters that differ where, for the same weights, directions do."""
+    facts = f"{as_json(dense)} {pixels.dtype} {pixels.shape}"
+    return digest([pixels, np.frombuffer(facts.encode(), np.uint8)])[:16]
+
+
+def _read(file, shape):
+    """The directions in a file; None: it has none of the shape."""
+    if file is None or not file.exists():
+        return None
+    # One that is damaged, or empty.
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found = np.load(file)
+        if found.shape == shape:
+            return found
+    return None
+
+
+@functools.lru_cache(maxsize=2)
+def _moments(model):
+    """A compiled function (variables, images) -> C_q and C_k of each block.
+
+    They are [H, d, d] float32 each.
+    """
+
+    def moments(variables, images):
+        found = []
+
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            is_attention = isinstance(context.module, Attention)
+            if is_attention and context.method_name == "project":
+                prefix = int(model.config.arch.class_token)
+                found.append(second_moments(result.query, result.key, prefix))
+            return result
+
+        images = as_normalized(images, model.config.mean, model.config.std)
+        with nn.intercept_methods(noting), jax.default_matmul_precision("highest"):
+            model.apply(variables, images)
+        return found
+
+    return jax.jit(moments)
+
+
+def second_moments(query, key, class_token):
+    """(mean of q q^T, mean covariance of the keys of an image), each [H, d, d].
+
+    query, key: [B, N, H, d]
+    class_token: whether the first token is one, which counts as CLASS_SHARE of all
+    """
+    batch, tokens = query.shape[:2]
+    weight = jnp.full(tokens, 1 / tokens)
+    if class_token:
+        others = (1 - CLASS_SHARE) / (tokens - 1)
+        weight = jnp.full(tokens, others).at[0].set(CLASS_SHARE)
+    of_queries = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
+    key = key - jnp.mean(key, axis=1, keepdims=True)
+    of_keys = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * tokens)
+    return of_queries, of_keys
+
+
+def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
+    """The unit vector u of the least (u^T C_q u) (u^T C_k u).
+
+    [.., d, d] twice -> [.., d]
+
+    u is the last eigenvector of C_q / (u^T C_q u) + C_k / (u^T C_k u). A turn divides u
+    by this matrix, which never makes the product larger (AM-GM), and takes a fraction
+    of the time of an eigenvector. The best of several starts goes on to the end.
+    """
+    of_queries = _scaled(of_queries)
+    of_keys = _scaled(of_keys)
+    starts = [
+        np.linalg.eigh(of_queries + of_keys)[1][..., :STARTS],
+        np.linalg.eigh(of_queries)[1][..., :1],
+        np.linalg.eigh(of_keys)[1][..., :1],
+    ]
+    found = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
+    found = _turned(found, of_queries, of_keys, FIRST_TURNS)
+    lost = _along(found, of_queries) * _along(found, of_keys)
+    best = np.argmin(lost, axis=-1)[..., None, None]
+    found = np.take_along_axis(found, best, axis=-2)
+    return _turned(found, of_queries, of_keys, TURNS)[..., 0, :]
+
+
+def _turned(vectors, of_queries, of_keys, turns):
+    """Unit vectors [.., S, d] after so many turns, or when they are still."""
+    for _ in range(turns):
+        before = vectors
+        along_queries = _along(vectors, of_queries)[..., None, None]
+        along_keys = _along(vectors, of_keys)[..., None, None]
+        matrix = of_queries[..., None, :, :] / along_queries
+        matrix = matrix + of_keys[..., None, :, :] / along_keys
+        vectors = np.linalg.solve(matrix, vectors[..., None])[..., 0]
+        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        cosines = np.sum(before * vectors, axis=-1)
+        if np.all(cosines > 1 - STILL):
+            break
+    return vectors
+
+
+def _along(vectors, moments):
+    """u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
+    return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
+
+
+def _scaled(moments):
+    """Second moments with the trace 1, of which no direction has none at all.
+
+    Those of a head of zeros, such as one that was pruned, are the same everywhere.
+    """
+    moments = np.asarray(moments, np.float64)
+    total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
+    scaled = moments / np.where(total > 0, total, 1)
+    return scaled + NOTHING * np.eye(moments.shape[-1])
+
+
+def folded(
+    model: ViT,
+    variables: Mapping[str, Any],
+    directions: np.ndarray,
+    blocks: Container[int] | None = None,
+) -> tuple[ViT, dict[str, Any]]:
+    """(model, variables) with sizes in directions of the keys, for inference.
+
+    directions: [depth, H, d], from `directions`
+    blocks: indices of the blocks that give up a direction; None: those that meet sizes,
+        so that the others compute what they did
+    """
+    params = dict(variables["params"])
+    if blocks is None:
+        blocks = sized_blocks(model)
+    for index in range(model.depth):
+        u = directions[index]
+        if index not in blocks:
+            u = np.zeros_like(u)
+        name = f"blocks_{index}"
+        params[name] = {**params[name], "attn": _without(params[name]["attn"], u)}
+    return model.with_execution(sizes="direction"), {**variables, "params": params}
+
+
+def _without(attention, u):
+    """Parameters of an Attention whose queries and keys have left the directions.
+
+    u: [H, d] float32, unit vectors, or zeros for an Attention that stays as it is
+    """
+    attention = dict(attention)
+    query = {name: _projected(value, u) for name, value in attention["q"].items()}
+    bias = query.get("bias", np.zeros(u.size, np.float32))
+    attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
+    key = attention["k"]
+    of_heads = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
+    attention["mean_key"] = np.mean(of_heads, axis=1)
+    bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
+    attention["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
+    attention["k"] = {name: _projected(value, u) for name, value in key.items()}
+    attention["size_direction"] = u
+    return attention
+
+
+def _projected(value, u):
+    """value P, head by head. [.., H d] -> [.., H d] float32."""
+    heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
+    along = np.sum(heads * u, axis=-1, keepdims=True)
+    return (heads - along * u).reshape(value.shape).astype(np.float32)

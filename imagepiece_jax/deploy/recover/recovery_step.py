@@ -1,0 +1,188 @@
+"""The recipe and the compiled programs of a recovery.
+
+The student is a reduced model. The teacher is its dense form, which sees the same
+images.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.recover.recovery_loss import Comparison, answers
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
+
+SMALLEST = 0.05  # the size of a parameter whose root mean square is smaller
+STEPS = 750  # number of steps, where neither steps nor minutes are given
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is recovered."""
+
+    parameters: str = "biases"  # which parameters are trained, one of TRAINED
+    steps: int = STEPS
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choice("parameters", self.parameters, TRAINED)
+        check_range("steps", self.steps, least=1, whole=True)
+        check_range("batch_size", self.batch_size, least=1, whole=True)
+        check_range("seed", self.seed, least=0, whole=True)
+
+
+class State(NamedTuple):
+    """What a training step changes."""
+
+    trained: Any  # the parameters that are trained, a `trained_part`
+    moments: Any  # the optimizer's moments of them
+
+
+def step_size(value: jax.Array) -> jax.Array:
+    """The size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
+
+    A step of a kernel adds up over its inputs, n, where the other part of a sum of n
+    products is sqrt(n) times one; so it is less by sqrt(n), as in muP.
+    """
+    size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), SMALLEST)
+    inputs = value.size // value.shape[-1]
+    return size / math.sqrt(inputs)
+
+
+class Teacher:
+    """The dense model on all devices, and its answers to the images held out.
+
+    batches: those of `recovery_images.evaluation_batches`
+    """
+
+    def __init__(self, dense: Pretrained, batches: Iterable[dict[str, np.ndarray]]):
+        self.dense = dense
+        self.model = dense.model
+        self.comparison = Comparison(dense)
+        self.variables = parallel.replicate(dense.variables)
+        answer = parallel.pmap(self._answers_to_pixels, program="dense model")
+        self.held_out = []  # (batch, answers)
+        for batch in batches:
+            self.held_out.append((batch, answer(self.variables, batch["image"])))
+
+    def answers_to(self, variables, images):
+        """The teacher's answers to normalized images."""
+        return answers(self.model, variables, images, self.comparison.read)
+
+    def normalized(self, pixels):
+        """uint8 pixels as both models take them."""
+        return normalize(pixels, self.model.config.mean, self.model.config.std)
+
+    def _answers_to_pixels(self, variables, pixels):
+        return self.answers_to(variables, self.normalized(pixels))
+
+
+class Fit:
+    """The compiled programs of a recovery, and its state.
+
+    vit: the reduced model, which learns
+    """
+
+    def __init__(self, vit: Pretrained, recipe: Recipe, teacher: Teacher):
+        self.vit = vit
+        self.recipe = recipe
+        self.model = vit.model
+        self.teacher = teacher
+        self.comparison = teacher.comparison
+        student = teacher.variables
+        if vit.recovered:
+            student = parallel.replicate(vit.variables)
+        self.variables_of_both = student, teacher.variables
+        self.adam = optax.scale_by_adam()
+        self.start()
+        self._step = parallel.pmap(
+            self._train_step, donate_argnums=0, program="recovery step"
+        )
+        self._measure = parallel.pmap(self._measured, program="reduced model")
+
+    def start(self):
+        """Set the state to that of the first step."""
+        trained = self.trained_of(self.vit.variables["params"])
+        moments = jax.jit(self.adam.init)(jax.device_put(trained))
+        self.put(State(trained, moments))
+
+    def put(self, state: State):
+        """Set the state, from one of `get`."""
+        self.state = parallel.replicate(state)
+
+    def get(self) -> State:
+        """The present state, on the host."""
+        return jax.device_get(parallel.unreplicate(self.state))
+
+    def take_step(self, pixels, rate: float) -> jax.Array:
+        """Take a training step; return its loss, [devices], without waiting for it.
+
+        pixels: uint8 [devices, m, H, W, 3]
+        rate: the learning rate, of which a parameter's is `step_size` times as much
+        """
+        rate = parallel.replicate(np.float32(rate))
+        self.state, loss = self._step(self.state, self.variables_of_both, pixels, rate)
+        return loss
+
+    def measure(self) -> dict[str, np.ndarray]:
+        """`Comparison.measure` of the held-out images, arrays [images] in their order.
+
+        The order does not depend on the number of devices.
+        """
+        student, _ = self.variables_of_both
+        measured = {}
+        indices = []
+        for batch, targets in self.teacher.held_out:
+            found = self._measure(self.state.trained, student, batch["image"], targets)
+            is_image = batch["mask"]  # and not padding
+            indices.append(batch["index"][is_image])
+            for name, values in parallel.local(found).items():
+                measured.setdefault(name, []).append(values[is_image])
+        order = np.argsort(np.concatenate(indices))
+        return {name: np.concatenate(each)[order] for name, each in measured.items()}
+
+    def _train_step(self, state, both, pixels, rate):
+        """(the next State, the loss) of a step, on one device."""
+        student, teacher = both
+        images = self.teacher.normalized(pixels)
+        targets = self.teacher.answers_to(teacher, images)
+
+        def loss_of(trained):
+            answered = self.answers_of(student, trained, images)
+            return self.comparison.loss(answered, targets)
+
+        loss, gradient = jax.value_and_grad(loss_of)(state.trained)
+        loss, gradient = parallel.mean((loss, gradient))
+        directions, moments = self.adam.update(gradient, state.moments)
+
+        def update_of(value, direction):
+            return -rate * step_size(value) * direction
+
+        updates = jax.tree.map(update_of, state.trained, directions)
+        return State(optax.apply_updates(state.trained, updates), moments), loss
+
+    def _measured(self, trained, student, pixels, targets):
+        """`Comparison.measure` of a batch; targets: the teacher's answers to it."""
+        images = self.teacher.normalized(pixels)
+        answered = self.answers_of(student, trained, images)
+        return self.comparison.measure(answered, targets)
+
+    def trained_of(self, params):
+        """The parameters that are trained, of all of the student's."""
+        return trained_part(params, self.recipe.parameters)
+
+    def answers_of(self, variables, trained, images):
+        """The student's answers to normalized images."""
+        params = with_trained(variables["params"], trained)
+        variables = {**variables, "params": params}
+        return answers(self.model, variables, images, self.comparison.read)

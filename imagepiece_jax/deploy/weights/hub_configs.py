@@ -1,0 +1,189 @@
+"""The config file of a folder: timm's, transformers', OpenCLIP's or one of `save`.
+
+`describe` writes the last: a part of our own that is complete, and beside it timm's
+where timm has the model.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.deploy.weights import (
+    open_clip_config,
+    timm_config,
+    transformers_config,
+)
+from imagepiece_jax.deploy.weights.file_names import (
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    PREPROCESSOR,
+    PROCESSOR,
+)
+from imagepiece_jax.deploy.weights.location import Location
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.recovery_record import RecoveredCost, Recovery
+from imagepiece_jax.reduction.reduction import DENSE, Reduction
+
+FORMAT = 3  # of `OURS`: another one is not read
+
+
+class Described(NamedTuple):
+    """What files beside weights say of them: all but the tensors."""
+
+    config: ViTConfig
+    class_names: tuple[str | None, ...] | None = None
+    license: str | None = None  # by timm's config.json
+    reduction: Reduction = DENSE  # that the weights were trained with
+    dtype: str = "float32"
+    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
+    # what `recover` learned for reduced forms, without numbers, which files have
+    recovery: Recovery | None = None
+
+
+def read(found: Location, images_known: bool = False) -> Described:
+    """What a folder's config file says, and that of its image processor.
+
+    images_known: whether the latter may lack
+    """
+    folder = found.path
+    if found.config_file.name == OPEN_CLIP:
+        parse_open_clip = open_clip_config.parse_open_clip
+        return Described(guarded(found.config_file, parse_open_clip, found.config))
+    images = {}
+    if (folder / PROCESSOR).is_file():
+        images = read_json(folder / PROCESSOR).get("image_processor") or {}
+    if not images and (folder / PREPROCESSOR).is_file():
+        images = read_json(folder / PREPROCESSOR)
+    return parse(found.config, images, folder, images_known)
+
+
+def parse(
+    config: Mapping[str, Any],
+    images: Mapping[str, Any],
+    folder: pathlib.Path = pathlib.Path(),
+    images_known: bool = False,
+) -> Described:
+    """As `read`, from the contents of config.json and of preprocessor_config.json."""
+    file = folder / CONFIG
+    if OURS in config:
+        return guarded(file, _parse_ours, config)
+    if "architecture" in config:
+        found, names = guarded(file, timm_config.parse_timm, config)
+        license = config.get("pretrained_cfg", config).get("license")
+        return Described(found, names, license)
+    if not images and not images_known:
+        raise InputError(
+            f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
+            "normalized; place it beside the weights, or give config="
+        )
+    kind = guarded(file, transformers_config.kind_of, config)
+    parse_images = transformers_config.parse_images
+    images = guarded(folder / PREPROCESSOR, parse_images, images, kind)
+    parse_transformers = transformers_config.parse_transformers
+    return Described(*guarded(file, parse_transformers, config, images))
+
+
+def guarded(file, call, *content):
+    """The result of `call`, whose errors name the file with this content."""
+    try:
+        return call(*content)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{file} has no {error.args[0]}") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(f"{file} has a field that no model has: {error}") from error
+
+
+def describe(vit: Pretrained) -> dict[str, Any]:
+    """The content of a config.json by which `load` makes a Pretrained again.
+
+    Its architecture is timm's name where timm has the model: `timm.create_model` then
+    loads the dense part. Else it is OURS.
+    """
+    model = vit.model
+    images = vit.preprocessing
+    config = dataclasses.replace(
+        model.config,
+        image_size=images.image_size,
+        crop=images.crop,
+        crop_mode=images.crop_mode,
+        interpolation=images.interpolation,
+        rule=images.rule,
+        resize=images.resize,
+    )
+    reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
+    optional = {}
+    if vit.untrained_parts:
+        optional["untrained"] = vit.untrained_parts
+    if vit.recovery:
+        optional["recovery"] = {"costs": [cost.record for cost in vit.recovery.costs]}
+    if vit.class_names:
+        optional["class_names"] = vit.class_names
+    if vit.source.license:
+        optional["license"] = vit.source.license
+    ours = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "reduction": str(reduction),
+        "dtype": model.execution.dtype.name,
+        **optional,
+    }
+    return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: ours}
+
+
+def _parse_ours(file):
+    """Our own part of a file that `describe` wrote."""
+    ours = as_tuple(file[OURS])
+    if ours.get("format") != FORMAT:
+        raise InputError(
+            f"{OURS}.format is {ours.get('format')}; this version reads {FORMAT}"
+        )
+    fields = ours["config"]
+    arch = Architecture(**fields["arch"])
+    config = ViTConfig(**fields | {"arch": arch})
+    _check_same(config, file)
+    recovery = None
+    if "recovery" in ours:
+        record = ours["recovery"]
+        costs = [RecoveredCost(**cost) for cost in record["costs"]]
+        recovery = Recovery(tuple(costs), saved_beside=record.get("saved_beside"))
+    return Described(
+        config,
+        class_names=ours.get("class_names"),
+        license=ours.get("license"),
+        reduction=Reduction.read(ours["reduction"]),
+        dtype=ours["dtype"],
+        untrained=ours.get("untrained", ()),
+        recovery=recovery,
+    )
+
+
+def _check_same(config, file):
+    """Raise InputError where timm's part of a file says other images than our own.
+
+    Both are of one model, so somebody changed one of them.
+    """
+    images = as_tuple(file.get("pretrained_cfg", {}))
+    own = {"mean": config.mean, "std": config.std}
+    own["input_size"] = (3, *sides(config.image_size))
+    for field, value in own.items():
+        if images.get(field, value) != value:
+            raise InputError(
+                f"pretrained_cfg.{field} is {images[field]}, but {OURS}.config says "
+                f"{value}"
+            )

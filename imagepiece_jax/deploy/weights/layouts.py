@@ -1,0 +1,656 @@
+"""Checkpoints of any layout by timm's names, and the way back.
+
+A layout is recognized by one tensor that all of its checkpoints have. Everything in
+front of that name, such as "vision_model." or "backbone.", is the vision tower's
+prefix. The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the
+gate, and mlp.fc1_x; `models.timm_tensors` makes variables of it.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import types
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from imagepiece_jax.deploy.weights import location
+from imagepiece_jax.deploy.weights.file_names import RECOVERED, SELECTORS
+from imagepiece_jax.deploy.weights.files import read_state_dict
+from imagepiece_jax.deploy.weights.timm_config import is_eva
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the checkpoints of one library name their tensors."""
+
+    title: str  # its name in sentences
+    mark: str  # name of a tensor that all of its checkpoints have, and no others
+    blocks: str  # a pattern for the start of a block's names, with its number
+    # {pattern for modules or tensors of a block, in which a dot is a dot: timm's name}
+    inner: Mapping[str, str]
+    outer: Mapping[str, str]  # the same for the rest of the tower
+    # the same for parts without the tower's prefix
+    outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
+    strict: bool = True  # a name in no table is an error, or else timm's name
+    # whether its last norm may be of the pooled vector, which its names do not say
+    norms_pooled: bool = False
+
+    def timm_name(self, name: str, prefix: str) -> str | None:
+        """timm's name of a tensor, "" for one left out, None where it has none.
+
+        Some names are not timm's yet: see `_canonical`.
+        """
+        if not name.startswith(prefix):
+            timm_name = _renamed(name, self.outside)
+            if timm_name is None and re.match(IGNORED, name):
+                return ""
+            return timm_name
+        inside = name.removeprefix(prefix)
+        if re.match(self.left_out, inside):
+            return ""
+        if number := re.match(self.blocks, inside):
+            of_block = inside[number.end() :]
+            renamed = _renamed(of_block, self.inner)
+            if renamed is None and not self.strict:
+                renamed = of_block
+            if not renamed:  # None, or "" for a name that ends behind the number
+                return renamed
+            return f"blocks.{number[1]}.{renamed}"
+        timm_name = _renamed(inside, self.outer)
+        if timm_name is None:
+            timm_name = _renamed(name, self.outside)
+        if timm_name is None and not self.strict:
+            timm_name = inside
+        return timm_name
+
+
+def _renamed(name, table):
+    """The name by a table of tensors and modules; None where it is in neither."""
+    for pattern, ours in table.items():
+        pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours) + (match["leaf"] or "")
+    return None
+
+
+# Names without the tower's prefix that are left out: the text tower of CLIP and SigLIP
+# with the scale that compares the two, an optimizer's state, the heads of
+# self-distillation (DINO, DINOv2), and decoders.
+IGNORED = (
+    r"(text|text_model|text_projection|transformer|token_embedding|attn_mask|ln_final|"
+    r"positional_embedding|logit_scale|logit_bias|input_resolution|context_length|"
+    r"vocab_size|(params\.)?(txt|t|b)|opt|head\.(mlp|last_layer)|dino_head|ibot_head|decoder)"
+    r"(\.|$)"
+)
+
+
+QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
+FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
+VIT = Layout(
+    # In files and, since version 5, in memory, where DINOv3's blocks are in a
+    # "model". Poolers belong to no public head.
+    title="transformers' ViT, DeiT and DINOv2",
+    mark="embeddings.patch_embeddings.projection.weight",
+    blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
+    inner={
+        f"attention.(?:attention.)?{QKV}": r"attn.\1",
+        "attention.(?:output.dense|o_proj)": "attn.proj",
+        "layernorm_before|norm1": "norm1",
+        "layernorm_after|norm2": "norm2",
+        "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
+        "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
+        "mlp.gate_proj": "mlp.fc1_g",
+        "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
+        "layer_scale([12]).lambda1": r"ls\1.gamma",
+    },
+    outer={
+        "embeddings.patch_embeddings(?:.projection)?": "patch_embed.proj",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.(cls_token|register_tokens)": r"\1",
+        "embeddings.distillation_token": "dist_token",
+        "(?:layer)?norm": "norm",
+    },
+    outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
+    left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
+)
+TIMM = Layout(
+    # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
+    # trunk too. DINOv2 saves chunks of blocks, whose second number counts through.
+    # Rotary positions are computed from the grid, unless they are learned: freqs.
+    # local_cls_norm is of the small crops of DINOv3's training.
+    title="timm's models",
+    mark="patch_embed.proj.weight",
+    blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
+    inner={
+        "gamma_([12])": r"ls\1.gamma",
+        f"attn.{QKV}": r"attn.\1",
+        "attn.inner_attn_ln": "attn.norm",
+        "mlp.w1": "mlp.fc1_g",
+        "mlp.w2": "mlp.fc1_x",
+        "mlp.w12": "mlp.fc1",
+        "mlp.w3": "mlp.fc2",
+        "mlp.ffn_ln": "mlp.norm",
+    },
+    outer={},
+    outside={"visual.head.proj": "projection"},
+    left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
+    r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.",
+    strict=False,
+)
+LAYOUTS = (
+    Layout(
+        # Files from before Flax's linen number all modules of a block together, others
+        # those of each kind.
+        title="Google's Flax files",
+        mark="embedding.kernel",
+        blocks=r"Transformer\.encoderblock_(\d+)\.",
+        inner={
+            "LayerNorm_0": "norm1",
+            "LayerNorm_[12]": "norm2",
+            f"{FLAX_ATTENTION}.{QKV}": r"attn.\1",
+            f"{FLAX_ATTENTION}.out": "attn.proj",
+            "MlpBlock_[03].Dense_0": "mlp.fc1",
+            "MlpBlock_[03].Dense_1": "mlp.fc2",
+        },
+        outer={
+            "embedding": "patch_embed.proj",
+            "cls": "cls_token",
+            "(?:Transformer.)?(?:posembed_input.)?pos_embedding": "pos_embed",
+            "Transformer.encoder_norm": "norm",
+            "head": "head",
+            "MAPHead_0.probe": "attn_pool.latent",
+            f"MAPHead_0.{FLAX_ATTENTION}.{QKV}": r"attn_pool.\1",
+            f"MAPHead_0.{FLAX_ATTENTION}.out": "attn_pool.proj",
+            "MAPHead_0.LayerNorm_0": "attn_pool.norm",
+            "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
+            "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
+        },
+    ),
+    VIT,
+    dataclasses.replace(
+        VIT,
+        title="transformers' DINOv3",
+        mark="embeddings.patch_embeddings.weight",
+        outside={},
+    ),
+    Layout(
+        title="transformers' CLIP and SigLIP",
+        mark="embeddings.patch_embedding.weight",
+        blocks=r"encoder\.layers\.(\d+)\.",
+        inner={
+            f"self_attn.{QKV}": r"attn.\1",
+            "self_attn.out_proj": "attn.proj",
+            "layer_(norm[12])": r"\1",
+            "(mlp.fc[12])": r"\1",
+        },
+        outer={
+            "embeddings.patch_embedding": "patch_embed.proj",
+            "embeddings.position_embedding.weight": "pos_embed",
+            "embeddings.class_embedding": "cls_token",
+            "pre_layrnorm": "norm_pre",  # as it is spelled there
+            "post_layernorm": "norm",
+            "head.probe": "attn_pool.latent",
+            "head.attention.in_proj_(weight|bias)": r"attn_pool.qkv.\1",
+            "head.attention.out_proj": "attn_pool.proj",
+            "head.layernorm": "attn_pool.norm",
+            "head.(mlp.fc[12])": r"attn_pool.\1",
+        },
+        outside={"visual_projection": "projection", "classifier": "mean_head"},
+        left_out=r"embeddings\.position_ids$",
+    ),
+    Layout(
+        title="OpenAI's CLIP and OpenCLIP",
+        mark="class_embedding",
+        blocks=r"transformer\.resblocks\.(\d+)\.",
+        inner={
+            "ln_([12])": r"norm\1",
+            "attn.in_proj_(weight|bias)": r"attn.qkv.\1",
+            "attn.out_proj": "attn.proj",
+            "mlp.c_fc": "mlp.fc1",
+            "mlp.c_proj": "mlp.fc2",
+        },
+        outer={
+            "conv1": "patch_embed.proj",
+            "class_embedding": "cls_token",
+            "positional_embedding": "pos_embed",
+            "ln_pre": "norm_pre",
+            "ln_post": "norm",
+            "proj": "projection.kernel",  # [in, out], as Flax has it
+        },
+        norms_pooled=True,
+    ),
+    dataclasses.replace(
+        TIMM,
+        title="DINOv3's own models",
+        mark="storage_tokens",
+        inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
+        outer={"storage_tokens": "reg_token"},
+        outside={},
+        left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # elsewhere unread: an error
+    ),
+    TIMM,
+)
+
+
+# Names of ours and of timm's in files without a patch embedding of one convolution.
+TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
+# Other files that people try, most special first.
+SHOWN_NAMES = 3  # names in a sentence
+# Parts of names that are of no model: of parallel training, of torch.compile and of
+# checkpointed activations; and those of training scripts in front of all names.
+_INSERTED = {
+    "module",
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+}
+_IN_FRONT = ("model.", "net.", "network.")
+_VALUE = ".value"  # behind all names where Flax NNX saved its state
+# Scanned blocks of big_vision: in one tensor, block by block.
+SCAN = "Transformer.encoderblock."
+
+
+def misshapen(name, shape, allowed):
+    """The error for a tensor of another shape."""
+    return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
+
+
+class Contents(NamedTuple):
+    """The tensors of a checkpoint by timm's names, and what their own names say."""
+
+    tensors: dict[str, np.ndarray]
+    norms_pooled: bool = False  # as in Layout
+    num_heads: int | None = None  # by an axis of heads in kernels; None: they have none
+    # numbers of reduced forms, by the place of their set and timm's names: "0.NAME"
+    recovered: Mapping[str, np.ndarray] = types.MappingProxyType({})
+
+
+def read_weights(
+    path: str | os.PathLike,
+    averaged: bool = False,
+    checkpoint: str | None = None,
+) -> Contents:
+    """A weights file by timm's names; only tensors that `to_timm` uses are read.
+
+    averaged, checkpoint: as `files.read_state_dict` takes them
+    """
+    path = pathlib.Path(path)
+    state_dict = read_state_dict(path, averaged, _placed_names, checkpoint)
+    try:
+        return to_timm(state_dict)
+    except InputError as error:
+        raise InputError(f"weights file {path}: {error}") from error
+
+
+def read_folder(
+    folder: pathlib.Path,
+    averaged: bool = False,
+    checkpoint: str | None = None,
+) -> Contents:
+    """As `read_weights` for a folder, with what `save` writes beside the weights."""
+    file = location.weights_file(folder)
+    contents = read_weights(file, averaged, checkpoint)
+    if (folder / SELECTORS).exists():
+        learned = read_state_dict(folder / SELECTORS)
+        contents = contents._replace(tensors=contents.tensors | learned)
+    if (folder / RECOVERED).exists():
+        recovered = read_state_dict(folder / RECOVERED)
+        contents = contents._replace(recovered=recovered)
+    return contents
+
+
+def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
+    """A checkpoint of any layout by timm's names.
+
+    Text towers, decoders, mask tokens, poolers and the heads of
+    self-distillation are left out. Tensors of timm's layout are not checked:
+    `timm_tensors.from_timm` does.
+    """
+    dotted = _dotted_names(state_dict)
+    tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
+    layout, prefix = _layout([*dotted.values()])
+    renamed = {}
+    origin = {}
+    for name, tensor in tensors.items():
+        timm_name = layout.timm_name(name, prefix)
+        if timm_name is None:
+            raise _without_place(name, layout, prefix)
+        if timm_name:
+            _note_name(origin, timm_name, name)
+            renamed[timm_name] = tensor
+    heads = None
+    query = renamed.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
+    if np.ndim(query) == 3:
+        heads = query.shape[1]
+    try:
+        return Contents(_canonical(renamed), layout.norms_pooled, heads)
+    except InputError:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"it has tensors of other shapes than {layout.title}: {error}"
+        ) from error
+
+
+def _without_place(name, layout, prefix):
+    """The error for a tensor that no part of a model in this layout has."""
+    of_tower = ""
+    if prefix:
+        of_tower = f" outside the tower {prefix[:-1]}"
+    return InputError(f"tensor {name} has no place in {layout.title}{of_tower}")
+
+
+def _note_name(origin, part, name):
+    """Note that a tensor is a part, which no other may be.
+
+    origin: {part: the tensor's name}, to which it is added
+    """
+    first = origin.setdefault(part, name)
+    if first != name:
+        raise InputError(f"tensors {first} and {name} are the same part, {part}")
+
+
+def as_timm(
+    tensors: Mapping[str, np.ndarray], arch: Architecture
+) -> dict[str, np.ndarray]:
+    """Tensors of `timm_tensors.to_timm` as timm's classes have them.
+
+    timm keeps the projections of EVA-02's sub-LN apart, and two layers of a gated MLP
+    without a norm together where positions are learned.
+
+    arch: of the model
+    """
+    eva = is_eva(arch)
+    apart = arch.mlp_norm and not arch.key_bias
+    renamed = {}
+    for name, tensor in tensors.items():
+        if eva:
+            name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        attention, qkv, _ = name.partition("qkv.weight")
+        if qkv and apart:
+            for part, third in zip("qkv", np.split(tensor, 3), strict=True):
+                renamed[f"{attention}{part}_proj.weight"] = third
+            continue
+        if apart:
+            name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
+        renamed[name] = tensor
+    if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
+        gates = [name for name in renamed if ".mlp.fc1_g." in name]
+        for gate in gates:
+            halves = [renamed.pop(gate), renamed.pop(gate.replace("_g.", "_x."))]
+            renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
+    return renamed
+
+
+def _placed_names(names: Collection[str]) -> list[str]:
+    """Names in a file whose tensors `to_timm` uses."""
+    # A tensor of all blocks, of a scan, is named as the first of them.
+    start = f"{SCAN[:-1]}_0."
+    dotted = _dotted_names(names)
+    first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
+    layout, prefix = _layout([*first.values()])
+    return [name for name in names if layout.timm_name(first[name], prefix) != ""]
+
+
+def _dotted_names(names):
+    """{name: the same with dots, without what wrappers of a model added}."""
+    dotted = {}
+    for name in names:
+        parts = name.replace("/", ".").split(".")
+        dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
+    while prefix := _wrapper_prefix(dotted.values()):
+        dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
+    if all(name.endswith(_VALUE) for name in dotted.values()):
+        dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
+    origin = {}
+    for name, short in dotted.items():
+        _note_name(origin, short, name)
+    return dotted
+
+
+def _wrapper_prefix(names):
+    """What a training script has put in front of all names, or None."""
+    for prefix in _IN_FRONT:
+        if names and all(name.startswith(prefix) for name in names):
+            return prefix
+    return None
+
+
+def _layout(tensors):
+    """(layout, prefix of the vision tower) of a checkpoint."""
+    for layout in LAYOUTS:
+        prefixes = []
+        for name in tensors:
+            if f".{name}".endswith(f".{layout.mark}"):
+                prefixes.append(name.removesuffix(layout.mark))
+        if len(prefixes) > 1:
+            prefixes.sort()
+            towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
+            raise InputError(
+                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}; it must "
+                "hold one"
+            )
+        if prefixes:
+            return layout, prefixes[0]
+    if any(re.match(TIMM_NAMES, name) for name in tensors):
+        return TIMM, ""
+    found = ", ".join([*tensors][:SHOWN_NAMES])
+    raise InputError(f"it has tensors, such as {found}, of no vision transformer here")
+
+
+def _unscanned(tensors):
+    """The tensors, in which one that holds all blocks is split into one for each."""
+    out = {}
+    for name, tensor in tensors.items():
+        before, scan, after = name.rpartition(SCAN)
+        if not scan:
+            out[name] = tensor
+            continue
+        if tensor.ndim == 0:
+            raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
+        start = f"{before}{SCAN[:-1]}_"
+        for block, part in enumerate(tensor):
+            out[f"{start}{block}.{after}"] = part
+    return out
+
+
+def _canonical(tensors):
+    """Renamed tensors of any layout in the form in which timm has them.
+
+    - Kernels of Flax become weights of PyTorch.
+    - q, k and v of blocks are stacked, k and v of an attention pool.
+    - Biases of keys that DINOv3 masks are left out.
+    - The first layer of a SwiGLU is split into its gate and the other half.
+    - The class token of a model with registers gets its position added.
+    - A projection, and SigLIP's head of the mean of patches, become the head.
+    """
+    out = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "kernel":
+            out[f"{module}.weight"] = _from_flax(module, tensor)
+        elif leaf == "scale":
+            out[f"{module}.weight"] = tensor
+        elif leaf == "bias":
+            out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
+        elif name == "pos_embed" and tensor.ndim == 1:  # a mistake, which a model tells
+            out[name] = tensor
+        elif name in _ROWS and tensor.ndim != 3:
+            out[name] = tensor.reshape(1, -1, tensor.shape[-1])
+        elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
+            continue
+        else:
+            out[name] = tensor
+    _stack(out)
+    _mask_keys(out)
+    _split(out)
+    _add_positions(out)
+    _name_head(out)
+    return out
+
+
+# Rows of tokens, [1, N, D] in timm.
+_ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
+
+
+def _from_flax(module, kernel):
+    """A kernel as PyTorch's weight: outputs first, no axis of heads of its own."""
+    if kernel.ndim == 4:
+        return kernel.transpose(3, 2, 0, 1)
+    if kernel.ndim == 3:  # [D, heads, d], of the projection after it [heads, d, D]
+        outputs = kernel[0].size
+        if module.endswith(".proj"):
+            outputs = kernel.shape[-1]
+        kernel = kernel.reshape(-1, outputs)
+    return kernel.T
+
+
+def _stack(tensors):
+    """Join q, k and v, of an attention pool k and v, in place.
+
+    Where keys have no bias, queries and values keep theirs, by timm's names.
+    """
+    for name in [*tensors]:
+        match = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
+        if not match or name not in tensors:
+            continue
+        module, letter, leaf = match.groups()
+        letters = "qkv"
+        if module == "attn_pool":
+            letters = "kv"
+        if letter not in letters:
+            continue
+        parts = {each: f"{module}.{each}.{leaf}" for each in letters}
+        lacking = [each for each in letters if parts[each] not in tensors]
+        if lacking == ["k"] and leaf == "bias" and letters == "qkv":
+            tensors[f"{module}.q_bias"] = tensors.pop(parts["q"])
+            tensors[f"{module}.v_bias"] = tensors.pop(parts["v"])
+            continue
+        stack = [tensors.pop(part) for part in parts.values()]
+        tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
+
+
+def _mask_keys(tensors):
+    """Apply DINOv3's masks of the biases of q, k and v, in place.
+
+    A bias is multiplied by its mask, which is 0 for keys; what it hides may be NaN.
+    Keys have a bias unless that is 0 or NaN in all blocks.
+    """
+    thirds = {}
+    masked = [name for name in tensors if name.endswith(".masked.bias")]
+    for name in masked:
+        module = name.removesuffix(".masked.bias")
+        bias = tensors.pop(name)
+        mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
+        if mask.shape != bias.shape:
+            allowed = f"{bias.shape}, as qkv.bias"
+            raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
+        bias = bias * mask.astype(bias.dtype)
+        thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
+    keyless = True
+    for _, k, _ in thirds.values():
+        hidden = (k == 0) | np.isnan(k)
+        keyless = keyless and hidden.all()
+    for module, (q, k, v) in thirds.items():
+        if keyless:
+            tensors[f"{module}.q_bias"] = q
+            tensors[f"{module}.v_bias"] = v
+        else:
+            tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
+
+
+def _parts(name, tensor, count):
+    """The tensor `name`, split into `count` equal parts."""
+    if tensor.ndim == 0 or len(tensor) % count:
+        raise misshapen(name, tensor.shape, f"{count} equal parts")
+    return np.split(tensor, count)
+
+
+def _split(tensors):
+    """Split stacked projections of an attention pool, and packed SwiGLUs, in place."""
+    for leaf in ("weight", "bias"):
+        stacked = tensors.pop(f"attn_pool.qkv.{leaf}", None)
+        if stacked is not None:
+            q, *kv = _parts(f"attn_pool.qkv.{leaf}", stacked, 3)
+            tensors[f"attn_pool.q.{leaf}"] = q
+            tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
+    first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
+    for name in first_layers:
+        module = name.removesuffix(".fc1.weight")
+        has_gate = f"{module}.fc1_g.weight" in tensors  # in a tensor of its own
+        last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
+        packed = last.ndim == 2 and tensors[name].shape[:1] == (2 * last.shape[1],)
+        if not has_gate and not packed:
+            continue
+        for leaf in ("weight", "bias"):
+            other = tensors.pop(f"{module}.fc1.{leaf}", None)
+            if other is None:
+                continue
+            if not has_gate:  # the gate is the first half (DINOv2, SwiGLUFFN)
+                gate, other = _parts(f"{module}.fc1.{leaf}", other, 2)
+                tensors[f"{module}.fc1_g.{leaf}"] = gate
+            tensors[f"{module}.fc1_x.{leaf}"] = other
+
+
+def _add_positions(tensors):
+    """Add its position to the class token of a model with DINOv2's registers, in place.
+
+    DINOv2 puts registers between the class token and the patches after positions are
+    added. In such a model timm, and this package, have positions of patches only.
+    """
+    registers = tensors.pop("register_tokens", np.zeros(0))
+    if not registers.size:
+        return
+    tensors["reg_token"] = registers
+    positions = tensors.get("pos_embed")
+    first = tensors.get("cls_token")
+    if positions is None or first is None:
+        return
+    row = positions[:, :1].astype(np.float32)
+    tensors["cls_token"] = first.astype(np.float32) + row
+    tensors["pos_embed"] = positions[:, 1:]
+
+
+def _name_head(tensors):
+    """Name a projection, or the head of a mean of patches, as the head, in place."""
+    projection = tensors.pop("projection.weight", None)
+    if projection is not None:
+        zeros = np.zeros(len(projection), projection.dtype)
+        tensors["head.weight"] = projection
+        tensors["head.bias"] = tensors.pop("projection.bias", zeros)
+    if "mean_head.weight" in tensors:
+        if "cls_token" in tensors:
+            raise InputError(
+                "its classifier reads the mean of the patches before the last norm "
+                "(CLIPForImageClassification), as no model here does"
+            )
+        # SiglipForImageClassification does not use its pool.
+        of_pool = [name for name in tensors if name.startswith("attn_pool.")]
+        for name in of_pool:
+            del tensors[name]
+        for leaf in ("weight", "bias"):
+            tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
+    head = tensors.get("head.weight")
+    norm = tensors.get("norm.weight")
+    one_head = head is not None and "head_dist.weight" not in tensors
+    if one_head and "dist_token" in tensors:
+        raise InputError(
+            "it has a distillation token and only a head of the class token, as "
+            "transformers' DeiTForImageClassification and no model here"
+        )
+    if head is None or norm is None or head.ndim != 2:
+        return
+    # A block's norm has the width, as the last norm may be of another shape.
+    width = len(tensors.get("blocks.0.norm1.weight", norm))
+    if width == head.shape[1]:
+        return
+    raise InputError(
+        f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "
+        f"{width} (DINOv2's classifiers read the mean of the patches too)"
+    )

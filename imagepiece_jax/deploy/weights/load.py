@@ -1,0 +1,367 @@
+"""From a path to a model: the public `load`.
+
+A config says what the model is: that of a public name, of the files beside the weights,
+or the caller's. What the caller changes is replaced in it. Tensors are named as timm
+does, say the number of classes and the size of the images, and fill the model.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flax import traverse_util
+
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.config.run_files import KINDS, check_normalization
+from imagepiece_jax.deploy.weights import hub_configs, layouts, location, runs
+from imagepiece_jax.deploy.weights.file_names import CONFIG, OPEN_CLIP, RECOVERED
+from imagepiece_jax.deploy.weights.hub_configs import Described
+from imagepiece_jax.deploy.weights.layouts import Contents
+from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import (
+    reduction_plan,
+    registry,
+    resize_positions,
+    timm_tensors,
+)
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.create import create, execution_of
+from imagepiece_jax.models.pretrained import Pretrained, Source, digests
+from imagepiece_jax.models.problem_type import SINGLE_LABEL
+from imagepiece_jax.models.recovery_record import Recovery
+from imagepiece_jax.models.variables import digest, matches, variable_shapes
+from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
+
+if TYPE_CHECKING:
+    from imagepiece_jax.config.run import RunConfig
+
+Loader = Callable[[], Pretrained]
+HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
+
+
+def load(
+    weights: str | os.PathLike,
+    reduction: ReductionLike = None,
+    *,
+    config: ViTConfig | str | os.PathLike | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    dtype: str | None = None,
+    attention: str = "auto",
+    checkpoint: str | None = None,
+    averaged: bool = False,
+    crop: float | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str | None] | None = None,
+    seed: int | None = None,
+) -> Pretrained:
+    """A trained model, from the path of its weights.
+
+    weights: a file (.npz, .safetensors, .pth); a folder with config.json and weights,
+        as timm, transformers and `save` write it; the folder of a run; or an id of the
+        Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION", whose files
+        are fetched once into huggingface_hub's cache
+    reduction: a share of the dense model's MACs, such as 0.5, which the recommended
+        method gets; or a method with its fields, such as "evit:keep_rate=0.7"; "none":
+        the dense model; None: as it was trained or saved, though
+        `Pretrained.with_reduction` takes None for the dense model
+    config: what the model is: a ViTConfig, a public name, or what `read_config` reads;
+        None: what the files say, or the file's own name, where that is a public one
+    image_size: pixels a side, or (height, width), to which positions are resized
+    dtype: of layers; None: that of a run or a saved model, else "float32"
+    attention: what computes it, "xla", "cudnn" or "auto", which chooses
+    checkpoint: of a run, "best", which is the default, or "latest"; of a file with
+        several models, the key of one, such as "teacher"
+    averaged: take the weights averaged over the training's steps, which a run has
+        (config.ema_decay), and a file that timm's or DeiT's code saved in training
+    crop: share of an image's sides that evaluation keeps; None: the config's
+    num_classes: another number than the weights' gives a new head, which is drawn; 0
+        leaves the head out
+    class_names: instead of the weights' own
+    seed: of parts that are drawn; selectors that the reduction learns and the weights
+        lack are drawn where it is given, and refused where it is None
+    Raises InputError for weights that do not say which model they are, and for tensors
+        that are not the config's.
+    """
+    found = location.find(weights)
+    checkpoint = _checkpoint(found, checkpoint)
+    described = describe(found, config)
+    contents = read_contents(found, described.config, checkpoint, averaged)
+    trained = of_tensors(described.config, contents, found)
+    wanted = _changed(trained, image_size, crop, num_classes)
+    new_head = wanted.num_classes != trained.num_classes
+    if class_names is None and not new_head:
+        class_names = described.class_names
+        if found.config_file is None:  # then only a name can say them
+            classes = trained.num_classes
+            class_names = registry.published_class_names(trained.name, classes)
+    execution = execution_of(wanted, dtype or described.dtype, attention)
+    vit = Pretrained(
+        _model(wanted, reduction, described.reduction, execution, found),
+        {"params": {}},
+        class_names=class_names,
+        source=Source(
+            path=found.path,
+            kind=found.kind,
+            name=found.name,
+            license=described.license,
+            image_size=trained.image_size,
+            reduction=None if found.kind == FILE else described.reduction,
+            checkpoint=checkpoint,
+            averaged=averaged,
+            run=found.config if found.kind == RUN else None,
+        ),
+    )
+    exact = reduction is None and seed is None
+    fresh = HEADS if new_head else ()
+    vit = _fill(vit, contents, described, fresh, seed, exact)
+    if num_classes is not None or seed is not None:
+        vit.warn_of_untrained()
+    vit.say_dense_numbers()
+    return vit
+
+
+def _checkpoint(found, checkpoint):
+    """Which of several models at a Location is read; of a run the best one."""
+    if found.kind == RUN:
+        checkpoint = checkpoint or "best"
+        check_choice("checkpoint", checkpoint, KINDS)
+    elif checkpoint in KINDS:
+        raise InputError(f"checkpoint is {checkpoint!r}, but {found.place} is no run")
+    return checkpoint
+
+
+def _changed(config, image_size, crop, num_classes):
+    """A config of weights with what the caller of `load` changes."""
+    if image_size is not None:
+        config = config.at_size(image_size)
+    if crop is not None:
+        config = dataclasses.replace(config, crop=crop)
+    if num_classes not in (None, config.num_classes):
+        head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
+        config = dataclasses.replace(config, **head)
+    return config
+
+
+def _model(config, reduction, trained, execution, found):
+    """The ViT with a reduction; None: the one that the weights were trained with."""
+    asked = trained if reduction is None else Reduction.read(reduction)
+    try:
+        model = create(config, asked, execution)
+    except InputError as error:
+        if reduction is not None:  # it is the caller's mistake, not one of the file
+            raise
+        raise InputError(f"{found.place}: {error}") from error
+    reduction_plan.print_reduction(asked, model)
+    return model
+
+
+def read_config(config: str | os.PathLike) -> ViTConfig:
+    """The config of a model by name, or of the files beside its weights.
+
+    config: a public name, "deit_tiny_patch16_224.fb_in1k"; a config.json of timm,
+        transformers, `save` or a run, an open_clip_config.json, or the folder of one
+    """
+    name = os.fspath(config)
+    if registry.is_known(name):
+        return registry.config(name)
+    if not location.exists(os.path.expanduser(name)):
+        raise InputError(f"config is {name!r}, no name and no file; {registry.NAMES}")
+    if os.path.basename(name) in (CONFIG, OPEN_CLIP):
+        name = os.path.dirname(name) or os.curdir
+    return describe(location.find(name)).config
+
+
+def loaders(run: "RunConfig") -> tuple[Loader | None, Loader | None]:
+    """Functions that load the dense models which a run starts and learns from.
+
+    They are called when the weights are needed, as a resumed run needs none; None
+    stands for an empty field.
+    """
+    found = []
+    for group in ("init", "teacher"):
+        path = getattr(run, group).weights
+        field = f"config.{group}.weights"
+        found.append(functools.partial(_load_of_run, field, path) if path else None)
+    return tuple(found)
+
+
+def _load_of_run(field, path):
+    """The dense model at a path, which a field of a run's config has."""
+    try:
+        return load(path, "none")
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+
+
+def describe(found: Location, config=None) -> Described:
+    """What files and the caller say of weights.
+
+    config: as `load` takes it
+    Raises InputError where nothing says which model they are.
+    """
+    if config is not None and not isinstance(config, ViTConfig):
+        config = read_config(config)
+    if found.kind == RUN:
+        described = runs.read(found)
+    elif found.config_file is not None:
+        described = hub_configs.read(found, config is not None)
+    else:
+        return Described(config or _config_of_file(found))
+    if config is not None:
+        described = described._replace(config=config)
+    return described
+
+
+def _config_of_file(found):
+    """The config by a file's own name, where that is the name of a public model."""
+    if found.kind == FILE:
+        name = registry.name_of_file(found.path)
+        if name is not None:
+            return registry.config(name)
+    remedy = "config= says which model it is, and save keeps it beside the weights"
+    if (found.path.parent / CONFIG).is_file():
+        remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
+    raise InputError(
+        f"{found.place} has no {CONFIG}, nor the name of a public model; {remedy}"
+    )
+
+
+def read_contents(found, config, checkpoint, averaged) -> Contents:
+    """The tensors at a Location by timm's names.
+
+    config: of the model; where it norms the pooled vector, that norm is "fc_norm"
+    """
+    if found.kind == RUN:
+        tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
+        check_normalization(found.path, vars(config), facts)
+        return Contents(tensors)
+    if found.kind == FOLDER:
+        contents = layouts.read_folder(found.path, averaged, checkpoint)
+    else:
+        contents = layouts.read_weights(found.path, averaged, checkpoint)
+    if contents.num_heads not in (None, config.num_heads):
+        raise InputError(
+            f"{found.place}: num_heads is {config.num_heads}, but its tensors are of "
+            f"{contents.num_heads} heads"
+        )
+    if contents.norms_pooled and config.arch.fc_norm:
+        tensors = contents.tensors
+        renamed = {
+            re.sub(r"^norm\.", "fc_norm.", name): tensors[name] for name in tensors
+        }
+        contents = contents._replace(tensors=renamed)
+    return contents
+
+
+def of_tensors(config: ViTConfig, contents: Contents, found: Location) -> ViTConfig:
+    """A config with the number of classes and the image size of its tensors.
+
+    Those beside a config file have to be the config's. Positions of others are those of
+    the config's images, or else of square ones.
+    """
+    tensors = contents.tensors
+    head = tensors.get("head.weight")
+    classes = len(head) if np.ndim(head) else 0
+    stated = config.num_classes
+    if found.config_file is not None:
+        if stated and stated != classes:
+            raise InputError(
+                f"{found.place}: num_classes is {stated}, but its tensors have "
+                f"{classes}"
+            )
+        return dataclasses.replace(config, num_classes=classes)
+    size = config.image_size
+    positions = tensors.get("pos_embed")
+    if positions is not None and positions.ndim == 3:
+        rows = positions.shape[1]
+        if config.arch.prefix_positions:
+            rows -= config.arch.prefix
+        side = math.isqrt(max(0, rows))
+        if rows != math.prod(config.grid) and side * side == rows:
+            size = side * config.patch_size
+    return dataclasses.replace(config, num_classes=classes, image_size=size)
+
+
+def _fill(vit, contents, described, fresh, seed, exact):
+    """A Pretrained with its variables, and with what `recover` learned.
+
+    fresh: names of parts that are drawn
+    seed: of these, and of selectors that the weights lack; None: they must have them
+    exact: whether tensors of other selectors than the model's are an error
+    """
+    source = vit.source
+    learned = _learned(contents.tensors, described.untrained)
+    if seed is not None:
+        shapes = variable_shapes(vit.model)
+        fresh = (*fresh, *timm_tensors.lacking_selectors(learned, shapes))
+    tensors = contents.tensors
+    if sides(vit.image_size) != sides(source.image_size):
+        tensors = resize_positions.fit(tensors, vit.config, source.image_size)
+    variables, drawn = timm_tensors.model_variables(
+        vit.model,
+        tensors,
+        source.place,
+        fresh=fresh,
+        seed=seed or 0,
+        exact=exact,
+    )
+    for part in variables["params"]:
+        if part not in drawn and matches(part, described.untrained):
+            drawn.append(part)
+    recovery = None
+    if described.recovery is not None:
+        left_out = (*fresh, *drawn)
+        recovery = _filled_recovery(vit, contents, described, variables, left_out)
+    untrained = digests(variables, drawn)
+    return dataclasses.replace(
+        vit,
+        variables=variables,
+        selectors=learned,
+        source=dataclasses.replace(source, untrained=untrained),
+        recovery=recovery,
+    )
+
+
+def _filled_recovery(vit, contents, described, variables, drawn):
+    """The Recovery that files describe, with its numbers.
+
+    variables: of the dense model
+    drawn: parts that were not learned, nor recovered, or are left out
+    """
+    recovery = described.recovery
+    file = f"weights file {vit.source.path / RECOVERED}"
+    if recovery.saved_beside not in (None, digest(contents.tensors)):
+        raise InputError(f"{file} was learned for other weights than those beside it")
+    costs = []
+    dense = {}
+    leaves = traverse_util.flatten_dict(variables["params"], sep="/")
+    for index, cost in enumerate(recovery.costs):
+        start = f"{index}."
+        tensors = {}
+        for name, tensor in contents.recovered.items():
+            if name.startswith(start):
+                tensors[name.removeprefix(start)] = tensor
+        if not tensors and cost.changed:
+            raise InputError(f"{file} has no numbers for {cost.form}")
+        try:
+            numbers = timm_tensors.numbers_from_timm(tensors, variables, drawn)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+        dense |= {path: leaves[path] for path in numbers}
+        costs.append(dataclasses.replace(cost, numbers=numbers))
+    return Recovery(tuple(costs), dense)
+
+
+def _learned(tensors, untrained):
+    """The tensors of learned selectors; {} where they were drawn and never trained."""
+    if any(part.startswith(timm_tensors.SELECTOR) for part in untrained):
+        return {}
+    start = f"{timm_tensors.SELECTOR}."
+    return {k: v for k, v in tensors.items() if k.startswith(start)}

@@ -1,0 +1,139 @@
+"""What there is at a path of weights: a file, a published folder, or a run.
+
+A path is looked at once, by `find`, whose Location has all that is asked of it later.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.deploy.weights import hub
+from imagepiece_jax.deploy.weights.file_names import (
+    BESIDE,
+    CONFIG,
+    ENDINGS,
+    OPEN_CLIP,
+    OURS,
+    WEIGHTS,
+)
+from imagepiece_jax.errors import InputError
+
+# Kinds of a Location, in words.
+FILE = "weights file"
+FOLDER = "folder"  # in the form of the Hugging Face hub
+RUN = "run"
+# Keys of a config.json that only published weights have: timm's, transformers', ours.
+PUBLISHED = ("architecture", "architectures", "model_type", OURS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Weights on this machine."""
+
+    path: pathlib.Path
+    kind: str  # FILE, FOLDER or RUN
+    # what says which model a folder's weights are, and its content; None: nothing does
+    config_file: pathlib.Path | None = None
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the path; of a repository of the hub OWNER/NAME."""
+        return hub.repository_at(self.path) or self.path.name
+
+    @property
+    def place(self) -> str:
+        """The path in sentences: "run runs/a", "folder hf://OWNER/NAME"."""
+        repository = hub.repository_at(self.path)
+        if repository is None:
+            return f"{self.kind} {self.path}"
+        return f"{self.kind} {hub.SCHEME}{repository}"
+
+
+def find(path: str | os.PathLike) -> Location:
+    """The weights at a path, or of a hub id, whose files are fetched for that.
+
+    A folder's config file is read, and no other; a folder of one weights file may lack
+    it. Files of the hub that are in its cache are not fetched again.
+    """
+    if hub.is_id(path):
+        return _in_folder(hub.fetched(str(path)))
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"weights is '{path}': no such file or folder; a model of the Hugging Face "
+            f"hub is {hub.SCHEME}OWNER/NAME"
+        )
+    if path.is_dir():
+        return _in_folder(path)
+    return Location(path, FILE)
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a file or folder, or `path` is a hub id."""
+    return hub.is_id(path) or os.path.exists(path)  # False for a name that is too long
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether there is the folder of a run at `path`."""
+    folder = pathlib.Path(os.path.expanduser(path))
+    if not os.path.isfile(folder / CONFIG):  # nor for a name that is too long
+        return False
+    return _in_folder(folder).kind == RUN
+
+
+def _in_folder(folder):
+    """The Location of a folder."""
+    file = _config_file(folder)
+    if not file.is_file():
+        weights_file(folder)
+        return Location(folder, FOLDER)
+    config = read_json(file)
+    names_model = any(key in config for key in PUBLISHED)
+    if names_model or (folder / OPEN_CLIP).is_file():
+        return Location(folder, FOLDER, file, config)
+    return Location(folder, RUN, file, config)
+
+
+def _config_file(folder):
+    """The file of a folder that says which model its weights are, there or not.
+
+    Repositories of OpenCLIP often hold transformers' weights and config.json, too,
+    which are preferred.
+    """
+    of_open_clip = folder / OPEN_CLIP
+    config = folder / CONFIG
+    if not of_open_clip.is_file():
+        return config
+    names = [file.name for file in _weights_files(folder)]
+    only_open_clip = all(name.startswith("open_clip") for name in names)
+    if only_open_clip or not config.is_file():
+        return of_open_clip
+    return config
+
+
+def _weights_files(folder):
+    """The files of weights in a folder: one of a usual name, or else all."""
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return [folder / name]
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in ENDINGS and file.name not in BESIDE:
+            found.append(file)
+    return found
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a folder."""
+    candidates = _weights_files(folder)
+    if len(candidates) == 1:
+        return candidates[0]
+    names = [file.name for file in candidates]
+    raise InputError(
+        f"folder {folder} must have one weights file, such as {WEIGHTS[0]}; it has "
+        f"{', '.join(names) or 'none'}"
+    )

@@ -1,0 +1,152 @@
+"""OpenCLIP's open_clip_config.json, read as a ViTConfig.
+
+Of a field that the file lacks the default of CLIPVisionCfg holds (open_clip 3.3).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from imagepiece_jax.common.checks import as_tuple, check_choice
+from imagepiece_jax.deploy.weights import timm_config
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
+
+Fields = Mapping[str, Any]  # of a JSON file
+DEFAULTS = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
+DEFAULTS |= dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
+DEFAULTS |= dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
+DEFAULTS |= dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
+POOLS = {"tok": "token", "avg": "mean", "none": "none"}
+# Parts that no model here has, with the values that leave them out.
+ABSENT = dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads"), [False])
+ABSENT |= dict.fromkeys(("scale_attn_inner", "scale_attn", "scale_fc"), [False])
+ABSENT |= {"attentional_pool": [False], "ls_init_value": [None]}
+ABSENT |= {"block_type": [None, "default"]}
+# Fields that change nothing, or nothing that tensors do not show.
+IDLE = ("patch_dropout", "attn_pooler_queries", "attn_pooler_heads")
+IDLE += ("pos_embed_type", "output_tokens", "timm_model_pretrained", "timm_proj_bias")
+IDLE += ("timm_drop", "timm_drop_path")
+RESIZE_MODES = {"shortest": "center", "squash": "squash"}
+INTERPOLATIONS = ("bicubic", "bilinear")
+EPS = 1e-5  # of PyTorch's LayerNorm
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def parse_open_clip(config: Fields) -> ViTConfig:
+    """The config of the vision tower, by the content of an open_clip_config.json."""
+    model = config["model_cfg"]
+    vision = model["vision_cfg"]
+    for field, value in vision.items():
+        path = f"vision_cfg.{field}"
+        if field in ABSENT:
+            check_choice(path, value, ABSENT[field])
+        elif field not in (*DEFAULTS, *IDLE):
+            raise InputError(f"{path} is {value!r}, which no model here has")
+    vision = DEFAULTS | vision
+    images = _images(config.get("preprocess_cfg") or {})
+    if vision["timm_model_name"]:
+        return _of_timm(vision, model, images)
+    return _of_tower(vision, model, images)
+
+
+def _images(images):
+    """Normalization and crop by preprocess_cfg, as fields of a ViTConfig."""
+    mode = images.get("resize_mode", "shortest")
+    interpolation = images.get("interpolation", "bicubic")
+    check_choice("preprocess_cfg.resize_mode", mode, RESIZE_MODES)
+    check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATIONS)
+    return {
+        "mean": tuple(images.get("mean") or MEAN),
+        "std": tuple(images.get("std") or STD),
+        "crop": 1.0,
+        "crop_mode": RESIZE_MODES[mode],
+        "interpolation": interpolation,
+    }
+
+
+def _of_tower(vision, model, images):
+    """The config of OpenCLIP's own VisionTransformer.
+
+    images: fields of it
+    """
+    width = vision["width"]
+    depth = vision["layers"]
+    if not isinstance(depth, int):
+        raise InputError(f"vision_cfg.layers is {depth}, as a ResNet's")
+    norm = vision["norm_kwargs"] or {}
+    act = vision["act_kwargs"] or {}
+    _check_only("vision_cfg.norm_kwargs", norm, "eps")
+    check_choice("vision_cfg.pool_type", vision["pool_type"], POOLS)
+    pool = POOLS[vision["pool_type"]]
+    # Its last norm is of the tokens, or of the pooled vector.
+    fc_norm = pool == "mean" and bool(vision["final_ln_after_pool"])
+    arch = Architecture(
+        patch_bias=False,
+        pre_norm=not vision["no_ln_pre"],
+        gelu=_gelu(act, bool(model.get("quick_gelu", False))),
+        norm_eps=float(norm.get("eps", EPS)),
+        resize="antialias",
+        pool=pool,
+        final_norm=not fc_norm,
+        fc_norm=fc_norm,
+    )
+    return ViTConfig(
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // vision["head_width"],
+        patch_size=vision["patch_size"],
+        mlp_ratio=int(width * vision["mlp_ratio"]) / width,
+        arch=arch,
+        num_classes=model["embed_dim"],
+        image_size=as_tuple(vision["image_size"]),
+        **images,
+    )
+
+
+def _check_only(path, options, known):
+    """Refuse an option, of those at a path, other than the known one."""
+    for name, value in options.items():
+        if name != known:
+            raise InputError(f"{path} has {name}={value!r}, which no model here has")
+
+
+def _gelu(act, quick):
+    """The form of GELU by `act_kwargs` and `quick_gelu`."""
+    approximate = act.get("approximate", "none")
+    forms = {"none": "exact", "tanh": "tanh"}
+    if quick:
+        forms = {"none": "quick"}
+    _check_only("vision_cfg.act_kwargs", act, "approximate")
+    check_choice("vision_cfg.act_kwargs.approximate", approximate, forms)
+    return forms[approximate]
+
+
+def _of_timm(vision, model, images):
+    """The config of a model of timm's, maybe with a projection.
+
+    OpenCLIP makes it by timm's own code, whatever the weights were trained with.
+
+    images: fields of it
+    """
+    name, _, _ = vision["timm_model_name"].partition(".")
+    proj = vision["timm_proj"]
+    check_choice("vision_cfg.timm_proj", proj, ["linear", "none", ""])
+    images = images | {"image_size": as_tuple(vision["image_size"])}
+    config = timm_config.of_architecture(name, images)
+    arch = config.arch
+    pool = vision["timm_pool"]
+    if proj != "linear":  # timm makes the pool, and places the last norm for it
+        arch = timm_config.changed_architecture(arch, {"global_pool": pool})
+    elif pool:  # else the pool is that of the model
+        check_choice("vision_cfg.timm_pool", pool, timm_config.POOLS)
+        pool = timm_config.POOLS[pool]
+        includes_prefix = arch.pool_include_prefix and pool == "map"
+        parts = {"pool": pool, "pool_include_prefix": includes_prefix}
+        arch = dataclasses.replace(arch, **parts)
+    classes = 0
+    if proj != "none":
+        classes = model["embed_dim"]
+    return dataclasses.replace(config, arch=arch, num_classes=classes)

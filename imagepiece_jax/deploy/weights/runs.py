@@ -1,0 +1,92 @@
+"""Files of a run's folder: its config as fields of a model, and its checkpoints."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from imagepiece_jax.common import checksums
+from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.config.run_files import (
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    KINDS,
+    check_format,
+    read_class_names,
+)
+from imagepiece_jax.deploy.weights.hub_configs import Described, guarded
+from imagepiece_jax.deploy.weights.location import Location
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.create import config_of_run
+from imagepiece_jax.reduction.reduction import Reduction
+
+FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
+OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
+COLLECTIONS = ("params", "batch_stats")
+AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
+
+
+def read(found: Location) -> Described:
+    """What the files of a run say of its weights."""
+    run = found.config
+    if not FIELDS <= {*run}:
+        raise InputError(
+            f"{found.config_file} is neither that of a run nor of published weights"
+        )
+    config, reduction, dtype = guarded(found.config_file, _parts, run)
+    names = read_class_names(found.path, run["num_classes"])
+    return Described(config, names, reduction=reduction, dtype=dtype)
+
+
+def _parts(run):
+    """The ViTConfig, the Reduction and the dtype that the config of a run has."""
+    check_format(run)
+    return config_of_run(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
+
+
+def read_checkpoint(
+    folder: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The state dict, by timm's names, of a run's newest "best" or "latest".
+
+    averaged: the averages of its weights (config.ema_decay), not the weights
+    Returns it and the checkpoint's other facts, the fields of a Progress.
+    """
+    check_choice("checkpoint", checkpoint, KINDS)
+    folder = pathlib.Path(folder).resolve()
+    start = f"{AVERAGES}/" if averaged else ""
+
+    def choose(_, table):
+        names = tuple(f"{start}{name}/" for name in COLLECTIONS)
+        wanted = [name for name in table if name.startswith(names)]
+        if wanted or not averaged:
+            return wanted
+        raise InputError(
+            f"run {folder} has no averaged weights, as its ema_decay was 0"
+        )
+
+    written = _written(folder)
+    if written and checkpoint not in written:
+        raise InputError(
+            f"run {folder} has no {checkpoint!r} checkpoint yet, but {written[0]!r}"
+        )
+    arrays, facts, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
+    arrays = {name.removeprefix(start): array for name, array in arrays.items()}
+    tensors = timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+    return tensors, facts
+
+
+def _written(folder):
+    """The kinds of checkpoints that a run has."""
+    return [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
+
+
+def own_files(path):
+    """Files that must not be overwritten: the weights file, or a run's own files."""
+    path = pathlib.Path(path)
+    names = (CONFIG, CLASSES, *OTHERS)
+    return [path, *(path / name for name in names)]

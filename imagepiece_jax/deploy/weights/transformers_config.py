@@ -1,0 +1,380 @@
+"""transformers' config.json and preprocessor_config.json, read as a ViTConfig.
+
+A file lacks the fields that have the default of their model type, so these defaults
+stand here (transformers' configuration classes and image processors, version 5.24).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.data import class_names
+from imagepiece_jax.data.normalize import Normalization
+from imagepiece_jax.deploy.weights.timm_config import SILUS
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.models.problem_type import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.rotary import Rotary
+
+Fields = Mapping[str, Any]  # of a JSON file
+# transformers' activations by their names; those of one kind differ only in rounding.
+GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
+GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
+GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
+COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
+COUNTS |= {"intermediate_size"}
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESCALE = 1 / 255
+RESCALES = (RESCALE - 1e-6, RESCALE + 1e-6)  # as files round it
+# Of tensors that are no numbers by themselves.
+QUANTIZED = {"quantization_config": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelType:
+    """A model type of transformers."""
+
+    fields: Fields  # the defaults of its configuration class
+    resize: str  # how its code interpolates positions
+    processor: str  # its image processor, for a file that does not name one
+    arch: Callable[[Fields], Architecture]  # all parts, by these fields
+    # fields with the only values that models here have
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _hidden(fields):
+    """Width of the hidden layer of an MLP."""
+    if "intermediate_size" in fields:
+        return fields["intermediate_size"]
+    hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
+    if not fields["use_swiglu_ffn"]:
+        return hidden
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
+
+
+def _vit(fields):
+    return Architecture(qkv_bias=fields["qkv_bias"])
+
+
+def _deit(fields):
+    return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
+
+
+def _mlp(gated):
+    return "swiglu" if gated else "gelu"
+
+
+def _dinov2(fields):
+    return Architecture(
+        qkv_bias=fields["qkv_bias"],
+        layer_scale=True,
+        mlp=_mlp(fields["use_swiglu_ffn"]),
+    )
+
+
+def _registers(fields):
+    registers = fields["num_register_tokens"]
+    parts = {"registers": registers, "prefix_positions": not registers}
+    return dataclasses.replace(_dinov2(fields), **parts)
+
+
+def _dinov3(fields):
+    biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
+    allowed = [(True, True, True), (True, False, True), (False, False, False)]
+    check_choice("(query_bias, key_bias, value_bias)", biases, allowed)
+    return Architecture(
+        registers=fields["num_register_tokens"],
+        positions=False,
+        rotary=Rotary("center", float(fields["rope_theta"]), planes="halves"),
+        qkv_bias=fields["query_bias"],
+        # It says where only keys have none: without biases it keeps its default.
+        key_bias=fields["key_bias"] or not fields["query_bias"],
+        layer_scale=True,
+        mlp=_mlp(fields["use_gated_mlp"]),
+    )
+
+
+_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+_BASE |= dict(image_size=224, patch_size=16, num_channels=3)
+_WIDE = _BASE | dict(intermediate_size=3072)
+_VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12, qkv_bias=True)
+_DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
+_DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
+_CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+_SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+_DINOV3 = _BASE | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+_DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
+_DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
+_DINOV3 |= dict(key_bias=False, value_bias=True)
+_DINOV3_FIXED = dict(proj_bias=True, mlp_bias=True)
+_CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True)
+_SIGLIP_ARCH = Architecture(class_token=False, pool="map")
+MODEL_TYPES = {
+    "vit": ModelType(_VIT, "bicubic", "ViT", _vit),
+    "deit": ModelType(_VIT, "bicubic", "DeiT", _deit),
+    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", "Bit", _dinov2),
+    "dinov2_with_registers": ModelType(
+        _DINOV2 | {"num_register_tokens": 4}, "antialias", "Bit", _registers
+    ),
+    "clip_vision_model": ModelType(_CLIP, "bicubic", "CLIP", lambda _: _CLIP_ARCH),
+    "siglip_vision_model": ModelType(
+        _SIGLIP, "bicubic", "Siglip", lambda _: _SIGLIP_ARCH
+    ),
+    "dinov3_vit": ModelType(
+        _DINOV3, "antialias", "DINOv3ViT", _dinov3, fixed=_DINOV3_FIXED
+    ),
+}
+# Models of images and texts, and the model type of their vision tower, which is read.
+OF_TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+# The defaults of image processors, by the starts of their names; None: no crop.
+_ON = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
+_OFF = dict.fromkeys(("do_center_crop", "do_pad", "default_to_square"), False)
+SWITCHES = {True: True, False: False, None: False}  # values of these fields
+_PROCESSOR = _ON | _OFF
+_PROCESSOR |= dict(rescale_factor=RESCALE, crop_size=None, resample=3)
+_HALF = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+_IMAGENET = dict(image_mean=MEAN, image_std=STD)
+_OPENAI = dict(image_mean=(0.48145466, 0.4578275, 0.40821073))
+_OPENAI |= dict(image_std=(0.26862954, 0.26130258, 0.27577711))
+_CROPPED = _PROCESSOR | dict(do_center_crop=True, crop_size=224)
+_SQUARE = _PROCESSOR | dict(size={"height": 224, "width": 224}, default_to_square=True)
+_LARGER = dict(size={"height": 256, "width": 256}, default_to_square=True)
+_EDGE = _CROPPED | _OPENAI | dict(size={"shortest_edge": 224})
+PROCESSORS = {
+    "ViT": _SQUARE | _HALF | dict(resample=2),
+    "DeiT": _CROPPED | _HALF | _LARGER,
+    "Bit": _EDGE,
+    "CLIP": _EDGE,
+    "Siglip": _SQUARE | _HALF | dict(default_to_square=False),
+    "DINOv3ViT": _SQUARE | _IMAGENET | dict(resample=2),
+}
+
+
+def parse_transformers(
+    config: Fields, images: Fields
+) -> tuple[ViTConfig, tuple | None]:
+    """(the config, class names or None) of a model.
+
+    config: content of config.json
+    images: of `parse_images`
+    """
+    model = MODEL_TYPES[kind_of(config)]
+    fields = _of_tower(config)
+    _check_fixed(QUANTIZED, config)
+    _check_fixed(model.fixed, fields)
+    fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
+    for field in {*fields} & COUNTS:
+        check_range(field, fields[field], 1, whole=True)
+    check_choice("num_channels", fields["num_channels"], [3])
+    architectures = config.get("architectures") or ()
+    classify = any("ImageClass" in name for name in architectures)
+    labels = {}
+    if classify:
+        labels = config.get("id2label") or {}
+    acts = GELUS
+    if fields.get("use_gated_mlp"):
+        acts = SILUS
+    check_choice("hidden_act", fields["hidden_act"], acts)
+    arch = model.arch(fields)
+    if arch.pool == "map" and classify:  # the head of classes reads the mean
+        arch = dataclasses.replace(arch, pool="mean")
+    elif arch.pool == "map":
+        _check_fixed({"vision_use_head": True}, _of_tower(config))
+    arch = dataclasses.replace(
+        arch,
+        gelu=acts[fields["hidden_act"]],
+        norm_eps=float(fields["layer_norm_eps"]),
+        resize=model.resize,
+    )
+    width = fields["hidden_size"]
+    found = ViTConfig(
+        embed_dim=width,
+        depth=fields["num_hidden_layers"],
+        num_heads=fields["num_attention_heads"],
+        patch_size=_square(fields["patch_size"]),
+        mlp_ratio=_hidden(fields) / width,
+        arch=arch,
+        num_classes=len(labels),
+        problem_type=_problem_type(config, labels) if classify else SINGLE_LABEL,
+        image_size=_square(fields["image_size"]),
+        **images,
+    )
+    return found, class_names.shortened(_names(labels))
+
+
+def _of_tower(config):
+    """The fields of the vision tower of two towers; all fields of another model."""
+    if config["model_type"] not in OF_TWO_TOWERS:
+        return config
+    # Of files before version 4.30, where it goes over vision_config.
+    earlier = config.get("vision_config_dict")
+    if earlier is None:
+        return config.get("vision_config") or {}
+    return earlier
+
+
+def _check_fixed(fixed, fields):
+    """Check fields of which models here have one value."""
+    for field, value in fixed.items():
+        check_choice(field, fields.get(field, value), [value])
+
+
+def parse_images(images: Fields, kind: str) -> dict[str, Any]:
+    """Normalization and crop by a preprocessor_config.json, as fields of a ViTConfig.
+
+    What it leaves out is as in its image processor.
+
+    images: its content
+    kind: the model type
+    """
+    name = _processor_name(images, kind)
+    if name == "CLIP":  # its processor would take another size by this field
+        _check_fixed({"use_square_size": False}, images)
+    fields = PROCESSORS[name]
+    fields = fields | {k: v for k, v in images.items() if k in fields}
+    for field in _ON | _OFF:
+        check_choice(field, fields[field], SWITCHES)
+        fields[field] = SWITCHES[fields[field]]
+    check_choice("do_rescale", fields["do_rescale"], [True])
+    check_choice("do_pad", fields["do_pad"], [False])
+    check_range("rescale_factor", fields["rescale_factor"], *RESCALES)
+    if not fields["do_normalize"]:
+        fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    mean = _channels(fields["image_mean"])
+    std = _channels(fields["image_std"])
+    return vars(Normalization(mean, std)) | _crop(fields, name)
+
+
+def _processor_name(images, kind):
+    """The start of the name of the image processor that wrote a file."""
+    field = "image_processor_type"
+    if images.get(field) is None:
+        field = "feature_extractor_type"  # up to version 4.26
+    named = images.get(field)
+    if named is None:
+        return MODEL_TYPES[kind].processor
+    names = {f"{name}ImageProcessor": name for name in PROCESSORS}
+    usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
+    name = re.sub("(Fast|Pil)$", "", usual)
+    check_choice(field, name, names)
+    return names[name]
+
+
+def _crop(fields, name):
+    """Fields of a Preprocessing by all fields of an image processor."""
+    size = fields["size"]
+    cropped = fields["do_center_crop"]
+    if not fields["do_resize"]:
+        if cropped:
+            raise InputError(
+                "do_resize is False with do_center_crop, so the crop is of other pixels"
+            )
+        return {"resize": "none"}
+    resample = fields["resample"]
+    check_choice("resample", resample, RESAMPLE)
+    interpolation = RESAMPLE[resample]
+    if name == "DINOv3ViT" and interpolation == "bicubic":
+        raise InputError(
+            f"resample is {resample}, bicubic, by which DINOv3's image processor makes "
+            "pixels below 0 and above 1"
+        )
+    side, squash = _resized(size, fields["default_to_square"])
+    crop_size = fields["crop_size"]
+    same_size = squash  # whether all images come out in one size
+    share = 1.0
+    if cropped:
+        same_size = crop_size is not None
+    if cropped and same_size:
+        share = _share(_square(crop_size), side)
+    if not same_size or share > 1 or not side:
+        raise InputError(
+            f"size is {size!r}, do_center_crop {cropped} and crop_size {crop_size!r}; "
+            "size must be a height and a width, or crop_size at most size"
+        )
+    return {
+        "crop": share,
+        "crop_mode": "squash" if squash else "center",
+        "interpolation": interpolation,
+        "rule": "transformers",
+    }
+
+
+def _problem_type(config, labels):
+    """What a head's logits mean, as transformers' pipeline takes them."""
+    problem_type = config.get("problem_type")
+    if problem_type is not None:
+        check_choice("problem_type", problem_type, PROBLEMS)
+        return problem_type
+    if labels and len(labels) == 1:
+        return MULTI_LABEL
+    return SINGLE_LABEL
+
+
+def kind_of(config: Fields) -> str:
+    """The model type, one of MODEL_TYPES; of two towers that of the vision tower."""
+    name = config["model_type"]
+    check_choice("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
+    if name not in OF_TWO_TOWERS:
+        return name
+    kind = OF_TWO_TOWERS[name]
+    named = _of_tower(config).get("model_type", kind)
+    check_choice("vision_config.model_type", named, [kind, name])
+    return kind
+
+
+def _names(labels):
+    """id2label as names by number; None where they are transformers' placeholders."""
+    if not labels:
+        return None
+    numbers = range(len(labels))
+    names = tuple([labels.get(str(i)) for i in numbers])
+    placeholders = tuple([f"LABEL_{i}" for i in numbers])
+    return None if names == placeholders else names
+
+
+def _share(crop, side):
+    """The share crop / side, rounded so that int(crop / share) is `side` again."""
+    if not crop or not side:
+        return math.inf  # which is refused
+    share = crop / side
+    if int(crop / share) != side:
+        share = math.nextafter(share, 0)
+    return share
+
+
+def _resized(size, default_to_square):
+    """(pixels a side, whether both sides get them) of a processor's size."""
+    if not isinstance(size, Mapping):
+        return _square(size), default_to_square or not isinstance(size, int)
+    given = {name: value for name, value in size.items() if value is not None}
+    if {*given} == {"shortest_edge"}:
+        return _square(given["shortest_edge"]), False
+    if {*given} != {"height", "width"}:
+        raise InputError(
+            f"size is {size}; it must be a shortest_edge alone, or a height and a width"
+        )
+    return _square(given), True
+
+
+def _channels(values):
+    """Mean or std as three numbers; one number stands for all channels."""
+    if isinstance(values, int | float):
+        return (values,) * 3
+    return values
+
+
+def _square(size):
+    """Pixels a side of a square, from a number, a pair, or {"height", "width"}."""
+    if isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    if isinstance(size, int):
+        return size
+    height, width = size
+    if height != width or not isinstance(height, int):
+        raise InputError(f"a size is {tuple(size)}; it must be a square")
+    return height

@@ -1,0 +1,100 @@
+"""hf:OWNER/NAME and hf:FOLDER, images that Hugging Face's `datasets` reads."""
+
+import io
+import os
+
+import numpy as np
+
+from imagepiece_jax.common import extras
+from imagepiece_jax.data import decode
+from imagepiece_jax.data.class_names import shortened
+from imagepiece_jax.data.folder import SPLIT_FOLDERS
+from imagepiece_jax.data.source import Source, check_num_classes
+from imagepiece_jax.errors import InputError
+
+
+def open_hub_data(path, split, num_classes, labeled):
+    """The images of a split of hf:PATH, with arguments and errors of `open_source`.
+
+    They are the columns image and label. `datasets` writes them once to its cache as a
+    file that processes map into memory.
+    """
+    place = f"hf:{path}"
+    extras.check(place, "datasets")
+    import datasets  # slow to import, and only this source needs it
+
+    splits = datasets.load_dataset(os.path.expanduser(path))
+    there = [name for name in SPLIT_FOLDERS[split] if name in splits]
+    if not there:
+        raise InputError(
+            f"{place} has the splits {', '.join(splits)}; it must have one of "
+            f"{', '.join(SPLIT_FOLDERS[split])}"
+        )
+    rows = splits[there[0]]
+    columns = ["image", "label"] if labeled else ["image"]
+    if not {*columns} <= {*rows.column_names}:
+        raise InputError(
+            f"{place} has the columns {', '.join(rows.column_names)}; it must have "
+            f"{' and '.join(columns)}"
+        )
+    rows = rows.select_columns(columns)
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    if not labeled:
+        return HubSource(rows, f"{place}/{there[0]}", [-1] * len(rows), num_classes)
+    labels = rows.select_columns("label").with_format("numpy")[:]["label"]
+    if labels.dtype.kind not in "iu":  # as where some are missing
+        raise InputError(f"{place} has labels that are no whole numbers")
+    names = None
+    classes = num_classes or int(labels.max()) + 1
+    if isinstance(rows.features["label"], datasets.ClassLabel):
+        names = shortened(tuple(rows.features["label"].names))
+        classes = len(names)
+    check_num_classes(num_classes, classes, place)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"{place} has labels from {labels.min()} to {labels.max()}; they must be "
+            f"from 0 to {classes - 1}"
+        )
+    return HubSource(rows, f"{place}/{there[0]}", labels, classes, names)
+
+
+class HubSource(Source):
+    """Rows of a `datasets.Dataset` with images as their files have them.
+
+    place: name of the data and the split, for names of images
+    labels: one for each row
+    """
+
+    def __init__(self, rows, place, labels, num_classes, class_names=None):
+        super().__init__(num_classes, class_names)
+        self._rows = rows
+        self._place = place
+        self.labels = np.asarray(labels, np.int32)
+
+    def __len__(self):
+        return len(self._rows)
+
+    def read(self, index):
+        file = io.BytesIO(self.encoded(index))
+        return decode.decode(file, self.name(index)), int(self.labels[index])
+
+    def name(self, index):
+        return f"{self._place}/{index}"
+
+    def encoded(self, index):
+        image = self._rows[index]["image"]
+        if image["bytes"] is None:  # of a repository of image files
+            with open(image["path"], "rb") as file:
+                return file.read()
+        return image["bytes"]
+
+    def inventory(self, indices):
+        import pyarrow.compute  # which `datasets` needs
+
+        files = pyarrow.compute.struct_field(self._rows.data.column("image"), "bytes")
+        sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()
+        yield sizes[indices].tobytes()
+        yield self.labels[indices].tobytes()
+
+    def content(self, index):
+        return self.encoded(index)

@@ -1,0 +1,276 @@
+"""The fast program: what it computes, and sentences for what it does not take."""
+
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.inference import optimize
+from imagepiece_jax.models.config import MEAN, STD, Execution
+from imagepiece_jax.models.pretrained import Pretrained
+from tests.models import tiny
+from tests.refused import refused
+from tests.rounding import assert_close
+
+QUICK = {"xla_backend_optimization_level": 0}
+EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
+
+
+def optimized(model, variables, **options):
+    options = {"batch_size": 3, "compiler_options": QUICK} | options
+    return optimize.optimize(Pretrained(model, variables), **options)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A reduced model with the conv stem, whose norms have seen images."""
+    model = tiny.model(EVIT, stem="conv", depth=1)
+    return model, tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs") / "new" / "cache"
+
+
+@pytest.fixture(scope="module")
+def program(trained, cache):
+    return optimized(*trained, dtype="float32", cache_dir=cache)
+
+
+@pytest.fixture(scope="module")
+def for_pixels():
+    """(model, variables, its program): patch stem, bfloat16, another GELU."""
+    model = tiny.model(depth=1)
+    variables = tiny.variables(model)
+    fast = optimized(model, variables, dtype="bfloat16", gelu="tanh", pixels=True)
+    return model, variables, fast
+
+
+@pytest.fixture(scope="module")
+def logits(trained):
+    model, variables = trained
+    return np.asarray(tiny.jit(model.apply)(variables, tiny.images()).logits)
+
+
+def test_folded_norms_change_nothing(program, logits):
+    images = tiny.images()
+    first = np.asarray(program(images))
+    np.testing.assert_allclose(first, logits, atol=2e-5)
+    np.testing.assert_array_equal(program(images), first)  # they can be used again
+    assert "batch_stats" not in program.variables
+
+
+def test_fast_reductions_are_of_programs_in_two_bytes():
+    reduction = "attended:blocks=(1,):macs=0.7"
+    for dtype, differs in (("bfloat16", True), ("float32", False)):
+        model = tiny.model(reduction, dtype=dtype)
+        arguments = tiny.shapes(model), tiny.images(2)
+        exact, fast = (
+            str(jax.make_jaxpr(optimize.forward(model, reductions=form))(*arguments))
+            for form in optimize.REDUCTIONS
+        )
+        assert (exact != fast) is differs
+
+
+def test_a_smaller_batch_gives_its_own_logits(program, logits):
+    for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
+        out = program(images)
+        assert out.shape == (2, tiny.CLASSES)
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out, logits[:2], atol=2e-5)
+
+
+def test_a_device_by_its_platform_and_its_fast_dtype(trained, program, cache):
+    for name in ("cpu", "cpu:0"):
+        fast = optimized(*trained, device=name, cache_dir=cache)
+        assert fast.device == jax.devices("cpu")[0]
+        assert (
+            fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
+        )
+
+
+def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
+    """uint8 images; against float32 on images normalized by hand."""
+    model, variables, fast = for_pixels
+    pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
+    normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
+    images = jnp.asarray(normalized, jnp.float32)
+    want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
+    np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
+    assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
+    assert fast.images.dtype == "uint8"
+    assert "tanh GELU in place of exact" in fast.describe()
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, arch, form",
+    [
+        ("gpu", "bfloat16", {}, "tanh"),
+        ("gpu", "float16", {}, "tanh"),
+        ("gpu", "float32", {}, "exact"),
+        ("cpu", "bfloat16", {}, "exact"),
+        ("gpu", "bfloat16", {"gelu": "quick"}, "quick"),
+        ("gpu", "bfloat16", {"mlp": "swiglu"}, "exact"),
+        ("gpu", "bfloat16", {"mlp": "swiglu", "pool": "map"}, "tanh"),
+    ],
+)
+def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
+    device = types.SimpleNamespace(platform=platform)
+    assert optimize.default_gelu(tiny.model(dtype=dtype, arch=arch), device) == form
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, form",
+    [
+        ("gpu", "bfloat16", "fast"),
+        ("gpu", "float32", "exact"),
+        ("cpu", "bfloat16", "exact"),
+    ],
+)
+def test_gpus_reduce_by_fewer_kernels_in_two_bytes(platform, dtype, form):
+    device = types.SimpleNamespace(platform=platform)
+    assert optimize.default_reductions(tiny.model(dtype=dtype), device) == form
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, stem, patch_size, pixels",
+    [
+        ("gpu", "bfloat16", "conv", 16, 16),
+        ("gpu", "bfloat16", "conv", 8, 8),
+        ("gpu", "bfloat16", "conv", 32, 16),
+        ("gpu", "bfloat16", "patch", 16, 1),
+        ("gpu", "float32", "conv", 16, 1),
+        ("cpu", "bfloat16", "conv", 16, 1),
+    ],
+)
+def test_gpus_join_the_pixels_of_a_patch_in_two_bytes(
+    platform, dtype, stem, patch_size, pixels
+):
+    device = types.SimpleNamespace(platform=platform)
+    config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
+    model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))
+    assert optimize.joined_pixels(model, device) == pixels
+
+
+def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
+    model = tiny.model(depth=1, dtype="bfloat16", stem="conv")
+    monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
+    monkeypatch.setattr(optimize, "joined_pixels", lambda *_: 2)
+    monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
+    monkeypatch.setattr(optimize, "forward", lambda *_: lambda *_: jnp.zeros(()))
+    variables = tiny.variables(model)
+    program = optimized(model, variables, dtype="bfloat16")
+    assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
+    assert program.model.execution.folded == 2
+    kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
+    assert kernel.shape[-1] == 3 * program.model.execution.folded
+    exact = optimized(model, variables, gelu="exact")
+    assert exact.model.config.arch.gelu == "exact"
+    assert "float32, exact GELU, xla" in exact.describe()
+
+
+def test_only_what_layers_cast_is_cast():
+    """Shapes can be prepared without weights."""
+    model = tiny.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
+    variables = tiny.variables(model)
+    shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
+    _, variables = optimize.prepare(model, variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
+    params = variables["params"]
+    assert params["blocks_0"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16
+    assert params["pos_embed"].dtype == jnp.bfloat16
+    for part in ("head", "norm", "reducer_1"):
+        chex.assert_type(jax.tree.leaves(params[part]), jnp.float32)
+    assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
+
+
+def test_a_program_is_described_and_kept_where_requested(program, cache):
+    text = program.describe()
+    assert "3 images of 20x20, float32" in text
+    assert "26 to 16 tokens, 0.000 GMACs an image" in text
+    assert "float32, exact GELU, xla attention, conv stem" in text
+    assert "compiler options: xla_backend_optimization_level=0" in text
+    assert program.compile_seconds > 0
+    assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
+    kept = sorted(cache.iterdir())
+    assert kept
+    assert jax.config.jax_compilation_cache_dir != str(cache)
+    jax.jit(lambda x: x * 3)(jnp.ones(5))
+    assert sorted(cache.iterdir()) == kept
+
+
+def test_the_batch_size_comes_second_and_a_platform_in_any_case(trained):
+    vit = Pretrained(*trained)
+    program = optimize.optimize(vit, 2, device="CPU", compiler_options=QUICK)
+    assert program.batch_size == 2
+    with refused("batch_size", "must be a whole number"):
+        optimize.optimize(vit)
+
+
+@pytest.mark.parametrize(
+    "option, value, found, said",
+    [
+        *(("batch_size", size, size, "") for size in (0, True, None)),
+        *(("dtype", dtype, dtype, "") for dtype in ([], "int8", "float16")),
+        ("gelu", "relu", "relu", ""),
+        ("gelu", "quick", "quick", "but the model's GELU is 'exact'"),
+        ("attention", "flash", "flash", ""),
+        ("reductions", "quick", "quick", "'exact', 'fast'"),
+        ("reductions", "fast", "fast", "but layers are float32"),
+        *(("device", device, device, "") for device in ("", "cuda:9", "cpu:x")),
+    ],
+)
+def test_impossible_options(trained, option, value, found, said):
+    with refused(option, said) as caught:
+        optimized(*trained, **{option: value})
+    assert "\n" not in str(caught.value)
+
+
+STEM = "batch_stats/patch_embed/norm_0/mean"
+POSITIONS = "params/pos_embed"
+LARGER = {"stem": "conv", "image_size": 24}
+
+
+@pytest.mark.parametrize(
+    "fields, kinds, name, value, said",
+    [
+        ({}, ("params", "batch_stats"), STEM, (15,), "in the model missing"),
+        ({"stem": "conv"}, (), STEM, "missing", ""),
+        (
+            LARGER,
+            ("params", "batch_stats"),
+            POSITIONS,
+            (1, 26, 30),
+            "model (1, 37, 30)",
+        ),
+    ],
+)
+def test_variables_of_another_model(trained, fields, kinds, name, value, said):
+    variables = {"params": {}} | {kind: trained[1][kind] for kind in kinds}
+    with refused(name, said):
+        optimized(tiny.model(EVIT, depth=1, **fields), variables)
+
+
+def test_pixels_are_normalized(trained, program, for_pixels):
+    """As they are where nobody asked for a program of pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    images = normalize(pixels, MEAN, STD)
+    for each in (pixels, jnp.asarray(pixels)):
+        assert_close(program(each), program(images))
+    far = "images are far from 0, as pixels of 0 .. 25"
+    with pytest.warns(UserWarning, match=far) as warned:
+        program(np.float32(pixels))
+    assert warned[0].filename == __file__
+    with refused("images", "it must be "):
+        for_pixels[2](tiny.images())
+
+
+def test_images_that_do_not_fit(program):
+    with refused("images"):
+        program(np.zeros((4, 20, 20, 3)))

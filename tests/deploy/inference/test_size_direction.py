@@ -1,0 +1,358 @@
+"""Sizes in a direction of the keys: what logits lose, and what they gain."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from imagepiece_jax import load, normalize, optimize
+from imagepiece_jax.deploy.inference import size_direction
+from imagepiece_jax.deploy.inference.optimize import CompileOptions, takes_direction
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.attention import Attention
+from imagepiece_jax.reduction.methods import METHODS
+from tests.models import tiny
+from tests.refused import refused
+
+TOME = "tome:r_list=(9,5,2):prop_attn=True"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder in which directions are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "imagepiece_jax" / "size_directions"
+
+
+def results_of(method, model):
+    """[results] of a method of Attention, of every block, by (variables, images)."""
+
+    def run(variables, images):
+        found = []
+
+        def noting(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            module = context.module
+            if isinstance(module, Attention) and context.method_name == method:
+                found.append(result)
+            return result
+
+        with nn.intercept_methods(noting):
+            model.apply(variables, images)
+        return found
+
+    return run
+
+
+def heads_of(model, variables, images):
+    return tiny.compiled(results_of("project", model))(variables, images)
+
+
+def scores_of(model, variables, images):
+    return tiny.compiled(results_of("scores", model))(variables, images)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return tiny.pretrained(TOME)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def moments_compiled_once():
+    moments = functools.cache(size_direction._moments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(size_direction, "_moments", moments)
+        yield
+
+
+def photographs(vit):
+    """Two uint8 images of the model's size, of smooth random colors."""
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
+    size = (vit.image_size, vit.image_size)
+    return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
+
+
+def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit):
+    """Against NumPy, in the first block that meets sizes; those before it are exact."""
+    images = photographs(vit)
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = normalize(images, vit.model.config.mean, vit.model.config.std)
+    plain = heads_of(vit.model, vit.variables, images)
+    folded = heads_of(model, variables, images)
+    first = size_direction.sized_blocks(vit.model)[0]
+    for name in ("query", "key"):
+        before = getattr(plain[first - 1], name)
+        np.testing.assert_array_equal(getattr(folded[first - 1], name), before)
+    query, key, log_size = (
+        np.asarray(getattr(plain[first], name), np.float64)
+        for name in ("query", "key", "key_bias")
+    )
+    assert log_size.max() > 0.5
+    axis = u[first].astype(np.float64)
+    query = query - np.sum(query * axis, -1, keepdims=True) * axis
+    key = key - np.sum(key * axis, -1, keepdims=True) * axis
+    wanted = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(key.shape[-1])
+    wanted = wanted + log_size[:, None, None, :]
+    got = np.einsum("bqhd,bkhd->bhqk", folded[first].query, folded[first].key)
+    assert folded[first].key_bias is None
+    np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
+
+
+def test_reducers_compare_keys_as_they_were(vit):
+    """The mean over heads, with neither a direction given up nor sizes."""
+    images = photographs(vit)
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    images = normalize(images, vit.model.config.mean, vit.model.config.std)
+    reads = vit.model.plan[0].reads
+    assert reads == {"key"}
+    plain = scores_of(vit.model, vit.variables, images)
+    folded = scores_of(model, variables, images)
+    assert len(plain) == vit.model.depth
+    np.testing.assert_allclose(folded[0]["key"], plain[0]["key"], atol=1e-5)
+    # Behind the first sizes, of the tokens that the block has got.
+    given = heads_of(model, variables, images)[1]
+    attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
+    x = np.asarray(given.unrotated["input"], np.float64)
+    key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
+    key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
+    wanted = key.mean(axis=2)[:, 1:]
+    np.testing.assert_allclose(folded[1]["key"], wanted, atol=1e-5)
+
+
+def test_the_least_used_direction_is_the_best_of_all():
+    """By angle in two dimensions; against many random ones in eight."""
+    of_queries = np.diag([1.0, 4.0])
+    of_keys = np.array([[9.0, 2.0], [2.0, 1.0]])
+
+    def lost(u, of_queries, of_keys):
+        return (u @ of_queries @ u) * (u @ of_keys @ u)
+
+    angles = np.linspace(0, np.pi, 100_001)
+    every = np.stack([np.cos(angles), np.sin(angles)], -1)
+    least = min(lost(u, of_queries, of_keys) for u in every)
+    found = size_direction.least_used(of_queries, of_keys)
+    assert lost(found, of_queries, of_keys) == pytest.approx(least, rel=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        factors = rng.normal(size=(2, 8, 8)) * np.geomspace(1, 0.05, 8)
+        of_queries, of_keys = (factor.T @ factor for factor in factors)
+        found = size_direction.least_used(of_queries, of_keys)
+        assert np.linalg.norm(found) == pytest.approx(1)
+        others = rng.normal(size=(20_000, 8))
+        others /= np.linalg.norm(others, axis=1, keepdims=True)
+        along = np.einsum("nd,de,ne->n", others, of_queries, others)
+        along *= np.einsum("nd,de,ne->n", others, of_keys, others)
+        assert lost(found, of_queries, of_keys) < along.min()
+
+
+@pytest.mark.parametrize(
+    "name", ["tome", "evit", "mctf", "grid_pooling", "token_learner"]
+)
+def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
+    assert name in METHODS
+    reduction = tiny.changed(tiny.small(name), prop_attn=True)
+    model = tiny.model(reduction)
+    variables = tiny.shapes(model)
+    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
+    heads = jax.eval_shape(results_of("project", model), variables, images)
+    biased = [block for block, each in enumerate(heads) if each.key_bias is not None]
+    sized = [*size_direction.sized_blocks(model)]
+    assert sized == biased
+    assert sized
+
+
+def test_a_program_says_how_it_takes_sizes(vit):
+    images = photographs(vit)
+    options = {"sizes": "direction", "size_images": images}
+    program = optimize(vit, 2, **options)
+    assert "sizes by a direction" in program.describe()
+    u = size_direction.directions(vit, images)
+    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    pixels = normalize(images, vit.model.config.mean, vit.model.config.std)
+    wanted = tiny.logits(model)(variables, pixels)
+    np.testing.assert_allclose(program(images), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "asked", "backend", "taken"),
+    [
+        (TOME, None, "cudnn", True),
+        (TOME, None, "xla", False),
+        (TOME, "bias", "cudnn", False),
+        (TOME, "direction", "xla", True),
+        (None, "direction", "xla", False),  # a dense model stays as it is
+    ],
+)
+def test_a_direction_is_taken_where_attention_is_fused(
+    reduction, asked, backend, taken
+):
+    model = tiny.model(reduction).with_execution(backend=backend)
+    options = CompileOptions(batch_size=2, sizes=asked)
+    assert takes_direction(model, options) is taken
+
+
+def test_what_turns_directions_keeps_the_bias():
+    rotary = tiny.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
+    queries = tiny.pretrained(f"{TOME}:metric=query")
+    for vit in (rotary, queries):
+        fused = vit.model.with_execution(backend="cudnn")
+        assert not takes_direction(fused, CompileOptions(batch_size=2))
+        with refused("sizes"):
+            optimize(vit, 2, sizes="direction")
+
+
+def test_directions_are_found_once(vit, cache, monkeypatch):
+    """For the same weights and images; a damaged file is made again."""
+    images = photographs(vit)
+    found = size_direction.directions(vit, images)
+    (file,) = cache.iterdir()
+    calls = []
+    moments = size_direction._moments
+
+    def counted(model):
+        calls.append(model)
+        return moments(model)
+
+    monkeypatch.setattr(size_direction, "_moments", counted)
+    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
+    assert not calls
+    file.write_bytes(file.read_bytes()[:40])
+    np.testing.assert_array_equal(size_direction.directions(vit, images), found)
+    assert len(calls) == 1
+    size_direction.directions(vit, images[::-1].copy())
+    assert len(calls) == 2
+
+
+def test_kept_directions_are_those_of_the_same_model(vit):
+    """The same weights have other directions with other heads."""
+    images = photographs(vit)
+    first = size_direction.directions(vit, images)
+    heads = dataclasses.replace(vit.config, num_heads=6)
+    deviation = dataclasses.replace(vit.config, std=(1, 1, 1))
+    for config in (heads, vit.config.with_arch(gelu="quick"), deviation):
+        model = vit.model.clone(config=config)
+        other = dataclasses.replace(vit, model=model)
+        found = size_direction.directions(other, images)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+        assert found.shape[1] == model.config.num_heads
+        assert not np.array_equal(found.ravel(), first.ravel())
+
+
+@pytest.mark.parametrize("names", ["q", "k", "qk"])
+def test_a_head_of_zeros_has_a_direction(vit, names):
+    """Such as a head that was pruned: it uses none."""
+    params = jax.tree.map(np.copy, vit.variables["params"])
+    for name in names:
+        for values in params["blocks_1"]["attn"][name].values():
+            values[..., :10] = 0
+    vit = dataclasses.replace(vit, variables={"params": params})
+    found = size_direction.directions(vit, photographs(vit))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((2, 24, 20, 3), np.uint8), "of 20x20"),
+        (np.zeros((2, 20, 20, 4), np.uint8), "of 20x20"),
+        ([3], "size_images: images is int"),
+        (np.full((2, 20, 20, 3), np.nan, np.float32), "no numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the values of images are not all numbers")
+def test_images_that_find_no_directions(vit, images, said):
+    with pytest.raises(InputError, match=said):
+        optimize(vit, 2, sizes="direction", size_images=images)
+
+
+def test_weights_that_are_no_numbers_find_no_directions(vit):
+    params = jax.tree.map(np.copy, vit.variables["params"])
+    params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
+    vit = dataclasses.replace(vit, variables={"params": params})
+    with pytest.raises(InputError, match="no numbers"):
+        size_direction.directions(vit)
+
+
+def test_eight_photographs_come_with_the_package(vit):
+    files = sorted(size_direction.PHOTOGRAPHS.glob("*.jpg"))
+    assert len(files) == 8
+    credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
+    assert all(file.name in credits for file in files)
+    found = size_direction.directions(vit)
+    assert found.shape[0] == vit.model.depth
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+
+
+def odd_photographs(assets, count):
+    folder = assets / "data/nips2017_224_jpg/images"
+    files = sorted(folder.glob("*.jpg"))[1 : 2 * count : 2]
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+@pytest.mark.slow
+def test_deit_hardly_notices(assets):
+    """KL of the dense model to itself, on photographs that did not find directions.
+
+    The direction is given up in all blocks, without sizes.
+    """
+    vit = load(assets / "weights/deit_tiny_patch16_224.pth")
+    pixels = odd_photographs(assets, 4)
+    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
+    every = range(vit.model.depth)
+    u = size_direction.directions(vit)
+    model, variables = size_direction.folded(vit.model, vit.variables, u, every)
+    dense = jax.nn.log_softmax(tiny.logits(vit.model)(vit.variables, images))
+    folded = jax.nn.log_softmax(tiny.logits(model)(variables, images))
+    divergence = jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1))
+    assert 1e-6 < divergence < 5e-4
+
+
+@pytest.mark.slow
+def test_the_class_token_ranks_as_before_but_for_near_ties(assets):
+    """Of the same tokens, in every block that ranks some.
+
+    Their order changes by a hundredth of what their attention differs by.
+    """
+    vit = load(assets / "weights/deit_tiny_patch16_224.pth", reduction=0.5)
+    pixels = odd_photographs(assets, 2)
+    images = normalize(pixels, vit.model.config.mean, vit.model.config.std)
+    u = size_direction.directions(vit)
+    _, variables = size_direction.folded(vit.model, vit.variables, u)
+
+    def run(variables, folded, images):
+        compared = []
+
+        def both(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            module = context.module
+            if isinstance(module, Attention) and context.method_name == "__call__":
+                # The folded one, which has no path, is not compared with itself.
+                if module.path and "cls_attn" in result[1]:
+                    params = folded["params"][module.path[0]]["attn"]
+                    turned = {"sizes": "direction"}
+                    execution = dataclasses.replace(module.execution, **turned)
+                    other = module.clone(execution=execution, parent=None)
+                    _, scores = other.apply({"params": params}, *args, **kwargs)
+                    compared.append((result[1]["cls_attn"], scores["cls_attn"]))
+            return result
+
+        with nn.intercept_methods(both):
+            vit.model.apply(variables, images)
+        return compared
+
+    compared = tiny.compiled(run)(vit.variables, variables, images)
+    assert len(compared) == 3
+    ranks = []
+    for plain, folded in compared:
+        change = np.std(np.log(folded) - np.log(plain))
+        assert change < 0.01 * np.std(np.log(plain))
+        ranks.append(np.argsort(plain) == np.argsort(folded))
+    assert 0.9 < np.mean(np.concatenate(ranks, axis=1)) < 1

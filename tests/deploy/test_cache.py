@@ -1,0 +1,104 @@
+"""Results are measured once, written at once, and never half written."""
+
+import json
+
+import pytest
+
+from imagepiece_jax.deploy.compare.cache import FILE, ResultCache
+from imagepiece_jax.errors import InputError, RunError
+from tests.training.test_full_disk import full_disk
+
+SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
+
+
+class Count:
+    """A measurement that counts its calls."""
+
+    calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return {"acc1": 80.0 + self.calls}
+
+
+def measured(folder, *settings, **options):
+    """(results, number of measurements) of one process."""
+    cache = ResultCache(folder, **options)
+    count = Count()
+    results = [cache.result(setting, count) for setting in settings]
+    cache.close()
+    return results, count.calls
+
+
+def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
+    first, calls = measured(tmp_path, SETTING, SETTING)
+    assert calls == 1
+    assert first == [{"acc1": 81.0}] * 2
+    turned = {name: SETTING[name] for name in reversed(SETTING)}
+    assert capsys.readouterr().err == "measuring a point ..\ntook 0 s\n"
+    again, calls = measured(tmp_path, turned)
+    assert calls == 0
+    assert again == first[:1]
+    assert not capsys.readouterr().err
+    other = SETTING | {"reduction": "evit:keep_rate=0.6"}
+    assert measured(tmp_path, SETTING, other)[1] == 1
+
+
+def test_a_line_has_setting_versions_and_time(tmp_path):
+    cache = ResultCache(tmp_path, versions={"jax": "0.0"})
+    cache.result(SETTING, Count())
+    line = json.loads((tmp_path / FILE).read_text())
+    cache.close()
+    assert line["versions"] == {"jax": "0.0"}
+    assert line["setting"] == SETTING
+    assert line["result"] == {"acc1": 81.0}
+    assert {"git", "time"} < set(line)
+
+
+@pytest.mark.parametrize("left", [1, 5, 20, -20, -1])  # -1: its end alone is missing
+def test_a_line_is_torn_anywhere(tmp_path, left):
+    measured(tmp_path, SETTING, SETTING | {"x": 1})
+    file = tmp_path / FILE
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second[:left])
+    assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == (left != -1)
+    assert file.read_bytes().startswith(first + second[:12])
+    assert len(file.read_bytes().splitlines()) == 2
+
+
+def test_a_full_disk_without_room_for_the_end_of_a_line(tmp_path):
+    measured(tmp_path, SETTING)
+    file = tmp_path / FILE
+    content = file.read_bytes()[:-1]
+    file.write_bytes(content)
+    with full_disk(len(content)), pytest.raises(RunError, match="File too large"):
+        measured(tmp_path, SETTING)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("text", ["notes", '{"other": 1', '{"setting": 1}', "3"])
+def test_what_is_no_torn_result_is_not_deleted(tmp_path, text):
+    measured(tmp_path, SETTING)
+    file = tmp_path / FILE
+    with file.open("a") as lines:
+        lines.write(text)
+    content = file.read_bytes()
+    with pytest.raises(InputError, match="line 2 is not a measured result"):
+        measured(tmp_path, SETTING)
+    assert file.read_bytes() == content
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path):
+    """With a line that is no result, or used by another process."""
+    damaged = tmp_path / "damaged" / FILE
+    damaged.parent.mkdir()
+    damaged.write_text('{"setting": {}, "result": {}}\nnonsense\n')
+    used = ResultCache(tmp_path / "used")
+    for folder, problem in (
+        (damaged.parent, "points.jsonl.* line 2 is not a measured"),
+        (tmp_path / "used", "in use by another process"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            ResultCache(folder)
+    used.close()
+    ResultCache(tmp_path / "used").close()

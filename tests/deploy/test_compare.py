@@ -1,0 +1,183 @@
+"""A comparison: rows that are paired and corrected, against slow counts."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.deploy.compare import compare
+from imagepiece_jax.deploy.compare.cache import (
+    MeasuredWeights,
+    ResultCache,
+    decode_bits,
+    encode_bits,
+)
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models import resize_positions, timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.reduction import DENSE
+from tests.experiments import tiny_paper
+from tests.models import recoveries, tiny
+from tests.models.make import create_model
+
+pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
+
+IMAGES = 300
+
+
+def made_up():
+    """Figures of rows that err by chance: right answers of 300 images each."""
+    draw = np.random.default_rng(0)
+    found = {}
+    for name, share in (("dense", 0.8), ("a", 0.7), ("b", 0.75), ("small", 0.6)):
+        right = draw.uniform(size=IMAGES) < share
+        found[name] = {"right": encode_bits(right), "images": IMAGES}
+    return found
+
+
+def test_comparisons_are_those_of_a_slow_count():
+    """Each to dense, and reductions to smaller images; exact binomial p; Holm."""
+    figures = made_up()
+    at = {name: decode_bits(each["right"], IMAGES) for name, each in figures.items()}
+    found = compare.comparisons(figures, ["small"])
+    pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
+    assert [*found] == [*pairs, ("small", "dense")]
+    p = []
+    for (name, other), line in found.items():
+        both = list(zip(at[name].tolist(), at[other].tolist(), strict=True))
+        gained = sum(one > two for one, two in both)
+        lost = sum(one < two for one, two in both)
+        assert (line["gained"], line["lost"]) == (gained, lost)
+        value, low, high = line["points"]
+        assert value == pytest.approx(100 * (gained - lost) / IMAGES)
+        assert low < value < high
+        p.append(stats.binomtest(gained, gained + lost).pvalue)
+        assert line["p"] == pytest.approx(p[-1])
+    assert [line["holm"] for line in found.values()] == pytest.approx(
+        statistics.holm(p)
+    )
+
+
+def test_p_is_shown_where_it_is_below_005():
+    points = statistics.Estimate(-4.0, -6.0, -2.0)
+    shown = compare.difference({"points": points, "holm": 0.04})
+    assert shown == "-4.0 [-6.0, -2.0], p = .040"
+    assert compare.difference({"points": points, "holm": 0.3}) == "-4.0 [-6.0, -2.0]"
+    assert compare.difference(None) == ""
+    found = [compare.p_value(p) for p in (1.0, 0.0204, 4e-7)]
+    assert found == ["p = 1.000", "p = .020", "p < .001"]
+
+
+@pytest.fixture(scope="module")
+def deit():
+    """DeiT-Ti without weights that anybody trained."""
+    size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
+    return tiny.loaded("tiny.pth", **size, stem="patch", depth=12)
+
+
+def test_a_reduction_is_between_two_sizes_of_its_cost(deit):
+    """DeiT-Ti at half the cost: 160 pixels have .48 of it, 176 have .59 (README)."""
+
+    def around(*shares):
+        return compare.sizes_around(deit, [share * deit.gmacs for share in shares])
+
+    assert around(0.5) == [176, 160]
+    shares = [compare.dense_gmacs(deit, size) / deit.gmacs for size in (176, 160)]
+    assert [round(share, 2) for share in shares] == [0.59, 0.48]
+    assert around(shares[1]) == [176, 160]
+    assert around(0.5, 0.7) == [192, 176, 160]
+    assert around(0.99) == [208]  # above it are the dense model's own images
+    assert around(0.001) == [32]
+
+
+def test_rows_without_a_name_are_two_costs_and_the_sizes_beside_them():
+    vit = tiny.pretrained()
+    rows = compare.rows_of(MeasuredWeights(vit, tiny_paper.images()))
+    names = [row.name for row in rows]
+    assert names == ["0.6", "0.5", "image_size=16", "image_size=12"]
+    for row, share in zip(rows, (0.6, 0.5), strict=False):
+        assert row.reduction == vit.with_reduction(share).reduction
+
+
+LINE = '{"setting": {"kind": "speed"}, "result": {"ratio": 1.2}}\n'
+OTHERS = [
+    {"compare.md": "mine"},
+    {"points.jsonl": "", "compare.png": "mine"},
+    {"points.jsonl": LINE, "notes.txt": "mine"},
+    {"points.jsonl": "mine\n"},
+]
+
+
+@pytest.mark.parametrize("texts", OTHERS)
+def test_folders_of_something_else_are_refused(tmp_path, texts):
+    for file, text in texts.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=[*texts][-1]):
+        compare.check_folder(tmp_path)
+
+
+def test_a_folder_of_a_comparison_is_taken_again(tmp_path):
+    """Whole, or with what a killed command left of it."""
+    compare.check_folder(tmp_path / "new")
+    compare.check_folder(tmp_path)
+    (tmp_path / "points.jsonl").touch()
+    compare.check_folder(tmp_path)
+    (tmp_path / "points.jsonl").write_text(f"{LINE}{LINE[:9]}")
+    (tmp_path / ".0123.tmp").touch()
+    (tmp_path / "compare.md").touch()
+    compare.check_folder(tmp_path)
+
+
+@pytest.fixture
+def on_digits(tmp_path):
+    """Makes MeasuredWeights of tiny weights on digits."""
+    with contextlib.closing(ResultCache(tmp_path / "out")) as cache:
+        images = tiny_paper.images()
+        yield lambda weights: MeasuredWeights(weights, images, cache)
+
+
+def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
+    """The one that it was made from; rows say which forms were recovered."""
+    public = tiny_paper.pretrained(tmp_path, depth=2)
+    made = on_digits(recoveries.recovered(public, costs=("tome:r=16",)))
+    rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
+    report = compare.compare(made, rows, made.cache)
+    assert (
+        report.figures["dense"]["right"] == on_digits(public).evaluate(DENSE)["right"]
+    )
+    plain = on_digits(public).evaluate(rows[0].reduction)
+    assert report.figures["tome:r=16"]["loss"] != plain["loss"]
+    text = compare.table(report)
+    assert "`tome:r=16` (recovered) |" in text
+    assert text.count("(recovered)") == 1
+
+
+def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
+    weights = tiny_paper.pretrained(tmp_path, depth=2)
+    measured = on_digits(weights)
+    size = 16 - weights.model.config.patch_size
+    batches = list(measured.images.batches())
+    pixels = np.concatenate([batch["image"][0] for batch in batches])
+    labels = np.concatenate([batch["label"][0] for batch in batches])
+    images = normalize(pixels, MEAN, STD)
+    both = (size, size)
+    made = compare.made_smaller(measured.images, both).alter(images, None, None)
+    channel = np.asarray(images[3, :, :, 1], np.float32)
+    want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
+    # Pillow's bicubic weights are those of a = -0.5, too.
+    np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
+    model = create_model(**tiny_paper.FIELDS | {"image_size": both, "depth": 2})
+    tensors = timm_tensors.to_timm(weights.variables)
+    tensors = resize_positions.fit(tensors, model.config, weights.image_size)
+    params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
+    logits = tiny.logits(model)({"params": params}, made)
+    right = logits.argmax(axis=1) == labels
+    resized = compare.on_smaller_images(measured, size)
+    assert resized.vit.gmacs == pytest.approx(compare.dense_gmacs(weights, size))
+    found = resized.evaluate(DENSE)["right"]
+    assert decode_bits(found, 24).tolist() == right.tolist()

@@ -1,0 +1,921 @@
+"""Recovery: its loss by hand, what moves, what is kept, and what is refused."""
+
+import dataclasses
+import itertools
+import re
+import shutil
+import signal
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.data.folder import split_folder
+from imagepiece_jax.deploy import pictures
+from imagepiece_jax.deploy.pictures import as_source
+from imagepiece_jax.deploy.recover import recover, recovery_loss, recovery_step
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
+from imagepiece_jax.training import losses
+from tests import forked, programs, runs
+from tests.models import tiny
+from tests.refused import refused
+
+DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
+MERGING = "tome:r=5"
+SIDE = tiny.SIDE
+
+pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
+
+
+def reduced(reduction=DROPPING, **options):
+    """A model of two blocks: what the first loses shows in the second."""
+    return tiny.pretrained(reduction, depth=2, **options)
+
+
+def noise(count=48, side=SIDE, seed=0):
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return reduced()
+
+
+def fit_of(vit, **fields):
+    teacher = recovery_step.Teacher(vit.with_reduction(None), [])
+    return recovery_step.Fit(vit, recovery_step.Recipe(batch_size=8, **fields), teacher)
+
+
+def kl(teacher, student):
+    """KL(teacher || student), slowly, in float64."""
+    p = np.exp(teacher - teacher.max(-1, keepdims=True))
+    q = np.exp(student - student.max(-1, keepdims=True))
+    p = p / p.sum(-1, keepdims=True)
+    q = q / q.sum(-1, keepdims=True)
+    return np.sum(p * (np.log(p) - np.log(q)), axis=-1)
+
+
+def answers(model, variables, images, read):
+    """`recovery_loss.answers` in one program."""
+    run = tiny.compiled(lambda *args: recovery_loss.answers(model, *args, read))
+    return run(variables, images)
+
+
+def stream(model, variables, images):
+    """(logits, tokens after each block), by the module's own intermediates."""
+
+    @tiny.compiled
+    def run(variables, images):
+        outputs, blocks = tiny.traced_blocks(model, variables, images)
+        return outputs.logits, blocks
+
+    return run(variables, images)
+
+
+def test_the_loss_is_that_of_its_definition(vit):
+    fit = fit_of(vit)
+    images = tiny.images(4)
+    dense = vit.with_reduction(None)
+    read = fit.comparison.read
+    both = []
+    logits = []
+    tokens = []
+    for each in (vit, dense):
+        both.append(answers(each.model, vit.variables, images, read))
+        seen = stream(each.model, vit.variables, images)
+        logits.append(seen[0])
+        tokens.append(seen[1])
+    by_hand = kl(np.float64(logits[1]), np.float64(logits[0]))
+    shares = []
+    for ours, theirs in zip(*tokens, strict=True):
+        moved = ((ours[:, 0] - theirs[:, 0]) ** 2).sum(-1)
+        shares.append(moved / (theirs[:, 0] ** 2).sum(-1))
+    terms = tiny.compiled(fit.comparison.terms)(*both)
+    chex.assert_trees_all_close(terms["logits"], by_hand, rtol=1e-4, atol=1e-6)
+    by_hand_tokens = np.mean(shares, axis=0)
+    chex.assert_trees_all_close(terms["class_tokens"], by_hand_tokens, rtol=1e-4)
+    # The class token attends to all tokens in the block that drops some.
+    assert np.all(shares[0] < 1e-10)
+    assert np.all(shares[1] > 0)
+    total = np.mean(by_hand + 0.5 * by_hand_tokens)
+    loss = tiny.compiled(fit.comparison.loss)(*both)
+    assert float(loss) == pytest.approx(total, rel=1e-4)
+
+
+def test_classes_that_are_each_by_themselves_have_a_divergence_each():
+    student, teacher = np.random.default_rng(0).normal(size=(2, 5, 3))
+    p = 1 / (1 + np.exp(-teacher))
+    q = 1 / (1 + np.exp(-student))
+    by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    found = recovery_loss.binary_kl_divergence(student, teacher)
+    np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
+    vit = reduced(problem_type="multi_label_classification")
+    assert fit_of(vit).comparison.name == "KL"
+
+
+def test_a_patch_is_compared_with_the_token_that_has_it():
+    vit = reduced(num_classes=0)
+    images = tiny.images(2)
+    found = answers(vit.model, vit.variables, images, ("patches",))
+    maps = imagepiece_jax.features(vit, images, reshape=False)
+    kept = ~np.asarray(maps.dropped)
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_array_equal(found["kept"] > 0, kept)
+    ours = np.asarray(found["patches"])[kept]
+    theirs = np.asarray(maps.patches)[kept]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_relative_change_by_hand():
+    teacher = np.array([[[3.0, 4.0], [1.0, 0.0]]], np.float32)
+    student = np.array([[[3.0, 5.0], [0.0, 0.0]]], np.float32)
+    assert losses.relative_change(student, teacher) == pytest.approx([(1 / 25 + 1) / 2])
+    kept = np.array([[1.0, 0.0]], np.float32)
+    assert losses.relative_change(student, teacher, kept) == pytest.approx([0.04])
+
+
+@pytest.mark.parametrize("which", TRAINED)
+def test_only_what_is_chosen_is_trained(vit, which):
+    params = vit.variables["params"]
+    part = trained_part(params, which)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(part)
+    }
+    every = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
+    norms = {name for name in every if "norm" in name}
+    biases = {name for name in every if name.endswith("bias")}
+    expected = {"all": every, "biases": norms | biases, "norms": norms}
+    assert names == expected[which]
+    chex.assert_trees_all_equal(with_trained(params, part), params)
+
+
+def test_layer_scale_is_trained_with_the_biases():
+    arch = {"layer_scale": True}
+    params = tiny.variables(tiny.model(arch=arch))["params"]
+    part = trained_part(params, "biases")
+    assert part["blocks_0"]["ls1"]["gamma"] is params["blocks_0"]["ls1"]["gamma"]
+    assert trained_part(params, "norms")["blocks_0"]["ls1"]["gamma"] is None
+
+
+def test_gradients_of_a_part_are_those_of_the_whole(vit):
+    fit = fit_of(vit)
+    images = tiny.images(4)
+    params = vit.variables["params"]
+    read = fit.comparison.read
+    targets = answers(fit.teacher.model, vit.variables, images, read)
+
+    def loss(part):
+        return fit.comparison.loss(fit.answers_of(vit.variables, part, images), targets)
+
+    gradient = tiny.compiled(jax.grad(loss))
+    whole = gradient(params)
+    part = trained_part(params, "biases")
+    expected = trained_part(whole, "biases")
+    # The two programs add in different orders, and a key's bias has a gradient of
+    # rounding alone. So the largest gradient is the scale.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(gradient(part), expected, rtol=0, atol=1e-4 * largest)
+
+
+def test_a_step_is_relative_to_the_size_of_a_parameter():
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(0, 0.1, (16, 5))
+    size = np.sqrt(np.mean(kernel**2))
+    assert recovery_step.step_size(kernel) == pytest.approx(size / 4, rel=1e-5)
+    scale = draw.normal(2, 0.5, 8)
+    size = np.sqrt(np.mean(scale**2))
+    assert recovery_step.step_size(scale) == pytest.approx(size, rel=1e-5)
+    assert recovery_step.step_size(np.zeros(8)) == pytest.approx(0.05)
+
+
+def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
+    fit = fit_of(vit, parameters="all")
+    before = fit.get().trained
+    fit.take_step(noise(8)[None], 1e-3)
+    after = fit.get().trained
+    for name in ("kernel", "bias"):
+        old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
+        moved = np.abs(new - old)
+        step = 1e-3 * float(recovery_step.step_size(old))
+        assert np.median(moved) == pytest.approx(step, rel=0.01)
+
+
+def test_a_step_needs_no_gradient_of_what_stays():
+    """By XLA's count: the products for the weights' gradients are left out."""
+    # Wide enough that products of matrices are nearly all of the work.
+    vit = reduced(embed_dim=192, image_size=48)
+
+    def flops(call, *args):
+        return jax.jit(call).lower(*args).cost_analysis()["flops"]
+
+    images = tiny.images(8, side=48)
+    forward = {
+        name: flops(
+            each.model.with_execution(head_only=True).apply, vit.variables, images
+        )
+        for name, each in (("student", vit), ("dense", vit.with_reduction(None)))
+    }
+    forwards = {}
+    for which in ("biases", "all"):
+        fit = fit_of(vit, parameters=which)
+
+        def loss_and_gradient(trained, fit=fit):
+            targets = fit.teacher.answers_to(vit.variables, images)
+
+            def loss(trained):
+                own = fit.answers_of(vit.variables, trained, images)
+                return fit.comparison.loss(own, targets)
+
+            return jax.value_and_grad(loss)(trained)
+
+        count = flops(loss_and_gradient, fit.trained_of(vit.variables["params"]))
+        forwards[which] = (count - forward["dense"]) / forward["student"]
+    assert forwards["biases"] < 2.4 < forwards["all"]
+
+
+def recovered(vit, images=None, **fields):
+    images = noise() if images is None else images
+    options = {"steps": 8, "batch_size": 8, **fields}
+    return imagepiece_jax.recover(vit, images, **options)
+
+
+@pytest.fixture(scope="module")
+def better(vit):
+    return recovered(vit, steps=40)
+
+
+def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
+    (report,) = better.recovery.costs
+    assert report.changed
+    assert report.after < 0.8 * report.before
+    assert report.interval[1] < 0
+    assert (better.model, better.reduction) == (vit.model, vit.reduction)
+    chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
+    ours = better.variables["params"]
+    theirs = vit.variables["params"]
+    np.testing.assert_array_equal(ours["pos_embed"], theirs["pos_embed"])
+    block = ours["blocks_1"]
+    before = theirs["blocks_1"]
+    kernels = [each["mlp"]["fc1"]["kernel"] for each in (block, before)]
+    np.testing.assert_array_equal(*kernels)
+    assert np.any(block["norm1"]["scale"] != before["norm1"]["scale"])
+
+
+def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
+    """Of every second one; the others choose."""
+    (report,) = better.recovery.costs
+    images = noise()
+    places = np.linspace(0, 47, 16).round().astype(int)
+    assert (report.images, report.held_out, report.steps) == (32, 16, 40)
+    held = imagepiece_jax.normalize(
+        images[places], vit.model.config.mean, vit.model.config.std
+    )
+    dense = vit.with_reduction(None)
+    logits = {}
+    for name, each in (("dense", dense), ("before", vit), ("after", better)):
+        logits[name] = tiny.logits(each.model)(each.variables, held).astype(float)
+    before = kl(logits["dense"], logits["before"])
+    after = kl(logits["dense"], logits["after"])
+    chosen = [value for _, value in report.curve]
+    assert chosen[0] == pytest.approx(before[::2].mean(), rel=1e-4)
+    assert min(chosen) == pytest.approx(after[::2].mean(), rel=1e-4)
+    assert report.before == pytest.approx(before[1::2].mean(), rel=1e-4)
+    assert report.after == pytest.approx(after[1::2].mean(), rel=1e-4)
+    change = statistics.mean_difference(after[1::2], before[1::2])
+    assert report.interval == pytest.approx(change[1:], rel=1e-3)
+    same = {}
+    for name in ("before", "after"):
+        first = logits[name].argmax(-1) == logits["dense"].argmax(-1)
+        same[name] = 100 * first[1::2].mean()
+    assert report.agreement == pytest.approx((same["before"], same["after"]))
+    assert "on half of 16 images held out" in str(report)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
+    first = recovered(vit)
+    second = recovered(vit)
+    chex.assert_trees_all_equal(first.variables, second.variables)
+    curves = []
+    for each in (first, second, recovered(vit, seed=1)):
+        curves.append(each.recovery.costs[0].curve)
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+
+
+def small_recovery():
+    """A recovery of some steps."""
+    vit = reduced()
+    recipe = recovery_step.Recipe(steps=8, batch_size=8)
+    return recover.recovered(vit, as_source(noise()), recipe)
+
+
+ELSEWHERE = """
+import sys
+import jax
+import numpy as np
+from tests.deploy.test_recover import small_recovery
+better = small_recovery()
+leaves = map(np.asarray, jax.tree.leaves(better.variables))
+np.savez(sys.argv[1], *leaves, curve=better.recovery.costs[0].curve)
+"""
+
+
+@pytest.mark.slow
+def test_other_processes_and_devices_recover_the_same(tmp_path):
+    """One device to the bit; several add up in another order."""
+    cache = programs.of_processes(tmp_path / "cache")
+    processes = {}
+    for devices in (1, 4):
+        environment = runs.environment(cache, devices, quick=True)
+        words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
+        processes[devices] = forked.Process(words, env=environment)
+    here = small_recovery()
+    assert forked.statuses(processes.values(), timeout=300) == [0, 0]
+    curve = np.array(here.recovery.costs[0].curve)
+    found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
+    np.testing.assert_array_equal(found[1]["curve"], curve)
+    for place, leaf in enumerate(jax.tree.leaves(here.variables)):
+        np.testing.assert_array_equal(found[1][f"arr_{place}"], leaf)
+    np.testing.assert_allclose(found[4]["curve"], curve, rtol=1e-3)
+    # It learns, so that an equal curve says something.
+    assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
+
+
+@pytest.fixture
+def useless(monkeypatch):
+    """Every learning rate is far too high."""
+    monkeypatch.setattr(recover, "RATES", (1e3, 1e2))
+
+
+@pytest.mark.usefixtures("useless")
+def test_where_nothing_is_better_the_weights_come_back(vit):
+    lost = recovered(vit)
+    (report,) = lost.recovery.costs
+    assert not report.changed
+    assert report.after == report.before
+    assert report.agreement[0] == report.agreement[1]
+    assert f"KL {report.before:.4f} stays; no measure was lower: try fewer" in str(
+        lost.recovery
+    )
+    chex.assert_trees_all_equal(lost.variables, vit.variables)
+
+
+def test_a_rate_that_is_too_high_is_passed_over(vit, monkeypatch):
+    """Lower ones are tried until they are no better; the best goes on."""
+    monkeypatch.setattr(recover, "RATES", (1e3, np.nan, 3e-3, 1e-6, 1e-3))
+    taken = interrupt(monkeypatch, step=0)
+    (report,) = recovered(vit, steps=64).recovery.costs
+    rates = [rate for _, rate in taken]
+    assert rates[:2] == [0, 0]  # for their times
+    highest = [max(rates[start : start + 4]) for start in range(2, 18, 4)]
+    assert highest[0] == 875.0
+    assert report.rate == 3e-3
+    assert len(report.curve) == 1 + 4 + recover.MEASURES
+    assert report.steps == 64
+    assert len(taken) == 2 + 64
+    assert rates[18] == pytest.approx(3e-3, rel=1e-3)
+    assert rates[-1] < 1e-5
+    again = [pixels for pixels, _ in taken]
+    np.testing.assert_array_equal(again[2], again[14])  # the same crops for all
+    assert not any(np.array_equal(again[18], each) for each in again[2:18])
+
+
+@pytest.mark.parametrize("low, high, said", [(-0.2, 0.1, True), (-0.2, -0.1, False)])
+def test_a_change_may_be_within_noise(better, low, high, said):
+    (report,) = better.recovery.costs
+    report = dataclasses.replace(report, interval=(low, high))
+    assert (", within noise)" in str(report)) == said
+
+
+def interrupt(monkeypatch, step, presses=1):
+    """Have Ctrl-C pressed in a step. Returns the arguments of all steps, a list."""
+    take_step = recovery_step.Fit.take_step
+    taken = []
+
+    def interrupted(self, *args):
+        taken.append(args)
+        if len(taken) == step:
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+        return take_step(self, *args)
+
+    monkeypatch.setattr(recovery_step.Fit, "take_step", interrupted)
+    return taken
+
+
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
+    interrupt(monkeypatch, 30, presses)
+    before = signal.getsignal(signal.SIGINT)
+    stopped = recovered(vit, steps=40)
+    assert signal.getsignal(signal.SIGINT) is before
+    (report,) = stopped.recovery.costs
+    assert report.stopped
+    assert report.steps == 28  # without two for their times
+    assert report.changed
+    assert report.after < report.before
+    assert "the best weights so far are kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step, steps", [(1, 0), (3, 0), (10, 7)])
+@pytest.mark.usefixtures("useless")
+def test_ctrl_c_before_anything_is_better_leaves_the_weights(
+    vit, monkeypatch, capsys, step, steps
+):
+    interrupt(monkeypatch, step)
+    stopped = recovered(vit, steps=40)
+    (report,) = stopped.recovery.costs
+    assert report.stopped
+    assert not report.changed
+    assert report.steps == steps
+    chex.assert_trees_all_equal(stopped.variables, vit.variables)
+    said = capsys.readouterr().err
+    assert said.count(f"stopped: {recover.NOTHING_BETTER}") == 1
+
+
+@pytest.mark.parametrize("step, measure", [(20.0, 10.0), (1.0, 0.1), (40.0, 1.0)])
+def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
+    """Of 150 s: a compilation of 30 s, steps and measures."""
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take_step", step, first=30 + step)
+    slow(monkeypatch, clock, "measure", measure)
+    (report,) = recovered(vit, steps=None, minutes=2.5).recovery.costs
+    assert report.seconds == pytest.approx(clock[0], abs=0.1)
+    assert report.seconds <= 150 + step + measure
+    if step == 1.0:
+        assert report.seconds > 140
+        assert len(report.curve) >= 1 + 2 + recover.MEASURES
+    moments = [moment for moment, _ in report.curve]
+    assert moments[-1] == report.steps
+
+
+def slow(monkeypatch, clock, name, seconds, first=None):
+    """A method of Fit takes so long by the clock, and the first call `first`."""
+    call = getattr(recovery_step.Fit, name)
+    calls = []
+
+    def slowly(self, *args):
+        clock[0] += seconds if calls or first is None else first
+        calls.append(args)
+        return call(self, *args)
+
+    monkeypatch.setattr(recovery_step.Fit, name, slowly)
+
+
+def test_it_says_how_long_it_takes_and_what_was_measured(vit, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
+    recovered(vit, steps=40)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(
+        "recover: 40 steps take about 7 min on this machine, after 60 s of reading and"
+    )
+    measured = [line for line in lines if re.search(r"step \d+ of 40, KL 0", line)]
+    assert len(measured) >= 2 + recover.MEASURES
+    assert any(re.search(r"\d+ of 40, about .* left", line) for line in lines)
+
+
+def test_a_time_limit_says_how_many_steps_fit(vit, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take_step", 10.0, first=50.0)
+    recovered(vit, steps=None, minutes=4.0)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("recover: 18 steps take about 3 min on this machine")
+
+
+@pytest.mark.parametrize(
+    "place, kind",
+    [(0, "no image"), (1, "cut")],
+    ids=["held out", "learned from"],
+)
+def test_damaged_images_are_left_out(vit, tmp_path, caplog, place, kind):
+    from PIL import Image
+
+    for number, pixels in enumerate(noise(49)):
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+    path = tmp_path / f"{place:02}.png"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if kind == "cut" else b"no image")
+    (report,) = recovered(vit, tmp_path).recovery.costs
+    assert (report.images, report.held_out) == (32, 16)
+    assert f"{place:02}.png cannot be read" in caplog.text
+
+
+def test_a_saved_model_has_what_was_recovered_and_the_dense_model(
+    vit, better, tmp_path
+):
+    imagepiece_jax.save(tmp_path / "m", better)
+    again = imagepiece_jax.load(tmp_path / "m")
+    assert again.recovery.costs == better.recovery.costs
+    assert again.label == f"{vit.label} (recovered)"
+    chex.assert_trees_all_equal(again.variables, better.variables)
+    for dense in (
+        better.with_reduction(None),
+        again.with_reduction(None),
+        imagepiece_jax.load(tmp_path / "m", reduction="none"),
+    ):
+        chex.assert_trees_all_equal(dense.variables, vit.variables)
+
+
+def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
+    """By the true dense model, and from it; what was learned before stays."""
+    merging = "tome:r=10"
+    other = recovered(better.with_reduction(merging), steps=24)
+    alone = recovered(vit.with_reduction(merging), steps=24)
+    chex.assert_trees_all_equal(other.variables, alone.variables)
+    assert other.recovery.costs[0].curve == alone.recovery.costs[0].curve
+    names = [cost.reduction.name for cost in other.recovery.costs]
+    assert names == ["tome", "evit"]
+    own = other.with_reduction(DROPPING)
+    chex.assert_trees_all_equal(own.variables, better.variables)
+    chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
+    again = recovered(own, steps=24)
+    assert other.recovery.costs[0] in again.recovery.costs
+    (newest,) = [c for c in again.recovery.costs if c.reduction.name == "evit"]
+    assert newest.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
+    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+
+
+@pytest.mark.usefixtures("useless")
+def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
+    """Learned again at its cost, and at the three of the dense model."""
+    again = recovered(better, steps=2)
+    (report,) = again.recovery.costs
+    assert not report.changed
+    assert report.before == pytest.approx(better.recovery.costs[0].after, rel=1e-5)
+    chex.assert_trees_all_equal(again.variables, better.variables)
+    assert again.label == better.label
+    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+    of_dense = recovered(better.with_reduction(None), steps=1)
+    assert len(of_dense.recovery.costs) == 4
+    said = str(of_dense.recovery)
+    assert said.count("no measure was lower") == 3
+    own = of_dense.with_reduction(DROPPING)
+    chex.assert_trees_all_equal(own.variables, better.variables)
+
+
+@pytest.mark.parametrize("rates", [(1e3,), recover.RATES])
+def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, rates):
+    """Whether the second training is kept or not."""
+    first = recovered(vit)
+    before = first.recovery.costs[0].numbers
+    monkeypatch.setattr(recover, "RATES", rates)
+    again = recovered(first, steps=40, parameters="norms", seed=1)
+    (report,) = again.recovery.costs
+    assert report.changed == (len(rates) > 1)
+    assert report.numbers.keys() == before.keys()
+    for path, value in before.items():
+        if not report.changed or "norm" not in path:
+            np.testing.assert_array_equal(report.numbers[path], value)
+    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+
+
+@pytest.fixture(scope="module")
+def public():
+    return tiny.pretrained(depth=2)
+
+
+def test_a_dense_model_learns_three_costs(public):
+    of_dense = recovered(public)
+    assert of_dense.label == "none"
+    chex.assert_trees_all_equal(of_dense.variables, public.variables)
+    costs = of_dense.recovery.costs
+    assert [round(cost.share, 1) for cost in costs] == [0.6, 0.5, 0.4]
+    places = np.linspace(0, 47, 16).round().astype(int)
+    images = noise()[places]
+    held = imagepiece_jax.normalize(
+        images, public.model.config.mean, public.model.config.std
+    )
+    teacher = tiny.logits(public.model)(public.variables, held).astype(float)
+    for cost in costs:
+        assert cost.steps == 8
+        assert cost.changed
+        form = of_dense.with_reduction(cost.reduction)
+        assert form.recovered is cost
+        for variables, figure in (
+            (public.variables, cost.before),
+            (form.variables, cost.after),
+        ):
+            logits = tiny.logits(form.model)(variables, held).astype(float)
+            judged = kl(teacher, logits)[1::2].mean()
+            assert figure == pytest.approx(judged, rel=1e-4)
+    assert str(of_dense.recovery).splitlines() == [*map(str, costs)]
+    # Each as if it were learned alone.
+    alone = recovered(public.with_reduction(costs[1].reduction))
+    half = of_dense.with_reduction(costs[1].reduction)
+    chex.assert_trees_all_equal(half.variables, alone.variables)
+
+
+def test_costs_are_learned_one_after_the_other(public, monkeypatch, capsys):
+    taken = []
+    take_step = recovery_step.Fit.take_step
+
+    def noting(self, *args):
+        taken.append(self.vit.gmacs)
+        return take_step(self, *args)
+
+    monkeypatch.setattr(recovery_step.Fit, "take_step", noting)
+    recovered(public, steps=3)
+    assert taken == sorted(taken, reverse=True)
+    assert [len([*same]) for _, same in itertools.groupby(taken)] == [5, 5, 5]
+    said = capsys.readouterr().err
+    assert "recover, cost 1 of 3: 3 steps take about" in said
+    assert "recover, cost 3 of 3: step 3 of 3, KL" in said
+
+
+@pytest.mark.parametrize("step", [14, 10, 6])
+def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, capsys, step):
+    """Of the first and the second, in which nothing was better yet; none follows."""
+    take_step = recovery_step.Fit.take_step
+
+    def first_alone(self, pixels, rate):
+        if len(taken) > 10:  # of the second cost no number moves
+            rate = 0.0
+        return take_step(self, pixels, rate)
+
+    monkeypatch.setattr(recovery_step.Fit, "take_step", first_alone)
+    taken = interrupt(monkeypatch, step)
+    stopped = recovered(public)
+    assert len(taken) == step
+    costs = stopped.recovery.costs
+    assert [cost.changed for cost in costs] == [True]
+    assert "the best weights so far are kept" in capsys.readouterr().err
+
+
+def test_costs_share_the_minutes(public, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take_step", 5.0)
+    costs = recovered(public, steps=None, minutes=3.0).recovery.costs
+    assert [cost.seconds for cost in costs] == [60, 60, 60]
+
+
+@pytest.mark.parametrize("classes", [0, tiny.CLASSES])
+def test_a_model_without_a_class_token_learns_by_its_patches(classes):
+    arch = {"class_token": False, "pool": "mean"}
+    vit = tiny.pretrained(MERGING, arch=arch, num_classes=classes)
+    (report,) = recovered(vit, steps=24).recovery.costs
+    assert report.measure == ("KL" if classes else "change")
+    assert report.changed
+    assert report.after < report.before
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_model_without_a_pool_is_compared_by_the_pool_it_could_have(class_token):
+    arch = {"class_token": class_token, "pool": "none"}
+    vit = reduced(MERGING, arch=arch, num_classes=0)
+    pool = "token" if class_token else "mean"
+    pooled = reduced(MERGING, arch=arch | {"pool": pool}, num_classes=0)
+    images = tiny.images(2)
+    found = answers(vit.model, vit.variables, images, ("patches",))
+    wanted = tiny.compiled(pooled.model.apply)(vit.variables, images).pooled
+    np.testing.assert_allclose(found["logits"], wanted, rtol=1e-5, atol=1e-6)
+    assert fit_of(vit).comparison.name == "change"
+
+
+def test_images_that_are_not_square_are_cropped_to_their_shape():
+    size = (16, 24)
+    vit = tiny.pretrained(MERGING, depth=1, image_size=size)
+    preprocessing = imagepiece_jax.Preprocessing(size, crop=0.875)
+    vit = dataclasses.replace(vit, preprocessing=preprocessing)
+    (report,) = recovered(vit, noise(side=40)).recovery.costs
+    assert report.steps == 8
+
+
+ONE_COLOR = np.repeat(np.arange(48, dtype=np.uint8), 3 * SIDE**2)
+MISTAKES = [
+    ({"images": noise(23)}, "images", 23),
+    ({"images": np.repeat(noise(1), 48, axis=0)}, "images", 1),
+    ({"images": ONE_COLOR.reshape(48, SIDE, SIDE, 3)}, "images", 1),
+    ({"images": np.concatenate([noise(20)] * 3)}, "images", 20),
+    ({"images": np.float32(noise())}, "images", "float32 [48, 20, 20, 3]"),
+    ({"images": 3}, "images", "int"),
+    ({"images": noise(1)[0]}, "images", 1),
+    ({"steps": 3, "minutes": 1.0}, "minutes", None),
+    ({"parameters": "weights"}, "parameters", "weights"),
+    ({"batch_size": 0}, "batch_size", 0),
+    ({"steps": 0}, "steps", 0),
+]
+
+
+@pytest.mark.parametrize("given, subject, value", MISTAKES)
+def test_mistakes_are_refused(vit, monkeypatch, given, subject, value):
+    monkeypatch.setattr(recover, "Fit", None)  # nothing is compiled before
+    with refused(subject):
+        recovered(vit, **given)
+
+
+def test_learned_selectors_are_refused():
+    learned = tiny.pretrained("dynamicvit:keep_rate=0.5:blocks=(1,)")
+    with refused(learned.label):
+        recovered(learned)
+
+
+@pytest.mark.parametrize("reduction", [1, "tome:r=0"])
+def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
+    vit = tiny.pretrained(reduction)
+    with refused("reduction", "nothing to recover"):
+        recovered(vit)
+
+
+def test_a_dense_model_may_say_that_its_attention_is_proportional():
+    recover.check_recoverable(tiny.pretrained("none:prop_attn=True"))
+
+
+def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
+    from PIL import Image
+
+    for number, pixels in enumerate(noise(3)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    sources = [as_source(tmp_path), as_source(files)]
+    sources += [as_source([*noise(3)]), as_source(noise(3))]
+    pictures = map(Image.open, files)
+    sources += [as_source(pictures), as_source(jax.numpy.array(noise(3)))]
+    for source in sources:
+        assert len(source) == 3
+        np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
+    table = tmp_path / "table.csv"
+    rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
+    table.write_text("\n".join(rows))
+    assert len(as_source(f"csv:{table}")) == len(as_source(str(table))) == 2
+
+
+@pytest.mark.parametrize(
+    "splits", [("train", "val"), ("Training", "Testing"), ("train", "validation")]
+)
+def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits):
+    from PIL import Image
+
+    root = tmp_path / "set"
+    for number, pixels in enumerate(noise(6)):
+        folder = root / splits[number % 2] / "any"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for images in (root, [root]):
+        source = as_source(images)
+        names = [source.name(index).rpartition("/")[2] for index in range(len(source))]
+        assert names == ["0.png", "2.png", "4.png"]
+    learned, test = splits
+    assert f"set holds {learned} and {test}; {learned} is" in capsys.readouterr().out
+    assert split_folder(root, "val")[0] == root / test
+    # To look at images is to look at all of them.
+    assert len(pictures.find_images([root])) == 6
+    assert "the images of both are taken" in capsys.readouterr().out
+    shutil.rmtree(root / test)
+    assert split_folder(root, "train") == (root, None)
+
+
+def test_a_folder_of_images_may_be_named_as_a_set(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(noise(1)[0]).save(tmp_path / "0.png")
+    assert len(as_source(f"folder:{tmp_path}")) == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
+def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
+    vit, tmp_path, monkeypatch, kind
+):
+    from PIL import Image
+
+    count = 30
+    for number, pixels in enumerate(noise(count)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = [tmp_path, tmp_path / ".." / tmp_path.name]
+    if kind == "csv":
+        rows = [f"{number % count}.png,0,train" for number in range(2 * count)]
+        table = tmp_path / "table.csv"
+        table.write_text("\n".join(["filename,label,split", *rows]))
+        images = f"csv:{table}"
+        count -= 3  # a tenth is for tests
+    if kind == "limited":
+        images = as_source(images).spread(2 * count - 1)
+    parts = divided(monkeypatch, vit, images)
+    names = []
+    for part in parts:
+        paths = [part.name(index) for index in range(len(part))]
+        names.append({path.rpartition("/")[2] for path in paths})
+        assert len(names[-1]) == len(part)
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == count
+
+
+def divided(monkeypatch, vit, images):
+    """The images that `recover` learns from, and those that it holds out."""
+    parts = []
+    divide = recover.divided
+
+    def divided_only(*args):
+        parts.extend(divide(*args))
+        raise InputError("nothing is trained")
+
+    monkeypatch.setattr(recover, "divided", divided_only)
+    with pytest.raises(InputError, match="nothing is trained"):
+        imagepiece_jax.recover(vit, images, batch_size=8)
+    return parts
+
+
+def test_copies_of_held_out_images_are_not_learned_from(
+    vit, tmp_path, monkeypatch, caplog
+):
+    """The same bytes, another size, another encoding: a picture counts once."""
+    from PIL import Image
+
+    for number, small in enumerate(noise(30, side=5)):
+        picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / f"{number:02}.png")
+        picture.save(tmp_path / f"{number:02}-again.png")
+        picture.save(tmp_path / f"{number:02}.jpg", quality=60)
+        picture.resize((40, 40)).save(tmp_path / f"{number:02}-small.webp")
+    parts = divided(monkeypatch, vit, tmp_path)
+    pictures = []
+    for part in parts:
+        names = [part.name(index).rpartition("/")[2] for index in range(len(part))]
+        pictures.append({name[:2] for name in names})
+        assert len(names) == len(pictures[-1])
+    assert not pictures[0] & pictures[1]
+    assert len(pictures[0] | pictures[1]) == 30
+    assert "90 of 120 images are copies" in caplog.text
+
+
+def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
+    monkeypatch.setattr(recover, "MAX_IMAGES", 40)
+    learned, held_out = divided(monkeypatch, vit, noise(60))
+    assert len(learned) + len(held_out) == 40
+    assert "40 of the 60 images are taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "images, said",
+    [
+        (None, "images is NoneType; an image is"),
+        (np.array("photos"), "images is <U6 []; an image is"),
+        (np.zeros((24, 48, 48), np.uint8), "images is uint8 [24, 48, 48]; an"),
+        ([np.zeros((4, 4), np.uint8), 3], "images is uint8 [4, 4]; an image is"),
+    ],
+)
+def test_an_image_has_a_number_where_there_are_several(images, said):
+    with pytest.raises(InputError) as caught:
+        as_source(images)
+    assert str(caught.value).startswith(said)
+
+
+def test_files_are_turned_as_their_exif_says(tmp_path):
+    """As PIL images are; training's are not, as in torchvision."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    picture.save(tmp_path / "a.png", exif=exif)
+    pixels, _ = as_source(tmp_path).read(0)
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture), -1))
+
+
+@pytest.mark.parametrize(
+    "suffix, mode",
+    [("tif", "RGB"), ("tif", "I;16"), ("jpg", "L"), ("jpg", "CMYK"), ("png", "LA")]
+    + [("png", "P"), ("png", "RGBA"), ("gif", "P"), ("webp", "RGB"), ("bmp", "1")],
+)
+def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
+    from PIL import Image
+
+    if mode == "I;16":
+        picture = Image.fromarray((np.arange(20).reshape(4, 5) * 3000).astype("<u2"))
+    else:
+        picture = Image.fromarray(noise(1, 8)[0]).convert(mode)
+    picture.save(tmp_path / f"a.{suffix}")
+    (tmp_path / "b.heic").write_bytes(b"....ftypheic")
+    source = as_source(tmp_path)
+    assert len(source) == 1  # a format that Pillow does not decode is left out
+    pixels, _ = source.read(0)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*picture.size[::-1], 3)
+    if mode == "I;16":
+        by_hand = np.arange(20).reshape(4, 5) * 3000 // 256
+        np.testing.assert_array_equal(pixels, np.stack([by_hand] * 3, -1))
+
+
+def test_just_enough_images_are_enough(vit):
+    (report,) = recovered(vit, noise(24)).recovery.costs
+    assert (report.images, report.held_out) == (8, 16)
+
+
+def test_mean_difference_is_student_s():
+    # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
+    found = statistics.mean_difference([1, 2, 4, 8], [0, 0, 1, 1])
+    np.testing.assert_allclose(found, (3.25, -0.93485, 7.43485), atol=1e-4)

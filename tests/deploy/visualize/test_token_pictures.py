@@ -1,0 +1,233 @@
+"""Pictures of tokens, pixel by pixel against slow loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.deploy.visualize import token_pictures
+from imagepiece_jax.deploy.visualize.token_pictures import draw_groups
+
+DROPPED = -1
+
+
+def random_image(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_source(patches, slots, seed=0):
+    """Every slot filled, some patches dropped."""
+    rng = np.random.default_rng(seed)
+    rest = rng.integers(DROPPED, slots, patches - slots)
+    return rng.permutation(np.concatenate([np.arange(slots), rest]))
+
+
+def plain(colors, side):
+    """An image of evenly colored patches: [h, w, 3] -> [h * side, w * side, 3]."""
+    return np.kron(colors, np.ones((side, side, 1))).astype(np.uint8)
+
+
+def slot_of_pixels(source, grid, height, width):
+    """The slot behind each pixel, by integer division."""
+    slots = np.empty((height, width), int)
+    for y, x in np.ndindex(height, width):
+        row = y * grid[0] // height
+        column = x * grid[1] // width
+        slots[y, x] = source[row * grid[1] + column]
+    return slots
+
+
+def distance_to_other(slots, y, x):
+    """Steps in the row or column of a pixel to the nearest one of another slot."""
+    height, width = slots.shape
+    for step in range(1, height + width):
+        for dy, dx in ((step, 0), (-step, 0), (0, step), (0, -step)):
+            if 0 <= y + dy < height and 0 <= x + dx < width:
+                if slots[y + dy, x + dx] != slots[y, x]:
+                    return step
+    return height + width
+
+
+@pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
+def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
+    image = random_image(12, 24)
+    source = random_source(grid[0] * grid[1], slots)
+    pixels = slot_of_pixels(source, grid, 12, 24)
+    found = token_pictures.mean_colors(image, source, grid)
+    assert found.shape == (*grid, 3)
+    for row, column in np.ndindex(*grid):
+        slot = source[row * grid[1] + column]
+        if slot == DROPPED:
+            high = 12 // grid[0]
+            wide = 24 // grid[1]
+            rows = image[row * high : (row + 1) * high]
+            members = rows[:, column * wide : (column + 1) * wide].reshape(-1, 3)
+        else:
+            members = image[pixels == slot]
+        np.testing.assert_allclose(found[row, column], members.mean(axis=0), rtol=1e-6)
+
+
+def test_outlines_are_only_where_groups_meet():
+    """One gray image: whatever is not gray is outline or dropped."""
+    grid = (3, 4)
+    image = np.full((18, 24, 3), 100, np.uint8)
+    source = random_source(12, 6, seed=3)
+    drawn = draw_groups(image, source, grid)
+    assert drawn.shape == (18, 24, 3)
+    assert drawn.dtype == np.uint8
+    slots = slot_of_pixels(source, grid, *drawn.shape[:2])
+    sizes = {slot: (source == slot).sum() for slot in source}
+    assert DROPPED in sizes
+    assert min(sizes.values()) == 1
+    assert max(sizes.values()) > 1
+    for y, x in np.ndindex(*slots.shape):
+        slot = slots[y, x]
+        if slot != DROPPED:
+            wide = 2 if sizes[slot] > 1 else 1
+            outline = distance_to_other(slots, y, x) <= wide
+            assert (drawn[y, x] != 100).any() == outline, (y, x)
+
+
+def test_outline_of_a_group_has_one_color_that_stays():
+    """All its pieces, and the same after a step that renumbers the slots."""
+    image = np.full((16, 16, 3), 100, np.uint8)
+    source = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
+    drawn = draw_groups(image, source, (4, 4))
+    color = tuple(drawn[3, 3])
+    assert tuple(drawn[4, 4]) == tuple(drawn[8, 0]) == color
+    other = tuple(drawn[8, 4])
+    assert max(color) - min(color) > 150, "a bright color"
+    assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
+    renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
+    again = draw_groups(image, renumbered, (4, 4))
+    assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
+
+
+def outlines(source, grid, colors=None):
+    """The color of the outline of each token of several patches, on a gray image."""
+    image = np.full((grid[0] * 8, grid[1] * 8, 3), 100, np.uint8)
+    drawn = draw_groups(image, source, grid, colors)
+    pixels = np.kron(source.reshape(grid), np.ones((8, 8), int))
+    bright = np.ptp(drawn.astype(int), axis=-1) > 100
+    found = {}
+    for slot in np.flatnonzero(np.bincount(source) > 1):
+        outline = drawn[bright & (pixels == slot)].astype(int)
+        (found[slot],) = np.unique(outline, axis=0)
+    return found
+
+
+def contiguous(grid, seed):
+    """Tokens of three patches or so: each patch joins one next to it, or starts one."""
+    rng = np.random.default_rng(seed)
+    source = np.arange(grid[0] * grid[1])
+    for patch in rng.permutation(len(source)):
+        row, column = divmod(patch, grid[1])
+        step = (0, 1) if rng.integers(2) else (1, 0)
+        if row + step[0] < grid[0] and column + step[1] < grid[1]:
+            other = (row + step[0]) * grid[1] + column + step[1]
+            source[source == source[patch]] = source[other]
+        if len(np.unique(source)) < len(source) / 3:
+            break
+    return np.unique(source, return_inverse=True)[1]
+
+
+@pytest.mark.parametrize("width", [7, 11, 14, 15, 16, 24, 26])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_tokens_that_touch_have_different_colors(width, scattered):
+    """By hue, at corners too, in contiguous tokens and in ones that lie anywhere."""
+    grid = (8, width)
+    source = contiguous(grid, width)
+    if scattered:
+        source = np.random.default_rng(width).integers(0, 2 * width, 8 * width)
+    colors = outlines(source, grid)
+    pairs = 0
+    for patch, other in itertools.combinations(range(len(source)), 2):
+        row, column = divmod(patch, width)
+        y, x = divmod(other, width)
+        a = source[patch]
+        b = source[other]
+        touch = max(abs(row - y), abs(column - x)) == 1
+        if touch and a != b and {a, b} <= colors.keys():
+            apart = np.abs(colors[a] - colors[b]).max()
+            assert apart > (12 if scattered else 50)
+            pairs += 1
+    assert pairs > width
+
+
+def test_a_token_keeps_its_color_through_all_steps_of_an_image():
+    """Also where a later step has it next to another of its color."""
+    grid = (8, 15)
+    steps = []
+    source = contiguous(grid, 1)
+    for seed in range(3):
+        steps.append(source)
+        joined = np.random.default_rng(seed).permutation(source.max() + 1)[:6]
+        source = np.where(np.isin(source, joined), joined[0], source)
+        source = np.unique(source, return_inverse=True)[1]
+    colors = token_pictures.outline_colors(steps, grid)
+    for old, new in itertools.pairwise(steps):
+        before = outlines(old, grid, colors)
+        for slot, color in outlines(new, grid, colors).items():
+            patch = np.flatnonzero(new == slot)[0]
+            earlier = old[patch]
+            if earlier in before:
+                assert color.tolist() == before[earlier].tolist()
+
+
+def test_single_patches_keep_their_color_and_an_outline_that_shows():
+    colors = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
+    drawn = draw_groups(plain(colors, 6), np.arange(4), (2, 2)).astype(int)
+    assert (drawn[:5, :5] == 0).all()
+    assert (drawn[7:, :5] == [200, 10, 10]).all()
+    assert (drawn[:5, 5] > 40).all()
+    assert (drawn[:5, 6] < 215).all()
+
+
+def test_merged_patches_take_their_mean_color():
+    """Nearer to the mean than to their own color, by the same share everywhere."""
+    colors = np.zeros((2, 2, 3))
+    colors[0, 0] = (200, 0, 100)
+    colors[0, 1] = (100, 40, 100)
+    drawn = draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
+    mean = np.array([150, 20, 100])
+    for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
+        inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
+        assert (inside == inside[0, 0]).all(), "no outline between patches of one token"
+        share = (inside[0, 0] - own)[:2] / (mean - own)[:2]
+        np.testing.assert_allclose(share, share[0], atol=0.05)
+        assert 0.5 < share[0] < 0.9
+        assert inside[0, 0, 2] == 100
+
+
+def test_dropped_patches_are_dimmed():
+    """Their contrast and color go, stripes come, and they have no outline."""
+    colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [9, 9, 9]]])
+    image = plain(colors, 12)
+    drawn = draw_groups(image, np.array([-1, -1, -1, 0]), (1, 4)).astype(int)
+    black, white, red = (drawn[:, 12 * i : 12 * i + 12] for i in range(3))
+    contrast = white.mean() - black.mean()
+    assert 20 < contrast < 255 / 4, "just visible"
+    assert np.ptp(red, axis=-1).max() < 15, "without color"
+    for patch in (black, white, red):
+        assert patch.min() > 120 and 15 < np.ptp(patch[..., 0]) < 60, "pale stripes"
+        assert len(np.unique(patch.reshape(-1, 3), axis=0)) == 2
+
+
+def test_values_are_painted_over_the_gray_image():
+    """Black below: three quarters of the color. A dropped patch gets no color."""
+    values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
+    drawn = token_pictures.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
+    assert drawn[0, 0].tolist() == [51, 1, 63]  # three quarters of viridis's lowest
+    lightness = []
+    for patch, value in enumerate(values):
+        row, column = divmod(patch, 3)
+        pixels = drawn[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].astype(int)
+        if np.isnan(value):
+            assert pixels.min() > 160
+            assert np.ptp(pixels, axis=-1).max() < 15
+            continue
+        lightness.append((value, pixels[0, 0].sum()))
+        assert (pixels == pixels[0, 0]).all()
+    ordered = [sum_ for _, sum_ in sorted(lightness)]
+    assert (np.diff(ordered) > 0).all()

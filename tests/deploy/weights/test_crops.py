@@ -1,0 +1,120 @@
+"""One file has one crop of its images, whatever names it.
+
+timm's values stand here as its configs have them; tests/parity asks timm for all.
+"""
+
+import dataclasses
+import json
+
+import pytest
+
+import imagepiece_jax
+from configs import deit_s
+from imagepiece_jax import Preprocessing, Pretrained
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.deploy.weights import load
+from imagepiece_jax.models import registry
+from imagepiece_jax.training.initial_weights import InitialWeights
+from tests.models import make, tiny
+from tests.models.make import create_model
+
+SIDE = 48
+TINY = "deit_tiny_patch16_224"
+AUGREG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+SQUASHED = "vit_base_patch32_clip_384.openai_ft_in12k_in1k"
+SMALL = {"depth": 1, "image_size": SIDE, "num_classes": 5}
+CONFIG = make.config(TINY, **SMALL)
+SPELLINGS = (TINY, f"{TINY}.fb_in1k", f"{TINY}-a1311bcf", "deit_ti")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """DeiT-Ti of one block, from a file."""
+    folder = tmp_path_factory.mktemp("weights")
+    variables = tiny.fill(tiny.shapes(create_model(TINY, **SMALL)))
+    path = tiny.write(folder / "w.npz", variables)
+    return imagepiece_jax.load(path, config=CONFIG)
+
+
+def in_training(vit, workdir="nowhere", **data):
+    """Evaluation's images in a run of one block that starts from a Pretrained."""
+    config = deit_s.get_config("deit_ti")
+    config.model.depth = 1
+    config.image_size = SIDE
+    config.num_classes = 5
+    config.data.update(data)
+    config.init.weights = "w.npz"
+    initial = InitialWeights(RunConfig.from_config(config), workdir, lambda: vit)
+    return initial.completed().data.preprocessing(SIDE)
+
+
+@pytest.mark.parametrize("stem", SPELLINGS)
+def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
+    path = tmp_path / f"{stem}.npz"
+    path.touch()  # no tensor is read for it
+    assert load.read_config(path).preprocessing == Preprocessing(224, crop=0.9)
+    path.rename(tmp_path / f"{stem}.pth.tar")
+    assert load.read_config(tmp_path / f"{stem}.pth.tar").crop == 0.9
+
+
+def test_a_model_is_cropped_as_its_config_says(vit):
+    assert vit.preprocessing == Preprocessing(SIDE, crop=0.9)
+    own = Pretrained(vit.model, vit.variables)
+    assert own.preprocessing == vit.preprocessing
+    path = vit.source.path
+    assert imagepiece_jax.load(path, config=CONFIG, crop=0.8).preprocessing.crop == 0.8
+
+
+def test_an_ending_of_two_parts_hides_no_name():
+    for ending in (".pth", ".pth.tar", ".safetensors"):
+        assert registry.name_of_file(f"{AUGREG}{ending}") == AUGREG
+
+
+def test_all_of_the_way_is_the_names():
+    """Not the share alone."""
+    squashed = registry.config(SQUASHED).preprocessing
+    assert squashed == Preprocessing(384, 0.95, "squash", "bicubic")
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"crop": 0.8},
+        {"crop_mode": "squash"},
+        {"resize": "none"},
+        {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"},
+    ],
+)
+def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
+    """Also where that is a default, and the name would say something else."""
+    images = Preprocessing(SIDE, **chosen)
+    other = dataclasses.replace(vit, preprocessing=images)
+    path = imagepiece_jax.save(tmp_path / "saved", other)
+    found = imagepiece_jax.load(path)
+    assert found.preprocessing == found.config.preprocessing == images
+    if "crop" in chosen:
+        another = imagepiece_jax.load(path, crop=0.7).preprocessing
+        assert another == dataclasses.replace(images, crop=0.7)
+    assert in_training(found).resizes  # images of any size, whatever the weights had
+
+
+def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
+    """What a config with a crop of its own leaves open is as in any config."""
+    config = dataclasses.replace(
+        CONFIG, crop=0.95, crop_mode="squash", interpolation="bilinear"
+    )
+    other = imagepiece_jax.load(vit.source.path, config=config)
+    assert in_training(other) == config.preprocessing
+    assert in_training(other, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)
+
+
+@pytest.mark.parametrize("crop", [0.9, None])
+def test_a_resumed_run_keeps_its_crop(tmp_path, crop):
+    """Weights that it started from may be gone."""
+    config = deit_s.get_config("deit_ti")
+    config.data.eval_crop = crop
+    (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
+    written = RunConfig.from_config(config).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert in_training(None, tmp_path) == Preprocessing(SIDE, crop=crop)

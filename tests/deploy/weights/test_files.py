@@ -1,0 +1,260 @@
+"""Weights files: exactly the tensors that they hold, or a sentence on what is wrong."""
+
+import json
+import re
+import struct
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from imagepiece_jax.deploy.weights.files import read_state_dict
+from imagepiece_jax.errors import InputError
+from tests.deploy.weights.pth import (
+    MAGIC,
+    NAMESPACE,
+    ORDERED,
+    check_same,
+    integer,
+    ints,
+    mapping,
+    old_tensor,
+    old_torch,
+    tensor,
+    text,
+    write_pth,
+)
+from tests.refused import refused
+
+
+def test_real_files_agree_bit_for_bit(assets):
+    npz = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.npz")
+    pth = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.pth")
+    assert len(npz) == 152
+    assert sum(value.size for value in npz.values()) == 5_717_416
+    check_same(pth, npz)
+    assert {value.dtype for value in pth.values()} == {np.dtype(np.float32)}
+
+
+def test_npz_and_safetensors(tmp_path):
+    """NumPy writes bfloat16 as two bytes, and does not say what they are."""
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
+    tensors |= {"h": np.ones(2, np.float16)}
+    tensors |= {"b": np.array([1.5, -3e38, 2**-20], jnp.bfloat16)}
+    np.savez(tmp_path / "a.npz", **tensors)
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    for name in ("a.npz", "a.safetensors"):
+        check_same(read_state_dict(tmp_path / name), tensors)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth"])
+def test_damaged_files(tmp_path, name):
+    """Zip archives carry checksums; .safetensors does not notice a flipped bit."""
+    values = np.arange(3000, dtype=np.float32)
+    np.savez(tmp_path / "a.npz", a=values)
+    safetensors.numpy.save_file({"a": values}, tmp_path / "a.safetensors")
+    content = mapping(a=tensor("0", 3000, (3000,), (1,)))
+    write_pth(tmp_path / "a.pth", content, {"0": values})
+    path = tmp_path / name
+    good = path.read_bytes()
+    assert read_state_dict(path)["a"][2999] == 2999
+    damaged = [good[:length] for length in (0, 5, 100, len(good) // 2, len(good) - 10)]
+    for content in (*damaged, b"these are no weights" * 100):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} is damaged or"):
+            read_state_dict(path)
+    if name != "a.safetensors":
+        flipped = bytearray(good)
+        flipped[len(good) // 2] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match="(?i)damaged.*crc"):
+            read_state_dict(path)
+
+
+def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
+    """A file of a terabyte without a byte on the disk but for the first."""
+    entries = {"small": ((2,), 0, 8), "large": ((2**38,), 8, 8 + 2**40)}
+    header = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": places}
+        for name, (shape, *places) in entries.items()
+    }
+    text = json.dumps(header).encode()
+    with open(tmp_path / "w.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(np.array([3, 4], "<f4").tobytes())
+        file.truncate(8 + len(text) + 8 + 2**40)
+    read = read_state_dict(tmp_path / "w.safetensors", choose=lambda _: ["small"])
+    assert read["small"].tolist() == [3, 4]
+
+
+# Files in parts
+
+PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def in_parts(folder, places=None):
+    """A model in two parts, with its index, as transformers writes it."""
+    first = {"a": np.full(500, 1, "<f4"), "b": np.full(500, 2, "<f4")}
+    # Parts of another saving can hold the same names, and names of their own.
+    second = {"a": np.full(500, 9, "<f4"), "c": np.full(500, 3, "<f4")}
+    for name, tensors in zip(PARTS, (first, second), strict=True):
+        safetensors.numpy.save_file(tensors, folder / name)
+    if places is None:
+        places = {"a": PARTS[0], "b": PARTS[0], "c": PARTS[1]}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+def test_parts_are_read_together(tmp_path):
+    read = read_state_dict(in_parts(tmp_path))
+    assert {name: value[0] for name, value in read.items()} == {"a": 1, "b": 2, "c": 3}
+    assert {*read_state_dict(tmp_path / PARTS[1])} == {"a", "c"}
+
+
+def test_parts_that_lack_something(tmp_path):
+    path = in_parts(tmp_path)
+    part = tmp_path / PARTS[1]
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged or"):
+        read_state_dict(path)
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=PARTS[1]):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("part", ["../x.safetensors", "..", 5, ["b"]])
+def test_indexes_of_something_else(tmp_path, part):
+    path = in_parts(tmp_path, {"a": part})
+    with refused(path):
+        read_state_dict(path)
+    path.write_text("{}")
+    with refused(path, "weight_map"):
+        read_state_dict(path)
+
+
+def test_parts_of_pytorch_are_read_together(tmp_path):
+    """As transformers' save_pretrained(.., safe_serialization=False) wrote them."""
+    places = {}
+    stored = np.arange(4, dtype="<f4")
+    for number, names in ((1, "ab"), (2, "c")):
+        part = f"pytorch_model-0000{number}-of-00002.bin"
+        content = mapping(**{name: tensor("0", 4, (4,), (1,)) for name in names})
+        write_pth(tmp_path / part, content, {"0": stored * number})
+        places |= dict.fromkeys(names, part)
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    wanted = {"a": stored, "b": stored, "c": stored * 2}
+    check_same(read_state_dict(path), wanted)
+
+
+# What is refused
+
+
+def called(*arguments):
+    """Opcodes of a tensor that is built of these."""
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + b"tR"
+
+
+def pth(content, **options):
+    """A writer of a .pth file with a storage of four floats."""
+    storages = {"0": np.ones(4, "<f4")}
+    return lambda path: write_pth(path, content, storages, **options)
+
+
+def holding(content):
+    """A writer of these bytes."""
+    return lambda path: path.write_bytes(content)
+
+
+def claiming(claim):
+    """A writer of a .pth file with 16 bytes of a storage, of which it claims others.
+
+    More than that would be foreign memory.
+    """
+
+    def write(path):
+        view = mapping(a=tensor("0", claim // 4, (claim // 4,), (1,)))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02" + view + b".")
+            archive.writestr("archive/data/0", bytes(16))
+            archive.filelist[-1].file_size = claim
+
+    return write
+
+
+def safetensors_of_float8(path):
+    entry = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+
+ONE = tensor("0", 4, (4,), (1,))
+STORED = ONE.split(b"(", 1)[1].split(integer(0))[0]
+START = integer(0)
+FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999)) + b"b"
+UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
+ITEMS = mapping(items=b"cargparse\nNamespace\n")
+TOUCH = b"cos\nsystem\n(" + text("touch marker") + b"tR"
+OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
+AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
+OLD_VIEW = mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))
+OLD_NEGATIVE = mapping(a=old_tensor("0", -4, (0,), (1,)))
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+
+IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with them
+    (tensor("0", 4, (5,), (1,)), "leaves its storage"),
+    (tensor("0", 4, (2,), (4,)), "leaves its storage"),
+    (tensor("0", 4, (2,), (1,), offset=3), "leaves its storage"),
+    (tensor("0", 4, (2,), (-1,), offset=3), "leaves its storage"),
+    (tensor("0", 4, (2**20, 2**20), (0, 0)), "leaves its storage"),
+    (tensor("0", 5, (2,), (1,)), "storage 0 has 16 bytes, needed 20"),
+    (tensor("1", 4, (2,), (1,)), "archive/data/1"),
+    # A storage of the file's own making, a shape that is a list, a float as offset, and
+    # what is read in another way.
+    (called(FAKE, START, ints([9999]), ints([1])), "without storage"),
+    (called(STORED, START, b"](" + integer(4) + b"e", ints([1])), "without storage"),
+    (called(STORED, b"G" + bytes(8), ints([4]), ints([1])), "no integers"),
+    (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
+]
+REFUSED = [  # name, writer, part of the sentence
+    *(
+        ("a.pth", pth(mapping(a=tensor)), f"is damaged.*({problem})")
+        for tensor, problem in IMPOSSIBLE
+    ),
+    *(("a.pth", claiming(claim), "is damaged") for claim in (8, 80, 800)),
+    ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
+    ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
+    ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
+    ("a.pth", pth(integer(3)), "no named tensors"),
+    ("a.pth", pth(mapping(a=integer(3))), "'a' is of type int"),
+    ("a.pth", pth(mapping(a=mapping(b=ONE))), "'a' is of type d"),
+    ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
+    ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
+    ("a.safetensors", safetensors_of_float8, "float8"),
+    ("a.safetensors", holding(LFS), "is a pointer"),
+    ("a.h5", lambda path: None, "ends in none of .npz"),
+    # PyTorch before 1.6.
+    ("a.pth", holding(MAGIC + bytes(100)), "is damaged"),
+    ("a.pth", holding(old_torch(OLD)[:-3]), "needed 16"),
+    ("a.pth", holding(old_torch(OLD, counts=(3,))), "needed 4"),
+    ("a.pth", holding(old_torch(OLD, keys=("1",))), "is damaged"),
+    ("a.pth", holding(old_torch(OLD, little=b"\x89")), "byte order"),
+    ("a.pth", holding(old_torch(OLD_VIEW)), "is a view"),
+    ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), "is damaged"),
+    ("a.pth", holding(old_torch(mapping(a=TOUCH))), r"asks for os\.system"),
+]
+
+
+@pytest.mark.parametrize("name, write, said", REFUSED)
+def test_what_is_refused(tmp_path, monkeypatch, name, write, said):
+    """Nothing of it is run: a marker would be left."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    write(path)
+    with refused(f"weights file {path}") as caught:
+        read_state_dict(path)
+    assert re.search(said, str(caught.value))
+    assert {*tmp_path.iterdir()} <= {path}

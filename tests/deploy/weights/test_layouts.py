@@ -1,0 +1,221 @@
+"""Checkpoints of other projects: by timm's names, and as models that compute the same.
+
+The files in tests/fixtures/layouts are of small random models of transformers and timm,
+of CLIP's tower in torch and of Google's in Flax, with what these compute.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import chex
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+
+import imagepiece_jax
+from imagepiece_jax.deploy.weights import layouts
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.resize_positions import resize
+from tests.models import tiny
+from tests.refused import refused
+from tests.rounding import assert_close
+
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "layouts"
+FIXTURES = sorted(FOLDER.glob("*.npz"))
+BESIDE = ("images", "outputs")
+apply = jax.jit(lambda model, *inputs: model.apply(*inputs).logits, static_argnums=0)
+
+
+def stored(name):
+    """(tensors, the rest) of a fixture, a ViTConfig among it."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    fields = json.loads(str(arrays.pop("config")))
+    config = ViTConfig(**fields | {"arch": Architecture(**fields["arch"])})
+    return arrays, {key: arrays.pop(key) for key in BESIDE} | {"config": config}
+
+
+def test_all_fixtures_are_there():
+    assert len(FIXTURES) == 16
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FIXTURES])
+def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
+    tensors, about = stored(name)
+    np.savez(tmp_path / "w.npz", **tensors)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+    model, variables = tiny.pair(vit)
+    with jax.default_matmul_precision("highest"):
+        ours = apply(model, variables, about["images"].astype(np.float32))
+    theirs = about["outputs"]
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "model.{}",
+        "module.model.{}",
+        "model.module.{}",
+        "_orig_mod.module.net.{}",
+        "model._orig_mod.module.{}",
+        "_fsdp_wrapped_module.{}",
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "_checkpoint_wrapped_module.", "_orig_mod."])
+def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
+    """In any order and number, and inside names; a classifier stands beside a tower."""
+    tensors, _ = stored("transformers_vit")
+    expected = layouts.to_timm(tensors).tensors
+    renamed = {}
+    for name in tensors:
+        of_block = name.replace(".layer.0.", f".layer.0.{inside}")
+        renamed[wrapped.format(of_block)] = tensors[name]
+    assert len(renamed) == len(tensors)
+    chex.assert_trees_all_equal(layouts.to_timm(renamed).tensors, expected)
+
+
+def test_a_pooler_with_a_norm_is_of_another_model():
+    """BEiT's, which reads a mean; ViT's has one layer, which is left out."""
+    tensors, _ = stored("transformers_vit")
+    tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
+    assert not any("pooler" in name for name in layouts.to_timm(tensors).tensors)
+    tensors["vit.pooler.layernorm.weight"] = np.ones(24)
+    with pytest.raises(InputError, match="tensor vit.pooler.layernorm.weight has no"):
+        layouts.to_timm(tensors)
+
+
+def test_two_names_that_are_one_without_wrappers():
+    names = ("blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight")
+    with pytest.raises(InputError, match="are the same part, blocks.0.norm1.weight"):
+        layouts.to_timm(dict.fromkeys(names, np.ones(3)))
+
+
+def test_heads_that_kernels_show_are_compared(tmp_path):
+    tensors, about = stored("vit_jax")
+    np.savez(tmp_path / "w.npz", **tensors)
+    config = dataclasses.replace(about["config"], num_heads=2)
+    with refused("num_heads is 2, but its tensors are of 3 heads"):
+        imagepiece_jax.load(tmp_path / "w.npz", config=config)
+
+
+def test_a_norm_of_the_pooled_vector_is_where_the_config_has_it(tmp_path):
+    """OpenCLIP's final_ln_after_pool has the same tensors."""
+    tensors, about = stored("openclip")
+    np.savez(tmp_path / "w.npz", **tensors)
+    for fc_norm, name in ((False, "norm"), (True, "fc_norm")):
+        parts = {"pool": "mean", "final_norm": not fc_norm, "fc_norm": fc_norm}
+        config = about["config"].with_arch(**parts)
+        vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
+        scale = vit.variables["params"][name]["scale"]
+        np.testing.assert_array_equal(scale, tensors["visual.ln_post.weight"])
+
+
+@pytest.mark.parametrize(
+    "part", ["pos_embed", "register_tokens", "blocks.1.attn.qkv.bias", "norm.weight"]
+)
+@pytest.mark.parametrize("image_size", [None, 24])
+def test_a_value_that_is_not_finite_is_an_error_at_load(tmp_path, part, image_size):
+    """Also where a tensor is changed on its way, as positions are."""
+    tensors, about = stored("dinov2_registers")
+    spoilt = tensors[part].astype(np.float32)
+    spoilt.reshape(-1)[-1] = np.nan
+    np.savez(tmp_path / "w.npz", **tensors | {part: spoilt})
+    given = {"config": about["config"], "image_size": image_size}
+    with pytest.raises(InputError, match=r"tensor \S+ has a value that is not finite"):
+        imagepiece_jax.load(tmp_path / "w.npz", **given)
+
+
+def small(*names):
+    """Tensors whose shapes do not matter."""
+    return {name: np.zeros((4, 4), np.float32) for name in names}
+
+
+PATCHES = "embeddings.patch_embeddings.projection.weight"
+SWIN = "swin.encoder.layers.0.attn.weight"
+DETECTION = "vit.embeddings.detection_tokens"
+NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
+SAME = " and ".join(name.replace("/", ".") for name in NORMS)
+ATTENTION = "encoder.layer.0.attention.attention"
+OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
+OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
+LLM = "language_model.model.embed_tokens.weight"
+WIDE = {"classifier.weight": np.zeros((9, 8))}
+SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
+
+
+@pytest.mark.parametrize(
+    "tensors, problem",
+    [
+        (
+            small("a", "b.c", "d", "e"),
+            "it has tensors, such as a, b.c, d, of",
+        ),
+        (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
+        (small("img/embedding/kernel", LLM), f"tensor {LLM} has no place in"),
+        (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
+        (
+            small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
+            "tensor decode_head.conv.weight has no place in timm's models outside the "
+            "tower backbone",
+        ),
+        (
+            small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
+            "it holds 2 vision towers, a, b; it must hold one",
+        ),
+        (
+            small("embedding/kernel", "pre_logits/kernel"),
+            "tensor pre_logits.kernel has no place in Google's Flax files",
+        ),
+        (
+            small("embedding/kernel", *NORMS),
+            f"tensors {SAME} are the same part, blocks.0.norm2.scale",
+        ),
+        (
+            small(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
+            "it has tensors of other shapes than",
+        ),
+        (small(*OF_VISION), "its classifier reads the mean of the patches before"),
+        (
+            small(f"dinov2.{PATCHES}", "dinov2.layernorm.weight") | WIDE,
+            "tensor head.weight reads 8 numbers an image, the tokens have 4",
+        ),
+        (SCALAR, "it has tensors of other shapes than timm's models"),
+    ],
+)
+def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
+    with pytest.raises(InputError) as error:
+        layouts.to_timm(tensors)
+    assert str(error.value).startswith(problem)
+
+
+def test_a_distilled_model_has_two_heads(tmp_path):
+    """DeiTForImageClassification has no head for the distillation token."""
+    tensors, about = stored("transformers_deit")
+    for leaf in ("weight", "bias"):
+        tensors[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
+        del tensors[f"distillation_classifier.{leaf}"]
+    np.savez(tmp_path / "w.npz", **tensors)
+    with pytest.raises(InputError, match="a distillation token and only a head of the"):
+        imagepiece_jax.load(tmp_path / "w.npz", config=about["config"])
+
+
+@pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])
+def test_bicubic_positions_are_those_of_opencv(new):
+    """Which has PyTorch's kernel and borders, and no antialiasing."""
+    cv2 = pytest.importorskip("cv2")
+    grid = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
+    resized = cv2.resize(grid, new[::-1], interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(resize(grid, new, "bicubic"), resized, atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [(7, 9), (3, 4), (5, 8), (1, 2)])
+def test_linear_positions_are_those_of_a_zoom(new):
+    grid = np.random.default_rng(0).normal(size=(5, 5, 3)).astype(np.float32)
+    zoomed = scipy.ndimage.zoom(grid, (new[0] / 5, new[1] / 5, 1), order=1)
+    assert_close(resize(grid, new, "linear"), zoomed)

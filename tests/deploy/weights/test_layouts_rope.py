@@ -1,0 +1,209 @@
+"""Checkpoints of models with rotary positions by other names than timm's.
+
+The tensors are those of tests/fixtures/rope.npz; tests/models/test_rope_fixture.py has
+what timm computes of them. Their other names are written here from the original code.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.deploy.weights import layouts
+from tests.deploy.weights.pth import check_same
+from tests.models import make
+from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, SIZE, tensors_of
+from tests.refused import refused
+
+WIDTH = 24
+# (what timm's names hold, by what it is replaced), in this order.
+GATE = [(r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3")]
+OWN = [("reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma")]
+TRANSFORMERS = [
+    (r"^cls_token", "embeddings.cls_token"),
+    (r"^reg_token", "embeddings.register_tokens"),
+    (r"^patch_embed\.proj", "embeddings.patch_embeddings"),
+    (r"gamma_(\d)", r"layer_scale\1.lambda1"),
+    (r"attn\.proj", "attention.o_proj"),
+    *((r"fc1_g", "gate_proj"), (r"fc1_x", "up_proj"), (r"fc2", "down_proj")),
+    (r"^blocks", "layer"),
+]
+EVA = [
+    *((r"attn\.norm", "attn.inner_attn_ln"), (r"mlp\.norm", "mlp.ffn_ln")),
+    (r"([qv])_proj\.bias", r"\1_bias"),
+    *GATE,
+]
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    """{model: its tensors by timm's names, without a head}."""
+    with np.load(FIXTURE) as arrays:
+        found = {name: tensors_of(name, arrays) for name in (DINOV3, EVA02)}
+    return {
+        name: {k: v.astype(np.float32) for k, v in tensors.items() if "head." not in k}
+        for name, tensors in found.items()
+    }
+
+
+def renamed(tensors, table):
+    out = {}
+    for name, tensor in tensors.items():
+        for old, new in table:
+            name = re.sub(old, new, name)
+        out[name] = tensor
+    return out
+
+
+def own(tensors, keys=7.0, mask=(1, 0, 1)):
+    """DINOv3's file, in which keys have a bias that a mask hides."""
+    out = {"mask_token": np.zeros((1, WIDTH)), "rope_embed.periods": np.ones(3)}
+    out |= {"local_cls_norm.weight": np.ones(WIDTH)}
+    gated = any("fc1_g" in name for name in tensors)
+    for name, tensor in renamed(tensors, OWN + GATE * gated).items():
+        attention, _, leaf = name.rpartition(".")
+        if leaf == "q_bias":
+            value = tensors[f"{attention}.v_bias"]
+            bias = [tensor, np.full(WIDTH, keys, np.float32), value]
+            out[f"{attention}.qkv.bias"] = np.concatenate(bias)
+            if mask:
+                out[f"{attention}.qkv.bias_mask"] = np.repeat(np.float32(mask), WIDTH)
+        elif leaf != "v_bias":
+            out[name] = tensor
+    return out
+
+
+def transformers(tensors, keys=None, inside=""):
+    """The file of transformers, of which blocks are in `inside`."""
+    out = {"embeddings.mask_token": np.zeros((1, 1, WIDTH), np.float32)}
+    for name, tensor in renamed(tensors, TRANSFORMERS).items():
+        name = inside * name.startswith("layer.") + name
+        module, _, leaf = name.partition(".attn.")
+        if leaf == "qkv.weight":
+            for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
+                out[f"{module}.attention.{letter}_proj.weight"] = third
+        elif leaf:
+            out[f"{module}.attention.{leaf[0]}_proj.bias"] = tensor
+            if keys is not None:
+                bias = np.full(WIDTH, keys, np.float32)
+                out[f"{module}.attention.k_proj.bias"] = bias
+        else:
+            out[name] = tensor
+    return out
+
+
+def eva(tensors):
+    """EVA-02's file, with the angles of the grid in every block."""
+    angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
+    return renamed(tensors, EVA) | angles
+
+
+FILES = {
+    "DINOv3": (DINOV3, own),
+    "transformers": (DINOV3, transformers),
+    "transformers in memory": (DINOV3, lambda t: transformers(t, inside="model.")),
+    "EVA-02": (EVA02, eva),
+    "timm's EVA-02": (EVA02, dict),
+    "timm's DINOv3": (DINOV3, dict),
+}
+WRAPPERS = ("", "module.", "model.", "vision_model.", "visual.trunk.", "_orig_mod.a.")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_holds_the_tensors_of_timms(fixture, file, wrapper):
+    name, made = FILES[file]
+    tensors = {wrapper + key: tensor for key, tensor in made(fixture[name]).items()}
+    wanted = {}
+    for key, tensor in fixture[name].items():
+        key = re.sub(r"gamma_(\d)", r"ls\1.gamma", key)
+        wanted[re.sub(r"([qv])_proj\.bias", r"\1_bias", key)] = tensor
+    for key in [key for key in wanted if key.endswith(".q_proj.weight")]:
+        parts = [wanted.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        wanted[key.replace("q_proj", "qkv")] = np.concatenate(parts)
+    check_same(layouts.to_timm(tensors).tensors, wanted)
+
+
+def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
+    tensors = transformers(fixture[DINOV3])
+    tensors["embeddings.register_tokens"] = np.zeros((1, 0, WIDTH), np.float32)
+    plain = {k: v for k, v in tensors.items() if "gate_proj" not in k}
+    found = layouts.to_timm(plain).tensors
+    up = tensors["layer.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(found["blocks.1.mlp.fc1.weight"], up)
+    assert not [name for name in found if "fc1_" in name]
+    assert "reg_token" not in found and "cls_token" in found
+
+
+def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
+    tensors = own(fixture[DINOV3], mask=None)
+    found = layouts.to_timm(tensors).tensors
+    wanted = layouts.to_timm(transformers(fixture[DINOV3], keys=7.0)).tensors
+    check_same(found, wanted)
+    check_same(found, layouts.to_timm(own(fixture[DINOV3], mask=(1, 1, 1))).tensors)
+    thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
+    assert set(thirds[1]) == {7.0}
+    assert 7.0 not in {*thirds[0], *thirds[2]}
+    np.savez(tmp_path / "dinov3.npz", **tensors)
+    ratio = found["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
+    config = make.config(DINOV3, mlp_ratio=ratio, **SIZE | {"num_classes": 0})
+    with refused("qkv.bias of shape (72,) is left over"):
+        imagepiece_jax.load(tmp_path / "dinov3.npz", config=config)
+    config = config.with_arch(key_bias=True)
+    assert imagepiece_jax.load(tmp_path / "dinov3.npz", config=config).config == config
+
+
+@pytest.mark.parametrize(
+    "keys, mask", [(0.0, None), (np.nan, None), (np.nan, (1, 0, 1)), (0.0, (1, 1, 1))]
+)
+def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
+    found = layouts.to_timm(own(fixture[DINOV3], keys, mask)).tensors
+    check_same(found, layouts.to_timm(fixture[DINOV3]).tensors)
+
+
+def test_keys_of_all_blocks_have_a_bias_or_none(fixture):
+    """In the first block here it is zero."""
+    tensors = own(fixture[DINOV3], mask=None)
+    tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
+    found = layouts.to_timm(tensors).tensors
+    for block in range(2):
+        bias = tensors[f"blocks.{block}.attn.qkv.bias"]
+        np.testing.assert_array_equal(found[f"blocks.{block}.attn.qkv.bias"], bias)
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+QKV = "blocks.1.attn.qkv.bias"
+SHAPES = "tensors of other shapes"
+QUERY, KEY = (f"layer.1.attention.{part}_proj.weight" for part in "qk")
+VALUE = "blocks.1.attn.v_proj.weight"
+ROUTER = "layer.1.mlp.router.weight"
+FULL = (24, 24)
+
+
+@pytest.mark.parametrize(
+    "file, change, field, value",
+    [
+        ("DINOv3", {QKV: zeros(71), f"{QKV}_mask": None}, f"tensor {QKV}", (71,)),
+        ("DINOv3", {f"{QKV}_mask": zeros(3)}, f"tensor {QKV}_mask", (3,)),
+        ("transformers", {KEY: None}, "", "blocks.1.attn.k.weight"),
+        (
+            "transformers",
+            {QUERY.replace("weight", "bias"): None},
+            "",
+            "blocks.1.attn.q.bias",
+        ),
+        ("transformers", {QUERY: zeros(24, 23)}, SHAPES, None),
+        ("transformers", {ROUTER: zeros(*FULL)}, f"tensor {ROUTER}", None),
+        ("timm's EVA-02", {VALUE: zeros()}, SHAPES, None),
+    ],
+)
+def test_a_tensor_that_is_wrong_is_named(fixture, file, change, field, value):
+    name, made = FILES[file]
+    tensors = made(fixture[name]) | change
+    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    with refused(field):
+        layouts.to_timm(tensors)

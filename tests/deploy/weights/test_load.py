@@ -1,0 +1,347 @@
+"""Models of weights files and runs, and configs that contradict them."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.config.run_files import FORMAT as RUN_FORMAT
+from imagepiece_jax.data import class_names
+from imagepiece_jax.deploy.weights import load
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry, timm_tensors
+from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints
+from tests import runs
+from tests.models import make, tiny
+from tests.models.make import create_model
+from tests.models.test_published import same
+from tests.refused import refused
+
+HALF = (0.5, 0.5, 0.5)
+SIZE = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1}
+SIZE |= {"image_size": tiny.SIDE, "num_classes": tiny.CLASSES}
+CONFIG = make.config("vit_mini", **SIZE)
+MODEL = imagepiece_jax.create_model(CONFIG)
+SEVERAL = "deit3_small_patch16_224"
+TAGS = f"{SEVERAL}.fb_in1k, {SEVERAL}.fb_in22k_ft_in1k"
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return tiny.variables(MODEL)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, variables):
+    """A weights file without a public name."""
+    return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", variables)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, file):
+    """The folder of the same model."""
+    vit = imagepiece_jax.load(file, config=CONFIG)
+    return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "m", vit)
+
+
+def run_folder(path, **fields):
+    """The folder of a run of the quickstart, without its weights."""
+    path.mkdir(exist_ok=True)
+    config = runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
+    fields = {"format": RUN_FORMAT, **config.to_dict()}
+    (path / "config.json").write_text(json.dumps(fields))
+    return path
+
+
+def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
+    said = (
+        f"weights file {file} has no config.json, nor the name of a public model; con"
+    )
+    with refused(said):
+        imagepiece_jax.load(file)
+    for config in (None, SEVERAL):
+        with refused(f"name is '{SEVERAL}', whose weights differ in", TAGS):
+            (tmp_path / f"{SEVERAL}.npz").touch()
+            imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
+    with refused("config is 'deit_tinny', no name and no file"):
+        imagepiece_jax.load(file, config="deit_tinny")
+
+
+def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
+    for config in (CONFIG, saved, str(saved), saved / "config.json"):
+        vit = imagepiece_jax.load(file, config=config)
+        assert vit.model == MODEL
+        assert same(vit.variables, variables)
+    with refused("a model of depth 2 and width 64", "depth 6 and width 64"):
+        imagepiece_jax.load(file, config="vit_mini")
+    assert load.read_config("vit_mini") == registry.config("vit_mini")
+
+
+def test_a_config_goes_over_that_of_a_folder(saved):
+    """Which has the classes, the reduction and the rest."""
+    config = load.read_config(saved)
+    assert config == CONFIG
+    config = dataclasses.replace(config.with_arch(gelu="tanh"), mean=HALF)
+    vit = imagepiece_jax.load(saved, config=config, image_size=32)
+    assert vit.config == config.at_size(32)
+    assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
+
+
+@pytest.mark.parametrize(
+    "changes, theirs, ours",
+    [
+        ({"embed_dim": 128}, "depth 2 and width 64", "depth 2 and width 128"),
+        ({"depth": 3}, "depth 2 and width 64", "depth 3 and width 64"),
+        ({"patch_size": 2}, "(64, 3, 4, 4)", "(64, 3, 2, 2)"),
+        ({"mlp_ratio": 3.0}, "(256,)", "(192,)"),
+        ({"stem": "conv"}, "patch_embed", ""),
+        ({"registers": 1}, "(1, 26, 64)", "(1, 27, 64)"),
+        ({"class_token": False, "pool": "mean"}, "cls_token of shape (1, 1, 64)", ""),
+    ],
+)
+def test_tensors_that_are_not_the_configs_are_named(file, changes, theirs, ours):
+    config = make.config("vit_mini", **SIZE | changes)
+    with refused(f"weights file {file}", theirs, ours):
+        imagepiece_jax.load(file, config=config)
+
+
+def test_positions_of_images_that_are_no_squares_are_the_configs(tmp_path):
+    tall = create_model("vit_mini", **SIZE | {"image_size": (20, 28)})
+    path = tiny.write(tmp_path / "w.npz", tiny.variables(tall))
+    assert imagepiece_jax.load(path, config=tall.config).model == tall
+    with refused("(1, 36, 64)", "(1, 26, 64)"):
+        imagepiece_jax.load(path, config=CONFIG)
+
+
+def test_a_file_says_its_size_and_its_classes_itself(file):
+    other = dataclasses.replace(CONFIG, image_size=40, num_classes=1000)
+    vit = imagepiece_jax.load(file, config=other)
+    assert vit.config == CONFIG
+    assert vit.preprocessing.image_size == tiny.SIDE
+    large = imagepiece_jax.load(file, config=other, image_size=32)
+    assert (large.image_size, large.source.image_size) == (32, tiny.SIDE)
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("num_classes", 9, "num_classes is 9, but its tensors have 7"),
+        ("image_size", 40, "tensor pos_embed has shape (1, 26, 64)"),
+    ],
+)
+def test_a_folder_has_the_size_and_the_classes_of_its_config(
+    saved, tmp_path, field, value, said
+):
+    config = json.loads((saved / "config.json").read_text())
+    config["imagepiece_jax"]["config"][field] = value
+    config.pop("pretrained_cfg", None)
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").symlink_to(saved / "model.safetensors")
+    with refused(folder, said):
+        imagepiece_jax.load(folder)
+
+
+@pytest.mark.parametrize("prefix_positions, side", [(True, 12), (False, 16)])
+def test_positions_with_those_of_the_prefix_or_without(
+    tmp_path, prefix_positions, side
+):
+    """16 rows are a class token, six registers and 3 x 3 patches, or 4 x 4."""
+    changes = {"image_size": side, "registers": 6}
+    changes["prefix_positions"] = prefix_positions
+    made = create_model("vit_mini", **SIZE | changes)
+    config = made.config
+    path = tiny.write(tmp_path / "w.npz", tiny.variables(made))
+    shape = timm_tensors.timm_shapes(variable_shapes(made))["pos_embed"]
+    assert shape == (1, 16, 64)
+    larger = dataclasses.replace(config, image_size=32)
+    assert imagepiece_jax.load(path, config=larger).config == config
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k"])
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_imagenets_classes_are_of_weights_with_as_many(tmp_path, name, classes):
+    made = create_model(name, num_classes=classes)
+    path = tiny.write(tmp_path / f"{name}.npz", tiny.variables(made))
+    names = class_names.imagenet_names() if classes == 1000 else None
+    vit = imagepiece_jax.load(path)
+    assert (vit.config.num_classes, vit.class_names) == (classes, names)
+
+
+def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
+    run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
+    found = load.read_config(run)
+    assert (found.mean, found.std) == (HALF, HALF)
+    assert found.num_heads == 4  # of vit_mini, which its config only names
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model.mean", (0.5, 0.5, 2.0)),
+        ("model.num_heads", 0),
+        ("reduction", "imagepiece:keep_rate=2.0"),
+        ("data.eval_crop", 3.0),
+        ("num_classes", -1),
+        ("image_size", -8),
+    ],
+)
+def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value):
+    run = run_folder(tmp_path / "run", **{field: value})
+    _, _, name = field.replace("eval_", "").rpartition(".")
+    with refused(name, f"{run / 'config.json'}: "):
+        imagepiece_jax.load(run)
+
+
+def test_a_run_without_a_checkpoint(tmp_path):
+    run = run_folder(tmp_path / "run")
+    with pytest.raises(InputError, match="checkpoint"):
+        imagepiece_jax.load(run)
+
+
+@pytest.mark.parametrize(
+    "field, value, problem",
+    [
+        ("image_size", 32, "tensor pos_embed has shape"),
+        ("num_classes", 3, "num_classes is 3, but its tensors have 10"),
+        ("model.depth", 7, "a model of depth 2"),
+        ("model.embed_dim", 32, "a model of depth 2 and width 16"),
+        ("model.mlp_ratio", 2.0, r"tensor blocks.0.mlp.fc1.\w+ has shape"),
+    ],
+)
+def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
+    model = RunConfig.from_config(runs.configured(runs.DENSE)).create_model()
+    variables = tiny.fill(variable_shapes(model))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, variables, {})  # before the first best
+    run_folder(tmp_path, **runs.DENSE)
+    imagepiece_jax.load(tmp_path, checkpoint="latest")
+    run_folder(tmp_path, **runs.DENSE | {field: value})
+    with pytest.raises(InputError, match=f"{tmp_path}.* {problem}"):
+        imagepiece_jax.load(tmp_path, checkpoint="latest")
+
+
+NEITHER = "config.json is neither that of a run nor of published weights"
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"{", "config.json is not JSON"),
+        (b"\xff", "config.json is not JSON"),
+        (b"[]", "config.json holds a list"),
+        (b'{"model": {}}', NEITHER),
+        (b"{}", NEITHER),
+        (b'{"peft_type": "LORA"}', NEITHER),
+    ],
+)
+def test_a_folder_without_a_config(tmp_path, content, problem):
+    """Weights beside a broken config are no matter."""
+    (tmp_path / "config.json").write_bytes(content)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=f"{tmp_path}/?{problem}"):
+        imagepiece_jax.load(tmp_path)
+
+
+def test_a_file_has_no_latest_checkpoint(file):
+    with pytest.raises(InputError, match="'latest', but .*w.npz is no run"):
+        imagepiece_jax.load(file, config=CONFIG, checkpoint="latest")
+
+
+def test_a_folder_of_weights_may_lack_a_config(file):
+    """Which the caller then has to say."""
+    with refused(f"folder {file.parent} has no config.json, nor"):
+        imagepiece_jax.load(file.parent)
+    assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("image_size", None, "image_size is None"),
+        ("num_classes", "7", "num_classes is '7'"),
+        ("model.mean", "abc", "mean"),
+    ],
+)
+def test_a_run_whose_config_was_damaged(tmp_path, field, value, message):
+    run = run_folder(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    *group, name = field.split(".")
+    (config[group[0]] if group else config)[name] = value
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=re.escape(message)):
+        imagepiece_jax.load(run)
+
+
+def test_a_run_loads_with_its_selectors_or_without(tmp_path):
+    """Its best checkpoint alone is there."""
+    fields = {
+        "seed": 7,
+        "model.stem": "conv",
+        "model.mean": MEAN,
+        "model.std": STD,
+    }
+    config = runs.configured(runs.DENSE, fields)
+    config.reduction = "token_learner:num_tokens=8:block=1"
+    run = RunConfig.from_config(config)
+    (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
+    model = run.create_model()
+    variables = tiny.fill(variable_shapes(model))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, variables, {}, "best")
+    vit = imagepiece_jax.load(tmp_path)
+    assert vit.source.seed == 7
+    assert vit.source.place == f"run {tmp_path}"
+    assert vit.model == model
+    assert same(vit.variables, variables)
+    assert set(variables) == {"params", "batch_stats"}
+    assert not vit.untrained
+    learned = {name for name in variables["params"] if "reducer" in name}
+    dense = imagepiece_jax.load(tmp_path, reduction="none")
+    for other in (dense, vit.with_reduction(None)):
+        assert not other.untrained
+        assert model.plan != other.model.plan
+        assert {*variables["params"]} - {*other.variables["params"]} == learned
+    # An analysis takes the last checkpoint.
+    message = "run .* has no 'latest' checkpoint yet, but 'best'"
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(tmp_path, checkpoint="latest")
+
+
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("deit_small_patch16_224-cd65a155", "deit_small_patch16_224.fb_in1k"),
+        ("deit_3_small_384_21k", "deit3_small_patch16_384.fb_in22k_ft_in1k"),
+        ("dino_deitsmall8_pretrain", "vit_small_patch8_224.dino"),
+        ("dinov2_vits14_reg4_pretrain", "vit_small_patch14_reg4_dinov2.lvd142m"),
+        ("mae_pretrain_vit_huge", "vit_huge_patch14_224.mae"),
+        ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("ViT-B_16", None),  # of ImageNet-21k, and of SAM
+        ("dinov2_vits14_linear_head", None),
+        ("mae_finetuned_vit_base", None),
+        ("vit_small_patch16_224-15ec54c9", None),  # of another depth
+    ],
+)
+def test_the_authors_names_of_files(file, name):
+    assert registry.name_of_file(f"folder/{file}.pth") == name
+
+
+def test_a_file_by_its_authors_name_loads(tmp_path):
+    model = create_model("vit_small_patch16_224.dino")
+    shapes = timm_tensors.timm_shapes(tiny.shapes(model))
+    path = tmp_path / "dino_deitsmall16_pretrain.npz"
+    np.savez(path, **{k: np.zeros(shape, np.float32) for k, shape in shapes.items()})
+    assert imagepiece_jax.load(path).model.config == dataclasses.replace(
+        model.config, num_classes=0
+    )
+    path.rename(tmp_path / "tuned.npz")
+    with refused("nor the name of a public model"):
+        imagepiece_jax.load(tmp_path / "tuned.npz")

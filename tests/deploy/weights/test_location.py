@@ -1,0 +1,105 @@
+"""What a path holds: the kinds of places, their names, and what is none of them."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.deploy.weights import location
+from imagepiece_jax.deploy.weights.location import FILE, FOLDER, RUN, Location
+from imagepiece_jax.errors import InputError
+from tests.refused import refused
+
+TIMM = {"architecture": "vit_tiny_patch16_224"}
+OF_RUN = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}
+
+
+def write(folder, name, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_file_is_all_there_is(tmp_path):
+    path = tmp_path / "deit.npz"
+    np.savez(path, a=np.zeros(1))
+    found = location.find(str(path))
+    assert found == Location(path, FILE)
+    assert (found.name, found.place) == ("deit.npz", f"weights file {path}")
+
+
+@pytest.mark.parametrize("config, kind", [(TIMM, FOLDER), (OF_RUN, RUN)])
+def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
+    folder = write(tmp_path / "a", "config.json", config)
+    found = location.find(folder)
+    assert found == Location(folder, kind, folder / "config.json", config)
+    assert (found.name, found.place) == ("a", f"{kind} {folder}")
+    assert location.is_run(folder) == (kind == RUN)
+
+
+def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recovered.safetensors").touch()
+    must = f"folder {tmp_path} must have one weights file, such as model.safetensors"
+    with refused(f"{must}; it has none"):
+        location.find(tmp_path)
+    (tmp_path / "b.pth").touch()
+    assert location.find(tmp_path) == Location(tmp_path, FOLDER)
+    (tmp_path / "a.npz").touch()
+    with refused(f"{must}; it has a.npz, b.pth"):
+        location.find(tmp_path)
+
+
+def test_open_clip_counts_where_no_other_weights_are(tmp_path):
+    folder = write(tmp_path, "open_clip_config.json", {"model_cfg": {}})
+    (folder / "open_clip_model.safetensors").touch()
+    assert location.find(folder).config_file.name == "open_clip_config.json"
+    write(folder, "config.json", {"architectures": ["CLIPModel"]})
+    assert location.find(folder).config_file.name == "open_clip_config.json"
+    (folder / "model.safetensors").touch()
+    found = location.find(folder)
+    assert (found.kind, found.config_file.name) == (FOLDER, "config.json")
+
+
+def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
+    folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
+    found = location.find(write(folder, "config.json", TIMM))
+    assert (found.name, found.place) == ("org/name", "folder hf://org/name")
+
+
+def test_nothing_is_no_run(tmp_path, monkeypatch):
+    write(tmp_path / "a", "config.json", OF_RUN)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert location.is_run("~/a")
+    assert not location.is_run(tmp_path)
+    assert not location.is_run(tmp_path / "x")
+    assert not location.is_run("x" * 5000)  # longer than names may be
+    assert location.exists("hf://org/name")
+    assert not location.exists(tmp_path / "x")
+
+
+def test_a_config_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    for look in (location.find, location.is_run):
+        with pytest.raises(InputError, match="config.json is not JSON"):
+            look(tmp_path)
+
+
+IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"]
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        *((path, f"{path} is no id of the hub, hf://OWN") for path in IDS),
+        ("w.pth", "weights is 'w.pth': no such file or folder"),
+        (pathlib.Path("hf://o/n"), "the Hugging Face hub is hf://OWNER/NAME"),
+    ],
+)
+def test_what_is_neither_an_id_nor_a_path(path, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.load(path)
+    assert said in str(error.value)

@@ -1,0 +1,405 @@
+"""Saved models: what `load` makes of them, and what the folder holds."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import imagepiece_jax
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.deploy.inference.optimize import prepare
+from imagepiece_jax.deploy.weights import hub_configs
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models import registry, timm_tensors
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem_type import PROBLEMS
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.methods.tome import ToMe
+from tests.models import tiny
+from tests.models.make import create_model
+from tests.models.test_published import same
+from tests.refused import refused, untrained
+from tests.training.test_full_disk import full_disk
+
+SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"
+CLIP = {"patch_bias": False, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
+SIGLIP = {"class_token": False, "pool": "map", "gelu": "tanh"}
+GIANT = {"layer_scale": True, "mlp": "swiglu", "resize": "offset"}
+DINOV3 = {"positions": False, "rotary": {"origin": "center"}, "registers": 2}
+DINOV3 |= {"key_bias": False, "layer_scale": True, "mlp": "swiglu", "norm_eps": 1e-5}
+EVA02 = {"rotary": {"reference": (4, 4)}, "key_bias": False, "mlp": "swiglu"}
+EVA02 |= {"attn_norm": True, "mlp_norm": True, "pool": "mean", "fc_norm": True}
+EVA02 |= {"final_norm": False}
+# Fields of a ViTConfig, and a reduction, by what they are to show.
+MODELS = {
+    "dense": {},
+    "registers": {"arch": {"registers": 2, "prefix_positions": False}},
+    "clip": {"arch": CLIP, "mean": (0.48, 0.45, 0.4), "std": (0.2,) * 3},
+    "siglip": {"arch": SIGLIP, "num_classes": 0, "image_size": 18},
+    "giant": {"arch": GIANT, "num_classes": 0},
+    "distilled": {"arch": {"dist_token": True}},
+    "distilled, positions of patches": {
+        "arch": {"dist_token": True, "prefix_positions": False}
+    },
+    "mean": {"arch": {"pool": "mean"}},
+    "fc_norm": {"arch": {"fc_norm": True, "final_norm": False}},
+    "eps": {"arch": {"norm_eps": 1e-12}},
+    "large eps": {"arch": {"norm_eps": 1e-3}},
+    "4 x 9 patches": {"image_size": (16, 36)},  # a square number of them
+    "numbers of NumPy": {"num_classes": np.int64(7), "mean": np.full(3, 0.5)}
+    | {"std": np.full(3, 0.5), "reduction": ToMe(r=np.int64(3))},
+    "conv stem": {"stem": "conv"},
+    "dinov3": {"arch": DINOV3, "num_classes": 0},
+    "eva02": {"arch": EVA02},
+    "tome": {"reduction": "tome:r=3"},
+    "evit": {"reduction": "evit:keep_rate=0.5:blocks=(1,)"},
+    "selectors": {"reduction": DYNAMICVIT},
+    "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
+    "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
+    "post_norm": {"arch": Architecture(post_norm=True)},
+    "pool_heads": {"arch": Architecture(pool="map", pool_heads=1)},
+}
+
+
+def made(class_names=None, preprocessing=None, **fields):
+    """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
+    usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
+    fields = {**usual, **fields}
+    model = create_model(None, **fields)
+    size = fields["image_size"]
+    variables = tiny.fill(variable_shapes(model))
+    prepared = Preprocessing(size, **(preprocessing or {}))
+    return Pretrained(model, variables, prepared, class_names)
+
+
+def logits(vit):
+    side = vit.image_size
+    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    return tiny.logits(vit.model)(vit.variables, images.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_loads_as_it_was(tmp_path, name):
+    vit = made(**MODELS[name])
+    assert imagepiece_jax.save(tmp_path / "m", vit) == tmp_path / "m"
+    found = imagepiece_jax.load(tmp_path / "m")
+    assert found.model == vit.model
+    assert same(found.variables, vit.variables)
+    assert found.preprocessing == vit.preprocessing
+    if name in ("siglip", "selectors"):
+        np.testing.assert_array_equal(logits(found), logits(vit))
+    # Saving what was loaded writes the same files.
+    (tmp_path / "again").mkdir()
+    again = imagepiece_jax.save(tmp_path / "again" / "m", found)
+    for file in (tmp_path / "m").iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes()
+
+
+def test_what_a_folder_holds(tmp_path):
+    """The dense part by timm's names alone; the rest beside it."""
+    names = ("a", None, "c", "d", "e", "f", "g")
+    prepared = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
+    prepared["rule"] = "transformers"
+    fields = {"class_names": names, "preprocessing": prepared, "dtype": "bfloat16"}
+    fields["problem_type"] = PROBLEMS[1]
+    vit = made(reduction=DYNAMICVIT, **fields)
+    imagepiece_jax.save(tmp_path / "m", vit)
+    files = {file.name for file in (tmp_path / "m").iterdir()}
+    weights = "model.safetensors"
+    selectors = "selectors.safetensors"
+    assert files == {"config.json", weights, selectors}
+    dense = safetensors.numpy.load_file(tmp_path / "m" / weights)
+    learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
+    assert not any("reducer" in name for name in dense)
+    assert all(name.startswith("reducer.1.") for name in learned)
+    assert learned
+    assert {**dense, **learned}.keys() == timm_tensors.to_timm(vit.variables).keys()
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["architecture"] == "imagepiece_jax"  # timm has none of this width
+    stored = config["imagepiece_jax"]["config"]
+    assert stored["embed_dim"] == 32
+    assert stored["num_classes"] == 7
+    assert stored["rule"] == "transformers"
+    found = imagepiece_jax.load(tmp_path / "m")
+    assert (found.class_names, found.model.execution.dtype) == (
+        names,
+        vit.model.execution.dtype,
+    )
+    assert found.preprocessing == vit.preprocessing
+    assert found.reduction == vit.reduction
+    assert found.config.problem_type == PROBLEMS[1]
+
+
+@pytest.mark.parametrize("counts", ["", ":counts=proportional"])
+def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
+    """No later count of MACs, and no later schedule, changes a saved network."""
+    vit = made().with_reduction(f"tome:macs=0.7{counts}")
+    path = imagepiece_jax.save(tmp_path / "m", vit)
+    config = json.loads((path / "config.json").read_text())
+    stored = config["imagepiece_jax"]["reduction"]
+    assert stored.startswith("tome:counts=(")
+    loaded = imagepiece_jax.load(path)
+    assert loaded.model.plan == vit.model.plan
+    assert loaded.label == vit.label
+
+
+def described(name, class_names=None, **fields):
+    """The config.json of a public model, without its weights."""
+    model = create_model(name, **fields)
+    images = model.config.preprocessing
+    return hub_configs.describe(Pretrained(model, {"params": {}}, images, class_names))
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2"),
+        ("test_vit3.r160_in1k", "test_vit3"),
+        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_224"),
+    ],
+)
+def test_a_public_model_keeps_its_architecture(name, wanted):
+    """And the kind of GELU, which timm's architecture of that name may not have."""
+    config = registry.config(name)
+    found = described(name)
+    assert found["architecture"] == wanted
+    gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
+    size = {"img_size": config.image_size}
+    assert found["model_args"] == {"act_layer": gelu} | size
+
+
+def test_what_timm_reads_of_a_public_model():
+    names = ("a", None, "c")
+    ways = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
+    found = described("test_vit", names, image_size=64, num_classes=3, **ways)
+    assert found["architecture"] == "test_vit"
+    assert found["num_classes"] == 3
+    assert found["label_names"] == {"0": "a", "2": "c"}
+    images = found["pretrained_cfg"]
+    assert images["input_size"] == [3, 64, 64]
+    assert images["mean"] == (0.5,) * 3
+    assert (images["crop_pct"], images["crop_mode"]) == (0.9, "squash")
+    assert images["interpolation"] == "bilinear"
+    usual = described("test_vit", crop=None)["pretrained_cfg"]
+    assert (usual["crop_pct"], usual["crop_mode"]) == (0.875, "center")
+
+
+@pytest.mark.parametrize("name", ["dense", "conv stem", "eva02", "large eps"])
+def test_another_model_is_none_of_timms(name):
+    found = hub_configs.describe(made(**MODELS[name]))
+    assert found["architecture"] == "imagepiece_jax"
+    assert found.keys() == {"architecture", "imagepiece_jax"}
+
+
+def test_a_loaded_model_may_get_another_reduction(tmp_path):
+    path = imagepiece_jax.save(tmp_path / "m", made(reduction=DYNAMICVIT))
+    tome = "tome:r=3"
+    found = imagepiece_jax.load(path, reduction=tome)
+    assert found.model.prop_attn
+    assert "reducer_1" not in found.variables["params"]
+    imagepiece_jax.save(tmp_path / "tome", found)
+    dense = imagepiece_jax.load(tmp_path / "tome", reduction="none").model
+    assert not dense.prop_attn
+    with untrained():
+        fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
+    assert fresh.config.num_classes == 3
+    assert "reducer_1" in values["params"]
+    # A reduction that is given has its own.
+    imagepiece_jax.save(tmp_path / "m", made(reduction=f"{tome}:prop_attn=False"))
+    for fields, own in (({}, False), ({"reduction": tome}, True)):
+        assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
+
+
+def test_what_load_refuses_of_a_saved_folder(tmp_path):
+    path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
+    with pytest.raises(InputError, match="has no reducer_"):
+        imagepiece_jax.load(path, reduction=DYNAMICVIT)
+    said = f"its folder, {path}, has a config.json"
+    with pytest.raises(InputError, match=said):
+        imagepiece_jax.load(path / "model.safetensors")
+
+
+THREE = (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    "changed, value, said",
+    [
+        ("imagepiece_jax.format", None, "format"),
+        ("imagepiece_jax.format", 2, "format is 2; this version reads 3"),
+        ("imagepiece_jax.config.foo", 3, "foo"),
+        ("imagepiece_jax.config.mean", THREE, "config says (0.1, 0.2, 0.3)"),
+        ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
+        ("imagepiece_jax.config.num_heads", 5, "num_heads is 5; it must divide"),
+        ("imagepiece_jax.config.image_size", 32, "config says (3, 32, 32)"),
+        ("imagepiece_jax.config.arch.gelu", "relu", "gelu is 'relu'"),
+        ("imagepiece_jax.config.crop", 0, "crop"),
+        ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
+    ],
+)
+def test_a_config_that_somebody_changed_is_refused(changed, value, said):
+    """Where it contradicts itself, too, on the images."""
+    reduction = "evit:keep_rate=0.5:blocks=(1,)"
+    config = described("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
+    *groups, last = changed.split(".")
+    part = config
+    for group in groups:
+        part = part[group]
+    part[last] = value
+    with refused("config.json", said):
+        hub_configs.parse(config, {})
+
+
+def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
+    """And stays where the disk is full. tests/common/test_files has other failures."""
+    vit = made(reduction=DYNAMICVIT)
+    other = made()
+    path = imagepiece_jax.save(tmp_path / "m", vit)
+    message = f"{path} cannot be written .*File too large"
+    with full_disk(), pytest.raises(RunError, match=message):
+        imagepiece_jax.save(path, other)
+    assert imagepiece_jax.load(path).model == vit.model
+    imagepiece_jax.save(path, other)
+    assert imagepiece_jax.load(path).model == other.model
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
+def test_what_is_no_folder_to_save_in(tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    with refused(f"folder {tmp_path} holds {file}; it must be new"):
+        imagepiece_jax.save(tmp_path, made())
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    """Who works there would see an empty folder, the one that was there before."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", tmp_path):
+        with pytest.raises(InputError, match="is the working directory"):
+            imagepiece_jax.save(folder, made())
+    imagepiece_jax.save("m", made())
+    monkeypatch.chdir("m")
+    with pytest.raises(InputError, match="is the working directory"):
+        imagepiece_jax.save(".", made())
+
+
+def test_a_home_is_meant_as_a_shell_means_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vit = made()
+    assert imagepiece_jax.save("~/m", vit) == tmp_path / "m"
+    assert imagepiece_jax.load("~/m").model == vit.model
+
+
+def test_the_license_of_timms_config_stays(tmp_path):
+    """timm reads it of a public model, and `load` of any other."""
+    vit = made()
+    config = described("test_vit")
+    del config["imagepiece_jax"]
+    config["pretrained_cfg"]["license"] = "dinov3-license"
+    license = hub_configs.parse(config, {}).license
+    source = dataclasses.replace(vit.source, license=license)
+    folder = tmp_path / "m"
+    imagepiece_jax.save(folder, dataclasses.replace(vit, source=source))
+    assert imagepiece_jax.load(folder).source.license == "dinov3-license"
+
+
+def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
+    model, variables = tiny.pair(made())
+    evit = made(reduction="evit:blocks=(1,)").model
+    without = {"params": {**variables["params"], "norm": {}}}
+    spoilt = jax.tree.map(np.array, variables)
+    spoilt["params"]["cls_token"][0, 0, 0] = np.nan
+    for other, *facts in (
+        (Pretrained(evit.clone(reduction=None), variables), "reduction"),
+        (Pretrained(*prepare(model, variables)), "model", "form of optimize"),
+        (Pretrained(model, without), "params/norm/bias", "missing"),
+        (Pretrained(made(num_classes=3).model, variables), "params/head/bias", "(7,)"),
+        (Pretrained(model, spoilt), "tensor cls_token"),
+    ):
+        with refused(*facts) as error:
+            imagepiece_jax.save(tmp_path / "m", other)
+    assert "tensor cls_token has a value that is not finite" in str(error.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_selectors_that_were_drawn_stay_untrained(tmp_path):
+    vit = made().with_reduction(DYNAMICVIT, seed=1)
+    with untrained("selectors"):
+        imagepiece_jax.save(tmp_path / "m", vit)
+    loaded = imagepiece_jax.load(tmp_path / "m")
+    assert loaded.untrained
+    assert loaded.label == vit.label
+    assert tiny.pair(loaded)[0] == vit.model
+    dense = loaded.with_reduction(None)
+    assert not dense.untrained
+    with pytest.raises(InputError, match="has no reducer_1, a selector that this red"):
+        dense.with_reduction(DYNAMICVIT)
+    assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained
+
+
+def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
+    """Said by load, optimize and save, in repr, and by the folder."""
+    file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
+    fields = {"config": tiny.model().config, "num_classes": 4}
+    with untrained() as said:
+        vit = imagepiece_jax.load(file, reduction=tiny.EVIT, **fields)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert vit.untrained is True
+    assert vit.untrained_parts == ("head",)
+    assert "(untrained head), images of" in repr(vit)
+    other = vit.with_reduction("tome:r=3")
+    assert other.untrained and other.label == "tome:r=3 (untrained head)"
+    with untrained():
+        imagepiece_jax.optimize(vit, batch_size=1)
+    with untrained() as said:
+        imagepiece_jax.save(tmp_path / "m", vit)
+    assert said[0].filename == __file__
+    again = imagepiece_jax.load(tmp_path / "m")
+    assert again.untrained_parts == ("head",)
+    assert again.label == vit.label
+    # What is trained since says so by its numbers; without a head nothing was drawn.
+    params = again.variables["params"]
+    head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
+    variables = {**again.variables, "params": {**params, "head": head}}
+    trained = dataclasses.replace(again, variables=variables)
+    assert trained.untrained is False
+    imagepiece_jax.save(tmp_path / "trained", trained)
+    assert not imagepiece_jax.load(tmp_path / "trained").untrained
+    assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained
+
+
+def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
+    """As their name says, whatever the method; a saved model has no other name."""
+    small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
+    name = "vit_base_patch16_224.mae"
+    model = create_model(name, **small)
+    variables = tiny.fill(variable_shapes(model))
+    imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables))
+    tome = "tome:r=1"
+    found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
+    assert found.reduction.name == "tome"
+    assert not found.model.prop_attn
+    assert not found.with_reduction("tome:r=2").model.prop_attn
+    config = dataclasses.replace(model.config, prop_attn=True)
+    found = imagepiece_jax.load(tmp_path / "m", reduction=tome, config=config).model
+    assert found.prop_attn
+
+
+def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
+    vit = made(image_size=(16, 36))
+    path = imagepiece_jax.save(tmp_path / "m", vit)
+    values = imagepiece_jax.load(path, image_size=(32, 36)).variables
+    old = vit.variables["params"]["pos_embed"][0, 1:].reshape(4, 9, 32)
+    new = values["params"]["pos_embed"][0, 1:].reshape(8, 9, 32)
+    # Twice as many rows: each is next to one of the old, the columns stay.
+    apart = np.abs(new[::2] - old).max() / np.abs(old - old[:, ::-1]).max()
+    assert apart < 0.5
+    want = jax.image.resize(old, (8, 9, 32), "cubic")
+    np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-5)

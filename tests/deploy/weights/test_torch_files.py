@@ -1,0 +1,79 @@
+"""PyTorch's files: types, views, and the form before PyTorch 1.6.
+
+What is refused of them is in test_files.py.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.deploy.weights.files import read_state_dict
+from tests.deploy.weights.pth import (
+    check_same,
+    integer,
+    mapping,
+    old_tensor,
+    old_torch,
+    parameter,
+    tensor,
+    write_pth,
+)
+
+ONE = tensor("0", 4, (4,), (1,))
+
+
+@pytest.mark.parametrize(
+    "storage, array",
+    [
+        ("FloatStorage", np.array([1.5, -2, 3e-40, 7], "<f4")),
+        ("DoubleStorage", np.array([1e300, -2, 3, 7], "<f8")),
+        ("HalfStorage", np.array([1.5, -2, 6e-8, 7], "<f2")),
+        ("BFloat16Storage", np.array([1, -2, 0.15625, 7], jnp.bfloat16)),
+        ("LongStorage", np.array([2**40, -2, 3, 7], "<i8")),
+        ("BoolStorage", np.array([True, False, True, True])),
+    ],
+)
+def test_pth_types(tmp_path, storage, array):
+    content = mapping(a=tensor("0", 4, (2, 2), (2, 1), storage=storage))
+    read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": array}))
+    check_same(read, {"a": array.reshape(2, 2)})
+
+
+def test_pth_views_of_one_storage(tmp_path):
+    """Transposed, sliced, scalar and empty views; parameters are their tensors."""
+    flat = np.arange(12, dtype="<f4")
+    content = mapping(
+        transposed=tensor("0", 12, (4, 3), (1, 4)),
+        column=parameter(tensor("0", 12, (3,), (4,), offset=1)),
+        scalar=tensor("0", 12, (), (), offset=5),
+        empty=tensor("0", 12, (0, 3), (3, 1)),
+    )
+    read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": flat}))
+    np.testing.assert_array_equal(read["transposed"], flat.reshape(3, 4).T)
+    np.testing.assert_array_equal(read["column"], [1, 5, 9])
+    assert read["scalar"].shape == ()
+    assert read["scalar"] == 5
+    assert read["empty"].shape == (0, 3)
+    read["column"][:] = -1
+    assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
+
+
+@pytest.mark.parametrize("types", [("Long", "Float"), ("Float", "Long")])
+def test_pth_one_storage_under_two_types(tmp_path, types):
+    """Each tensor has the type that it names, and ends where the bytes end."""
+    stored = np.arange(4, dtype="<f4")
+    long = tensor("0", 2, (2,), (1,), storage="LongStorage")
+    views = {"Long": (long, stored.view("<i8")), "Float": (ONE, stored)}
+    one, other = (views[name] for name in types)
+    path = write_pth(tmp_path / "a.pth", mapping(a=one[0], b=other[0]), {"0": stored})
+    check_same(read_state_dict(path), {"a": one[1], "b": other[1]})
+
+
+def test_files_of_pytorch_before_1_6(tmp_path):
+    first = old_tensor("7", 4, (2, 2), (1, 2))
+    second = old_tensor("3", 5, (5,), (1,))
+    content = mapping(model=mapping(a=first, b=parameter(second)), epoch=integer(3))
+    path = tmp_path / "a.pth"
+    path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
+    wanted = np.arange(4, dtype="<f4").reshape(2, 2).T
+    check_same(read_state_dict(path), {"a": wanted, "b": np.arange(5, dtype="<f4")})

@@ -1,0 +1,131 @@
+"""hf:FOLDER, parquet files as the Hugging Face hub has them, read by `datasets`."""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+datasets = pytest.importorskip("datasets")
+
+from imagepiece_jax.common.placement import Placement  # noqa: E402
+from imagepiece_jax.data.batches import EvalBatches  # noqa: E402
+from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
+from imagepiece_jax.errors import InputError  # noqa: E402
+from imagepiece_jax.input import loader  # noqa: E402
+from imagepiece_jax.input.registry import open_source  # noqa: E402
+
+CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
+EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache of `datasets`, and no progress bars."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+def png(number):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (4 * number,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder, split, numbers, kind=CLASSES, labels=None):
+    """A parquet file of images whose gray level is 4 * number."""
+    features = {"image": datasets.Image(), "label": kind}
+    columns = {
+        "image": [{"bytes": png(number), "path": None} for number in numbers],
+        "label": labels or [number % 3 for number in numbers],
+    }
+    rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """40 images of three classes to train on, 16 and 4 to test on."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, numbers in EACH.items():
+        write(folder, split, numbers)
+    return folder
+
+
+def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
+    source = open_source(f"hf:{folder}", "train")
+    assert (source.num_classes, source.class_names) == (3, ("ant", "bee", "cat"))
+    for number in range(40):
+        pixels, label = source.read(number)
+        assert (pixels == np.full((8, 8, 3), 4 * number)).all()
+        assert label == number % 3
+        assert source.encoded(number) == png(number)
+    assert source.name(7) == f"hf:{folder}/train/7"
+    sequence = EvalBatches(
+        source, Preprocessing(8), batch_size=1, placement=Placement()
+    )
+    for workers in (0, 2):
+        batches = [*loader.read_ahead(sequence, workers, threads=2)]
+        levels = [batch["image"][0, 0, 4, 4, 0] for batch in batches]
+        assert levels == [4 * number for number in range(40)]
+
+
+def test_splits_have_the_names_of_the_hub(folder):
+    """validation comes before test, which may have no labels."""
+    write(folder, "test", EACH["test"], labels=[-1] * 4)
+    assert len(open_source(f"hf:{folder}", "val")) == 16
+    os.unlink(folder / "validation-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="labels from -1 to -1; they must be from 0"):
+        open_source(f"hf:{folder}", "val")
+    write(folder, "test", EACH["test"])
+    assert len(open_source(f"hf:{folder}", "val")) == 4
+    os.unlink(folder / "test-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="has the splits train; it must have one of"):
+        open_source(f"hf:{folder}", "val")
+
+
+def test_labels_are_numbers_and_may_be_left_out(folder):
+    for split, numbers in EACH.items():
+        write(folder, split, numbers, datasets.Value("int64"))
+    source = open_source(f"hf:{folder}", "train")
+    assert (source.num_classes, source.class_names) == (3, None)
+    assert open_source(f"hf:{folder}", "val", num_classes=5).num_classes == 5
+    with pytest.raises(InputError, match="to 2; they must be from 0 to 1"):
+        open_source(f"hf:{folder}", "val", num_classes=2)
+    source = open_source(f"hf:{folder}", "train", labeled=False)
+    assert [source.read(number)[1] for number in range(3)] == [-1, -1, -1]
+    write(folder, "train", range(2), datasets.Value("int64"), [0, None])
+    with pytest.raises(InputError, match="labels that are no whole numbers"):
+        open_source(f"hf:{folder}", "train")
+
+
+def test_other_classes_and_columns_are_refused(folder):
+    with pytest.raises(InputError, match="num_classes is 4, but hf:.* has 3"):
+        open_source(f"hf:{folder}", "train", num_classes=4)
+    rows = datasets.load_dataset(str(folder), split="train")
+    for split in EACH:
+        os.unlink(folder / f"{split}-00000-of-00001.parquet")
+    rows.rename_column("image", "jpg").to_parquet(folder / "train.parquet")
+    with pytest.raises(InputError, match="jpg.*; it must have image and label"):
+        open_source(f"hf:{folder}", "train")
+
+
+def test_the_digest_tells_other_rows(folder, tmp_path):
+    """By label, size or content; not by place."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+
+    def digest(folder):
+        return open_source(f"hf:{folder}", "train").digest
+
+    first = digest(folder)
+    assert digest(copy) == first
+    write(copy, "train", EACH["train"], labels=[0] * 40)
+    labels = digest(copy)
+    write(copy, "train", [*range(39), 63])
+    assert len({first, labels, digest(copy)}) == 3
+    part = open_source(f"hf:{folder}", "train").spread(9)
+    assert part.digest not in (first, part.spread(8).digest)

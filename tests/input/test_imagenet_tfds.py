@@ -1,0 +1,198 @@
+"""imagenet2012, as TFDS writes it and reads it."""
+
+import io
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from PIL import Image
+
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.input.registry import open_source
+
+# The command `tfds` of an environment that has TensorFlow.
+TFDS = os.environ.get("IMAGEPIECE_TFDS", "")
+
+
+def jpeg(index):
+    file = io.BytesIO()
+    Image.new("RGB", (24, 20 + index), (10 * index,) * 3).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write(folder, second=2):
+    """A real TFDS imagenet2012 of six and three images, written without TensorFlow."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    def example(index):
+        image = jpeg(second if index == 2 else index)
+        image = io.BytesIO(image[:300] if index == 5 else image)
+        return {"image": image, "label": 100 * index, "file_name": f"n{index}.JPEG"}
+
+    with registered.skip_registration():
+
+        class Imagenet2012(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("5.1.0")
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=1000),
+                    "file_name": tfds.features.Text(),
+                }
+                features = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, download_manager):
+                examples = self._generate_examples
+                return {"train": examples(6), "validation": examples(3)}
+
+            def _generate_examples(self, count):
+                return ((str(index), example(index)) for index in range(count))
+
+    tfds.disable_progress_bar()
+    Imagenet2012(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("tfds"))
+
+
+def opened(folder, split="train"):
+    return open_source("imagenet2012", split, num_classes=1000, data_dir=folder)
+
+
+def test_files_are_read_as_they_are_without_tensorflow(imagenet):
+    source = opened(imagenet)
+    assert len(source) == 6
+    seen = {}
+    for index in range(6):
+        try:
+            image, label = source.read(index)
+            number = label // 100
+            assert source.encoded(index) == jpeg(number)
+            seen[source.name(index)] = (image.shape, int(image[0, 0, 0]), label)
+        except UnreadableImage as error:
+            seen[error.name] = None
+    expected = {f"n{i}.JPEG": ((20 + i, 24, 3), 10 * i, 100 * i) for i in range(5)}
+    assert seen == expected | {"n5.JPEG": None}
+    val = opened(imagenet, "val")
+    assert len(val) == 3
+    # What goldfish are in WordNet; folders of this name are sorted alike.
+    assert val.class_names[1] == "n01443537"
+    assert len(val.class_names) == 1000
+    assert list(val.class_names) == sorted(set(val.class_names))
+    assert "tensorflow" not in sys.modules
+
+
+READ_FIRST = """
+import pickle, sys, threading
+source = pickle.load(sys.stdin.buffer)
+assert "tensorflow_datasets.proto" in sys.modules
+threads = [threading.Thread(target=source.encoded, args=[i]) for i in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_threads_of_another_process_read(imagenet):
+    """What TFDS imports for a record, it has imported before there are threads."""
+    source = pickle.dumps(opened(imagenet))
+    command = [sys.executable, "-c", READ_FIRST]
+    subprocess.run(command, input=source, check=True, timeout=60)
+
+
+def test_the_limit_of_open_files_is_raised(imagenet):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        opened(imagenet)
+        raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised >= 1024 + 64
+
+
+def test_what_is_not_prepared_says_how_to(imagenet, tmp_path):
+    """Nothing, torn files, and TFDS's usual format, which has no order by index."""
+    torn = tmp_path / "torn"
+    shutil.copytree(imagenet, torn)
+    for shard in torn.glob("imagenet2012/*/*train*"):
+        shard.write_bytes(b"torn")
+    usual = tmp_path / "usual"
+    shutil.copytree(imagenet, usual)
+    for shard in usual.glob("imagenet2012/*/*array_record*"):
+        shard.rename(shard.with_name(shard.name.replace("array_record", "tfrecord")))
+    (info,) = usual.glob("imagenet2012/*/dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    for folder in (tmp_path / "empty", torn, usual):
+        message = f"{folder} has no complete.*tfds build imagenet2012 --file_format"
+        with pytest.raises(InputError, match=message):
+            opened(folder)
+
+
+def test_a_record_that_cannot_be_read_ends_a_run_in_one_line(imagenet, tmp_path):
+    shutil.copytree(imagenet, tmp_path, dirs_exist_ok=True)
+    source = pickle.dumps(opened(tmp_path))
+    for shard in tmp_path.glob("imagenet2012/*/*train*"):
+        shard.write_bytes(b"torn")
+    with pytest.raises(RunError, match="^data set imagenet2012 cannot be read at 0 ."):
+        pickle.loads(source)
+
+
+def test_the_digest_tells_other_records(imagenet, tmp_path):
+    def digest(folder, split="train"):
+        return opened(folder, split).digest
+
+    copy = tmp_path / "copy"
+    shutil.copytree(imagenet, copy)
+    assert digest(imagenet) == digest(copy) != digest(copy, "val")
+    source = opened(copy)
+    assert source.spread(2).digest not in (source.digest, source.spread(3).digest)
+    other = write(tmp_path / "other", second=3)
+    assert digest(other) != digest(imagenet)
+
+
+def tar(files):
+    """The bytes of a tar of {name: bytes}."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TFDS, reason="IMAGEPIECE_TFDS names no command tfds")
+def test_tfds_prepares_imagenets_tars(tmp_path):
+    """By the command of docs/training.md, of two tiny tars with their true names."""
+    classes = {}
+    for label, wnid in enumerate(("n01440764", "n01443537")):
+        classes[f"{wnid}.tar"] = tar({f"{wnid}_7.JPEG": jpeg(label)})
+    train = tmp_path / "ILSVRC2012_img_train.tar"
+    train.write_bytes(tar(classes))
+    tests = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(10 + i) for i in range(1, 5)}
+    val = tmp_path / "ILSVRC2012_img_val.tar"
+    val.write_bytes(tar(tests))
+    command = [TFDS, "build", "imagenet2012", "--file_format=array_record"]
+    command += [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}/out"]
+    subprocess.run(command, check=True)
+    source = opened(tmp_path / "out")
+    found = {source.read(i)[1]: source.encoded(i) for i in range(len(source))}
+    assert found == {0: jpeg(0), 1: jpeg(1)}
+    source = opened(tmp_path / "out", "val")
+    assert {source.name(i): source.encoded(i) for i in range(4)} == tests
+    labels = {source.name(i): source.read(i)[1] for i in range(4)}
+    # The first lines of ILSVRC2012_validation_ground_truth.txt, as WordNet IDs sort.
+    assert [*dict(sorted(labels.items())).values()] == [65, 970, 230, 809]

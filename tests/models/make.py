@@ -1,0 +1,47 @@
+"""Models whose configs are those of a name with other fields."""
+
+import dataclasses
+
+from imagepiece_jax.models import create, reduction_plan, registry
+from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
+from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.reduction.reduction import Reduction
+
+
+def config(name, *, arch=None, **changes):
+    """The config of a name with other fields, and other parts of its Architecture.
+
+    name: None for a config of all sizes
+    arch: an Architecture, or parts of one
+    """
+    images = {"image_size": 224, "mean": MEAN, "std": STD}
+    base = registry.config(name) if name else None
+    own = base.arch if base else DEIT
+    if isinstance(arch, Architecture):
+        own = arch
+    elif arch:
+        own = own.with_parts(arch)
+    parts = {field: changes.pop(field) for field in [*changes] if field in PARTS}
+    own = own.with_parts(parts)
+    if base:
+        return dataclasses.replace(base, arch=own, **changes)
+    return ViTConfig(arch=own, **images | changes)
+
+
+def create_model(
+    name,
+    reduction=None,
+    *,
+    dtype="float32",
+    attention="auto",
+    drop_path_rate=0.0,
+    masked=False,
+    **changes,
+):
+    """The model of `config`, as `create.create_model` makes and tells it."""
+    made = config(name, **changes)
+    execution = create.execution_of(made, dtype, attention)
+    execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
+    model = create.create(made, reduction, execution, masked)
+    reduction_plan.print_reduction(Reduction.read(reduction), model)
+    return model
