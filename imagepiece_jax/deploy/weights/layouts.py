@@ -240,7 +240,6 @@ LAYOUTS = (
 
 # Names of ours and of timm's in files without a patch embedding of one convolution.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
-# Other files that people try, most special first.
 SHOWN_NAMES = 3  # names in a sentence
 # Parts of names that are of no model: of parallel training, of torch.compile and of
 # checkpointed activations; and those of training scripts in front of all names.
@@ -532,6 +531,8 @@ def _stack(tensors):
             tensors[f"{module}.q_bias"] = tensors.pop(parts["q"])
             tensors[f"{module}.v_bias"] = tensors.pop(parts["v"])
             continue
+        if lacking:
+            raise InputError(f"it has {name}, but not {parts[lacking[0]]}")
         stack = [tensors.pop(part) for part in parts.values()]
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 

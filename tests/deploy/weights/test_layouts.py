@@ -178,7 +178,7 @@ SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
         ),
         (
             small(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
-            "it has tensors of other shapes than",
+            "it has blocks.0.attn.k.weight, but not blocks.0.attn.v.weight",
         ),
         (small(*OF_VISION), "its classifier reads the mean of the patches before"),
         (
