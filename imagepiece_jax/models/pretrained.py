@@ -335,7 +335,7 @@ class Pretrained:
         if self.reduction is None:
             raise InputError(
                 "the model has no record of its reduction, which the size may change; "
-                "create_model(name, reduction) makes one that has"
+                "create_model(config, reduction) makes one that has"
             )
         trained_size = self.source.image_size or self.image_size
         resized = sides(trained_size) != sides(self.image_size)

@@ -72,13 +72,13 @@ def config(name: str) -> ViTConfig:
         return MODELS[name]
     weights = _weights(name)
     if not weights:
-        raise InputError(f"name is {name!r}; {NAMES}")
+        raise InputError(f"name is {name!r}; {names_for(name)}")
     images = next(iter(weights.values()))
     if any(_agreed(other) != _agreed(images) for other in weights.values()):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
         raise InputError(
-            f"name is {name!r}, whose weights differ in normalization, crop or GELU; a "
-            f"tag says which: {tags}"
+            f"{name!r} stands for weights that differ in normalization, crop or GELU; "
+            f"a tag says which: {tags}"
         )
     row = public_models()[name.partition(".")[0]]
     sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
@@ -100,6 +100,15 @@ def _agreed(images):
 def is_known(name: str | None) -> bool:
     """Whether it is the name of a model, with or without a tag."""
     return name in MODELS or bool(_weights(name))
+
+
+def names_for(name: str) -> str:
+    """Known names in place of one that is not; of an architecture with its tags."""
+    base = name.partition(".")[0]
+    tags = public_models().get(base, {"weights": {}})["weights"]
+    if tags:
+        return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
+    return NAMES
 
 
 def _weights(name):

@@ -172,7 +172,8 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     if registry.is_known(name):
         return registry.config(name)
     if not location.exists(os.path.expanduser(name)):
-        raise InputError(f"config is {name!r}, no name and no file; {registry.NAMES}")
+        names = registry.names_for(name)
+        raise InputError(f"config is {name!r}, no name and no file; {names}")
     if os.path.basename(name) in (CONFIG, OPEN_CLIP):
         name = os.path.dirname(name) or os.curdir
     return describe(location.find(name)).config
@@ -225,7 +226,10 @@ def _config_of_file(found):
         name = registry.name_of_file(found.path)
         if name is not None:
             return registry.config(name)
-    remedy = "config= says which model it is, and save keeps it beside the weights"
+    remedy = (
+        "load(.., config=..) says which model it is, and save keeps that beside the "
+        "weights"
+    )
     if (found.path.parent / CONFIG).is_file():
         remedy = f"its folder, {found.path.parent}, has a {CONFIG}, so load that"
     raise InputError(

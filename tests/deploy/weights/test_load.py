@@ -61,16 +61,18 @@ def run_folder(path, **fields):
 
 def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
     said = (
-        f"weights file {file} has no config.json, nor the name of a public model; con"
+        f"weights file {file} has no config.json, nor the name of a public model; load"
     )
     with refused(said):
         imagepiece_jax.load(file)
     for config in (None, SEVERAL):
-        with refused(f"name is '{SEVERAL}', whose weights differ in", TAGS):
+        with refused(f"'{SEVERAL}' stands for weights that differ in", TAGS):
             (tmp_path / f"{SEVERAL}.npz").touch()
             imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
     with refused("config is 'deit_tinny', no name and no file"):
         imagepiece_jax.load(file, config="deit_tinny")
+    with refused(f"config is '{SEVERAL}.augreg', no name and no file", TAGS):
+        imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 
 
 def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
