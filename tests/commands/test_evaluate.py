@@ -63,6 +63,17 @@ def test_describe_of_a_name_and_of_weights(weights):
     assert own["imagepiece_jax"]["reduction"].startswith(REDUCTION)
 
 
+def test_a_file_is_described_by_the_config_beside_others(vit, weights, tmp_path):
+    file = tiny.write(tmp_path / "own.npz", vit.variables)
+    words = [file, f"--reduction={REDUCTION}"]
+    for config in (weights, weights / "config.json"):
+        ended = call(describe.main, *words, "--config", config).quiet()
+        assert ended.out == call(describe.main, weights).quiet().out
+    assert "has no config.json" in sentence(call(describe.main, *words))
+    said = sentence(call(describe.main, "deit_s", "--config=deit_ti"))
+    assert said == "config is deit_ti, but deit_s is no file or folder"
+
+
 @pytest.fixture(scope="module")
 def image_set(tmp_path_factory):
     """150 images of 16x16 as PNG with a CSV file: (folder, pixels, labels)."""
