@@ -374,10 +374,6 @@ class Pretrained:
         """`gmacs` of `with_reduction`."""
         return model_macs(self.model_with(reduction)) / 1e9
 
-    def reduction_at_cost(self, reduction: ReductionLike) -> Reduction:
-        """A reduction with counts of tokens in place of its cost, `macs`."""
-        return reduction_plan.at_cost(Reduction.read(reduction), self.model)
-
     def use(self, reduction: ReductionLike) -> str:
         """What figures with `reduction` are called: "as trained" or "off-the-shelf"."""
         same = self.model_with(reduction).reduction == self.reduction
