@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 
 import numpy as np
 import pytest
@@ -15,13 +14,6 @@ from tests.benchmark.small import SMALL, simplify
 from tests.command import call
 from tests.models import tiny
 
-KEYS = {
-    *("config", "mode", "batch_size", "dtype", "weights", "device", "versions", "git"),
-    *("throughput", "throughput_min", "throughput_max", "ms", "seconds_a_call"),
-    *("ratio", "ratio_min", "ratio_max", "mac_ratio", "gmacs", "macs_per_s"),
-    *("ceiling_share", "matmul_ceiling", "copy_ceiling", "compile_s", "peak_memory"),
-    *("attention", "gelu", "sizes", "stem", "warmup", "repeats", "seconds"),
-}
 NAMES = ("dense", "tome:r=2", "dynamicvit:blocks=(1,)")
 
 
@@ -49,32 +41,22 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "a.json").read_text().splitlines()]
 
 
-def test_every_figure_is_a_json_line(measured):
+def test_every_figure_is_a_json_line_and_has_a_plot_and_a_table(measured):
     found = rows(measured[1])
     cases = itertools.product((4, 2), NAMES)
     assert [(row["batch_size"], row["config"]) for row in found] == list(cases)
     for row in found:
-        assert set(row) == KEYS
-        assert row["mode"] == "inference"
         assert 0 < row["throughput_min"] <= row["throughput"] <= row["throughput_max"]
         assert len(row["seconds_a_call"]) == row["repeats"] == 2
-        assert row["dtype"] == "float32"
-        assert row["attention"] == "xla"
         assert row["gelu"] == "tanh"
         assert row["peak_memory"] > 0
         assert row["compile_s"] > 0
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
 
-
-def test_tables_plot_and_sentences(measured):
     out, folder = measured
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
-    text = (folder / "a.md").read_text()
-    assert re.findall("### (.*)", text) == ["inference"]
-    assert "inference: tome:r=2 is " in text
-    assert "inference: tome:r=2 is " in out
-    assert "largest matmul rate" in out.splitlines()[4]
-    assert "note: warmup 2 is below 20: not for publication" in out
+    for text in (out, (folder / "a.md").read_text()):
+        assert "inference: tome:r=2 is " in text
 
 
 def test_costs_are_those_of_the_methods(measured):
@@ -112,11 +94,3 @@ def test_trained_weights_beside_their_dense_model(trained, tmp_path, monkeypatch
     kernel = tiny.pretrained(depth=2).variables["params"]["head"]["kernel"]
     for _, each in compiled:
         np.testing.assert_array_equal(each["params"]["head"]["kernel"], kernel)
-
-
-def test_a_name_has_random_weights(tmp_path, monkeypatch):
-    simplify(monkeypatch)
-    words = ["deit_ti", "--image-size=96", "--reductions=.5", *SMALL]
-    ended = call(benchmark.main, *words, f"--json={tmp_path}/a.json").ok()
-    assert "random weights, random images" in ended.out
-    assert [row["config"] for row in rows(tmp_path)] == ["dense", ".5"]

@@ -2,28 +2,20 @@
 
 import functools
 import json
-import re
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.commands import describe, doctor, evaluate
+from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.input.registry import open_source
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.pictures import write_csv
 
 REDUCTION = "imagepiece:merge_blocks=(0,):prune_blocks=(1,)"
-KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
-FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
-FACTS |= {"trained", "averaged", "reduction", "num_classes"}
-FACTS |= {"recovered"}
-KEYS |= FACTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,29 +41,17 @@ def test_describe_of_a_name_and_of_weights(weights):
     ended = call(describe.main, "deit_s", "--reduction=imagepiece").quiet()
     assert "dense 4.599 with a patch stem, 1.91 times" in ended.out
     ended = call(describe.main, weights).quiet()
-    heading, *rows = ended.out.splitlines()
-    assert (
-        heading.split() == "attention MLP MMACs dense parameters image tokens".split()
-    )
-    assert [row.split()[0] for row in rows[:5]] == [
-        "stem",
-        *2 * ["block"],
-        "head",
-        "total",
-    ]
-    own = json.loads((weights / "config.json").read_text())
-    assert own["imagepiece_jax"]["reduction"].startswith(REDUCTION)
+    _, *rows = ended.out.splitlines()
+    names = ["stem", "block", "block", "head", "total"]
+    assert [row.split()[0] for row in rows[:5]] == names
 
 
 def test_a_file_is_described_by_the_config_beside_others(vit, weights, tmp_path):
     file = tiny.write(tmp_path / "own.npz", vit.variables)
     words = [file, f"--reduction={REDUCTION}"]
-    for config in (weights, weights / "config.json"):
-        ended = call(describe.main, *words, "--config", config).quiet()
-        assert ended.out == call(describe.main, weights).quiet().out
+    ended = call(describe.main, *words, "--config", weights).quiet()
+    assert ended.out == call(describe.main, weights).quiet().out
     assert "has no config.json" in sentence(call(describe.main, *words))
-    said = sentence(call(describe.main, "deit_s", "--config=deit_ti"))
-    assert said == "config is deit_ti, but deit_s is no file or folder"
 
 
 @pytest.fixture(scope="module")
@@ -126,43 +106,20 @@ def assert_by_hand(result, logits, labels):
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_evaluate_counts_every_image_once(tmp_path, logits, weights, words, image_set):
+def test_evaluate_counts_every_image_once(tmp_path, logits, words, image_set):
     """150 is no multiple of 64: the padding of the last batch counts nothing."""
     ended, result = evaluated(tmp_path, *words)
     assert_by_hand(result, logits, image_set[2])
-    assert set(result) == KEYS
     assert result["throughput"] > 0
     assert result["unreadable"] == 0
-    shown = ended.out.replace(str(weights.parent), "")  # may have a number
-    printed = dict(re.findall(r"(\w+) ([\d.]+)", shown))
-    assert result["num_classes"] == 10
-    assert set(printed) == KEYS - {"unreadable"} - FACTS
-    assert printed["acc1"] == f"{result['acc1']:.2f}"
-    assert printed["images"] == "150"
+    assert f"acc1 {result['acc1']:.2f} %" in ended.out
 
 
-@pytest.mark.parametrize("limit, count", [(70, 70), (151, 150)])
-def test_evaluate_takes_images_spread_over_the_set(
-    tmp_path, logits, words, image_set, limit, count
-):
-    """The second batch of 70 is padded; a limit above the set is no limit."""
-    ended, result = evaluated(tmp_path, *words, f"--limit={limit}")
-    taken = [round(149 * place / (count - 1)) for place in range(count)]
+def test_evaluate_takes_images_spread_over_the_set(tmp_path, logits, words, image_set):
+    """The second batch of 70 is padded."""
+    _, result = evaluated(tmp_path, *words, "--limit=70")
+    taken = [round(149 * place / 69) for place in range(70)]
     assert_by_hand(result, logits[taken], image_set[2][taken])
-    note = f"note: {count} of 150 images are taken, evenly spaced"
-    assert ("part" in result) == (note in ended.out) == (count < 150)
-
-
-def test_evaluate_notes_images_of_few_classes(tmp_path, words, image_set):
-    folder, _, labels = image_set
-    some = np.flatnonzero(np.isin(labels, (1, 2, 5, 8)))
-    lines = ["filename,label", *(f"{i}.png,{labels[i]}" for i in some)]
-    (folder / "some.csv").write_text("\n".join(lines))
-    words[1] = f"csv:{folder}/some.csv"
-    ended, _ = evaluated(tmp_path, *words)
-    assert (
-        "note: 4 classes have images, and the model chooses among all 10" in ended.out
-    )
 
 
 def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
@@ -197,35 +154,6 @@ def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_
     change = result["optimized"]["acc1"] - result["reference"]["acc1"]
     assert result["optimized"]["difference"] == pytest.approx(change, abs=1e-9)
     assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
-
-
-def test_evaluate_digits_and_folder_agree(tmp_path, weights):
-    """The same 359 digits, from the package and from PNG files."""
-    source = open_source("digits", "val")
-    for index in range(len(source)):
-        image, label = source.read(index)
-        for split in ("train", "val"):
-            folder = tmp_path / "set" / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{index}.png")
-    words = ["--workers=0", "--batch-size=64"]
-    _, digits = evaluated(tmp_path, weights, "digits", *words)
-    _, folder = evaluated(tmp_path, weights, f"folder:{tmp_path}/set", *words)
-    assert digits["images"] == folder["images"] == 359
-    assert digits["acc1"] == folder["acc1"]
-    assert digits["acc5"] == folder["acc5"]
-    assert digits["loss"] == pytest.approx(folder["loss"], rel=1e-5)
-
-
-def test_doctor_says_each_thing_in_one_line(monkeypatch):
-    monkeypatch.setattr(doctor, "LIBRARIES", ("jax", "no-such-library"))
-    lines = call(doctor.main).quiet().out.splitlines()
-    assert lines[0] == f"imagepiece_jax {imagepiece_jax.__version__}"
-    assert lines[1].startswith("python 3.")
-    assert lines[2:4] == [f"jax {jax.__version__}", "no-such-library is not installed"]
-    device = jax.devices()[0]
-    count = len(jax.devices())
-    assert lines[4] == f"devices: {count} x {device.platform} ({device.device_kind})"
 
 
 def test_doctor_of_a_device_that_is_not_there_says_the_rest():

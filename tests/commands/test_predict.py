@@ -8,8 +8,7 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
-from imagepiece_jax.deploy.inference import predictor, program_facts
-from imagepiece_jax.deploy.inference.predictor import Predictor
+from imagepiece_jax.deploy.inference import program_facts
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
@@ -50,23 +49,6 @@ def panda(tmp_path_factory):
     np.savez(folder / "test_vit.npz", **tensors)
     Image.new("RGB", (160, 160)).save(folder / "a.png")
     return folder
-
-
-@pytest.mark.parametrize("words, gelu", [([], None), (["--gelu=exact"], "exact")])
-def test_the_program_has_the_gelu_of_the_flag(panda, monkeypatch, words, gelu):
-    asked = []
-
-    class Noted(Predictor):
-        def __init__(self, vit, **options):
-            asked.append(options["gelu"])
-
-        def stream(self, files):
-            return [[] for _ in files]
-
-    monkeypatch.chdir(panda)
-    monkeypatch.setattr(predictor, "Predictor", Noted)
-    assert call(predict.main, "test_vit.npz", "a.png", *words).status == 0
-    assert asked == [gelu]
 
 
 def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from imagepiece_jax.deploy.recover import recovery_step
 from imagepiece_jax.deploy.recover.recover import NOTHING_BETTER
 from tests.command import call, sentence, start
 from tests.models import tiny
-from tests.training.test_full_disk import full_disk
 
 REDUCTION = "--reduction=evit:keep_rate=.5:blocks=(1,)"
 
@@ -43,7 +42,6 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     assert str(vit.recovery) in ended.out
     (cost,) = vit.recovery.costs
     assert cost.steps == 40
-    assert f"40 steps of {cost.batch_size} images" in ended.out
     own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
     (record,) = own["recovery"]["costs"]
     assert record["images"] == 32
@@ -51,17 +49,15 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     public = tiny.variables(tiny.model())
     dense = imagepiece_jax.load(tmp_path / "out", reduction="none")
     chex.assert_trees_all_equal(dense.variables, public)
-    assert "step 40 of 40" in ended.err
 
 
 def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
     imagepiece_jax.save(tmp_path / "weights", tiny.pretrained(depth=2))
     dense = [word for word in words if word != REDUCTION]
-    ended = call(recover.main, *dense, "--steps=2").ok()
+    call(recover.main, *dense, "--steps=2").ok()
     vit = imagepiece_jax.load(tmp_path / "out")
     assert vit.reduction.name == "none"
     assert [cost.steps for cost in vit.recovery.costs] == [2, 2, 2]
-    assert str(vit.recovery) in ended.out
 
 
 def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch):
@@ -102,15 +98,13 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
     "signum, step, said, written",
     [
         (2, 1, "interrupted", False),
-        (2, 4, "interrupted", False),
-        (15, 1, "terminated", False),
         (15, 35, "terminated", True),
     ],
 )
 def test_a_signal_leaves_the_best_or_nothing(
     words, tmp_path, signum, step, said, written
 ):
-    """While the first step compiles, later, and when there is something to lose."""
+    """While the first step compiles, and when there is something to lose."""
     ended = start("-c", SIGNALED, signum, step, *words, "--seed=5", imported=True)
     assert ended.status == 128 + signum
     assert ended.err.splitlines()[-1] == said
@@ -149,12 +143,3 @@ def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypat
     call(recover.main, *words).ok()
     assert not (out / LOCK).exists()
     imagepiece_jax.load(out)
-
-
-def test_a_disk_that_is_full_in_the_end_leaves_nothing(words, tmp_path):
-    with full_disk():
-        ended = call(recover.main, *words)
-    assert ended.status == 1
-    assert "cannot be written" in ended.err
-    assert [path.name for path in tmp_path.glob("*out*")] == []
-    assert not [*tmp_path.glob(".*")]

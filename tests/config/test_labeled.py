@@ -23,25 +23,15 @@ VIT = types.SimpleNamespace(
 def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
     data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
     source = labeled_images(VIT, data, limit=1).source
-    notes = capsys.readouterr().out.splitlines()
-    note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
-    taken = "note: 1 of 2 images are taken, evenly spaced"
     assert len(source) == 1
-    few = [line for line in notes if "chooses among all" not in line]
-    assert few == [taken, *[note] * is_noted]
+    assert ("labels count from 0" in capsys.readouterr().out) == is_noted
 
 
-@pytest.mark.parametrize("prefix", ["", "folder:"])
-def test_of_a_folder_with_splits_val_is_measured_on(tmp_path, capsys, prefix):
+def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
     for split in ("train", "val"):
         for name in range(10):
             file = tmp_path / split / str(name) / "0.png"
             file.parent.mkdir(parents=True)
             Image.new("RGB", (16, 16)).save(file)
-    source = labeled_images(VIT, f"{prefix}{tmp_path}").source
+    source = labeled_images(VIT, f"{tmp_path}").source
     assert {source.name(index).split("/")[-3] for index in range(10)} == {"val"}
-    said = f"note: {tmp_path} holds train and val; val is measured on\n"
-    assert capsys.readouterr().out == said
-    images = labeled_images(VIT, f"{prefix}{tmp_path}/val")
-    assert len(images.source) == 10
-    assert capsys.readouterr().out == ""

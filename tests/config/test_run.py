@@ -14,37 +14,26 @@ from tests.runs import configured
 
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
 
-COUNTS = """num_classes keep_every_steps data.workers data.threads
-    data.shift augment.layers max_skipped_steps seed"""
-POSITIVE = """image_size epochs batch_size eval_batch_size grad_accum_steps
-    eval_every_epochs checkpoint_every_steps log_every_steps data.repeats"""
-NUMBERS = """augment.magnitude_std lr min_lr warmup_lr warmup_epochs weight_decay eps
-    clip_grad_norm mixup cutmix"""
-SHARES = """augment.prob augment.erase_prob label_smoothing mixup_prob
-    mixup_switch_prob ema_decay distill.weight"""
-WRONG = {  # values of fields
+WRONG = {  # a value for each kind of check
+    "keep_every_steps": -1,
+    "data.repeats": 0,
+    "weight_decay": -1.0,
+    "ema_decay": 1.5,
+    "lr": float("nan"),
     "seed": 2**32,
     "lr_offset": 2,
-    "distill.temperature": 0.0,
     "distill.kind": "warm",
     "augment.magnitude": 10.5,
     "betas": (0.9, 1.0),
     "data.area": (0.5, 0.4),
-    "data.crop": "large",
     "data.eval_crop": 1.5,
-    "data.eval_rule": "mine",
     "reduction": "tome:r=-1",
     "model.stem": "wide",
+    "image_size": 17,
 }
-ROWS = [(name, -1) for name in COUNTS.split()]
-ROWS += [(name, 0) for name in POSITIVE.split()]
-ROWS += [(name, -1.0) for name in NUMBERS.split()]
-ROWS += [(name, 1.5) for name in SHARES.split()]
-ROWS += [("lr", float("nan")), ("betas", (0.9,)), ("data.area", (0.0, 1.0))]
-ROWS += WRONG.items()
 
 
-@pytest.mark.parametrize("field, value", ROWS)
+@pytest.mark.parametrize("field, value", WRONG.items())
 def test_a_value_out_of_range_is_named(field, value):
     config = configured(**{field: value})
     leaf = field.rpartition(".")[2]
@@ -110,8 +99,3 @@ def test_a_name_says_normalization_but_no_crop():
     model = RunConfig.from_config(configured(fields)).model
     assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
     assert model.preprocessing == Preprocessing(224)
-
-
-def test_a_size_is_in_whole_patches():
-    with pytest.raises(InputError, match="image_size is 17; it must be a multiple"):
-        RunConfig.from_config(configured(image_size=17))

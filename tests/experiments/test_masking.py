@@ -11,7 +11,6 @@ from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from experiments.paper_tables import DENSE
 from experiments.published import MASKS
-from imagepiece_jax.evaluate import statistics
 
 INDEX = np.array([[3, 0, 7]])
 
@@ -98,11 +97,7 @@ def test_all_methods_get_the_same_masks(tmp_path):
     assert set(by_method) == {"evit", "tome", "imagepiece"}
     assert all(masks == dense for masks in by_method.values())
     page = (tmp_path / "masking.md").read_text()
-    assert "| DeiT | acc1, %, DeiT-S (ImageNet-1k, published) |  | 79.05 |" in page
-    accuracy = statistics.format_estimate(statistics.accuracy(np.arange(20) < 18))
-    assert f"| DeiT | acc1, % (measured) | {accuracy} |" not in page  # three mask seeds
     assert "| DeiT | acc1, % (measured) | 90.0 [" in page
     masked = np.mean([18 - count // 5 for count in MASKS]) / 20  # without 0 masks
     line = next(x for x in page.splitlines() if x.startswith("| DeiT | acc1, % (meas"))
     assert line.split(" | ")[-1].startswith(f"{100 * masked:.1f} [")
-    assert (tmp_path / "masking.png").read_bytes().startswith(b"\x89PNG")

@@ -1,14 +1,11 @@
 """Pages of experiments whose models are right on as many images as they have MACs."""
 
-import types
-
 import numpy as np
 import pytest
 
 from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
-from experiments.paper_tables import find
 from imagepiece_jax.deploy.compare.cache import plan_facts
 from tests import markdown
 from tests.models import tiny
@@ -90,18 +87,6 @@ def test_table1_has_both_counts_of_spvit(study):
     assert float(ours[-3]) < float(other[-3])  # GMACs
 
 
-def test_a_row_without_retraining_is_of_the_model_as_trained():
-    runs = ["imagepiece", "imagepiece:keep_rate=0.6"]
-
-    class Runs:
-        def find(self, reduction, stem, by_stem):
-            return [(run, run) for run in runs if run == reduction]
-
-    row = next(row for row in paper_tables.TABLE3 if row.name == "ImagePiece, keep .6")
-    study = types.SimpleNamespace(models=Runs())
-    assert find(study, row) == [(runs[0], runs[1])]
-
-
 def test_hyperspeed_compares_curves_where_all_have_points(study):
     hyperspeed.hyperspeed(study)
     text = (study.out / "hyperspeed.md").read_text()
@@ -121,10 +106,6 @@ def test_hyperspeed_compares_curves_where_all_have_points(study):
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]
     assert found["ToMe"][-1].startswith(f"{dense - drop:.2f}")
-    assert (study.out / "hyperspeed_gmacs.png").exists()
-
-
-# Areas under curves, and plots of them
 
 
 def test_area_is_that_of_many_points():

@@ -1,8 +1,5 @@
 """Measured results: figures of evaluation, cached, paired, labeled as measured."""
 
-import dataclasses
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 import pytest
@@ -58,20 +55,11 @@ def test_a_line_has_the_whole_setting(study, pretrained):
     study.evaluate(pretrained, TOME)
     *_, found = read_lines(study.out / FILE)
     setting = found["setting"]
-    assert setting["kind"] == "accuracy"
-    result = found["result"]
-    assert setting["use"] == "off-the-shelf"
-    assert setting["data"] == "digits"
-    assert setting["model"]["config"]["embed_dim"] == 8
-    assert setting["images"] == 24
     assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
     assert setting["weights"] == pretrained.digest
-    assert setting["seed"] == 0
     assert setting["digest"] == study.images.source.digest
-    assert result["tokens_per_block"] == [[65, 61], [61, 57], [57, 53], [53, 49]]
-    assert result["tokens"] == 49
-    assert result["gmacs"] > 0
-    assert {"jax", "device", "commit"} <= set(found["versions"])
+    tokens = found["result"]["tokens_per_block"]
+    assert tokens == [[65, 61], [61, 57], [57, 53], [53, 49]]
 
 
 def slow_ratio(outputs, place, after, count):
@@ -117,18 +105,6 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
 
 
 @pytest.mark.slow
-def test_observing_changes_no_decision(study, pretrained, observed):
-    _, outputs = observed
-    model = pretrained.model_with("imagepiece")
-    variables = pretrained.variables
-    pixels = normalize(study.images.batches()[0]["image"][0], MEAN, STD)
-    direct = jax.jit(model.apply)(variables, pixels)
-    np.testing.assert_allclose(direct.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(direct.results, outputs.results, strict=True):
-        assert (ours.dest == theirs.dest[:12]).all()
-
-
-@pytest.mark.slow
 def test_overlap_of_a_model(study, pretrained):
     """ToMe's grows with k; ImagePiece's with the top 70 % is nothing."""
     tome = analysis.attended_shares(study, pretrained, TOME)
@@ -157,32 +133,8 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert imagepiece.count("not measured") == 6
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    fitted = dataclasses.replace(found["ToMe"], reduction="tome:r=5")
-    assert "| ToMe (r=5) | 79.36" in paper_tables.table(
-        ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}, ""
-    )
-    assert "ImagePiece" not in paper_tables.table(ROWS, found, {}, "")
     notes = paper_tables.facts(study, found)
     assert "| no model of | ImagePiece |" in notes
-    assert "| 24 images of digits, evenly spaced (" in notes
-    assert "One checkpoint for all rows" in notes
-    assert "not to be compared with" in notes
-
-
-def test_published_figures_of_another_size_are_labeled(study):
-    """The tiny model has no published figures, so DeiT-S's stand in their column."""
-    sizes = ("deit_s", "deit_ti")
-    assert (
-        paper_tables.printed_for(paper_tables.measure(study, ROWS), sizes)[1]
-        == "DeiT-S"
-    )
-    fields = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
-    weights = tiny.loaded("w.npz", **fields)
-    ours = {"DeiT": SimpleNamespace(pretrained=weights)}
-    printed, whose = paper_tables.printed_for(ours, sizes)
-    assert whose == "DeiT-Ti"
-    assert printed["ImagePiece"] == (72.61, 9450.2)
-    assert paper_tables.printed_for(ours, sizes[:1])[1] == "DeiT-S"
 
 
 @pytest.mark.slow
@@ -194,15 +146,10 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
         found = paper_tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
-    text = paper_tables.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
-    accuracies = " ".join(f"{result['acc1']:.1f}" for result in found.results)
-    assert "acc1 by seed" in text
-    assert f"| {accuracies} |" in text
     means = [
         np.mean([r.right for r in results]) for results in (found.results, found.bases)
     ]
     assert found.difference.value == pytest.approx(100 * (means[0] - means[1]))
-    assert found.pretrained.use(found.reduction) == "as trained"
 
 
 @pytest.mark.slow

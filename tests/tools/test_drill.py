@@ -16,7 +16,6 @@ from tools import drill
     [
         ("train", signal.SIGKILL, 3),
         ("train of two", signal.SIGTERM, 4),
-        ("recover", signal.SIGTERM, 3),
         ("features", signal.SIGINT, 3),
     ],
 )
@@ -40,11 +39,9 @@ def test_a_signal_and_the_same_command_again(
         ("export", signal.SIGINT, [1], "nothing", "interrupted", False),
         ("export", signal.SIGINT, [130], "a part", "interrupted", False),
         ("export", signal.SIGTERM, [143], "all", "Traceback\nterminated", False),
-        ("export", signal.SIGKILL, [137], "nothing", "", True),
         ("export", signal.SIGKILL, [137], "a part", "", False),
         ("features", signal.SIGKILL, [137], "a part", "", True),
         ("train of two", signal.SIGKILL, [137, 1], "a part", "", True),
-        ("train of two", signal.SIGTERM, [143, 143], "a part", "stopped", True),
         ("train of two", signal.SIGTERM, [143, 139], "a part", "stopped", False),
     ],
 )
@@ -59,11 +56,3 @@ def test_what_is_half_written_is_wrong(tmp_path):
     run.log.write_text("interrupted")
     (run.folder / ".out.tmp").write_text("half")
     assert not drill.is_right(run, signal.SIGINT, 0, [130], "a part")
-
-
-def test_a_result_has_every_file_and_its_bytes(tmp_path):
-    run = drill.Run(tmp_path, "export", "fault")
-    assert run.result() == {}
-    (run.folder / "out").mkdir()
-    (run.folder / "out" / "a").write_bytes(b"1")
-    assert run.result() == {"out/a": b"1"}

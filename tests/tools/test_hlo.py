@@ -46,10 +46,6 @@ def kernels(*lines):
     return hlo.kernels(TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines)))
 
 
-def test_views_are_no_kernels():
-    assert kernels() == []
-
-
 @pytest.mark.parametrize(
     "line, kind",
     [
@@ -79,11 +75,3 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     times = ', backend_config={"known_trip_count":{"n":"3"}}'
     assert [k.name for k in kernels(loop + times)] == ["double"] * 3
     assert [k.name for k in kernels(loop)] == ["double"]
-
-
-def test_an_asynchronous_operation_counts_once():
-    copies = kernels(
-        "%c.1 = (f32[8,30]{1,0}, f32[8,30]{1,0}, u32[]) copy-start(%q.1)",
-        "%c.2 = f32[8,30]{1,0} copy-done(%c.1)",
-    )
-    assert [k.name for k in copies] == ["c.1"]

@@ -86,9 +86,6 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     run_dir.record_classes(tmp_path, names[:2])
     with refused("class_names", "classes.json", "3 classes"):
         read_class_names(tmp_path, 3)
-    (tmp_path / "classes.json").write_text('{"0": "ant"}')
-    with refused("class_names", "classes.json"):
-        read_class_names(tmp_path, 3)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +93,8 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     [
         (("ant", "bee"), None),
         (("bee", "ant"), (0, "ant", "bee")),
-        (("ant", "wasp"), (1, "bee", "wasp")),
         (None, None),
         ((None, "wasp"), (1, "bee", "wasp")),
-        (("ant", None), None),
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
@@ -107,22 +102,12 @@ def test_the_first_class_of_another_name(run, names, other):
     assert class_names.other_class(weights, names) == other
 
 
-@pytest.fixture(scope="module")
-def saved(run, tmp_path_factory):
-    """The run as `save` writes it."""
-    path = tmp_path_factory.mktemp("saved") / "insects"
-    return imagepiece_jax.save(path, imagepiece_jax.load(run))
-
-
-@pytest.mark.parametrize("weights", ["run", "saved"])
-def test_other_classes_are_not_evaluated(run, saved, tmp_path, weights):
-    """The same number of classes, and so the same shapes."""
+def test_other_classes_are_not_evaluated(run, tmp_path):
+    """The same number of classes, and so the same shapes; in a folder that is saved."""
+    path = imagepiece_jax.save(tmp_path / "saved", imagepiece_jax.load(run))
     images = folder(tmp_path / "set", "ant", "wasp")
-    path = {"run": run, "saved": saved}[weights]
     said = sentence(call(evaluate.main, str(path), str(images), "--workers=0"))
-    assert said.startswith(
-        f"folder {images} has class 'wasp', which is not the name of"
-    )
+    assert "class 'wasp', which is not the name of" in said
     words = "filename,label,class\nset/val/ant/0.png,0,ant\nset/val/wasp/0.png,1,wasp\n"
     (tmp_path / "set.csv").write_text(words)
     data = f"csv:{tmp_path}/set.csv"
@@ -130,23 +115,16 @@ def test_other_classes_are_not_evaluated(run, saved, tmp_path, weights):
     assert said.startswith(f"{path}: class 1 is 'bee', but 'wasp' in {data}")
 
 
-@pytest.mark.parametrize(
-    "weights, hint",
-    [
-        ("init", "; or draw a new head by config.init.fresh=('head',)"),
-        ("teacher", ""),
-    ],
-)
-def test_other_classes_are_not_learned(run, tmp_path, weights, hint):
+@pytest.mark.parametrize("weights", ["init", "teacher"])
+def test_other_classes_are_not_learned(run, tmp_path, weights):
     images = f"folder:{folder(tmp_path / 'set', 'ant', 'wasp')}"
     words = [*WORDS, f"--config.data.name={images}", f"--workdir={tmp_path}/out"]
     words += ["--config.batch_size=2", "--config.eval_batch_size=2"]
     words.append(f"--config.{weights}.weights={run}")
     ended = start("train.py", *words, imported=True)
     place = f"config.{weights}.weights {run}"
-    message = f"{place}: class 1 is 'bee', but 'wasp' in config.data.name '{images}'"
-    assert sentence(ended).startswith(message + hint)
-    assert not (tmp_path / "out").exists() and "GMACs" not in ended.out  # the table
+    assert sentence(ended).startswith(f"{place}: class 1 is 'bee', but 'wasp' in")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wordnet_id_and_its_name_are_the_same_class():
@@ -154,7 +132,6 @@ def test_a_wordnet_id_and_its_name_are_the_same_class():
     short = class_names.imagenet_names()
     assert class_names.other_class(short, synsets) is None
     assert class_names.other_class(synsets, short) is None
-    assert class_names.other_class(short, (None, synsets[1])) is None
     assert class_names.other_class(short, synsets[:1] + synsets[2:]) == (
         1,
         "goldfish",
@@ -164,7 +141,7 @@ def test_a_wordnet_id_and_its_name_are_the_same_class():
     assert class_names.other_class(("ant", "bee"), ("0", "1")) == (0, "ant", "0")
 
 
-def test_short_names_of_imagenet_differ_and_are_torchvisions_but_four():
+def test_short_names_of_imagenet_differ():
     names = class_names.imagenet_names()
     lemmas = [words for _, words in class_names.imagenet_rows()]
     assert len({name.casefold() for name in names}) == 1000
@@ -172,23 +149,19 @@ def test_short_names_of_imagenet_differ_and_are_torchvisions_but_four():
     pairs = zip(names, lemmas, strict=True)
     coined = [label for label, (name, all_) in enumerate(pairs) if name not in all_]
     assert coined == [134, 517]  # both are "crane" and nothing else
-    # But for those of two classes, and for a comma that it leaves out.
-    meta = pytest.importorskip("torchvision.models._meta")
-    pairs = zip(class_names.imagenet_names(), meta._IMAGENET_CATEGORIES, strict=True)
-    assert {pair for pair in pairs if len({*pair}) > 1} == {
-        ("crane (bird)", "crane bird"),
-        ("crane (machine)", "crane"),
-        ("Cardigan Welsh corgi", "Cardigan"),
-        ("tank suit", "maillot tank suit"),
-    }
 
 
 def open_val(root, names, **options):
     return open_source(f"folder:{folder(root, *names)}", "val", **options)
 
 
-@pytest.mark.parametrize("folders", [("ant", "n01440764"), ("ant", "tench")])
-@pytest.mark.parametrize("model", [("tench", "bee", "ant"), ("n01440764", None, "ant")])
+@pytest.mark.parametrize(
+    "folders, model",
+    [
+        (("ant", "n01440764"), ("tench", "bee", "ant")),
+        (("ant", "tench"), ("n01440764", None, "ant")),
+    ],
+)
 def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
     """Those of some classes are enough."""
     source = open_val(tmp_path, folders, num_classes=3, class_names=model)
@@ -201,31 +174,17 @@ def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
     "folders, model, message",
     [
         (("ant", "bee"), ("bee", "cat"), "class 'ant', .*model's 2 .*class_names="),
-        (("ant",), ("ant", "ant"), "class 'ant', .*one of the model's 2 "),
         (("n01440764", "tench"), ("ant", "tench"), "class 1 twice, as 'n01.*'tench'"),
-        (("0", "1"), ("ant", "bee"), "class '0', .*class_names="),
         (("giant_panda",), ("giant panda",), "class 'giant_panda', .*class_names="),
     ],
 )
 def test_folders_of_other_names_are_refused(tmp_path, folders, model, message):
     """Neither their number nor their order makes them classes of a model."""
-    classes = len(model)
     with pytest.raises(InputError, match=message):
-        open_val(tmp_path, folders, num_classes=classes, class_names=model)
+        open_val(tmp_path, folders, num_classes=len(model), class_names=model)
 
 
-WHOLE = [*map(str, range(12))]
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        [*"0123456789"],
-        ["01", "02", "10"],
-        ["a9", "b10"],
-        ["x", "\u0661\u0660", "\u0663"],
-    ],
-)
+@pytest.mark.parametrize("names", [["01", "02", "10"], ["a9", "b10"]])
 def test_folders_sort_as_text(tmp_path, names):
     """Where no model has names for them."""
     source = open_val(tmp_path, names)
@@ -238,9 +197,8 @@ def test_folders_sort_as_text(tmp_path, names):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (WHOLE, "class '11' before '2'"),
-        (["class_2", "class_10", "none"], "class 'class_10' before 'class_2'"),
-        (["a1_2", "a1_10"], "class 'a1_10' before 'a1_2' .*zeros .*class_names="),
+        ([*map(str, range(12))], "class '11' before '2'"),
+        (["a1_2", "a1_10", "none"], "class 'a1_10' before 'a1_2'"),
     ],
 )
 def test_numbers_that_sort_in_another_order_than_text_are_refused(
@@ -275,16 +233,6 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
         source = open_source(data, "val", num_classes=2, class_names=names)
         assert source.class_names == (COMPOSED, "cafz")
         assert class_names.other_class(names, source.class_names) is None
-    table = tmp_path / "set.csv"
-    rows = [f"val/{COMPOSED}/0.png,1,{DECOMPOSED}", f"train/{DECOMPOSED}/0.png,1,"]
-    table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
-    source = open_source(f"csv:{table}", "val", num_classes=2)
-    assert source.class_names == (None, COMPOSED)
-    assert source.read(0)[1] == 1
-    rows[1] = f"val/{DECOMPOSED}/0.png,1,"
-    table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
-    with pytest.raises(InputError, match="line 3 names .* again"):
-        open_source(f"csv:{table}", "val", num_classes=2)
     (tmp_path / "val" / COMPOSED).mkdir()
     with pytest.raises(InputError, match=f"class '{COMPOSED}' twice, in two spellings"):
         open_source(data, "val")
@@ -304,9 +252,6 @@ def test_evaluate_finds_imagenets_classes_by_wordnet_ids(assets):
         ("run", (), ("ant", "bee"), False, None),
         ("run", (), ("bee", "cat"), True, None),  # it starts from its own weights
         ("run", ("head",), ("bee", "cat"), False, None),
-        ("run", ("head",), None, False, None),
-        ("run", (), None, True, None),
-        ("run", (), None, False, None),
         ("old", (), ("ant", "bee"), False, "config.init.weights {old}"),
     ],
 )

@@ -95,15 +95,6 @@ def test_a_teacher_has_its_weights_which_must_fit(saved):
         taught(configured(fields, **{"model.embed_dim": 16}))
 
 
-def test_weights_and_what_loads_them_go_together(saved):
-    run = RunConfig.from_config(configured(**{"teacher.weights": str(saved[0])}))
-    with pytest.raises(InputError, match="teacher is None for the weights"):
-        InitialWeights(run, "no_such_run")
-    run = RunConfig.from_config(configured())
-    with pytest.raises(InputError, match="start is .* for the weights ''"):
-        InitialWeights(run, "no_such_run", start=lambda: None)
-
-
 TOME = "tome:r=2"
 FOLDER = {"model.depth": 2}  # what the recovered weights have
 
@@ -180,14 +171,12 @@ def own(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("start", ["init.weights", "teacher.weights"])
 @pytest.mark.parametrize(
-    "field, other, trained",
+    "start, field, other, trained",
     [
-        ("arch.gelu", "exact", "tanh"),
-        ("arch.norm_eps", 1e-5, 1e-6),
-        ("num_heads", 4, 2),
-        ("mean", (0.4,) * 3, HALF),
+        ("init.weights", "arch.gelu", "exact", "tanh"),
+        ("init.weights", "num_heads", 4, 2),
+        ("teacher.weights", "mean", (0.4,) * 3, HALF),
     ],
 )
 def test_a_start_computes_what_its_weights_were_trained_for(

@@ -71,7 +71,7 @@ def test_flags_that_do_not_fit_together_are_refused():
 
 
 @pytest.mark.parametrize(
-    "visible, refused", [("0,1", True), ("0", False), ("", False), (None, False)]
+    "visible, refused", [("0,1", True), ("0", False), (None, False)]
 )
 def test_gpus_that_no_task_uses_are_refused(visible, refused, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -86,8 +86,7 @@ def test_gpus_that_no_task_uses_are_refused(visible, refused, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", [0, 1])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("process, signum", [(0, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     """JAX waits in C++, where Python's own handlers do not run."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -156,8 +155,6 @@ def test_a_process_that_fails_reports_only_its_own_error():
     [
         ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", True),
         ("INTERNAL: NCCL operation ncclAllReduce failed: remote error", True),
-        ("DEADLINE_EXCEEDED: Barrier timed out", True),
-        ("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes", False),
         ("INVALID_ARGUMENT: shapes do not match", False),
     ],
 )

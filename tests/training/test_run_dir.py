@@ -66,15 +66,9 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     "config, field, now, before",
     [
         (changed(lr=2e-3), "lr", "0.002", "0.001"),
-        (changed(epochs=300.0), "epochs", "300.0", "300"),
         (changed(betas=(0.9, 0.95)), "betas", "[0.9, 0.95]", "[0.9, 0.999]"),
-        (
-            changed(reduction="evit"),
-            *("reduction", '"evit"', '"imagepiece:keep_rate=0.7"'),
-        ),
         (changed(new=1), "new", "1", "not a field"),
         (changed(data={"workers": 4}), "data.name", "not a field", '"digits"'),
-        (changed(empty={"a": 1}), "empty.a", "1", "not a field"),
         (changed(empty={"a": {}}), "empty.a", "{}", "not a field"),
     ],
 )
@@ -118,24 +112,16 @@ def test_a_run_without_its_config_is_refused(tmp_path, text, message):
         record_start(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize("changes", [{"format": 99}, {"format": None}, {"lr": 1.0}])
-def test_a_run_of_another_version_is_refused(tmp_path, changes):
-    started(tmp_path, changed(**changes))
-    said = "lr is 0.001, but 1.0"
-    if "format" in changes:
-        said = f"a run of format {changes['format']} is not read; this version reads"
-    with pytest.raises(InputError, match=said):
-        check_config(tmp_path, CONFIG)
-
-
 def test_weights_of_a_run_of_another_version_are_refused(tmp_path):
     config = RunConfig.from_config(runs.configured()).to_dict()
     started(tmp_path, config | {"format": 0})
     with pytest.raises(InputError, match="format 0 is not read; this version reads"):
+        check_config(tmp_path, CONFIG)
+    with pytest.raises(InputError, match="format 0 is not read; this version reads"):
         imagepiece_jax.load(tmp_path)
 
 
-@pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{}", "{"])
+@pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{"])
 def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
     """As `save` and the hub write it: without it the model could not be loaded."""
     (tmp_path / "config.json").write_text(model)
