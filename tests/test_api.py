@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import pathlib
 import re
 
 import pytest
@@ -43,9 +42,3 @@ def test_a_config_is_read_from_a_name_or_a_folder_and_makes_the_model(tmp_path):
         imagepiece_jax.InputError, match="config is 'resnet50', no name"
     ):
         imagepiece_jax.read_config("resnet50")
-
-
-def test_a_config_in_the_working_directory_is_read(tmp_path, monkeypatch):
-    vit = tiny.pretrained()
-    monkeypatch.chdir(imagepiece_jax.save(tmp_path / "saved", vit))
-    assert imagepiece_jax.read_config(pathlib.Path("config.json")) == vit.config

@@ -41,16 +41,6 @@ def test_a_fault_of_the_code_is_a_traceback():
         call(main)
 
 
-def test_a_deleted_working_directory_is_a_sentence(tmp_path, monkeypatch):
-    folder = tmp_path / "deleted"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    folder.rmdir()
-    ended = call(lambda: os.getcwd())
-    said = "error: the working directory has been deleted\n"
-    assert (ended.status, ended.err) == (2, said)
-
-
 KEEPS = """
 from imagepiece_jax import cli
 
@@ -86,7 +76,6 @@ def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
 @pytest.mark.parametrize(
     "variables",
     [
-        {"XDG_CACHE_HOME": "/proc/none", "HOME": "/proc/none"},
         {"XDG_CACHE_HOME": "not/absolute", "HOME": "/proc/none"},
         {"JAX_COMPILATION_CACHE_DIR": ""},
     ],

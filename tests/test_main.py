@@ -20,12 +20,9 @@ COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
 COMMANDS += ["features", "predict", "recover", "visualize"]
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
-def test_without_a_command_it_lists_them(words):
-    first, *lines = start("-m", "imagepiece_jax", *words).quiet().out.splitlines()
-    assert first.startswith("python -m imagepiece_jax COMMAND")
+def test_without_a_command_it_lists_them():
+    _, *lines = start("-m", "imagepiece_jax").quiet().out.splitlines()
     assert [line.split()[0] for line in lines] == COMMANDS
-    assert all(len(line) <= 110 for line in lines)
 
 
 def test_another_word_is_one_sentence():
@@ -43,17 +40,12 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--zebra", "3")])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_and_a_mistyped_flag_import_no_jax(command, words):
-    ended = start("-c", LOADED, command, *words)
-    assert ended.status == 2 * (words != ("--help",))
+def test_a_mistyped_flag_imports_no_jax(command):
+    ended = start("-c", LOADED, command, "--zebra", "3")
+    assert ended.status == 2
     *_, modules = ended.out.splitlines()
-    modules = json.loads(modules)
-    assert not {"jax", "flax", "absl", "ml_collections"} & {*modules}
-    others = [m for m in modules if m.startswith("imagepiece_jax.commands.")]
-    others = {m.rpartition(".")[2] for m in others} - {"_arguments"}
-    assert others == {command}
+    assert not {"jax", "flax", "absl", "ml_collections"} & {*json.loads(modules)}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +89,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["imagepiece_jax.cli", "tyro"])
-@pytest.mark.parametrize("signum, said", [(2, "interrupted"), (15, "terminated")])
+@pytest.mark.parametrize(
+    "module, signum, said",
+    [("imagepiece_jax.cli", 2, "interrupted"), ("tyro", 15, "terminated")],
+)
 def test_a_signal_while_a_command_is_imported(module, signum, said):
     ended = start("-c", INTERRUPTED, "describe", "--help", signum, module)
     assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{said}\n")

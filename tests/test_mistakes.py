@@ -22,60 +22,29 @@ MISTAKES = [
     # tyro's
     ("predict", 2, "WEIGHTS"),
     ("predict weights a.png --topp 3", 2, "--top"),
-    ("predict weights a.png --img-size 16", 2, "--img-size"),
-    ("predict --weights weights", 2, "Missing"),
-    ("predict weights a.png --top three", 2, "three"),
-    ("predict weights a.png --dtype int8", 2, "int8"),
-    ("predict weights --image-size 16 a.png", 2, "--image-size"),
-    ("predict weights a.png --mean .5", 2, "--mean"),
-    ("predict weights a.png --json", 2, "--json"),
-    ("evaluate weights a.png b.png", 2, "b.png"),
     ("evaluate weights digits --limit 1.5", 2, "1.5"),
-    ("evaluate weights digits --optimized maybe", 2, "maybe"),
-    ("evaluate weights digits --resize none", 2, "--resize"),
-    ("evaluate weights digits --macs .5", 2, "--macs"),
-    ("features weights a.png", 2, "--out"),
-    ("features weights a.png --out x --storage int8", 2, "int8"),
-    ("recover weights digits", 2, "--out"),
     ("recover weights digits --out x --parameters heads", 2, "heads"),
-    ("export weights", 2, "OUT"),
-    ("visualize weights a.png", 2, "--out"),
-    ("visualize weights a.png --out x --blocks first", 2, "first"),
-    ("benchmark", 2, "MODEL"),
-    ("benchmark weights --mode copy", 2, "copy"),
-    ("benchmark weights --config configs/deit_s.py", 2, "configs/deit_s.py"),
-    ("compare weights digits --image-sizes small", 2, "small"),
-    ("doctor now", 2, "now"),
     # weights
     ("predict no.pth a.png", 2, "no.pth"),
-    ("predict a.png a.png", 2, "a.png"),
     ("predict photos a.png", 2, "photos"),
     ("predict bare.npz a.png", 2, "bare.npz"),
     ("describe deit_xs", 2, "deit_xs"),
-    ("predict weights a.png --reduction tomee", 2, "tomee"),
     ("predict weights a.png --reduction tome:q=8", 2, "q"),
-    ("predict weights a.png --reduction 1.5", 2, "1.5"),
     ("predict weights a.png --reduction .01", 2, "0.01"),
     ("predict weights a.png --reduction evit", 2, "blocks"),
     ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "selector"),
     ("predict weights a.png --image-size 15", 2, "15"),
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
     ("predict weights a.png --config deit_ti", 2, "num_classes"),
-    ("predict weights a.png --config nowhere", 2, "nowhere"),
-    ("describe weights --crop 2", 2, "crop"),
     # images
     ("predict weights", 2, "images"),
     ("predict weights no.png", 1, "no.png"),
     ("predict weights damaged.png", 1, "damaged.png"),
     ("predict weights empty", 2, "empty"),
     ("features weights no.png --out x", 2, "no.png"),
-    ("recover weights no --out x", 2, "no"),
     ("recover weights a.png --out x", 2, "images"),
-    ("visualize weights damaged.png --out x", 2, "damaged.png"),
     ("evaluate weights", 2, "data"),
     ("evaluate weights a.png", 2, "a.png"),
-    ("evaluate weights no", 2, "no"),
-    ("evaluate weights empty", 2, "empty"),
     ("evaluate weights csv:none.csv", 1, "none.csv"),
     ("evaluate weights csv:other.csv", 2, "12"),
     ("evaluate weights imagenet2012", 2, "1000"),
@@ -90,10 +59,8 @@ MISTAKES = [
     ("compare weights digits --reductions random", 2, "blocks"),
     ("compare weights digits --image-sizes 16", 2, "16"),
     ("visualize weights a.png --out x --blocks 9", 2, "9"),
-    ("recover weights digits --out x --minutes 0", 2, "minutes"),
     ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),
     ("recover weights digits --out x --reduction evit:blocks=()", 2, "tokens"),
-    ("benchmark weights --batch-size 0", 2, "batch_size"),
     ("benchmark weights --batch-size 1000000000", 2, "batch_size"),
     # files
     ("predict weights a.png --json a.txt", 2, "a.txt"),
@@ -104,7 +71,6 @@ MISTAKES = [
     ("features weights a.png --out x --batch-size 0", 2, "batch_size"),
     ("features weights a.png --out x --threads -1", 2, "threads"),
     ("evaluate weights digits --workers -1", 2, "workers"),
-    ("evaluate weights digits --threads -1", 2, "threads"),
     ("describe deit_ti --averaged", 2, "averaged"),
     ("describe deit_ti --config deit_s", 2, "config"),
     ("describe deit_ti --reduction tome:r=-1" + "0" * 400, 2, "r"),
@@ -114,7 +80,6 @@ MISTAKES = [
     ("visualize weights a.png --out photos", 2, "photos"),
     ("compare weights digits --out photos", 2, "photos"),
     ("compare weights digits --out a.png/below", 2, "a.png"),
-    ("benchmark weights --plot a.txt", 2, "a.txt"),
     ("benchmark weights --json b.json --plot b.json", 2, "b.json"),
 ]
 
@@ -171,69 +136,26 @@ def vit(folder):
 
 
 CALLS = {
-    "an unknown argument": (
-        lambda vit: imagepiece_jax.load("w.npz", path="w.npz", redaction=0.5),
-        (TypeError, InputError),
-        "redaction|path",
-    ),
-    "an argument of recover": (
-        lambda vit: imagepiece_jax.recover(vit, "photos", step=100),
-        (TypeError, InputError),
-        "step",
-    ),
-    "no such file": (
-        lambda vit: imagepiece_jax.load("no.npz"),
-        (OSError, InputError),
-        "no.npz",
-    ),
-    "a dict": (
-        lambda vit: vit.with_reduction({"name": "tome", "r": -1}),
-        (TypeError, InputError),
-        "r",
-    ),
     "names as one text": (
         lambda vit: imagepiece_jax.load("weights", class_names="0123456789"),
-        InputError,
         "class_names",
     ),
-    "a negative r": (lambda vit: vit.with_reduction("tome:r=-1"), InputError, "r"),
-    "a share": (lambda vit: vit.with_reduction(50), InputError, "50"),
-    "a size": (lambda vit: vit.at_size(15), InputError, "15"),
+    "a negative r": (lambda vit: vit.with_reduction("tome:r=-1"), "r"),
+    "a share": (lambda vit: vit.with_reduction(50), "50"),
+    "a size": (lambda vit: vit.at_size(15), "15"),
     "a batch size": (
         lambda vit: imagepiece_jax.optimize(vit, batch_size=0),
-        InputError,
         "batch_size",
     ),
     "the shape of images": (
         lambda vit: imagepiece_jax.features(vit, np.zeros((1, 3))),
-        InputError,
         "images",
-    ),
-    "a path for a model": (
-        lambda vit: imagepiece_jax.Predictor("w.npz"),
-        (InputError, AttributeError),
-        "str",
     ),
     "too many classes": (
         lambda vit: imagepiece_jax.Predictor(vit, top=11),
-        InputError,
         "top",
     ),
-    "a name": (
-        lambda vit: imagepiece_jax.create_model("deit_xs"),
-        InputError,
-        "deit_xs",
-    ),
-    "a file's ending": (
-        lambda vit: imagepiece_jax.export(vit, "m.pth"),
-        InputError,
-        "m.pth",
-    ),
-    "no images": (
-        lambda vit: imagepiece_jax.recover(vit, []),
-        InputError,
-        "images",
-    ),
+    "no images": (lambda vit: imagepiece_jax.recover(vit, []), "images"),
 }
 
 
@@ -241,7 +163,7 @@ CALLS = {
 def test_a_mistake_in_a_call(folder, vit, monkeypatch, name):
     monkeypatch.chdir(folder)
     before = contents(folder)
-    mistaken, kinds, said = CALLS[name]
-    with pytest.raises(kinds, match=said):
+    mistaken, said = CALLS[name]
+    with pytest.raises(InputError, match=said):
         mistaken(vit)
     assert contents(folder) == before

@@ -75,14 +75,6 @@ def shallow(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(codes, space=None):
-    """What the code cells define, run one after the other."""
-    space = {} if space is None else space
-    for cell in codes:
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
-    return space
-
-
 # Random weights are said to be such.
 @pytest.mark.filterwarnings("ignore:the head has no bias")
 def test_its_cells_run_in_their_order_and_show_what_is_stored(
@@ -102,7 +94,7 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
     said = []
     for cell in CODE:
         before = len(drawn)
-        run([cell], space)
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
         said.append(capsys.readouterr().out)
         text, pictures = stored(cell)
         assert wording(said[-1]) == wording(text), cell["id"]
@@ -110,13 +102,9 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
         for shown, picture in zip(drawn[before:], pictures, strict=True):
             # Letters of another font differ by some pixels.
             np.testing.assert_allclose(shown.shape, picture.shape, rtol=0.05)
-            assert len(np.unique(picture)) > 1
             assert len(np.unique(shown)) > 1
     said = "".join(said)
     assert said.startswith("trained" if trained else "random")
     assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
-    assert space["times"].keys() == {"dense", "ToMe"}
-    photograph = len(np.unique(space["pixels"].reshape(-1, 3), axis=0))
     assert len(drawn) == 2
-    assert photograph > 1000
     assert not list(shallow.iterdir())

@@ -7,32 +7,15 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.commands import export
 from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
-from imagepiece_jax.deploy.weights.save import FILES
-from tests.command import call
-from tests.models import recoveries, tiny
+from tests.models import recoveries
 
 UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
 
 def saved(folder):
-    vit = tiny.pretrained("dynamicvit:blocks=(1,)", depth=2)
-    imagepiece_jax.save(folder / "model", vit)
-    recovered = recoveries.recovered()
-    imagepiece_jax.save(folder / "recovered", recovered)
-    names = {file.name for file in folder.rglob("*") if file.is_file()}
-    assert names == set(FILES)
-
-
-def by_command(main, *words):
-    def write(folder):
-        imagepiece_jax.save(folder / "model", tiny.pretrained(depth=1))
-        placed = [str(word).replace("HERE", str(folder)) for word in words]
-        call(main, folder / "model", *placed).ok()
-
-    return write
+    imagepiece_jax.save(folder / "recovered", recoveries.recovered())
 
 
 def checkpoints(folder):
@@ -54,7 +37,6 @@ def a_library_that_chooses(folder):
 WRITERS = {
     "save": saved,
     "library": a_library_that_chooses,
-    "onnx": by_command(export.main, "HERE/m.onnx"),
     "checkpoints": checkpoints,
 }
 

@@ -12,7 +12,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.input import worker_pool
 from tests.models import tiny
 from tests.models.make import create_model
-from tools import torch_baselines
 
 
 def gpu(capability="9.0", **attributes):
@@ -45,19 +44,6 @@ def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
     there = workloads.Clock().setting(vit)
     forms = {"gelu": "tanh", "sizes": "direction"} if named else {}
     assert there == here | {"device": there["device"]} | forms
-
-
-def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch_baselines.torch_device() == "cpu"
-    monkeypatch.setattr(device, "platform", lambda: "gpu")
-    with pytest.raises(InputError, match="against needs PyTorch with CUDA here"):
-        torch_baselines.torch_device()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert torch_baselines.torch_device() == "cuda"
-    torch.set_num_threads(threads)
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):

@@ -15,7 +15,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.pictures import ArraySource
 from imagepiece_jax.deploy.visualize.trace import trace
 from imagepiece_jax.deploy.weights.load import load
-from tests import near_ties
 from tests.command import call
 from tests.models import tiny
 
@@ -72,14 +71,3 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
     (program,) = (found.pop(name) for name in list(found) if "logits" in name)
     assert program > FULL  # of its products only those that decide
     assert list(found.values()) == [FULL]
-
-
-@pytest.mark.parametrize(
-    "reduction", near_ties.reductions(12), ids=lambda reduction: reduction.rule
-)
-def test_what_near_ties_are_measured_by(reduction):
-    arrays = near_ties.random_inputs(0, 2, 12, 2, 8, "float32")
-    text = near_ties.answers.lower(reduction, *arrays).as_text()
-    products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
-    assert all("[HIGHEST, HIGHEST]" in line for line in products)
-    assert products or reduction.rule == "prune"

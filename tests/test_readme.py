@@ -272,17 +272,6 @@ def test_the_recipe_of_int8_runs(exported):
     assert kinds.count(onnx.TensorProto.INT8) == 6 * tiny.DEPTH + 2  # stem and head
 
 
-def test_the_recipe_of_nncf_runs(exported):
-    pytest.importorskip("nncf")
-    openvino = pytest.importorskip("openvino")
-    wanted = float_logits(exported[8:])
-    run(DOCS / "inference.md", "import nncf\n", {"images": exported[:8]})
-    hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    program = openvino.Core().compile_model("model_int8.xml", "CPU", hints)
-    logits = program([exported[8:]])[0]
-    assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Folders of the hub by id, with small models and random weights."""

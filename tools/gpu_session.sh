@@ -12,13 +12,12 @@
 #   6     DINOv3-L/16 at 512 and So400m/14 at 384                                      130
 #   7     ViT-B/16 and CLIP-L/14 at 336                                                 90
 #   8     all settings of docs/comparison.md, which are in README's columns             90
-#   9     forms of the stem                                                             60
-#   10    doctor, and the tests that need a GPU                                        120
-#   11    training steps beside timm's                           140
-#   12    the dense DeiT-S and ViT-L beside timm's                                     200
-#   13    small batches without padded products, and in CUDA graphs                    200
+#   9     doctor, and the tests that need a GPU                                        120
+#   10    training steps beside timm's                           140
+#   11    the dense DeiT-S and ViT-L beside timm's                                     200
+#   12    small batches without padded products, and in CUDA graphs                    200
 #
-# Parts 1 to 5, 7, 9 and 11 took as long on an H200 with 16 cores, of which eight programs
+# Parts 1 to 5, 7 and 10 took as long on an H200 with 16 cores, of which eight programs
 # compile at a time: 2 to 15 s each. torch.compile takes all cores, in which time they
 # took 30 to 115 s, so timm's models have a part of their own. Others are guessed. A GPU
 # machine needs jax[cuda13], flax, tyro, torch and timm, no network, no configs and no data.
@@ -86,27 +85,26 @@ for number in ${*:-1 2 3 4 5}; do
       ;;
     7) speed 140 --cases vit_b clip_l --models half --at-once 256 8 1 ;;
     8) speed 150 --cases deit_ti deit_s ;;
-    9) speed 80 --cases deit_s --models "dense with conv stem" "$STEM" --joined 1 8 16 ;;
-    10)
+    9)
       part 40 "$PYTHON" -m imagepiece_jax doctor
       part 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider
       ;;
-    11)
+    10)
       part 240 "$PYTHON" -m tools.torch_baselines deit_s --reductions imagepiece \
         --mode train --plain --json "$OUT/train.json" --against timm
       ;;
-    12)
+    11)
       speed 150 --cases deit_s --models dense --gelus tanh exact --beside timm timm-tanh
       speed 150 --cases vit_l --models dense --gelus tanh exact --at-once 256 8 1 --beside timm
       ;;
-    13)
+    12)
       speed 150 --cases deit_s vit_b --models half "ToMe .5" --at-once 1 3 \
         --xla default unpadded graphs "unpadded graphs"
       speed 150 --cases so400m --models half "ToMe in 3 blocks .5" --at-once 1 3 \
         --xla default unpadded "unpadded graphs"
       ;;
     *)
-      echo "error: $number is no part; allowed: 1 to 13" >&2
+      echo "error: $number is no part; allowed: 1 to 12" >&2
       exit 2
       ;;
   esac

@@ -14,7 +14,6 @@ models of the same parts, to try a command.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -36,7 +35,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.deploy.inference import optimize, size_direction
+from imagepiece_jax.deploy.inference import size_direction
 from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
@@ -146,9 +145,6 @@ class Options:
     reduction_forms: tuple[Literal["exact", "fast"], ...] = ()
     """How reductions compute."""
 
-    joined: tuple[int, ...] = ()
-    """Pixels that a stem's first convolution joins."""
-
     precisions: tuple[str, ...] = ("default",)
     """Of products."""
 
@@ -227,7 +223,6 @@ class Way:
     reductions: str | None
     precision: str
     xla: str = "default"  # one of XLA
-    joined: int | None = None  # pixels, as `optimize.joined_pixels`
 
 
 class Timed(NamedTuple):
@@ -255,10 +250,7 @@ def ways(case: Case) -> list[Way]:
         if name not in FASTER:
             reductions = []
         forms = (OPTIONS.gelus or [None], kinds or [None], reductions or [None])
-        joined = [None]
-        if name.endswith(CONV) and OPTIONS.joined:
-            joined = OPTIONS.joined
-        forms += (OPTIONS.precisions, OPTIONS.xla, joined)
+        forms += (OPTIONS.precisions, OPTIONS.xla)
         for parts in itertools.product(*forms):
             found.append(Way(name, *parts))
     return found
@@ -273,13 +265,7 @@ def measure(
     product on the device one by one.
     """
     case = CASES[size]
-    programs = {}
-    by_joined = {}
-    for way in ways(case):
-        by_joined.setdefault(way.joined, []).append(way)
-    for joined, found in by_joined.items():
-        with joining(joined):
-            programs |= all_compiled(case, batches, dtype, found)
+    programs = all_compiled(case, batches, dtype, ways(case))
     for batch in batches:
         timed = []
         for (of_batch, way), program in programs.items():
@@ -287,13 +273,6 @@ def measure(
                 timed.append(of_ours(case, way, program))
         timed += [of_timm(case, name, batch, dtype) for name in OPTIONS.beside]
         yield timed_rows(timed, {"size": size, "batch": batch}, rules)
-
-
-def joining(pixels: int | None):
-    """A context in which `optimize` joins so many pixels; None: as it does."""
-    if pixels is None:
-        return contextlib.nullcontext()
-    return mock.patch.object(optimize, "joined_pixels", lambda *_: pixels)
 
 
 def all_compiled(case: Case, batches, dtype: str, found: list[Way]) -> dict:
@@ -347,8 +326,7 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     gelu = model.config.arch.gelu
     facts |= {"gelu": gelu, "sizes": sizes, "precision": way.precision}
     facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
-    joined = model.execution.folded
-    facts |= {"xla": way.xla, "joined": joined, "reductions": program.reductions}
+    facts |= {"xla": way.xla, "reductions": program.reductions}
     return Timed(on_noise(program), jax.block_until_ready, facts)
 
 
@@ -461,8 +439,6 @@ def table(rows: Iterable[Mapping]) -> str:
     lines = []
     for row in rows:
         name = row["model"] if row["library"] == OURS else row["library"]
-        if row.get("joined", 1) > 1:
-            name += f", {row['joined']} pixels joined"
         if row.get("reductions") == "fast":
             name += ", fast"
         if row.get("xla", "default") != "default":

@@ -3,15 +3,13 @@
 import shutil
 import signal
 
-import numpy as np
 import pytest
 
-from imagepiece_jax.errors import Stopped
+from imagepiece_jax.errors import RunError, Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import read_metrics
-from tests import programs, runs, tiny_runs
-from tests.training.states import assert_same
+from tests import runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
 # the first epoch, half of them in the second.
@@ -73,36 +71,24 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert runs.computed(again) == runs.computed(tmp_path)
 
 
-def _met(fault, run, *args):
-    """The status of `fault`, tried until its moment is met."""
-    while (status := fault(run, *args)) is None:
-        assert run.step() < tiny_runs.STEPS
-    return status
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
-    """One after the other in one run; the drill kills at random moments."""
-    cache = programs.of_processes(tmp_path / "cache")
-    undisturbed = tiny_runs.TinyRun(tmp_path / "undisturbed", cache)
-    undisturbed.finish()
-    run = tiny_runs.TinyRun(tmp_path / "faults", cache)
-    delay = np.random.default_rng(0).uniform(0, 0.005)
-    assert _met(tiny_runs.kill_in_save, run, delay) == 137
-    assert tiny_runs.vanish(run, 8) == 1
-    assert run.said().startswith("WORKDIR has vanished, or is not the folder that")
-    assert _met(tiny_runs.terminate_in_evaluation, run) == 143
-    step = run.step()
-    assert run.on_disk() == step
-    assert run.said().endswith(f"at step {step}; the same command resumes from there")
-    assert 0 < run.finish() <= tiny_runs.STEPS
-    lines, checkpoints = run.outcome()
-    expected, whole = undisturbed.outcome()
-    assert lines == expected
-    assert_same(checkpoints, whole)
+def test_a_run_whose_folder_is_moved_away_stops_and_goes_on(tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    record = trainer.RunLog.record
 
-    # The undisturbed run has every step and every evaluation.
-    for kind, every in (("train", 1), ("eval", tiny_runs.EPOCH)):
-        steps = [line["step"] for line in runs.lines(undisturbed.workdir, kind)]
-        assert steps == [*range(every, tiny_runs.STEPS + 1, every)]
+    def moved(log, step, metrics):
+        record(log, step, metrics)
+        if step == 6:
+            workdir.rename(tmp_path / "away")
+
+    runs.compile_once(monkeypatch)
+    fields = {"checkpoint_every_steps": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.RunLog, "record", moved)
+        with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+            runs.train(short(**fields), workdir)
+    shutil.rmtree(workdir, ignore_errors=True)  # which a save has made anew
+    (tmp_path / "away").rename(workdir)
+    runs.train(short(**fields), workdir)
+    runs.train(short(**fields), tmp_path / "whole")
+    assert runs.computed(workdir) == runs.computed(tmp_path / "whole")
