@@ -9,7 +9,6 @@ import pytest
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.command import call, start
-from tests.runs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -108,48 +107,3 @@ cli.run(main, compiles=False)
 def test_a_command_warns_once_of_one_thing():
     ended = start("-c", TWICE, PYTHONWARNINGS="").ok()
     assert ended.err == "warning: of this\n"
-
-
-FULL = """
-from imagepiece_jax import cli
-cli.run(lambda: print("x" * 10_000), compiles=False)
-"""
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
-def test_output_to_a_full_disk_is_one_sentence():
-    command = [sys.executable, "-c", FULL]
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    said = "error: the output cannot be written (No space left on device)\n"
-    assert (ended.returncode, ended.stderr) == (1, said)
-
-
-CRASHES = """
-import atexit, os, signal, sys
-from imagepiece_jax import cli, errors
-
-class Crash:  # what threads of libraries have done when the interpreter goes
-    def __del__(self, kill=os.kill, pid=os.getpid(), signum=signal.SIGSEGV):
-        kill(pid, signum)
-
-crash = sys.crash = Crash()
-atexit.register(print, "done at exit")
-
-def main():
-    print("\\udce9 \\xb1")  # nor can an ASCII terminal show it
-    raise errors.Stopped(15, 3)
-
-cli.run(main)
-"""
-
-
-def test_a_crash_in_the_end_of_python_does_not_change_the_status(tmp_path):
-    script = tmp_path / "crashes.py"
-    script.write_text(CRASHES)
-    ended = start(script, PYTHONPATH=os.getcwd(), PYTHONIOENCODING="ascii")
-    assert (ended.status, ended.out) == (143, "\\udce9 \\xb1\ndone at exit\n")
-    assert ended.err.startswith("stopped at")
-    assert ended.err.count("\n") == 1

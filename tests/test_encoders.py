@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.commands import evaluate, export, predict
+from imagepiece_jax.commands import export, predict
 from imagepiece_jax.data.normalize import normalize
-from tests.command import call, sentence
+from tests.command import call
 from tests.models import tiny
 from tests.pictures import write_csv
 
@@ -75,15 +75,3 @@ def test_export_names_the_output(saved, tmp_path):
     assert facts["classes"] == 0
     (found,) = outputs(out, pixels(saved), ["pooled"])
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "main, words, said",
-    [
-        (predict.main, ["{0}/images", "--labels=imagenet"], "labels"),
-        (evaluate.main, ["csv:{0}/set.csv"], "classes"),
-    ],
-)
-def test_what_such_weights_cannot_do_is_said(saved, main, words, said):
-    words = [word.format(saved) for word in words]
-    assert said in sentence(call(main, saved / "weights", *words))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.commands import evaluate, export, visualize
+from imagepiece_jax.commands import evaluate, visualize
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
@@ -21,17 +21,14 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
-from tests.command import call, sentence, start
+from tests.command import call
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.oracles import log_softmax, softmax
 from tests.pictures import write_csv
-from tests.runs import ROOT
 
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
-MISSING = "config.teacher.weights: "
-OF_CONFIG = ["--config.model.mean=.5,.5,.5", "--config.model.std=.5,.5,.5"]
 # Some reduction, for runs.
 FIELDS = {
     "model.stem": "patch",
@@ -41,8 +38,6 @@ FIELDS = {
     "model.depth": 2,
     "reduction": "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5",
 }
-WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
-WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 REDUCED = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=.5"
 TYPED = ["--reduction", REDUCED]
 
@@ -144,14 +139,6 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     assert best[0].probability == pytest.approx(shares.max(), rel=1e-4)
 
 
-def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    call(export.main, folder / "run", tmp_path / "m.onnx").quiet()
-    facts = json.loads((tmp_path / "m.onnx.json").read_text())
-    assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
-    assert facts["model"]["mean"] == [0.5] * 3
-    assert "prune_blocks=(0,)" in facts["method"]
-
-
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     """The confidence that is drawn is that of the right normalization."""
     out = tmp_path / "page"
@@ -184,23 +171,3 @@ def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean
     run = RunConfig.from_config(config(**dict.fromkeys(fields, "gone")))
     again = InitialWeights(run, tmp_path, *loaders(run)).completed()
     assert again.model == settled.model
-
-
-def said_of(tmp_path, *words):
-    """What train.py prints, and the mistake that it ends with before it compiles."""
-    words = [*WORDS, *words, f"--workdir={tmp_path}/run"]
-    ended = start("train.py", *words, imported=True)
-    return ended.out, sentence(ended)
-
-
-def test_a_run_keeps_its_normalization(tmp_path):
-    """It is compared, and ends only at weights that are not there."""
-    fields = {"teacher.weights": "no", "distill.kind": "soft"}
-    begun = RunConfig.from_config(config(**fields)).to_dict()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(begun))
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    words = ["--config.teacher.weights=no", "--config.distill.kind=soft"]
-    assert said_of(tmp_path, *words)[1].startswith(MISSING)
-    words += OF_CONFIG
-    assert said_of(tmp_path, *words)[1].startswith("config.model.mean is ")

@@ -10,7 +10,6 @@ import imagepiece_jax
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.inference import onnx_model, program_facts
-from imagepiece_jax.deploy.inference.features import features
 from imagepiece_jax.models.config import MEAN, STD
 from tests.command import call, start
 from tests.models import tiny
@@ -108,25 +107,6 @@ def saved(tmp_path_factory):
     """A folder that `save` wrote, of a model whose second block prunes."""
     vit = tiny.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
     return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
-
-
-def test_features_are_exported_as_they_are_computed(saved, tmp_path):
-    """The JSON names the arrays in their order."""
-    runtime = pytest.importorskip("onnxruntime")
-    images = np.asarray(tiny.images(2))
-    words = [saved, tmp_path / "model.onnx", "--output=features"]
-    want = features(imagepiece_jax.load(saved), images)
-    out = tmp_path / "model.onnx"
-    call(export.main, *words).ok()
-    facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    found = runtime.InferenceSession(out).run(None, {"images": images})
-    names = ["pooled", "patches", "prefix", "dropped"]
-    assert [array["name"] for array in facts["output"]] == names
-    for array, values in zip(facts["output"], found, strict=True):
-        wanted = getattr(want, array["name"])
-        assert array["shape"] == ["batch", *wanted.shape[1:]]
-        assert array["dtype"] == values.dtype == wanted.dtype
-        np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkeypatch):

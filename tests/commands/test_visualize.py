@@ -9,13 +9,12 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import visualize
-from imagepiece_jax.common import files
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.visualize import html
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from tests.command import call, sentence, start
+from tests.command import call, start
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.pictures import write_damaged
@@ -110,20 +109,6 @@ def test_images_are_read_as_for_evaluation(folder):
     assert names == ["a.png", "l.png"]
     with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
         pictures.read_images(both, Preprocessing(tiny.SIDE))
-
-
-def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):
-    out = tmp_path / "new" / "out"
-    words = [weights, folder / "a.png", "--reductions=tome:r=4", "--out", out]
-    with files.FolderLock("out", out):
-        said = sentence(call(visualize.main, *words))
-        assert f"{out} is in use by another process" in said
-        assert [*out.iterdir()] == [out / files.LOCK]
-    assert not out.parent.exists()
-    call(visualize.main, *words).ok()
-    (out / files.LOCK).touch()  # by a killed process
-    call(visualize.main, *words).ok()
-    assert {file.name for file in out.iterdir()} == {*html.FILES}
 
 
 # A process of the command that sends itself Ctrl-C at the page, and where it traces.

@@ -161,12 +161,3 @@ def test_overlap_is_that_of_sorted_lists():
         pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)
         expected = [slow_overlap(*pair, percent) for pair in pairs]
         assert_close(merged["attended"][both, percent], np.asarray(expected))
-
-
-def test_imagepiece_never_touches_the_top_seventy_percent():
-    n = 196
-    candidates = 58
-    tokens = drawn(n, batch=2)
-    counts = Counts(n_in=n, n_out=n - candidates // 2, candidates=candidates)
-    merged = run(Retokenize(), counts, tokens)
-    assert merged["attended"][True, 70].tolist() == [0, 0]

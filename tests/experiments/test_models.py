@@ -73,17 +73,6 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     assert cost(fitted) == pytest.approx(cost(models.REFERENCE), rel=0.1)
 
 
-def test_runs_are_compared_on_images_in_their_own_crop(tmp_path, config):
-    """That of the weights that they start from, unless the config has one."""
-    config.data.resize = "deit"
-    maker = finetuner(tmp_path, config)
-    known = dataclasses.replace(maker.pretrained.preprocessing, crop=0.9)
-    maker.pretrained = dataclasses.replace(maker.pretrained, preprocessing=known)
-    assert maker.crop["crop"] == 0.9
-    config.data.eval_crop = 0.8
-    assert maker.crop["crop"] == 0.8
-
-
 def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
     maker = finetuner(tmp_path, config)

@@ -5,7 +5,7 @@ import pytest
 import imagepiece_jax
 from experiments import paper
 from imagepiece_jax.deploy.compare.cache import FILE
-from tests.command import call, sentence
+from tests.command import call
 from tests.experiments import tiny_paper
 
 
@@ -53,8 +53,3 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
     assert page in first.out
     assert page in second.out
     assert "0.0 [0.0, 0.0] | 0.0 [0.0, 0.0]" in page  # ImagePiece's
-
-
-def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
-    ended = call(paper.main, "combos", *words, "--out", tmp_path)
-    assert "the model has blocks 0 to 3" in sentence(ended)

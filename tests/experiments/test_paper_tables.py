@@ -5,14 +5,10 @@ import numpy as np
 import pytest
 
 from experiments import analysis, merges, paper_tables, published
-from experiments import study as helper
 from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
-from imagepiece_jax.benchmark.workloads import Clock
-from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.deploy.compare.cache import FILE, read_lines
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MEAN, STD
 from tests.experiments import tiny_paper
 from tests.models import tiny
@@ -104,17 +100,6 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained, ob
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 
-@pytest.mark.slow
-def test_overlap_of_a_model(study, pretrained):
-    """ToMe's grows with k; ImagePiece's with the top 70 % is nothing."""
-    tome = analysis.attended_shares(study, pretrained, TOME)
-    values = [tome[f"src {k}"][0] for k in (15, 20, 30, 70)]
-    assert values == sorted(values)
-    assert 0 < values[-1] <= 100
-    ours = analysis.attended_shares(study, pretrained, "imagepiece")
-    assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
-
-
 ROWS = (
     DENSE,
     TableRow("ToMe", TOME),
@@ -150,25 +135,6 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
         np.mean([r.right for r in results]) for results in (found.results, found.bases)
     ]
     assert found.difference.value == pytest.approx(100 * (means[0] - means[1]))
-
-
-@pytest.mark.slow
-def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
-    clock = Clock(2, Rules(2, 1, 0.0))
-    with tiny_paper.study(tmp_path, pretrained, clock=clock) as timed:
-        found = timed.speed(pretrained, TOME)
-        assert timed.speed(pretrained, TOME) == found
-    assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
-    assert found["ratio"] == pytest.approx(found["dense_ms"] / found["ms"], rel=1e-6)
-    (line,) = read_lines(tmp_path / FILE)
-    assert (line["setting"]["kind"], line["result"]) == ("speed", found)
-
-
-def test_a_result_with_other_bits_than_images_is_refused():
-    few = {"right": "AA==", "images": 8}
-    assert helper.unpacked_right(few).tolist() == [False] * 8
-    with pytest.raises(InputError, match="right has 8 bits, but 20 images; remove"):
-        helper.unpacked_right(few | {"images": 20})
 
 
 def test_tokens_left_are_the_published_ones():

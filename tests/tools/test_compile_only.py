@@ -1,6 +1,5 @@
 """The report of programs compiled for an H200: what is compiled, and its kernels."""
 
-import itertools
 import types
 
 import chex
@@ -10,7 +9,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.config.run import RunConfig
-from tests.command import call, start
+from tests.command import start
 from tools import compile_only, hlo
 
 TEXT = """HloModule jit_f
@@ -84,25 +83,6 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == backend("float32") == "xla"
-
-
-def test_the_command_reports_every_size_and_mode(monkeypatch):
-    calls = []
-
-    def report(configs, batch_size, mode, kernels, gelu):
-        dtypes = [(name, config.model.dtype) for name, config in configs]
-        calls.append((dtypes, batch_size, mode, kernels, gelu))
-        return f"table {len(calls)}"
-
-    monkeypatch.setattr(compile_only, "report", report)
-    words = ["--configs=quickstart", "--kernels", "--batch-size", 8, 256]
-    words += ["--mode", "inference", "train", "--gelu=tanh"]
-    ended = call(compile_only.main, *words)
-    assert (ended.status, ended.out.split("\n")[0]) == (0, "table 1")
-    assert calls == [
-        ([("quickstart", "bfloat16")], size, mode, True, "tanh")
-        for size, mode in itertools.product((256, 8), ("inference", "train"))
-    ]
 
 
 def test_what_is_compiled_is_the_function(monkeypatch):

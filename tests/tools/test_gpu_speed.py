@@ -107,17 +107,6 @@ def test_ratios_are_to_the_dense_model_of_the_same_gelu_turn_by_turn(rows):
     assert [each.get("macs") for each in rows] == [1, 1, 2, 2, None]
 
 
-def test_a_table_of_what_half_of_the_macs_gives(rows):
-    _, _, exact, tanh = gpu_speed.growth(rows).splitlines()
-    assert exact == (
-        "| DeiT-S | 2 | half | exact |  | exact | 0 | 1 | 2.00 [2.00, 4.00] | 2.00 "
-        "| 5000.00 | 4000.00 | 1.25 [1.00, 2.00] |"
-    )
-    assert tanh.startswith(
-        "| DeiT-S | 2 | half | tanh | direction | exact | 1 | 1 | 1.50 ["
-    )
-
-
 def test_a_table_beside_timm(rows):
     _, _, exact, tanh = gpu_speed.beside_timm(rows).splitlines()
     assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |"

@@ -9,7 +9,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.config.run_files import CLASSES, read_class_names
+from imagepiece_jax.config.run_files import read_class_names
 from imagepiece_jax.data import class_names
 from imagepiece_jax.deploy.weights import load
 from imagepiece_jax.errors import InputError
@@ -17,7 +17,6 @@ from imagepiece_jax.input.registry import open_source
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence, start
 from tests.models import tiny
@@ -31,11 +30,6 @@ WORDS += [f"--config.{name}={value}" for name, value in SMALL.items()]
 
 
 configured = functools.partial(runs.configured, SMALL, {"num_classes": 2})
-
-
-def initial(config, workdir):
-    run = RunConfig.from_config(config)
-    return InitialWeights(run, workdir, *load.loaders(run))
 
 
 def folder(root, *names):
@@ -62,15 +56,6 @@ def run(tmp_path_factory):
     checkpoints.save(1, variables, {})
     checkpoints.close()
     return workdir
-
-
-def unnamed(run, path):
-    """A run of data that name no classes."""
-    path.mkdir()
-    for entry in run.iterdir():
-        if entry.name != CLASSES:
-            (path / entry.name).symlink_to(entry)
-    return path
 
 
 def test_names_are_kept_and_read_or_refused(tmp_path):
@@ -244,25 +229,3 @@ def test_evaluate_finds_imagenets_classes_by_wordnet_ids(assets):
     words.insert(1, f"folder:{assets}/data/imagenette_mini")
     ended = call(evaluate.main, *words, "--workers=0", "--dtype=float32").ok()
     assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
-
-
-@pytest.mark.parametrize(
-    "weights, fresh, names, resumed, nameless",
-    [
-        ("run", (), ("ant", "bee"), False, None),
-        ("run", (), ("bee", "cat"), True, None),  # it starts from its own weights
-        ("run", ("head",), ("bee", "cat"), False, None),
-        ("old", (), ("ant", "bee"), False, "config.init.weights {old}"),
-    ],
-)
-def test_a_start_says_where_names_cannot_be_compared(
-    run, tmp_path, capsys, weights, fresh, names, resumed, nameless
-):
-    places = {"run": run, "old": tmp_path / "old"}
-    unnamed(run, places["old"])
-    config = configured(**{"init.weights": str(places[weights]), "init.fresh": fresh})
-    initial(config, tmp_path).check_classes(names, resumed=resumed)
-    data = "config.data.name 'digits'"
-    said = f"note: {nameless} names no classes; class 0 of {data} is 'ant'\n"
-    noted = said.format(**places) if nameless else ""
-    assert capsys.readouterr().out == noted

@@ -22,7 +22,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.losses import distillation, teacher_distance
 from tests import runs
 from tests.models import tiny
@@ -193,18 +192,6 @@ def test_the_loss_of_a_step():
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, frozen), before)
 
 
-def test_the_teacher_has_no_gradient():
-    def loss(student, answers):
-        given = outputs(0 * STUDENT).replace(logits=student)
-        loss, terms = distillation(soft(2.0), given, jnp.float32(TARGETS), answers)
-        return loss + terms["distill"]
-
-    student = jnp.float32(STUDENT)
-    answers = jnp.float32(TEACHER)
-    ours, theirs = jax.jit(jax.grad(loss, argnums=(0, 1)))(student, answers)
-    assert np.abs(ours).min() > 0 == np.abs(theirs).max()
-
-
 def test_each_head_of_a_distilled_model_learns_its_own():
     """The class head not from the teacher, that of distillation not from labels."""
     moved = {}
@@ -269,22 +256,3 @@ def test_any_teacher_brings_its_size_and_images(weights):
     )
     with pytest.raises(InputError, match="has 9 classes; it must have the 10 of"):
         teacher_of(config)
-
-
-SOFT = {"distill.kind": "soft"}
-LEARNED = "dynamicvit:blocks=(0,)"
-
-
-def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
-    """DynamicViT's terms stay, its own and that of distillation beside each other."""
-    config = configured(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
-    config.reduction = f"{LEARNED}:keep_rate=0.5"
-    dense = RunConfig.from_config(config).create_dense()
-    variables = fill(variable_shapes(dense), seed=1)
-    save(tmp_path / "dense", Pretrained(dense, variables))
-    config.init.weights = config.teacher.weights = str(tmp_path / "dense")
-    runs.train(config, tmp_path / "run")
-    first = read_metrics(tmp_path / "run")[0]
-    assert {"ratio", "kl", "tokens", "distill"} <= set(first)
-    # The same distance of the same logits, weighted .5 both, but for T = 3.
-    assert first["kl"] > 0 < first["distill"] != first["kl"]

@@ -1,16 +1,11 @@
 """A trainer with a loss of one's own, as docs/tour.md makes it."""
 
 import math
-import os
 import shutil
-import signal
 
 import pytest
 
-from imagepiece_jax.common import process
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import Stopped
-from imagepiece_jax.training import trainer
 from tests import runs, test_readme
 from tests.training.states import assert_same
 
@@ -48,21 +43,3 @@ def test_the_tour_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     assert "with the loss focal" in capsys.readouterr().out
     assert resumed == lines
     assert_same(again, arrays)
-
-
-@pytest.mark.usefixtures("quickly_begun")
-def test_the_tour_ends_at_a_signal_as_the_command_does(tmp_path, monkeypatch, capsys):
-    record = trainer.RunLog.record
-
-    def stopped_after_first(log, step, metrics):
-        record(log, step, metrics)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    statuses = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(process, "leave", statuses.append)
-    monkeypatch.setattr(trainer.RunLog, "record", stopped_after_first)
-    lines, _ = train(tmp_path / "runs" / "focal")
-    assert [line["step"] for line in lines] == [1]
-    assert statuses == [128 + signal.SIGTERM]
-    assert capsys.readouterr().err == f"{Stopped(signal.SIGTERM, 1)}\n"

@@ -1,8 +1,6 @@
 """A full disk: one sentence, and no complete checkpoint or line is lost."""
 
 import contextlib
-import io
-import os
 import resource
 import time
 
@@ -52,19 +50,6 @@ def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfac
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_both_kinds_are_closed_although_one_fails(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run")
-    with full_disk():
-        checkpoints.save(1, make_state(1), {}, "best")
-        checkpoints.save(1, make_state(1), {})
-        with pytest.raises(RunError, match=r"could not be written .*complete .*: none"):
-            checkpoints.close()
-    checkpoints.close()
-    (tmp_path / "checkpoints").touch()
-    with pytest.raises(RunError, match=r"could not be written \(Not a directory\)"):
-        Checkpoints(tmp_path).save(1, make_state(1), {})
-
-
 def test_a_line_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "lines"
     with open(path, "ab", buffering=0) as file:
@@ -75,20 +60,6 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path):
             assert path.read_text() == "a" * 60 + "\n"
             append_line(file, "c" * 30)
     assert path.read_text().split() == ["a" * 60, "c" * 30]
-
-
-def test_a_line_that_the_system_takes_in_parts_is_written_whole():
-    """As pipes and network file systems do."""
-    read, write = os.pipe()
-
-    class Slow(io.FileIO):
-        def write(self, data):
-            return super().write(data[:3])
-
-    with open(read, "rb") as reader, Slow(write, "wb") as file:
-        append_line(file, "abcdefgh")
-        file.close()
-        assert reader.read() == b"abcdefgh\n"
 
 
 def test_a_run_goes_on_where_tensorboard_alone_cannot_be_written(tmp_path, capfd):

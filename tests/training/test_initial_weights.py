@@ -9,7 +9,6 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
@@ -195,14 +194,6 @@ def test_a_new_head_pools_as_it_likes(saved):
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # which is cropped
-
-
-@pytest.mark.parametrize("size, crop", [(48, 0.875), (32, None)])
-def test_without_weights_the_crop_is_that_of_deit(size, crop):
-    """It is in config.json; up to 32 pixels nothing is cropped."""
-    run = initial(configured(LARGER, image_size=size)).completed()
-    assert run.to_dict()["data"]["eval_crop"] == run.model.crop == crop
-    assert run.preprocessing().as_json == Preprocessing(size).as_json
 
 
 def test_a_run_has_the_images_of_its_weights(tmp_path):

@@ -1,14 +1,11 @@
 """A whole run in this process: its programs, what it leaves, and how it stops."""
 
 import functools
-import gc
 import itertools
 import json
 import re
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +14,6 @@ import imagepiece_jax
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.config import MEAN
-from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.report import macs_by_epoch
@@ -167,48 +163,6 @@ def test_the_best_is_the_first_of_the_highest():
         best.append(progress.best["step"])
     assert best == [1, 1, 3, 3]
     assert progress.best == {"acc1": 55, "step": 3}
-
-
-def loaded():
-    return len(jax.devices()[0].client.live_executables())
-
-
-def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch):
-    """A checkpoint is there before another is compiled: a signal then would end it."""
-    fields = {"checkpoint_every_steps": 1000, "eval_every_epochs": 6}
-    fields["model.patch_size"] = 2  # 64 patches, of which five rates keep five counts
-    config = configured(PLAIN, **fields, epochs=6)
-    config.reduction = "evit:blocks=(0,):rate_warmup_start=1:rate_warmup_epochs=4"
-    counts = []
-    on_disk = []
-    record = trainer.RunLog.record
-
-    def tiny(state, batch, teacher, *, model, **_):
-        on_disk.append(Checkpoints(tmp_path).latest_step())
-        tokens = jnp.float32(model.plan[-1].mlp_tokens)
-        one = jnp.float32(1)
-        window = {"loss": tokens, "acc1": one, "acc5": one, "samples": one}
-        metrics = {"loss": tokens, "grad_norm": one, "lr": one, "terms": {}}
-        metrics |= {"window": window | {"skipped": 0 * one}, "skipped": 0 * one}
-        return state, metrics
-
-    def counted(log, step, metrics):
-        if step % 5 == 0:  # the last of each program
-            gc.collect()  # which may come late in a suite
-            counts.append(loaded())
-        record(log, step, metrics)
-
-    monkeypatch.setattr(trainer, "train_step", tiny)
-    monkeypatch.setattr(trainer.RunLog, "record", counted)
-    jax.clear_caches()  # else programs of other tests are counted
-    gc.freeze()  # what other tests have left is not looked through each time
-    runs.train(config, tmp_path)
-    tokens = [line["loss"] for line in runs.lines(tmp_path, "train")]
-    assert tokens[:10] == [65] * 10
-    assert tokens[-5:] == [46] * 5
-    assert len(set(tokens)) == 5
-    assert on_disk == [None, 10, 15, 20, 25]
-    assert max(counts[2:]) <= counts[1]
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
