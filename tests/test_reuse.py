@@ -146,7 +146,7 @@ def content(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", [*MODELS, *IMAGES, *OPTIONS])
+@pytest.mark.parametrize("name", ["weights", "mean", "counts", *IMAGES, *OPTIONS])
 def test_a_folder_of_features(vit, photographs, vectors, name):
     changed = (MODELS | IMAGES).get(name, lambda vit: vit)(vit)
     options = {name: OPTIONS[name]} if name in OPTIONS else {}
@@ -201,7 +201,7 @@ def is_measured(weights):
     return not measured
 
 
-@pytest.mark.parametrize("name", [*MODELS, *OF_DEVICE, *OF_IMAGES, "drawn"])
+@pytest.mark.parametrize("name", ["weights", "counts", *OF_DEVICE, *OF_IMAGES, "drawn"])
 def test_a_line_of_compare(vit, measured, name):
     changes = {}
     if name in MODELS | OF_DEVICE:

@@ -50,10 +50,8 @@ def made(tmp_path_factory):
 # {what is called: a function of `made` that calls it}
 CALLS = {
     "Predictor.__call__": lambda of: of.predictor(PIXELS[:3]),
-    "Predictor.stream": lambda of: list(of.predictor.stream(PIXELS[:6])),
     "Pretrained.with_reduction": lambda of: of.vit.with_reduction(0.5),
     "Program.__call__": lambda of: of.program(PIXELS[:4]),
-    "Program.__call__ of JAX's": lambda of: of.program(jax.device_put(FLOATS)),
     "features": lambda of: imagepiece_jax.features(of.vit, PIXELS[:3]),
     "load": lambda of: imagepiece_jax.load(of.saved),
     "optimize": lambda of: imagepiece_jax.optimize(of.vit, batch_size=4, **FAST),

@@ -1,14 +1,11 @@
 """The report of programs compiled for an H200: what is compiled, and its kernels."""
 
-import types
-
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.config.run import RunConfig
 from tests.command import start
 from tools import compile_only, hlo
 
@@ -69,20 +66,6 @@ def test_a_training_step_is_compiled_whole(compiled):
     assert teacher is None
     chex.assert_shape(metrics["loss"], ())
     chex.assert_trees_all_equal_shapes(state, given)
-
-
-def test_attention_is_that_of_the_described_gpu(monkeypatch):
-    gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
-    monkeypatch.setattr(compile_only, "device", lambda: gpu)
-
-    def backend(dtype="bfloat16", **model):
-        cfg = config(**model)
-        cfg.model.dtype = dtype
-        unplaced = RunConfig.from_config(compile_only.unplaced(cfg)).create_model()
-        return compile_only.placed(unplaced, cfg).execution.backend
-
-    assert backend() == backend(attention="cudnn") == "cudnn"
-    assert backend(attention="xla") == backend("float32") == "xla"
 
 
 def test_what_is_compiled_is_the_function(monkeypatch):

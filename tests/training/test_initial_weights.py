@@ -13,7 +13,6 @@ from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
@@ -25,8 +24,11 @@ SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 configured = functools.partial(runs.configured, {"model.stem": "patch"} | SIZE | BLOCKS)
 
 
+pytestmark = pytest.mark.usefixtures("quickly_begun")
+
+
 def drawn(config, seed=0):
-    return fresh_variables(model_of(config), seed)
+    return runs.untrained(model_of(config), seed)
 
 
 def model_of(config):

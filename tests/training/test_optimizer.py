@@ -16,7 +16,6 @@ from imagepiece_jax.training.optimizer import (
     adamw,
     decay_mask,
     ema,
-    global_norm,
     learning_rate,
     warmup_steps,
 )
@@ -147,14 +146,3 @@ def test_ema_by_hand_leaves_what_is_the_same():
     np.testing.assert_allclose(got["norm"]["mean"], [0.19], rtol=1e-6)  # 1 - .9^2
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
     assert (ema({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
-
-
-def test_norm_is_that_of_all_leaves_together():
-    tree = {
-        "kernel": np.full((2, 2), 3.0),
-        "bias": np.array([-4.0]),
-        "one": np.ones(()),
-    }
-    tree = jax.tree.map(np.float32, tree)
-    np.testing.assert_allclose(global_norm(tree), math.sqrt(4 * 9 + 16 + 1), rtol=1e-7)
-    assert not np.isfinite(global_norm(tree | {"bias": np.float32([np.nan])}))
