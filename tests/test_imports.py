@@ -1,4 +1,4 @@
-"""The direction of imports: every file is parsed and held to one order of rooms."""
+"""The direction of imports: every file is parsed and held to one order of floors."""
 
 import ast
 import importlib.util
@@ -9,58 +9,57 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "imagepiece_jax"
-
-# A room may import itself and those above it in this list. Those up to training are the
-# core, which a stranger can read without the rest: it imports nothing of deploy/.
-ROOMS = (
-    "errors",
-    "common",
-    "reduction",
-    "data",
-    "input",
-    "models",
-    "config",
-    "evaluate",
-    "training",
-    "deploy",
-    "benchmark",
-    "commands",
-)
-# The same inside of deploy/.
-DEPLOY = (
-    {"pictures"},
-    {"weights"},
-    {"inference"},
-    {"recover"},
-    {"compare"},
-    {"visualize"},
-)
-# Inside the reduction room: counts know no arrays, operations know no method.
-REDUCTION = (
-    {"layer_plan", "schedules", "token_counts"},
-    {"ops"},
-    {"state"},
-    {"moves"},
-    {"provenance"},
-    {"reducers", "token_selector"},
-    {"contract"},
-    {"methods"},
-    {"reduction"},
-)
-PLAIN_PYTHON = REDUCTION[0]
-# Inside the training room: what keeps a run alive knows nothing of what is trained.
-OF_CLUSTER = {"cluster", "logging"}
-
-
-def floor(order, module):
-    """The place in an order of the module's part of its room."""
-    return next(i for i, part in enumerate(order) if module.split(".")[2] in part)
+# A file may import those of its own floor, and of those above it in this list. Counts
+# know no arrays, operations know no method; what keeps a run alive knows nothing of
+# what is trained. Up to training it is the core, which can be read without the rest.
+FLOORS = """
+errors
+common
+reduction.layer_plan reduction.schedules reduction.token_counts
+reduction.ops
+reduction.state
+reduction.moves
+reduction.provenance
+reduction.reducers reduction.token_selector
+reduction.contract
+reduction.methods
+reduction.reduction
+data
+input
+models
+config
+evaluate
+training.cluster training.logging
+training
+deploy.pictures
+deploy.weights
+deploy.inference
+deploy.recover
+deploy.compare
+deploy.visualize
+benchmark
+cli
+commands
+__main__
+"""
+FLOOR_OF = {}
+for number, line in enumerate(FLOORS.split("\n")):
+    FLOOR_OF |= dict.fromkeys(line.split(), number)
+PLAIN_PYTHON = FLOOR_OF["reduction.layer_plan"]
+ONLY = {  # of the package, of all that stands above them
+    "cli": ("errors", "common", "config"),
+    "__main__": ("errors", "common", "cli"),
+    "train": ("cli", "errors", "config", "training", "deploy"),
+}
 
 
-def room_of(module):
-    """The room of a module of the package."""
-    room = module.removeprefix(f"{PACKAGE}.").partition(".")[0]
-    return {"cli": "flags", "__main__": "entry"}.get(room, room)
+def floor(module):
+    """The number of the floor of a module of the package, "room.part.file".
+
+    The package's public names are on that of commands.
+    """
+    parts = [part for part in FLOOR_OF if f"{module}.".startswith(f"{part}.")]
+    return FLOOR_OF[max(parts, key=len, default="commands")]
 
 
 def imports(module, source, is_package=False):
@@ -82,39 +81,22 @@ def imports(module, source, is_package=False):
 
 def allowed(module, name):
     """Whether `module` may import the dotted `name`, which is of this repository."""
-    top, _, rest = name.partition(".")
+    top, _, theirs = name.partition(".")
     if module.startswith("configs"):
-        return top == "configs" or name.startswith(f"{PACKAGE}.common.checks.")
+        return top == "configs" or theirs.startswith("common.checks.")
     if module.startswith("experiments"):  # it does what a user of the package can do
         private = any(part.startswith("_") for part in name.split(".")[1:])
         return top in (PACKAGE, "experiments", "configs") and not private
     if name == "configs.base":  # of a clone: benchmark trains by its recipe
         return module in ("train", f"{PACKAGE}.benchmark.workloads")
-    if top != PACKAGE:  # tests, tools, configs, experiments and train.py are nobody's
+    if top != PACKAGE or not theirs:  # tests, tools and the like are nobody's
         return False
-    if module == "train":
-        return room_of(name) in ("flags", "errors", "config", "training", "deploy")
-    ours = room_of(module)
-    theirs = room_of(name)
-    if ours == "entry":  # it starts commands by their names
-        return theirs in ("errors", "common", "flags")
-    if not rest:
-        return False
-    if theirs == "commands":  # no command imports a command, but what they share
-        return ours == "commands" and name.split(".")[2].startswith("_")
-    if "entry" in (ours, theirs):
-        return False
-    if ours == "commands" or module == PACKAGE:
-        return True
-    if ours == "flags" or theirs == "flags":
-        return ours == "flags" and theirs in ("flags", "errors", "common", "config")
-    for room, order in (("reduction", REDUCTION), ("deploy", DEPLOY)):
-        if ours == theirs == room:
-            mine, other = (floor(order, path) for path in (module, name))
-            return other <= mine
-    if ours == theirs == "training" and module.split(".")[2] == "cluster":
-        return name.split(".")[2] in OF_CLUSTER
-    return ROOMS.index(theirs) <= ROOMS.index(ours)
+    ours = module.removeprefix(f"{PACKAGE}.")
+    if ours in ONLY:
+        return theirs.partition(".")[0] in ONLY[ours]
+    if theirs.startswith("commands."):  # no command imports a command
+        return ours.startswith("commands.") and theirs.startswith("commands._")
+    return module == PACKAGE or floor(theirs) <= floor(ours)
 
 
 def violations(module, source, is_package=False):
@@ -129,7 +111,7 @@ def violations(module, source, is_package=False):
         elif module.startswith("configs"):
             fine = top == "ml_collections"
         elif module.startswith(f"{PACKAGE}.reduction."):
-            fine = module.split(".")[2] not in PLAIN_PYTHON
+            fine = floor(module.removeprefix(f"{PACKAGE}.")) > PLAIN_PYTHON
         else:
             fine = module not in (f"{PACKAGE}.errors", PACKAGE)
         if not fine:
@@ -162,6 +144,7 @@ def test_imports_point_one_way():
         ("deploy.weights.load", "imagepiece_jax.deploy.inference.optimize"),
         ("training.cluster.keeper", "imagepiece_jax.training.trainer"),
         ("commands.describe", "imagepiece_jax.commands.doctor"),
+        ("cli", "imagepiece_jax.training.trainer"),
     ],
 )
 def test_a_bad_import_is_found(module, name):
