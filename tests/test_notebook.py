@@ -1,15 +1,12 @@
 """The notebook of docs runs from its first cell to its last, and shows what it did."""
 
-import base64
 import io
 import json
 import os
 import pathlib
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.deploy.weights import hub
@@ -26,16 +23,11 @@ DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 
 def stored(cell):
-    """What a cell printed and drew when the notebook was stored: text, pictures."""
+    """What a stored cell has printed, and how many pictures it drew."""
     shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     outputs = [output.get("data", output) for output in shown]
     text = "".join("".join(output.get("text", [])) for output in outputs)
-    pictures = [base64.b64decode(o["image/png"]) for o in outputs if "image/png" in o]
-    return text, [pixels(io.BytesIO(picture)) for picture in pictures]
-
-
-def pixels(file):
-    return np.asarray(Image.open(file).convert("RGB"))
+    return text, sum("image/png" in output for output in outputs)
 
 
 def wording(text):
@@ -48,13 +40,13 @@ def wording(text):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What plt.show() shows in a notebook: the pixels of each figure."""
+    """The sizes of the figures that plt.show() shows in a notebook, as PNG."""
     figures = []
 
     def show():
         with io.BytesIO() as file:
             plt.gcf().savefig(file, bbox_inches="tight")
-            figures.append(pixels(file))
+            figures.append(len(file.getvalue()))
         plt.close()
 
     monkeypatch.setattr(plt, "show", show)
@@ -98,13 +90,9 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
         said.append(capsys.readouterr().out)
         text, pictures = stored(cell)
         assert wording(said[-1]) == wording(text), cell["id"]
-        assert len(pictures) == len(drawn) - before
-        for shown, picture in zip(drawn[before:], pictures, strict=True):
-            # Letters of another font differ by some pixels.
-            np.testing.assert_allclose(shown.shape, picture.shape, rtol=0.05)
-            assert len(np.unique(shown)) > 1
+        assert pictures == len(drawn) - before
     said = "".join(said)
     assert said.startswith("trained" if trained else "random")
     assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
-    assert len(drawn) == 2
+    assert min(drawn) > 10_000  # bytes
     assert not list(shallow.iterdir())

@@ -12,6 +12,7 @@ from experiments.models import Finetuner, label
 from experiments.paper_tables import DENSE, TableRow, measure, table
 from imagepiece_jax.input import digits
 from imagepiece_jax.reduction.reduction import Reduction
+from tests import runs
 from tests.experiments import tiny_paper
 
 EVIT = "evit:keep_rate=0.5:blocks=(1,)"
@@ -113,7 +114,8 @@ def test_the_head_is_fresh_where_a_class_has_another_name(tmp_path, config, trai
 
 
 @pytest.mark.slow
-def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
+def test_methods_are_trained_once_and_compared(tmp_path, config, capfd, monkeypatch):
+    runs.compile_once(monkeypatch)
     config.model.depth = 1
     evit = EVIT.replace("blocks=(1,)", "blocks=(0,)")
     maker = finetuner(tmp_path, config)

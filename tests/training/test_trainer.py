@@ -165,7 +165,7 @@ def test_the_best_is_the_first_of_the_highest():
     assert progress.best == {"acc1": 55, "step": 3}
 
 
-def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
+def test_a_run_is_not_resumed_with_other_images(tmp_path):
     """As many of them, of the same names."""
     for split, name, shade in itertools.product(("train", "val"), "ab", range(8)):
         path = tmp_path / "set" / split / name / f"{shade}.bmp"
