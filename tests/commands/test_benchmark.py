@@ -3,12 +3,10 @@
 import itertools
 import json
 
-import numpy as np
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import benchmark
-from imagepiece_jax.deploy.inference import optimize
 from tests import programs
 from tests.benchmark.small import SMALL, simplify
 from tests.command import call
@@ -72,25 +70,3 @@ def test_costs_are_those_of_the_methods(measured):
     scores = 2 * tiny.WIDTH * ((tiny.TOKENS + 1) ** 2 - (tiny.TOKENS - 1) ** 2)
     saved = (2 + 4) * mlp + 2 * attention + scores
     assert gmacs[0] - gmacs[1] == pytest.approx(saved / 1e9, rel=1e-3)
-
-
-def test_trained_weights_beside_their_dense_model(trained, tmp_path, monkeypatch):
-    """Their variables are compiled, and the dense model is measured first."""
-    simplify(monkeypatch)
-    compiled = []
-    stand_in = optimize.optimize
-
-    def seen(vit, **options):
-        compiled.append((vit.reduction.name, vit.variables))
-        return stand_in(vit, **options)
-
-    monkeypatch.setattr(optimize, "optimize", seen)
-    words = [trained, "--reduction=tome:r=2", f"--json={tmp_path}/a.json", *SMALL]
-    ended = call(benchmark.main, *words).ok()
-    assert f"weights of {trained}, random images" in ended.out
-    found = [(row["config"], row["weights"]) for row in rows(tmp_path)]
-    assert found == [("dense", str(trained)), ("tome:r=2", str(trained))]
-    assert [name for name, _ in compiled] == ["none", "tome"]
-    kernel = tiny.pretrained(depth=2).variables["params"]["head"]["kernel"]
-    for _, each in compiled:
-        np.testing.assert_array_equal(each["params"]["head"]["kernel"], kernel)

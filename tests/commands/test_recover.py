@@ -51,15 +51,6 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     chex.assert_trees_all_equal(dense.variables, public)
 
 
-def test_without_a_reduction_three_costs_are_learned(words, tmp_path):
-    imagepiece_jax.save(tmp_path / "weights", tiny.pretrained(depth=2))
-    dense = [word for word in words if word != REDUCTION]
-    call(recover.main, *dense, "--steps=2").ok()
-    vit = imagepiece_jax.load(tmp_path / "out")
-    assert vit.reduction.name == "none"
-    assert [cost.steps for cost in vit.recovery.costs] == [2, 2, 2]
-
-
 def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch):
     assert len(recover.opened("digits")) > 1000
     monkeypatch.chdir(tmp_path)

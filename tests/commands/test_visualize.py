@@ -1,8 +1,5 @@
 """The command: its figures, page and data for any images and file names."""
 
-import os
-import urllib.parse
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +10,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.visualize import html
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.registry import open_source
 from tests.command import call, start
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
@@ -81,20 +77,8 @@ def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):
     assert f"{tmp_path}/notes.txt and 1 more are left out" in capsys.readouterr().out
     images, read = pictures.read_images(found, Preprocessing(tiny.SIDE, crop=0.5))
     assert len(read) == len(names)
-    # The same files are a class of a set.
-    source = open_source(f"folder:{_as_class(tmp_path)}", "val")
-    inside = [source.name(i).split("/val/ant/")[1] for i in range(len(source))]
-    assert inside == [*names]
     hidden = tmp_path / "._a.jpg"
     assert pictures.find_images([hidden]) == [hidden]  # it is named
-
-
-def _as_class(folder):
-    """The root of a set whose only class is `folder`."""
-    root = folder.parent / f"{folder.name}_set"
-    (root / "val").mkdir(parents=True)
-    (root / "val" / "ant").symlink_to(folder)
-    return root
 
 
 def test_images_are_read_as_for_evaluation(folder):
@@ -124,10 +108,10 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 """
 
 
-OLD = ("figures", "figures/old.png", "index.html")
-
-
-@pytest.mark.parametrize("place, there", [("trace", ()), ("page", ()), ("page", OLD)])
+@pytest.mark.parametrize(
+    "place, there",
+    [("trace", ()), ("page", ("figures", "figures/old.png", "index.html"))],
+)
 def test_ctrl_c_leaves_what_was_there(tmp_path, weights, folder, place, there):
     out = tmp_path / "new" / "out"
     for name in there:
@@ -144,27 +128,3 @@ def test_ctrl_c_leaves_what_was_there(tmp_path, weights, folder, place, there):
         assert left - {"figures/000_a_tome_r_4.png"} == {*there}
     else:
         assert not out.parent.exists()
-
-
-def test_any_file_name(tmp_path, weights):
-    """Not UTF-8, formulas, HTML, a newline: shown as it is, or with a backslash."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    long = 250 * "n" + ".png"
-    names = ["$^$.png", "<b>&.png", "a\nb.png", "caf\udce9.png", "f\u00fcr.png", long]
-    for name in names:
-        Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save(folder / name, "PNG")
-    out = tmp_path / "out\udce9"
-    words = ("--reductions=tome:r=4", "--out", out)
-    ended = call(visualize.main, weights, folder, *words)
-    assert ended.status == 0
-    assert ended.err == ""
-    assert read_traces(out)[0] == names
-    page = (out / "index.html").read_text(encoding="utf-8")
-    for shown in ("$^$.png", "&lt;b&gt;&amp;.png", r"caf\udce9.png", "f\u00fcr.png"):
-        assert f">{shown}<" in page
-    drawn = [*(out / "figures").iterdir()]
-    assert len(drawn) == len(names)
-    for file in drawn:
-        path = urllib.parse.quote(os.fsencode(f"figures/{file.name}"))
-        assert f'<img src="{path}"' in page
