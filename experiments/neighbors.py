@@ -1,8 +1,7 @@
 """Are an image's nearest neighbors still found? A reduced encoder, and smaller images.
 
 python -m experiments neighbors --weights FOLDER --photographs FOLDER
-    --imagenette FOLDER --vectors FOLDER --out FOLDER [--only NAMES]
-python -m experiments neighbors --list
+    --imagenette FOLDER --vectors FOLDER --out FOLDER
 python -m experiments neighbors --weights FOLDER --out FOLDER --time
 python -m experiments neighbors --out FOLDER --tables
 
@@ -37,7 +36,6 @@ from imagepiece_jax.models.variables import digest
 
 SETS = ("photographs", "imagenette")
 FOLDER = pathlib.Path("docs/tables/neighbors")
-OPTIONS = study.Options(FOLDER)
 
 SIDE = 224
 DENSE = "dense"
@@ -247,35 +245,37 @@ def page(folder) -> str:
 
 
 def main(
-    options: study.Options = OPTIONS,
     *,
+    out: pathlib.Path = FOLDER,
     weights: str = "",
     photographs: str = "",
     imagenette: str = "",
     vectors: str = "",
     time: bool = False,
+    tables: bool = False,
 ):
     """Measure how many neighbors a reduced encoder keeps.
 
     Args:
+        out: The folder of the lines of cells, and of the page.
         weights: Of the encoder.
         photographs: A folder of images.
         imagenette: A folder of images.
         vectors: A folder of .npy files, which are read again.
         time: Measure times instead.
+        tables: Write the page of the cells that are there instead.
     """
-    waiting = options.cells_to_run(cells(), page)
-    if time:
-        path = options.out / "times.json"
-        os.makedirs(options.out, exist_ok=True)
-        write_json(path, measure_times(weights))
+    if tables:
+        study.write_page(out, page(out))
         return
-    if not waiting:
+    if time:
+        os.makedirs(out, exist_ok=True)
+        write_json(out / "times.json", measure_times(weights))
         return
     paths = {"photographs": photographs, "imagenette": imagenette}
     encoder = Study(weights, vectors, paths)
     identity = {"weights": digest(loaded(weights, DENSE).variables)[:16]}
-    study.run(waiting, options.out, identity, encoder.measure)
+    study.run(cells(), out, identity, encoder.measure)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ runs.jsonl, and writes its page from the lines that are there.
 """
 
 import contextlib
-import dataclasses
-import fnmatch
 import importlib.metadata
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -34,65 +32,6 @@ FILE = "runs.jsonl"
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 
 # Cells: whatever has a `name`
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What studies have in common."""
-
-    out: pathlib.Path
-    """The folder of the study's files: lines of the cells, and the page."""
-
-    only: tuple[str, ...] = ()
-    """Names of cells, or patterns."""
-
-    list: bool = False
-    """Print the names of all cells, and whether they are measured."""
-
-    tables: bool = False
-    """Write the page of the cells that are there."""
-
-    def cells_to_run(
-        self, cells: Iterable[Any], page: Callable[[pathlib.Path], str]
-    ) -> Sequence[Any]:
-        """The cells of --only; none where --list or --tables asked for no measurement.
-
-        page: makes the page from the folder
-        """
-        cells = selected(cells, self.only)
-        if self.list:
-            print_list(cells, self.out)
-            return []
-        if self.tables:
-            write_page(self.out, page(self.out))
-            return []
-        return cells
-
-
-def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
-    """The cells whose names fit one of the patterns; None: all.
-
-    Raises InputError for a pattern that fits none.
-    """
-    cells = list(cells)
-    if not patterns:
-        return cells
-    every = [cell.name for cell in cells]
-    names = set()
-    for pattern in patterns:
-        fitting = fnmatch.filter(every, pattern)
-        if not fitting:
-            raise InputError(f"only has {pattern!r}, which fits no cell; see --list")
-        names.update(fitting)
-    return [cell for cell in cells if cell.name in names]
-
-
-def print_list(cells: Iterable[Any], folder: pathlib.Path):
-    """Print the names of cells, and which are measured."""
-    found = read_runs(folder)
-    for cell in cells:
-        done = "done" if cell.name in found else ""
-        print(f"{cell.name:40}{done}".rstrip())
 
 
 def page(blocks: Iterable[str], cells: Iterable[Any], measured: Iterable[Any]) -> str:
