@@ -13,6 +13,7 @@ from imagepiece_jax.deploy.weights.load import loaders
 from imagepiece_jax.deploy.weights.save import save
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.cluster.run_dir import record_classes, record_start
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.teacher import create_teacher
@@ -22,9 +23,6 @@ from tests.models import recoveries
 BLOCKS = {"reduction": "imagepiece:merge_blocks=():prune_blocks=()"}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 configured = functools.partial(runs.configured, {"model.stem": "patch"} | SIZE | BLOCKS)
-
-
-pytestmark = pytest.mark.usefixtures("quickly_begun")
 
 
 def drawn(config, seed=0):
@@ -131,7 +129,8 @@ def test_only_the_named_parts_are_new(saved):
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     config = configured(fields, **{"init.fresh": ("head",)})
-    head = {"head": drawn(config, seed=5)["params"]["head"]}
+    own = fresh_variables(model_of(config), 5)
+    head = {"head": own["params"]["head"]}
     chex.assert_trees_all_equal(started(config)["params"], variables["params"] | head)
 
 
