@@ -154,7 +154,7 @@ def random_pass(model, images, order, batch_size):
 
 def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     """Twelve times the same image: whatever differs was drawn."""
-    model = tiny.model("random:keep_rate=0.5:blocks=(0,)", depth=1)
+    model = tiny.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     images = images.repeat(12, 0)
     order = np.arange(12)
