@@ -23,7 +23,7 @@ from PIL import Image
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.data.source import Source
 
 SIDE = 16  # of a form
 NEAR = 0.1  # copies are nearer than this
@@ -95,11 +95,10 @@ def readable_originals(source: Source) -> Source:
     total = len(source)
 
     def form_or_error(index):
-        try:
-            pixels, _ = source.read(index)
-        except UnreadableImage as error:
-            return error
-        return small_form(Image.fromarray(pixels))
+        image = source[index]
+        if not image.readable:
+            return image.damage
+        return small_form(Image.fromarray(image.pixels))
 
     forms = []
     indices = []
@@ -123,7 +122,7 @@ def readable_originals(source: Source) -> Source:
             source.name(indices[first[copy]]),
         )
     indices = indices[~is_copy]
-    return source if len(indices) == total else Subset(source, indices)
+    return source if len(indices) == total else source.subset(indices)
 
 
 def copies_of_tests(

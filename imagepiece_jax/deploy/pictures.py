@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +27,11 @@ from imagepiece_jax.data.folder import (
     split_folder,
 )
 from imagepiece_jax.data.normalize import is_array
-from imagepiece_jax.data.source import FileSource, Source
+from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.errors import InputError
 
 PATH = str | os.PathLike
 LOADING = threading.Lock()  # Pillow reads a file at first use, in one thread only
-NO_LABEL = -1
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -138,38 +137,9 @@ def rgb(image) -> np.ndarray:
     return np.array(image)  # a copy, as its owner may change it later
 
 
-class ArraySource(Source):
-    """Images in memory.
-
-    images: uint8 [H, W, 3], maybe of different sizes
-    """
-
-    def __init__(self, images):
-        super().__init__(num_classes=0)
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def read(self, index):
-        return self.images[index], NO_LABEL
-
-    def name(self, index):
-        return f"image {index}"
-
-    def size(self, index):
-        return self.images[index].shape[:2]
-
-
-class Photographs(FileSource):
+def photographs(files: Sequence[PATH]) -> FileSource:
     """Image files without labels, turned as their EXIF says."""
-
-    def __init__(self, files):
-        super().__init__("", files, np.full(len(files), NO_LABEL), num_classes=0)
-
-    def read(self, index):
-        path = self.name(index)
-        return decode.decode(path, path, upright=True), NO_LABEL
+    return FileSource("", files, np.full(len(files), -1), upright=True)
 
 
 def as_source(images: Any) -> Source:
@@ -214,10 +184,10 @@ def as_source(images: Any) -> Source:
 
 
 def _photographs(paths):
-    """The Photographs of paths of images and folders."""
+    """The `photographs` of paths of images and folders."""
     paths = [os.path.expanduser(path) for path in paths]
     check_there(paths)
-    return Photographs(find_images(paths, "train"))
+    return photographs(find_images(paths, "train"))
 
 
 def find_images(words: list[str], split: str | None = None) -> list[pathlib.Path]:

@@ -1,12 +1,10 @@
 """hf:OWNER/NAME and hf:FOLDER, images that Hugging Face's `datasets` reads."""
 
-import io
 import os
 
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import shortened
 from imagepiece_jax.data.folder import SPLIT_FOLDERS
 from imagepiece_jax.data.source import Source, check_num_classes
@@ -66,35 +64,22 @@ class HubSource(Source):
     """
 
     def __init__(self, rows, place, labels, num_classes, class_names=None):
-        super().__init__(num_classes, class_names)
+        super().__init__(len(rows), num_classes, class_names)
         self._rows = rows
         self._place = place
         self.labels = np.asarray(labels, np.int32)
 
-    def __len__(self):
-        return len(self._rows)
+    def stored(self, place):
+        image = self._rows[place]["image"]
+        data = image["bytes"]
+        if data is None:  # of a repository of image files
+            data = image["path"]
+        return data, int(self.labels[place]), f"{self._place}/{place}"
 
-    def read(self, index):
-        file = io.BytesIO(self.encoded(index))
-        return decode.decode(file, self.name(index)), int(self.labels[index])
-
-    def name(self, index):
-        return f"{self._place}/{index}"
-
-    def encoded(self, index):
-        image = self._rows[index]["image"]
-        if image["bytes"] is None:  # of a repository of image files
-            with open(image["path"], "rb") as file:
-                return file.read()
-        return image["bytes"]
-
-    def inventory(self, indices):
+    def inventory(self, places):
         import pyarrow.compute  # which `datasets` needs
 
         files = pyarrow.compute.struct_field(self._rows.data.column("image"), "bytes")
         sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()
-        yield sizes[indices].tobytes()
-        yield self.labels[indices].tobytes()
-
-    def content(self, index):
-        return self.encoded(index)
+        yield sizes[places].tobytes()
+        yield self.labels[places].tobytes()

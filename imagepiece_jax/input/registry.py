@@ -9,7 +9,7 @@ from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.source import SPLITS, Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.input.digits import Digits
+from imagepiece_jax.input.digits import open_digits
 from imagepiece_jax.input.hub_data import open_hub_data
 from imagepiece_jax.input.imagenet_tfds import open_imagenet
 
@@ -59,7 +59,7 @@ def open_source(
     if name == "imagenet2012":
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
-        return Digits(split, num_classes)
+        return open_digits(split, num_classes)
     if kind == "hf" and path:
         return open_hub_data(path, split, num_classes, labeled)
     if kind == "folder" and path:

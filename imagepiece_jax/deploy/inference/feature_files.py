@@ -17,13 +17,13 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import Progress
-from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.deploy.inference import optimize
 from imagepiece_jax.deploy.inference.feature_folder import Arrays, FeatureFolder
 from imagepiece_jax.deploy.inference.features import feature_map, none_readable
-from imagepiece_jax.deploy.pictures import Photographs
+from imagepiece_jax.deploy.pictures import photographs as source_of
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import record_of
@@ -92,7 +92,7 @@ def write_features(
     xla_options.check_dtype(model.execution.dtype.name)
     wanted = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(wanted.get, wanted))
-    photographs = Photographs([*images])  # its mistakes, before a folder is made
+    photographs = source_of([*images])  # its mistakes, before a folder is made
     count = len(photographs)
     if not count:
         raise InputError("images is empty")
@@ -126,7 +126,7 @@ class Batch(NamedTuple):
 class Reading(NamedTuple):
     """How photographs are read."""
 
-    photographs: Photographs
+    photographs: FileSource
     preprocessing: Preprocessing
     size: int  # photographs of a batch, over all devices
     threads: int
@@ -154,10 +154,10 @@ class Reading(NamedTuple):
     def _read(self, row, target):
         """Read a photograph into an array; (row, path, reason) where that fails."""
         try:
-            pixels, _ = self.photographs.read(row)
-            target[:] = self.preprocessing(pixels)
-        except UnreadableImage as error:
-            return row, error.name, f"cannot be read ({error.reason})"
+            image = self.photographs[row]
+            if not image.readable:
+                return row, image.name, f"cannot be read ({image.damage.reason})"
+            target[:] = self.preprocessing(image.pixels)
         except InputError as error:
             return row, self.photographs.name(row), f"does not fit: {error}"
         return None
