@@ -36,7 +36,7 @@ def written(folder, text, columns=SPLIT):
 
 def levels(path, split):
     source = open_source(f"csv:{path}", split)
-    return [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
+    return [int(source[i].pixels[0, 0, 0]) for i in range(len(source))]
 
 
 def refused(path, message, split="val", num_classes=None, **options):

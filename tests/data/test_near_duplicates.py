@@ -99,7 +99,7 @@ def test_one_in_a_million_pairs_of_digits_are_copies():
     forms = []
     for source in sources:
         for index in range(len(source)):
-            pixels, _ = source.read(index)
+            pixels, _, *_ = source[index]
             forms.append(near_duplicates.small_form(Image.fromarray(pixels)))
     near = near_duplicates.distances(forms, forms) < near_duplicates.NEAR
     pairs = np.triu_indices(len(forms), 1)

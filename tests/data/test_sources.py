@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
-from imagepiece_jax.data.source import FileSource, Subset
+from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.splits import split_files
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.digits import read_digits
@@ -33,7 +33,7 @@ def save_noise(path):
 
 def labels_of(source):
     """The labels of all images, as they are read."""
-    return [source.read(index)[1] for index in range(len(source))]
+    return [source[index].label for index in range(len(source))]
 
 
 def names_of(source, prefix=""):
@@ -94,7 +94,7 @@ def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
     index = int(source.name(0).removeprefix("digits/"))
     small = np.round(pixels[index] * 255 / 16)
     truth = doubled_rows(doubled_rows(small.T).T)  # Pillow too: columns, then rows
-    image, label = source.read(0)
+    image, label, *_ = source[0]
     assert image.shape == (16, 16, 3)
     assert image.dtype == np.uint8
     assert label == labels[index]
@@ -120,14 +120,16 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     source = open_source(f"folder:{folder}", "train", num_classes=2)
     assert len(source) == 6
     assert labels_of(source) == [0, 0, 0, 1, 1, 1]  # ant before zebra
-    images = np.stack([source.read(index)[0] for index in range(6)])
+    images = np.stack([source[index].pixels for index in range(6)])
     assert images[:, 0, 0, 0].tolist() == [30, 40, 50, 0, 10, 20]
     assert images[0].shape == (4, 5, 3)
     assert source.name(4) == str(folder / "train" / "zebra" / "1.PNG")
     (folder / "train" / "ant" / "1.PNG").write_bytes(b"torn")
-    with pytest.raises(UnreadableImage, match=r"1\.PNG"):
-        source.read(1)
-    assert source.read(2)[1] == 0
+    damaged = source[1]
+    assert not damaged.readable
+    assert damaged.name in str(damaged.damage)
+    assert damaged.name.endswith("1.PNG")
+    assert source[2].label == 0
     (folder / "train").rename(folder / "elsewhere")
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2
 
@@ -159,8 +161,8 @@ def test_splits_may_have_other_names(folder, tested):
 def test_csv_reads_rows_in_order_and_sources_name_their_classes(table, folder):
     source = open_source(f"csv:{table}", "val", num_classes=5)
     assert labels_of(source) == [4, 0]
-    assert source.read(1)[0].shape == (9, 7, 3)
-    assert source.read(0)[0][0, 0].tolist() == [1, 2, 3]
+    assert source[1].pixels.shape == (9, 7, 3)
+    assert source[0].pixels[0, 0].tolist() == [1, 2, 3]
     assert source.name(0) == str(table.parent / "images" / "a.png")
     for split in ("train", "val"):
         source = open_source(f"folder:{folder}", split)
@@ -262,7 +264,7 @@ WRITTEN = {suffix for suffix, name in FORMATS.items() if name in COLOR}
 @pytest.mark.parametrize("suffix", sorted({*EXTENSIONS} & WRITTEN))
 def test_images_of_a_folder_are_of_any_known_format(folder, suffix):
     save(folder / "val" / "ant" / f"1{suffix}", (200, 100, 0))
-    image, label = open_source(f"folder:{folder}", "val").read(1)
+    image, label, *_ = open_source(f"folder:{folder}", "val")[1]
     assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3
     assert label == 0
 
@@ -294,7 +296,7 @@ def test_images_of_a_class_may_be_in_sub_folders(folder):
         "zebra/b/deep/3.png",
     ]
     assert source.labels.tolist() == [0, 1, 1, 1, 1, 1]
-    assert source.read(2)[0][0, 0].tolist() == [1, 2, 3]
+    assert source[2].pixels[0, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("target", ["nowhere.jpg", "loop.jpg"])
@@ -373,17 +375,16 @@ def test_the_digest_tells_other_labels(table):
 
 def test_the_digest_is_of_a_parts_images_and_of_few_of_a_large_set(folder, monkeypatch):
     full = open_source(f"folder:{folder}", "train")
-    part = Subset(Subset(full, [5, 0, 1]), [1, 2])
-    assert part.digest == Subset(full, [0, 1]).digest != full.digest
+    part = full.subset([5, 0, 1]).subset([1, 2])
+    assert part.digest == full.subset([0, 1]).digest != full.digest
     longer(folder / "train" / "zebra" / "2.png")
     again = open_source(f"folder:{folder}", "train")
-    assert Subset(again, [0, 1]).digest == part.digest
+    assert again.subset([0, 1]).digest == part.digest
     assert again.digest != full.digest
     source = FileSource(folder, ["train/ant/0.png"] * 1000, [0] * 1000, 2)
     read = []
-    monkeypatch.setattr(
-        FileSource, "encoded", lambda _, index: read.append(index) or b""
-    )
+    stored = source.stored
+    source.stored = lambda place: read.append(place) or stored(place)
     assert len(source.digest) == 16
     assert len(read) == 64
     assert (read[0], read[-1]) == (0, 999)
@@ -398,15 +399,14 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     assert part.num_classes == 2
     assert part.class_names == full.class_names
     for index, place in enumerate([0, 2, 3, 5]):
-        ours = part.read(index)
-        theirs = full.read(place)
-        assert (ours[0] == theirs[0]).all()
-        assert ours[1] == theirs[1]
-        assert part.name(index) == full.name(place)
-        assert part.encoded(index) == full.encoded(place)
+        ours = part[index]
+        theirs = full[place]
+        assert (ours.pixels == theirs.pixels).all()
+        assert ours[1:] == theirs[1:]
+        assert part.name(index) == full.name(place) == ours.name
     assert full.spread(6) is full.spread(None) is full
     assert [full.spread(1).name(0)] == [full.name(0)]
-    assert Subset(full, range(4)).part != part.part
+    assert full.subset(range(4)).part != part.part
     assert full.part == {}
     files = [f"{number // 37}/{number % 37}" for number in range(370)]
     source = FileSource(tmp_path, files, np.arange(370) // 37, 10)

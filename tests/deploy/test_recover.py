@@ -747,7 +747,7 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     sources += [as_source(pictures), as_source(jax.numpy.array(noise(3)))]
     for source in sources:
         assert len(source) == 3
-        np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
+        np.testing.assert_array_equal(source[1].pixels, noise(3)[1])
     table = tmp_path / "table.csv"
     rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
     table.write_text("\n".join(rows))
@@ -882,7 +882,7 @@ def test_files_are_turned_as_their_exif_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
     picture.save(tmp_path / "a.png", exif=exif)
-    pixels, _ = as_source(tmp_path).read(0)
+    pixels = as_source(tmp_path)[0].pixels
     np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture), -1))
 
 
@@ -902,7 +902,7 @@ def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
     (tmp_path / "b.heic").write_bytes(b"....ftypheic")
     source = as_source(tmp_path)
     assert len(source) == 1  # a format that Pillow does not decode is left out
-    pixels, _ = source.read(0)
+    pixels, _, *_ = source[0]
     assert pixels.dtype == np.uint8
     assert pixels.shape == (*picture.size[::-1], 3)
     if mode == "I;16":

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from imagepiece_jax.data.batches import Part
+from imagepiece_jax.data.batches import Batches, Part
 from imagepiece_jax.input import worker_pool
 from tests.input.noise import Noise, train_batches, train_transform
 
@@ -15,6 +15,7 @@ class Filled:
         self.steps = range(steps)
 
     parts = 3
+    read = Batches.read
     part_bytes = 7
 
     def read_part(self, number, allocate):

@@ -10,12 +10,11 @@ from PIL import Image
 
 datasets = pytest.importorskip("datasets")
 
-from imagepiece_jax.common.placement import Placement  # noqa: E402
-from imagepiece_jax.data.batches import EvalBatches  # noqa: E402
+from imagepiece_jax.data.batches import Batches  # noqa: E402
 from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
 from imagepiece_jax.errors import InputError  # noqa: E402
-from imagepiece_jax.input import loader  # noqa: E402
 from imagepiece_jax.input.registry import open_source  # noqa: E402
+from imagepiece_jax.input.worker_pool import read_ahead  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
@@ -59,16 +58,14 @@ def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
     source = open_source(f"hf:{folder}", "train")
     assert (source.num_classes, source.class_names) == (3, ("ant", "bee", "cat"))
     for number in range(40):
-        pixels, label = source.read(number)
+        pixels, label, *_ = source[number]
         assert (pixels == np.full((8, 8, 3), 4 * number)).all()
         assert label == number % 3
-        assert source.encoded(number) == png(number)
+        assert source.stored(number)[0] == png(number)
     assert source.name(7) == f"hf:{folder}/train/7"
-    sequence = EvalBatches(
-        source, Preprocessing(8), batch_size=1, placement=Placement()
-    )
+    one_each = Batches(source=source, transform=Preprocessing(8), batch_size=1)
     for workers in (0, 2):
-        batches = [*loader.read_ahead(sequence, workers, threads=2)]
+        batches = [*read_ahead(one_each, workers, threads=2)]
         levels = [batch["image"][0, 0, 4, 4, 0] for batch in batches]
         assert levels == [4 * number for number in range(40)]
 
@@ -96,7 +93,7 @@ def test_labels_are_numbers_and_may_be_left_out(folder):
     with pytest.raises(InputError, match="to 2; they must be from 0 to 1"):
         open_source(f"hf:{folder}", "val", num_classes=2)
     source = open_source(f"hf:{folder}", "train", labeled=False)
-    assert [source.read(number)[1] for number in range(3)] == [-1, -1, -1]
+    assert [source[number].label for number in range(3)] == [-1, -1, -1]
     write(folder, "train", range(2), datasets.Value("int64"), [0, None])
     with pytest.raises(InputError, match="labels that are no whole numbers"):
         open_source(f"hf:{folder}", "train")

@@ -268,7 +268,7 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
     for split in ("train", "val"):  # é is behind z, and e before it
         source = open_source(data, split, num_classes=2)
         assert source.class_names == ("cafz", COMPOSED)
-        label = {source.name(i).split("/")[-2]: source.read(i)[1] for i in range(2)}
+        label = {source.name(i).split("/")[-2]: source[i].label for i in range(2)}
         assert label.pop("cafz") == 0
         assert [*label.values()] == [1]
     for names in ((COMPOSED, "cafz"), (DECOMPOSED, "cafz")):
@@ -280,7 +280,7 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
     table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
     source = open_source(f"csv:{table}", "val", num_classes=2)
     assert source.class_names == (None, COMPOSED)
-    assert source.read(0)[1] == 1
+    assert source[0].label == 1
     rows[1] = f"val/{DECOMPOSED}/0.png,1,"
     table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
     with pytest.raises(InputError, match="line 3 names .* again"):
