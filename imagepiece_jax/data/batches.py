@@ -253,13 +253,12 @@ class Reader:
     def _record(self, parts):
         """Record the files that could not be read."""
         batches = self._batches
-        source = batches.source
         for sample in itertools.chain(*[part.samples for part in parts]):
             if sample.damaged:
                 self._damaged += sample.damaged
-                record_unreadable(
-                    source.unreadable, self._damaged, len(source), batches.consequence
-                )
+                damaged = batches.source.unreadable
+                total = len(batches.source)
+                record_unreadable(damaged, self._damaged, total, batches.consequence)
             if sample.mask:
                 self._damaged = []
 
