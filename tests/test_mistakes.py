@@ -65,7 +65,7 @@ MISTAKES = [
     ("describe weights --crop 2", 2, "crop"),
     # images
     ("predict weights", 2, "images"),
-    ("predict weights no.png", 1, "no.png"),
+    ("predict weights no.png", 2, "no.png"),
     ("predict weights damaged.png", 1, "damaged.png"),
     ("predict weights empty", 2, "empty"),
     ("features weights no.png --out x", 2, "no.png"),

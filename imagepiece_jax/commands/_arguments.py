@@ -146,4 +146,4 @@ class Images:
     """Images without labels."""
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, and folders, which stand for theirs."""
+    """Images, folders of images, and .txt files with a path a line."""
