@@ -60,6 +60,7 @@ MISTAKES = [
     ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "selector"),
     ("predict weights a.png --image-size 15", 2, "15"),
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
+    ("predict weights a.png --averaged", 2, "averaged"),
     ("predict weights a.png --config deit_ti", 2, "num_classes"),
     ("predict weights a.png --config nowhere", 2, "nowhere"),
     ("describe weights --crop 2", 2, "crop"),
