@@ -10,7 +10,6 @@ import pytest
 from imagepiece_jax.deploy.weights.files import read_state_dict
 from tests.deploy.weights.pth import (
     check_same,
-    integer,
     mapping,
     old_tensor,
     old_torch,
