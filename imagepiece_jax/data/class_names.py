@@ -142,16 +142,13 @@ def check_classes(
 
 
 def checked_names(names, classes):
-    """Names by label as a tuple, of which there must be `classes`.
+    """Names by label as a tuple of length `classes`.
 
-    names: a sequence of strings, and of None for classes without a name
+    names: strings, and None for classes without a name
     """
     if isinstance(names, str):
         raise InputError(f"class_names is {names!r}; it must be a list of names")
     names = tuple(names)
-    for name in names:
-        if not isinstance(name, str | None):
-            raise InputError(f"class_names has {name!r}, which is no text")
     if len(names) != classes:
         raise InputError(f"class_names has {len(names)} names for {classes} classes")
     return names

@@ -24,7 +24,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
@@ -80,7 +80,6 @@ def features(
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    check_pretrained(vit)
     options = {"layers": layers, "norm": norm, "reshape": reshape}
     options["fill"] = fill
     images = pictures.of_folder(images)

@@ -19,7 +19,7 @@ from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 
 
 class Prediction(NamedTuple):
@@ -56,7 +56,6 @@ class Predictor:
         threads: int | None = None,
         **options: Any,
     ):
-        check_pretrained(vit)
         classes = vit.model.config.num_classes
         self._labels = vit.class_names
         if labels is not None:
