@@ -58,7 +58,7 @@ class Weights:
     """best or latest of a run; a key of a file with several models."""
 
     averaged: bool = False
-    """Take the averages of the weights over the steps of training."""
+    """Take a run's averages of the weights over its steps."""
 
     crop: float | None = None
     """The crop's sides by those of the resized image."""
@@ -146,4 +146,4 @@ class Images:
     """Images without labels."""
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, and folders, which stand for theirs."""
+    """Images, folders of images, and .txt files with a path a line."""

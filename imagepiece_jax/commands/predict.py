@@ -35,11 +35,9 @@ def main(
 
     files = pictures.find_images(images.images)
     if json is not None:
-        read = [*map(str, files), *own_files(weights.weights)]
+        read = [*files, *own_files(weights.weights)]
         check_writable("json", json, [".json"], read)
     vit = weights.load()
-    if note := pictures.sizes_note(files, vit.preprocessing):
-        print(f"note: {note}", flush=True)
     predict = Predictor(
         vit,
         labels=labels,
@@ -51,7 +49,7 @@ def main(
     answers = {}
     unreadable = 0
     for file, found in zip(files, predict.stream(files), strict=True):
-        answers[str(file)], line = answered(file, found)
+        answers[file], line = answered(file, found)
         if isinstance(found, InputError):
             unreadable += 1
             print(line, file=sys.stderr)

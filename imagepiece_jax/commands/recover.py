@@ -1,7 +1,6 @@
 """Recovery of what a reduction costs, from a few hundred images without labels."""
 
 import dataclasses
-import pathlib
 import sys
 from typing import Annotated, Literal
 
@@ -48,12 +47,13 @@ def main(
 
     from imagepiece_jax.common.files import FolderLock, check_folder, check_room
     from imagepiece_jax.common.signals import finishing
+    from imagepiece_jax.deploy.pictures import as_source
     from imagepiece_jax.deploy.recover.recover import recover
     from imagepiece_jax.deploy.weights.save import checked_folder
 
     folder = checked_folder(out)
     check_folder("out", folder)
-    source = opened(images.images)
+    source = as_source(images.images)
     # It ends before the result is written, which replaces the folder.
     with FolderLock("out", folder):
         vit = weights.load()
@@ -70,17 +70,6 @@ def main(
         )
     with finishing():  # nothing that took minutes is lost while it is written
         written(out, recovered)
-
-
-def opened(images):
-    """The images of a data set that has a name, else as `recover` takes them."""
-    from imagepiece_jax.deploy import pictures
-    from imagepiece_jax.input import registry
-
-    named = images in registry.SETS or images.startswith("hf:")
-    if named and not pathlib.Path(images).exists():
-        return registry.open_source(images, "train", labeled=False)
-    return pictures.as_source(images)
 
 
 def written(out, recovered):

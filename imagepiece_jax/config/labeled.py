@@ -147,7 +147,8 @@ def _notes(vit, name, every, source):
     source: those that are taken
     """
     path = str(vit.source.path)
-    notes = [check_classes(vit.class_names, path, source.class_names, name)]
+    check_classes(vit.class_names, path, source.class_names, name)
+    notes = []
     if name.startswith("folder:"):
         folder = os.path.expanduser(name.removeprefix("folder:"))
         _, note = split_folder(folder, "val")

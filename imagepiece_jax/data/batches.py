@@ -76,6 +76,8 @@ class Batches:
     repeats: how often each image comes in a row, each time with other random crops; an
         epoch has as many steps as without. A step has the images that DeiT's sampler
         gives to all devices together, if batches split evenly
+    strict: whether too many images that cannot be read, and any that does not fit the
+        transform, raise InputError; else both are recorded, and their mask is 0
     Raises InputError for a batch that cannot be split or filled.
     Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
@@ -87,6 +89,7 @@ class Batches:
     steps: range | None = None
     seed: int | None = None
     repeats: int = 1
+    strict: bool = True
 
     def __post_init__(self):
         if self.seed is None:
@@ -134,7 +137,15 @@ class Batches:
                 image, sample = self._read(*place)
             else:  # a copy
                 sample = sample._replace(damaged=[])
-            target[:] = self._transformed(image, sample.index, step, position)
+            try:
+                target[:] = self._transformed(image, step, position)
+            except InputError as error:
+                name = self.source.name(sample.index)
+                if self.strict:
+                    raise InputError(f"{name}: {error}") from error
+                target[:] = 0
+                misfit = UnreadableImage(name, f"it does not fit: {error}")
+                sample = sample._replace(mask=0.0, damaged=[misfit])
             samples.append(sample)
         return Part(pixels, samples)
 
@@ -160,17 +171,13 @@ class Batches:
             damaged.append(image.damage)
         return None, Sample(0, candidates[0], 0.0, damaged)
 
-    def _transformed(self, pixels, index, step, position):
+    def _transformed(self, pixels, step, position):
         """The pixels of an image after the transform; padding is black."""
         if pixels is None:
             return 0
-        draws = []
-        if self.seed is not None:
-            draws.append(_stream(self.seed, _TRANSFORM, step, position))
-        try:
-            return self.transform(pixels, *draws)
-        except InputError as error:
-            raise InputError(f"{self.source.name(index)}: {error}") from error
+        if self.seed is None:
+            return self.transform(pixels)
+        return self.transform(pixels, _stream(self.seed, _TRANSFORM, step, position))
 
     def join(self, parts: list[Part]) -> dict[str, np.ndarray]:
         """The batch of its parts.
@@ -254,11 +261,13 @@ class Reader:
         """Record the files that could not be read."""
         batches = self._batches
         for sample in itertools.chain(*[part.samples for part in parts]):
-            if sample.damaged:
+            known = batches.source.unreadable
+            if not batches.strict:
+                known |= {error.name: error.reason for error in sample.damaged}
+            elif sample.damaged:
                 self._damaged += sample.damaged
-                damaged = batches.source.unreadable
                 total = len(batches.source)
-                record_unreadable(damaged, self._damaged, total, batches.consequence)
+                record_unreadable(known, self._damaged, total, batches.consequence)
             if sample.mask:
                 self._damaged = []
 

@@ -14,14 +14,11 @@ mirrored or not. Another crop of it is none. `NEAR` was chosen on 500 photograph
 
 import concurrent.futures
 import logging
-import os
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.progress import counted
-from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 
@@ -31,7 +28,6 @@ NEAR = 0.1  # copies are nearer than this
 # differs by what JPEG adds to it.
 LEAST_DEVIATION = 8.0
 ROWS = 500  # forms that are compared with all others at once, for the memory
-DRAFT = 4 * SIDE  # a JPEG file is decoded at an eighth of its size, if not below this
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -43,16 +39,6 @@ def small_form(image: Image.Image) -> np.ndarray:
     gray = np.asarray(small, np.float32).ravel()
     gray -= gray.mean()
     return gray / max(float(gray.std()), LEAST_DEVIATION)
-
-
-def form_of_file(path: str) -> np.ndarray | None:
-    """The form of an image file as it is stored; None for one that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (DRAFT, DRAFT))
-            return small_form(Image.fromarray(decode.rgb(image)))
-    except Exception:  # as in `decode`, which reports it where the image is needed
-        return None
 
 
 def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -123,39 +109,6 @@ def readable_originals(source: Source) -> Source:
         )
     indices = indices[~is_copy]
     return source if len(indices) == total else source.subset(indices)
-
-
-def copies_of_tests(
-    root: str, files: Sequence[str], tests: Sequence[str]
-) -> tuple[set[str], set[str]]:
-    """(copies of test images among `files`, those among the tests themselves).
-
-    A file that cannot be read is no copy. Of tests that are alike the first is none.
-
-    root: the folder that the files are relative to
-    """
-
-    def form_of(file):
-        return form_of_file(os.path.join(root, file))
-
-    readable = []
-    forms = []
-    for file, form in _in_threads(form_of, [*tests, *files], "looking for copies"):
-        if form is not None:
-            readable.append(file)
-            forms.append(form)
-    forms = np.reshape(forms, (-1, SIDE**2))
-    tested = len({*readable} & {*tests})
-    first = originals(forms[:tested])
-    again = np.flatnonzero(first != np.arange(tested))
-    among_tests = {readable[index] for index in again}
-    among_files = set()
-    for start in range(tested, len(forms), ROWS):
-        rows = slice(start, start + ROWS)
-        near = distances(forms[rows], forms[:tested]) < NEAR
-        copies = np.flatnonzero(near.any(1))
-        among_files |= {readable[start + row] for row in copies}
-    return among_files, among_tests
 
 
 def _in_threads(call, items, what):

@@ -11,7 +11,7 @@ from imagepiece_jax.data.source import Source, check_num_classes
 from imagepiece_jax.errors import InputError
 
 
-def open_hub_data(path, split, num_classes, labeled):
+def open_hub_data(path, split, num_classes):
     """The images of a split of hf:PATH, with arguments and errors of `open_source`.
 
     They are the columns image and label. `datasets` writes them once to its cache as a
@@ -29,7 +29,7 @@ def open_hub_data(path, split, num_classes, labeled):
             f"{', '.join(SPLIT_FOLDERS[split])}"
         )
     rows = splits[there[0]]
-    columns = ["image", "label"] if labeled else ["image"]
+    columns = ["image", "label"]
     if not {*columns} <= {*rows.column_names}:
         raise InputError(
             f"{place} has the columns {', '.join(rows.column_names)}; it must have "
@@ -37,8 +37,6 @@ def open_hub_data(path, split, num_classes, labeled):
         )
     rows = rows.select_columns(columns)
     rows = rows.cast_column("image", datasets.Image(decode=False))
-    if not labeled:
-        return HubSource(rows, f"{place}/{there[0]}", [-1] * len(rows), num_classes)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     if labels.dtype.kind not in "iu":  # as where some are missing
         raise InputError(f"{place} has labels that are no whole numbers")

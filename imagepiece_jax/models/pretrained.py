@@ -38,9 +38,9 @@ class Source:
     kind: str = "model"  # "weights file", "folder" or "run"
     name: str = ""  # the last part of the path; of the hub's weights OWNER/NAME
     license: str | None = None
-    # of the images that the positions were trained for; None: the model's
+    # size of the images that the positions were trained for; None: the model's
     image_size: int | tuple[int, int] | None = None
-    # that the weights were trained with; None: nothing says it
+    # the reduction that the weights were trained with; None: nothing says it
     reduction: Reduction | None = None
     checkpoint: str | None = None  # of a run, "best" or "latest"; of a file, a key
     averaged: bool = False  # whether the weights are averages over steps
@@ -71,12 +71,12 @@ class Pretrained:
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
 
-    Raises InputError for wrong types, and for metadata that do not fit the model.
+    Raises InputError for metadata that do not fit the model.
     """
 
     model: ViT  # the network
-    # parameters and statistics, {"params": .., ..}. They are not to be changed: what
-    # computes with them copies them to its device once, and makes NumPy's read-only
+    # parameters and statistics, {"params": .., ..}. Do not change them in place: they
+    # are copied to a device once, and NumPy's arrays are then read-only
     variables: Mapping[str, Any]
     preprocessing: Preprocessing | None = None  # of its images; None: the config's
     # a name, or None, for each class; None: there are no names
@@ -89,15 +89,6 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        model = self.model
-        variables = self.variables
-        params = isinstance(variables, Mapping) and "params" in variables
-        if not isinstance(model, ViT) or not params:
-            raise InputError(
-                f"model is a {type(model).__name__} and variables a "
-                f"{type(variables).__name__}; they must be a ViT, as create_model "
-                'makes it, and a dict with "params"'
-            )
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             names = checked_names(self.class_names, self.config.num_classes)
@@ -110,12 +101,12 @@ class Pretrained:
                 f"but the model is for {size_text(self.image_size)}"
             )
         # Here, since whatever changes the model or its images makes a Pretrained.
-        params = variables["params"]
+        params = self.variables["params"]
         if self.recovery and not self.recovery.describes(params):
             put("recovery", None)
-        fitted = self.fitted(params, model)
+        fitted = self.fitted(params, self.model)
         if fitted is not params:
-            put("variables", {**variables, "params": fitted})
+            put("variables", {**self.variables, "params": fitted})
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -297,15 +288,8 @@ class Pretrained:
         """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
 
         A softmax, or for several labels an image a sigmoid of each logit.
-        Raises InputError for a head of numbers (problem_type "regression"), and for
-            logits of other classes.
+        Raises InputError for a head of numbers (problem_type "regression").
         """
-        classes = self.config.num_classes
-        if logits.shape[-1:] != (classes,):
-            raise InputError(
-                f"logits has shape {logits.shape}; it must be [.., {classes}], one for "
-                "each class"
-            )
         return probabilities(logits, self.config.problem_type)
 
     def with_reduction(
@@ -332,11 +316,6 @@ class Pretrained:
         Raises InputError for other sizes, where the reduction does not fit them, and
             where positions are resized already.
         """
-        if self.reduction is None:
-            raise InputError(
-                "the model has no record of its reduction, which the size may change; "
-                "create_model(config, reduction) makes one that has"
-            )
         trained_size = self.source.image_size or self.image_size
         resized = sides(trained_size) != sides(self.image_size)
         if resized and self.config.arch.positions:
@@ -346,12 +325,7 @@ class Pretrained:
             )
         config = self.config.at_size(image_size)
         dense = self.model.clone(config=config)
-        try:
-            model = reduction_plan.with_plan(dense, self.reduction)
-        except InputError as error:
-            raise InputError(
-                f"{error}; take the size first: with_reduction(None).at_size(..)"
-            ) from error
+        model = reduction_plan.with_plan(dense, self.reduction)
         params = resize_positions.fit(self.variables["params"], config, trained_size)
         source = dataclasses.replace(self.source, image_size=trained_size)
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
@@ -450,10 +424,3 @@ class Pretrained:
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
     return {part: digest(variables["params"][part]) for part in parts}
-
-
-def check_pretrained(vit: Any):
-    """Check that it is a Pretrained."""
-    if not isinstance(vit, Pretrained):
-        kind = type(vit).__name__
-        raise InputError(f"vit is of type {kind}; it must be what load() returns")

@@ -751,12 +751,10 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     table = tmp_path / "table.csv"
     rows = ["filename,label,split", "0.png,0,train", "1.png,0,train", "2.png,0,val"]
     table.write_text("\n".join(rows))
-    assert len(as_source(f"csv:{table}")) == len(as_source(str(table))) == 2
+    assert len(as_source(f"csv:{table}")) == 2
 
 
-@pytest.mark.parametrize(
-    "splits", [("train", "val"), ("Training", "Testing"), ("train", "validation")]
-)
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "validation")])
 def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits):
     from PIL import Image
 
@@ -779,13 +777,6 @@ def test_of_a_folder_with_splits_train_is_learned_from(tmp_path, capsys, splits)
     assert split_folder(root, "train") == (root, None)
 
 
-def test_a_folder_of_images_may_be_named_as_a_set(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(noise(1)[0]).save(tmp_path / "0.png")
-    assert len(as_source(f"folder:{tmp_path}")) == 1
-
-
 @pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
 def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
     vit, tmp_path, monkeypatch, kind
@@ -801,7 +792,6 @@ def test_a_file_that_is_named_twice_is_not_both_learned_and_held_out(
         table = tmp_path / "table.csv"
         table.write_text("\n".join(["filename,label,split", *rows]))
         images = f"csv:{table}"
-        count -= 3  # a tenth is for tests
     if kind == "limited":
         images = as_source(images).spread(2 * count - 1)
     parts = divided(monkeypatch, vit, images)
@@ -862,10 +852,10 @@ def test_of_very_many_images_some_are_looked_through(vit, monkeypatch, caplog):
 @pytest.mark.parametrize(
     "images, said",
     [
-        (None, "images is NoneType; an image is"),
-        (np.array("photos"), "images is <U6 []; an image is"),
+        ([None], "images is NoneType; an image is"),
         (np.zeros((24, 48, 48), np.uint8), "images is uint8 [24, 48, 48]; an"),
         ([np.zeros((4, 4), np.uint8), 3], "images is uint8 [4, 4]; an image is"),
+        ("no.png", "images: no.png does not exist"),
     ],
 )
 def test_an_image_has_a_number_where_there_are_several(images, said):

@@ -19,7 +19,7 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import FolderLock, append_line, git_revision
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -27,37 +27,27 @@ from imagepiece_jax.models.record import as_json, record_of
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
-FIELDS = ("setting", "result")  # of each of its lines
-MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
 class Lines:
     """JSON objects, a line each, in a file whose folder is locked until `close`.
 
-    What was appended is on disk. The end of a line that a killed process tore is cut
-    off.
+    What was appended is on disk. A last line without an end, which a killed process
+    left, is cut off.
 
     path: of the file; its folder is made
-    needed: names of the fields that every object has, of which it begins with the first
-    Raises InputError where the file cannot be written, another process has it, or a
-    line is something else, and RunError where it has no room for a line's end.
+    Raises InputError where another process has the folder, or a line is not JSON.
     """
 
-    def __init__(self, path: str | os.PathLike, *needed: str):
-        self._stack = contextlib.ExitStack()
-        folder = pathlib.Path(path).parent
-        self._stack.enter_context(FolderLock("folder", folder))
-        try:
-            self._file = self._stack.enter_context(open(path, "ab", buffering=0))
-            self.found = read_lines(path, *needed)
+    def __init__(self, path: str | os.PathLike):
+        with contextlib.ExitStack() as stack:
+            folder = pathlib.Path(path).parent
+            stack.enter_context(FolderLock("folder", folder))
+            self._file = stack.enter_context(open(path, "ab", buffering=0))
+            self.found = read_lines(path)
             data = pathlib.Path(path).read_bytes()
-            if len(self.found) > data.count(b"\n"):  # whole, but for its end
-                append_line(self._file, "")
-            else:
-                os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
-        except (InputError, RunError, OSError):
-            self.close()
-            raise
+            os.ftruncate(self._file.fileno(), data.rfind(b"\n") + 1)
+            self._stack = stack.pop_all()
 
     def close(self):
         self._stack.close()
@@ -68,54 +58,31 @@ class Lines:
         os.fsync(self._file.fileno())
 
 
-def read_lines(path: str | os.PathLike, *needed: str) -> list[dict[str, Any]]:
-    """The objects of a file of `Lines`, but for a torn last one; [] without a file.
-
-    needed: names of the fields that every object has, of which it begins with the first
-    Raises InputError for a file that cannot be read, and for any other line.
-    """
+def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of `Lines`; [] without a file."""
     try:
-        lines = pathlib.Path(path).read_bytes().split(b"\n")
+        *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    if _is_torn(lines[-1], *needed):
-        del lines[-1]
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-            for name in needed:
-                value[name]
-        except (ValueError, KeyError, TypeError) as error:
-            text = f"{path}: line {number} is not a measured result ({error!r})"
-            raise InputError(f"{text}; fix or remove it") from error
-        found.append(value)
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
     return found
 
 
-def _is_torn(line, first="", *_):
-    """Whether a line without an end is the beginning of an object of `Lines`.
-
-    Anything else is not ours to cut off.
-    """
-    beginning = f'{{"{first}'.encode()[: len(line)]
-    try:
-        json.loads(line)
-    except ValueError:
-        return line.startswith(beginning)
-    return False
-
-
 def read_results(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a folder's FILE; [] without one. InputError for any other line."""
-    return read_lines(pathlib.Path(folder, FILE), *FIELDS)
+    """The lines of a folder's FILE; [] without one."""
+    return read_lines(pathlib.Path(folder, FILE))
 
 
 class ResultCache:
     """All results in a folder, which is locked until `close` is called.
 
     versions: versions of libraries and the device, which new lines carry
-    Raises InputError where the folder cannot be written, or another process has it.
+    Raises InputError where another process has the folder.
     """
 
     def __init__(
@@ -123,7 +90,7 @@ class ResultCache:
         folder: str | os.PathLike,
         versions: dict[str, Any] | None = None,
     ):
-        self._lines = Lines(pathlib.Path(folder, FILE), *FIELDS)
+        self._lines = Lines(pathlib.Path(folder, FILE))
         self._results = {}
         for entry in self._lines.found:
             self._results[_key(entry["setting"])] = entry["result"]
@@ -265,11 +232,9 @@ class MeasuredWeights:
             seed = self.vit.source.seed
         key = model, seed, alter
         if key not in self.programs:
-            full = len(self.programs) >= MAX_PROGRAMS
-            while self.programs and (full or parallel.are_crowded()):
+            while self.programs and parallel.are_crowded():
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
-                full = False
             self.programs[key] = accuracy.model_step(model, seed, alter=alter)
         return self.programs[key]
 

@@ -27,9 +27,6 @@ from imagepiece_jax.deploy.compare.cache import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import create
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE, Reduction
 
 SHARES = ("0.6", "0.5")  # of the dense model's MACs, where nobody names a row
@@ -69,7 +66,7 @@ def rows_of(
 ) -> list[Row]:
     """The rows of a comparison: reductions, and the dense model on smaller images.
 
-    Without any they are SHARES and the smaller images whose cost is next to theirs.
+    Without any they are SHARES.
 
     measured: the weights and their images
     reductions: as `Reduction.read` takes texts
@@ -81,7 +78,6 @@ def rows_of(
     sizes = list(image_sizes)
     if not texts and not sizes:
         texts = list(SHARES)
-        sizes = sizes_around(vit, [vit.gmacs_with(text) for text in texts])
     rows = []
     for text in texts:
         reduction = vit.with_reduction(text).reduction
@@ -143,31 +139,6 @@ def _right(figures):
 
 
 # Smaller images
-
-
-def sizes_around(vit: Pretrained, costs: Iterable[float]) -> list[int]:
-    """Pixels a side of the smaller images next to each cost, at most and above it.
-
-    The largest is first; the dense model's own size is not among them.
-
-    costs: in GMACs
-    """
-    height, width = sides(vit.image_size)
-    patch = vit.model.config.patch_size
-    if height != width:
-        return []
-    sizes = list(range(height - patch, patch, -patch))
-    found = [dense_gmacs(vit, size) for size in sizes]
-    wanted = set()
-    for cost in costs:
-        above = sum(each > cost for each in found)
-        wanted |= {above - 1, above}
-    return [size for index, size in enumerate(sizes) if index in wanted]
-
-
-def dense_gmacs(vit: Pretrained, size: int) -> float:
-    """GMACs of the dense model for an image of another size."""
-    return model_macs(create(vit.config.at_size(size))) / 1e9
 
 
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:

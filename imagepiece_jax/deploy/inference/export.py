@@ -18,7 +18,7 @@ from imagepiece_jax.deploy.inference.optimize import CompileOptions, check_gelu
 from imagepiece_jax.deploy.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import execution_of
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 
 ENDING = ".onnx"
 
@@ -48,7 +48,6 @@ def export(
     Returns the path of the file.
     Raises InputError for anything that does not fit, before anything is written.
     """
-    check_pretrained(vit)
     out = checked_file(out)
     typed = {"pixels": pixels, "batch_size": batch_size, "gelu": gelu}
     if batch_size is None:  # the program takes any

@@ -38,7 +38,7 @@ from imagepiece_jax.deploy.recover.recovery_images import (
 from imagepiece_jax.deploy.recover.recovery_step import STEPS, Fit, Recipe, Teacher
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.statistics import mean_difference
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredCost,
     Recovery,
@@ -105,7 +105,6 @@ def recover(
     Raises InputError for a model with learned selectors, for a reduction that leaves
         all tokens, and for images that are too few, or all alike.
     """
-    check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None:
         check_range("minutes", minutes, above=0)

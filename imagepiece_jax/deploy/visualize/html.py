@@ -52,15 +52,11 @@ FIGURE = """<figure>
 
 
 def check_folder(out: str | os.PathLike):
-    """Raise InputError for a folder that holds anything but what `write_folder` wrote.
-
-    A page of another kind is not its own, either.
-    """
-    title = f"<title>{TITLE}</title>".encode()
+    """Check that a folder holds what `write_folder` wrote, or nothing."""
 
     def ours(file):
         if file.name == "index.html":
-            return title in file.read_bytes()[:1000]
+            return TITLE in file.read_text("utf-8", errors="replace")
         return file.name in (*FILES, files.LOCK)
 
     files.check_own("out", out, "an earlier call", ours)

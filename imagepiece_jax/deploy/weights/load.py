@@ -78,8 +78,7 @@ def load(
     attention: what computes it, "xla", "cudnn" or "auto", which chooses
     checkpoint: of a run, "best", which is the default, or "latest"; of a file with
         several models, the key of one, such as "teacher"
-    averaged: take the weights averaged over the training's steps, which a run has
-        (config.ema_decay), and a file that timm's or DeiT's code saved in training
+    averaged: take a run's weights averaged over its steps (config.ema_decay)
     crop: share of an image's sides that evaluation keeps; None: the config's
     num_classes: another number than the weights' gives a new head, which is drawn; 0
         leaves the head out
@@ -246,10 +245,13 @@ def read_contents(found, config, checkpoint, averaged) -> Contents:
         tensors, facts = runs.read_checkpoint(found.path, checkpoint, averaged)
         check_normalization(found.path, vars(config), facts)
         return Contents(tensors)
-    if found.kind == FOLDER:
-        contents = layouts.read_folder(found.path, averaged, checkpoint)
-    else:
-        contents = layouts.read_weights(found.path, averaged, checkpoint)
+    if averaged:
+        raise InputError(
+            f"averaged is for a run, but this is {found.place}; checkpoint is the key "
+            "of averages in a file"
+        )
+    read = layouts.read_folder if found.kind == FOLDER else layouts.read_weights
+    contents = read(found.path, checkpoint)
     if contents.num_heads not in (None, config.num_heads):
         raise InputError(
             f"{found.place}: num_heads is {config.num_heads}, but its tensors are of "
