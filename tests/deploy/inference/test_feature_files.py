@@ -128,13 +128,13 @@ def test_a_killed_process_is_gone_on_with(
 ):
     """With the rows that were counted, damaged ones included."""
     starts = []
-    batches = feature_files._batches
+    batches = feature_files.Batches
 
-    def noted(*args):
-        starts.append(args[-1])
-        return batches(*args)
+    def noted(**options):
+        starts.append(COUNT - len(options["source"]))
+        return batches(**options)
 
-    monkeypatch.setattr(feature_files, "_batches", noted)
+    monkeypatch.setattr(feature_files, "Batches", noted)
     whole, result = written
     unfinished(whole, tmp_path / "killed", rows)
     if rows < COUNT:
