@@ -1,4 +1,4 @@
-"""Names of classes: those of ImageNet, and whether weights and data have the same."""
+"""ImageNet's class names, and whether weights and data have the same classes."""
 
 import functools
 import pathlib
@@ -10,17 +10,17 @@ from imagepiece_jax.errors import InputError
 
 # Synset and lemmas of each class, by label; the first lines state the source.
 TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
-# {synset: name} of classes whose first lemma is also that of another class
+# {synset: name} of classes that share their first lemma with another class
 DISTINCT = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
     "n03710721": "tank suit",  # 638 is "maillot"
 }
-# Names of the data set on the Hugging Face hub, no two of which may be the same.
+# The Hugging Face hub's data set renamed what would be there twice.
 HUB_NAMES = {"crane2": "crane"}
 Names = Sequence[str | None]
-DIGITS = re.compile("[0-9]+")  # not those of other scripts, which are letters here
+DIGITS = re.compile("[0-9]+")  # digits of other scripts are letters here
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Copies: images that show one picture, by a distance of small gray forms.
 
 A copy is the same file under another name, or another encoding or size of the picture,
-mirrored or not. Another crop of it is none. `NEAR` was chosen on 500 photographs
+mirrored or not. Another crop is not a copy. `NEAR` was chosen on 500 photographs
 (NIPS 2017, 224 pixels, even rows), and judged on the 500 others:
 
 - saved again as JPEG of quality 20 to 90, as WebP of 50, with 256 colors, in gray; or
@@ -24,8 +24,8 @@ from imagepiece_jax.data.source import Source
 
 SIDE = 16  # of a form
 NEAR = 0.1  # copies are nearer than this
-# Gray levels that a form's deviation counts as at least: what is nearly of one color
-# differs by what JPEG adds to it.
+# The least deviation of a form, in gray levels: images of nearly one color would differ
+# by the noise that JPEG adds.
 LEAST_DEVIATION = 8.0
 ROWS = 500  # forms that are compared with all others at once, for the memory
 
@@ -42,11 +42,11 @@ def small_form(image: Image.Image) -> np.ndarray:
 
 
 def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distances of forms to others or, if they are nearer, to their mirror images.
+    """Distances of forms to others, or to their mirror images if these are nearer.
 
     A distance is the root mean square of the difference. [n, 256], [m, 256] -> [n, m]
     """
-    # Small distances are differences of large numbers, which float32 would round away.
+    # Small distances are differences of large numbers; float32 would round them away.
     forms = np.asarray(forms, np.float64)
     others = np.asarray(others, np.float64)
     mirrored = others.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(others.shape)
@@ -56,9 +56,9 @@ def distances(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def originals(forms: np.ndarray) -> np.ndarray:
-    """The index of the image that each image is a copy of; its own where it is none.
+    """For each image the index of its original, which may be itself. [n, 256] -> [n]
 
-    No two images that are copies of none are nearer than NEAR. [n, 256] -> [n]
+    No two originals are nearer than NEAR.
     """
     found = np.arange(len(forms))
     for start in range(0, len(forms), ROWS):
@@ -74,9 +74,9 @@ def originals(forms: np.ndarray) -> np.ndarray:
 
 
 def readable_originals(source: Source) -> Source:
-    """The images of a source that can be read, each picture once.
+    """The readable images of a source, each picture once.
 
-    All of them are read. Which are left out is logged.
+    It reads all images, and logs which ones are left out.
     """
     total = len(source)
 
@@ -112,7 +112,7 @@ def readable_originals(source: Source) -> Source:
 
 
 def _in_threads(call, items, what):
-    """Yield (item, what `call` makes of it) in order; `what` is said as progress."""
+    """Yield (item, call(item)) in order; `what` names the work in progress lines."""
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
         found = pool.map(call, items)

@@ -78,11 +78,11 @@ class Pretrained:
     # parameters and statistics, {"params": .., ..}. Do not change them in place: they
     # are copied to a device once, and NumPy's arrays are then read-only
     variables: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None  # of its images; None: the config's
-    # a name, or None, for each class; None: there are no names
+    preprocessing: Preprocessing | None = None  # None: the config's
+    # a name, or None, for each class; None if the classes have no names
     class_names: tuple[str | None, ...] | None = None
-    # what `recover` learned for reduced forms, which take its numbers in place of the
-    # dense model's; None where nothing was, and where the variables have been replaced
+    # what `recover` learned: numbers that reduced forms take in place of the dense
+    # model's; None if nothing was, or if the variables were replaced since then
     recovery: Recovery | None = None
     source: Source = dataclasses.field(default_factory=Source)
     # learned selectors of other reductions than the present one, by timm's names
@@ -138,7 +138,7 @@ class Pretrained:
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 letters that differ between weights, and between what they recover."""
+        """16 letters that depend on the weights and on all recovered numbers."""
         if self.recovery is None:
             return digest(self.variables)[:16]
         parts = [self.variables, self.recovery.dense]
@@ -147,10 +147,10 @@ class Pretrained:
         return digest(parts)[:16]
 
     def on_device(self, beside: Any = None) -> Mapping[str, Any]:
-        """`variables` on the device, where they are copied once.
+        """`variables` on the device; they are copied there once.
 
-        beside: an array that a program gets together with them, on whose devices they
-            are; None, and an array of NumPy: JAX's default device
+        beside: an array that a program takes together with them: they go to its
+            devices. None, or a NumPy array: JAX's default device
         """
         return self._copies.of(self.variables, device_copies.sharding_beside(beside))
 
@@ -175,10 +175,7 @@ class Pretrained:
 
     @property
     def recovered(self) -> RecoveredCost | None:
-        """The cost whose numbers it has; None: those of the dense model.
-
-        None, too, where nothing was better than these.
-        """
+        """The cost whose numbers the model has; None if it has the dense model's."""
         return self._recovered(self.model)
 
     def recovered_with(self, reduction: ReductionLike) -> RecoveredCost | None:
@@ -200,9 +197,9 @@ class Pretrained:
         return {**self.variables, "params": params}
 
     def fitted(self, params: Mapping[str, Any], model: ViT) -> Mapping[str, Any]:
-        """Parameters with the numbers of `recovery` that a model takes.
+        """Parameters with the numbers that `recovery` has for a model.
 
-        params: those of this Pretrained, for images of the model's size
+        params: parameters of this Pretrained, for images of the model's size
         model: a ViT that they fit, with any plan
         """
         recovery = self.recovery
@@ -221,11 +218,11 @@ class Pretrained:
     def variables_for(
         self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
     ) -> Mapping[str, Any]:
-        """Variables of another model with the values that these weights have.
+        """Variables of another model with the values of these weights.
 
-        model: a ViT of the same sizes, with any reduction, of any images
-        fresh: names of parts that are drawn, as "head" or "reducer"
-        Raises Misfit where the weights do not fit.
+        model: a ViT of the same sizes, with any reduction and image size
+        fresh: names of parts that are drawn, for example "head" or "reducer"
+        Raises Misfit if the weights do not fit.
         """
         params = self.fitted(self.variables["params"], model)
         tensors = timm_tensors.to_timm({**self.variables, "params": params})
@@ -244,7 +241,7 @@ class Pretrained:
         return dataclasses.replace(self, variables=dense, recovery=recovery)
 
     def say_dense_numbers(self):
-        """Print that nothing was recovered for a reduced form, where it was for others.
+        """Print that this reduced form was not recovered, if other forms were.
 
         Numbers belong to the form that learned them.
         """
@@ -257,10 +254,7 @@ class Pretrained:
 
     @functools.cached_property
     def untrained_parts(self) -> tuple[str, ...]:
-        """Names of parts, such as "head", that hold the numbers that were drawn.
-
-        Parts whose variables were replaced since then are trained.
-        """
+        """Names of parts, for example "head", that still hold drawn numbers."""
         params = self.variables["params"]
         drawn = self.source.untrained.items()
         return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
@@ -276,11 +270,11 @@ class Pretrained:
 
     @property
     def untrained(self) -> bool:
-        """Whether it has parts that were drawn, and that nothing has trained since."""
+        """Whether some parts were drawn and not trained since then."""
         return bool(self.untrained_parts)
 
     def warn_of_untrained(self):
-        """Warn of parts whose numbers were drawn."""
+        """Warn of untrained parts."""
         if self.untrained:
             warn(f"{self!r}: what is untrained was drawn from a seed; train it first")
 
@@ -297,12 +291,11 @@ class Pretrained:
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        reduction: a share of the MACs such as 0.5, which the recommended method gets,
-            or a text, "tome" or "tome:r=8"; None, as "none": the dense model, though
-            `load` takes None for "as trained"
-        seed: of selectors that the method learns and the weights lack
-        Raises InputError for a reduction that does not fit the model, and without a
-            seed for one whose selectors the weights lack.
+        reduction: 0.5, a share of the MACs, for the recommended method; a text, "tome"
+            or "tome:r=8"; None or "none" for the dense model (`load` takes None for
+            "as trained")
+        seed: of selectors that the weights lack; None: they are refused
+        Raises InputError for a reduction that does not fit the model.
         """
         reduction = Reduction.read(reduction)
         model = self.model_with(reduction)
@@ -310,11 +303,11 @@ class Pretrained:
         return self._with_model(model, self.variables["params"], seed)
 
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
-        """The same weights for images of another size, to which positions are resized.
+        """The same weights for images of another size; positions are resized.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
-        Raises InputError for other sizes, where the reduction does not fit them, and
-            where positions are resized already.
+        Raises InputError for other sizes, for a reduction that does not fit, and if
+            positions are resized already.
         """
         trained_size = self.source.image_size or self.image_size
         resized = sides(trained_size) != sides(self.image_size)
@@ -359,7 +352,7 @@ class Pretrained:
         return bool(timm_tensors.lacking_selectors(self._learned, like))
 
     def differences_from_training(self) -> list[str]:
-        """Reduction and image size, in words, where training had others."""
+        """Reduction and image size, in words, if they differ from training's."""
         source = self.source
         lines = []
         if source.reduction is not None and not self.recovery:
@@ -384,11 +377,11 @@ class Pretrained:
     def _with_model(self, model, params, seed=None, **changes):
         """This Pretrained with another model, and variables that fit it.
 
-        The dense part of the variables comes from `params`. Selectors of the model come
-        from all that were learned so far, for this or another reduction.
+        The dense part of the variables comes from `params`. Selectors come from all
+        that were learned so far, for this or another reduction.
 
         model: a ViT with as many positions and blocks as `params`
-        params: parameters, of which selectors are ignored
+        params: parameters; selectors among them are ignored
         seed: of selectors that were never learned; None: they are refused
         changes: further fields of the Pretrained
         """
@@ -422,5 +415,5 @@ class Pretrained:
 
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
-    """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
+    """Digests of parts of the parameters, by name."""
     return {part: digest(variables["params"][part]) for part in parts}

@@ -1,8 +1,8 @@
 """The contract of methods and reducers, checked: every token has a place.
 
-A reduction that breaks it raises nothing by itself: it merges other tokens than it
-reports. What steps ask for (`check_plan`) and return (`check_form`) is checked wherever
-a model is made or traced; values (`check`) only where a program has run.
+A reduction that breaks it does not fail: it merges other tokens than it reports. What
+steps need (`check_plan`) and return (`check_form`) is checked whenever a model is made
+or traced, values (`check`) only after a program has run.
 """
 
 import jax
@@ -16,11 +16,11 @@ from imagepiece_jax.reduction.state import DROPPED, Assignment, Masking, Mixing,
 
 
 def check_plan(plan, arch, grid):
-    """Check that attention, model and grid have what the steps of a plan ask for.
+    """Check that attention, model and grid provide what the steps of a plan need.
 
     arch: an `Architecture`
     grid: (height, width) of the patches
-    Raises InputError, which names the block, for the first step that asks for more.
+    Raises InputError, which names the block, for the first step that needs more.
     """
     lacking = lacking_scores(arch)
     for block, layer in enumerate(plan):
@@ -121,7 +121,7 @@ def _check_finite(name, values):
 def check_results(plan, results):
     """`check` what each step of `plan` decided.
 
-    results: one for each step that changes something, such as `Outputs.results`
+    results: one for each step that changes something (`Outputs.results`)
     Raises InputError, which names the step, for one that breaks the contract.
     """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]

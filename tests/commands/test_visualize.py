@@ -16,7 +16,7 @@ from imagepiece_jax.deploy import pictures
 from imagepiece_jax.deploy.visualize import html
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.input.registry import open_source
-from tests.command import call, sentence, start
+from tests.command import call, sentence
 from tests.deploy.visualize.traces import read_traces
 from tests.models import tiny
 from tests.pictures import write_damaged
@@ -136,39 +136,6 @@ def test_two_processes_do_not_draw_into_one_folder(tmp_path, weights, folder):
     (out / files.LOCK).touch()  # by a killed process
     call(visualize.main, *words).ok()
     assert {file.name for file in out.iterdir()} == {*html.FILES}
-
-
-# A process of the command that sends itself Ctrl-C at the page, and where it traces.
-SIGNALED = """
-import os, runpy, sys
-from imagepiece_jax.deploy.visualize import html, trace
-
-_, place, *words = sys.argv
-owner, name = {"trace": (trace, "trace"), "page": (html, "page")}[place]
-setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), 2))
-sys.argv = ["imagepiece", "visualize", *words]
-runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
-"""
-
-
-@pytest.mark.parametrize("place", ["trace", "page"])
-@pytest.mark.parametrize("there", [(), ("figures", "figures/old.png", "index.html")])
-def test_ctrl_c_leaves_what_was_there(tmp_path, weights, folder, place, there):
-    out = tmp_path / "new" / "out"
-    for name in there:
-        file = out / name
-        if file.suffix:
-            file.write_text(f"<title>{html.TITLE}</title>")
-        else:
-            file.mkdir(parents=True)
-    words = [weights, folder / "a.png", "--reductions=tome:r=4", "--out", out]
-    ended = start("-c", SIGNALED, place, *words, imported=True)
-    assert (ended.status, ended.lines[-1]) == (130, "interrupted"), ended
-    if there:
-        left = {str(file.relative_to(out)) for file in out.rglob("*")}
-        assert left - {"figures/000_a_tome_r_4.png"} == {*there}
-    else:
-        assert not out.parent.exists()
 
 
 def test_any_file_name(tmp_path, weights):

@@ -1,7 +1,7 @@
-"""Measured results, stored as lines of JSON: those of `compare` in points.jsonl.
+"""Measured results, stored as lines of JSON; `compare` writes points.jsonl.
 
-A result is measured once for each setting, which holds all that decides it. A result is
-on disk before the next measurement starts, so that a stopped command resumes there.
+A setting holds all that decides a result, which is measured once for it. A result is on
+disk before the next measurement starts, so a stopped command resumes there.
 """
 
 import base64
@@ -108,11 +108,11 @@ class ResultCache:
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """The stored result of a setting, or else that of `measure()`, which is stored.
+        """The stored result of a setting; if there is none, measure and store it.
 
         setting: all that decides the result, as JSON values
         measure: makes the result, a dict of JSON values
-        what: what is measured, in words for stderr
+        what: words for what is measured, for stderr
         """
         key = _key(setting)
         if key in self._results:
@@ -143,7 +143,7 @@ def _key(setting):
 class Split(NamedTuple):
     """Images to measure on."""
 
-    # all that decides figures on these images, as JSON values; "images": their number
+    # all that decides figures on these images, as JSON; "images" is their number
     setting: Mapping[str, Any]
     batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes the batches of one pass
     # changes images on the device: `alter` of accuracy.model_step
@@ -158,15 +158,15 @@ class MeasuredWeights:
     images: Split  # the images to evaluate on, or an object with the same fields
     cache: ResultCache | None = None  # where results are stored
     clock: Any = None  # a benchmark.workloads.Clock, which measures speed
-    seed: int | None = None  # seed of reducers that draw; None: that of the weights
-    name: str = ""  # the name in lines on stderr; "": the reduction's
-    # compiled evaluation steps, which several weights of one model may share
+    seed: int | None = None  # of reducers that draw; None: the seed of the weights
+    name: str = ""  # in lines on stderr; "": the reduction
+    # compiled evaluation steps; several weights of one model may share them
     programs: dict = dataclasses.field(default_factory=dict)
 
     def evaluate(self, reduction: Reduction) -> dict[str, Any]:
         """Figures of the model with a reduction on the images, as JSON values.
 
-        "right" has a bit for each image: whether it is classified right.
+        "right" has a bit for each image: whether its class is right.
         """
         setting = self.setting("accuracy", reduction)
         name = self.name or str(reduction)
@@ -191,7 +191,7 @@ class MeasuredWeights:
         )
 
     def setting(self, kind: str, reduction: Reduction) -> dict[str, Any]:
-        """All that decides a result of this kind on the images, as JSON values."""
+        """All that decides a result on the images, as JSON values."""
         return {
             "kind": kind,
             **record_of(self.vit, self.vit.model_with(reduction)),
@@ -203,7 +203,7 @@ class MeasuredWeights:
         }
 
     def _text(self, reduction):
-        """A reduction's text; attention is that of the model with it."""
+        """A reduction's text, with the attention of its model."""
         prop_attn = self.vit.model_with(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 

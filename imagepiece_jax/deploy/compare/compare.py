@@ -1,8 +1,8 @@
 """Reductions and smaller images of one checkpoint, compared on the same images.
 
-Differences are paired: all forms see the same images. Each is compared with the dense
-model, and a reduction with the smaller images, too. All comparisons are one family of
-exact McNemar tests, corrected by Holm's rule.
+Differences are paired, since all rows see the same images. Each row is compared with
+the dense model, and each reduction also with the smaller images. All comparisons are
+one family of exact McNemar tests, corrected by Holm's rule.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ SIGNIFICANT = 0.05  # p below this is shown
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """A form of the weights, which is compared with the dense model."""
+    """A form of the weights to compare with the dense model."""
 
     name: str
     weights: MeasuredWeights
@@ -49,8 +49,8 @@ class Row:
 class Report:
     """What was measured, and the comparisons of its rows.
 
-    figures: of `MeasuredWeights.evaluate` by the name of the row, "dense" among them
-    comparisons: of `comparisons`, by the names of the two rows
+    figures: results of `MeasuredWeights.evaluate` by the name of the row or "dense"
+    comparisons: results of `comparisons` by the names of two rows
     """
 
     weights: MeasuredWeights
@@ -71,7 +71,7 @@ def rows_of(
     measured: the weights and their images
     reductions: as `Reduction.read` takes texts
     image_sizes: pixels a side
-    Raises InputError for a row that does not fit, or which is there twice.
+    Raises InputError for a row that does not fit, and for one that is there twice.
     """
     vit = measured.vit
     texts = list(reductions)
@@ -109,9 +109,9 @@ def comparisons(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Every comparison of two rows, with p before and after Holm's correction.
 
-    figures: by the name of the row, "dense" among them
-    smaller: the names among them that are smaller images
-    Returns {(row, the one that it is compared with): the comparison}.
+    figures: by the name of the row or "dense"
+    smaller: names of the rows of smaller images
+    Returns {(row, other row): the comparison}.
     """
     rights = {name: _right(each) for name, each in figures.items()}
     found = {}
@@ -142,15 +142,15 @@ def _right(figures):
 
 
 def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
-    """The dense weights on smaller images, of `size` pixels a side.
+    """The dense weights on images of `size` pixels a side.
 
-    Images are those of the dense model, made smaller after their normalization, by
-    antialiased bicubic weights.
+    They are the dense model's normalized images, resized by antialiased bicubic
+    weights.
     """
     if size >= min(sides(measured.vit.image_size)):
         own = size_text(measured.vit.image_size)
         raise InputError(f"image_sizes has {size}; the model's own images are {own}")
-    dense = measured.vit.with_reduction(None)  # whose counts fit any size
+    dense = measured.vit.with_reduction(None)  # a dense model fits any size
     return dataclasses.replace(
         measured,
         vit=dense.at_size(size),
@@ -175,7 +175,7 @@ def made_smaller(images: Split, size: tuple[int, int]) -> Split:
 
 
 def check_folder(folder: str | os.PathLike):
-    """Raise InputError for a folder that holds anything but comparisons, or nothing."""
+    """Check that a folder holds comparisons, or nothing."""
     measured = cache.read_results(folder)
 
     def ours(file):

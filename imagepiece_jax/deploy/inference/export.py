@@ -1,7 +1,6 @@
 """A trained model as one file: a graph for ONNX, and JSON that describes it.
 
-The file is not run: that graphs compute the model's logits is what tests/inference
-compares, in onnxruntime and OpenVINO.
+The file is not run here; tests compare its logits in onnxruntime and OpenVINO.
 """
 
 import dataclasses
@@ -34,12 +33,11 @@ def export(
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
-    FILE.json beside it says how to prepare images, and what the outputs are. Weights
-    that are more than 2 GB are in a second file, which FILE.json names. Layers compute
-    in float32, whatever the model's dtype is.
+    FILE.json beside it says how to prepare images, and what the outputs are. It also
+    names the second file that holds weights of more than 2 GB. Layers compute in
+    float32, whatever the model's dtype is.
 
-    out: the file, whose name ends in .onnx, new or of an earlier export, which is
-        replaced
+    out: a file that ends in .onnx; only an earlier export is replaced
     batch_size: number of images in a call; None: any
     gelu: form of GELU, as `optimize` takes it; None: the model's
     pixels: whether images are uint8, which the program normalizes; else float32

@@ -30,7 +30,6 @@ from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.state import DROPPED, Masking
 
-# What a dropped patch gets: see `features`.
 FILLS = ("nearest", "last", "zero", "class")
 BATCH = 64  # files that are computed at a time
 
@@ -74,9 +73,9 @@ def features(
     layers: number of last blocks, or indices of blocks from 0
     norm: whether the final norm is applied to the features of `layers`
     reshape: whether patches are returned as a grid, or else as a list
-    fill: the feature of a dropped patch: "nearest" (that of the most similar token that
-        was kept), "last" (its own one when it was dropped), "zero", or "class" (that of
-        the class token)
+    fill: the feature of a dropped patch: "nearest", the feature of the most similar
+        token that was kept; "last", its own when it was dropped; "zero"; or "class",
+        the class token's
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
@@ -107,7 +106,7 @@ def features(
 
 
 def _are_many_files(images):
-    """Whether images are a list of more files than a batch has."""
+    """Whether images are a list of more than BATCH files."""
     is_long = isinstance(images, list | tuple) and len(images) > BATCH
     return is_long and all(isinstance(image, pictures.PATH) for image in images)
 
@@ -136,7 +135,7 @@ def _extract(variables, images, model, blocks, norm, reshape, fill):
 
 
 def forward(model, blocks=(), norm=True, reshape=True, fill="nearest"):
-    """A function (variables, images) -> Features; arguments are those of `features`.
+    """A function (variables, images) -> Features, with the options of `features`.
 
     blocks: indices of blocks from 0
     """
@@ -181,12 +180,11 @@ def feature_map(
 
     outputs: outputs of a model with any reduction or none
     grid: (height, width) of its patches
-    fill: the feature of a dropped patch: "nearest" (that of the token that was most
-        similar to its token, by cosine, at the step that dropped it), "last" (that of
-        its token at that step), "zero", or "class" (that of the first prefix token,
-        which is the class token where there is one)
-    norm: function of [.., D] that norms tokens (`final_norm`); None: features are the
-        residual stream, which grows from block to block
+    fill: the feature of a dropped patch: "nearest", the token that had the largest
+        cosine with the patch's token at the step that dropped it; "last", the patch's
+        token at that step; "zero"; or "class", the first prefix token
+    norm: norms tokens, [.., D] (`final_norm`); None: features are the residual stream,
+        which grows from block to block
     Returns [B, *grid, D].
     Raises InputError for another fill, and for outputs of masked training.
     """

@@ -47,7 +47,7 @@ STARTS = 3  # last eigenvectors of the sum from which the descent starts
 FIRST_TURNS = 20  # of all starts
 TURNS = 100  # the most turns of the best one
 STILL = 1e-12  # distance of the cosine from 1 at which a direction has settled
-NOTHING = 1e-9  # of all moments, below what float32 has summed up
+NOTHING = 1e-9  # share of all moments; float32 sums are not as exact
 
 
 def sized_blocks(model: ViT) -> range:
@@ -67,7 +67,7 @@ def has_sizes(model: ViT) -> bool:
 
 
 def reason_against(model: ViT) -> str | None:
-    """Why a model cannot have its sizes in a direction, in words; None: it can."""
+    """Why a model cannot have its sizes in a direction; None if it can."""
     if model.config.arch.rotary is not None:
         return "has rotary positions, which turn every direction"
     if any("query" in layer.reads for layer in model.plan):
@@ -129,7 +129,7 @@ def second_moments(query, key, class_token):
     """(mean of q q^T, mean covariance of the keys of an image), each [H, d, d].
 
     query, key: [B, N, H, d]
-    class_token: whether the first token is one, which counts as CLASS_SHARE of all
+    class_token: whether the first token is one; it then has the weight CLASS_SHARE
     """
     batch, tokens = query.shape[:2]
     weight = jnp.full(tokens, 1 / tokens)
@@ -167,7 +167,7 @@ def least_used(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
 
 
 def _turned(vectors, of_queries, of_keys, turns):
-    """Unit vectors [.., S, d] after so many turns, or when they are still."""
+    """Unit vectors [.., S, d] after `turns` turns, or earlier if they have settled."""
     for _ in range(turns):
         before = vectors
         along_queries = _along(vectors, of_queries)[..., None, None]
@@ -207,8 +207,8 @@ def folded(
     """(model, variables) with sizes in directions of the keys, for inference.
 
     directions: [depth, H, d], from `directions`
-    blocks: indices of the blocks that give up a direction; None: those that meet sizes,
-        so that the others compute what they did
+    blocks: indices of the blocks that give up a direction; None: `sized_blocks`, which
+        leaves all others as they are
     """
     params = dict(variables["params"])
     if blocks is None:
@@ -223,9 +223,9 @@ def folded(
 
 
 def _without(attention, u):
-    """Parameters of an Attention whose queries and keys have left the directions.
+    """Parameters of an Attention with the directions removed from queries and keys.
 
-    u: [H, d] float32, unit vectors, or zeros for an Attention that stays as it is
+    u: [H, d] float32, unit vectors; zeros change nothing
     """
     attention = dict(attention)
     query = {name: _projected(value, u) for name, value in attention["q"].items()}

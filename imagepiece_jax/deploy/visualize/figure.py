@@ -27,7 +27,7 @@ class View(NamedTuple):
     kind: str
     title: str
     note: str
-    # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped
+    # [n0]: slots of the patches (kind "tokens"), or floats in 0..1, NaN if dropped
     values: np.ndarray
 
     def draw(self, image, grid):
@@ -50,9 +50,11 @@ def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
 
 
 def save(path, image, name, trace, index):
-    """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
+    """Write the figure of image number `index` of a trace.
 
-    Rows: the input, titled `name`, and its tokens; then their sizes.
+    The first row has the input, titled `name`, and its tokens, the second their sizes.
+
+    image: uint8 [S, S, 3]
     """
     image = token_pictures.enlarged(image)
     by_kind = views(trace, index)
@@ -93,7 +95,7 @@ def _tokens(stage, index):
 
 
 def _sizes(stage, index):
-    """The view of the sizes of tokens after a step; None: the Stage has none."""
+    """The view of the sizes of tokens after a step; None if they overlap."""
     if stage.sizes is None:
         return None
     sizes = stage.sizes[index]

@@ -13,9 +13,8 @@ import numpy as np
 
 from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
 
-# Shares in a blend: of the group's mean color in a kept patch, of black or white in the
-# outline of a token of one patch, of the stripes in a dropped patch, of the color that
-# stands for a number.
+# Shares in a blend: the group's mean color in a kept patch; black or white in the
+# outline of a single patch; stripes in a dropped patch; the color of a number.
 _MEAN = 0.55
 _PALE = 0.3
 _FADED = 0.8
@@ -169,7 +168,7 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
 
 
 def _same_token(source):
-    """Whether two patches are in one token, dropped ones in none. -> bool [n0, n0]."""
+    """Whether two patches are in one token; dropped ones are in none. -> [n0, n0]."""
     kept = (source[:, None] == source) & (source >= 0)
     return kept | np.eye(len(source), dtype=bool)
 
@@ -180,7 +179,7 @@ def _first_patch(source):
 
 
 def _blend(below, above, share):
-    """A mean of two pictures in which `above` has this share."""
+    """The mean of two pictures, with this share of `above`."""
     return (1 - share) * below + share * above
 
 
@@ -199,7 +198,7 @@ def _to_pixels(values, image):
 
 
 def _border(slots, width):
-    """Pixels at most `width` from one of another group in their row or column."""
+    """Pixels at most `width` from another group in their row or column."""
     border = np.zeros(slots.shape, bool)
     # Transposed, columns are rows, in the same memory.
     for found, values in ((border, slots), (border.T, slots.T)):
