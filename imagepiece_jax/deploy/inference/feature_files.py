@@ -27,6 +27,7 @@ from imagepiece_jax.models.record import record_of
 from imagepiece_jax.models.vit import final_norm
 
 STORAGES = ("float16", "float32")
+COMPARED = 256  # photographs that the dense model sees, too
 
 
 class Written(NamedTuple):
@@ -49,7 +50,8 @@ def write_features(
 ) -> Written:
     """Write features of image files into a folder, on all devices of this machine.
 
-    Called again with the same arguments, it completes a folder that was started.
+    Called again with the same arguments, it completes a folder that was started. Of a
+    reduced model it prints first how near its vectors are to the dense model's.
 
     images: paths
     folder: new, empty or started
@@ -92,6 +94,8 @@ def write_features(
             Progress("features", count, files.rows) as progress,
             contextlib.closing(batches.read(threads)) as reader,
         ):
+            if not files.rows and any(layer.step for layer in run.model.plan):
+                progress.say(_comparison(vit, photographs, size, threads))
             for batch, result in _one_behind(run, reader):
                 _append(files, rest, batch, result, progress)
         return Written(shapes, len(files.damaged))
@@ -139,6 +143,37 @@ def _arrays(model, names, variables, images):
         norm = final_norm(model, variables)
         found["patches"] = feature_map(outputs, grid, norm=norm)
     return {name: found[name] for name in names}
+
+
+def _comparison(vit, photographs, size, threads):
+    """The cosine of pooled vectors to those of the dense model, in words."""
+    few = photographs.spread(COMPARED)
+    forms = vit, vit.with_reduction(None)
+    runs = [Extractor(form, ["pooled"]) for form in forms]
+    batches = Batches(
+        source=few, transform=vit.preprocessing, batch_size=size, strict=False
+    )
+    cosines = {}
+    for batch in batches.read(threads):
+        ours, theirs = [_unit_vectors(run(batch["image"][0])) for run in runs]
+        of_batch = np.sum(ours * theirs, axis=1)
+        for row in np.flatnonzero(batch["mask"][0]):
+            cosines[int(batch["index"][0, row])] = of_batch[row]
+    if not cosines:
+        return f"none of {len(few)} photographs can be compared with the dense model"
+    worst = min(cosines, key=cosines.get)
+    mean = sum(cosines.values()) / len(cosines)
+    return (
+        f"cosine to the dense model's vectors, of {len(cosines)} photographs: mean "
+        f"{mean:.4f}, worst {cosines[worst]:.4f} ({few.name(worst)})"
+    )
+
+
+def _unit_vectors(arrays):
+    """Pooled vectors of all devices, of length 1. float32 [size, D]"""
+    pooled = parallel.local(arrays["pooled"]).astype(np.float32)
+    vectors = pooled.reshape(-1, pooled.shape[-1])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _one_behind(run, batches):
