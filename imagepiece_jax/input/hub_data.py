@@ -1,5 +1,6 @@
 """hf:OWNER/NAME and hf:FOLDER, images that Hugging Face's `datasets` reads."""
 
+import contextlib
 import io
 import os
 
@@ -23,7 +24,12 @@ def open_hub_data(path, split, num_classes, labeled):
     extras.check(place, "datasets")
     import datasets  # slow to import, and only this source needs it
 
-    splits = datasets.load_dataset(os.path.expanduser(path))
+    # Of its errors those of a broken file or of several sets are not OSErrors.
+    mistakes = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    try:
+        splits = datasets.load_dataset(os.path.expanduser(path))
+    except mistakes as error:
+        raise InputError(f"{place} cannot be opened: {one_line(error)}") from error
     there = [name for name in SPLIT_FOLDERS[split] if name in splits]
     if not there:
         raise InputError(
@@ -38,11 +44,14 @@ def open_hub_data(path, split, num_classes, labeled):
             f"{' and '.join(columns)}"
         )
     rows = rows.select_columns(columns)
-    rows = rows.cast_column("image", datasets.Image(decode=False))
+    try:
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    except mistakes as error:
+        raise InputError(f"{place} has no images ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{place}/{there[0]}", [-1] * len(rows), num_classes)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu":  # as where some are missing
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # as where some are missing
         raise InputError(f"{place} has labels that are no whole numbers")
     names = None
     classes = num_classes or int(labels.max()) + 1
@@ -56,6 +65,11 @@ def open_hub_data(path, split, num_classes, labeled):
             f"from 0 to {classes - 1}"
         )
     return HubSource(rows, f"{place}/{there[0]}", labels, classes, names)
+
+
+def one_line(error):
+    """What an error of `datasets` says, in one line."""
+    return " ".join(str(error).split())
 
 
 class HubSource(Source):
@@ -82,11 +96,11 @@ class HubSource(Source):
         return f"{self._place}/{index}"
 
     def encoded(self, index):
-        image = self._rows[index]["image"]
+        image = self._rows[index]["image"] or {"bytes": b""}  # a row may have none
         if image["bytes"] is None:  # of a repository of image files
-            with open(image["path"], "rb") as file:
+            with contextlib.suppress(OSError), open(image["path"], "rb") as file:
                 return file.read()
-        return image["bytes"]
+        return image["bytes"] or b""  # which does not decode
 
     def inventory(self, indices):
         import pyarrow.compute  # which `datasets` needs
